@@ -1,0 +1,73 @@
+"""Start Python interpreters anywhere, run code in them, talk to it through channels.
+
+Names are loaded when they are first used, so that ``import execnet`` costs little and a
+worker, which imports ``execnet.gateway_base``, loads that alone.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "3.0.0"
+
+if TYPE_CHECKING:
+    from ._deprecated import PopenGateway, SocketGateway, SshGateway
+    from .gateway import Gateway
+    from .gateway_base import (
+        Channel,
+        DataFormatError,
+        DumpError,
+        ExecnetError,
+        LoadError,
+        ProtocolError,
+        RemoteError,
+        TimeoutError,
+        WorkerDied,
+        dump,
+        dumps,
+        load,
+        loads,
+    )
+    from .gateway_io import BootstrapError, HostNotFound
+    from .multi import Group, MultiChannel, default_group, makegateway, set_execmodel
+    from .rsync import RSync
+    from .xspec import XSpec
+
+__all__ = [
+    "BootstrapError", "Channel", "DataFormatError", "DumpError", "ExecnetError", "Gateway",
+    "Group", "HostNotFound", "LoadError", "MultiChannel", "PopenGateway", "ProtocolError",
+    "RSync", "RemoteError", "SocketGateway", "SshGateway", "TimeoutError", "WorkerDied",
+    "XSpec", "__version__", "default_group", "dump", "dumps", "load", "loads", "makegateway",
+    "set_execmodel",
+]  # fmt: skip
+
+_HOMES = {
+    "_deprecated": ["PopenGateway", "SocketGateway", "SshGateway"],
+    "gateway": ["Gateway"],
+    "gateway_base": [
+        "Channel", "DataFormatError", "DumpError", "ExecnetError", "LoadError",
+        "ProtocolError", "RemoteError", "TimeoutError", "WorkerDied", "dump", "dumps", "load",
+        "loads",
+    ],
+    "gateway_io": ["BootstrapError", "HostNotFound"],
+    "multi": ["Group", "MultiChannel", "default_group", "makegateway", "set_execmodel"],
+    "rsync": ["RSync"],
+    "xspec": ["XSpec"],
+}  # fmt: skip
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_SUBMODULES = frozenset([*_HOMES, "gateway_bootstrap", "gateway_socket", "rsync_remote", "script"])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _SUBMODULES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

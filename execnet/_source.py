@@ -1,0 +1,99 @@
+"""What ``remote_exec`` is given, as source that can be sent.
+
+Does not run anything.  Start at ``source_to_send``.
+"""
+
+from __future__ import annotations
+
+import builtins
+import types
+from typing import Any
+
+Sendable = tuple[str, "str | None", "str | None"]
+_MODULE_NAMES = frozenset(["__name__", "__builtins__", "__doc__", "__file__"])
+
+
+def source_to_send(source: Any) -> Sendable:
+    """Return (source, file name, name of the function to call) of code.
+
+    source: a string, a function or a module.  File and function are None where there is none.
+    Raises ValueError for a function that can't stand alone, TypeError for anything else.
+    """
+    if isinstance(source, types.ModuleType):
+        return _source_of_module(source)
+    if isinstance(source, types.FunctionType):
+        return _source_of_function(source), source.__code__.co_filename, source.__name__
+    if isinstance(source, str):
+        return _dedent(source), None, None
+    raise TypeError(f"can't execute {source!r}: it is no string, function or module")
+
+
+def _dedent(source: str) -> str:
+    if source.startswith((" ", "\t", "\n", "\r")) or "\n " in source:
+        import textwrap
+
+        return textwrap.dedent(source)
+    return source
+
+
+def _source_of_module(module: types.ModuleType) -> Sendable:
+    import inspect
+    import tokenize
+
+    try:
+        file_name = inspect.getsourcefile(module)
+    except TypeError:  # a builtin module
+        file_name = None
+    if file_name is None:
+        raise ValueError(f"can't execute {module!r}: it has no source file")
+    with tokenize.open(file_name) as file:  # and not the cached lines of ``inspect``
+        return file.read(), file_name, None
+
+
+def _source_of_function(function: Any) -> str:
+    """Return the source of a function that can stand alone.
+
+    Newlines in front let its lines have the numbers that they have in their file.  Raises
+    ValueError for a lambda, a closure, a function without source, one whose first parameter
+    is not ``channel`` and one that uses names of its module, and says which.
+    """
+    import inspect
+    import textwrap
+
+    if function.__name__ == "<lambda>":
+        raise ValueError("can't execute a lambda remotely, its source is not to be had")
+    name = f"function {function.__qualname__!r}"
+    if next(iter(inspect.signature(function).parameters), None) != "channel":
+        raise ValueError(f"the first parameter of {name} must be 'channel'")
+    if function.__closure__ is not None:
+        names = ", ".join(function.__code__.co_freevars)
+        raise ValueError(f"{name} can't be executed remotely, it is a closure over {names}")
+    try:
+        source = textwrap.dedent(inspect.getsource(function))
+    except (OSError, TypeError) as exc:
+        raise ValueError(f"can't find the source of {name}: {exc}") from exc
+    used = _find_non_builtin_globals(source, function.__code__)
+    if used:
+        raise ValueError(
+            f"{name} can't be executed remotely, it uses names of its module: {', '.join(used)}"
+        )
+    return "\n" * (function.__code__.co_firstlineno - 1) + source
+
+
+def _find_non_builtin_globals(source: str, codeobj: types.CodeType) -> list[str]:
+    """Return the names in the source of a function that neither it nor Python defines."""
+    import symtable
+
+    module = symtable.symtable(source, codeobj.co_filename, "exec")
+    defined = {symbol.get_name() for symbol in module.get_symbols() if symbol.is_assigned()}
+    found: dict[str, None] = {}  # in the order of the source, each once
+    tables = [module]
+    while tables:
+        table = tables.pop(0)
+        tables.extend(table.get_children())
+        for symbol in table.get_symbols():
+            at_module_level = table is module and symbol.is_referenced()
+            if (symbol.is_global() or at_module_level) and symbol.is_referenced():
+                found[symbol.get_name()] = None
+    known = defined | set(dir(builtins)) | _MODULE_NAMES
+    return [name for name in found if name not in known]

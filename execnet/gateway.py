@@ -1,0 +1,246 @@
+"""The coordinator's end of a gateway: what a user does with one worker.
+
+``Gateway.remote_exec`` sends code; what comes back arrives on the channel that it returns.
+Starting workers is in ``gateway_bootstrap``, several of them in ``multi``.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import types
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ._source import _find_non_builtin_globals as _find_non_builtin_globals
+from ._source import _source_of_function as _source_of_function
+from ._source import source_to_send
+from .gateway_base import (
+    BaseGateway,
+    Channel,
+    GatewayState,
+    Message,
+    ProtocolError,
+    WorkerDied,
+    dumps_internal,
+)
+
+if TYPE_CHECKING:
+    from .xspec import XSpec
+
+NOISE_MAX = 64 * 1024  # bytes that may come before the worker's marker
+EXIT_STATUS_S = 1.0  # how long a process may take to end behind its stream
+
+
+class GroupLike(Protocol):
+    """What a gateway needs of the group that it is in."""
+
+    def _unregister(self, gateway: Any) -> None: ...
+    def __contains__(self, gateway: object) -> bool: ...
+
+
+class Gateway(BaseGateway):
+    """A worker, seen from the coordinator.
+
+    io: a stream to a worker that has been told to serve.  spec: what it was made from.
+    marker: bytes that the worker sends before its first frame; what comes before is noise.
+    Any thread may call any method.
+    """
+
+    _group: GroupLike | None = None
+
+    def __init__(self, io: Any, spec: XSpec, marker: bytes = b"") -> None:
+        super().__init__(io, spec.id or "gw?", _startcount=1)
+        self.spec = spec
+        self._cache_rinfo: RInfo | None = None
+        self._hello = self.execmodel.Event()  # set also when there will be none
+        self._hello_info: dict[str, Any] = {}
+        self._marker = marker
+        self.noise = b""
+        self.exitcode: int | None = None
+        self._exit_lock = threading.Lock()
+        self._initreceive()
+
+    @property
+    def remoteaddress(self) -> str | None:
+        """The address of the host, for a gateway over a network; else None."""
+        address: str | None = getattr(self._io, "remoteaddress", None)
+        return address
+
+    def __repr__(self) -> str:
+        receiver = "receive-live" if self.hasreceiver() else "not receiving"
+        channels = len(self._channelfactory.channels())
+        return (
+            f"<{type(self).__name__} id={self.id!r} {receiver}, "
+            f"{self.execmodel.backend} model, {channels} active channels>"
+        )
+
+    def remote_exec(
+        self, source: str | types.FunctionType | Callable[..., object] | types.ModuleType, **kwargs: Any
+    ) -> Channel:
+        """Execute code in the worker; return the channel that is its ``channel`` there.
+
+        source: a string of statements; a function whose first parameter is the channel, that
+        uses nothing of its module; or a module, whose file is read anew.
+        kwargs: passed to the function, serialized.
+        Raises ValueError for a function that can't stand alone, TypeError for keyword
+        arguments without a function, ``DumpError`` for one that can't be serialized, OSError
+        if the worker is gone.  What the code raises comes as ``RemoteError`` on the channel.
+        """
+        text, file_name, call_name = source_to_send(source)
+        if kwargs and call_name is None:
+            raise TypeError("keyword arguments need a function to be passed to")
+        channel = self.newchannel()
+        task = dumps_internal((text, file_name, call_name, kwargs))
+        self._send(Message.CHANNEL_EXEC, channel.id, task)
+        return channel
+
+    def remote_status(self) -> RemoteStatus:
+        """Ask the worker how it is; answered while its main thread is busy, too.
+
+        Returns an object with ``numchannels``, ``numexecuting``, ``execmodel`` and others.
+        """
+        channel = self.newchannel()
+        self._send(Message.STATUS, channel.id)
+        return RemoteStatus(channel.receive())
+
+    def _rinfo(self, update: bool = False) -> RInfo:
+        """Return what is known of the worker's interpreter; asked again with ``update``."""
+        if self._cache_rinfo is None and self._hello_info:
+            self._cache_rinfo = RInfo(self._hello_info)
+        if update or self._cache_rinfo is None:
+            self._cache_rinfo = RInfo(self.remote_status().__dict__)
+        return self._cache_rinfo
+
+    def reconfigure(self, py2str_as_py3str: bool = True, py3str_as_py2str: bool = False) -> None:
+        """Set how strings between Python 2 and 3 are read, for channels made from now on.
+
+        py2str_as_py3str: Python 2's str is read as text (latin-1) by Python 3, else as bytes.
+        py3str_as_py2str: Python 3's str is read as str (UTF-8) by Python 2, else as unicode.
+        """
+        self._strconfig = (py2str_as_py3str, py3str_as_py2str)
+        self._send(Message.RECONFIGURE, data=dumps_internal(self._strconfig))
+
+    def remote_init_threads(self, num: int | None = None) -> None:
+        """Do nothing, and say so: workers start threads as they need them."""
+        print("WARNING: remote_init_threads() does nothing, threads start as they are needed")
+
+    def exit(self) -> None:
+        """Ask the worker to end; does not wait for it.  A second call does nothing.
+
+        Its code has time to finish; ``Group.terminate`` waits for that, and ends what stays.
+        """
+        with self._exit_lock:
+            group, self._group = self._group, None
+            first = self._state in (GatewayState.STARTING, GatewayState.LIVE)
+            if first:
+                self._go("exit")
+        if group is not None:
+            group._unregister(self)
+        if first:
+            self._trace("exit: asking the worker to end")
+            self._post(Message.GATEWAY_TERMINATE)
+            self._writer.close_soon()
+
+    # the receiver thread
+
+    def _on_hello(self, hello: dict[str, Any]) -> None:
+        if "error" not in hello:
+            with self._exit_lock:
+                super()._on_hello(hello)
+        self._hello_info = hello
+        self._hello.set()
+
+    def _receive_until_end(self, data: bytes = b"") -> None:
+        if self._marker:
+            data = self._skip_noise()
+        super()._receive_until_end(data)
+
+    def _skip_noise(self) -> bytes:
+        """Read up to the worker's marker; return what came behind it."""
+        data = b""
+        while True:
+            more = self._read_some(65536)
+            data += more
+            self.noise, marker, behind = data.partition(self._marker)
+            if marker:
+                return behind
+            if not more:
+                raise EOFError("the stream ended before a worker answered")
+            if len(data) > NOISE_MAX:
+                raise EOFError(f"no worker answered within {NOISE_MAX} bytes")
+
+    def _on_stream_end(self) -> None:
+        if isinstance(self._error, EOFError) and not isinstance(self._error, ProtocolError):
+            self._error = self._explain_end(self._error)
+        super()._on_stream_end()
+        self._hello.set()
+
+    def _explain_end(self, error: EOFError) -> EOFError:
+        if self._state == GatewayState.CLOSING:
+            return EOFError(f"{self.id} was ended")
+        poll_until = getattr(self._io, "poll_until", None)
+        if poll_until is not None:
+            self.exitcode = poll_until(time.monotonic() + EXIT_STATUS_S)
+        return WorkerDied(f"worker {self.id} died, {describe_exit(self.exitcode)}: {error}", self.exitcode)
+
+    def _run_receiver(self) -> None:
+        super()._run_receiver()
+        self._io.wait()  # so that ``exit()`` alone leaves no zombie
+
+
+def describe_exit(status: int | None) -> str:
+    """Return in words how a process ended."""
+    if status is None:
+        return "its process runs on or its exit status is not known"
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"
+
+
+class RInfo:
+    """What is known of a worker's interpreter, as attributes.
+
+    ``executable``, ``version_info`` (5 items), ``platform``, ``cwd``, ``pid``; further
+    ``implementation`` and ``codecs`` where the worker said so.
+    """
+
+    def __init__(self, mapping: Mapping[str, Any]) -> None:
+        self.__dict__.update(mapping)
+
+    def __repr__(self) -> str:
+        return f"<RInfo {self._items()}>"
+
+    def _items(self) -> str:
+        return " ".join(f"{name}={value!r}" for name, value in sorted(self.__dict__.items()))
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
+class RemoteStatus(RInfo):
+    """What a worker answered when it was asked how it is, as attributes."""
+
+    def __repr__(self) -> str:
+        return f"<RemoteStatus {self._items()}>"
+
+
+def rinfo_source(channel: Any) -> None:
+    """Send what ``RInfo`` holds; runs in a worker, for programs that ask this way."""
+    import os
+    import sys
+
+    channel.send(
+        {
+            "executable": sys.executable,
+            "version_info": tuple(sys.version_info[:5]),
+            "platform": sys.platform,
+            "cwd": os.getcwd(),
+            "pid": os.getpid(),
+        }
+    )

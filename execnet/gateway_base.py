@@ -1,0 +1,2315 @@
+"""What both ends of a gateway have in common, and all that a worker needs.
+
+This file is shipped: its source runs in interpreters that have nothing installed, from
+CPython 2.7 on, after docstrings, comments and annotations were taken out.  So it stands
+alone, needs the standard library only, and keeps to syntax that Python 2.7 and today's
+Python both accept.  It is imported, executed as a script or executed from a string.
+
+From top to bottom: errors, serializer, frames, execution models, worker pool, streams,
+channels, the base gateway, the worker, boot.  Start reading at ``Message`` for what crosses
+the wire, at ``Channel`` for what users hold, at ``serve`` for a worker's life.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+import sys
+import threading
+import weakref
+from collections import deque
+from io import BytesIO
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import ModuleType, TracebackType
+    from typing import IO, Any, NoReturn, Protocol
+
+    StrConfig = tuple[bool, bool]
+    Task = tuple[str, "str | None", "str | None", "dict[str, Any] | None"]
+
+    class Stream(Protocol):
+        """What a gateway needs of its byte stream; ``Popen2IO`` is one."""
+
+        execmodel: ExecModel
+
+        def read_some(self, limit: int) -> bytes: ...
+        def write(self, data: bytes) -> None: ...
+        def write_frame(self, header: bytes, payload: bytes | memoryview) -> None: ...
+        def can_write_now(self) -> bool: ...
+        def close_read(self) -> None: ...
+        def close_write(self) -> None: ...
+
+    class GatewayLike(Protocol):
+        """What channels need of their gateway."""
+
+        execmodel: ExecModel
+
+        def _send(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None: ...
+        def _trace(self, *msg: object) -> None: ...
+
+
+PY2 = sys.version_info[0] == 2
+ISPYPY = hasattr(sys, "pypy_version_info")
+
+if sys.version_info[0] >= 3:
+    from threading import get_ident
+else:
+    from thread import get_ident
+
+    BlockingIOError = InterruptedError = OSError = EnvironmentError  # IOError is one there
+
+# ---------------------------------------------------------------- errors
+
+
+class ExecnetError(Exception):
+    """The root of all errors that this package defines."""
+
+
+class DataFormatError(ExecnetError):
+    """An item and its serialized form do not go together."""
+
+
+class DumpError(DataFormatError):
+    """An item, or a part of it, can't be serialized; the text says which part."""
+
+
+class LoadError(DataFormatError):
+    """Serialized data is not what a serializer wrote."""
+
+
+class ProtocolError(ExecnetError, EOFError):
+    """The peer sent bytes that are no frame; nothing that follows could be understood."""
+
+
+class WorkerDied(ExecnetError, EOFError):
+    """The worker ended without having been asked to.
+
+    ``exitcode`` is its exit status, negative for a signal, None where it is not known.
+    """
+
+    def __init__(self, text: str, exitcode: int | None = None) -> None:
+        super(WorkerDied, self).__init__(text)
+        self.exitcode = exitcode
+
+
+class TimeoutError(ExecnetError, OSError):
+    """What was waited for did not come in the time that the caller gave."""
+
+
+class GatewayReceivedTerminate(ExecnetError):
+    """The peer ends the gateway in an orderly way."""
+
+
+class RemoteError(ExecnetError):
+    """Code on the other side failed; ``formatted`` is the text of its traceback."""
+
+    def __init__(self, formatted: str) -> None:
+        super(RemoteError, self).__init__(formatted)
+        self.formatted = formatted
+
+    def __str__(self) -> str:
+        return self.formatted
+
+    def __repr__(self) -> str:
+        return "%s: %s" % (self.__class__.__name__, self.formatted)
+
+    def warn(self) -> None:
+        """Write to stderr what nobody asked for; an interruption is not worth it."""
+        if self.formatted != INTERRUPT_TEXT:
+            sys.stderr.write("[%d] Warning: unhandled %r\n" % (os.getpid(), self))
+
+
+sysex = (KeyboardInterrupt, SystemExit)
+INTERRUPT_TEXT = "keyboard-interrupted"
+MAIN_THREAD_ONLY_DEADLOCK_TEXT = (
+    "concurrent remote_exec would cause deadlock for main_thread_only execmodel"
+)
+
+
+def geterrortext(exc: BaseException) -> str:
+    """Return the text of an exception's traceback; never fails."""
+    import traceback
+
+    tb = getattr(exc, "__traceback__", None) or sys.exc_info()[2]
+    try:
+        return "".join(traceback.format_exception(type(exc), exc, tb))
+    except Exception as failure:
+        return "%s: (its text could not be had: %r)" % (type(exc).__name__, failure)
+
+
+# ---------------------------------------------------------------- tracing
+
+DEBUG = os.environ.get("EXECNET_DEBUG")
+
+
+def notrace(*msg: object) -> None:
+    """Trace nothing."""
+
+
+trace = notrace
+if DEBUG == "2":
+
+    def trace(*msg: object) -> None:
+        """Write a line to stderr."""
+        sys.stderr.write("[%d] %s\n" % (os.getpid(), " ".join(map(str, msg))))
+
+elif DEBUG:
+    import tempfile
+
+    fn = os.path.join(tempfile.gettempdir(), "execnet-debug-%d" % os.getpid())
+    _tracefile = open(fn, "w")  # noqa: SIM115 - it is open for as long as the process lives
+
+    def trace(*msg: object) -> None:
+        """Write a line to the trace file."""
+        try:
+            _tracefile.write(" ".join(map(str, msg)) + "\n")
+            _tracefile.flush()
+        except ValueError:  # closed: the interpreter ends
+            pass
+
+
+# ---------------------------------------------------------------- serializer
+#
+# Two codecs share the wire; the first byte of an item tells them apart.  The classic one
+# writes the opcodes below (0x40 to 0x54) and reads any.  The fast one is the C pickler,
+# protocol 4 (first byte 0x80), for containers of plain builtins between two ends that have
+# it; what it refuses goes the classic way, which also finds the words for a refusal.
+
+
+def bchr(n: int) -> bytes:
+    """Return the one byte with that value."""
+    return struct.pack("B", n)
+
+
+DUMPFORMAT_VERSION = bchr(2)
+FOUR_BYTE_INT_MAX = 2147483647
+FOUR_BYTE_INT_MIN = -2147483648
+
+
+class opcode(object):
+    """The opcodes of the dump format, version 2.  All numbers are big-endian."""
+
+    BUILDTUPLE = b"@"
+    BYTES = b"A"
+    CHANNEL = b"B"
+    FALSE = b"C"
+    FLOAT = b"D"
+    FROZENSET = b"E"
+    INT = b"F"
+    LONG = b"G"
+    LONGINT = b"H"
+    LONGLONG = b"I"
+    NEWDICT = b"J"
+    NEWLIST = b"K"
+    NONE = b"L"
+    PY2STRING = b"M"
+    PY3STRING = b"N"
+    SET = b"O"
+    SETITEM = b"P"
+    STOP = b"Q"
+    TRUE = b"R"
+    UNICODE = b"S"
+    COMPLEX = b"T"
+
+
+_INT4 = struct.Struct("!i")
+_pack_op = struct.Struct("!ci").pack  # an opcode and its number
+_pack_int_item = struct.Struct("!cicic").pack  # index, int and SETITEM of a list
+_pack_float = struct.Struct("!cd").pack
+_pack_complex = struct.Struct("!cdd").pack
+_unpack_int4 = _INT4.unpack_from
+_unpack_float = struct.Struct("!d").unpack_from
+_unpack_complex = struct.Struct("!dd").unpack_from
+_SURROGATES = "strict" if PY2 else "surrogatepass"  # Python 2 lets them pass anyway
+_DIGITS = 4000  # int <-> str refuses more than 4,300 at once since 3.11
+
+
+def _decimal(number: int) -> str:
+    """Return ``str(number)`` for a number of any size."""
+    if number < 0:
+        return "-" + _decimal(-number)
+    if number.bit_length() < 3 * _DIGITS:
+        return str(number).rstrip("L")
+    half = number.bit_length() * 3 // 20  # about half of its decimal digits
+    high, low = divmod(number, 10**half)
+    return _decimal(high) + _decimal(low).rjust(half, "0")
+
+
+def _parse_decimal(text: bytes) -> int:
+    """Return the number that ``_decimal`` wrote."""
+    digits = text[1:] if text[:1] == b"-" else text
+    if not digits.isdigit():
+        raise LoadError("not a decimal number: %r" % (text[:40],))
+    number = _parse_digits(digits)
+    return -number if digits is not text else number
+
+
+def _parse_digits(digits: bytes) -> int:
+    if len(digits) <= _DIGITS:
+        return int(digits)
+    half = len(digits) // 2
+    return _parse_digits(digits[:-half]) * 10**half + _parse_digits(digits[-half:])
+
+
+class _Parts(list):  # type: ignore[type-arg]
+    """The pieces of an item that is being written; savers get its ``append``."""
+
+    def __init__(self, gateway: object, channels: bool) -> None:
+        super(_Parts, self).__init__()
+        self.gateway = gateway
+        self.channels = channels
+
+
+def _save(out: Callable[[bytes], None], item: Any) -> None:
+    saver = _SAVERS.get(type(item))
+    if saver is None:
+        raise DumpError("can't serialize %r" % (type(item),))
+    saver(out, item)
+
+
+def _save_none(out: Callable[[bytes], None], item: None) -> None:
+    out(opcode.NONE)
+
+
+def _save_bool(out: Callable[[bytes], None], item: bool) -> None:
+    out(opcode.TRUE if item else opcode.FALSE)
+
+
+def _save_int(out: Callable[[bytes], None], item: int) -> None:
+    if FOUR_BYTE_INT_MIN <= item <= FOUR_BYTE_INT_MAX:
+        out(_pack_op(opcode.INT, item))
+    else:
+        _save_sequence(out, opcode.LONGINT, _decimal(item).encode("ascii"))
+
+
+def _save_py2_long(out: Callable[[bytes], None], item: int) -> None:
+    if FOUR_BYTE_INT_MIN <= item <= FOUR_BYTE_INT_MAX:
+        out(_pack_op(opcode.LONG, item))
+    else:
+        _save_sequence(out, opcode.LONGLONG, _decimal(item).encode("ascii"))
+
+
+def _save_float(out: Callable[[bytes], None], item: float) -> None:
+    out(_pack_float(opcode.FLOAT, item))
+
+
+def _save_complex(out: Callable[[bytes], None], item: complex) -> None:
+    out(_pack_complex(opcode.COMPLEX, item.real, item.imag))
+
+
+def _save_sequence(out: Callable[[bytes], None], op: bytes, data: bytes) -> None:
+    if len(data) > FOUR_BYTE_INT_MAX:
+        raise DumpError("%d bytes in one string are more than the format can say" % len(data))
+    out(_pack_op(op, len(data)))
+    out(data)
+
+
+def _save_bytes(out: Callable[[bytes], None], item: bytes) -> None:
+    _save_sequence(out, opcode.BYTES, item)
+
+
+def _save_py3_str(out: Callable[[bytes], None], item: str) -> None:
+    data = item.encode("utf-8", _SURROGATES)
+    if len(data) < 200:
+        out(_pack_op(opcode.PY3STRING, len(data)) + data)
+    else:
+        _save_sequence(out, opcode.PY3STRING, data)
+
+
+def _save_py2_str(out: Callable[[bytes], None], item: bytes) -> None:
+    _save_sequence(out, opcode.PY2STRING, item)
+
+
+def _save_unicode(out: Callable[[bytes], None], item: str) -> None:
+    _save_sequence(out, opcode.UNICODE, item.encode("utf-8"))
+
+
+def _save_list(out: Callable[[bytes], None], items: list[Any]) -> None:
+    out(_pack_op(opcode.NEWLIST, len(items)))
+    for index, item in enumerate(items):
+        if type(item) is int and FOUR_BYTE_INT_MIN <= item <= FOUR_BYTE_INT_MAX:
+            out(_pack_int_item(opcode.INT, index, opcode.INT, item, opcode.SETITEM))
+        else:
+            out(_pack_op(opcode.INT, index))
+            _save(out, item)
+            out(opcode.SETITEM)
+
+
+def _save_dict(out: Callable[[bytes], None], mapping: dict[Any, Any]) -> None:
+    out(opcode.NEWDICT)
+    savers = _SAVERS
+    for key, value in mapping.items():
+        try:
+            save_key = savers[type(key)]
+            save_value = savers[type(value)]
+        except KeyError as missing:
+            raise DumpError("can't serialize %r" % (missing.args[0],))
+        save_key(out, key)
+        save_value(out, value)
+        out(opcode.SETITEM)
+
+
+def _save_tuple(out: Callable[[bytes], None], items: tuple[Any, ...]) -> None:
+    for item in items:
+        _save(out, item)
+    out(_pack_op(opcode.BUILDTUPLE, len(items)))
+
+
+def _save_set(out: Callable[[bytes], None], items: set[Any]) -> None:
+    for item in items:
+        _save(out, item)
+    out(_pack_op(opcode.SET, len(items)))
+
+
+def _save_frozenset(out: Callable[[bytes], None], items: frozenset[Any]) -> None:
+    for item in items:
+        _save(out, item)
+    out(_pack_op(opcode.FROZENSET, len(items)))
+
+
+def _save_channel(out: Any, channel: Channel) -> None:
+    parts = out.__self__
+    if not parts.channels:
+        raise DumpError("a channel can be sent, but not dumped")
+    if parts.gateway not in (None, channel.gateway):
+        raise DumpError("%r belongs to another gateway" % (channel,))
+    out(_pack_op(opcode.CHANNEL, channel.id))
+
+
+_SAVERS: dict[type, Callable[[Callable[[bytes], None], Any], None]] = {
+    type(None): _save_none,
+    bool: _save_bool,
+    int: _save_int,
+    float: _save_float,
+    complex: _save_complex,
+    bytes: _save_bytes,
+    list: _save_list,
+    dict: _save_dict,
+    tuple: _save_tuple,
+    set: _save_set,
+    frozenset: _save_frozenset,
+}
+if sys.version_info[0] >= 3:
+    _SAVERS[str] = _save_py3_str
+else:
+    _SAVERS.update({str: _save_py2_str, unicode: _save_unicode, long: _save_py2_long})
+_CONTAINERS = (list, tuple, set, frozenset, dict)
+
+
+def _dump(item: Any, gateway: object = None, channels: bool = True) -> bytes:
+    parts = _Parts(gateway, channels)
+    try:
+        _save(parts.append, item)
+    except DumpError as exc:
+        refusal = _find_refused(item, _refuses_type(gateway, channels)) or str(exc)
+    except (RuntimeError, MemoryError):  # RecursionError is a RuntimeError
+        refusal = _find_refused(item, _contains_itself) or "nested too deeply"
+    else:
+        parts.append(opcode.STOP)
+        return b"".join(parts)
+    raise DumpError(refusal)
+
+
+def _refuses_type(gateway: object, channels: bool) -> Callable[[Any, Any], str | None]:
+    def refuses(part: Any, around: Any) -> str | None:
+        if type(part) in _CONTAINERS:
+            return None
+        try:
+            _save(_Parts(gateway, channels).append, part)
+        except DumpError as exc:
+            return str(exc)
+        return None
+
+    return refuses
+
+
+def _contains_itself(part: Any, around: Any) -> str | None:
+    return "contains itself" if id(part) in around else None
+
+
+def _find_refused(item: Any, refuses: Callable[[Any, Any], str | None]) -> str | None:
+    """Return "path: reason" of the first part that is refused, without recursion."""
+    todo: list[tuple[Any, str, frozenset[int]]] = [(item, "item", frozenset())]
+    while todo:
+        part, path, around = todo.pop()
+        reason = refuses(part, around)
+        if reason is not None:
+            return "%s: %s" % (path if len(path) < 500 else path[:500] + "...", reason)
+        if type(part) in _CONTAINERS and len(around) < 100:
+            inside = around | frozenset([id(part)])
+            todo.extend((p, path + where, inside) for p, where in reversed(list(_parts_of(part))))
+    return None
+
+
+def _parts_of(container: Any) -> Iterator[tuple[Any, str]]:
+    if type(container) is dict:
+        for key, value in container.items():
+            shown = repr(key)
+            shown = shown if len(shown) < 60 else shown[:60] + "..."
+            yield key, ", key %s" % shown
+            yield value, "[%s]" % shown
+    elif type(container) in (list, tuple):
+        for index, part in enumerate(container):
+            yield part, "[%d]" % index
+    else:
+        for part in container:
+            yield part, ", an element"
+
+
+def dumps_internal(item: Any, gateway: object = None) -> bytes:
+    """Return an item in the classic format, without a version byte; channels are allowed."""
+    return _dump(item, gateway)
+
+
+def dumps(obj: Any) -> bytes:
+    """Return the dump of an object that consists of builtin types.
+
+    The type must be exactly None, bool, int, float, complex, str, bytes, list, tuple, dict,
+    set or frozenset, for the object and all that is in it.  Raises ``DumpError`` naming the
+    part that is something else, is nested too deeply or contains itself.
+    """
+    return DUMPFORMAT_VERSION + _dump(obj, channels=False)
+
+
+def dump(byteio: Any, obj: Any) -> None:
+    """Write ``dumps(obj)`` to a file that takes bytes."""
+    byteio.write(dumps(obj))
+
+
+_FIXED = {  # bytes that follow an opcode
+    opcode.BUILDTUPLE: 4, opcode.CHANNEL: 4, opcode.FALSE: 0, opcode.FLOAT: 8,
+    opcode.FROZENSET: 4, opcode.INT: 4, opcode.LONG: 4, opcode.NEWDICT: 0, opcode.NEWLIST: 4,
+    opcode.NONE: 0, opcode.SET: 4, opcode.SETITEM: 0, opcode.STOP: 0, opcode.TRUE: 0,
+    opcode.COMPLEX: 16,
+}  # fmt: skip
+_SIZED = (  # opcodes that a number of bytes and that many bytes follow
+    opcode.BYTES, opcode.LONGINT, opcode.LONGLONG, opcode.PY2STRING, opcode.PY3STRING,
+    opcode.UNICODE,
+)  # fmt: skip
+
+
+def _read_exactly(read: Callable[[int], bytes], size: int) -> bytes:
+    parts = []
+    while size > 0:
+        data = read(min(size, 1 << 20))  # so that a lie about the size allocates little
+        if not data:
+            raise EOFError("%d bytes are missing" % size)
+        parts.append(data)
+        size -= len(data)
+    return b"".join(parts)
+
+
+def _read_item(read: Callable[[int], bytes]) -> bytes:
+    """Read the bytes of one item, up to its STOP and not a byte more."""
+    parts = []
+    op = None
+    while op != opcode.STOP:
+        op = _read_exactly(read, 1)
+        parts.append(op)
+        size = _FIXED.get(op)
+        if size is None:
+            if op not in _SIZED:
+                raise LoadError("unknown opcode %r" % (op,))
+            parts.append(_read_exactly(read, 4))
+            size = _unpack_int4(parts[-1])[0]
+            if size < 0:
+                raise LoadError("opcode %r with a size of %d" % (op, size))
+        parts.append(_read_exactly(read, size))
+    return b"".join(parts)
+
+
+class Unserializer(object):
+    """Reads items in the classic format from a stream that has ``read``.
+
+    ``channel_or_gateway`` makes the channels that an item may contain and gives the default
+    of ``strconfig``, the pair (py2str_as_py3str, py3str_as_py2str).
+    """
+
+    def __init__(
+        self, stream: Any, channel_or_gateway: Any = None, strconfig: StrConfig | None = None
+    ) -> None:
+        gateway = getattr(channel_or_gateway, "gateway", channel_or_gateway)
+        if strconfig is None:
+            strconfig = getattr(channel_or_gateway, "_strconfig", None)
+        self.stream = stream
+        self.strconfig = strconfig or (True, False)
+        self.channelfactory = getattr(gateway, "_channelfactory", gateway)
+
+    def load(self, versioned: bool = False) -> Any:
+        """Return the next item.
+
+        Raises ``LoadError`` for data that no serializer wrote and ``EOFError`` where the
+        stream ends within an item.
+        """
+        if versioned:
+            version = _read_exactly(self.stream.read, 1)
+            if version != DUMPFORMAT_VERSION:
+                raise LoadError(
+                    "wrong dump format version %r, expected %r" % (version, DUMPFORMAT_VERSION)
+                )
+        data = _read_item(self.stream.read)
+        return _parse(data, 0, self.strconfig, self.channelfactory)
+
+
+def load(io: Any, py2str_as_py3str: bool = False, py3str_as_py2str: bool = False) -> Any:
+    """Return the object whose dump comes next in a file that gives bytes.
+
+    py2str_as_py3str: a str that Python 2 dumped becomes text, as latin-1; else it is bytes.
+    py3str_as_py2str: on Python 2, text that Python 3 dumped becomes a str, as UTF-8.
+    Raises ``LoadError`` or ``EOFError`` for what is not a whole dump.
+    """
+    return Unserializer(io, strconfig=(py2str_as_py3str, py3str_as_py2str)).load(versioned=True)
+
+
+def loads(
+    bytestring: bytes, py2str_as_py3str: bool = False, py3str_as_py2str: bool = False
+) -> Any:
+    """Return the object that ``dumps`` made these bytes of; options and errors as ``load``."""
+    version = bytestring[:1]
+    if version != DUMPFORMAT_VERSION:
+        if not version:
+            raise EOFError("an empty dump")
+        raise LoadError(
+            "wrong dump format version %r, expected %r" % (version, DUMPFORMAT_VERSION)
+        )
+    return _parse(bytes(bytestring), 1, (py2str_as_py3str, py3str_as_py2str), None)
+
+
+def loads_internal(
+    bytestring: bytes, channelfactory: Any = None, strconfig: StrConfig | None = None
+) -> Any:
+    """Return the item that ``dumps_internal`` made these bytes of."""
+    reader = Unserializer(None, channelfactory, strconfig)
+    return _parse(bytestring, 0, reader.strconfig, reader.channelfactory)
+
+
+def _parse(data: bytes, pos: int, strconfig: StrConfig, factory: Any) -> Any:
+    """Return the classic item that begins at ``pos``; what follows its STOP does not count."""
+    ops = bytearray(data) if PY2 else data
+    stack: list[Any] = []
+    push, pop, end = stack.append, stack.pop, len(data)
+    try:
+        while True:
+            op = ops[pos]
+            pos += 1
+            if op == _OP_INT:
+                push(_unpack_int4(data, pos)[0])
+                pos += 4
+            elif op == _OP_SETITEM:
+                value, key, target = pop(), pop(), stack[-1]
+                if type(target) is not dict and (type(target) is not list or key < 0):
+                    raise LoadError("inconsistent data: an item for %r" % (type(target),))
+                target[key] = value
+            elif op == _OP_PY3STRING and not PY2:
+                size = _unpack_int4(data, pos)[0]
+                pos += 4 + size
+                if size < 0 or pos > end:
+                    raise EOFError("a string of %d bytes in %d" % (size, end))
+                push(data[pos - size : pos].decode("utf-8", _SURROGATES))
+            elif op == _OP_NEWDICT:
+                push({})
+            elif op in _CONSTANTS:
+                push(_CONSTANTS[op])
+            elif op == _OP_STOP:
+                (item,) = stack
+                return item
+            else:
+                pos = _parse_other(op, data, pos, stack, strconfig, factory)
+    except struct.error:
+        raise EOFError("the data ends within an item")
+    except (IndexError, TypeError, ValueError, OverflowError, MemoryError) as exc:
+        if pos >= end:
+            raise EOFError("the data ends within an item")
+        raise LoadError("inconsistent data at byte %d: %s" % (pos, exc))
+
+
+def _parse_other(
+    op: int, data: bytes, pos: int, stack: list[Any], strconfig: StrConfig, factory: Any
+) -> int:
+    """Handle the opcodes that are no hot path; return the position behind."""
+    if op == _OP_FLOAT:
+        stack.append(_unpack_float(data, pos)[0])
+        return pos + 8
+    if op == _OP_COMPLEX:
+        stack.append(complex(*_unpack_complex(data, pos)))
+        return pos + 16
+    number = _unpack_int4(data, pos)[0]
+    pos += 4
+    if op in _STRINGS:
+        if number < 0 or number > len(data) - pos:
+            raise EOFError("a string of %d bytes in %d" % (number, len(data) - pos))
+        stack.append(_STRINGS[op](data[pos : pos + number], strconfig))
+        return pos + number
+    if op in _COLLECTIONS:
+        if not 0 <= number <= len(stack):
+            raise LoadError("inconsistent data: %d items out of %d" % (number, len(stack)))
+        first = len(stack) - number
+        stack[first:] = [_COLLECTIONS[op](stack[first:])]
+    elif op == _OP_NEWLIST:
+        if not 0 <= number * 7 <= len(data) - pos:  # no item takes less than 7 bytes
+            raise LoadError("a list of %d items in %d bytes" % (number, len(data) - pos))
+        stack.append([None] * number)
+    elif op == _OP_LONG:
+        stack.append(int(number) if not PY2 else long(number))
+    elif op == _OP_CHANNEL:
+        if factory is None:
+            raise LoadError("a channel outside of a gateway")
+        stack.append(factory.new(number))
+    else:
+        raise LoadError("unknown opcode %r" % (bchr(op),))
+    return pos
+
+
+def _load_text(data: bytes, strconfig: StrConfig) -> Any:
+    return data.decode("utf-8", _SURROGATES)
+
+
+def _load_py3_string(data: bytes, strconfig: StrConfig) -> Any:
+    return data if PY2 and strconfig[1] else data.decode("utf-8", _SURROGATES)
+
+
+def _load_py2_string(data: bytes, strconfig: StrConfig) -> Any:
+    return data.decode("latin-1") if strconfig[0] and not PY2 else data
+
+
+(_OP_INT, _OP_SETITEM, _OP_PY3STRING, _OP_NEWDICT, _OP_STOP, _OP_FLOAT, _OP_COMPLEX,
+ _OP_NEWLIST, _OP_LONG, _OP_CHANNEL) = bytearray(b"FPNJQDTKGB")  # fmt: skip
+_CONSTANTS = {ord(opcode.NONE): None, ord(opcode.TRUE): True, ord(opcode.FALSE): False}
+_STRINGS: dict[int, Callable[[bytes, StrConfig], Any]] = {
+    ord(opcode.BYTES): lambda data, strconfig: data,
+    ord(opcode.PY2STRING): _load_py2_string,
+    ord(opcode.PY3STRING): _load_py3_string,
+    ord(opcode.UNICODE): _load_text,
+    ord(opcode.LONGINT): lambda data, strconfig: _parse_decimal(data),
+    ord(opcode.LONGLONG): lambda data, strconfig: _parse_decimal(data),
+}
+_COLLECTIONS: dict[int, Callable[[list[Any]], Any]] = {
+    ord(opcode.BUILDTUPLE): tuple,
+    ord(opcode.SET): set,
+    ord(opcode.FROZENSET): frozenset,
+}
+
+
+# The fast codec.
+
+HAVE_FAST_CODEC = sys.version_info >= (3, 8) and not ISPYPY
+if HAVE_FAST_CODEC:
+    try:
+        import _pickle
+    except ImportError:  # pragma: no cover - an interpreter without its C accelerator
+        HAVE_FAST_CODEC = False
+CODECS = ("classic", "fast") if HAVE_FAST_CODEC else ("classic",)
+
+_NESTING_MAX = 1000  # what the recursion limit allows the classic codec
+_UNBOUNDED_PICKLER = sys.version_info >= (3, 12)  # there it nests much deeper than that
+_PICKLED_CONTAINERS = (b"]", b"}", b"(", b"\x85", b"\x86", b"\x87", b"\x8f")
+
+if HAVE_FAST_CODEC:
+
+    class _StrictPickler(_pickle.Pickler):
+        """Pickles plain builtins and refuses all that pickle would have to name."""
+
+        def reducer_override(self, obj: object) -> NoReturn:
+            raise DumpError("not a plain builtin")
+
+    class _StrictUnpickler(_pickle.Unpickler):
+        """Loads plain builtins; it can't name, import or call anything."""
+
+        def find_class(self, module: str, name: str) -> NoReturn:
+            raise LoadError("a pickle asks for %s.%s" % (module, name))
+
+
+def _nested_too_deeply(pickled: bytes, item: Any) -> bool:
+    """Whether an item that was pickled is nested more deeply than the classic codec allows."""
+    import gc
+
+    if len(pickled) < _NESTING_MAX or sum(map(pickled.count, _PICKLED_CONTAINERS)) < _NESTING_MAX:
+        return False
+    level = [item]
+    for _ in range(_NESTING_MAX):
+        level = [part for part in gc.get_referents(*level) if type(part) in _CONTAINERS]
+        if not level:
+            return False
+    return True
+
+
+def dumps_fast(item: Any, gateway: object = None) -> bytes:
+    """Return an item in the faster one of the formats that can hold it."""
+    if type(item) not in _CONTAINERS:
+        return _dump(item, gateway)
+    stream = BytesIO()
+    pickler = _StrictPickler(stream, 4)
+    pickler.fast = True  # no memo: an item is a tree, as in the classic format
+    try:
+        pickler.dump(item)
+    except Exception:  # what can't be pickled is dumped, or refused with its reason, there
+        return _dump(item, gateway)
+    data = stream.getvalue()
+    if b"bytearray" in data or (_UNBOUNDED_PICKLER and _nested_too_deeply(data, item)):
+        return _dump(item, gateway)  # a bytearray never asks ``reducer_override``
+    return data
+
+
+def load_item(data: bytes, channel: Any, strconfig: StrConfig) -> Any:
+    """Return the item that either codec made these bytes of; ``LoadError`` if none did."""
+    if data[:1] == b"\x80" and HAVE_FAST_CODEC:
+        try:
+            return _StrictUnpickler(BytesIO(data)).load()
+        except Exception as exc:
+            raise LoadError("inconsistent data: %s" % exc)
+    try:
+        return _parse(data, 0, strconfig, channel.gateway._channelfactory)
+    except EOFError as exc:
+        raise LoadError(str(exc))  # the frame was whole, so no bytes are on their way
+
+
+# ---------------------------------------------------------------- frames
+
+_HEADER = struct.Struct("!bii")  # message code, channel id, payload bytes
+PART_BYTES = 1 << 20  # an item larger than this travels in pieces
+_PART = struct.Struct("!iB")  # number of the item, whether this is its last piece
+_DATA_MAX = PART_BYTES + _PART.size
+_CONTROL_MAX = 1 << 30
+
+
+class Message(object):
+    """A frame: a code, the id of a channel (0 for none) and a payload.
+
+    ``_types`` maps a code to its name and to the handler(message, gateway) that acts on it
+    in the receiver thread.
+    """
+
+    STATUS = 0  # asks for / no payload; the answer comes as an item of the channel
+    RECONFIGURE = 1  # (py2str_as_py3str, py3str_as_py2str) of the gateway or of a channel
+    GATEWAY_TERMINATE = 2  # an orderly end
+    CHANNEL_EXEC = 3  # (source, file name, function name, keyword arguments)
+    CHANNEL_DATA = 4  # an item
+    CHANNEL_CLOSE = 5
+    CHANNEL_CLOSE_ERROR = 6  # the text of a traceback
+    CHANNEL_LAST_MESSAGE = 7  # the sender dropped the channel; its callback still receives
+    HELLO = 8  # a dict that describes the worker; its first frame
+    CHANNEL_DATA_PART = 9  # number of the item, last or not, and a piece of the item
+
+    _types: dict[int, tuple[str, Callable[[Message, Any], None]]] = {}
+
+    def __init__(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
+        self.msgcode = msgcode
+        self.channelid = channelid
+        self.data = data
+
+    @staticmethod
+    def from_io(io: Any) -> Message:
+        """Read one message from an object that has ``read``; ``EOFError`` if it ends."""
+        header = io.read(_HEADER.size)
+        if len(header) < _HEADER.size:
+            raise EOFError("the stream ended within a header: %r" % (header,))
+        msgcode, channelid, size = parse_header(header, 0)
+        data = io.read(size) if size else b""
+        if len(data) < size:
+            raise EOFError("the stream ended %d bytes before a message did" % (size - len(data)))
+        return Message(msgcode, channelid, data)
+
+    def to_io(self, io: Any) -> None:
+        """Write this message to an object that has ``write``."""
+        io.write(_HEADER.pack(self.msgcode, self.channelid, len(self.data)) + self.data)
+
+    def received(self, gateway: Any) -> None:
+        """Act on this message; runs in the receiver thread."""
+        self._types[self.msgcode][1](self, gateway)
+
+    def __repr__(self) -> str:
+        name = self._types[self.msgcode][0] if self.msgcode in self._types else self.msgcode
+        return "<Message %s channel=%d %d bytes>" % (name, self.channelid, len(self.data))
+
+
+def parse_header(data: bytes, pos: int) -> tuple[int, int, int]:
+    """Return (code, channel id, payload bytes); ``ProtocolError`` for what is no header."""
+    msgcode, channelid, size = _HEADER.unpack_from(data, pos)
+    limit = _DATA_MAX if msgcode in (4, 9) else _CONTROL_MAX
+    if msgcode not in Message._types or not 0 <= size <= limit or channelid < 0:
+        raise ProtocolError(
+            "not a frame: code %d, channel %d, payload of %d bytes, in %r"
+            % (msgcode, channelid, size, data[pos : pos + 40])
+        )
+    return msgcode, channelid, size
+
+
+class FrameDecoder(object):
+    """Turns bytes, in whatever cut they come, into messages.  Does no I/O."""
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []  # received and not yet enough for a message
+        self._have = 0
+        self.missing = _HEADER.size  # bytes without which ``feed`` yields nothing
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Yield the messages that these bytes complete.
+
+        Raises ``ProtocolError`` after the last good message.
+        """
+        self._chunks.append(data)
+        self._have += len(data)
+        self.missing -= len(data)
+        if self.missing > 0:
+            return
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        pos, end, need = 0, len(data), _HEADER.size
+        while pos + need <= end:
+            msgcode, channelid, size = parse_header(data, pos)
+            if end - pos < _HEADER.size + size:
+                need = _HEADER.size + size
+                break
+            start = pos + _HEADER.size
+            pos = start + size
+            yield Message(msgcode, channelid, data[start:pos])
+        rest = data[pos:]
+        self._chunks = [rest]
+        self._have = len(rest)
+        self.missing = need - len(rest)
+
+    def pending(self) -> bytes:
+        """Return the beginning of the message that is not complete."""
+        return b"".join(self._chunks)[:40]
+
+
+# ---------------------------------------------------------------- execution models
+
+
+class ExecModel(object):
+    """How a process runs things at once, under one set of names; this one: with threads.
+
+    Modules are imported when they are asked for.
+    """
+
+    backend = "thread"
+    has_main_thread = True  # whether tasks can be handed to the main thread
+    _modules = {"queue": "Queue" if PY2 else "queue", "get_ident": "thread" if PY2 else "threading"}
+
+    def __repr__(self) -> str:
+        return "<ExecModel %r>" % self.backend
+
+    def _module(self, name: str) -> Any:
+        name = self._modules.get(name, name)
+        __import__(name)
+        return sys.modules[name]
+
+    @property
+    def queue(self) -> Any:
+        """The module with ``Queue`` and ``Empty``."""
+        return self._module("queue")
+
+    @property
+    def subprocess(self) -> Any:
+        """The module with ``Popen``."""
+        return self._module("subprocess")
+
+    @property
+    def socket(self) -> Any:
+        """The module with ``socket``."""
+        return self._module("socket")
+
+    def get_ident(self) -> int:
+        """Return the number of the running thread or greenlet."""
+        ident: int = self._module("get_ident").get_ident()
+        return ident
+
+    def sleep(self, delay: float) -> None:
+        """Wait for ``delay`` seconds."""
+        self._module("time").sleep(delay)
+
+    def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
+        """Run ``func(*args)`` in a thread or greenlet that keeps no process alive."""
+        thread = threading.Thread(target=func, args=args, name=name or None)
+        thread.daemon = True
+        thread.start()
+
+    def fdopen(self, fd: int, mode: str, bufsize: int = 0) -> Any:
+        """Return a binary file over a descriptor; without a buffer unless told otherwise."""
+        import io
+
+        return io.open(fd, mode if "b" in mode else mode + "b", bufsize)
+
+    def inbox(self) -> Any:
+        """Return a new queue without a bound."""
+        try:
+            from _queue import SimpleQueue  # without the rest of ``queue``
+        except ImportError:
+            return self.queue.Queue()
+        return SimpleQueue()
+
+    def Lock(self) -> Any:
+        """Return a new lock."""
+        return threading.Lock()
+
+    def RLock(self) -> Any:
+        """Return a new reentrant lock."""
+        return threading.RLock()
+
+    def Event(self) -> Any:
+        """Return a new event."""
+        return threading.Event()
+
+
+class MainThreadOnlyExecModel(ExecModel):
+    """Threads, but tasks run in the main thread and nowhere else."""
+
+    backend = "main_thread_only"
+
+
+class GeventExecModel(ExecModel):
+    """The greenlets of gevent."""
+
+    backend = "gevent"
+    has_main_thread = False
+    _modules = {
+        "queue": "gevent.queue",
+        "subprocess": "gevent.subprocess",
+        "socket": "gevent.socket",
+        "time": "gevent",
+        "get_ident": "gevent.thread",
+        "os": "gevent.os",
+        "threading": "gevent.lock",
+        "event": "gevent.event",
+    }
+
+    def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
+        self._module("gevent").spawn(func, *args)
+
+    def fdopen(self, fd: int, mode: str, bufsize: int = 0) -> Any:
+        green_os = self._module("os")
+        green_os.make_nonblocking(fd)
+        return _GreenFile(fd, green_os.nb_read, green_os.nb_write)
+
+    def inbox(self) -> Any:
+        return self.queue.Queue()
+
+    def Lock(self) -> Any:
+        return self._module("threading").Semaphore(1)
+
+    def RLock(self) -> Any:
+        return self._module("threading").RLock()
+
+    def Event(self) -> Any:
+        return self._module("event").Event()
+
+
+class EventletExecModel(GeventExecModel):
+    """The greenlets of eventlet."""
+
+    backend = "eventlet"
+    _modules = {
+        "queue": "eventlet.queue",
+        "subprocess": "eventlet.green.subprocess",
+        "socket": "eventlet.green.socket",
+        "time": "eventlet",
+        "get_ident": "eventlet.green.thread",
+        "os": "eventlet.green.os",
+        "threading": "eventlet.green.threading",
+        "event": "eventlet.green.threading",
+    }
+
+    def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
+        self._module("eventlet").spawn_n(func, *args)
+
+    def fdopen(self, fd: int, mode: str, bufsize: int = 0) -> Any:
+        os.set_blocking(fd, False)
+        green_os = self._module("os")
+        return _GreenFile(fd, green_os.read, green_os.write)
+
+
+class _GreenFile(object):
+    """A file over a non-blocking descriptor; waiting for it lets other greenlets run."""
+
+    def __init__(self, fd: int, read: Callable[..., bytes], write: Callable[..., int]) -> None:
+        self._fd = fd
+        self._os_read = read
+        self._os_write = write
+
+    def fileno(self) -> int:
+        if self._fd < 0:
+            raise ValueError("the file is closed")
+        return self._fd
+
+    def read(self, size: int) -> bytes:
+        return self._os_read(self.fileno(), size)
+
+    def write(self, data: bytes) -> int:
+        return self._os_write(self.fileno(), data)
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+_EXEC_MODELS = {
+    model.backend: model
+    for model in (ExecModel, MainThreadOnlyExecModel, GeventExecModel, EventletExecModel)
+}
+
+
+def get_execmodel(backend: str | ExecModel) -> ExecModel:
+    """Return the execution model with that name; ``ValueError`` if there is none."""
+    if isinstance(backend, ExecModel):
+        return backend
+    if backend not in _EXEC_MODELS:
+        raise ValueError(
+            "unknown execution model %r, there are: %s" % (backend, ", ".join(sorted(_EXEC_MODELS)))
+        )
+    return _EXEC_MODELS[backend]()
+
+
+# ---------------------------------------------------------------- worker pool
+
+
+class Reply(object):
+    """What became, or will become, of a function that a pool runs."""
+
+    def __init__(
+        self,
+        task: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]],
+        execmodel: ExecModel,
+    ) -> None:
+        self.task = task
+        self.running = True
+        self.started = False
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._finished = execmodel.Event()
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Return the function's result or raise its exception, at every call.
+
+        Raises OSError if it has not ended after ``timeout`` seconds.
+        """
+        self.waitfinish(timeout)
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def waitfinish(self, timeout: float | None = None) -> None:
+        """Wait until the function has ended; OSError after ``timeout`` seconds."""
+        if not self._finished.wait(timeout):
+            raise OSError("not finished after %s seconds: %r" % (timeout, self.task[0]))
+
+    def _run(self) -> None:
+        func, args, kwargs = self.task
+        try:
+            self.started = True
+            self._result = func(*args, **kwargs)
+        except BaseException as exc:
+            self._error = exc
+
+    def _finish(self) -> None:
+        self.running = False
+        self._finished.set()
+
+
+class WorkerPool(object):
+    """Runs functions at once.
+
+    With ``hasprimary``, one thread (the caller of ``integrate_as_primary_thread``) is the
+    pool's primary: a task goes to it whenever it is free, and always under
+    ``main_thread_only``.  ``_lock`` guards the sets and flags; any thread may call.
+    """
+
+    def __init__(self, execmodel: ExecModel, hasprimary: bool = False) -> None:
+        if hasprimary and not execmodel.has_main_thread:
+            raise ValueError("%r can't hand tasks to a main thread" % (execmodel,))
+        self.execmodel = execmodel
+        self._running: set[Reply] = set()
+        self._lock = execmodel.Lock()
+        self._shutting_down = False
+        self._idle_events: list[Any] = []
+        self._hasprimary = hasprimary
+        self._primary_only = hasprimary and execmodel.backend == "main_thread_only"
+        self._primary_tasks: deque[Reply | None] = deque()  # the first one stays until it ended
+        self._primary_wake = execmodel.Event()
+        self._primary_idle = execmodel.Event()
+        self._primary_owner: Reply | None = None  # the task that it was claimed for
+        self._primary_ident = 0
+        self._primary_idle.set()
+
+    def active_count(self) -> int:
+        """Return how many functions have not ended."""
+        return len(self._running)
+
+    def spawn(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Reply:
+        """Run ``func(*args, **kwargs)``; ``ValueError`` after a shutdown was triggered."""
+        reply = Reply((func, args, kwargs), self.execmodel)
+        with self._lock:
+            if self._shutting_down:
+                raise ValueError("the pool is shutting down, it takes no more tasks")
+            self._running.add(reply)
+            to_primary = self._primary_only or self._claim_primary(reply)
+        self._hand_over(reply, to_primary)
+        return reply
+
+    def try_spawn_primary(self, func: Callable[..., Any], *args: Any) -> Reply | None:
+        """Run ``func`` in the primary thread, or return None if that is busy."""
+        reply = Reply((func, args, {}), self.execmodel)
+        with self._lock:
+            if self._shutting_down or not self._claim_primary(reply):
+                return None
+            self._running.add(reply)
+        self._hand_over(reply, True)
+        return reply
+
+    def wait_primary_idle(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds for the primary thread; whether it was free."""
+        return bool(self._primary_idle.wait(timeout))
+
+    def release_primary(self) -> None:
+        """Let the primary be given its next task: the one that it runs has only to return."""
+        with self._lock:
+            if self._primary_owner is not None and self._primary_ident == get_ident():
+                self._release(self._primary_owner)
+
+    def _claim_primary(self, reply: Reply) -> bool:  # holds _lock
+        if not self._hasprimary or self._primary_owner is not None:
+            return False
+        self._primary_owner = reply
+        self._primary_idle.clear()
+        return True
+
+    def _release(self, reply: Reply) -> None:  # holds _lock
+        if self._primary_owner is reply:
+            self._primary_owner = None
+            self._primary_idle.set()
+
+    def _hand_over(self, reply: Reply, to_primary: bool) -> None:
+        if to_primary:
+            self._primary_tasks.append(reply)
+            self._primary_wake.set()
+            return
+        try:
+            self.execmodel.start(self._perform, (reply,), "execnet-task")
+        except BaseException:  # no thread to be had
+            self._finished(reply)
+            raise
+
+    def _perform(self, reply: Reply) -> None:
+        if not reply.started:  # else an interrupt came behind its end
+            reply._run()
+        with self._lock:
+            self._release(reply)
+        self._finished(reply)
+
+    def _finished(self, reply: Reply) -> None:
+        with self._lock:
+            self._running.discard(reply)
+            reply._finish()
+            if not self._running:
+                while self._idle_events:
+                    self._idle_events.pop().set()
+
+    def integrate_as_primary_thread(self) -> None:
+        """Run the primary's tasks in the calling thread, until the pool is shut down."""
+        self._primary_ident = get_ident()
+        tasks = self._primary_tasks
+        while True:
+            try:
+                self._primary_wake.wait()
+                self._primary_wake.clear()
+                while tasks:
+                    if tasks[0] is None:
+                        return
+                    self._perform(tasks[0])
+                    tasks.popleft()
+            except KeyboardInterrupt:
+                # Ctrl-C in a terminal reaches idle workers too; their coordinator decides
+                # what becomes of them.
+                self._primary_wake.set()
+
+    def trigger_shutdown(self) -> None:
+        """Take no more tasks, and let the primary thread go when it has done its own."""
+        with self._lock:
+            self._shutting_down = True
+        self._primary_tasks.append(None)
+        self._primary_wake.set()
+
+    def waitall(self, timeout: float | None = None) -> bool:
+        """Wait until no function runs, for ``timeout`` seconds; whether it came to that."""
+        idle = self.execmodel.Event()
+        with self._lock:
+            if not self._running:
+                return True
+            self._idle_events.append(idle)
+        return bool(idle.wait(timeout))
+
+    def terminate(self, timeout: float | None = None) -> bool:
+        """Trigger the shutdown and ``waitall(timeout)``."""
+        self.trigger_shutdown()
+        return self.waitall(timeout)
+
+
+# ---------------------------------------------------------------- streams
+
+
+class Popen2IO(object):
+    """A byte stream over two files: ``outfile`` is written, ``infile`` is read.
+
+    One thread reads and one at a time writes; the gateway sees to both.
+    """
+
+    def __init__(self, outfile: Any, infile: Any, execmodel: ExecModel) -> None:
+        self.outfile = outfile
+        self.infile = infile
+        self.execmodel = execmodel
+        self._read = getattr(infile, "buffer", infile).read
+        self._write = getattr(outfile, "buffer", outfile).write
+        self._writev_fd = -1  # where header and payload can go out without being joined
+        if hasattr(os, "writev") and execmodel.has_main_thread:
+            try:
+                self._writev_fd = outfile.fileno()
+            except (OSError, ValueError, AttributeError):
+                pass  # not a descriptor: a buffer in memory, or closed
+
+    def read(self, numbytes: int) -> bytes:
+        """Return exactly that many bytes, however many reads it takes; else ``EOFError``."""
+        data: bytes = self._read(numbytes)
+        while len(data) < numbytes:
+            more = self._read(numbytes - len(data))
+            if not more:
+                raise EOFError("expected %d bytes, got %d" % (numbytes, len(data)))
+            data += more
+        return data
+
+    def read_some(self, limit: int) -> bytes:
+        """Return what is there, up to ``limit`` bytes; wait for the first, b"" at the end."""
+        return self._read(limit) or b""
+
+    def write(self, data: bytes) -> None:
+        """Write all of it."""
+        sent = self._write(data)
+        while sent is not None and sent < len(data):
+            data = data[sent:] if PY2 else memoryview(data)[sent:]  # type: ignore[assignment]
+            sent = self._write(data)
+
+    def write_frame(self, header: bytes, payload: bytes | memoryview) -> None:
+        """Write both, in one system call as far as the system takes them."""
+        if len(payload) < 16384 or self._writev_fd < 0:
+            self.write(b"".join((header, payload)))
+            return
+        sent = os.writev(self._writev_fd, (header, payload)) - len(header)
+        if sent < 0:  # not even the header
+            self.write(header[sent:])
+            sent = 0
+        if sent < len(payload):
+            self.write(memoryview(payload)[sent:])  # type: ignore[arg-type]
+
+    def can_write_now(self) -> bool:
+        """Whether a few KiB can be written without waiting."""
+        try:
+            import select
+
+            poll = select.poll()
+            poll.register(self.outfile.fileno(), select.POLLOUT)
+        except (ImportError, AttributeError, OSError, ValueError):
+            return True  # not a descriptor, or a system that can't tell
+        return bool(poll.poll(0))
+
+    def close_read(self) -> None:
+        """Close the file that is read."""
+        self.infile.close()
+
+    def close_write(self) -> None:
+        """Close the file that is written; the other side reads its end."""
+        self._writev_fd = -1
+        self.outfile.close()
+
+
+class FrameWriter(object):
+    """Puts whole frames on a stream, in the order in which they were handed in.
+
+    Any thread may call.  Who holds ``_lock`` writes, and sends along what others left in
+    ``_frames`` meanwhile.
+    """
+
+    def __init__(self, io: Stream, name: str) -> None:
+        self._io = io
+        self._name = name
+        self._lock = io.execmodel.Lock()
+        self._frames: deque[tuple[bytes, bytes | memoryview]] = deque()
+        self._flusher_runs = False
+        self._closing = False
+        self._error: str | None = None
+
+    def send(self, header: bytes, payload: bytes | memoryview) -> None:
+        """Write a frame; returns when the stream has taken it, OSError if it can't."""
+        self._check()
+        self._frames.append((header, payload))
+        with self._lock:
+            self._flush()
+        self._check()
+        self._flush_left_behind()
+
+    def post(self, header: bytes, payload: bytes | memoryview) -> None:
+        """Have a frame written soon; never waits.  For the receiver thread and finalizers."""
+        if self._error is None and not self._closing:
+            self._frames.append((header, payload))
+            self._flush_left_behind()
+
+    def close_soon(self) -> None:
+        """Close the stream behind the frames that are waiting; never waits."""
+        self._closing = True
+        self._flush_left_behind()
+
+    def fail(self, reason: str) -> None:
+        """Refuse all frames from now on, and forget those that are waiting."""
+        if self._error is None:
+            self._error = reason
+        self._frames.clear()
+
+    def _check(self) -> None:
+        if self._error is not None or self._closing:
+            raise OSError("cannot send (already closed?): %s" % (self._error or "it was ended"))
+
+    def _flush(self, may_wait: bool = True) -> bool:  # holds _lock
+        """Write the waiting frames; False if that has to wait and must not."""
+        while self._frames and self._error is None:
+            if not may_wait and not self._goes_without_waiting():
+                return False
+            try:
+                self._io.write_frame(*self._frames.popleft())
+            except (OSError, ValueError) as exc:  # ValueError: the file is closed
+                self.fail(str(exc))
+            except BaseException:
+                self.fail("interrupted in the middle of a frame")
+                raise
+        if self._closing and self._error is None:
+            self._error = "it was ended"
+            self._close()
+        return True
+
+    def _goes_without_waiting(self) -> bool:
+        header, payload = self._frames[0]
+        return len(header) + len(payload) <= 4096 and self._io.can_write_now()
+
+    def _close(self) -> None:
+        try:
+            self._io.close_write()
+        except (OSError, ValueError):
+            pass  # it is closed then
+
+    def _flush_left_behind(self) -> None:
+        """Write what was left while the lock was taken, or have the flusher wait for it.
+
+        Whoever holds the lock comes here after it, so failing to get it loses no frame.
+        """
+        while (self._frames or self._closing) and self._error is None:
+            if self._flusher_runs or not self._lock.acquire(False):
+                return
+            try:
+                flushed = self._flush(may_wait=False)
+                self._flusher_runs = not flushed
+            finally:
+                self._lock.release()
+            if not flushed:
+                self._start_flusher()
+                return
+
+    def _start_flusher(self) -> None:
+        try:
+            self._io.execmodel.start(self._run_flusher, (), "execnet-flusher-%s" % self._name)
+        except RuntimeError:  # the interpreter shuts down and starts no threads any more
+            self._flusher_runs = False
+
+    def _run_flusher(self) -> None:
+        with self._lock:
+            self._flusher_runs = False
+            self._flush()
+        self._flush_left_behind()
+
+
+# ---------------------------------------------------------------- channels
+
+NO_ENDMARKER_WANTED = object()
+ENDMARKER = object()
+
+
+class ChannelState(object):
+    """The states of a channel, what may be done in each, and how one leads to another."""
+
+    OPEN = "open"
+    SEND_ONLY = "send-only"  # the far side dropped it; its callback still takes items
+    RECEIVE_CLOSED = "receive-closed"  # the gateway's stream has ended
+    CLOSED = "closed"
+    DELETED = "deleted"
+
+    SENDS = frozenset([OPEN, SEND_ONLY])
+    RECEIVES = frozenset([OPEN])
+    TRANSITIONS = {
+        (OPEN, "close"): CLOSED,
+        (OPEN, "far_drop"): SEND_ONLY,
+        (OPEN, "stream_end"): RECEIVE_CLOSED,
+        (OPEN, "drop"): DELETED,
+        (SEND_ONLY, "close"): CLOSED,
+        (SEND_ONLY, "far_drop"): SEND_ONLY,
+        (SEND_ONLY, "stream_end"): RECEIVE_CLOSED,
+        (SEND_ONLY, "drop"): DELETED,
+        (RECEIVE_CLOSED, "close"): CLOSED,
+        (RECEIVE_CLOSED, "far_drop"): RECEIVE_CLOSED,
+        (RECEIVE_CLOSED, "stream_end"): RECEIVE_CLOSED,
+        (RECEIVE_CLOSED, "drop"): DELETED,
+        (CLOSED, "close"): CLOSED,
+        (CLOSED, "far_drop"): CLOSED,
+        (CLOSED, "stream_end"): CLOSED,
+        (CLOSED, "drop"): DELETED,
+    }
+
+
+class Channel(object):
+    """Carries items to code on the other side of a gateway, and back.
+
+    Any thread may call any method.  ``_lock`` guards the change from queue to callback.
+    """
+
+    RemoteError = RemoteError
+    TimeoutError = TimeoutError
+    _INTERNALWAKEUP = 1000  # nothing wakes up in between; programs look for the name
+    _executing = False
+
+    def __init__(self, gateway: Any, id: int, _factory: ChannelFactory | None = None) -> None:
+        self.gateway = gateway
+        self.id = id
+        self._factory: ChannelFactory = _factory or gateway._channelfactory
+        self._strconfig: StrConfig = getattr(gateway, "_strconfig", (True, False))
+        self._state = ChannelState.OPEN
+        self._lock = gateway.execmodel.Lock()
+        self._items: Any = gateway.execmodel.inbox()  # None once there is a callback
+        self._receiveclosed = gateway.execmodel.Event()
+        self._remoteerrors: list[BaseException] = []
+
+    def __repr__(self) -> str:
+        return "<Channel id=%d %s>" % (self.id, self._state)
+
+    def __del__(self) -> None:
+        if self.gateway is None or "_remoteerrors" not in self.__dict__:  # not fully made
+            return
+        state, self._state = self._state, ChannelState.DELETED
+        for error in self._remoteerrors:
+            if isinstance(error, RemoteError):
+                error.warn()
+        if state in ChannelState.SENDS:
+            receives = self._items is None and state == ChannelState.OPEN
+            code = Message.CHANNEL_LAST_MESSAGE if receives else Message.CHANNEL_CLOSE
+            try:
+                self._factory.post(code, self.id)
+            except Exception:  # the interpreter is being torn down, or the gateway is gone
+                pass
+
+    def _go(self, event: str) -> str:
+        """Do a transition and return the state that was left."""
+        before = self._state
+        self._state = ChannelState.TRANSITIONS[before, event]
+        if self._state not in ChannelState.RECEIVES and not self._receiveclosed.is_set():
+            items = self._items
+            if items is not None:
+                items.put(ENDMARKER)
+            self._receiveclosed.set()
+        return before
+
+    # sending
+
+    def send(self, item: Any) -> None:
+        """Send an item; returns when the stream has taken it, not when it was received.
+
+        item: None, bool, int, float, complex, str, bytes, a list, tuple, dict, set or
+        frozenset of these, or channels of this gateway anywhere in it.
+        Raises ``DumpError`` for anything else, OSError if the channel can't send any more.
+        """
+        if self._state not in ChannelState.SENDS:
+            raise OSError("cannot send to %r of %r" % (self, self.gateway))
+        self._factory.send_item(self.id, item)
+
+    def close(self, error: str | None = None) -> None:
+        """Close the channel on both sides; the far side gets ``error`` as a RemoteError.
+
+        Raises OSError within the code that the channel was made for: it is closed for it.
+        """
+        if self._executing:
+            raise OSError("cannot explicitly close channel within remotely executed code")
+        if self._go("close") in ChannelState.SENDS:
+            try:
+                if error is None:
+                    self.gateway._send(Message.CHANNEL_CLOSE, self.id)
+                else:
+                    data = dumps_internal(error)
+                    self.gateway._send(Message.CHANNEL_CLOSE_ERROR, self.id, data)
+            except OSError:  # the gateway is gone, so the far side is closed as well
+                pass
+        self._factory._no_longer_opened(self.id)
+
+    def isclosed(self) -> bool:
+        """Whether nothing can be sent or received any more, but for items in the queue."""
+        return self._state not in ChannelState.SENDS
+
+    # receiving
+
+    def receive(self, timeout: float | None = None) -> Any:
+        """Return the next item, waiting for it up to ``timeout`` seconds (None: for ever).
+
+        Raises ``TimeoutError``; when all items were taken and the other side closed the
+        channel, ``EOFError``, or the ``RemoteError`` that ended it; if the gateway was lost,
+        the error that says why; OSError if the channel has a callback.
+        """
+        items = self._items
+        if items is None:
+            raise OSError("cannot receive(), %r has a callback" % (self,))
+        try:
+            item = items.get(True, None if timeout is None else max(timeout, 0))
+        except self.gateway.execmodel.queue.Empty:
+            raise self.TimeoutError("no item after %r seconds from %r" % (timeout, self))
+        if item is ENDMARKER:
+            items.put(item)  # others may be waiting too
+            if self._items is not items:
+                raise OSError("cannot receive(), %r got a callback meanwhile" % (self,))
+            raise self._getremoteerror() or EOFError("%r has no more items" % (self,))
+        return item
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return self.receive()
+        except EOFError:
+            raise StopIteration
+
+    next = __next__
+
+    def waitclose(self, timeout: float | None = None) -> None:
+        """Wait up to ``timeout`` seconds until no more items can arrive.
+
+        Raises ``TimeoutError``, the ``RemoteError`` of the code on the other side, or the
+        error that says why the gateway was lost.
+        """
+        if not self._receiveclosed.wait(None if timeout is None else max(timeout, 0)):
+            raise self.TimeoutError("%r not closed after %r seconds" % (self, timeout))
+        error = self._getremoteerror()
+        if error is not None:
+            raise error
+
+    def _getremoteerror(self) -> BaseException | None:
+        """Take away and return what ended the channel; None if that was no error."""
+        try:
+            return self._remoteerrors.pop(0)
+        except IndexError:
+            error: BaseException | None = getattr(self.gateway, "_error", None)
+            return error
+
+    def setcallback(
+        self, callback: Callable[[Any], object], endmarker: Any = NO_ENDMARKER_WANTED
+    ) -> None:
+        """Have ``callback(item)`` called for every item, those in the queue at once.
+
+        callback: runs in the gateway's receiver thread; if it raises, the channel closes
+        and both sides get the error.  endmarker: passed to it once, behind the last item.
+        Raises OSError if there is a callback already.
+        """
+        items = self._items
+        entry = _Callback(callback, endmarker, self)
+        while items is not None:
+            with self._lock:
+                item = ENDMARKER
+                if self._items is None:
+                    break
+                if items.qsize():
+                    item = items.get()
+                if item is ENDMARKER:
+                    self._items = None
+                    if not self._receiveclosed.is_set():
+                        self._factory._callbacks[self.id] = entry
+                    items.put(ENDMARKER)  # for who is waiting in receive()
+            if item is ENDMARKER:
+                if self._receiveclosed.is_set():
+                    self._factory._no_longer_opened(self.id)
+                    entry.finish()
+                return
+            self._factory.call(self.id, entry, item)
+        raise OSError("%r has a callback already" % (self,))
+
+    def makefile(self, mode: str = "w", proxyclose: bool = False) -> ChannelFile:
+        """Return a file over this channel.
+
+        mode: "w" sends what is written, "r" reads the items' text one after the other.
+        proxyclose: closing the file closes the channel.  Other modes: ValueError.
+        """
+        if mode == "w":
+            return ChannelFileWrite(channel=self, proxyclose=proxyclose)
+        if mode == "r":
+            return ChannelFileRead(channel=self, proxyclose=proxyclose)
+        raise ValueError("mode %r is not available, it must be 'w' or 'r'" % (mode,))
+
+    def reconfigure(self, py2str_as_py3str: bool = True, py3str_as_py2str: bool = False) -> None:
+        """Set how strings between Python 2 and 3 are read, on both sides of this channel.
+
+        py2str_as_py3str: Python 2's str is read as text (latin-1) by Python 3, else as bytes.
+        py3str_as_py2str: Python 3's str is read as str (UTF-8) by Python 2, else as unicode.
+        """
+        self._strconfig = (py2str_as_py3str, py3str_as_py2str)
+        data = dumps_internal(self._strconfig)
+        self.gateway._send(Message.RECONFIGURE, self.id, data)
+
+
+_SAVERS[Channel] = _save_channel
+
+
+class _Callback(object):
+    """A channel's callback; outlives the channel object.  Called by one thread at a time."""
+
+    def __init__(self, callback: Callable[[Any], object], endmarker: Any, channel: Channel) -> None:
+        self._callback = callback
+        self._endmarker = endmarker
+        self._strconfig = channel._strconfig
+        self.gateway = channel.gateway
+
+    def __call__(self, item: Any) -> None:
+        self._callback(item)
+
+    def finish(self) -> None:
+        """Pass the endmarker, the first time."""
+        endmarker, self._endmarker = self._endmarker, NO_ENDMARKER_WANTED
+        if endmarker is not NO_ENDMARKER_WANTED:
+            self._callback(endmarker)
+
+
+class ChannelFactory(object):
+    """The channels of one gateway.
+
+    ``_channels`` is weak: a channel lives as long as somebody holds it.  ``_callbacks``
+    keeps those that still receive.  ``_lock`` guards the making of channels.
+    """
+
+    def __init__(self, gateway: Any, startcount: int = 1) -> None:
+        self._channels: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
+        self._callbacks: dict[int, _Callback] = {}
+        self._parts: dict[tuple[int, int], list[bytes]] = {}
+        self._item_numbers = itertools.count(1)
+        self._lock = gateway.execmodel.RLock()
+        self.gateway = gateway
+        self.count = startcount
+        self.finished = False
+        self.dumps = dumps_internal
+        self.post: Callable[..., None] = getattr(gateway, "_post", gateway._send)
+
+    def new(self, id: int | None = None) -> Channel:
+        """Return the channel with that id, a new one if it has to be made."""
+        with self._lock:
+            if self.finished:
+                raise OSError("connection already closed: %r" % (self.gateway,))
+            if id is None:
+                id = self.count
+                self.count += 2
+            channel = self._channels.get(id)
+            if channel is None:
+                channel = self._channels[id] = Channel(self.gateway, id, self)
+            return channel
+
+    def channels(self) -> list[Channel]:
+        """Return the channels that somebody holds."""
+        return list(self._channels.values())
+
+    def send_item(self, id: int, item: Any) -> None:
+        """Send an item over the channel with that id, a large one in pieces."""
+        data = self.dumps(item, self.gateway)
+        if len(data) <= PART_BYTES:
+            self.gateway._send(Message.CHANNEL_DATA, id, data)
+            return
+        number = next(self._item_numbers) & FOUR_BYTE_INT_MAX
+        view = data if PY2 else memoryview(data)
+        for start in range(0, len(data), PART_BYTES):
+            last = start + PART_BYTES >= len(data)
+            prefix = _PART.pack(number, last)
+            self.gateway._send_part(id, prefix, view[start : start + PART_BYTES])
+
+    # called in the receiver thread
+
+    def _local_receive_part(self, id: int, data: bytes) -> None:
+        number, last = _PART.unpack_from(data)
+        parts = self._parts.setdefault((id, number), [])
+        parts.append(data if PY2 else memoryview(data)[_PART.size :])  # type: ignore[arg-type]
+        if last:
+            del self._parts[id, number]
+            self._local_receive(id, b"".join(parts))
+
+    def _local_receive(self, id: int, data: bytes) -> None:
+        callback = self._callbacks.get(id)
+        channel = None if callback else self._channels.get(id)
+        owner: Any = callback or channel
+        if owner is None:
+            return  # it was closed or dropped here while the item was on its way
+        try:
+            item = load_item(data, owner, owner._strconfig)
+        except Exception as exc:
+            self._fail_channel(id, exc)
+            return
+        if channel is not None:
+            with channel._lock:
+                if channel._items is not None:
+                    if not channel._receiveclosed.is_set():
+                        channel._items.put(item)
+                    return
+            callback = self._callbacks.get(id)
+        if callback is not None:
+            self.call(id, callback, item)
+
+    def call(self, id: int, callback: _Callback, item: Any) -> None:
+        """Pass an item to a callback; what it raises closes the channel."""
+        try:
+            callback(item)
+        except Exception as exc:
+            self.gateway._trace("callback failed", id, exc)
+            self._fail_channel(id, exc)
+
+    def _fail_channel(self, id: int, exc: Exception) -> None:
+        text = geterrortext(exc)
+        self.post(Message.CHANNEL_CLOSE_ERROR, id, dumps_internal(text))
+        self._local_close(id, exc if isinstance(exc, LoadError) else RemoteError(text))
+
+    def _local_close(self, id: int, remoteerror: BaseException | None = None) -> None:
+        """Close a channel without telling the other side, which closed it or was told."""
+        channel = self._channels.get(id)
+        if channel is None:
+            if isinstance(remoteerror, RemoteError):
+                remoteerror.warn()
+        else:
+            if remoteerror is not None:
+                channel._remoteerrors.append(remoteerror)
+            channel._go("close")
+        self._no_longer_opened(id)
+
+    def _far_drop(self, id: int) -> None:
+        channel = self._channels.get(id)
+        if channel is not None:
+            channel._go("far_drop")
+        self._no_longer_opened(id, forget=False)
+
+    def _no_longer_opened(self, id: int, forget: bool = True) -> None:
+        """Forget a channel that gets no more items, and tell its callback."""
+        if forget:
+            self._channels.pop(id, None)
+        for key in [key for key in list(self._parts) if key[0] == id]:
+            self._parts.pop(key, None)
+        callback = self._callbacks.pop(id, None)
+        if callback is not None:
+            try:
+                callback.finish()
+            except Exception as exc:
+                self.gateway._trace("callback failed at the endmarker", id, exc)
+
+    def _finished_receiving(self) -> None:
+        """End all that waits for items: the stream has ended."""
+        with self._lock:
+            self.finished = True
+        for channel in self.channels():
+            channel._go("stream_end")
+            self._no_longer_opened(channel.id)
+        for id in list(self._callbacks):
+            self._no_longer_opened(id)
+
+
+class ChannelFile(object):
+    """A file over a channel; closing it closes the channel if ``proxyclose`` is true."""
+
+    def __init__(self, channel: Channel, proxyclose: bool = True) -> None:
+        self.channel = channel
+        self._proxyclose = proxyclose
+
+    def isatty(self) -> bool:
+        """A channel is no terminal."""
+        return False
+
+    def close(self) -> None:
+        """Close the channel, if that was asked for."""
+        if self._proxyclose:
+            self.channel.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.channel.isclosed() else "open"
+        return "<%s %s on channel %d>" % (self.__class__.__name__, state, self.channel.id)
+
+
+class ChannelFileWrite(ChannelFile):
+    """Sends what is written to it, an item per call."""
+
+    def write(self, out: Any) -> None:
+        """Send ``out`` as one item."""
+        self.channel.send(out)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+class ChannelFileRead(ChannelFile):
+    """Reads the items of a channel, all text or all bytes, as one text; "" at its end."""
+
+    def __init__(self, channel: Channel, proxyclose: bool = True) -> None:
+        super(ChannelFileRead, self).__init__(channel, proxyclose)
+        self._buffer: Any = None
+
+    def _fill(self) -> bool:
+        try:
+            item = self.channel.receive()
+        except EOFError:
+            return False
+        self._buffer = item if self._buffer is None else self._buffer + item
+        return True
+
+    def _take(self, size: int) -> Any:
+        if self._buffer is None:
+            return ""
+        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        return taken
+
+    def read(self, n: int) -> Any:
+        """Return ``n`` characters, fewer only at the end."""
+        while len(self._buffer or "") < n and self._fill():
+            pass
+        return self._take(n)
+
+    def readline(self) -> Any:
+        """Return the next line with its end, or what is left when there is none."""
+        searched = 0
+        while True:
+            buffer = self._buffer
+            if buffer:
+                newline = "\n" if isinstance(buffer, type("")) else b"\n"
+                end = buffer.find(newline, searched)
+                if end >= 0:
+                    return self._take(end + 1)
+                searched = len(buffer)
+            if not self._fill():
+                return self._take(searched)
+
+
+# ---------------------------------------------------------------- gateways
+
+
+def _on_status(message: Message, gateway: BaseGateway) -> None:
+    gateway._channelfactory.post(
+        Message.CHANNEL_DATA, message.channelid, dumps_internal(gateway._status())
+    )
+    gateway._channelfactory.post(Message.CHANNEL_CLOSE, message.channelid)
+
+
+def _on_reconfigure(message: Message, gateway: BaseGateway) -> None:
+    py2str_as_py3str, py3str_as_py2str = loads_internal(message.data)
+    strconfig = bool(py2str_as_py3str), bool(py3str_as_py2str)
+    if not message.channelid:
+        gateway._strconfig = strconfig
+        return
+    factory = gateway._channelfactory
+    for holder in factory._channels.get(message.channelid), factory._callbacks.get(message.channelid):
+        if holder is not None:
+            holder._strconfig = strconfig
+
+
+def _on_terminate(message: Message, gateway: BaseGateway) -> None:
+    raise GatewayReceivedTerminate(gateway.id)
+
+
+def _on_exec(message: Message, gateway: BaseGateway) -> None:
+    channel = gateway._channelfactory.new(message.channelid)
+    gateway._local_schedulexec(channel, loads_internal(message.data, gateway, (True, True)))
+
+
+def _on_data(message: Message, gateway: BaseGateway) -> None:
+    gateway._channelfactory._local_receive(message.channelid, message.data)
+
+
+def _on_data_part(message: Message, gateway: BaseGateway) -> None:
+    gateway._channelfactory._local_receive_part(message.channelid, message.data)
+
+
+def _on_close(message: Message, gateway: BaseGateway) -> None:
+    gateway._channelfactory._local_close(message.channelid)
+
+
+def _on_close_error(message: Message, gateway: BaseGateway) -> None:
+    error = RemoteError(loads_internal(message.data, gateway))
+    gateway._channelfactory._local_close(message.channelid, error)
+
+
+def _on_last_message(message: Message, gateway: BaseGateway) -> None:
+    gateway._channelfactory._far_drop(message.channelid)
+
+
+def _on_hello(message: Message, gateway: BaseGateway) -> None:
+    gateway._on_hello(loads_internal(message.data))
+
+
+Message._types.update(
+    enumerate(
+        [
+            ("STATUS", _on_status),
+            ("RECONFIGURE", _on_reconfigure),
+            ("GATEWAY_TERMINATE", _on_terminate),
+            ("CHANNEL_EXEC", _on_exec),
+            ("CHANNEL_DATA", _on_data),
+            ("CHANNEL_CLOSE", _on_close),
+            ("CHANNEL_CLOSE_ERROR", _on_close_error),
+            ("CHANNEL_LAST_MESSAGE", _on_last_message),
+            ("HELLO", _on_hello),
+            ("CHANNEL_DATA_PART", _on_data_part),
+        ]
+    )
+)
+
+
+class GatewayState(object):
+    """The states of a gateway: ``live`` until its stream ends, and ``closing`` from ``exit()``."""
+
+    STARTING = "starting"
+    LIVE = "live"
+    CLOSING = "closing"
+    CLOSED = "closed"  # ended as asked
+    LOST = "lost"  # ended otherwise
+
+    TRANSITIONS = {
+        (STARTING, "hello"): LIVE,
+        (STARTING, "exit"): CLOSING,
+        (STARTING, "end"): LOST,
+        (LIVE, "hello"): LIVE,
+        (LIVE, "exit"): CLOSING,
+        (LIVE, "end"): LOST,
+        (CLOSING, "hello"): CLOSING,
+        (CLOSING, "exit"): CLOSING,
+        (CLOSING, "end"): CLOSED,
+        (CLOSED, "exit"): CLOSED,
+        (LOST, "exit"): LOST,
+    }
+
+
+class BaseGateway(object):
+    """One end of a gateway: a stream, its receiver thread, and the channels over it."""
+
+    def __init__(self, io: Any, id: str, _startcount: int = 2) -> None:
+        self._io = io
+        self.id = id
+        self.execmodel: ExecModel = io.execmodel
+        self._strconfig: StrConfig = (True, False)
+        self._state = GatewayState.STARTING
+        self._error: BaseException | None = None
+        self._writer = FrameWriter(io, id)
+        self._receiver_ident: int | None = None
+        self._receiver_done = self.execmodel.Event()
+        self._channelfactory = ChannelFactory(self, _startcount)
+
+    def _trace(self, *msg: object) -> None:
+        trace(self.id, *msg)
+
+    def _go(self, event: str) -> None:
+        self._state = GatewayState.TRANSITIONS[self._state, event]
+
+    def _send(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
+        """Send a frame; in the receiver thread, which must go on reading, without waiting."""
+        header = _HEADER.pack(msgcode, channelid, len(data))
+        if get_ident() == self._receiver_ident:
+            self._writer.post(header, data)
+        else:
+            self._writer.send(header, data)
+
+    def _send_part(self, channelid: int, prefix: bytes, piece: bytes | memoryview) -> None:
+        size = len(prefix) + len(piece)
+        header = _HEADER.pack(Message.CHANNEL_DATA_PART, channelid, size) + prefix
+        if get_ident() == self._receiver_ident:
+            self._writer.post(header, piece)
+        else:
+            self._writer.send(header, piece)
+
+    def _post(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
+        """Have a frame sent soon; never waits and never fails."""
+        self._writer.post(_HEADER.pack(msgcode, channelid, len(data)), data)
+
+    def _status(self) -> dict[str, Any]:
+        """Return what a STATUS message is answered with."""
+        status = _describe_process()
+        status["numchannels"] = len(self._channelfactory._channels)
+        status["numexecuting"] = 0
+        status["execmodel"] = self.execmodel.backend
+        return status
+
+    def _on_hello(self, hello: dict[str, Any]) -> None:
+        self._go("hello")
+        if HAVE_FAST_CODEC and "fast" in hello["codecs"]:
+            self._channelfactory.dumps = dumps_fast
+
+    def _local_schedulexec(self, channel: Channel, sourcetask: Task) -> None:
+        channel.close("execution is not allowed on this side")
+
+    def newchannel(self) -> Channel:
+        """Return a new channel that nothing on the other side knows of yet."""
+        return self._channelfactory.new()
+
+    def hasreceiver(self) -> bool:
+        """Whether the receiver thread is running."""
+        return self._receiver_ident is not None and not self._receiver_done.is_set()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait up to ``timeout`` seconds until the receiver thread has ended."""
+        self._receiver_done.wait(timeout)
+
+    def _initreceive(self) -> None:
+        self.execmodel.start(self._run_receiver, (), "execnet-receiver-%s" % self.id)
+
+    def _run_receiver(self) -> None:
+        self._receiver_ident = get_ident()
+        try:
+            try:
+                self._receive_until_end()
+            except GatewayReceivedTerminate:
+                self._trace("received terminate")
+                self._go("exit")
+            except Exception as exc:  # whoever waits on a channel is told
+                self._trace("receiving failed", geterrortext(exc))
+                self._error = exc
+            self._on_stream_end()
+        finally:
+            self._receiver_done.set()
+
+    def _receive_until_end(self, data: bytes = b"") -> None:
+        """Act on all messages, beginning with those in ``data``; ends with an exception."""
+        decoder = FrameDecoder()
+        while True:
+            try:
+                for message in decoder.feed(data):
+                    message.received(self)
+            except (DataFormatError, ProtocolError, ValueError, TypeError, KeyError) as exc:
+                raise ProtocolError("%s sent what can't be understood: %s" % (self.id, exc))
+            data = self._read_some(max(decoder.missing, 65536))
+            if not data:
+                pending = decoder.pending()
+                raise EOFError("the stream ended" + (" within %r" % (pending,) if pending else ""))
+
+    def _read_some(self, limit: int) -> bytes:
+        try:
+            data: bytes = self._io.read_some(limit)
+        except (OSError, ValueError) as exc:  # ValueError: the file was closed
+            raise EOFError("reading failed: %s" % exc)
+        return data
+
+    def _on_stream_end(self) -> None:
+        self._writer.fail("the stream has ended")
+        self._go("end")
+        self._channelfactory._finished_receiving()
+        self._io.close_read()
+        self._writer._close()
+
+
+def _describe_process() -> dict[str, Any]:
+    return {
+        "executable": sys.executable,
+        "version_info": tuple(sys.version_info[:5]),
+        "platform": sys.platform,
+        "cwd": _getcwd(),
+        "pid": os.getpid(),
+    }
+
+
+def _getcwd() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # somebody removed it
+        return ""
+
+
+# ---------------------------------------------------------------- worker
+
+
+class WorkerGateway(BaseGateway):
+    """The worker's end: executes what arrives, and ends when its coordinator does."""
+
+    grace_s = 5.0  # how long an execution may take to end by itself, and once interrupted
+    busy_wait_s = 1.0  # how long a task waits for a main thread that is about to be free
+
+    def __init__(self, io: Any, id: str, _startcount: int = 2) -> None:
+        super(WorkerGateway, self).__init__(io, id, _startcount)
+        self._execpool = WorkerPool(self.execmodel, hasprimary=self.execmodel.has_main_thread)
+
+    def serve(self) -> None:
+        """Say hello, then execute tasks until the stream ends; the first in this thread."""
+        self._main_ident = get_ident()
+        hello = _describe_process()
+        hello["implementation"] = _implementation()
+        hello["codecs"] = CODECS
+        self._send(Message.HELLO, 0, dumps_internal(hello))
+        self._go("hello")
+        self._initreceive()
+        if self.execmodel.has_main_thread:
+            self._execpool.integrate_as_primary_thread()
+        self.join()
+
+    def _status(self) -> dict[str, Any]:
+        status = super(WorkerGateway, self)._status()
+        status["numexecuting"] = self._execpool.active_count()
+        return status
+
+    def _local_schedulexec(self, channel: Channel, sourcetask: Task) -> None:
+        self._trace("schedule execution on", channel)
+        task = (channel, sourcetask)
+        channel._executing = True
+        if self.execmodel.backend != "main_thread_only":
+            self._execpool.spawn(self.executetask, task)
+        elif self._execpool.try_spawn_primary(self.executetask, task) is None:
+            self.execmodel.start(self._await_primary, (task,), "execnet-await-main-thread")
+
+    def _await_primary(self, task: tuple[Channel, Task]) -> None:
+        """Execute a task if the main thread is free in a moment, else refuse it."""
+        import time
+
+        deadline = time.time() + self.busy_wait_s
+        while self._execpool.wait_primary_idle(max(0, deadline - time.time())):
+            if self._execpool.try_spawn_primary(self.executetask, task) is not None:
+                return  # else another one was faster
+        task[0]._executing = False
+        task[0].close(MAIN_THREAD_ONLY_DEADLOCK_TEXT)
+
+    def executetask(self, item: tuple[Channel, Task]) -> None:
+        """Execute ``(channel, (source, file name, function name, keyword arguments))``.
+
+        The channel is closed behind it, with the text of what it raised.
+        """
+        channel = item[0]
+        error = None
+        try:
+            self._execute(*item)
+        except KeyboardInterrupt:
+            error = INTERRUPT_TEXT
+        except BaseException as exc:
+            if not (isinstance(exc, EOFError) and channel.gateway._channelfactory.finished):
+                self._trace("execution failed", exc)
+                error = geterrortext(exc)
+        self._execpool.release_primary()
+        channel._executing = False
+        if error is None:
+            channel.close()
+        else:
+            channel.close(error)
+
+    def _execute(self, channel: Channel, task: Task) -> None:
+        source, file_name, call_name, kwargs = task
+        namespace: dict[str, Any] = {"channel": channel, "__name__": "__channelexec__"}
+        code = compile(source + "\n", file_name or "<remote exec>", "exec", 0, True)
+        if not file_name:
+            _remember_source(source)
+        exec(code, namespace)
+        if call_name:
+            namespace[call_name](channel, **(kwargs or {}))
+
+    def _on_stream_end(self) -> None:
+        """End what runs, then let the main thread go.
+
+        After an orderly end executions have ``grace_s`` to finish by themselves; when the
+        coordinator is gone there is nobody to finish for.
+        """
+        orderly = self._state == GatewayState.CLOSING
+        super(WorkerGateway, self)._on_stream_end()
+        self._execpool.trigger_shutdown()
+        if not (orderly and self._execpool.waitall(self.grace_s)):
+            _interrupt(self._main_ident)
+            if not self._execpool.waitall(self.grace_s):
+                self._trace("executions did not end, exiting")
+                os._exit(1)
+
+
+def _implementation() -> str:
+    return getattr(getattr(sys, "implementation", None), "name", "pypy" if ISPYPY else "cpython")
+
+
+def _remember_source(source: str) -> None:
+    """Let tracebacks show the lines of a source that has no file."""
+    linecache = sys.modules.get("linecache")
+    if linecache is not None:
+        lines = [line + "\n" for line in source.splitlines()]
+        linecache.cache["<remote exec>"] = (len(source), None, lines, "<remote exec>")
+
+
+def _interrupt(thread_ident: int) -> None:
+    """Raise KeyboardInterrupt in the main thread, also where it sleeps."""
+    import signal
+
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(thread_ident, signal.SIGINT)
+    elif not PY2:
+        import _thread
+
+        _thread.interrupt_main()
+
+
+# ---------------------------------------------------------------- boot
+
+
+def init_popen_io(execmodel: ExecModel) -> Popen2IO:
+    """Take over the descriptors 0 and 1 as a stream, and leave null devices in their place.
+
+    So nothing that the worker's code prints or reads can disturb the protocol.
+    """
+    reader, writer = _move_to_null(0, os.O_RDONLY), _move_to_null(1, os.O_WRONLY)
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.setmode(reader, os.O_BINARY)
+        msvcrt.setmode(writer, os.O_BINARY)
+    return Popen2IO(execmodel.fdopen(writer, "wb"), execmodel.fdopen(reader, "rb"), execmodel)
+
+
+def _move_to_null(fd: int, flags: int) -> int:
+    """Return a private duplicate of a descriptor, whose number leads nowhere from now on."""
+    moved = os.dup(fd)
+    if PY2 and sys.platform != "win32":  # Python 3 does so by itself
+        import fcntl
+
+        fcntl.fcntl(moved, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    null = os.open(os.devnull, flags)
+    os.dup2(null, fd)
+    os.close(null)
+    return moved
+
+
+def serve(io: Any, id: str, peer_codecs: Sequence[str] = ("classic",)) -> None:
+    """Be a worker: execute what arrives on ``io`` until it ends.
+
+    id: how the worker calls itself in traces.  peer_codecs: what the coordinator can read.
+    """
+    trace("creating workergateway on %r" % (io,))
+    gateway = WorkerGateway(io=io, id=id, _startcount=2)
+    if "fast" in peer_codecs and HAVE_FAST_CODEC:
+        gateway._channelfactory.dumps = dumps_fast
+    gateway.serve()
+
+
+def start_worker(
+    id: str,
+    marker: bytes,
+    execmodel: str,
+    codecs: Sequence[str],
+    chdir: str | None = None,
+    nice: int = 0,
+    env: Mapping[str, str] | None = None,
+) -> None:
+    """Become a worker on stdin and stdout, as the coordinator's first line asks for.
+
+    ``marker`` tells the coordinator where noise ends and frames begin.  What goes wrong in
+    the preparation is reported in place of a hello.
+    """
+    try:
+        os.environ.update(env or {})
+        if chdir is not None:
+            if not os.path.isdir(chdir):
+                os.makedirs(chdir)
+            os.chdir(chdir)
+        if nice:
+            os.nice(nice)
+        io = init_popen_io(get_execmodel(execmodel))
+    except Exception as exc:
+        io = init_popen_io(get_execmodel("thread"))
+        failed = dumps_internal({"error": geterrortext(exc)})
+        io.write(marker + _HEADER.pack(Message.HELLO, 0, len(failed)) + failed)
+        return
+    io.write(marker)
+    serve(io, id, codecs)

@@ -1,0 +1,125 @@
+"""A stream and a spec become a gateway: the first line, the marker, the hello.
+
+Start at ``bootstrap``.  What the far side does with the line is ``start_worker`` in
+``gateway_base``.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import gateway_base
+from .gateway import Gateway, describe_exit
+from .gateway_base import CODECS, GatewayState
+from .gateway_io import BootstrapError, HostNotFound
+
+if TYPE_CHECKING:
+    from .xspec import XSpec
+
+CONNECT_TIMEOUT_S = 60.0
+
+# Run by the worker's interpreter.  It imports from where the coordinator has it, and leaves
+# ``sys.path`` as it was.
+_BY_IMPORT = """\
+def boot(options):
+    import sys
+    path, sys.path = sys.path, [{folder!r}] + [entry for entry in sys.path if entry]
+    from execnet.gateway_base import start_worker
+    sys.path = path
+    start_worker(**options)
+boot({options!r})
+"""
+
+# The far side has nothing but a Python: what is sent is the module itself.
+_BY_SOURCE = """\
+def boot(source, options):
+    import sys
+    module = type(sys)("_execnet_gateway_base")
+    module.__file__ = {file_name!r}
+    sys.modules[module.__name__] = module
+    exec(compile(source, module.__file__, "exec"), module.__dict__)
+    module.start_worker(**options)
+boot({source!r}, {options!r})
+"""
+
+
+def first_line(spec: XSpec, marker: bytes) -> bytes:
+    """Return the line that makes an interpreter a worker."""
+    options = {
+        "id": f"{spec.id}-worker",
+        "marker": marker,
+        "execmodel": spec.execmodel,
+        "codecs": CODECS,
+        "chdir": spec.chdir,
+        "nice": int(spec.nice or 0),
+        "env": spec.env,
+    }
+    if spec.popen and not spec.python and not spec.via:
+        folder = str(Path(__file__).resolve().parent.parent)
+        code = _BY_IMPORT.format(folder=folder, options=options)
+    else:
+        file_name = gateway_base.__file__
+        source = Path(file_name).read_text(encoding="utf-8")
+        code = _BY_SOURCE.format(file_name=file_name, source=source, options=options)
+    return (ascii(code) + "\n").encode("ascii")
+
+
+def start(io: Any, spec: XSpec) -> Gateway:
+    """Send the first line and return the gateway at once; ``wait_ready`` comes next."""
+    token = secrets.token_hex(8).encode()
+    marker = b"\0execnet\0" + token + b"\n"
+    gateway = Gateway(io, spec, marker)
+    gateway._writer.post(first_line(spec, marker), b"")
+    return gateway
+
+
+def wait_ready(gateway: Gateway, deadline: float | None) -> None:
+    """Wait until the worker has said hello.
+
+    deadline: by ``time.monotonic()``; None waits for ever.  Raises ``BootstrapError`` if it
+    did not, with nothing left running.
+    """
+    try:
+        gateway._hello.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        if gateway._state == GatewayState.LIVE:
+            return
+        reason = _reason(gateway)
+    except BaseException:
+        abandon(gateway)
+        raise
+    abandon(gateway)
+    raise (HostNotFound if gateway.exitcode == 255 and gateway.spec.ssh else BootstrapError)(reason)
+
+
+def _reason(gateway: Gateway) -> str:
+    command = shlex.join(getattr(gateway._io, "args", []))
+    text = f"{gateway.id} could not be started by {command or gateway._io!r}: "
+    if "error" in gateway._hello_info:
+        text += f"the worker could not be prepared:\n{gateway._hello_info['error']}"
+    elif not gateway._hello.is_set():
+        text += "no answer in time"
+    else:
+        text += f"{describe_exit(gateway.exitcode)}: {gateway._error}"
+    if gateway.noise:
+        text += f"\nit said: {gateway.noise[-2000:].decode('utf-8', 'replace')}"
+    return text
+
+
+def abandon(gateway: Gateway) -> None:
+    """Kill a worker that was not got ready, and wait until it is gone."""
+    gateway._writer.fail("the gateway was abandoned")
+    gateway._io.kill()
+    gateway._io.wait()
+    gateway.join()
+
+
+def deadline_of(spec: XSpec) -> float | None:
+    """Return when a worker that is started now must have answered; None for never."""
+    timeout = CONNECT_TIMEOUT_S if spec.connect_timeout is None else float(spec.connect_timeout)
+    return time.monotonic() + timeout if timeout else None

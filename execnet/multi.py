@@ -1,0 +1,374 @@
+"""Groups: make gateways, find them, end them all.
+
+Start at ``Group``; its ``terminate`` is the promise that nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from . import gateway_bootstrap, gateway_io
+from .gateway import Gateway
+from .gateway_base import Channel, ExecModel, get_execmodel
+from .xspec import XSpec
+
+if TYPE_CHECKING:
+    import types
+
+NO_ENDMARKER_WANTED = object()
+
+
+class Group:
+    """Gateways that are made, used and ended together.
+
+    xspecs: specs of gateways to start at once.  execmodel: how both ends run things at once.
+    As a context manager it ends its gateways on the way out.  ``_lock`` guards the lists;
+    any thread may call.
+    """
+
+    defaultspec = "popen"
+
+    def __init__(
+        self, xspecs: Iterable[XSpec | str | None] = (), execmodel: str | ExecModel = "thread"
+    ) -> None:
+        self._gateways: list[Any] = []
+        self._gateways_to_join: list[Any] = []  # were told to exit, may not have ended yet
+        self._ids_starting: set[str] = set()
+        self._autoid = 0
+        self._lock = threading.RLock()
+        self.set_execmodel(execmodel)
+        atexit.register(self._cleanup_atexit)
+        self.makegateways(xspecs)
+
+    # execution models
+
+    @property
+    def execmodel(self) -> ExecModel:
+        """How this process runs things at once."""
+        return self._execmodel
+
+    @property
+    def remote_execmodel(self) -> ExecModel:
+        """How workers do, whose spec does not say."""
+        return self._remote_execmodel
+
+    def set_execmodel(
+        self, execmodel: str | ExecModel, remote_execmodel: str | ExecModel | None = None
+    ) -> None:
+        """Set the execution models of this process and of workers (None: the same).
+
+        Raises ValueError for an unknown one, and once the group has gateways.
+        """
+        if self._gateways:
+            raise ValueError(f"can't set the execution model, there are gateways: {self}")
+        remote = execmodel if remote_execmodel is None else remote_execmodel
+        self._execmodel, self._remote_execmodel = get_execmodel(execmodel), get_execmodel(remote)
+
+    # container
+
+    def __repr__(self) -> str:
+        return f"<Group {[gateway.id for gateway in self]!r}>"
+
+    def __len__(self) -> int:
+        return len(self._gateways)
+
+    def __iter__(self) -> Iterator[Gateway]:
+        return iter(list(self._gateways))
+
+    def __getitem__(self, key: int | str | Gateway) -> Gateway:
+        if isinstance(key, int):
+            gateway: Gateway = self._gateways[key]
+            return gateway
+        for gateway in self:
+            if gateway == key or gateway.id == key:
+                return gateway
+        raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            self[key]  # type: ignore[index]
+        except (KeyError, IndexError):
+            return False
+        return True
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.terminate(timeout=TERMINATE_S)
+
+    def _register(self, gateway: Any) -> None:
+        if not gateway.id:
+            raise ValueError(f"{gateway!r} has no id")
+        with self._lock:
+            if gateway.id in self:
+                raise ValueError(f"there is a gateway {gateway.id!r} already")
+            self._gateways.append(gateway)
+            gateway._group = self
+
+    def _unregister(self, gateway: Any) -> None:
+        with self._lock:
+            if gateway in self._gateways:
+                self._gateways.remove(gateway)
+                self._gateways_to_join.append(gateway)
+
+    # making
+
+    def allocate_id(self, spec: XSpec) -> None:
+        """Give a spec that has no id the next one: gw0, gw1, ...
+
+        Raises ValueError if a gateway of the group has the id of the spec.
+        """
+        with self._lock:
+            while spec.id is None:
+                id = f"gw{self._autoid}"
+                self._autoid += 1
+                if not self._is_taken(id):
+                    spec.id = id
+                    return
+            if self._is_taken(spec.id):
+                raise ValueError(f"there is a gateway {spec.id!r} already")
+
+    def _is_taken(self, id: str) -> bool:
+        return id in self or id in self._ids_starting
+
+    def makegateway(self, spec: XSpec | str | None = None) -> Gateway:
+        """Start a worker and return its gateway.
+
+        spec: where and how, a spec string or object; None or "" takes ``defaultspec``.
+        Raises ValueError for a spec that says no known place, or an id that is taken, and
+        ``BootstrapError`` for a worker that can't be started; nothing is left of it then.
+        """
+        return self.makegateways([spec])[0]
+
+    def makegateways(self, specs: Iterable[XSpec | str | None]) -> list[Gateway]:
+        """Start workers, all at once, and return their gateways in order.
+
+        specs and errors as in ``makegateway``; one that fails leaves none of them behind.
+        """
+        prepared = [self._prepare(spec) for spec in specs]
+        self._reserve(prepared)
+        started: list[Gateway] = []
+        try:
+            deadlines = []
+            for spec in prepared:
+                started.append(self._start(spec))
+                deadlines.append(gateway_bootstrap.deadline_of(spec))
+            for gateway, deadline in zip(started, deadlines, strict=True):
+                gateway_bootstrap.wait_ready(gateway, deadline)
+        except BaseException:
+            for gateway in started:
+                gateway._io.kill()
+            for gateway in started:
+                gateway_bootstrap.abandon(gateway)
+            raise
+        else:
+            for gateway in started:
+                self._register(gateway)
+        finally:
+            self._ids_starting.difference_update(spec.id for spec in prepared)
+        return started
+
+    def _prepare(self, spec: XSpec | str | None) -> XSpec:
+        spec = spec or self.defaultspec
+        if not isinstance(spec, XSpec):
+            spec = XSpec(spec)
+        if not spec.popen:
+            raise ValueError(f"no gateway type in spec {str(spec)!r}: it needs popen")
+        if spec.execmodel is None:
+            spec.execmodel = self.remote_execmodel.backend
+        get_execmodel(spec.execmodel)
+        return spec
+
+    def _reserve(self, specs: list[XSpec]) -> None:
+        """Give ids to specs that have none; two starts at once never get the same."""
+        with self._lock:
+            before = set(self._ids_starting)
+            try:
+                for spec in specs:
+                    self.allocate_id(spec)
+                    self._ids_starting.add(spec.id)
+            except ValueError:
+                self._ids_starting = before
+                raise
+
+    def _start(self, spec: XSpec) -> Gateway:
+        io = gateway_io.create_io(spec, self.execmodel)
+        return gateway_bootstrap.start(io, spec)
+
+    # using
+
+    def remote_exec(self, source: str | types.FunctionType | types.ModuleType, **kwargs: Any) -> MultiChannel:
+        """Execute code in all workers at once; arguments and errors as for a gateway's."""
+        return MultiChannel([gateway.remote_exec(source, **kwargs) for gateway in self])
+
+    # ending
+
+    def terminate(self, timeout: float | None = None) -> None:
+        """End all workers and wait until they are gone.
+
+        timeout: seconds that they have to end by themselves, all together; then they are
+        killed.  None waits as long as it takes; a worker takes some ten seconds at most.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._gateways or self._gateways_to_join:
+            with self._lock:
+                members = self._gateways + self._gateways_to_join
+                self._gateways_to_join = []
+            carriers = {getattr(gateway.spec, "via", None) for gateway in members} - {None}
+            last = [gateway for gateway in members if gateway.id in carriers]
+            self._end([gateway for gateway in members if gateway not in last], timeout, deadline)
+            self._end(last, timeout, deadline)
+            with self._lock:  # members of other kinds need not unregister themselves
+                self._gateways_to_join = [g for g in self._gateways_to_join if g not in members]
+                self._gateways = [g for g in self._gateways if g not in members]
+
+    def _end(self, members: list[Any], timeout: float | None, deadline: float | None) -> None:
+        own = [member for member in members if isinstance(member, Gateway)]
+        foreign = [member for member in members if not isinstance(member, Gateway)]
+        try:
+            for gateway in members:
+                gateway.exit()
+            for gateway in own:
+                if not _wait_ended(gateway, deadline):
+                    break
+        finally:  # also when Ctrl-C ends the waiting
+            for gateway in own:
+                gateway._io.kill()
+            for gateway in own:
+                gateway._io.wait()
+                gateway.join()
+        if foreign:
+            safe_terminate(self.execmodel, timeout, [_foreign_pair(member) for member in foreign])
+
+    def _cleanup_atexit(self) -> None:
+        self.terminate(timeout=ATEXIT_S)
+
+
+TERMINATE_S = 10.0  # for the end of a with statement
+ATEXIT_S = 1.0
+
+
+def _wait_ended(gateway: Gateway, deadline: float | None) -> bool:
+    """Wait for a worker's end until the deadline; whether it came to that."""
+    if deadline is None:
+        gateway._io.wait()
+        return True
+    return gateway._io.poll_until(deadline) is not None
+
+
+def _foreign_pair(member: Any) -> tuple[Callable[[], None], Callable[[], None]]:
+    def wait() -> None:
+        member.join()
+        member._io.wait()
+
+    return wait, getattr(member._io, "kill", lambda: None)
+
+
+def safe_terminate(
+    execmodel: ExecModel,
+    timeout: float | None,
+    list_of_paired_functions: list[tuple[Callable[[], object], Callable[[], object]]],
+) -> None:
+    """Call all termfuncs at once, and the killfunc of each that takes longer than timeout.
+
+    list_of_paired_functions: pairs (termfunc, killfunc).  Returns also if a killfunc blocks.
+    """
+    waiting = []
+    for termfunc, killfunc in list_of_paired_functions:
+        ended = execmodel.Event()
+        execmodel.start(_call_and_set, (termfunc, ended), "execnet-terminate")
+        waiting.append((ended, killfunc))
+    deadline = None if timeout is None else time.monotonic() + timeout
+    for ended, killfunc in waiting:
+        if not ended.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            killed = execmodel.Event()
+            execmodel.start(_call_and_set, (killfunc, killed), "execnet-kill")
+            killed.wait(KILL_S)
+            ended.wait(KILL_S)
+
+
+KILL_S = 0.2  # how long a killfunc may take before we go on without it
+
+
+def _call_and_set(func: Callable[[], object], done: Any) -> None:
+    try:
+        func()
+    finally:
+        done.set()
+
+
+class MultiChannel:
+    """Channels to several workers, used at once."""
+
+    def __init__(self, channels: Iterable[Channel]) -> None:
+        self._channels = list(channels)
+        self._queue: Any = None
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    def __iter__(self) -> Iterator[Channel]:
+        return iter(self._channels)
+
+    def __getitem__(self, key: int) -> Channel:
+        return self._channels[key]
+
+    def __contains__(self, channel: object) -> bool:
+        return channel in self._channels
+
+    def send_each(self, item: Any) -> None:
+        """Send an item over every channel."""
+        for channel in self._channels:
+            channel.send(item)
+
+    def receive_each(self, withchannel: bool = False) -> list[Any]:
+        """Return one item of every channel, in order; as (channel, item) if asked for."""
+        if withchannel:
+            return [(channel, channel.receive()) for channel in self._channels]
+        return [channel.receive() for channel in self._channels]
+
+    def make_receive_queue(self, endmarker: Any = NO_ENDMARKER_WANTED) -> Any:
+        """Return the queue that gets (channel, item) of every channel as they come.
+
+        endmarker: put as the item of a channel that has ended.
+        """
+        if self._queue is None and self._channels:
+            self._queue = self._channels[0].gateway.execmodel.queue.Queue()
+            for channel in self._channels:
+                put = partial(self._put, channel)
+                if endmarker is NO_ENDMARKER_WANTED:
+                    channel.setcallback(put)
+                else:
+                    channel.setcallback(put, endmarker=endmarker)
+        return self._queue
+
+    def _put(self, channel: Channel, item: Any) -> None:
+        self._queue.put((channel, item))
+
+    def waitclose(self) -> None:
+        """Wait until all channels are closed; then raise the first RemoteError of them."""
+        first = None
+        for channel in self._channels:
+            try:
+                channel.waitclose()
+            except channel.RemoteError as exc:
+                first = first or exc
+        if first is not None:
+            raise first
+
+
+default_group = Group()
+makegateway = default_group.makegateway
+set_execmodel = default_group.set_execmodel
