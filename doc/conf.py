@@ -1,0 +1,53 @@
+"""Sphinx configuration; ``tox -e docs`` builds the pages with warnings as errors."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import execnet  # the checkout's, also where another one is installed
+
+project = "execnet"
+author = "the execnet authors"
+project_copyright = author
+version = release = execnet.__version__
+
+extensions = ["sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+html_theme = "alabaster"
+html_theme_options = {"description": "Python interpreters, anywhere", "fixed_sidebar": True}
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints = "signature"
+
+RAISES = re.compile(r"^(Raises|Returns?) ")
+
+
+def arrange_arguments(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]):
+    """Make paragraphs of what docstrings say as ``argument: what it is`` and ``Raises ...``.
+
+    Such a part begins a line, or follows the one before it after two spaces; the rest of a long
+    one may be indented.
+    """
+    try:
+        parameters = list(inspect.signature(obj).parameters)
+    except (TypeError, ValueError):  # a property, or an exception without an ``__init__``
+        parameters = []
+    argument = re.compile(rf"(?:^|(?<=\S)  )({'|'.join(parameters) or '(?!)'}): ")
+    arranged: list[str] = []
+    follows = False  # whether an indented line goes on with a part
+    for line in lines:
+        starts = bool(argument.match(line) or RAISES.match(line))
+        follows = starts or (follows and line.startswith(" "))
+        text = argument.sub(r"\n\n**\1**: ", line.strip() if follows else line)
+        arranged += ["", *text.splitlines()] if starts else text.splitlines() or [""]
+    lines[:] = arranged
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", arrange_arguments)
