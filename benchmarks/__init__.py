@@ -1,0 +1,32 @@
+"""Benchmarks: this execnet beside its peers, measured in one run.
+
+    python -m benchmarks                        all, in about a quarter of an hour
+    python -m benchmarks roundtrip startup-one  some
+    python -m benchmarks --list                 what there is
+
+The peers: the released execnet 2.1.2, mitogen, rpyc, ``multiprocessing`` (method "spawn"; as
+``forkserver`` with that method), and the pipe without anything around it (``pipe-1m``: with
+kernel buffers of 1 MiB). The first run makes a virtual environment for each below
+``.benchmarks/``, for which it needs the network; with ``--offline`` nothing is installed and the
+peers that are missing are skipped.
+
+How it measures
+    Each figure comes from a process of its own, with an environment of a few named variables,
+    in an empty folder.
+    The peers take turns, in several rounds (A B C A B C ...). Round trips run on one core.
+    ``ours`` is imported from the folder that this package stands in; a first run that does not
+    count leaves its ``.pyc`` files.
+
+How to read the table
+    ``median`` is the median over the rounds of each round's median; ``p99`` likewise, of the time
+    that 99 of 100 round trips did not exceed. "ours is 4.00 times as fast" is the median of the
+    rounds' ratios; below 1 ours is slower. Whether more or less is better is beside the unit.
+    A peer that failed, or could not be installed, has a row that says why; the exit status is 1
+    when one failed. The same, with each round's figures, is written as JSON (``--json``).
+    Compare ratios, and figures of one run. Figures of different runs or machines say little.
+
+Where to start reading
+    ``_catalog`` has the tables of benchmarks and peers and says how to add to them, ``_rounds``
+    takes the turns, ``programs/`` holds what is run: a small script per peer and kind of
+    measurement. Standard library only; POSIX only.
+"""

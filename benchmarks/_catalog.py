@@ -1,0 +1,172 @@
+"""What is measured, and with whom: two tables, ``BENCHMARKS`` and ``PEERS``.
+
+A peer takes part in a benchmark when there is a program for both in the folder ``programs``:
+``FAMILY_PROGRAM.py``. So a new peer is a row in ``PEERS`` and a few small programs, and a new
+benchmark a row in ``BENCHMARKS`` and a program for each family that can do it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+PROGRAMS = Path(__file__).resolve().parent / "programs"
+OURS = "ours"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Something that is measured, ours included."""
+
+    name: str
+    family: str  # the prefix of its programs; peers of one family run the same ones
+    requirement: str | None = None  # what pip installs for it; None: the standard library does
+    from_tree: bool = False  # imported from the folder that this package stands in
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One figure of each peer."""
+
+    name: str
+    title: str
+    program: str
+    arguments: tuple[str, ...]
+    unit: str
+    more_is_better: bool = False
+    tail: bool = False  # the 99th percentile is told too: there are enough samples for one
+    pinned: bool = False  # to one core
+    families: tuple[str, ...] | None = None  # None: all that have the program
+
+    def program_for(self, peer: Peer) -> Path | None:
+        """Return the script with which ``peer`` takes part, None when it does not."""
+        if self.families is not None and peer.family not in self.families:
+            return None
+        script = PROGRAMS / f"{peer.family}_{self.program}.py"
+        return script if script.exists() else None
+
+
+PEERS = (
+    Peer(OURS, "execnet", from_tree=True),
+    Peer("execnet-2.1.2", "execnet", "execnet==2.1.2"),
+    Peer("mitogen", "mitogen", "mitogen==0.3.54"),
+    Peer("rpyc", "rpyc", "rpyc==6.0.2"),
+    Peer("multiprocessing", "multiprocessing"),
+    Peer("forkserver", "forkserver"),
+    Peer("pipe", "pipe"),
+    Peer("pipe-1m", "pipe1m"),
+)
+
+
+def _startup(name: str, title: str, how: str, *families: str) -> Benchmark:
+    return Benchmark(name, title, "startup", (how,), "ms", families=families or None)
+
+
+def _round_trip(kind: str, title: str) -> Benchmark:
+    name, title = f"roundtrip-{kind}", f"round trip of {title}"
+    return Benchmark(name, title, "roundtrip", (kind,), "µs", tail=True, pinned=True)
+
+
+def _one_way(direction: str, kind: str, how: str) -> Benchmark:
+    where = "to the worker" if direction == "send" else "from the worker"
+    return Benchmark(
+        f"oneway-{direction}-{kind}-{how}",
+        f"100,000 small items ({kind}) {where}, taken by {how}",
+        "oneway",
+        (direction, kind, how),
+        "thousand/s",
+        more_is_better=True,
+        families=("execnet",) if how == "callback" else None,
+    )
+
+
+def _bulk(direction: str, size: str, title: str) -> Benchmark:
+    where = "to the worker" if direction == "send" else "from the worker"
+    return Benchmark(
+        f"bulk-{direction}-{size}",
+        f"bytes of {title} {where}",
+        "bulk",
+        (direction, size),
+        "MB/s",
+        more_is_better=True,
+    )
+
+
+def _serializer(function: str, shape: str, title: str) -> Benchmark:
+    name, title = f"{function}-{shape}", f"{function} of {title}"
+    return Benchmark(name, title, "serializer", (function, shape), "ms")
+
+
+_DIRECTIONS = ("send", "collect")
+_SIZES = {"64k": "64 KiB", "1m": "1 MiB", "64m": "64 MiB"}
+_SHAPES = {
+    "ints": "a list of 100,000 ints",
+    "dicts": "a list of 10,000 small dicts",
+    "reports": "a test report, 2,000 times",
+    "nested": "a nested structure of all types",
+}
+
+BENCHMARKS = (
+    Benchmark("import", "import in the coordinator", "import", (), "ms"),
+    Benchmark("import-names", "import of the names in use", "names", (), "ms"),
+    Benchmark("startup-first", "import and one popen gateway to its answer", "first", (), "ms"),
+    _startup("startup-one", "one more popen gateway to its first answer", "one"),
+    _startup("startup-many", "32 popen gateways in one group to all their answers", "many"),
+    _startup("startup-threads", "the same, from 32 threads", "threads", "execnet"),
+    _round_trip("int", "an int"),
+    _round_trip("nested", "a nested item of 2,400 values"),
+    *(
+        _one_way(direction, kind, how)
+        for direction in _DIRECTIONS
+        for kind in ("int", "dict")
+        for how in ("receive", "callback")
+    ),
+    *(_bulk(direction, *size) for direction in _DIRECTIONS for size in _SIZES.items()),
+    *(
+        _serializer(function, *shape)
+        for function in ("dumps", "loads")
+        for shape in _SHAPES.items()
+    ),
+)
+
+
+class UnknownName(ValueError):
+    """No benchmark or peer is called that; the text lists those that there are."""
+
+
+def benchmarks_named(words: Iterable[str]) -> list[Benchmark]:
+    """Return the benchmarks that ``words`` name, in the table's order; all when there are none.
+
+    A word is a name, the first parts of names (``oneway-send``), or either as a pattern
+    (``*-64k``, ``oneway-*-int``).
+    Raises UnknownName for a word that names none.
+    """
+    words = list(words)
+    wanted: set[str] = set()
+    for word in words:
+        found = [benchmark.name for benchmark in BENCHMARKS if _names(word, benchmark.name)]
+        if not found:
+            known = "\n  ".join(benchmark.name for benchmark in BENCHMARKS)
+            raise UnknownName(f"no benchmark is named {word!r}; there are:\n  {known}")
+        wanted.update(found)
+    return [benchmark for benchmark in BENCHMARKS if benchmark.name in wanted or not words]
+
+
+def _names(word: str, name: str) -> bool:
+    return fnmatchcase(name, word) or fnmatchcase(name, f"{word}-*")
+
+
+def peers_named(words: Iterable[str] | None) -> list[Peer]:
+    """Return ours and the peers with these names, in the table's order; all peers for None.
+
+    Raises UnknownName for a name that no peer has.
+    """
+    if words is None:
+        return list(PEERS)
+    known = {peer.name for peer in PEERS}
+    words = set(words)
+    for word in sorted(words - known):
+        raise UnknownName(f"no peer is named {word!r}; there are: {', '.join(sorted(known))}")
+    return [peer for peer in PEERS if peer.name in words or peer.name == OURS]

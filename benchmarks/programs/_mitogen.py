@@ -1,0 +1,24 @@
+"""Mitogen's broker and router, and interpreters that they start on this machine."""
+
+from __future__ import annotations
+
+import sys
+
+import mitogen.core
+import mitogen.master
+
+
+class Router:
+    """What a mitogen program sets up once; ``stop`` ends all that was started through it."""
+
+    def __init__(self) -> None:
+        self.broker = mitogen.master.Broker()
+        self.router = mitogen.master.Router(self.broker)
+
+    def start(self) -> mitogen.core.Context:
+        """Return the context of a new interpreter, of the kind that runs this."""
+        return self.router.local(python_path=sys.executable)
+
+    def stop(self) -> None:
+        self.broker.shutdown()
+        self.broker.join()

@@ -1,0 +1,58 @@
+"""Large ``bytes`` one way through a popen gateway, in megabytes a second.
+
+Arguments: ``send`` (to the worker) or ``collect`` (from it); the size of one item.
+"""
+
+from __future__ import annotations
+
+import _items
+from _measure import Result, Scaled, main, megabytes_per_second, time_each
+
+import execnet
+
+TAKE = """
+    for count in channel:
+        channel.send(sum(len(channel.receive()) for _ in range(count)))
+    """
+
+GIVE = """
+    data = b"x" * channel.receive()
+    channel.send("ready")
+    for count in channel:
+        for _ in range(count):
+            channel.send(data)
+    """
+
+
+def measure(scaled: Scaled, direction: str, size: str) -> Result:
+    size_bytes = _items.BULK_BYTES[size]
+    count = scaled(_items.BULK_TOTAL_BYTES // size_bytes)
+    group = execnet.Group(["popen"])
+
+    if direction == "send":
+        channel = group[0].remote_exec(TAKE)
+        data = b"x" * size_bytes
+
+        def pass_all() -> int:
+            channel.send(count)
+            for _ in range(count):
+                channel.send(data)
+            return channel.receive()
+    else:
+        channel = group[0].remote_exec(GIVE)
+        channel.send(size_bytes)
+        channel.receive()
+
+        def pass_all() -> int:
+            channel.send(count)
+            return sum(len(channel.receive()) for _ in range(count))
+
+    if pass_all() != count * size_bytes:
+        raise ValueError("not all bytes arrived")
+    samples = time_each(pass_all, _items.BULK_SAMPLES)
+    group.terminate(5)
+    return megabytes_per_second(count * size_bytes, samples)
+
+
+if __name__ == "__main__":
+    main(measure)
