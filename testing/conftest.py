@@ -1,0 +1,106 @@
+"""Fixtures of several test files. Start at ``nothing_is_left``, which watches every test."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import platform
+import warnings
+from collections.abc import Callable, Generator, Iterator
+
+import pytest
+from hypothesis import settings
+from tools import Resources, missing
+
+from execnet import Gateway, Group, XSpec
+from execnet.gateway_base import ExecModel, get_execmodel
+
+MakeGateway = Callable[..., Gateway]
+
+GREENLET_MODELS = ("gevent", "eventlet")
+EXECMODELS = ("thread", "main_thread_only", *GREENLET_MODELS)
+FAILED = pytest.StashKey[bool]()
+
+# A slow machine is no defect, and what fails must fail everywhere and each time.
+settings.register_profile("execnet", deadline=None, derandomize=True, database=None)
+settings.register_profile("search", deadline=None, max_examples=5000)  # --hypothesis-profile
+settings.load_profile("execnet")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Once it is loaded, eventlet warns of every fork, gevent's subprocesses included.
+    config.addinivalue_line("filterwarnings", r"ignore:Using fork\(\) is a bad:DeprecationWarning")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test leaves behind no thread, no descriptor and no process that it made."""
+    model = getattr(request.node, "callspec", None) and request.node.callspec.params.get(
+        "execmodel"
+    )
+    if model in GREENLET_MODELS:
+        start_hub(model)
+    before = Resources.now()
+    yield
+    if not request.node.stash.get(FAILED, False):  # its traceback keeps things alive
+        before.assert_nothing_new()
+
+
+@functools.cache
+def start_hub(model: str) -> None:
+    """Have a greenlet library open the descriptors that it keeps for the rest of its life."""
+    if importable(model):
+        execmodel = get_execmodel(model)
+        execmodel.sleep(0.001)
+        execmodel.subprocess.Popen(["true"]).wait()
+
+
+@functools.cache
+def importable(module: str) -> bool:
+    """Whether a library is there; a broken one counts as missing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            return False
+    return True
+
+
+@pytest.fixture(params=EXECMODELS)
+def execmodel(request: pytest.FixtureRequest) -> ExecModel:
+    """Each of the four execution models in turn."""
+    model: str = request.param
+    if model in GREENLET_MODELS and not importable(model):
+        if platform.python_implementation() != "CPython":
+            pytest.skip(f"{model} is tested on CPython")
+        missing(f"{model} can't be imported")
+    return get_execmodel(model)
+
+
+@pytest.fixture
+def group(nothing_is_left: None) -> Iterator[Group]:
+    """A group of its own; what is in it at the end is terminated, and has to go."""
+    group = Group()
+    yield group
+    group.terminate(timeout=5.0)
+
+
+@pytest.fixture
+def makegateway(group: Group) -> MakeGateway:
+    """Return a function that starts a worker in ``group``; a popen one if no spec is given."""
+
+    def makegateway(spec: XSpec | str = "popen") -> Gateway:
+        return group.makegateway(spec)
+
+    return makegateway

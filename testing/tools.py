@@ -1,0 +1,315 @@
+"""What tests of several modules need: waiting, Pythons, subprocesses, leaks.
+
+The fixtures made of it are in ``conftest.py``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import pytest
+
+import execnet
+from execnet.gateway_base import ChannelFactory, ExecModel, get_execmodel
+
+T = TypeVar("T")
+
+# The folder that ``import execnet`` takes it from, for processes that tests start.
+SOURCE = Path(execnet.__file__).resolve().parent.parent
+
+
+def wait_until(
+    condition: Callable[[], T],
+    timeout_s: float = 10.0,
+    sleep: Callable[[float], object] = time.sleep,
+) -> T:
+    """Return the condition's value as soon as it is true; fail after ``timeout_s`` seconds.
+
+    sleep: that of an execution model whose greenlets have to run meanwhile.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"still not so after {timeout_s} seconds: {condition!r}")
+        sleep(0.005)
+    return value
+
+
+def missing(reason: str) -> NoReturn:
+    """Report a tool that is not there: CI has to have it, others may do without."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"missing in CI: {reason}")
+    pytest.skip(reason)
+
+
+# Pythons
+
+
+class Interpreter(NamedTuple):
+    """A Python on this machine; ``implementation`` is "cpython" or "pypy"."""
+
+    version: tuple[int, int, int]
+    implementation: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.implementation}{self.version[0]}.{self.version[1]}"
+
+
+_PROBE = """
+import sys
+kind = "pypy" if hasattr(sys, "pypy_version_info") else "cpython"
+print("%d %d %d %s %s" % (tuple(sys.version_info[:3]) + (kind, sys.executable)))
+"""
+
+
+@functools.cache
+def interpreters() -> tuple[Interpreter, ...]:
+    """Return the Pythons of this machine, each installation once, the oldest first.
+
+    Those in EXECNET_TEST_PYTHONS (separated as in PATH; each of them must run), those that
+    pyenv has, those in PATH, and the one that runs the tests.
+    """
+    demanded = [
+        path for path in os.environ.get("EXECNET_TEST_PYTHONS", "").split(os.pathsep) if path
+    ]
+    candidates = [*demanded, *_pyenv_pythons(), *_pythons_in_path(), sys.executable]
+    probes = [(path, _start_probe(path)) for path in dict.fromkeys(candidates)]
+    found: dict[str, Interpreter] = {}
+    for path, probe in probes:
+        interpreter = _finish_probe(probe)
+        if interpreter is not None:
+            found.setdefault(os.path.realpath(interpreter.path), interpreter)
+        elif path in demanded:
+            pytest.fail(f"EXECNET_TEST_PYTHONS has {path!r}, which is no Python that runs")
+    return tuple(sorted(found.values()))
+
+
+def _pyenv_root() -> Path:
+    return Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+
+
+def _pyenv_pythons() -> list[str]:
+    return [str(path) for path in sorted(_pyenv_root().glob("versions/*/bin/python"))]
+
+
+def _pythons_in_path() -> Iterator[str]:
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        if folder and not Path(folder).is_relative_to(_pyenv_root()) and os.path.isdir(folder):
+            for name in sorted(os.listdir(folder)):
+                if re.fullmatch(r"(python|pypy)(\d(\.\d+)?)?(\.exe)?", name):
+                    yield os.path.join(folder, name)
+
+
+def _start_probe(path: str) -> subprocess.Popen[str] | None:
+    try:
+        return subprocess.Popen(
+            [path, "-c", _PROBE],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+    except OSError:
+        return None
+
+
+def _finish_probe(probe: subprocess.Popen[str] | None) -> Interpreter | None:
+    if probe is None:
+        return None
+    try:
+        output, _ = probe.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        probe.kill()
+        probe.communicate()
+        return None
+    if probe.returncode != 0:
+        return None
+    major, minor, micro, implementation, path = output.strip().split(" ", 4)
+    return Interpreter((int(major), int(minor), int(micro)), implementation, path)
+
+
+def find_python(version: str) -> str:
+    """Return the path of a Python like "3.12" or "pypy3.10", or skip the test.
+
+    It skips in CI as well: which Pythons there are is up to the machine.
+    """
+    wanted = version if version.startswith("pypy") else f"cpython{version}"
+    for interpreter in reversed(interpreters()):  # the newest of that version
+        if str(interpreter) == wanted:
+            return interpreter.path
+    pytest.skip(f"no {wanted} here: put its path into EXECNET_TEST_PYTHONS")
+
+
+# Subprocesses
+
+
+def clean_environment(**variables: str) -> dict[str, str]:
+    """Return an environment in which ``import execnet`` gives what is tested here.
+
+    What would change the output of a Python program or of execnet is not in it.
+    """
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "EXECNET_", "COV_"))
+    }
+    return environment | {"PYTHONPATH": str(SOURCE)} | variables
+
+
+def run_python(
+    code: str, *args: str, python: str = sys.executable, timeout_s: float = 60.0, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, in ``clean_environment(**variables)``."""
+    return run([python, "-c", code, *args], timeout_s=timeout_s, **variables)
+
+
+def run(
+    command: Sequence[str], stdin: str = "", timeout_s: float = 60.0, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, in ``clean_environment(**variables)``."""
+    environment = clean_environment(**variables)
+    return subprocess.run(
+        command, input=stdin, capture_output=True, text=True, timeout=timeout_s, env=environment
+    )
+
+
+# Leaks
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What this process has; of descriptors and children it knows only with Linux's /proc."""
+
+    threads: frozenset[threading.Thread]
+    descriptors: frozenset[tuple[int, str]]
+    children: frozenset[int]
+
+    @classmethod
+    def now(cls) -> Resources:
+        """Return what there is at this moment."""
+        return cls(
+            frozenset(threading.enumerate()), frozenset(_descriptors()), frozenset(_children())
+        )
+
+    def new(self) -> list[str]:
+        """Return in words what has come since and is still there; zombies count."""
+        now = Resources.now()
+        words = [f"thread {thread.name!r}" for thread in now.threads - self.threads]
+        words += [
+            f"descriptor {fd} -> {to}" for fd, to in sorted(now.descriptors - self.descriptors)
+        ]
+        words += [
+            f"process {pid} ({_command(pid)})" for pid in sorted(now.children - self.children)
+        ]
+        return words
+
+    def assert_nothing_new(self, timeout_s: float = 5.0) -> None:
+        """Fail unless all that has come since is gone, at once or soon."""
+        deadline = time.monotonic() + timeout_s
+        while left := self.new():
+            if time.monotonic() > deadline:
+                pytest.fail("left behind: " + ", ".join(left), pytrace=False)
+            time.sleep(0.005)
+
+
+def _descriptors() -> Iterator[tuple[int, str]]:
+    folder = "/proc/self/fd"
+    if not os.path.isdir(folder):
+        return
+    for name in os.listdir(folder):
+        try:
+            target = os.readlink(f"{folder}/{name}")
+        except OSError:  # the one that listed the folder
+            continue
+        yield int(name), target
+
+
+def _children() -> Iterator[int]:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except (ChildProcessError, AttributeError):  # none at all, as nearly always; or Windows
+        return
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = path.read_bytes().rpartition(b") ")[2].split()[1]
+        except (OSError, IndexError):  # it has gone meanwhile
+            continue
+        if int(parent) == os.getpid():
+            yield int(path.parent.name)
+
+
+def _command(pid: int) -> str:
+    try:
+        return (
+            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:80] or "zombie"
+        )
+    except OSError:
+        return "gone"
+
+
+# At once
+
+
+class Task:
+    """A function that runs beside the test, in a thread or a greenlet of the execution model."""
+
+    def __init__(self, execmodel: ExecModel, func: Callable[..., Any], *args: Any) -> None:
+        self._ended = execmodel.Event()
+        self._call = func, args
+        self._outcome: Any = None
+        execmodel.start(self._run)
+
+    def _run(self) -> None:
+        func, args = self._call
+        try:
+            self._outcome = func(*args)
+        except BaseException as error:
+            self._outcome = error
+        self._ended.set()
+
+    def result(self) -> Any:
+        """Return what the function returned; raise what it raised."""
+        assert self._ended.wait(5), "it still runs"
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        return self._outcome
+
+
+# Stand-ins
+
+
+class LonelyGateway:
+    """Offers what a channel factory asks of a gateway, and keeps what would be sent."""
+
+    def __init__(self, execmodel: ExecModel | None = None) -> None:
+        self.execmodel = execmodel or get_execmodel("thread")
+        self.sent: list[tuple[int, int, bytes]] = []
+        self._channelfactory = ChannelFactory(self)
+
+    def _send(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
+        self.sent.append((msgcode, channelid, data))
+
+    def _trace(self, *msg: Any) -> None:
+        pass
+
+
+class Trickle:
+    """A stream that gives a byte at a time; it has nothing but ``read``."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = BytesIO(data)
+
+    def read(self, size: int) -> bytes:
+        return self._data.read(min(size, 1))
