@@ -1,0 +1,71 @@
+"""What came of a synchronisation: ``Result`` for all targets, ``TargetResult`` for one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .gateway_base import ExecnetError
+
+
+class RSyncError(ExecnetError, OSError):
+    """A target, or the source of a pull, could not go on; the text says which and why."""
+
+
+class Progress(Protocol):
+    """What ``progress=`` takes.  Called in the thread that called ``send`` or ``pull``."""
+
+    def __call__(self, total: int, done: int, current: str, /) -> object:
+        """Take how many bytes there are to do, as far as is known, and how many are done.
+
+        current: the path of the file that is being sent, below the source.
+        """
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something that was left out, and why; the path is relative to the source."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class TargetResult:
+    """What one target got.
+
+    Entries are counted once: ``files_sent`` had content sent, in whole or in part;
+    ``settled`` only had a mode, a time or a hard link set; ``unchanged`` were as they should
+    be.  ``bytes_sent`` counts content that travelled.  A dry run fills ``planned`` with what it
+    would send or make, and ``planned_deletions``.
+    """
+
+    gateway: Any
+    destdir: str
+    files_sent: int = 0
+    bytes_sent: int = 0
+    settled: int = 0
+    unchanged: int = 0
+    deleted: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+    planned: list[str] = field(default_factory=list)
+    planned_deletions: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    error: BaseException | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is there: no error, nothing skipped."""
+        return self.error is None and not self.skipped
+
+
+@dataclass
+class Result:
+    """What all targets got, in the order in which they were added."""
+
+    targets: list[TargetResult]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is everywhere."""
+        return all(target.ok for target in self.targets)

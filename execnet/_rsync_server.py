@@ -1,0 +1,39 @@
+# ruff: noqa: UP
+"""The far half of ``RSync.pull``: offers a tree to the coordinator, which is the target.
+
+This file is shipped, after the other modules that say so; see ``_rsync_pull``.
+"""
+
+from __future__ import annotations
+
+from . import _rsync_wire as wire
+from ._rsync_pump import Pump
+from ._rsync_tree import Tree
+from ._rsync_watcher import TargetFailed, Watcher
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def serve(channel: Any) -> None:
+    """Offer what the next item names; say what it is, or (None, errno, reason), and serve it."""
+    remarks: Any = []
+    try:
+        tree = Tree(channel.receive(), None, lambda path, reason: remarks.append((path, reason)))
+    except OSError as exc:
+        channel.send((None, exc.errno or 0, wire.reason_of(exc)))
+        return
+    channel.send((tree.root_entry, wire.usable_hashes()))
+    walk = tree.walk()
+
+    def supply() -> Any:
+        step = next(walk)
+        while remarks:
+            channel.send((wire.REMARK,) + remarks.pop(0))
+        return step
+
+    try:
+        Pump(tree, supply, channel.send, channel.receive, Watcher()).run()
+    except (TargetFailed, EOFError):
+        pass  # the target knows why it ended

@@ -1,0 +1,358 @@
+# ruff: noqa: B904, RUF005, UP
+"""What a source has to offer: a walk of its tree, and its files' content.
+
+This file is shipped for ``RSync.pull`` too: it keeps to what Python 2.7 and today's Python
+both accept.  One ``Tree`` is walked once and serves any number of targets: an entry's id is
+its place in the order of the walk, for all of them.  Start reading at ``Tree.walk``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import threading
+from array import array
+from collections import deque
+
+from ._rsync_links import SEP, Links
+from ._rsync_wire import (
+    COMPLETE,
+    DIRECTORY,
+    FILE,
+    HARDLINK,
+    INCOMPLETE,
+    LEADER,
+    LIST,
+    LIST_END,
+    MORE,
+    ROOTED,
+    SMALL_MAX,
+    SYMLINK,
+    pack_numbers,
+    reason_of,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+LIST_BYTES = 64 * 1024  # of announcements that go in one message
+UNIT_ENTRIES = 2000  # of a directory in one unit
+CACHE_BYTES = 16 * 1024 * 1024  # of small files that other targets may ask for soon
+
+HAS_NS = hasattr(os.stat_result, "st_mtime_ns")
+O_READ = os.O_RDONLY
+for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+    O_READ |= getattr(os, flag, 0)
+KINDS = [
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+]
+
+
+class Unstable(Exception):
+    """A file cannot be had as a whole: it changed while it was read, or is no file any more."""
+
+
+def mtime_of(found: Any) -> int:
+    """Return the time of last change in nanoseconds."""
+    if HAS_NS:
+        return int(found.st_mtime_ns)
+    return int(found.st_mtime * 1000000) * 1000
+
+
+def identity_of(found: Any) -> Any:
+    """Return what changes when a file's content does."""
+    return found.st_ino, found.st_size, mtime_of(found), getattr(found, "st_ctime", 0)
+
+
+def children_of(path: bytes) -> Any:
+    """Return [(name, what ``lstat`` says, or an OSError)] of a directory, sorted."""
+    if not hasattr(os, "scandir"):
+        return [(name, lstat_or_error(path + SEP + name)) for name in sorted(os.listdir(path))]
+    with os.scandir(path) as entries:
+        found = sorted([(entry.name, entry) for entry in entries])
+    return [(name, status_of(entry)) for name, entry in found]
+
+
+def status_of(entry: Any) -> Any:
+    try:
+        return entry.stat(follow_symlinks=False)
+    except OSError as exc:
+        return exc
+
+
+def lstat_or_error(path: bytes) -> Any:
+    try:
+        return os.lstat(path)
+    except OSError as exc:
+        return exc
+
+
+class Unit(object):
+    """Entries of one directory, on their way into one message."""
+
+    def __init__(self, directory: int, first: int) -> None:
+        self._directory = directory
+        self._first = first
+        self._names: Any = []
+        self._kinds = bytearray()
+        self._modes: Any = []
+        self._sizes: Any = []
+        self._times: Any = []
+        self._extras: Any = []
+        self.cost = 64
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def add(self, name: bytes, kind: int, mode: int, size: int, mtime: int, extra: Any) -> None:
+        self._names.append(name)
+        self._kinds.append(kind)
+        self._modes.append(mode)
+        self._sizes.append(size)
+        self._times.append(mtime)
+        if extra is not None:
+            self._extras.append(extra)
+        self.cost += len(name) + 32 + (len(extra) if isinstance(extra, bytes) else 0)
+
+    def packed(self, last: int) -> Any:
+        names, kinds = b"\0".join(self._names), bytes(self._kinds)
+        modes = pack_numbers("H", self._modes)
+        sizes, times = pack_numbers("q", self._sizes), pack_numbers("q", self._times)
+        extras = self._extras
+        return self._directory, self._first, names, kinds, modes, sizes, times, extras, last
+
+
+class Entries(object):
+    """What is known of announced entries, by id.  Ids count from ``first``."""
+
+    def __init__(self, root: bytes, first: int, accept: Any, remark: Any) -> None:
+        self.root = root
+        self.first = first
+        self._accept = accept
+        self._remark = remark
+        self._links = Links(root)
+        self._paths: Any = []  # relative to the root, to read from
+        self._kinds = bytearray()
+        self._sizes = array("d" if sys.version_info[0] == 2 else "q")
+        self._modes = array("H")
+        self._times: Any = []
+
+    def count(self) -> int:
+        return self.first + len(self._paths)
+
+    def add(self, path: bytes, kind: int, found: Any, size: int) -> Any:
+        """Add an entry; return its (id, mode, time)."""
+        mode, mtime = found.st_mode & 0o777, mtime_of(found)
+        self._paths.append(path)
+        self._kinds.append(kind)
+        self._sizes.append(size)
+        self._modes.append(mode)
+        self._times.append(mtime)
+        return self.count() - 1, mode, mtime
+
+    def path_of(self, number: int) -> bytes:
+        """Return an entry's path below the root."""
+        path: bytes = self._paths[number - self.first]
+        return path
+
+    def size_of(self, number: int) -> int:
+        return int(self._sizes[number - self.first])
+
+    def is_file(self, number: int) -> bool:
+        return self._kinds[number - self.first] in (FILE, LEADER, HARDLINK)
+
+    def is_link(self, number: int) -> bool:
+        return self._kinds[number - self.first] in (SYMLINK, ROOTED)
+
+    def full_path(self, path: bytes) -> bytes:
+        return self.root + SEP + path if path else self.root
+
+    # a directory
+
+    def units_of(self, number: int, inner: Any) -> Iterator[Any]:
+        """Yield (cost, unit) of a directory; add the ids of directories in it to ``inner``."""
+        here = self.path_of(number)
+        last = COMPLETE
+        try:
+            children = children_of(self.full_path(here))
+        except OSError as exc:
+            self._remark(here, reason_of(exc))
+            children, last = [], INCOMPLETE
+        unit = Unit(number, self.count())
+        for name, found in children:
+            path = here + SEP + name if here else name
+            if self._accept is None or self._accept(path):
+                self._add_entry(unit, path, name, found, inner)
+            if len(unit) == UNIT_ENTRIES:
+                yield unit.cost, unit.packed(MORE)
+                unit = Unit(number, self.count())
+        yield unit.cost, unit.packed(last)
+
+    def _add_entry(self, unit: Unit, path: bytes, name: bytes, found: Any, inner: Any) -> None:
+        if isinstance(found, OSError):
+            self._remark(path, reason_of(found))
+        elif stat.S_ISREG(found.st_mode):
+            self._add_file(unit, path, name, found)
+        elif stat.S_ISDIR(found.st_mode):
+            inner.append(self.count())
+            self._add(unit, path, name, DIRECTORY, found, 0, None)
+        elif stat.S_ISLNK(found.st_mode):
+            self._add_link(unit, path, name, found)
+        else:
+            kinds = [what for test, what in KINDS if test(found.st_mode)] + ["a special file"]
+            self._remark(path, ("is %s, left out" % kinds[0]).encode())
+
+    def _add_file(self, unit: Unit, path: bytes, name: bytes, found: Any) -> None:
+        self._add(unit, path, name, FILE, found, found.st_size, None)
+
+    def _add_link(self, unit: Unit, path: bytes, name: bytes, found: Any) -> None:
+        try:
+            kind, text = self._links.convert(path, os.readlink(self.full_path(path)))
+        except OSError as exc:
+            self._remark(path, reason_of(exc))
+        else:
+            self._add(unit, path, name, kind, found, 0, text)
+
+    def _add(
+        self, unit: Unit, path: bytes, name: bytes, kind: int, found: Any, size: int, extra: Any
+    ) -> None:  # fmt: skip
+        _, mode, mtime = self.add(path, kind, found, size)
+        unit.add(name, kind, mode, size, mtime, extra)
+
+    # content
+
+    def open(self, number: int) -> int:
+        """Open an announced file; the caller closes it."""
+        path = self.path_of(number)
+        flags = O_READ if path else O_READ & ~getattr(os, "O_NOFOLLOW", 0)
+        try:
+            return os.open(self.full_path(path), flags)
+        except OSError as exc:
+            if exc.errno == errno.ELOOP:
+                raise Unstable("became a link since it was listed")
+            raise
+
+    def read_small(self, number: int) -> Any:
+        """Return (content, None or its new (mode, time)); None if it is not small any more.
+
+        Raises OSError, or ``Unstable`` for a file that changes.
+        """
+        fd = self.open(number)
+        try:
+            data = os.read(fd, SMALL_MAX + 1)
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise Unstable("is no file any more")
+            if len(data) > SMALL_MAX:
+                return None
+            place = number - self.first
+            if len(data) == found.st_size == self._sizes[place] and self._is_as_listed(place, found):
+                return data, None
+            return self._read_changed(fd, found)
+        finally:
+            os.close(fd)
+
+    def _is_as_listed(self, place: int, found: Any) -> bool:
+        same_mode = found.st_mode & 0o777 == self._modes[place]
+        return bool(same_mode and mtime_of(found) == self._times[place])
+
+    def _read_changed(self, fd: int, before: Any) -> Any:
+        """Read a file that is not as it was listed; it must stay the same while it is read."""
+        os.lseek(fd, 0, os.SEEK_SET)
+        data = os.read(fd, SMALL_MAX + 1)
+        if len(data) > SMALL_MAX:
+            return None
+        if identity_of(os.fstat(fd)) != identity_of(before) or len(data) != before.st_size:
+            raise Unstable("changed while it was read")
+        return data, (before.st_mode & 0o777, mtime_of(before))
+
+
+class Tree(Entries):
+    """A source: walked once, by one thread; its content may be read by any.
+
+    accept: takes an entry's path below the root, tells whether it takes part; None for all.
+    remark: takes (path, reason) of what is left out.  Raises OSError if there is no source.
+    """
+
+    def __init__(self, root: bytes, accept: Any, remark: Callable[[bytes, bytes], object]) -> None:
+        Entries.__init__(self, root, 0, accept, remark)
+        self._found = os.stat(root)
+        if stat.S_ISDIR(self._found.st_mode):
+            self.root_kind = DIRECTORY
+        elif stat.S_ISREG(self._found.st_mode):
+            self.root_kind = FILE
+        else:
+            raise OSError(errno.EINVAL, "neither a file nor a directory", root)
+        _, mode, mtime = self.add(b"", DIRECTORY, self._found, 0)
+        self.root_entry = self.root_kind, mode, mtime
+        self.shared = False  # several targets will ask for the same
+        self._leaders: Any = {}  # inode -> id
+        self._cache: Any = {}
+        self._cache_order: Any = deque()
+        self._cache_bytes = 0
+        self._cache_lock = threading.Lock()
+
+    def walk(self) -> Iterator[Any]:
+        """Yield (ids announced by then, cost, message); the last message is ``LIST_END``."""
+        units: Any = []
+        cost = 0
+        limit = LIST_BYTES // 16  # the first goes soon, so that the target has work
+        for unit_cost, unit in self._units():
+            units.append(unit)
+            cost += unit_cost
+            if cost >= limit:
+                yield self.count(), cost, (LIST, cost, units)
+                units, cost, limit = [], 0, LIST_BYTES
+        if units:
+            yield self.count(), cost, (LIST, cost, units)
+        yield self.count(), 0, (LIST_END,)
+
+    def _units(self) -> Iterator[Any]:
+        if self.root_kind == FILE:
+            unit = Unit(0, 1)  # the target knows the name
+            self._add(unit, b"", b"-", FILE, self._found, self._found.st_size, None)
+            yield unit.cost, unit.packed(COMPLETE)
+            return
+        stack = [0]
+        while stack:
+            inner: Any = []
+            for item in self.units_of(stack.pop(), inner):
+                yield item
+            stack.extend(reversed(inner))
+
+    def _add_file(self, unit: Unit, path: bytes, name: bytes, found: Any) -> None:
+        if found.st_nlink < 2:
+            self._add(unit, path, name, FILE, found, found.st_size, None)
+            return
+        inode = found.st_dev, found.st_ino
+        leader = self._leaders.setdefault(inode, self.count())
+        if leader == self.count():
+            self._add(unit, path, name, LEADER, found, found.st_size, None)
+        else:
+            self._add(unit, path, name, HARDLINK, found, found.st_size, leader)
+
+    def read_small(self, number: int) -> Any:
+        """The same; files that several targets will ask for are kept for a while."""
+        found = self._cache.get(number)
+        if found is None:
+            found = Entries.read_small(self, number)
+            if found is not None and self.shared:
+                with self._cache_lock:
+                    self._keep(number, found)
+        return found
+
+    def _keep(self, number: int, found: Any) -> None:
+        self._cache[number] = found
+        self._cache_order.append((number, len(found[0]) + 200))
+        self._cache_bytes += len(found[0]) + 200
+        while self._cache_bytes > CACHE_BYTES:
+            oldest, size = self._cache_order.popleft()
+            self._cache.pop(oldest, None)
+            self._cache_bytes -= size

@@ -1,0 +1,162 @@
+"""RSync: bring one tree to many places, sending only what is not there.
+
+``RSync`` is what users hold.  A run of it is in ``_rsync_push``, what reads the source in
+``_rsync_source``, what is shipped to the targets in ``rsync_remote``, whose docstring tells
+what the two say to each other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from . import rsync_remote
+from ._rsync_push import Run, Target
+from ._rsync_result import Progress, Result, Skipped, TargetResult
+
+Callback = Callable[[str, int, Any], object]
+
+
+class RSync:
+    """Sends a file or a directory tree to any number of gateways at once.
+
+    sourcedir: what to send.
+    callback: called with ("list", bytes that are needed, channel) once a target knows what it
+        needs, then with ("ack", bytes of the file, channel) for each file that is there.
+    verbose: print what is sent and what is left out.
+    progress: called with (bytes to do, bytes done, current path); see ``Progress``.
+
+    Subclasses may override ``filter`` and ``_report_send_file``.  All of these run in the
+    thread that calls ``send``.
+    """
+
+    def __init__(
+        self,
+        sourcedir: str | os.PathLike[str],
+        callback: Callback | None = None,
+        verbose: bool = True,
+        *,
+        progress: Progress | None = None,
+    ) -> None:
+        self._sourcedir = os.fspath(sourcedir)
+        self._verbose = verbose
+        self._callback = callback
+        self._progress = progress
+        self._targets: list[Target] = []
+        self.result: Result | None = None  # of the last ``send``, also of one that failed
+
+    def filter(self, path: str) -> bool:
+        """Tell whether a path, below the source, takes part; a directory with all in it."""
+        return True
+
+    def add_target(
+        self,
+        gateway: Any,
+        destdir: str | os.PathLike[str],
+        finishedcallback: Callable[[], object] | None = None,
+        **options: Any,
+    ) -> None:
+        """Add a place that the next ``send`` goes to.
+
+        destdir: a directory there, which is made if needed; a file if the source is one.
+        finishedcallback: called when this target is done.
+        options: ``delete`` removes what the source does not have; ``dry_run`` changes nothing
+            and puts into the result what would be done.
+        Raises TypeError for any other option, OSError if the gateway is gone.
+        """
+        unknown = sorted(options.keys() - {"delete", "dry_run"})
+        if unknown:
+            raise TypeError(f"add_target() got unknown options: {', '.join(unknown)}")
+        settings = {
+            "dest": os.fsencode(destdir),
+            "delete": bool(options.get("delete")),
+            "dry_run": bool(options.get("dry_run")),
+        }
+        channel = gateway.remote_exec(rsync_remote)
+        channel.reconfigure(py2str_as_py3str=False)  # what Python 2 calls str are bytes here
+        self._targets.append(Target(gateway, channel, os.fsdecode(destdir), finishedcallback, settings))
+
+    def send(self, raises: bool = True) -> Result | None:
+        """Send to all targets that were added since the last time; return what came of it.
+
+        raises: without targets, raise OSError; else return None.
+        Entries that could not be read or written are in the result, and the rest is sent.  When a
+        target fails altogether the others are served to their ends, then its error is
+        raised: ``RSyncError``, ``RemoteError`` or an EOFError; ``result`` has the rest.
+        """
+        if not self._targets:
+            if raises:
+                raise OSError("no targets, add_target() before each send()")
+            return None
+        targets, self._targets = self._targets, []
+        self.result = Result([target.result for target in targets])
+        try:
+            Run(os.fsencode(self._sourcedir), targets, self._accept(), self).execute()
+        finally:
+            for target in targets:
+                target.channel.close()
+        for target in targets:
+            if target.result.error is not None:
+                raise target.result.error
+        return self.result
+
+    @staticmethod
+    def pull(
+        gateway: Any,
+        remote_dir: str | os.PathLike[str],
+        local_dir: str | os.PathLike[str],
+        *,
+        delete: bool = False,
+        dry_run: bool = False,
+        progress: Progress | None = None,
+    ) -> TargetResult:
+        """Bring a file or a directory tree from a worker here; return what came of it.
+
+        remote_dir, local_dir: as the source and the target of ``send``.
+        delete, dry_run: as the options of ``add_target``.
+        progress: as for ``RSync``; called in this thread.
+        Nothing outside of ``local_dir`` is touched, whatever the worker says.  Raises
+        ``RSyncError`` if there is no source, if no more can be written here, or if the worker
+        breaks the protocol; ``RemoteError`` or an EOFError if it fails.
+        """
+        from ._rsync_pull import pull  # most programs do not need it
+
+        return pull(
+            gateway, remote_dir, local_dir, delete=delete, dry_run=dry_run, progress=progress
+        )
+
+    def _accept(self) -> Callable[[bytes], bool] | None:
+        if getattr(self.filter, "__func__", None) is RSync.filter:
+            return None  # saves a call for each entry
+        return lambda path: self.filter(os.path.join(self._sourcedir, os.fsdecode(path)))
+
+    def _report_send_file(self, gateway: Any, modified_rel_path: str) -> None:
+        """Tell that a file is sent; to be overridden."""
+        if self._verbose:
+            print(f"{gateway} <= {modified_rel_path}")
+
+    # what a run tells
+
+    def on_sending(self, target: Target, path: str) -> None:
+        self._report_send_file(target.gateway, path)
+
+    def on_list(self, target: Target, total: int) -> None:
+        if self._callback is not None:
+            self._callback("list", total, target.channel)
+
+    def on_ack(self, target: Target, size: int) -> None:
+        if self._callback is not None:
+            self._callback("ack", size, target.channel)
+
+    def on_skipped(self, target: Target, skipped: Skipped) -> None:
+        if self._verbose:
+            print(f"{target.gateway} skipped {skipped.path}: {skipped.reason}")
+
+    def on_finished(self, target: Target) -> None:
+        if target.finished is not None:
+            target.finished()
+
+    def on_progress(self, total: int, done: int, current: str) -> None:
+        if self._progress is not None:
+            self._progress(total, done, current)

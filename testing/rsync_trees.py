@@ -1,0 +1,83 @@
+"""Trees for the tests of RSync: making them, changing them, and walking them independently.
+
+What a tree is, is told by ``snapshot``, which shares no code with what it judges.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from execnet import RSync
+
+# What ``snapshot`` says of a path: kind, mode, time in nanoseconds, and content, text of a
+# link, or None for a directory.
+Entry = tuple[str, int, int, "bytes | None"]
+
+
+class Snapshot(NamedTuple):
+    """A tree: its entries by their path, and the sets of paths that are one file."""
+
+    entries: dict[bytes, Entry]
+    hard_links: set[frozenset[bytes]]
+
+
+def snapshot(root: Path | str) -> Snapshot:
+    """Return all that two equal trees have in common; special files are left out."""
+    base = os.fsencode(root)
+    entries: dict[bytes, Entry] = {}
+    inodes: dict[tuple[int, int], list[bytes]] = {}
+    for path in _paths_below(base):
+        found = os.lstat(path)
+        name = os.path.relpath(path, base)
+        mode = found.st_mode & 0o7777
+        if stat.S_ISREG(found.st_mode):
+            with open(path, "rb") as file:
+                entries[name] = ("file", mode, found.st_mtime_ns, file.read())
+            inodes.setdefault((found.st_dev, found.st_ino), []).append(name)
+        elif stat.S_ISDIR(found.st_mode):
+            entries[name] = ("directory", mode, found.st_mtime_ns, None)
+        elif stat.S_ISLNK(found.st_mode):
+            entries[name] = ("link", 0, found.st_mtime_ns, os.readlink(path))
+    groups = {frozenset(names) for names in inodes.values() if len(names) > 1}
+    return Snapshot(entries, groups)
+
+
+def _paths_below(base: bytes) -> Iterator[bytes]:
+    yield base
+    if os.path.isdir(base) and not os.path.islink(base):
+        for name in sorted(os.listdir(base)):
+            yield from _paths_below(os.path.join(base, name))
+
+
+def make_tree(root: Path, files: dict[str, bytes]) -> Path:
+    """Make files with their directories; return the root."""
+    root.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+def send(gateway: Any, source: Path | str, dest: Path | str, **options: Any) -> Any:
+    """Synchronise once, quietly; return the result of the one target."""
+    rsync = RSync(source, verbose=False)
+    rsync.add_target(gateway, dest, **options)
+    result = rsync.send()
+    assert result is not None
+    return result.targets[0]
+
+
+def assert_same(source: Path | str, dest: Path | str) -> None:
+    """Compare two trees; a link into the source counts as one into the copy."""
+    ours, theirs = snapshot(source), snapshot(dest)
+    inner, outer = os.fsencode(source), os.fsencode(dest)
+    for name, entry in ours.entries.items():
+        text = entry[3]
+        if entry[0] == "link" and text is not None and text.startswith(inner):
+            ours.entries[name] = (*entry[:3], outer + text[len(inner) :])
+    assert theirs == ours

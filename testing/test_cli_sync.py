@@ -1,0 +1,193 @@
+"""``execnet sync``, run as its users run it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rsync_trees import assert_same, make_tree
+from test_cli import Shell
+from tools import missing, wait_until
+
+from execnet._cli_run import CommandError
+from execnet._cli_sync import is_excluded, parse_targets
+
+FILES = {"a": b"1", "d/b": b"22", "d/x.pyc": b"", "cache/y": b""}
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    shell = Shell(tmp_path)
+    yield shell
+    shell.finish()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return make_tree(tmp_path / "source", FILES)
+
+
+def test_a_tree_is_brought_to_all_targets_and_each_file_has_a_line(shell: Shell, source: Path) -> None:
+    done = shell.run("sync", "source", "popen:one", "popen:two/deep")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert_same(source, shell.folder / "one")
+    assert_same(source, shell.folder / "two/deep")
+    lines = sorted(line for line in done.stdout.splitlines() if "sent" not in line)
+    assert lines == sorted(f"[gw{number}] {name}" for number in (0, 1) for name in FILES)
+    assert "[gw0] one: 4 files sent (3 bytes), 0 unchanged, 0." in done.stdout
+
+
+def test_delete_removes_what_the_source_does_not_have(shell: Shell, source: Path) -> None:
+    dest = make_tree(shell.folder / "dest", {"old": b"", "d/old": b""})
+    shell.run("sync", "source", "popen:dest")
+    assert (dest / "old").exists()
+    done = shell.run("sync", "--delete", "source", "popen:dest")
+    assert "4 unchanged, 2 deleted" in done.stdout
+    assert_same(source, dest)
+
+
+def test_a_dry_run_says_what_it_would_do(shell: Shell, source: Path) -> None:
+    dest = make_tree(shell.folder / "dest", {"old": b""})
+    done = shell.run("sync", "source", "popen:dest", "--dry-run", "--delete", "--exclude", "d")
+    assert done.stdout.splitlines() == [
+        "[gw0] would send a",
+        "[gw0] would send cache",
+        "[gw0] would send cache/y",
+        "[gw0] would delete old",
+    ]
+    assert os.listdir(dest) == ["old"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "left"),
+    [
+        (["*.pyc"], ["a", "cache", "cache/y", "d", "d/b"]),
+        (["d/*"], ["a", "cache", "cache/y", "d"]),
+        (["a/", "cache/"], ["a", "d", "d/b", "d/x.pyc"]),
+        (["b", "y", "[ad]"], ["cache"]),
+        (["/d/b"], ["a", "cache", "cache/y", "d", "d/x.pyc"]),
+    ],
+)
+def test_exclude_leaves_out_what_matches(
+    shell: Shell, source: Path, patterns: list[str], left: list[str]
+) -> None:
+    options = [word for pattern in patterns for word in ("--exclude", pattern)]
+    assert shell.run("sync", *options, "source", "popen:dest").returncode == 0
+    found = (shell.folder / "dest").rglob("*")
+    assert sorted(str(path.relative_to(shell.folder / "dest")) for path in found) == left
+
+
+def test_a_pattern_with_a_slash_is_for_paths(source: Path) -> None:
+    assert is_excluded(str(source), str(source / "d/b"), ["d/b"])
+    assert not is_excluded(str(source), str(source / "cache/y"), ["d/y"])
+
+
+def test_what_cannot_be_had_is_on_stderr_and_in_the_status(shell: Shell, source: Path) -> None:
+    os.mkfifo(source / "fifo\n")
+    done = shell.run("sync", "source", "popen:dest")
+    assert done.returncode == 1
+    assert done.stderr == "execnet sync: [gw0] fifo\\n: is a FIFO, left out\n"
+    assert "1 left out" in done.stdout
+
+
+def test_a_target_that_fails_is_on_stderr_and_in_the_status(shell: Shell, source: Path) -> None:
+    done = shell.run("sync", "source", "popen:/dev/null/x", "popen:dest")
+    assert done.returncode == 1
+    assert done.stderr == "execnet sync: [gw0] gw0:/dev/null/x: Not a directory\n"
+    assert_same(source, shell.folder / "dest")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["nowhere", "popen:dest"], "there is no 'nowhere'"),
+        (["source", "popen"], "'popen' is not SPEC:DEST"),
+        (["source", "popen:"], "'popen:' is not SPEC:DEST"),
+        (["source", "popen//popen:x"], "popen"),
+        (["source", "popen//id=a:x", "popen//id=a:y"], "id 'a' is taken"),
+    ],
+)
+def test_a_wrong_command_line_starts_nothing(
+    shell: Shell, source: Path, arguments: list[str], error: str
+) -> None:
+    done = shell.run("sync", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert error in done.stderr
+    assert os.listdir(shell.folder) == ["source"]
+
+
+@pytest.mark.parametrize(
+    ("word", "spec", "dest"),
+    [
+        ("popen:/tmp/x", "popen", "/tmp/x"),
+        ("ssh=-p 22 user@host:dir", "ssh=-p 22 user@host", "dir"),
+        ("socket=host:8888:/srv/x", "socket=host:8888", "/srv/x"),
+        ("socket=[::1]:8888:x", "socket=[::1]:8888", "x"),
+        ("ssh=win:C:\\x\\y", "ssh=win", "C:\\x\\y"),
+        ("ssh=win//python=C:/python.exe:d:/x", "ssh=win//python=C:/python.exe", "d:/x"),
+    ],
+)
+def test_dest_is_what_follows_the_last_colon(word: str, spec: str, dest: str) -> None:
+    assert [(str(found), path) for found, path in parse_targets([word])] == [(spec, dest)]
+
+
+def test_several_interpreters_of_one_word_share_its_path() -> None:
+    assert [(str(spec), dest) for spec, dest in parse_targets(["2*popen:x"])] == [("popen", "x")] * 2
+    with pytest.raises(CommandError, match="nothing to start"):
+        parse_targets(["0*popen:x"])
+
+
+def test_ctrl_c_ends_it_with_nothing_left(shell: Shell, source: Path) -> None:
+    with open(source / "large", "wb") as file:
+        file.truncate(1 << 40)
+        file.seek(0)
+        for _ in range(2000):
+            file.write(b"x" * 4096)
+            file.seek(1 << 26, os.SEEK_CUR)
+    process = shell.start("sync", "source", "popen:dest")
+    wait_until(lambda: list((shell.folder / "dest").glob(".execnet-rsync*")))
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert shell.nothing_is_left()
+    assert not (shell.folder / "dest/large").exists()
+
+
+def test_on_a_terminal_a_bar_shows_the_progress(shell: Shell, source: Path) -> None:
+    if importlib.util.find_spec("rich") is None:
+        missing("rich, of the extra cli")
+    (source / "large").write_bytes(os.urandom(3 << 20))
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "execnet", "sync", "source", "popen:dest"],
+        cwd=shell.folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm", "COLUMNS": "100"},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    drawn = b""
+    while chunk := read_terminal(ours):
+        drawn += chunk
+    os.close(ours)
+    assert process.stdout is not None
+    stdout = process.stdout.read().decode()
+    process.stdout.close()
+    assert process.wait() == 0
+    assert "3.1/3.1 MB" in drawn.decode()
+    assert drawn.endswith(b"\x1b[?25h")  # the cursor is back
+    assert stdout.startswith("[gw0] dest: 5 files sent (3.146 MB), 0 unchanged, ")
+    assert stdout.count("\n") == 1
+
+
+def read_terminal(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # how Linux tells that the other end is closed
+        return b""

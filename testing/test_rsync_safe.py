@@ -1,0 +1,434 @@
+"""Neither side of RSync trusts the other: hostile workers, hostile sources, hostile trees.
+
+A hostile source is a list of messages for a ``Target``; a hostile worker one for a ``Pump``.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeGateway
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rsync_trees import make_tree, send, snapshot
+
+import execnet.rsync
+from execnet import Gateway, RSync, _rsync_wire, rsync_remote
+from execnet._rsync_pump import Pump
+from execnet._rsync_result import RSyncError
+from execnet._rsync_tree import Tree
+from execnet._rsync_watcher import TargetFailed, Watcher
+from execnet._rsync_wire import Violation
+from execnet.rsync_remote import (
+    ACK, CHECK, CLOSE, COMPLETE, DELTA, DIGESTS, DIRECTORY, DONE, END, FAIL, FATAL, FILE, FILES,
+    HARDLINK, HELLO, INSTEAD, LEADER, LIST, LIST_END, LISTED, MORE, NOLINK, NOTE, OPEN, PIECE, PLAN,
+    ROOTED, SAME, SMALL_MAX, SYMLINK, WANT, Target, pack_ids,
+)  # fmt: skip
+
+
+def test_both_halves_agree_on_what_each_has_a_copy_of() -> None:
+    for name, value in vars(_rsync_wire).items():
+        if name.isupper() and name != "TYPE_CHECKING":
+            assert getattr(rsync_remote, name) == value, name
+    for size in [0, 1, *(2**power + offset for power in range(10, 50) for offset in (-1, 0, 1))]:
+        assert rsync_remote.block_bytes(size) == _rsync_wire.block_bytes(size)
+        assert rsync_remote.PIECE_BYTES % rsync_remote.block_bytes(size) == 0
+
+
+# hostile sources
+
+
+def unit(
+    entries: list[tuple[bytes, int, int]], extras: Iterable[Any] = (), directory: int = 0, first: int = 1,
+    last: int = COMPLETE,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Return a unit with (name, kind, size) entries."""
+    names = b"\0".join(name for name, _, _ in entries)
+    kinds = bytes(kind for _, kind, _ in entries)
+    count = len(entries)
+    modes = struct.pack(f"!{count}H", *[0o755] * count)
+    sizes = struct.pack(f"!{count}q", *[size for _, _, size in entries])
+    times = struct.pack(f"!{count}q", *[1] * count)
+    return directory, first, names, kinds, modes, sizes, times, list(extras), last
+
+
+class Stage:
+    """A target directory, what lies beside it, and a ``Target`` that is told things."""
+
+    def __init__(self, base: Path) -> None:
+        self.outside = make_tree(base / "outside", {"secret": b"untouched", "d/x": b"untouched"})
+        self.dest = base / "dest"
+        self.dest.mkdir()
+        self.before = snapshot(self.outside)
+        self.sent: list[Any] = []
+
+    def play(self, messages: list[Any], **options: Any) -> None:
+        """Let a target take messages; it must end with an error, or want more of them."""
+        settings = {"dest": os.fsencode(self.dest), "root": (DIRECTORY, 0o755, 1), "hashes": ("md5",)}
+        settings |= {"delete": False, "dry_run": False} | options
+        Target(self.sent.append, settings).run(iter(messages).__next__)
+
+    def assert_unharmed(self) -> None:
+        assert snapshot(self.outside) == self.before
+        temps = [path for path in self.dest.rglob("*") if path.name.startswith(".execnet-rsync")]
+        assert temps == []
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def files(number: int, content: bytes) -> tuple[Any, ...]:
+    return FILES, pack_ids([number]), pack_ids([len(content)]), {}, content
+
+
+@pytest.mark.parametrize("kind", [FILE, LEADER, HARDLINK, SYMLINK, ROOTED, DIRECTORY])
+@pytest.mark.parametrize(
+    "name", [b"", b".", b"..", b"../outside", b"a/b", b"/etc", b"d/../../outside", b"x/"]
+)
+def test_a_name_that_is_no_single_component_is_refused(stage: Stage, name: bytes, kind: int) -> None:
+    extras = {HARDLINK: [1], SYMLINK: [b"x"], ROOTED: [b"/x"]}.get(kind, [])
+    with pytest.raises(rsync_remote.Violation, match="not a name"):
+        stage.play([(LIST, 9, [unit([(name, kind, 0)], extras)])])
+    stage.assert_unharmed()
+    assert list(stage.dest.iterdir()) == []
+
+
+def test_a_name_with_a_zero_in_it_is_two_names_too_many(stage: Stage) -> None:
+    with pytest.raises((rsync_remote.Violation, struct.error)):
+        stage.play([(LIST, 9, [unit([(b"a\0b", FILE, 0)])])])
+
+
+def test_a_link_cannot_be_made_and_then_be_entered_as_a_directory(stage: Stage) -> None:
+    outside = os.fsencode(stage.outside)
+    messages = [
+        (LIST, 9, [unit([(b"d", SYMLINK, 0), (b"d", DIRECTORY, 0)], [outside])]),
+        (LIST, 9, [unit([(b"secret", FILE, 3)], directory=2, first=3)]),
+        files(3, b"new"),
+    ]
+    with pytest.raises(rsync_remote.Violation, match="announced twice"):
+        stage.play(messages)
+    stage.assert_unharmed()
+
+
+def test_a_directory_cannot_be_announced_and_then_be_replaced_by_a_link(stage: Stage) -> None:
+    outside = os.fsencode(stage.outside)
+    messages = [
+        (LIST, 9, [unit([(b"d", DIRECTORY, 0)], last=MORE)]),
+        (LIST, 9, [unit([(b"d", SYMLINK, 0)], [outside], first=2)]),
+        (LIST, 9, [unit([(b"secret", FILE, 3)], directory=1, first=3)]),
+        files(3, b"new"),
+    ]
+    with pytest.raises(rsync_remote.Violation, match="announced twice"):
+        stage.play(messages)
+    stage.assert_unharmed()
+
+
+def test_a_directory_that_was_listed_cannot_be_listed_again(stage: Stage) -> None:
+    outside = os.fsencode(stage.outside)
+    messages = [
+        (LIST, 9, [unit([(b"d", DIRECTORY, 0)])]),
+        (LIST, 9, [unit([(b"d", SYMLINK, 0)], [outside], first=2)]),
+    ]
+    with pytest.raises(rsync_remote.Violation, match="announced before"):
+        stage.play(messages)
+
+
+def test_entries_of_two_directories_cannot_be_mixed(stage: Stage) -> None:
+    messages = [
+        (LIST, 9, [unit([(b"d", DIRECTORY, 0)], last=MORE)]),
+        (LIST, 9, [unit([(b"x", FILE, 0)], directory=1, first=2)]),
+    ]
+    with pytest.raises(rsync_remote.Violation, match="announced before"):
+        stage.play(messages)
+
+
+@pytest.mark.parametrize("linked", ["d", "d/e"])
+def test_links_that_stand_in_the_target_are_never_followed(
+    tmp_path: Path, makegateway: MakeGateway, linked: str
+) -> None:
+    source = make_tree(tmp_path / "source", {"d/e/secret": b"new", "d/x": b"new", "secret": b"new"})
+    outside = make_tree(tmp_path / "outside", {"secret": b"1", "e/secret": b"2", "x": b"3"})
+    dest = make_tree(tmp_path / "dest", {})
+    (dest / linked).parent.mkdir(exist_ok=True)
+    (dest / linked).symlink_to(outside)
+    (dest / "secret").symlink_to(outside / "secret")
+    before = snapshot(outside)
+    assert send(makegateway(), source, dest, delete=True).ok
+    assert snapshot(outside) == before
+    assert (dest / "d/e/secret").read_bytes() == b"new"
+
+
+def test_delete_does_not_follow_links(tmp_path: Path, makegateway: MakeGateway) -> None:
+    source = make_tree(tmp_path / "source", {"a": b""})
+    outside = make_tree(tmp_path / "outside", {"secret": b"1", "d/x": b""})
+    dest = make_tree(tmp_path / "dest", {"old/x": b""})
+    (dest / "link").symlink_to(outside)
+    (dest / "old/link").symlink_to(outside)
+    before = snapshot(outside)
+    assert send(makegateway(), source, dest, delete=True).deleted == 4
+    assert snapshot(outside) == before
+
+
+def test_a_stand_in_that_was_not_asked_for_is_refused(stage: Stage) -> None:
+    for number in (0, 1, 2, 99):
+        with pytest.raises(KeyError):
+            stage.play([
+                (LIST, 9, [unit([(b"a", FILE, 0), (b"d", DIRECTORY, 0)])]),
+                (INSTEAD, number, DIRECTORY, 50, 0o755, 0, 1),
+            ])  # fmt: skip
+
+
+LARGE = SMALL_MAX * 2
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [files(2, b"x")],  # another one was asked for
+        [files(1, b"x"), files(1, b"x")],  # once more
+        [(FILES, pack_ids([1]), pack_ids([5]), {}, b"x")],  # more than came
+        [(FILES, pack_ids([1, 2]), pack_ids([1]), {}, b"x"), files(2, b"")],
+        [(OPEN, 2, 5, 0o644, 1, False)],
+        [(OPEN, 1, -1, 0o644, 1, False)],
+        [(OPEN, 1, 5, 0o644, 1, True)],  # there is no base
+        [(OPEN, 1, 5, 0o644, 1, False), (OPEN, 1, 5, 0o644, 1, False)],
+        [(PIECE, 1, 0, b"x")],  # not opened
+        [(CLOSE, 1, 0)],
+        [(OPEN, 1, 5, 0o644, 1, False), (PIECE, 2, 0, b"x")],
+        [(OPEN, 1, 5, 0o644, 1, False), (PIECE, 1, -1, b"x")],
+        [(OPEN, 1, 5, 0o644, 1, False), (PIECE, 1, 3, b"xyz")],
+        [(OPEN, 1, 5, 0o644, 1, False), (PIECE, 1, 2, b"x"), (PIECE, 1, 0, b"x")],
+        [(SAME, pack_ids([2]), {})],
+        [(FAIL, 2, b"")],
+        [(99,)],
+        [5],
+        [()],
+        [(LIST, 9, 5)],
+        [(LIST, 9, [(1, 2)])],
+        [(LIST, 9, [unit([(b"z", 77, 0)], directory=0, first=9)])],
+        [(LIST, 9, [unit([(b"z", FILE, 0)], directory=77, first=9)])],
+    ],
+)
+def test_an_answer_that_does_not_fit_ends_the_run(stage: Stage, answers: list[Any]) -> None:
+    messages = [(LIST, 9, [unit([(b"a", FILE, 1), (b"b", FILE, 1)])]), *answers]
+    with pytest.raises(
+        (rsync_remote.Violation, KeyError, TypeError, ValueError, IndexError, AttributeError)
+    ):
+        stage.play(messages)
+    stage.assert_unharmed()
+    assert {path.name for path in stage.dest.iterdir()} <= {"a", "b"}
+
+
+def test_content_that_does_not_prove_true_is_not_kept(stage: Stage) -> None:
+    messages = [
+        (LIST, 9, [unit([(b"a", FILE, 5)])]),
+        (OPEN, 1, 5, 0o644, 1, False), (PIECE, 1, 0, b"12345"), (CLOSE, 1, 12345),
+        (LIST_END,),
+    ]  # fmt: skip
+    with pytest.raises(StopIteration):
+        stage.play(messages)
+    assert list(stage.dest.iterdir()) == []
+    assert [message[0] for message in stage.sent].count(WANT) == 2
+    stage.assert_unharmed()
+
+
+def test_a_hard_link_to_what_was_not_announced_as_one_is_asked_for(stage: Stage) -> None:
+    for leader in (0, 1, 77, "x"):
+        with pytest.raises(StopIteration):
+            stage.play([
+                (LIST, 9, [unit([(b"a", FILE, 1), (b"h", HARDLINK, 1)], [leader])]),
+                (LIST_END,), files(1, b"x"),
+            ])  # fmt: skip
+        assert stage.sent.pop() == (WANT, pack_ids([2]))
+        (stage.dest / "a").unlink()
+        assert not (stage.dest / "h").exists()
+
+
+def test_a_huge_size_is_not_allocated(stage: Stage) -> None:
+    messages = [
+        (LIST, 9, [unit([(b"a", FILE, 2**62)])]),
+        (OPEN, 1, 2**62, 0o644, 1, False), (PIECE, 1, 0, b"x"), (CLOSE, 1, None), (LIST_END,),
+    ]  # fmt: skip
+    stage.play(messages)
+    assert [message[2] for message in stage.sent if message[0] == NOTE] == [b"File too large"]
+    assert list(stage.dest.iterdir()) == []
+
+
+json = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2**40) | st.binary(max_size=20) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.tuples(),
+    max_leaves=8,
+)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([*range(1, 11), *range(20, 33)]), json, json)
+        | st.tuples(st.sampled_from([*range(1, 11), *range(20, 33)]), json)
+        | json,
+        min_size=1,
+        max_size=5,
+    )
+)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_garbage_ends_either_side_with_an_error(tmp_path: Path, garbage: list[Any]) -> None:
+    base = tmp_path / "x"
+    base.mkdir(exist_ok=True)
+    stage = Stage.__new__(Stage)
+    stage.dest, stage.sent = base / "dest", []
+    start = [(LIST, 9, [unit([(b"a", FILE, 1), (b"large", FILE, LARGE), (b"d", DIRECTORY, 0)])])]
+    with pytest.raises(Exception) as caught:  # noqa: PT011 any but those that end a process
+        stage.play(start + garbage)
+    assert isinstance(caught.value, Exception)
+    source = make_tree(base / "source", {"a": b"1"})
+    with pytest.raises((Violation, StopIteration, TargetFailed)):
+        serve(source, garbage)
+    assert sorted(os.listdir(base)) == ["dest", "source"]
+
+
+# hostile workers
+
+
+def serve(source: Path, messages: list[Any]) -> list[Any]:
+    """Let a pump take messages of a worker; return what it sent before it ended."""
+    sent: list[Any] = []
+    tree = Tree(os.fsencode(source), None, lambda path, reason: None)
+    walk = tree.walk()
+    Pump(tree, walk.__next__, sent.append, iter(messages).__next__, Watcher()).run()
+    return sent
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A source with ids 1 to 4: a file, a directory, a large file, a link; 5 is in the directory."""
+    make_tree(tmp_path / "source", {"a": b"1", "d/x": b"2", "large": bytes(LARGE)})
+    (tmp_path / "source/link").symlink_to("/etc/passwd")
+    return tmp_path / "source"
+
+
+HELLO_MESSAGE = (HELLO, "md5", True)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [(WANT, pack_ids([0]))],  # the root
+        [(WANT, pack_ids([2]))],  # a directory
+        [(WANT, pack_ids([4]))],  # a link
+        [(WANT, pack_ids([6]))],  # not announced
+        [(WANT, pack_ids([2**40]))],  # a stand-in, of which there are none
+        [(WANT, pack_ids([1]))] * 3,  # a third time
+        [(WANT, pack_ids([1])), (CHECK, pack_ids([1]), b"x" * 16)],
+        [(WANT, b"1234567")],
+        [(WANT, "text")],
+        [(CHECK, pack_ids([2]), b"x" * 16)],
+        [(DELTA, 3, -1)],
+        [(DELTA, 3, "x")],
+        [(DELTA, 3, LARGE), (DELTA, 1, 5)],  # the digests of the first are missing
+        [(DELTA, 3, LARGE), (DIGESTS, 3, b"x" * 15)],
+        [(DELTA, 3, LARGE), (DIGESTS, 3, b"x" * 16 * 99)],
+        [(DIGESTS, 3, b"x" * 16)],
+        [(ACK, 10**9, 0)],
+        [(ACK, 0, 10**9)],
+        [(ACK, -1, 0)],
+        [(ACK, None, 0)],
+        [(DONE, pack_ids([1]))],  # was not sent
+        [(NOTE, 99, b"")],
+        [(NOTE, -1, b"")],
+        [(PLAN, [99])],
+        [(NOLINK, 1)],  # is no link
+        [(NOLINK, 4), (NOLINK, 4)],
+        [(LISTED, -1)],
+        [(LISTED, "x")],
+        [(HELLO, "crc32", True)],
+        [(HELLO,)],
+        [(FATAL, 77, 1, b"")],
+        [(END, "x", 0, 0)],
+        [(LIST_END,)],
+        [(99, 1)],
+        [5],
+        [()],
+        [None, "x"],
+    ],
+)
+def test_a_request_that_does_not_fit_ends_the_run(source: Path, messages: list[Any]) -> None:
+    with pytest.raises(Violation):
+        serve(source, [HELLO_MESSAGE, *messages])
+
+
+def test_a_worker_gets_no_content_that_was_not_announced_to_it(tmp_path: Path) -> None:
+    make_tree(tmp_path / "source", {"a": b"public", "secret": b"private"})
+    tree = Tree(os.fsencode(tmp_path / "source"), lambda path: path != b"secret", lambda *args: None)
+    sent: list[Any] = []
+    wanted = iter([HELLO_MESSAGE, (WANT, pack_ids([1])), (WANT, pack_ids([2]))])
+    pump = Pump(tree, tree.walk().__next__, sent.append, wanted.__next__, Watcher())
+    with pytest.raises(Violation, match="not announced"):
+        pump.run()
+    assert b"public" in repr(sent).encode()
+    assert b"private" not in repr(sent).encode()
+
+
+def test_reasons_are_cut(source: Path) -> None:
+    class Record(Watcher):
+        reasons: list[bytes] = []
+
+        def skipped(self, path: bytes, reason: bytes) -> None:
+            self.reasons.append(reason)
+
+    tree = Tree(os.fsencode(source), None, lambda *args: None)
+    said = iter([HELLO_MESSAGE, (NOTE, 1, b"x" * 10**6), (FATAL, 1, 5, b"x" * 10**6)])
+    with pytest.raises(TargetFailed) as caught:
+        Pump(tree, tree.walk().__next__, lambda message: None, said.__next__, Record()).run()
+    assert [len(reason) for reason in Record.reasons] == [1000]
+    assert len(caught.value.args[2]) == 1000
+
+
+def hostile_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> Any:
+    import importlib
+
+    (tmp_path / "hostile_worker.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("hostile_worker")
+    monkeypatch.delitem(__import__("sys").modules, "hostile_worker")
+    return module
+
+
+def test_a_hostile_worker_is_named_in_the_error(
+    gateway: Gateway, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "if __name__ == '__channelexec__':\n channel.receive(); channel.send((22, b'x' * 8))\n channel.receive()"
+    monkeypatch.setattr(execnet.rsync, "rsync_remote", hostile_module(tmp_path, monkeypatch, code))
+    rsync = RSync(source, verbose=False)
+    rsync.add_target(gateway, "/tmp/none")
+    with pytest.raises(RSyncError, match="gw0:/tmp/none broke the protocol: .*not announced"):
+        rsync.send()
+
+
+@pytest.fixture
+def gateway(makegateway: MakeGateway) -> Gateway:
+    return makegateway()
+
+
+def test_a_hostile_source_of_a_pull_is_named_in_the_error(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from execnet import _rsync_pull
+
+    evil = unit([(b"../evil", FILE, 1)])
+    code = (
+        "for _ in range(2): channel.receive()\n"
+        f"channel.send((({DIRECTORY}, 0o755, 1), ['md5']))\n"
+        f"channel.send(({LIST}, 9, [{evil!r}]))\n"
+        "channel.receive()"
+    )
+    monkeypatch.setattr(_rsync_pull, "_LOADER", code)
+    with pytest.raises(RSyncError, match="gw0:/far broke the protocol: .*not a name"):
+        RSync.pull(gateway, "/far", tmp_path / "dest")
+    assert os.listdir(tmp_path) == ["dest"]
