@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from types import ModuleType, TracebackType
     from typing import IO, Any, NoReturn, Protocol
 
+    Out = Callable[[bytes], None]
+    Saver = Callable[[Out, Any], None]
     StrConfig = tuple[bool, bool]
     Task = tuple[str, "str | None", "str | None", "dict[str, Any] | None"]
 
@@ -186,7 +188,6 @@ def bchr(n: int) -> bytes:
 
 DUMPFORMAT_VERSION = bchr(2)
 FOUR_BYTE_INT_MAX = 2147483647
-FOUR_BYTE_INT_MIN = -2147483648
 
 
 class opcode(object):
@@ -215,14 +216,9 @@ class opcode(object):
     COMPLEX = b"T"
 
 
-_INT4 = struct.Struct("!i")
 _pack_op = struct.Struct("!ci").pack  # an opcode and its number
 _pack_int_item = struct.Struct("!cicic").pack  # index, int and SETITEM of a list
-_pack_float = struct.Struct("!cd").pack
-_pack_complex = struct.Struct("!cdd").pack
-_unpack_int4 = _INT4.unpack_from
-_unpack_float = struct.Struct("!d").unpack_from
-_unpack_complex = struct.Struct("!dd").unpack_from
+_unpack_int4 = struct.Struct("!i").unpack_from
 _SURROGATES = "strict" if PY2 else "surrogatepass"  # Python 2 lets them pass anyway
 _DIGITS = 4000  # int <-> str refuses more than 4,300 at once since 3.11
 
@@ -232,105 +228,63 @@ def _decimal(number: int) -> str:
     if number < 0:
         return "-" + _decimal(-number)
     if number.bit_length() < 3 * _DIGITS:
-        return str(number).rstrip("L")
+        return str(number)
     half = number.bit_length() * 3 // 20  # about half of its decimal digits
     high, low = divmod(number, 10**half)
     return _decimal(high) + _decimal(low).rjust(half, "0")
 
 
-def _parse_decimal(text: bytes) -> int:
-    """Return the number that ``_decimal`` wrote."""
-    digits = text[1:] if text[:1] == b"-" else text
+def _parse_decimal(digits: bytes) -> int:
+    """Return the number that ``_decimal`` wrote; ValueError for anything else."""
+    if digits[:1] == b"-":
+        return -_parse_decimal(digits[1:])
     if not digits.isdigit():
-        raise LoadError("not a decimal number: %r" % (text[:40],))
-    number = _parse_digits(digits)
-    return -number if digits is not text else number
-
-
-def _parse_digits(digits: bytes) -> int:
+        raise ValueError("not a decimal number: %r" % (digits[:40],))
     if len(digits) <= _DIGITS:
         return int(digits)
     half = len(digits) // 2
-    return _parse_digits(digits[:-half]) * 10**half + _parse_digits(digits[-half:])
+    return _parse_decimal(digits[:-half]) * 10**half + _parse_decimal(digits[-half:])
 
 
 class _Parts(list):  # type: ignore[type-arg]
     """The pieces of an item that is being written; savers get its ``append``."""
 
-    def __init__(self, gateway: object, channels: bool) -> None:
-        super(_Parts, self).__init__()
-        self.gateway = gateway
-        self.channels = channels
+    gateway: Any = None  # whose channels may be in it; None: any; False: there may be none
 
 
-def _save(out: Callable[[bytes], None], item: Any) -> None:
-    saver = _SAVERS.get(type(item))
-    if saver is None:
+def _save(out: Out, item: Any) -> None:
+    save = _SAVERS.get(type(item))
+    if save is None:
         raise DumpError("can't serialize %r" % (type(item),))
-    saver(out, item)
+    save(out, item)
 
 
-def _save_none(out: Callable[[bytes], None], item: None) -> None:
-    out(opcode.NONE)
-
-
-def _save_bool(out: Callable[[bytes], None], item: bool) -> None:
-    out(opcode.TRUE if item else opcode.FALSE)
-
-
-def _save_int(out: Callable[[bytes], None], item: int) -> None:
-    if FOUR_BYTE_INT_MIN <= item <= FOUR_BYTE_INT_MAX:
-        out(_pack_op(opcode.INT, item))
-    else:
-        _save_sequence(out, opcode.LONGINT, _decimal(item).encode("ascii"))
-
-
-def _save_py2_long(out: Callable[[bytes], None], item: int) -> None:
-    if FOUR_BYTE_INT_MIN <= item <= FOUR_BYTE_INT_MAX:
-        out(_pack_op(opcode.LONG, item))
-    else:
-        _save_sequence(out, opcode.LONGLONG, _decimal(item).encode("ascii"))
-
-
-def _save_float(out: Callable[[bytes], None], item: float) -> None:
-    out(_pack_float(opcode.FLOAT, item))
-
-
-def _save_complex(out: Callable[[bytes], None], item: complex) -> None:
-    out(_pack_complex(opcode.COMPLEX, item.real, item.imag))
-
-
-def _save_sequence(out: Callable[[bytes], None], op: bytes, data: bytes) -> None:
+def _save_sequence(out: Out, op: bytes, data: bytes) -> None:
     if len(data) > FOUR_BYTE_INT_MAX:
-        raise DumpError("%d bytes in one string are more than the format can say" % len(data))
+        raise DumpError("can't serialize a string of %d bytes" % len(data))
     out(_pack_op(op, len(data)))
     out(data)
 
 
-def _save_bytes(out: Callable[[bytes], None], item: bytes) -> None:
-    _save_sequence(out, opcode.BYTES, item)
+def _int_saver(op: bytes, long_op: bytes) -> Saver:
+    def save(out: Out, item: int) -> None:
+        if -FOUR_BYTE_INT_MAX <= item + 1 <= FOUR_BYTE_INT_MAX + 1:
+            out(_pack_op(op, item))
+        else:
+            _save_sequence(out, long_op, _decimal(item).encode("ascii"))
+
+    return save
 
 
-def _save_py3_str(out: Callable[[bytes], None], item: str) -> None:
-    data = item.encode("utf-8", _SURROGATES)
-    if len(data) < 200:
-        out(_pack_op(opcode.PY3STRING, len(data)) + data)
-    else:
-        _save_sequence(out, opcode.PY3STRING, data)
+def _save_text(out: Out, item: str) -> None:
+    op = opcode.UNICODE if PY2 else opcode.PY3STRING
+    _save_sequence(out, op, item.encode("utf-8", _SURROGATES))
 
 
-def _save_py2_str(out: Callable[[bytes], None], item: bytes) -> None:
-    _save_sequence(out, opcode.PY2STRING, item)
-
-
-def _save_unicode(out: Callable[[bytes], None], item: str) -> None:
-    _save_sequence(out, opcode.UNICODE, item.encode("utf-8"))
-
-
-def _save_list(out: Callable[[bytes], None], items: list[Any]) -> None:
+def _save_list(out: Out, items: list[Any]) -> None:
     out(_pack_op(opcode.NEWLIST, len(items)))
     for index, item in enumerate(items):
-        if type(item) is int and FOUR_BYTE_INT_MIN <= item <= FOUR_BYTE_INT_MAX:
+        if type(item) is int and -FOUR_BYTE_INT_MAX <= item <= FOUR_BYTE_INT_MAX:
             out(_pack_int_item(opcode.INT, index, opcode.INT, item, opcode.SETITEM))
         else:
             out(_pack_op(opcode.INT, index))
@@ -338,130 +292,88 @@ def _save_list(out: Callable[[bytes], None], items: list[Any]) -> None:
             out(opcode.SETITEM)
 
 
-def _save_dict(out: Callable[[bytes], None], mapping: dict[Any, Any]) -> None:
+def _save_dict(out: Out, mapping: dict[Any, Any]) -> None:
     out(opcode.NEWDICT)
-    savers = _SAVERS
     for key, value in mapping.items():
-        try:
-            save_key = savers[type(key)]
-            save_value = savers[type(value)]
-        except KeyError as missing:
-            raise DumpError("can't serialize %r" % (missing.args[0],))
-        save_key(out, key)
-        save_value(out, value)
+        _save(out, key)
+        _save(out, value)
         out(opcode.SETITEM)
 
 
-def _save_tuple(out: Callable[[bytes], None], items: tuple[Any, ...]) -> None:
-    for item in items:
-        _save(out, item)
-    out(_pack_op(opcode.BUILDTUPLE, len(items)))
+def _collection_saver(op: bytes) -> Saver:
+    def save(out: Out, items: Any) -> None:
+        for item in items:
+            _save(out, item)
+        out(_pack_op(op, len(items)))
 
-
-def _save_set(out: Callable[[bytes], None], items: set[Any]) -> None:
-    for item in items:
-        _save(out, item)
-    out(_pack_op(opcode.SET, len(items)))
-
-
-def _save_frozenset(out: Callable[[bytes], None], items: frozenset[Any]) -> None:
-    for item in items:
-        _save(out, item)
-    out(_pack_op(opcode.FROZENSET, len(items)))
+    return save
 
 
 def _save_channel(out: Any, channel: Channel) -> None:
-    parts = out.__self__
-    if not parts.channels:
-        raise DumpError("a channel can be sent, but not dumped")
-    if parts.gateway not in (None, channel.gateway):
-        raise DumpError("%r belongs to another gateway" % (channel,))
+    gateway = out.__self__.gateway
+    if gateway is not None and gateway is not channel.gateway:
+        raise DumpError("%r belongs to a gateway and can't leave it" % (channel,))
     out(_pack_op(opcode.CHANNEL, channel.id))
 
 
-_SAVERS: dict[type, Callable[[Callable[[bytes], None], Any], None]] = {
-    type(None): _save_none,
-    bool: _save_bool,
-    int: _save_int,
-    float: _save_float,
-    complex: _save_complex,
-    bytes: _save_bytes,
+_SAVERS: dict[type, Saver] = {
+    type(None): lambda out, item: out(opcode.NONE),
+    bool: lambda out, item: out(opcode.TRUE if item else opcode.FALSE),
+    int: _int_saver(opcode.INT, opcode.LONGINT),
+    float: lambda out, item: out(struct.pack("!cd", opcode.FLOAT, item)),
+    complex: lambda out, item: out(struct.pack("!cdd", opcode.COMPLEX, item.real, item.imag)),
+    bytes: lambda out, item: _save_sequence(out, opcode.BYTES, item),
+    type(""): _save_text,
     list: _save_list,
     dict: _save_dict,
-    tuple: _save_tuple,
-    set: _save_set,
-    frozenset: _save_frozenset,
+    tuple: _collection_saver(opcode.BUILDTUPLE),
+    set: _collection_saver(opcode.SET),
+    frozenset: _collection_saver(opcode.FROZENSET),
 }
-if sys.version_info[0] >= 3:
-    _SAVERS[str] = _save_py3_str
-else:
-    _SAVERS.update({str: _save_py2_str, unicode: _save_unicode, long: _save_py2_long})
+if sys.version_info[0] == 2:
+    _SAVERS[long] = _int_saver(opcode.LONG, opcode.LONGLONG)
+    _SAVERS[unicode] = _save_text
+    _SAVERS[str] = lambda out, item: _save_sequence(out, opcode.PY2STRING, item)
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 
 
-def _dump(item: Any, gateway: object = None, channels: bool = True) -> bytes:
-    parts = _Parts(gateway, channels)
+def dumps_internal(item: Any, gateway: Any = None) -> bytes:
+    """Return an item in the classic format, without a version byte.
+
+    gateway: whose channels it may contain; None: any; False: none.
+    Raises ``DumpError`` that names the part that can't be serialized.
+    """
+    parts = _Parts()
+    parts.gateway = gateway
     try:
         _save(parts.append, item)
-    except DumpError as exc:
-        refusal = _find_refused(item, _refuses_type(gateway, channels)) or str(exc)
-    except (RuntimeError, MemoryError):  # RecursionError is a RuntimeError
-        refusal = _find_refused(item, _contains_itself) or "nested too deeply"
-    else:
-        parts.append(opcode.STOP)
-        return b"".join(parts)
-    raise DumpError(refusal)
+    except (DumpError, RuntimeError):  # RecursionError is a RuntimeError
+        raise DumpError(_find_refused(item, parts))
+    parts.append(opcode.STOP)
+    return b"".join(parts)
 
 
-def _refuses_type(gateway: object, channels: bool) -> Callable[[Any, Any], str | None]:
-    def refuses(part: Any, around: Any) -> str | None:
-        if type(part) in _CONTAINERS:
-            return None
-        try:
-            _save(_Parts(gateway, channels).append, part)
-        except DumpError as exc:
-            return str(exc)
-        return None
-
-    return refuses
-
-
-def _contains_itself(part: Any, around: Any) -> str | None:
-    return "contains itself" if id(part) in around else None
-
-
-def _find_refused(item: Any, refuses: Callable[[Any, Any], str | None]) -> str | None:
-    """Return "path: reason" of the first part that is refused, without recursion."""
-    todo: list[tuple[Any, str, frozenset[int]]] = [(item, "item", frozenset())]
-    while todo:
-        part, path, around = todo.pop()
-        reason = refuses(part, around)
-        if reason is not None:
-            return "%s: %s" % (path if len(path) < 500 else path[:500] + "...", reason)
+def _find_refused(item: Any, parts: _Parts) -> str:
+    """Return "path: reason" of the part that can't be serialized; without recursion."""
+    found: list[tuple[Any, str, tuple[int, ...]]] = [(item, "item", ())]
+    for part, path, around in found:  # it grows: level by level
+        reason = "contains itself" if id(part) in around else ""
+        if type(part) not in _CONTAINERS:
+            try:
+                _save(parts.append, part)
+            except DumpError as exc:
+                reason = str(exc)
+        if reason:
+            return "%s: %s" % (path, reason)
         if type(part) in _CONTAINERS and len(around) < 100:
-            inside = around | frozenset([id(part)])
-            todo.extend((p, path + where, inside) for p, where in reversed(list(_parts_of(part))))
-    return None
-
-
-def _parts_of(container: Any) -> Iterator[tuple[Any, str]]:
-    if type(container) is dict:
-        for key, value in container.items():
-            shown = repr(key)
-            shown = shown if len(shown) < 60 else shown[:60] + "..."
-            yield key, ", key %s" % shown
-            yield value, "[%s]" % shown
-    elif type(container) in (list, tuple):
-        for index, part in enumerate(container):
-            yield part, "[%d]" % index
-    else:
-        for part in container:
-            yield part, ", an element"
-
-
-def dumps_internal(item: Any, gateway: object = None) -> bytes:
-    """Return an item in the classic format, without a version byte; channels are allowed."""
-    return _dump(item, gateway)
+            around += (id(part),)
+            shown = "%s{%r}" if type(part) in (set, frozenset) else "%s[%.60r]"
+            entries = part.items() if type(part) is dict else enumerate(part)
+            for key, value in entries:
+                found.append((value, shown % (path, key), around))
+                if type(part) is dict:
+                    found.append((key, "%s, key %.60r" % (path, key), around))
+    return "item: nested too deeply"
 
 
 def dumps(obj: Any) -> bytes:
@@ -471,7 +383,7 @@ def dumps(obj: Any) -> bytes:
     set or frozenset, for the object and all that is in it.  Raises ``DumpError`` naming the
     part that is something else, is nested too deeply or contains itself.
     """
-    return DUMPFORMAT_VERSION + _dump(obj, channels=False)
+    return DUMPFORMAT_VERSION + dumps_internal(obj, False)
 
 
 def dump(byteio: Any, obj: Any) -> None:
@@ -479,16 +391,7 @@ def dump(byteio: Any, obj: Any) -> None:
     byteio.write(dumps(obj))
 
 
-_FIXED = {  # bytes that follow an opcode
-    opcode.BUILDTUPLE: 4, opcode.CHANNEL: 4, opcode.FALSE: 0, opcode.FLOAT: 8,
-    opcode.FROZENSET: 4, opcode.INT: 4, opcode.LONG: 4, opcode.NEWDICT: 0, opcode.NEWLIST: 4,
-    opcode.NONE: 0, opcode.SET: 4, opcode.SETITEM: 0, opcode.STOP: 0, opcode.TRUE: 0,
-    opcode.COMPLEX: 16,
-}  # fmt: skip
-_SIZED = (  # opcodes that a number of bytes and that many bytes follow
-    opcode.BYTES, opcode.LONGINT, opcode.LONGLONG, opcode.PY2STRING, opcode.PY3STRING,
-    opcode.UNICODE,
-)  # fmt: skip
+_SIZES = dict(zip("CJLPQR@BEFGKODT", [0] * 6 + [4] * 7 + [8, 16]))  # bytes behind an opcode
 
 
 def _read_exactly(read: Callable[[int], bytes], size: int) -> bytes:
@@ -505,20 +408,25 @@ def _read_exactly(read: Callable[[int], bytes], size: int) -> bytes:
 def _read_item(read: Callable[[int], bytes]) -> bytes:
     """Read the bytes of one item, up to its STOP and not a byte more."""
     parts = []
-    op = None
+    op = b""
     while op != opcode.STOP:
         op = _read_exactly(read, 1)
+        size = _SIZES.get(op.decode("latin-1"))
         parts.append(op)
-        size = _FIXED.get(op)
         if size is None:
-            if op not in _SIZED:
+            if op not in _STRINGS:
                 raise LoadError("unknown opcode %r" % (op,))
             parts.append(_read_exactly(read, 4))
             size = _unpack_int4(parts[-1])[0]
-            if size < 0:
-                raise LoadError("opcode %r with a size of %d" % (op, size))
         parts.append(_read_exactly(read, size))
     return b"".join(parts)
+
+
+def _check_version(version: bytes) -> None:
+    if not version:
+        raise EOFError("an empty dump")
+    if version != DUMPFORMAT_VERSION:
+        raise LoadError("dump format %r, expected %r" % (version, DUMPFORMAT_VERSION))
 
 
 class Unserializer(object):
@@ -532,10 +440,9 @@ class Unserializer(object):
         self, stream: Any, channel_or_gateway: Any = None, strconfig: StrConfig | None = None
     ) -> None:
         gateway = getattr(channel_or_gateway, "gateway", channel_or_gateway)
-        if strconfig is None:
-            strconfig = getattr(channel_or_gateway, "_strconfig", None)
+        default = getattr(channel_or_gateway, "_strconfig", (True, False))
         self.stream = stream
-        self.strconfig = strconfig or (True, False)
+        self.strconfig: StrConfig = default if strconfig is None else strconfig
         self.channelfactory = getattr(gateway, "_channelfactory", gateway)
 
     def load(self, versioned: bool = False) -> Any:
@@ -545,13 +452,12 @@ class Unserializer(object):
         stream ends within an item.
         """
         if versioned:
-            version = _read_exactly(self.stream.read, 1)
-            if version != DUMPFORMAT_VERSION:
-                raise LoadError(
-                    "wrong dump format version %r, expected %r" % (version, DUMPFORMAT_VERSION)
-                )
-        data = _read_item(self.stream.read)
-        return _parse(data, 0, self.strconfig, self.channelfactory)
+            _check_version(self.stream.read(1))
+        return self.parse(_read_item(self.stream.read), 0)
+
+    def parse(self, data: bytes, pos: int) -> Any:
+        """Return the item at ``pos``; what follows its STOP does not count."""
+        return _parse(data, pos, self.strconfig, self.channelfactory)
 
 
 def load(io: Any, py2str_as_py3str: bool = False, py3str_as_py2str: bool = False) -> Any:
@@ -561,151 +467,117 @@ def load(io: Any, py2str_as_py3str: bool = False, py3str_as_py2str: bool = False
     py3str_as_py2str: on Python 2, text that Python 3 dumped becomes a str, as UTF-8.
     Raises ``LoadError`` or ``EOFError`` for what is not a whole dump.
     """
-    return Unserializer(io, strconfig=(py2str_as_py3str, py3str_as_py2str)).load(versioned=True)
+    return Unserializer(io, None, (py2str_as_py3str, py3str_as_py2str)).load(True)
 
 
 def loads(
     bytestring: bytes, py2str_as_py3str: bool = False, py3str_as_py2str: bool = False
 ) -> Any:
     """Return the object that ``dumps`` made these bytes of; options and errors as ``load``."""
-    version = bytestring[:1]
-    if version != DUMPFORMAT_VERSION:
-        if not version:
-            raise EOFError("an empty dump")
-        raise LoadError(
-            "wrong dump format version %r, expected %r" % (version, DUMPFORMAT_VERSION)
-        )
-    return _parse(bytes(bytestring), 1, (py2str_as_py3str, py3str_as_py2str), None)
+    _check_version(bytestring[:1])
+    return _parse(bytestring, 1, (py2str_as_py3str, py3str_as_py2str), None)
 
 
 def loads_internal(
     bytestring: bytes, channelfactory: Any = None, strconfig: StrConfig | None = None
 ) -> Any:
     """Return the item that ``dumps_internal`` made these bytes of."""
-    reader = Unserializer(None, channelfactory, strconfig)
-    return _parse(bytestring, 0, reader.strconfig, reader.channelfactory)
+    return Unserializer(None, channelfactory, strconfig).parse(bytestring, 0)
 
 
 def _parse(data: bytes, pos: int, strconfig: StrConfig, factory: Any) -> Any:
-    """Return the classic item that begins at ``pos``; what follows its STOP does not count."""
-    ops = bytearray(data) if PY2 else data
     stack: list[Any] = []
     push, pop, end = stack.append, stack.pop, len(data)
     try:
         while True:
-            op = ops[pos]
+            op = data[pos : pos + 1]
             pos += 1
-            if op == _OP_INT:
+            if op == b"F":
                 push(_unpack_int4(data, pos)[0])
                 pos += 4
-            elif op == _OP_SETITEM:
+            elif op == b"P":
                 value, key, target = pop(), pop(), stack[-1]
                 if type(target) is not dict and (type(target) is not list or key < 0):
                     raise LoadError("inconsistent data: an item for %r" % (type(target),))
                 target[key] = value
-            elif op == _OP_PY3STRING and not PY2:
-                size = _unpack_int4(data, pos)[0]
-                pos += 4 + size
-                if size < 0 or pos > end:
-                    raise EOFError("a string of %d bytes in %d" % (size, end))
-                push(data[pos - size : pos].decode("utf-8", _SURROGATES))
-            elif op == _OP_NEWDICT:
-                push({})
+            elif op in _STRINGS:
+                start = pos + 4
+                pos = start + _unpack_int4(data, pos)[0]
+                if not start <= pos <= end:
+                    raise EOFError("a string of %d bytes in %d" % (pos - start, end - start))
+                push(_STRINGS[op](data[start:pos], strconfig))
             elif op in _CONSTANTS:
                 push(_CONSTANTS[op])
-            elif op == _OP_STOP:
+            elif op == b"J":
+                push({})
+            elif op == b"Q":
                 (item,) = stack
                 return item
             else:
-                pos = _parse_other(op, data, pos, stack, strconfig, factory)
+                pos = _parse_other(op, data, pos, stack, factory)
     except struct.error:
         raise EOFError("the data ends within an item")
     except (IndexError, TypeError, ValueError, OverflowError, MemoryError) as exc:
-        if pos >= end:
-            raise EOFError("the data ends within an item")
         raise LoadError("inconsistent data at byte %d: %s" % (pos, exc))
 
 
-def _parse_other(
-    op: int, data: bytes, pos: int, stack: list[Any], strconfig: StrConfig, factory: Any
-) -> int:
+def _parse_other(op: bytes, data: bytes, pos: int, stack: list[Any], factory: Any) -> int:
     """Handle the opcodes that are no hot path; return the position behind."""
-    if op == _OP_FLOAT:
-        stack.append(_unpack_float(data, pos)[0])
+    if op == opcode.FLOAT:
+        stack.append(struct.unpack_from("!d", data, pos)[0])
         return pos + 8
-    if op == _OP_COMPLEX:
-        stack.append(complex(*_unpack_complex(data, pos)))
+    if op == opcode.COMPLEX:
+        stack.append(complex(*struct.unpack_from("!dd", data, pos)))
         return pos + 16
     number = _unpack_int4(data, pos)[0]
     pos += 4
-    if op in _STRINGS:
-        if number < 0 or number > len(data) - pos:
-            raise EOFError("a string of %d bytes in %d" % (number, len(data) - pos))
-        stack.append(_STRINGS[op](data[pos : pos + number], strconfig))
-        return pos + number
     if op in _COLLECTIONS:
         if not 0 <= number <= len(stack):
             raise LoadError("inconsistent data: %d items out of %d" % (number, len(stack)))
         first = len(stack) - number
         stack[first:] = [_COLLECTIONS[op](stack[first:])]
-    elif op == _OP_NEWLIST:
+    elif op == opcode.NEWLIST:
         if not 0 <= number * 7 <= len(data) - pos:  # no item takes less than 7 bytes
             raise LoadError("a list of %d items in %d bytes" % (number, len(data) - pos))
         stack.append([None] * number)
-    elif op == _OP_LONG:
-        stack.append(int(number) if not PY2 else long(number))
-    elif op == _OP_CHANNEL:
-        if factory is None:
-            raise LoadError("a channel outside of a gateway")
+    elif op == opcode.LONG:
+        stack.append(_LONG(number))
+    elif op == opcode.CHANNEL and factory is not None:
         stack.append(factory.new(number))
     else:
-        raise LoadError("unknown opcode %r" % (bchr(op),))
+        raise LoadError("unknown opcode, or a channel outside of a gateway: %r" % (op,))
     return pos
 
 
-def _load_text(data: bytes, strconfig: StrConfig) -> Any:
+def _text(data: bytes, strconfig: StrConfig) -> str:
     return data.decode("utf-8", _SURROGATES)
 
 
-def _load_py3_string(data: bytes, strconfig: StrConfig) -> Any:
-    return data if PY2 and strconfig[1] else data.decode("utf-8", _SURROGATES)
-
-
-def _load_py2_string(data: bytes, strconfig: StrConfig) -> Any:
-    return data.decode("latin-1") if strconfig[0] and not PY2 else data
-
-
-(_OP_INT, _OP_SETITEM, _OP_PY3STRING, _OP_NEWDICT, _OP_STOP, _OP_FLOAT, _OP_COMPLEX,
- _OP_NEWLIST, _OP_LONG, _OP_CHANNEL) = bytearray(b"FPNJQDTKGB")  # fmt: skip
-_CONSTANTS = {ord(opcode.NONE): None, ord(opcode.TRUE): True, ord(opcode.FALSE): False}
-_STRINGS: dict[int, Callable[[bytes, StrConfig], Any]] = {
-    ord(opcode.BYTES): lambda data, strconfig: data,
-    ord(opcode.PY2STRING): _load_py2_string,
-    ord(opcode.PY3STRING): _load_py3_string,
-    ord(opcode.UNICODE): _load_text,
-    ord(opcode.LONGINT): lambda data, strconfig: _parse_decimal(data),
-    ord(opcode.LONGLONG): lambda data, strconfig: _parse_decimal(data),
+_LONG = type(sys.maxsize + 1)  # Python 2 has a type of its own for large ints
+_CONSTANTS = {opcode.NONE: None, opcode.TRUE: True, opcode.FALSE: False}
+_STRINGS: dict[bytes, Callable[[bytes, StrConfig], Any]] = {
+    opcode.PY3STRING: (lambda data, conf: data if conf[1] else _text(data, conf)) if PY2 else _text,
+    opcode.BYTES: lambda data, strconfig: data,
+    opcode.PY2STRING: lambda data, conf: data.decode("latin-1") if conf[0] and not PY2 else data,
+    opcode.UNICODE: _text,
+    opcode.LONGINT: lambda data, strconfig: _parse_decimal(data),
+    opcode.LONGLONG: lambda data, strconfig: _LONG(_parse_decimal(data)),
 }
-_COLLECTIONS: dict[int, Callable[[list[Any]], Any]] = {
-    ord(opcode.BUILDTUPLE): tuple,
-    ord(opcode.SET): set,
-    ord(opcode.FROZENSET): frozenset,
+_COLLECTIONS: dict[bytes, Callable[[list[Any]], Any]] = {
+    opcode.BUILDTUPLE: tuple,
+    opcode.SET: set,
+    opcode.FROZENSET: frozenset,
 }
 
 
 # The fast codec.
 
 HAVE_FAST_CODEC = sys.version_info >= (3, 8) and not ISPYPY
-if HAVE_FAST_CODEC:
-    try:
-        import _pickle
-    except ImportError:  # pragma: no cover - an interpreter without its C accelerator
-        HAVE_FAST_CODEC = False
+try:
+    import _pickle
+except ImportError:  # an interpreter without its C accelerator
+    HAVE_FAST_CODEC = False
 CODECS = ("classic", "fast") if HAVE_FAST_CODEC else ("classic",)
-
-_NESTING_MAX = 1000  # what the recursion limit allows the classic codec
-_UNBOUNDED_PICKLER = sys.version_info >= (3, 12)  # there it nests much deeper than that
-_PICKLED_CONTAINERS = (b"]", b"}", b"(", b"\x85", b"\x86", b"\x87", b"\x8f")
 
 if HAVE_FAST_CODEC:
 
@@ -722,48 +594,49 @@ if HAVE_FAST_CODEC:
             raise LoadError("a pickle asks for %s.%s" % (module, name))
 
 
+_NESTING_MAX = 1000  # what the recursion limit allows the classic codec
+_PICKLED_CONTAINERS = (b"]", b"}", b"(", b"\x85", b"\x86", b"\x87", b"\x8f")
+
+
 def _nested_too_deeply(pickled: bytes, item: Any) -> bool:
     """Whether an item that was pickled is nested more deeply than the classic codec allows."""
+    if sys.version_info < (3, 12):
+        return False  # there the pickler has the same limit
+    if sum(map(pickled.count, _PICKLED_CONTAINERS)) < _NESTING_MAX:
+        return False
     import gc
 
-    if len(pickled) < _NESTING_MAX or sum(map(pickled.count, _PICKLED_CONTAINERS)) < _NESTING_MAX:
-        return False
     level = [item]
     for _ in range(_NESTING_MAX):
         level = [part for part in gc.get_referents(*level) if type(part) in _CONTAINERS]
-        if not level:
-            return False
-    return True
+    return bool(level)
 
 
-def dumps_fast(item: Any, gateway: object = None) -> bytes:
+def dumps_fast(item: Any, gateway: Any = None) -> bytes:
     """Return an item in the faster one of the formats that can hold it."""
     if type(item) not in _CONTAINERS:
-        return _dump(item, gateway)
+        return dumps_internal(item, gateway)
     stream = BytesIO()
     pickler = _StrictPickler(stream, 4)
     pickler.fast = True  # no memo: an item is a tree, as in the classic format
     try:
         pickler.dump(item)
     except Exception:  # what can't be pickled is dumped, or refused with its reason, there
-        return _dump(item, gateway)
+        return dumps_internal(item, gateway)
     data = stream.getvalue()
-    if b"bytearray" in data or (_UNBOUNDED_PICKLER and _nested_too_deeply(data, item)):
-        return _dump(item, gateway)  # a bytearray never asks ``reducer_override``
+    if b"bytearray" in data or _nested_too_deeply(data, item):
+        return dumps_internal(item, gateway)  # a bytearray never asks ``reducer_override``
     return data
 
 
 def load_item(data: bytes, channel: Any, strconfig: StrConfig) -> Any:
     """Return the item that either codec made these bytes of; ``LoadError`` if none did."""
-    if data[:1] == b"\x80" and HAVE_FAST_CODEC:
-        try:
-            return _StrictUnpickler(BytesIO(data)).load()
-        except Exception as exc:
-            raise LoadError("inconsistent data: %s" % exc)
     try:
-        return _parse(data, 0, strconfig, channel.gateway._channelfactory)
-    except EOFError as exc:
-        raise LoadError(str(exc))  # the frame was whole, so no bytes are on their way
+        if data[:1] == b"\x80":
+            return _StrictUnpickler(BytesIO(data)).load()
+        return loads_internal(data, channel, strconfig)
+    except Exception as exc:  # EOFError too: the frame was whole, no bytes are on their way
+        raise LoadError("inconsistent data: %s" % exc)
 
 
 # ---------------------------------------------------------------- frames
