@@ -7,11 +7,13 @@ worker, which imports ``execnet.gateway_base``, loads that alone.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 __version__ = "3.0.0"
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ._deprecated import PopenGateway, SocketGateway, SshGateway
     from .gateway import Gateway
     from .gateway_base import (

@@ -83,7 +83,8 @@ def parse_specs(words: Sequence[str]) -> list[XSpec]:
                 raise CommandError(
                     f"spec {word!r}: id {spec.id!r} is taken, by spec {word_of[spec.id]!r}"
                 )
-            word_of[spec.id] = word
+            if spec.id is not None:
+                word_of[spec.id] = word
             specs.append(spec)
     return specs
 

@@ -11,22 +11,36 @@ import ast
 import io
 import tokenize
 from collections.abc import Iterator
+from functools import lru_cache
 
 Position = tuple[int, int]  # line from 0, column in characters
 Edit = tuple[Position, Position, str]  # from, to, replacement
 
 
+@lru_cache(maxsize=16)
 def lower(source: str) -> str:
     """Return the source without docstrings, comments and annotations.
 
     What remains runs on every Python whose syntax it keeps to; line numbers are the same,
     indentation is one column a level.
     """
-    lines = source.splitlines()
+    lines = source.split("\n")
     edits = [*_comment_edits(source), *_node_edits(ast.parse(source), lines)]
     for start, end, replacement in sorted(edits, reverse=True):
         _replace(lines, start, end, replacement)
-    return "\n".join(_dedented(lines)) + "\n"
+    return "\n".join(_dedented(lines))
+
+
+def without_annotations(source: str) -> str:
+    """Return the source of a function without annotations, which need names of its module."""
+    lines = source.split("\n")
+    edits: list[Edit] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            edits += _signature_edits(node, lines)
+    for start, end, replacement in sorted(edits, reverse=True):
+        _replace(lines, start, end, replacement)
+    return "\n".join(lines)
 
 
 def _replace(lines: list[str], start: Position, end: Position, replacement: str) -> None:
@@ -65,20 +79,23 @@ def _node_edits(tree: ast.AST, lines: list[str]) -> Iterator[Edit]:
             yield from _signature_edits(node, lines)
         elif isinstance(node, ast.AnnAssign):
             yield from _assignment_edits(node, lines)
-        elif isinstance(node, ast.ImportFrom) and node.module == "__future__":
-            yield _start(node, lines), _end(node, lines), ""
-        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        elif (isinstance(node, ast.ImportFrom) and node.module == "__future__") or (
+            isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        ):
             yield _start(node, lines), _end(node, lines), ""
 
 
-def _docstring_edits(node: ast.Module | ast.ClassDef | ast.FunctionDef, lines: list[str]) -> Iterator[Edit]:
+def _docstring_edits(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef, lines: list[str]
+) -> Iterator[Edit]:
     first = node.body[0] if node.body else None
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-        if isinstance(first.value.value, str):
-            yield _start(first, lines), _end(first, lines), "" if len(node.body) > 1 else "pass"
+    if first is not None and ast.get_docstring(node, clean=False) is not None:
+        yield _start(first, lines), _end(first, lines), "" if len(node.body) > 1 else "pass"
 
 
-def _signature_edits(node: ast.FunctionDef, lines: list[str]) -> Iterator[Edit]:
+def _signature_edits(
+    node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]
+) -> Iterator[Edit]:
     arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
     for argument in [*arguments, node.args.vararg, node.args.kwarg]:
         if argument is not None and argument.annotation is not None:

@@ -9,6 +9,8 @@ import builtins
 import types
 from typing import Any
 
+from ._ship import lower, without_annotations
+
 Sendable = tuple[str, "str | None", "str | None"]
 _MODULE_NAMES = frozenset(["__name__", "__builtins__", "__doc__", "__file__"])
 
@@ -32,7 +34,7 @@ def _dedent(source: str) -> str:
     if source.startswith((" ", "\t", "\n", "\r")) or "\n " in source:
         import textwrap
 
-        return textwrap.dedent(source)
+        source = textwrap.dedent(source)
     return source
 
 
@@ -47,7 +49,10 @@ def _source_of_module(module: types.ModuleType) -> Sendable:
     if file_name is None:
         raise ValueError(f"can't execute {module!r}: it has no source file")
     with tokenize.open(file_name) as file:  # and not the cached lines of ``inspect``
-        return file.read(), file_name, None
+        source = file.read()
+    if module.__name__.startswith(f"{__package__}."):  # ours run on old interpreters, too
+        source = lower(source)
+    return source, file_name, None
 
 
 def _source_of_function(function: Any) -> str:
@@ -72,12 +77,17 @@ def _source_of_function(function: Any) -> str:
         source = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError) as exc:
         raise ValueError(f"can't find the source of {name}: {exc}") from exc
+    first_line: int = function.__code__.co_firstlineno
+    if source[:1] in " \t":  # text within it begins further left than the function does
+        source = "if True:\n" + source
+        first_line -= 1
+    source = without_annotations(source)
     used = _find_non_builtin_globals(source, function.__code__)
     if used:
         raise ValueError(
             f"{name} can't be executed remotely, it uses names of its module: {', '.join(used)}"
         )
-    return "\n" * (function.__code__.co_firstlineno - 1) + source
+    return "\n" * (first_line - 1) + source
 
 
 def _find_non_builtin_globals(source: str, codeobj: types.CodeType) -> list[str]:

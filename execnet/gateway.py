@@ -68,16 +68,10 @@ class Gateway(BaseGateway):
         address: str | None = getattr(self._io, "remoteaddress", None)
         return address
 
-    def __repr__(self) -> str:
-        receiver = "receive-live" if self.hasreceiver() else "not receiving"
-        channels = len(self._channelfactory.channels())
-        return (
-            f"<{type(self).__name__} id={self.id!r} {receiver}, "
-            f"{self.execmodel.backend} model, {channels} active channels>"
-        )
-
     def remote_exec(
-        self, source: str | types.FunctionType | Callable[..., object] | types.ModuleType, **kwargs: Any
+        self,
+        source: str | types.FunctionType | Callable[..., object] | types.ModuleType,
+        **kwargs: Any,
     ) -> Channel:
         """Execute code in the worker; return the channel that is its ``channel`` there.
 
@@ -183,7 +177,9 @@ class Gateway(BaseGateway):
         poll_until = getattr(self._io, "poll_until", None)
         if poll_until is not None:
             self.exitcode = poll_until(time.monotonic() + EXIT_STATUS_S)
-        return WorkerDied(f"worker {self.id} died, {describe_exit(self.exitcode)}: {error}", self.exitcode)
+        return WorkerDied(
+            f"worker {self.id} died, {describe_exit(self.exitcode)}: {error}", self.exitcode
+        )
 
     def _run_receiver(self) -> None:
         super()._run_receiver()

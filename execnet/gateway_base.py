@@ -24,8 +24,7 @@ from io import BytesIO
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from types import ModuleType, TracebackType
-    from typing import IO, Any, NoReturn, Protocol
+    from typing import Any, NoReturn, Protocol
 
     Out = Callable[[bytes], None]
     Saver = Callable[[Out, Any], None]
@@ -236,14 +235,15 @@ def _decimal(number: int) -> str:
 
 def _parse_decimal(digits: bytes) -> int:
     """Return the number that ``_decimal`` wrote; ValueError for anything else."""
-    if digits[:1] == b"-":
-        return -_parse_decimal(digits[1:])
     if not digits.isdigit():
-        raise ValueError("not a decimal number: %r" % (digits[:40],))
+        if not digits[1:].isdigit() or digits[:1] != b"-":
+            raise ValueError("not a decimal number: %r" % (digits[:40],))
+        return -_parse_decimal(digits[1:])
     if len(digits) <= _DIGITS:
         return int(digits)
     half = len(digits) // 2
-    return _parse_decimal(digits[:-half]) * 10**half + _parse_decimal(digits[-half:])
+    high: int = 10**half
+    return high * _parse_decimal(digits[:-half]) + _parse_decimal(digits[-half:])
 
 
 class _Parts(list):  # type: ignore[type-arg]
@@ -367,12 +367,14 @@ def _find_refused(item: Any, parts: _Parts) -> str:
             return "%s: %s" % (path, reason)
         if type(part) in _CONTAINERS and len(around) < 100:
             around += (id(part),)
-            shown = "%s{%r}" if type(part) in (set, frozenset) else "%s[%.60r]"
+            shown = "%s{%s}" if type(part) in (set, frozenset) else "%s[%s]"
             entries = part.items() if type(part) is dict else enumerate(part)
             for key, value in entries:
-                found.append((value, shown % (path, key), around))
+                plain = type(key) in _SAVERS and type(key) not in _CONTAINERS
+                name = repr(key)[:60] if plain else "..."
+                found.append((value, shown % (path, name), around))
                 if type(part) is dict:
-                    found.append((key, "%s, key %.60r" % (path, key), around))
+                    found.append((key, "%s, key %s" % (path, name), around))
     return "item: nested too deeply"
 
 
@@ -470,12 +472,10 @@ def load(io: Any, py2str_as_py3str: bool = False, py3str_as_py2str: bool = False
     return Unserializer(io, None, (py2str_as_py3str, py3str_as_py2str)).load(True)
 
 
-def loads(
-    bytestring: bytes, py2str_as_py3str: bool = False, py3str_as_py2str: bool = False
-) -> Any:
+def loads(bytestring: bytes, py2str_as_py3str: bool = False, py3str_as_py2str: bool = False) -> Any:
     """Return the object that ``dumps`` made these bytes of; options and errors as ``load``."""
     _check_version(bytestring[:1])
-    return _parse(bytestring, 1, (py2str_as_py3str, py3str_as_py2str), None)
+    return _parse(bytes(bytestring), 1, (py2str_as_py3str, py3str_as_py2str), None)
 
 
 def loads_internal(
@@ -497,9 +497,14 @@ def _parse(data: bytes, pos: int, strconfig: StrConfig, factory: Any) -> Any:
                 pos += 4
             elif op == b"P":
                 value, key, target = pop(), pop(), stack[-1]
-                if type(target) is not dict and (type(target) is not list or key < 0):
+                if type(target) is list:
+                    if key != len(target):
+                        raise LoadError("inconsistent data: item %.40r of a list" % (key,))
+                    target.append(value)
+                elif type(target) is dict:
+                    target[_checked_key(key)] = value
+                else:
                     raise LoadError("inconsistent data: an item for %r" % (type(target),))
-                target[key] = value
             elif op in _STRINGS:
                 start = pos + 4
                 pos = start + _unpack_int4(data, pos)[0]
@@ -517,8 +522,19 @@ def _parse(data: bytes, pos: int, strconfig: StrConfig, factory: Any) -> Any:
                 pos = _parse_other(op, data, pos, stack, factory)
     except struct.error:
         raise EOFError("the data ends within an item")
-    except (IndexError, TypeError, ValueError, OverflowError, MemoryError) as exc:
+    except (IndexError, TypeError, ValueError, RuntimeError, MemoryError) as exc:
         raise LoadError("inconsistent data at byte %d: %s" % (pos, exc))
+
+
+def _checked_key(key: Any) -> Any:
+    """Return a key that can be hashed: Python crashes on tuples that are nested too deeply."""
+    level, depth = [key], 0
+    while level and type(level[0]) in (tuple, frozenset):
+        level = [p for part in level for p in part if type(p) in (tuple, frozenset)]
+        depth += 1
+        if depth > _NESTING_MAX:
+            raise LoadError("inconsistent data: a key is nested too deeply")
+    return key
 
 
 def _parse_other(op: bytes, data: bytes, pos: int, stack: list[Any], factory: Any) -> int:
@@ -535,11 +551,14 @@ def _parse_other(op: bytes, data: bytes, pos: int, stack: list[Any], factory: An
         if not 0 <= number <= len(stack):
             raise LoadError("inconsistent data: %d items out of %d" % (number, len(stack)))
         first = len(stack) - number
+        if op != opcode.BUILDTUPLE:
+            for part in stack[first:]:
+                _checked_key(part)
         stack[first:] = [_COLLECTIONS[op](stack[first:])]
     elif op == opcode.NEWLIST:
         if not 0 <= number * 7 <= len(data) - pos:  # no item takes less than 7 bytes
             raise LoadError("a list of %d items in %d bytes" % (number, len(data) - pos))
-        stack.append([None] * number)
+        stack.append([])
     elif op == opcode.LONG:
         stack.append(_LONG(number))
     elif op == opcode.CHANNEL and factory is not None:
@@ -629,12 +648,28 @@ def dumps_fast(item: Any, gateway: Any = None) -> bytes:
     return data
 
 
-def load_item(data: bytes, channel: Any, strconfig: StrConfig) -> Any:
+def _refuse_extensions(data: bytes) -> None:
+    """Raise for a pickle that names by a number what this process has loaded by that before.
+
+    Only such numbers are looked up without ``find_class``; programs hardly ever have any.
+    """
+    copyreg = sys.modules.get("copyreg")
+    if copyreg is not None and getattr(copyreg, "_extension_cache", None):
+        import pickletools
+
+        if any(op.name.startswith("EXT") for op, _, _ in pickletools.genops(data)):
+            raise LoadError("a pickle asks for an extension")
+
+
+def load_item(data: bytes, channel_or_factory: Any, strconfig: StrConfig) -> Any:
     """Return the item that either codec made these bytes of; ``LoadError`` if none did."""
     try:
         if data[:1] == b"\x80":
+            _refuse_extensions(data)
             return _StrictUnpickler(BytesIO(data)).load()
-        return loads_internal(data, channel, strconfig)
+        gateway = getattr(channel_or_factory, "gateway", None)
+        factory = getattr(gateway, "_channelfactory", channel_or_factory)
+        return _parse(data, 0, strconfig, factory)
     except Exception as exc:  # EOFError too: the frame was whole, no bytes are on their way
         raise LoadError("inconsistent data: %s" % exc)
 
@@ -644,7 +679,7 @@ def load_item(data: bytes, channel: Any, strconfig: StrConfig) -> Any:
 _HEADER = struct.Struct("!bii")  # message code, channel id, payload bytes
 PART_BYTES = 1 << 20  # an item larger than this travels in pieces
 _PART = struct.Struct("!iB")  # number of the item, whether this is its last piece
-_DATA_MAX = PART_BYTES + _PART.size
+ITEM_MAX = PART_BYTES + 4096  # so that a round 1 MiB and its opcodes go in one
 _CONTROL_MAX = 1 << 30
 
 
@@ -701,7 +736,7 @@ class Message(object):
 def parse_header(data: bytes, pos: int) -> tuple[int, int, int]:
     """Return (code, channel id, payload bytes); ``ProtocolError`` for what is no header."""
     msgcode, channelid, size = _HEADER.unpack_from(data, pos)
-    limit = _DATA_MAX if msgcode in (4, 9) else _CONTROL_MAX
+    limit = ITEM_MAX if msgcode in (4, 9) else _CONTROL_MAX
     if msgcode not in Message._types or not 0 <= size <= limit or channelid < 0:
         raise ProtocolError(
             "not a frame: code %d, channel %d, payload of %d bytes, in %r"
@@ -879,7 +914,6 @@ class EventletExecModel(GeventExecModel):
         "socket": "eventlet.green.socket",
         "time": "eventlet",
         "get_ident": "eventlet.green.thread",
-        "os": "eventlet.green.os",
         "threading": "eventlet.green.threading",
         "event": "eventlet.green.threading",
     }
@@ -888,18 +922,40 @@ class EventletExecModel(GeventExecModel):
         self._module("eventlet").spawn_n(func, *args)
 
     def fdopen(self, fd: int, mode: str, bufsize: int = 0) -> Any:
+        hubs = self._module("eventlet.hubs")
         os.set_blocking(fd, False)
-        green_os = self._module("os")
-        return _GreenFile(fd, green_os.read, green_os.write)
+
+        def read(fd: int, size: int) -> bytes:
+            while True:
+                try:
+                    return os.read(fd, size)
+                except BlockingIOError:
+                    hubs.trampoline(fd, read=True)
+
+        def write(fd: int, data: bytes) -> int:
+            while True:
+                try:
+                    return os.write(fd, data)
+                except BlockingIOError:
+                    hubs.trampoline(fd, write=True)
+
+        return _GreenFile(fd, read, write, hubs.notify_close)
 
 
 class _GreenFile(object):
     """A file over a non-blocking descriptor; waiting for it lets other greenlets run."""
 
-    def __init__(self, fd: int, read: Callable[..., bytes], write: Callable[..., int]) -> None:
+    def __init__(
+        self,
+        fd: int,
+        read: Callable[[int, int], bytes],
+        write: Callable[[int, bytes], int],
+        before_close: Callable[[int], object] = id,
+    ) -> None:
         self._fd = fd
         self._os_read = read
         self._os_write = write
+        self._before_close = before_close  # wakes up who waits for the descriptor
 
     def fileno(self) -> int:
         if self._fd < 0:
@@ -915,6 +971,7 @@ class _GreenFile(object):
     def close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
+            self._before_close(fd)
             os.close(fd)
 
 
@@ -1206,24 +1263,29 @@ class FrameWriter(object):
         self._io = io
         self._name = name
         self._lock = io.execmodel.Lock()
-        self._frames: deque[tuple[bytes, bytes | memoryview]] = deque()
+        self._frames: deque[list[Any]] = deque()  # each: header, payload, whether written
         self._flusher_runs = False
         self._closing = False
         self._error: str | None = None
+        self.writing_ident = 0  # the thread that writes; it must not be interrupted in a frame
+        self.interrupted = False  # it was to be
 
     def send(self, header: bytes, payload: bytes | memoryview) -> None:
         """Write a frame; returns when the stream has taken it, OSError if it can't."""
-        self._check()
-        self._frames.append((header, payload))
-        with self._lock:
-            self._flush()
-        self._check()
-        self._flush_left_behind()
+        frame = [header, payload, False]
+        if self._error is None and not self._closing:
+            self._frames.append(frame)
+            with self._lock:
+                self._flush()
+            self._flush_left_behind()
+        if not frame[2]:
+            reason = self._error or "the gateway was ended"
+            raise OSError("cannot send (already closed?): %s" % reason)
 
     def post(self, header: bytes, payload: bytes | memoryview) -> None:
         """Have a frame written soon; never waits.  For the receiver thread and finalizers."""
         if self._error is None and not self._closing:
-            self._frames.append((header, payload))
+            self._frames.append([header, payload, False])
             self._flush_left_behind()
 
     def close_soon(self) -> None:
@@ -1237,29 +1299,40 @@ class FrameWriter(object):
             self._error = reason
         self._frames.clear()
 
-    def _check(self) -> None:
-        if self._error is not None or self._closing:
-            raise OSError("cannot send (already closed?): %s" % (self._error or "it was ended"))
-
     def _flush(self, may_wait: bool = True) -> bool:  # holds _lock
         """Write the waiting frames; False if that has to wait and must not."""
-        while self._frames and self._error is None:
-            if not may_wait and not self._goes_without_waiting():
-                return False
-            try:
-                self._io.write_frame(*self._frames.popleft())
-            except (OSError, ValueError) as exc:  # ValueError: the file is closed
-                self.fail(str(exc))
-            except BaseException:
-                self.fail("interrupted in the middle of a frame")
-                raise
+        self.writing_ident = get_ident()
+        try:
+            while self._frames and self._error is None:
+                if not may_wait and not self._goes_without_waiting():
+                    return False
+                try:
+                    frame = self._frames.popleft()
+                except IndexError:  # ``fail`` has just forgotten them
+                    break
+                self._write_frame(frame)
+        finally:
+            self.writing_ident = 0
+        if self.interrupted:
+            self.interrupted = False
+            raise KeyboardInterrupt
         if self._closing and self._error is None:
-            self._error = "it was ended"
+            self._error = "the gateway was ended"
             self._close()
         return True
 
+    def _write_frame(self, frame: list[Any]) -> None:
+        try:
+            self._io.write_frame(frame[0], frame[1])
+            frame[2] = True
+        except (OSError, ValueError) as exc:  # ValueError: the file is closed
+            self.fail(str(exc))
+        except BaseException:
+            self.fail("interrupted in the middle of a frame")
+            raise
+
     def _goes_without_waiting(self) -> bool:
-        header, payload = self._frames[0]
+        header, payload, _ = self._frames[0]
         return len(header) + len(payload) <= 4096 and self._io.can_write_now()
 
     def _close(self) -> None:
@@ -1332,6 +1405,11 @@ class ChannelState(object):
         (CLOSED, "far_drop"): CLOSED,
         (CLOSED, "stream_end"): CLOSED,
         (CLOSED, "drop"): DELETED,
+        # The receiver thread may hold a channel that its last owner has just dropped.
+        (DELETED, "close"): DELETED,
+        (DELETED, "far_drop"): DELETED,
+        (DELETED, "stream_end"): DELETED,
+        (DELETED, "drop"): DELETED,
     }
 
 
@@ -1363,7 +1441,10 @@ class Channel(object):
     def __del__(self) -> None:
         if self.gateway is None or "_remoteerrors" not in self.__dict__:  # not fully made
             return
-        state, self._state = self._state, ChannelState.DELETED
+        channels = self._factory._channels
+        if channels.get(self.id) is self:  # weak references live on while this runs
+            channels.pop(self.id, None)
+        state = self._go("drop")
         for error in self._remoteerrors:
             if isinstance(error, RemoteError):
                 error.warn()
@@ -1473,7 +1554,11 @@ class Channel(object):
             return self._remoteerrors.pop(0)
         except IndexError:
             error: BaseException | None = getattr(self.gateway, "_error", None)
-            return error
+            if error is None:
+                return None
+            import copy
+
+            return copy.copy(error)  # each who raises it gets a traceback of its own
 
     def setcallback(
         self, callback: Callable[[Any], object], endmarker: Any = NO_ENDMARKER_WANTED
@@ -1486,14 +1571,13 @@ class Channel(object):
         """
         items = self._items
         entry = _Callback(callback, endmarker, self)
+        well = True
         while items is not None:
             with self._lock:
-                item = ENDMARKER
                 if self._items is None:
                     break
-                if items.qsize():
-                    item = items.get()
-                if item is ENDMARKER:
+                item = self._take_queued(items) if well else ENDMARKER
+                if item is ENDMARKER:  # from here on items go to the callback
                     self._items = None
                     if not self._receiveclosed.is_set():
                         self._factory._callbacks[self.id] = entry
@@ -1503,8 +1587,14 @@ class Channel(object):
                     self._factory._no_longer_opened(self.id)
                     entry.finish()
                 return
-            self._factory.call(self.id, entry, item)
+            well = self._factory.call(self.id, entry, item)
         raise OSError("%r has a callback already" % (self,))
+
+    def _take_queued(self, items: Any) -> Any:
+        try:
+            return items.get(False)
+        except self.gateway.execmodel.queue.Empty:  # or somebody in receive() was faster
+            return ENDMARKER
 
     def makefile(self, mode: str = "w", proxyclose: bool = False) -> ChannelFile:
         """Return a file over this channel.
@@ -1533,22 +1623,39 @@ _SAVERS[Channel] = _save_channel
 
 
 class _Callback(object):
-    """A channel's callback; outlives the channel object.  Called by one thread at a time."""
+    """A channel's callback; outlives the channel object.
+
+    ``_turn`` is held while the callback runs, so the endmarker overtakes no item: whoever
+    holds it when the end comes passes the endmarker behind its own call.
+    """
 
     def __init__(self, callback: Callable[[Any], object], endmarker: Any, channel: Channel) -> None:
         self._callback = callback
         self._endmarker = endmarker
         self._strconfig = channel._strconfig
-        self.gateway = channel.gateway
+        self._turn = channel.gateway.execmodel.Lock()
+        self._ended = False
 
     def __call__(self, item: Any) -> None:
-        self._callback(item)
+        try:
+            with self._turn:
+                if not self._ended:
+                    self._callback(item)
+        finally:
+            if self._ended:
+                self.finish()
 
     def finish(self) -> None:
         """Pass the endmarker, the first time."""
-        endmarker, self._endmarker = self._endmarker, NO_ENDMARKER_WANTED
-        if endmarker is not NO_ENDMARKER_WANTED:
-            self._callback(endmarker)
+        self._ended = True
+        if not self._turn.acquire(False):
+            return  # who holds it looks at ``_ended`` afterwards
+        try:
+            endmarker, self._endmarker = self._endmarker, NO_ENDMARKER_WANTED
+            if endmarker is not NO_ENDMARKER_WANTED:
+                self._callback(endmarker)
+        finally:
+            self._turn.release()
 
 
 class ChannelFactory(object):
@@ -1590,22 +1697,24 @@ class ChannelFactory(object):
     def send_item(self, id: int, item: Any) -> None:
         """Send an item over the channel with that id, a large one in pieces."""
         data = self.dumps(item, self.gateway)
-        if len(data) <= PART_BYTES:
+        if len(data) <= ITEM_MAX:
             self.gateway._send(Message.CHANNEL_DATA, id, data)
             return
         number = next(self._item_numbers) & FOUR_BYTE_INT_MAX
         view = data if PY2 else memoryview(data)
         for start in range(0, len(data), PART_BYTES):
-            last = start + PART_BYTES >= len(data)
-            prefix = _PART.pack(number, last)
-            self.gateway._send_part(id, prefix, view[start : start + PART_BYTES])
+            prefix = _PART.pack(number, start + PART_BYTES >= len(data))
+            piece = view[start : start + PART_BYTES]
+            self.gateway._send(Message.CHANNEL_DATA_PART, id, b"".join((prefix, piece)))
 
     # called in the receiver thread
 
     def _local_receive_part(self, id: int, data: bytes) -> None:
         number, last = _PART.unpack_from(data)
+        if id not in self._callbacks and self._channels.get(id) is None:
+            return  # nobody waits for it
         parts = self._parts.setdefault((id, number), [])
-        parts.append(data if PY2 else memoryview(data)[_PART.size :])  # type: ignore[arg-type]
+        parts.append(data[_PART.size :] if PY2 else memoryview(data)[_PART.size :])  # type: ignore[arg-type]
         if last:
             del self._parts[id, number]
             self._local_receive(id, b"".join(parts))
@@ -1617,7 +1726,7 @@ class ChannelFactory(object):
         if owner is None:
             return  # it was closed or dropped here while the item was on its way
         try:
-            item = load_item(data, owner, owner._strconfig)
+            item = load_item(data, self, owner._strconfig)
         except Exception as exc:
             self._fail_channel(id, exc)
             return
@@ -1631,15 +1740,19 @@ class ChannelFactory(object):
         if callback is not None:
             self.call(id, callback, item)
 
-    def call(self, id: int, callback: _Callback, item: Any) -> None:
-        """Pass an item to a callback; what it raises closes the channel."""
+    def call(self, id: int, callback: _Callback, item: Any) -> bool:
+        """Pass an item to a callback; what it raises closes the channel.  Whether it was well."""
         try:
             callback(item)
-        except Exception as exc:
+        except BaseException as exc:
+            if isinstance(exc, KeyboardInterrupt):  # meant for the thread, not for the channel
+                raise
             self.gateway._trace("callback failed", id, exc)
             self._fail_channel(id, exc)
+            return False
+        return True
 
-    def _fail_channel(self, id: int, exc: Exception) -> None:
+    def _fail_channel(self, id: int, exc: BaseException) -> None:
         text = geterrortext(exc)
         self.post(Message.CHANNEL_CLOSE_ERROR, id, dumps_internal(text))
         self._local_close(id, exc if isinstance(exc, LoadError) else RemoteError(text))
@@ -1675,13 +1788,13 @@ class ChannelFactory(object):
             except Exception as exc:
                 self.gateway._trace("callback failed at the endmarker", id, exc)
 
-    def _finished_receiving(self) -> None:
-        """End all that waits for items: the stream has ended."""
+    def _finished_receiving(self, event: str = "stream_end") -> None:
+        """End all that waits for items: no more will come."""
         with self._lock:
             self.finished = True
         for channel in self.channels():
-            channel._go("stream_end")
-            self._no_longer_opened(channel.id)
+            channel._go(event)
+            self._no_longer_opened(channel.id, forget=event == "stream_end")
         for id in list(self._callbacks):
             self._no_longer_opened(id)
 
@@ -1776,8 +1889,8 @@ def _on_reconfigure(message: Message, gateway: BaseGateway) -> None:
     if not message.channelid:
         gateway._strconfig = strconfig
         return
-    factory = gateway._channelfactory
-    for holder in factory._channels.get(message.channelid), factory._callbacks.get(message.channelid):
+    factory, id = gateway._channelfactory, message.channelid
+    for holder in factory._channels.get(id), factory._callbacks.get(id):
         if holder is not None:
             holder._strconfig = strconfig
 
@@ -1804,7 +1917,8 @@ def _on_close(message: Message, gateway: BaseGateway) -> None:
 
 
 def _on_close_error(message: Message, gateway: BaseGateway) -> None:
-    error = RemoteError(loads_internal(message.data, gateway))
+    text = loads_internal(message.data, gateway)
+    error = RemoteError(text if isinstance(text, type("")) else repr(text))
     gateway._channelfactory._local_close(message.channelid, error)
 
 
@@ -1869,9 +1983,19 @@ class BaseGateway(object):
         self._state = GatewayState.STARTING
         self._error: BaseException | None = None
         self._writer = FrameWriter(io, id)
+        self._get_ident = get_ident if io.execmodel.has_main_thread else io.execmodel.get_ident
         self._receiver_ident: int | None = None
         self._receiver_done = self.execmodel.Event()
         self._channelfactory = ChannelFactory(self, _startcount)
+
+    def __repr__(self) -> str:
+        return "<%s id=%r %s, %s model, %d active channels>" % (
+            self.__class__.__name__,
+            self.id,
+            "receive-live" if self.hasreceiver() else "not-receiving",
+            self.execmodel.backend,
+            len(self._channelfactory.channels()),
+        )
 
     def _trace(self, *msg: object) -> None:
         trace(self.id, *msg)
@@ -1882,18 +2006,10 @@ class BaseGateway(object):
     def _send(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
         """Send a frame; in the receiver thread, which must go on reading, without waiting."""
         header = _HEADER.pack(msgcode, channelid, len(data))
-        if get_ident() == self._receiver_ident:
+        if self._get_ident() == self._receiver_ident:
             self._writer.post(header, data)
         else:
             self._writer.send(header, data)
-
-    def _send_part(self, channelid: int, prefix: bytes, piece: bytes | memoryview) -> None:
-        size = len(prefix) + len(piece)
-        header = _HEADER.pack(Message.CHANNEL_DATA_PART, channelid, size) + prefix
-        if get_ident() == self._receiver_ident:
-            self._writer.post(header, piece)
-        else:
-            self._writer.send(header, piece)
 
     def _post(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
         """Have a frame sent soon; never waits and never fails."""
@@ -1921,7 +2037,7 @@ class BaseGateway(object):
 
     def hasreceiver(self) -> bool:
         """Whether the receiver thread is running."""
-        return self._receiver_ident is not None and not self._receiver_done.is_set()
+        return self._state not in (GatewayState.CLOSED, GatewayState.LOST)
 
     def join(self, timeout: float | None = None) -> None:
         """Wait up to ``timeout`` seconds until the receiver thread has ended."""
@@ -1931,16 +2047,16 @@ class BaseGateway(object):
         self.execmodel.start(self._run_receiver, (), "execnet-receiver-%s" % self.id)
 
     def _run_receiver(self) -> None:
-        self._receiver_ident = get_ident()
+        self._receiver_ident = self._get_ident()
         try:
-            try:
-                self._receive_until_end()
-            except GatewayReceivedTerminate:
-                self._trace("received terminate")
-                self._go("exit")
-            except Exception as exc:  # whoever waits on a channel is told
-                self._trace("receiving failed", geterrortext(exc))
-                self._error = exc
+            self._receive_until_end()
+        except GatewayReceivedTerminate:
+            self._trace("received terminate")
+            self._go("exit")
+        except BaseException as exc:  # whoever waits on a channel is told
+            self._trace("receiving ended", repr(exc))
+            self._error = exc
+        try:
             self._on_stream_end()
         finally:
             self._receiver_done.set()
@@ -1952,7 +2068,9 @@ class BaseGateway(object):
             try:
                 for message in decoder.feed(data):
                     message.received(self)
-            except (DataFormatError, ProtocolError, ValueError, TypeError, KeyError) as exc:
+            except GatewayReceivedTerminate:
+                raise
+            except Exception as exc:
                 raise ProtocolError("%s sent what can't be understood: %s" % (self.id, exc))
             data = self._read_some(max(decoder.missing, 65536))
             if not data:
@@ -2003,10 +2121,13 @@ class WorkerGateway(BaseGateway):
     def __init__(self, io: Any, id: str, _startcount: int = 2) -> None:
         super(WorkerGateway, self).__init__(io, id, _startcount)
         self._execpool = WorkerPool(self.execmodel, hasprimary=self.execmodel.has_main_thread)
+        self._main_ident = 0
+        self._interruptible = False  # whether the main thread runs a task
 
     def serve(self) -> None:
         """Say hello, then execute tasks until the stream ends; the first in this thread."""
         self._main_ident = get_ident()
+        self._take_interrupts()
         hello = _describe_process()
         hello["implementation"] = _implementation()
         hello["codecs"] = CODECS
@@ -2015,7 +2136,32 @@ class WorkerGateway(BaseGateway):
         self._initreceive()
         if self.execmodel.has_main_thread:
             self._execpool.integrate_as_primary_thread()
-        self.join()
+        while not self._receiver_done.is_set():
+            try:
+                self.join()
+            except KeyboardInterrupt:  # came too late for the code that it was meant for
+                pass
+
+    def _take_interrupts(self) -> None:
+        """Let SIGINT interrupt a task in the main thread, and nothing else.
+
+        Ctrl-C in a terminal reaches idle workers too; their coordinator decides what becomes
+        of them.  A SIGINT that was ignored, as under nohup, interrupts as well.
+        """
+        if self.execmodel.has_main_thread:
+            import signal
+
+            try:
+                signal.signal(signal.SIGINT, self._on_interrupt)
+            except ValueError:  # served in another thread than the main one
+                pass
+
+    def _on_interrupt(self, signum: int, frame: object) -> None:
+        if self._interruptible:
+            if self._writer.writing_ident == self._main_ident:
+                self._writer.interrupted = True
+            else:
+                raise KeyboardInterrupt
 
     def _status(self) -> dict[str, Any]:
         status = super(WorkerGateway, self)._status()
@@ -2049,9 +2195,15 @@ class WorkerGateway(BaseGateway):
         """
         channel = item[0]
         error = None
+        in_main_thread = get_ident() == self._main_ident
         try:
-            self._execute(*item)
+            try:
+                self._interruptible |= in_main_thread
+                self._execute(*item)
+            finally:
+                self._interruptible &= not in_main_thread
         except KeyboardInterrupt:
+            self._interruptible &= not in_main_thread
             error = INTERRUPT_TEXT
         except BaseException as exc:
             if not (isinstance(exc, EOFError) and channel.gateway._channelfactory.finished):
@@ -2067,27 +2219,38 @@ class WorkerGateway(BaseGateway):
     def _execute(self, channel: Channel, task: Task) -> None:
         source, file_name, call_name, kwargs = task
         namespace: dict[str, Any] = {"channel": channel, "__name__": "__channelexec__"}
-        code = compile(source + "\n", file_name or "<remote exec>", "exec", 0, True)
-        if not file_name:
+        if not file_name and "linecache" in sys.modules:
             _remember_source(source)
-        exec(code, namespace)
-        if call_name:
-            namespace[call_name](channel, **(kwargs or {}))
+        try:
+            exec(compile(source + "\n", file_name or "<remote exec>", "exec", 0, True), namespace)
+            if call_name:
+                namespace[call_name](channel, **(kwargs or {}))
+        except Exception:
+            if not file_name:
+                _remember_source(source)
+            raise
 
     def _on_stream_end(self) -> None:
         """End what runs, then let the main thread go.
 
-        After an orderly end executions have ``grace_s`` to finish by themselves; when the
-        coordinator is gone there is nobody to finish for.
+        After an orderly end executions have ``grace_s`` to finish by themselves, and can
+        send; when the coordinator is gone there is nobody to finish for.
         """
         orderly = self._state == GatewayState.CLOSING
-        super(WorkerGateway, self)._on_stream_end()
+        if orderly:
+            self._channelfactory._finished_receiving("far_drop")
+        else:
+            super(WorkerGateway, self)._on_stream_end()
         self._execpool.trigger_shutdown()
-        if not (orderly and self._execpool.waitall(self.grace_s)):
-            _interrupt(self._main_ident)
+        if not (orderly and self._execpool.waitall(self.grace_s)) and self._execpool.active_count():
+            if self.execmodel.has_main_thread:
+                _interrupt(self._main_ident)
             if not self._execpool.waitall(self.grace_s):
                 self._trace("executions did not end, exiting")
                 os._exit(1)
+        if orderly:
+            self._writer.close_soon()
+            super(WorkerGateway, self)._on_stream_end()
 
 
 def _implementation() -> str:
@@ -2095,11 +2258,13 @@ def _implementation() -> str:
 
 
 def _remember_source(source: str) -> None:
-    """Let tracebacks show the lines of a source that has no file."""
-    linecache = sys.modules.get("linecache")
-    if linecache is not None:
+    """Let the traceback show the lines of a source that has no file."""
+    import linecache
+
+    cache = getattr(linecache, "cache", None)  # None: another thread is importing it
+    if cache is not None:
         lines = [line + "\n" for line in source.splitlines()]
-        linecache.cache["<remote exec>"] = (len(source), None, lines, "<remote exec>")
+        cache["<remote exec>"] = (len(source), None, lines, "<remote exec>")
 
 
 def _interrupt(thread_ident: int) -> None:
@@ -2178,7 +2343,11 @@ def start_worker(
             os.chdir(chdir)
         if nice:
             os.nice(nice)
-        io = init_popen_io(get_execmodel(execmodel))
+        model = get_execmodel(execmodel)
+        if not model.has_main_thread:  # it has to be installed, and had better say so now
+            for name in model._modules:
+                model._module(name)
+        io = init_popen_io(model)
     except Exception as exc:
         io = init_popen_io(get_execmodel("thread"))
         failed = dumps_internal({"error": geterrortext(exc)})

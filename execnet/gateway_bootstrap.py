@@ -6,18 +6,17 @@ Start at ``bootstrap``.  What the far side does with the line is ``start_worker`
 
 from __future__ import annotations
 
-import os
 import secrets
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import gateway_base
-from .gateway import Gateway, describe_exit
-from .gateway_base import CODECS, GatewayState
-from .gateway_io import BootstrapError, HostNotFound
+from ._ship import lower
+from .gateway import Gateway
+from .gateway_base import CODECS, GatewayState, get_execmodel
+from .gateway_io import BootstrapError, HostNotFound, shell_split_path
 
 if TYPE_CHECKING:
     from .xspec import XSpec
@@ -49,6 +48,37 @@ boot({source!r}, {options!r})
 """
 
 
+def check_spec(spec: XSpec) -> None:
+    """Raise ValueError for a spec that can't work, before anything is started for it."""
+    if not spec.popen:
+        raise ValueError(f"no gateway type in spec {str(spec)!r}, there is: popen")
+    if spec.via:
+        raise ValueError(f"spec {str(spec)!r}: via= is not available")
+    for key in "id", "python", "chdir", "execmodel", "nice", "connect_timeout":
+        value = getattr(spec, key)
+        if value is True or value == "":
+            raise ValueError(f"spec {str(spec)!r}: {key}= needs a value")
+    for key, kind in ("python", shell_split_path), ("execmodel", get_execmodel), ("nice", int):
+        _check_value(spec, key, kind)
+    _check_value(spec, "connect_timeout", _seconds)
+
+
+def _check_value(spec: XSpec, key: str, kind: Any) -> None:
+    value = getattr(spec, key)
+    if value is not None:
+        try:
+            kind(value)
+        except ValueError as exc:
+            raise ValueError(f"spec {str(spec)!r}: {key}={value}: {exc}") from exc
+
+
+def _seconds(value: str) -> float:
+    seconds = float(value)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError("not a number of seconds")
+    return seconds
+
+
 def first_line(spec: XSpec, marker: bytes) -> bytes:
     """Return the line that makes an interpreter a worker."""
     options = {
@@ -64,18 +94,26 @@ def first_line(spec: XSpec, marker: bytes) -> bytes:
         folder = str(Path(__file__).resolve().parent.parent)
         code = _BY_IMPORT.format(folder=folder, options=options)
     else:
-        file_name = gateway_base.__file__
-        source = Path(file_name).read_text(encoding="utf-8")
-        code = _BY_SOURCE.format(file_name=file_name, source=source, options=options)
+        code = _BY_SOURCE.format(
+            file_name=gateway_base.__file__, source=_lowered_source(), options=options
+        )
     return (ascii(code) + "\n").encode("ascii")
+
+
+def _lowered_source() -> str:
+    return lower(Path(gateway_base.__file__).read_text(encoding="utf-8"))
 
 
 def start(io: Any, spec: XSpec) -> Gateway:
     """Send the first line and return the gateway at once; ``wait_ready`` comes next."""
     token = secrets.token_hex(8).encode()
     marker = b"\0execnet\0" + token + b"\n"
-    gateway = Gateway(io, spec, marker)
-    gateway._writer.post(first_line(spec, marker), b"")
+    line = first_line(spec, marker)
+    try:
+        gateway = Gateway(io, spec, marker)
+    except RuntimeError as exc:
+        raise BootstrapError(f"{spec.id} could not be started: {exc}") from exc
+    gateway._writer.post(line, b"")
     return gateway
 
 
@@ -105,7 +143,7 @@ def _reason(gateway: Gateway) -> str:
     elif not gateway._hello.is_set():
         text += "no answer in time"
     else:
-        text += f"{describe_exit(gateway.exitcode)}: {gateway._error}"
+        text += str(gateway._error)
     if gateway.noise:
         text += f"\nit said: {gateway.noise[-2000:].decode('utf-8', 'replace')}"
     return text

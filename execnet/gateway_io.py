@@ -7,9 +7,11 @@ Starts the command and holds its pipes; what is said over them is known elsewher
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .gateway_base import ExecModel, ExecnetError, Popen2IO
@@ -17,6 +19,7 @@ from .gateway_base import ExecModel, ExecnetError, Popen2IO
 if TYPE_CHECKING:
     from .xspec import XSpec
 
+PIPE_BYTES = 1 << 20
 popen_bootstrapline = "import sys;exec(eval(sys.stdin.readline()))"
 
 
@@ -44,6 +47,17 @@ def popen_args(spec: XSpec) -> list[str]:
     return [*args, "-c", popen_bootstrapline]
 
 
+def _pipe() -> tuple[int, int]:
+    """Return a new pipe, with the largest buffer that an ordinary user may have."""
+    read_end, write_end = os.pipe()
+    if sys.platform == "linux":
+        import fcntl
+
+        with suppress(OSError):  # the user's share of such buffers is used up
+            fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    return read_end, write_end
+
+
 class Popen2IOMaster(Popen2IO):
     """The stream to a process of our own, over two pipes.
 
@@ -54,8 +68,13 @@ class Popen2IOMaster(Popen2IO):
 
     def __init__(self, args: list[str], execmodel: ExecModel) -> None:
         self.args = args
-        child_stdin, stdin = os.pipe()
-        stdout, child_stdout = os.pipe()
+        child_stdin, stdin = _pipe()
+        try:
+            stdout, child_stdout = _pipe()
+        except OSError:
+            os.close(stdin)
+            os.close(child_stdin)
+            raise
         try:
             self.popen: Any = execmodel.subprocess.Popen(
                 args, stdin=child_stdin, stdout=child_stdout, bufsize=0
@@ -71,6 +90,31 @@ class Popen2IOMaster(Popen2IO):
             os.close(child_stdout)
         outfile, infile = execmodel.fdopen(stdin, "wb"), execmodel.fdopen(stdout, "rb")
         super().__init__(outfile, infile, execmodel)
+        self._pidfd = -1  # becomes readable when the process ends
+        if execmodel.has_main_thread and hasattr(os, "pidfd_open"):
+            with suppress(OSError):  # an old kernel, or no descriptor left: its stream tells, too
+                self._pidfd = os.pidfd_open(self.popen.pid)
+                self._ready = select.poll()
+                self._ready.register(stdout, select.POLLIN)
+                self._ready.register(self._pidfd, select.POLLIN)
+
+    def read_some(self, limit: int) -> bytes:
+        """Return what is there, as the base class; b"" also when the process has ended.
+
+        A process that it forked may hold the stream open, and must not hide its end.
+        """
+        if self._pidfd >= 0:
+            ready = dict(self._ready.poll())
+            if len(ready) == 1 and self._pidfd in ready:
+                return b""
+        return super().read_some(limit)
+
+    def close_read(self) -> None:
+        """Close the file that is read."""
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
+        super().close_read()
 
     def wait(self) -> int | None:
         """Wait until the process has ended; return its exit status."""
@@ -82,21 +126,20 @@ class Popen2IOMaster(Popen2IO):
 
         Returns its exit status, negative for a signal; None if it runs on.
         """
-        try:
+        with suppress(self.execmodel.subprocess.TimeoutExpired):
             self.popen.wait(max(0.0, deadline - time.monotonic()))
-        except self.execmodel.subprocess.TimeoutExpired:
-            pass
         status: int | None = self.popen.returncode
         return status
 
     def kill(self) -> None:
         """Kill the process, if it has not ended."""
-        try:
+        with suppress(OSError):  # it belongs to another user, or is gone
             self.popen.kill()
-        except OSError:  # it belongs to another user (sudo), or is gone
-            pass
 
 
 def create_io(spec: XSpec, execmodel: ExecModel) -> Popen2IOMaster:
     """Start the command of a spec; return the stream to it."""
-    return Popen2IOMaster(popen_args(spec), execmodel)
+    try:
+        return Popen2IOMaster(popen_args(spec), execmodel)
+    except BootstrapError as exc:
+        raise BootstrapError(f"{spec.id}, spec {str(spec)!r}: {exc}") from exc

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import gateway_bootstrap, gateway_io
 from .gateway import Gateway
-from .gateway_base import Channel, ExecModel, get_execmodel
+from .gateway_base import Channel, ExecModel, RemoteError, get_execmodel
 from .xspec import XSpec
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class Group:
         self._gateways_to_join: list[Any] = []  # were told to exit, may not have ended yet
         self._ids_starting: set[str] = set()
         self._autoid = 0
+        self._ending: list[Gateway] = []  # whose end ``terminate`` waits for now
+        self._terminating = threading.RLock()
         self._lock = threading.RLock()
         self.set_execmodel(execmodel)
         atexit.register(self._cleanup_atexit)
@@ -138,7 +140,7 @@ class Group:
                     spec.id = id
                     return
             if self._is_taken(spec.id):
-                raise ValueError(f"there is a gateway {spec.id!r} already")
+                raise ValueError(f"spec {str(spec)!r}: there is a gateway {spec.id!r} already")
 
     def _is_taken(self, id: str) -> bool:
         return id in self or id in self._ids_starting
@@ -167,28 +169,29 @@ class Group:
                 deadlines.append(gateway_bootstrap.deadline_of(spec))
             for gateway, deadline in zip(started, deadlines, strict=True):
                 gateway_bootstrap.wait_ready(gateway, deadline)
+            for gateway in started:
+                self._register(gateway)
         except BaseException:
             for gateway in started:
+                if gateway in self._gateways:
+                    self._gateways.remove(gateway)
                 gateway._io.kill()
             for gateway in started:
                 gateway_bootstrap.abandon(gateway)
             raise
-        else:
-            for gateway in started:
-                self._register(gateway)
         finally:
-            self._ids_starting.difference_update(spec.id for spec in prepared)
+            self._ids_starting.difference_update(str(spec.id) for spec in prepared)
         return started
 
     def _prepare(self, spec: XSpec | str | None) -> XSpec:
         spec = spec or self.defaultspec
-        if not isinstance(spec, XSpec):
+        if isinstance(spec, str):
             spec = XSpec(spec)
-        if not spec.popen:
-            raise ValueError(f"no gateway type in spec {str(spec)!r}: it needs popen")
+        if not isinstance(spec, XSpec):
+            raise TypeError(f"a spec is a string or an XSpec, not {spec!r}")
+        gateway_bootstrap.check_spec(spec)
         if spec.execmodel is None:
             spec.execmodel = self.remote_execmodel.backend
-        get_execmodel(spec.execmodel)
         return spec
 
     def _reserve(self, specs: list[XSpec]) -> None:
@@ -196,20 +199,29 @@ class Group:
         with self._lock:
             before = set(self._ids_starting)
             try:
-                for spec in specs:
+                for spec in sorted(specs, key=lambda spec: spec.id is None):  # given ones first
                     self.allocate_id(spec)
-                    self._ids_starting.add(spec.id)
+                    self._ids_starting.add(str(spec.id))
             except ValueError:
                 self._ids_starting = before
                 raise
 
     def _start(self, spec: XSpec) -> Gateway:
         io = gateway_io.create_io(spec, self.execmodel)
-        return gateway_bootstrap.start(io, spec)
+        try:
+            return gateway_bootstrap.start(io, spec)
+        except BaseException:
+            io.kill()
+            io.wait()
+            io.close_write()
+            io.close_read()
+            raise
 
     # using
 
-    def remote_exec(self, source: str | types.FunctionType | types.ModuleType, **kwargs: Any) -> MultiChannel:
+    def remote_exec(
+        self, source: str | types.FunctionType | types.ModuleType, **kwargs: Any
+    ) -> MultiChannel:
         """Execute code in all workers at once; arguments and errors as for a gateway's."""
         return MultiChannel([gateway.remote_exec(source, **kwargs) for gateway in self])
 
@@ -222,21 +234,36 @@ class Group:
         killed.  None waits as long as it takes; a worker takes some ten seconds at most.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self._gateways or self._gateways_to_join:
-            with self._lock:
-                members = self._gateways + self._gateways_to_join
-                self._gateways_to_join = []
-            carriers = {getattr(gateway.spec, "via", None) for gateway in members} - {None}
-            last = [gateway for gateway in members if gateway.id in carriers]
-            self._end([gateway for gateway in members if gateway not in last], timeout, deadline)
-            self._end(last, timeout, deadline)
-            with self._lock:  # members of other kinds need not unregister themselves
-                self._gateways_to_join = [g for g in self._gateways_to_join if g not in members]
-                self._gateways = [g for g in self._gateways if g not in members]
+        if not self._terminating.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            # Another thread is at it with a longer timeout than ours.
+            for gateway in list(self._ending):
+                gateway._io.kill()
+            if not self._terminating.acquire(timeout=KILL_S):
+                return
+        try:
+            while self._gateways or self._gateways_to_join:
+                self._terminate_all(timeout, deadline)
+        finally:
+            self._terminating.release()
+
+    def _terminate_all(self, timeout: float | None, deadline: float | None) -> None:
+        with self._lock:
+            members = self._gateways + self._gateways_to_join
+            self._gateways_to_join = []
+        remaining = members
+        while remaining:  # those that others go via come after them
+            carriers = {getattr(gateway.spec, "via", None) for gateway in remaining}
+            ends = [gateway for gateway in remaining if gateway.id not in carriers] or remaining
+            remaining = [gateway for gateway in remaining if gateway not in ends]
+            self._end(ends, timeout, deadline)
+        with self._lock:  # members of other kinds need not unregister themselves
+            self._gateways_to_join = [g for g in self._gateways_to_join if g not in members]
+            self._gateways = [g for g in self._gateways if g not in members]
 
     def _end(self, members: list[Any], timeout: float | None, deadline: float | None) -> None:
         own = [member for member in members if isinstance(member, Gateway)]
         foreign = [member for member in members if not isinstance(member, Gateway)]
+        self._ending = own
         try:
             for gateway in members:
                 gateway.exit()
@@ -358,15 +385,19 @@ class MultiChannel:
         self._queue.put((channel, item))
 
     def waitclose(self) -> None:
-        """Wait until all channels are closed; then raise the first RemoteError of them."""
-        first = None
+        """Wait until all channels are closed; then raise the first RemoteError of them.
+
+        Where there is none, the error of the first gateway that was lost.
+        """
+        errors: list[BaseException] = []
         for channel in self._channels:
             try:
                 channel.waitclose()
-            except channel.RemoteError as exc:
-                first = first or exc
-        if first is not None:
-            raise first
+            except (channel.RemoteError, EOFError) as exc:
+                errors.append(exc)
+        errors.sort(key=lambda error: not isinstance(error, RemoteError))
+        if errors:
+            raise errors[0]
 
 
 default_group = Group()

@@ -5,7 +5,7 @@ Knows the syntax only; what a key means is known where it is used.  Start at ``X
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 
 class XSpec:
@@ -22,6 +22,10 @@ class XSpec:
 
     _spec: str
     env: dict[str, str]
+
+    if TYPE_CHECKING:
+        id: str | None
+        execmodel: str | None
 
     def __init__(self, string: str) -> None:
         self._spec = string

@@ -229,7 +229,8 @@ class TestFiles:
         assert names & GREENLET_LIBRARIES == set()
 
     def test_no_file_is_too_long(self) -> None:
-        limits = {"gateway_base.py": 1500}
+        # Each of these is shipped as one file.
+        limits = {"gateway_base.py": 2400, "rsync_remote.py": 1400}
         too_long = {}
         for path in PACKAGE.rglob("*.py"):
             lines = len(path.read_text("utf-8").splitlines())
