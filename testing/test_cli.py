@@ -811,10 +811,10 @@ class TestMain:
             "    parser.set_defaults(run=lambda args: args.number)\n"
         )
         monkeypatch.setattr(execnet, "__path__", [str(tmp_path), *execnet.__path__])
-        monkeypatch.delitem(sys.modules, "execnet._cli_sync", raising=False)
+        monkeypatch.setattr(execnet, "_cli_sync", None, raising=False)  # put back afterwards
+        monkeypatch.setitem(sys.modules, "execnet._cli_sync", None)  # the same
+        del sys.modules["execnet._cli_sync"]
         assert _cli.main(["sync", "17"]) == 17
-        monkeypatch.delitem(sys.modules, "execnet._cli_sync")
-        monkeypatch.delattr(execnet, "_cli_sync")
 
     def test_makes_an_exit_status_of_a_ctrl_c_that_comes_before_any_worker(
         self, monkeypatch: pytest.MonkeyPatch

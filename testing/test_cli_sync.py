@@ -34,7 +34,9 @@ def source(tmp_path: Path) -> Path:
     return make_tree(tmp_path / "source", FILES)
 
 
-def test_a_tree_is_brought_to_all_targets_and_each_file_has_a_line(shell: Shell, source: Path) -> None:
+def test_a_tree_is_brought_to_all_targets_and_each_file_has_a_line(
+    shell: Shell, source: Path
+) -> None:
     done = shell.run("sync", "source", "popen:one", "popen:two/deep")
     assert (done.returncode, done.stderr) == (0, "")
     assert_same(source, shell.folder / "one")
@@ -139,7 +141,9 @@ def test_dest_is_what_follows_the_last_colon(word: str, spec: str, dest: str) ->
 
 
 def test_several_interpreters_of_one_word_share_its_path() -> None:
-    assert [(str(spec), dest) for spec, dest in parse_targets(["2*popen:x"])] == [("popen", "x")] * 2
+    assert [(str(spec), dest) for spec, dest in parse_targets(["2*popen:x"])] == [
+        ("popen", "x")
+    ] * 2
     with pytest.raises(CommandError, match="nothing to start"):
         parse_targets(["0*popen:x"])
 
@@ -164,11 +168,12 @@ def test_on_a_terminal_a_bar_shows_the_progress(shell: Shell, source: Path) -> N
     if importlib.util.find_spec("rich") is None:
         missing("rich, of the extra cli")
     (source / "large").write_bytes(os.urandom(3 << 20))
+    terminal = {"PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm", "COLUMNS": "100"}
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "execnet", "sync", "source", "popen:dest"],
         cwd=shell.folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm", "COLUMNS": "100"},
+        env={**os.environ, **terminal},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs,
     )  # fmt: skip
     os.close(theirs)

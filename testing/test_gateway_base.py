@@ -1,34 +1,29 @@
 """The shipped module as a whole: the ways it runs, what it loads, its errors and its worker.
 
-Its parts have files of their own: serializer, frames, execution models, streams, tracing.
+Its parts have files of their own: serializer, frames, execution models, streams, tracing, worker.
 """
 
 from __future__ import annotations
 
-import gc
 import inspect
 import os
 import subprocess
 import sys
 import threading
-import types
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MakeGateway
-from tools import LonelyGateway, clean_environment, run, run_python
+from tools import clean_environment, run, run_python
 
 from execnet import gateway_base
 from execnet.gateway_base import (
     FrameDecoder,
     Message,
     RemoteError,
-    WorkerGateway,
     dumps_internal,
-    get_execmodel,
     loads_internal,
 )
 
@@ -301,152 +296,3 @@ class TestErrors:
 
         assert "Mute" in gateway_base.geterrortext(Mute())
         assert "KeyError" in gateway_base.geterrortext(KeyError(Mute()))
-
-
-class TaskChannel:
-    """Has what a task needs of its channel, and nothing else."""
-
-    class gateway:
-        class _channelfactory:
-            finished = False
-
-    id = 1
-
-    def __init__(self) -> None:
-        self.sent: list[Any] = []
-        self.closed: list[str | None] = []
-
-    def send(self, item: Any) -> None:
-        self.sent.append(item)
-
-    def close(self, error: str | None = None) -> None:
-        self.closed.append(error)
-
-
-class TaskIo:
-    execmodel = get_execmodel("thread")
-
-
-GOOD_TASKS = {
-    "a string": ("channel.send(__name__)", None, None, {}),
-    "a string without a newline": ("if 1:\n  channel.send(__name__)  #", None, None, None),
-    "a module": ("channel.send(__name__)", "module.py", None, {}),
-    "a function": ("def f(channel): channel.send(__name__)", "m.py", "f", {}),
-    "a function with arguments": ("def f(channel, a, b): channel.send(a + b)", None, "f",
-                                  {"a": "__channel", "b": "exec__"}),
-}  # fmt: skip
-BAD_TASKS: dict[str, tuple[Any, str]] = {
-    "no source that compiles": (("if", None, None, {}), "SyntaxError"),
-    "a source with a null byte": (("a\0", None, None, {}), "null bytes"),
-    "a failure": (("1 / 0", None, None, {}), "ZeroDivisionError"),
-    "an exit": (("raise SystemExit(3)", None, None, {}), "SystemExit: 3"),
-    "a generator's exit": (("raise GeneratorExit", None, None, {}), "GeneratorExit"),
-    "an interrupt": (("raise KeyboardInterrupt", None, None, {}), gateway_base.INTERRUPT_TEXT),
-    "a recursion": (("def f(): f()\nf()", None, None, {}), "RecursionError"),
-    "an end of file": (("raise EOFError('x')", None, None, {}), "EOFError: x"),
-    "a function that there is not": (("pass", None, "f", {}), "f"),
-    "an argument that there is not": (("def f(channel): 0", None, "f", {"a": 1}), "TypeError"),
-    "a source that is none": ((1, None, None, {}), "Error"),
-    "no source": ((None, None, None, {}), "Error"),
-    "a file name that is none": (("pass", [1], None, {}), "Error"),
-    "arguments that are none": (("def f(channel): 0", None, "f", 7), "Error"),
-    "too little": (("pass",), "Error"),
-    "too much": (("pass", None, None, {}, 1, 2), "Error"),
-    "nothing": (None, "Error"),
-    "text": ("pass", "Error"),
-}
-
-
-class TestExecutingATask:
-    def execute(self, task: Any) -> TaskChannel:
-        channel = TaskChannel()
-        worker = WorkerGateway(io=TaskIo(), id="worker", _startcount=2)
-        worker.executetask((channel, task))  # type: ignore[arg-type]
-        return channel
-
-    @pytest.mark.parametrize("task", GOOD_TASKS.values(), ids=GOOD_TASKS)
-    def test_it_runs_and_closes_its_channel(self, task: Any) -> None:
-        channel = self.execute(task)
-        assert channel.sent == ["__channelexec__"]
-        assert channel.closed == [None]
-
-    @pytest.mark.parametrize(("task", "text"), BAD_TASKS.values(), ids=BAD_TASKS)
-    def test_a_failure_closes_the_channel_with_its_text(self, task: Any, text: str) -> None:
-        channel = self.execute(task)
-        (error,) = channel.closed
-        assert error is not None
-        assert text in error
-
-    def test_another_thread_may_be_importing_linecache(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setitem(sys.modules, "linecache", types.ModuleType("linecache"))
-        assert self.execute(("channel.send(1)", None, None, {})).closed == [None]
-
-    def test_the_end_of_the_stream_is_no_failure(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(TaskChannel.gateway._channelfactory, "finished", True)
-        assert self.execute(("raise EOFError('x')", None, None, {})).closed == [None]
-
-
-class TestLonelyFactory:
-    def test_channels_are_counted_by_two(self) -> None:
-        for start in (1, 2):
-            factory = gateway_base.ChannelFactory(LonelyGateway(), startcount=start)
-            channels = [factory.new() for _ in range(3)]
-            assert [channel.id for channel in channels] == [start, start + 2, start + 4]
-            assert sorted(factory._channels) == [start, start + 2, start + 4]
-            assert all(channel in channels for channel in factory.channels())
-
-    def test_a_channel_is_found_by_its_id_while_somebody_holds_it(self) -> None:
-        factory = LonelyGateway()._channelfactory
-        channel = factory.new(7)
-        assert factory.new(7) is channel
-        del channel
-        gc.collect()
-        assert factory.channels() == []
-
-    def test_after_the_end_there_are_no_new_ones(self) -> None:
-        factory = LonelyGateway()._channelfactory
-        factory._finished_receiving()
-        assert factory.finished
-        with pytest.raises(OSError, match="closed"):
-            factory.new()
-
-    @pytest.fixture
-    def dying(self) -> Iterator[LonelyGateway]:
-        """A gateway on which another thread is dropping a channel, and is not through with it."""
-        entered, go_on = threading.Event(), threading.Event()
-
-        class Gateway(LonelyGateway):
-            def _send(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
-                entered.set()
-                go_on.wait(20)
-
-        gateway = Gateway()
-        channels = [gateway._channelfactory.new(7)]
-        dropping = threading.Thread(target=channels.clear)
-        dropping.start()
-        assert entered.wait(5)
-        yield gateway
-        go_on.set()
-        dropping.join()
-
-    def test_the_stream_may_end_while_a_channel_is_dropped(self, dying: LonelyGateway) -> None:
-        dying._channelfactory._finished_receiving()
-        assert dying._channelfactory.finished
-
-    @pytest.mark.parametrize(
-        "message",
-        [
-            Message(Message.CHANNEL_CLOSE, 7),
-            Message(Message.CHANNEL_CLOSE_ERROR, 7, dumps_internal(gateway_base.INTERRUPT_TEXT)),
-            Message(Message.CHANNEL_LAST_MESSAGE, 7),
-            Message(Message.CHANNEL_DATA, 7, dumps_internal("too late")),
-            Message(Message.RECONFIGURE, 7, dumps_internal((False, False))),
-        ],
-        ids=str,
-    )
-    def test_a_message_may_come_while_its_channel_is_dropped(
-        self, dying: LonelyGateway, message: Message
-    ) -> None:
-        message.received(dying)

@@ -5,7 +5,6 @@ The functions here are sent as they stand, so they use nothing but what they def
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import os
@@ -14,13 +13,18 @@ import textwrap
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import MakeGateway
 
 from execnet import gateway
 from execnet._source import _find_non_builtin_globals, _source_of_function, source_to_send
+
+if TYPE_CHECKING:
+    from execnet import Channel
+
+    SomeType = Undefined = Any
 
 SOME_NAME = 3
 
@@ -41,10 +45,10 @@ def busy(channel):  # type: ignore[no-untyped-def]
     class Local:
         attribute = maxsize
 
-        def method(self) -> int:
+        def method(self):  # type: ignore[no-untyped-def]
             return self.attribute + inner(1)
 
-    def inner(number: int) -> int:
+    def inner(number):  # type: ignore[no-untyped-def]
         return number + outer
 
     outer = len(path.sep)
@@ -97,7 +101,21 @@ def uses_a_name_as_default(channel, value=SOME_NAME):  # type: ignore[no-untyped
     channel.send(value)
 
 
-@functools.wraps(plain)
+def annotated(channel: Channel, number: SomeType = 7, *rest: Undefined, **more: sys) -> None:
+    class Record:
+        field: int = 1
+
+        def method(self, other: dict[str, SomeType]) -> SomeType:
+            return sorted(self.__class__.__annotations__)
+
+    channel.send((number, Record().method({})))
+
+
+def identity(function: Any) -> Any:
+    return function
+
+
+@identity
 def decorated(channel):  # type: ignore[no-untyped-def]
     channel.send("decorated")
 
@@ -217,6 +235,7 @@ class TestFunctions:
             (uses_a_module, ["uses_a_module", "os"]),
             (uses_names_deep_inside, ["sys", "textwrap"]),
             (uses_a_name_as_default, ["SOME_NAME"]),
+            (decorated, ["identity"]),
         ],
         ids=lambda value: getattr(value, "__name__", None),
     )
@@ -248,6 +267,29 @@ class TestFunctions:
         channel = gateway.remote_exec(with_arguments, first=1, third=3)
         assert channel.receive(20) == (1, (), 2, ["third"])
         assert gateway.remote_exec(busy).receive(20) == {0: True, 1: "__channelexec__"}
+
+    def test_names_in_the_annotations_of_signatures_need_not_be_there(
+        self, makegateway: MakeGateway
+    ) -> None:
+        source = _source_of_function(annotated)
+        assert source.count("\n") == sum(inspect.getsourcelines(annotated)[1:]) - 1 + len(
+            inspect.getsourcelines(annotated)[0]
+        )
+        assert makegateway().remote_exec(annotated).receive(20) == (7, ["field"])
+
+    def test_a_line_ends_where_python_says_so(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        text = "a\x0cb\x1cc\x85d\u2028e"
+        code = f"def function(channel: int) -> None:\n    channel.send('{text}')\n"
+        (tmp_path / "odd_lines.py").write_text(code, "utf-8")
+        monkeypatch.syspath_prepend(tmp_path)
+        names: dict[str, Any] = {}
+        exec(_source_of_function(importlib.import_module("odd_lines").function), names)
+        del sys.modules["odd_lines"]
+        sent: list[str] = []
+        names["function"](types.SimpleNamespace(send=sent.append))
+        assert sent == [text]
 
     def test_a_remote_traceback_has_their_file_and_line(self, makegateway: MakeGateway) -> None:
         channel = makegateway().remote_exec(failing)
