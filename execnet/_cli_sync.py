@@ -124,9 +124,10 @@ def is_excluded(source: str, path: str, patterns: Sequence[str]) -> bool:
     for pattern in patterns:
         bare = pattern.rstrip("/")
         subject = inner if "/" in bare else os.path.basename(path)
-        if fnmatchcase(subject, bare.lstrip("/")):
-            if bare == pattern or stat.S_ISDIR(os.lstat(path).st_mode):
-                return True
+        if not fnmatchcase(subject, bare.lstrip("/")):
+            continue
+        if bare == pattern or stat.S_ISDIR(os.lstat(path).st_mode):
+            return True
     return False
 
 

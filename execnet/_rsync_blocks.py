@@ -1,4 +1,3 @@
-# ruff: noqa: RUF005, UP
 """What is sent of files: batches of small ones, what differs from old ones, what is no hole.
 
 This file is shipped for ``RSync.pull`` too: it keeps to what Python 2.7 and today's Python
@@ -22,23 +21,21 @@ if TYPE_CHECKING:
 class Comparison(object):
     """An old file of a target: digests of its blocks, as they arrive.
 
-    size: of the old file.  common: bytes that can be the same in old and new.
+    size: of the old file.  announced: that of the new one, when it was listed.
     """
 
-    def __init__(self, size: int, common: int, new_digest: Any) -> None:
+    def __init__(self, size: int, announced: int, digest: Any) -> None:
         self.size = size
-        self.block = block_bytes(size)
-        self._common = common
-        self._count = -(-common // self.block)
+        self.block = block_bytes(max(size, announced))
+        self._common = min(size, announced)  # bytes that can be the same in old and new
+        self._count = -(-self._common // self.block)
         self._digests = bytearray()
-        self._new_digest = new_digest
+        self._digest = digest
 
     def add(self, digests: bytes) -> None:
         self._digests += digests
         if len(self._digests) % DIGEST_BYTES or len(self._digests) > self._count * DIGEST_BYTES:
-            raise Violation(
-                "%d bytes of digests for %d blocks" % (len(self._digests), self._count)
-            )
+            raise Violation("%d bytes of digests for %d blocks" % (len(self._digests), self._count))
 
     def is_complete(self) -> bool:
         return len(self._digests) == self._count * DIGEST_BYTES
@@ -59,7 +56,7 @@ class Comparison(object):
         known = self._digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
         old = min(self.block, self._common - offset)
         if old < len(data):
-            digest = self._new_digest(data[:old]).digest()
+            digest = self._digest(data[:old])
         return min(old, len(data)) if known == digest else 0
 
     def changes(self, position: int, data: bytes, digests: bytearray) -> Any:
@@ -68,7 +65,7 @@ class Comparison(object):
         view = memoryview(data)
         for start in range(0, len(data), self.block):
             block = view[start : start + self.block]
-            digest = self._new_digest(block).digest()
+            digest = self._digest(block)
             digests += digest
             same = self.same_bytes(position + start, block, digest)
             if same == len(block):

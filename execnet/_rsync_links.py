@@ -1,4 +1,3 @@
-# ruff: noqa: UP
 """Which links lead into a tree, and how they are announced.
 
 This file is shipped for ``RSync.pull`` too: it keeps to what Python 2.7 and today's Python
@@ -28,16 +27,18 @@ class Links(object):
     def convert(self, path: bytes, text: bytes) -> Any:
         """Return (kind, text) to announce for the link at ``path``, relative to the root.
 
-        The text of a rooted one follows the path of the target's root.  An absolute link into the tree becomes one into the copy; a relative one stays, but
-        is made to stay inside where it went out and in again.
+        The text of a rooted one follows the path of the target's root.  An absolute link into
+        the tree becomes one into the copy; a relative one stays, but is made to stay inside
+        where it went out and in again.
         """
         if os.path.isabs(text):
             inner = self._inside(os.path.normpath(text))
             if inner is None:
                 return SYMLINK, text
             for prefix in self._prefixes:
-                if text.startswith(prefix + SEP):
-                    return ROOTED, text[len(prefix) :]
+                tail = text[len(prefix) :]
+                if text.startswith(prefix + SEP) and self._stays(b"", tail):
+                    return ROOTED, tail
             return ROOTED, SEP + inner if inner else b""
         here = os.path.dirname(path)
         if self._stays(here, text):
@@ -58,7 +59,8 @@ class Links(object):
     def _stays(self, here: bytes, text: bytes) -> bool:
         depth = len([part for part in here.split(SEP) if part])
         for part in text.split(SEP):
-            depth += 0 if part in (b"", b".") else -1 if part == b".." else 1
+            if part not in (b"", b"."):
+                depth += -1 if part == b".." else 1
             if depth < 0:
                 return False
         return True

@@ -62,8 +62,8 @@ def pull(
         root, *rest = channel.receive()
         if root is None:
             raise RSyncError(rest[0], f"{place}: {rest[1].decode('utf-8', 'replace')}")
-        names = [name if isinstance(name, str) else name.decode("ascii") for name in rest[0]]
-        options = {"dest": os.fsencode(local_dir), "root": root, "hashes": names}
+        costs = {os.fsdecode(name): cost for name, cost in rest[0].items()}  # bytes in Python 2
+        options = {"dest": os.fsencode(local_dir), "root": root, "hashes": costs}
         options |= {"delete": delete, "dry_run": dry_run}
         result = TargetResult(gateway, os.fsdecode(local_dir))
         started = time.monotonic()
@@ -96,10 +96,7 @@ class _LocalTarget(remote.Target):
         super().__init__(self._on_sent, options)
 
     def _on_sent(self, message: Any) -> None:
-        """Take for the result what is meant for it; let the source have the rest."""
-        if message[0] == remote.PLAN:
-            self._result.planned_deletions.extend(os.fsdecode(path) for path in message[1])
-            return
+        """Let the source have a message, and take for the result what is meant for it."""
         self._to_source(message)
         if message[0] == remote.END:
             _, self._result.unchanged, self._result.settled, self._result.deleted = message
@@ -124,6 +121,9 @@ class _LocalTarget(remote.Target):
     def plan(self, entry: Any) -> None:
         self._result.planned.append(os.fsdecode(remote.path_of(entry[0], entry[2])))
 
+    def plan_deletion(self, path: bytes) -> None:
+        self._result.planned_deletions.append(os.fsdecode(path))
+
     def _on_remark(self, path: bytes, reason: bytes) -> None:
         self._skip(path, reason)
 
@@ -142,15 +142,15 @@ class _LocalTarget(remote.Target):
         self._result.files_sent += 1
         super()._on_open(*arguments)
 
-    def _on_piece(self, number: int, offset: int, data: bytes) -> None:
+    def _on_piece(self, number: int, offset: int, data: Any) -> None:
         self._result.bytes_sent += len(data)
         super()._on_piece(number, offset, data)
         if self._pending:
             self._tell_progress(self._pending[0][0], offset + len(data))
 
-    def _end_request(self, done: bool) -> None:
+    def _end_request(self, is_done: bool) -> None:
         entry = self._pending[0][0]
-        super()._end_request(done)
+        super()._end_request(is_done)
         self._done_bytes += entry[4]
         self._tell_progress(entry, 0)
 

@@ -1,4 +1,3 @@
-# ruff: noqa: B904, RUF005, UP
 """The source's half of RSync: announces a tree to one target, and answers what it asks for.
 
 This file is shipped for ``RSync.pull`` too: it keeps to what Python 2.7 and today's Python
@@ -26,7 +25,6 @@ except ImportError:  # an interpreter that was built without it
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from ._rsync_tree import Entries, Tree
@@ -55,7 +53,7 @@ class Pump(object):
         self._send = send
         self._receive = receive
         self._watcher = watcher
-        self._new_digest: Any = None
+        self._digest: Any = None
         self._wants_crc = False
         self._announced = 1  # ids below this one were; the root is known
         self._asked: Any = {}  # how often, by id
@@ -67,7 +65,7 @@ class Pump(object):
         self._listed = self._ended = False
         self._answered = self._placed = 0  # files
         self._list_sent = self._list_done = self._data_sent = self._data_done = 0
-        self._handlers = {
+        self._handlers: Any = {
             wire.HELLO: self._on_hello,
             wire.ACK: self._on_ack,
             wire.WANT: self._on_want,
@@ -163,7 +161,9 @@ class Pump(object):
     # what the target says
 
     def _on_hello(self, hash_name: Any, has_crc: bool) -> None:
-        self._new_digest = wire.new_digest(hash_name)
+        if isinstance(hash_name, bytes):  # as Python 2 writes it
+            hash_name = hash_name.decode("ascii")
+        self._digest = wire.digest_function(hash_name)
         self._wants_crc = bool(has_crc) and crc32 is not None
 
     def _on_ack(self, list_done: int, data_done: int) -> None:
@@ -196,7 +196,7 @@ class Pump(object):
         self._ask(number, 1)
         if not isinstance(size, INTEGERS) or size < 0 or self._comparison is not None:
             raise Violation("an old file of %.100r bytes, or two at once" % (size,))
-        comparison = Comparison(size, min(size, self._size_of(number)), self._new_digest)
+        comparison = Comparison(size, self._size_of(number), self._digest)
         self._requests.append((wire.DELTA, number, comparison))
         self._comparison = None if comparison.is_complete() else comparison
 
@@ -281,7 +281,7 @@ class Pump(object):
                 self._send_batch(batch)
                 self._send_large(number, None)
                 return
-            is_same = code == wire.CHECK and self._new_digest(found[0]).digest() == digest
+            is_same = code == wire.CHECK and self._digest(found[0]) == digest
             if (batch.code == wire.SAME) != is_same:
                 self._send_batch(batch)
                 batch = Batch(wire.SAME if is_same else wire.FILES)
@@ -335,7 +335,7 @@ class Pump(object):
                 self._take()
             part = data[start : start + SEND_BYTES]
             self._data_sent += len(part) + 32
-            self._send((wire.PIECE, number, offset + start, part))
+            self._send(wire.PIECE.pack(number, offset + start) + part)
             self._watcher.sent(len(part))
         while self._announce():
             pass
@@ -359,6 +359,8 @@ class Pump(object):
         return wire.CLOSE, number, proof
 
     def _send_changes(self, number: int, fd: int, found: Any, old: Comparison) -> Any:
+        if found.st_size > wire.BLOCKS_MAX * old.block:  # it has grown very much
+            return self._send_whole(number, fd, found, old)
         is_open = False
         digests = bytearray()
         position, size = 0, found.st_size
@@ -378,4 +380,4 @@ class Pump(object):
             return wire.SAME, wire.pack_ids([number]), changed
         if not is_open:
             self._open_far(number, found, True)
-        return wire.CLOSE, number, self._new_digest(bytes(digests)).digest()
+        return wire.CLOSE, number, self._digest(bytes(digests))

@@ -16,7 +16,7 @@ from ._rsync_pump import WAKE, Pump
 from ._rsync_result import RSyncError, Skipped, TargetResult
 from ._rsync_tree import Tree
 from ._rsync_watcher import TargetFailed, Watcher
-from ._rsync_wire import Violation, usable_hashes
+from ._rsync_wire import Violation, hash_costs
 
 _END = object()  # what a channel's callback gets last
 
@@ -40,7 +40,12 @@ class Target:
     """One gateway and directory that the source is sent to; ``result`` says what came of it."""
 
     def __init__(
-        self, gateway: Any, channel: Any, destdir: str, finished: Callable[[], object] | None, options: dict[str, Any]
+        self,
+        gateway: Any,
+        channel: Any,
+        destdir: str,
+        finished: Callable[[], object] | None,
+        options: dict[str, Any],
     ) -> None:
         self.gateway = gateway
         self.channel = channel
@@ -71,7 +76,7 @@ class _Service(Watcher):
         self._started = time.monotonic()
 
     def start(self) -> None:
-        options = dict(self.target.options, hashes=usable_hashes(), root=self._tree.root_entry)
+        options = dict(self.target.options, hashes=hash_costs(), root=self._tree.root_entry)
         self.target.channel.setcallback(self.inbox.put, endmarker=_END)
         self.target.gateway.execmodel.start(self._main, (options,))
 
@@ -232,6 +237,8 @@ class Run:
         except BaseException:
             self._abandon()
             raise
+        finally:
+            self._services = []  # they know the run; what they hold is not to wait for a collector
 
     def _abandon(self) -> None:
         """Let the services end: their channels are closed, their questions answered."""

@@ -1,4 +1,3 @@
-# ruff: noqa: UP
 """The far half of ``RSync.pull``: offers a tree to the coordinator, which is the target.
 
 This file is shipped, after the other modules that say so; see ``_rsync_pull``.
@@ -24,7 +23,7 @@ def serve(channel: Any) -> None:
     except OSError as exc:
         channel.send((None, exc.errno or 0, wire.reason_of(exc)))
         return
-    channel.send((tree.root_entry, wire.usable_hashes()))
+    channel.send((tree.root_entry, wire.hash_costs()))
     walk = tree.walk()
 
     def supply() -> Any:

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF005, UP
 """What a target gets in place of links that it cannot make: copies of what they point to.
 
 This file is shipped for ``RSync.pull`` too: it keeps to what Python 2.7 and today's Python

@@ -1,4 +1,3 @@
-# ruff: noqa: B904, RUF005, UP
 """What a source has to offer: a walk of its tree, and its files' content.
 
 This file is shipped for ``RSync.pull`` too: it keeps to what Python 2.7 and today's Python
@@ -252,16 +251,15 @@ class Entries(object):
                 raise Unstable("is no file any more")
             if len(data) > SMALL_MAX:
                 return None
-            place = number - self.first
-            if len(data) == found.st_size == self._sizes[place] and self._is_as_listed(place, found):
+            if len(data) == found.st_size and self._is_as_listed(number - self.first, found):
                 return data, None
             return self._read_changed(fd, found)
         finally:
             os.close(fd)
 
     def _is_as_listed(self, place: int, found: Any) -> bool:
-        same_mode = found.st_mode & 0o777 == self._modes[place]
-        return bool(same_mode and mtime_of(found) == self._times[place])
+        listed = self._sizes[place], self._modes[place], self._times[place]
+        return listed == (found.st_size, found.st_mode & 0o777, mtime_of(found))
 
     def _read_changed(self, fd: int, before: Any) -> Any:
         """Read a file that is not as it was listed; it must stay the same while it is read."""

@@ -1,4 +1,3 @@
-# ruff: noqa: UP
 """What a source is told of one target, and how a target can fail.
 
 This file is shipped for ``RSync.pull`` too: it keeps to what Python 2.7 and today's Python

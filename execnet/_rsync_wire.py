@@ -1,4 +1,3 @@
-# ruff: noqa: RUF005, UP
 """What both halves of RSync must agree on: codes, sizes, packing, digests.
 
 ``rsync_remote`` stands alone when it is shipped and has its own copy of these names; a test
@@ -9,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 # source to target
-LIST, LIST_END, FILES, OPEN, PIECE, CLOSE, SAME, FAIL, INSTEAD, REMARK = range(1, 11)
+LIST, LIST_END, FILES, OPEN, CLOSE, SAME, FAIL, INSTEAD, REMARK = range(1, 10)
 # target to source
 HELLO, ACK, WANT, CHECK, DELTA, DIGESTS, LISTED = range(20, 27)
 DONE, NOTE, PLAN, NOLINK, END, FATAL = range(27, 33)
@@ -23,39 +23,49 @@ DONE, NOTE, PLAN, NOLINK, END, FATAL = range(27, 33)
 FILE, LEADER, HARDLINK, SYMLINK, ROOTED, DIRECTORY = range(1, 7)
 MORE, COMPLETE, INCOMPLETE = range(3)  # what follows a directory's entries
 
-HASHES = ("blake2b", "md5")  # the first that both have
-DIGEST_BYTES = 16
+# blake2b where both have it; sha256 where both compute that faster, with instructions of the
+# processor, or one is too old for blake2b; md5 where a host has neither
+HASHES = ("blake2b", "sha256", "md5")
+DIGEST_BYTES = 16  # kept of each digest
 SMALL_MAX = 32 * 1024  # bytes of a file that travels with others, and not by blocks
 PIECE_BYTES = 1024 * 1024
+BLOCKS_MAX = 2 * 1024 * 1024  # of a file that is compared; larger ones are sent whole
 TEXT_MAX = 1000
+PIECE = struct.Struct("!QQ")  # id and offset; a message of bytes is a piece, with content behind
+
+clock = getattr(time, "perf_counter", time.time)
 
 
 class Violation(Exception):
     """The other half said something that the protocol, or the safety of this host, forbids."""
 
 
-def usable_hashes() -> Any:
-    """Return the names of the hashes that this Python has, the best first."""
-    return [name for name in HASHES if is_usable(name)]
+def hash_costs() -> Any:
+    """Return {name: seconds for some data} of the hashes that this Python has."""
+    return {name: cost for name, cost in [(name, hash_cost(name)) for name in HASHES] if cost}
 
 
-def is_usable(name: str) -> bool:
+def hash_cost(name: str) -> Any:
+    """Return the seconds that some data takes, None if there is no such hash here."""
+    data = b"x" * 65536
     try:
-        new_digest(name)(b"")
+        digest = digest_function(name)
+        digest(data)  # the first call may load a library
+        started = clock()
+        digest(data)
+        return max(clock() - started, 1e-9)
     except (AttributeError, ValueError):  # too old, or forbidden on this host
-        return False
-    return True
+        return None
 
 
-def new_digest(name: Any) -> Any:
-    """Return the factory of hashes of a name; it was chosen by the target."""
-    if isinstance(name, bytes):  # as Python 2 writes it
-        name = name.decode("ascii")
+def digest_function(name: Any) -> Any:
+    """Return a function from data to its digest."""
     if name not in HASHES:
         raise Violation("no such hash: %.100r" % (name,))
     if name == "blake2b":
-        return lambda data: hashlib.blake2b(data, digest_size=DIGEST_BYTES)
-    return hashlib.md5
+        return lambda data: hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+    new = getattr(hashlib, name)
+    return lambda data: new(data).digest()[:DIGEST_BYTES]
 
 
 def block_bytes(size: int) -> int:

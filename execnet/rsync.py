@@ -75,7 +75,9 @@ class RSync:
         }
         channel = gateway.remote_exec(rsync_remote)
         channel.reconfigure(py2str_as_py3str=False)  # what Python 2 calls str are bytes here
-        self._targets.append(Target(gateway, channel, os.fsdecode(destdir), finishedcallback, settings))
+        self._targets.append(
+            Target(gateway, channel, os.fsdecode(destdir), finishedcallback, settings)
+        )
 
     def send(self, raises: bool = True) -> Result | None:
         """Send to all targets that were added since the last time; return what came of it.

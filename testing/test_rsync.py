@@ -105,7 +105,9 @@ def test_a_touched_file_has_only_its_time_set(gateway: Gateway, source: Path, de
     assert_same(source, dest)
 
 
-def test_a_file_of_the_same_size_and_time_is_not_read(gateway: Gateway, source: Path, dest: Path) -> None:
+def test_a_file_of_the_same_size_and_time_is_not_read(
+    gateway: Gateway, source: Path, dest: Path
+) -> None:
     send(gateway, source, dest)
     before = (source / "a").stat().st_mtime_ns
     (source / "a").write_bytes(b"HELLO")
@@ -114,7 +116,9 @@ def test_a_file_of_the_same_size_and_time_is_not_read(gateway: Gateway, source: 
     assert (dest / "a").read_bytes() == b"hello"
 
 
-def test_delete_removes_what_the_source_does_not_have(gateway: Gateway, source: Path, dest: Path) -> None:
+def test_delete_removes_what_the_source_does_not_have(
+    gateway: Gateway, source: Path, dest: Path
+) -> None:
     make_tree(dest, {"extra": b"1", "d/old/deep/file": b"2", "d/e/more": b"3"})
     send(gateway, source, dest)
     assert (dest / "extra").exists()
@@ -124,7 +128,7 @@ def test_delete_removes_what_the_source_does_not_have(gateway: Gateway, source: 
 
 
 def test_an_unknown_option_is_a_type_error(gateway: Gateway, source: Path, dest: Path) -> None:
-    with pytest.raises(TypeError, match="add_target.* unknown options: delet$"):
+    with pytest.raises(TypeError, match=r"add_target.* unknown options: delet$"):
         RSync(source).add_target(gateway, dest, delet=True)
 
 
@@ -157,7 +161,9 @@ def test_finishedcallback_is_called_once_when_a_target_is_done(
 ) -> None:
     done: list[int] = []
     rsync = RSync(source, verbose=False)
-    rsync.add_target(gateway, dest, finishedcallback=lambda: done.append(len(list(dest.rglob("*")))))
+    rsync.add_target(
+        gateway, dest, finishedcallback=lambda: done.append(len(list(dest.rglob("*"))))
+    )
     rsync.send()
     assert done == [5]
 
@@ -176,17 +182,17 @@ def test_verbose_prints_what_is_sent(
 def test_filter_gets_paths_below_the_source_and_leaves_out_what_it_refuses(
     gateway: Gateway, source: Path, dest: Path
 ) -> None:
-    class Filtered(RSync):
-        seen: list[str] = []
+    seen: list[str] = []
 
+    class Filtered(RSync):
         def filter(self, path: str) -> bool:
-            self.seen.append(path)
+            seen.append(path)
             return not path.endswith("/e")
 
     rsync = Filtered(source, verbose=False)
     rsync.add_target(gateway, dest)
     rsync.send()
-    assert sorted(Filtered.seen) == [f"{source}/{name}" for name in ("a", "d", "d/b", "d/e")]
+    assert sorted(seen) == [f"{source}/{name}" for name in ("a", "d", "d/b", "d/e")]
     assert not (dest / "d/e").exists()
     assert (dest / "d/b").exists()
 

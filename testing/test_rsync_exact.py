@@ -53,7 +53,9 @@ def drop_privileges(gateway: Gateway, spare: Path) -> None:
     """Make a worker one that may not do everything, also where the tests run as root."""
     if os.geteuid() == 0:
         for sync in (send, pull):  # so that all modules are loaded that it may not read later
-            sync(gateway, make_tree(spare / sync.__name__, {"a": b""}), spare / f"{sync.__name__}-to")
+            sync(
+                gateway, make_tree(spare / sync.__name__, {"a": b""}), spare / f"{sync.__name__}-to"
+            )
         gateway.remote_exec(
             f"import os; os.setgroups([]); os.setegid({NOBODY}); os.seteuid({NOBODY})"
         ).waitclose()
@@ -91,7 +93,9 @@ def test_names_of_any_bytes_arrive(sync: Sync, gateway: Gateway, source: Path, d
     assert_same(source, dest)
 
 
-def test_sizes_around_every_border_arrive(sync: Sync, gateway: Gateway, source: Path, dest: Path) -> None:
+def test_sizes_around_every_border_arrive(
+    sync: Sync, gateway: Gateway, source: Path, dest: Path
+) -> None:
     borders = [0, SMALL_MAX, 256 * 1024, _rsync_pump.SEND_BYTES, 1 << 20, 2 << 20]
     for border in borders:
         for size in {max(border + offset, 0) for offset in (-1, 0, 1)}:
@@ -107,7 +111,9 @@ def test_empty_directories_arrive(sync: Sync, gateway: Gateway, source: Path, de
     assert_same(source, dest)
 
 
-def test_an_empty_source_empties_the_target(sync: Sync, gateway: Gateway, source: Path, dest: Path) -> None:
+def test_an_empty_source_empties_the_target(
+    sync: Sync, gateway: Gateway, source: Path, dest: Path
+) -> None:
     make_tree(dest, {"a": b"", "d/b": b""})
     assert sync(gateway, source, dest, delete=True).deleted == 3
     assert_same(source, dest)
@@ -146,7 +152,8 @@ def test_a_mode_that_changed_is_set_without_sending_the_file(
 
 
 @pytest.mark.parametrize(
-    "time", [0, 1, 999_999_999, -1, -1_500_000_000, 2**31 * 10**9, 10**18 + 123_456_789, 2**33 * 10**9]
+    "time",
+    [0, 1, 999_999_999, -1, -1_500_000_000, 2**31 * 10**9, 10**18 + 123_456_789, 2**33 * 10**9],
 )
 def test_times_arrive_to_the_nanosecond(
     sync: Sync, gateway: Gateway, source: Path, dest: Path, time: int
@@ -200,7 +207,9 @@ def large(source: Path, size: int = 3 << 20) -> Path:
     return path
 
 
-def test_a_byte_that_changed_costs_one_block(sync: Sync, gateway: Gateway, source: Path, dest: Path) -> None:
+def test_a_byte_that_changed_costs_one_block(
+    sync: Sync, gateway: Gateway, source: Path, dest: Path
+) -> None:
     path = large(source)
     sync(gateway, source, dest)
     with open(path, "r+b") as file:
@@ -288,7 +297,9 @@ def test_a_directory_takes_the_place_of_a_file_and_a_file_that_of_a_directory(
     assert_same(source, dest)
 
 
-def test_the_target_itself_may_be_a_file(sync: Sync, gateway: Gateway, source: Path, dest: Path) -> None:
+def test_the_target_itself_may_be_a_file(
+    sync: Sync, gateway: Gateway, source: Path, dest: Path
+) -> None:
     make_tree(source, {"a": b"1"})
     dest.write_bytes(b"in the way")
     sync(gateway, source, dest)
@@ -410,7 +421,9 @@ def test_a_file_that_is_another_thing_when_it_is_read_is_reported(
     assert ((dest / "a").read_bytes(), (dest / "z").read_bytes()) == (b"1", b"2")
 
 
-@pytest.mark.parametrize(("before", "after"), [(5, 7), (5, 1 << 20), (1 << 20, 5), (1 << 20, 2 << 20)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(5, 7), (5, 1 << 20), (1 << 20, 5), (1 << 20, 2 << 20)]
+)
 def test_a_file_that_changed_since_it_was_listed_arrives_as_it_is_now(
     gateway: Gateway, source: Path, dest: Path, before: int, after: int
 ) -> None:
@@ -433,7 +446,12 @@ def test_a_file_that_changed_since_it_was_listed_arrives_as_it_is_now(
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize("change", ["grow", "shrink", "write"])
 def test_a_file_that_changes_while_it_is_read_is_reported_and_the_old_one_stays(
-    gateway: Gateway, source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch, change: str, there: bool
+    gateway: Gateway,
+    source: Path,
+    dest: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+    there: bool,
 ) -> None:
     make_tree(source, {"a": b"1", "b": os.urandom(3 << 20), "z": b"2"})
     make_tree(dest, {"b": os.urandom(3 << 20)} if there else {})
@@ -464,7 +482,9 @@ def test_a_file_that_changes_while_it_is_read_is_reported_and_the_old_one_stays(
 def test_a_file_that_cannot_be_read_is_reported_and_the_rest_arrives(
     gateway: Gateway, open_path: Path
 ) -> None:
-    source = make_tree(open_path / "source", {"a": b"1", "secret": b"2", "d/x": b"3", "shut/x": b"4"})
+    source = make_tree(
+        open_path / "source", {"a": b"1", "secret": b"2", "d/x": b"3", "shut/x": b"4"}
+    )
     for path in source.rglob("*"):
         path.chmod(0o777)
     (source / "secret").chmod(0)
@@ -550,4 +570,3 @@ def test_a_name_that_the_target_cannot_have_is_reported(
         Skipped("bad", "File name too long"),
     ]
     assert sorted(os.listdir(dest)) == ["a", "z"]
-

@@ -80,13 +80,21 @@ def test_a_relative_link_stays_as_it_is_unless_it_left_and_came_back(
 
 
 @pytest.mark.parametrize("tail", ["", "/", "/a", "/d//b", "/nowhere/at/all", "/d/../a"])
-def test_an_absolute_link_into_the_tree_becomes_one_into_the_copy(tmp_path: Path, tail: str) -> None:
+def test_an_absolute_link_into_the_tree_becomes_one_into_the_copy(
+    tmp_path: Path, tail: str
+) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "other-name").symlink_to("source")
     for name in ("source", "other-name"):
         links = Links(os.fsencode(tmp_path / "other-name"))
         text = os.fsencode(tmp_path / name) + tail.encode()
         assert links.convert(b"l", text) == (ROOTED, tail.encode())
+
+
+def test_an_absolute_link_that_left_and_came_back_is_made_to_stay(tmp_path: Path) -> None:
+    text = os.fsencode(tmp_path / "source") + b"/../source/a"
+    links = Links(os.fsencode(tmp_path / "source"))
+    assert links.convert(b"l", text) == (ROOTED, b"/a")
 
 
 @pytest.mark.parametrize("tail", ["/..", "/../x", "-too", "/d/../../x"])
@@ -98,7 +106,19 @@ def test_an_absolute_link_out_of_the_tree_stays_as_it_is(tmp_path: Path, tail: s
 def test_links_of_all_kinds_arrive_as_links(
     sync: Sync, gateway: Gateway, source: Path, dest: Path
 ) -> None:
-    texts = ["a", "d", "d/b", "nowhere", ".", "..", "/", "/etc/passwd", "loop", "../../x", "\udcff\n"]
+    texts = [
+        "a",
+        "d",
+        "d/b",
+        "nowhere",
+        ".",
+        "..",
+        "/",
+        "/etc/passwd",
+        "loop",
+        "../../x",
+        "\udcff\n",
+    ]
     texts += [str(source), str(source / "d/b"), str(source / "nowhere")]
     for number, text in enumerate(texts):
         (source / f"l{number}").symlink_to(text)
@@ -108,7 +128,9 @@ def test_links_of_all_kinds_arrive_as_links(
     assert sync(gateway, source, dest).settled == 0
 
 
-def test_a_link_that_changed_is_replaced(sync: Sync, gateway: Gateway, source: Path, dest: Path) -> None:
+def test_a_link_that_changed_is_replaced(
+    sync: Sync, gateway: Gateway, source: Path, dest: Path
+) -> None:
     (source / "l").symlink_to("a")
     sync(gateway, source, dest)
     (source / "l").unlink()

@@ -80,7 +80,9 @@ set_time.count = 0  # type: ignore[attr-defined]
 def write(root: bytes, where: int, size: int, fill: int) -> None:
     path = place(root, where)
     remove(path)
-    content = bytes([fill % 256, fill // 256 % 256, where % 256]) * (SIZES[size % len(SIZES)] // 3 + 1)
+    content = bytes([fill % 256, fill // 256 % 256, where % 256]) * (
+        SIZES[size % len(SIZES)] // 3 + 1
+    )
     with open(path, "wb") as file:
         file.write(content[: SIZES[size % len(SIZES)]])
     set_time(path, fill)

@@ -25,16 +25,47 @@ from execnet._rsync_tree import Tree
 from execnet._rsync_watcher import TargetFailed, Watcher
 from execnet._rsync_wire import Violation
 from execnet.rsync_remote import (
-    ACK, CHECK, CLOSE, COMPLETE, DELTA, DIGESTS, DIRECTORY, DONE, END, FAIL, FATAL, FILE, FILES,
-    HARDLINK, HELLO, INSTEAD, LEADER, LIST, LIST_END, LISTED, MORE, NOLINK, NOTE, OPEN, PIECE, PLAN,
-    ROOTED, SAME, SMALL_MAX, SYMLINK, WANT, Target, pack_ids,
+    ACK,
+    CHECK,
+    CLOSE,
+    COMPLETE,
+    DELTA,
+    DIGESTS,
+    DIRECTORY,
+    DONE,
+    END,
+    FAIL,
+    FATAL,
+    FILE,
+    FILES,
+    HARDLINK,
+    HELLO,
+    INSTEAD,
+    LEADER,
+    LIST,
+    LIST_END,
+    LISTED,
+    MORE,
+    NOLINK,
+    NOTE,
+    OPEN,
+    PIECE,
+    PLAN,
+    ROOTED,
+    SAME,
+    SMALL_MAX,
+    SYMLINK,
+    WANT,
+    Target,
+    pack_ids,
 )  # fmt: skip
 
 
 def test_both_halves_agree_on_what_each_has_a_copy_of() -> None:
     for name, value in vars(_rsync_wire).items():
         if name.isupper() and name != "TYPE_CHECKING":
-            assert getattr(rsync_remote, name) == value, name
+            ours = getattr(rsync_remote, name)
+            assert getattr(ours, "format", ours) == getattr(value, "format", value), name
     for size in [0, 1, *(2**power + offset for power in range(10, 50) for offset in (-1, 0, 1))]:
         assert rsync_remote.block_bytes(size) == _rsync_wire.block_bytes(size)
         assert rsync_remote.PIECE_BYTES % rsync_remote.block_bytes(size) == 0
@@ -44,8 +75,8 @@ def test_both_halves_agree_on_what_each_has_a_copy_of() -> None:
 
 
 def unit(
-    entries: list[tuple[bytes, int, int]], extras: Iterable[Any] = (), directory: int = 0, first: int = 1,
-    last: int = COMPLETE,
+    entries: list[tuple[bytes, int, int]], extras: Iterable[Any] = (), directory: int = 0,
+    first: int = 1, last: int = COMPLETE,
 ) -> tuple[Any, ...]:  # fmt: skip
     """Return a unit with (name, kind, size) entries."""
     names = b"\0".join(name for name, _, _ in entries)
@@ -69,7 +100,11 @@ class Stage:
 
     def play(self, messages: list[Any], **options: Any) -> None:
         """Let a target take messages; it must end with an error, or want more of them."""
-        settings = {"dest": os.fsencode(self.dest), "root": (DIRECTORY, 0o755, 1), "hashes": ("md5",)}
+        settings = {
+            "dest": os.fsencode(self.dest),
+            "root": (DIRECTORY, 0o755, 1),
+            "hashes": {"md5": 1.0},
+        }
         settings |= {"delete": False, "dry_run": False} | options
         Target(self.sent.append, settings).run(iter(messages).__next__)
 
@@ -84,6 +119,10 @@ def stage(tmp_path: Path) -> Stage:
     return Stage(tmp_path)
 
 
+def piece(number: int, offset: int, content: bytes) -> bytes:
+    return PIECE.pack(number, offset % 2**64) + content
+
+
 def files(number: int, content: bytes) -> tuple[Any, ...]:
     return FILES, pack_ids([number]), pack_ids([len(content)]), {}, content
 
@@ -92,7 +131,9 @@ def files(number: int, content: bytes) -> tuple[Any, ...]:
 @pytest.mark.parametrize(
     "name", [b"", b".", b"..", b"../outside", b"a/b", b"/etc", b"d/../../outside", b"x/"]
 )
-def test_a_name_that_is_no_single_component_is_refused(stage: Stage, name: bytes, kind: int) -> None:
+def test_a_name_that_is_no_single_component_is_refused(
+    stage: Stage, name: bytes, kind: int
+) -> None:
     extras = {HARDLINK: [1], SYMLINK: [b"x"], ROOTED: [b"/x"]}.get(kind, [])
     with pytest.raises(rsync_remote.Violation, match="not a name"):
         stage.play([(LIST, 9, [unit([(name, kind, 0)], extras)])])
@@ -199,12 +240,12 @@ LARGE = SMALL_MAX * 2
         [(OPEN, 1, -1, 0o644, 1, False)],
         [(OPEN, 1, 5, 0o644, 1, True)],  # there is no base
         [(OPEN, 1, 5, 0o644, 1, False), (OPEN, 1, 5, 0o644, 1, False)],
-        [(PIECE, 1, 0, b"x")],  # not opened
+        [piece(1, 0, b"x")],  # not opened
         [(CLOSE, 1, 0)],
-        [(OPEN, 1, 5, 0o644, 1, False), (PIECE, 2, 0, b"x")],
-        [(OPEN, 1, 5, 0o644, 1, False), (PIECE, 1, -1, b"x")],
-        [(OPEN, 1, 5, 0o644, 1, False), (PIECE, 1, 3, b"xyz")],
-        [(OPEN, 1, 5, 0o644, 1, False), (PIECE, 1, 2, b"x"), (PIECE, 1, 0, b"x")],
+        [(OPEN, 1, 5, 0o644, 1, False), piece(2, 0, b"x")],
+        [(OPEN, 1, 5, 0o644, 1, False), piece(1, -1, b"x")],
+        [(OPEN, 1, 5, 0o644, 1, False), piece(1, 3, b"xyz")],
+        [(OPEN, 1, 5, 0o644, 1, False), piece(1, 2, b"x"), piece(1, 0, b"x")],
         [(SAME, pack_ids([2]), {})],
         [(FAIL, 2, b"")],
         [(99,)],
@@ -229,7 +270,7 @@ def test_an_answer_that_does_not_fit_ends_the_run(stage: Stage, answers: list[An
 def test_content_that_does_not_prove_true_is_not_kept(stage: Stage) -> None:
     messages = [
         (LIST, 9, [unit([(b"a", FILE, 5)])]),
-        (OPEN, 1, 5, 0o644, 1, False), (PIECE, 1, 0, b"12345"), (CLOSE, 1, 12345),
+        (OPEN, 1, 5, 0o644, 1, False), piece(1, 0, b"12345"), (CLOSE, 1, 12345),
         (LIST_END,),
     ]  # fmt: skip
     with pytest.raises(StopIteration):
@@ -254,7 +295,7 @@ def test_a_hard_link_to_what_was_not_announced_as_one_is_asked_for(stage: Stage)
 def test_a_huge_size_is_not_allocated(stage: Stage) -> None:
     messages = [
         (LIST, 9, [unit([(b"a", FILE, 2**62)])]),
-        (OPEN, 1, 2**62, 0o644, 1, False), (PIECE, 1, 0, b"x"), (CLOSE, 1, None), (LIST_END,),
+        (OPEN, 1, 2**62, 0o644, 1, False), piece(1, 0, b"x"), (CLOSE, 1, None), (LIST_END,),
     ]  # fmt: skip
     stage.play(messages)
     assert [message[2] for message in stage.sent if message[0] == NOTE] == [b"File too large"]
@@ -262,7 +303,11 @@ def test_a_huge_size_is_not_allocated(stage: Stage) -> None:
 
 
 json = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 2**40) | st.binary(max_size=20) | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2**40)
+    | st.binary(max_size=20)
+    | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.tuples(),
     max_leaves=8,
 )
@@ -270,8 +315,8 @@ json = st.recursive(
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from([*range(1, 11), *range(20, 33)]), json, json)
-        | st.tuples(st.sampled_from([*range(1, 11), *range(20, 33)]), json)
+        st.tuples(st.sampled_from([*range(1, 10), *range(20, 33)]), json, json)
+        | st.tuples(st.sampled_from([*range(1, 10), *range(20, 33)]), json)
         | json,
         min_size=1,
         max_size=5,
@@ -307,7 +352,7 @@ def serve(source: Path, messages: list[Any]) -> list[Any]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A source with ids 1 to 4: a file, a directory, a large file, a link; 5 is in the directory."""
+    """A source with ids 1 to 5: a file, a directory, a large file, a link, a file in the first."""
     make_tree(tmp_path / "source", {"a": b"1", "d/x": b"2", "large": bytes(LARGE)})
     (tmp_path / "source/link").symlink_to("/etc/passwd")
     return tmp_path / "source"
@@ -365,7 +410,9 @@ def test_a_request_that_does_not_fit_ends_the_run(source: Path, messages: list[A
 
 def test_a_worker_gets_no_content_that_was_not_announced_to_it(tmp_path: Path) -> None:
     make_tree(tmp_path / "source", {"a": b"public", "secret": b"private"})
-    tree = Tree(os.fsencode(tmp_path / "source"), lambda path: path != b"secret", lambda *args: None)
+    tree = Tree(
+        os.fsencode(tmp_path / "source"), lambda path: path != b"secret", lambda *args: None
+    )
     sent: list[Any] = []
     wanted = iter([HELLO_MESSAGE, (WANT, pack_ids([1])), (WANT, pack_ids([2]))])
     pump = Pump(tree, tree.walk().__next__, sent.append, wanted.__next__, Watcher())
@@ -376,17 +423,17 @@ def test_a_worker_gets_no_content_that_was_not_announced_to_it(tmp_path: Path) -
 
 
 def test_reasons_are_cut(source: Path) -> None:
-    class Record(Watcher):
-        reasons: list[bytes] = []
+    reasons: list[bytes] = []
 
+    class Record(Watcher):
         def skipped(self, path: bytes, reason: bytes) -> None:
-            self.reasons.append(reason)
+            reasons.append(reason)
 
     tree = Tree(os.fsencode(source), None, lambda *args: None)
     said = iter([HELLO_MESSAGE, (NOTE, 1, b"x" * 10**6), (FATAL, 1, 5, b"x" * 10**6)])
     with pytest.raises(TargetFailed) as caught:
         Pump(tree, tree.walk().__next__, lambda message: None, said.__next__, Record()).run()
-    assert [len(reason) for reason in Record.reasons] == [1000]
+    assert [len(reason) for reason in reasons] == [1000]
     assert len(caught.value.args[2]) == 1000
 
 
@@ -403,11 +450,16 @@ def hostile_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -
 def test_a_hostile_worker_is_named_in_the_error(
     gateway: Gateway, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = "if __name__ == '__channelexec__':\n channel.receive(); channel.send((22, b'x' * 8))\n channel.receive()"
+    code = """\
+if __name__ == "__channelexec__":
+    channel.receive()
+    channel.send((22, b"x" * 8))
+    channel.receive()
+"""
     monkeypatch.setattr(execnet.rsync, "rsync_remote", hostile_module(tmp_path, monkeypatch, code))
     rsync = RSync(source, verbose=False)
     rsync.add_target(gateway, "/tmp/none")
-    with pytest.raises(RSyncError, match="gw0:/tmp/none broke the protocol: .*not announced"):
+    with pytest.raises(RSyncError, match=r"gw0:/tmp/none broke the protocol: .*not announced"):
         rsync.send()
 
 
@@ -424,11 +476,11 @@ def test_a_hostile_source_of_a_pull_is_named_in_the_error(
     evil = unit([(b"../evil", FILE, 1)])
     code = (
         "for _ in range(2): channel.receive()\n"
-        f"channel.send((({DIRECTORY}, 0o755, 1), ['md5']))\n"
+        f"channel.send((({DIRECTORY}, 0o755, 1), {{'md5': 1.0}}))\n"
         f"channel.send(({LIST}, 9, [{evil!r}]))\n"
         "channel.receive()"
     )
     monkeypatch.setattr(_rsync_pull, "_LOADER", code)
-    with pytest.raises(RSyncError, match="gw0:/far broke the protocol: .*not a name"):
+    with pytest.raises(RSyncError, match=r"gw0:/far broke the protocol: .*not a name"):
         RSync.pull(gateway, "/far", tmp_path / "dest")
     assert os.listdir(tmp_path) == ["dest"]
