@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import builtins
 import types
-from typing import Any
 
-from ._ship import lower, without_annotations
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 Sendable = tuple[str, "str | None", "str | None"]
 _MODULE_NAMES = frozenset(["__name__", "__builtins__", "__doc__", "__file__"])
@@ -51,6 +52,8 @@ def _source_of_module(module: types.ModuleType) -> Sendable:
     with tokenize.open(file_name) as file:  # and not the cached lines of ``inspect``
         source = file.read()
     if module.__name__.startswith(f"{__package__}."):  # ours run on old interpreters, too
+        from ._ship import lower
+
         source = lower(source)
     return source, file_name, None
 
@@ -64,6 +67,8 @@ def _source_of_function(function: Any) -> str:
     """
     import inspect
     import textwrap
+
+    from ._ship import without_annotations
 
     if function.__name__ == "<lambda>":
         raise ValueError("can't execute a lambda remotely, its source is not to be had")

@@ -6,12 +6,10 @@ Starting workers is in ``gateway_bootstrap``, several of them in ``multi``.
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 import types
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
 
 from ._source import _find_non_builtin_globals as _find_non_builtin_globals
 from ._source import _source_of_function as _source_of_function
@@ -26,18 +24,21 @@ from .gateway_base import (
     dumps_internal,
 )
 
+TYPE_CHECKING = False  # ``typing`` itself costs more than all else that is imported here
 if TYPE_CHECKING:
+    from typing import Any, Protocol
+
     from .xspec import XSpec
+
+    class GroupLike(Protocol):
+        """What a gateway needs of the group that it is in."""
+
+        def _unregister(self, gateway: Any) -> None: ...
+        def __contains__(self, gateway: object) -> bool: ...
+
 
 NOISE_MAX = 64 * 1024  # bytes that may come before the worker's marker
 EXIT_STATUS_S = 1.0  # how long a process may take to end behind its stream
-
-
-class GroupLike(Protocol):
-    """What a gateway needs of the group that it is in."""
-
-    def _unregister(self, gateway: Any) -> None: ...
-    def __contains__(self, gateway: object) -> bool: ...
 
 
 class Gateway(BaseGateway):
@@ -192,6 +193,8 @@ def describe_exit(status: int | None) -> str:
         return "its process runs on or its exit status is not known"
     if status >= 0:
         return f"exit status {status}"
+    import signal
+
     try:
         return f"killed by {signal.Signals(-status).name}"
     except ValueError:

@@ -6,19 +6,18 @@ Start at ``bootstrap``.  What the far side does with the line is ``start_worker`
 
 from __future__ import annotations
 
-import secrets
-import shlex
+import os
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from . import gateway_base
-from ._ship import lower
 from .gateway import Gateway
 from .gateway_base import CODECS, GatewayState, get_execmodel
-from .gateway_io import BootstrapError, HostNotFound, shell_split_path
+from .gateway_io import BootstrapError, HostNotFound, command_text, shell_split_path
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .xspec import XSpec
 
 CONNECT_TIMEOUT_S = 60.0
@@ -91,7 +90,7 @@ def first_line(spec: XSpec, marker: bytes) -> bytes:
         "env": spec.env,
     }
     if spec.popen and not spec.python and not spec.via:
-        folder = str(Path(__file__).resolve().parent.parent)
+        folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         code = _BY_IMPORT.format(folder=folder, options=options)
     else:
         code = _BY_SOURCE.format(
@@ -101,13 +100,15 @@ def first_line(spec: XSpec, marker: bytes) -> bytes:
 
 
 def _lowered_source() -> str:
-    return lower(Path(gateway_base.__file__).read_text(encoding="utf-8"))
+    from ._ship import lower
+
+    with open(gateway_base.__file__, encoding="utf-8") as file:
+        return lower(file.read())
 
 
 def start(io: Any, spec: XSpec) -> Gateway:
     """Send the first line and return the gateway at once; ``wait_ready`` comes next."""
-    token = secrets.token_hex(8).encode()
-    marker = b"\0execnet\0" + token + b"\n"
+    marker = b"\0execnet\0" + os.urandom(8).hex().encode() + b"\n"
     line = first_line(spec, marker)
     try:
         gateway = Gateway(io, spec, marker)
@@ -136,7 +137,7 @@ def wait_ready(gateway: Gateway, deadline: float | None) -> None:
 
 
 def _reason(gateway: Gateway) -> str:
-    command = shlex.join(getattr(gateway._io, "args", []))
+    command = command_text(getattr(gateway._io, "args", []))
     text = f"{gateway.id} could not be started by {command or gateway._io!r}: "
     if "error" in gateway._hello_info:
         text += f"the worker could not be prepared:\n{gateway._hello_info['error']}"

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import select
-import shlex
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
 
 from .gateway_base import ExecModel, ExecnetError, Popen2IO
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .xspec import XSpec
 
 PIPE_BYTES = 1 << 20
@@ -33,9 +34,18 @@ class HostNotFound(BootstrapError):
 
 def shell_split_path(path: str) -> list[str]:
     """Split a command as a shell does; a backslash stays one on Windows."""
+    import shlex
+
     if sys.platform.startswith("win"):
         path = path.replace("\\", "\\\\")
     return shlex.split(path)
+
+
+def command_text(args: list[str]) -> str:
+    """Return a command as one would type it."""
+    import shlex
+
+    return shlex.join(args)
 
 
 def popen_args(spec: XSpec) -> list[str]:
@@ -83,7 +93,7 @@ class Popen2IOMaster(Popen2IO):
             os.close(stdin)
             os.close(stdout)
             if isinstance(exc, (OSError, ValueError)):
-                raise BootstrapError(f"can't start {shlex.join(args)}: {exc}") from exc
+                raise BootstrapError(f"can't start {command_text(args)}: {exc}") from exc
             raise
         finally:
             os.close(child_stdin)

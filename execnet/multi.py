@@ -10,16 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
 
 from . import gateway_bootstrap, gateway_io
 from .gateway import Gateway
 from .gateway_base import Channel, ExecModel, RemoteError, get_execmodel
 from .xspec import XSpec
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import types
+    from typing import Any
 
 NO_ENDMARKER_WANTED = object()
 
@@ -106,7 +106,7 @@ class Group:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        traceback: TracebackType | None,
+        traceback: types.TracebackType | None,
     ) -> None:
         self.terminate(timeout=TERMINATE_S)
 

@@ -1,21 +1,24 @@
 """RSync: bring one tree to many places, sending only what is not there.
 
 ``RSync`` is what users hold.  A run of it is in ``_rsync_push``, what reads the source in
-``_rsync_source``, what is shipped to the targets in ``rsync_remote``, whose docstring tells
+``_rsync_tree``, what is shipped to the targets in ``rsync_remote``, whose docstring tells
 what the two say to each other.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
 
-from . import rsync_remote
-from ._rsync_push import Run, Target
-from ._rsync_result import Progress, Result, Skipped, TargetResult
+# What does the work is imported where it begins: programs import this class and never use it.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
-Callback = Callable[[str, int, Any], object]
+    from ._rsync_push import Target
+    from ._rsync_result import Progress, Result, Skipped, TargetResult
+
+    Callback = Callable[[str, int, Any], object]
 
 
 class RSync:
@@ -65,6 +68,9 @@ class RSync:
             and puts into the result what would be done.
         Raises TypeError for any other option, OSError if the gateway is gone.
         """
+        from . import rsync_remote
+        from ._rsync_push import Target
+
         unknown = sorted(options.keys() - {"delete", "dry_run"})
         if unknown:
             raise TypeError(f"add_target() got unknown options: {', '.join(unknown)}")
@@ -87,6 +93,9 @@ class RSync:
         target fails altogether the others are served to their ends, then its error is
         raised: ``RSyncError``, ``RemoteError`` or an EOFError; ``result`` has the rest.
         """
+        from ._rsync_push import Run
+        from ._rsync_result import Result
+
         if not self._targets:
             if raises:
                 raise OSError("no targets, add_target() before each send()")

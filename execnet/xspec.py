@@ -5,7 +5,9 @@ Knows the syntax only; what a key means is known where it is used.  Start at ``X
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class XSpec:

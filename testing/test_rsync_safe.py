@@ -456,7 +456,7 @@ if __name__ == "__channelexec__":
     channel.send((22, b"x" * 8))
     channel.receive()
 """
-    monkeypatch.setattr(execnet.rsync, "rsync_remote", hostile_module(tmp_path, monkeypatch, code))
+    monkeypatch.setattr(execnet, "rsync_remote", hostile_module(tmp_path, monkeypatch, code))
     rsync = RSync(source, verbose=False)
     rsync.add_target(gateway, "/tmp/none")
     with pytest.raises(RSyncError, match=r"gw0:/tmp/none broke the protocol: .*not announced"):

@@ -424,6 +424,33 @@ class TestAWorkerThatDies:
             assert isinstance(caught.value, EOFError)
             assert caught.value.exitcode == exitcode
 
+    @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only its stream tells of its end")
+    @pytest.mark.parametrize("end", ["by itself", "as it is asked to"])
+    def test_a_process_that_it_forked_does_not_hide_its_end(self, group: Group, end: str) -> None:
+        channel = group.makegateway().remote_exec(
+            """
+            import os, time
+            child = os.fork()
+            if not child:
+                time.sleep(100)
+                os._exit(0)
+            channel.send(child)
+            channel.receive()
+            os._exit(3)
+            """
+        )
+        child = channel.receive(BOUND_S)
+        try:
+            if end == "by itself":
+                channel.send(1)
+                with pytest.raises(WorkerDied, match="exit status 3"):
+                    channel.waitclose(BOUND_S)
+            watch = Stopwatch()
+            group.terminate(timeout=BOUND_S)
+            assert watch.seconds < BOUND_S
+        finally:
+            os.kill(child, signal.SIGKILL)
+
     def test_what_it_sent_comes_first(self, gw: Gateway) -> None:
         channel = gw.remote_exec(
             """
