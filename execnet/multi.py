@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from . import gateway_bootstrap, gateway_io
+from ._terminate import KILL_S
+from ._terminate import safe_terminate as safe_terminate
 from .gateway import Gateway
 from .gateway_base import Channel, ExecModel, RemoteError, get_execmodel
 from .xspec import XSpec
@@ -301,39 +303,6 @@ def _foreign_pair(member: Any) -> tuple[Callable[[], None], Callable[[], None]]:
         member._io.wait()
 
     return wait, getattr(member._io, "kill", lambda: None)
-
-
-def safe_terminate(
-    execmodel: ExecModel,
-    timeout: float | None,
-    list_of_paired_functions: list[tuple[Callable[[], object], Callable[[], object]]],
-) -> None:
-    """Call all termfuncs at once, and the killfunc of each that takes longer than timeout.
-
-    list_of_paired_functions: pairs (termfunc, killfunc).  Returns also if a killfunc blocks.
-    """
-    waiting = []
-    for termfunc, killfunc in list_of_paired_functions:
-        ended = execmodel.Event()
-        execmodel.start(_call_and_set, (termfunc, ended), "execnet-terminate")
-        waiting.append((ended, killfunc))
-    deadline = None if timeout is None else time.monotonic() + timeout
-    for ended, killfunc in waiting:
-        if not ended.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
-            killed = execmodel.Event()
-            execmodel.start(_call_and_set, (killfunc, killed), "execnet-kill")
-            killed.wait(KILL_S)
-            ended.wait(KILL_S)
-
-
-KILL_S = 0.2  # how long a killfunc may take before we go on without it
-
-
-def _call_and_set(func: Callable[[], object], done: Any) -> None:
-    try:
-        func()
-    finally:
-        done.set()
 
 
 class MultiChannel:

@@ -250,10 +250,6 @@ class TestBrokenPickles:
     def test_a_lie_about_a_size_takes_no_memory(self) -> None:
         self.run("sizes()")
 
-    @pytest.mark.xfail(reason="issue 6: the unpickler grows its memo to any index")
-    def test_an_index_of_the_memo_takes_no_memory(self) -> None:
-        self.run("indices()")
-
     def run(self, call: str) -> None:
         """Load pickles in a process of its own: memory may really be taken."""
         pytest.importorskip("resource")

@@ -34,6 +34,7 @@ FLOORS = {
     "script.*": 0,
     "_ship": 1,
     "_source": 1,
+    "_terminate": 1,
     "gateway": 2,
     "gateway_io": 2,
     "gateway_socket": 2,

@@ -1,0 +1,44 @@
+"""Ending several things at once, each with a limit of time and a harder way behind it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .gateway_base import ExecModel
+
+KILL_S = 0.2  # how long a killfunc may take before we go on without it
+
+
+def safe_terminate(
+    execmodel: ExecModel,
+    timeout: float | None,
+    list_of_paired_functions: list[tuple[Callable[[], object], Callable[[], object]]],
+) -> None:
+    """Call all termfuncs at once, and the killfunc of each that takes longer than timeout.
+
+    list_of_paired_functions: pairs (termfunc, killfunc).  Returns also if a killfunc blocks.
+    """
+    waiting = []
+    for termfunc, killfunc in list_of_paired_functions:
+        ended = execmodel.Event()
+        execmodel.start(_call_and_set, (termfunc, ended), "execnet-terminate")
+        waiting.append((ended, killfunc))
+    deadline = None if timeout is None else time.monotonic() + timeout
+    for ended, killfunc in waiting:
+        if not ended.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            killed = execmodel.Event()
+            execmodel.start(_call_and_set, (killfunc, killed), "execnet-kill")
+            killed.wait(KILL_S)
+            ended.wait(KILL_S)
+
+
+def _call_and_set(func: Callable[[], object], done: Any) -> None:
+    try:
+        func()
+    finally:
+        done.set()
