@@ -678,6 +678,7 @@ def load_item(data: bytes, channel_or_factory: Any, strconfig: StrConfig) -> Any
 
 _HEADER = struct.Struct("!bii")  # message code, channel id, payload bytes
 PART_BYTES = 1 << 20  # an item larger than this travels in pieces
+READ_BYTES = 1 << 18  # what is read at once, if it is there
 _PART = struct.Struct("!iB")  # number of the item, whether this is its last piece
 ITEM_MAX = PART_BYTES + 4096  # so that a round 1 MiB and its opcodes go in one
 _CONTROL_MAX = 1 << 30
@@ -2072,7 +2073,9 @@ class BaseGateway(object):
                 raise
             except Exception as exc:
                 raise ProtocolError("%s sent what can't be understood: %s" % (self.id, exc))
-            data = self._read_some(max(decoder.missing, 65536))
+            # A large buffer costs more than a small item, so it is for when much arrives.
+            limit = READ_BYTES if len(data) >= 65536 else 65536
+            data = self._read_some(max(decoder.missing, limit))
             if not data:
                 pending = decoder.pending()
                 raise EOFError("the stream ended" + (" within %r" % (pending,) if pending else ""))
