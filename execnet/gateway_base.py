@@ -370,8 +370,8 @@ def _find_refused(item: Any, parts: _Parts) -> str:
             shown = "%s{%s}" if type(part) in (set, frozenset) else "%s[%s]"
             entries = part.items() if type(part) is dict else enumerate(part)
             for key, value in entries:
-                plain = type(key) in _SAVERS and type(key) not in _CONTAINERS
-                name = repr(key)[:60] if plain else "..."
+                plain = type(key) in (str, bytes) or (type(key) is int and abs(key) < 1 << 64)
+                name = repr(key)[:60] if plain else "<%s>" % type(key).__name__
                 found.append((value, shown % (path, name), around))
                 if type(part) is dict:
                     found.append((key, "%s, key %s" % (path, name), around))
@@ -1076,7 +1076,11 @@ class WorkerPool(object):
                 raise ValueError("the pool is shutting down, it takes no more tasks")
             self._running.add(reply)
             to_primary = self._primary_only or self._claim_primary(reply)
-        self._hand_over(reply, to_primary)
+            if to_primary:  # in here, so that a shutdown can't come in front of it
+                self._primary_tasks.append(reply)
+                self._primary_wake.set()
+        if not to_primary:
+            self._start_thread(reply)
         return reply
 
     def try_spawn_primary(self, func: Callable[..., Any], *args: Any) -> Reply | None:
@@ -1086,7 +1090,8 @@ class WorkerPool(object):
             if self._shutting_down or not self._claim_primary(reply):
                 return None
             self._running.add(reply)
-        self._hand_over(reply, True)
+            self._primary_tasks.append(reply)
+            self._primary_wake.set()
         return reply
 
     def wait_primary_idle(self, timeout: float) -> bool:
@@ -1111,11 +1116,7 @@ class WorkerPool(object):
             self._primary_owner = None
             self._primary_idle.set()
 
-    def _hand_over(self, reply: Reply, to_primary: bool) -> None:
-        if to_primary:
-            self._primary_tasks.append(reply)
-            self._primary_wake.set()
-            return
+    def _start_thread(self, reply: Reply) -> None:
         try:
             self.execmodel.start(self._perform, (reply,), "execnet-task")
         except BaseException:  # no thread to be had

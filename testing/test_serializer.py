@@ -324,6 +324,10 @@ class TestRefusedItems:
             with pytest.raises(DumpError, match="Shy"):
                 dumps(item)
 
+    def test_a_key_that_has_too_many_digits_for_a_text_is_in_the_path(self) -> None:
+        with pytest.raises(DumpError, match=r"^item\[.*: can't serialize <class '.*Foo'>$"):
+            dumps({10**5000: Foo()})
+
     def test_nothing_is_written_of_a_refused_item(self) -> None:
         file = BytesIO()
         with pytest.raises(DumpError):
