@@ -1,4 +1,4 @@
-"""Source as it is sent: lowered to what every Python understands, packed into one line.
+"""Source as it is sent: lowered to what every Python understands, split, packed as text.
 
 Lowering takes docstrings, comments and annotations out of a module and nothing else, line
 for line, so that remote tracebacks give the numbers of the file in the repository.  Start
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ast
 import io
+import struct
 import tokenize
+import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -29,6 +31,72 @@ def lower(source: str) -> str:
     for start, end, replacement in sorted(edits, reverse=True):
         _replace(lines, start, end, replacement)
     return "\n".join(_dedented(lines))
+
+
+def split(source: str, names: frozenset[str]) -> tuple[str, str]:
+    """Return the lowered source in two parts: without what these names define, and only that.
+
+    What uses one of them as soon as it is executed, such as a subclass, belongs to the second
+    part too.  In both all lines keep their numbers.
+    """
+    lines = source.split("\n")
+    second = [""] * len(lines)
+    names_there = set(names)
+    for node in ast.parse(source).body:
+        defined = _defined(node)
+        if names_there.intersection(defined) or names_there.intersection(_used_at_once(node)):
+            names_there.update(defined)
+            decorators = getattr(node, "decorator_list", [])
+            taken = slice(min(n.lineno for n in [node, *decorators]) - 1, node.end_lineno)
+            second[taken] = lines[taken]
+            lines[taken] = [""] * len(lines[taken])
+    return "\n".join(lines), "\n".join(second)
+
+
+def _defined(node: ast.stmt) -> set[str]:
+    """Return the names that a statement at the top of a module binds."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return {node.name}
+    if isinstance(node, ast.Assign):
+        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+    inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+    return set().union(*map(_defined, inner))
+
+
+def _used_at_once(node: ast.AST) -> Iterator[str]:
+    """Yield the names that executing a statement looks up; bodies of functions wait."""
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+        yield node.id
+    for name, value in ast.iter_fields(node):
+        if name == "body" and isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield from _used_at_once(child)
+
+
+PACKED_FROM = 40  # the character that stands for 0; 85 in a row, and "!" for the backslash
+
+
+def deflate(source: str) -> bytes:
+    """Return the source as a zlib stream."""
+    return zlib.compress(source.encode("ascii"), 9)
+
+
+def pack(source: str) -> str:
+    """Return the source deflated and written in 85 printable characters, no quote among them.
+
+    Four bytes become five characters, as in Ascii85 (Adobe, PostScript Language Reference,
+    ASCII85Encode), but the last group is filled up with zeros, which a zlib stream ignores.
+    """
+    data = deflate(source)
+    data += b"\0" * (-len(data) % 4)
+    digits = (
+        word // 85**power % 85
+        for word in struct.unpack(f">{len(data) // 4}I", data)
+        for power in (4, 3, 2, 1, 0)
+    )
+    return "".join(chr(PACKED_FROM + digit) for digit in digits).replace("\\", "!")
 
 
 def without_annotations(source: str) -> str:

@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 
     from .xspec import XSpec
 
+    class Shipment(Protocol):
+        """What is sent to a worker that can't import it."""
+
+        plain_line: bytes
+        rest: bytes
+        plain_rest: bytes
+
     class GroupLike(Protocol):
         """What a gateway needs of the group that it is in."""
 
@@ -46,18 +53,23 @@ class Gateway(BaseGateway):
 
     io: a stream to a worker that has been told to serve.  spec: what it was made from.
     marker: bytes that the worker sends before its first frame; what comes before is noise.
+    shipment: what is sent to a worker that can't import it.
     Any thread may call any method.
     """
 
     _group: GroupLike | None = None
 
-    def __init__(self, io: Any, spec: XSpec, marker: bytes = b"") -> None:
+    def __init__(
+        self, io: Any, spec: XSpec, marker: bytes = b"", shipment: Shipment | None = None
+    ) -> None:
         super().__init__(io, spec.id or "gw?", _startcount=1)
         self.spec = spec
         self._cache_rinfo: RInfo | None = None
         self._hello = self.execmodel.Event()  # set also when there will be none
         self._hello_info: dict[str, Any] = {}
         self._marker = marker
+        self._shipment = shipment
+        self._plain_wanted = False  # the worker's interpreter has no zlib
         self.noise = b""
         self.exitcode: int | None = None
         self._exit_lock = threading.Lock()
@@ -144,6 +156,10 @@ class Gateway(BaseGateway):
         if "error" not in hello:
             with self._exit_lock:
                 super()._on_hello(hello)
+            if self._shipment is not None:
+                rest = self._shipment.plain_rest if self._plain_wanted else self._shipment.rest
+                self._post(Message.SOURCE, 0, rest)
+                self._shipment = None
         self._hello_info = hello
         self._hello.set()
 
@@ -161,6 +177,10 @@ class Gateway(BaseGateway):
             self.noise, marker, behind = data.partition(self._marker)
             if marker:
                 return behind
+            if self._shipment is not None and not self._plain_wanted:
+                self._plain_wanted = self._marker.rstrip() + b"?" in data
+                if self._plain_wanted:
+                    self._writer.post(self._shipment.plain_line, b"")
             if not more:
                 raise EOFError("the stream ended before a worker answered")
             if len(data) > NOISE_MAX:

@@ -441,11 +441,9 @@ class Unserializer(object):
     def __init__(
         self, stream: Any, channel_or_gateway: Any = None, strconfig: StrConfig | None = None
     ) -> None:
-        gateway = getattr(channel_or_gateway, "gateway", channel_or_gateway)
-        default = getattr(channel_or_gateway, "_strconfig", (True, False))
         self.stream = stream
-        self.strconfig: StrConfig = default if strconfig is None else strconfig
-        self.channelfactory = getattr(gateway, "_channelfactory", gateway)
+        self.channel_or_gateway = channel_or_gateway
+        self.strconfig = strconfig
 
     def load(self, versioned: bool = False) -> Any:
         """Return the next item.
@@ -455,11 +453,8 @@ class Unserializer(object):
         """
         if versioned:
             _check_version(self.stream.read(1))
-        return self.parse(_read_item(self.stream.read), 0)
-
-    def parse(self, data: bytes, pos: int) -> Any:
-        """Return the item at ``pos``; what follows its STOP does not count."""
-        return _parse(data, pos, self.strconfig, self.channelfactory)
+        data = _read_item(self.stream.read)
+        return loads_internal(data, self.channel_or_gateway, self.strconfig)
 
 
 def load(io: Any, py2str_as_py3str: bool = False, py3str_as_py2str: bool = False) -> Any:
@@ -479,10 +474,14 @@ def loads(bytestring: bytes, py2str_as_py3str: bool = False, py3str_as_py2str: b
 
 
 def loads_internal(
-    bytestring: bytes, channelfactory: Any = None, strconfig: StrConfig | None = None
+    bytestring: bytes, channel_or_gateway: Any = None, strconfig: StrConfig | None = None
 ) -> Any:
     """Return the item that ``dumps_internal`` made these bytes of."""
-    return Unserializer(None, channelfactory, strconfig).parse(bytestring, 0)
+    if strconfig is None:
+        strconfig = getattr(channel_or_gateway, "_strconfig", (True, False))
+    gateway = getattr(channel_or_gateway, "gateway", channel_or_gateway)
+    factory = getattr(gateway, "_channelfactory", gateway)
+    return _parse(bytestring, 0, strconfig, factory)
 
 
 def _parse(data: bytes, pos: int, strconfig: StrConfig, factory: Any) -> Any:
@@ -667,9 +666,7 @@ def load_item(data: bytes, channel_or_factory: Any, strconfig: StrConfig) -> Any
         if data[:1] == b"\x80":
             _refuse_extensions(data)
             return _StrictUnpickler(BytesIO(data)).load()
-        gateway = getattr(channel_or_factory, "gateway", None)
-        factory = getattr(gateway, "_channelfactory", channel_or_factory)
-        return _parse(data, 0, strconfig, factory)
+        return loads_internal(data, channel_or_factory, strconfig)
     except Exception as exc:  # EOFError too: the frame was whole, no bytes are on their way
         raise LoadError("inconsistent data: %s" % exc)
 
@@ -701,6 +698,7 @@ class Message(object):
     CHANNEL_LAST_MESSAGE = 7  # the sender dropped the channel; its callback still receives
     HELLO = 8  # a dict that describes the worker; its first frame
     CHANNEL_DATA_PART = 9  # number of the item, last or not, and a piece of the item
+    SOURCE = 10  # the part of this module that a shipped worker needs only after its hello
 
     _types: dict[int, tuple[str, Callable[[Message, Any], None]]] = {}
 
@@ -976,10 +974,12 @@ class _GreenFile(object):
             os.close(fd)
 
 
-_EXEC_MODELS = {
-    model.backend: model
-    for model in (ExecModel, MainThreadOnlyExecModel, GeventExecModel, EventletExecModel)
+_EXEC_MODELS: dict[str, type[ExecModel]] = {
+    "thread": ExecModel,
+    "main_thread_only": MainThreadOnlyExecModel,
 }
+_EXEC_MODELS["gevent"] = GeventExecModel
+_EXEC_MODELS["eventlet"] = EventletExecModel
 
 
 def get_execmodel(backend: str | ExecModel) -> ExecModel:
@@ -1676,7 +1676,7 @@ class ChannelFactory(object):
         self.gateway = gateway
         self.count = startcount
         self.finished = False
-        self.dumps = dumps_internal
+        self.fast = False  # whether both ends have the fast codec
         self.post: Callable[..., None] = getattr(gateway, "_post", gateway._send)
 
     def new(self, id: int | None = None) -> Channel:
@@ -1698,7 +1698,7 @@ class ChannelFactory(object):
 
     def send_item(self, id: int, item: Any) -> None:
         """Send an item over the channel with that id, a large one in pieces."""
-        data = self.dumps(item, self.gateway)
+        data = (dumps_fast if self.fast else dumps_internal)(item, self.gateway)
         if len(data) <= ITEM_MAX:
             self.gateway._send(Message.CHANNEL_DATA, id, data)
             return
@@ -1932,6 +1932,10 @@ def _on_hello(message: Message, gateway: BaseGateway) -> None:
     gateway._on_hello(loads_internal(message.data))
 
 
+def _on_source(message: Message, gateway: BaseGateway) -> None:
+    gateway._on_source(message.data)
+
+
 Message._types.update(
     enumerate(
         [
@@ -1945,6 +1949,7 @@ Message._types.update(
             ("CHANNEL_LAST_MESSAGE", _on_last_message),
             ("HELLO", _on_hello),
             ("CHANNEL_DATA_PART", _on_data_part),
+            ("SOURCE", _on_source),
         ]
     )
 )
@@ -2027,8 +2032,10 @@ class BaseGateway(object):
 
     def _on_hello(self, hello: dict[str, Any]) -> None:
         self._go("hello")
-        if HAVE_FAST_CODEC and "fast" in hello["codecs"]:
-            self._channelfactory.dumps = dumps_fast
+        self._channelfactory.fast = HAVE_FAST_CODEC and "fast" in hello["codecs"]
+
+    def _on_source(self, source: bytes) -> None:
+        raise ProtocolError("a worker sent source")
 
     def _local_schedulexec(self, channel: Channel, sourcetask: Task) -> None:
         channel.close("execution is not allowed on this side")
@@ -2166,6 +2173,13 @@ class WorkerGateway(BaseGateway):
                 self._writer.interrupted = True
             else:
                 raise KeyboardInterrupt
+
+    def _on_source(self, source: bytes) -> None:
+        if source[:1] == b"\x78":  # deflated; source as text begins with an empty line
+            import zlib
+
+            source = zlib.decompress(source)
+        exec(compile(source, __file__, "exec", 0, True), globals())
 
     def _status(self) -> dict[str, Any]:
         status = super(WorkerGateway, self)._status()
@@ -2320,8 +2334,7 @@ def serve(io: Any, id: str, peer_codecs: Sequence[str] = ("classic",)) -> None:
     """
     trace("creating workergateway on %r" % (io,))
     gateway = WorkerGateway(io=io, id=id, _startcount=2)
-    if "fast" in peer_codecs and HAVE_FAST_CODEC:
-        gateway._channelfactory.dumps = dumps_fast
+    gateway._channelfactory.fast = HAVE_FAST_CODEC and "fast" in peer_codecs
     gateway.serve()
 
 

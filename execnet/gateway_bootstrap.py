@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 
-from . import gateway_base
 from .gateway import Gateway
 from .gateway_base import CODECS, GatewayState, get_execmodel
 from .gateway_io import BootstrapError, HostNotFound, command_text, shell_split_path
@@ -34,25 +33,11 @@ def boot(options):
 boot({options!r})
 """
 
-# The far side has nothing but a Python: what is sent is the module itself.
-_BY_SOURCE = """\
-def boot(source, options):
-    import sys
-    module = type(sys)("_execnet_gateway_base")
-    module.__file__ = {file_name!r}
-    sys.modules[module.__name__] = module
-    exec(compile(source, module.__file__, "exec"), module.__dict__)
-    module.start_worker(**options)
-boot({source!r}, {options!r})
-"""
-
 
 def check_spec(spec: XSpec) -> None:
     """Raise ValueError for a spec that can't work, before anything is started for it."""
-    if not spec.popen:
-        raise ValueError(f"no gateway type in spec {str(spec)!r}, there is: popen")
-    if spec.via:
-        raise ValueError(f"spec {str(spec)!r}: via= is not available")
+    if not (spec.popen or spec.socket):
+        raise ValueError(f"no gateway type in spec {str(spec)!r}, there are: popen, socket")
     for key in "id", "python", "chdir", "execmodel", "nice", "connect_timeout":
         value = getattr(spec, key)
         if value is True or value == "":
@@ -89,29 +74,32 @@ def first_line(spec: XSpec, marker: bytes) -> bytes:
         "nice": int(spec.nice or 0),
         "env": spec.env,
     }
-    if spec.popen and not spec.python and not spec.via:
+    if has_source(spec):
         folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         code = _BY_IMPORT.format(folder=folder, options=options)
     else:
-        code = _BY_SOURCE.format(
-            file_name=gateway_base.__file__, source=_lowered_source(), options=options
-        )
+        from ._shipment import boot_code
+
+        code = boot_code(options)
     return (ascii(code) + "\n").encode("ascii")
 
 
-def _lowered_source() -> str:
-    from ._ship import lower
-
-    with open(gateway_base.__file__, encoding="utf-8") as file:
-        return lower(file.read())
+def has_source(spec: XSpec) -> bool:
+    """Whether the worker of a spec can import what the coordinator did."""
+    return bool(spec.popen and not spec.python and not spec.via)
 
 
 def start(io: Any, spec: XSpec) -> Gateway:
     """Send the first line and return the gateway at once; ``wait_ready`` comes next."""
     marker = b"\0execnet\0" + os.urandom(8).hex().encode() + b"\n"
     line = first_line(spec, marker)
+    shipment = None
+    if not has_source(spec):
+        from ._shipment import shipment_for
+
+        shipment = shipment_for(str(spec.execmodel))
     try:
-        gateway = Gateway(io, spec, marker)
+        gateway = Gateway(io, spec, marker, shipment)
     except RuntimeError as exc:
         raise BootstrapError(f"{spec.id} could not be started: {exc}") from exc
     gateway._writer.post(line, b"")

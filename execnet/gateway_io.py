@@ -8,37 +8,52 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import time
 from contextlib import suppress
 
+from . import _transports
+from ._transports import popen_bootstrapline as popen_bootstrapline
+from ._transports import shell_split_path as shell_split_path
 from .gateway_base import ExecModel, ExecnetError, Popen2IO
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from .xspec import XSpec
 
 PIPE_BYTES = 1 << 20
-popen_bootstrapline = "import sys;exec(eval(sys.stdin.readline()))"
+GENTLE_S = 0.2  # for ssh to give the terminal its echo back, when a prompt is given up
 
 
 class BootstrapError(ExecnetError, OSError, EOFError):
-    """A worker could not be started; the text has the command, its end and what it said."""
+    """A worker could not be started; the text has all that is known.
+
+    command: its words, empty where nothing was run.  exitcode: its exit status, negative for
+    a signal, None if it is not known.  stderr: the last of it, where it was captured.
+    noise: what came in place of the worker's answer.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        command: Sequence[str] = (),
+        exitcode: int | None = None,
+        stderr: str = "",
+        noise: bytes = b"",
+    ) -> None:
+        super().__init__(text)
+        self.command = list(command)
+        self.exitcode = exitcode
+        self.stderr = stderr
+        self.noise = noise
 
 
 class HostNotFound(BootstrapError):
     """The host of a spec could not be reached."""
-
-
-def shell_split_path(path: str) -> list[str]:
-    """Split a command as a shell does; a backslash stays one on Windows."""
-    import shlex
-
-    if sys.platform.startswith("win"):
-        path = path.replace("\\", "\\\\")
-    return shlex.split(path)
 
 
 def command_text(args: list[str]) -> str:
@@ -50,11 +65,22 @@ def command_text(args: list[str]) -> str:
 
 def popen_args(spec: XSpec) -> list[str]:
     """Return the command that starts an interpreter on this machine."""
-    args = shell_split_path(spec.python) if spec.python else [sys.executable]
-    args.append("-u")
-    if spec.dont_write_bytecode:
-        args.append("-B")
-    return [*args, "-c", popen_bootstrapline]
+    return _args("popen", spec)
+
+
+def ssh_args(spec: XSpec) -> list[str]:
+    """Return the command that starts an interpreter through ssh."""
+    return _args("ssh", spec)
+
+
+def vagrant_ssh_args(spec: XSpec) -> list[str]:
+    """Return the command that starts an interpreter in a machine of vagrant's."""
+    return _args("vagrant_ssh", spec)
+
+
+def _args(key: str, spec: XSpec) -> list[str]:
+    row = _transports.TRANSPORTS[key]
+    return row.make(spec, _transports.interpreter_words(spec, row, sys.executable))
 
 
 def _pipe() -> tuple[int, int]:
@@ -71,13 +97,16 @@ def _pipe() -> tuple[int, int]:
 class Popen2IOMaster(Popen2IO):
     """The stream to a process of our own, over two pipes.
 
-    args: the command.  Raises ``BootstrapError`` if it can't be started.
+    args: the command; its stderr is captured if it is a ``Command`` that says so.
+    Raises ``BootstrapError`` if it can't be started.
     """
 
     remoteaddress: str | None = None
+    ready = False  # set once the worker has said hello: from then on its children are its own
 
     def __init__(self, args: list[str], execmodel: ExecModel) -> None:
         self.args = args
+        self._stderr: Any = None
         child_stdin, stdin = _pipe()
         try:
             stdout, child_stdout = _pipe()
@@ -147,9 +176,23 @@ class Popen2IOMaster(Popen2IO):
             self.popen.kill()
 
 
-def create_io(spec: XSpec, execmodel: ExecModel) -> Popen2IOMaster:
-    """Start the command of a spec; return the stream to it."""
+def create_io(
+    spec: XSpec, execmodel: ExecModel, find_gateway: Callable[[str], Any] | None = None
+) -> Any:
+    """Start what a spec says; return the stream to it.
+
+    find_gateway: returns the gateway of the group that has an id, for ``via=`` and
+    ``installvia=``; raises KeyError.  Raises ``BootstrapError`` for what can't be started.
+    """
     try:
+        if spec.via:
+            from . import _via
+
+            return _via.create_io(spec, execmodel, find_gateway)
+        if spec.socket:
+            from . import gateway_socket
+
+            return gateway_socket.create_io(spec, execmodel, find_gateway)
         return Popen2IOMaster(popen_args(spec), execmodel)
     except BootstrapError as exc:
-        raise BootstrapError(f"{spec.id}, spec {str(spec)!r}: {exc}") from exc
+        raise type(exc)(f"{spec.id}, spec {str(spec)!r}: {exc}") from exc

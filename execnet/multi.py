@@ -209,7 +209,7 @@ class Group:
                 raise
 
     def _start(self, spec: XSpec) -> Gateway:
-        io = gateway_io.create_io(spec, self.execmodel)
+        io = gateway_io.create_io(spec, self.execmodel, self.__getitem__)
         try:
             return gateway_bootstrap.start(io, spec)
         except BaseException:

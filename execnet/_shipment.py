@@ -1,0 +1,94 @@
+"""What is sent to an interpreter that has nothing but itself.
+
+One line makes it a worker that can say hello; the rest of the shipped module follows in a
+frame of its own, before anything that is asked of the worker.  Start at ``boot_code``.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from . import gateway_base
+from ._ship import PACKED_FROM, deflate, lower, pack, split
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+FIRST_PACKET_MAX = 14 * 1024  # bytes of the line: the first flight of a TCP connection
+
+# The line has to be short: p packed source, w what asks for it as it is where there is no
+# zlib, f file name, o options; m module, d digits, s source.
+_BOOT = """\
+def boot(p,w,f,o):
+ import struct,sys
+ m=type(sys)("_execnet_gateway_base")
+ m.__file__=f
+ sys.modules[m.__name__]=m
+ try:
+  import zlib
+  d=[ord(c)-{packed_from} for c in p.replace("!","\\\\")]
+  s=zlib.decompress(struct.pack(">%dI"%(len(d)//5),*[
+   (((d[i]*85+d[i+1])*85+d[i+2])*85+d[i+3])*85+d[i+4] for i in range(0,len(d),5)]))
+ except ImportError:
+  sys.stdout.write(w)
+  sys.stdout.flush()
+  s=eval(sys.stdin.readline())
+ exec(compile(s,f,"exec"),m.__dict__)
+ m.start_worker(**o)
+boot("{packed}",{wanted!r},{file_name!r},{options!r})
+"""
+
+# What a worker can say hello without; what needs one of these follows as well.
+_SENT_AFTER_HELLO = """
+    dump dumps load loads loads_internal Unserializer
+    _read_exactly _read_item _check_version _SIZES
+    _parse _parse_other _parse_decimal _checked_key _text _LONG _CONSTANTS _COLLECTIONS
+    _decimal _find_refused _save_channel
+    _StrictPickler _nested_too_deeply dumps_fast _refuse_extensions load_item
+    Channel _Callback ChannelFile _remember_source _interrupt
+    """
+_GREENLETS = "GeventExecModel _GreenFile"
+
+
+class Shipment:
+    """``gateway_base`` in two parts, for workers of one kind."""
+
+    def __init__(self, greenlets: bool) -> None:
+        later = _SENT_AFTER_HELLO if greenlets else _SENT_AFTER_HELLO + _GREENLETS
+        with open(gateway_base.__file__, encoding="utf-8") as file:
+            first, rest = split(lower(file.read()), frozenset(later.split()))
+        self.packed = pack(first)
+        self.plain_line = (ascii(first) + "\n").encode("ascii")  # where there is no zlib
+        self.rest = deflate(rest)
+        self.plain_rest = rest.encode("ascii")
+
+
+@lru_cache(maxsize=2)
+def _shipment(greenlets: bool) -> Shipment:
+    return Shipment(greenlets)
+
+
+def shipment_for(execmodel: str) -> Shipment:
+    """Return what is sent to workers of an execution model; it is made once."""
+    return _shipment(execmodel in ("gevent", "eventlet"))
+
+
+def wanted(marker: bytes) -> bytes:
+    """Return what an interpreter without zlib writes, to be sent the source as it is."""
+    return marker.rstrip() + b"?"
+
+
+def boot_code(options: Mapping[str, Any]) -> str:
+    """Return the code that makes an interpreter a worker.
+
+    options: the arguments of ``gateway_base.start_worker``.
+    """
+    return _BOOT.format(
+        packed_from=PACKED_FROM,
+        packed=shipment_for(options["execmodel"]).packed,
+        wanted=wanted(options["marker"]).decode("ascii"),
+        file_name=gateway_base.__file__,
+        options=dict(options),
+    )
