@@ -47,7 +47,10 @@ _SENT_AFTER_HELLO = """
     _parse _parse_other _parse_decimal _checked_key _text _LONG _CONSTANTS _COLLECTIONS
     _decimal _find_refused _save_channel
     _StrictPickler _nested_too_deeply dumps_fast _refuse_extensions load_item
-    Channel _Callback ChannelFile _remember_source _interrupt
+    DirectReads ChannelState Channel _Callback ChannelFile
+    _on_status _on_reconfigure _on_exec _on_data _on_data_part _on_close _on_close_error
+    _on_last_message _on_hello _on_terminate
+    CAN_READ_DIRECTLY _remember_source _interrupt
     """
 _GREENLETS = "GeventExecModel _GreenFile"
 

@@ -149,6 +149,7 @@ class Gateway(BaseGateway):
             self._trace("exit: asking the worker to end")
             self._post(Message.GATEWAY_TERMINATE)
             self._writer.close_soon()
+            self._channelfactory.take_back()
 
     # the receiver thread
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
 import struct
 import sys
 import threading
@@ -216,6 +217,7 @@ class opcode(object):
 
 
 _pack_op = struct.Struct("!ci").pack  # an opcode and its number
+_pack_int = struct.Struct("!cic").pack  # a whole item that is an int
 _pack_int_item = struct.Struct("!cicic").pack  # index, int and SETITEM of a list
 _unpack_int4 = struct.Struct("!i").unpack_from
 _SURROGATES = "strict" if PY2 else "surrogatepass"  # Python 2 lets them pass anyway
@@ -343,6 +345,8 @@ def dumps_internal(item: Any, gateway: Any = None) -> bytes:
     gateway: whose channels it may contain; None: any; False: none.
     Raises ``DumpError`` that names the part that can't be serialized.
     """
+    if type(item) is int and -FOUR_BYTE_INT_MAX <= item <= FOUR_BYTE_INT_MAX:
+        return _pack_int(opcode.INT, item, opcode.STOP)
     parts = _Parts()
     parts.gateway = gateway
     try:
@@ -666,6 +670,8 @@ def load_item(data: bytes, channel_or_factory: Any, strconfig: StrConfig) -> Any
         if data[:1] == b"\x80":
             _refuse_extensions(data)
             return _StrictUnpickler(BytesIO(data)).load()
+        if len(data) == 6 and data[:1] == opcode.INT and data[5:] == opcode.STOP:
+            return _unpack_int4(data, 1)[0]
         return loads_internal(data, channel_or_factory, strconfig)
     except Exception as exc:  # EOFError too: the frame was whole, no bytes are on their way
         raise LoadError("inconsistent data: %s" % exc)
@@ -1194,9 +1200,12 @@ class Popen2IO(object):
         self._read = getattr(infile, "buffer", infile).read
         self._write = getattr(outfile, "buffer", outfile).write
         self._writev_fd = -1  # where header and payload can go out without being joined
+        self.takes_whole = 0  # bytes of a frame that go out all or, at an interrupt, not at all
         if hasattr(os, "writev") and execmodel.has_main_thread:
             try:
                 self._writev_fd = outfile.fileno()
+                if stat.S_ISFIFO(os.fstat(self._writev_fd).st_mode):
+                    self.takes_whole = 4096  # PIPE_BUF
             except (OSError, ValueError, AttributeError):
                 pass  # not a descriptor: a buffer in memory, or closed
 
@@ -1244,6 +1253,14 @@ class Popen2IO(object):
             return True  # not a descriptor, or a system that can't tell
         return bool(poll.poll(0))
 
+    def read_fd(self) -> int:
+        """Return the descriptor that is read, 0 if there is none to read directly from."""
+        try:
+            fd: int = self.infile.fileno()
+        except (OSError, ValueError, AttributeError):
+            return 0  # a buffer in memory, or closed
+        return fd
+
     def close_read(self) -> None:
         """Close the file that is read."""
         self.infile.close()
@@ -1264,6 +1281,7 @@ class FrameWriter(object):
     def __init__(self, io: Stream, name: str) -> None:
         self._io = io
         self._name = name
+        self._takes_whole = getattr(io, "takes_whole", 0) - _HEADER.size
         self._lock = io.execmodel.Lock()
         self._frames: deque[list[Any]] = deque()  # each: header, payload, whether written
         self._flusher_runs = False
@@ -1274,6 +1292,19 @@ class FrameWriter(object):
 
     def send(self, header: bytes, payload: bytes | memoryview) -> None:
         """Write a frame; returns when the stream has taken it, OSError if it can't."""
+        if len(payload) < self._takes_whole:
+            with self._lock:
+                now = not self._frames and self._error is None and not self._closing
+                if now:
+                    try:
+                        self._io.write(header + payload)
+                    except (OSError, ValueError) as exc:
+                        self.fail(str(exc))
+                        now = False
+            if self._frames or self._closing:
+                self._flush_left_behind()
+            if now:
+                return
         frame = [header, payload, False]
         if self._error is None and not self._closing:
             self._frames.append(frame)
@@ -1371,6 +1402,80 @@ class FrameWriter(object):
             self._flusher_runs = False
             self._flush()
         self._flush_left_behind()
+
+
+# Elsewhere a read and the append of its bytes are no single call, or a pipe can't be polled.
+CAN_READ_DIRECTLY = not (PY2 or ISPYPY or sys.platform == "win32")
+
+
+class DirectReads(object):
+    """Lets a thread that waits for an item read the stream itself: no switch of threads.
+
+    The receiver thread offers the stream when it has just given an item to the one thread
+    that waited for one, and takes it back when that is asked for or when nobody reads any
+    more.  Who reads holds ``_turn`` and handles nothing but an item that it waits for itself;
+    all else is left in ``chunks`` for the receiver thread.  A read and the append of its bytes
+    are one call in C, so an interrupt loses none.
+    """
+
+    IDLE_S = 0.005  # also how long a thread that reads waits for something to come
+
+    def __init__(self, fd: int, execmodel: ExecModel) -> None:
+        import select
+
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        self._poll = poll.poll
+        self._fds, self._sizes = (fd,), (65536,)
+        self._turn = execmodel.Lock()
+        self._asked_back = execmodel.Event()
+        self._uses = 0
+        self.offered = False
+        self.chunks: list[bytes] = []
+        self.waiting: set[int] = set()  # channels whose ``receive`` waits for the receiver thread
+        self.served = False  # whether one of them got an item
+
+    def offer(self) -> None:
+        """Leave the stream to others until they do not use it; in the receiver thread."""
+        uses = -1
+        asked = False
+        self.offered = True
+        while not (asked or self.chunks or uses == self._uses):
+            uses = self._uses
+            asked = self._asked_back.wait(self.IDLE_S)
+        with self._turn:
+            self.offered = self.served = False
+            self._asked_back.clear()
+
+    def take_back(self) -> None:
+        """Have the receiver thread read again."""
+        if self.offered:
+            self._asked_back.set()
+
+    def receive(self, channel: Channel, items: Any) -> tuple[Any] | None:
+        """Return a channel's next item, as (item,); None: the receiver thread will get it."""
+        chunks = self.chunks
+        data = b""
+        try:
+            with self._turn:
+                if self.offered and not chunks and items.empty():
+                    self._uses += 1
+                    if self._poll(5):  # IDLE_S in ms
+                        chunks += map(os.read, self._fds, self._sizes)
+                        data = chunks[0]
+                        item = channel._factory.load_direct(channel, items, data)
+                        if item is not None:
+                            del chunks[0]
+                            return item
+        except OSError:
+            pass  # the receiver thread meets it, too
+        except BaseException:  # an interrupt must not lose what was taken
+            if data and data not in chunks:
+                chunks.insert(0, data)
+            self.take_back()
+            raise
+        self.take_back()
+        return None
 
 
 # ---------------------------------------------------------------- channels
@@ -1516,16 +1621,37 @@ class Channel(object):
         items = self._items
         if items is None:
             raise OSError("cannot receive(), %r has a callback" % (self,))
-        try:
-            item = items.get(True, None if timeout is None else max(timeout, 0))
-        except self.gateway.execmodel.queue.Empty:
-            raise self.TimeoutError("no item after %r seconds from %r" % (timeout, self))
+        direct = self._factory.direct
+        if direct is None:
+            item = self._take_item(items, timeout)
+        else:
+            if direct.offered and (timeout is None or timeout > direct.IDLE_S):
+                got = direct.receive(self, items)
+                if got is not None:
+                    return got[0]
+            item = self._wait_for_item(items, timeout, direct)
         if item is ENDMARKER:
             items.put(item)  # others may be waiting too
             if self._items is not items:
                 raise OSError("cannot receive(), %r got a callback meanwhile" % (self,))
             raise self._getremoteerror() or EOFError("%r has no more items" % (self,))
         return item
+
+    def _wait_for_item(self, items: Any, timeout: float | None, direct: DirectReads) -> Any:
+        if not items.empty():
+            return self._take_item(items, timeout)
+        try:
+            direct.waiting.add(self.id)
+            direct.take_back()
+            return self._take_item(items, timeout)
+        finally:
+            direct.waiting.discard(self.id)
+
+    def _take_item(self, items: Any, timeout: float | None) -> Any:
+        try:
+            return items.get(True, None if timeout is None else max(timeout, 0))
+        except self.gateway.execmodel.queue.Empty:
+            raise self.TimeoutError("no item after %r seconds from %r" % (timeout, self))
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -1544,6 +1670,7 @@ class Channel(object):
         Raises ``TimeoutError``, the ``RemoteError`` of the code on the other side, or the
         error that says why the gateway was lost.
         """
+        self._factory.take_back()
         if not self._receiveclosed.wait(None if timeout is None else max(timeout, 0)):
             raise self.TimeoutError("%r not closed after %r seconds" % (self, timeout))
         error = self._getremoteerror()
@@ -1585,6 +1712,7 @@ class Channel(object):
                         self._factory._callbacks[self.id] = entry
                     items.put(ENDMARKER)  # for who is waiting in receive()
             if item is ENDMARKER:
+                self._factory.take_back()
                 if self._receiveclosed.is_set():
                     self._factory._no_longer_opened(self.id)
                     entry.finish()
@@ -1677,6 +1805,7 @@ class ChannelFactory(object):
         self.count = startcount
         self.finished = False
         self.fast = False  # whether both ends have the fast codec
+        self.direct: DirectReads | None = None
         self.post: Callable[..., None] = getattr(gateway, "_post", gateway._send)
 
     def new(self, id: int | None = None) -> Channel:
@@ -1709,6 +1838,23 @@ class ChannelFactory(object):
             piece = view[start : start + PART_BYTES]
             self.gateway._send(Message.CHANNEL_DATA_PART, id, b"".join((prefix, piece)))
 
+    def take_back(self) -> None:
+        """Have the receiver thread read, if it left that to others."""
+        if self.direct is not None:
+            self.direct.take_back()
+
+    def load_direct(self, channel: Channel, items: Any, data: bytes) -> tuple[Any] | None:
+        """Return (item,) if these bytes are one item for a channel's queue and nothing else."""
+        # 4 is CHANNEL_DATA; the whole header is compared at once.
+        if data[:9] != _HEADER.pack(4, channel.id, len(data) - 9) or channel._items is not items:
+            return None
+        if channel._state not in ChannelState.RECEIVES:
+            return None
+        try:
+            return (load_item(data[9:], self, channel._strconfig),)
+        except LoadError:
+            return None  # the receiver thread meets it, too, and closes the channel
+
     # called in the receiver thread
 
     def _local_receive_part(self, id: int, data: bytes) -> None:
@@ -1737,6 +1883,8 @@ class ChannelFactory(object):
                 if channel._items is not None:
                     if not channel._receiveclosed.is_set():
                         channel._items.put(item)
+                        if self.direct is not None and id in self.direct.waiting:
+                            self.direct.served = True
                     return
             callback = self._callbacks.get(id)
         if callback is not None:
@@ -1936,7 +2084,8 @@ def _on_source(message: Message, gateway: BaseGateway) -> None:
     gateway._on_source(message.data)
 
 
-Message._types.update(
+Message._types = {Message.SOURCE: ("SOURCE", _on_source)}  # what a worker knows before it
+Message._types = dict(
     enumerate(
         [
             ("STATUS", _on_status),
@@ -2033,6 +2182,7 @@ class BaseGateway(object):
     def _on_hello(self, hello: dict[str, Any]) -> None:
         self._go("hello")
         self._channelfactory.fast = HAVE_FAST_CODEC and "fast" in hello["codecs"]
+        self._enable_direct_reads()
 
     def _on_source(self, source: bytes) -> None:
         raise ProtocolError("a worker sent source")
@@ -2050,6 +2200,7 @@ class BaseGateway(object):
 
     def join(self, timeout: float | None = None) -> None:
         """Wait up to ``timeout`` seconds until the receiver thread has ended."""
+        self._channelfactory.take_back()
         self._receiver_done.wait(timeout)
 
     def _initreceive(self) -> None:
@@ -2083,10 +2234,25 @@ class BaseGateway(object):
                 raise ProtocolError("%s sent what can't be understood: %s" % (self.id, exc))
             # A large buffer costs more than a small item, so it is for when much arrives.
             limit = READ_BYTES if len(data) >= 65536 else 65536
-            data = self._read_some(max(decoder.missing, limit))
+            data = self._next_data(max(decoder.missing, limit), decoder)
             if not data:
                 pending = decoder.pending()
                 raise EOFError("the stream ended" + (" within %r" % (pending,) if pending else ""))
+
+    def _enable_direct_reads(self) -> None:
+        fd = getattr(self._io, "read_fd", int)()  # 0: there is none
+        if fd and self.execmodel.has_main_thread and CAN_READ_DIRECTLY:
+            self._channelfactory.direct = DirectReads(fd, self.execmodel)
+
+    def _next_data(self, limit: int, decoder: FrameDecoder) -> bytes:
+        direct = self._channelfactory.direct
+        if direct is not None:
+            if direct.served and len(direct.waiting) <= 1 and not decoder.pending():
+                if not self._channelfactory._callbacks:
+                    direct.offer()
+            if direct.chunks:
+                return direct.chunks.pop(0)
+        return self._read_some(limit)
 
     def _read_some(self, limit: int) -> bytes:
         try:
@@ -2188,6 +2354,8 @@ class WorkerGateway(BaseGateway):
 
     def _local_schedulexec(self, channel: Channel, sourcetask: Task) -> None:
         self._trace("schedule execution on", channel)
+        if self._channelfactory.direct is None:
+            self._enable_direct_reads()
         task = (channel, sourcetask)
         channel._executing = True
         if self.execmodel.backend != "main_thread_only":
@@ -2228,6 +2396,7 @@ class WorkerGateway(BaseGateway):
                 self._trace("execution failed", exc)
                 error = geterrortext(exc)
         self._execpool.release_primary()
+        self._channelfactory.take_back()
         channel._executing = False
         if error is None:
             channel.close()

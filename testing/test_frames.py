@@ -36,6 +36,7 @@ NAMES = [
     "CHANNEL_LAST_MESSAGE",
     "HELLO",
     "CHANNEL_DATA_PART",
+    "SOURCE",
 ]
 HEADER_BYTES = 9
 
