@@ -50,7 +50,7 @@ _SENT_AFTER_HELLO = """
     DirectReads ChannelState Channel _Callback ChannelFile
     _on_status _on_reconfigure _on_exec _on_data _on_data_part _on_close _on_close_error
     _on_last_message _on_hello _on_terminate
-    CAN_READ_DIRECTLY _remember_source _interrupt
+    CAN_READ_DIRECTLY _remember_source _interrupt _marked_as_utf8
     """
 _GREENLETS = "GeventExecModel _GreenFile"
 

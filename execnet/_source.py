@@ -10,6 +10,7 @@ import types
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 Sendable = tuple[str, "str | None", "str | None"]
@@ -97,8 +98,11 @@ def _source_of_function(function: Any) -> str:
 
 def _find_non_builtin_globals(source: str, codeobj: types.CodeType) -> list[str]:
     """Return the names in the source of a function that neither it nor Python defines."""
-    import symtable
-
+    try:
+        import symtable
+    except ImportError:  # PyPy has none
+        names = _global_names(codeobj)
+        return [name for name in names if name not in _MODULE_NAMES and not hasattr(builtins, name)]
     module = symtable.symtable(source, codeobj.co_filename, "exec")
     defined = {symbol.get_name() for symbol in module.get_symbols() if symbol.is_assigned()}
     found: dict[str, None] = {}  # in the order of the source, each once
@@ -112,3 +116,18 @@ def _find_non_builtin_globals(source: str, codeobj: types.CodeType) -> list[str]
                 found[symbol.get_name()] = None
     known = defined | set(dir(builtins)) | _MODULE_NAMES
     return [name for name in found if name not in known]
+
+
+def _global_names(codeobj: types.CodeType) -> Iterator[str]:
+    """Yield the names that a function and those within it look up in their module, each once."""
+    import dis
+
+    codes, found = [codeobj], set()
+    while codes:
+        code = codes.pop(0)
+        codes += [const for const in code.co_consts if isinstance(const, types.CodeType)]
+        for instruction in dis.get_instructions(code):
+            name = instruction.argval
+            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and name not in found:
+                found.add(name)
+                yield name

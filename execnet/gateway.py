@@ -109,6 +109,7 @@ class Gateway(BaseGateway):
         Returns an object with ``numchannels``, ``numexecuting``, ``execmodel`` and others.
         """
         channel = self.newchannel()
+        channel._strconfig = (True, False)  # names are text, whatever the gateway's users wish
         self._send(Message.STATUS, channel.id)
         return RemoteStatus(channel.receive())
 

@@ -58,10 +58,14 @@ ISPYPY = hasattr(sys, "pypy_version_info")
 
 if sys.version_info[0] >= 3:
     from threading import get_ident
+
+    _OSError = OSError
 else:
     from thread import get_ident
 
-    BlockingIOError = InterruptedError = OSError = EnvironmentError  # IOError is one there
+    # What is raised there is caught as either; what is caught is both.
+    _OSError = type("OSError", (IOError, OSError), {})
+    BlockingIOError = InterruptedError = OSError = EnvironmentError
 
 # ---------------------------------------------------------------- errors
 
@@ -97,7 +101,7 @@ class WorkerDied(ExecnetError, EOFError):
         self.exitcode = exitcode
 
 
-class TimeoutError(ExecnetError, OSError):
+class TimeoutError(ExecnetError, _OSError):
     """What was waited for did not come in the time that the caller gave."""
 
 
@@ -137,9 +141,23 @@ def geterrortext(exc: BaseException) -> str:
 
     tb = getattr(exc, "__traceback__", None) or sys.exc_info()[2]
     try:
-        return "".join(traceback.format_exception(type(exc), exc, tb))
+        return "".join(traceback.format_exception(exc.__class__, exc, tb))
     except Exception as failure:
         return "%s: (its text could not be had: %r)" % (type(exc).__name__, failure)
+
+
+def _decoded(text: Any) -> Any:
+    """Return Python 2's str as text; whatever it holds, it must be readable."""
+    if PY2 and isinstance(text, bytes):
+        try:
+            return text.decode("utf-8")
+        except ValueError:
+            return text.decode("latin-1")
+    return text
+
+
+def _dump_text(text: str) -> bytes:
+    return dumps_internal(_decoded(text))
 
 
 # ---------------------------------------------------------------- tracing
@@ -1030,15 +1048,15 @@ class Reply(object):
     def waitfinish(self, timeout: float | None = None) -> None:
         """Wait until the function has ended; OSError after ``timeout`` seconds."""
         if not self._finished.wait(timeout):
-            raise OSError("not finished after %s seconds: %r" % (timeout, self.task[0]))
+            raise _OSError("not finished after %s seconds: %r" % (timeout, self.task[0]))
 
     def _run(self) -> None:
         func, args, kwargs = self.task
         try:
             self.started = True
             self._result = func(*args, **kwargs)
-        except BaseException as exc:
-            self._error = exc
+        except:  # noqa: E722 - in Python 2 not all that is raised is a BaseException
+            self._error = sys.exc_info()[1]
 
     def _finish(self) -> None:
         self.running = False
@@ -1200,6 +1218,7 @@ class Popen2IO(object):
         self._read = getattr(infile, "buffer", infile).read
         self._write = getattr(outfile, "buffer", outfile).write
         self._writev_fd = -1  # where header and payload can go out without being joined
+        self.written: list[int] = []  # of the frame that is written, by each system call
         self.takes_whole = 0  # bytes of a frame that go out all or, at an interrupt, not at all
         if hasattr(os, "writev") and execmodel.has_main_thread:
             try:
@@ -1225,22 +1244,23 @@ class Popen2IO(object):
 
     def write(self, data: bytes) -> None:
         """Write all of it."""
-        sent = self._write(data)
-        while sent is not None and sent < len(data):
-            data = data[sent:] if PY2 else memoryview(data)[sent:]  # type: ignore[assignment]
-            sent = self._write(data)
+        self.write_frame(b"", data)
 
     def write_frame(self, header: bytes, payload: bytes | memoryview) -> None:
         """Write both, in one system call as far as the system takes them."""
+        # A write and the note of what it wrote are one call in C: an interrupt comes before
+        # or behind both.
+        written = self.written = []
         if len(payload) < 16384 or self._writev_fd < 0:
-            self.write(b"".join((header, payload)))
-            return
-        sent = os.writev(self._writev_fd, (header, payload)) - len(header)
-        if sent < 0:  # not even the header
-            self.write(header[sent:])
-            sent = 0
-        if sent < len(payload):
-            self.write(memoryview(payload)[sent:])  # type: ignore[arg-type]
+            header, payload = b"", b"".join((header, payload))
+        else:
+            written += map(os.writev, (self._writev_fd,), ((header, payload),))
+        while sum(written) < len(header) + len(payload):
+            start = sum(written) - len(header)
+            rest = header[start:] if start < 0 else memoryview(payload)[start:]
+            written += map(self._write, (rest,))
+            if None in written:  # it takes all, always
+                break
 
     def can_write_now(self) -> bool:
         """Whether a few KiB can be written without waiting."""
@@ -1279,9 +1299,10 @@ class FrameWriter(object):
     """
 
     def __init__(self, io: Stream, name: str) -> None:
-        self._io = io
+        self._io: Any = io
         self._name = name
         self._takes_whole = getattr(io, "takes_whole", 0) - _HEADER.size
+        self._resumes = hasattr(io, "written")
         self._lock = io.execmodel.Lock()
         self._frames: deque[list[Any]] = deque()  # each: header, payload, whether written
         self._flusher_runs = False
@@ -1293,27 +1314,27 @@ class FrameWriter(object):
     def send(self, header: bytes, payload: bytes | memoryview) -> None:
         """Write a frame; returns when the stream has taken it, OSError if it can't."""
         if len(payload) < self._takes_whole:
-            with self._lock:
-                now = not self._frames and self._error is None and not self._closing
-                if now:
-                    try:
+            try:
+                with self._lock:
+                    if not self._frames and self._error is None and not self._closing:
                         self._io.write(header + payload)
-                    except (OSError, ValueError) as exc:
-                        self.fail(str(exc))
-                        now = False
-            if self._frames or self._closing:
-                self._flush_left_behind()
-            if now:
-                return
+                        return
+            except (OSError, ValueError) as exc:
+                self.fail(str(exc))
+            finally:
+                if self._frames or self._closing:
+                    self._flush_left_behind()
         frame = [header, payload, False]
         if self._error is None and not self._closing:
-            self._frames.append(frame)
-            with self._lock:
-                self._flush()
-            self._flush_left_behind()
+            try:
+                self._frames.append(frame)
+                with self._lock:
+                    self._flush()
+            finally:
+                self._flush_left_behind()
         if not frame[2]:
             reason = self._error or "the gateway was ended"
-            raise OSError("cannot send (already closed?): %s" % reason)
+            raise _OSError("cannot send (already closed?): %s" % reason)
 
     def post(self, header: bytes, payload: bytes | memoryview) -> None:
         """Have a frame written soon; never waits.  For the receiver thread and finalizers."""
@@ -1337,13 +1358,13 @@ class FrameWriter(object):
         self.writing_ident = get_ident()
         try:
             while self._frames and self._error is None:
-                if not may_wait and not self._goes_without_waiting():
+                frame = self._frames[0]
+                small = len(frame[0]) + len(frame[1]) <= 4096
+                if not (may_wait or (small and self._io.can_write_now())):
                     return False
-                try:
-                    frame = self._frames.popleft()
-                except IndexError:  # ``fail`` has just forgotten them
-                    break
                 self._write_frame(frame)
+        except IndexError:  # ``fail`` has just forgotten them
+            pass
         finally:
             self.writing_ident = 0
         if self.interrupted:
@@ -1355,18 +1376,19 @@ class FrameWriter(object):
         return True
 
     def _write_frame(self, frame: list[Any]) -> None:
+        self._io.written = []
         try:
             self._io.write_frame(frame[0], frame[1])
-            frame[2] = True
+            frame[2] = True  # CPython looks for interrupts behind calls, so not in here
+            del self._frames[0]
         except (OSError, ValueError) as exc:  # ValueError: the file is closed
             self.fail(str(exc))
         except BaseException:
-            self.fail("interrupted in the middle of a frame")
+            if self._resumes:  # the flusher writes the rest
+                frame[:2] = b"".join(frame[:2])[sum(self._io.written) :], b""
+            else:
+                self.fail("interrupted in the middle of a frame")
             raise
-
-    def _goes_without_waiting(self) -> bool:
-        header, payload, _ = self._frames[0]
-        return len(header) + len(payload) <= 4096 and self._io.can_write_now()
 
     def _close(self) -> None:
         try:
@@ -1379,23 +1401,27 @@ class FrameWriter(object):
 
         Whoever holds the lock comes here after it, so failing to get it loses no frame.
         """
-        while (self._frames or self._closing) and self._error is None:
-            if self._flusher_runs or not self._lock.acquire(False):
-                return
+        while (self._frames or self._closing) and self._error is None and not self._flusher_runs:
+            (taken,) = map(self._lock.acquire, (False,))  # no interrupt between this and the next
             try:
+                if not taken:
+                    return
                 flushed = self._flush(may_wait=False)
-                self._flusher_runs = not flushed
             finally:
-                self._lock.release()
+                if taken:
+                    self._lock.release()
             if not flushed:
                 self._start_flusher()
                 return
 
     def _start_flusher(self) -> None:
+        self._flusher_runs = True
         try:
             self._io.execmodel.start(self._run_flusher, (), "execnet-flusher-%s" % self._name)
-        except RuntimeError:  # the interpreter shuts down and starts no threads any more
+        except BaseException as exc:
             self._flusher_runs = False
+            if not isinstance(exc, RuntimeError):  # the interpreter shuts down, it starts none
+                raise
 
     def _run_flusher(self) -> None:
         with self._lock:
@@ -1414,8 +1440,10 @@ class DirectReads(object):
     The receiver thread offers the stream when it has just given an item to the one thread
     that waited for one, and takes it back when that is asked for or when nobody reads any
     more.  Who reads holds ``_turn`` and handles nothing but an item that it waits for itself;
-    all else is left in ``chunks`` for the receiver thread.  A read and the append of its bytes
-    are one call in C, so an interrupt loses none.
+    all else is left in ``chunks`` for the receiver thread.
+
+    CPython looks for interrupts and changes threads behind calls.  So a read and the append of
+    its bytes are one call, and none is between the removal of bytes and ``items.put``.
     """
 
     IDLE_S = 0.005  # also how long a thread that reads waits for something to come
@@ -1428,54 +1456,68 @@ class DirectReads(object):
         self._poll = poll.poll
         self._fds, self._sizes = (fd,), (65536,)
         self._turn = execmodel.Lock()
-        self._asked_back = execmodel.Event()
+        self._asked_back = execmodel.Lock()  # free when it was; an interrupt breaks an Event
+        self._asked_back.acquire()
         self._uses = 0
         self.offered = False
         self.chunks: list[bytes] = []
-        self.waiting: set[int] = set()  # channels whose ``receive`` waits for the receiver thread
+        self.waiting: dict[object, Any] = {}  # the queues that wait for the receiver thread
         self.served = False  # whether one of them got an item
 
     def offer(self) -> None:
         """Leave the stream to others until they do not use it; in the receiver thread."""
-        uses = -1
-        asked = False
-        self.offered = True
+        uses, self.offered = -1, True
+        asked = any(items.empty() for items in list(self.waiting.values()))
         while not (asked or self.chunks or uses == self._uses):
             uses = self._uses
-            asked = self._asked_back.wait(self.IDLE_S)
-        with self._turn:
-            self.offered = self.served = False
-            self._asked_back.clear()
+            asked = self._asked_back.acquire(True, self.IDLE_S)
+        self.offered = self.served = False
+        with self._turn:  # who read until now has done so
+            self._asked_back.acquire(False)
 
     def take_back(self) -> None:
         """Have the receiver thread read again."""
-        if self.offered:
-            self._asked_back.set()
+        if self.offered and self._asked_back.locked():
+            try:
+                self._asked_back.release()
+            except RuntimeError:
+                pass  # another thread was faster
 
-    def receive(self, channel: Channel, items: Any) -> tuple[Any] | None:
-        """Return a channel's next item, as (item,); None: the receiver thread will get it."""
+    def read(self, channel: Channel, items: Any, timeout: float | None) -> bool:
+        """Read an item into a channel's queue; False if the receiver thread is to do it."""
+        if self._turn.locked() or not (timeout is None or timeout > self.IDLE_S):
+            return False
         chunks = self.chunks
-        data = b""
-        try:
-            with self._turn:
-                if self.offered and not chunks and items.empty():
-                    self._uses += 1
+        with self._turn:
+            if self.offered and not chunks and items.empty():
+                self._uses += 1
+                try:
                     if self._poll(5):  # IDLE_S in ms
                         chunks += map(os.read, self._fds, self._sizes)
-                        data = chunks[0]
-                        item = channel._factory.load_direct(channel, items, data)
-                        if item is not None:
-                            del chunks[0]
-                            return item
-        except OSError:
-            pass  # the receiver thread meets it, too
-        except BaseException:  # an interrupt must not lose what was taken
-            if data and data not in chunks:
-                chunks.insert(0, data)
-            self.take_back()
-            raise
-        self.take_back()
-        return None
+                        return self._load(channel, items)
+                except OSError:
+                    pass  # the receiver thread meets it, too
+        return False
+
+    def _load(self, channel: Channel, items: Any) -> bool:
+        """Put into a channel's queue what was read, if that is one item for it and no more.
+
+        Not an item with channels: an interrupt would drop them, and so close them.
+        """
+        data = self.chunks[0]
+        # 4 is CHANNEL_DATA; the whole header is compared at once.
+        if data[:9] != _HEADER.pack(4, channel.id, len(data) - 9):
+            return False
+        with channel._lock:
+            if channel._items is not items or channel._state not in ChannelState.RECEIVES:
+                return False
+            try:
+                item = load_item(data[9:], None, channel._strconfig)
+            except LoadError:
+                return False  # the receiver thread meets it, too, and closes the channel
+            del self.chunks[0]
+            items.put(item)
+        return True
 
 
 # ---------------------------------------------------------------- channels
@@ -1539,6 +1581,7 @@ class Channel(object):
         self._state = ChannelState.OPEN
         self._lock = gateway.execmodel.Lock()
         self._items: Any = gateway.execmodel.inbox()  # None once there is a callback
+        self._arrivals: Iterator[Any] = iter(self._items.get, NO_ENDMARKER_WANTED)
         self._receiveclosed = gateway.execmodel.Event()
         self._remoteerrors: list[BaseException] = []
 
@@ -1584,7 +1627,7 @@ class Channel(object):
         Raises ``DumpError`` for anything else, OSError if the channel can't send any more.
         """
         if self._state not in ChannelState.SENDS:
-            raise OSError("cannot send to %r of %r" % (self, self.gateway))
+            raise _OSError("cannot send to %r of %r" % (self, self.gateway))
         self._factory.send_item(self.id, item)
 
     def close(self, error: str | None = None) -> None:
@@ -1593,14 +1636,13 @@ class Channel(object):
         Raises OSError within the code that the channel was made for: it is closed for it.
         """
         if self._executing:
-            raise OSError("cannot explicitly close channel within remotely executed code")
+            raise _OSError("cannot explicitly close channel within remotely executed code")
         if self._go("close") in ChannelState.SENDS:
             try:
                 if error is None:
                     self.gateway._send(Message.CHANNEL_CLOSE, self.id)
                 else:
-                    data = dumps_internal(error)
-                    self.gateway._send(Message.CHANNEL_CLOSE_ERROR, self.id, data)
+                    self.gateway._send(Message.CHANNEL_CLOSE_ERROR, self.id, _dump_text(error))
             except OSError:  # the gateway is gone, so the far side is closed as well
                 pass
         self._factory._no_longer_opened(self.id)
@@ -1620,38 +1662,33 @@ class Channel(object):
         """
         items = self._items
         if items is None:
-            raise OSError("cannot receive(), %r has a callback" % (self,))
+            raise _OSError("cannot receive(), %r has a callback" % (self,))
         direct = self._factory.direct
-        if direct is None:
-            item = self._take_item(items, timeout)
-        else:
-            if direct.offered and (timeout is None or timeout > direct.IDLE_S):
-                got = direct.receive(self, items)
-                if got is not None:
-                    return got[0]
-            item = self._wait_for_item(items, timeout, direct)
-        if item is ENDMARKER:
-            items.put(item)  # others may be waiting too
-            if self._items is not items:
-                raise OSError("cannot receive(), %r got a callback meanwhile" % (self,))
-            raise self._getremoteerror() or EOFError("%r has no more items" % (self,))
-        return item
-
-    def _wait_for_item(self, items: Any, timeout: float | None, direct: DirectReads) -> Any:
-        if not items.empty():
-            return self._take_item(items, timeout)
+        me = None
+        if direct and not (direct.offered and direct.read(self, items, timeout)) and items.empty():
+            me = object()
+            direct.waiting[me] = items
+        arrivals = self._arrivals
+        if timeout is not None:
+            arrivals = map(items.get, (True,), (max(timeout, 0),))
         try:
-            direct.waiting.add(self.id)
-            direct.take_back()
-            return self._take_item(items, timeout)
-        finally:
-            direct.waiting.discard(self.id)
-
-    def _take_item(self, items: Any, timeout: float | None) -> Any:
-        try:
-            return items.get(True, None if timeout is None else max(timeout, 0))
+            if direct and me:
+                direct.take_back()
+            # CPython looks for interrupts behind calls that the code makes.  So what takes an
+            # item is no such call, and none is between it and the return: none gets lost.
+            for item in arrivals:
+                if item is not ENDMARKER:
+                    return item
+                items.put(item)  # others may be waiting too
+                break
         except self.gateway.execmodel.queue.Empty:
             raise self.TimeoutError("no item after %r seconds from %r" % (timeout, self))
+        finally:
+            if direct and me:
+                del direct.waiting[me]
+        if self._items is not items:
+            raise _OSError("cannot receive(), %r got a callback meanwhile" % (self,))
+        raise self._getremoteerror() or EOFError("%r has no more items" % (self,))
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -1718,7 +1755,7 @@ class Channel(object):
                     entry.finish()
                 return
             well = self._factory.call(self.id, entry, item)
-        raise OSError("%r has a callback already" % (self,))
+        raise _OSError("%r has a callback already" % (self,))
 
     def _take_queued(self, items: Any) -> Any:
         try:
@@ -1744,9 +1781,9 @@ class Channel(object):
         py2str_as_py3str: Python 2's str is read as text (latin-1) by Python 3, else as bytes.
         py3str_as_py2str: Python 3's str is read as str (UTF-8) by Python 2, else as unicode.
         """
-        self._strconfig = (py2str_as_py3str, py3str_as_py2str)
-        data = dumps_internal(self._strconfig)
-        self.gateway._send(Message.RECONFIGURE, self.id, data)
+        strconfig = (py2str_as_py3str, py3str_as_py2str)
+        self._factory.reconfigure(self.id, strconfig)
+        self.gateway._send(Message.RECONFIGURE, self.id, dumps_internal(strconfig))
 
 
 _SAVERS[Channel] = _save_channel
@@ -1812,7 +1849,7 @@ class ChannelFactory(object):
         """Return the channel with that id, a new one if it has to be made."""
         with self._lock:
             if self.finished:
-                raise OSError("connection already closed: %r" % (self.gateway,))
+                raise _OSError("connection already closed: %r" % (self.gateway,))
             if id is None:
                 id = self.count
                 self.count += 2
@@ -1820,6 +1857,12 @@ class ChannelFactory(object):
             if channel is None:
                 channel = self._channels[id] = Channel(self.gateway, id, self)
             return channel
+
+    def reconfigure(self, id: int, strconfig: StrConfig) -> None:
+        """Set how strings are read on a channel, whether its object or a callback takes them."""
+        for holder in self._channels.get(id), self._callbacks.get(id):
+            if holder is not None:
+                holder._strconfig = strconfig
 
     def channels(self) -> list[Channel]:
         """Return the channels that somebody holds."""
@@ -1842,18 +1885,6 @@ class ChannelFactory(object):
         """Have the receiver thread read, if it left that to others."""
         if self.direct is not None:
             self.direct.take_back()
-
-    def load_direct(self, channel: Channel, items: Any, data: bytes) -> tuple[Any] | None:
-        """Return (item,) if these bytes are one item for a channel's queue and nothing else."""
-        # 4 is CHANNEL_DATA; the whole header is compared at once.
-        if data[:9] != _HEADER.pack(4, channel.id, len(data) - 9) or channel._items is not items:
-            return None
-        if channel._state not in ChannelState.RECEIVES:
-            return None
-        try:
-            return (load_item(data[9:], self, channel._strconfig),)
-        except LoadError:
-            return None  # the receiver thread meets it, too, and closes the channel
 
     # called in the receiver thread
 
@@ -1883,7 +1914,7 @@ class ChannelFactory(object):
                 if channel._items is not None:
                     if not channel._receiveclosed.is_set():
                         channel._items.put(item)
-                        if self.direct is not None and id in self.direct.waiting:
+                        if self.direct and channel._items in self.direct.waiting.values():
                             self.direct.served = True
                     return
             callback = self._callbacks.get(id)
@@ -1894,9 +1925,10 @@ class ChannelFactory(object):
         """Pass an item to a callback; what it raises closes the channel.  Whether it was well."""
         try:
             callback(item)
-        except BaseException as exc:
-            if isinstance(exc, KeyboardInterrupt):  # meant for the thread, not for the channel
-                raise
+        except KeyboardInterrupt:  # meant for the thread, not for the channel
+            raise
+        except:  # noqa: E722 - in Python 2 not all that is raised is a BaseException
+            exc: Any = sys.exc_info()[1]
             self.gateway._trace("callback failed", id, exc)
             self._fail_channel(id, exc)
             return False
@@ -1904,7 +1936,7 @@ class ChannelFactory(object):
 
     def _fail_channel(self, id: int, exc: BaseException) -> None:
         text = geterrortext(exc)
-        self.post(Message.CHANNEL_CLOSE_ERROR, id, dumps_internal(text))
+        self.post(Message.CHANNEL_CLOSE_ERROR, id, _dump_text(text))
         self._local_close(id, exc if isinstance(exc, LoadError) else RemoteError(text))
 
     def _local_close(self, id: int, remoteerror: BaseException | None = None) -> None:
@@ -1935,8 +1967,10 @@ class ChannelFactory(object):
         if callback is not None:
             try:
                 callback.finish()
-            except Exception as exc:
-                self.gateway._trace("callback failed at the endmarker", id, exc)
+            except KeyboardInterrupt:
+                raise
+            except:  # noqa: E722 - as in ``call``
+                self.gateway._trace("callback failed at the endmarker", id, sys.exc_info()[1])
 
     def _finished_receiving(self, event: str = "stream_end") -> None:
         """End all that waits for items: no more will come."""
@@ -2039,10 +2073,7 @@ def _on_reconfigure(message: Message, gateway: BaseGateway) -> None:
     if not message.channelid:
         gateway._strconfig = strconfig
         return
-    factory, id = gateway._channelfactory, message.channelid
-    for holder in factory._channels.get(id), factory._callbacks.get(id):
-        if holder is not None:
-            holder._strconfig = strconfig
+    gateway._channelfactory.reconfigure(message.channelid, strconfig)
 
 
 def _on_terminate(message: Message, gateway: BaseGateway) -> None:
@@ -2067,7 +2098,9 @@ def _on_close(message: Message, gateway: BaseGateway) -> None:
 
 
 def _on_close_error(message: Message, gateway: BaseGateway) -> None:
-    text = loads_internal(message.data, gateway)
+    text = loads_internal(message.data, gateway, (True, True))
+    if PY2 and not isinstance(text, bytes):
+        text = text.encode("utf-8")
     error = RemoteError(text if isinstance(text, type("")) else repr(text))
     gateway._channelfactory._local_close(message.channelid, error)
 
@@ -2247,9 +2280,9 @@ class BaseGateway(object):
     def _next_data(self, limit: int, decoder: FrameDecoder) -> bytes:
         direct = self._channelfactory.direct
         if direct is not None:
-            if direct.served and len(direct.waiting) <= 1 and not decoder.pending():
-                if not self._channelfactory._callbacks:
-                    direct.offer()
+            alone = len(direct.waiting) <= 1 and not self._channelfactory._callbacks
+            if direct.served and alone and not decoder.pending():
+                direct.offer()
             if direct.chunks:
                 return direct.chunks.pop(0)
         return self._read_some(limit)
@@ -2271,10 +2304,10 @@ class BaseGateway(object):
 
 def _describe_process() -> dict[str, Any]:
     return {
-        "executable": sys.executable,
+        "executable": _decoded(sys.executable),
         "version_info": tuple(sys.version_info[:5]),
         "platform": sys.platform,
-        "cwd": _getcwd(),
+        "cwd": _decoded(_getcwd()),
         "pid": os.getpid(),
     }
 
@@ -2391,7 +2424,8 @@ class WorkerGateway(BaseGateway):
         except KeyboardInterrupt:
             self._interruptible &= not in_main_thread
             error = INTERRUPT_TEXT
-        except BaseException as exc:
+        except:  # noqa: E722 - as in ``Reply._run``
+            exc: Any = sys.exc_info()[1]
             if not (isinstance(exc, EOFError) and channel.gateway._channelfactory.finished):
                 self._trace("execution failed", exc)
                 error = geterrortext(exc)
@@ -2409,7 +2443,8 @@ class WorkerGateway(BaseGateway):
         if not file_name and "linecache" in sys.modules:
             _remember_source(source)
         try:
-            exec(compile(source + "\n", file_name or "<remote exec>", "exec", 0, True), namespace)
+            code = _marked_as_utf8(source) if PY2 else source
+            exec(compile(code + "\n", file_name or "<remote exec>", "exec", 0, True), namespace)
             if call_name:
                 namespace[call_name](channel, **(kwargs or {}))
         except Exception:
@@ -2454,16 +2489,24 @@ def _remember_source(source: str) -> None:
         cache["<remote exec>"] = (len(source), None, lines, "<remote exec>")
 
 
+def _marked_as_utf8(source: str) -> str:
+    """Return a source that Python 2 reads as UTF-8, whatever it says of its encoding."""
+    import re
+
+    cookie = r"\A((?:.*\n)?[ \t\f]*#.*?)coding([:=])"
+    return "\xef\xbb\xbf" + re.sub(cookie, r"\1Coding\2", source, count=1)
+
+
 def _interrupt(thread_ident: int) -> None:
     """Raise KeyboardInterrupt in the main thread, also where it sleeps."""
     import signal
 
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(thread_ident, signal.SIGINT)
-    elif not PY2:
-        import _thread
-
-        _thread.interrupt_main()
+    elif sys.platform != "win32":  # Python 2: the kernel prefers the main thread
+        os.kill(os.getpid(), signal.SIGINT)
+    else:
+        __import__("thread" if PY2 else "_thread").interrupt_main()
 
 
 # ---------------------------------------------------------------- boot
@@ -2512,9 +2555,9 @@ def start_worker(
     marker: bytes,
     execmodel: str,
     codecs: Sequence[str],
-    chdir: str | None = None,
+    chdir: str | bytes | None = None,
     nice: int = 0,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str | bytes, str | bytes] | None = None,
 ) -> None:
     """Become a worker on stdin and stdout, as the coordinator's first line asks for.
 
@@ -2522,8 +2565,11 @@ def start_worker(
     the preparation is reported in place of a hello.
     """
     try:
-        os.environ.update(env or {})
+        decode = getattr(os, "fsdecode", str)
+        for name, value in (env or {}).items():
+            os.environ[decode(name)] = decode(value)
         if chdir is not None:
+            chdir = decode(chdir)
             if not os.path.isdir(chdir):
                 os.makedirs(chdir)
             os.chdir(chdir)
@@ -2536,7 +2582,7 @@ def start_worker(
         io = init_popen_io(model)
     except Exception as exc:
         io = init_popen_io(get_execmodel("thread"))
-        failed = dumps_internal({"error": geterrortext(exc)})
+        failed = dumps_internal({"error": _decoded(geterrortext(exc))})
         io.write(marker + _HEADER.pack(Message.HELLO, 0, len(failed)) + failed)
         return
     io.write(marker)

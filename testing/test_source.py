@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 import sys
 import textwrap
@@ -18,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import MakeGateway
 
-from execnet import gateway
+from execnet import _source, gateway
 from execnet._source import _find_non_builtin_globals, _source_of_function, source_to_send
 
 if TYPE_CHECKING:
     from execnet import Channel
-
-    SomeType = Undefined = Any
+    from execnet import XSpec as SomeType
 
 SOME_NAME = 3
 
@@ -101,7 +101,7 @@ def uses_a_name_as_default(channel, value=SOME_NAME):  # type: ignore[no-untyped
     channel.send(value)
 
 
-def annotated(channel: Channel, number: SomeType = 7, *rest: Undefined, **more: sys) -> None:
+def annotated(channel: Channel, number: SomeType = 7, *rest: SomeType, **more: sys) -> None:
     class Record:
         field: int = 1
 
@@ -394,8 +394,21 @@ class TestModules:
             source_to_send(module)
 
     def test_a_package_sends_its_init(self) -> None:
-        import json
-
         source, file_name, _ = source_to_send(json)
         assert file_name == json.__file__
         assert source == Path(json.__file__).read_text("utf-8")
+
+
+def test_without_symtable_the_bytecode_tells_the_names() -> None:
+    """As on PyPy."""
+
+    def uses(channel: object) -> object:
+        import os
+
+        def inner() -> object:
+            return [len(part) for part in (os.name, missing_name)]  # type: ignore[name-defined] # noqa: F821
+
+        return inner
+
+    names = list(_source._global_names(uses.__code__))
+    assert sorted(names) == ["len", "missing_name"]
