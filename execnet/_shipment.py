@@ -49,7 +49,10 @@ _SENT_AFTER_HELLO = """
     _StrictPickler _nested_too_deeply dumps_fast _refuse_extensions load_item
     DirectReads ChannelState Channel _Callback ChannelFile
     _on_status _on_reconfigure _on_exec _on_data _on_data_part _on_close _on_close_error
-    _on_last_message _on_hello _on_terminate
+    _on_last_message _on_hello _on_terminate _on_stacks _answer format_stacks
+    _and_why _dump_text WorkerDied TimeoutError LoadError RemoteError
+    MAIN_THREAD_ONLY_DEADLOCK_TEXT INTERRUPT_TEXT ENDMARKER NO_ENDMARKER_WANTED
+    _PICKLED_CONTAINERS _NESTING_MAX
     CAN_READ_DIRECTLY _remember_source _interrupt _marked_as_utf8
     """
 _GREENLETS = "GeventExecModel _GreenFile"

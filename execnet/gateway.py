@@ -6,17 +6,21 @@ Starting workers is in ``gateway_bootstrap``, several of them in ``multi``.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import types
 from collections.abc import Callable, Mapping
 
+from . import _fork
 from ._source import _find_non_builtin_globals as _find_non_builtin_globals
 from ._source import _source_of_function as _source_of_function
 from ._source import source_to_send
 from .gateway_base import (
     BaseGateway,
     Channel,
+    ExecnetError,
+    FrameWriter,
     GatewayState,
     Message,
     ProtocolError,
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
 
 
 NOISE_MAX = 64 * 1024  # bytes that may come before the worker's marker
+TERMINATE_S = 10.0  # how long a worker has at the end of a with statement
 EXIT_STATUS_S = 1.0  # how long a process may take to end behind its stream
 
 
@@ -72,8 +77,10 @@ class Gateway(BaseGateway):
         self._plain_wanted = False  # the worker's interpreter has no zlib
         self.noise = b""
         self.exitcode: int | None = None
+        self._last_asked = ""  # what the worker was told to execute last
         self._exit_lock = threading.Lock()
         self._initreceive()
+        _fork.register(self)
 
     @property
     def remoteaddress(self) -> str | None:
@@ -99,6 +106,7 @@ class Gateway(BaseGateway):
         if kwargs and call_name is None:
             raise TypeError("keyword arguments need a function to be passed to")
         channel = self.newchannel()
+        self._last_asked = _shown(source)
         task = dumps_internal((text, file_name, call_name, kwargs))
         self._send(Message.CHANNEL_EXEC, channel.id, task)
         return channel
@@ -152,6 +160,58 @@ class Gateway(BaseGateway):
             self._writer.close_soon()
             self._channelfactory.take_back()
 
+    def dump_stacks(self, timeout: float | None = 10.0) -> str:
+        """Return the Python stacks of all threads of the worker, as text.
+
+        Answered by the worker's receiver thread, so also while its main thread is busy; not
+        while C code holds its interpreter.  timeout: seconds to wait, None for ever.
+        Raises ``TimeoutError`` if no answer came, OSError if the worker is gone.
+        """
+        channel = self._ask_stacks()
+        stacks: str = channel.receive(timeout)
+        return stacks
+
+    def _ask_stacks(self) -> Channel:
+        channel = self.newchannel()
+        channel._strconfig = (True, False)
+        self._send(Message.STACKS, channel.id)
+        return channel
+
+    def __enter__(self) -> Gateway:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        """End the worker and wait until it is gone; after 10 s it is killed."""
+        try:
+            self.exit()
+            self._io.poll_until(time.monotonic() + TERMINATE_S)
+        finally:
+            self._io.kill()
+            self._io.wait()
+            self.join()
+
+    def _disown(self) -> None:
+        """In a forked process: the worker belongs to its parent, whatever it was about to do.
+
+        Locks that a thread of the parent held stay taken here, so there are new ones.
+        """
+        reason = f"it belongs to process {os.getppid()}, of which this one is a fork"
+        self._writer = FrameWriter(self._io, self.id)
+        self._writer.fail(reason)
+        self._error = ForkError(f"{self.id} can't be used: {reason}")
+        self._state = GatewayState.LOST
+        self._group = None
+        self._exit_lock = threading.Lock()
+        self._receiver_done = self.execmodel.Event()
+        self._receiver_done.set()
+        self._channelfactory.disown()
+        getattr(self._io, "disown", int)()
+
     # the receiver thread
 
     def _on_hello(self, hello: dict[str, Any]) -> None:
@@ -189,6 +249,8 @@ class Gateway(BaseGateway):
                 raise EOFError(f"no worker answered within {NOISE_MAX} bytes")
 
     def _on_stream_end(self) -> None:
+        if self.spec.kill == "group" and self._state != GatewayState.CLOSING:
+            getattr(self._io, "kill_group", int)()  # else the worker does it in its own time
         if isinstance(self._error, EOFError) and not isinstance(self._error, ProtocolError):
             self._error = self._explain_end(self._error)
         super()._on_stream_end()
@@ -200,13 +262,33 @@ class Gateway(BaseGateway):
         poll_until = getattr(self._io, "poll_until", None)
         if poll_until is not None:
             self.exitcode = poll_until(time.monotonic() + EXIT_STATUS_S)
-        return WorkerDied(
-            f"worker {self.id} died, {describe_exit(self.exitcode)}: {error}", self.exitcode
-        )
+        stderr = getattr(self._io, "stderr_tail", str)()
+        text = f"worker {self.id} died, {describe_exit(self.exitcode)}: {error}"
+        if self._last_asked:
+            text += f"\nit was asked last to execute {self._last_asked}"
+        if stderr:
+            text += f"\nits last words on stderr:\n{stderr}"
+        died = WorkerDied(text, self.exitcode)
+        died.signal = -self.exitcode if self.exitcode and self.exitcode < 0 else None
+        died.id, died.spec, died.stderr = self.id, str(self.spec), stderr
+        died.last_asked = self._last_asked
+        return died
 
     def _run_receiver(self) -> None:
         super()._run_receiver()
         self._io.wait()  # so that ``exit()`` alone leaves no zombie
+
+
+class ForkError(ExecnetError, OSError, EOFError):
+    """A gateway was used in a process that was forked from its coordinator."""
+
+
+def _shown(source: Any) -> str:
+    """Return what code is called in messages."""
+    if isinstance(source, str):
+        line = next((line.strip() for line in source.splitlines() if line.strip()), "")
+        return f"{line[:60]!r}" + (" ..." if source.strip() != line[:60] else "")
+    return f"{type(source).__name__} {source.__name__}"
 
 
 def describe_exit(status: int | None) -> str:

@@ -93,8 +93,13 @@ class ProtocolError(ExecnetError, EOFError):
 class WorkerDied(ExecnetError, EOFError):
     """The worker ended without having been asked to.
 
-    ``exitcode`` is its exit status, negative for a signal, None where it is not known.
+    ``exitcode`` is its exit status, negative for a signal, None where it is not known, and
+    ``signal`` the number of that signal; ``id`` and ``spec`` are the gateway's, ``stderr`` is
+    the last of it where it was captured, ``last_asked`` names the code it was last sent.
     """
+
+    signal: int | None = None
+    id = spec = stderr = last_asked = ""
 
     def __init__(self, text: str, exitcode: int | None = None) -> None:
         super(WorkerDied, self).__init__(text)
@@ -144,6 +149,18 @@ def geterrortext(exc: BaseException) -> str:
         return "".join(traceback.format_exception(exc.__class__, exc, tb))
     except Exception as failure:
         return "%s: (its text could not be had: %r)" % (type(exc).__name__, failure)
+
+
+def format_stacks() -> str:
+    """Return the stacks of all threads of this process."""
+    import traceback
+
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    parts = ["process %d\n" % os.getpid()]
+    for ident, frame in sys._current_frames().items():
+        parts.append("\nthread %s:\n" % names.get(ident, ident))
+        parts += traceback.format_stack(frame)
+    return "".join(parts)
 
 
 def _decoded(text: Any) -> Any:
@@ -722,6 +739,7 @@ class Message(object):
     CHANNEL_LAST_MESSAGE = 7  # the sender dropped the channel; its callback still receives
     HELLO = 8  # a dict that describes the worker; its first frame
     CHANNEL_DATA_PART = 9  # number of the item, last or not, and a piece of the item
+    STACKS = 11  # asks for the stacks of all threads, answered as STATUS is; or tells them
     SOURCE = 10  # the part of this module that a shipped worker needs only after its hello
 
     _types: dict[int, tuple[str, Callable[[Message, Any], None]]] = {}
@@ -1562,6 +1580,12 @@ class ChannelState(object):
     }
 
 
+def _and_why(gateway: Any) -> tuple[Any, str]:
+    """Return a gateway and, if it was lost, the reason."""
+    error = getattr(gateway, "_error", None)
+    return gateway, ": %s" % error if error is not None else ""
+
+
 class Channel(object):
     """Carries items to code on the other side of a gateway, and back.
 
@@ -1627,7 +1651,8 @@ class Channel(object):
         Raises ``DumpError`` for anything else, OSError if the channel can't send any more.
         """
         if self._state not in ChannelState.SENDS:
-            raise _OSError("cannot send to %r of %r" % (self, self.gateway))
+            why = _and_why(self.gateway)
+            raise _OSError("cannot send to %r of %r%s" % ((self,) + why))
         self._factory.send_item(self.id, item)
 
     def close(self, error: str | None = None) -> None:
@@ -1647,6 +1672,16 @@ class Channel(object):
                 pass
         self._factory._no_longer_opened(self.id)
 
+    def _disown(self) -> None:
+        self._state = ChannelState.RECEIVE_CLOSED
+        self._lock = self.gateway.execmodel.Lock()
+        self._receiveclosed = self.gateway.execmodel.Event()
+        self._receiveclosed.set()
+        if self._items is not None:
+            self._items = self.gateway.execmodel.inbox()
+            self._items.put(ENDMARKER)
+            self._arrivals = iter(self._items.get, NO_ENDMARKER_WANTED)
+
     def isclosed(self) -> bool:
         """Whether nothing can be sent or received any more, but for items in the queue."""
         return self._state not in ChannelState.SENDS
@@ -1664,18 +1699,19 @@ class Channel(object):
         if items is None:
             raise _OSError("cannot receive(), %r has a callback" % (self,))
         direct = self._factory.direct
+        waiting: dict[object, Any] = {}
         me = None
         if direct and not (direct.offered and direct.read(self, items, timeout)) and items.empty():
-            me = object()
-            direct.waiting[me] = items
+            waiting, me = direct.waiting, object()
         arrivals = self._arrivals
         if timeout is not None:
             arrivals = map(items.get, (True,), (max(timeout, 0),))
+        waiting[me] = items
         try:
-            if direct and me:
-                direct.take_back()
-            # CPython looks for interrupts behind calls that the code makes.  So what takes an
-            # item is no such call, and none is between it and the return: none gets lost.
+            if me is not None:
+                self._factory.take_back()
+            # CPython looks for interrupts behind calls that the code makes and jumps that it
+            # takes.  None is between the taking of an item and the return, so none gets lost.
             for item in arrivals:
                 if item is not ENDMARKER:
                     return item
@@ -1684,8 +1720,7 @@ class Channel(object):
         except self.gateway.execmodel.queue.Empty:
             raise self.TimeoutError("no item after %r seconds from %r" % (timeout, self))
         finally:
-            if direct and me:
-                del direct.waiting[me]
+            del waiting[me]
         if self._items is not items:
             raise _OSError("cannot receive(), %r got a callback meanwhile" % (self,))
         raise self._getremoteerror() or EOFError("%r has no more items" % (self,))
@@ -1849,7 +1884,7 @@ class ChannelFactory(object):
         """Return the channel with that id, a new one if it has to be made."""
         with self._lock:
             if self.finished:
-                raise _OSError("connection already closed: %r" % (self.gateway,))
+                raise _OSError("connection already closed: %r%s" % _and_why(self.gateway))
             if id is None:
                 id = self.count
                 self.count += 2
@@ -1885,6 +1920,14 @@ class ChannelFactory(object):
         """Have the receiver thread read, if it left that to others."""
         if self.direct is not None:
             self.direct.take_back()
+
+    def disown(self) -> None:
+        """In a forked process: nothing is sent or received any more, and no lock is held."""
+        self.finished, self.direct = True, None
+        self._lock = self.gateway.execmodel.RLock()
+        self._callbacks.clear()
+        for channel in self.channels():
+            channel._disown()
 
     # called in the receiver thread
 
@@ -2060,11 +2103,20 @@ class ChannelFileRead(ChannelFile):
 # ---------------------------------------------------------------- gateways
 
 
+def _answer(message: Message, gateway: BaseGateway, item: Any) -> None:
+    gateway._post(Message.CHANNEL_DATA, message.channelid, dumps_internal(item))
+    gateway._post(Message.CHANNEL_CLOSE, message.channelid)
+
+
 def _on_status(message: Message, gateway: BaseGateway) -> None:
-    gateway._channelfactory.post(
-        Message.CHANNEL_DATA, message.channelid, dumps_internal(gateway._status())
-    )
-    gateway._channelfactory.post(Message.CHANNEL_CLOSE, message.channelid)
+    _answer(message, gateway, gateway._status())
+
+
+def _on_stacks(message: Message, gateway: BaseGateway) -> None:
+    if message.data:
+        gateway._stacks = loads_internal(message.data, None, (True, False))
+    else:
+        _answer(message, gateway, _decoded(format_stacks()))
 
 
 def _on_reconfigure(message: Message, gateway: BaseGateway) -> None:
@@ -2132,6 +2184,7 @@ Message._types = dict(
             ("HELLO", _on_hello),
             ("CHANNEL_DATA_PART", _on_data_part),
             ("SOURCE", _on_source),
+            ("STACKS", _on_stacks),
         ]
     )
 )
@@ -2171,6 +2224,7 @@ class BaseGateway(object):
         self._strconfig: StrConfig = (True, False)
         self._state = GatewayState.STARTING
         self._error: BaseException | None = None
+        self._stacks = ""  # what the peer told last of its own
         self._writer = FrameWriter(io, id)
         self._get_ident = get_ident if io.execmodel.has_main_thread else io.execmodel.get_ident
         self._receiver_ident: int | None = None
@@ -2322,10 +2376,14 @@ def _getcwd() -> str:
 # ---------------------------------------------------------------- worker
 
 
+STACKS_S = 0.25  # how long an execution runs on in an orderly end before its stack is told
+
+
 class WorkerGateway(BaseGateway):
     """The worker's end: executes what arrives, and ends when its coordinator does."""
 
     grace_s = 5.0  # how long an execution may take to end by itself, and once interrupted
+    before_exit: Callable[[], object] = int  # called where ``atexit`` has no chance
     busy_wait_s = 1.0  # how long a task waits for a main thread that is about to be free
 
     def __init__(self, io: Any, id: str, _startcount: int = 2) -> None:
@@ -2464,11 +2522,15 @@ class WorkerGateway(BaseGateway):
         else:
             super(WorkerGateway, self)._on_stream_end()
         self._execpool.trigger_shutdown()
-        if not (orderly and self._execpool.waitall(self.grace_s)) and self._execpool.active_count():
+        if orderly and not self._execpool.waitall(min(self.grace_s, STACKS_S)):
+            self._post(Message.STACKS, 0, _dump_text(format_stacks()))
+            self._execpool.waitall(self.grace_s - STACKS_S)
+        if self._execpool.active_count():
             if self.execmodel.has_main_thread:
                 _interrupt(self._main_ident)
             if not self._execpool.waitall(self.grace_s):
                 self._trace("executions did not end, exiting")
+                self.before_exit()
                 os._exit(1)
         if orderly:
             self._writer.close_soon()
@@ -2539,15 +2601,30 @@ def _move_to_null(fd: int, flags: int) -> int:
     return moved
 
 
-def serve(io: Any, id: str, peer_codecs: Sequence[str] = ("classic",)) -> None:
+def serve(
+    io: Any, id: str, peer_codecs: Sequence[str] = ("classic",), grace: float | None = None
+) -> None:
     """Be a worker: execute what arrives on ``io`` until it ends.
 
     id: how the worker calls itself in traces.  peer_codecs: what the coordinator can read.
+    grace: seconds that executions have at the end.
     """
     trace("creating workergateway on %r" % (io,))
     gateway = WorkerGateway(io=io, id=id, _startcount=2)
     gateway._channelfactory.fast = HAVE_FAST_CODEC and "fast" in peer_codecs
+    if grace is not None:
+        gateway.grace_s = grace
     gateway.serve()
+
+
+def _lead_a_group() -> None:
+    """Have all processes that this one starts killed with it."""
+    import atexit
+    import signal
+
+    os.setpgid(0, 0)
+    WorkerGateway.before_exit = staticmethod(lambda: os.killpg(0, signal.SIGKILL))
+    atexit.register(WorkerGateway.before_exit)  # the first one is called last
 
 
 def start_worker(
@@ -2558,6 +2635,8 @@ def start_worker(
     chdir: str | bytes | None = None,
     nice: int = 0,
     env: Mapping[str | bytes, str | bytes] | None = None,
+    grace: float | None = None,
+    kill: str | None = None,
 ) -> None:
     """Become a worker on stdin and stdout, as the coordinator's first line asks for.
 
@@ -2575,6 +2654,8 @@ def start_worker(
             os.chdir(chdir)
         if nice:
             os.nice(nice)
+        if kill == "group":
+            _lead_a_group()
         model = get_execmodel(execmodel)
         if not model.has_main_thread:  # it has to be installed, and had better say so now
             for name in model._modules:
@@ -2586,4 +2667,4 @@ def start_worker(
         io.write(marker + _HEADER.pack(Message.HELLO, 0, len(failed)) + failed)
         return
     io.write(marker)
-    serve(io, id, codecs)
+    serve(io, id, codecs, grace)

@@ -6,12 +6,13 @@ Start at ``Group``; its ``terminate`` is the promise that nothing is left behind
 from __future__ import annotations
 
 import atexit
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from . import gateway_bootstrap, gateway_io
+from . import _fork, gateway_bootstrap, gateway_io
 from ._terminate import KILL_S
 from ._terminate import safe_terminate as safe_terminate
 from .gateway import Gateway
@@ -48,6 +49,7 @@ class Group:
         self._lock = threading.RLock()
         self.set_execmodel(execmodel)
         atexit.register(self._cleanup_atexit)
+        _fork.register(self)
         self.makegateways(xspecs)
 
     # execution models
@@ -266,6 +268,7 @@ class Group:
         own = [member for member in members if isinstance(member, Gateway)]
         foreign = [member for member in members if not isinstance(member, Gateway)]
         self._ending = own
+        stuck: list[Gateway] = []
         try:
             for gateway in members:
                 gateway.exit()
@@ -273,13 +276,32 @@ class Group:
                 if not _wait_ended(gateway, deadline):
                     break
         finally:  # also when Ctrl-C ends the waiting
+            stuck += [gateway for gateway in own if gateway._io.poll_until(0.0) is None]
             for gateway in own:
+                if gateway.spec.kill == "group" and gateway in stuck:
+                    getattr(gateway._io, "kill_group", int)()
                 gateway._io.kill()
             for gateway in own:
                 gateway._io.wait()
                 gateway.join()
+        for gateway in stuck:
+            _warn_killed(gateway)
         if foreign:
             safe_terminate(self.execmodel, timeout, [_foreign_pair(member) for member in foreign])
+
+    def _disown(self) -> None:
+        """In a forked process: the gateways are the parent's."""
+        self._gateways, self._gateways_to_join, self._ending = [], [], []
+        self._ids_starting = set()
+        self._terminating, self._lock = threading.RLock(), threading.RLock()
+
+    def dump_stacks(self, timeout: float | None = 10.0) -> dict[str, str]:
+        """Return the stacks of all workers' threads, by the id of their gateways.
+
+        timeout: seconds for all together; the text of one that did not answer says so.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return _collect_stacks(list(self), deadline)
 
     def _cleanup_atexit(self) -> None:
         self.terminate(timeout=ATEXIT_S)
@@ -289,12 +311,44 @@ TERMINATE_S = 10.0  # for the end of a with statement
 ATEXIT_S = 1.0
 
 
+def _collect_stacks(gateways: list[Gateway], deadline: float | None) -> dict[str, str]:
+    """Ask all at once, then wait for their answers until the deadline."""
+    asked: dict[str, Channel | Exception] = {}
+    for gateway in gateways:
+        try:
+            asked[gateway.id] = gateway._ask_stacks()
+        except OSError as exc:
+            asked[gateway.id] = exc
+    stacks = {}
+    for id, channel in asked.items():
+        try:
+            if isinstance(channel, Exception):
+                raise channel
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            stacks[id] = channel.receive(left)
+        except (OSError, EOFError) as exc:
+            stacks[id] = f"not to be had: {exc}"
+    return stacks
+
+
 def _wait_ended(gateway: Gateway, deadline: float | None) -> bool:
     """Wait for a worker's end until the deadline; whether it came to that."""
     if deadline is None:
         gateway._io.wait()
         return True
     return gateway._io.poll_until(deadline) is not None
+
+
+def _warn_killed(gateway: Gateway) -> None:
+    """Warn of a worker that had to be killed; never raises, for the end must go on."""
+    import warnings
+
+    stacks = gateway._stacks or "none were to be had"
+    text = f"worker {gateway.id} did not end in time and was killed; its last stacks: {stacks}"
+    try:
+        warnings.warn(text, ResourceWarning, stacklevel=5)
+    except ResourceWarning:
+        sys.stderr.write(f"ResourceWarning: {text}\n")
 
 
 def _foreign_pair(member: Any) -> tuple[Callable[[], None], Callable[[], None]]:
