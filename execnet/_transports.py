@@ -176,6 +176,7 @@ def _load(spec: XSpec, key: str) -> Transport:
     ``may_be_bare``, as in ``Transport``.
     """
     point = _plugins()[key]
+    function: Any
 
     def make(spec: XSpec, words: list[str]) -> list[str]:
         try:
@@ -213,6 +214,13 @@ def command(spec: XSpec, executable: str = sys.executable) -> Command:
     row = transport_of(spec)
     words = interpreter_words(spec, row, executable)
     return Command(row.make(spec, words), row.captures_stderr)
+
+
+def address_of(spec: XSpec) -> str | None:
+    """Return what a spec calls the place that its worker runs at; None for this machine."""
+    row = transport_of(spec)
+    value = getattr(spec, row.key)
+    return value if isinstance(value, str) and not row.is_local else None
 
 
 def interpreter_words(spec: XSpec, row: Transport, executable: str) -> list[str]:

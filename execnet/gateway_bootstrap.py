@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 
+from . import _transports
 from .gateway import Gateway
 from .gateway_base import CODECS, GatewayState, get_execmodel
 from .gateway_io import BootstrapError, HostNotFound, command_text, shell_split_path
@@ -36,20 +37,47 @@ boot({options!r})
 
 def check_spec(spec: XSpec) -> None:
     """Raise ValueError for a spec that can't work, before anything is started for it."""
-    if not (spec.popen or spec.socket):
-        raise ValueError(f"no gateway type in spec {str(spec)!r}, there are: popen, socket")
-    for key in "id", "python", "chdir", "execmodel", "nice", "connect_timeout":
+    _check_type(spec)
+    for key in _NEED_A_VALUE:
         value = getattr(spec, key)
         if value is True or value == "":
             raise ValueError(f"spec {str(spec)!r}: {key}= needs a value")
-    for key, kind in ("python", shell_split_path), ("execmodel", get_execmodel), ("nice", int):
+    for key, kind in _VALUES:
         _check_value(spec, key, kind)
-    _check_value(spec, "connect_timeout", _seconds)
+
+
+def _check_type(spec: XSpec) -> None:
+    """Raise ValueError unless a spec has one type, with a value, and options of that type."""
+    types = _transports.types_of(spec)
+    if not types:
+        known = ", ".join(_transports.known_types())
+        raise ValueError(f"no gateway type in spec {str(spec)!r}, there are: {known}")
+    if len(types) > 1:
+        raise ValueError(f"spec {str(spec)!r} has {len(types)} types: {', '.join(types)}")
+    if types == ["socket"]:
+        if spec.socket == "" or (spec.socket is True and not spec.installvia):
+            raise ValueError(f"spec {str(spec)!r}: socket= needs a value, or installvia=")
+        return
+    row = _transports.transport_of(spec)
+    value = getattr(spec, row.key)
+    if value == "" or (value is True and not row.may_be_bare):
+        raise ValueError(f"spec {str(spec)!r}: {row.key}= needs a value")
+    _check_options(spec, row)
+
+
+def _check_options(spec: XSpec, row: _transports.Transport) -> None:
+    for key in row.options:
+        if getattr(spec, key) is True or getattr(spec, key) == "":
+            raise ValueError(f"spec {str(spec)!r}: {key}= needs a value")
+    for other in _transports.TRANSPORTS.values():
+        for key in set(other.options) - set(row.options):
+            if getattr(spec, key) is not None and row.key not in _transports.OLD_TYPES:
+                raise ValueError(f"spec {str(spec)!r}: {key}= is for {other.key}=, not {row.key}=")
 
 
 def _check_value(spec: XSpec, key: str, kind: Any) -> None:
     value = getattr(spec, key)
-    if value is not None:
+    if value is not None and value is not True:  # some keys may be bare
         try:
             kind(value)
         except ValueError as exc:
@@ -63,6 +91,53 @@ def _seconds(value: str) -> float:
     return seconds
 
 
+def _lifetime(value: str) -> int:
+    seconds = int(value)
+    if seconds <= 0:
+        raise ValueError("not a number of seconds above 0")
+    return seconds
+
+
+def _yes_or_no(value: str) -> None:
+    if value not in ("yes", "no"):
+        raise ValueError("neither yes nor no")
+
+
+def _group_only(value: str) -> None:
+    if value != "group":
+        raise ValueError("there is only kill=group")
+    if not hasattr(os, "killpg"):
+        raise ValueError("there are no process groups on this system")
+
+
+_NEED_A_VALUE = (
+    "id",
+    "python",
+    "chdir",
+    "execmodel",
+    "nice",
+    "connect_timeout",
+    "grace",
+    "kill",
+    "heartbeat",
+    "dead_after",
+    "window",
+    "via",
+)
+_VALUES = [
+    ("python", shell_split_path),
+    ("execmodel", get_execmodel),
+    ("nice", int),
+    ("connect_timeout", _seconds),
+    ("grace", _seconds),
+    ("kill", _group_only),
+    ("ssh", shell_split_path),
+    ("ssh_persist", _lifetime),
+    ("ssh_compression", _yes_or_no),
+    *((key, shell_split_path) for key in ("docker", "podman", "kubectl", "lxc", "srun")),
+]
+
+
 def first_line(spec: XSpec, marker: bytes) -> bytes:
     """Return the line that makes an interpreter a worker."""
     options = {
@@ -70,9 +145,12 @@ def first_line(spec: XSpec, marker: bytes) -> bytes:
         "marker": marker,
         "execmodel": spec.execmodel,
         "codecs": CODECS,
-        "chdir": spec.chdir,
+        # As bytes, since text in Python 2 and in a C locale of old means something else.
+        "chdir": spec.chdir and os.fsencode(spec.chdir),
         "nice": int(spec.nice or 0),
-        "env": spec.env,
+        "grace": None if spec.grace is None else float(spec.grace),
+        "kill": spec.kill,
+        "env": {os.fsencode(name): os.fsencode(value) for name, value in spec.env.items()},
     }
     if has_source(spec):
         folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -115,27 +193,37 @@ def wait_ready(gateway: Gateway, deadline: float | None) -> None:
     try:
         gateway._hello.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
         if gateway._state == GatewayState.LIVE:
+            gateway._io.worker_pid = gateway._hello_info.get("pid")
             return
-        reason = _reason(gateway)
     except BaseException:
         abandon(gateway)
         raise
+    in_time = gateway._hello.is_set()
     abandon(gateway)
-    raise (HostNotFound if gateway.exitcode == 255 and gateway.spec.ssh else BootstrapError)(reason)
+    raise _failure(gateway, in_time)
 
 
-def _reason(gateway: Gateway) -> str:
-    command = command_text(getattr(gateway._io, "args", []))
-    text = f"{gateway.id} could not be started by {command or gateway._io!r}: "
+def _failure(gateway: Gateway, in_time: bool) -> BootstrapError:
+    """Return the error for a gateway that was abandoned."""
+    io, status = gateway._io, gateway.exitcode
+    args = getattr(io, "args", [])
+    text = f"{gateway.id} could not be started by {command_text(args) or repr(io)}: "
     if "error" in gateway._hello_info:
         text += f"the worker could not be prepared:\n{gateway._hello_info['error']}"
-    elif not gateway._hello.is_set():
+    elif not in_time:
         text += "no answer in time"
     else:
         text += str(gateway._error)
-    if gateway.noise:
-        text += f"\nit said: {gateway.noise[-2000:].decode('utf-8', 'replace')}"
-    return text
+    if status == 127:  # what shells say
+        text += "\nthere is no such program there; python= says which interpreter to take"
+    noise, stderr = gateway.noise, getattr(io, "stderr_tail", str)()
+    if noise:
+        text += f"\nit said: {noise[-2000:].decode('utf-8', 'replace')}"
+    if stderr and stderr not in text:
+        text += f"\nits last words on stderr:\n{stderr}"
+    unreachable = status == 255 and (gateway.spec.ssh or gateway.spec.vagrant_ssh)
+    kind = HostNotFound if unreachable else BootstrapError
+    return kind(text, args, status, stderr, noise)
 
 
 def abandon(gateway: Gateway) -> None:

@@ -14,53 +14,23 @@ import time
 from contextlib import suppress
 
 from . import _transports
+from ._errors import BootstrapError as BootstrapError
+from ._errors import HostNotFound as HostNotFound
+from ._errors import command_text as command_text
 from ._transports import popen_bootstrapline as popen_bootstrapline
 from ._transports import shell_split_path as shell_split_path
-from .gateway_base import ExecModel, ExecnetError, Popen2IO
+from .gateway_base import ExecModel, Popen2IO
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from typing import Any
 
     from .xspec import XSpec
 
 PIPE_BYTES = 1 << 20
+KILL_S = 2.0  # how long another user's kill may take
 GENTLE_S = 0.2  # for ssh to give the terminal its echo back, when a prompt is given up
-
-
-class BootstrapError(ExecnetError, OSError, EOFError):
-    """A worker could not be started; the text has all that is known.
-
-    command: its words, empty where nothing was run.  exitcode: its exit status, negative for
-    a signal, None if it is not known.  stderr: the last of it, where it was captured.
-    noise: what came in place of the worker's answer.
-    """
-
-    def __init__(
-        self,
-        text: str,
-        command: Sequence[str] = (),
-        exitcode: int | None = None,
-        stderr: str = "",
-        noise: bytes = b"",
-    ) -> None:
-        super().__init__(text)
-        self.command = list(command)
-        self.exitcode = exitcode
-        self.stderr = stderr
-        self.noise = noise
-
-
-class HostNotFound(BootstrapError):
-    """The host of a spec could not be reached."""
-
-
-def command_text(args: list[str]) -> str:
-    """Return a command as one would type it."""
-    import shlex
-
-    return shlex.join(args)
 
 
 def popen_args(spec: XSpec) -> list[str]:
@@ -94,6 +64,27 @@ def _pipe() -> tuple[int, int]:
     return read_end, write_end
 
 
+def _pipes(count: int) -> tuple[list[int], list[int | None]]:
+    """Return our ends and the other's of pipes for stdin, stdout and, if there are 3, stderr."""
+    read_end, write_end = _pipe()
+    ours, theirs = [write_end], [read_end]
+    try:
+        for _ in range(1, count):
+            read_end, write_end = _pipe()
+            ours.append(read_end)
+            theirs.append(write_end)
+    except OSError:
+        close_all(ours + theirs)
+        raise
+    return ours, [*theirs, *[None] * (3 - count)]
+
+
+def close_all(fds: list[int]) -> None:
+    """Close descriptors."""
+    for fd in fds:
+        os.close(fd)
+
+
 class Popen2IOMaster(Popen2IO):
     """The stream to a process of our own, over two pipes.
 
@@ -102,40 +93,44 @@ class Popen2IOMaster(Popen2IO):
     """
 
     remoteaddress: str | None = None
-    ready = False  # set once the worker has said hello: from then on its children are its own
+    worker_pid: int | None = None  # what the worker said in its hello
 
     def __init__(self, args: list[str], execmodel: ExecModel) -> None:
         self.args = args
         self._stderr: Any = None
-        child_stdin, stdin = _pipe()
+        captures = getattr(args, "captures_stderr", False) and sys.platform != "win32"
+        ours, theirs = _pipes(3 if captures else 2)
         try:
-            stdout, child_stdout = _pipe()
-        except OSError:
-            os.close(stdin)
-            os.close(child_stdin)
-            raise
-        try:
+            if captures:
+                from . import _stderr
+
+                self._stderr = _stderr.capture(ours[2])
             self.popen: Any = execmodel.subprocess.Popen(
-                args, stdin=child_stdin, stdout=child_stdout, bufsize=0
+                args, stdin=theirs[0], stdout=theirs[1], stderr=theirs[2], bufsize=0
             )
         except BaseException as exc:
-            os.close(stdin)
-            os.close(stdout)
-            if isinstance(exc, (OSError, ValueError)):
-                raise BootstrapError(f"can't start {command_text(args)}: {exc}") from exc
+            self._discard(ours)
+            if isinstance(exc, (OSError, ValueError, RuntimeError)):
+                raise BootstrapError(f"can't start {command_text(args)}: {exc}", args) from exc
             raise
         finally:
-            os.close(child_stdin)
-            os.close(child_stdout)
-        outfile, infile = execmodel.fdopen(stdin, "wb"), execmodel.fdopen(stdout, "rb")
+            close_all([fd for fd in theirs if fd is not None])
+        outfile, infile = execmodel.fdopen(ours[0], "wb"), execmodel.fdopen(ours[1], "rb")
         super().__init__(outfile, infile, execmodel)
         self._pidfd = -1  # becomes readable when the process ends
         if execmodel.has_main_thread and hasattr(os, "pidfd_open"):
             with suppress(OSError):  # an old kernel, or no descriptor left: its stream tells, too
                 self._pidfd = os.pidfd_open(self.popen.pid)
                 self._ready = select.poll()
-                self._ready.register(stdout, select.POLLIN)
+                self._ready.register(ours[1], select.POLLIN)
                 self._ready.register(self._pidfd, select.POLLIN)
+
+    def _discard(self, ours: list[int]) -> None:
+        if self._stderr is None:
+            close_all(ours)
+        else:  # it owns the third
+            close_all(ours[:2])
+            self._stderr.close()
 
     def read_some(self, limit: int) -> bytes:
         """Return what is there, as the base class; b"" also when the process has ended.
@@ -155,9 +150,22 @@ class Popen2IOMaster(Popen2IO):
             os.close(pidfd)
         super().close_read()
 
+    def kill_group(self) -> None:
+        """Kill all processes of the group that a worker under ``kill=group`` leads."""
+        if self.worker_pid == self.popen.pid and hasattr(os, "killpg"):
+            with suppress(OSError):  # none of them is left
+                os.killpg(self.popen.pid, signal.SIGKILL)
+
+    def disown(self) -> None:
+        """In a forked process: the process and the stream to it are the parent's."""
+        self.close_write()
+        self.close_read()
+        self.popen.returncode = 0  # as known as it will be: it is not ours to wait for
+
     def wait(self) -> int | None:
         """Wait until the process has ended; return its exit status."""
         status: int | None = self.popen.wait()
+        self._close_stderr()
         return status
 
     def poll_until(self, deadline: float) -> int | None:
@@ -168,12 +176,68 @@ class Popen2IOMaster(Popen2IO):
         with suppress(self.execmodel.subprocess.TimeoutExpired):
             self.popen.wait(max(0.0, deadline - time.monotonic()))
         status: int | None = self.popen.returncode
+        if status is not None:
+            self._close_stderr()
         return status
 
+    def _close_stderr(self) -> None:
+        if self._stderr is not None:
+            self._stderr.close()
+
+    def stderr_tail(self) -> str:
+        """Return the last that came over stderr; "" also where it is not captured."""
+        tail: bytes = self._stderr.tail if self._stderr is not None else b""
+        return tail.decode("utf-8", "replace").strip()
+
     def kill(self) -> None:
-        """Kill the process, if it has not ended."""
+        """Kill the process, if it has not ended, and a worker that it started for us.
+
+        Before the worker has said hello all that the process started is killed with it, and
+        ssh is asked first, as it may have turned off the echo of a terminal.
+        """
+        if self.popen.poll() is not None:
+            return
+        waits = self._kill_below()  # sudo ends behind its child, and leaves no zombie then
         with suppress(OSError):  # it belongs to another user, or is gone
+            if self.worker_pid is None and sys.platform != "win32":
+                self.popen.terminate()
+                self.popen.send_signal(signal.SIGCONT)
+                waits = True
+            if waits and self.poll_until(time.monotonic() + GENTLE_S) is not None:
+                return
             self.popen.kill()
+
+    def _kill_below(self) -> bool:
+        """Kill the processes below ours that are ours as well; whether there were any."""
+        if self.worker_pid is None and sys.platform != "win32":
+            with suppress(OSError):
+                self.popen.send_signal(signal.SIGSTOP)  # it starts no more
+        below = _descendants(self.popen.pid)
+        if self.worker_pid is not None:  # what a worker started is its own
+            below = [pid for pid in below if pid == self.worker_pid]
+        denied = []
+        for pid in below:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except PermissionError:
+                denied.append(str(pid))
+            except OSError:
+                pass
+        if denied and "--" in self.args[:5] and self.args[0] == "sudo":
+            sudo = self.args[: self.args.index("--") + 1]
+            with suppress(OSError, self.execmodel.subprocess.SubprocessError):
+                self.execmodel.subprocess.call([*sudo, "kill", "-9", *denied], timeout=KILL_S)
+        return bool(below)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the processes that a process started, and those started, where that is known."""
+    found: list[int] = []
+    with suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
+                found += map(int, file.read().split())
+    return found + [below for child in found for below in _descendants(child)]
 
 
 def create_io(
@@ -193,6 +257,9 @@ def create_io(
             from . import gateway_socket
 
             return gateway_socket.create_io(spec, execmodel, find_gateway)
-        return Popen2IOMaster(popen_args(spec), execmodel)
+        io = Popen2IOMaster(_transports.command(spec), execmodel)
+        io.remoteaddress = _transports.address_of(spec)
+        return io
     except BootstrapError as exc:
-        raise type(exc)(f"{spec.id}, spec {str(spec)!r}: {exc}") from exc
+        text = f"{spec.id}, spec {str(spec)!r}: {exc}"
+        raise type(exc)(text, exc.command, exc.exitcode, exc.stderr, exc.noise) from exc

@@ -45,6 +45,7 @@ class Group:
         self._ids_starting: set[str] = set()
         self._autoid = 0
         self._ending: list[Gateway] = []  # whose end ``terminate`` waits for now
+        self._at_exit = False
         self._terminating = threading.RLock()
         self._lock = threading.RLock()
         self.set_execmodel(execmodel)
@@ -256,7 +257,8 @@ class Group:
             self._gateways_to_join = []
         remaining = members
         while remaining:  # those that others go via come after them
-            carriers = {getattr(gateway.spec, "via", None) for gateway in remaining}
+            specs = [gateway.spec for gateway in remaining]
+            carriers = {getattr(spec, key, None) for spec in specs for key in ("via", "installvia")}
             ends = [gateway for gateway in remaining if gateway.id not in carriers] or remaining
             remaining = [gateway for gateway in remaining if gateway not in ends]
             self._end(ends, timeout, deadline)
@@ -276,7 +278,7 @@ class Group:
                 if not _wait_ended(gateway, deadline):
                     break
         finally:  # also when Ctrl-C ends the waiting
-            stuck += [gateway for gateway in own if gateway._io.poll_until(0.0) is None]
+            stuck += [gateway for gateway in own if not _wait_ended(gateway, 0.0)]
             for gateway in own:
                 if gateway.spec.kill == "group" and gateway in stuck:
                     getattr(gateway._io, "kill_group", int)()
@@ -284,7 +286,7 @@ class Group:
             for gateway in own:
                 gateway._io.wait()
                 gateway.join()
-        for gateway in stuck:
+        for gateway in [] if self._at_exit else stuck:  # there, to be cut short is usual
             _warn_killed(gateway)
         if foreign:
             safe_terminate(self.execmodel, timeout, [_foreign_pair(member) for member in foreign])
@@ -304,6 +306,7 @@ class Group:
         return _collect_stacks(list(self), deadline)
 
     def _cleanup_atexit(self) -> None:
+        self._at_exit = True
         self.terminate(timeout=ATEXIT_S)
 
 
@@ -336,7 +339,7 @@ def _wait_ended(gateway: Gateway, deadline: float | None) -> bool:
     if deadline is None:
         gateway._io.wait()
         return True
-    return gateway._io.poll_until(deadline) is not None
+    return gateway._io.poll_until(deadline) is not None or not gateway.hasreceiver()
 
 
 def _warn_killed(gateway: Gateway) -> None:

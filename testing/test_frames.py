@@ -37,6 +37,7 @@ NAMES = [
     "HELLO",
     "CHANNEL_DATA_PART",
     "SOURCE",
+    "STACKS",
 ]
 HEADER_BYTES = 9
 

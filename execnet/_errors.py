@@ -1,0 +1,43 @@
+"""What is raised when a worker can't be started."""
+
+from __future__ import annotations
+
+from .gateway_base import ExecnetError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class BootstrapError(ExecnetError, OSError, EOFError):
+    """A worker could not be started; the text has all that is known.
+
+    command: its words, empty where nothing was run.  exitcode: its exit status, negative for
+    a signal, None if it is not known.  stderr: the last of it, where it was captured.
+    noise: what came in place of the worker's answer.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        command: Sequence[str] = (),
+        exitcode: int | None = None,
+        stderr: str = "",
+        noise: bytes = b"",
+    ) -> None:
+        super().__init__(text)
+        self.command = list(command)
+        self.exitcode = exitcode
+        self.stderr = stderr
+        self.noise = noise
+
+
+class HostNotFound(BootstrapError):
+    """The host of a spec could not be reached."""
+
+
+def command_text(args: list[str]) -> str:
+    """Return a command as one would type it."""
+    import shlex
+
+    return shlex.join(args)

@@ -1,0 +1,164 @@
+"""The stderr of transports: passed on at once, and its last bytes kept for errors.
+
+One thread serves all of a process, for as long as there are any.  Start at ``capture``.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import threading
+from contextlib import suppress
+
+TAIL_BYTES = 4096
+CLOSE_S = 1.0  # how long what was already written may take to arrive
+READ_BYTES = 65536
+
+
+class Capture:
+    """The stderr of one process, read by the relay's thread.
+
+    ``tail`` is replaced as a whole, so that any thread may read it.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.tail = b""
+        self.done = threading.Event()  # all that came was kept, the descriptor is closed
+
+    def close(self) -> None:
+        """Take what has been written until now, and no more; for when the process has ended.
+
+        What it left behind may hold the other end, and must not be waited for.
+        """
+        _relay.close(self)
+
+
+class Relay:
+    """Reads captures and writes what comes to this process's stderr.
+
+    ``_lock`` guards all attributes.  The thread ends with the last capture.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: set[Capture] = set()
+        self._to_close: set[Capture] = set()
+        self._wake_fd = -1  # written to when a set has changed; -1 while no thread runs
+
+    def add(self, capture: Capture) -> None:
+        """Serve a capture; RuntimeError if there can be no thread."""
+        with self._lock:
+            self._open.add(capture)
+            try:
+                if self._wake_fd < 0:
+                    self._start()
+                else:
+                    os.write(self._wake_fd, b"+")
+            except BaseException:
+                self._open.discard(capture)
+                raise
+
+    def close(self, capture: Capture) -> None:
+        """Have a capture end after what is there; returns when it has."""
+        with self._lock:
+            if capture in self._open:
+                self._to_close.add(capture)
+                os.write(self._wake_fd, b"-")
+        capture.done.wait(CLOSE_S)
+
+    def _start(self) -> None:
+        wake, self._wake_fd = os.pipe()
+        try:
+            threading.Thread(
+                target=self._run, args=(wake,), name="execnet-stderr", daemon=True
+            ).start()
+        except BaseException:
+            os.close(wake)
+            os.close(self._wake_fd)
+            self._wake_fd = -1
+            raise
+
+    def _run(self, wake: int) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(wake, selectors.EVENT_READ, None)
+            while self._update(selector, wake):
+                for key, _ in selector.select():
+                    if key.data is None:
+                        os.read(wake, READ_BYTES)
+                    elif not _pass_on(key.data):
+                        self._end(selector, key.data)
+
+    def _update(self, selector: selectors.BaseSelector, wake: int) -> bool:
+        """Do what was asked for; whether there is anything left to serve."""
+        with self._lock:
+            to_close, self._to_close = self._to_close, set()
+            served = {key.data for key in selector.get_map().values()}
+            for capture in self._open - served:
+                selector.register(capture.fd, selectors.EVENT_READ, capture)
+        for capture in to_close:
+            while _has_more(selector, capture) and _pass_on(capture):
+                pass
+            self._end(selector, capture)
+        with self._lock:
+            if self._open:
+                return True
+            os.close(wake)
+            os.close(self._wake_fd)
+            self._wake_fd = -1
+            return False
+
+    def _end(self, selector: selectors.BaseSelector, capture: Capture) -> None:
+        with self._lock:
+            if capture not in self._open:
+                return
+            self._open.remove(capture)
+            self._to_close.discard(capture)
+        selector.unregister(capture.fd)
+        os.close(capture.fd)
+        capture.done.set()
+
+
+def _has_more(selector: selectors.BaseSelector, capture: Capture) -> bool:
+    """Whether reading would not wait.
+
+    The selector is asked, as a read that finds nothing waits where eventlet has replaced it.
+    """
+    return any(key.data is capture for key, _ in selector.select(0))
+
+
+def _pass_on(capture: Capture) -> bool:
+    """Read once, keep it and show it; False at the end."""
+    try:
+        data = os.read(capture.fd, READ_BYTES)
+    except OSError:
+        return False
+    capture.tail = (capture.tail + data)[-TAIL_BYTES:]
+    shown = memoryview(data)
+    with suppress(OSError):  # nobody is there to see it
+        while shown:
+            shown = shown[os.write(2, shown) :]
+    return bool(data)
+
+
+_relay = Relay()
+
+
+def _forget() -> None:
+    """In a forked process: the captures, and the thread, are the parent's."""
+    global _relay
+    _relay = Relay()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def capture(fd: int) -> Capture:
+    """Serve a pipe from now on, and own its descriptor.
+
+    Raises RuntimeError, and leaves the descriptor alone, if no thread can be started.
+    """
+    captured = Capture(fd)
+    _relay.add(captured)
+    return captured
