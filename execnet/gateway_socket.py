@@ -1,0 +1,289 @@
+"""Workers behind a socket: the stream to one, and servers started through a gateway.
+
+Start at ``create_io`` for ``socket=`` and at ``start_via`` for ``installvia=``.  What serves on
+the far side is ``script/socketserver.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+
+from .gateway_base import ExecModel, RemoteError
+from .gateway_io import BootstrapError, HostNotFound
+from .script import socketserver
+from .script.socketserver import format_address, keep_alive, parse_address
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .script.socketserver import Address
+    from .xspec import XSpec
+
+CONNECT_TIMEOUT_S = 60.0
+JOINED_BYTES = 16384  # a payload below that is cheaper copied than sent for itself
+LOOPBACK = "127.0.0.1"
+ANY_HOST = "0.0.0.0", "::"
+
+
+class SocketIO:
+    """The stream to a worker over one connection.
+
+    One thread reads and one at a time writes; any may call ``kill``.  ``_write_lock`` keeps
+    the descriptor open while somebody writes to it.
+    """
+
+    def __init__(self, sock: Any, execmodel: ExecModel, remoteaddress: str) -> None:
+        self.execmodel = execmodel
+        self.args = [f"socket={remoteaddress}"]  # for messages, as no command is run
+        self.remoteaddress = remoteaddress
+        self._sock = sock
+        self._write_lock = execmodel.Lock()
+        self._ended = execmodel.Event()  # nothing more will be read
+        self._was_asked = False  # the other side has been told that we are done
+        self._was_seen = False  # the gateway has taken note of the end
+        self.written: list[int] = []  # of the frame that is written, by each system call
+        # The sockets of greenlet libraries don't all have it.
+        self._sendmsg = getattr(sock, "sendmsg", None) if execmodel.has_main_thread else None
+
+    def read_some(self, limit: int) -> bytes:
+        """Return what is there, up to ``limit`` bytes; wait for the first, b"" at the end."""
+        data: bytes = b""
+        try:
+            data = self._sock.recv(limit)
+        finally:
+            if not data:
+                self._ended.set()
+        return data
+
+    def read_fd(self) -> int:
+        """Return the descriptor, for threads that read it themselves; 0 once it is closed."""
+        fd: int = self._sock.fileno()
+        return max(0, fd)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write all of it."""
+        self.write_frame(b"", data)
+
+    def write_frame(self, header: bytes, payload: bytes | memoryview) -> None:
+        """Write both, without a copy of a large payload."""
+        # Sending and the note of what was sent are one call in C: an interrupt comes before
+        # or behind both.
+        written = self.written = []
+        if len(payload) < JOINED_BYTES:
+            header, payload = b"", b"".join((header, payload))
+        with self._write_lock:
+            if header and self._sendmsg is not None:
+                written += map(self._sendmsg, ((header, payload),))
+            while sum(written) < len(header) + len(payload):
+                start = sum(written) - len(header)
+                rest = header[start:] if start < 0 else memoryview(payload)[start:]
+                written += map(self._sock.send, (rest,))
+
+    def can_write_now(self) -> bool:
+        """Whether a few KiB can be written without waiting."""
+        import select
+
+        try:
+            fd = self._sock.fileno()
+            if hasattr(select, "poll"):
+                poll = select.poll()
+                poll.register(fd, select.POLLOUT)
+                return bool(poll.poll(0))
+            return bool(select.select([], [fd], [], 0)[1])
+        except (OSError, ValueError):  # it is closed: writing will tell
+            return True
+
+    def close_write(self) -> None:
+        """Let the other side read an end; what it still sends can be read."""
+        self._was_asked = True
+        if not self._ended.is_set():
+            self._shutdown(self.execmodel.socket.SHUT_WR)
+
+    def close_read(self) -> None:
+        """Close the connection, both ways: nobody reads what would come."""
+        self._was_seen = True
+        self._ended.set()
+        self._shutdown(self.execmodel.socket.SHUT_RDWR)  # a writer that waits gives up
+        with self._write_lock:
+            self._sock.close()
+
+    def kill(self) -> None:
+        """End the connection at once, so that the far worker ends."""
+        self._was_asked = True
+        self._shutdown(self.execmodel.socket.SHUT_RDWR)
+        self._ended.set()
+
+    def _shutdown(self, how: int) -> None:
+        with suppress(OSError):  # the other side was faster, or it is closed
+            self._sock.shutdown(how)
+
+    def wait(self) -> int | None:
+        """Wait for the end of the stream; return as ``poll_until``."""
+        self._ended.wait()
+        return self._status()
+
+    def poll_until(self, deadline: float) -> int | None:
+        """Wait for the end of the stream until ``time.monotonic()`` reaches the deadline.
+
+        Returns 0 once it has ended: after it was asked to, or when the gateway has taken note.
+        None means that it goes on, or that how the worker ended is not known.
+        """
+        if not self._ended.is_set() and self._is_at_end():
+            self._ended.set()
+        self._ended.wait(max(0.0, deadline - time.monotonic()))
+        return self._status()
+
+    def _is_at_end(self) -> bool:
+        """Whether the end is all that can be read; a thread that reads directly met it, then."""
+        if not self.execmodel.has_main_thread:  # none does
+            return False
+        socket = self.execmodel.socket
+        try:
+            return not self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except (BlockingIOError, AttributeError):  # Windows has no such flag, and no such threads
+            return False
+        except OSError:
+            return True
+
+    def _status(self) -> int | None:
+        known = self._was_asked or self._was_seen
+        return 0 if self._ended.is_set() and known else None
+
+
+def create_io(
+    spec: XSpec, execmodel: ExecModel, find_gateway: Callable[[str], Any] | None = None
+) -> SocketIO:
+    """Connect to the server that a spec names, or to one started through ``installvia=``.
+
+    find_gateway: returns the gateway that has an id.  Raises ``HostNotFound`` when nobody
+    answers there, ValueError for a spec that can't be understood.
+    """
+    timeout = CONNECT_TIMEOUT_S if spec.connect_timeout is None else float(spec.connect_timeout)
+    if not spec.installvia:
+        return _connect(_address_of(spec), execmodel, timeout)
+    gateway = _find(spec.installvia, find_gateway)
+    hostport = None if spec.socket is True else _address_of(spec)
+    secret = os.urandom(16).hex().encode()
+    # One client, that knows the secret: nobody else gets in, whoever can connect.
+    guard = {"clients": 1, "secret": secret, "listen_s": timeout or CONNECT_TIMEOUT_S}
+    io = _connect(_install(gateway, hostport, guard, timeout), execmodel, timeout)
+    io.write(b"\0" + secret + b"\n")
+    return io
+
+
+def _address_of(spec: XSpec) -> Address:
+    if spec.socket is True:
+        raise ValueError(f"spec {str(spec)!r}: socket= needs host:port, or installvia=")
+    try:
+        return parse_address(spec.socket)
+    except ValueError as exc:
+        raise ValueError(f"spec {str(spec)!r}: socket={spec.socket}: {exc}") from exc
+
+
+def start_via(gateway: Any, hostport: tuple[str, int] | None = None) -> tuple[str, int]:
+    """Start a socket server on a gateway's worker; return the (host, port) to connect to.
+
+    It serves any number of clients and ends with the gateway.  hostport: where to listen,
+    port 0 for a free one.  Without it, it is the loopback interface for a worker on this
+    machine; for one elsewhere it is all interfaces, and then WHOEVER CAN CONNECT CAN RUN CODE
+    there.  Raises ``BootstrapError`` if the server can't listen.
+    """
+    return _install(gateway, hostport, {"clients": 0}, CONNECT_TIMEOUT_S)
+
+
+def _install(
+    gateway: Any, hostport: Address | None, options: dict[str, Any], timeout: float
+) -> tuple[str, int]:
+    """Start a server with options of ``socketserver.Server``, which runs beside other code."""
+    if isinstance(hostport, str):
+        raise ValueError(f"a server that is installed listens at host:port, not at {hostport!r}")
+    reached = _host_of(gateway)
+    if hostport is None:
+        hostport = _where_to_listen(reached), 0
+    try:
+        channel = gateway.remote_exec(socketserver)
+        channel.send((*hostport, options))
+        host, port = channel.receive(timeout or None)
+        channel.waitclose(timeout or None)
+    except (RemoteError, EOFError, OSError) as exc:
+        where = format_address(hostport)
+        raise BootstrapError(f"{gateway.id} can't serve at {where}: {exc}") from exc
+    return reached if host in ANY_HOST else host, port
+
+
+def _where_to_listen(reached: str) -> str:
+    if reached == "localhost" or reached == "::1" or reached.startswith("127."):
+        return reached
+    return "::" if ":" in reached else "0.0.0.0"
+
+
+def _host_of(gateway: Any) -> str:
+    """Return the host by which the machine of a gateway is reached."""
+    address = gateway.remoteaddress
+    if address is None:
+        via = gateway.spec.via
+        return _host_of(gateway._group[via]) if via and gateway._group else LOOPBACK
+    if gateway.spec.socket:
+        place = parse_address(address)
+        return place[0] if isinstance(place, tuple) else LOOPBACK
+    destination: str = address.split()[-1]  # behind the options of ssh
+    return destination.rpartition("@")[2]
+
+
+def _find(installvia: str, find_gateway: Callable[[str], Any] | None) -> Any:
+    try:
+        if find_gateway is not None:
+            return find_gateway(installvia)
+    except KeyError:
+        pass
+    raise ValueError(f"installvia={installvia}: the group has no such gateway")
+
+
+def _connect(address: Address, execmodel: ExecModel, timeout: float) -> SocketIO:
+    """Return a stream to a server; ``HostNotFound`` when there is none within the timeout.
+
+    timeout: in seconds, 0 for none.
+    """
+    name = format_address(address)
+    deadline = time.monotonic() + timeout if timeout else None
+    error: Exception = OSError("the name has no address")
+    try:
+        for place in _places(address, execmodel):
+            try:
+                return SocketIO(_connected(place, execmodel, deadline), execmodel, name)
+            except OSError as exc:
+                error = exc
+    except (OSError, UnicodeError) as exc:  # UnicodeError: no name of a host could be so
+        error = exc
+    what = f"no answer within {timeout:g} s" if isinstance(error, TimeoutError) else str(error)
+    raise HostNotFound(
+        f"can't connect to {name}: {what}. Does execnet/script/socketserver.py run there, "
+        "and does it listen on more than its loopback interface?"
+    ) from error
+
+
+def _places(address: Address, execmodel: ExecModel) -> list[tuple[int, Any]]:
+    """Return (family, where to connect to) of all that an address can mean."""
+    socket = execmodel.socket
+    if isinstance(address, str):
+        return [(socket.AF_UNIX, address)]
+    found = socket.getaddrinfo(*address, 0, socket.SOCK_STREAM)
+    return [(family, place) for family, _, _, _, place in found]
+
+
+def _connected(place: tuple[int, Any], execmodel: ExecModel, deadline: float | None) -> Any:
+    sock = execmodel.socket.socket(place[0], execmodel.socket.SOCK_STREAM)
+    try:
+        if deadline is not None:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+        sock.connect(place[1])
+        sock.settimeout(None)
+        keep_alive(sock)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

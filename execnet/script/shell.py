@@ -1,0 +1,96 @@
+"""Talk to a Python on the machine of a socket server: ``shell.py host:port``.
+
+Each line is executed there and its output comes back; the end of the input ends it.  Runs
+standing alone, from Python 2.7 on, so its types are in comments.  Start at ``main``.
+"""
+
+import argparse
+import os
+import socket
+import sys
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import List, Optional  # noqa: F401 - in comments
+
+CONNECT_S = 15
+CONSOLE = """\
+import code, os, socket, sys
+sys.stderr = sys.stdout
+where = "%s, process %d in %s" % (socket.gethostname(), os.getpid(), os.getcwd())
+space = {"__name__": "__console__"}
+code.interact("Python %s\\n%s" % (sys.version.split("\\n")[0], where), local=space)
+"""
+GOODBYE = b"\nraise SystemExit\n"  # behind an empty line, which ends an open block
+
+
+def connect(address):
+    # type: (str) -> socket.socket
+    """Return a connection to "host:port", "[IPv6 host]:port" or "unix:/path"."""
+    if not address.startswith("unix:"):
+        host, _, port = address.rpartition(":")
+        return socket.create_connection((host.strip("[]") or "127.0.0.1", int(port)), CONNECT_S)
+    conn = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        conn.settimeout(CONNECT_S)
+        conn.connect(address[5:])
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
+def talk(conn):
+    # type: (socket.socket) -> None
+    """Run a console on the other side, over our stdin and stdout, until it ends."""
+    conn.settimeout(None)
+    conn.sendall(repr(CONSOLE).encode("ascii") + b"\n")
+    sender = threading.Thread(target=_send_input, args=(conn,))
+    sender.daemon = True
+    sender.start()
+    data = conn.recv(65536)
+    while data:
+        while data:
+            data = data[os.write(1, data) :]
+        data = conn.recv(65536)
+
+
+def _send_input(conn):
+    # type: (socket.socket) -> None
+    try:
+        # Not by sys.stdin, whose lock an interpreter that ends can't wait for.
+        data = os.read(0, 65536)
+        while data:
+            conn.sendall(data)
+            data = os.read(0, 65536)
+        conn.sendall(GOODBYE)
+    except EnvironmentError:
+        pass  # the other side was faster
+
+
+def main(args=None):
+    # type: (Optional[List[str]]) -> None
+    """Talk to the server that the command line names."""
+    parser = argparse.ArgumentParser(
+        description="Talk to a Python on the machine of a socket server, line by line."
+    )
+    explained = "[host]:port or unix:/path; default %(default)s"
+    parser.add_argument("address", nargs="?", default=":8888", help=explained)
+    address = parser.parse_args(args).address
+    try:
+        conn = connect(address)
+    except (ValueError, EnvironmentError) as exc:
+        sys.exit("can't connect to %s: %s" % (address, exc))
+    try:
+        talk(conn)
+    except EnvironmentError as exc:
+        sys.exit("the connection to %s is lost: %s" % (address, exc))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        conn.close()
+
+
+if __name__ == "__main__":
+    main()
