@@ -47,9 +47,10 @@ _SENT_AFTER_HELLO = """
     _parse _parse_other _parse_decimal _checked_key _text _LONG _CONSTANTS _COLLECTIONS
     _decimal _find_refused _save_channel
     _StrictPickler _nested_too_deeply dumps_fast _refuse_extensions load_item
-    DirectReads ChannelState Channel _Callback ChannelFile
+    DirectReads ChannelState _Flag Channel _Callback ChannelFile
     _on_status _on_reconfigure _on_exec _on_data _on_data_part _on_close _on_close_error
     _on_last_message _on_hello _on_terminate _on_stacks _answer format_stacks
+    _on_ping _on_window _on_credit Windows _CountedInbox Pulse
     _and_why _dump_text WorkerDied TimeoutError LoadError RemoteError
     MAIN_THREAD_ONLY_DEADLOCK_TEXT INTERRUPT_TEXT ENDMARKER NO_ENDMARKER_WANTED
     _PICKLED_CONTAINERS _NESTING_MAX

@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable, Mapping
 
 from . import _fork
+from ._death import shown, worker_died
 from ._source import _find_non_builtin_globals as _find_non_builtin_globals
 from ._source import _source_of_function as _source_of_function
 from ._source import source_to_send
@@ -24,7 +25,7 @@ from .gateway_base import (
     GatewayState,
     Message,
     ProtocolError,
-    WorkerDied,
+    Pulse,
     dumps_internal,
 )
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 
 NOISE_MAX = 64 * 1024  # bytes that may come before the worker's marker
+HEARTBEAT_S = 15.0  # between signs of life, where a network may be cut in between
 TERMINATE_S = 10.0  # how long a worker has at the end of a with statement
 EXIT_STATUS_S = 1.0  # how long a process may take to end behind its stream
 
@@ -77,6 +79,8 @@ class Gateway(BaseGateway):
         self._plain_wanted = False  # the worker's interpreter has no zlib
         self.noise = b""
         self.exitcode: int | None = None
+        self._silence = ""  # why it was given up
+        self._has_pulse = False
         self._last_asked = ""  # what the worker was told to execute last
         self._exit_lock = threading.Lock()
         self._initreceive()
@@ -106,7 +110,7 @@ class Gateway(BaseGateway):
         if kwargs and call_name is None:
             raise TypeError("keyword arguments need a function to be passed to")
         channel = self.newchannel()
-        self._last_asked = _shown(source)
+        self._last_asked = shown(source)
         task = dumps_internal((text, file_name, call_name, kwargs))
         self._send(Message.CHANNEL_EXEC, channel.id, task)
         return channel
@@ -222,8 +226,27 @@ class Gateway(BaseGateway):
                 rest = self._shipment.plain_rest if self._plain_wanted else self._shipment.rest
                 self._post(Message.SOURCE, 0, rest)
                 self._shipment = None
+            self._configure_peer()
         self._hello_info = hello
         self._hello.set()
+
+    def _configure_peer(self) -> None:
+        """Tell the worker what the spec says of the two ends together."""
+        if self.spec.window:
+            data = dumps_internal(int(self.spec.window))
+            self._post(Message.WINDOW, 0, data)
+            Message(Message.WINDOW, 0, data).received(self)
+        interval_s, dead_after_s = heartbeat_of(self.spec)
+        if interval_s:
+            from . import _heartbeat
+
+            self._post(Message.PING, 0, dumps_internal((interval_s, dead_after_s)))
+            _heartbeat.watch(Pulse(self, interval_s, dead_after_s))
+            self._has_pulse = True
+
+    def _on_silence(self, reason: str) -> None:
+        self._silence = f": {reason}"
+        self._io.kill()
 
     def _receive_until_end(self, data: bytes = b"") -> None:
         if self._marker:
@@ -262,47 +285,48 @@ class Gateway(BaseGateway):
         poll_until = getattr(self._io, "poll_until", None)
         if poll_until is not None:
             self.exitcode = poll_until(time.monotonic() + EXIT_STATUS_S)
-        stderr = getattr(self._io, "stderr_tail", str)()
-        text = f"worker {self.id} died, {describe_exit(self.exitcode)}: {error}"
-        if self._last_asked:
-            text += f"\nit was asked last to execute {self._last_asked}"
-        if stderr:
-            text += f"\nits last words on stderr:\n{stderr}"
-        died = WorkerDied(text, self.exitcode)
-        died.signal = -self.exitcode if self.exitcode and self.exitcode < 0 else None
-        died.id, died.spec, died.stderr = self.id, str(self.spec), stderr
-        died.last_asked = self._last_asked
-        return died
+        return worker_died(self, error, self._silence)
 
     def _run_receiver(self) -> None:
         super()._run_receiver()
+        if self._has_pulse:
+            from . import _heartbeat
+
+            _heartbeat.look_again()
         self._io.wait()  # so that ``exit()`` alone leaves no zombie
+
+
+def heartbeat_of(spec: XSpec) -> tuple[float, float]:
+    """Return (interval, dead after) of a spec's heartbeat in seconds; interval 0: it has none."""
+    over_network = not spec.popen or spec.via
+    interval_s = float(HEARTBEAT_S if spec.heartbeat is None else spec.heartbeat)
+    if spec.heartbeat is None and not over_network:
+        interval_s = 0.0
+    return interval_s, float(4 * interval_s if spec.dead_after is None else spec.dead_after)
+
+
+def collect_stacks(gateways: list[Gateway], deadline: float | None) -> dict[str, str]:
+    """Ask all at once, then wait for their answers until the deadline."""
+    asked: dict[str, Channel | Exception] = {}
+    for gateway in gateways:
+        try:
+            asked[gateway.id] = gateway._ask_stacks()
+        except OSError as exc:
+            asked[gateway.id] = exc
+    stacks = {}
+    for id, channel in asked.items():
+        try:
+            if isinstance(channel, Exception):
+                raise channel
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            stacks[id] = channel.receive(left)
+        except (OSError, EOFError) as exc:
+            stacks[id] = f"not to be had: {exc}"
+    return stacks
 
 
 class ForkError(ExecnetError, OSError, EOFError):
     """A gateway was used in a process that was forked from its coordinator."""
-
-
-def _shown(source: Any) -> str:
-    """Return what code is called in messages."""
-    if isinstance(source, str):
-        line = next((line.strip() for line in source.splitlines() if line.strip()), "")
-        return f"{line[:60]!r}" + (" ..." if source.strip() != line[:60] else "")
-    return f"{type(source).__name__} {source.__name__}"
-
-
-def describe_exit(status: int | None) -> str:
-    """Return in words how a process ended."""
-    if status is None:
-        return "its process runs on or its exit status is not known"
-    if status >= 0:
-        return f"exit status {status}"
-    import signal
-
-    try:
-        return f"killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"killed by signal {-status}"
 
 
 class RInfo:

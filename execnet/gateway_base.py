@@ -371,7 +371,7 @@ if sys.version_info[0] == 2:
     _SAVERS[long] = _int_saver(opcode.LONG, opcode.LONGLONG)
     _SAVERS[unicode] = _save_text
     _SAVERS[str] = lambda out, item: _save_sequence(out, opcode.PY2STRING, item)
-_CONTAINERS = (list, tuple, set, frozenset, dict)
+_CONTAINERS = frozenset([list, tuple, set, frozenset, dict])
 
 
 def dumps_internal(item: Any, gateway: Any = None) -> bytes:
@@ -702,11 +702,11 @@ def _refuse_extensions(data: bytes) -> None:
 def load_item(data: bytes, channel_or_factory: Any, strconfig: StrConfig) -> Any:
     """Return the item that either codec made these bytes of; ``LoadError`` if none did."""
     try:
+        if len(data) == 6 and data[:1] == b"F" and data[5:] == b"Q":  # an int
+            return _unpack_int4(data, 1)[0]
         if data[:1] == b"\x80":
             _refuse_extensions(data)
             return _StrictUnpickler(BytesIO(data)).load()
-        if len(data) == 6 and data[:1] == opcode.INT and data[5:] == opcode.STOP:
-            return _unpack_int4(data, 1)[0]
         return loads_internal(data, channel_or_factory, strconfig)
     except Exception as exc:  # EOFError too: the frame was whole, no bytes are on their way
         raise LoadError("inconsistent data: %s" % exc)
@@ -739,6 +739,9 @@ class Message(object):
     CHANNEL_LAST_MESSAGE = 7  # the sender dropped the channel; its callback still receives
     HELLO = 8  # a dict that describes the worker; its first frame
     CHANNEL_DATA_PART = 9  # number of the item, last or not, and a piece of the item
+    PING = 12  # a sign of life; with (interval, dead after) the worker gives them as well
+    WINDOW = 13  # bytes that a channel, or each new one, may have on their way and unread
+    CREDIT = 14  # bytes of a channel that were read
     STACKS = 11  # asks for the stacks of all threads, answered as STATUS is; or tells them
     SOURCE = 10  # the part of this module that a shipped worker needs only after its hello
 
@@ -1234,7 +1237,7 @@ class Popen2IO(object):
         self.infile = infile
         self.execmodel = execmodel
         self._read = getattr(infile, "buffer", infile).read
-        self._write = getattr(outfile, "buffer", outfile).write
+        self._write = self.write_small = getattr(outfile, "buffer", outfile).write
         self._writev_fd = -1  # where header and payload can go out without being joined
         self.written: list[int] = []  # of the frame that is written, by each system call
         self.takes_whole = 0  # bytes of a frame that go out all or, at an interrupt, not at all
@@ -1321,6 +1324,7 @@ class FrameWriter(object):
         self._name = name
         self._takes_whole = getattr(io, "takes_whole", 0) - _HEADER.size
         self._resumes = hasattr(io, "written")
+        self._write_small = getattr(io, "write_small", io.write)
         self._lock = io.execmodel.Lock()
         self._frames: deque[list[Any]] = deque()  # each: header, payload, whether written
         self._flusher_runs = False
@@ -1335,7 +1339,7 @@ class FrameWriter(object):
             try:
                 with self._lock:
                     if not self._frames and self._error is None and not self._closing:
-                        self._io.write(header + payload)
+                        self._write_small(header + payload)
                         return
             except (OSError, ValueError) as exc:
                 self.fail(str(exc))
@@ -1535,6 +1539,8 @@ class DirectReads(object):
                 return False  # the receiver thread meets it, too, and closes the channel
             del self.chunks[0]
             items.put(item)
+            if channel._factory.windows is not None:
+                channel._count(len(data) - 9)
         return True
 
 
@@ -1586,6 +1592,34 @@ def _and_why(gateway: Any) -> tuple[Any, str]:
     return gateway, ": %s" % error if error is not None else ""
 
 
+class _Flag(object):
+    """An event that is never cleared.
+
+    An interrupt may leave the lock of a ``threading.Event`` taken for ever; here is none.
+    """
+
+    def __init__(self, execmodel: ExecModel) -> None:
+        self._execmodel = execmodel
+        self._tokens: Any = execmodel.inbox()
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        self._tokens.put(None)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self._is_set:
+            try:
+                for token in map(self._tokens.get, (True,), (timeout,)):
+                    self._tokens.put(token)  # others may be waiting too
+            except self._execmodel.queue.Empty:
+                pass
+        return self._is_set
+
+
 class Channel(object):
     """Carries items to code on the other side of a gateway, and back.
 
@@ -1606,7 +1640,7 @@ class Channel(object):
         self._lock = gateway.execmodel.Lock()
         self._items: Any = gateway.execmodel.inbox()  # None once there is a callback
         self._arrivals: Iterator[Any] = iter(self._items.get, NO_ENDMARKER_WANTED)
-        self._receiveclosed = gateway.execmodel.Event()
+        self._receiveclosed = _Flag(gateway.execmodel)
         self._remoteerrors: list[BaseException] = []
 
     def __repr__(self) -> str:
@@ -1636,10 +1670,36 @@ class Channel(object):
         self._state = ChannelState.TRANSITIONS[before, event]
         if self._state not in ChannelState.RECEIVES and not self._receiveclosed.is_set():
             items = self._items
-            if items is not None:
-                items.put(ENDMARKER)
-            self._receiveclosed.set()
+            try:
+                if items is not None:
+                    items.put(ENDMARKER)
+            finally:
+                self._receiveclosed.set()
+        if self._state not in ChannelState.SENDS and self._factory.windows is not None:
+            self._factory.windows.wake()
+            self._factory.windows.forget(self.id)
         return before
+
+    def _set_inbox(self, items: Any) -> None:
+        self._items = items
+        self._arrivals = iter(items.get, NO_ENDMARKER_WANTED)
+
+    def _count(self, size: int) -> None:
+        sizes = getattr(self._items, "sizes", None)
+        if sizes is not None:
+            sizes.append(size)
+
+    def set_window(self, window_bytes: int) -> None:
+        """Bound what this channel has on its way and unread, in either direction.
+
+        window_bytes: how many bytes, at least 1.  From then on ``send`` waits until the other
+        side has read enough, but never for an item while nothing else is unread, and raises
+        OSError if the channel ends meanwhile.  In a callback of the gateway it never waits.
+        """
+        if type(window_bytes) is not int or window_bytes < 1:
+            raise ValueError("a window is a number of bytes above 0, not %r" % (window_bytes,))
+        self.gateway._send(Message.WINDOW, self.id, dumps_internal(window_bytes))
+        _on_window(Message(Message.WINDOW, self.id, dumps_internal(window_bytes)), self.gateway)
 
     # sending
 
@@ -1678,9 +1738,8 @@ class Channel(object):
         self._receiveclosed = self.gateway.execmodel.Event()
         self._receiveclosed.set()
         if self._items is not None:
-            self._items = self.gateway.execmodel.inbox()
+            self._set_inbox(self.gateway.execmodel.inbox())
             self._items.put(ENDMARKER)
-            self._arrivals = iter(self._items.get, NO_ENDMARKER_WANTED)
 
     def isclosed(self) -> bool:
         """Whether nothing can be sent or received any more, but for items in the queue."""
@@ -1860,6 +1919,107 @@ class _Callback(object):
             self._turn.release()
 
 
+class Windows(object):
+    """Back pressure: bounds what channels have on their way and unread.
+
+    A channel may send when nothing of it is unread, or with the new item no more bytes than
+    its window.  The receiver thread never waits, for it has to read.  ``_lock`` guards the
+    counts; any thread may call.
+    """
+
+    def __init__(self, factory: ChannelFactory) -> None:
+        self._factory = factory
+        self._bytes: dict[int, int] = {}  # by channel; 0: of all that are made from now on
+        self._unread: dict[int, int] = {}
+        self._lock = factory.gateway.execmodel.Lock()
+        self._senders: list[Any] = []  # events of those that wait
+
+    def set(self, id: int, window_bytes: int) -> None:
+        """Bound a channel; id 0: all that are made from now on."""
+        self._bytes[id] = window_bytes
+        channel = self._factory._channels.get(id)
+        if channel is not None:
+            self.adopt(channel)
+
+    def adopt(self, channel: Channel) -> None:
+        """Have the items of a channel counted, if it has a window."""
+        if self.of(channel.id):
+            with channel._lock:
+                if channel._items is not None and not isinstance(channel._items, _CountedInbox):
+                    channel._set_inbox(_CountedInbox(channel._items, self, channel.id))
+
+    def of(self, id: int) -> int:
+        """Return the window of a channel in bytes; 0: there is none."""
+        return self._bytes.get(id) or self._bytes.get(0, 0)
+
+    def before_send(self, id: int, size: int) -> None:
+        """Wait until an item may be sent; OSError if the channel ends meanwhile."""
+        gateway = self._factory.gateway
+        window = self.of(id)
+        if not window or gateway._get_ident() == gateway._receiver_ident:
+            return
+        while True:
+            with self._lock:
+                unread = self._unread.get(id, 0)
+                if not unread or unread + size <= window:
+                    self._unread[id] = unread + size
+                    return
+                credit = gateway.execmodel.Event()
+                self._senders.append(credit)
+            channel = self._factory._channels.get(id)
+            if self._factory.finished or channel is None or channel.isclosed():
+                raise _OSError("the channel was closed while it waited to send: %r" % (channel,))
+            self._factory.take_back()
+            credit.wait()
+
+    def on_read(self, id: int, size: int) -> None:
+        """Tell the other side that so many bytes of a channel were read here."""
+        self._factory.post(Message.CREDIT, id, dumps_internal(size))
+
+    def on_credit(self, id: int, size: int) -> None:
+        """Let a channel send as much again."""
+        with self._lock:
+            self._unread[id] = max(0, self._unread.get(id, 0) - size)
+        self.wake()
+
+    def forget(self, id: int) -> None:
+        """Drop what is known of a channel that is no more."""
+        self._unread.pop(id, None)
+        self._bytes.pop(id, None)
+
+    def wake(self) -> None:
+        """Have all that wait look again."""
+        senders, self._senders = self._senders, []
+        for credit in senders:
+            credit.set()
+
+
+class _CountedInbox(object):
+    """The queue of a channel that has a window.
+
+    An item counts as read when the next one is asked for.
+    """
+
+    def __init__(self, items: Any, windows: Windows, id: int) -> None:
+        self._items = items
+        self._windows = windows
+        self._id = id
+        self.sizes: deque[int] = deque()  # of the items in the queue, and of those taken last
+        self.put = items.put
+        self.empty = items.empty
+        self.qsize = items.qsize
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Return the next item, as a queue does."""
+        read = 0
+        while len(self.sizes) > self._items.qsize():
+            read += self.sizes.popleft()
+        if read:
+            self._windows.on_read(self._id, read)
+        (item,) = map(self._items.get, (block,), (timeout,))  # as in ``Channel.receive``
+        return item
+
+
 class ChannelFactory(object):
     """The channels of one gateway.
 
@@ -1878,6 +2038,7 @@ class ChannelFactory(object):
         self.finished = False
         self.fast = False  # whether both ends have the fast codec
         self.direct: DirectReads | None = None
+        self.windows: Windows | None = None
         self.post: Callable[..., None] = getattr(gateway, "_post", gateway._send)
 
     def new(self, id: int | None = None) -> Channel:
@@ -1891,6 +2052,8 @@ class ChannelFactory(object):
             channel = self._channels.get(id)
             if channel is None:
                 channel = self._channels[id] = Channel(self.gateway, id, self)
+                if self.windows is not None:
+                    self.windows.adopt(channel)
             return channel
 
     def reconfigure(self, id: int, strconfig: StrConfig) -> None:
@@ -1906,6 +2069,8 @@ class ChannelFactory(object):
     def send_item(self, id: int, item: Any) -> None:
         """Send an item over the channel with that id, a large one in pieces."""
         data = (dumps_fast if self.fast else dumps_internal)(item, self.gateway)
+        if self.windows is not None:
+            self.windows.before_send(id, len(data))
         if len(data) <= ITEM_MAX:
             self.gateway._send(Message.CHANNEL_DATA, id, data)
             return
@@ -1957,12 +2122,16 @@ class ChannelFactory(object):
                 if channel._items is not None:
                     if not channel._receiveclosed.is_set():
                         channel._items.put(item)
+                        if self.windows is not None:
+                            channel._count(len(data))
                         if self.direct and channel._items in self.direct.waiting.values():
                             self.direct.served = True
                     return
             callback = self._callbacks.get(id)
         if callback is not None:
             self.call(id, callback, item)
+            if self.windows is not None and self.windows.of(id):
+                self.windows.on_read(id, len(data))
 
     def call(self, id: int, callback: _Callback, item: Any) -> bool:
         """Pass an item to a callback; what it raises closes the channel.  Whether it was well."""
@@ -2165,6 +2334,24 @@ def _on_hello(message: Message, gateway: BaseGateway) -> None:
     gateway._on_hello(loads_internal(message.data))
 
 
+def _on_ping(message: Message, gateway: BaseGateway) -> None:
+    if message.data:
+        interval, dead_after = loads_internal(message.data)
+        gateway.execmodel.start(Pulse(gateway, interval, dead_after).run, (), "execnet-pulse")
+
+
+def _on_window(message: Message, gateway: BaseGateway) -> None:
+    factory = gateway._channelfactory
+    factory.windows = factory.windows or Windows(factory)
+    factory.windows.set(message.channelid, loads_internal(message.data))
+
+
+def _on_credit(message: Message, gateway: BaseGateway) -> None:
+    windows = gateway._channelfactory.windows
+    if windows is not None:
+        windows.on_credit(message.channelid, loads_internal(message.data))
+
+
 def _on_source(message: Message, gateway: BaseGateway) -> None:
     gateway._on_source(message.data)
 
@@ -2185,6 +2372,9 @@ Message._types = dict(
             ("CHANNEL_DATA_PART", _on_data_part),
             ("SOURCE", _on_source),
             ("STACKS", _on_stacks),
+            ("PING", _on_ping),
+            ("WINDOW", _on_window),
+            ("CREDIT", _on_credit),
         ]
     )
 )
@@ -2225,7 +2415,9 @@ class BaseGateway(object):
         self._state = GatewayState.STARTING
         self._error: BaseException | None = None
         self._stacks = ""  # what the peer told last of its own
-        self._writer = FrameWriter(io, id)
+        self._heard = 0  # changes when something came
+        self._reading = False  # whether the receiver thread waits for something
+        self._writer: FrameWriter = getattr(io, "writer_class", FrameWriter)(io, id)
         self._get_ident = get_ident if io.execmodel.has_main_thread else io.execmodel.get_ident
         self._receiver_ident: int | None = None
         self._receiver_done = self.execmodel.Event()
@@ -2342,10 +2534,14 @@ class BaseGateway(object):
         return self._read_some(limit)
 
     def _read_some(self, limit: int) -> bytes:
+        self._heard += 1
+        self._reading = True
         try:
             data: bytes = self._io.read_some(limit)
         except (OSError, ValueError) as exc:  # ValueError: the file was closed
             raise EOFError("reading failed: %s" % exc)
+        finally:
+            self._reading = False
         return data
 
     def _on_stream_end(self) -> None:
@@ -2354,6 +2550,49 @@ class BaseGateway(object):
         self._channelfactory._finished_receiving()
         self._io.close_read()
         self._writer._close()
+
+
+class Pulse(object):
+    """Signs of life to a peer, and a watch over those that come from it.
+
+    Each side sends a frame per interval and looks whether it received anything; one that was
+    stopped itself, or does not read, does not take that for the silence of its peer.
+    """
+
+    def __init__(self, gateway: Any, interval_s: float, dead_after_s: float) -> None:
+        self._gateway = gateway
+        self.interval_s = interval_s
+        self._beats_left = self._beats = max(1, int(dead_after_s / interval_s + 0.999))
+        self._heard = -1
+
+    def beat(self) -> bool:
+        """Do what is due once per interval; False when there is nothing left to watch."""
+        gateway = self._gateway
+        if self.ended():
+            return False
+        if not gateway._writer._frames:  # else the peer does not even take those
+            gateway._post(Message.PING)
+        direct = gateway._channelfactory.direct
+        heard = gateway._heard + (direct._uses if direct is not None else 0)
+        silent = heard == self._heard and (gateway._reading or (direct and direct.offered))
+        self._heard = heard
+        self._beats_left = self._beats_left - 1 if silent else self._beats
+        if self._beats_left > 0:
+            return True
+        gateway._on_silence("nothing was heard for %g s" % (self._beats * self.interval_s))
+        return False
+
+    def ended(self) -> bool:
+        """Whether there is nothing left to watch."""
+        return bool(self._gateway._receiver_done.is_set())
+
+    def run(self) -> None:
+        """Beat until the gateway has ended."""
+        while self.beat() and not self._gateway._receiver_done.wait(self.interval_s):
+            pass
+
+
+FEATURES = "heartbeat stacks window"  # messages of theirs are understood
 
 
 def _describe_process() -> dict[str, Any]:
@@ -2399,6 +2638,7 @@ class WorkerGateway(BaseGateway):
         hello = _describe_process()
         hello["implementation"] = _implementation()
         hello["codecs"] = CODECS
+        hello["features"] = FEATURES
         self._send(Message.HELLO, 0, dumps_internal(hello))
         self._go("hello")
         self._initreceive()
@@ -2521,6 +2761,21 @@ class WorkerGateway(BaseGateway):
             self._channelfactory._finished_receiving("far_drop")
         else:
             super(WorkerGateway, self)._on_stream_end()
+        self._end_executions(orderly)
+        if orderly:
+            self._writer.close_soon()
+            super(WorkerGateway, self)._on_stream_end()
+
+    def _on_silence(self, reason: str) -> None:
+        """End, as the coordinator is out of reach; the receiver thread waits for it."""
+        self._trace(reason)
+        self._writer.fail(reason)
+        self._channelfactory._finished_receiving()
+        self._end_executions(orderly=False)
+        self.before_exit()
+        os._exit(1)
+
+    def _end_executions(self, orderly: bool) -> None:
         self._execpool.trigger_shutdown()
         if orderly and not self._execpool.waitall(min(self.grace_s, STACKS_S)):
             self._post(Message.STACKS, 0, _dump_text(format_stacks()))
@@ -2532,9 +2787,6 @@ class WorkerGateway(BaseGateway):
                 self._trace("executions did not end, exiting")
                 self.before_exit()
                 os._exit(1)
-        if orderly:
-            self._writer.close_soon()
-            super(WorkerGateway, self)._on_stream_end()
 
 
 def _implementation() -> str:

@@ -44,6 +44,10 @@ def check_spec(spec: XSpec) -> None:
             raise ValueError(f"spec {str(spec)!r}: {key}= needs a value")
     for key, kind in _VALUES:
         _check_value(spec, key, kind)
+    if spec.forkserver is not None:
+        from . import _forked_io
+
+        _forked_io.check_spec(spec)
 
 
 def _check_type(spec: XSpec) -> None:
@@ -103,6 +107,11 @@ def _yes_or_no(value: str) -> None:
         raise ValueError("neither yes nor no")
 
 
+def _window(value: str) -> None:
+    if int(value) < 1:
+        raise ValueError("not a number of bytes above 0")
+
+
 def _group_only(value: str) -> None:
     if value != "group":
         raise ValueError("there is only kill=group")
@@ -131,6 +140,9 @@ _VALUES = [
     ("connect_timeout", _seconds),
     ("grace", _seconds),
     ("kill", _group_only),
+    ("heartbeat", _seconds),
+    ("dead_after", _seconds),
+    ("window", _window),
     ("ssh", shell_split_path),
     ("ssh_persist", _lifetime),
     ("ssh_compression", _yes_or_no),
@@ -138,9 +150,9 @@ _VALUES = [
 ]
 
 
-def first_line(spec: XSpec, marker: bytes) -> bytes:
-    """Return the line that makes an interpreter a worker."""
-    options = {
+def worker_options(spec: XSpec, marker: bytes) -> dict[str, Any]:
+    """Return the arguments of the worker's ``start_worker``."""
+    return {
         "id": f"{spec.id}-worker",
         "marker": marker,
         "execmodel": spec.execmodel,
@@ -152,6 +164,11 @@ def first_line(spec: XSpec, marker: bytes) -> bytes:
         "kill": spec.kill,
         "env": {os.fsencode(name): os.fsencode(value) for name, value in spec.env.items()},
     }
+
+
+def first_line(spec: XSpec, marker: bytes) -> bytes:
+    """Return the line that makes an interpreter a worker."""
+    options = worker_options(spec, marker)
     if has_source(spec):
         folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         code = _BY_IMPORT.format(folder=folder, options=options)
@@ -170,17 +187,21 @@ def has_source(spec: XSpec) -> bool:
 def start(io: Any, spec: XSpec) -> Gateway:
     """Send the first line and return the gateway at once; ``wait_ready`` comes next."""
     marker = b"\0execnet\0" + os.urandom(8).hex().encode() + b"\n"
-    line = first_line(spec, marker)
-    shipment = None
-    if not has_source(spec):
-        from ._shipment import shipment_for
+    line, shipment = b"", None
+    if hasattr(io, "boot"):  # what it starts has the source already
+        io.boot(worker_options(spec, marker))
+    else:
+        line = first_line(spec, marker)
+        if not has_source(spec):
+            from ._shipment import shipment_for
 
-        shipment = shipment_for(str(spec.execmodel))
+            shipment = shipment_for(str(spec.execmodel))
     try:
         gateway = Gateway(io, spec, marker, shipment)
     except RuntimeError as exc:
         raise BootstrapError(f"{spec.id} could not be started: {exc}") from exc
-    gateway._writer.post(line, b"")
+    if line:
+        gateway._writer.post(line, b"")
     return gateway
 
 
@@ -238,3 +259,19 @@ def deadline_of(spec: XSpec) -> float | None:
     """Return when a worker that is started now must have answered; None for never."""
     timeout = CONNECT_TIMEOUT_S if spec.connect_timeout is None else float(spec.connect_timeout)
     return time.monotonic() + timeout if timeout else None
+
+
+def carriers_first(specs: list[XSpec]) -> list[XSpec]:
+    """Return the specs, those that others of them go via, or are installed via, in front."""
+    by_id = {spec.id: spec for spec in specs}
+
+    def depth(spec: XSpec) -> int:
+        carriers = [by_id[id] for id in (spec.via, spec.installvia) if id in by_id]
+        seen = 0
+        while carriers and seen <= len(specs):  # more: they go in a circle
+            seen += 1
+            below = [(carrier.via, carrier.installvia) for carrier in carriers]
+            carriers = [by_id[id] for ids in below for id in ids if id in by_id]
+        return seen
+
+    return sorted(specs, key=depth)

@@ -262,9 +262,10 @@ class TestFailure:
         code = f"import os\nfor i in range(100): channel.send(i)\n{death}"
         result = shell.run("exec", "popen", "-c", code)
         assert lines_of(result.stdout) == [f"[gw0] {i}" for i in range(100)]
-        assert told in result.stderr
-        assert len(lines_of(result.stderr)) == 1
-        assert result.stderr.startswith("[gw0] ")
+        death_line, asked_line = lines_of(result.stderr)
+        assert death_line.startswith("[gw0] worker gw0 died, ")
+        assert told in death_line
+        assert asked_line == "[gw0] it was asked last to execute 'import os' ..."
         assert result.returncode == 1
 
     def test_is_told_without_a_stderr_by_the_status_alone(self, shell: Shell) -> None:

@@ -38,6 +38,9 @@ NAMES = [
     "CHANNEL_DATA_PART",
     "SOURCE",
     "STACKS",
+    "PING",
+    "WINDOW",
+    "CREDIT",
 ]
 HEADER_BYTES = 9
 
