@@ -9,7 +9,7 @@ import argparse
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ._cli_run import (
@@ -83,9 +83,9 @@ class _TimedGroup(WatchedGroup):
         self.start_s: dict[str, float] = {}
         self._stopwatches: list[threading.Thread] = []
 
-    def _start(self, spec: XSpec) -> Gateway:
+    def _start(self, spec: XSpec, find: Callable[[str], Gateway]) -> Gateway:
         begin = time.perf_counter()
-        gateway = super()._start(spec)
+        gateway = super()._start(spec, find)
         stopwatch = threading.Thread(target=self._note_hello, args=(gateway, begin), daemon=True)
         stopwatch.start()
         self._stopwatches.append(stopwatch)

@@ -145,12 +145,12 @@ class WatchedGroup(Group):
         self._stopping = False
         super().__init__()
 
-    def _start(self, spec: XSpec) -> Gateway:
+    def _start(self, spec: XSpec, find: Callable[[str], Gateway]) -> Gateway:
         with self._gate:
             if self._stopping:
                 raise BootstrapError(f"{spec.id} was not started, the command is ending")
             try:
-                gateway = super()._start(spec)
+                gateway = super()._start(spec, find)
             except ValueError as exc:
                 raise ValueError(f"spec {str(spec)!r}: {exc}") from exc
             self._started.append(gateway)

@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -89,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
     bar = _new_bar(args)
 
     def job(session: Session) -> int:
+        if bar is not None:
+            bar.start()
         gateways = session.group.start_all([spec for spec, _ in targets])
         rsync = _Sync(args.source, args.exclude, session, bar)
         for gateway, (_, dest) in zip(gateways, targets, strict=True):
@@ -215,7 +218,10 @@ def _new_bar(args: argparse.Namespace) -> _Bar | None:
 
 
 class _Bar:
-    """A progress bar on stderr, drawn by ``rich`` now and then; no thread of its own."""
+    """A progress bar on stderr, drawn by ``rich`` now and then; no thread of its own.
+
+    ``_lock`` keeps a job that was overtaken from drawing behind ``stop``.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -234,18 +240,30 @@ class _Bar:
         self._progress = Progress(*columns, current, console=console, auto_refresh=False)
         self._task = self._progress.add_task("", total=None)
         self._next = 0.0
-        self._progress.start()
+        self._lock = threading.Lock()
+        self._is_over = False
+
+    def start(self) -> None:
+        """Begin to draw, once it is sure that ``stop`` will be called."""
+        with self._lock:
+            if not self._is_over:
+                self._progress.start()
 
     def tell(self, total: int, done: int, current: str) -> None:
         """Take what ``RSync`` tells of its progress."""
         description = _printable(current)[-40:]
-        self._progress.update(self._task, total=total, completed=done, description=description)
-        if time.monotonic() >= self._next:
-            self._progress.refresh()
-            self._next = time.monotonic() + _REFRESH_S
+        with self._lock:
+            if self._is_over:
+                return
+            self._progress.update(self._task, total=total, completed=done, description=description)
+            if time.monotonic() >= self._next:
+                self._progress.refresh()
+                self._next = time.monotonic() + _REFRESH_S
 
     def stop(self) -> None:
         """Draw it for the last time; a second call does nothing."""
-        if self._progress.live.is_started:
-            self._progress.refresh()
-            self._progress.stop()
+        with self._lock:
+            if not self._is_over and self._progress.live.is_started:
+                self._progress.refresh()
+                self._progress.stop()
+            self._is_over = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -42,3 +43,32 @@ def _call_and_set(func: Callable[[], object], done: Any) -> None:
         func()
     finally:
         done.set()
+
+
+def wait_ended(gateway: Any, deadline: float | None) -> bool:
+    """Wait for a worker's end until the deadline; whether it came to that."""
+    if deadline is None:
+        gateway._io.wait()
+        return True
+    # A status may be None of one that has ended: nobody could tell it any more.
+    return gateway._io.poll_until(deadline) is not None or not gateway.hasreceiver()
+
+
+def warn_killed(gateway: Any) -> None:
+    """Warn of a worker that had to be killed; never raises, for the end must go on."""
+    import warnings
+
+    stacks = gateway._stacks or "none were to be had"
+    text = f"worker {gateway.id} did not end in time and was killed; its last stacks: {stacks}"
+    try:
+        warnings.warn(text, ResourceWarning, stacklevel=5)
+    except ResourceWarning:
+        sys.stderr.write(f"ResourceWarning: {text}\n")
+
+
+def foreign_pair(member: Any) -> tuple[Callable[[], None], Callable[[], None]]:
+    def wait() -> None:
+        member.join()
+        member._io.wait()
+
+    return wait, getattr(member._io, "kill", lambda: None)

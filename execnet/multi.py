@@ -6,25 +6,22 @@ Start at ``Group``; its ``terminate`` is the promise that nothing is left behind
 from __future__ import annotations
 
 import atexit
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 
 from . import _fork, gateway_bootstrap, gateway_io
-from ._terminate import KILL_S
+from ._multichannel import MultiChannel as MultiChannel
+from ._terminate import KILL_S, foreign_pair, wait_ended, warn_killed
 from ._terminate import safe_terminate as safe_terminate
-from .gateway import Gateway
-from .gateway_base import Channel, ExecModel, RemoteError, get_execmodel
+from .gateway import Gateway, collect_stacks
+from .gateway_base import ExecModel, get_execmodel
 from .xspec import XSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import types
     from typing import Any
-
-NO_ENDMARKER_WANTED = object()
 
 
 class Group:
@@ -166,22 +163,32 @@ class Group:
         """
         prepared = [self._prepare(spec) for spec in specs]
         self._reserve(prepared)
-        started: list[Gateway] = []
+        by_id: dict[str, Gateway] = {}
+        deadlines: dict[str, float | None] = {}
+
+        def find(id: str) -> Gateway:
+            if id not in by_id:
+                if id not in self:
+                    raise KeyError(id, [gateway.id for gateway in self] + list(by_id))
+                return self[id]
+            gateway_bootstrap.wait_ready(by_id[id], deadlines[id])
+            return by_id[id]
+
         try:
-            deadlines = []
-            for spec in prepared:
-                started.append(self._start(spec))
-                deadlines.append(gateway_bootstrap.deadline_of(spec))
-            for gateway, deadline in zip(started, deadlines, strict=True):
-                gateway_bootstrap.wait_ready(gateway, deadline)
+            for spec in gateway_bootstrap.carriers_first(prepared):
+                by_id[str(spec.id)] = self._start(spec, find)
+                deadlines[str(spec.id)] = gateway_bootstrap.deadline_of(spec)
+            started = [by_id[str(spec.id)] for spec in prepared]
+            for gateway in started:
+                gateway_bootstrap.wait_ready(gateway, deadlines[gateway.id])
             for gateway in started:
                 self._register(gateway)
         except BaseException:
-            for gateway in started:
+            for gateway in by_id.values():
                 if gateway in self._gateways:
                     self._gateways.remove(gateway)
                 gateway._io.kill()
-            for gateway in started:
+            for gateway in by_id.values():
                 gateway_bootstrap.abandon(gateway)
             raise
         finally:
@@ -211,8 +218,8 @@ class Group:
                 self._ids_starting = before
                 raise
 
-    def _start(self, spec: XSpec) -> Gateway:
-        io = gateway_io.create_io(spec, self.execmodel, self.__getitem__)
+    def _start(self, spec: XSpec, find: Callable[[str], Gateway]) -> Gateway:
+        io = gateway_io.create_io(spec, self.execmodel, find)
         try:
             return gateway_bootstrap.start(io, spec)
         except BaseException:
@@ -275,10 +282,10 @@ class Group:
             for gateway in members:
                 gateway.exit()
             for gateway in own:
-                if not _wait_ended(gateway, deadline):
+                if not wait_ended(gateway, deadline):
                     break
         finally:  # also when Ctrl-C ends the waiting
-            stuck += [gateway for gateway in own if not _wait_ended(gateway, 0.0)]
+            stuck += [gateway for gateway in own if not wait_ended(gateway, 0.0)]
             for gateway in own:
                 if gateway.spec.kill == "group" and gateway in stuck:
                     getattr(gateway._io, "kill_group", int)()
@@ -287,9 +294,9 @@ class Group:
                 gateway._io.wait()
                 gateway.join()
         for gateway in [] if self._at_exit else stuck:  # there, to be cut short is usual
-            _warn_killed(gateway)
+            warn_killed(gateway)
         if foreign:
-            safe_terminate(self.execmodel, timeout, [_foreign_pair(member) for member in foreign])
+            safe_terminate(self.execmodel, timeout, [foreign_pair(member) for member in foreign])
 
     def _disown(self) -> None:
         """In a forked process: the gateways are the parent's."""
@@ -303,7 +310,7 @@ class Group:
         timeout: seconds for all together; the text of one that did not answer says so.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        return _collect_stacks(list(self), deadline)
+        return collect_stacks(list(self), deadline)
 
     def _cleanup_atexit(self) -> None:
         self._at_exit = True
@@ -312,118 +319,6 @@ class Group:
 
 TERMINATE_S = 10.0  # for the end of a with statement
 ATEXIT_S = 1.0
-
-
-def _collect_stacks(gateways: list[Gateway], deadline: float | None) -> dict[str, str]:
-    """Ask all at once, then wait for their answers until the deadline."""
-    asked: dict[str, Channel | Exception] = {}
-    for gateway in gateways:
-        try:
-            asked[gateway.id] = gateway._ask_stacks()
-        except OSError as exc:
-            asked[gateway.id] = exc
-    stacks = {}
-    for id, channel in asked.items():
-        try:
-            if isinstance(channel, Exception):
-                raise channel
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            stacks[id] = channel.receive(left)
-        except (OSError, EOFError) as exc:
-            stacks[id] = f"not to be had: {exc}"
-    return stacks
-
-
-def _wait_ended(gateway: Gateway, deadline: float | None) -> bool:
-    """Wait for a worker's end until the deadline; whether it came to that."""
-    if deadline is None:
-        gateway._io.wait()
-        return True
-    return gateway._io.poll_until(deadline) is not None or not gateway.hasreceiver()
-
-
-def _warn_killed(gateway: Gateway) -> None:
-    """Warn of a worker that had to be killed; never raises, for the end must go on."""
-    import warnings
-
-    stacks = gateway._stacks or "none were to be had"
-    text = f"worker {gateway.id} did not end in time and was killed; its last stacks: {stacks}"
-    try:
-        warnings.warn(text, ResourceWarning, stacklevel=5)
-    except ResourceWarning:
-        sys.stderr.write(f"ResourceWarning: {text}\n")
-
-
-def _foreign_pair(member: Any) -> tuple[Callable[[], None], Callable[[], None]]:
-    def wait() -> None:
-        member.join()
-        member._io.wait()
-
-    return wait, getattr(member._io, "kill", lambda: None)
-
-
-class MultiChannel:
-    """Channels to several workers, used at once."""
-
-    def __init__(self, channels: Iterable[Channel]) -> None:
-        self._channels = list(channels)
-        self._queue: Any = None
-
-    def __len__(self) -> int:
-        return len(self._channels)
-
-    def __iter__(self) -> Iterator[Channel]:
-        return iter(self._channels)
-
-    def __getitem__(self, key: int) -> Channel:
-        return self._channels[key]
-
-    def __contains__(self, channel: object) -> bool:
-        return channel in self._channels
-
-    def send_each(self, item: Any) -> None:
-        """Send an item over every channel."""
-        for channel in self._channels:
-            channel.send(item)
-
-    def receive_each(self, withchannel: bool = False) -> list[Any]:
-        """Return one item of every channel, in order; as (channel, item) if asked for."""
-        if withchannel:
-            return [(channel, channel.receive()) for channel in self._channels]
-        return [channel.receive() for channel in self._channels]
-
-    def make_receive_queue(self, endmarker: Any = NO_ENDMARKER_WANTED) -> Any:
-        """Return the queue that gets (channel, item) of every channel as they come.
-
-        endmarker: put as the item of a channel that has ended.
-        """
-        if self._queue is None and self._channels:
-            self._queue = self._channels[0].gateway.execmodel.queue.Queue()
-            for channel in self._channels:
-                put = partial(self._put, channel)
-                if endmarker is NO_ENDMARKER_WANTED:
-                    channel.setcallback(put)
-                else:
-                    channel.setcallback(put, endmarker=endmarker)
-        return self._queue
-
-    def _put(self, channel: Channel, item: Any) -> None:
-        self._queue.put((channel, item))
-
-    def waitclose(self) -> None:
-        """Wait until all channels are closed; then raise the first RemoteError of them.
-
-        Where there is none, the error of the first gateway that was lost.
-        """
-        errors: list[BaseException] = []
-        for channel in self._channels:
-            try:
-                channel.waitclose()
-            except (channel.RemoteError, EOFError) as exc:
-                errors.append(exc)
-        errors.sort(key=lambda error: not isinstance(error, RemoteError))
-        if errors:
-            raise errors[0]
 
 
 default_group = Group()

@@ -48,6 +48,9 @@ FLOORS = {
     "gateway_io": 2,
     "_transports": 2,
     "_fork": 1,
+    "_death": 1,
+    "_multichannel": 1,
+    "_heartbeat": 2,
     "gateway_socket": 2,
     "_via": 2,
     "_via_far": 0,
@@ -244,7 +247,7 @@ class TestFiles:
         assert names & GREENLET_LIBRARIES == set()
 
     def test_no_file_is_too_long(self) -> None:
-        limits = {"gateway_base.py": 2400}  # it is shipped as one file
+        limits = {"gateway_base.py": 3000}  # it is shipped as one file
         too_long = {}
         for path in PACKAGE.rglob("*.py"):
             lines = len(path.read_text("utf-8").splitlines())

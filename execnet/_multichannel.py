@@ -1,0 +1,78 @@
+"""Channels to several workers, used at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+from .gateway_base import Channel, RemoteError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+NO_ENDMARKER_WANTED = object()
+
+
+class MultiChannel:
+    """Channels to several workers, used at once."""
+
+    def __init__(self, channels: Iterable[Channel]) -> None:
+        self._channels = list(channels)
+        self._queue: Any = None
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    def __iter__(self) -> Iterator[Channel]:
+        return iter(self._channels)
+
+    def __getitem__(self, key: int) -> Channel:
+        return self._channels[key]
+
+    def __contains__(self, channel: object) -> bool:
+        return channel in self._channels
+
+    def send_each(self, item: Any) -> None:
+        """Send an item over every channel."""
+        for channel in self._channels:
+            channel.send(item)
+
+    def receive_each(self, withchannel: bool = False) -> list[Any]:
+        """Return one item of every channel, in order; as (channel, item) if asked for."""
+        if withchannel:
+            return [(channel, channel.receive()) for channel in self._channels]
+        return [channel.receive() for channel in self._channels]
+
+    def make_receive_queue(self, endmarker: Any = NO_ENDMARKER_WANTED) -> Any:
+        """Return the queue that gets (channel, item) of every channel as they come.
+
+        endmarker: put as the item of a channel that has ended.
+        """
+        if self._queue is None and self._channels:
+            self._queue = self._channels[0].gateway.execmodel.queue.Queue()
+            for channel in self._channels:
+                put = partial(self._put, channel)
+                if endmarker is NO_ENDMARKER_WANTED:
+                    channel.setcallback(put)
+                else:
+                    channel.setcallback(put, endmarker=endmarker)
+        return self._queue
+
+    def _put(self, channel: Channel, item: Any) -> None:
+        self._queue.put((channel, item))
+
+    def waitclose(self) -> None:
+        """Wait until all channels are closed; then raise the first RemoteError of them.
+
+        Where there is none, the error of the first gateway that was lost.
+        """
+        errors: list[BaseException] = []
+        for channel in self._channels:
+            try:
+                channel.waitclose()
+            except (channel.RemoteError, EOFError) as exc:
+                errors.append(exc)
+        errors.sort(key=lambda error: not isinstance(error, RemoteError))
+        if errors:
+            raise errors[0]
