@@ -1,0 +1,112 @@
+"""A slow link, as a program: ``relay.py OPTIONS -- COMMAND`` runs a command behind it.
+
+Stands alone. What the command reads and writes passes through here, late or in pieces.
+
+--delay S      each piece arrives S seconds after it was sent, as over a long wire
+--log FILE     a line for each piece: its direction ("<" is from the command), when, how many
+--crowd DIR N  nothing passes before N such programs have started
+--trickle N    the command gets its first N bytes a few at a time
+--chatter TEXT is written first, in place of the command's answer, without a line's end
+--shell        COMMAND's last word is for a shell, and the others are ignored, as if this was ssh
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+
+TRICKLE_BYTES = 37
+
+
+def main() -> int:
+    options = parse()
+    if options.chatter:
+        os.write(1, options.chatter.encode().decode("unicode_escape").encode("latin-1"))
+    if options.crowd:
+        wait_for_crowd(options.crowd[0], int(options.crowd[1]))
+    command = ["/bin/sh", "-c", options.command[-1]] if options.shell else options.command
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    log = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if options.log else -1
+    there = Link(0, child.stdin.fileno(), ">", options.delay, log, options.trickle)
+    back = Link(child.stdout.fileno(), 1, "<", options.delay, log, 0)
+    there.start(on_end=child.stdin.close)
+    back.start()
+    back.ended.wait()
+    return child.wait()
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--log")
+    parser.add_argument("--crowd", nargs=2)
+    parser.add_argument("--trickle", type=int, default=0)
+    parser.add_argument("--chatter")
+    parser.add_argument("--shell", action="store_true")
+    parser.add_argument("command", nargs="+")
+    return parser.parse_args()
+
+
+def wait_for_crowd(folder: str, count: int) -> None:
+    open(os.path.join(folder, str(os.getpid())), "x").close()
+    while len(os.listdir(folder)) < count:
+        time.sleep(0.005)
+
+
+class Link:
+    """One direction."""
+
+    def __init__(
+        self, source: int, target: int, sign: str, delay: float, log: int, trickle: int
+    ) -> None:
+        self.source, self.target, self.sign = source, target, sign
+        self.delay, self.log, self.trickle = delay, log, trickle
+        self.ended = threading.Event()
+        self._under_way: queue.Queue[tuple[float, bytes]] = queue.Queue()
+
+    def start(self, on_end: object = None) -> None:
+        threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=self._write, args=(on_end,), daemon=True).start()
+
+    def _read(self) -> None:
+        data = b"-"
+        while data:
+            data = os.read(self.source, 65536)
+            now = time.monotonic()
+            if data and self.log >= 0:
+                os.write(self.log, f"{self.sign} {now} {len(data)}\n".encode())
+            self._under_way.put((now + self.delay, data))
+
+    def _write(self, on_end: object) -> None:
+        while True:
+            due, data = self._under_way.get()
+            time.sleep(max(0.0, due - time.monotonic()))
+            if not data:
+                break
+            try:
+                self._pass_on(data)
+            except OSError:
+                break
+        if callable(on_end):
+            on_end()
+        self.ended.set()
+
+    def _pass_on(self, data: bytes) -> None:
+        while data:
+            piece = data[:TRICKLE_BYTES] if self.trickle > 0 else data
+            sent = os.write(self.target, piece)
+            data = data[sent:]
+            if self.trickle > 0:
+                self.trickle -= sent
+                time.sleep(0.0005)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
