@@ -58,7 +58,8 @@ def _defined(node: ast.stmt) -> set[str]:
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         return {node.name}
     if isinstance(node, ast.Assign):
-        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+        names = [name for target in node.targets for name in ast.walk(target)]
+        return {n.id for n in names if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
     return set().union(*map(_defined, inner))
 

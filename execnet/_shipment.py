@@ -40,21 +40,21 @@ def boot(p,w,f,o):
 boot("{packed}",{wanted!r},{file_name!r},{options!r})
 """
 
-# What a worker can say hello without; what needs one of these follows as well.
+# What a worker can say hello without; what needs one of these at once follows as well.
 _SENT_AFTER_HELLO = """
     dump dumps load loads loads_internal Unserializer
-    _read_exactly _read_item _check_version _SIZES
-    _parse _parse_other _parse_decimal _checked_key _text _LONG _CONSTANTS _COLLECTIONS
-    _decimal _find_refused _save_channel
+    _read_exactly _read_item _check_version _SIZES _unpack_int4
+    _parse _parse_other _parse_ints _parse_decimal _checked_key _by_opcode _INT _TEXT _LONG
+    _CONSTANTS _COLLECTIONS _text
+    _decimal _find_refused _save_channel _pack_int_item
     _StrictPickler _nested_too_deeply dumps_fast _refuse_extensions load_item
-    DirectReads ChannelState _Flag Channel _Callback ChannelFile
-    _on_status _on_reconfigure _on_exec _on_data _on_data_part _on_close _on_close_error
-    _on_last_message _on_hello _on_terminate _on_stacks _answer format_stacks
-    _on_ping _on_window _on_credit Windows _CountedInbox Pulse
-    _and_why _dump_text WorkerDied TimeoutError LoadError RemoteError
-    MAIN_THREAD_ONLY_DEADLOCK_TEXT INTERRUPT_TEXT ENDMARKER NO_ENDMARKER_WANTED
     _PICKLED_CONTAINERS _NESTING_MAX
-    CAN_READ_DIRECTLY _remember_source _interrupt _marked_as_utf8
+    DirectReads CAN_READ_DIRECTLY _Flag ChannelState Channel _Callback ChannelFile ChannelFactory
+    Windows _CountedInbox Pulse ENDMARKER NO_ENDMARKER_WANTED _and_why
+    _on_status _on_reconfigure _on_exec _on_data _on_data_part _on_close _on_close_error
+    _on_last_message _on_hello _on_terminate _on_stacks _on_ping _on_window _on_credit
+    _answer format_stacks _dump_text _remember_source _interrupt _marked_as_utf8
+    WorkerDied TimeoutError LoadError RemoteError MAIN_THREAD_ONLY_DEADLOCK_TEXT INTERRUPT_TEXT
     """
 _GREENLETS = "GeventExecModel _GreenFile"
 
@@ -97,5 +97,5 @@ def boot_code(options: Mapping[str, Any]) -> str:
         packed=shipment_for(options["execmodel"]).packed,
         wanted=wanted(options["marker"]).decode("ascii"),
         file_name=gateway_base.__file__,
-        options=dict(options),
+        options=dict(options, rest=True),
     )

@@ -61,6 +61,8 @@ if sys.version_info[0] >= 3:
 
     _OSError = OSError
 else:
+    from itertools import imap as map
+
     from thread import get_ident
 
     # What is raised there is caught as either; what is caught is both.
@@ -455,7 +457,7 @@ def _read_item(read: Callable[[int], bytes]) -> bytes:
         size = _SIZES.get(op.decode("latin-1"))
         parts.append(op)
         if size is None:
-            if op not in _STRINGS:
+            if op[0] not in _STRINGS:
                 raise LoadError("unknown opcode %r" % (op,))
             parts.append(_read_exactly(read, 4))
             size = _unpack_int4(parts[-1])[0]
@@ -526,41 +528,52 @@ def loads_internal(
 def _parse(data: bytes, pos: int, strconfig: StrConfig, factory: Any) -> Any:
     stack: list[Any] = []
     push, pop, end = stack.append, stack.pop, len(data)
+    int4, text, set_item, strings, constants = _unpack_int4, _TEXT, _SETITEM, _STRINGS, _CONSTANTS
     try:
         while True:
-            op = data[pos : pos + 1]
+            op = data[pos]  # an int, or in Python 2 a str
             pos += 1
-            if op == b"F":
-                push(_unpack_int4(data, pos)[0])
-                pos += 4
-            elif op == b"P":
-                value, key, target = pop(), pop(), stack[-1]
+            if op == set_item:
+                value = pop()
+                key = pop()
+                target = stack[-1]
                 if type(target) is list:
                     if key != len(target):
                         raise LoadError("inconsistent data: item %.40r of a list" % (key,))
                     target.append(value)
                 elif type(target) is dict:
-                    target[_checked_key(key)] = value
+                    target[key if type(key) is str else _checked_key(key)] = value
                 else:
                     raise LoadError("inconsistent data: an item for %r" % (type(target),))
-            elif op in _STRINGS:
+            elif op == _INT:
+                push(int4(data, pos)[0])
+                pos += 4
+            elif op in strings:
                 start = pos + 4
-                pos = start + _unpack_int4(data, pos)[0]
+                pos = start + int4(data, pos)[0]
                 if not start <= pos <= end:
                     raise EOFError("a string of %d bytes in %d" % (pos - start, end - start))
-                push(_STRINGS[op](data[start:pos], strconfig))
-            elif op in _CONSTANTS:
-                push(_CONSTANTS[op])
-            elif op == b"J":
-                push({})
-            elif op == b"Q":
+                if op == text:
+                    try:
+                        push(data[start:pos].decode())
+                        continue
+                    except UnicodeDecodeError:
+                        pass  # it has surrogates, or is broken
+                push(strings[op](data[start:pos], strconfig))
+            elif op in constants:
+                push(constants[op])
+            elif op == _STOP:
                 (item,) = stack
                 return item
+            elif op == _NEWDICT:
+                push({})
             else:
-                pos = _parse_other(op, data, pos, stack, factory)
+                pos = _parse_other(data[pos - 1 : pos], data, pos, stack, factory)
     except struct.error:
         raise EOFError("the data ends within an item")
     except (IndexError, TypeError, ValueError, RuntimeError, MemoryError) as exc:
+        if pos >= end:
+            raise EOFError("the data ends within an item")
         raise LoadError("inconsistent data at byte %d: %s" % (pos, exc))
 
 
@@ -596,7 +609,9 @@ def _parse_other(op: bytes, data: bytes, pos: int, stack: list[Any], factory: An
     elif op == opcode.NEWLIST:
         if not 0 <= number * 7 <= len(data) - pos:  # no item takes less than 7 bytes
             raise LoadError("a list of %d items in %d bytes" % (number, len(data) - pos))
-        stack.append([])
+        values = _parse_ints(data[pos : pos + 11 * number], number)
+        stack.append(values)
+        pos += 11 * len(values)
     elif op == opcode.LONG:
         stack.append(_LONG(number))
     elif op == opcode.CHANNEL and factory is not None:
@@ -606,19 +621,33 @@ def _parse_other(op: bytes, data: bytes, pos: int, stack: list[Any], factory: An
     return pos
 
 
+def _parse_ints(data: bytes, count: int) -> list[int]:
+    """Return the items of a list that holds ints only, at once; [] for any other."""
+    if data[0::11] != b"F" * count or data[5::11] != data[0::11] or data[10::11] != b"P" * count:
+        return []
+    numbers = struct.unpack("!" + "xixix" * count, data)
+    return list(numbers[1::2]) if numbers[0::2] == tuple(range(count)) else []
+
+
 def _text(data: bytes, strconfig: StrConfig) -> str:
     return data.decode("utf-8", _SURROGATES)
 
 
 _LONG = type(sys.maxsize + 1)  # Python 2 has a type of its own for large ints
-_CONSTANTS = {opcode.NONE: None, opcode.TRUE: True, opcode.FALSE: False}
-_STRINGS: dict[bytes, Callable[[bytes, StrConfig], Any]] = {
+_by_opcode: dict[bytes, Any] = {opcode.NONE: None, opcode.TRUE: True, opcode.FALSE: False}
+_CONSTANTS = {op[0]: value for op, value in _by_opcode.items()}
+_INT, _SETITEM, _STOP, _NEWDICT = b"FPQJ"
+_TEXT = None if PY2 else opcode.PY3STRING[0]  # what can be decoded whatever is configured
+_by_opcode = {
     opcode.PY3STRING: (lambda data, conf: data if conf[1] else _text(data, conf)) if PY2 else _text,
     opcode.BYTES: lambda data, strconfig: data,
     opcode.PY2STRING: lambda data, conf: data.decode("latin-1") if conf[0] and not PY2 else data,
     opcode.UNICODE: _text,
     opcode.LONGINT: lambda data, strconfig: _parse_decimal(data),
     opcode.LONGLONG: lambda data, strconfig: _LONG(_parse_decimal(data)),
+}
+_STRINGS: dict[Any, Callable[[bytes, StrConfig], Any]] = {
+    op[0]: read for op, read in _by_opcode.items()
 }
 _COLLECTIONS: dict[bytes, Callable[[list[Any]], Any]] = {
     opcode.BUILDTUPLE: tuple,
@@ -1324,7 +1353,7 @@ class FrameWriter(object):
         self._name = name
         self._takes_whole = getattr(io, "takes_whole", 0) - _HEADER.size
         self._resumes = hasattr(io, "written")
-        self._write_small = getattr(io, "write_small", io.write)
+        self._write_small: Any = getattr(io, "write_small", getattr(io, "write", None))
         self._lock = io.execmodel.Lock()
         self._frames: deque[list[Any]] = deque()  # each: header, payload, whether written
         self._flusher_runs = False
@@ -2239,6 +2268,8 @@ class ChannelFileRead(ChannelFile):
             item = self.channel.receive()
         except EOFError:
             return False
+        if not isinstance(item, (bytes, type(u""))):  # Python 2 has both
+            raise LoadError("a file over %r got no text: %.60r" % (self.channel, item))
         self._buffer = item if self._buffer is None else self._buffer + item
         return True
 
@@ -2341,19 +2372,23 @@ def _on_ping(message: Message, gateway: BaseGateway) -> None:
 
 
 def _on_window(message: Message, gateway: BaseGateway) -> None:
-    factory = gateway._channelfactory
+    factory, window_bytes = gateway._channelfactory, loads_internal(message.data)
+    if type(window_bytes) is not int or window_bytes < 1:
+        raise LoadError("no window: %.40r" % (window_bytes,))
     factory.windows = factory.windows or Windows(factory)
-    factory.windows.set(message.channelid, loads_internal(message.data))
+    factory.windows.set(message.channelid, window_bytes)
 
 
 def _on_credit(message: Message, gateway: BaseGateway) -> None:
-    windows = gateway._channelfactory.windows
+    windows, size = gateway._channelfactory.windows, loads_internal(message.data)
+    if type(size) is not int or size < 0:
+        raise LoadError("no number of bytes: %.40r" % (size,))
     if windows is not None:
-        windows.on_credit(message.channelid, loads_internal(message.data))
+        windows.on_credit(message.channelid, size)
 
 
 def _on_source(message: Message, gateway: BaseGateway) -> None:
-    gateway._on_source(message.data)
+    raise ProtocolError("source out of place")  # it is read in front of all others
 
 
 Message._types = {Message.SOURCE: ("SOURCE", _on_source)}  # what a worker knows before it
@@ -2463,9 +2498,6 @@ class BaseGateway(object):
         self._channelfactory.fast = HAVE_FAST_CODEC and "fast" in hello["codecs"]
         self._enable_direct_reads()
 
-    def _on_source(self, source: bytes) -> None:
-        raise ProtocolError("a worker sent source")
-
     def _local_schedulexec(self, channel: Channel, sourcetask: Task) -> None:
         channel.close("execution is not allowed on this side")
 
@@ -2513,7 +2545,7 @@ class BaseGateway(object):
                 raise ProtocolError("%s sent what can't be understood: %s" % (self.id, exc))
             # A large buffer costs more than a small item, so it is for when much arrives.
             limit = READ_BYTES if len(data) >= 65536 else 65536
-            data = self._next_data(max(decoder.missing, limit), decoder)
+            data = self._next_data(max(min(decoder.missing, PART_BYTES), limit), decoder)
             if not data:
                 pending = decoder.pending()
                 raise EOFError("the stream ended" + (" within %r" % (pending,) if pending else ""))
@@ -2623,6 +2655,7 @@ class WorkerGateway(BaseGateway):
 
     grace_s = 5.0  # how long an execution may take to end by itself, and once interrupted
     before_exit: Callable[[], object] = int  # called where ``atexit`` has no chance
+    before_close: Callable[[], object] = int  # called at an orderly end, behind executions
     busy_wait_s = 1.0  # how long a task waits for a main thread that is about to be free
 
     def __init__(self, io: Any, id: str, _startcount: int = 2) -> None:
@@ -2635,11 +2668,6 @@ class WorkerGateway(BaseGateway):
         """Say hello, then execute tasks until the stream ends; the first in this thread."""
         self._main_ident = get_ident()
         self._take_interrupts()
-        hello = _describe_process()
-        hello["implementation"] = _implementation()
-        hello["codecs"] = CODECS
-        hello["features"] = FEATURES
-        self._send(Message.HELLO, 0, dumps_internal(hello))
         self._go("hello")
         self._initreceive()
         if self.execmodel.has_main_thread:
@@ -2670,13 +2698,6 @@ class WorkerGateway(BaseGateway):
                 self._writer.interrupted = True
             else:
                 raise KeyboardInterrupt
-
-    def _on_source(self, source: bytes) -> None:
-        if source[:1] == b"\x78":  # deflated; source as text begins with an empty line
-            import zlib
-
-            source = zlib.decompress(source)
-        exec(compile(source, __file__, "exec", 0, True), globals())
 
     def _status(self) -> dict[str, Any]:
         status = super(WorkerGateway, self)._status()
@@ -2763,6 +2784,7 @@ class WorkerGateway(BaseGateway):
             super(WorkerGateway, self)._on_stream_end()
         self._end_executions(orderly)
         if orderly:
+            self.before_close()
             self._writer.close_soon()
             super(WorkerGateway, self)._on_stream_end()
 
@@ -2853,6 +2875,30 @@ def _move_to_null(fd: int, flags: int) -> int:
     return moved
 
 
+def _hello() -> bytes:
+    """Return the first frame of a worker."""
+    hello = _describe_process()
+    hello["implementation"] = _implementation()
+    hello["codecs"] = CODECS
+    hello["features"] = FEATURES
+    return _frame_of(hello)
+
+
+def _frame_of(hello: dict[str, Any]) -> bytes:
+    data = dumps_internal(hello)
+    return _HEADER.pack(Message.HELLO, 0, len(data)) + data
+
+
+def _read_rest(io: Any) -> None:
+    """Execute the rest of this module, which the coordinator sends when it has the hello."""
+    source = Message.from_io(io).data
+    if source[:1] == b"\x78":  # deflated; source as text begins with an empty line
+        import zlib
+
+        source = zlib.decompress(source)
+    exec(compile(source, __file__, "exec", 0, True), globals())
+
+
 def serve(
     io: Any, id: str, peer_codecs: Sequence[str] = ("classic",), grace: float | None = None
 ) -> None:
@@ -2861,6 +2907,11 @@ def serve(
     id: how the worker calls itself in traces.  peer_codecs: what the coordinator can read.
     grace: seconds that executions have at the end.
     """
+    io.write(_hello())
+    _serve(io, id, peer_codecs, grace)
+
+
+def _serve(io: Any, id: str, peer_codecs: Sequence[str], grace: float | None) -> None:
     trace("creating workergateway on %r" % (io,))
     gateway = WorkerGateway(io=io, id=id, _startcount=2)
     gateway._channelfactory.fast = HAVE_FAST_CODEC and "fast" in peer_codecs
@@ -2889,10 +2940,13 @@ def start_worker(
     env: Mapping[str | bytes, str | bytes] | None = None,
     grace: float | None = None,
     kill: str | None = None,
+    stdout: int | None = None,
+    rest: bool = False,
 ) -> None:
     """Become a worker on stdin and stdout, as the coordinator's first line asks for.
 
-    ``marker`` tells the coordinator where noise ends and frames begin.  What goes wrong in
+    ``marker`` tells the coordinator where noise ends and frames begin; with ``rest`` a part
+    of this module is still to come.  What goes wrong in
     the preparation is reported in place of a hello.
     """
     try:
@@ -2908,15 +2962,24 @@ def start_worker(
             os.nice(nice)
         if kill == "group":
             _lead_a_group()
+        if stdout is not None:
+            os.fstat(stdout)  # fails if a program in between has closed it
         model = get_execmodel(execmodel)
         if not model.has_main_thread:  # it has to be installed, and had better say so now
             for name in model._modules:
                 model._module(name)
         io = init_popen_io(model)
+        if stdout is not None:
+            os.dup2(stdout, 1)
+            os.close(stdout)
     except Exception as exc:
         io = init_popen_io(get_execmodel("thread"))
-        failed = dumps_internal({"error": _decoded(geterrortext(exc))})
-        io.write(marker + _HEADER.pack(Message.HELLO, 0, len(failed)) + failed)
+        io.write(marker + _frame_of({"error": _decoded(geterrortext(exc))}))
         return
-    io.write(marker)
-    serve(io, id, codecs, grace)
+    io.write(marker + _hello())
+    if rest:
+        try:
+            _read_rest(io)
+        except EOFError:
+            return  # the coordinator has gone
+    _serve(io, id, codecs, grace)

@@ -45,7 +45,9 @@ class Group:
         self._at_exit = False
         self._terminating = threading.RLock()
         self._lock = threading.RLock()
+        self._output: Any = None  # what becomes of forwarded lines; made when it is needed
         self.set_execmodel(execmodel)
+        self._at_exit_registered = True
         atexit.register(self._cleanup_atexit)
         _fork.register(self)
         self.makegateways(xspecs)
@@ -120,6 +122,9 @@ class Group:
                 raise ValueError(f"there is a gateway {gateway.id!r} already")
             self._gateways.append(gateway)
             gateway._group = self
+            if not self._at_exit_registered:
+                self._at_exit_registered = True
+                atexit.register(self._cleanup_atexit)
 
     def _unregister(self, gateway: Any) -> None:
         with self._lock:
@@ -181,6 +186,7 @@ class Group:
             started = [by_id[str(spec.id)] for spec in prepared]
             for gateway in started:
                 gateway_bootstrap.wait_ready(gateway, deadlines[gateway.id])
+            self._forward_output(started, deadlines)
             for gateway in started:
                 self._register(gateway)
         except BaseException:
@@ -231,6 +237,32 @@ class Group:
 
     # using
 
+    def on_output(self, callback: Callable[[Gateway, str, str], object] | None) -> None:
+        """Have a callback get what workers with ``output=forward`` write, line by line.
+
+        callback: called with the gateway, "stdout" or "stderr", and the line without its end;
+        for one line at a time, in a thread that no gateway needs.  What it raises is written
+        to stderr, once.  None: lines are printed as "[gw0] line", as without a callback.
+        """
+        self._get_output().set_callback(callback)
+
+    def _get_output(self) -> Any:
+        with self._lock:
+            if self._output is None:
+                from ._output import Output
+
+                self._output = Output()
+            return self._output
+
+    def _forward_output(
+        self, started: list[Gateway], deadlines: dict[str, float | None]
+    ) -> None:
+        workers = [gateway for gateway in started if gateway.spec.output == "forward"]
+        if workers:
+            from ._output import forward_all
+
+            forward_all(self._get_output(), workers, deadlines)
+
     def remote_exec(
         self, source: str | types.FunctionType | types.ModuleType, **kwargs: Any
     ) -> MultiChannel:
@@ -255,6 +287,10 @@ class Group:
         try:
             while self._gateways or self._gateways_to_join:
                 self._terminate_all(timeout, deadline)
+            self._at_exit_registered = False  # so the group can go when nobody has it any more
+            atexit.unregister(self._cleanup_atexit)
+            if self._output is not None:
+                self._output.drain(deadline)
         finally:
             self._terminating.release()
 
