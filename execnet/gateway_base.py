@@ -1764,7 +1764,7 @@ class Channel(object):
     def _disown(self) -> None:
         self._state = ChannelState.RECEIVE_CLOSED
         self._lock = self.gateway.execmodel.Lock()
-        self._receiveclosed = self.gateway.execmodel.Event()
+        self._receiveclosed = _Flag(self.gateway.execmodel)
         self._receiveclosed.set()
         if self._items is not None:
             self._set_inbox(self.gateway.execmodel.inbox())
@@ -1840,7 +1840,9 @@ class Channel(object):
     def _getremoteerror(self) -> BaseException | None:
         """Take away and return what ended the channel; None if that was no error."""
         try:
-            return self._remoteerrors.pop(0)
+            found = self._remoteerrors[0]
+            del self._remoteerrors[0]  # in two steps, as an interrupt behind ``pop`` would lose it
+            return found
         except IndexError:
             error: BaseException | None = getattr(self.gateway, "_error", None)
             if error is None:

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO, TextIOWrapper
 from typing import Any
 
@@ -148,6 +148,22 @@ class TestPipes:
             writing = Task(pipe.execmodel, pipe.out.write_frame, b"header", payload)
             assert pipe.into.read(6 + size) == b"header" + data
             writing.result()
+
+    @pytest.mark.skipif(not hasattr(os, "writev"), reason="needs os.writev")
+    @pytest.mark.parametrize("taken", [1, 5, 6, 7, 20_000, 29_999])
+    def test_a_frame_that_is_taken_in_two_steps_arrives(
+        self, monkeypatch: pytest.MonkeyPatch, taken: int
+    ) -> None:
+        def writev(fd: int, parts: Sequence[bytes]) -> int:
+            return os.write(fd, b"".join(parts)[:taken])
+
+        pipe = Pipe(THREAD)
+        monkeypatch.setattr(os, "writev", writev)
+        data = os.urandom(30_000)
+        for payload in (data, memoryview(data)):
+            pipe.out.write_frame(b"header", payload)
+            assert pipe.into.read(6 + len(data)) == b"header" + data
+        pipe.close()
 
     def test_the_end_of_the_writer_is_the_end_of_the_stream(self, pipe: Pipe) -> None:
         pipe.out.write(b"abc")
@@ -302,12 +318,16 @@ class TestFrameWriter:
             writer.send(header(0), b"")
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-    def test_an_interrupted_frame_is_the_last(self, error: type[BaseException]) -> None:
+    def test_an_interrupted_frame_is_the_last_where_none_knows_how_far_it_came(
+        self, error: type[BaseException]
+    ) -> None:
         class Io(Popen2IO):
             def write_frame(self, header: bytes, payload: Any) -> None:
                 raise error
 
-        writer = FrameWriter(Io(BytesIO(), BytesIO(), THREAD), "gw")
+        io = Io(BytesIO(), BytesIO(), THREAD)
+        del io.written
+        writer = FrameWriter(io, "gw")
         with pytest.raises(error):
             writer.send(header(0), b"")
         with pytest.raises(OSError, match="interrupted"):

@@ -1,0 +1,147 @@
+"""A program that is interrupted at random moments; ``test_interrupts`` runs it.
+
+It sends and receives numbered items, and ends with an AssertionError where one was lost,
+doubled or mixed up.  Arguments: what it does, how many interrupts it takes, the seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import execnet
+
+ECHO = "for item in channel: channel.send(item)"
+COUNT = """
+number = 0
+while not channel.gateway._channelfactory.finished and not channel.isclosed():
+    channel.send(number)
+    number += 1
+    if number % 100 == 0:
+        channel.receive()
+"""
+DEADLINE_S = 20
+
+
+class Interrupts:
+    """Raises KeyboardInterrupt in what ``runs`` is given, again and again."""
+
+    def __init__(self, wanted: int, seed: int, longest_s: float = 1e-3) -> None:
+        self.left = wanted
+        self._longest_s = longest_s
+        self._random = random.Random(seed)
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+
+    def runs(self, step: Callable[[], object]) -> Iterator[None]:
+        """Repeat a step until it was interrupted; yield after each time."""
+        while self.left:
+            try:
+                # Another one follows where the first was swallowed, as it is in a finalizer.
+                delay = self._random.uniform(1e-5, self._longest_s)
+                signal.setitimer(signal.ITIMER_REAL, delay, delay + 0.1)
+                while True:
+                    step()
+            except KeyboardInterrupt:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                self.left -= 1
+            yield
+
+
+def received(items: list[Any], channel: execnet.Channel, timeout: float | None = None) -> None:
+    """Append the next item, in one call: Python 3.10 looks for interrupts behind all others."""
+    items += map(channel.receive, (timeout,))
+
+
+def round_trips(gateway: execnet.Gateway, interrupts: Interrupts, size: int) -> int:
+    """Send numbers and take each that comes back; an interrupted send may or may not have sent."""
+    channel = gateway.remote_exec(ECHO)
+    padding = bytes(size)
+    sending, sure = [0], []
+    got: list[tuple[int, bytes]] = []
+
+    def step() -> None:
+        sending[0] += 1
+        channel.send((sending[0], padding))
+        sure.append(sending[0])
+        received(got, channel)
+
+    for _ in interrupts.runs(step):
+        pass
+    sending[0] += 1
+    channel.send((sending[0], padding))
+    while not got or got[-1][0] != sending[0]:
+        got.append(channel.receive(timeout=DEADLINE_S))
+    assert all(item[1] == padding for item in got)
+    numbers = [item[0] for item in got]
+    assert numbers == sorted(set(numbers)), "doubled or out of order"
+    assert not set(sure) - set(numbers), "lost"
+    return len(got)
+
+
+def stream(gateway: execnet.Gateway, interrupts: Interrupts, timeout: float | None) -> int:
+    """Take the numbers that the worker sends as fast as it can, and let it go on."""
+    channel = gateway.remote_exec(COUNT)
+    got: list[int] = []
+
+    def step() -> None:
+        received(got, channel, timeout)
+        if len(got) % 100 == 1:
+            channel.send(None)
+
+    for _ in interrupts.runs(step):
+        channel.send(None)
+    assert got == list(range(len(got))), "lost, doubled or out of order"
+    channel.close()
+    return len(got)
+
+
+def others(gateway: execnet.Gateway, interrupts: Interrupts) -> int:
+    """Use channels in all ways that wait or that leave something to the receiver thread."""
+    idle = gateway.newchannel()
+
+    def step() -> None:
+        with contextlib.suppress(idle.TimeoutError):
+            idle.waitclose(timeout=1e-5)
+        channel = gateway.remote_exec("channel.send(1)")
+        channel.receive()
+        channel.waitclose()
+        channel = gateway.newchannel()
+        channel.send(1)
+        channel.setcallback(id)
+        channel.close()
+        gateway.remote_status()
+
+    for _ in interrupts.runs(step):
+        pass
+    idle.close()
+    idle.waitclose(timeout=DEADLINE_S)
+    return 0
+
+
+def main(what: str, wanted: int, seed: int) -> None:
+    """Do it, and prove that the gateway is as usable as before."""
+    size = int(what[5:]) if what.startswith("size=") else 0
+    interrupts = Interrupts(wanted, seed, 1e-3 + size * 5e-9)
+    group = execnet.Group()
+    gateway = group.makegateway()
+    started = time.monotonic()
+    if what.startswith("size="):
+        items = round_trips(gateway, interrupts, size)
+    elif what == "others":
+        items = others(gateway, interrupts)
+    else:
+        items = stream(gateway, interrupts, None if what == "stream" else 60.0)
+    channel = gateway.remote_exec("channel.send('usable')")
+    assert channel.receive(timeout=DEADLINE_S) == "usable"
+    channel.waitclose(timeout=DEADLINE_S)
+    group.terminate(timeout=5)
+    print(f"{what}: {wanted} interrupts, {items} items, {time.monotonic() - started:.1f} s")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
