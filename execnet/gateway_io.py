@@ -11,6 +11,7 @@ import select
 import signal
 import sys
 import time
+from collections import deque
 from contextlib import suppress
 
 from . import _transports
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from .xspec import XSpec
 
 PIPE_BYTES = 1 << 20
+LOOK_MS = 1000  # how often a process is looked at that has no descriptor to tell of its end
+PIDFDS_MAX = 64  # so that many gateways have two descriptors each
+SPARE_DESCRIPTORS = 6  # for the moment in which a process is started
+_pidfds_left = deque([None] * PIDFDS_MAX)
 KILL_S = 2.0  # how long another user's kill may take
 GENTLE_S = 0.2  # for ssh to give the terminal its echo back, when a prompt is given up
 
@@ -85,6 +90,44 @@ def close_all(fds: list[int]) -> None:
         os.close(fd)
 
 
+def _open_pidfd(pid: int) -> int:
+    """Return a descriptor that becomes readable when a process ends, or -1."""
+    try:
+        _pidfds_left.pop()
+    except IndexError:
+        return -1
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):  # an old system, or no descriptor left
+        _pidfds_left.append(None)
+        return -1
+
+
+def check_descriptors(gateways: int) -> None:
+    """Raise ``BootstrapError`` if there are not enough descriptors for so many gateways.
+
+    Where there are just enough, fewer workers get one more that tells of their end.
+    """
+    try:
+        import resource
+
+        have = len(os.listdir("/proc/self/fd"))
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except (ImportError, OSError):
+        return
+    need = 2 * gateways + SPARE_DESCRIPTORS
+    if limit == resource.RLIM_INFINITY:
+        return
+    if have + need > limit:
+        raise BootstrapError(
+            f"{gateways} gateways need {need} descriptors; {have} of {limit} are in use: "
+            "raise the limit (ulimit -n, or resource.setrlimit) or use fewer gateways"
+        )
+    with suppress(IndexError):  # what is left over may tell of ends
+        while len(_pidfds_left) > limit - have - need:
+            _pidfds_left.pop()
+
+
 class Popen2IOMaster(Popen2IO):
     """The stream to a process of our own, over two pipes.
 
@@ -94,35 +137,40 @@ class Popen2IOMaster(Popen2IO):
 
     remoteaddress: str | None = None
     worker_pid: int | None = None  # what the worker said in its hello
+    stdout_fd: int | None = None  # the number by which it finds our stdout, if it is to have it
 
     def __init__(self, args: list[str], execmodel: ExecModel) -> None:
         self.args = args
         self._stderr: Any = None
         captures = getattr(args, "captures_stderr", False) and sys.platform != "win32"
         ours, theirs = _pipes(3 if captures else 2)
+        passed = []
         try:
             if captures:
                 from . import _stderr
 
                 self._stderr = _stderr.capture(ours[2])
-            self.popen: Any = execmodel.subprocess.Popen(
-                args, stdin=theirs[0], stdout=theirs[1], stderr=theirs[2], bufsize=0
-            )
+            if getattr(args, "inherits_stdout", False):
+                self.stdout_fd = os.dup(1)
+                passed = [self.stdout_fd]
+            files = dict(zip(("stdin", "stdout", "stderr"), theirs, strict=True))
+            self.popen: Any = execmodel.subprocess.Popen(args, bufsize=0, pass_fds=passed, **files)
         except BaseException as exc:
             self._discard(ours)
             if isinstance(exc, (OSError, ValueError, RuntimeError)):
                 raise BootstrapError(f"can't start {command_text(args)}: {exc}", args) from exc
             raise
         finally:
-            close_all([fd for fd in theirs if fd is not None])
+            close_all([fd for fd in (*theirs, *passed) if fd is not None])
         outfile, infile = execmodel.fdopen(ours[0], "wb"), execmodel.fdopen(ours[1], "rb")
         super().__init__(outfile, infile, execmodel)
         self._pidfd = -1  # becomes readable when the process ends
-        if execmodel.has_main_thread and hasattr(os, "pidfd_open"):
-            with suppress(OSError):  # an old kernel, or no descriptor left: its stream tells, too
-                self._pidfd = os.pidfd_open(self.popen.pid)
-                self._ready = select.poll()
-                self._ready.register(ours[1], select.POLLIN)
+        self._ready: Any = None
+        if execmodel.has_main_thread and hasattr(select, "poll"):
+            self._pidfd = _open_pidfd(self.popen.pid)
+            self._ready = select.poll()
+            self._ready.register(ours[1], select.POLLIN)
+            if self._pidfd >= 0:
                 self._ready.register(self._pidfd, select.POLLIN)
 
     def _discard(self, ours: list[int]) -> None:
@@ -137,17 +185,23 @@ class Popen2IOMaster(Popen2IO):
 
         A process that it forked may hold the stream open, and must not hide its end.
         """
-        if self._pidfd >= 0:
-            ready = dict(self._ready.poll())
-            if len(ready) == 1 and self._pidfd in ready:
+        while self._ready is not None:
+            ready = dict(self._ready.poll(None if self._pidfd >= 0 else LOOK_MS))
+            if ready.keys() - {self._pidfd}:
+                break
+            if self.popen.poll() is not None and not self._ready_now():
                 return b""
         return super().read_some(limit)
+
+    def _ready_now(self) -> bool:
+        return bool(dict(self._ready.poll(0)).keys() - {self._pidfd})
 
     def close_read(self) -> None:
         """Close the file that is read."""
         pidfd, self._pidfd = self._pidfd, -1
         if pidfd >= 0:
             os.close(pidfd)
+            _pidfds_left.append(None)
         super().close_read()
 
     def kill_group(self) -> None:
@@ -257,6 +311,10 @@ def create_io(
             from . import gateway_socket
 
             return gateway_socket.create_io(spec, execmodel, find_gateway)
+        if spec.forkserver:
+            from . import _forked_io
+
+            return _forked_io.create_io(spec, execmodel, _pipes)
         io = Popen2IOMaster(_transports.command(spec), execmodel)
         io.remoteaddress = _transports.address_of(spec)
         return io

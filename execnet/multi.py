@@ -167,6 +167,8 @@ class Group:
         specs and errors as in ``makegateway``; one that fails leaves none of them behind.
         """
         prepared = [self._prepare(spec) for spec in specs]
+        if len(prepared) > MANY:
+            gateway_io.check_descriptors(len(prepared))
         self._reserve(prepared)
         by_id: dict[str, Gateway] = {}
         deadlines: dict[str, float | None] = {}
@@ -254,9 +256,7 @@ class Group:
                 self._output = Output()
             return self._output
 
-    def _forward_output(
-        self, started: list[Gateway], deadlines: dict[str, float | None]
-    ) -> None:
+    def _forward_output(self, started: list[Gateway], deadlines: dict[str, float | None]) -> None:
         workers = [gateway for gateway in started if gateway.spec.output == "forward"]
         if workers:
             from ._output import forward_all
@@ -353,6 +353,7 @@ class Group:
         self.terminate(timeout=ATEXIT_S)
 
 
+MANY = 16  # gateways of one call, from which it is worth looking whether they are too many
 TERMINATE_S = 10.0  # for the end of a with statement
 ATEXIT_S = 1.0
 

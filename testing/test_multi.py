@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import queue
+import sys
 import threading
 from typing import Any
 
 import pytest
 from conftest import MakeGateway
-from tools import wait_until
+from tools import run_python, wait_until
 
 import execnet
 from execnet import Channel, Gateway, Group, MultiChannel, RemoteError, WorkerDied, XSpec
@@ -538,3 +539,65 @@ class TestDefaultGroup:
         finally:
             execnet.default_group.terminate(timeout=5)
         assert gateway not in execnet.default_group
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors are counted in /proc")
+class TestDescriptors:
+    """By programs of their own, whose limit of descriptors is their own, too."""
+
+    HEAD = """
+import os, resource, execnet
+def open_ones():
+    return len(os.listdir("/proc/self/fd"))
+def limit(number):
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
+"""
+
+    def test_many_gateways_have_two_each(self) -> None:
+        result = run_python(f"""{self.HEAD}
+before = open_ones()
+limit(before + 2 * 40 + 6)
+group = execnet.Group(["popen"] * 40)
+print(open_ones() - before)
+print(sum(group.remote_exec("channel.send(1)").receive_each()))
+group.terminate(5)
+print(open_ones() - before)
+""")
+        assert result.stdout.split() == ["80", "40", "0"]
+        assert result.stderr == ""
+
+    def test_too_few_are_told_of_before_anything_starts(self) -> None:
+        result = run_python(f"""{self.HEAD}
+limit(60)
+try:
+    execnet.Group(["popen"] * 40)
+except execnet.gateway_io.BootstrapError as exc:
+    print(exc)
+""")
+        assert "40 gateways need 86 descriptors" in result.stdout
+        assert "of 60 are in use: raise the limit (ulimit -n" in result.stdout
+
+    def test_one_whose_end_no_descriptor_tells_is_missed_all_the_same(self) -> None:
+        result = run_python("""
+import os, execnet
+from execnet import gateway_io
+gateway_io._pidfds_left.clear()
+gateway_io.LOOK_MS = 50
+gateway = execnet.makegateway()
+channel = gateway.remote_exec('''
+import os, time
+pid = os.fork()
+if not pid:
+    time.sleep(100)
+channel.send(pid)
+os.kill(os.getpid(), 9)
+''')
+child = channel.receive()
+try:
+    channel.receive(20)
+except EOFError as exc:
+    print(exc)
+os.kill(child, 9)
+""")
+        assert "killed by SIGKILL" in result.stdout
