@@ -1,14 +1,17 @@
 """Benchmarks: this execnet beside its peers, measured in one run.
 
-    python -m benchmarks                        all, in about a quarter of an hour
+    python -m benchmarks                        all, in about half an hour
     python -m benchmarks roundtrip startup-one  some
     python -m benchmarks --list                 what there is
+    python -m benchmarks faults                 10,000 seeded faults: no hang, no leak
+    python -m benchmarks soak                   2,000 gateways: nothing of them stays
+    python -m benchmarks window                 2 GB to a slow reader: memory stays low
 
 The peers: the released execnet 2.1.2, mitogen, rpyc, ``multiprocessing`` (method "spawn"; as
 ``forkserver`` with that method), and the pipe without anything around it (``pipe-1m``: with
-kernel buffers of 1 MiB). The first run makes a virtual environment for each below
-``.benchmarks/``, for which it needs the network; with ``--offline`` nothing is installed and the
-peers that are missing are skipped.
+kernel buffers of 1 MiB), and for ``RSync`` the program rsync. The first run makes a virtual
+environment for each below ``.benchmarks/``, for which it needs the network; with ``--offline``
+nothing is installed and the peers that are missing are skipped.
 
 How it measures
     Each figure comes from a process of its own, with an environment of a few named variables,
@@ -24,6 +27,10 @@ How to read the table
     A peer that failed, or could not be installed, has a row that says why; the exit status is 1
     when one failed. The same, with each round's figures, is written as JSON (``--json``).
     Compare ratios, and figures of one run. Figures of different runs or machines say little.
+
+What is shown, not measured
+    ``faults``, ``soak`` and ``window`` stand alone, take options of their own (``--help``) and
+    print what they found; the exit status is 1 when it did not hold.
 
 Where to start reading
     ``_catalog`` has the tables of benchmarks and peers and says how to add to them, ``_rounds``

@@ -1,4 +1,7 @@
-"""The command line: ``python -m benchmarks [NAME...]``. What it prints: see the package."""
+"""The command line: ``python -m benchmarks [NAME...]``. What it prints: see the package.
+
+With a name of ``_proofs`` in front, the rest are that proof's own options.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,9 @@ from typing import Any
 import benchmarks
 from benchmarks import _report
 from benchmarks._catalog import Benchmark, Peer, UnknownName, benchmarks_named, peers_named
-from benchmarks._environments import ROOT, Environments, variables_for
+from benchmarks._environments import ROOT, Environments, check_programs, variables_for
 from benchmarks._processes import run_program
+from benchmarks._proofs import PROOFS, list_proofs, run_proof
 from benchmarks._rounds import Row, compare
 
 WARM_UP_SCALE = 0.001
@@ -32,6 +36,7 @@ class Runner:
 
     def run(self, benchmark: Benchmark, peer: Peer) -> dict[str, Any]:
         """Return the result of one turn; raise what ``Environments`` and ``run_program`` do."""
+        check_programs(*peer.needs, *benchmark.needs)
         python = self._environments.python_for(peer)
         script = benchmark.program_for(peer)
         assert script is not None  # compare() asks only those that take part
@@ -115,6 +120,8 @@ def _names(text: str) -> list[str]:
 
 def main() -> int:
     """Do what the command line asks for; return the exit status."""
+    if sys.argv[1:2] and sys.argv[1] in PROOFS:
+        return run_proof(sys.argv[1], sys.argv[2:])
     parser = make_parser()
     options = parser.parse_args()
     try:
@@ -123,6 +130,8 @@ def main() -> int:
         parser.error(str(error))
     if options.list:
         print_list(chosen, peers)
+        if not options.names:
+            print(f"Shown, not measured, each by itself:\n{list_proofs()}")
         return 0
     for number in (signal.SIGINT, signal.SIGTERM):
         # An exception, so that the program that is running is ended.

@@ -24,6 +24,7 @@ class Peer:
     family: str  # the prefix of its programs; peers of one family run the same ones
     requirement: str | None = None  # what pip installs for it; None: the standard library does
     from_tree: bool = False  # imported from the folder that this package stands in
+    needs: tuple[str, ...] = ()  # programs of the system; it is skipped where one is missing
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,14 @@ class Benchmark:
     tail: bool = False  # the 99th percentile is told too: there are enough samples for one
     pinned: bool = False  # to one core
     families: tuple[str, ...] | None = None  # None: all that have the program
+    needs: tuple[str, ...] = ()  # programs of the system; it is skipped where one is missing
+    without: tuple[str, ...] = ()  # names of peers that can't do it, though others of their family
 
     def program_for(self, peer: Peer) -> Path | None:
         """Return the script with which ``peer`` takes part, None when it does not."""
         if self.families is not None and peer.family not in self.families:
+            return None
+        if peer.name in self.without:
             return None
         script = PROGRAMS / f"{peer.family}_{self.program}.py"
         return script if script.exists() else None
@@ -57,11 +62,19 @@ PEERS = (
     Peer("forkserver", "forkserver"),
     Peer("pipe", "pipe"),
     Peer("pipe-1m", "pipe1m"),
+    Peer("rsync", "rsync", needs=("rsync",)),
 )
 
 
 def _startup(name: str, title: str, how: str, *families: str) -> Benchmark:
     return Benchmark(name, title, "startup", (how,), "ms", families=families or None)
+
+
+def _forkserver(how: str, title: str) -> Benchmark:
+    # It takes the spec, but ignores keys that it does not know, and starts an interpreter.
+    without = ("execnet-2.1.2",)
+    name = f"startup-forkserver-{how}"
+    return Benchmark(name, title, "forkserver", (how,), "ms", without=without)
 
 
 def _round_trip(kind: str, title: str) -> Benchmark:
@@ -99,6 +112,24 @@ def _serializer(function: str, shape: str, title: str) -> Benchmark:
     return Benchmark(name, title, "serializer", (function, shape), "ms")
 
 
+def _rsync(how: str, name: str, title: str, *arguments: str) -> Benchmark:
+    where = "over ssh on loopback" if how == "ssh" else "on this machine"
+    return Benchmark(
+        f"rsync-{how}-{name}",
+        f"{title}, {where}",
+        "rsync",
+        (how, *arguments),
+        "s",
+        needs=("ssh", "ssh-keygen", "sshd") if how == "ssh" else (),
+    )
+
+
+def _memory(name: str, title: str, unit: str, *arguments: str) -> Benchmark:
+    title = f"memory above idle of RSync's larger side, {title}"
+    without = ("execnet-2.1.2",)  # it has no place for a file of 4 GiB
+    return Benchmark(f"rsync-memory-{name}", title, "memory", arguments, unit, without=without)
+
+
 _DIRECTIONS = ("send", "collect")
 _SIZES = {"64k": "64 KiB", "1m": "1 MiB", "64m": "64 MiB"}
 _SHAPES = {
@@ -107,6 +138,15 @@ _SHAPES = {
     "reports": "a test report, 2,000 times",
     "nested": "a nested structure of all types",
 }
+_SYNCS = (
+    ("tree-first", "10,000 files of 2 KB, first copy", "tree", "first"),
+    ("tree-unchanged", "10,000 files of 2 KB, unchanged", "tree", "unchanged"),
+    ("tree-touched", "10,000 files of 2 KB, 1 % changed", "tree", "touched"),
+    ("tree-eight", "10,000 files of 2 KB to 8 targets", "tree", "first", "8"),
+    ("file-first", "a file of 512 MB, first copy", "file", "first"),
+    ("file-changed", "a file of 512 MB, 1 byte changed", "file", "changed"),
+    ("file-appended", "a file of 512 MB, 1 MB appended", "file", "appended"),
+)
 
 BENCHMARKS = (
     Benchmark("import", "import in the coordinator", "import", (), "ms"),
@@ -115,6 +155,8 @@ BENCHMARKS = (
     _startup("startup-one", "one more popen gateway to its first answer", "one"),
     _startup("startup-many", "32 popen gateways in one group to all their answers", "many"),
     _startup("startup-threads", "the same, from 32 threads", "threads", "execnet"),
+    _forkserver("one", "one more forkserver gateway to its first answer"),
+    _forkserver("many", "32 forkserver gateways in one group to all their answers"),
     _round_trip("int", "an int"),
     _round_trip("nested", "a nested item of 2,400 values"),
     *(
@@ -129,6 +171,11 @@ BENCHMARKS = (
         for function in ("dumps", "loads")
         for shape in _SHAPES.items()
     ),
+    *(_rsync(how, *sync) for how in ("local", "ssh") for sync in _SYNCS),
+    _memory("file-first", "a file of 4 GiB, first copy", "MiB", "file", "first"),
+    _memory("file-changed", "a file of 4 GiB, some bytes changed", "MiB", "file", "changed"),
+    _memory("tree-first", "200,000 small files", "bytes a file", "tree", "first"),
+    _rsync("ssh", "connect", "a gateway, or ssh to its end", "tree", "connect"),
 )
 
 

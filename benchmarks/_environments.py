@@ -7,6 +7,7 @@ All environments are made alike, so that none starts slower than another: no pip
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -35,7 +36,7 @@ KEPT_VARIABLES = (
 
 
 class NotInstalled(Exception):
-    """A peer has no environment, and none may be made."""
+    """A peer has no environment and none may be made, or a program is missing."""
 
 
 class InstallFailed(Exception):
@@ -48,6 +49,14 @@ def variables_for(peer: Peer) -> dict[str, str]:
     if peer.from_tree:
         variables["PYTHONPATH"] = str(ROOT)
     return variables
+
+
+def check_programs(*names: str) -> None:
+    """Raise NotInstalled for a program that the system does not have."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    for name in names:
+        if shutil.which(name, path=path) is None:
+            raise NotInstalled(f"there is no {name} here")
 
 
 class Environments:

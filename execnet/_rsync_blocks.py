@@ -83,15 +83,20 @@ class Batch(object):
     def __init__(self, code: int) -> None:
         self.code = code
         self.ids: Any = []
-        self.bytes = 0
+        self.paths: Any = []
+        self.bytes = 0  # of content
+        self.listed_bytes = 0  # of the files, when they were listed
         self._sizes: Any = []
         self._changed: Any = {}  # place -> (mode, time)
         self._parts: Any = []
 
-    def add(self, number: int, data: bytes, changed: Any) -> None:
+    def add(self, number: int, path: bytes, size: int, data: bytes, changed: Any) -> None:
+        """Take a file in.  size: as it was listed.  changed: None or what is new, (mode, time)."""
         if changed is not None:
             self._changed[len(self.ids)] = changed
         self.ids.append(number)
+        self.paths.append(path)
+        self.listed_bytes += size
         if self.code == FILES:
             self._sizes.append(len(data))
             self._parts.append(data)

@@ -1,7 +1,6 @@
 """``RSync.pull``: the coordinator is the target, a worker the source.
 
-What the worker needs for that is several modules, which are sent to it one by one.  What
-writes here is ``rsync_remote``, the same code that writes at the targets of ``RSync.send``.
+What writes here is ``rsync_remote``, the same code that writes at the targets of ``RSync.send``.
 Start at ``pull``.
 """
 
@@ -10,36 +9,18 @@ from __future__ import annotations
 import os
 import struct
 import time
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
+from . import _rsync_wire as wire
 from . import rsync_remote as remote
+from ._rsync_loader import SOURCE_PARTS, load
+from ._rsync_places import path_of
+from ._rsync_push import path_inside, place_here
 from ._rsync_result import Progress, RSyncError, Skipped, TargetResult
-from ._ship import lower
-
-# In the order in which they import each other.
-_PARTS = ("wire", "links", "tree", "blocks", "standin", "watcher", "pump", "server")
-
-# What a worker does first: take the modules, as parts of a package that is on no disk.
-_LOADER = """
-import sys
-package = type(sys)("_execnet_rsync")
-package.__path__ = []
-sys.modules[package.__name__] = package
-for name, file_name, source in channel.receive():
-    module = type(sys)(str(package.__name__ + "." + name))
-    module.__package__ = package.__name__
-    module.__file__ = file_name
-    sys.modules[module.__name__] = module
-    exec(compile(source, file_name, "exec"), module.__dict__)
-    setattr(package, str(name), module)
-package._rsync_server.serve(channel)
-"""
 
 # What a source that lies can make ``Target`` stumble over.
 _LIES = (
-    remote.Violation, TypeError, ValueError, KeyError, IndexError, AttributeError, struct.error,
+    wire.Violation, TypeError, ValueError, KeyError, IndexError, AttributeError, struct.error,
 )  # fmt: skip
 
 
@@ -53,11 +34,9 @@ def pull(
     progress: Progress | None,
 ) -> TargetResult:
     """Do what ``RSync.pull`` promises."""
-    channel = gateway.remote_exec(_LOADER)
+    channel = load(gateway, SOURCE_PARTS)
     try:
-        channel.reconfigure(py2str_as_py3str=False)
-        channel.send([_part(name) for name in _PARTS])
-        channel.send(os.fsencode(remote_dir))
+        channel.send((os.fsencode(remote_dir), _inner(gateway, remote_dir, local_dir)))
         place = f"{gateway.id}:{os.fsdecode(remote_dir)}"
         root, *rest = channel.receive()
         if root is None:
@@ -71,16 +50,19 @@ def pull(
             _LocalTarget(channel, options, result, progress).run(channel.receive)
         except _LIES as exc:
             raise RSyncError(f"{place} broke the protocol: {exc!r}") from exc
+        channel.waitclose()  # the worker can be asked for other things, one at a time
         result.seconds = time.monotonic() - started
         return result
     finally:
         channel.close()
 
 
-def _part(name: str) -> tuple[str, str, str]:
-    module = import_module(f"{__package__}._rsync_{name}")
-    file_name = str(module.__file__)
-    return f"_rsync_{name}", file_name, lower(Path(file_name).read_text(encoding="utf-8"))
+def _inner(
+    gateway: Any, remote_dir: str | os.PathLike[str], local_dir: str | os.PathLike[str]
+) -> bytes | None:
+    """Return the path of the target below the source, where it is in there."""
+    place = place_here(gateway, os.fsencode(remote_dir))
+    return path_inside(os.fsencode(local_dir), place) if place else None
 
 
 class _LocalTarget(remote.Target):
@@ -98,9 +80,9 @@ class _LocalTarget(remote.Target):
     def _on_sent(self, message: Any) -> None:
         """Let the source have a message, and take for the result what is meant for it."""
         self._to_source(message)
-        if message[0] == remote.END:
+        if message[0] == wire.END:
             _, self._result.unchanged, self._result.settled, self._result.deleted = message
-        elif message[0] == remote.FATAL:
+        elif message[0] == wire.FATAL:
             _, _, code, reason = message
             raise RSyncError(code, f"{self._result.destdir}: {reason.decode('utf-8', 'replace')}")
 
@@ -112,14 +94,14 @@ class _LocalTarget(remote.Target):
             raise
 
     def skip(self, entry: Any, reason: bytes) -> None:
-        self._skip(remote.path_of(entry[0], entry[2]), reason)
+        self._skip(path_of(entry[0], entry[2]), reason)
 
     def _skip(self, path: bytes, reason: bytes) -> None:
         skipped = Skipped(os.fsdecode(path), reason.decode("utf-8", "replace"))
         self._result.skipped.append(skipped)
 
     def plan(self, entry: Any) -> None:
-        self._result.planned.append(os.fsdecode(remote.path_of(entry[0], entry[2])))
+        self._result.planned.append(os.fsdecode(path_of(entry[0], entry[2])))
 
     def plan_deletion(self, path: bytes) -> None:
         self._result.planned_deletions.append(os.fsdecode(path))
@@ -130,7 +112,7 @@ class _LocalTarget(remote.Target):
     def _on_fail(self, number: int, reason: bytes) -> None:
         known = self._unlinked.get(number) or (self._pending and self._pending[0][0][::2])
         if known and number != self._refused:
-            self._skip(remote.path_of(*known[:2]), reason[: remote.TEXT_MAX])
+            self._skip(path_of(*known[:2]), reason[: wire.TEXT_MAX])
         super()._on_fail(number, reason)
 
     def _on_files(self, ids: bytes, sizes: bytes, changed: Any, blob: bytes) -> None:
@@ -156,6 +138,6 @@ class _LocalTarget(remote.Target):
 
     def _tell_progress(self, entry: Any, partly: int) -> None:
         if self._progress is not None:
-            path = os.fsdecode(remote.path_of(entry[0], entry[2]))
+            path = os.fsdecode(path_of(entry[0], entry[2]))
             done = self._done_bytes + min(partly, entry[4])
             self._progress(max(self._total, done), done, path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 from collections import deque
 
 from . import _rsync_wire as wire
@@ -16,12 +15,16 @@ from ._rsync_blocks import Batch, Comparison, data_ranges, read_exactly
 from ._rsync_standin import FIRST_STANDIN, Refused, StandIns
 from ._rsync_tree import Unstable, identity_of, mtime_of
 from ._rsync_watcher import TargetFailed, Watcher
-from ._rsync_wire import DIGEST_BYTES, PIECE_BYTES, SMALL_MAX, TEXT_MAX, Violation
-
-try:
-    from zlib import crc32
-except ImportError:  # an interpreter that was built without it
-    crc32 = None  # type: ignore[assignment]
+from ._rsync_wire import (
+    CHUNK_BYTES,
+    DIGEST_BYTES,
+    INTEGERS,
+    PIECE_BYTES,
+    SMALL_MAX,
+    TEXT_MAX,
+    Violation,
+    crc32,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +36,6 @@ LIST_WINDOW_BYTES = 2 * 1024 * 1024  # announced and not yet looked at
 DATA_WINDOW_BYTES = 8 * 1024 * 1024  # sent and not yet worked off
 BATCH_BYTES = 256 * 1024  # of small files in one message
 BATCH_FILES = 500
-SEND_BYTES = PIECE_BYTES - 1024  # of content in one message, which then is one frame
-INTEGERS = (int, long) if sys.version_info[0] == 2 else int  # type: ignore[name-defined]
 WAKE = None  # what ``receive`` returns when there is no message, but more of the walk
 
 
@@ -59,6 +60,7 @@ class Pump(object):
         self._asked: Any = {}  # how often, by id
         self._requests: Any = deque()  # (code, id, digest or comparison), in order
         self._comparison: Any = None  # whose digests are arriving
+        self._moved_bytes = 0  # of the large file that is being sent
         self._links: Any = deque()  # that the target cannot make
         self._standins: Any = None
         self._announcing: Any = iter(())
@@ -182,9 +184,16 @@ class Pump(object):
             self._watcher.asked(entries.size_of(number))
 
     def _on_want(self, ids: bytes) -> None:
+        total = 0
         for number in wire.unpack_ids(ids):
-            self._ask(number, 2)  # again when the proof of a delta failed
+            size = self._tree.file_size(number) if number < self._announced else None
+            if size is None or number in self._asked:
+                self._ask(number, 2)  # again when the proof of a delta failed
+            else:  # the same, without its calls: there may be many
+                self._asked[number] = 1
+                total += size
             self._requests.append((wire.WANT, number, None))
+        self._watcher.asked(total)
 
     def _on_check(self, ids: bytes, digests: bytes) -> None:
         for place, number in enumerate(wire.unpack_ids(ids)):
@@ -215,7 +224,7 @@ class Pump(object):
     def _on_done(self, ids: bytes) -> None:
         numbers = wire.unpack_ids(ids)
         self._placed += len(numbers)
-        if self._placed > self._answered or [n for n in numbers if n not in self._asked]:
+        if self._placed > self._answered or not all(map(self._asked.__contains__, numbers)):
             raise Violation("files are done that were not sent")
         self._watcher.done([self._size_of(number) for number in numbers])
 
@@ -266,8 +275,9 @@ class Pump(object):
         batch = Batch(wire.FILES)
         while self._requests and batch.bytes < BATCH_BYTES and len(batch.ids) < BATCH_FILES:
             code, number, digest = self._requests[0]
-            entries = self._entries_of(number)
-            if code == wire.DELTA or entries.size_of(number) > SMALL_MAX:
+            entries = self._tree if number < FIRST_STANDIN else self._entries_of(number)
+            size = entries.size_of(number)
+            if code == wire.DELTA or size > SMALL_MAX:
                 break
             self._requests.popleft()
             try:
@@ -285,7 +295,7 @@ class Pump(object):
             if (batch.code == wire.SAME) != is_same:
                 self._send_batch(batch)
                 batch = Batch(wire.SAME if is_same else wire.FILES)
-            batch.add(number, *found)
+            batch.add(number, entries.path_of(number), size, *found)
         self._send_batch(batch)
 
     def _send_batch(self, batch: Batch) -> None:
@@ -293,12 +303,11 @@ class Pump(object):
             return
         self._answered += len(batch.ids)
         if batch.code == wire.FILES:
-            self._watcher.sending([self._path_of(number) for number in batch.ids])
+            self._watcher.sending(batch.paths)
         self._data_sent += batch.cost()
         self._send(batch.message())
         self._watcher.sent(batch.bytes)
-        moved = sum([self._size_of(number) for number in batch.ids])
-        self._watcher.moved(self._path_of(batch.ids[-1]), moved)
+        self._watcher.moved(batch.paths[-1], batch.listed_bytes)
 
     def _send_large(self, number: int, comparison: Any) -> None:
         """Answer with a large file, in pieces: all of it, or where it differs from the old."""
@@ -311,6 +320,7 @@ class Pump(object):
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
                 raise Unstable("is no file any more")
+            self._moved_bytes = 0
             send = self._send_whole if comparison is None else self._send_changes
             last = send(number, fd, found, comparison)
             if identity_of(os.fstat(fd)) != identity_of(found):
@@ -318,6 +328,7 @@ class Pump(object):
         except (OSError, Unstable) as exc:
             self._fail(number, wire.reason_of(exc))
         else:
+            self._moved(number, self._size_of(number))  # holes, too
             self._answered += 1
             self._send(last)
         finally:
@@ -330,19 +341,23 @@ class Pump(object):
 
     def _send_piece(self, number: int, offset: int, data: Any) -> None:
         """Send a piece as soon as the window lets it; announce meanwhile."""
-        for start in range(0, len(data), SEND_BYTES):
+        for start in range(0, len(data), CHUNK_BYTES):
             while self._is_window_full():
                 self._take()
-            part = data[start : start + SEND_BYTES]
+            part = data[start : start + CHUNK_BYTES]
             self._data_sent += len(part) + 32
             self._send(wire.PIECE.pack(number, offset + start) + part)
             self._watcher.sent(len(part))
         while self._announce():
             pass
 
-    def _moved(self, number: int, before: int, after: int) -> None:
+    def _moved(self, number: int, position: int) -> None:
+        """Tell of the progress to ``position``, when another piece or the whole file is done."""
         size = self._size_of(number)
-        self._watcher.moved(self._path_of(number), min(after, size) - min(before, size))
+        count = min(position, size) - self._moved_bytes
+        if count >= PIECE_BYTES or (count and position >= size):
+            self._moved_bytes += count
+            self._watcher.moved(self._path_of(number), count)
 
     def _send_whole(self, number: int, fd: int, found: Any, _: Any) -> Any:
         self._open_far(number, found, False)
@@ -350,12 +365,12 @@ class Pump(object):
         for position, stop in data_ranges(fd, found):
             os.lseek(fd, position, os.SEEK_SET)
             while position < stop:
-                data = read_exactly(fd, min(SEND_BYTES, stop - position))
+                data = read_exactly(fd, min(CHUNK_BYTES, stop - position))
                 if proof is not None:
                     proof = crc32(data, proof) & 0xFFFFFFFF
                 self._send_piece(number, position, data)
                 position += len(data)
-                self._moved(number, position - len(data), position)
+                self._moved(number, position)
         return wire.CLOSE, number, proof
 
     def _send_changes(self, number: int, fd: int, found: Any, old: Comparison) -> Any:
@@ -363,9 +378,9 @@ class Pump(object):
             return self._send_whole(number, fd, found, old)
         is_open = False
         digests = bytearray()
-        position, size = 0, found.st_size
+        position, size, step = 0, found.st_size, wire.chunk_bytes(old.block)
         while position < size:
-            data = read_exactly(fd, min(PIECE_BYTES, size - position))
+            data = read_exactly(fd, min(step, size - position))
             while not old.is_known(position + len(data) - 1):
                 self._take()
             for start, stop in old.changes(position, data, digests):
@@ -374,7 +389,7 @@ class Pump(object):
                     self._open_far(number, found, True)
                 self._send_piece(number, position + start, data[start:stop])
             position += len(data)
-            self._moved(number, position - len(data), position)
+            self._moved(number, position)
         if not is_open and size == old.size:
             changed = {0: (found.st_mode & 0o777, mtime_of(found))}
             return wire.SAME, wire.pack_ids([number]), changed

@@ -24,12 +24,38 @@ _END = object()  # what a channel's callback gets last
 class Hooks(Protocol):
     """What a run tells its user, in the user's thread."""
 
-    def on_sending(self, target: Target, path: str) -> None: ...
+    def on_sending(self, target: Target, paths: list[bytes]) -> None: ...
     def on_list(self, target: Target, total: int) -> None: ...
-    def on_ack(self, target: Target, size: int) -> None: ...
+    def on_acks(self, target: Target, sizes: list[int]) -> None: ...
     def on_skipped(self, target: Target, skipped: Skipped) -> None: ...
     def on_finished(self, target: Target) -> None: ...
     def on_progress(self, total: int, done: int, current: str) -> None: ...
+
+
+def place_here(gateway: Any, path: bytes) -> bytes | None:
+    """Return where a worker's path is on this machine, None if it is another or may be."""
+    spec = gateway.spec
+    if not spec.popen or spec.python or spec.via:
+        return None
+    return os.path.realpath(os.path.join(os.fsencode(gateway._rinfo().cwd), path))
+
+
+def path_inside(path: bytes, directory: bytes) -> bytes | None:
+    """Return the path of something below a directory, None if it is elsewhere."""
+    try:
+        inner = os.path.relpath(os.path.realpath(path), os.path.realpath(directory))
+    except ValueError:  # on another drive of Windows
+        return None
+    return None if inner.split(os.sep.encode())[0] in (b".", b"..") else inner
+
+
+def without_targets(root: bytes, targets: list[Target], accept: Any) -> Any:
+    """Return ``accept`` made to refuse targets that are in the source, which would never end."""
+    places = [place_here(target.gateway, target.options["dest"]) for target in targets]
+    inner = {path_inside(place, root) for place in places if place} - {None}
+    if not inner:
+        return accept
+    return lambda path: path not in inner and (accept is None or accept(path))
 
 
 class ChannelGone(Exception):
@@ -87,6 +113,7 @@ class _Service(Watcher):
             try:
                 self._send(options)
                 pump.run()
+                self._wait_for_end()
             except ChannelGone:
                 pump.take_rest()
         except TargetFailed as exc:
@@ -126,6 +153,12 @@ class _Service(Watcher):
             return message
         self.target.channel.waitclose()
         raise EOFError(f"{self._place()} ended before all was there")
+
+    def _wait_for_end(self) -> None:
+        """Wait until the worker can be asked for other things, also if it does one at a time."""
+        while self.inbox.get() is not _END:
+            pass
+        self.target.channel.waitclose()
 
     # what the pump tells, in the target's thread
 
@@ -173,8 +206,7 @@ class _Service(Watcher):
 
     def _on_sending(self, paths: Any) -> None:
         self.target.result.files_sent += len(paths)
-        for path in paths:
-            self._run.hooks.on_sending(self.target, os.fsdecode(path))
+        self._run.hooks.on_sending(self.target, paths)
 
     def _on_moved(self, path: bytes, count: int) -> None:
         self.moved_bytes += count
@@ -189,8 +221,7 @@ class _Service(Watcher):
         if self._acks is not None:
             self._acks.extend(sizes)
             return
-        for size in sizes:
-            self._run.hooks.on_ack(self.target, size)
+        self._run.hooks.on_acks(self.target, sizes)
 
     def on_skipped(self, path: bytes, reason: bytes) -> None:
         skipped = Skipped(os.fsdecode(path), reason.decode("utf-8", "replace"))
@@ -209,6 +240,7 @@ class Run:
     """One walk of a source for some targets.  Belongs to the thread that calls ``execute``."""
 
     def __init__(self, root: bytes, targets: list[Target], accept: Any, hooks: Hooks) -> None:
+        accept = without_targets(root, targets, accept)
         self._remarks: list[tuple[bytes, bytes]] = []
         tree = Tree(root, accept, lambda path, reason: self._remarks.append((path, reason)))
         tree.shared = len(targets) > 1

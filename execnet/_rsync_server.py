@@ -15,11 +15,19 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def serve(channel: Any) -> None:
-    """Offer what the next item names; say what it is, or (None, errno, reason), and serve it."""
+def main(channel: Any) -> None:
+    """Offer what the next item names, but for a path in it; tell what it is, and serve it.
+
+    What cannot be offered is (None, errno, reason).
+    """
     remarks: Any = []
+    root, left_out = channel.receive()
     try:
-        tree = Tree(channel.receive(), None, lambda path, reason: remarks.append((path, reason)))
+        tree = Tree(
+            root,
+            left_out and (lambda path: path != left_out),
+            lambda path, reason: remarks.append((path, reason)),
+        )
     except OSError as exc:
         channel.send((None, exc.errno or 0, wire.reason_of(exc)))
         return

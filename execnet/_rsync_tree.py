@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 LIST_BYTES = 64 * 1024  # of announcements that go in one message
 UNIT_ENTRIES = 2000  # of a directory in one unit
+FILE_KINDS = frozenset([FILE, LEADER, HARDLINK])
 CACHE_BYTES = 16 * 1024 * 1024  # of small files that other targets may ask for soon
 
 HAS_NS = hasattr(os.stat_result, "st_mtime_ns")
@@ -71,24 +72,17 @@ def identity_of(found: Any) -> Any:
 
 
 def children_of(path: bytes) -> Any:
-    """Return [(name, what ``lstat`` says, or an OSError)] of a directory, sorted."""
+    """Return [(name, entry)] of a directory, the first one last, to be taken from the end."""
     if not hasattr(os, "scandir"):
-        return [(name, lstat_or_error(path + SEP + name)) for name in sorted(os.listdir(path))]
+        return [(name, None) for name in sorted(os.listdir(path), reverse=True)]
     with os.scandir(path) as entries:
-        found = sorted([(entry.name, entry) for entry in entries])
-    return [(name, status_of(entry)) for name, entry in found]
+        return sorted([(entry.name, entry) for entry in entries], reverse=True)
 
 
-def status_of(entry: Any) -> Any:
+def status_of(path: bytes, entry: Any) -> Any:
+    """Return what ``lstat`` says, or the OSError that it raises."""
     try:
-        return entry.stat(follow_symlinks=False)
-    except OSError as exc:
-        return exc
-
-
-def lstat_or_error(path: bytes) -> Any:
-    try:
-        return os.lstat(path)
+        return os.lstat(path) if entry is None else entry.stat(follow_symlinks=False)
     except OSError as exc:
         return exc
 
@@ -148,7 +142,8 @@ class Entries(object):
 
     def add(self, path: bytes, kind: int, found: Any, size: int) -> Any:
         """Add an entry; return its (id, mode, time)."""
-        mode, mtime = found.st_mode & 0o777, mtime_of(found)
+        mode = found.st_mode & 0o777
+        mtime = found.st_mtime_ns if HAS_NS else mtime_of(found)
         self._paths.append(path)
         self._kinds.append(kind)
         self._sizes.append(size)
@@ -164,8 +159,13 @@ class Entries(object):
     def size_of(self, number: int) -> int:
         return int(self._sizes[number - self.first])
 
+    def file_size(self, number: int) -> Any:
+        """Return the size of a file, None if the entry is none."""
+        place = number - self.first
+        return int(self._sizes[place]) if self._kinds[place] in FILE_KINDS else None
+
     def is_file(self, number: int) -> bool:
-        return self._kinds[number - self.first] in (FILE, LEADER, HARDLINK)
+        return self._kinds[number - self.first] in FILE_KINDS
 
     def is_link(self, number: int) -> bool:
         return self._kinds[number - self.first] in (SYMLINK, ROOTED)
@@ -185,9 +185,11 @@ class Entries(object):
             self._remark(here, reason_of(exc))
             children, last = [], INCOMPLETE
         unit = Unit(number, self.count())
-        for name, found in children:
+        while children:
+            name, entry = children.pop()  # there may be many, and their status is not small
             path = here + SEP + name if here else name
             if self._accept is None or self._accept(path):
+                found = status_of(self.full_path(path), entry)
                 self._add_entry(unit, path, name, found, inner)
             if len(unit) == UNIT_ENTRIES:
                 yield unit.cost, unit.packed(MORE)
@@ -198,7 +200,10 @@ class Entries(object):
         if isinstance(found, OSError):
             self._remark(path, reason_of(found))
         elif stat.S_ISREG(found.st_mode):
-            self._add_file(unit, path, name, found)
+            if found.st_nlink < 2:
+                self._add(unit, path, name, FILE, found, found.st_size, None)
+            else:
+                self._add_linked(unit, path, name, found)
         elif stat.S_ISDIR(found.st_mode):
             inner.append(self.count())
             self._add(unit, path, name, DIRECTORY, found, 0, None)
@@ -208,7 +213,8 @@ class Entries(object):
             kinds = [what for test, what in KINDS if test(found.st_mode)] + ["a special file"]
             self._remark(path, ("is %s, left out" % kinds[0]).encode())
 
-    def _add_file(self, unit: Unit, path: bytes, name: bytes, found: Any) -> None:
+    def _add_linked(self, unit: Unit, path: bytes, name: bytes, found: Any) -> None:
+        """Add a file that has other names."""
         self._add(unit, path, name, FILE, found, found.st_size, None)
 
     def _add_link(self, unit: Unit, path: bytes, name: bytes, found: Any) -> None:
@@ -325,10 +331,7 @@ class Tree(Entries):
                 yield item
             stack.extend(reversed(inner))
 
-    def _add_file(self, unit: Unit, path: bytes, name: bytes, found: Any) -> None:
-        if found.st_nlink < 2:
-            self._add(unit, path, name, FILE, found, found.st_size, None)
-            return
+    def _add_linked(self, unit: Unit, path: bytes, name: bytes, found: Any) -> None:
         inode = found.st_dev, found.st_ino
         leader = self._leaders.setdefault(inode, self.count())
         if leader == self.count():

@@ -1,14 +1,20 @@
 """What both halves of RSync must agree on: codes, sizes, packing, digests.
 
-``rsync_remote`` stands alone when it is shipped and has its own copy of these names; a test
-keeps the two equal.  What the messages mean is told there.
+This file is shipped: it keeps to what Python 2.7 and today's Python both accept.  What the
+messages mean is told in ``rsync_remote``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
+import sys
 import time
+
+try:
+    from zlib import crc32 as crc32
+except ImportError:  # an interpreter that was built without it
+    crc32 = None  # type: ignore[assignment]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,9 +35,15 @@ HASHES = ("blake2b", "sha256", "md5")
 DIGEST_BYTES = 16  # kept of each digest
 SMALL_MAX = 32 * 1024  # bytes of a file that travels with others, and not by blocks
 PIECE_BYTES = 1024 * 1024
+# Of a large file in one message: what C libraries allocate without asking the system, which would
+# have to clear each page, so that this is faster than more.
+CHUNK_BYTES = 127 * 1024
 BLOCKS_MAX = 2 * 1024 * 1024  # of a file that is compared; larger ones are sent whole
 TEXT_MAX = 1000
 PIECE = struct.Struct("!QQ")  # id and offset; a message of bytes is a piece, with content behind
+
+PY2 = sys.version_info[0] == 2
+INTEGERS = (int, long) if PY2 else int  # type: ignore[name-defined]
 
 clock = getattr(time, "perf_counter", time.time)
 
@@ -68,12 +80,27 @@ def digest_function(name: Any) -> Any:
     return lambda data: new(data).digest()[:DIGEST_BYTES]
 
 
+def choose_hash(source_costs: Any) -> str:
+    """Return the hash that is fastest for the slower of both; md5 if there is no other."""
+    costs = {name: (hash_cost(name), source_costs.get(name)) for name in HASHES}
+    common = [(max(pair), name) for name, pair in costs.items() if all(pair)]
+    strong = [item for item in common if item[1] != "md5"]
+    if not common:
+        raise Violation("no hash in common: %.200r" % (source_costs,))
+    return min(strong or common)[1]
+
+
 def block_bytes(size: int) -> int:
     """Return the bytes of a block of a file of this size; a power of two, at most a piece."""
     block = 16 * 1024
     while size > block * 16384 and block < PIECE_BYTES:
         block *= 2
     return block
+
+
+def chunk_bytes(block: int) -> int:
+    """Return how much of a file that is compared is read at once: whole blocks."""
+    return max(1, CHUNK_BYTES // block) * block
 
 
 def pack_ids(ids: Any) -> bytes:
@@ -91,6 +118,15 @@ def pack_numbers(code: str, values: Any) -> Any:
         return struct.pack("!%d%s" % (len(values), code), *values)
     except struct.error:  # a time beyond the year 2262
         return list(values)
+
+
+def numbers(code: str, value: Any, count: int) -> Any:
+    """Return ``count`` numbers that came packed, or as a list because one was too large."""
+    if isinstance(value, bytes):
+        return struct.unpack("!%d%s" % (count, code), value)
+    if len(value) != count or [item for item in value if not isinstance(item, INTEGERS)]:
+        raise Violation("not %d numbers: %.200r" % (count, value))
+    return value
 
 
 def reason_of(exc: Any) -> bytes:

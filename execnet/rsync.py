@@ -68,7 +68,7 @@ class RSync:
             and puts into the result what would be done.
         Raises TypeError for any other option, OSError if the gateway is gone.
         """
-        from . import rsync_remote
+        from ._rsync_loader import TARGET_PARTS, load
         from ._rsync_push import Target
 
         unknown = sorted(options.keys() - {"delete", "dry_run"})
@@ -79,8 +79,7 @@ class RSync:
             "delete": bool(options.get("delete")),
             "dry_run": bool(options.get("dry_run")),
         }
-        channel = gateway.remote_exec(rsync_remote)
-        channel.reconfigure(py2str_as_py3str=False)  # what Python 2 calls str are bytes here
+        channel = load(gateway, TARGET_PARTS)
         self._targets.append(
             Target(gateway, channel, os.fsdecode(destdir), finishedcallback, settings)
         )
@@ -149,16 +148,20 @@ class RSync:
 
     # what a run tells
 
-    def on_sending(self, target: Target, path: str) -> None:
-        self._report_send_file(target.gateway, path)
+    def on_sending(self, target: Target, paths: list[bytes]) -> None:
+        report = self._report_send_file
+        if self._verbose or getattr(report, "__func__", None) is not RSync._report_send_file:
+            for path in paths:
+                report(target.gateway, os.fsdecode(path))
 
     def on_list(self, target: Target, total: int) -> None:
         if self._callback is not None:
             self._callback("list", total, target.channel)
 
-    def on_ack(self, target: Target, size: int) -> None:
+    def on_acks(self, target: Target, sizes: list[int]) -> None:
         if self._callback is not None:
-            self._callback("ack", size, target.channel)
+            for size in sizes:
+                self._callback("ack", size, target.channel)
 
     def on_skipped(self, target: Target, skipped: Skipped) -> None:
         if self._verbose:

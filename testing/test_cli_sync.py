@@ -19,6 +19,7 @@ from tools import missing, wait_until
 from execnet._cli_run import CommandError
 from execnet._cli_sync import is_excluded, parse_targets
 
+SHOW_CURSOR, HIDE_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
 FILES = {"a": b"1", "d/b": b"22", "d/x.pyc": b"", "cache/y": b""}
 
 
@@ -164,35 +165,66 @@ def test_ctrl_c_ends_it_with_nothing_left(shell: Shell, source: Path) -> None:
     assert not (shell.folder / "dest/large").exists()
 
 
+class Terminal:
+    """A command whose stderr is a terminal; ``drawn`` is what it has drawn there so far."""
+
+    def __init__(self, shell: Shell, *arguments: str) -> None:
+        if importlib.util.find_spec("rich") is None:
+            missing("rich, of the extra cli")
+        settings = {"PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm", "COLUMNS": "100"}
+        self._fd, theirs = pty.openpty()
+        self.drawn = b""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "execnet", "sync", *arguments],
+            cwd=shell.folder,
+            env={**os.environ, **settings},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+        )
+        os.close(theirs)
+
+    def read(self) -> bytes:
+        """Read once; b"" at the end."""
+        try:
+            chunk = os.read(self._fd, 4096)
+        except OSError:  # how Linux tells that the other end is closed
+            chunk = b""
+        self.drawn += chunk
+        return chunk
+
+    def finish(self) -> str:
+        """Read to the end; return what came on stdout."""
+        while self.read():
+            pass
+        os.close(self._fd)
+        assert self.process.stdout is not None
+        with self.process.stdout as stdout:
+            output = stdout.read().decode()
+        self.process.wait()
+        return output
+
+
 def test_on_a_terminal_a_bar_shows_the_progress(shell: Shell, source: Path) -> None:
-    if importlib.util.find_spec("rich") is None:
-        missing("rich, of the extra cli")
     (source / "large").write_bytes(os.urandom(3 << 20))
-    terminal = {"PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm", "COLUMNS": "100"}
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "execnet", "sync", "source", "popen:dest"],
-        cwd=shell.folder,
-        env={**os.environ, **terminal},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs,
-    )  # fmt: skip
-    os.close(theirs)
-    drawn = b""
-    while chunk := read_terminal(ours):
-        drawn += chunk
-    os.close(ours)
-    assert process.stdout is not None
-    stdout = process.stdout.read().decode()
-    process.stdout.close()
-    assert process.wait() == 0
-    assert "3.1/3.1 MB" in drawn.decode()
-    assert drawn.endswith(b"\x1b[?25h")  # the cursor is back
+    terminal = Terminal(shell, "source", "popen:dest")
+    stdout = terminal.finish()
+    assert terminal.process.returncode == 0
+    assert "3.1/3.1 MB" in terminal.drawn.decode()
+    assert terminal.drawn.endswith(SHOW_CURSOR)
     assert stdout.startswith("[gw0] dest: 5 files sent (3.146 MB), 0 unchanged, ")
     assert stdout.count("\n") == 1
 
 
-def read_terminal(descriptor: int) -> bytes:
-    try:
-        return os.read(descriptor, 4096)
-    except OSError:  # how Linux tells that the other end is closed
-        return b""
+def test_after_ctrl_c_the_terminal_has_its_cursor_back(shell: Shell, source: Path) -> None:
+    with open(source / "large", "wb") as file:
+        for start in range(0, 1 << 34, 1 << 26):  # data here and there, for some time
+            file.seek(start)
+            file.write(b"x" * (1 << 20))
+    terminal = Terminal(shell, "source", "popen:dest")
+    while HIDE_CURSOR not in terminal.drawn:
+        assert terminal.read()
+    terminal.process.send_signal(signal.SIGINT)
+    terminal.finish()
+    assert terminal.process.returncode == 130
+    assert SHOW_CURSOR in terminal.drawn

@@ -11,7 +11,7 @@ import pytest
 from conftest import MakeGateway
 from rsync_trees import assert_same, make_tree, send
 
-from execnet import Gateway, RemoteError, RSync
+from execnet import Gateway, Group, RemoteError, RSync
 from execnet._rsync_result import RSyncError, Skipped
 
 FILES = {"a": b"hello", "d/b": b"x" * 100, "d/e/c": b""}
@@ -340,3 +340,71 @@ def test_code_that_fails_in_the_worker_is_a_remote_error(
     rsync.add_target(gateway, dest)
     with pytest.raises(RemoteError, match="rsync_remote"):
         rsync.send()
+
+
+def test_every_execution_model_can_send_and_pull(
+    execmodel: Any, group: Group, source: Path, dest: Path
+) -> None:
+    group.set_execmodel(execmodel.backend, "main_thread_only")
+    gateway = group.makegateway("popen")
+    for number in range(5):  # one right after the other, to a worker that does one at a time
+        assert send(gateway, source, dest / f"to{number}").ok
+        assert RSync.pull(gateway, dest / f"to{number}", dest / f"back{number}").ok
+        assert_same(source, dest / f"back{number}")
+
+
+def test_a_worker_keeps_what_it_needs_for_the_next_run(
+    gateway: Gateway, source: Path, dest: Path
+) -> None:
+    which = "import sys; channel.send(id(sys.modules['_execnet_rsync.rsync_remote']))"
+    send(gateway, source, dest)
+    first = gateway.remote_exec(which).receive()
+    send(gateway, source, dest)
+    assert gateway.remote_exec(which).receive() == first
+
+
+def test_two_runs_can_begin_at_once_in_one_worker(
+    gateway: Gateway, source: Path, tmp_path: Path
+) -> None:
+    rsync = RSync(source, verbose=False)
+    dests = [tmp_path / f"dest{number}" for number in range(8)]
+    for dest in dests:
+        rsync.add_target(gateway, dest)
+    rsync.send()
+    for dest in dests:
+        assert_same(source, dest)
+
+
+COUNT_DESCRIPTORS = "import os; channel.send(len(os.listdir('/dev/fd')))"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="counts descriptors")
+@pytest.mark.parametrize("way", ["send", "pull"])
+def test_the_worker_holds_nothing_when_the_call_returns(
+    gateway: Gateway, source: Path, dest: Path, way: str
+) -> None:
+    slow = "import os, time; close = os.close; os.close = lambda fd: (time.sleep(0.05), close(fd))"
+    gateway.remote_exec(slow).waitclose()
+    before = gateway.remote_exec(COUNT_DESCRIPTORS).receive()
+    if way == "send":
+        send(gateway, source, dest)
+    else:
+        RSync.pull(gateway, source, dest)
+    assert gateway.remote_exec(COUNT_DESCRIPTORS).receive() == before
+
+
+@pytest.mark.parametrize("way", ["send", "pull"])
+def test_a_target_inside_of_the_source_is_left_out_of_it(
+    makegateway: MakeGateway, source: Path, way: str
+) -> None:
+    gateway = makegateway(f"popen//chdir={source}")
+    for _ in range(2):
+        if way == "send":
+            send(gateway, source, "d/copy")
+        else:
+            RSync.pull(gateway, source, source / "d/copy")
+        found = sorted(str(path.relative_to(source)) for path in source.rglob("*"))
+        assert found == [
+            *("a", "d", "d/b", "d/copy", "d/copy/a", "d/copy/d", "d/copy/d/b"),
+            *("d/copy/d/e", "d/copy/d/e/c", "d/e", "d/e/c"),
+        ]

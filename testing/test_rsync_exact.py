@@ -15,9 +15,9 @@ import pytest
 from conftest import MakeGateway
 from rsync_trees import assert_same, make_tree, send, snapshot
 
-from execnet import Gateway, RSync, _rsync_pump
+from execnet import Gateway, RSync, _rsync_pump, _rsync_wire
 from execnet._rsync_result import RSyncError, Skipped
-from execnet.rsync_remote import SMALL_MAX
+from execnet._rsync_wire import SMALL_MAX
 
 Sync = Callable[..., Any]
 NOBODY = 65534
@@ -96,7 +96,7 @@ def test_names_of_any_bytes_arrive(sync: Sync, gateway: Gateway, source: Path, d
 def test_sizes_around_every_border_arrive(
     sync: Sync, gateway: Gateway, source: Path, dest: Path
 ) -> None:
-    borders = [0, SMALL_MAX, 256 * 1024, _rsync_pump.SEND_BYTES, 1 << 20, 2 << 20]
+    borders = [0, SMALL_MAX, 256 * 1024, _rsync_wire.CHUNK_BYTES, 1 << 20, 2 << 20]
     for border in borders:
         for size in {max(border + offset, 0) for offset in (-1, 0, 1)}:
             (source / str(size)).write_bytes(os.urandom(size))
@@ -416,7 +416,14 @@ def test_a_file_that_is_another_thing_when_it_is_read_is_reported(
     rsync.add_target(gateway, dest)
     result = rsync.send()
     assert result is not None
-    assert [skipped.path for skipped in result.targets[0].skipped] == ["b"]
+    (skipped,) = result.targets[0].skipped
+    assert skipped.path == "b"
+    assert {
+        "vanish": "No such file or directory",
+        "fifo": "is no file any more",
+        "link": "became a link since it was listed",
+        "directory": "is no file any more" if size > SMALL_MAX else "Is a directory",
+    }[change] == skipped.reason
     assert (dest / "b").read_bytes() == b"old"
     assert ((dest / "a").read_bytes(), (dest / "z").read_bytes()) == (b"1", b"2")
 
@@ -477,6 +484,29 @@ def test_a_file_that_changes_while_it_is_read_is_reported_and_the_old_one_stays(
     assert "while it was read" in result.skipped[0].reason
     assert sorted(os.listdir(dest)) == (["a", "b", "z"] if there else ["a", "z"])
     assert snapshot(dest).entries.get(b"b") == old
+
+
+def test_a_small_file_that_changes_while_it_is_read_is_reported(
+    gateway: Gateway, source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(source, {"a": b"1", "b": b"2", "z": b"3"})
+    seek = os.lseek
+
+    def change_and_seek(fd: int, *arguments: int) -> int:  # before it is read for good
+        (source / "b").write_bytes(b"changed again")
+        return seek(fd, *arguments)
+
+    def change() -> None:
+        (source / "b").write_bytes(b"changed")
+        monkeypatch.setattr(os, "lseek", change_and_seek)
+
+    rsync = Meddler(source, change)
+    rsync.add_target(gateway, dest)
+    result = rsync.send()
+    monkeypatch.undo()
+    assert result is not None
+    assert result.targets[0].skipped == [Skipped("b", "changed while it was read")]
+    assert sorted(os.listdir(dest)) == ["a", "z"]
 
 
 def test_a_file_that_cannot_be_read_is_reported_and_the_rest_arrives(

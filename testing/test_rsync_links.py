@@ -14,7 +14,7 @@ from rsync_trees import assert_same, make_tree, send, snapshot
 from execnet import Gateway, RSync
 from execnet._rsync_links import Links
 from execnet._rsync_result import Skipped
-from execnet.rsync_remote import ROOTED, SMALL_MAX, SYMLINK
+from execnet._rsync_wire import ROOTED, SMALL_MAX, SYMLINK
 
 Sync = Callable[..., Any]
 

@@ -5,9 +5,10 @@ A hostile source is a list of messages for a ``Target``; a hostile worker one fo
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rsync_trees import make_tree, send, snapshot
 
-import execnet.rsync
-from execnet import Gateway, RSync, _rsync_wire, rsync_remote
+from execnet import Gateway, RSync, _rsync_loader, _rsync_places
 from execnet._rsync_pump import Pump
 from execnet._rsync_result import RSyncError
 from execnet._rsync_tree import Tree
 from execnet._rsync_watcher import TargetFailed, Watcher
-from execnet._rsync_wire import Violation
-from execnet.rsync_remote import (
+from execnet._rsync_wire import (
     ACK,
     CHECK,
     CLOSE,
@@ -50,25 +49,27 @@ from execnet.rsync_remote import (
     NOTE,
     OPEN,
     PIECE,
+    PIECE_BYTES,
     PLAN,
     ROOTED,
     SAME,
     SMALL_MAX,
     SYMLINK,
     WANT,
-    Target,
+    Violation,
+    block_bytes,
+    chunk_bytes,
     pack_ids,
-)  # fmt: skip
+)
+from execnet.rsync_remote import Target
 
 
-def test_both_halves_agree_on_what_each_has_a_copy_of() -> None:
-    for name, value in vars(_rsync_wire).items():
-        if name.isupper() and name != "TYPE_CHECKING":
-            ours = getattr(rsync_remote, name)
-            assert getattr(ours, "format", ours) == getattr(value, "format", value), name
+def test_what_is_read_at_once_is_a_whole_number_of_blocks() -> None:
     for size in [0, 1, *(2**power + offset for power in range(10, 50) for offset in (-1, 0, 1))]:
-        assert rsync_remote.block_bytes(size) == _rsync_wire.block_bytes(size)
-        assert rsync_remote.PIECE_BYTES % rsync_remote.block_bytes(size) == 0
+        block = block_bytes(size)
+        assert PIECE_BYTES % block == 0
+        assert chunk_bytes(block) % block == 0
+        assert block <= chunk_bytes(block) <= PIECE_BYTES
 
 
 # hostile sources
@@ -76,13 +77,13 @@ def test_both_halves_agree_on_what_each_has_a_copy_of() -> None:
 
 def unit(
     entries: list[tuple[bytes, int, int]], extras: Iterable[Any] = (), directory: int = 0,
-    first: int = 1, last: int = COMPLETE,
+    first: int = 1, last: int = COMPLETE, mode: int = 0o755,
 ) -> tuple[Any, ...]:  # fmt: skip
     """Return a unit with (name, kind, size) entries."""
     names = b"\0".join(name for name, _, _ in entries)
     kinds = bytes(kind for _, kind, _ in entries)
     count = len(entries)
-    modes = struct.pack(f"!{count}H", *[0o755] * count)
+    modes = struct.pack(f"!{count}H", *[mode] * count)
     sizes = struct.pack(f"!{count}q", *[size for _, _, size in entries])
     times = struct.pack(f"!{count}q", *[1] * count)
     return directory, first, names, kinds, modes, sizes, times, list(extras), last
@@ -135,14 +136,14 @@ def test_a_name_that_is_no_single_component_is_refused(
     stage: Stage, name: bytes, kind: int
 ) -> None:
     extras = {HARDLINK: [1], SYMLINK: [b"x"], ROOTED: [b"/x"]}.get(kind, [])
-    with pytest.raises(rsync_remote.Violation, match="not a name"):
+    with pytest.raises(Violation, match="not a name"):
         stage.play([(LIST, 9, [unit([(name, kind, 0)], extras)])])
     stage.assert_unharmed()
     assert list(stage.dest.iterdir()) == []
 
 
 def test_a_name_with_a_zero_in_it_is_two_names_too_many(stage: Stage) -> None:
-    with pytest.raises((rsync_remote.Violation, struct.error)):
+    with pytest.raises((Violation, struct.error)):
         stage.play([(LIST, 9, [unit([(b"a\0b", FILE, 0)])])])
 
 
@@ -153,7 +154,7 @@ def test_a_link_cannot_be_made_and_then_be_entered_as_a_directory(stage: Stage) 
         (LIST, 9, [unit([(b"secret", FILE, 3)], directory=2, first=3)]),
         files(3, b"new"),
     ]
-    with pytest.raises(rsync_remote.Violation, match="announced twice"):
+    with pytest.raises(Violation, match="announced twice"):
         stage.play(messages)
     stage.assert_unharmed()
 
@@ -166,7 +167,7 @@ def test_a_directory_cannot_be_announced_and_then_be_replaced_by_a_link(stage: S
         (LIST, 9, [unit([(b"secret", FILE, 3)], directory=1, first=3)]),
         files(3, b"new"),
     ]
-    with pytest.raises(rsync_remote.Violation, match="announced twice"):
+    with pytest.raises(Violation, match="announced twice"):
         stage.play(messages)
     stage.assert_unharmed()
 
@@ -177,7 +178,7 @@ def test_a_directory_that_was_listed_cannot_be_listed_again(stage: Stage) -> Non
         (LIST, 9, [unit([(b"d", DIRECTORY, 0)])]),
         (LIST, 9, [unit([(b"d", SYMLINK, 0)], [outside], first=2)]),
     ]
-    with pytest.raises(rsync_remote.Violation, match="announced before"):
+    with pytest.raises(Violation, match="announced before"):
         stage.play(messages)
 
 
@@ -186,7 +187,7 @@ def test_entries_of_two_directories_cannot_be_mixed(stage: Stage) -> None:
         (LIST, 9, [unit([(b"d", DIRECTORY, 0)], last=MORE)]),
         (LIST, 9, [unit([(b"x", FILE, 0)], directory=1, first=2)]),
     ]
-    with pytest.raises(rsync_remote.Violation, match="announced before"):
+    with pytest.raises(Violation, match="announced before"):
         stage.play(messages)
 
 
@@ -259,12 +260,46 @@ LARGE = SMALL_MAX * 2
 )
 def test_an_answer_that_does_not_fit_ends_the_run(stage: Stage, answers: list[Any]) -> None:
     messages = [(LIST, 9, [unit([(b"a", FILE, 1), (b"b", FILE, 1)])]), *answers]
-    with pytest.raises(
-        (rsync_remote.Violation, KeyError, TypeError, ValueError, IndexError, AttributeError)
-    ):
+    with pytest.raises((Violation, KeyError, TypeError, ValueError, IndexError, AttributeError)):
         stage.play(messages)
     stage.assert_unharmed()
     assert {path.name for path in stage.dest.iterdir()} <= {"a", "b"}
+
+
+def test_set_id_bits_are_dropped_whoever_announces_them(stage: Stage) -> None:
+    entries = [(b"a", FILE, 1), (b"b", FILE, 1), (b"c", FILE, 1), (b"d", DIRECTORY, 0)]
+    stage.play([
+        (LIST, 9, [unit(entries, mode=0o7755), unit([], directory=4, first=5)]),
+        files(1, b"x"),
+        (FILES, pack_ids([2]), pack_ids([1]), {0: (0o6755, 1)}, b"x"),
+        (OPEN, 3, 1, 0o4755, 1, False), piece(3, 0, b"x"), (CLOSE, 3, None),
+        (LIST_END,),
+    ])  # fmt: skip
+    modes = {path.name: path.stat().st_mode & 0o7777 for path in stage.dest.iterdir()}
+    assert modes == dict.fromkeys("abcd", 0o755)
+
+
+def test_a_directory_that_becomes_a_link_meanwhile_is_not_entered(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_rsync_places, "HANDLES_MAX", 1)  # so that it is entered anew
+
+    def messages() -> Iterator[Any]:
+        names = [unit([(b"d", DIRECTORY, 0), (b"e", DIRECTORY, 0)])]
+        names += [unit([(b"x", FILE, 1)], directory=1, first=3), unit([], directory=2, first=4)]
+        yield LIST, 9, names
+        (stage.dest / "d").rmdir()
+        (stage.dest / "d").symlink_to(stage.outside)
+        yield files(3, b"new")
+        yield (LIST_END,)
+
+    options = {"dest": os.fsencode(stage.dest), "root": (DIRECTORY, 0o755, 1)}
+    options |= {"hashes": {"md5": 1.0}, "delete": False, "dry_run": False}
+    (stage.dest / "e").mkdir()
+    Target(stage.sent.append, options).run(messages().__next__)
+    notes = [message for message in stage.sent if message[0] == NOTE]
+    assert [number for _, number, _ in notes] == [3, 1]
+    stage.assert_unharmed()
 
 
 def test_content_that_does_not_prove_true_is_not_kept(stage: Stage) -> None:
@@ -278,6 +313,30 @@ def test_content_that_does_not_prove_true_is_not_kept(stage: Stage) -> None:
     assert list(stage.dest.iterdir()) == []
     assert [message[0] for message in stage.sent].count(WANT) == 2
     stage.assert_unharmed()
+
+
+def test_no_temporary_file_is_left_when_the_source_learns_of_a_full_disk(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int, data: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    left: list[list[str]] = []
+
+    def send(message: Any) -> None:
+        stage.sent.append(message)
+        if message[0] == FATAL:
+            left.append(os.listdir(stage.dest))
+
+    (stage.dest / "large").write_bytes(b"x" * LARGE)
+    entries = unit([(b"large", FILE, LARGE), (b"small", FILE, 1)])
+    options = {"dest": os.fsencode(stage.dest), "root": (DIRECTORY, 0o755, 1)}
+    options |= {"hashes": {"md5": 1.0}, "delete": False, "dry_run": False}
+    script = iter([(LIST, 9, [entries]), (OPEN, 1, LARGE, 0o644, 1, True), files(2, b"x")])
+    monkeypatch.setattr(os, "write", full)
+    Target(send, options).run(script.__next__)
+    assert stage.sent[-1] == (FATAL, 1, errno.ENOSPC, b"No space left on device")
+    assert left == [["large"]]
 
 
 def test_a_hard_link_to_what_was_not_announced_as_one_is_asked_for(stage: Stage) -> None:
@@ -385,6 +444,7 @@ HELLO_MESSAGE = (HELLO, "md5", True)
         [(ACK, -1, 0)],
         [(ACK, None, 0)],
         [(DONE, pack_ids([1]))],  # was not sent
+        [(WANT, pack_ids([1])), (DONE, pack_ids([1])), (DONE, pack_ids([1]))],
         [(NOTE, 99, b"")],
         [(NOTE, -1, b"")],
         [(PLAN, [99])],
@@ -437,26 +497,15 @@ def test_reasons_are_cut(source: Path) -> None:
     assert len(caught.value.args[2]) == 1000
 
 
-def hostile_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> Any:
-    import importlib
-
-    (tmp_path / "hostile_worker.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    module = importlib.import_module("hostile_worker")
-    monkeypatch.delitem(__import__("sys").modules, "hostile_worker")
-    return module
-
-
 def test_a_hostile_worker_is_named_in_the_error(
-    gateway: Gateway, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gateway: Gateway, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = """\
-if __name__ == "__channelexec__":
-    channel.receive()
-    channel.send((22, b"x" * 8))
-    channel.receive()
+    code = """
+for _ in range(2): channel.receive()
+channel.send((22, b"x" * 8))
+channel.receive()
 """
-    monkeypatch.setattr(execnet, "rsync_remote", hostile_module(tmp_path, monkeypatch, code))
+    monkeypatch.setattr(_rsync_loader, "LOADER", code)
     rsync = RSync(source, verbose=False)
     rsync.add_target(gateway, "/tmp/none")
     with pytest.raises(RSyncError, match=r"gw0:/tmp/none broke the protocol: .*not announced"):
@@ -471,8 +520,6 @@ def gateway(makegateway: MakeGateway) -> Gateway:
 def test_a_hostile_source_of_a_pull_is_named_in_the_error(
     gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from execnet import _rsync_pull
-
     evil = unit([(b"../evil", FILE, 1)])
     code = (
         "for _ in range(2): channel.receive()\n"
@@ -480,7 +527,7 @@ def test_a_hostile_source_of_a_pull_is_named_in_the_error(
         f"channel.send(({LIST}, 9, [{evil!r}]))\n"
         "channel.receive()"
     )
-    monkeypatch.setattr(_rsync_pull, "_LOADER", code)
+    monkeypatch.setattr(_rsync_loader, "LOADER", code)
     with pytest.raises(RSyncError, match=r"gw0:/far broke the protocol: .*not a name"):
         RSync.pull(gateway, "/far", tmp_path / "dest")
     assert os.listdir(tmp_path) == ["dest"]

@@ -1,0 +1,34 @@
+"""What is not compared with peers but shown or not: faults, soak, window.
+
+``python -m benchmarks NAME [OPTIONS]`` runs one of ``PROOFS`` in a process of its own, whose exit
+status says whether it held.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PROOFS = {
+    "faults": ("10,000 seeded faults; no call hangs, nothing is left", "testing/faults.py"),
+    "soak": ("2,000 gateways in one process, 100 at a time", "benchmarks/proofs/soak.py"),
+    "window": ("2 GB to a slow reader stay out of memory", "benchmarks/proofs/window.py"),
+}
+ALWAYS = {"faults": ["--count", "10000"]}  # in front of the options, which may say otherwise
+
+
+def run_proof(name: str, options: list[str]) -> int:
+    """Run a proof with its options and return its exit status."""
+    script = ROOT / PROOFS[name][1]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), *ALWAYS.get(name, []), *options]
+    return subprocess.run(command, env=variables, check=False).returncode
+
+
+def list_proofs() -> str:
+    """Return a line for each."""
+    return "\n".join(f"{name}: {title}" for name, (title, _) in PROOFS.items())

@@ -1,0 +1,188 @@
+"""Directories of a target, and what is done to names in them; no link below the root is followed.
+
+This file is shipped: it keeps to what Python 2.7 and today's Python both accept.
+Start at ``Places``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+HANDLES_MAX = 64  # directories that are kept open
+WRITE_BYTES = 256 * 1024  # at once; measured to be faster than more
+HAS_NS = hasattr(os.stat_result, "st_mtime_ns")
+HAS_FDS = (
+    os.name == "posix"
+    and {os.chmod, os.mkdir, os.open, os.rename, os.stat, os.unlink, os.utime}
+    <= getattr(os, "supports_dir_fd", set())
+    and {os.listdir, os.utime} <= os.supports_fd
+)
+O_FILE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+O_NEW = O_FILE | os.O_CREAT | os.O_EXCL | os.O_RDWR
+O_OLD = O_FILE | os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+SEP = os.sep.encode()
+
+
+class Directory(object):
+    """A directory of the target.  ``existing`` holds the names in it, None before a look."""
+
+    __slots__ = (
+        "broken", "existing", "fresh", "listed", "mode", "mtime", "name", "number", "parent",
+        "settled",
+    )  # fmt: skip
+
+    def __init__(self, number: int, parent: Any, name: bytes, mode: Any, mtime: int) -> None:
+        self.number = number
+        self.parent = parent
+        self.name = name  # the root's is its whole path
+        self.mode = mode  # None: not ours, its attributes stay
+        self.mtime = mtime
+        self.existing: Any = None
+        self.fresh = False  # made by this run
+        self.listed = False  # all its entries were announced
+        self.broken = False  # cannot be had; its entries are left out
+        self.settled = False  # mode and time are as they should be
+
+    def entry(self) -> Any:
+        """Return what stands for it where an entry is wanted."""
+        return self.parent, self.number, self.name
+
+    def is_like(self, found: Any) -> bool:
+        """Tell whether mode and time are as they should be."""
+        return stat.S_IMODE(found.st_mode) == self.mode and same_time(found, self.mtime)
+
+
+def path_of(directory: Any, name: bytes) -> bytes:
+    """Return the path below the root of a name in a directory; b"" for the root itself."""
+    if directory is None:
+        return b""
+    parts = [name]
+    while directory.parent is not None:
+        parts.append(directory.name)
+        directory = directory.parent
+    return b"/".join(reversed(parts))
+
+
+class Places(object):
+    """How directories of the target are reached: by open descriptors where those can be had.
+
+    A handle is a descriptor or a path; either was reached without following a link below
+    the root.
+    """
+
+    def __init__(self) -> None:
+        self._handles: Any = OrderedDict()
+
+    def handle(self, directory: Any) -> Any:
+        """Return the handle of a directory; OSError if it is none any more."""
+        handle = self._handles.get(directory)
+        if handle is not None:
+            return handle
+        chain = []
+        while directory is not None and handle is None:
+            chain.append(directory)
+            directory = directory.parent
+            handle = self._handles.get(directory)
+        for directory in reversed(chain):
+            handle = self._enter(directory, handle)
+        return handle
+
+    def _enter(self, directory: Any, parent: Any) -> Any:
+        if HAS_FDS:
+            flags = O_OLD | os.O_DIRECTORY
+            if parent is None:
+                handle: Any = os.open(directory.name, flags & ~os.O_NOFOLLOW)
+            else:
+                handle = os.open(directory.name, flags, dir_fd=parent)
+        else:
+            handle = directory.name if parent is None else parent + SEP + directory.name
+            if parent is not None and not stat.S_ISDIR(os.lstat(handle).st_mode):
+                raise OSError(errno.ENOTDIR, "no directory any more")
+        self._handles[directory] = handle
+        if len(self._handles) > HANDLES_MAX:
+            self._leave(self._handles.popitem(last=False)[1])
+        return handle
+
+    def _leave(self, handle: Any) -> None:
+        if HAS_FDS:
+            os.close(handle)
+
+    def close(self) -> None:
+        while self._handles:
+            self._leave(self._handles.popitem()[1])
+
+
+def at(handle: Any, name: bytes) -> Any:
+    """Return (path, keyword arguments) that reach a name in a directory."""
+    if HAS_FDS:
+        return name, {"dir_fd": handle}
+    return handle + SEP + name, {}
+
+
+def names_in(handle: Any) -> Any:
+    return {
+        name if isinstance(name, bytes) else os.fsencode(name) for name in os.listdir(handle)
+    }  # fmt: skip
+
+
+def rename(handle: Any, old: bytes, new: bytes) -> None:
+    if HAS_FDS:
+        os.rename(old, new, src_dir_fd=handle, dst_dir_fd=handle)
+    elif hasattr(os, "replace"):
+        os.replace(handle + SEP + old, handle + SEP + new)
+    else:
+        os.rename(handle + SEP + old, handle + SEP + new)
+
+
+def remove(handle: Any, name: bytes) -> int:
+    """Remove a name and all that is below it; return how many names that were."""
+    path, where = at(handle, name)
+    if not stat.S_ISDIR(os.lstat(path, **where).st_mode):
+        os.unlink(path, **where)
+        return 1
+    os.chmod(path, 0o700, **where)
+    inner = os.open(name, O_OLD | os.O_DIRECTORY, dir_fd=handle) if HAS_FDS else path
+    try:
+        count = sum([remove(inner, child) for child in names_in(inner)])
+    finally:
+        if HAS_FDS:
+            os.close(inner)
+    os.rmdir(path, **where)
+    return count + 1
+
+
+def set_time(path: Any, mtime: int, **where: Any) -> None:
+    if HAS_NS:
+        os.utime(path, ns=(mtime, mtime), **where)
+    else:
+        os.utime(path, (mtime / 1e9, mtime / 1e9))
+
+
+def same_time(found: Any, mtime: int) -> bool:
+    if HAS_NS:
+        return bool(found.st_mtime_ns == mtime)
+    return bool(abs(found.st_mtime - mtime / 1e9) < 2e-6)  # all that this Python can tell
+
+
+def write_all(fd: int, data: Any) -> None:
+    written = os.write(fd, data[:WRITE_BYTES])
+    while written < len(data):
+        written += os.write(fd, data[written : written + WRITE_BYTES])
+
+
+def read_full(fd: int, size: int) -> bytes:
+    """Return ``size`` bytes; zeros for what was cut off meanwhile, which no proof will accept."""
+    data = os.read(fd, size)
+    while len(data) < size:
+        more = os.read(fd, size - len(data))
+        if not more:
+            return data.ljust(size, b"\0")
+        data += more
+    return data
