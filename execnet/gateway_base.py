@@ -845,7 +845,9 @@ class FrameDecoder(object):
                 break
             start = pos + _HEADER.size
             pos = start + size
-            yield Message(msgcode, channelid, data[start:pos])
+            # A piece of a large item is not copied out; its item is joined from all of them.
+            source: Any = memoryview(data) if msgcode == 9 and not PY2 else data
+            yield Message(msgcode, channelid, source[start:pos])
         rest = data[pos:]
         self._chunks = [rest]
         self._have = len(rest)
@@ -1566,10 +1568,10 @@ class DirectReads(object):
                 item = load_item(data[9:], None, channel._strconfig)
             except LoadError:
                 return False  # the receiver thread meets it, too, and closes the channel
-            del self.chunks[0]
-            items.put(item)
             if channel._factory.windows is not None:
                 channel._count(len(data) - 9)
+            del self.chunks[0]
+            items.put(item)
         return True
 
 
@@ -1714,6 +1716,7 @@ class Channel(object):
         self._arrivals = iter(items.get, NO_ENDMARKER_WANTED)
 
     def _count(self, size: int) -> None:
+        # In front of ``put``: a reader that waits for the next item has to find the size.
         sizes = getattr(self._items, "sizes", None)
         if sizes is not None:
             sizes.append(size)
@@ -2061,7 +2064,7 @@ class ChannelFactory(object):
     def __init__(self, gateway: Any, startcount: int = 1) -> None:
         self._channels: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
         self._callbacks: dict[int, _Callback] = {}
-        self._parts: dict[tuple[int, int], list[bytes]] = {}
+        self._parts: dict[tuple[int, int], list[Any]] = {}
         self._item_numbers = itertools.count(1)
         self._lock = gateway.execmodel.RLock()
         self.gateway = gateway
@@ -2099,18 +2102,36 @@ class ChannelFactory(object):
 
     def send_item(self, id: int, item: Any) -> None:
         """Send an item over the channel with that id, a large one in pieces."""
-        data = (dumps_fast if self.fast else dumps_internal)(item, self.gateway)
+        if type(item) is bytes and ITEM_MAX < len(item) <= FOUR_BYTE_INT_MAX and not PY2:
+            # From the user's object to the descriptor: its opcodes go in pieces of their own.
+            pieces = [_pack_op(opcode.BYTES, len(item)), item, opcode.STOP]
+        else:
+            data = (dumps_fast if self.fast else dumps_internal)(item, self.gateway)
+            if len(data) <= ITEM_MAX:
+                if self.windows is not None:
+                    self.windows.before_send(id, len(data))
+                self.gateway._send(Message.CHANNEL_DATA, id, data)
+                return
+            pieces = [data]
         if self.windows is not None:
-            self.windows.before_send(id, len(data))
-        if len(data) <= ITEM_MAX:
-            self.gateway._send(Message.CHANNEL_DATA, id, data)
-            return
+            self.windows.before_send(id, sum(map(len, pieces)))
+        self._send_parts(id, pieces)
+
+    def _send_parts(self, id: int, pieces: list[bytes]) -> None:
         number = next(self._item_numbers) & FOUR_BYTE_INT_MAX
-        view = data if PY2 else memoryview(data)
-        for start in range(0, len(data), PART_BYTES):
-            prefix = _PART.pack(number, start + PART_BYTES >= len(data))
-            piece = view[start : start + PART_BYTES]
-            self.gateway._send(Message.CHANNEL_DATA_PART, id, b"".join((prefix, piece)))
+        for piece in pieces:
+            view = piece if PY2 else memoryview(piece)
+            for start in range(0, len(piece), PART_BYTES):
+                last = piece is pieces[-1] and start + PART_BYTES >= len(piece)
+                part = view[start : start + PART_BYTES]
+                self._send_part(id, _PART.pack(number, last), part)
+
+    def _send_part(self, id: int, prefix: bytes, part: Any) -> None:
+        send = getattr(self.gateway, "_send_with_prefix", None)
+        if send is None:
+            self.gateway._send(Message.CHANNEL_DATA_PART, id, b"".join((prefix, part)))
+        else:
+            send(Message.CHANNEL_DATA_PART, id, prefix, part)
 
     def take_back(self) -> None:
         """Have the receiver thread read, if it left that to others."""
@@ -2132,15 +2153,17 @@ class ChannelFactory(object):
         if id not in self._callbacks and self._channels.get(id) is None:
             return  # nobody waits for it
         parts = self._parts.setdefault((id, number), [])
-        parts.append(data[_PART.size :] if PY2 else memoryview(data)[_PART.size :])  # type: ignore[arg-type]
+        parts.append(data[_PART.size :] if PY2 else memoryview(data)[_PART.size :])
         if last:
             del self._parts[id, number]
-            self._local_receive(id, b"".join(parts))
+            size = sum(map(len, parts))
+            if parts[0] == _pack_op(opcode.BYTES, max(0, size - 6)) and parts[-1] == opcode.STOP:
+                self._deliver(id, b"".join(parts[1:-1]), size)
+            else:
+                self._local_receive(id, b"".join(parts))
 
     def _local_receive(self, id: int, data: bytes) -> None:
-        callback = self._callbacks.get(id)
-        channel = None if callback else self._channels.get(id)
-        owner: Any = callback or channel
+        owner: Any = self._callbacks.get(id) or self._channels.get(id)
         if owner is None:
             return  # it was closed or dropped here while the item was on its way
         try:
@@ -2148,13 +2171,18 @@ class ChannelFactory(object):
         except Exception as exc:
             self._fail_channel(id, exc)
             return
+        self._deliver(id, item, len(data))
+
+    def _deliver(self, id: int, item: Any, size: int) -> None:
+        callback = self._callbacks.get(id)
+        channel = None if callback else self._channels.get(id)
         if channel is not None:
             with channel._lock:
                 if channel._items is not None:
                     if not channel._receiveclosed.is_set():
-                        channel._items.put(item)
                         if self.windows is not None:
-                            channel._count(len(data))
+                            channel._count(size)
+                        channel._items.put(item)
                         if self.direct and channel._items in self.direct.waiting.values():
                             self.direct.served = True
                     return
@@ -2162,7 +2190,7 @@ class ChannelFactory(object):
         if callback is not None:
             self.call(id, callback, item)
             if self.windows is not None and self.windows.of(id):
-                self.windows.on_read(id, len(data))
+                self.windows.on_read(id, size)
 
     def call(self, id: int, callback: _Callback, item: Any) -> bool:
         """Pass an item to a callback; what it raises closes the channel.  Whether it was well."""
@@ -2478,6 +2506,14 @@ class BaseGateway(object):
     def _send(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
         """Send a frame; in the receiver thread, which must go on reading, without waiting."""
         header = _HEADER.pack(msgcode, channelid, len(data))
+        if self._get_ident() == self._receiver_ident:
+            self._writer.post(header, data)
+        else:
+            self._writer.send(header, data)
+
+    def _send_with_prefix(self, msgcode: int, channelid: int, prefix: bytes, data: Any) -> None:
+        """Send a frame whose payload is two parts, without joining them."""
+        header = _HEADER.pack(msgcode, channelid, len(prefix) + len(data)) + prefix
         if self._get_ident() == self._receiver_ident:
             self._writer.post(header, data)
         else:

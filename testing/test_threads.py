@@ -434,7 +434,7 @@ class TestPieces:
         echo = gateway.newchannel()
         for thread in threads:
             thread.start()
-        for _ in range(4 * len(items)):  # three whole pieces of each, and a last one
+        for _ in range(5 * len(items)):  # three pieces of each, opcodes before and behind
             message = io.next_message()
             header = struct.pack("!bii", message.msgcode, echo.id, len(message.data))
             os.write(io.far_writes, header)
