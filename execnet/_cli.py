@@ -19,7 +19,7 @@ _DESCRIPTION = "Start Python interpreters, here or elsewhere, and run code in th
 _EPILOG = """\
 examples:
   execnet exec '3*popen' -c 'import os; channel.send(os.getpid())'
-  execnet info popen popen//python=python3.12
+  execnet info popen popen//python=python3.12 ssh=user@host
 
 "execnet COMMAND --help" tells more about a command.
 """

@@ -59,6 +59,7 @@ examples:
   execnet exec '3*popen' -c 'import os; channel.send(os.getpid())'
   execnet exec popen popen//python=python3.12 version.py --timeout 10
   execnet exec popen//id=here//chdir=/tmp -m package.module
+  execnet exec ssh=user@host docker=web -c 'import sys; channel.send(sys.version)'
   echo 'channel.send(6 * 7)' | execnet exec popen -
 """
 

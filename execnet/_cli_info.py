@@ -45,6 +45,7 @@ exit status:
 examples:
   execnet info popen
   execnet info '2*popen' popen//python=python3.12//id=new
+  execnet info ssh=jump//id=jump ssh=inner//via=jump
 """
 
 _COLUMNS = (

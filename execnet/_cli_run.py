@@ -63,7 +63,9 @@ class _Stopped(Exception):
 
 SPEC_HELP = """\
 A SPEC says where an interpreter is to run and how: "popen" is one like this one, on this machine,
-"popen//python=python3.12" another one; N*SPEC means N of them.
+"popen//python=python3.12" another one, "ssh=user@host" one on another host. There are docker=,
+podman=, kubectl=, lxc=, sudo=, srun= and socket= as well, and "ssh=inner//via=ID" goes through the
+gateway of another SPEC. N*SPEC means N of them.
 """
 
 

@@ -3,7 +3,8 @@
 The Python blocks of a page are one program, in their order. A block with a ``:caption:`` that
 ends in ``.py`` is a file beside that program; one with the caption "Output", or in the README,
 where there are no captions, of the class "output", is what the program prints. In a ``console``
-block the lines after ``$`` are run by a shell. "..." stands for any text. Start at ``blocks_in``.
+block the lines after ``$`` are run by a shell. "..." stands for any text. What ssh, docker and
+others would run elsewhere is run here, by ``STAND_IN``. Start at ``blocks_in``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import doctest
 import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -20,6 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from services import script
+from tools import interpreters, missing
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*(ROOT / "doc").glob("*.rst"), ROOT / "README.txt"])
@@ -33,6 +37,19 @@ SHELL_COMMANDS = """\
 python3() { "$PYTHON" "$@"; }
 execnet() { "$PYTHON" -m execnet "$@"; }
 """
+
+# Is ssh, docker, ...: runs the command that stands behind the options.
+STAND_IN = """\
+for last; do :; done
+case "$last" in "sh -c "* | python*" -c "*) exec sh -c "exec $last"; esac
+while [ $# -gt 0 ]; do
+    case "$1" in sh | python*) exec "$@"; esac
+    shift
+done
+echo "$0: no command" >&2
+exit 1
+"""
+STOOD_IN = ("ssh", "docker", "podman", "sudo", "srun")
 
 
 class Block(NamedTuple):
@@ -96,6 +113,40 @@ def read(page: Path) -> list[Block]:
     return list(blocks_in(page.read_text("utf-8")))
 
 
+def write_files(blocks: list[Block], folder: Path) -> None:
+    """Write the files of a page; its ``pyproject.toml`` is as if it was installed."""
+    for block in blocks:
+        if block.caption.endswith(".py"):
+            (folder / block.caption).write_text(block.text, "utf-8")
+        elif block.caption == "pyproject.toml":
+            info = folder / "page-1.0.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text("Metadata-Version: 2.1\nName: page\nVersion: 1.0\n")
+            points = re.search(r'\[project\.entry-points\."(.+)"\]\n((?:.+\n)+)', block.text)
+            assert points, f"line {block.line}: no entry points"
+            lines = points[2].replace('"', "")
+            (info / "entry_points.txt").write_text(f"[{points[1]}]\n{lines}")
+
+
+@pytest.fixture(autouse=True)
+def programs(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder, first in the PATH, of the programs that pages run and no machine has to have."""
+    folder = tmp_path_factory.mktemp("programs")
+    for name in STOOD_IN:
+        script(folder / name, STAND_IN)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+def provide_python2(folder: Path) -> None:
+    """Make ``python2.7`` a program, for pages that run it."""
+    for python in interpreters():
+        if python.meets("2.7"):
+            script(folder / "python2.7", f'exec {shlex.quote(python.path)} "$@"')
+            return
+    missing("no Python 2.7 here")
+
+
 def pages_with(language: str) -> list[object]:
     return [
         pytest.param(page, id=page.name)
@@ -107,12 +158,12 @@ def pages_with(language: str) -> list[object]:
 class TestExamples:
     @pytest.mark.parametrize("page", pages_with("python"))
     def test_the_python_of_a_page_runs_and_prints_what_it_says(
-        self, page: Path, tmp_path: Path
+        self, page: Path, tmp_path: Path, programs: Path
     ) -> None:
         blocks = read(page)
-        for block in blocks:
-            if block.caption.endswith(".py"):
-                (tmp_path / block.caption).write_text(block.text, "utf-8")
+        write_files(blocks, tmp_path)
+        if "python2.7" in program_of(blocks):
+            provide_python2(programs)
         program = tmp_path / f"{page.stem}_page.py"
         program.write_text(program_of(blocks), "utf-8")
         result = run([sys.executable, "-W", "error", str(program)], tmp_path)
@@ -124,9 +175,7 @@ class TestExamples:
 
     @pytest.mark.parametrize("page", pages_with("console"))
     def test_the_commands_of_a_page_print_what_it_says(self, page: Path, tmp_path: Path) -> None:
-        for block in read(page):
-            if block.caption.endswith(".py"):
-                (tmp_path / block.caption).write_text(block.text, "utf-8")
+        write_files(read(page), tmp_path)
         for block in read(page):
             if block.language == "console":
                 self.check_session(block, tmp_path)
