@@ -6,8 +6,6 @@ worker, which imports ``execnet.gateway_base``, loads that alone.
 
 from __future__ import annotations
 
-from importlib import import_module
-
 __version__ = "3.0.0"
 
 TYPE_CHECKING = False
@@ -62,6 +60,8 @@ _SUBMODULES = frozenset([*_HOMES, "gateway_bootstrap", "gateway_socket", "rsync_
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module  # which a worker never needs
+
     if name in _HOME_OF:
         value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
         globals()[name] = value

@@ -2723,8 +2723,7 @@ class WorkerGateway(BaseGateway):
         of them.  A SIGINT that was ignored, as under nohup, interrupts as well.
         """
         if self.execmodel.has_main_thread:
-            import signal
-
+            signal = _signal_module()
             try:
                 signal.signal(signal.SIGINT, self._on_interrupt)
             except ValueError:  # served in another thread than the main one
@@ -2849,6 +2848,14 @@ class WorkerGateway(BaseGateway):
                 os._exit(1)
 
 
+def _signal_module() -> Any:
+    """Return ``signal`` without its enums, whose import takes longer than a worker's others."""
+    try:
+        return __import__("_signal")
+    except ImportError:  # Python 2
+        return __import__("signal")
+
+
 def _implementation() -> str:
     return getattr(getattr(sys, "implementation", None), "name", "pypy" if ISPYPY else "cpython")
 
@@ -2873,8 +2880,7 @@ def _marked_as_utf8(source: str) -> str:
 
 def _interrupt(thread_ident: int) -> None:
     """Raise KeyboardInterrupt in the main thread, also where it sleeps."""
-    import signal
-
+    signal = _signal_module()
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(thread_ident, signal.SIGINT)
     elif sys.platform != "win32":  # Python 2: the kernel prefers the main thread

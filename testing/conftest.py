@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import platform
+import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator
 
 import pytest
 from hypothesis import settings
+from interpreters import found
 from tools import Resources, missing
 
 from execnet import Gateway, Group, XSpec
@@ -20,6 +23,7 @@ MakeGateway = Callable[..., Gateway]
 GREENLET_MODELS = ("gevent", "eventlet")
 EXECMODELS = ("thread", "main_thread_only", *GREENLET_MODELS)
 FAILED = pytest.StashKey[bool]()
+SWITCH_INTERVAL = "EXECNET_TEST_SWITCH_INTERVAL"  # seconds between switches of threads, as 1e-6
 
 # A slow machine is no defect, and what fails must fail everywhere and each time.
 settings.register_profile("execnet", deadline=None, derandomize=True, database=None)
@@ -28,6 +32,10 @@ settings.load_profile("execnet")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None):  # xdist's workers are told what is found here
+        found()
+    if seconds := os.environ.get(SWITCH_INTERVAL):
+        sys.setswitchinterval(float(seconds))
     # Once it is loaded, eventlet warns of every fork, gevent's subprocesses included.
     config.addinivalue_line("filterwarnings", r"ignore:Using fork\(\) is a bad:DeprecationWarning")
 
