@@ -52,9 +52,12 @@ class Transport:
 class Command(list[str]):
     """The words of a command, with what is known of its transport."""
 
-    def __init__(self, words: list[str], captures_stderr: bool = False) -> None:
+    def __init__(
+        self, words: list[str], captures_stderr: bool = False, inherits_stdout: bool = False
+    ) -> None:
         super().__init__(words)
         self.captures_stderr = captures_stderr
+        self.inherits_stdout = inherits_stdout
 
 
 def shell_split_path(path: str) -> list[str]:
@@ -213,7 +216,12 @@ def command(spec: XSpec, executable: str = sys.executable) -> Command:
     """
     row = transport_of(spec)
     words = interpreter_words(spec, row, executable)
-    return Command(row.make(spec, words), row.captures_stderr)
+    return Command(row.make(spec, words), row.captures_stderr, spec.output == "inherit")
+
+
+def can_inherit(spec: XSpec) -> bool:
+    """Whether the worker of a spec can be handed our stdout."""
+    return bool(spec.popen and not (spec.via or spec.forkserver) and sys.platform != "win32")
 
 
 def address_of(spec: XSpec) -> str | None:

@@ -23,6 +23,7 @@ from .gateway_base import (
     ExecnetError,
     FrameWriter,
     GatewayState,
+    LoadError,
     Message,
     ProtocolError,
     Pulse,
@@ -123,7 +124,10 @@ class Gateway(BaseGateway):
         channel = self.newchannel()
         channel._strconfig = (True, False)  # names are text, whatever the gateway's users wish
         self._send(Message.STATUS, channel.id)
-        return RemoteStatus(channel.receive())
+        status = channel.receive()
+        if not isinstance(status, dict):
+            raise LoadError(f"{self.id} answered {repr(status)[:80]} when asked for its status")
+        return RemoteStatus(status)
 
     def _rinfo(self, update: bool = False) -> RInfo:
         """Return what is known of the worker's interpreter; asked again with ``update``."""

@@ -48,6 +48,8 @@ def check_spec(spec: XSpec) -> None:
         from . import _forked_io
 
         _forked_io.check_spec(spec)
+    if spec.output == "inherit" and not _transports.can_inherit(spec):
+        raise ValueError(f"spec {str(spec)!r}: output=inherit is for popen on this machine only")
 
 
 def _check_type(spec: XSpec) -> None:
@@ -119,6 +121,11 @@ def _group_only(value: str) -> None:
         raise ValueError("there are no process groups on this system")
 
 
+def _output(value: str) -> None:
+    if value not in ("forward", "inherit"):
+        raise ValueError("neither forward nor inherit")
+
+
 _NEED_A_VALUE = (
     "id",
     "python",
@@ -132,6 +139,7 @@ _NEED_A_VALUE = (
     "dead_after",
     "window",
     "via",
+    "output",
 )
 _VALUES = [
     ("python", shell_split_path),
@@ -143,6 +151,7 @@ _VALUES = [
     ("heartbeat", _seconds),
     ("dead_after", _seconds),
     ("window", _window),
+    ("output", _output),
     ("ssh", shell_split_path),
     ("ssh_persist", _lifetime),
     ("ssh_compression", _yes_or_no),
@@ -150,9 +159,12 @@ _VALUES = [
 ]
 
 
-def worker_options(spec: XSpec, marker: bytes) -> dict[str, Any]:
-    """Return the arguments of the worker's ``start_worker``."""
-    return {
+def worker_options(spec: XSpec, marker: bytes, stdout: int | None = None) -> dict[str, Any]:
+    """Return the arguments of the worker's ``start_worker``.
+
+    stdout: the number of a descriptor that it has, for its own stdout.
+    """
+    options = {
         "id": f"{spec.id}-worker",
         "marker": marker,
         "execmodel": spec.execmodel,
@@ -164,11 +176,12 @@ def worker_options(spec: XSpec, marker: bytes) -> dict[str, Any]:
         "kill": spec.kill,
         "env": {os.fsencode(name): os.fsencode(value) for name, value in spec.env.items()},
     }
+    return options if stdout is None else {**options, "stdout": stdout}
 
 
-def first_line(spec: XSpec, marker: bytes) -> bytes:
-    """Return the line that makes an interpreter a worker."""
-    options = worker_options(spec, marker)
+def first_line(spec: XSpec, marker: bytes, stdout: int | None = None) -> bytes:
+    """Return the line that makes an interpreter a worker; ``stdout`` as above."""
+    options = worker_options(spec, marker, stdout)
     if has_source(spec):
         folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         code = _BY_IMPORT.format(folder=folder, options=options)
@@ -191,7 +204,7 @@ def start(io: Any, spec: XSpec) -> Gateway:
     if hasattr(io, "boot"):  # what it starts has the source already
         io.boot(worker_options(spec, marker))
     else:
-        line = first_line(spec, marker)
+        line = first_line(spec, marker, getattr(io, "stdout_fd", None))
         if not has_source(spec):
             from ._shipment import shipment_for
 

@@ -103,6 +103,11 @@ def _open_pidfd(pid: int) -> int:
         return -1
 
 
+def _close_pidfd(pidfd: int) -> None:
+    os.close(pidfd)
+    _pidfds_left.append(None)
+
+
 def check_descriptors(gateways: int) -> None:
     """Raise ``BootstrapError`` if there are not enough descriptors for so many gateways.
 
@@ -200,8 +205,7 @@ class Popen2IOMaster(Popen2IO):
         """Close the file that is read."""
         pidfd, self._pidfd = self._pidfd, -1
         if pidfd >= 0:
-            os.close(pidfd)
-            _pidfds_left.append(None)
+            _close_pidfd(pidfd)
         super().close_read()
 
     def kill_group(self) -> None:
@@ -314,7 +318,7 @@ def create_io(
         if spec.forkserver:
             from . import _forked_io
 
-            return _forked_io.create_io(spec, execmodel, _pipes)
+            return _forked_io.create_io(spec, execmodel, _pipes, (_open_pidfd, _close_pidfd))
         io = Popen2IOMaster(_transports.command(spec), execmodel)
         io.remoteaddress = _transports.address_of(spec)
         return io

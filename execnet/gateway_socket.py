@@ -10,8 +10,8 @@ import os
 import time
 from contextlib import suppress
 
+from ._errors import BootstrapError, HostNotFound
 from .gateway_base import ExecModel, RemoteError
-from .gateway_io import BootstrapError, HostNotFound
 from .script import socketserver
 from .script.socketserver import format_address, keep_alive, parse_address
 

@@ -48,6 +48,10 @@ FLOORS = {
     "gateway_io": 2,
     "_transports": 2,
     "_fork": 1,
+    "_forked_io": 2,
+    "_forkserver": 2,
+    "_forkserver_boot": 2,
+    "_forkserver_template": 0,
     "_death": 1,
     "_multichannel": 1,
     "_heartbeat": 2,
@@ -55,6 +59,8 @@ FLOORS = {
     "_via": 2,
     "_via_far": 0,
     "_via_remote": 0,
+    "_output_remote": 0,
+    "_output": 3,
     "gateway_bootstrap": 3,
     "multi": 4,
     "rsync": 5,
@@ -247,7 +253,7 @@ class TestFiles:
         assert names & GREENLET_LIBRARIES == set()
 
     def test_no_file_is_too_long(self) -> None:
-        limits = {"gateway_base.py": 3000}  # it is shipped as one file
+        limits = {"gateway_base.py": 3100}  # it is shipped as one file
         too_long = {}
         for path in PACKAGE.rglob("*.py"):
             lines = len(path.read_text("utf-8").splitlines())

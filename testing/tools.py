@@ -5,9 +5,7 @@ The fixtures made of it are in ``conftest.py``.
 
 from __future__ import annotations
 
-import functools
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -16,9 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import pytest
+from interpreters import DEMANDED, found
+from interpreters import Interpreter as Interpreter
 
 import execnet
 from execnet.gateway_base import ChannelFactory, ExecModel, get_execmodel
@@ -55,89 +55,7 @@ def missing(reason: str) -> NoReturn:
 
 # Pythons
 
-
-class Interpreter(NamedTuple):
-    """A Python on this machine; ``implementation`` is "cpython" or "pypy"."""
-
-    version: tuple[int, int, int]
-    implementation: str
-    path: str
-
-    def __str__(self) -> str:
-        return f"{self.implementation}{self.version[0]}.{self.version[1]}"
-
-
-_PROBE = """
-import sys
-kind = "pypy" if hasattr(sys, "pypy_version_info") else "cpython"
-print("%d %d %d %s %s" % (tuple(sys.version_info[:3]) + (kind, sys.executable)))
-"""
-
-
-@functools.cache
-def interpreters() -> tuple[Interpreter, ...]:
-    """Return the Pythons of this machine, each installation once, the oldest first.
-
-    Those in EXECNET_TEST_PYTHONS (separated as in PATH; each of them must run), those that
-    pyenv has, those in PATH, and the one that runs the tests.
-    """
-    demanded = [
-        path for path in os.environ.get("EXECNET_TEST_PYTHONS", "").split(os.pathsep) if path
-    ]
-    candidates = [*demanded, *_pyenv_pythons(), *_pythons_in_path(), sys.executable]
-    probes = [(path, _start_probe(path)) for path in dict.fromkeys(candidates)]
-    found: dict[str, Interpreter] = {}
-    for path, probe in probes:
-        interpreter = _finish_probe(probe)
-        if interpreter is not None:
-            found.setdefault(os.path.realpath(interpreter.path), interpreter)
-        elif path in demanded:
-            pytest.fail(f"EXECNET_TEST_PYTHONS has {path!r}, which is no Python that runs")
-    return tuple(sorted(found.values()))
-
-
-def _pyenv_root() -> Path:
-    return Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-
-
-def _pyenv_pythons() -> list[str]:
-    return [str(path) for path in sorted(_pyenv_root().glob("versions/*/bin/python"))]
-
-
-def _pythons_in_path() -> Iterator[str]:
-    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
-        if folder and not Path(folder).is_relative_to(_pyenv_root()) and os.path.isdir(folder):
-            for name in sorted(os.listdir(folder)):
-                if re.fullmatch(r"(python|pypy)(\d(\.\d+)?)?(\.exe)?", name):
-                    yield os.path.join(folder, name)
-
-
-def _start_probe(path: str) -> subprocess.Popen[str] | None:
-    try:
-        return subprocess.Popen(
-            [path, "-c", _PROBE],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-    except OSError:
-        return None
-
-
-def _finish_probe(probe: subprocess.Popen[str] | None) -> Interpreter | None:
-    if probe is None:
-        return None
-    try:
-        output, _ = probe.communicate(timeout=30)
-    except subprocess.TimeoutExpired:
-        probe.kill()
-        probe.communicate()
-        return None
-    if probe.returncode != 0:
-        return None
-    major, minor, micro, implementation, path = output.strip().split(" ", 4)
-    return Interpreter((int(major), int(minor), int(micro)), implementation, path)
+interpreters = found
 
 
 def find_python(version: str) -> str:
@@ -145,11 +63,10 @@ def find_python(version: str) -> str:
 
     It skips in CI as well: which Pythons there are is up to the machine.
     """
-    wanted = version if version.startswith("pypy") else f"cpython{version}"
-    for interpreter in reversed(interpreters()):  # the newest of that version
-        if str(interpreter) == wanted:
+    for interpreter in interpreters():
+        if interpreter.meets(version):
             return interpreter.path
-    pytest.skip(f"no {wanted} here: put its path into EXECNET_TEST_PYTHONS")
+    pytest.skip(f"no Python {version} here: put its path into {DEMANDED}")
 
 
 # Subprocesses
@@ -241,6 +158,17 @@ def _children() -> Iterator[int]:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except (ChildProcessError, AttributeError):  # none at all, as nearly always; or Windows
         return
+    lists = list(Path("/proc/self/task").glob("*/children"))
+    if not lists:  # not every kernel has them, and to look at all processes takes milliseconds
+        yield from _children_among_all()
+    for path in lists:
+        try:
+            yield from map(int, path.read_bytes().split())
+        except OSError:  # the thread has gone meanwhile
+            continue
+
+
+def _children_among_all() -> Iterator[int]:
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = path.read_bytes().rpartition(b") ")[2].split()[1]

@@ -1,0 +1,275 @@
+"""The worker's half of ``output=forward``: sends what is written to stdout and stderr.
+
+This file is shipped; it keeps to what Python 2.7 and today's Python both accept.  Two pipes
+take the places of descriptors 1 and 2, so what C code and child processes write comes too.
+
+An item is (1 or 2, whole lines as bytes, how many lines were dropped in front of them); the
+last line of all may lack its end.  The coordinator sends how many bytes were taken, and at most
+``WINDOW_BYTES`` are on their way, so that a reader who does not read stops nothing but this.
+Start at ``serve``; ``Splitter`` has no I/O.
+"""
+
+from __future__ import annotations
+
+import binascii
+import errno
+import os
+import sys
+import threading
+from collections import deque
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+LINE_BYTES = 1 << 16  # what is longer is sent as several lines; also of one read
+BUFFER_BYTES = 1 << 20  # waiting here to be sent
+ENTRY_BYTES = 256  # what an item that waits costs beside its bytes
+WINDOW_BYTES = 1 << 18  # on the way, not known to have been taken
+CREDIT_BYTES = WINDOW_BYTES // 4  # how much is taken before that is told
+STALL_S = 1.0  # how long a print waits for room while none is made
+FLUSH_S = 5.0  # how long the end of the worker waits for what was written
+ERRORS = (EnvironmentError, EOFError, ValueError)  # the coordinator is gone
+
+
+class Splitter(object):
+    """Cuts what was written into whole lines; no I/O.
+
+    mark: bytes without a newline that stand for the end.  What comes behind them is no longer
+    looked at: a child process that is still there may have written it.
+    """
+
+    def __init__(self, mark: bytes) -> None:
+        self._mark = mark
+        self._rest = b""
+        self.ended = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the lines that are whole now; ``data``, b"" at the end, is at most a read."""
+        self.ended = not data
+        data = self._rest + data
+        end = data.find(self._mark)
+        if end >= 0:
+            data, self.ended = data[:end], True
+        pieces = []
+        # The first line only can be too long, as the others came in one read; and the mark, a
+        # part of which may have come, is not cut.
+        while self._first_line_bytes(data) > LINE_BYTES + len(self._mark):
+            end = _end_of_character(data, LINE_BYTES)
+            pieces += [data[:end], b"\n"]
+            data = data[end:]
+        end = len(data) if self.ended else data.rfind(b"\n") + 1
+        pieces.append(data[:end])
+        self._rest = data[end:]
+        return b"".join(pieces)
+
+    def _first_line_bytes(self, data: bytes) -> int:
+        end = data.find(b"\n")
+        return len(data) if end < 0 else end
+
+
+def _end_of_character(data: bytes, end: int) -> int:
+    """Return the last place up to ``end`` that is not within a character of UTF-8."""
+    for place in range(end, end - 4, -1):
+        if ord(data[place : place + 1]) & 0xC0 != 0x80:
+            return place
+    return end
+
+
+class Pipe(object):
+    """A pipe in the place of descriptor ``fd``, which is 1 or 2."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.dropped = 0  # lines, and not told yet
+        self._original = _private(os.dup(fd))
+        self._read_fd, self._write_fd = map(_private, os.pipe())
+        os.dup2(self._write_fd, fd)
+
+    def read(self) -> bytes:
+        """Return what was written, at most ``LINE_BYTES``; wait for the first."""
+        while True:
+            try:
+                return os.read(self._read_fd, LINE_BYTES)
+            except EnvironmentError as exc:  # Python 2 does not go on by itself
+                if exc.errno != errno.EINTR:
+                    raise
+
+    def close_read(self) -> None:
+        """Let who still writes get an error."""
+        os.close(self._read_fd)
+
+    def end(self, mark: bytes) -> None:
+        """Put back what was there before, unless others did so, and write the mark."""
+        try:
+            if os.path.sameopenfile(self.fd, self._write_fd):
+                os.dup2(self._original, self.fd)
+            os.write(self._write_fd, mark)
+        except EnvironmentError:
+            pass  # the user's code closed the descriptor, or the reader is gone
+        os.close(self._write_fd)
+        os.close(self._original)
+
+
+def _private(fd: int) -> int:
+    """Keep a descriptor from child processes; Python 3 does so by itself."""
+    if sys.version_info[0] == 2 and sys.platform != "win32":
+        import fcntl
+
+        fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    return fd
+
+
+class Forwarder(object):
+    """Reads two pipes and sends their lines over a channel.
+
+    A thread per pipe reads, in all execution models: a print to a full pipe stops all
+    greenlets.  One more thread or greenlet sends; a byte in a third pipe wakes it up.
+    ``_changed`` guards the queue and what is counted of it.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        self._mark = b"\0execnet-end-" + binascii.hexlify(os.urandom(8))
+        self._changed = threading.Condition(threading.Lock())
+        self._queue: deque[list[Any]] = deque()
+        self._bytes = 0  # in the queue
+        self._removals = 0  # from the queue
+        self._stalled_at = -1  # how many they were when none was made for long
+        self._drops = False  # nobody takes anything any more
+        self._sent = self._taken = 0
+        self._model = channel.gateway.execmodel
+        self._done = self._model.Event()
+        wake_fd, self._wake_fd = map(_private, os.pipe())
+        self._wake = self._model.fdopen(wake_fd, "rb")
+        self._pipes = [Pipe(1), Pipe(2)]
+        self._readers = len(self._pipes)
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._model.start(self._send_all, (), "execnet-output-send")
+        for pipe in self._pipes:
+            name = "execnet-output-%d" % pipe.fd
+            thread = threading.Thread(target=self._read, args=(pipe,), name=name)
+            thread.daemon = True
+            thread.start()
+
+    def finish(self) -> None:
+        """Send all that was written; called at an orderly end, behind the last execution.
+
+        A child process that holds a pipe open is not waited for.
+        """
+        for file in sys.stdout, sys.stderr:
+            try:
+                file.flush()
+            except Exception:  # it may be anything, and closed
+                pass
+        for pipe in self._pipes:
+            pipe.end(self._mark)
+        self._done.wait(FLUSH_S)
+
+    # the threads that read
+
+    def _read(self, pipe: Pipe) -> None:
+        splitter = Splitter(self._mark)
+        try:
+            while not splitter.ended:
+                lines = splitter.feed(pipe.read())
+                if lines:
+                    self._put(pipe, lines)
+        finally:
+            pipe.close_read()
+            with self._changed:
+                if pipe.dropped and not self._drops:
+                    self._append(pipe, b"")
+                self._readers -= 1
+                if not self._readers:
+                    os.close(self._wake_fd)
+
+    def _put(self, pipe: Pipe, lines: bytes) -> None:
+        with self._changed:
+            has_room = self._drops or self._wait_for_room(len(lines) + ENTRY_BYTES)
+            if self._drops:  # now, or by now
+                return
+            if has_room:
+                self._append(pipe, lines)
+            else:
+                pipe.dropped += lines.count(b"\n")
+
+    def _wait_for_room(self, size: int) -> bool:  # holds _changed
+        """Wait until so much fits in the queue; False if nobody makes room."""
+        while self._queue and self._bytes + size > BUFFER_BYTES:
+            removals = self._removals
+            if self._stalled_at == removals:
+                return False
+            self._changed.wait(STALL_S)
+            if self._removals == removals:
+                self._stalled_at = removals
+        return True
+
+    def _append(self, pipe: Pipe, lines: bytes) -> None:  # holds _changed
+        last = self._queue[-1] if self._queue else None
+        if last and last[0] == pipe.fd and len(last[1]) < LINE_BYTES and not pipe.dropped:
+            last[1] += lines
+        else:
+            self._queue.append([pipe.fd, bytearray(lines), pipe.dropped])
+            self._bytes += ENTRY_BYTES
+            pipe.dropped = 0
+        self._bytes += len(lines)
+        if last is None:  # behind the change, which is what it wakes up for
+            os.write(self._wake_fd, b".")
+
+    # the thread that sends
+
+    def _send_all(self) -> None:
+        try:
+            while self._wake.read(64):
+                while self._queue:
+                    self._await_credit()
+                    fd, lines, dropped = self._take()
+                    self._sent += len(lines)
+                    self._channel.send((fd, bytes(lines), dropped))
+        except ERRORS:
+            pass
+        finally:
+            with self._changed:
+                self._drops = True
+                self._queue.clear()
+                self._changed.notify_all()
+            self._wake.close()
+            self._done.set()
+
+    def _take(self) -> list[Any]:
+        with self._changed:
+            entry = self._queue.popleft()
+            self._bytes -= len(entry[1]) + ENTRY_BYTES
+            self._removals += 1
+            self._changed.notify_all()
+        return entry
+
+    def _await_credit(self) -> None:
+        try:
+            while self._sent - self._taken >= WINDOW_BYTES:
+                self._taken += self._channel.receive()
+        except EOFError:  # the end has come, and the coordinator takes all that is left
+            self._taken = sys.maxsize
+
+
+def _flush_each_line() -> None:
+    """Have the lines of Python code written when they are whole, and as UTF-8.
+
+    Pythons before 3.7, which are started with -u, write what they get at once.
+    """
+    for file in sys.stdout, sys.stderr:
+        if hasattr(file, "reconfigure"):
+            way: dict[str, Any] = {"line_buffering": True, "write_through": False}
+            file.reconfigure(encoding="utf-8", errors="backslashreplace", **way)
+
+
+def serve(channel: Any, lines: Any) -> None:
+    """Forward over the channel ``lines``; returns at once, the main thread is for other code."""
+    lines._strconfig = (False, False)
+    _flush_each_line()  # first, as it looks for the position in what was a file until now
+    forwarder = Forwarder(lines)
+    forwarder.start()
+    channel.gateway.before_close = forwarder.finish
