@@ -10,7 +10,6 @@ import types
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
 
 Sendable = tuple[str, "str | None", "str | None"]
@@ -101,7 +100,7 @@ def _find_non_builtin_globals(source: str, codeobj: types.CodeType) -> list[str]
     try:
         import symtable
     except ImportError:  # PyPy has none
-        names = _global_names(codeobj)
+        names = _global_names(compile(source, codeobj.co_filename, "exec", 0, True))
         return [name for name in names if name not in _MODULE_NAMES and not hasattr(builtins, name)]
     module = symtable.symtable(source, codeobj.co_filename, "exec")
     defined = {symbol.get_name() for symbol in module.get_symbols() if symbol.is_assigned()}
@@ -118,16 +117,19 @@ def _find_non_builtin_globals(source: str, codeobj: types.CodeType) -> list[str]
     return [name for name in found if name not in known]
 
 
-def _global_names(codeobj: types.CodeType) -> Iterator[str]:
-    """Yield the names that a function and those within it look up in their module, each once."""
+def _global_names(codeobj: types.CodeType) -> list[str]:
+    """Return the names that a module's code looks up and does not define, each once."""
     import dis
 
-    codes, found = [codeobj], set()
+    codes: list[types.CodeType] = [codeobj]
+    used: dict[str, None] = {}
+    defined = {"__annotations__"}
     while codes:
         code = codes.pop(0)
         codes += [const for const in code.co_consts if isinstance(const, types.CodeType)]
         for instruction in dis.get_instructions(code):
-            name = instruction.argval
-            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and name not in found:
-                found.add(name)
-                yield name
+            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                used[instruction.argval] = None
+            elif instruction.opname == "STORE_NAME" and code is codeobj:
+                defined.add(instruction.argval)
+    return [name for name in used if name not in defined]

@@ -2964,6 +2964,16 @@ def _serve(io: Any, id: str, peer_codecs: Sequence[str], grace: float | None) ->
     gateway.serve()
 
 
+def _ignore_interrupts() -> None:
+    """Let no SIGINT end a worker before it can tell what is to be interrupted."""
+    signal = _signal_module()
+    try:
+        # Not SIG_IGN, which processes that code starts would inherit.
+        signal.signal(signal.SIGINT, lambda signum, frame: None)
+    except ValueError:  # served in another thread than the main one
+        pass
+
+
 def _lead_a_group() -> None:
     """Have all processes that this one starts killed with it."""
     import atexit
@@ -2990,9 +3000,10 @@ def start_worker(
     """Become a worker on stdin and stdout, as the coordinator's first line asks for.
 
     ``marker`` tells the coordinator where noise ends and frames begin; with ``rest`` a part
-    of this module is still to come.  What goes wrong in
-    the preparation is reported in place of a hello.
+    of this module is still to come.  What goes wrong in the preparation is reported in place
+    of a hello.
     """
+    _ignore_interrupts()
     try:
         decode = getattr(os, "fsdecode", str)
         for name, value in (env or {}).items():

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .xspec import XSpec
 
 PIPE_BYTES = 1 << 20
+F_SETPIPE_SZ = 1031  # on Linux; PyPy has no name for it
 LOOK_MS = 1000  # how often a process is looked at that has no descriptor to tell of its end
 PIDFDS_MAX = 64  # so that many gateways have two descriptors each
 SPARE_DESCRIPTORS = 6  # for the moment in which a process is started
@@ -65,7 +66,7 @@ def _pipe() -> tuple[int, int]:
         import fcntl
 
         with suppress(OSError):  # the user's share of such buffers is used up
-            fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            fcntl.fcntl(write_end, getattr(fcntl, "F_SETPIPE_SZ", F_SETPIPE_SZ), PIPE_BYTES)
     return read_end, write_end
 
 

@@ -401,14 +401,14 @@ class TestModules:
 
 def test_without_symtable_the_bytecode_tells_the_names() -> None:
     """As on PyPy."""
-
-    def uses(channel: object) -> object:
-        import os
-
-        def inner() -> object:
-            return [len(part) for part in (os.name, missing_name)]  # type: ignore[name-defined] # noqa: F821
-
-        return inner
-
-    names = list(_source._global_names(uses.__code__))
-    assert sorted(names) == ["len", "missing_name"]
+    source = """
+@decorator
+def uses(channel, default=somewhere):
+    import os
+    local: int = 1
+    def inner():
+        return [len(part) for part in (os.name, missing, local)]
+    return uses
+"""
+    names = _source._global_names(compile(source, "file", "exec"))
+    assert sorted(names) == ["decorator", "len", "missing", "somewhere"]
