@@ -54,6 +54,7 @@ _SENT_AFTER_HELLO = """
     _on_status _on_reconfigure _on_exec _on_data _on_data_part _on_close _on_close_error
     _on_last_message _on_hello _on_terminate _on_stacks _on_ping _on_window _on_credit
     _answer format_stacks _dump_text _remember_source _interrupt _marked_as_utf8
+    _places _interrupt_others
     WorkerDied TimeoutError LoadError RemoteError MAIN_THREAD_ONLY_DEADLOCK_TEXT INTERRUPT_TEXT
     """
 _GREENLETS = "GeventExecModel _GreenFile"

@@ -1083,6 +1083,7 @@ class Reply(object):
         self.task = task
         self.running = True
         self.started = False
+        self.ident = 0  # of the thread that runs it
         self._result: Any = None
         self._error: BaseException | None = None
         self._finished = execmodel.Event()
@@ -1105,6 +1106,7 @@ class Reply(object):
     def _run(self) -> None:
         func, args, kwargs = self.task
         try:
+            self.ident = get_ident()
             self.started = True
             self._result = func(*args, **kwargs)
         except:  # noqa: E722 - in Python 2 not all that is raised is a BaseException
@@ -1143,6 +1145,10 @@ class WorkerPool(object):
     def active_count(self) -> int:
         """Return how many functions have not ended."""
         return len(self._running)
+
+    def idents(self) -> set[int]:
+        """Return the threads that run functions now."""
+        return {reply.ident for reply in list(self._running)} - {0}
 
     def spawn(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Reply:
         """Run ``func(*args, **kwargs)``; ``ValueError`` after a shutdown was triggered."""
@@ -2840,9 +2846,16 @@ class WorkerGateway(BaseGateway):
             self._post(Message.STACKS, 0, _dump_text(format_stacks()))
             self._execpool.waitall(self.grace_s - STACKS_S)
         if self._execpool.active_count():
+            places = {}
             if self.execmodel.has_main_thread:
                 _interrupt(self._main_ident)
-            if not self._execpool.waitall(self.grace_s):
+                places = _interrupt_others(self._execpool.idents(), self._main_ident)
+            first_s = min(self.grace_s, STACKS_S)
+            if self._execpool.waitall(first_s):
+                return
+            # A thread that waits in C meets its interrupt only behind that, perhaps never.
+            stuck = not orderly and places and _places(self._execpool.idents()) == places
+            if stuck or not self._execpool.waitall(self.grace_s - first_s):
                 self._trace("executions did not end, exiting")
                 self.before_exit()
                 os._exit(1)
@@ -2868,6 +2881,31 @@ def _remember_source(source: str) -> None:
     if cache is not None:
         lines = [line + "\n" for line in source.splitlines()]
         cache["<remote exec>"] = (len(source), None, lines, "<remote exec>")
+
+
+def _places(idents: set[int]) -> dict[int, tuple[int, int]]:
+    """Return where threads are in their code."""
+    frames = sys._current_frames()
+    found = [(ident, frames[ident]) for ident in idents if ident in frames]
+    return {ident: (id(frame), frame.f_lasti) for ident, frame in found}
+
+
+def _interrupt_others(idents: set[int], main_ident: int) -> dict[int, tuple[int, int]]:
+    """Raise KeyboardInterrupt in threads that are not the main one; return where they were."""
+    idents.discard(main_ident)
+    places = _places(idents)
+    if idents:
+        try:
+            import ctypes
+        except ImportError:  # an interpreter without it
+            return {}
+        raise_in = getattr(getattr(ctypes, "pythonapi", None), "PyThreadState_SetAsyncExc", None)
+        if raise_in is None:  # PyPy
+            return {}
+        for ident in idents:
+            number = ctypes.c_long(ident) if PY2 else ctypes.c_ulong(ident)
+            raise_in(number, ctypes.py_object(KeyboardInterrupt))
+    return places
 
 
 def _marked_as_utf8(source: str) -> str:

@@ -643,6 +643,31 @@ class TestACoordinatorThatDies:
         assert stopwatch.seconds < 2
         assert err == ""
 
+    def test_what_runs_in_other_threads_ends_at_once(self, coordinator: Any) -> None:
+        works = ["receiving", "sleeping", "looping", "waiting for a lock", "sending"]
+        process, workers = coordinator(*[("popen", [BUSY["receiving"], BUSY[w]]) for w in works])
+        stopwatch = Stopwatch()
+        self.end(process, "SIGKILL")
+        wait_until(lambda: {state_of(pid) for pid in workers} == {"Z"}, BOUND_S)
+        assert stopwatch.seconds < 2
+
+    def test_finally_blocks_in_other_threads_run(self, coordinator: Any, tmp_path: Path) -> None:
+        file = tmp_path / "file"
+        code = f"""
+            import time
+            try:
+                channel.send(1)
+                while True:
+                    time.sleep(0.001)
+            finally:
+                time.sleep(0.5)
+                open({str(file)!r}, "w").write("cleaned up")
+            """
+        process, _ = coordinator(("popen", [BUSY["receiving"], code]))
+        self.end(process, "SIGKILL")
+        wait_until(file.exists)
+        wait_until(lambda: file.read_text() == "cleaned up")
+
     def test_idle_workers_of_every_model_end_at_once(self, coordinator: Any) -> None:
         process, workers = coordinator(
             *[(f"popen//execmodel={model}", ["channel.send(1)"]) for model in EXECMODELS],
@@ -659,8 +684,8 @@ class TestACoordinatorThatDies:
 
     @pytest.mark.parametrize(
         "works",
-        [["swallowing interrupts"], ["ignoring SIGINT"], ["receiving", "sleeping"]],
-        ids=["swallowing interrupts", "ignoring SIGINT", "sleeping in another thread"],
+        [["swallowing interrupts"], ["ignoring SIGINT"], ["receiving", "swallowing interrupts"]],
+        ids=["swallowing interrupts", "ignoring SIGINT", "swallowing them in another thread"],
     )
     def test_who_resists_has_the_grace_to_do_so(self, coordinator: Any, works: list[str]) -> None:
         codes = [textwrap.dedent(BUSY[what]) for what in works]
