@@ -8,8 +8,9 @@
     python -m benchmarks window                 2 GB to a slow reader: memory stays low
 
 The peers: the released execnet 2.1.2, mitogen, rpyc, ``multiprocessing`` (method "spawn"; as
-``forkserver`` with that method), and the pipe without anything around it (``pipe-1m``: with
-kernel buffers of 1 MiB), and for ``RSync`` the program rsync. The first run makes a virtual
+``forkserver`` with that method), the pipe without anything around it (``pipe-1m``: with kernel
+buffers of 1 MiB; ``tcp``: a connection on loopback), and for ``RSync`` the program rsync. With
+pytest-xdist, ours and 2.1.2 have one more environment each. The first run makes a virtual
 environment for each below ``.benchmarks/``, for which it needs the network; with ``--offline``
 nothing is installed and the peers that are missing are skipped.
 

@@ -37,7 +37,7 @@ class Runner:
     def run(self, benchmark: Benchmark, peer: Peer) -> dict[str, Any]:
         """Return the result of one turn; raise what ``Environments`` and ``run_program`` do."""
         check_programs(*peer.needs, *benchmark.needs)
-        python = self._environments.python_for(peer)
+        python = self._environments.python_for(peer, benchmark.tools)
         script = benchmark.program_for(peer)
         assert script is not None  # compare() asks only those that take part
         if (peer, script) not in self._warm:

@@ -10,26 +10,24 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import execnet
 
 MAY_RISE_MIB = 16.0  # above the window
 ITEM_BYTES = 1 << 18
 PACE_ITEMS = 32  # the reader takes a pause after so many
-PAUSE_S = 0.03
 
 
-def watch_memory(process: Any = "self") -> float:
+def watch_memory(process: int | str = "self") -> float:
     """Return the resident memory in MiB; from now on its highest is counted."""
-    with open("/proc/%s/clear_refs" % process, "w") as file:
+    with open(f"/proc/{process}/clear_refs", "w") as file:
         file.write("5")
     return memory("VmRSS", process)
 
 
-def memory(field: str, process: Any = "self") -> float:
+def memory(field: str, process: int | str = "self") -> float:
     """Return a line of a process's status in MiB; ``VmHWM`` is its highest."""
-    with open("/proc/%s/status" % process) as file:
+    with open(f"/proc/{process}/status") as file:
         for line in file:
             if line.startswith(field):
                 return int(line.split()[1]) / 1024.0
@@ -58,16 +56,16 @@ def produce(channel: execnet.Channel, count: int) -> None:
     assert channel.receive() is None
 
 
-def read(channel: execnet.Channel, count: int) -> None:
+def read(channel: execnet.Channel, count: int, pause_s: float) -> None:
     """Take what comes, slowly."""
     for number in range(count):
         assert channel.receive() == bytes([number % 251]) * ITEM_BYTES
         if number % PACE_ITEMS == 0:
-            time.sleep(PAUSE_S)
+            time.sleep(pause_s)
     assert channel.receive() is None
 
 
-def run(direction: str, window_bytes: int, mib: int) -> tuple[float, float]:
+def run(direction: str, window_bytes: int, mib: int, pause_s: float) -> tuple[float, float]:
     """Return by how many MiB the coordinator's and the worker's memory rose."""
     count = mib * 2**20 // ITEM_BYTES
     with execnet.Group() as group:
@@ -77,8 +75,11 @@ def run(direction: str, window_bytes: int, mib: int) -> tuple[float, float]:
         channel = gateway.remote_exec(WORKER)
         kind = "read" if direction == "send" else "produce"
         before = watch_memory(), watch_memory(pid)
-        channel.send((kind, count, ITEM_BYTES, PACE_ITEMS, PAUSE_S))
-        (produce if direction == "send" else read)(channel, count)
+        channel.send((kind, count, ITEM_BYTES, PACE_ITEMS, pause_s))
+        if direction == "send":
+            produce(channel, count)
+        else:
+            read(channel, count, pause_s)
         rises = memory("VmHWM") - before[0], memory("VmHWM", pid) - before[1]
         channel.send(None)
         return rises
@@ -90,6 +91,7 @@ def main() -> int:
     add = parser.add_argument
     add("--mib", type=int, default=2000, help="how much is produced (2000)")
     add("--window", type=int, default=1 << 20, metavar="BYTES", help="0: none (1 MiB)")
+    add("--pause", type=float, default=0.03, metavar="S", help="of the reader, per 8 MiB (0.03)")
     options = parser.parse_args()
     limit = options.window / 2**20 + MAY_RISE_MIB
     if not Path("/proc/self/clear_refs").exists():
@@ -98,7 +100,7 @@ def main() -> int:
     high = False
     for direction in ("send", "collect"):
         started = time.monotonic()
-        here, there = run(direction, options.window, options.mib)
+        here, there = run(direction, options.window, options.mib, options.pause)
         high |= max(here, there) > limit
         took_s = time.monotonic() - started
         print(

@@ -1,0 +1,77 @@
+"""``python -m benchmarks faults``, ``soak`` and ``window``, with little work."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks._environments import ROOT
+from benchmarks._proofs import PROOFS
+from benchmarks.proofs import soak
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="they read Linux's /proc")
+
+
+def prove(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+
+
+def test_faults_tells_how_many_and_which_seeds() -> None:
+    done = prove("faults", 20, "--count", 5)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("5 faults, seeds 20 to 24, in ")
+    assert ": 0 bad" in done.stdout
+
+
+def test_of_many_gateways_nothing_stays() -> None:
+    done = prove("soak", "--gateways", 30, "--at-once", 10)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("20 gateways: ")
+    assert done.stdout.endswith("nothing grew\n")
+
+
+@pytest.mark.parametrize("what", ["descriptors", "MiB"])
+def test_what_stays_of_a_gateway_is_seen(
+    what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept: list[bytes] = []
+    opened: list[int] = []
+
+    def run_round(count: int, spec: str) -> None:
+        if what == "MiB":
+            kept.append(b"x" * 5_000_000)
+        else:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+
+    monkeypatch.setattr(soak, "run_round", run_round)
+    monkeypatch.setattr(sys, "argv", ["soak", "--gateways", "30", "--at-once", "10"])
+    try:
+        assert soak.main() == 1
+    finally:
+        for fd in opened:
+            os.close(fd)
+    assert capsys.readouterr().out.endswith(f"grown: {what}\n")
+
+
+def test_with_a_window_what_is_unread_stays_out_of_memory() -> None:
+    done = prove("window", "--mib", 60, "--pause", 0.1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    directions = [line.partition(":")[0] for line in done.stdout.splitlines()]
+    assert directions == ["send", "collect"]
+
+
+def test_without_one_it_does_not() -> None:
+    done = prove("window", "--mib", 60, "--window", 0, "--pause", 0.1)
+    assert done.returncode == 1, done.stdout + done.stderr
+
+
+def test_they_are_in_the_list() -> None:
+    done = prove("--list")
+    assert done.returncode == 0, done.stderr
+    for name, (title, script) in PROOFS.items():
+        assert f"{name}: {title}\n" in done.stdout
+        assert (ROOT / script).exists()
