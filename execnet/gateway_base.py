@@ -1768,7 +1768,8 @@ class Channel(object):
                     self.gateway._send(Message.CHANNEL_CLOSE_ERROR, self.id, _dump_text(error))
             except OSError:  # the gateway is gone, so the far side is closed as well
                 pass
-        self._factory._no_longer_opened(self.id)
+        if self._factory._channels.get(self.id, self) is self:  # else its id was used again
+            self._factory._no_longer_opened(self.id)
 
     def _disown(self) -> None:
         self._state = ChannelState.RECEIVE_CLOSED

@@ -78,7 +78,7 @@ class TestTheWorker:
         where = Path(os.environ.get("TMPDIR", "/tmp")) / f"execnet-output-{os.getpid()}"
         run_python(code, WHERE=str(where))
         try:
-            wait_until(where.exists)
+            wait_until(where.exists, 20)
         finally:
             where.unlink(missing_ok=True)
 

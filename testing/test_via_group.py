@@ -52,8 +52,9 @@ def test_a_callback_of_a_gateway_may_send_to_one_behind_it_that_others_wait_for(
         channel.send(b"y")
         called.set()
 
-    trigger = gateways[0].remote_exec("channel.send(1)")
-    trigger.setcallback(call)
+    trigger = gateways[0].remote_exec("channel.send(channel.receive())")
+    trigger.setcallback(call)  # before the item comes, else it would be called in this thread
+    trigger.send(1)
     wait_until(called.is_set)
     os.kill(pid_of(behind), signal.SIGCONT)
     assert channel.receive(BOUND_S) == 64 * MIB + 1
