@@ -42,6 +42,7 @@ class Benchmark:
     families: tuple[str, ...] | None = None  # None: all that have the program
     needs: tuple[str, ...] = ()  # programs of the system; it is skipped where one is missing
     without: tuple[str, ...] = ()  # names of peers that can't do it, though others of their family
+    tools: tuple[str, ...] = ()  # what pip installs for it beside each peer
 
     def program_for(self, peer: Peer) -> Path | None:
         """Return the script with which ``peer`` takes part, None when it does not."""
@@ -62,8 +63,11 @@ PEERS = (
     Peer("forkserver", "forkserver"),
     Peer("pipe", "pipe"),
     Peer("pipe-1m", "pipe1m"),
+    Peer("tcp", "tcp"),
     Peer("rsync", "rsync", needs=("rsync",)),
 )
+
+_SSH = ("ssh", "ssh-keygen", "sshd")
 
 
 def _startup(name: str, title: str, how: str, *families: str) -> Benchmark:
@@ -80,6 +84,32 @@ def _forkserver(how: str, title: str) -> Benchmark:
 def _round_trip(kind: str, title: str) -> Benchmark:
     name, title = f"roundtrip-{kind}", f"round trip of {title}"
     return Benchmark(name, title, "roundtrip", (kind,), "µs", tail=True, pinned=True)
+
+
+def _transport(how: str, title: str) -> Benchmark:
+    name, title = f"roundtrip-{how}", f"round trip of an int {title}"
+    families = ("execnet", "tcp" if how == "socket" else "mitogen")
+    words = ("transport", (how,), "µs")
+    return Benchmark(name, title, *words, tail=True, pinned=True, families=families)
+
+
+def _mixed(direction: str, pieces: str) -> Benchmark:
+    where = "to the worker" if direction == "send" else "from the worker"
+    what = "256 items of 1 MiB" if pieces == "items" else "one item of 256 MiB"
+    title = f"round trip of an int while {what} pass {where} on another channel"
+    name = f"mixed-{direction}-{pieces}"
+    return Benchmark(name, title, "mixed", (direction, pieces), "ms", tail=True)
+
+
+def _idle(what: str, unit: str, title: str) -> Benchmark:
+    families = None if what == "worker" else ("execnet",)
+    return Benchmark(f"idle-{what}", title, "idle", (what,), unit, families=families)
+
+
+def _xdist(what: str, unit: str, title: str) -> Benchmark:
+    title = f"pytest-xdist, 2,000 empty tests, -n 2: {title}"
+    tools = ("pytest<9.2", "pytest-xdist")
+    return Benchmark(f"xdist-{what}", title, "xdist", (what,), unit, tools=tools)
 
 
 def _one_way(direction: str, kind: str, how: str) -> Benchmark:
@@ -120,7 +150,7 @@ def _rsync(how: str, name: str, title: str, *arguments: str) -> Benchmark:
         "rsync",
         (how, *arguments),
         "s",
-        needs=("ssh", "ssh-keygen", "sshd") if how == "ssh" else (),
+        needs=_SSH if how == "ssh" else (),
     )
 
 
@@ -157,8 +187,19 @@ BENCHMARKS = (
     _startup("startup-threads", "the same, from 32 threads", "threads", "execnet"),
     _forkserver("one", "one more forkserver gateway to its first answer"),
     _forkserver("many", "32 forkserver gateways in one group to all their answers"),
+    Benchmark(
+        "startup-ssh",
+        "one more gateway over ssh on loopback to its first answer",
+        "ssh",
+        (),
+        "ms",
+        needs=_SSH,
+    ),
     _round_trip("int", "an int"),
     _round_trip("nested", "a nested item of 2,400 values"),
+    _transport("socket", "by TCP on loopback (socket=)"),
+    _transport("via", "with a worker behind another (via=)"),
+    *(_mixed(direction, pieces) for direction in _DIRECTIONS for pieces in ("items", "whole")),
     *(
         _one_way(direction, kind, how)
         for direction in _DIRECTIONS
@@ -171,6 +212,13 @@ BENCHMARKS = (
         for function in ("dumps", "loads")
         for shape in _SHAPES.items()
     ),
+    _idle("worker", "MiB", "memory (PSS) of an idle popen worker, or of a bare interpreter"),
+    _idle("memory", "KiB", "memory of the coordinator for each of 100 idle popen gateways"),
+    _idle("threads", "threads", "all threads of the coordinator with 100 idle popen gateways"),
+    _idle("descriptors", "descriptors", "all descriptors of the coordinator with these"),
+    _idle("cpu", "ms/s", "time on the processors of the coordinator and its 100 idle workers"),
+    _xdist("run", "s", "the whole run"),
+    _xdist("share", "%", "execnet's share of the processors' time, by profile"),
     *(_rsync(how, *sync) for how in ("local", "ssh") for sync in _SYNCS),
     _memory("file-first", "a file of 4 GiB, first copy", "MiB", "file", "first"),
     _memory("file-changed", "a file of 4 GiB, some bytes changed", "MiB", "file", "changed"),

@@ -7,6 +7,7 @@ All environments are made alike, so that none starts slower than another: no pip
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,39 +63,44 @@ def check_programs(*names: str) -> None:
 class Environments:
     """The virtual environments below ``cache``, made when they are first asked for.
 
-    Each stands for one peer and one version of Python. ``offline`` forbids to install anything.
+    Each stands for one peer, the tools beside it and one version of Python. ``offline`` forbids
+    to install anything.
     """
 
     def __init__(self, cache: Path, offline: bool) -> None:
         version = ".".join(map(str, sys.version_info[:2]))
         self.folder = cache / f"{sys.implementation.name}-{version}"
         self.offline = offline
-        self._failed: dict[Peer, InstallFailed] = {}  # not tried again: it may take minutes
+        self._failed: dict[Path, InstallFailed] = {}  # not tried again: it may take minutes
 
-    def python_for(self, peer: Peer) -> Path:
-        """Return the interpreter with ``peer``; raise NotInstalled or InstallFailed."""
-        if peer in self._failed:
-            raise self._failed[peer]
-        home = self.folder / peer.name
+    def python_for(self, peer: Peer, tools: tuple[str, ...] = ()) -> Path:
+        """Return the interpreter with ``peer`` and what pip knows as ``tools``.
+
+        Raises NotInstalled or InstallFailed.
+        """
+        requirements = [*filter(None, [peer.requirement]), *tools]
+        home = self.folder / "-".join([peer.name, *map(_bare_name, tools)])
+        if home in self._failed:
+            raise self._failed[home]
         python = home / "bin" / "python"
         complete = home / "complete"  # written last; says what is installed
-        wanted = peer.requirement or ""
+        wanted = " ".join(requirements)
         if python.exists() and complete.exists() and complete.read_text() == wanted:
             return python
-        if peer.requirement and self.offline:
+        if requirements and self.offline:
             raise NotInstalled("not installed, and --offline forbids to; run once without it")
         try:
-            self._make(home, python, peer.requirement)
+            self._make(home, python, requirements)
         except (OSError, subprocess.SubprocessError) as error:
-            self._failed[peer] = InstallFailed(f"could not be installed: {_reason(error)}")
-            raise self._failed[peer] from error
+            self._failed[home] = InstallFailed(f"could not be installed: {_reason(error)}")
+            raise self._failed[home] from error
         complete.write_text(wanted)
         return python
 
-    def _make(self, home: Path, python: Path, requirement: str | None) -> None:
-        venv.EnvBuilder(clear=True, symlinks=True, with_pip=requirement is not None).create(home)
-        if requirement is not None:
-            self._pip(python, "install", "--no-input", requirement)
+    def _make(self, home: Path, python: Path, requirements: list[str]) -> None:
+        venv.EnvBuilder(clear=True, symlinks=True, with_pip=bool(requirements)).create(home)
+        if requirements:
+            self._pip(python, "install", "--no-input", *requirements)
             self._pip(python, "uninstall", "--yes", "pip", "setuptools")
 
     def _pip(self, python: Path, *arguments: str) -> None:
@@ -111,6 +117,10 @@ class Environments:
             timeout=INSTALL_TIMEOUT_S,
             check=True,
         )
+
+
+def _bare_name(requirement: str) -> str:
+    return re.split(r"[^\w.-]", requirement)[0]
 
 
 def _reason(error: Exception) -> str:

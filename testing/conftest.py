@@ -23,7 +23,7 @@ MakeGateway = Callable[..., Gateway]
 GREENLET_MODELS = ("gevent", "eventlet")
 EXECMODELS = ("thread", "main_thread_only", *GREENLET_MODELS)
 FAILED = pytest.StashKey[bool]()
-SWITCH_INTERVAL = "EXECNET_TEST_SWITCH_INTERVAL"  # seconds between switches of threads, as 1e-6
+SWITCH_INTERVAL = "EXECNET_TEST_SWITCH_INTERVAL"  # seconds between our threads' turns: 1e-6
 
 # A slow machine is no defect, and what fails must fail everywhere and each time.
 settings.register_profile("execnet", deadline=None, derandomize=True, database=None)

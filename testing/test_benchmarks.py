@@ -17,13 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import wait_until
+from tools import missing, wait_until
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # the package is not installed
 
 from benchmarks import _report
 from benchmarks._catalog import BENCHMARKS, OURS, PEERS, PROGRAMS, Benchmark, Peer
-from benchmarks._environments import ROOT, Environments, InstallFailed, NotInstalled, variables_for
+from benchmarks._environments import (
+    ROOT,
+    Environments,
+    InstallFailed,
+    NotInstalled,
+    check_programs,
+    variables_for,
+)
 from benchmarks._processes import ProgramFailed, run_program
 from benchmarks._rounds import Row, compare, percentile
 
@@ -84,6 +91,100 @@ def test_every_program_of_the_standard_library_peers_and_ours_measures(tmp_path:
     for benchmark in data["benchmarks"]:
         for row in benchmark["rows"]:
             assert row["median"] > 0, (benchmark["name"], row)
+
+
+def test_every_transport_and_what_passes_at_once_is_measured(tmp_path: Path) -> None:
+    names = ("roundtrip-socket", "roundtrip-via", "mixed")
+    _, data = measure(tmp_path, "--peers", "tcp", "--runs", 1, *names)
+    rows = {benchmark["name"]: benchmark["rows"] for benchmark in data["benchmarks"]}
+    assert [row["peer"] for row in rows["roundtrip-socket"]] == [OURS, "tcp"]
+    for benchmark, found in rows.items():
+        for row in found:
+            assert 0 < row["median"] <= row["p99"], (benchmark, row)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux")
+def test_what_is_idle_is_measured(tmp_path: Path) -> None:
+    _, data = measure(tmp_path, "--peers", "pipe", "--runs", 1, "idle")
+    figures = {
+        benchmark["name"]: [row["median"] for row in benchmark["rows"]]
+        for benchmark in data["benchmarks"]
+    }
+    ours, bare = figures["idle-worker"]
+    assert 0 < bare < ours < 100
+    assert figures["idle-threads"][0] >= 1
+    assert figures["idle-descriptors"][0] >= 3
+    assert figures["idle-cpu"][0] > 0
+
+
+def test_a_start_over_ssh_is_measured(tmp_path: Path) -> None:
+    _, data = measure(tmp_path, "--peers", "pipe", "--runs", 1, "startup-ssh")
+    for row in data["benchmarks"][0]["rows"]:
+        assert row["status"] == "ok" or row["reason"].startswith("there is no "), row
+
+
+@pytest.mark.parametrize("what", ["run", "share"])
+def test_pytest_xdist_runs_with_the_execnet_of_the_tree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    try:
+        import xdist  # noqa: F401
+    except ImportError:
+        missing("pytest-xdist is measured with it")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    command = [sys.executable, PROGRAMS / "execnet_xdist.py", what, "--scale=0.005"]
+    result = run_program(command, os.environ, 60)
+    assert 0 < result["samples"][0] < 100
+
+
+BUSY = """
+def work(seconds):
+    import time
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        sum(range(1000))
+"""
+SHARED = """
+import json, os, subprocess, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import _share
+variables = dict(os.environ, PYTHONPATH=".")
+Path("package.d").mkdir()
+Path("package.d/package.py").write_text(sys.argv[2])
+folder = _share.sampled(Path("package.d").absolute(), variables)
+code = sys.argv[2] + "work(0.1); time.sleep(0.3); sys.path.append('package.d'); "
+code += "import package; package.work(0.3)"
+subprocess.run([sys.executable, "-c", "import sys, time" + code], env=variables, check=True)
+print(json.dumps({"samples": [_share.percent(folder)]}))
+"""
+
+
+def test_a_share_is_one_of_the_time_on_a_processor(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(SHARED)
+    result = run_program([sys.executable, script, PROGRAMS, BUSY], os.environ, 60)
+    assert 55 < result["samples"][0] < 90  # 75; what Python itself starts with is in the rest
+
+
+def test_rsync_is_measured_on_this_machine_and_over_ssh(tmp_path: Path) -> None:
+    trees = ("rsync-local-tree-eight", "rsync-ssh-tree-touched")
+    others = ("rsync-local-file-changed", "rsync-memory-tree")
+    _, data = measure(tmp_path, "--peers", "rsync", "--runs", 1, *trees, *others)
+    for benchmark in data["benchmarks"]:
+        for row in benchmark["rows"]:
+            assert row["status"] != "failed", (benchmark["name"], row)
+            assert row["status"] == "ok" or row["reason"].startswith("there is no ")
+    peers = [[row["peer"] for row in benchmark["rows"]] for benchmark in data["benchmarks"]]
+    assert sorted(peers) == [[OURS], *[[OURS, "rsync"]] * 3]
+
+
+def test_a_peer_whose_program_is_missing_is_skipped_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotInstalled, match="there is no rsync here"):
+        check_programs("rsync")
 
 
 def test_an_unknown_benchmark_is_named_with_those_that_there_are() -> None:
@@ -168,7 +269,8 @@ def test_ours_and_the_released_execnet_run_the_same_programs() -> None:
     for benchmark in BENCHMARKS:
         script = benchmark.program_for(PEER[OURS])
         assert script is not None
-        assert script == benchmark.program_for(PEER["execnet-2.1.2"])
+        wanted = None if "execnet-2.1.2" in benchmark.without else script
+        assert benchmark.program_for(PEER["execnet-2.1.2"]) == wanted
 
 
 def test_a_name_belongs_to_one_benchmark() -> None:
@@ -326,6 +428,25 @@ def test_only_ours_is_imported_from_this_tree() -> None:
 
 
 # Environments
+
+
+def test_tools_beside_a_peer_have_an_environment_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {}
+
+    def make(self: Environments, home: Path, python: Path, requirements: list[str]) -> None:
+        made[home.name] = requirements
+        home.mkdir(parents=True)
+
+    monkeypatch.setattr(Environments, "_make", make)
+    environments = Environments(tmp_path, offline=False)
+    environments.python_for(PEER["execnet-2.1.2"], ("tool<9.2", "other-tool"))
+    environments.python_for(PEER[OURS], ("other-tool",))
+    assert made == {
+        "execnet-2.1.2-tool-other-tool": ["execnet==2.1.2", "tool<9.2", "other-tool"],
+        "ours-other-tool": ["other-tool"],
+    }
 
 
 def test_an_environment_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import mitogen.core
 import mitogen.master
@@ -15,9 +16,19 @@ class Router:
         self.broker = mitogen.master.Broker()
         self.router = mitogen.master.Router(self.broker)
 
-    def start(self) -> mitogen.core.Context:
+    def start(self, **options: object) -> mitogen.core.Context:
         """Return the context of a new interpreter, of the kind that runs this."""
-        return self.router.local(python_path=sys.executable)
+        return self.router.local(python_path=sys.executable, **options)
+
+    def start_by_ssh(self, host: str, config: Path) -> mitogen.core.Context:
+        """The same, on a host that a config for ssh names."""
+        return self.router.ssh(
+            hostname=host,
+            python_path=sys.executable,
+            ssh_args=["-F", str(config)],
+            check_host_keys="ignore",
+            compression=False,
+        )
 
     def stop(self) -> None:
         self.broker.shutdown()

@@ -10,10 +10,10 @@ import execnet
 ECHO = "for item in channel:\n    channel.send(item)"
 
 
-def measure(scaled: Scaled, kind: str) -> Result:
+def measure_with(gateway: execnet.Gateway, scaled: Scaled, kind: str) -> Result:
+    """Measure with a gateway that is there."""
     item, count = _items.round_trips(kind)
-    group = execnet.Group(["popen"])
-    channel = group[0].remote_exec(ECHO)
+    channel = gateway.remote_exec(ECHO)
 
     def round_trip() -> object:
         channel.send(item)
@@ -21,9 +21,14 @@ def measure(scaled: Scaled, kind: str) -> Result:
 
     if round_trip() != item:
         raise ValueError("another item came back")
-    samples = time_each(round_trip, scaled(count), warm_up=scaled(count // 10))
+    return microseconds(time_each(round_trip, scaled(count), warm_up=scaled(count // 10)))
+
+
+def measure(scaled: Scaled, kind: str) -> Result:
+    group = execnet.Group(["popen"])
+    result = measure_with(group[0], scaled, kind)
     group.terminate(5)
-    return microseconds(samples)
+    return result
 
 
 if __name__ == "__main__":

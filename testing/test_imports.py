@@ -1,0 +1,134 @@
+"""What is imported for one gateway: in the coordinator, and in a worker before it answers.
+
+Each import costs time at every start. Of ours the lists are exact. Of the standard library they
+are the most that there may be: what its modules import themselves differs from version to version.
+What an interpreter has loaded anyway, with the ``.pth`` files of its environment, is not counted.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+import pytest
+from tools import run_python
+
+pytestmark = pytest.mark.skipif(
+    platform.python_implementation() != "CPython", reason="the lists are CPython's"
+)
+
+# What ``threading``, ``weakref``, ``struct`` and ``_pickle`` are and bring along.
+THREADS = {
+    *("_collections", "_functools", "_operator", "_weakref", "_weakrefset", "collections"),
+    *("functools", "itertools", "keyword", "operator", "reprlib", "threading", "types"),
+    *("warnings", "_warnings", "weakref", "_py_warnings", "_contextvars"),
+}
+ITEMS = {"_compat_pickle", "_pickle", "_struct", "copyreg", "struct"}
+IMPORTS = {"importlib", "importlib._bootstrap", "importlib._bootstrap_external"}
+SIGNALS = {"enum", "signal"}
+WORKER = THREADS | ITEMS | IMPORTS | SIGNALS
+WORKER |= {"__future__", "_queue", "select", "zlib"}
+if sys.platform == "win32":
+    WORKER |= {"msvcrt", "nt"}
+
+# ``subprocess`` and what it brings along; some versions' ``locale`` has ``re``.
+PROCESSES = {
+    *("_locale", "_opcode", "_posixsubprocess", "_sre", "_winapi", "atexit", "collections.abc"),
+    *("contextlib", "errno", "fcntl", "locale", "math", "msvcrt", "re", "re._casefix"),
+    *("re._compiler", "re._constants", "re._parser", "selectors", "subprocess"),
+}
+COORDINATOR = WORKER | PROCESSES - {"zlib"}
+# Lowering the source that is sent: once in a process, and only where it is sent.
+LOWERING = {
+    *("_ast", "_tokenize", "ast", "shlex", "sre_compile", "sre_constants", "sre_parse"),
+    *("token", "tokenize", "zlib"),
+}
+
+OURS = {
+    *("execnet", "execnet._death", "execnet._errors", "execnet._fork", "execnet._multichannel"),
+    *("execnet._source", "execnet._terminate", "execnet._transports", "execnet.gateway"),
+    *("execnet.gateway_base", "execnet.gateway_bootstrap", "execnet.gateway_io", "execnet.multi"),
+    "execnet.xspec",
+}
+OURS_LOWERING = {"execnet._ship", "execnet._shipment"}
+
+ASK = """
+import sys
+import execnet
+gateway = execnet.makegateway({spec!r})
+channel = gateway.remote_exec("import sys; channel.send(list(sys.modules))")
+far = channel.receive(30)
+print(*sys.modules)
+print(*far)
+gateway.exit()
+execnet.default_group.terminate(10)
+"""
+POPEN = "popen"
+BY_SOURCE = f"popen//python={sys.executable}"
+
+Loaded = tuple[set[str], set[str]]
+
+
+def bare() -> set[str]:
+    """Return what an interpreter has loaded that was told to do nothing."""
+    return set(run_python("import sys; print(*sys.modules)").stdout.split())
+
+
+def loaded_for(spec: str) -> Loaded:
+    """Return what a coordinator and a worker have loaded beyond a bare interpreter."""
+    result = run_python(ASK.format(spec=spec))
+    assert result.stderr == ""
+    here, far = (set(line.split()) for line in result.stdout.splitlines())
+    return here - bare(), far - bare()
+
+
+@pytest.fixture(scope="module")
+def popen() -> Loaded:
+    return loaded_for(POPEN)
+
+
+@pytest.fixture(scope="module")
+def by_source() -> Loaded:
+    return loaded_for(BY_SOURCE)
+
+
+def ours(modules: set[str]) -> set[str]:
+    return {name for name in modules if name.lstrip("_").startswith("execnet")}
+
+
+def test_a_coordinator_loads_these_of_ours_for_one_popen_gateway(popen: Loaded) -> None:
+    assert ours(popen[0]) == OURS
+
+
+def test_a_coordinator_loads_no_more_of_the_standard_library(popen: Loaded) -> None:
+    assert popen[0] - OURS - COORDINATOR == set()
+
+
+def test_a_worker_loads_one_module_of_ours_before_it_answers(popen: Loaded) -> None:
+    assert ours(popen[1]) == {"execnet", "execnet.gateway_base"}
+
+
+def test_a_worker_loads_no_more_of_the_standard_library(popen: Loaded) -> None:
+    assert popen[1] - ours(popen[1]) - WORKER == set()
+
+
+def test_only_a_coordinator_that_sends_its_source_loads_what_lowers_it(by_source: Loaded) -> None:
+    assert ours(by_source[0]) == OURS | OURS_LOWERING
+    assert by_source[0] - OURS - OURS_LOWERING - COORDINATOR - LOWERING == set()
+
+
+def test_a_worker_that_is_sent_its_source_loads_no_more(by_source: Loaded) -> None:
+    assert ours(by_source[1]) == {"_execnet_gateway_base"}
+    assert by_source[1] - {"_execnet_gateway_base"} - WORKER == set()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("_socket", "asyncio", "hashlib", "inspect", "json", "linecache", "logging", "pickle"),
+        *("queue", "random", "socket", "ssl", "subprocess", "tempfile", "traceback", "typing"),
+        *("re", "tokenize", "ast"),
+    ],
+)
+def test_what_takes_long_is_not_on_the_list_of_a_worker(name: str) -> None:
+    assert name not in WORKER
