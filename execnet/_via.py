@@ -53,7 +53,7 @@ class ViaIO:
     """
 
     writer_class = ViaWriter
-    takes_whole = 4096  # bytes of a frame that go out all or, at an interrupt, not at all
+    small_bytes = 4096  # a frame below it goes out all or, at an interrupt, not at all
 
     def __init__(
         self,
@@ -183,6 +183,8 @@ class ViaIO:
     def write(self, data: bytes) -> None:
         """Write all of it; waits while too much is on its way."""
         self.write_frame(b"", data)
+
+    write_small = write
 
     def write_frame(self, header: bytes, payload: bytes | memoryview) -> None:
         """Write both, as one piece if they are small."""

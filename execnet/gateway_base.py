@@ -744,6 +744,8 @@ def load_item(data: bytes, channel_or_factory: Any, strconfig: StrConfig) -> Any
 # ---------------------------------------------------------------- frames
 
 _HEADER = struct.Struct("!bii")  # message code, channel id, payload bytes
+_INT_FRAME = struct.Struct("!biiBiB")  # the same, and an int between INT and STOP
+_pack_int_frame, _unpack_int_frame = _INT_FRAME.pack, _INT_FRAME.unpack
 PART_BYTES = 1 << 20  # an item larger than this travels in pieces
 READ_BYTES = 1 << 18  # what is read at once, if it is there
 _PART = struct.Struct("!iB")  # number of the item, whether this is its last piece
@@ -1274,15 +1276,18 @@ class Popen2IO(object):
         self.infile = infile
         self.execmodel = execmodel
         self._read = getattr(infile, "buffer", infile).read
-        self._write = self.write_small = getattr(outfile, "buffer", outfile).write
+        self._write = getattr(outfile, "buffer", outfile).write
         self._writev_fd = -1  # where header and payload can go out without being joined
         self.written: list[int] = []  # of the frame that is written, by each system call
-        self.takes_whole = 0  # bytes of a frame that go out all or, at an interrupt, not at all
+        self.small_bytes = 0  # a frame below it goes by ``write_small``
+        self.write_small = self._write  # all of it or, at an interrupt, nothing
         if hasattr(os, "writev") and execmodel.has_main_thread:
             try:
                 self._writev_fd = outfile.fileno()
                 if stat.S_ISFIFO(os.fstat(self._writev_fd).st_mode):
-                    self.takes_whole = 4096  # PIPE_BUF
+                    self.small_bytes = 4096  # PIPE_BUF
+                elif stat.S_ISSOCK(os.fstat(self._writev_fd).st_mode):
+                    self.small_bytes, self.write_small = 4096, None
             except (OSError, ValueError, AttributeError):
                 pass  # not a descriptor: a buffer in memory, or closed
 
@@ -1319,6 +1324,10 @@ class Popen2IO(object):
             written += map(self._write, (rest,))
             if None in written:  # it takes all, always
                 break
+
+    def write_noting(self, data: bytes) -> None:
+        """Write what one system call takes, and note how much in ``written``."""
+        self.written += map(self._write, (data,))
 
     def can_write_now(self) -> bool:
         """Whether a few KiB can be written without waiting."""
@@ -1359,9 +1368,9 @@ class FrameWriter(object):
     def __init__(self, io: Stream, name: str) -> None:
         self._io: Any = io
         self._name = name
-        self._takes_whole = getattr(io, "takes_whole", 0) - _HEADER.size
+        self._small_bytes = getattr(io, "small_bytes", 0) - _HEADER.size
         self._resumes = hasattr(io, "written")
-        self._write_small: Any = getattr(io, "write_small", getattr(io, "write", None))
+        self._write_small: Any = getattr(io, "write_small", None) or self._write_resumable
         self._lock = io.execmodel.Lock()
         self._frames: deque[list[Any]] = deque()  # each: header, payload, whether written
         self._flusher_runs = False
@@ -1372,7 +1381,7 @@ class FrameWriter(object):
 
     def send(self, header: bytes, payload: bytes | memoryview) -> None:
         """Write a frame; returns when the stream has taken it, OSError if it can't."""
-        if len(payload) < self._takes_whole:
+        if len(payload) < self._small_bytes:
             try:
                 with self._lock:
                     if not self._frames and self._error is None and not self._closing:
@@ -1433,6 +1442,16 @@ class FrameWriter(object):
             self._error = "the gateway was ended"
             self._close()
         return True
+
+    def _write_resumable(self, frame: bytes) -> None:  # holds _lock
+        written = self._io.written = []
+        try:
+            self._io.write_noting(frame)
+        finally:
+            if 0 < sum(written) < len(frame):
+                self._frames.append([frame[sum(written) :], b"", False])
+        if self._frames:
+            self._flush()
 
     def _write_frame(self, frame: list[Any]) -> None:
         self._io.written = []
@@ -1501,19 +1520,19 @@ class DirectReads(object):
     more.  Who reads holds ``_turn`` and handles nothing but an item that it waits for itself;
     all else is left in ``chunks`` for the receiver thread.
 
-    CPython looks for interrupts and changes threads behind calls.  So a read and the append of
-    its bytes are one call, and none is between the removal of bytes and ``items.put``.
+    CPython looks for interrupts and changes threads behind calls that the code makes.  So a step
+    of a loop reads, no call is between it and the end of the append of its bytes, and none
+    between their removal and ``items.put``.
     """
 
-    IDLE_S = 0.005  # also how long a thread that reads waits for something to come
+    IDLE_S = 0.005  # after so long without a use the receiver thread reads again
 
     def __init__(self, fd: int, execmodel: ExecModel) -> None:
-        import select
-
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        self._poll = poll.poll
-        self._fds, self._sizes = (fd,), (65536,)
+        self._fd = fd
+        self._is_socket = sys.platform == "linux" and stat.S_ISSOCK(os.fstat(fd).st_mode)
+        self._reads = map(os.read, itertools.repeat(fd), itertools.repeat(65536))
+        self._poll: Any = None  # None: the socket itself waits no longer than ``IDLE_S``
+        self._wake_fd = -1  # what else it waits for
         self._turn = execmodel.Lock()
         self._asked_back = execmodel.Lock()  # free when it was; an interrupt breaks an Event
         self._asked_back.acquire()
@@ -1525,14 +1544,51 @@ class DirectReads(object):
 
     def offer(self) -> None:
         """Leave the stream to others until they do not use it; in the receiver thread."""
+        self._set_up()
         uses, self.offered = -1, True
         asked = any(items.empty() for items in list(self.waiting.values()))
         while not (asked or self.chunks or uses == self._uses):
             uses = self._uses
             asked = self._asked_back.acquire(True, self.IDLE_S)
         self.offered = self.served = False
+        if self._wake_fd >= 0:
+            os.eventfd_write(self._wake_fd, 1)
         with self._turn:  # who read until now has done so
             self._asked_back.acquire(False)
+            self._tear_down()
+
+    def _set_up(self) -> None:
+        if self._is_socket:
+            self._set_receive_timeout(self.IDLE_S)
+            return
+        import select
+
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        try:
+            self._wake_fd = os.eventfd(0)
+            poll.register(self._wake_fd, select.POLLIN)
+        except (AttributeError, OSError):  # an old Python, another system, or too many open
+            pass
+        self._poll = poll.poll
+
+    def _tear_down(self) -> None:
+        if self._is_socket:
+            self._set_receive_timeout(0)
+        elif self._wake_fd >= 0:
+            os.close(self._wake_fd)
+            self._wake_fd = -1
+
+    def _set_receive_timeout(self, seconds: float) -> None:
+        """Have reads of the socket fail after that time, 0 for never."""
+        import _socket
+
+        sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, 0, self._fd)
+        try:
+            timeval = struct.pack("ll", 0, int(seconds * 1e6))
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, timeval)
+        finally:
+            sock.detach()
 
     def take_back(self) -> None:
         """Have the receiver thread read again."""
@@ -1551,29 +1607,40 @@ class DirectReads(object):
             if self.offered and not chunks and items.empty():
                 self._uses += 1
                 try:
-                    if self._poll(5):  # IDLE_S in ms
-                        chunks += map(os.read, self._fds, self._sizes)
-                        return self._load(channel, items)
+                    if self._poll is not None:
+                        # Who has no time limit waits for as long as there is the offer.
+                        limited = timeout is not None or self._wake_fd < 0
+                        ready = self._poll(5 if limited else None)  # IDLE_S in ms
+                        if not ready or ready[0][0] != self._fd:
+                            return False
+                    for data in self._reads:
+                        chunks.append(data)
+                        return self._load(channel, items, data)
                 except OSError:
-                    pass  # the receiver thread meets it, too
+                    pass  # the receiver thread meets it, too; or nothing came in time
         return False
 
-    def _load(self, channel: Channel, items: Any) -> bool:
+    def _load(self, channel: Channel, items: Any, data: bytes) -> bool:
         """Put into a channel's queue what was read, if that is one item for it and no more.
 
         Not an item with channels: an interrupt would drop them, and so close them.
         """
-        data = self.chunks[0]
-        # 4 is CHANNEL_DATA; the whole header is compared at once.
-        if data[:9] != _HEADER.pack(4, channel.id, len(data) - 9):
+        code = 0
+        if len(data) == 15:
+            code, id, size, op, item, stop = _unpack_int_frame(data)
+        # 4 is CHANNEL_DATA, 70 INT and 81 STOP
+        if code == 4 and id == channel.id and size == 6 and op == 70 and stop == 81:
+            pass
+        elif data[:9] != _HEADER.pack(4, channel.id, len(data) - 9):
             return False
-        with channel._lock:
-            if channel._items is not items or channel._state not in ChannelState.RECEIVES:
-                return False
+        else:
             try:
                 item = load_item(data[9:], None, channel._strconfig)
             except LoadError:
                 return False  # the receiver thread meets it, too, and closes the channel
+        with channel._lock:
+            if channel._items is not items or channel._state not in ChannelState.RECEIVES:
+                return False
             if channel._factory.windows is not None:
                 channel._count(len(data) - 9)
             del self.chunks[0]
@@ -1796,17 +1863,17 @@ class Channel(object):
         items = self._items
         if items is None:
             raise _OSError("cannot receive(), %r has a callback" % (self,))
-        direct = self._factory.direct
-        waiting: dict[object, Any] = {}
-        me = None
-        if direct and not (direct.offered and direct.read(self, items, timeout)) and items.empty():
-            waiting, me = direct.waiting, object()
         arrivals = self._arrivals
         if timeout is not None:
             arrivals = map(items.get, (True,), (max(timeout, 0),))
-        waiting[me] = items
+        direct = self._factory.direct
+        waiting, me = None, None
+        if direct and not (direct.offered and direct.read(self, items, timeout)) and items.empty():
+            me = object()
+            waiting = direct.waiting
+            waiting[me] = items
         try:
-            if me is not None:
+            if waiting is not None:
                 self._factory.take_back()
             # CPython looks for interrupts behind calls that the code makes and jumps that it
             # takes.  None is between the taking of an item and the return, so none gets lost.
@@ -1818,7 +1885,8 @@ class Channel(object):
         except self.gateway.execmodel.queue.Empty:
             raise self.TimeoutError("no item after %r seconds from %r" % (timeout, self))
         finally:
-            del waiting[me]
+            if waiting is not None:
+                del waiting[me]
         if self._items is not items:
             raise _OSError("cannot receive(), %r got a callback meanwhile" % (self,))
         raise self._getremoteerror() or EOFError("%r has no more items" % (self,))
@@ -2081,6 +2149,7 @@ class ChannelFactory(object):
         self.direct: DirectReads | None = None
         self.windows: Windows | None = None
         self.post: Callable[..., None] = getattr(gateway, "_post", gateway._send)
+        self._send_frame: Any = getattr(gateway, "_send_frame", self._send_message)
 
     def new(self, id: int | None = None) -> Channel:
         """Return the channel with that id, a new one if it has to be made."""
@@ -2109,6 +2178,10 @@ class ChannelFactory(object):
 
     def send_item(self, id: int, item: Any) -> None:
         """Send an item over the channel with that id, a large one in pieces."""
+        if type(item) is int and -(1 << 31) < item < 1 << 31 and self.windows is None:
+            # What the rest would come to, for what is often sent: 4 is CHANNEL_DATA, 70 is INT.
+            self._send_frame(_pack_int_frame(4, id, 6, 70, item, 81), b"")
+            return
         if type(item) is bytes and ITEM_MAX < len(item) <= FOUR_BYTE_INT_MAX and not PY2:
             # From the user's object to the descriptor: its opcodes go in pieces of their own.
             pieces = [_pack_op(opcode.BYTES, len(item)), item, opcode.STOP]
@@ -2134,11 +2207,14 @@ class ChannelFactory(object):
                 self._send_part(id, _PART.pack(number, last), part)
 
     def _send_part(self, id: int, prefix: bytes, part: Any) -> None:
-        send = getattr(self.gateway, "_send_with_prefix", None)
-        if send is None:
-            self.gateway._send(Message.CHANNEL_DATA_PART, id, b"".join((prefix, part)))
-        else:
-            send(Message.CHANNEL_DATA_PART, id, prefix, part)
+        size = len(prefix) + len(part)
+        self._send_frame(_HEADER.pack(Message.CHANNEL_DATA_PART, id, size) + prefix, part)
+
+    def _send_message(self, header: bytes, payload: Any) -> None:
+        """Send a frame through a gateway that takes no frames."""
+        msgcode, channelid, _ = _HEADER.unpack_from(header)
+        data = b"".join((header[_HEADER.size :], payload))
+        self.gateway._send(msgcode, channelid, data)
 
     def take_back(self) -> None:
         """Have the receiver thread read, if it left that to others."""
@@ -2512,19 +2588,14 @@ class BaseGateway(object):
 
     def _send(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
         """Send a frame; in the receiver thread, which must go on reading, without waiting."""
-        header = _HEADER.pack(msgcode, channelid, len(data))
-        if self._get_ident() == self._receiver_ident:
-            self._writer.post(header, data)
-        else:
-            self._writer.send(header, data)
+        self._send_frame(_HEADER.pack(msgcode, channelid, len(data)), data)
 
-    def _send_with_prefix(self, msgcode: int, channelid: int, prefix: bytes, data: Any) -> None:
-        """Send a frame whose payload is two parts, without joining them."""
-        header = _HEADER.pack(msgcode, channelid, len(prefix) + len(data)) + prefix
+    def _send_frame(self, header: bytes, payload: bytes | memoryview) -> None:
+        """Send a frame whose first bytes may be with its header already; as ``_send``."""
         if self._get_ident() == self._receiver_ident:
-            self._writer.post(header, data)
+            self._writer.post(header, payload)
         else:
-            self._writer.send(header, data)
+            self._writer.send(header, payload)
 
     def _post(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
         """Have a frame sent soon; never waits and never fails."""

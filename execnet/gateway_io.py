@@ -192,15 +192,15 @@ class Popen2IOMaster(Popen2IO):
         A process that it forked may hold the stream open, and must not hide its end.
         """
         while self._ready is not None:
-            ready = dict(self._ready.poll(None if self._pidfd >= 0 else LOOK_MS))
-            if ready.keys() - {self._pidfd}:
+            ready = self._ready.poll(None if self._pidfd >= 0 else LOOK_MS)
+            if ready and ready[0][0] != self._pidfd:  # the stream is the first
                 break
             if self.popen.poll() is not None and not self._ready_now():
                 return b""
         return super().read_some(limit)
 
     def _ready_now(self) -> bool:
-        return bool(dict(self._ready.poll(0)).keys() - {self._pidfd})
+        return any(fd != self._pidfd for fd, _ in self._ready.poll(0))
 
     def close_read(self) -> None:
         """Close the file that is read."""

@@ -36,6 +36,8 @@ class SocketIO:
     the descriptor open while somebody writes to it.
     """
 
+    small_bytes = 4096  # a frame below it goes by ``write_noting``
+
     def __init__(self, sock: Any, execmodel: ExecModel, remoteaddress: str) -> None:
         self.execmodel = execmodel
         self.args = [f"socket={remoteaddress}"]  # for messages, as no command is run
@@ -82,6 +84,11 @@ class SocketIO:
                 start = sum(written) - len(header)
                 rest = header[start:] if start < 0 else memoryview(payload)[start:]
                 written += map(self._sock.send, (rest,))
+
+    def write_noting(self, data: bytes) -> None:
+        """Send what one system call takes, and note how much in ``written``."""
+        with self._write_lock:
+            self.written += map(self._sock.send, (data,))
 
     def can_write_now(self) -> bool:
         """Whether a few KiB can be written without waiting."""

@@ -1,7 +1,8 @@
 """A program that is interrupted at random moments; ``test_interrupts`` runs it.
 
 It sends and receives numbered items, and ends with an AssertionError where one was lost,
-doubled or mixed up.  Arguments: what it does, how many interrupts it takes, the seed.
+doubled or mixed up.  Arguments: what it does (behind "@" through what), how many interrupts it
+takes, the seed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ while not channel.gateway._channelfactory.finished and not channel.isclosed():
         channel.receive()
 """
 DEADLINE_S = 20
+SPECS = {"": "popen", "socket": "socket//installvia=carrier", "via": "popen//via=carrier"}
 
 
 class Interrupts:
@@ -57,27 +59,28 @@ def received(items: list[Any], channel: execnet.Channel, timeout: float | None =
     items += map(channel.receive, (timeout,))
 
 
-def round_trips(gateway: execnet.Gateway, interrupts: Interrupts, size: int) -> int:
-    """Send numbers and take each that comes back; an interrupted send may or may not have sent."""
+def round_trips(
+    gateway: execnet.Gateway, interrupts: Interrupts, item: Callable[[int], Any]
+) -> int:
+    """Send items and take each that comes back; an interrupted send may or may not have sent."""
     channel = gateway.remote_exec(ECHO)
-    padding = bytes(size)
     sending, sure = [0], []
-    got: list[tuple[int, bytes]] = []
+    got: list[Any] = []
 
     def step() -> None:
         sending[0] += 1
-        channel.send((sending[0], padding))
+        channel.send(item(sending[0]))
         sure.append(sending[0])
         received(got, channel)
 
     for _ in interrupts.runs(step):
         pass
     sending[0] += 1
-    channel.send((sending[0], padding))
-    while not got or got[-1][0] != sending[0]:
+    channel.send(item(sending[0]))
+    while not got or got[-1] != item(sending[0]):
         got.append(channel.receive(timeout=DEADLINE_S))
-    assert all(item[1] == padding for item in got)
-    numbers = [item[0] for item in got]
+    numbers = [one if type(one) is int else one[0] for one in got]
+    assert got == [item(number) for number in numbers], "mixed"
     assert numbers == sorted(set(numbers)), "doubled or out of order"
     assert not set(sure) - set(numbers), "lost"
     return len(got)
@@ -125,13 +128,17 @@ def others(gateway: execnet.Gateway, interrupts: Interrupts) -> int:
 
 def main(what: str, wanted: int, seed: int) -> None:
     """Do it, and prove that the gateway is as usable as before."""
+    what, _, way = what.partition("@")
     size = int(what[5:]) if what.startswith("size=") else 0
     interrupts = Interrupts(wanted, seed, 1e-3 + size * 5e-9)
-    group = execnet.Group()
-    gateway = group.makegateway()
+    group = execnet.Group(["popen//id=carrier"] if way else [])
+    gateway = group.makegateway(SPECS[way])
     started = time.monotonic()
-    if what.startswith("size="):
-        items = round_trips(gateway, interrupts, size)
+    if what == "ints":
+        items = round_trips(gateway, interrupts, int)
+    elif what.startswith("size="):
+        padding = bytes(size)
+        items = round_trips(gateway, interrupts, lambda number: (number, padding))
     elif what == "others":
         items = others(gateway, interrupts)
     else:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +16,12 @@ from conftest import MakeGateway
 from test_termination import is_in
 from test_threads import fast_switches as fast_switches
 from test_threads import run_all
-from tools import Task, find_python, wait_until
+from tools import LonelyGateway, Task, find_python, wait_until
 
 from execnet import Channel, Gateway, Group, RemoteError
 from execnet.gateway_base import (
     CAN_READ_DIRECTLY,
+    ChannelFactory,
     DirectReads,
     LoadError,
     Message,
@@ -98,10 +101,7 @@ def reading(gateway: Gateway, receive: Callable[[], Any]) -> Task:
 
 def read_without_end(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have direct reads go on until something comes, so that no pause of theirs helps others."""
-    direct = direct_reads(gateway)
-    poll = direct._poll
-    monkeypatch.setattr(direct, "_poll", lambda timeout_ms: poll(1000 * LONG_S))
-    monkeypatch.setattr(direct, "IDLE_S", LONG_S)
+    monkeypatch.setattr(direct_reads(gateway), "IDLE_S", LONG_S)
 
 
 class TestWhoReads:
@@ -247,6 +247,53 @@ class TestOtherThreads:
         assert not direct.offered
         os.close(reader)
         os.close(writer)
+
+    def test_an_offer_that_ends_has_who_reads_give_up(self) -> None:
+        execmodel = get_execmodel("thread")
+        reader, writer = os.pipe()
+        gateway = LonelyGateway()
+        channel = ChannelFactory(gateway).new()
+        direct = DirectReads(reader, execmodel)
+        direct.IDLE_S = LONG_S
+        offering = Task(execmodel, direct.offer)
+        wait_until(lambda: direct.offered)
+        reading = Task(execmodel, direct.read, channel, channel._items, None)
+        wait_until(direct._turn.locked)
+        direct.take_back()
+        assert reading.result() is False
+        offering.result()
+        os.close(reader)
+        os.close(writer)
+
+    def test_without_a_descriptor_to_wake_it_up_a_read_ends_soon(
+        self, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def eventfd(value: int) -> int:
+            raise OSError(errno.EMFILE, "too many")
+
+        monkeypatch.setattr(os, "eventfd", eventfd)
+        channel = gateway.remote_exec(ECHO)
+        until_direct(channel)
+        task = reading(gateway, channel.receive)
+        channel.close()
+        with pytest.raises(EOFError):
+            task.result()
+
+    def test_a_socket_waits_for_ever_again_behind_an_offer(self) -> None:
+        execmodel = get_execmodel("thread")
+        ours, theirs = socket.socketpair()
+        gateway = LonelyGateway()
+        channel = ChannelFactory(gateway).new()
+        direct = DirectReads(ours.fileno(), execmodel)
+        offering = Task(execmodel, direct.offer)
+        wait_until(lambda: direct.offered)
+        assert direct.read(channel, channel._items, None) is False  # in a moment
+        direct.take_back()
+        offering.result()
+        timeval = ours.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)
+        assert timeval == bytes(16)
+        ours.close()
+        theirs.close()
 
     def test_two_threads_on_one_channel_get_each_item_once(self, gateway: Gateway) -> None:
         channel = gateway.remote_exec("for n in range(3000): channel.send(n); channel.receive()")

@@ -5,9 +5,11 @@ What is interrupted runs in a process of its own, ``interrupted_program``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -28,6 +30,7 @@ from execnet.gateway_base import (
     dumps_internal,
     get_execmodel,
 )
+from execnet.gateway_socket import SocketIO
 
 PROGRAM = Path(__file__).with_name("interrupted_program.py")
 THREAD = get_execmodel("thread")
@@ -50,12 +53,16 @@ pytestmark = pytest.mark.skipif(
         ("stream", 3000),
         ("timeout", 1500),
         ("others", 1000),
+        ("ints", 3000),
+        ("ints@socket", 2000),
+        ("size=300000@socket", 300),
+        ("ints@via", 1000),
     ],
 )
 def test_interrupts_at_random_lose_double_and_mix_nothing(what: str, interrupts: int) -> None:
     done = run([sys.executable, str(PROGRAM), what, str(interrupts), "1"], timeout_s=280)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.startswith(f"{what}: {interrupts} interrupts")
+    assert done.stdout.startswith(f"{what.partition('@')[0]}: {interrupts} interrupts")
 
 
 @pytest.fixture
@@ -117,6 +124,29 @@ class TestASendThatIsInterrupted:
         assert not writer._frames
         pipe.close()
 
+    @pytest.mark.parametrize("taken", [1, 5, 12])
+    @pytest.mark.parametrize("interrupted", [False, True])
+    def test_a_small_frame_that_a_socket_took_in_part_is_finished(
+        self, monkeypatch: pytest.MonkeyPatch, taken: int, interrupted: bool
+    ) -> None:
+        ours, theirs = socket.socketpair()
+        io = SocketIO(ours, THREAD, "far")
+
+        def write_noting(data: bytes) -> None:
+            io.written.append(ours.send(data[:taken]))
+            if interrupted:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(io, "write_noting", write_noting)
+        writer = FrameWriter(io, "gw")
+        with pytest.raises(KeyboardInterrupt) if interrupted else contextlib.nullcontext():
+            writer.send(b"header", b"payload")
+        writer.send(b"header", b"p" * 5000)
+        ours.close()
+        with theirs.makefile("rb") as file:
+            assert file.read() == b"headerpayloadheader" + b"p" * 5000
+        theirs.close()
+
     def test_leaves_no_posted_frame_behind(self, interrupt: None) -> None:
         """Who finds the lock taken counts on the one who has it."""
         pipe = Pipe(THREAD)
@@ -161,7 +191,7 @@ class TestADirectRead:
             frame = BytesIO()
             Message(Message.CHANNEL_DATA, channel.id, data).to_io(frame)
             direct.chunks[:] = [frame.getvalue()]
-            assert direct._load(channel, channel._items) is loaded
+            assert direct._load(channel, channel._items, frame.getvalue()) is loaded
             assert direct.chunks == ([] if loaded else [frame.getvalue()])
             direct.chunks.clear()
 
