@@ -6,7 +6,6 @@ both ends say is described in ``_via_remote``, the far half.  Start at ``create_
 
 from __future__ import annotations
 
-import struct
 import time
 
 from . import _via_far, _via_remote
@@ -14,7 +13,15 @@ from ._errors import BootstrapError
 from ._source import source_to_send
 from ._transports import address_of, command
 from ._via_remote import CHUNK_BYTES, CLOSE, CREDIT_BYTES, DROP, EOF, WINDOW_BYTES
-from .gateway_base import ExecModel, FrameWriter, Message, dumps_internal, opcode
+from .gateway_base import (
+    DirectReads,
+    ExecModel,
+    FrameWriter,
+    Message,
+    _pack_bytes_head,
+    dumps_internal,
+    opcode,
+)
 from .script.socketserver import parse_address
 
 TYPE_CHECKING = False
@@ -29,8 +36,7 @@ ANSWER_S = 0.5  # how long a kill may take to be answered from there
 SILENT_S = 0.25  # the same, when what is behind it has not answered
 STATUS_S = 1.0  # how long the news of an end may take to follow the end of the stream
 CONNECT_TIMEOUT_S = 60.0
-
-_pack_string = struct.Struct("!ci").pack
+LIMITED_S = 1.0  # stands for any limit of time: a direct read lasts some milliseconds then
 
 
 class ViaWriter(FrameWriter):
@@ -69,7 +75,6 @@ class ViaIO:
         self.worker_pid: int | None = None  # what the worker said in its hello
         self._via = via
         self._verb = "start it" if request["args"] else f"connect to {remoteaddress}"
-        self._inbox: Any = execmodel.inbox()  # bytes as they came; b"" is the end
         self._ended = execmodel.Event()  # the far process has, or nothing is known any more
         self._over = execmodel.Event()  # it has, or it was killed
         self._status: int | None = None
@@ -83,18 +88,20 @@ class ViaIO:
         self._sent = 0  # by the writing thread alone
         self._taken = 0  # by the receiver thread of ``via`` alone
         self._credit = execmodel.Event()
-        self._channel: Channel = via.newchannel()
-        self._channel._strconfig = (False, False)  # Python 2's str are bytes
+        self._data: Channel = via.newchannel()
+        self._data._strconfig = (False, False)  # Python 2's str are bytes
+        self._news: Channel = via.newchannel()  # what comes when nobody reads, too
+        self._news._strconfig = (False, False)
         self._start(request)
 
     def _start(self, request: dict[str, Any]) -> None:
-        self._channel.setcallback(self._on_item, endmarker=None)
+        self._news.setcallback(self._on_news, endmarker=None)
         self._code = self._via.remote_exec(_via_remote)
         self._code.setcallback(self._on_code_end, endmarker=None)
         # Once is enough; whether it has come is known when the code has ended well.
         known = getattr(self._via, "_knows_via_far", False)
         source, file_name, _ = ("", "", None) if known else source_to_send(_via_far)
-        self._code.send((self._channel, request, source, file_name))
+        self._code.send((self._data, self._news, request, source, file_name))
 
     # the receiver thread of the gateway that it goes via
 
@@ -105,42 +112,41 @@ class ViaIO:
         else:
             self._lose(f"{self._via.id} can't start it: {error}")
 
-    def _on_item(self, item: Any) -> None:
+    def _on_news(self, item: Any) -> None:
         self._silent = False
-        if type(item) is bytes:
-            if not self._closed_read:
-                self._inbox.put(item)
-        elif item is None:
-            error = self._channel._getremoteerror()
+        if item is None:
+            error = self._news._getremoteerror()
             self._lose(f"{self._via.id}, which it goes via, has ended: {error}")
         elif type(item) is int:
-            self._on_number(item)
+            self._taken += item
+            self._credit.set()
         else:
             self._on_end(*item)
 
-    def _on_number(self, number: int) -> None:
-        if number == EOF:
-            self._at_end = True
-            self._inbox.put(b"")
-            self._close_channel()
-        else:
-            self._taken += number
-            self._credit.set()
-
-    def _close_channel(self) -> None:
-        if self._at_end and self._ended.is_set():
-            self._channel.close()
+    # So it does not keep the thread that waits for the answer from reading that gateway's stream.
+    _on_news.may_be_late = True  # type: ignore[attr-defined]
 
     def _on_end(self, status: int | None, stderr: bytes, reason: bytes) -> None:
         self._stderr = stderr.decode("utf-8", "replace").strip()
         text = reason.decode("utf-8", "replace")
         self._finish(status, f"{self._via.id} can't {self._verb}: {text}" if text else "")
-        self._close_channel()
+        self._close_channels()
 
     def _lose(self, reason: str) -> None:
         """Nothing will come any more, what came already excepted."""
         self._finish(None, reason)
-        self._inbox.put(b"")
+        self._close(self._data)
+
+    def _close_channels(self) -> None:
+        if (self._at_end or self._closed_read) and self._ended.is_set():
+            self._close(self._data)
+            self._close(self._news)
+
+    def _close(self, channel: Channel) -> None:
+        """Close a channel; never waits."""
+        if not channel.isclosed():
+            self._via._post(Message.CHANNEL_CLOSE, channel.id)
+            self._via._channelfactory._local_close(channel.id)
 
     def _finish(self, status: int | None, reason: str) -> None:
         if not self._ended.is_set():  # else it has ended, and then its channel
@@ -156,15 +162,32 @@ class ViaIO:
 
         Raises EOFError where there is more to say about the end.
         """
-        data: bytes = self._inbox.get()
-        if not data:
-            self._inbox.put(data)
-            self._explain_end()
-        self._read_bytes += len(data)
+        try:
+            return self.take(self._data.receive())
+        except (EOFError, OSError):  # that gateway has ended, or this one was given up
+            return self.take(EOF)
+
+    def take(self, item: Any) -> bytes:
+        """Return the bytes that came over the channel; b"" for the end."""
+        if type(item) is bytes:
+            self.account(len(item))
+            return item
+        self._at_end = True
+        self._close_channels()
+        self._explain_end()
+        return b""
+
+    def account(self, size: int) -> None:
+        """Tell the far side, now and then, how much was taken."""
+        self._silent = False
+        self._read_bytes += size
         if self._read_bytes >= CREDIT_BYTES:
             read, self._read_bytes = self._read_bytes, 0
             self._post(read)
-        return data
+
+    def direct_reads(self) -> ViaReads:
+        """Return what lets other threads read."""
+        return ViaReads(self, self._via, self._data)
 
     def _explain_end(self) -> None:
         if not self._closed_write:  # else it was asked to end, and nobody asks why
@@ -177,14 +200,13 @@ class ViaIO:
         if not self._closed_read:
             self._closed_read = True
             self._post(DROP)
+            self._close_channels()
 
     # writing
 
     def write(self, data: bytes) -> None:
         """Write all of it; waits while too much is on its way."""
         self.write_frame(b"", data)
-
-    write_small = write
 
     def write_frame(self, header: bytes, payload: bytes | memoryview) -> None:
         """Write both, as one piece if they are small."""
@@ -196,6 +218,10 @@ class ViaIO:
         for start in range(CHUNK_BYTES, len(view), CHUNK_BYTES):
             self._send(b"", view[start : start + CHUNK_BYTES])
 
+    def write_small(self, frame: bytes) -> None:
+        """Write a small frame."""
+        self._send(b"", frame)
+
     def _send(self, header: bytes, payload: bytes | memoryview) -> None:
         while self._sent - self._taken >= WINDOW_BYTES and not self._ended.is_set():
             self._credit.wait()
@@ -203,9 +229,9 @@ class ViaIO:
         if self._ended.is_set():
             raise OSError(self._reason or "the far process has ended")
         size = len(header) + len(payload)
-        # What ``send`` makes of bytes, in one copy.
-        item = (_pack_string(opcode.BYTES, size), header, payload, opcode.STOP)
-        self._via._send(Message.CHANNEL_DATA, self._channel.id, b"".join(item))
+        # What ``send`` makes of bytes, in one copy: its last byte is a STOP.
+        head = _pack_bytes_head(Message.CHANNEL_DATA, self._data.id, size + 6, opcode.BYTES, size)
+        self._via._send_frame(head, b"".join((header, payload, opcode.STOP)))
         self._sent += size  # behind it, so that an interrupt costs no room for ever
 
     def may_not_wait(self) -> bool:
@@ -235,8 +261,8 @@ class ViaIO:
 
     def _post(self, item: int | tuple[int | None]) -> None:
         """Have an item sent soon; never waits, and never fails."""
-        if not self._channel.isclosed():
-            self._via._post(Message.CHANNEL_DATA, self._channel.id, dumps_internal(item))
+        if not self._data.isclosed():
+            self._via._post(Message.CHANNEL_DATA, self._data.id, dumps_internal(item))
 
     # the end
 
@@ -278,6 +304,49 @@ class ViaIO:
             self._kill_time = time.monotonic()
             self._post((self.worker_pid,))
             self._over.set()
+
+
+class ViaReads(DirectReads):
+    """Direct reads of what comes over a channel: its gateway's stream is read directly, too.
+
+    What was taken from the channel and not yet told is known before it may be lost to an
+    interrupt; it may be told twice then.
+    """
+
+    def __init__(self, io: ViaIO, via: Any, data: Channel) -> None:
+        super().__init__(0, io.execmodel)
+        self._io = io
+        self._via = via
+        self._data = data
+        self._reads = data._arrivals
+
+    def _set_up(self) -> None:
+        self._poll = self._await_data
+        self._limit_ms = None  # the offer of that gateway ends as well
+
+    def _tear_down(self) -> None:
+        pass
+
+    def _await_data(self, limit_ms: int | None) -> list[tuple[int, int]]:
+        items, direct = self._data._items, self._via._channelfactory.direct
+        if items.empty():
+            timeout = None if limit_ms is None else LIMITED_S
+            if not (direct and direct.offered and direct.read(self._data, items, timeout)):
+                return []
+        return [(0, 0)]
+
+    def _load(self, channel: Channel, items: Any, data: Any) -> bool:
+        if type(data) is not bytes:
+            return False  # the end
+        self._io.account(len(data))
+        if super()._load(channel, items, data):
+            return True
+        self._io.account(-len(data))
+        return False
+
+    def next_chunk(self) -> bytes:
+        """Take away and return what was read first."""
+        return self._io.take(self.chunks.pop(0))
 
 
 def create_io(

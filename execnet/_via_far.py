@@ -168,10 +168,10 @@ class PolledStream(object):
 
     def read_some(self, limit: int) -> bytes:
         """Return what is there; wait for the first, b"" at the end."""
-        ready = dict(retried(self._readable.poll))
-        if self._end_fd in ready:
+        ready = retried(self._readable.poll)
+        if len(ready) > 1 or ready[0][0] == self._end_fd:
             self._drain_bytes -= limit
-            if self._read_fd not in ready or self._drain_bytes < 0:
+            if len(ready) == 1 or self._drain_bytes < 0:
                 return b""
         data: bytes = retried(os.read, self._read_fd, limit)
         return data

@@ -3,12 +3,12 @@
 This file is shipped to the worker that others go via, with ``_via_far``; it keeps to what
 Python 2.7 and today's Python both accept.  It decodes nothing of what it forwards.
 
-One channel carries it all.  Bytes are bytes of the stream, in both directions; each side has
-at most ``WINDOW_BYTES`` under way, and a positive number tells how many were taken.  So nothing
-piles up here, and nobody waits in this gateway's receiver thread.  The coordinator also sends
-``CLOSE``, ``DROP`` and, to kill it, (number of the worker's process or None).  It gets ``EOF``
-behind the last byte; and, when the process has ended, (exit status or None, the last of its
-stderr, why it could not start).
+One channel carries the bytes of the stream, in both directions; each side has at most
+``WINDOW_BYTES`` under way, and a positive number tells how many were taken.  So nothing piles up
+here, and nobody waits in this gateway's receiver thread.  The coordinator also sends ``CLOSE``,
+``DROP`` and, to kill it, (number of the worker's process or None).  It gets ``EOF`` behind the
+last byte.  A second channel has what it has to learn though it does not read: those numbers and,
+when the process has ended, (exit status or None, the last of its stderr, why it could not start).
 Start reading at ``Forwarder``.
 """
 
@@ -47,8 +47,9 @@ class Forwarder(object):
     one waits for the end.  ``_lock`` guards the queue: who finds it empty may write.
     """
 
-    def __init__(self, channel: Any, request: dict[str, Any], far: Any) -> None:
+    def __init__(self, channel: Any, news: Any, request: dict[str, Any], far: Any) -> None:
         self._channel = channel
+        self._news = news
         self._request = request
         self._far = far
         self._model = channel.gateway.execmodel
@@ -107,8 +108,11 @@ class Forwarder(object):
             self._tell(written)
 
     def _tell(self, item: Any) -> None:
+        self._send(self._news, item)
+
+    def _send(self, channel: Any, item: Any) -> None:
         try:
-            self._channel.send(item)
+            channel.send(item)
         except ERRORS:  # the coordinator is gone, and ``on_item`` is told so
             self._drop()
 
@@ -154,7 +158,7 @@ class Forwarder(object):
             self._ended.set()
             reason = getattr(exc, "strerror", None) or "%s" % (exc,)
             self._tell((None, b"", self._far.as_bytes(reason)))
-            self._tell(EOF)
+            self._send(self._channel, EOF)
             return
         if self._killed:
             self._kill()
@@ -183,12 +187,12 @@ class Forwarder(object):
                 limit = CHUNK_BYTES if len(data) >= 65536 else 65536
                 if not self._drops:
                     self._sent += len(data)
-                    self._tell(data)
+                    self._send(self._channel, data)
         except ERRORS:  # it was reset: that is an end as well
             pass
         self._read_all.set()
         self._stream.close_read()
-        self._tell(EOF)
+        self._send(self._channel, EOF)
 
     def _await_credit(self) -> None:
         while self._sent - self._taken >= WINDOW_BYTES and not self._drops:
@@ -235,8 +239,8 @@ def load_far(source: str, file_name: str) -> Any:
 
 def serve(channel: Any) -> None:
     """Forward as the first item asks; returns at once, the main thread is for other code."""
-    data_channel, request, source, file_name = channel.receive()
-    Forwarder(data_channel, request, load_far(source, file_name)).start()
+    data_channel, news, request, source, file_name = channel.receive()
+    Forwarder(data_channel, news, request, load_far(source, file_name)).start()
 
 
 if __name__ == "__channelexec__":

@@ -746,6 +746,7 @@ def load_item(data: bytes, channel_or_factory: Any, strconfig: StrConfig) -> Any
 _HEADER = struct.Struct("!bii")  # message code, channel id, payload bytes
 _INT_FRAME = struct.Struct("!biiBiB")  # the same, and an int between INT and STOP
 _pack_int_frame, _unpack_int_frame = _INT_FRAME.pack, _INT_FRAME.unpack
+_pack_bytes_head = struct.Struct("!biici").pack  # the same, and what is in front of bytes
 PART_BYTES = 1 << 20  # an item larger than this travels in pieces
 READ_BYTES = 1 << 18  # what is read at once, if it is there
 _PART = struct.Struct("!iB")  # number of the item, whether this is its last piece
@@ -1340,13 +1341,12 @@ class Popen2IO(object):
             return True  # not a descriptor, or a system that can't tell
         return bool(poll.poll(0))
 
-    def read_fd(self) -> int:
-        """Return the descriptor that is read, 0 if there is none to read directly from."""
+    def direct_reads(self) -> DirectReads | None:
+        """Return what lets other threads read, None for what has no descriptor."""
         try:
-            fd: int = self.infile.fileno()
+            return DirectReads(self.infile.fileno(), self.execmodel)
         except (OSError, ValueError, AttributeError):
-            return 0  # a buffer in memory, or closed
-        return fd
+            return None  # a buffer in memory, or closed
 
     def close_read(self) -> None:
         """Close the file that is read."""
@@ -1529,10 +1529,10 @@ class DirectReads(object):
 
     def __init__(self, fd: int, execmodel: ExecModel) -> None:
         self._fd = fd
-        self._is_socket = sys.platform == "linux" and stat.S_ISSOCK(os.fstat(fd).st_mode)
-        self._reads = map(os.read, itertools.repeat(fd), itertools.repeat(65536))
+        self._reads: Iterator[Any] = map(os.read, itertools.repeat(fd), itertools.repeat(65536))
         self._poll: Any = None  # None: the socket itself waits no longer than ``IDLE_S``
-        self._wake_fd = -1  # what else it waits for
+        self._limit_ms: int | None = 5  # ``IDLE_S``; None: something else ends it with the offer
+        self._wake_fd = -1
         self._turn = execmodel.Lock()
         self._asked_back = execmodel.Lock()  # free when it was; an interrupt breaks an Event
         self._asked_back.acquire()
@@ -1558,7 +1558,7 @@ class DirectReads(object):
             self._tear_down()
 
     def _set_up(self) -> None:
-        if self._is_socket:
+        if sys.platform == "linux" and stat.S_ISSOCK(os.fstat(self._fd).st_mode):
             self._set_receive_timeout(self.IDLE_S)
             return
         import select
@@ -1568,16 +1568,17 @@ class DirectReads(object):
         try:
             self._wake_fd = os.eventfd(0)
             poll.register(self._wake_fd, select.POLLIN)
+            self._limit_ms = None
         except (AttributeError, OSError):  # an old Python, another system, or too many open
             pass
         self._poll = poll.poll
 
     def _tear_down(self) -> None:
-        if self._is_socket:
+        if self._poll is None:
             self._set_receive_timeout(0)
         elif self._wake_fd >= 0:
             os.close(self._wake_fd)
-            self._wake_fd = -1
+            self._wake_fd, self._limit_ms = -1, 5
 
     def _set_receive_timeout(self, seconds: float) -> None:
         """Have reads of the socket fail after that time, 0 for never."""
@@ -1589,6 +1590,10 @@ class DirectReads(object):
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, timeval)
         finally:
             sock.detach()
+
+    def next_chunk(self) -> bytes:
+        """Take away and return what was read first; in the receiver thread."""
+        return self.chunks.pop(0)
 
     def take_back(self) -> None:
         """Have the receiver thread read again."""
@@ -1608,9 +1613,7 @@ class DirectReads(object):
                 self._uses += 1
                 try:
                     if self._poll is not None:
-                        # Who has no time limit waits for as long as there is the offer.
-                        limited = timeout is not None or self._wake_fd < 0
-                        ready = self._poll(5 if limited else None)  # IDLE_S in ms
+                        ready = self._poll(self._limit_ms if timeout is None else 5)
                         if not ready or ready[0][0] != self._fd:
                             return False
                     for data in self._reads:
@@ -2005,6 +2008,8 @@ class _Callback(object):
         self._strconfig = channel._strconfig
         self._turn = channel.gateway.execmodel.Lock()
         self._ended = False
+        # Some milliseconds, while another thread may read and does not.
+        self.may_be_late: bool = getattr(callback, "may_be_late", False)
 
     def __call__(self, item: Any) -> None:
         try:
@@ -2178,9 +2183,13 @@ class ChannelFactory(object):
 
     def send_item(self, id: int, item: Any) -> None:
         """Send an item over the channel with that id, a large one in pieces."""
+        # What the rest would come to, for what is often sent: 4 is CHANNEL_DATA, 70 is INT.
         if type(item) is int and -(1 << 31) < item < 1 << 31 and self.windows is None:
-            # What the rest would come to, for what is often sent: 4 is CHANNEL_DATA, 70 is INT.
             self._send_frame(_pack_int_frame(4, id, 6, 70, item, 81), b"")
+            return
+        if type(item) is bytes and len(item) < 16384 and self.windows is None and not PY2:
+            head = _pack_bytes_head(4, id, len(item) + 6, opcode.BYTES, len(item))
+            self._send_frame(head, item + opcode.STOP)
             return
         if type(item) is bytes and ITEM_MAX < len(item) <= FOUR_BYTE_INT_MAX and not PY2:
             # From the user's object to the descriptor: its opcodes go in pieces of their own.
@@ -2667,19 +2676,22 @@ class BaseGateway(object):
                 raise EOFError("the stream ended" + (" within %r" % (pending,) if pending else ""))
 
     def _enable_direct_reads(self) -> None:
-        fd = getattr(self._io, "read_fd", int)()  # 0: there is none
-        if fd and self.execmodel.has_main_thread and CAN_READ_DIRECTLY:
-            self._channelfactory.direct = DirectReads(fd, self.execmodel)
+        if self.execmodel.has_main_thread and CAN_READ_DIRECTLY:
+            direct = getattr(self._io, "direct_reads", None)
+            self._channelfactory.direct = None if direct is None else direct()
 
     def _next_data(self, limit: int, decoder: FrameDecoder) -> bytes:
         direct = self._channelfactory.direct
         if direct is not None:
-            alone = len(direct.waiting) <= 1 and not self._channelfactory._callbacks
-            if direct.served and alone and not decoder.pending():
+            if direct.served and not decoder.pending() and self._nobody_else_waits(direct):
                 direct.offer()
             if direct.chunks:
-                return direct.chunks.pop(0)
+                return direct.next_chunk()
         return self._read_some(limit)
+
+    def _nobody_else_waits(self, direct: DirectReads) -> bool:
+        callbacks = list(self._channelfactory._callbacks.values())
+        return len(direct.waiting) <= 1 and all(callback.may_be_late for callback in callbacks)
 
     def _read_some(self, limit: int) -> bytes:
         self._heard += 1

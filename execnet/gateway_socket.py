@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 
 from ._errors import BootstrapError, HostNotFound
-from .gateway_base import ExecModel, RemoteError
+from .gateway_base import DirectReads, ExecModel, RemoteError
 from .script import socketserver
 from .script.socketserver import format_address, keep_alive, parse_address
 
@@ -61,10 +61,10 @@ class SocketIO:
                 self._ended.set()
         return data
 
-    def read_fd(self) -> int:
-        """Return the descriptor, for threads that read it themselves; 0 once it is closed."""
+    def direct_reads(self) -> DirectReads | None:
+        """Return what lets other threads read, None once it is closed."""
         fd: int = self._sock.fileno()
-        return max(0, fd)
+        return DirectReads(fd, self.execmodel) if fd >= 0 else None
 
     def write(self, data: bytes | memoryview) -> None:
         """Write all of it."""

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -84,7 +85,8 @@ class Server:
         """Return the processes that it has started and that have not ended."""
         found: list[int] = []
         for children in Path(f"/proc/{self.popen.pid}/task").glob("*/children"):
-            found += map(int, children.read_text().split())
+            with suppress(FileNotFoundError):  # the thread has gone meanwhile
+                found += map(int, children.read_text().split())
         return found
 
     def stop(self, signum: int = signal.SIGTERM) -> int:

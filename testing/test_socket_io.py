@@ -110,12 +110,12 @@ class TestSocketIO:
         theirs.sendall(b"x")
         theirs.close()
         assert io.poll_until(time.monotonic()) is None, "there is more to be read"
-        assert os.read(io.read_fd(), 10) == b"x"
-        assert os.read(io.read_fd(), 10) == b""
+        assert os.read(io._sock.fileno(), 10) == b"x"
+        assert os.read(io._sock.fileno(), 10) == b""
         assert io.poll_until(time.monotonic() + BOUND_S) == 0
         assert time.monotonic() - start < 1
         io.close_read()
-        assert io.read_fd() == 0
+        assert io.direct_reads() is None
 
     def test_a_killed_one_does_not_have_to_be_waited_for(self, pair: Pair) -> None:
         io, _ = pair

@@ -220,7 +220,7 @@ class TestSlowSides:
         channel = behind.remote_exec(code.format(str(all_sent)))
         channel.setcallback(take)
         assert sizes.get(timeout=BOUND_S) == MIB
-        wait_until(lambda: behind._io._inbox.qsize() >= 3)
+        wait_until(lambda: behind._io._data._items.qsize() >= 3)
         for number in range(2000):
             other.send(number)
             assert other.receive(BOUND_S) == number
