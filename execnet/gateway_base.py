@@ -2250,12 +2250,15 @@ class ChannelFactory(object):
             del self._parts[id, number]
             size = sum(map(len, parts))
             if parts[0] == _pack_op(opcode.BYTES, max(0, size - 6)) and parts[-1] == opcode.STOP:
-                self._deliver(id, b"".join(parts[1:-1]), size)
+                channel = self._channels.get(id)
+                self._deliver(id, self._callbacks.get(id), channel, b"".join(parts[1:-1]), size)
             else:
                 self._local_receive(id, b"".join(parts))
 
     def _local_receive(self, id: int, data: bytes) -> None:
-        owner: Any = self._callbacks.get(id) or self._channels.get(id)
+        callback = self._callbacks.get(id)
+        channel = None if callback else self._channels.get(id)
+        owner: Any = callback or channel
         if owner is None:
             return  # it was closed or dropped here while the item was on its way
         try:
@@ -2263,20 +2266,22 @@ class ChannelFactory(object):
         except Exception as exc:
             self._fail_channel(id, exc)
             return
-        self._deliver(id, item, len(data))
+        self._deliver(id, callback, channel, item, len(data))
 
-    def _deliver(self, id: int, item: Any, size: int) -> None:
-        callback = self._callbacks.get(id)
-        channel = None if callback else self._channels.get(id)
+    def _deliver(
+        self, id: int, callback: _Callback | None, channel: Channel | None, item: Any, size: int
+    ) -> None:
         if channel is not None:
             with channel._lock:
-                if channel._items is not None:
-                    if not channel._receiveclosed.is_set():
+                items = channel._items
+                if items is not None:
+                    if channel._state in ChannelState.RECEIVES:
                         if self.windows is not None:
                             channel._count(size)
-                        channel._items.put(item)
-                        if self.direct and channel._items in self.direct.waiting.values():
-                            self.direct.served = True
+                        items.put(item)
+                        direct = self.direct
+                        if direct and direct.waiting and items in direct.waiting.values():
+                            direct.served = True
                     return
             callback = self._callbacks.get(id)
         if callback is not None:
@@ -2660,10 +2665,14 @@ class BaseGateway(object):
     def _receive_until_end(self, data: bytes = b"") -> None:
         """Act on all messages, beginning with those in ``data``; ends with an exception."""
         decoder = FrameDecoder()
+        receive_item = self._channelfactory._local_receive
         while True:
             try:
                 for message in decoder.feed(data):
-                    message.received(self)
+                    if message.msgcode == 4:  # CHANNEL_DATA, as nearly all are
+                        receive_item(message.channelid, message.data)
+                    else:
+                        message.received(self)
             except GatewayReceivedTerminate:
                 raise
             except Exception as exc:
