@@ -14,6 +14,7 @@ from pathlib import Path
 
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 OURS = "ours"
+NOT_SAMPLED = ((3, 11), (3, 12))  # programs/_share.py tells why
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Benchmark:
     pinned: bool = False  # to one core
     families: tuple[str, ...] | None = None  # None: all that have the program
     needs: tuple[str, ...] = ()  # programs of the system; it is skipped where one is missing
+    not_with: tuple[tuple[int, int], ...] = ()  # versions of Python that it can't be had with
     without: tuple[str, ...] = ()  # names of peers that can't do it, though others of their family
     tools: tuple[str, ...] = ()  # what pip installs for it beside each peer
 
@@ -109,7 +111,8 @@ def _idle(what: str, unit: str, title: str) -> Benchmark:
 def _xdist(what: str, unit: str, title: str) -> Benchmark:
     title = f"pytest-xdist, 2,000 empty tests, -n 2: {title}"
     tools = ("pytest<9.2", "pytest-xdist")
-    return Benchmark(f"xdist-{what}", title, "xdist", (what,), unit, tools=tools)
+    not_with = NOT_SAMPLED if what == "share" else ()
+    return Benchmark(f"xdist-{what}", title, "xdist", (what,), unit, not_with=not_with, tools=tools)
 
 
 def _one_way(direction: str, kind: str, how: str) -> Benchmark:
@@ -218,7 +221,7 @@ BENCHMARKS = (
     _idle("descriptors", "descriptors", "all descriptors of the coordinator with these"),
     _idle("cpu", "ms/s", "time on the processors of the coordinator and its 100 idle workers"),
     _xdist("run", "s", "the whole run"),
-    _xdist("share", "%", "execnet's share of the processors' time, by profile"),
+    _xdist("share", "%", "execnet's share of the processors' time, by samples"),
     *(_rsync(how, *sync) for how in ("local", "ssh") for sync in _SYNCS),
     _memory("file-first", "a file of 4 GiB, first copy", "MiB", "file", "first"),
     _memory("file-changed", "a file of 4 GiB, some bytes changed", "MiB", "file", "changed"),

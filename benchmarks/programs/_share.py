@@ -1,110 +1,98 @@
 """Which part of a program's time on the processors is that of one package's functions.
 
 A copy of this file, named ``sitecustomize``, is imported by every interpreter that the program
-starts. There a thread looks every millisecond at what the others are doing. The time that each of
-them has run since then goes to the package, or not: the innermost function decides that is not one
-of the standard library. Waiting takes no time on a processor, so it does not count.
+starts. It has the kernel interrupt the process for the time that it runs, not for the time that
+passes (``ITIMER_PROF``): that hits the thread that is running, at the kernel's clock tick, and
+``faulthandler`` writes down where this thread is, at once and in C, whether it has the interpreter
+lock or not. So each part gets samples in proportion to the time that it takes on a processor, calls
+of the system among them, and waiting gets none. A sample goes to the package, or not: the innermost
+function decides that is not one of the standard library.
+
+A thread of Python that looks at the others would be wrong by far: it sees them where they give the
+lock away, which is where they read, write and wait, and these are the package's functions.
+
+CPython 3.11 and 3.12 enter a function in two steps, between which there is no valid frame, and what
+``faulthandler`` finds there it follows: now and then that ends a program. So it is not for them.
+
+It is the kernel of Linux that interrupts the running thread; elsewhere it may be any. A process
+that was forked and runs no new program is not looked at.
 """
 
 from __future__ import annotations
 
 import os
-import sys
-import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
-    from types import FrameType
 
-PERIOD_S = 0.001
-# The other threads have to let this one look while they compute, not only where they wait.
-SWITCH_INTERVAL_S = 1e-4
-PACKAGE = "SAMPLED_PACKAGE"  # the variable that names the package's folder
-FOLDER = "SAMPLED_INTO"  # and the one for the folder of the results, a file of each process
+PERIOD_S = 0.001  # of a processor's time; a kernel's tick is at most as frequent
+FOLDER = "SAMPLED_INTO"  # the variable that names the folder of the samples, a file of each process
+SAMPLE = "Stack (most recent call first):\n"
+FUNCTION = r'(?m)^  File "(.*)", line '
 
 
-class Sampler:
-    """The nanoseconds of this process: in the package, and all."""
+def install() -> None:
+    """Have this process interrupted, and write where it is into its file."""
+    import faulthandler
+    import signal
 
-    def __init__(self, package: str) -> None:
-        self._package = package + os.sep
-        self._library = os.path.dirname(os.__file__) + os.sep
-        self._site = os.path.join(self._library, "site-packages")
-        self._seen = {thread: self._clock(thread) for thread in sys._current_frames()}
-        self.inside = 0
-        self.all = 0
-
-    def look(self, myself: int) -> None:
-        for thread, frame in sys._current_frames().items():
-            if thread == myself:
-                continue
-            now = self._clock(thread)
-            run = now - self._seen.get(thread, 0)
-            self._seen[thread] = now
-            if run < 0:  # another thread got the number of one that ended
-                run = now
-            self.all += run
-            if self._is_inside(frame):
-                self.inside += run
-
-    def _clock(self, thread: int) -> int:
-        return time.clock_gettime_ns(time.pthread_getcpuclockid(thread))
-
-    def _is_inside(self, frame: FrameType | None) -> bool:
-        while frame is not None:
-            name = frame.f_code.co_filename
-            if name.startswith("<"):  # <frozen ...> is the library's; source that was sent says so
-                if "execnet" in name:
-                    return True
-            elif name.startswith(self._package):
-                return True
-            elif not name.startswith(self._library) or name.startswith(self._site):
-                return False
-            frame = frame.f_back
-        return False
+    name = os.path.join(os.environ[FOLDER], str(os.getpid()))
+    file = os.open(name, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    signal.signal(signal.SIGPROF, signal.SIG_IGN)  # at the end ``faulthandler`` goes back to this
+    faulthandler.register(signal.SIGPROF, file=file, all_threads=False)
+    signal.setitimer(signal.ITIMER_PROF, PERIOD_S, PERIOD_S)
 
 
-def sample() -> None:
-    """Look at the other threads until the process ends, and keep the sums in a file."""
-    import _thread
-
-    sampler = Sampler(os.environ[PACKAGE])
-    file = os.open(os.path.join(os.environ[FOLDER], str(os.getpid())), os.O_CREAT | os.O_WRONLY)
-    while True:
-        time.sleep(PERIOD_S)
-        sampler.look(_thread.get_ident())
-        os.pwrite(file, b"%20d %20d" % (sampler.inside, sampler.all), 0)
-
-
-def sampled(package: Path, variables: dict[str, str]) -> Path:
-    """Have all that is started with ``variables`` sampled; return the folder of the results."""
+def sampled(variables: dict[str, str]) -> Path:
+    """Have all that is started with ``variables`` sampled; return the folder of the samples."""
     import shutil
     import tempfile
     from pathlib import Path
 
     folder = Path(tempfile.mkdtemp(dir=os.curdir)).absolute()
     (folder / "code").mkdir()
-    (folder / "sums").mkdir()
+    (folder / "samples").mkdir()
     shutil.copy(__file__, folder / "code" / "sitecustomize.py")
     paths = [str(folder / "code"), *filter(None, [variables.get("PYTHONPATH")])]
     variables["PYTHONPATH"] = os.pathsep.join(paths)
-    variables[PACKAGE], variables[FOLDER] = str(package), str(folder / "sums")
-    return folder / "sums"
+    variables[FOLDER] = str(folder / "samples")
+    return folder / "samples"
 
 
-def percent(folder: Path) -> float:
-    """Return the package's part of the time of all processes."""
-    sums = [tuple(map(int, file.read_text().split())) for file in folder.iterdir()]
-    inside, both = map(sum, zip(*sums, strict=True))
-    return 100 * max(inside, 1) / both
+def percent(folder: Path, package: Path) -> float:
+    """Return the part of the time of all processes that was the package's."""
+    inside = [_is_inside(files, str(package)) for files in _samples(folder)]
+    return 100 * max(sum(inside), 1) / len(inside)  # less than a sample is not to be told from 0
 
 
-def install() -> None:
-    import _thread
+def _samples(folder: Path) -> Iterator[list[str]]:
+    """Yield the files of each sample's functions, the innermost first."""
+    import re
 
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    _thread.start_new_thread(sample, ())
+    for process in folder.iterdir():
+        for sample in process.read_text("ascii").split(SAMPLE)[1:]:
+            yield re.findall(FUNCTION, sample)
+
+
+def _is_inside(files: list[str], package: str) -> bool:
+    library = _as_written(os.path.dirname(os.__file__) + os.sep)
+    site = os.path.join(library, "site-packages")
+    for name in files:
+        if name.startswith("<"):  # <frozen ...> is the library's; source that was sent says so
+            if "execnet" in name:
+                return True
+        elif name.startswith(_as_written(package + os.sep)):
+            return True
+        elif not name.startswith(library) or name.startswith(site):
+            return False
+    return False
+
+
+def _as_written(name: str) -> str:
+    """Return a name as ``faulthandler`` writes it."""
+    return name.encode("ascii", "backslashreplace").decode("ascii")
 
 
 if __name__ == "sitecustomize":
