@@ -43,10 +43,11 @@ boot("{packed}",{wanted!r},{file_name!r},{options!r})
 # What a worker can say hello without; what needs one of these at once follows as well.
 _SENT_AFTER_HELLO = """
     dump dumps load loads loads_internal Unserializer
-    _read_exactly _read_item _check_version _SIZES _unpack_int4
-    _parse _parse_other _parse_ints _parse_decimal _checked_key _by_opcode _INT _TEXT _LONG
-    _CONSTANTS _COLLECTIONS _text
-    _decimal _find_refused _save_channel _pack_int_item
+    _read_exactly _read_item _check_version _SIZES
+    _unpack_int4 _unpack_size _unpack_float
+    _parse _parse_other _parse_ints _parse_decimal _checked_key _INT _TEXT _LONG
+    _BUILDTUPLE _CONSTANTS _COLLECTIONS _text _STRINGS
+    _decimal _find_refused _save_channel _ints_of_list
     _StrictPickler _nested_too_deeply dumps_fast _refuse_extensions load_item
     _PICKLED_CONTAINERS _NESTING_MAX
     DirectReads CAN_READ_DIRECTLY _Flag ChannelState Channel _Callback ChannelFile ChannelFactory

@@ -230,33 +230,17 @@ FOUR_BYTE_INT_MAX = 2147483647
 class opcode(object):
     """The opcodes of the dump format, version 2.  All numbers are big-endian."""
 
-    BUILDTUPLE = b"@"
-    BYTES = b"A"
-    CHANNEL = b"B"
-    FALSE = b"C"
-    FLOAT = b"D"
-    FROZENSET = b"E"
-    INT = b"F"
-    LONG = b"G"
-    LONGINT = b"H"
-    LONGLONG = b"I"
-    NEWDICT = b"J"
-    NEWLIST = b"K"
-    NONE = b"L"
-    PY2STRING = b"M"
-    PY3STRING = b"N"
-    SET = b"O"
-    SETITEM = b"P"
-    STOP = b"Q"
-    TRUE = b"R"
-    UNICODE = b"S"
-    COMPLEX = b"T"
+    BUILDTUPLE, BYTES, CHANNEL, FALSE, FLOAT, FROZENSET, INT = map(bchr, range(64, 71))
+    LONG, LONGINT, LONGLONG, NEWDICT, NEWLIST, NONE, PY2STRING = map(bchr, range(71, 78))
+    PY3STRING, SET, SETITEM, STOP, TRUE, UNICODE, COMPLEX = map(bchr, range(78, 85))
 
 
 _pack_op = struct.Struct("!ci").pack  # an opcode and its number
 _pack_int = struct.Struct("!cic").pack  # a whole item that is an int
-_pack_int_item = struct.Struct("!cicic").pack  # index, int and SETITEM of a list
+_pack_float = struct.Struct("!cd").pack
 _unpack_int4 = struct.Struct("!i").unpack_from
+_unpack_size = struct.Struct("!I").unpack_from  # what is negative is beyond the end
+_unpack_float = struct.Struct("!d").unpack_from
 _SURROGATES = "strict" if PY2 else "surrogatepass"  # Python 2 lets them pass anyway
 _DIGITS = 4000  # int <-> str refuses more than 4,300 at once since 3.11
 
@@ -288,14 +272,12 @@ def _parse_decimal(digits: bytes) -> int:
 class _Parts(list):  # type: ignore[type-arg]
     """The pieces of an item that is being written; savers get its ``append``."""
 
-    gateway: Any = None  # whose channels may be in it; None: any; False: there may be none
+    __slots__ = ("gateway",)
+    gateway: Any  # whose channels may be in it; None: any; False: there may be none
 
 
-def _save(out: Out, item: Any) -> None:
-    save = _SAVERS.get(type(item))
-    if save is None:
-        raise DumpError("can't serialize %r" % (type(item),))
-    save(out, item)
+def _refuse(out: Out, item: Any) -> None:
+    raise DumpError("can't serialize %r" % (type(item),))
 
 
 def _save_sequence(out: Out, op: bytes, data: bytes) -> None:
@@ -315,37 +297,54 @@ def _int_saver(op: bytes, long_op: bytes) -> Saver:
     return save
 
 
-def _save_text(out: Out, item: str) -> None:
-    op = opcode.UNICODE if PY2 else opcode.PY3STRING
-    _save_sequence(out, op, item.encode("utf-8", _SURROGATES))
+def _save(out: Out, before: bytes, groups: Any, behind: bytes) -> None:
+    """Save what is before all, then the items of each group and what is behind each group.
+
+    The groups of a dict are its entries, those of a list its items with their index; all
+    others are one group.  What is frequent is written here, without a call for each item.
+    """
+    text, text_heads, int_heads, savers = _TEXT_TYPE, _TEXT_HEADS, _INT_HEADS, _SAVERS
+    out(before)
+    for group in groups:
+        for item in group:
+            kind = type(item)
+            if kind is text and len(item) < 32:
+                data = item.encode("utf-8", "surrogatepass")
+                out(text_heads[len(data)])
+                out(data)
+            elif kind is int and 0 <= item < 128:
+                out(int_heads[item])
+            elif item is None:
+                out(b"L")
+            elif kind is bool:
+                out(b"R" if item else b"C")
+            elif kind is float:
+                out(_pack_float(b"D", item))
+            else:
+                savers.get(kind, _refuse)(out, item)
+        out(behind)
 
 
 def _save_list(out: Out, items: list[Any]) -> None:
-    out(_pack_op(opcode.NEWLIST, len(items)))
-    for index, item in enumerate(items):
-        if type(item) is int and -FOUR_BYTE_INT_MAX <= item <= FOUR_BYTE_INT_MAX:
-            out(_pack_int_item(opcode.INT, index, opcode.INT, item, opcode.SETITEM))
-        else:
-            out(_pack_op(opcode.INT, index))
-            _save(out, item)
-            out(opcode.SETITEM)
+    before = _pack_op(opcode.NEWLIST, len(items))
+    ints = _ints_of_list(items) if len(items) > 15 else b""
+    _save(out, before + ints, () if ints else enumerate(items), opcode.SETITEM)
 
 
-def _save_dict(out: Out, mapping: dict[Any, Any]) -> None:
-    out(opcode.NEWDICT)
-    for key, value in mapping.items():
-        _save(out, key)
-        _save(out, value)
-        out(opcode.SETITEM)
-
-
-def _collection_saver(op: bytes) -> Saver:
-    def save(out: Out, items: Any) -> None:
-        for item in items:
-            _save(out, item)
-        out(_pack_op(op, len(items)))
-
-    return save
+def _ints_of_list(items: list[Any]) -> bytes:
+    """Return what is written for the items of a list of ints, at once; nothing for any other."""
+    count = len(items)
+    try:
+        if set(map(type, items)) != {int}:
+            return b""
+        flat = itertools.chain.from_iterable(enumerate(items))
+        numbers = struct.pack("!%di" % (2 * count), *flat)
+    except struct.error:  # one of them needs more than four bytes
+        return b""
+    data = bytearray(b"F\0\0\0\0F\0\0\0\0P" * count)
+    for n in range(8):
+        data[1 + n + n // 4 :: 11] = numbers[n::8]
+    return bytes(data)
 
 
 def _save_channel(out: Any, channel: Channel) -> None:
@@ -359,21 +358,24 @@ _SAVERS: dict[type, Saver] = {
     type(None): lambda out, item: out(opcode.NONE),
     bool: lambda out, item: out(opcode.TRUE if item else opcode.FALSE),
     int: _int_saver(opcode.INT, opcode.LONGINT),
-    float: lambda out, item: out(struct.pack("!cd", opcode.FLOAT, item)),
+    float: lambda out, item: out(_pack_float(opcode.FLOAT, item)),
     complex: lambda out, item: out(struct.pack("!cdd", opcode.COMPLEX, item.real, item.imag)),
     bytes: lambda out, item: _save_sequence(out, opcode.BYTES, item),
-    type(""): _save_text,
+    type(""): lambda out, item: _save_sequence(out, b"N", item.encode("utf-8", "surrogatepass")),
     list: _save_list,
-    dict: _save_dict,
-    tuple: _collection_saver(opcode.BUILDTUPLE),
-    set: _collection_saver(opcode.SET),
-    frozenset: _collection_saver(opcode.FROZENSET),
+    dict: lambda out, item: _save(out, opcode.NEWDICT, item.items(), opcode.SETITEM),
+    tuple: lambda out, item: _save(out, b"", (item,), _pack_op(opcode.BUILDTUPLE, len(item))),
+    set: lambda out, item: _save(out, b"", (item,), _pack_op(opcode.SET, len(item))),
+    frozenset: lambda out, item: _save(out, b"", (item,), _pack_op(opcode.FROZENSET, len(item))),
 }
 if sys.version_info[0] == 2:
     _SAVERS[long] = _int_saver(opcode.LONG, opcode.LONGLONG)
-    _SAVERS[unicode] = _save_text
+    _SAVERS[unicode] = lambda out, item: _save_sequence(out, opcode.UNICODE, item.encode("utf-8"))
     _SAVERS[str] = lambda out, item: _save_sequence(out, opcode.PY2STRING, item)
 _CONTAINERS = frozenset([list, tuple, set, frozenset, dict])
+_TEXT_TYPE = None if PY2 else str  # whose short items are written without a call
+_TEXT_HEADS = [_pack_op(opcode.PY3STRING, size) for size in range(4 * 32)]
+_INT_HEADS = [_pack_op(opcode.INT, number) for number in range(128)]
 
 
 def dumps_internal(item: Any, gateway: Any = None) -> bytes:
@@ -387,7 +389,7 @@ def dumps_internal(item: Any, gateway: Any = None) -> bytes:
     parts = _Parts()
     parts.gateway = gateway
     try:
-        _save(parts.append, item)
+        _SAVERS.get(type(item), _refuse)(parts.append, item)
     except (DumpError, RuntimeError):  # RecursionError is a RuntimeError
         raise DumpError(_find_refused(item, parts))
     parts.append(opcode.STOP)
@@ -401,7 +403,7 @@ def _find_refused(item: Any, parts: _Parts) -> str:
         reason = "contains itself" if id(part) in around else ""
         if type(part) not in _CONTAINERS:
             try:
-                _save(parts.append, part)
+                _SAVERS.get(type(part), _refuse)(parts.append, part)
             except DumpError as exc:
                 reason = str(exc)
         if reason:
@@ -520,59 +522,67 @@ def loads_internal(
     """Return the item that ``dumps_internal`` made these bytes of."""
     if strconfig is None:
         strconfig = getattr(channel_or_gateway, "_strconfig", (True, False))
-    gateway = getattr(channel_or_gateway, "gateway", channel_or_gateway)
-    factory = getattr(gateway, "_channelfactory", gateway)
-    return _parse(bytestring, 0, strconfig, factory)
+    return _parse(bytestring, 0, strconfig, channel_or_gateway)
 
 
-def _parse(data: bytes, pos: int, strconfig: StrConfig, factory: Any) -> Any:
+def _parse(data: bytes, pos: int, strconfig: StrConfig, holder: Any) -> Any:
     stack: list[Any] = []
-    push, pop, end = stack.append, stack.pop, len(data)
-    int4, text, set_item, strings, constants = _unpack_int4, _TEXT, _SETITEM, _STRINGS, _CONSTANTS
+    value: Any
+    push, pop, constants, strings = stack.append, stack.pop, _CONSTANTS, _STRINGS
+    int4, size, text, int_, set_item = _unpack_int4, _unpack_size, _TEXT, _INT, _SETITEM
     try:
+        op = data[pos]  # an int, or in Python 2 a str
         while True:
-            op = data[pos]  # an int, or in Python 2 a str
             pos += 1
-            if op == set_item:
-                value = pop()
-                key = pop()
-                target = stack[-1]
-                if type(target) is list:
-                    if key != len(target):
-                        raise LoadError("inconsistent data: item %.40r of a list" % (key,))
-                    target.append(value)
-                elif type(target) is dict:
-                    target[key if type(key) is str else _checked_key(key)] = value
-                else:
-                    raise LoadError("inconsistent data: an item for %r" % (type(target),))
-            elif op == _INT:
-                push(int4(data, pos)[0])
+            if op == text:
+                start = pos + 4
+                pos = start + size(data, pos)[0]  # beyond the end there is no next opcode
+                try:
+                    value = data[start:pos].decode()
+                except UnicodeDecodeError:  # it has surrogates, or is broken
+                    value = strings[op](data[start:pos], strconfig)
+            elif op == int_:
+                value = int4(data, pos)[0]
                 pos += 4
+            elif op == set_item:
+                value = pop()
+                pos -= 1
+            elif op in constants:
+                value = constants[op]
+            elif op == _NEWDICT:
+                value = {}
+            elif op == _FLOAT:
+                value = _unpack_float(data, pos)[0]
+                pos += 8
             elif op in strings:
                 start = pos + 4
-                pos = start + int4(data, pos)[0]
-                if not start <= pos <= end:
-                    raise EOFError("a string of %d bytes in %d" % (pos - start, end - start))
-                if op == text:
-                    try:
-                        push(data[start:pos].decode())
-                        continue
-                    except UnicodeDecodeError:
-                        pass  # it has surrogates, or is broken
-                push(strings[op](data[start:pos], strconfig))
-            elif op in constants:
-                push(constants[op])
+                pos = start + size(data, pos)[0]
+                value = strings[op](data[start:pos], strconfig)
             elif op == _STOP:
                 (item,) = stack
                 return item
-            elif op == _NEWDICT:
-                push({})
             else:
-                pos = _parse_other(data[pos - 1 : pos], data, pos, stack, factory)
+                value, pos = _parse_other(op, data, pos, stack, holder)
+            op = data[pos]
+            if op != set_item:
+                push(value)
+                continue
+            pos += 1
+            key = pop()
+            target = stack[-1]
+            if type(target) is dict:
+                target[key if type(key) is str else _checked_key(key)] = value
+            elif type(target) is not list:
+                raise LoadError("inconsistent data: an item for %r" % (type(target),))
+            elif key == len(target):
+                target.append(value)
+            else:
+                raise LoadError("inconsistent data: item %.40r of a list" % (key,))
+            op = data[pos]
     except struct.error:
         raise EOFError("the data ends within an item")
     except (IndexError, TypeError, ValueError, RuntimeError, MemoryError) as exc:
-        if pos >= end:
+        if pos >= len(data):
             raise EOFError("the data ends within an item")
         raise LoadError("inconsistent data at byte %d: %s" % (pos, exc))
 
@@ -588,37 +598,34 @@ def _checked_key(key: Any) -> Any:
     return key
 
 
-def _parse_other(op: bytes, data: bytes, pos: int, stack: list[Any], factory: Any) -> int:
-    """Handle the opcodes that are no hot path; return the position behind."""
-    if op == opcode.FLOAT:
-        stack.append(struct.unpack_from("!d", data, pos)[0])
-        return pos + 8
-    if op == opcode.COMPLEX:
-        stack.append(complex(*struct.unpack_from("!dd", data, pos)))
-        return pos + 16
+def _parse_other(op: Any, data: bytes, pos: int, stack: list[Any], holder: Any) -> Any:
+    """Handle the opcodes that are no hot path; return the value and the position behind."""
     number = _unpack_int4(data, pos)[0]
     pos += 4
     if op in _COLLECTIONS:
-        if not 0 <= number <= len(stack):
-            raise LoadError("inconsistent data: %d items out of %d" % (number, len(stack)))
         first = len(stack) - number
-        if op != opcode.BUILDTUPLE:
-            for part in stack[first:]:
-                _checked_key(part)
-        stack[first:] = [_COLLECTIONS[op](stack[first:])]
-    elif op == opcode.NEWLIST:
+        if not 0 <= first <= len(stack):
+            raise LoadError("inconsistent data: %d items out of %d" % (number, len(stack)))
+        parts = stack[first:]
+        del stack[first:]
+        for part in () if op == _BUILDTUPLE else parts:
+            _checked_key(part)
+        return _COLLECTIONS[op](parts), pos
+    if op == _NEWLIST:
         if not 0 <= number * 7 <= len(data) - pos:  # no item takes less than 7 bytes
             raise LoadError("a list of %d items in %d bytes" % (number, len(data) - pos))
-        values = _parse_ints(data[pos : pos + 11 * number], number)
-        stack.append(values)
-        pos += 11 * len(values)
-    elif op == opcode.LONG:
-        stack.append(_LONG(number))
-    elif op == opcode.CHANNEL and factory is not None:
-        stack.append(factory.new(number))
-    else:
-        raise LoadError("unknown opcode, or a channel outside of a gateway: %r" % (op,))
-    return pos
+        values = _parse_ints(data[pos : pos + 11 * number], number) if number > 7 else []
+        return values, pos + 11 * len(values)
+    if op == _COMPLEX:
+        return complex(*struct.unpack_from("!dd", data, pos - 4)), pos + 12
+    if op == _LONGOP:
+        return _LONG(number), pos
+    gateway = getattr(holder, "gateway", holder)
+    factory = getattr(gateway, "_channelfactory", gateway)
+    if op == _CHANNEL and factory is not None:
+        return factory.new(number), pos
+    op = data[pos - 5 : pos - 4]
+    raise LoadError("unknown opcode, or a channel outside of a gateway: %r" % (op,))
 
 
 def _parse_ints(data: bytes, count: int) -> list[int]:
@@ -634,26 +641,19 @@ def _text(data: bytes, strconfig: StrConfig) -> str:
 
 
 _LONG = type(sys.maxsize + 1)  # Python 2 has a type of its own for large ints
-_by_opcode: dict[bytes, Any] = {opcode.NONE: None, opcode.TRUE: True, opcode.FALSE: False}
-_CONSTANTS = {op[0]: value for op, value in _by_opcode.items()}
-_INT, _SETITEM, _STOP, _NEWDICT = b"FPQJ"
+_CONSTANTS: dict[Any, Any] = dict(zip(b"LRC", (None, True, False)))
+_INT, _SETITEM, _STOP, _NEWDICT, _FLOAT = b"FPQJD"
+_BUILDTUPLE, _NEWLIST, _COMPLEX, _LONGOP, _CHANNEL = b"@KTGB"
 _TEXT = None if PY2 else opcode.PY3STRING[0]  # what can be decoded whatever is configured
-_by_opcode = {
-    opcode.PY3STRING: (lambda data, conf: data if conf[1] else _text(data, conf)) if PY2 else _text,
-    opcode.BYTES: lambda data, strconfig: data,
-    opcode.PY2STRING: lambda data, conf: data.decode("latin-1") if conf[0] and not PY2 else data,
-    opcode.UNICODE: _text,
-    opcode.LONGINT: lambda data, strconfig: _parse_decimal(data),
-    opcode.LONGLONG: lambda data, strconfig: _LONG(_parse_decimal(data)),
-}
 _STRINGS: dict[Any, Callable[[bytes, StrConfig], Any]] = {
-    op[0]: read for op, read in _by_opcode.items()
+    opcode.PY3STRING[0]: (lambda data, conf: data if PY2 and conf[1] else _text(data, conf)),
+    opcode.BYTES[0]: lambda data, conf: data,
+    opcode.PY2STRING[0]: lambda data, conf: data.decode("latin-1") if conf[0] and not PY2 else data,
+    opcode.UNICODE[0]: _text,
+    opcode.LONGINT[0]: lambda data, conf: _parse_decimal(data),
+    opcode.LONGLONG[0]: lambda data, conf: _LONG(_parse_decimal(data)),
 }
-_COLLECTIONS: dict[bytes, Callable[[list[Any]], Any]] = {
-    opcode.BUILDTUPLE: tuple,
-    opcode.SET: set,
-    opcode.FROZENSET: frozenset,
-}
+_COLLECTIONS: dict[Any, Any] = dict(zip(b"@OE", (tuple, set, frozenset)))
 
 
 # The fast codec.

@@ -23,7 +23,7 @@ from items import (
     canonical,
     nested,
 )
-from strategies import items, questionable_items
+from strategies import BIG, items, questionable_items
 from tools import LonelyGateway, Trickle
 
 import execnet
@@ -96,6 +96,40 @@ PYTHON_2_DUMPS: dict[str, tuple[bytes, Any, Any]] = {
     "a list of str": (b"K\0\0\0\x01F\0\0\0\0M\0\0\0\x01aP", ["a"], [b"a"]),
 }
 
+near_the_limit_of_int4 = st.sampled_from([-BIG - 1, -BIG, -1, 0, 128, 0x1020304, BIG - 1, BIG])
+
+
+def written(item: Any) -> bytes:
+    """Return what the format has for an item, in the plainest way."""
+    kind = type(item)
+    if kind is list:
+        entries = b"".join(written(n) + written(part) + b"P" for n, part in enumerate(item))
+        return b"K" + int4(len(item)) + entries
+    if kind is dict:
+        return b"J" + b"".join(written(key) + written(item[key]) + b"P" for key in item)
+    if kind in (tuple, set, frozenset):
+        op = {tuple: b"@", set: b"O", frozenset: b"E"}[kind]
+        return b"".join(map(written, item)) + op + int4(len(item))
+    if kind is int and -BIG <= item < BIG:
+        return b"F" + int4(item)
+    if kind in (str, bytes, int):
+        op, data = {
+            str: lambda: (b"N", item.encode("utf-8", "surrogatepass")),
+            bytes: lambda: (b"A", item),
+            int: lambda: (b"H", decimal_text(item)),
+        }[kind]()
+        return op + int4(len(data)) + data
+    if kind is float:
+        return b"D" + struct.pack("!d", item)
+    if kind is complex:
+        return b"T" + struct.pack("!dd", item.real, item.imag)
+    return {None: b"L", True: b"R", False: b"C"}[item]
+
+
+def int4(number: int) -> bytes:
+    return struct.pack("!i", number)
+
+
 everything = pytest.mark.parametrize(("item", "dumped"), DUMPS.values(), ids=DUMPS)
 
 
@@ -166,6 +200,25 @@ class TestRoundTrip:
         assert canonical(loads(dumps(item))) == canonical(item)
         assert canonical(load(Trickle(dumps(item)))) == canonical(item)
         assert canonical(loads_internal(dumps_internal(item))) == canonical(item)
+
+    @given(items())
+    def test_every_dump_is_what_the_format_says(self, item: Any) -> None:
+        assert dumps(item) == VERSION + written(item) + b"Q"
+
+    @pytest.mark.parametrize("letter", ["a", "\xe9", "\u20ac", "\U0001f600", "\ud800"])
+    def test_text_of_any_length_is_what_the_format_says(self, letter: str) -> None:
+        for size in range(140):
+            item = [letter * size, {letter * size: (letter * size,)}]
+            assert dumps(item) == VERSION + written(item) + b"Q"
+            assert loads(dumps(item)) == item
+
+    @given(st.lists(near_the_limit_of_int4), st.integers(0, 40), st.sampled_from([7, True, 1.5]))
+    def test_long_lists_of_ints_are_what_the_format_says(
+        self, rows: list[Any], more: int, last: Any
+    ) -> None:
+        for item in ([*rows, *range(more)], [*range(more), *rows, last]):
+            assert dumps(item) == VERSION + written(item) + b"Q"
+            assert canonical(loads(dumps(item))) == canonical(item)
 
     @given(st.integers(0, 20_000), st.booleans())
     def test_ints_of_any_size_come_back(self, digits: int, negative: bool) -> None:
