@@ -44,7 +44,7 @@ boot("{packed}",{wanted!r},{file_name!r},{options!r})
 _SENT_AFTER_HELLO = """
     dump dumps load loads loads_internal Unserializer
     _read_exactly _read_item _check_version _SIZES
-    _unpack_int4 _unpack_size _unpack_float
+    _unpack_int4 _unpack_size _unpack_float _idle_picklers
     _parse _parse_other _parse_ints _parse_decimal _checked_key _INT _TEXT _LONG
     _BUILDTUPLE _CONSTANTS _COLLECTIONS _text _STRINGS
     _decimal _find_refused _save_channel _ints_of_list

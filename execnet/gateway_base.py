@@ -270,10 +270,11 @@ def _parse_decimal(digits: bytes) -> int:
 
 
 class _Parts(list):  # type: ignore[type-arg]
-    """The pieces of an item that is being written; savers get its ``append``."""
+    """The pieces of an item that is being written; to a pickler, a file."""
 
     __slots__ = ("gateway",)
     gateway: Any  # whose channels may be in it; None: any; False: there may be none
+    write = list.append
 
 
 def _refuse(out: Out, item: Any) -> None:
@@ -682,13 +683,13 @@ if HAVE_FAST_CODEC:
 
 _NESTING_MAX = 1000  # what the recursion limit allows the classic codec
 _PICKLED_CONTAINERS = (b"]", b"}", b"(", b"\x85", b"\x86", b"\x87", b"\x8f")
+_idle_picklers: list[Any] = []  # the ``dump`` of each that did well, what it writes to
 
 
 def _nested_too_deeply(pickled: bytes, item: Any) -> bool:
     """Whether an item that was pickled is nested more deeply than the classic codec allows."""
-    if sys.version_info < (3, 12):
-        return False  # there the pickler has the same limit
-    if sum(map(pickled.count, _PICKLED_CONTAINERS)) < _NESTING_MAX:
+    # Before 3.12 the pickler has the same limit.
+    if sys.version_info < (3, 12) or sum(map(pickled.count, _PICKLED_CONTAINERS)) < _NESTING_MAX:
         return False
     import gc
 
@@ -702,16 +703,27 @@ def dumps_fast(item: Any, gateway: Any = None) -> bytes:
     """Return an item in the faster one of the formats that can hold it."""
     if type(item) not in _CONTAINERS:
         return dumps_internal(item, gateway)
-    stream = BytesIO()
-    pickler = _StrictPickler(stream, 4)
-    pickler.fast = True  # no memo: an item is a tree, as in the classic format
     try:
-        pickler.dump(item)
+        dump, written = taken = _idle_picklers.pop()  # so that no other thread has it
+    except IndexError:
+        written = _Parts()
+        pickler = _StrictPickler(written, 4)
+        pickler.fast = True  # no memo: an item is a tree, as in the classic format
+        dump = pickler.dump
+        taken = dump, written
+    try:
+        dump(item)
     except Exception:  # what can't be pickled is dumped, or refused with its reason, there
         return dumps_internal(item, gateway)
-    data = stream.getvalue()
-    if b"bytearray" in data or _nested_too_deeply(data, item):
-        return dumps_internal(item, gateway)  # a bytearray never asks ``reducer_override``
+    data = written[0] if len(written) == 1 else b"".join(written)
+    del written[:]
+    if len(data) < 4096 and not _idle_picklers:  # a pickler remembers how large its items were
+        _idle_picklers.append(taken)
+    # A bytearray never asks ``reducer_override``; its type is named, by an opcode of its own.
+    if (0x93 in data and b"bytearray" in data) or (
+        len(data) > _NESTING_MAX and _nested_too_deeply(data, item)
+    ):
+        return dumps_internal(item, gateway)
     return data
 
 
@@ -734,9 +746,16 @@ def load_item(data: bytes, channel_or_factory: Any, strconfig: StrConfig) -> Any
         if len(data) == 6 and data[:1] == b"F" and data[5:] == b"Q":  # an int
             return _unpack_int4(data, 1)[0]
         if data[:1] == b"\x80":
+            # These bytes name something to be imported: STACK_GLOBAL, the extensions, and the
+            # ends of the two lines that GLOBAL and INST read.
+            if len(data) < 500 and not (
+                (0x93 in data or 0x82 in data or 0x83 in data or 0x84 in data)
+                or (10 in data and data.count(b"\n") > 1)
+            ):
+                return _pickle.loads(data)
             _refuse_extensions(data)
             return _StrictUnpickler(BytesIO(data)).load()
-        return loads_internal(data, channel_or_factory, strconfig)
+        return _parse(data, 0, strconfig, channel_or_factory)
     except Exception as exc:  # EOFError too: the frame was whole, no bytes are on their way
         raise LoadError("inconsistent data: %s" % exc)
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import copyreg
 import os
 import pickle
+import pickletools
 import struct
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from items import REFUSED, REFUSED_HASHABLE, SAMPLE, WRAPPERS, Foo, canonical, n
 from strategies import items, questionable_items
 from tools import LonelyGateway, run_python
 
-from execnet import DumpError, LoadError
+from execnet import DumpError, LoadError, gateway_base
 from execnet.gateway_base import CODECS, dumps_fast, dumps_internal, load_item
 
 TESTING = str(Path(__file__).resolve().parent)
@@ -130,6 +133,79 @@ class TestLikeTheClassicCodec:
             assert dumps_fast(item)[:2] == PROTOCOL
 
 
+class TestOneAfterTheOther:
+    """Picklers are used again: no item may have anything of another."""
+
+    @pytest.mark.parametrize("size", [1, 4000, 70_000, 300_000])
+    def test_an_item_that_is_refused_leaves_nothing_to_the_next(self, size: int) -> None:
+        for refused in ([b"x" * size, Foo()], [["y" * 10] * size, Foo()], [bytearray(size)]):
+            expected = dumps_fast([1])
+            with pytest.raises(DumpError):
+                dumps_fast(refused)
+            assert dumps_fast([1]) == expected
+
+    @pytest.mark.parametrize("size", [1, 4000, 70_000, 300_000])
+    def test_an_item_that_is_interrupted_leaves_nothing_to_the_next(
+        self, size: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(pickler: object, obj: object) -> None:
+            raise KeyboardInterrupt
+
+        expected = dumps_fast([1])
+        with monkeypatch.context() as patch:
+            patch.setattr(gateway_base._StrictPickler, "reducer_override", interrupted)
+            for item in ([b"x" * size, Foo()], [["y" * 10] * size, Foo()]):
+                with pytest.raises(KeyboardInterrupt):
+                    dumps_fast(item)
+        assert dumps_fast([1]) == expected
+
+    def test_an_item_within_another_is_an_item_of_its_own(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A finalizer or a signal handler may send while an item is written."""
+        within = []
+
+        def send_another(pickler: object, obj: object) -> None:
+            within.append(dumps_fast([2]))
+            raise DumpError("not this one")
+
+        expected = dumps_fast([2])
+        dumps_fast([1])
+        monkeypatch.setattr(gateway_base._StrictPickler, "reducer_override", send_another)
+        for size in (1, 70_000):
+            with pytest.raises(DumpError, match="Foo"):
+                dumps_fast([[b"x" * size], Foo()])
+            assert within.pop() == expected == dumps_fast([2])
+
+    def test_threads_that_dump_at_once_get_their_own_items(self) -> None:
+        items = [{"thread": number, "rows": [str(number)] * 50} for number in range(4)]
+        expected = [dumps_fast(item) for item in items]
+        wrong = []
+
+        def dump(number: int) -> None:
+            for _ in range(2000):
+                if dumps_fast(items[number]) != expected[number]:
+                    wrong.append(number)
+
+        threads = [threading.Thread(target=dump, args=(number,)) for number in range(4)]
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(interval)
+        assert wrong == []
+
+    def test_what_wrote_a_large_item_is_not_kept(self) -> None:
+        dumps_fast([1])
+        assert len(gateway_base._idle_picklers) == 1
+        dumps_fast([b"x" * 10_000])
+        assert gateway_base._idle_picklers == []
+
+
 class TestChannels:
     def test_a_channel_goes_the_classic_way_to_the_same_channel(self) -> None:
         gateway = LonelyGateway()
@@ -145,6 +221,11 @@ class TestChannels:
 
 def short_text(text: str) -> bytes:
     return b"\x8c" + bytes([len(text)]) + text.encode()
+
+
+def short_text_of_any(text: str) -> bytes:
+    data = text.encode()
+    return b"\x8c" + bytes([len(data)]) + data
 
 
 def stack_global(module: str, name: str) -> bytes:
@@ -170,6 +251,9 @@ HOSTILE = {
     + short_text("x")
     + short_text("latin1")
     + b"\x86R",
+    "os.system in a line that does not end": b"cos\nsystem",
+    "os.system in no line": b"cos",
+    "INST in a line that does not end": b"(ios\nsystem",
     "an extension of one byte": b"\x82\xf0",
     "an extension of two bytes": b"\x83\xf0\x00",
     "an extension of four bytes": b"\x84\xf0\x00\x00\x00",
@@ -213,13 +297,26 @@ class TestHostilePickles:
             with pytest.raises(LoadError):
                 load(data)
 
+    @pytest.mark.parametrize("opcodes", HOSTILE.values(), ids=HOSTILE)
+    def test_it_is_one_in_an_item_of_any_size(self, opcodes: bytes) -> None:
+        for text in ("x", "\n", "\n\n", "\u0413", "x" * 200):
+            for times in (1, 9):
+                with pytest.raises(LoadError):
+                    load(PROTOCOL + b"](" + short_text_of_any(text) * times + opcodes + b"e.")
+
+    def test_no_python_has_opcodes_that_the_codec_does_not_know(self) -> None:
+        naming = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
+        assert naming < {op.name for op in pickletools.opcodes}
+        assert len(pickletools.opcodes) == 68  # is a new one among those that name something?
+
     def test_the_error_says_what_was_asked_for(self) -> None:
         with pytest.raises(LoadError, match=r"os\.system"):
             load(PROTOCOL + HOSTILE["os.system is named and called"] + b".")
 
     def test_an_extension_that_is_in_use_is_a_load_error(self, extension: int) -> None:
         for call in (b"", short_text("PATH") + b"\x85R"):
-            for opcodes in (b"\x82" + bytes([extension]), b"\x84" + struct.pack("<I", extension)):
+            for form in ("<cB", b"\x82"), ("<cH", b"\x83"), ("<cI", b"\x84"):
+                opcodes = struct.pack(*form, extension)
                 with pytest.raises(LoadError):
                     load(PROTOCOL + opcodes + call + b".")
 
@@ -287,7 +384,7 @@ def everything():
     for place in range(len(dumped)):
         for change in range(1, 256, 2):
             attempt(dumped[:place] + bytes([dumped[place] ^ change]) + dumped[place + 1:])
-    opcodes = bytes(range(40, 126)) + bytes(range(0x80, 0x99))
+    opcodes = b"\\n\\n" + bytes(range(40, 126)) + bytes(range(0x80, 0x99))
     for _ in range(20_000):
         length = chance.randrange(20)
         attempt(b"\\x80\\x04" + chance.randbytes(length))
@@ -309,6 +406,8 @@ def peak_kib():
         maxrss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return maxrss // 1024 if sys.platform == "darwin" else maxrss
 
+named = []
+sys.addaudithook(lambda event, _: named.append(event) if event == "pickle.find_class" else None)
 attempt(dumps_fast(SAMPLE))
 before = peak_kib()
 # What asks for more than this gets a MemoryError, here as on a machine that has not more.
@@ -316,6 +415,7 @@ resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 """
 REPORT = """
 taken_kib = peak_kib() - before
+assert named == []
 assert taken_kib < 32 * 1024, "%d KiB more were taken" % taken_kib
 print("no other exception, no other memory")
 """
