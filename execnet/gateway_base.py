@@ -1391,6 +1391,7 @@ class FrameWriter(object):
         self._resumes = hasattr(io, "written")
         self._write_small: Any = getattr(io, "write_small", None) or self._write_resumable
         self._lock = io.execmodel.Lock()
+        self._turn = io.execmodel.Lock()  # who has it and waits for _lock is the next to get it
         self._frames: deque[list[Any]] = deque()  # each: header, payload, whether written
         self._flusher_runs = False
         self._closing = False
@@ -1400,7 +1401,8 @@ class FrameWriter(object):
 
     def send(self, header: bytes, payload: bytes | memoryview) -> None:
         """Write a frame; returns when the stream has taken it, OSError if it can't."""
-        if len(payload) < self._small_bytes:
+        small = len(payload) < self._small_bytes
+        if small and not self._frames:
             try:
                 with self._lock:
                     if not self._frames and self._error is None and not self._closing:
@@ -1415,8 +1417,13 @@ class FrameWriter(object):
         if self._error is None and not self._closing:
             try:
                 self._frames.append(frame)
-                with self._lock:
-                    self._flush()
+                with self._turn:  # else who sends much would take ``_lock`` again and again
+                    if small:
+                        with self._lock:
+                            self._flush()
+                if not small:
+                    with self._lock:
+                        self._flush()
             finally:
                 self._flush_left_behind()
         if not frame[2]:

@@ -17,6 +17,7 @@ from execnet import Channel, Gateway, Group, XSpec
 from execnet.gateway_base import (
     ExecModel,
     FrameDecoder,
+    FrameWriter,
     Message,
     Popen2IO,
     dumps_internal,
@@ -356,6 +357,50 @@ class TestMuchData:
         thread.join(BOUND_S)
         assert during >= 1
         bulk.waitclose(BOUND_S)
+
+
+class TestTurns:
+    def test_who_sends_much_lets_go_first_who_waits(self) -> None:
+        """Whoever lets go of a lock has it again before a thread that waits for it wakes up."""
+        model = get_execmodel("thread")
+        pipe_reads, pipe_writes = os.pipe()
+        io = Popen2IO(model.fdopen(pipe_writes, "wb"), model.fdopen(pipe_reads, "rb"), model)
+        writer, taken, may_write = FrameWriter(io, "x"), list[str](), threading.Event()
+        lock = writer._lock
+
+        class Noting:
+            """A lock that notes which thread gets it."""
+
+            acquire, release = lock.acquire, lock.release
+
+            def __enter__(self) -> None:
+                lock.acquire()
+                taken.append(threading.current_thread().name)
+
+            def __exit__(self, *exc_info: object) -> None:
+                lock.release()
+
+        def write_frame(header: bytes, payload: bytes) -> None:
+            assert may_write.wait(BOUND_S)
+
+        def send_much() -> None:
+            for _ in range(100):
+                writer.send(b"x" * 9, b"x" * 10000)
+
+        writer._lock = Noting()
+        io.write_frame = write_frame  # type: ignore[method-assign,assignment]
+        much = threading.Thread(target=send_much, name="much")
+        much.start()
+        wait_until(lambda: bool(taken))
+        little = threading.Thread(target=writer.send, args=(b"x" * 9, b"x"), name="little")
+        little.start()
+        wait_until(lambda: len(writer._frames) == 2 and writer._turn.locked())
+        may_write.set()
+        for thread in much, little:
+            thread.join(BOUND_S)
+        assert taken == ["much", "little"] + ["much"] * 99
+        io.close_write()
+        io.close_read()
 
 
 class PipeIO(Popen2IO):
