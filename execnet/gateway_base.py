@@ -770,6 +770,7 @@ PART_BYTES = 1 << 20  # an item larger than this travels in pieces
 READ_BYTES = 1 << 18  # what is read at once, if it is there
 _PART = struct.Struct("!iB")  # number of the item, whether this is its last piece
 ITEM_MAX = PART_BYTES + 4096  # so that a round 1 MiB and its opcodes go in one
+LARGE_BYTES = 1 << 14  # a frame of an item from here on need not be whole to be acted on
 _CONTROL_MAX = 1 << 30
 
 
@@ -797,6 +798,9 @@ class Message(object):
     SOURCE = 10  # the part of this module that a shipped worker needs only after its hello
 
     _types: dict[int, tuple[str, Callable[[Message, Any], None]]] = {}
+    # Of a large frame that is handed on as it comes, in several messages:
+    begins: bool | None = None  # whether this is the first of them
+    left = 0  # bytes that are still to come
 
     def __init__(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
         self.msgcode = msgcode
@@ -841,18 +845,30 @@ def parse_header(data: bytes, pos: int) -> tuple[int, int, int]:
 
 
 class FrameDecoder(object):
-    """Turns bytes, in whatever cut they come, into messages.  Does no I/O."""
+    """Turns bytes, in whatever cut they come, into messages.  Does no I/O.
 
-    def __init__(self) -> None:
+    If it ``hands_on``, it yields a large frame of an item as what came of it each time.
+    """
+
+    def __init__(self, hands_on: bool = False) -> None:
         self._chunks: list[bytes] = []  # received and not yet enough for a message
         self._have = 0
         self.missing = _HEADER.size  # bytes without which ``feed`` yields nothing
+        self._hands_on = hands_on
+        self._header = b""  # of the frame that is handed on
+        self.left = 0  # bytes of it that are still to come
 
     def feed(self, data: bytes) -> Iterator[Message]:
         """Yield the messages that these bytes complete.
 
         Raises ``ProtocolError`` after the last good message.
         """
+        if self.left:
+            size = min(self.left, len(data))
+            yield self._piece(False, data[:size], self.left - size)
+            data = data[size:]
+            if not data:
+                return
         self._chunks.append(data)
         self._have += len(data)
         self.missing -= len(data)
@@ -862,22 +878,34 @@ class FrameDecoder(object):
         pos, end, need = 0, len(data), _HEADER.size
         while pos + need <= end:
             msgcode, channelid, size = parse_header(data, pos)
-            if end - pos < _HEADER.size + size:
-                need = _HEADER.size + size
-                break
             start = pos + _HEADER.size
-            pos = start + size
-            # A piece of a large item is not copied out; its item is joined from all of them.
-            source: Any = memoryview(data) if msgcode == 9 and not PY2 else data
-            yield Message(msgcode, channelid, source[start:pos])
+            large = size >= LARGE_BYTES and self._hands_on and msgcode in (4, 9)
+            least = _PART.size if large else size
+            if end - start < least:
+                need = _HEADER.size + least
+                break
+            if large:
+                self._header = data[pos:start]
+                pos = min(start + size, end)
+                source: Any = data if PY2 else memoryview(data)
+                yield self._piece(True, source[start:pos], start + size - pos)
+            else:
+                pos = start + size
+                yield Message(msgcode, channelid, data[start:pos])
         rest = data[pos:]
-        self._chunks = [rest]
+        self._chunks = [rest] if rest else []
         self._have = len(rest)
         self.missing = need - len(rest)
 
+    def _piece(self, begins: bool, data: bytes, left: int) -> Message:
+        message = Message(*_HEADER.unpack(self._header))
+        message.begins, message.data, message.left = begins, data, left
+        self.left = left
+        return message
+
     def pending(self) -> bytes:
         """Return the beginning of the message that is not complete."""
-        return b"".join(self._chunks)[:40]
+        return self._header if self.left else b"".join(self._chunks)[:40]
 
 
 # ---------------------------------------------------------------- execution models
@@ -2167,10 +2195,13 @@ class ChannelFactory(object):
     keeps those that still receive.  ``_lock`` guards the making of channels.
     """
 
+    _keeps_freed = False  # whether this process was told to
+
     def __init__(self, gateway: Any, startcount: int = 1) -> None:
         self._channels: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
         self._callbacks: dict[int, _Callback] = {}
-        self._parts: dict[tuple[int, int], list[Any]] = {}
+        self._parts: dict[tuple[int, int | None], tuple[bytes, BytesIO]] = {}
+        self._part: Any = None  # the key of the one that is coming, and whether it is the last
         self._item_numbers = itertools.count(1)
         self._lock = gateway.execmodel.RLock()
         self.gateway = gateway
@@ -2266,20 +2297,39 @@ class ChannelFactory(object):
 
     # called in the receiver thread
 
-    def _local_receive_part(self, id: int, data: bytes) -> None:
-        number, last = _PART.unpack_from(data)
-        if id not in self._callbacks and self._channels.get(id) is None:
-            return  # nobody waits for it
-        parts = self._parts.setdefault((id, number), [])
-        parts.append(data[_PART.size :] if PY2 else memoryview(data)[_PART.size :])
-        if last:
-            del self._parts[id, number]
-            size = sum(map(len, parts))
-            if parts[0] == _pack_op(opcode.BYTES, max(0, size - 6)) and parts[-1] == opcode.STOP:
-                channel = self._channels.get(id)
-                self._deliver(id, self._callbacks.get(id), channel, b"".join(parts[1:-1]), size)
-            else:
-                self._local_receive(id, b"".join(parts))
+    def _local_receive_part(self, message: Message) -> None:
+        """Put what came of a large item where it stays: a stream gives away its own bytes."""
+        id, data = message.channelid, message.data
+        if message.begins is not False:
+            number, last = None, 1
+            if message.msgcode == Message.CHANNEL_DATA_PART:
+                number, last = _PART.unpack_from(data)
+                data = data[_PART.size :]
+            key = id, number
+            self._part = key, last
+            if id not in self._callbacks and self._channels.get(id) is None:
+                self._parts.pop(key, None)  # nobody waits for it
+            elif key not in self._parts:
+                # glibc keeps freed memory for reuse up to twice the largest block so far; new
+                # pages would cost several times as much as all the copying.
+                ChannelFactory._keeps_freed = ChannelFactory._keeps_freed or bool(bytes(1 << 22))
+                head = bytes(data[:5]) if data[:1] == opcode.BYTES else b""
+                data = data[len(head) :]
+                self._parts[key] = head, BytesIO()
+        key, last = self._part
+        head, stream = self._parts.get(key, (b"", None))
+        if stream is None:
+            return
+        stream.write(data)
+        if last and not message.left:
+            self._parts.pop(key, None)
+            size = stream.tell() - 1
+            if len(head) == 5 and _unpack_int4(head, 1)[0] == size and data[-1:] == opcode.STOP:
+                stream.truncate(size)
+                callback, channel = self._callbacks.get(id), self._channels.get(id)
+                self._deliver(id, callback, channel, stream.getvalue(), size + 6)
+            else:  # nothing but bytes begins with their opcode, except a tuple
+                self._local_receive(id, head + stream.getvalue() if head else stream.getvalue())
 
     def _local_receive(self, id: int, data: bytes) -> None:
         callback = self._callbacks.get(id)
@@ -2491,11 +2541,14 @@ def _on_exec(message: Message, gateway: BaseGateway) -> None:
 
 
 def _on_data(message: Message, gateway: BaseGateway) -> None:
-    gateway._channelfactory._local_receive(message.channelid, message.data)
+    if message.begins is None:
+        gateway._channelfactory._local_receive(message.channelid, message.data)
+    else:
+        gateway._channelfactory._local_receive_part(message)
 
 
 def _on_data_part(message: Message, gateway: BaseGateway) -> None:
-    gateway._channelfactory._local_receive_part(message.channelid, message.data)
+    gateway._channelfactory._local_receive_part(message)
 
 
 def _on_close(message: Message, gateway: BaseGateway) -> None:
@@ -2690,12 +2743,12 @@ class BaseGateway(object):
 
     def _receive_until_end(self, data: bytes = b"") -> None:
         """Act on all messages, beginning with those in ``data``; ends with an exception."""
-        decoder = FrameDecoder()
+        decoder = FrameDecoder(hands_on=True)
         receive_item = self._channelfactory._local_receive
         while True:
             try:
                 for message in decoder.feed(data):
-                    if message.msgcode == 4:  # CHANNEL_DATA, as nearly all are
+                    if message.msgcode == 4 and message.begins is None:  # as nearly all are
                         receive_item(message.channelid, message.data)
                     else:
                         message.received(self)
@@ -2705,7 +2758,8 @@ class BaseGateway(object):
                 raise ProtocolError("%s sent what can't be understood: %s" % (self.id, exc))
             # A large buffer costs more than a small item, so it is for when much arrives.
             limit = READ_BYTES if len(data) >= 65536 else 65536
-            data = self._next_data(max(min(decoder.missing, PART_BYTES), limit), decoder)
+            need = min(max(decoder.left, decoder.missing), PART_BYTES)
+            data = self._next_data(max(need, limit), decoder)
             if not data:
                 pending = decoder.pending()
                 raise EOFError("the stream ended" + (" within %r" % (pending,) if pending else ""))

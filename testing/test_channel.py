@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
+import struct
 import threading
 import weakref
 from collections.abc import Iterator
@@ -16,6 +18,8 @@ from typing import Any
 
 import pytest
 from conftest import EXECMODELS, FAILED, GREENLET_MODELS, MakeGateway, importable
+from hypothesis import given
+from hypothesis import strategies as st
 from tools import LonelyGateway, missing, wait_until
 
 import execnet
@@ -23,6 +27,7 @@ from execnet import Channel, DumpError, Gateway, Group, RemoteError
 from execnet.gateway_base import (
     ChannelFactory,
     ExecModel,
+    FrameDecoder,
     LoadError,
     Message,
     dumps_internal,
@@ -941,6 +946,40 @@ class TestFactory:
             Message(*message).received(gateway)
         assert factory._parts
         channel.close()
+        assert not factory._parts
+
+    def test_a_piece_that_is_on_its_way_goes_with_its_channel(self) -> None:
+        gateway, decoder = LonelyGateway(), FrameDecoder(hands_on=True)
+        factory = ChannelFactory(gateway)
+        gateway._channelfactory = factory  # type: ignore[attr-defined]
+        channel, other = factory.new(1), factory.new(3)
+        data = dumps_internal(b"x" * 40000)
+        stream = b"".join(struct.pack("!bii", 4, id, len(data)) + data for id in (1, 3))
+        for start in range(0, len(stream), 10000):
+            for message in decoder.feed(stream[start : start + 10000]):
+                message.received(gateway)
+            channel.close()
+        assert other.receive(1) == b"x" * 40000
+        assert not factory._parts
+
+    @given(st.lists(st.integers(0, 4 << 20), max_size=12))
+    def test_large_items_are_the_same_in_any_cut(self, places: list[int]) -> None:
+        gateway, sender = LonelyGateway(), LonelyGateway()
+        factory, decoder = ChannelFactory(gateway), FrameDecoder(hands_on=True)
+        gateway._channelfactory = factory  # type: ignore[attr-defined]
+        channel, out = factory.new(1), ChannelFactory(sender).new(1)
+        large = bytes(range(256)) * 400
+        items = [large, (large, 1), large * 12, "x" * 20000, 7, (large * 12, large), [large] * 11]
+        for item in items:
+            out.send(item)
+        stream = b"".join(struct.pack("!bii", *m[:2], len(m[2])) + m[2] for m in sender.sent)
+        edges = [0, *sorted(place % len(stream) for place in places), len(stream)]
+        for start, end in itertools.pairwise(edges):
+            for message in decoder.feed(stream[start:end]):
+                message.received(gateway)
+        got = [channel.receive(1) for _ in items]
+        assert got == items
+        assert list(map(type, got)) == list(map(type, items))
         assert not factory._parts
 
     def test_the_worker_has_the_same_book(self, shared: Gateway) -> None:

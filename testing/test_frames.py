@@ -250,6 +250,55 @@ class TestDecoder:
         assert type(message.data) is bytes
 
 
+class TestLargeFrames:
+    """What came of a large frame of an item is handed on, by a decoder that is told to do so."""
+
+    @pytest.mark.parametrize("code", [Message.CHANNEL_DATA, Message.CHANNEL_DATA_PART])
+    def test_the_first_bytes_of_one_are_handed_on_at_once(self, code: int) -> None:
+        decoder, payload = FrameDecoder(hands_on=True), bytes(range(256)) * 100
+        data = STREAM + frame(code, 5, payload) + STREAM
+        end = len(STREAM) + HEADER_BYTES + 5
+        assert [as_triple(m) for m in decoder.feed(data[: end - 1])] == MESSAGES
+        (first,) = decoder.feed(data[end - 1 : end])
+        assert as_triple(first) == (code, 5, payload[:5])
+        assert (first.begins, first.left) == (True, len(payload) - 5)
+        assert decoder.pending() == frame(code, 5, payload)[:HEADER_BYTES]
+        (second,) = decoder.feed(data[end : end + 1000])
+        assert as_triple(second) == (code, 5, payload[5:1005])
+        assert (second.begins, second.left) == (False, decoder.left) == (False, len(payload) - 1005)
+        rest, *behind = decoder.feed(data[end + 1000 :])
+        assert (rest.data, rest.begins, rest.left) == (payload[1005:], False, 0)
+        assert [as_triple(m) for m in behind] == MESSAGES
+        assert (decoder.pending(), decoder.left, decoder.missing) == (b"", 0, HEADER_BYTES)
+
+    def test_a_large_frame_of_another_kind_is_not(self) -> None:
+        decoder, data = FrameDecoder(hands_on=True), frame(Message.HELLO, 0, b"x" * 100_000)
+        assert list(decoder.feed(data[:-1])) == []
+        assert [as_triple(m) for m in decoder.feed(data[-1:])] == [(8, 0, b"x" * 100_000)]
+
+    @given(
+        st.lists(st.sampled_from([0, 5, 16383, 16384, 40000]), max_size=6),
+        st.sampled_from([4, 8, 9]),
+        st.lists(st.integers(0, 10**6), max_size=12),
+    )
+    def test_in_any_cut_they_come_to_the_same(
+        self, sizes: list[int], code: int, places: list[int]
+    ) -> None:
+        sent = [(code, number, bytes([number]) * size) for number, size in enumerate(sizes)]
+        data = b"".join(frame(*triple) for triple in sent)
+        decoder, came = FrameDecoder(hands_on=True), list[Triple]()
+        for piece in cuts(data, places):
+            for message in decoder.feed(piece):
+                if message.begins is False:
+                    code, number, before = came.pop()
+                    assert message.channelid == number
+                    came.append((code, number, before + message.data))
+                else:
+                    came.append((message.msgcode, message.channelid, bytes(message.data)))
+                assert len(came[-1][2]) + message.left == sizes[len(came) - 1]
+        assert came == sent
+
+
 class TestBrokenStreams:
     @bad_headers
     def test_messages_before_a_bad_frame_come_first(self, bad: bytes) -> None:
