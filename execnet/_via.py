@@ -47,7 +47,7 @@ class ViaWriter(FrameWriter):
         if self._io.may_not_wait():
             self.post(header, payload)
         else:
-            super().send(header, payload)
+            FrameWriter.send(self, header, payload)
 
 
 class ViaIO:

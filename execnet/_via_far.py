@@ -165,16 +165,19 @@ class PolledStream(object):
         self._drain_bytes = PIPE_BYTES  # what may be read behind the end
         self._lock = threading.Lock()
         self._users = 2  # of the descriptor that tells of the end
+        self._poll, self._read = self._readable.poll, os.read
+        if sys.version_info[0] == 2:
+            self._poll = lambda: retried(self._readable.poll)
+            self._read = lambda fd, limit: retried(os.read, fd, limit)
 
     def read_some(self, limit: int) -> bytes:
         """Return what is there; wait for the first, b"" at the end."""
-        ready = retried(self._readable.poll)
+        ready = self._poll()
         if len(ready) > 1 or ready[0][0] == self._end_fd:
             self._drain_bytes -= limit
             if len(ready) == 1 or self._drain_bytes < 0:
                 return b""
-        data: bytes = retried(os.read, self._read_fd, limit)
-        return data
+        return self._read(self._read_fd, limit)
 
     def write_now(self, data: bytes) -> int:
         """Return how many bytes went out without waiting; errors show when one waits."""

@@ -179,7 +179,8 @@ class Forwarder(object):
         limit = 65536
         try:
             while True:
-                self._await_credit()
+                if self._sent - self._taken >= WINDOW_BYTES:
+                    self._await_credit()
                 data = self._stream.read_some(limit)
                 if not data:
                     break

@@ -240,6 +240,7 @@ _pack_int = struct.Struct("!cic").pack  # a whole item that is an int
 _pack_float = struct.Struct("!cd").pack
 _unpack_int4 = struct.Struct("!i").unpack_from
 _unpack_size = struct.Struct("!I").unpack_from  # what is negative is beyond the end
+_pack_size = struct.Struct("!i").pack
 _unpack_float = struct.Struct("!d").unpack_from
 _SURROGATES = "strict" if PY2 else "surrogatepass"  # Python 2 lets them pass anyway
 _DIGITS = 4000  # int <-> str refuses more than 4,300 at once since 3.11
@@ -745,6 +746,8 @@ def load_item(data: bytes, channel_or_factory: Any, strconfig: StrConfig) -> Any
     try:
         if len(data) == 6 and data[:1] == b"F" and data[5:] == b"Q":  # an int
             return _unpack_int4(data, 1)[0]
+        if data[:1] == b"A" and data[1:5] == _pack_size(len(data) - 6) and data[-1:] == b"Q":
+            return data[5:-1]  # bytes
         if data[:1] == b"\x80":
             # These bytes name something to be imported: STACK_GLOBAL, the extensions, and the
             # ends of the two lines that GLOBAL and INST read.
@@ -1502,8 +1505,8 @@ class FrameWriter(object):
         try:
             self._io.write_noting(frame)
         finally:
-            if 0 < sum(written) < len(frame):
-                self._frames.append([frame[sum(written) :], b"", False])
+            if written and written[0] < len(frame):
+                self._frames.append([frame[written[0] :], b"", False])
         if self._frames:
             self._flush()
 
