@@ -17,13 +17,12 @@ import os
 import stat
 import struct
 import sys
-import threading
 import weakref
-from collections import deque
 from io import BytesIO
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any, NoReturn, Protocol
 
@@ -57,17 +56,18 @@ PY2 = sys.version_info[0] == 2
 ISPYPY = hasattr(sys, "pypy_version_info")
 
 if sys.version_info[0] >= 3:
-    from threading import get_ident
-
     _OSError = OSError
 else:
     from itertools import imap as map
 
-    from thread import get_ident
-
     # What is raised there is caught as either; what is caught is both.
     _OSError = type("OSError", (IOError, OSError), {})
     BlockingIOError = InterruptedError = OSError = EnvironmentError
+
+_thread: Any = __import__("thread" if PY2 else "_thread")
+get_ident: Callable[[], int] = _thread.get_ident
+if not TYPE_CHECKING:
+    deque = __import__("_collections").deque  # without the rest of ``collections``
 
 # ---------------------------------------------------------------- errors
 
@@ -157,7 +157,8 @@ def format_stacks() -> str:
     """Return the stacks of all threads of this process."""
     import traceback
 
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    names = {thread.ident: thread.name for thread in _threading().enumerate()}
+    names.update(_thread_names)
     parts = ["process %d\n" % os.getpid()]
     for ident, frame in sys._current_frames().items():
         parts.append("\nthread %s:\n" % names.get(ident, ident))
@@ -661,25 +662,45 @@ _COLLECTIONS: dict[Any, Any] = dict(zip(b"@OE", (tuple, set, frozenset)))
 # The fast codec.
 
 HAVE_FAST_CODEC = sys.version_info >= (3, 8) and not ISPYPY
-try:
-    import _pickle
-except ImportError:  # an interpreter without its C accelerator
-    HAVE_FAST_CODEC = False
 CODECS = ("classic", "fast") if HAVE_FAST_CODEC else ("classic",)
 
-if HAVE_FAST_CODEC:
 
-    class _StrictPickler(_pickle.Pickler):
+def _load_fast_codec() -> None:  # with its first item: what it imports takes long
+    global _StrictPickler, _StrictUnpickler, _load_pickle
+    try:
+        import _pickle
+    except ImportError:  # an interpreter without its C accelerator
+        import pickle as _pickle  # type: ignore[no-redef]
+
+    class StrictPickler(_pickle.Pickler):
         """Pickles plain builtins and refuses all that pickle would have to name."""
 
         def reducer_override(self, obj: object) -> NoReturn:
             raise DumpError("not a plain builtin")
 
-    class _StrictUnpickler(_pickle.Unpickler):
+    class StrictUnpickler(_pickle.Unpickler):
         """Loads plain builtins; it can't name, import or call anything."""
 
         def find_class(self, module: str, name: str) -> NoReturn:
             raise LoadError("a pickle asks for %s.%s" % (module, name))
+
+    _load_pickle = _pickle.loads  # type: ignore[assignment]
+    _StrictPickler, _StrictUnpickler = StrictPickler, StrictUnpickler  # type: ignore[assignment]
+
+
+def _StrictPickler(*args: Any) -> Any:
+    _load_fast_codec()
+    return _StrictPickler(*args)
+
+
+def _StrictUnpickler(*args: Any) -> Any:
+    _load_fast_codec()
+    return _StrictUnpickler(*args)
+
+
+def _load_pickle(*args: Any) -> Any:
+    _load_fast_codec()
+    return _load_pickle(*args)
 
 
 _NESTING_MAX = 1000  # what the recursion limit allows the classic codec
@@ -755,7 +776,7 @@ def load_item(data: bytes, channel_or_factory: Any, strconfig: StrConfig) -> Any
                 (0x93 in data or 0x82 in data or 0x83 in data or 0x84 in data)
                 or (10 in data and data.count(b"\n") > 1)
             ):
-                return _pickle.loads(data)
+                return _load_pickle(data)
             _refuse_extensions(data)
             return _StrictUnpickler(BytesIO(data)).load()
         return _parse(data, 0, strconfig, channel_or_factory)
@@ -913,6 +934,42 @@ class FrameDecoder(object):
 
 # ---------------------------------------------------------------- execution models
 
+_MAIN = get_ident(), getattr(_thread, "get_native_id", int)()  # the thread that imports this
+_thread_names: dict[int, str] = {}  # of threads that ``threading`` knows nothing of
+
+
+def _threading() -> Any:
+    """Return ``threading``, which a worker imports when it has to: its import takes long.
+
+    It takes the thread that imports it for the main one (since 3.13 only its native id).
+    """
+    if "threading" not in sys.modules and get_ident() != _MAIN[0]:
+        spec = __import__("_frozen_importlib_external").PathFinder.find_spec("threading")
+        module = __import__("_frozen_importlib").module_from_spec(spec)
+        spec.loader.exec_module(module)
+        main, lock = module._main_thread, _thread.allocate_lock()
+        main._native_id = _MAIN[1]
+        if sys.version_info < (3, 13):
+            module._active[_MAIN[0]] = module._active.pop(main._ident)
+            module._shutdown_locks.discard(main._tstate_lock)
+            module._shutdown_locks.add(lock)
+            lock.acquire()  # until the interpreter ends
+            main._ident, main._tstate_lock = _MAIN[0], lock
+        sys.modules.setdefault("threading", module)  # unless another thread was faster
+    return __import__("threading")
+
+
+if sys.version_info < (3, 10) or ISPYPY:
+    _threading()
+
+
+def _run_thread(func: Callable[..., object], args: Sequence[Any], name: str) -> None:
+    _thread_names[get_ident()] = name
+    try:
+        func(*args)
+    finally:
+        del _thread_names[get_ident()]
+
 
 class ExecModel(object):
     """How a process runs things at once, under one set of names; this one: with threads.
@@ -922,13 +979,15 @@ class ExecModel(object):
 
     backend = "thread"
     has_main_thread = True  # whether tasks can be handed to the main thread
-    _modules = {"queue": "Queue" if PY2 else "queue", "get_ident": "thread" if PY2 else "threading"}
+    _modules = {"queue": "Queue" if PY2 else "queue", "get_ident": "thread" if PY2 else "_thread"}
 
     def __repr__(self) -> str:
         return "<ExecModel %r>" % self.backend
 
     def _module(self, name: str) -> Any:
         name = self._modules.get(name, name)
+        if self.has_main_thread:
+            _threading()  # in case that it imports it
         __import__(name)
         return sys.modules[name]
 
@@ -958,7 +1017,10 @@ class ExecModel(object):
 
     def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
         """Run ``func(*args)`` in a thread or greenlet that keeps no process alive."""
-        thread = threading.Thread(target=func, args=args, name=name or None)
+        if "threading" not in sys.modules:
+            _thread.start_new_thread(_run_thread, (func, args, name))
+            return
+        thread = _threading().Thread(target=func, args=args, name=name or None)
         thread.daemon = True
         thread.start()
 
@@ -978,15 +1040,15 @@ class ExecModel(object):
 
     def Lock(self) -> Any:
         """Return a new lock."""
-        return threading.Lock()
+        return _threading().Lock() if "threading" in sys.modules else _thread.allocate_lock()
 
     def RLock(self) -> Any:
         """Return a new reentrant lock."""
-        return threading.RLock()
+        return _threading().RLock() if "threading" in sys.modules else _thread.RLock()
 
     def Event(self) -> Any:
         """Return a new event."""
-        return threading.Event()
+        return _threading().Event()
 
 
 class MainThreadOnlyExecModel(ExecModel):
@@ -1103,10 +1165,7 @@ class _GreenFile(object):
             os.close(fd)
 
 
-_EXEC_MODELS: dict[str, type[ExecModel]] = {
-    "thread": ExecModel,
-    "main_thread_only": MainThreadOnlyExecModel,
-}
+_EXEC_MODELS = {"thread": ExecModel, "main_thread_only": MainThreadOnlyExecModel}
 _EXEC_MODELS["gevent"] = GeventExecModel
 _EXEC_MODELS["eventlet"] = EventletExecModel
 
@@ -1116,9 +1175,8 @@ def get_execmodel(backend: str | ExecModel) -> ExecModel:
     if isinstance(backend, ExecModel):
         return backend
     if backend not in _EXEC_MODELS:
-        raise ValueError(
-            "unknown execution model %r, there are: %s" % (backend, ", ".join(sorted(_EXEC_MODELS)))
-        )
+        known = ", ".join(sorted(_EXEC_MODELS))
+        raise ValueError("unknown execution model %r, there are: %s" % (backend, known))
     return _EXEC_MODELS[backend]()
 
 
@@ -1128,18 +1186,14 @@ def get_execmodel(backend: str | ExecModel) -> ExecModel:
 class Reply(object):
     """What became, or will become, of a function that a pool runs."""
 
-    def __init__(
-        self,
-        task: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]],
-        execmodel: ExecModel,
-    ) -> None:
+    def __init__(self, task: tuple[Any, Any, dict[str, Any]], execmodel: ExecModel) -> None:
         self.task = task
         self.running = True
         self.started = False
         self.ident = 0  # of the thread that runs it
         self._result: Any = None
         self._error: BaseException | None = None
-        self._finished = execmodel.Event()
+        self._finished = _Flag(execmodel)
 
     def get(self, timeout: float | None = None) -> Any:
         """Return the function's result or raise its exception, at every call.
@@ -1185,12 +1239,12 @@ class WorkerPool(object):
         self._running: set[Reply] = set()
         self._lock = execmodel.Lock()
         self._shutting_down = False
-        self._idle_events: list[Any] = []
+        self._idle_events: list[_Flag] = []
         self._hasprimary = hasprimary
         self._primary_only = hasprimary and execmodel.backend == "main_thread_only"
         self._primary_tasks: deque[Reply | None] = deque()  # the first one stays until it ended
-        self._primary_wake = execmodel.Event()
-        self._primary_idle = execmodel.Event()
+        self._primary_wake = execmodel.inbox()  # gets something behind each of them
+        self._primary_idle = _Flag(execmodel)  # a new one whenever it is claimed
         self._primary_owner: Reply | None = None  # the task that it was claimed for
         self._primary_ident = 0
         self._primary_idle.set()
@@ -1213,7 +1267,7 @@ class WorkerPool(object):
             to_primary = self._primary_only or self._claim_primary(reply)
             if to_primary:  # in here, so that a shutdown can't come in front of it
                 self._primary_tasks.append(reply)
-                self._primary_wake.set()
+                self._primary_wake.put(None)
         if not to_primary:
             self._start_thread(reply)
         return reply
@@ -1226,12 +1280,12 @@ class WorkerPool(object):
                 return None
             self._running.add(reply)
             self._primary_tasks.append(reply)
-            self._primary_wake.set()
+            self._primary_wake.put(None)
         return reply
 
     def wait_primary_idle(self, timeout: float) -> bool:
         """Wait up to ``timeout`` seconds for the primary thread; whether it was free."""
-        return bool(self._primary_idle.wait(timeout))
+        return self._primary_idle.wait(timeout)
 
     def release_primary(self) -> None:
         """Let the primary be given its next task: the one that it runs has only to return."""
@@ -1243,7 +1297,7 @@ class WorkerPool(object):
         if not self._hasprimary or self._primary_owner is not None:
             return False
         self._primary_owner = reply
-        self._primary_idle.clear()
+        self._primary_idle = _Flag(self.execmodel)
         return True
 
     def _release(self, reply: Reply) -> None:  # holds _lock
@@ -1253,6 +1307,7 @@ class WorkerPool(object):
 
     def _start_thread(self, reply: Reply) -> None:
         try:
+            _threading()  # the task may look at its thread
             self.execmodel.start(self._perform, (reply,), "execnet-task")
         except BaseException:  # no thread to be had
             self._finished(reply)
@@ -1279,8 +1334,7 @@ class WorkerPool(object):
         tasks = self._primary_tasks
         while True:
             try:
-                self._primary_wake.wait()
-                self._primary_wake.clear()
+                self._primary_wake.get()
                 while tasks:
                     if tasks[0] is None:
                         return
@@ -1289,23 +1343,23 @@ class WorkerPool(object):
             except KeyboardInterrupt:
                 # Ctrl-C in a terminal reaches idle workers too; their coordinator decides
                 # what becomes of them.
-                self._primary_wake.set()
+                self._primary_wake.put(None)
 
     def trigger_shutdown(self) -> None:
         """Take no more tasks, and let the primary thread go when it has done its own."""
         with self._lock:
             self._shutting_down = True
         self._primary_tasks.append(None)
-        self._primary_wake.set()
+        self._primary_wake.put(None)
 
     def waitall(self, timeout: float | None = None) -> bool:
         """Wait until no function runs, for ``timeout`` seconds; whether it came to that."""
-        idle = self.execmodel.Event()
+        idle = _Flag(self.execmodel)
         with self._lock:
             if not self._running:
                 return True
             self._idle_events.append(idle)
-        return bool(idle.wait(timeout))
+        return idle.wait(timeout)
 
     def terminate(self, timeout: float | None = None) -> bool:
         """Trigger the shutdown and ``waitall(timeout)``."""
@@ -1776,6 +1830,7 @@ class _Flag(object):
 
     def wait(self, timeout: float | None = None) -> bool:
         if not self._is_set:
+            timeout = timeout and max(0.0, timeout)
             try:
                 for token in map(self._tokens.get, (True,), (timeout,)):
                     self._tokens.put(token)  # others may be waiting too
@@ -1998,6 +2053,7 @@ class Channel(object):
         and both sides get the error.  endmarker: passed to it once, behind the last item.
         Raises OSError if there is a callback already.
         """
+        _threading()  # the callback may look at its thread
         items = self._items
         entry = _Callback(callback, endmarker, self)
         well = True
@@ -2514,10 +2570,6 @@ def _answer(message: Message, gateway: BaseGateway, item: Any) -> None:
     gateway._post(Message.CHANNEL_CLOSE, message.channelid)
 
 
-def _on_status(message: Message, gateway: BaseGateway) -> None:
-    _answer(message, gateway, gateway._status())
-
-
 def _on_stacks(message: Message, gateway: BaseGateway) -> None:
     if message.data:
         gateway._stacks = loads_internal(message.data, None, (True, False))
@@ -2550,28 +2602,12 @@ def _on_data(message: Message, gateway: BaseGateway) -> None:
         gateway._channelfactory._local_receive_part(message)
 
 
-def _on_data_part(message: Message, gateway: BaseGateway) -> None:
-    gateway._channelfactory._local_receive_part(message)
-
-
-def _on_close(message: Message, gateway: BaseGateway) -> None:
-    gateway._channelfactory._local_close(message.channelid)
-
-
 def _on_close_error(message: Message, gateway: BaseGateway) -> None:
     text = loads_internal(message.data, gateway, (True, True))
     if PY2 and not isinstance(text, bytes):
         text = text.encode("utf-8")
     error = RemoteError(text if isinstance(text, type("")) else repr(text))
     gateway._channelfactory._local_close(message.channelid, error)
-
-
-def _on_last_message(message: Message, gateway: BaseGateway) -> None:
-    gateway._channelfactory._far_drop(message.channelid)
-
-
-def _on_hello(message: Message, gateway: BaseGateway) -> None:
-    gateway._on_hello(loads_internal(message.data))
 
 
 def _on_ping(message: Message, gateway: BaseGateway) -> None:
@@ -2601,27 +2637,24 @@ def _on_source(message: Message, gateway: BaseGateway) -> None:
 
 
 Message._types = {Message.SOURCE: ("SOURCE", _on_source)}  # what a worker knows before it
-Message._types = dict(
-    enumerate(
-        [
-            ("STATUS", _on_status),
-            ("RECONFIGURE", _on_reconfigure),
-            ("GATEWAY_TERMINATE", _on_terminate),
-            ("CHANNEL_EXEC", _on_exec),
-            ("CHANNEL_DATA", _on_data),
-            ("CHANNEL_CLOSE", _on_close),
-            ("CHANNEL_CLOSE_ERROR", _on_close_error),
-            ("CHANNEL_LAST_MESSAGE", _on_last_message),
-            ("HELLO", _on_hello),
-            ("CHANNEL_DATA_PART", _on_data_part),
-            ("SOURCE", _on_source),
-            ("STACKS", _on_stacks),
-            ("PING", _on_ping),
-            ("WINDOW", _on_window),
-            ("CREDIT", _on_credit),
-        ]
-    )
-)
+_HANDLERS = [
+    ("STATUS", lambda m, gateway: _answer(m, gateway, gateway._status())),
+    ("RECONFIGURE", _on_reconfigure),
+    ("GATEWAY_TERMINATE", _on_terminate),
+    ("CHANNEL_EXEC", _on_exec),
+    ("CHANNEL_DATA", _on_data),
+    ("CHANNEL_CLOSE", lambda m, gateway: gateway._channelfactory._local_close(m.channelid)),
+    ("CHANNEL_CLOSE_ERROR", _on_close_error),
+    ("CHANNEL_LAST_MESSAGE", lambda m, gateway: gateway._channelfactory._far_drop(m.channelid)),
+    ("HELLO", lambda m, gateway: gateway._on_hello(loads_internal(m.data))),
+    ("CHANNEL_DATA_PART", lambda m, gateway: gateway._channelfactory._local_receive_part(m)),
+    ("SOURCE", _on_source),
+    ("STACKS", _on_stacks),
+    ("PING", _on_ping),
+    ("WINDOW", _on_window),
+    ("CREDIT", _on_credit),
+]
+Message._types = dict(enumerate(_HANDLERS))
 
 
 class GatewayState(object):
@@ -2664,7 +2697,7 @@ class BaseGateway(object):
         self._writer: FrameWriter = getattr(io, "writer_class", FrameWriter)(io, id)
         self._get_ident = get_ident if io.execmodel.has_main_thread else io.execmodel.get_ident
         self._receiver_ident: int | None = None
-        self._receiver_done = self.execmodel.Event()
+        self._receiver_done = _Flag(self.execmodel)
         self._channelfactory = ChannelFactory(self, _startcount)
 
     def __repr__(self) -> str:
@@ -2887,7 +2920,10 @@ class WorkerGateway(BaseGateway):
     def serve(self) -> None:
         """Say hello, then execute tasks until the stream ends; the first in this thread."""
         self._main_ident = get_ident()
-        self._take_interrupts()
+        if self.execmodel.has_main_thread:
+            # Ctrl-C in a terminal reaches idle workers too; their coordinator decides what
+            # becomes of them.  A SIGINT that was ignored, as under nohup, interrupts as well.
+            _handle_interrupts(self._on_interrupt)
         self._go("hello")
         self._initreceive()
         if self.execmodel.has_main_thread:
@@ -2896,19 +2932,6 @@ class WorkerGateway(BaseGateway):
             try:
                 self.join()
             except KeyboardInterrupt:  # came too late for the code that it was meant for
-                pass
-
-    def _take_interrupts(self) -> None:
-        """Let SIGINT interrupt a task in the main thread, and nothing else.
-
-        Ctrl-C in a terminal reaches idle workers too; their coordinator decides what becomes
-        of them.  A SIGINT that was ignored, as under nohup, interrupts as well.
-        """
-        if self.execmodel.has_main_thread:
-            signal = _signal_module()
-            try:
-                signal.signal(signal.SIGINT, self._on_interrupt)
-            except ValueError:  # served in another thread than the main one
                 pass
 
     def _on_interrupt(self, signum: int, frame: object) -> None:
@@ -3045,8 +3068,12 @@ def _signal_module() -> Any:
         return __import__("signal")
 
 
-def _implementation() -> str:
-    return getattr(getattr(sys, "implementation", None), "name", "pypy" if ISPYPY else "cpython")
+def _handle_interrupts(handler: Callable[[int, Any], object]) -> None:
+    signal = _signal_module()
+    try:
+        signal.signal(signal.SIGINT, handler)
+    except ValueError:  # served in another thread than the main one
+        pass
 
 
 def _remember_source(source: str) -> None:
@@ -3136,7 +3163,8 @@ def _move_to_null(fd: int, flags: int) -> int:
 def _hello() -> bytes:
     """Return the first frame of a worker."""
     hello = _describe_process()
-    hello["implementation"] = _implementation()
+    default = "pypy" if ISPYPY else "cpython"  # Python 2 does not say
+    hello["implementation"] = getattr(getattr(sys, "implementation", None), "name", default)
     hello["codecs"] = CODECS
     hello["features"] = FEATURES
     return _frame_of(hello)
@@ -3178,16 +3206,6 @@ def _serve(io: Any, id: str, peer_codecs: Sequence[str], grace: float | None) ->
     gateway.serve()
 
 
-def _ignore_interrupts() -> None:
-    """Let no SIGINT end a worker before it can tell what is to be interrupted."""
-    signal = _signal_module()
-    try:
-        # Not SIG_IGN, which processes that code starts would inherit.
-        signal.signal(signal.SIGINT, lambda signum, frame: None)
-    except ValueError:  # served in another thread than the main one
-        pass
-
-
 def _lead_a_group() -> None:
     """Have all processes that this one starts killed with it."""
     import atexit
@@ -3217,7 +3235,9 @@ def start_worker(
     of this module is still to come.  What goes wrong in the preparation is reported in place
     of a hello.
     """
-    _ignore_interrupts()
+    # None ends it before it can tell what is to be interrupted.  Not SIG_IGN, which processes
+    # that code starts would inherit.
+    _handle_interrupts(lambda signum, frame: None)
     try:
         decode = getattr(os, "fsdecode", str)
         for name, value in (env or {}).items():

@@ -26,8 +26,9 @@ THREADS = {
 ITEMS = {"_compat_pickle", "_pickle", "_struct", "copyreg", "struct"}
 IMPORTS = {"importlib", "importlib._bootstrap", "importlib._bootstrap_external"}
 SIGNALS = {"enum", "signal"}
-WORKER = THREADS | ITEMS | IMPORTS | SIGNALS
-WORKER |= {"__future__", "_queue", "select", "zlib"}
+# A worker does without ``threading`` and ``_pickle`` until it has to.
+WORKER = {"_collections", "_struct", "_weakref", "_weakrefset", "itertools", "struct", "types"}
+WORKER |= {"__future__", "_queue", "select", "weakref"}
 if sys.platform == "win32":
     WORKER |= {"msvcrt", "nt"}
 
@@ -37,7 +38,7 @@ PROCESSES = {
     *("contextlib", "errno", "fcntl", "locale", "math", "msvcrt", "re", "re._casefix"),
     *("re._compiler", "re._constants", "re._parser", "selectors", "subprocess"),
 }
-COORDINATOR = WORKER | PROCESSES - {"zlib"}
+COORDINATOR = WORKER | THREADS | ITEMS | IMPORTS | SIGNALS | PROCESSES
 # Lowering the source that is sent: once in a process, and only where it is sent.
 LOWERING = {
     *("_ast", "_tokenize", "ast", "shlex", "sre_compile", "sre_constants", "sre_parse"),
@@ -119,7 +120,7 @@ def test_only_a_coordinator_that_sends_its_source_loads_what_lowers_it(by_source
 
 def test_a_worker_that_is_sent_its_source_loads_no_more(by_source: Loaded) -> None:
     assert ours(by_source[1]) == {"_execnet_gateway_base"}
-    assert by_source[1] - {"_execnet_gateway_base"} - WORKER == set()
+    assert by_source[1] - {"_execnet_gateway_base"} - WORKER - {"zlib"} == set()
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_a_worker_that_is_sent_its_source_loads_no_more(by_source: Loaded) -> No
     [
         *("_socket", "asyncio", "hashlib", "inspect", "json", "linecache", "logging", "pickle"),
         *("queue", "random", "socket", "ssl", "subprocess", "tempfile", "traceback", "typing"),
-        *("re", "tokenize", "ast"),
+        *("re", "tokenize", "ast", "threading", "functools", "collections", "_pickle", "signal"),
     ],
 )
 def test_what_takes_long_is_not_on_the_list_of_a_worker(name: str) -> None:
