@@ -6,7 +6,9 @@ Does not run anything.  Start at ``source_to_send``.
 from __future__ import annotations
 
 import builtins
+import marshal
 import types
+from functools import lru_cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +31,19 @@ def source_to_send(source: Any) -> Sendable:
     if isinstance(source, str):
         return _dedent(source), None, None
     raise TypeError(f"can't execute {source!r}: it is no string, function or module")
+
+
+@lru_cache(maxsize=16)
+def compiled(source: str, file_name: str | None) -> bytes | None:
+    """Return what a worker on the same Python need not compile, which is slow the first time.
+
+    None where it can't be compiled: the worker will tell why.
+    """
+    try:
+        code = compile(source + "\n", file_name or "<remote exec>", "exec", 0, True, 0)
+        return marshal.dumps(code)
+    except Exception:  # a warning that is an error here, too
+        return None
 
 
 def _dedent(source: str) -> str:

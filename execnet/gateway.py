@@ -7,6 +7,7 @@ Starting workers is in ``gateway_bootstrap``, several of them in ``multi``.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import types
@@ -16,7 +17,7 @@ from . import _fork
 from ._death import shown, worker_died
 from ._source import _find_non_builtin_globals as _find_non_builtin_globals
 from ._source import _source_of_function as _source_of_function
-from ._source import source_to_send
+from ._source import compiled, source_to_send
 from .gateway_base import (
     BaseGateway,
     Channel,
@@ -82,6 +83,7 @@ class Gateway(BaseGateway):
         self.exitcode: int | None = None
         self._silence = ""  # why it was given up
         self._has_pulse = False
+        self._shares_python = False  # so the worker can be sent code that is compiled
         self._last_asked = ""  # what the worker was told to execute last
         self._exit_lock = threading.Lock()
         self._initreceive()
@@ -112,8 +114,9 @@ class Gateway(BaseGateway):
             raise TypeError("keyword arguments need a function to be passed to")
         channel = self.newchannel()
         self._last_asked = shown(source)
-        task = dumps_internal((text, file_name, call_name, kwargs))
-        self._send(Message.CHANNEL_EXEC, channel.id, task)
+        code = compiled(text, file_name) if self._shares_python else None
+        task = (text, file_name, call_name, kwargs) + ((code,) if code else ())
+        self._send(Message.CHANNEL_EXEC, channel.id, dumps_internal(task))
         return channel
 
     def remote_status(self) -> RemoteStatus:
@@ -231,6 +234,9 @@ class Gateway(BaseGateway):
                 self._post(Message.SOURCE, 0, rest)
                 self._shipment = None
             self._configure_peer()
+            python = hello.get("executable"), hello.get("version_info")
+            ours = sys.executable, tuple(sys.version_info[:5])
+            self._shares_python = bool(self.spec.popen and not self.spec.via and python == ours)
         self._hello_info = hello
         self._hello.set()
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Out = Callable[[bytes], None]
     Saver = Callable[[Out, Any], None]
     StrConfig = tuple[bool, bool]
-    Task = tuple[str, "str | None", "str | None", "dict[str, Any] | None"]
+    Task = tuple[Any, ...]  # as ``Message.CHANNEL_EXEC`` carries it
 
     class Stream(Protocol):
         """What a gateway needs of its byte stream; ``Popen2IO`` is one."""
@@ -808,7 +808,7 @@ class Message(object):
     STATUS = 0  # asks for / no payload; the answer comes as an item of the channel
     RECONFIGURE = 1  # (py2str_as_py3str, py3str_as_py2str) of the gateway or of a channel
     GATEWAY_TERMINATE = 2  # an orderly end
-    CHANNEL_EXEC = 3  # (source, file name, function name, keyword arguments)
+    CHANNEL_EXEC = 3  # (source, file name, function name, keyword arguments[, marshalled code])
     CHANNEL_DATA = 4  # an item
     CHANNEL_CLOSE = 5
     CHANNEL_CLOSE_ERROR = 6  # the text of a traceback
@@ -2969,7 +2969,7 @@ class WorkerGateway(BaseGateway):
         task[0].close(MAIN_THREAD_ONLY_DEADLOCK_TEXT)
 
     def executetask(self, item: tuple[Channel, Task]) -> None:
-        """Execute ``(channel, (source, file name, function name, keyword arguments))``.
+        """Execute ``(channel, task)``.
 
         The channel is closed behind it, with the text of what it raised.
         """
@@ -2999,13 +2999,17 @@ class WorkerGateway(BaseGateway):
             channel.close(error)
 
     def _execute(self, channel: Channel, task: Task) -> None:
-        source, file_name, call_name, kwargs = task
+        source, file_name, call_name, kwargs = task[:4]
         namespace: dict[str, Any] = {"channel": channel, "__name__": "__channelexec__"}
         if not file_name and "linecache" in sys.modules:
             _remember_source(source)
         try:
-            code = _marked_as_utf8(source) if PY2 else source
-            exec(compile(code + "\n", file_name or "<remote exec>", "exec", 0, True), namespace)
+            if len(task) > 4 and not sys.flags.optimize:
+                code = sys.modules["marshal"].loads(task[4])
+            else:
+                text = _marked_as_utf8(source) if PY2 else source
+                code = compile(text + "\n", file_name or "<remote exec>", "exec", 0, True)
+            exec(code, namespace)
             if call_name:
                 namespace[call_name](channel, **(kwargs or {}))
         except Exception:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import MakeGateway
+from tools import run
 
-from execnet import _source, gateway
+from execnet import RemoteError, _source, gateway
 from execnet._source import _find_non_builtin_globals, _source_of_function, source_to_send
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from execnet import XSpec as SomeType
 
 SOME_NAME = 3
+BOUND_S = 30
 
 
 def plain(channel):  # type: ignore[no-untyped-def]
@@ -195,6 +197,56 @@ class TestStrings:
             """
         )
         assert channel.receive(20) == 4
+
+
+NO_COMPILER = "import builtins\ndef compile(*args): raise ValueError('compiled')\n"
+NO_COMPILER += "builtins.compile = compile"
+
+
+class TestCompiled:
+    """What is sent to a worker on the same Python is compiled here."""
+
+    def test_such_a_worker_does_not_compile(self, makegateway: MakeGateway) -> None:
+        gateway = makegateway()
+        gateway.remote_exec(NO_COMPILER).waitclose(BOUND_S)
+        assert gateway.remote_exec("channel.send(1)").receive(BOUND_S) == 1
+        assert gateway.remote_exec(plain).receive(BOUND_S) == "plain"
+
+    def test_another_one_does(self, makegateway: MakeGateway) -> None:
+        gateway = makegateway()
+        gateway._shares_python = False
+        gateway.remote_exec(NO_COMPILER).waitclose(BOUND_S)
+        with pytest.raises(RemoteError, match="compiled"):
+            gateway.remote_exec("channel.send(1)").receive(BOUND_S)
+
+    def test_the_same_words_in_two_files_are_two_codes(self) -> None:
+        one, other = (_source.compiled("1 / 0", name) or b"" for name in ("one.py", "other.py"))
+        assert b"one.py" in one
+        assert b"other.py" in other
+
+    def test_what_is_no_python_is_told_by_the_worker(self, makegateway: MakeGateway) -> None:
+        assert _source.compiled("1 +", None) is None
+        with pytest.raises(RemoteError, match=r'File "<remote exec>", line 1\n(.*\n)+SyntaxError'):
+            makegateway().remote_exec("1 +").receive(BOUND_S)
+
+    @pytest.mark.filterwarnings("error")
+    def test_a_warning_that_is_an_error_here_is_none_there(self, makegateway: MakeGateway) -> None:
+        assert makegateway().remote_exec("channel.send(1 is 1)").receive(BOUND_S) is True
+
+    def test_a_worker_that_optimizes_compiles_itself(
+        self, makegateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        code = "assert channel is None\nchannel.send(__debug__)"
+        with pytest.raises(RemoteError, match="AssertionError"):
+            makegateway().remote_exec(code).receive(BOUND_S)
+        monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+        assert makegateway().remote_exec(code).receive(BOUND_S) is False
+
+    def test_what_optimizes_here_does_not_optimize_there(self) -> None:
+        code = "import execnet\nchannel = execnet.makegateway().remote_exec('assert 0')\n"
+        code += "try: channel.waitclose(30)\nexcept channel.RemoteError: print('asserted')"
+        result = run([sys.executable, "-O", "-c", code])
+        assert (result.stdout, result.stderr) == ("asserted\n", "")
 
 
 class TestFunctions:
