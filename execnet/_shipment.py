@@ -50,8 +50,8 @@ _SENT_AFTER_HELLO = """
     _decimal _find_refused _save_channel _ints_of_list
     _load_fast_codec _StrictPickler _StrictUnpickler _load_pickle _nested_too_deeply dumps_fast
     _refuse_extensions load_item _PICKLED_CONTAINERS _NESTING_MAX
-    FrameDecoder DirectReads CAN_READ_DIRECTLY _Flag ChannelState Channel _Callback ChannelFile
-    ChannelFactory Windows _CountedInbox Pulse ENDMARKER NO_ENDMARKER_WANTED _and_why
+    Reply WorkerPool FrameDecoder DirectReads CAN_READ_DIRECTLY _Flag ChannelState Channel _Callback
+    ChannelFile ChannelFactory Windows _CountedInbox Pulse ENDMARKER NO_ENDMARKER_WANTED _and_why
     _on_reconfigure _on_exec _on_data _on_close_error
     _on_terminate _on_stacks _on_ping _on_window _on_credit
     _answer format_stacks _dump_text _remember_source _interrupt _marked_as_utf8

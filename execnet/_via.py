@@ -12,9 +12,9 @@ from . import _via_far, _via_remote
 from ._errors import BootstrapError
 from ._source import source_to_send
 from ._transports import address_of, command
+from ._via_reads import ViaReads
 from ._via_remote import CHUNK_BYTES, CLOSE, CREDIT_BYTES, DROP, EOF, WINDOW_BYTES
 from .gateway_base import (
-    DirectReads,
     ExecModel,
     FrameWriter,
     Message,
@@ -36,7 +36,6 @@ ANSWER_S = 0.5  # how long a kill may take to be answered from there
 SILENT_S = 0.25  # the same, when what is behind it has not answered
 STATUS_S = 1.0  # how long the news of an end may take to follow the end of the stream
 CONNECT_TIMEOUT_S = 60.0
-LIMITED_S = 1.0  # stands for any limit of time: a direct read lasts some milliseconds then
 
 
 class ViaWriter(FrameWriter):
@@ -304,49 +303,6 @@ class ViaIO:
             self._kill_time = time.monotonic()
             self._post((self.worker_pid,))
             self._over.set()
-
-
-class ViaReads(DirectReads):
-    """Direct reads of what comes over a channel: its gateway's stream is read directly, too.
-
-    What was taken from the channel and not yet told is known before it may be lost to an
-    interrupt; it may be told twice then.
-    """
-
-    def __init__(self, io: ViaIO, via: Any, data: Channel) -> None:
-        super().__init__(0, io.execmodel)
-        self._io = io
-        self._via = via
-        self._data = data
-        self._reads = data._arrivals
-
-    def _set_up(self) -> None:
-        self._poll = self._await_data
-        self._limit_ms = None  # the offer of that gateway ends as well
-
-    def _tear_down(self) -> None:
-        pass
-
-    def _await_data(self, limit_ms: int | None) -> list[tuple[int, int]]:
-        items, direct = self._data._items, self._via._channelfactory.direct
-        if items.empty():
-            timeout = None if limit_ms is None else LIMITED_S
-            if not (direct and direct.offered and direct.read(self._data, items, timeout)):
-                return []
-        return [(0, 0)]
-
-    def _load(self, channel: Channel, items: Any, data: Any) -> bool:
-        if type(data) is not bytes:
-            return False  # the end
-        self._io.account(len(data))
-        if super()._load(channel, items, data):
-            return True
-        self._io.account(-len(data))
-        return False
-
-    def next_chunk(self) -> bytes:
-        """Take away and return what was read first."""
-        return self._io.take(self.chunks.pop(0))
 
 
 def create_io(

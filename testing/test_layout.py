@@ -59,6 +59,7 @@ FLOORS = {
     "_via": 2,
     "_via_far": 0,
     "_via_remote": 0,
+    "_via_reads": 1,
     "_output_remote": 0,
     "_output": 3,
     "gateway_bootstrap": 3,
