@@ -44,6 +44,9 @@ if TYPE_CHECKING:
         rest: bytes
         plain_rest: bytes
 
+        @property
+        def compiled_rest(self) -> bytes: ...
+
     class GroupLike(Protocol):
         """What a gateway needs of the group that it is in."""
 
@@ -229,16 +232,24 @@ class Gateway(BaseGateway):
         if "error" not in hello:
             with self._exit_lock:
                 super()._on_hello(hello)
+            python = hello.get("implementation"), hello.get("version_info")
+            alike = python == (sys.implementation.name, tuple(sys.version_info[:5]))
             if self._shipment is not None:
-                rest = self._shipment.plain_rest if self._plain_wanted else self._shipment.rest
-                self._post(Message.SOURCE, 0, rest)
+                self._post(Message.SOURCE, 0, self._rest_of_module(self._shipment, alike))
                 self._shipment = None
             self._configure_peer()
-            python = hello.get("executable"), hello.get("version_info")
-            ours = sys.executable, tuple(sys.version_info[:5])
-            self._shares_python = bool(self.spec.popen and not self.spec.via and python == ours)
+            is_ours = self.spec.popen and hello.get("executable") == sys.executable
+            self._shares_python = bool(alike and is_ours and not self.spec.via)
         self._hello_info = hello
         self._hello.set()
+
+    def _rest_of_module(self, shipment: Shipment, alike: bool) -> bytes:
+        """Return the rest as it is quickest there; what runs the same Python need not compile."""
+        if self._plain_wanted:
+            return shipment.plain_rest
+        # From afar so many bytes may take longer than to compile the source.
+        near = self.remoteaddress is None
+        return shipment.compiled_rest if alike and near else shipment.rest
 
     def _configure_peer(self) -> None:
         """Tell the worker what the spec says of the two ends together."""

@@ -1370,6 +1370,21 @@ class WorkerPool(object):
 # ---------------------------------------------------------------- streams
 
 
+def _retried(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """Return a read that goes on behind a signal, as Python 3 does by itself."""
+    import errno
+
+    def read_again(size: int) -> bytes:
+        while True:
+            try:
+                return read(size)
+            except EnvironmentError as exc:
+                if exc.errno != errno.EINTR:
+                    raise
+
+    return read_again
+
+
 class Popen2IO(object):
     """A byte stream over two files: ``outfile`` is written, ``infile`` is read.
 
@@ -1381,6 +1396,8 @@ class Popen2IO(object):
         self.infile = infile
         self.execmodel = execmodel
         self._read = getattr(infile, "buffer", infile).read
+        if PY2:
+            self._read = _retried(self._read)
         self._write = getattr(outfile, "buffer", outfile).write
         self._writev_fd = -1  # where header and payload can go out without being joined
         self.written: list[int] = []  # of the frame that is written, by each system call
@@ -3049,13 +3066,16 @@ class WorkerGateway(BaseGateway):
             self._post(Message.STACKS, 0, _dump_text(format_stacks()))
             self._execpool.waitall(self.grace_s - STACKS_S)
         if self._execpool.active_count():
-            places = {}
+            places, main_places = {}, {}
             if self.execmodel.has_main_thread:
+                main_places = _places({self._main_ident})
                 _interrupt(self._main_ident)
                 places = _interrupt_others(self._execpool.idents(), self._main_ident)
             first_s = min(self.grace_s, STACKS_S)
             if self._execpool.waitall(first_s):
                 return
+            if main_places and _places({self._main_ident}) == main_places:
+                _interrupt(self._main_ident)  # the first came just before it began to wait
             # A thread that waits in C meets its interrupt only behind that, perhaps never.
             stuck = not orderly and places and _places(self._execpool.idents()) == places
             if stuck or not self._execpool.waitall(self.grace_s - first_s):
@@ -3186,7 +3206,11 @@ def _read_rest(io: Any) -> None:
         import zlib
 
         source = zlib.decompress(source)
-    exec(compile(source, __file__, "exec", 0, True), globals())
+    if source[:1] == b"m":
+        code = __import__("marshal").loads(source[1:])
+    else:
+        code = compile(source, __file__, "exec", 0, True)
+    exec(code, globals())
 
 
 def serve(
@@ -3210,14 +3234,13 @@ def _serve(io: Any, id: str, peer_codecs: Sequence[str], grace: float | None) ->
     gateway.serve()
 
 
-def _lead_a_group() -> None:
-    """Have all processes that this one starts killed with it."""
+def _lead_a_group() -> Callable[[], object]:
+    """Have all processes that this one starts killed with it; return what does so."""
     import atexit
     import signal
 
     os.setpgid(0, 0)
-    WorkerGateway.before_exit = staticmethod(lambda: os.killpg(0, signal.SIGKILL))
-    atexit.register(WorkerGateway.before_exit)  # the first one is called last
+    return atexit.register(lambda: os.killpg(0, signal.SIGKILL))  # the first one is called last
 
 
 def start_worker(
@@ -3253,8 +3276,7 @@ def start_worker(
             os.chdir(chdir)
         if nice:
             os.nice(nice)
-        if kill == "group":
-            _lead_a_group()
+        before_exit = _lead_a_group() if kill == "group" else int
         if stdout is not None:
             os.fstat(stdout)  # fails if a program in between has closed it
         model = get_execmodel(execmodel)
@@ -3275,4 +3297,5 @@ def start_worker(
             _read_rest(io)
         except EOFError:
             return  # the coordinator has gone
+    WorkerGateway.before_exit = staticmethod(before_exit)
     _serve(io, id, codecs, grace)

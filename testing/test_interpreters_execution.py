@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import MakeGateway
 from interpreters import Interpreter
-from tools import wait_until
+from tools import interrupt_asleep, wait_until
 from workers import BOUND_S, ask
 
 from execnet import Gateway, RemoteError
@@ -169,7 +169,7 @@ class TestInterrupts:
     def test_sigint_ends_the_code_of_the_main_thread(self, shared: Gateway) -> None:
         channel = shared.remote_exec(SLEEP)
         assert channel.receive(BOUND_S) == "busy"
-        os.kill(shared._rinfo().pid, signal.SIGINT)
+        interrupt_asleep(shared._rinfo().pid)
         with pytest.raises(RemoteError, match=f"^{INTERRUPT_TEXT}$"):
             channel.receive(BOUND_S)
         assert ask(shared, IN_MAIN_THREAD) is True
@@ -177,7 +177,7 @@ class TestInterrupts:
     def test_sigint_ends_code_that_waits_for_an_item(self, shared: Gateway) -> None:
         channel = shared.remote_exec("channel.send('busy'); channel.receive(); channel.receive()")
         assert channel.receive(BOUND_S) == "busy"
-        os.kill(shared._rinfo().pid, signal.SIGINT)
+        interrupt_asleep(shared._rinfo().pid)
         if shared._rinfo().version_info[0] == 2:  # nothing wakes up its locks but the item
             channel.send(None)
         with pytest.raises(RemoteError, match=f"^{INTERRUPT_TEXT}$"):
@@ -190,7 +190,7 @@ class TestInterrupts:
         )
         channel = shared.remote_exec(code)
         assert channel.receive(BOUND_S) == "busy"
-        os.kill(shared._rinfo().pid, signal.SIGINT)
+        interrupt_asleep(shared._rinfo().pid)
         assert channel.receive(BOUND_S) == 1
         channel.waitclose(BOUND_S)
 

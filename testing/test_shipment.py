@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from conftest import MakeGateway
 from hypothesis import given
 from hypothesis import strategies as st
+from tools import find_python
 
-from execnet import XSpec, gateway_base, gateway_bootstrap
+from execnet import XSpec, _transports, gateway_base, gateway_bootstrap
 from execnet._ship import lower, pack, split
 from execnet._shipment import FIRST_PACKET_MAX, Shipment, boot_code
 
@@ -145,6 +147,50 @@ def test_an_interpreter_without_zlib_is_sent_the_source_as_it_is(
     channel = gateway.remote_exec("channel.send(channel.receive())")
     channel.send([1.5, {"a": b"b"}])
     assert channel.receive() == [1.5, {"a": b"b"}]
+
+
+class TestCompiled:
+    @pytest.fixture
+    def compiled(self, monkeypatch: pytest.MonkeyPatch) -> list[Shipment]:
+        """The shipments that were compiled here for their workers."""
+        found: list[Shipment] = []
+
+        def compiled_rest(shipment: Shipment) -> bytes:
+            found.append(shipment)
+            return whole(shipment)
+
+        whole = Shipment.compiled_rest.func
+        monkeypatch.setattr(Shipment, "compiled_rest", property(compiled_rest))
+        return found
+
+    def test_a_worker_on_the_same_python_compiles_no_rest(
+        self, makegateway: MakeGateway, compiled: list[Shipment]
+    ) -> None:
+        gateway = makegateway(f"popen//python={sys.executable}")
+        assert len(compiled) == 1
+        channel = gateway.remote_exec("channel.send([channel.receive()]); 1 / 0")
+        channel.send({"a": 1.5})
+        assert channel.receive() == [{"a": 1.5}]
+        with pytest.raises(channel.RemoteError) as raised:
+            channel.waitclose()
+        lines = Path(gateway_base.__file__).read_text("utf-8").splitlines()
+        numbers = re.findall(r"gateway_base.py.*, line (\d+), in _execute", str(raised.value))
+        assert "exec(code, namespace)" in lines[int(numbers[0]) - 1]
+
+    def test_another_python_compiles_it(
+        self, makegateway: MakeGateway, compiled: list[Shipment]
+    ) -> None:
+        gateway = makegateway(f"popen//python={find_python('3.13')}")
+        assert gateway.remote_exec("channel.send(1)").receive() == 1
+        assert compiled == []
+
+    def test_one_elsewhere_compiles_it(
+        self, makegateway: MakeGateway, compiled: list[Shipment], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_transports, "address_of", lambda spec: "far")
+        gateway = makegateway(f"popen//python={sys.executable}")
+        assert gateway.remote_exec("channel.send(1)").receive() == 1
+        assert compiled == []
 
 
 def test_a_worker_that_sends_source_is_refused(makegateway: MakeGateway) -> None:

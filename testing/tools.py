@@ -6,6 +6,7 @@ The fixtures made of it are in ``conftest.py``.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -185,6 +186,22 @@ def _command(pid: int) -> str:
         )
     except OSError:
         return "gone"
+
+
+def interrupt_asleep(pid: int) -> None:
+    """Send SIGINT to a process as soon as its main thread waits.
+
+    Python waits on, where a signal comes in the moment before it begins to.
+    """
+
+    def sleeps() -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1] == b"S"
+        except FileNotFoundError:  # no Linux
+            return True
+
+    wait_until(sleeps)
+    os.kill(pid, signal.SIGINT)
 
 
 # At once
