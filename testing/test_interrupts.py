@@ -20,7 +20,7 @@ import pytest
 from conftest import MakeGateway
 from test_streams import Pipe
 from test_termination import is_in
-from tools import Task, run, wait_until
+from tools import Task, is_asleep, run, wait_until
 
 from execnet.gateway_base import (
     FrameDecoder,
@@ -87,8 +87,9 @@ def interrupt_when(condition: Callable[[], bool]) -> threading.Thread:
 
 
 def main_is_in(function: str) -> Callable[[], bool]:
-    """Return what tells whether the main thread runs a function."""
-    return lambda: is_in(threading.main_thread(), function)
+    """Return what tells whether the main thread waits in a function."""
+    asleep = is_asleep(os.getpid())
+    return lambda: asleep() and is_in(threading.main_thread(), function)
 
 
 class TestASendThatIsInterrupted:

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from conftest import EXECMODELS, MakeGateway
-from tools import clean_environment, find_python, run_python, wait_until
+from tools import clean_environment, find_python, is_asleep, run_python, wait_until
 
 from execnet import Gateway, Group, WorkerDied
 from execnet.gateway_base import ExecModel
@@ -287,6 +287,7 @@ class interrupted_in:
 
     def __init__(self, function: str) -> None:
         self._function = function
+        self._is_asleep = is_asleep(os.getpid())
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
@@ -299,7 +300,7 @@ class interrupted_in:
         while frame.f_back is not None:
             names.append(frame.f_code.co_name)
             frame = frame.f_back
-        return self._function in names and names[0] != self._function
+        return self._is_asleep() and self._function in names and names[0] != self._function
 
     def __enter__(self) -> None:
         self._thread.start()

@@ -188,19 +188,27 @@ def _command(pid: int) -> str:
         return "gone"
 
 
-def interrupt_asleep(pid: int) -> None:
-    """Send SIGINT to a process as soon as its main thread waits.
+def is_asleep(pid: int) -> Callable[[], bool]:
+    """Return what tells whether the main thread of a process waits, and did when last asked.
 
-    Python waits on, where a signal comes in the moment before it begins to.
+    Where a signal comes in the moment before it begins to wait, Python does not see it.
     """
+    switches = [b""]
 
-    def sleeps() -> bool:
+    def is_asleep() -> bool:
         try:
-            return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1] == b"S"
+            status = Path(f"/proc/{pid}/task/{pid}/status").read_bytes()
         except FileNotFoundError:  # no Linux
             return True
+        before, switches[0] = switches[0], status.partition(b"voluntary_ctxt")[2]
+        return b"State:\tS" in status and before == switches[0]
 
-    wait_until(sleeps)
+    return is_asleep
+
+
+def interrupt_asleep(pid: int) -> None:
+    """Send SIGINT to a process as soon as its main thread waits."""
+    wait_until(is_asleep(pid))
     os.kill(pid, signal.SIGINT)
 
 
