@@ -169,7 +169,7 @@ class TestChains:
             gateway.exit()
             gateway.join(BOUND_S)
         wait_until(lambda: threads_and_descriptors(between) == before)
-        assert between.remote_status().numchannels == 0
+        wait_until(lambda: between.remote_status().numchannels == 0)
 
 
 @posix_only
