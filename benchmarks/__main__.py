@@ -17,13 +17,7 @@ from typing import Any
 import benchmarks
 from benchmarks import _report
 from benchmarks._catalog import Benchmark, Peer, UnknownName, benchmarks_named, peers_named
-from benchmarks._environments import (
-    ROOT,
-    Environments,
-    check_programs,
-    check_python,
-    variables_for,
-)
+from benchmarks._environments import ROOT, Environments, check_programs, variables_for
 from benchmarks._processes import run_program
 from benchmarks._proofs import PROOFS, list_proofs, run_proof
 from benchmarks._rounds import Row, compare
@@ -43,7 +37,6 @@ class Runner:
     def run(self, benchmark: Benchmark, peer: Peer) -> dict[str, Any]:
         """Return the result of one turn; raise what ``Environments`` and ``run_program`` do."""
         check_programs(*peer.needs, *benchmark.needs)
-        check_python(*benchmark.not_with)
         python = self._environments.python_for(peer, benchmark.tools)
         script = benchmark.program_for(peer)
         assert script is not None  # compare() asks only those that take part

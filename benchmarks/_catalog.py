@@ -14,7 +14,6 @@ from pathlib import Path
 
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 OURS = "ours"
-NOT_SAMPLED = ((3, 11), (3, 12))  # programs/_share.py tells why
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ class Benchmark:
     pinned: bool = False  # to one core
     families: tuple[str, ...] | None = None  # None: all that have the program
     needs: tuple[str, ...] = ()  # programs of the system; it is skipped where one is missing
-    not_with: tuple[tuple[int, int], ...] = ()  # versions of Python that it can't be had with
     without: tuple[str, ...] = ()  # names of peers that can't do it, though others of their family
     tools: tuple[str, ...] = ()  # what pip installs for it beside each peer
 
@@ -111,8 +109,8 @@ def _idle(what: str, unit: str, title: str) -> Benchmark:
 def _xdist(what: str, unit: str, title: str) -> Benchmark:
     title = f"pytest-xdist, 2,000 empty tests, -n 2: {title}"
     tools = ("pytest<9.2", "pytest-xdist")
-    not_with = NOT_SAMPLED if what == "share" else ()
-    return Benchmark(f"xdist-{what}", title, "xdist", (what,), unit, not_with=not_with, tools=tools)
+    needs = ("cc",) if what == "share" else ()
+    return Benchmark(f"xdist-{what}", title, "xdist", (what,), unit, needs=needs, tools=tools)
 
 
 def _one_way(direction: str, kind: str, how: str) -> Benchmark:

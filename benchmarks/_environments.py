@@ -60,12 +60,6 @@ def check_programs(*names: str) -> None:
             raise NotInstalled(f"there is no {name} here")
 
 
-def check_python(*not_with: tuple[int, int]) -> None:
-    """Raise NotInstalled where this Python is of one of these versions."""
-    if sys.version_info[:2] in not_with:
-        raise NotInstalled("not with Python {}.{}".format(*sys.version_info[:2]))
-
-
 class Environments:
     """The virtual environments below ``cache``, made when they are first asked for.
 

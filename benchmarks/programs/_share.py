@@ -4,15 +4,13 @@ A copy of this file, named ``sitecustomize``, is imported by every interpreter t
 starts. It has the kernel interrupt the process for the time that it runs, not for the time that
 passes (``ITIMER_PROF``): that hits the thread that is running, at the kernel's clock tick, and
 ``faulthandler`` writes down where this thread is, at once and in C, whether it has the interpreter
-lock or not. So each part gets samples in proportion to the time that it takes on a processor, calls
-of the system among them, and waiting gets none. A sample goes to the package, or not: the innermost
-function decides that is not one of the standard library.
+lock or not; ``_share.c`` helps where that can't be told. So each part gets samples in proportion to
+the time that it takes on a processor, calls of the system among them, and waiting gets none. A
+sample goes to the package, or not: the innermost function decides that is not one of the standard
+library.
 
 A thread of Python that looks at the others would be wrong by far: it sees them where they give the
 lock away, which is where they read, write and wait, and these are the package's functions.
-
-CPython 3.11 and 3.12 enter a function in two steps, between which there is no valid frame, and what
-``faulthandler`` finds there it follows: now and then that ends a program. So it is not for them.
 
 It is the kernel of Linux that interrupts the running thread; elsewhere it may be any. A process
 that was forked and runs no new program is not looked at.
@@ -29,12 +27,14 @@ if TYPE_CHECKING:
 
 PERIOD_S = 0.001  # of a processor's time; a kernel's tick is at most as frequent
 FOLDER = "SAMPLED_INTO"  # the variable that names the folder of the samples, a file of each process
+GUARD = "guard.so"
 SAMPLE = "Stack (most recent call first):\n"
 FUNCTION = r'(?m)^  File "(.*)", line '
 
 
 def install() -> None:
     """Have this process interrupted, and write where it is into its file."""
+    import ctypes
     import faulthandler
     import signal
 
@@ -42,12 +42,14 @@ def install() -> None:
     file = os.open(name, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     signal.signal(signal.SIGPROF, signal.SIG_IGN)  # at the end ``faulthandler`` goes back to this
     faulthandler.register(signal.SIGPROF, file=file, all_threads=False)
+    ctypes.CDLL(os.path.join(os.path.dirname(__file__), GUARD)).guard()
     signal.setitimer(signal.ITIMER_PROF, PERIOD_S, PERIOD_S)
 
 
 def sampled(variables: dict[str, str]) -> Path:
     """Have all that is started with ``variables`` sampled; return the folder of the samples."""
     import shutil
+    import subprocess
     import tempfile
     from pathlib import Path
 
@@ -55,6 +57,9 @@ def sampled(variables: dict[str, str]) -> Path:
     (folder / "code").mkdir()
     (folder / "samples").mkdir()
     shutil.copy(__file__, folder / "code" / "sitecustomize.py")
+    source = Path(__file__).with_suffix(".c")
+    command = ["cc", "-shared", "-fPIC", "-O1", "-o", folder / "code" / GUARD, source]
+    subprocess.run(command, check=True)
     paths = [str(folder / "code"), *filter(None, [variables.get("PYTHONPATH")])]
     variables["PYTHONPATH"] = os.pathsep.join(paths)
     variables[FOLDER] = str(folder / "samples")
