@@ -1687,8 +1687,11 @@ class DirectReads(object):
 
     def _set_up(self) -> None:
         if sys.platform == "linux" and stat.S_ISSOCK(os.fstat(self._fd).st_mode):
-            self._set_receive_timeout(self.IDLE_S)
-            return
+            try:
+                self._set_receive_timeout(self.IDLE_S)
+                return
+            except OSError:  # with another kind of time
+                pass
         import select
 
         poll = select.poll()

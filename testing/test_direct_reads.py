@@ -26,6 +26,7 @@ from execnet.gateway_base import (
     LoadError,
     Message,
     WorkerDied,
+    dumps_internal,
     get_execmodel,
 )
 
@@ -292,6 +293,26 @@ class TestOtherThreads:
         offering.result()
         timeval = ours.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)
         assert timeval == bytes(16)
+        ours.close()
+        theirs.close()
+
+    def test_a_socket_that_takes_no_time_limit_is_polled(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        execmodel = get_execmodel("thread")
+        ours, theirs = socket.socketpair()
+        gateway = LonelyGateway()
+        channel = ChannelFactory(gateway).new()
+        direct = DirectReads(ours.fileno(), execmodel)
+        monkeypatch.setattr("_socket.SO_RCVTIMEO", -1)
+        direct.IDLE_S = LONG_S
+        offering = Task(execmodel, direct.offer)
+        wait_until(lambda: direct.offered)
+        Message(Message.CHANNEL_DATA, channel.id, dumps_internal(7)).to_io(theirs.makefile("wb", 0))
+        assert direct.read(channel, channel._items, None)
+        assert channel._items.get() == 7
+        direct.take_back()
+        offering.result()
         ours.close()
         theirs.close()
 
