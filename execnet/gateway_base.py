@@ -1845,8 +1845,8 @@ class _Flag(object):
         return self._is_set
 
     def set(self) -> None:
-        self._is_set = True
         self._tokens.put(None)
+        self._is_set = True  # the last: who sees it may end the interpreter
 
     def wait(self, timeout: float | None = None) -> bool:
         if not self._is_set:
@@ -1854,6 +1854,7 @@ class _Flag(object):
             try:
                 for token in map(self._tokens.get, (True,), (timeout,)):
                     self._tokens.put(token)  # others may be waiting too
+                    self._is_set = True
             except self._execmodel.queue.Empty:
                 pass
         return self._is_set
@@ -2464,7 +2465,7 @@ class ChannelFactory(object):
 
     def _local_close(self, id: int, remoteerror: BaseException | None = None) -> None:
         """Close a channel without telling the other side, which closed it or was told."""
-        channel = self._channels.get(id)
+        channel = self._channels.pop(id, None)  # in front of waking up who waits
         if channel is None:
             if isinstance(remoteerror, RemoteError):
                 remoteerror.warn()
