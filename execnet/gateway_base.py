@@ -1038,6 +1038,12 @@ class ExecModel(object):
             return self.queue.Queue()
         return SimpleQueue()
 
+    @property
+    def Empty(self) -> type[Exception]:
+        """What ``get`` of an inbox raises; who waits there may be interrupted: no import."""
+        empty: type[Exception] = (sys.modules.get("_queue") or self.queue).Empty
+        return empty
+
     def Lock(self) -> Any:
         """Return a new lock."""
         return _threading().Lock() if "threading" in sys.modules else _thread.allocate_lock()
@@ -1855,7 +1861,7 @@ class _Flag(object):
                 for token in map(self._tokens.get, (True,), (timeout,)):
                     self._tokens.put(token)  # others may be waiting too
                     self._is_set = True
-            except self._execmodel.queue.Empty:
+            except self._execmodel.Empty:
                 pass
         return self._is_set
 
@@ -2018,7 +2024,7 @@ class Channel(object):
                     return item
                 items.put(item)  # others may be waiting too
                 break
-        except self.gateway.execmodel.queue.Empty:
+        except self.gateway.execmodel.Empty:
             raise self.TimeoutError("no item after %r seconds from %r" % (timeout, self))
         finally:
             if waiting is not None:
@@ -2100,7 +2106,7 @@ class Channel(object):
     def _take_queued(self, items: Any) -> Any:
         try:
             return items.get(False)
-        except self.gateway.execmodel.queue.Empty:  # or somebody in receive() was faster
+        except self.gateway.execmodel.Empty:  # or somebody in receive() was faster
             return ENDMARKER
 
     def makefile(self, mode: str = "w", proxyclose: bool = False) -> ChannelFile:
@@ -3044,48 +3050,56 @@ class WorkerGateway(BaseGateway):
         After an orderly end executions have ``grace_s`` to finish by themselves, and can
         send; when the coordinator is gone there is nobody to finish for.
         """
-        orderly = self._state == GatewayState.CLOSING
-        if orderly:
+        close = super(WorkerGateway, self)._on_stream_end
+        if self._state == GatewayState.CLOSING:
             self._channelfactory._finished_receiving("far_drop")
-        else:
-            super(WorkerGateway, self)._on_stream_end()
-        self._end_executions(orderly)
-        if orderly:
+            self._let_executions_finish()
+            self._end_executions()
             self.before_close()
             self._writer.close_soon()
-            super(WorkerGateway, self)._on_stream_end()
+            close()
+        else:
+            self._end_executions(close)
 
     def _on_silence(self, reason: str) -> None:
         """End, as the coordinator is out of reach; the receiver thread waits for it."""
         self._trace(reason)
         self._writer.fail(reason)
-        self._channelfactory._finished_receiving()
-        self._end_executions(orderly=False)
+        self._end_executions(self._channelfactory._finished_receiving)
         self.before_exit()
         os._exit(1)
 
-    def _end_executions(self, orderly: bool) -> None:
+    def _let_executions_finish(self) -> None:
         self._execpool.trigger_shutdown()
-        if orderly and not self._execpool.waitall(min(self.grace_s, STACKS_S)):
+        if not self._execpool.waitall(min(self.grace_s, STACKS_S)):
             self._post(Message.STACKS, 0, _dump_text(format_stacks()))
             self._execpool.waitall(self.grace_s - STACKS_S)
-        if self._execpool.active_count():
-            places, main_places = {}, {}
-            if self.execmodel.has_main_thread:
-                main_places = _places({self._main_ident})
-                _interrupt(self._main_ident)
-                places = _interrupt_others(self._execpool.idents(), self._main_ident)
-            first_s = min(self.grace_s, STACKS_S)
-            if self._execpool.waitall(first_s):
-                return
-            if main_places and _places({self._main_ident}) == main_places:
-                _interrupt(self._main_ident)  # the first came just before it began to wait
-            # A thread that waits in C meets its interrupt only behind that, perhaps never.
-            stuck = not orderly and places and _places(self._execpool.idents()) == places
-            if stuck or not self._execpool.waitall(self.grace_s - first_s):
-                self._trace("executions did not end, exiting")
-                self.before_exit()
-                os._exit(1)
+
+    def _end_executions(self, close: Callable[[], object] | None = None) -> None:
+        """Interrupt what runs, and exit if it has not ended ``grace_s`` later.
+
+        close: ends the channels if the coordinator is gone. It comes behind the interrupts:
+            what waits in a channel is to get one of them, no second one while it cleans up.
+        """
+        self._execpool.trigger_shutdown()
+        places, main_places = {}, {}
+        if self._execpool.active_count() and self.execmodel.has_main_thread:
+            main_places = _places({self._main_ident})
+            _interrupt(self._main_ident)
+            places = _interrupt_others(self._execpool.idents(), self._main_ident)
+        if close is not None:
+            close()
+        first_s = min(self.grace_s, STACKS_S)
+        if self._execpool.waitall(first_s):
+            return
+        if main_places and _places({self._main_ident}) == main_places:
+            _interrupt(self._main_ident)  # the first came just before it began to wait
+        # A thread that waits in C meets its interrupt only behind that, perhaps never.
+        stuck = close is not None and places and _places(self._execpool.idents()) == places
+        if stuck or not self._execpool.waitall(self.grace_s - first_s):
+            self._trace("executions did not end, exiting")
+            self.before_exit()
+            os._exit(1)
 
 
 def _signal_module() -> Any:
@@ -3121,6 +3135,19 @@ def _places(idents: set[int]) -> dict[int, tuple[int, int]]:
     return {ident: (id(frame), frame.f_lasti) for ident, frame in found}
 
 
+def _let_import(idents: set[int]) -> None:
+    """Wait a moment until none of the threads is just now within the import system.
+
+    An interrupt there may leave its lock taken, and the next import would wait for ever.
+    """
+    for _ in range(100):
+        frames = sys._current_frames()
+        files = [frames[ident].f_code.co_filename for ident in idents if ident in frames]
+        if "<frozen importlib._bootstrap>" not in files:
+            return
+        __import__("time").sleep(0.001)
+
+
 def _interrupt_others(idents: set[int], main_ident: int) -> dict[int, tuple[int, int]]:
     """Raise KeyboardInterrupt in threads that are not the main one; return where they were."""
     idents.discard(main_ident)
@@ -3133,6 +3160,7 @@ def _interrupt_others(idents: set[int], main_ident: int) -> dict[int, tuple[int,
         raise_in = getattr(getattr(ctypes, "pythonapi", None), "PyThreadState_SetAsyncExc", None)
         if raise_in is None:  # PyPy
             return {}
+        _let_import(idents)
         for ident in idents:
             number = ctypes.c_long(ident) if PY2 else ctypes.c_ulong(ident)
             raise_in(number, ctypes.py_object(KeyboardInterrupt))
@@ -3149,6 +3177,7 @@ def _marked_as_utf8(source: str) -> str:
 
 def _interrupt(thread_ident: int) -> None:
     """Raise KeyboardInterrupt in the main thread, also where it sleeps."""
+    _let_import({thread_ident})
     signal = _signal_module()
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(thread_ident, signal.SIGINT)

@@ -5,13 +5,16 @@ What is interrupted runs in a process of its own, ``interrupted_program``.
 
 from __future__ import annotations
 
+import _imp
 import contextlib
+import importlib
 import os
 import platform
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -27,6 +30,7 @@ from execnet.gateway_base import (
     FrameWriter,
     Message,
     _Flag,
+    _let_import,
     dumps_internal,
     get_execmodel,
 )
@@ -254,3 +258,26 @@ def test_an_interrupted_frame_and_what_follows_are_whole_messages(interrupt: Non
         messages += decoder.feed(pipe.into.read_some(1 << 20))
     assert [message.data[:1] for message in messages] == [b"a", b"b"]
     pipe.close()
+
+
+class TestTheEndOfAWorker:
+    def test_lets_a_thread_leave_the_import_system_first(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / "something.py").touch()
+        monkeypatch.syspath_prepend(tmp_path)
+        thread = threading.Thread(target=importlib.import_module, args=("something",))
+        waited = []
+
+        def leave(delay: float) -> None:
+            waited.append(is_in(thread, "_get_module_lock"))
+            _imp.release_lock()
+            thread.join()
+
+        _imp.acquire_lock()
+        thread.start()
+        wait_until(lambda: is_in(thread, "_get_module_lock"), sleep=lambda delay: None)
+        monkeypatch.setattr(time, "sleep", leave)
+        assert thread.ident is not None
+        _let_import({thread.ident})
+        assert waited == [True]

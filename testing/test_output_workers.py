@@ -69,7 +69,7 @@ class TestTheWorker:
         code = """if 1:
             import execnet, os
             gateway = execnet.makegateway("popen//output=forward//grace=20")
-            source = "channel.send(1)\\ntry: channel.receive()\\nfinally:\\n"
+            source = "try: channel.send(1); channel.receive()\\nfinally:\\n"
             source += " for i in range(100000): print('%0100d' % i)\\n open(path, 'w').close()"
             channel = gateway.remote_exec("path = channel.receive()\\n" + source)
             channel.send(os.environ["WHERE"]); channel.receive()

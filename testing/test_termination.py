@@ -614,10 +614,11 @@ class TestACoordinatorThatDies:
         yield start
         for process in processes:
             process.kill()
-            process.communicate()
         for pid in workers:  # only if a test failed
             if state_of(pid) != "Z":
                 os.kill(pid, signal.SIGKILL)
+        for process in processes:
+            process.communicate()
 
     def end(self, process: subprocess.Popen[str], how: str) -> str:
         """End the coordinator; return what it and its workers wrote to stderr."""
@@ -711,6 +712,44 @@ class TestACoordinatorThatDies:
         self.end(process, "SIGKILL")
         wait_until(file.exists)
         wait_until(lambda: file.read_text() == "cleaned up")
+
+    def test_what_waits_in_a_channel_has_one_exception_and_cleans_up(
+        self, coordinator: Any, tmp_path: Path
+    ) -> None:
+        def code(file: Path) -> str:
+            return f"""
+            import time
+            try:
+                channel.send(1)
+                channel.receive()
+            except BaseException as exc:
+                for i in range(100):
+                    time.sleep(0.001)
+                open({str(file)!r}, "w").write(type(exc).__name__)
+            """
+
+        main, other = tmp_path / "main", tmp_path / "other"
+        process, _ = coordinator(("popen", [code(main), code(other)]))
+        self.end(process, "SIGKILL")
+        wait_until(lambda: main.exists() and other.exists())
+        wait_until(lambda: main.read_text() and other.read_text())
+        assert main.read_text() == "KeyboardInterrupt"
+        if sys.implementation.name == "cpython":
+            assert other.read_text() == "KeyboardInterrupt"
+
+    def test_it_ends_workers_that_can_import_nothing_any_more(self, coordinator: Any) -> None:
+        code = """
+            import _imp, ctypes, threading, traceback
+            thread = threading.Thread(target=_imp.acquire_lock)
+            thread.start()
+            thread.join()
+            """
+        code = textwrap.dedent(code) + BUSY["receiving"]
+        process, workers = coordinator(("popen//grace=0.3", [BUSY["receiving"], code]))
+        stopwatch = Stopwatch()
+        self.end(process, "SIGKILL")
+        wait_until(lambda: {state_of(pid) for pid in workers} == {"Z"}, BOUND_S)
+        assert stopwatch.seconds < 2
 
     def test_one_that_ends_in_order_takes_busy_workers_along(self, coordinator: Any) -> None:
         process, workers = coordinator(
