@@ -11,6 +11,7 @@ import select
 import struct
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
@@ -255,9 +256,15 @@ class HereWorker(WorkerGateway):
         self._channelfactory._finished_receiving()
         self._io.relay.stop()
 
-    def _end_executions(self, orderly: bool) -> None:
+    def _let_executions_finish(self) -> None:
         self._execpool.trigger_shutdown()
-        if orderly and not self._execpool.waitall(0.01):
+        self._execpool.waitall(0.01)
+
+    def _end_executions(self, close: Callable[[], object] | None = None) -> None:
+        self._execpool.trigger_shutdown()
+        if close is not None:
+            close()
+        elif self._execpool.active_count():
             self._channelfactory._finished_receiving()
             self._writer.fail("the end")  # in place of the interrupt
         self.hung = not self._execpool.waitall(END_S)
