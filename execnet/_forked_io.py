@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 
 from . import _forkserver, _transports
+from ._end_poll import EndPoll
 from ._errors import BootstrapError
 from ._forkserver import SLICE_S, Fork, Template, TemplateLost
 from .gateway_base import ExecModel, Popen2IO
@@ -26,12 +27,9 @@ if TYPE_CHECKING:
 
     from .xspec import XSpec
 
-    PidFds = tuple[Callable[[int], int], Callable[[int], None]]
-
 CONNECT_TIMEOUT_S = 60.0
 ANSWER_S = 2.0  # how long a template may take to say what became of an order
 NEWS_S = 1.0  # how long the news of an end may take to follow the end
-LOOK_MS = 1000  # how often news are looked at where the system does not tell of an end
 GREEN_S = 0.005  # between two looks, where waiting would stop all greenlets
 
 
@@ -74,7 +72,6 @@ class ForkedIO(Popen2IO):
         execmodel: ExecModel,
         ours: list[int],
         theirs: list[int],
-        pidfds: PidFds,
         deadline: float,
     ) -> None:
         self._find_template = find_template
@@ -87,13 +84,13 @@ class ForkedIO(Popen2IO):
         self._status: int | None = None
         self._asked = False  # to end
         self._lock = threading.Lock()
-        self._open, self._close = pidfds  # what opens and closes descriptors as the next
         self._pidfd = -1  # becomes readable when the worker ends
         self._pidfd_users = 0
-        self._watches = False  # whether reading also sees the end of the process
         outfile, infile = execmodel.fdopen(ours[0], "wb"), execmodel.fdopen(ours[1], "rb")
         super().__init__(outfile, infile, execmodel)
-        self._read_fd = ours[1]
+        self._end_poll: EndPoll | None = None
+        if execmodel.has_main_thread and hasattr(select, "poll"):
+            self._end_poll = EndPoll(ours[1], self, lambda: self._template.watch())
         self._has_answered = False
 
     def boot(self, options: dict[str, Any]) -> None:
@@ -127,30 +124,19 @@ class ForkedIO(Popen2IO):
     # reading
 
     def read_some(self, limit: int) -> bytes:
-        """Return what is there, as the base class; b"" also when the process has ended.
-
-        A process that it forked may hold the stream open, and must not hide its end.
-        """
+        """Return what is there, as the base class; b"" also when the process has ended."""
         if not self._has_answered:  # until then nobody else has the stream
             data = super().read_some(limit)
             self._has_answered = bool(data)
             if not data:
                 self._explain_no_answer()
             return data
-        if not self._watches and self.execmodel.has_main_thread:
-            self._watch()
-        while self._watches:
-            ready = dict(self._ready.poll(None if self._pidfd >= 0 else LOOK_MS))
-            if ready.keys() - {self._pidfd}:
-                break
-            if (ready or self._is_known_to_have_ended()) and not self._ready_now():
-                return b""
+        if self._end_poll is not None and not self._end_poll.wait():
+            return b""
         return super().read_some(limit)
 
-    def _ready_now(self) -> bool:
-        return bool(dict(self._ready.poll(0)).keys() - {self._pidfd})
-
-    def _is_known_to_have_ended(self) -> bool:
+    def has_ended(self) -> bool:
+        """Whether the process has, as far as it is known."""
         self._template.take_news()
         fork = self._fork
         if fork is None or fork.ended:
@@ -167,21 +153,10 @@ class ForkedIO(Popen2IO):
             if fork.pid is None and self._template.lost:
                 raise EOFError(self._template.describe_end())
 
-    def _watch(self) -> None:
-        self._open_pidfd()
-        with self._lock:
-            self._pidfd_users += 1
-            self._ready = select.poll()
-            self._ready.register(self._read_fd, select.POLLIN)
-            if self._pidfd >= 0:
-                self._ready.register(self._pidfd, select.POLLIN)
-            self._watches = True
-
     def close_read(self) -> None:
         """Close the file that is read."""
-        if self._watches:
-            self._watches = False
-            self._leave_pidfd()
+        if self._end_poll is not None:
+            self._end_poll.close()
         super().close_read()
 
     def close_write(self) -> None:
@@ -216,12 +191,12 @@ class ForkedIO(Popen2IO):
         """Open what tells of the worker's end, if the system has it."""
         pid = self._worker(time.monotonic() + ANSWER_S) if not self._over else None
         with self._lock:
-            if self._pidfd < 0 and pid and not self._over and not self._watches:
-                pidfd = self._open(pid)
+            if self._pidfd < 0 and pid and not self._over:
+                pidfd = _pidfd_of(pid)
                 if pidfd >= 0 and (self._template.lost or _parent_of(pid) == self._template.pid):
                     self._pidfd = pidfd
                 elif pidfd >= 0:  # it was reaped, and the number is another's now
-                    self._close(pidfd)
+                    os.close(pidfd)
 
     def _leave_pidfd(self) -> None:
         with self._lock:
@@ -232,7 +207,7 @@ class ForkedIO(Popen2IO):
         # Greenlets look at ``_over`` first, and may not run any more to be the last.
         used = self._pidfd_users and self.execmodel.has_main_thread
         if self._over and not used and self._pidfd >= 0:
-            self._close(self._pidfd)
+            os.close(self._pidfd)
             self._pidfd = -1
 
     def _await_end(self, deadline: float) -> bool:
@@ -338,7 +313,8 @@ class ForkedIO(Popen2IO):
         self._lock = threading.Lock()
         self._pidfd_users = 0
         self._over = True
-        self._watches = False
+        if self._end_poll is not None:
+            self._end_poll.disown()
         self.worker_pid = None
         with self._lock:
             self._close_pidfd()
@@ -347,6 +323,14 @@ class ForkedIO(Popen2IO):
 
 
 _FOR_EVER = float("inf")
+
+
+def _pidfd_of(pid: int) -> int:
+    """Return a descriptor that becomes readable when a process ends, or -1."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):  # an old system, or no descriptor left
+        return -1
 
 
 def _parent_of(pid: int) -> int:
@@ -374,13 +358,11 @@ def create_io(
     spec: XSpec,
     execmodel: ExecModel,
     make_pipes: Callable[[int], tuple[list[int], list[int | None]]],
-    pidfds: PidFds,
 ) -> ForkedIO:
     """Return a stream whose ``boot`` has the template of a spec fork a worker.
 
-    make_pipes: returns our ends of so many pipes and the worker's.  pidfds: return a
-    descriptor for a process id, -1 if there is none; close it.  Raises ``BootstrapError`` if
-    the template can't be started or can't import what it is to.
+    make_pipes: returns our ends of so many pipes and the worker's.  Raises ``BootstrapError``
+    if the template can't be started or can't import what it is to.
     """
     timeout_s = CONNECT_TIMEOUT_S if spec.connect_timeout is None else float(spec.connect_timeout)
     deadline = time.monotonic() + (timeout_s or _FOR_EVER)
@@ -392,4 +374,4 @@ def create_io(
     template = find_template()
     ours, theirs = make_pipes(2)
     theirs_open = [fd for fd in theirs if fd is not None]
-    return ForkedIO(template, find_template, execmodel, ours, theirs_open, pidfds, deadline)
+    return ForkedIO(template, find_template, execmodel, ours, theirs_open, deadline)

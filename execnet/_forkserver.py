@@ -20,6 +20,7 @@ from array import array
 from contextlib import suppress
 
 from . import _fork
+from ._ends import LOOK_S, Bell, EndWatch
 from ._errors import BootstrapError, command_text
 from ._forkserver_boot import first_line
 from ._forkserver_template import (
@@ -66,8 +67,8 @@ class Fork:
 class Template:
     """A process that forks workers, seen from the coordinator.
 
-    Any thread may call; ``_lock`` guards the socket and all that is known.  No thread is
-    needed for reading: who wants to know something takes the news for all.
+    Any thread may call; ``_lock`` guards the socket and all that is known.  Who wants to know
+    something takes the news for all; ``_watch`` does so for who waits for a worker's end.
     """
 
     def __init__(self, command: list[str], line: bytes, deadline: float) -> None:
@@ -80,6 +81,8 @@ class Template:
         self._received = b""
         self._problem = ""
         self._ends_with_last = False
+        self._watch: EndWatch | None = None
+        self._wake: Bell | None = None  # for its thread
         self._environment = dict(os.environb)
         self._control, theirs = socket.socketpair()
         with theirs:
@@ -223,8 +226,36 @@ class Template:
         else:
             fork.status = {EXITED: number, KILLED: -number}[kind]
             fork.ended = True
+            if self._wake is not None:
+                self._wake.ring()
         self._received = self._received[end:]
         return True
+
+    def watch(self) -> EndWatch:
+        """Return what tells of the ends of workers to who reads their streams."""
+        with self._lock:
+            if self._watch is None:
+                self._wake = None if self.lost else Bell()
+                self._watch = EndWatch(self._wait_for_an_end)
+            return self._watch
+
+    def _wait_for_an_end(self) -> None:
+        """Wait for news that nobody has taken, or that somebody has found an end among them."""
+        fds: list[int] = []
+        with self._lock, suppress(OSError):  # too many open
+            if self._wake is not None:
+                fds = [os.dup(self._wake.fd), self._control.fileno()]
+        if not fds:  # look, as nothing tells of them any more
+            time.sleep(LOOK_S)
+            return
+        poll = select.poll()
+        for fd in fds:
+            poll.register(fd, select.POLLIN)
+        ready = dict(poll.poll())
+        os.close(fds[0])
+        with self._lock:
+            if self._wake is not None and fds[0] in ready:
+                self._wake.mute()
 
     # the end
 
@@ -256,19 +287,26 @@ class Template:
                 self._lose()
 
     def _lose(self, timeout_s: float = END_S) -> None:  # holds _lock
-        self.lost = True
-        self._control.close()
+        if self._wake is not None:
+            self._wake.ring()
+        self._close()
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
+    def _close(self) -> None:
+        self.lost = True
+        self._control.close()
+        if self._wake is not None:
+            self._wake.close()
+            self._wake = None
+
     def _disown(self) -> None:
         """In a forked process: the template is the parent's."""
-        self.lost = True
         self._lock = threading.Lock()
-        self._control.close()
+        self._close()
         self._process.returncode = 0  # it is not ours to wait for
 
 

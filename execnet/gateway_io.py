@@ -11,10 +11,10 @@ import select
 import signal
 import sys
 import time
-from collections import deque
 from contextlib import suppress
 
 from . import _transports
+from ._end_poll import EndPoll
 from ._errors import BootstrapError as BootstrapError
 from ._errors import HostNotFound as HostNotFound
 from ._errors import command_text as command_text
@@ -27,14 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from ._ends import EndWatch
     from .xspec import XSpec
 
 PIPE_BYTES = 1 << 20
 F_SETPIPE_SZ = 1031  # on Linux; PyPy has no name for it
-LOOK_MS = 1000  # how often a process is looked at that has no descriptor to tell of its end
-PIDFDS_MAX = 64  # so that many gateways have two descriptors each
 SPARE_DESCRIPTORS = 6  # for the moment in which a process is started
-_pidfds_left = deque([None] * PIDFDS_MAX)
 KILL_S = 2.0  # how long another user's kill may take
 GENTLE_S = 0.2  # for ssh to give the terminal its echo back, when a prompt is given up
 
@@ -91,29 +89,8 @@ def close_all(fds: list[int]) -> None:
         os.close(fd)
 
 
-def _open_pidfd(pid: int) -> int:
-    """Return a descriptor that becomes readable when a process ends, or -1."""
-    try:
-        _pidfds_left.pop()
-    except IndexError:
-        return -1
-    try:
-        return os.pidfd_open(pid)
-    except (AttributeError, OSError):  # an old system, or no descriptor left
-        _pidfds_left.append(None)
-        return -1
-
-
-def _close_pidfd(pidfd: int) -> None:
-    os.close(pidfd)
-    _pidfds_left.append(None)
-
-
 def check_descriptors(gateways: int) -> None:
-    """Raise ``BootstrapError`` if there are not enough descriptors for so many gateways.
-
-    Where there are just enough, fewer workers get one more that tells of their end.
-    """
+    """Raise ``BootstrapError`` if there are not enough descriptors for so many gateways."""
     try:
         import resource
 
@@ -129,9 +106,12 @@ def check_descriptors(gateways: int) -> None:
             f"{gateways} gateways need {need} descriptors; {have} of {limit} are in use: "
             "raise the limit (ulimit -n, or resource.setrlimit) or use fewer gateways"
         )
-    with suppress(IndexError):  # what is left over may tell of ends
-        while len(_pidfds_left) > limit - have - need:
-            _pidfds_left.pop()
+
+
+def _watch_children() -> EndWatch | None:
+    from . import _ends
+
+    return _ends.of_children()
 
 
 class Popen2IOMaster(Popen2IO):
@@ -170,14 +150,9 @@ class Popen2IOMaster(Popen2IO):
             close_all([fd for fd in (*theirs, *passed) if fd is not None])
         outfile, infile = execmodel.fdopen(ours[0], "wb"), execmodel.fdopen(ours[1], "rb")
         super().__init__(outfile, infile, execmodel)
-        self._pidfd = -1  # becomes readable when the process ends
-        self._ready: Any = None
+        self._end_poll: EndPoll | None = None
         if execmodel.has_main_thread and hasattr(select, "poll"):
-            self._pidfd = _open_pidfd(self.popen.pid)
-            self._ready = select.poll()
-            self._ready.register(ours[1], select.POLLIN)
-            if self._pidfd >= 0:
-                self._ready.register(self._pidfd, select.POLLIN)
+            self._end_poll = EndPoll(ours[1], self, _watch_children)
 
     def _discard(self, ours: list[int]) -> None:
         if self._stderr is None:
@@ -187,26 +162,19 @@ class Popen2IOMaster(Popen2IO):
             self._stderr.close()
 
     def read_some(self, limit: int) -> bytes:
-        """Return what is there, as the base class; b"" also when the process has ended.
-
-        A process that it forked may hold the stream open, and must not hide its end.
-        """
-        while self._ready is not None:
-            ready = self._ready.poll(None if self._pidfd >= 0 else LOOK_MS)
-            if ready and ready[0][0] != self._pidfd:  # the stream is the first
-                break
-            if self.popen.poll() is not None and not self._ready_now():
-                return b""
+        """Return what is there, as the base class; b"" also when the process has ended."""
+        if self._end_poll is not None and not self._end_poll.wait():
+            return b""
         return super().read_some(limit)
 
-    def _ready_now(self) -> bool:
-        return any(fd != self._pidfd for fd, _ in self._ready.poll(0))
+    def has_ended(self) -> bool:
+        """Whether the process has."""
+        return self.popen.poll() is not None
 
     def close_read(self) -> None:
         """Close the file that is read."""
-        pidfd, self._pidfd = self._pidfd, -1
-        if pidfd >= 0:
-            _close_pidfd(pidfd)
+        if self._end_poll is not None:
+            self._end_poll.close()
         super().close_read()
 
     def kill_group(self) -> None:
@@ -217,6 +185,8 @@ class Popen2IOMaster(Popen2IO):
 
     def disown(self) -> None:
         """In a forked process: the process and the stream to it are the parent's."""
+        if self._end_poll is not None:
+            self._end_poll.disown()
         self.close_write()
         self.close_read()
         self.popen.returncode = 0  # as known as it will be: it is not ours to wait for
@@ -224,7 +194,7 @@ class Popen2IOMaster(Popen2IO):
     def wait(self) -> int | None:
         """Wait until the process has ended; return its exit status."""
         status: int | None = self.popen.wait()
-        self._close_stderr()
+        self._leave_process()
         return status
 
     def poll_until(self, deadline: float) -> int | None:
@@ -236,10 +206,12 @@ class Popen2IOMaster(Popen2IO):
             self.popen.wait(max(0.0, deadline - time.monotonic()))
         status: int | None = self.popen.returncode
         if status is not None:
-            self._close_stderr()
+            self._leave_process()
         return status
 
-    def _close_stderr(self) -> None:
+    def _leave_process(self) -> None:
+        if self._end_poll is not None:
+            self._end_poll.tell()
         if self._stderr is not None:
             self._stderr.close()
 
@@ -319,7 +291,7 @@ def create_io(
         if spec.forkserver:
             from . import _forked_io
 
-            return _forked_io.create_io(spec, execmodel, _pipes, (_open_pidfd, _close_pidfd))
+            return _forked_io.create_io(spec, execmodel, _pipes)
         io = Popen2IOMaster(_transports.command(spec), execmodel)
         io.remoteaddress = _transports.address_of(spec)
         return io

@@ -17,7 +17,7 @@ from test_forkserver import children_of, spare_of
 from tools import clean_environment, run_python, wait_until
 
 import execnet
-from execnet import BootstrapError, Group, WorkerDied, _forked_io, _forkserver
+from execnet import BootstrapError, Group, WorkerDied, _end_poll, _forked_io, _forkserver
 from execnet.gateway_base import ExecModel
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
@@ -344,7 +344,7 @@ class TestWithoutPidfd:
     def test_a_process_that_it_forked_does_not_hide_its_end(
         self, template_lives: bool, makegateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_forked_io, "LOOK_MS", 20)
+        monkeypatch.setattr(_end_poll, "LOOK_MS", 20)
         channel = makegateway(SPEC).remote_exec(FORKS_AND_ENDS)
         grandchild, template = channel.receive(10)
         try:

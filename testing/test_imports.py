@@ -46,7 +46,8 @@ LOWERING = {
 }
 
 OURS = {
-    *("execnet", "execnet._death", "execnet._errors", "execnet._fork", "execnet._multichannel"),
+    *("execnet", "execnet._death", "execnet._end_poll", "execnet._errors", "execnet._fork"),
+    "execnet._multichannel",
     *("execnet._source", "execnet._terminate", "execnet._transports", "execnet.gateway"),
     *("execnet.gateway_base", "execnet.gateway_bootstrap", "execnet.gateway_io", "execnet.multi"),
     "execnet.xspec",

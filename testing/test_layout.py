@@ -38,6 +38,8 @@ FLOORS = {
     "script": 0,
     "script.*": 0,
     "_errors": 1,
+    "_ends": 2,
+    "_end_poll": 2,
     "_ssh": 1,
     "_stderr": 1,
     "_ship": 1,

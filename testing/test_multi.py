@@ -577,27 +577,3 @@ except execnet.gateway_io.BootstrapError as exc:
 """)
         assert "40 gateways need 86 descriptors" in result.stdout
         assert "of 60 are in use: raise the limit (ulimit -n" in result.stdout
-
-    def test_one_whose_end_no_descriptor_tells_is_missed_all_the_same(self) -> None:
-        result = run_python("""
-import os, execnet
-from execnet import gateway_io
-gateway_io._pidfds_left.clear()
-gateway_io.LOOK_MS = 50
-gateway = execnet.makegateway()
-channel = gateway.remote_exec('''
-import os, time
-pid = os.fork()
-if not pid:
-    time.sleep(100)
-channel.send(pid)
-os.kill(os.getpid(), 9)
-''')
-child = channel.receive()
-try:
-    channel.receive(20)
-except EOFError as exc:
-    print(exc)
-os.kill(child, 9)
-""")
-        assert "killed by SIGKILL" in result.stdout

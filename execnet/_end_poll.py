@@ -1,0 +1,72 @@
+"""Wait for a stream, and for the end of its process, which the stream may hide.
+
+Start at ``EndPoll``; the bell is in ``_ends``.
+"""
+
+from __future__ import annotations
+
+import select
+from contextlib import suppress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._ends import EndWatch, Process
+
+LOOK_MS = 1000  # how often a process is looked at whose end no bell tells
+
+
+class EndPoll:
+    """Waits until a stream can be read, or its process has ended.
+
+    A process that it forked may hold the stream open, and must not hide its end.  After a
+    while a bell tells of that, and until then, or where there is none, a look each second.
+    find_watch: returns what has the bell, None if nothing has.
+    """
+
+    def __init__(
+        self, fd: int, process: Process, find_watch: Callable[[], EndWatch | None]
+    ) -> None:
+        self._fd = fd
+        self._process = process
+        self._find_watch = find_watch
+        self._watch: EndWatch | None = None
+        self._bell = -1
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+
+    def wait(self) -> bool:
+        """Wait; False if the process has ended and there is nothing left to read."""
+        while True:
+            ready = self._poll.poll(LOOK_MS if self._bell < 0 else None)
+            if ready and ready[0][0] == self._fd:  # it is the first
+                return True
+            self._listen()
+            if self._process.has_ended():
+                return any(fd == self._fd for fd, _ in self._poll.poll(0))
+
+    def _listen(self) -> None:
+        """Have the next bell end the wait from now on."""
+        if self._bell >= 0:
+            self._poll.unregister(self._bell)
+            self._bell = -1
+        with suppress(OSError, RuntimeError):  # too many descriptors, or threads
+            self._watch = self._find_watch()
+            if self._watch is not None:
+                self._bell = self._watch.enter(self._process)
+                self._poll.register(self._bell, select.POLLIN)
+
+    def tell(self) -> None:
+        """End the wait of who waits: the process has ended."""
+        if self._watch is not None:
+            self._watch.tell(self._process)
+
+    def close(self) -> None:
+        """Give the bell back; nobody waits any more."""
+        if self._watch is not None:
+            self._watch.leave(self._process)
+
+    def disown(self) -> None:
+        """In a forked process, where nobody waits: the bell is the parent's."""
+        self._watch = None
