@@ -15,7 +15,7 @@ from _measure import Result, Scaled, main
 import execnet
 
 GATEWAYS = 100
-SETTLE_S = 0.5  # after this nothing of their start is going on
+SETTLE_S = 1.5  # after this nothing of their start is going on, and all are taken for idle
 IDLE_S = 3
 
 GET_PID = "import os; channel.send(os.getpid())"
