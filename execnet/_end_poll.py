@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
     from ._ends import EndWatch, Process
 
+LISTEN_MS = 50  # after so long without anything to read it listens for the bell
 LOOK_MS = 1000  # how often a process is looked at whose end no bell tells
 
 
 class EndPoll:
     """Waits until a stream can be read, or its process has ended.
 
-    A process that it forked may hold the stream open, and must not hide its end.  After a
-    while a bell tells of that, and until then, or where there is none, a look each second.
+    A process that it forked may hold the stream open, and must not hide its end.  A bell
+    tells of that, or where there is none, a look each second.
     find_watch: returns what has the bell, None if nothing has.
     """
 
@@ -33,13 +34,14 @@ class EndPoll:
         self._find_watch = find_watch
         self._watch: EndWatch | None = None
         self._bell = -1
+        self._limit_ms: int | None = LISTEN_MS
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
 
     def wait(self) -> bool:
         """Wait; False if the process has ended and there is nothing left to read."""
         while True:
-            ready = self._poll.poll(LOOK_MS if self._bell < 0 else None)
+            ready = self._poll.poll(self._limit_ms)
             if ready and ready[0][0] == self._fd:  # it is the first
                 return True
             self._listen()
@@ -51,11 +53,13 @@ class EndPoll:
         if self._bell >= 0:
             self._poll.unregister(self._bell)
             self._bell = -1
+        self._limit_ms = LOOK_MS
         with suppress(OSError, RuntimeError):  # too many descriptors, or threads
             self._watch = self._find_watch()
             if self._watch is not None:
                 self._bell = self._watch.enter(self._process)
                 self._poll.register(self._bell, select.POLLIN)
+                self._limit_ms = None
 
     def tell(self) -> None:
         """End the wait of who waits: the process has ended."""

@@ -3,7 +3,8 @@
 The stream to a process ends with it, unless a process that it forked holds the stream open.
 One thread waits for any process to end, and if the stream does not end as well, it rings a
 bell: a descriptor that everybody who reads polls beside his stream.  Nothing of it is there
-until somebody has waited for a while.  Start at ``EndWatch``.
+until somebody has waited for a while.  The thread may stay behind the last of the processes
+while the program has other children, as it can't be told to go.  Start at ``EndWatch``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
         def has_ended(self) -> bool: ...
 
 
-GRACE_S = 0.05  # in which the stream of a process that has ended does so, too
+GRACE_S = 0.02  # in which the stream of a process that has ended does so, too
 LOOK_S = 1.0  # how often to look where nothing tells of an end
 
 

@@ -39,6 +39,7 @@ Hide = Callable[[Gateway], Channel]
 
 @pytest.fixture(autouse=True)
 def looks_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_end_poll, "LISTEN_MS", 5)
     monkeypatch.setattr(_end_poll, "LOOK_MS", 10)
 
 
@@ -175,7 +176,7 @@ class TestOfAChild:
         result = run_python(f"""
 import execnet, os, signal, time
 from execnet import _end_poll, _ends
-_end_poll.LOOK_MS = 10
+_end_poll.LISTEN_MS = _end_poll.LOOK_MS = 10
 def wait_until_it_listens(gateway):
     while gateway._io not in _ends._children._bells:
         time.sleep(0.001)
@@ -264,4 +265,4 @@ def test_who_listens_looks_no_more(watch: EndWatch, monkeypatch: pytest.MonkeyPa
     end_poll = EndPoll(0, Process(), lambda: watch)
     assert not end_poll.wait()
     end_poll.close()
-    assert limits == [10, None, 0]
+    assert limits == [5, None, 0]

@@ -22,6 +22,7 @@ from interpreters import DEMANDED, found
 from interpreters import Interpreter as Interpreter
 
 import execnet
+from execnet import _ends
 from execnet.gateway_base import ChannelFactory, ExecModel, get_execmodel
 
 T = TypeVar("T")
@@ -124,9 +125,14 @@ class Resources:
     def new(self) -> list[str]:
         """Return in words what has come since and is still there; zombies count."""
         now = Resources.now()
-        words = [f"thread {thread.name!r}" for thread in now.threads - self.threads]
+        # What watches children stays while there are others, gateways that are older among them.
+        bells = {bell.fd for bell in list(_ends._children._bells.values())}
+        threads = [thread.name for thread in now.threads - self.threads]
+        words = [f"thread {name!r}" for name in threads if name != "execnet-ends"]
         words += [
-            f"descriptor {fd} -> {to}" for fd, to in sorted(now.descriptors - self.descriptors)
+            f"descriptor {fd} -> {to}"
+            for fd, to in sorted(now.descriptors - self.descriptors)
+            if fd not in bells
         ]
         words += [
             f"process {pid} ({_command(pid)})" for pid in sorted(now.children - self.children)
