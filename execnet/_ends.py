@@ -66,7 +66,8 @@ class EndWatch:
 
     def _set_up(self) -> None:
         self._lock = threading.Lock()
-        self._running = False
+        self._thread: threading.Thread | None = None
+        self._hurry = threading.Event()  # the thread has nothing more to do
         self._processes: set[Process] = set()  # not known to have ended
         self._bells: dict[Process, Bell] = {}  # of those who read
         self._bell: Bell | None = None  # the next to ring
@@ -83,11 +84,12 @@ class EndWatch:
             self._bell.users += 1
             self._bells[process] = self._bell
             self._processes.add(process)
-            if not self._running:
+            self._hurry.clear()
+            if self._thread is None:
                 _fork.register(self)
                 thread = threading.Thread(target=self._run, name="execnet-ends", daemon=True)
                 thread.start()
-                self._running = True
+                self._thread = thread
             return self._bell.fd
 
     def leave(self, process: Process) -> None:
@@ -105,11 +107,21 @@ class EndWatch:
                     self._bell = None
 
     def tell(self, process: Process) -> None:
-        """Ring for a process that is known to have ended, if its stream does not end."""
+        """Ring for a process that is known to have ended, if its stream does not end.
+
+        Behind the last the thread is gone, unless the program has other children.
+        """
         deadline = time.monotonic() + GRACE_S
         while process in self._bells and time.monotonic() < deadline:
             time.sleep(0.001)
         self._ring_for({process})
+        with self._lock:
+            self._processes.discard(process)
+            thread = None if self._processes else self._thread
+            if thread is not None:
+                self._hurry.set()
+        if thread is not None:
+            thread.join(GRACE_S)
 
     def _ring_for(self, ended: set[Process]) -> None:
         with self._lock:
@@ -122,7 +134,7 @@ class EndWatch:
         delay_s = GRACE_S
         while True:
             self._wait_for_an_end()
-            time.sleep(delay_s)
+            self._hurry.wait(delay_s)
             ended = {process for process in list(self._processes) if process.has_ended()}
             self._ring_for(ended)
             # What ended may be somebody else's, who does not ask for its status.
@@ -130,7 +142,7 @@ class EndWatch:
             with self._lock:
                 self._processes -= ended
                 if not self._processes:
-                    self._running = False
+                    self._thread = None
                     return
 
     def _disown(self) -> None:

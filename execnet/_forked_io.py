@@ -131,9 +131,12 @@ class ForkedIO(Popen2IO):
             if not data:
                 self._explain_no_answer()
             return data
-        if self._end_poll is not None and not self._end_poll.wait():
-            return b""
-        return super().read_some(limit)
+        if self._end_poll is None:
+            return super().read_some(limit)
+        data = super().read_some(limit) if self._end_poll.wait() else b""
+        if not data:
+            self._end_poll.close()
+        return data
 
     def has_ended(self) -> bool:
         """Whether the process has, as far as it is known."""
@@ -234,6 +237,8 @@ class ForkedIO(Popen2IO):
                 self._status = fork.status
                 self._close_pidfd()
         self._template.release(fork)
+        if self._end_poll is not None:
+            self._end_poll.tell()
         return True
 
     def _await_pidfd(self, deadline: float) -> bool:

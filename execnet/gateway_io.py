@@ -163,9 +163,12 @@ class Popen2IOMaster(Popen2IO):
 
     def read_some(self, limit: int) -> bytes:
         """Return what is there, as the base class; b"" also when the process has ended."""
-        if self._end_poll is not None and not self._end_poll.wait():
-            return b""
-        return super().read_some(limit)
+        if self._end_poll is None:
+            return super().read_some(limit)
+        data = super().read_some(limit) if self._end_poll.wait() else b""
+        if not data:
+            self._end_poll.close()
+        return data
 
     def has_ended(self) -> bool:
         """Whether the process has."""

@@ -240,7 +240,7 @@ def test_idle_gateways_have_two_descriptors_each_and_one_for_all(watch: EndWatch
     assert descriptors() - before <= 2 * 5 + 1
     group.terminate(BOUND_S)
     assert descriptors() == before
-    wait_until(lambda: not watch._running)
+    assert watch._thread is None
 
 
 def test_who_listens_looks_no_more(watch: EndWatch, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -554,17 +554,17 @@ def limit(number):
     resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
 """
 
-    def test_many_gateways_have_two_each(self) -> None:
+    def test_many_gateways_have_two_each_and_one_for_all(self) -> None:
         result = run_python(f"""{self.HEAD}
 before = open_ones()
 limit(before + 2 * 40 + 6)
 group = execnet.Group(["popen"] * 40)
-print(open_ones() - before)
+print(open_ones() - before in (80, 81))
 print(sum(group.remote_exec("channel.send(1)").receive_each()))
 group.terminate(5)
 print(open_ones() - before)
 """)
-        assert result.stdout.split() == ["80", "40", "0"]
+        assert result.stdout.split() == ["True", "40", "0"]
         assert result.stderr == ""
 
     def test_too_few_are_told_of_before_anything_starts(self) -> None:

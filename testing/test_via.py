@@ -144,8 +144,9 @@ class TestChains:
         gateway = makegateway("popen//via=first")
 
         def names() -> list[str]:
+            """Return the names of new threads, but of those that are there once for all."""
             new = [thread.name for thread in threading.enumerate() if thread not in before]
-            return [name for name in new if name != "execnet-heartbeat"]  # one for all gateways
+            return [name for name in new if name not in ("execnet-heartbeat", "execnet-ends")]
 
         wait_until(lambda: names() == [f"execnet-receiver-{gateway.id}"])  # a flusher may end
 
