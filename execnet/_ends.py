@@ -2,7 +2,7 @@
 
 The stream to a process ends with it, unless a process that it forked holds the stream open.
 One thread waits for any process to end, and if the stream does not end as well, it rings a
-bell: a descriptor that everybody who reads polls beside his stream.  Nothing of it is there
+bell: a descriptor that all who read poll beside their streams.  Nothing of it is there
 until somebody has waited for a while.  The thread may stay behind the last of the processes
 while the program has other children, as it can't be told to go.  Start at ``EndWatch``.
 """
@@ -67,7 +67,8 @@ class EndWatch:
     def _set_up(self) -> None:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._hurry = threading.Event()  # the thread has nothing more to do
+        self._pausing = threading.Lock()  # free when the thread has nothing more to do
+        self._pausing.acquire()  # not an Event, which an interrupt may leave locked
         self._processes: set[Process] = set()  # not known to have ended
         self._bells: dict[Process, Bell] = {}  # of those who read
         self._bell: Bell | None = None  # the next to ring
@@ -84,7 +85,7 @@ class EndWatch:
             self._bell.users += 1
             self._bells[process] = self._bell
             self._processes.add(process)
-            self._hurry.clear()
+            self._pausing.acquire(False)
             if self._thread is None:
                 _fork.register(self)
                 thread = threading.Thread(target=self._run, name="execnet-ends", daemon=True)
@@ -118,8 +119,8 @@ class EndWatch:
         with self._lock:
             self._processes.discard(process)
             thread = None if self._processes else self._thread
-            if thread is not None:
-                self._hurry.set()
+            if thread is not None and self._pausing.locked():
+                self._pausing.release()
         if thread is not None:
             thread.join(GRACE_S)
 
@@ -134,7 +135,7 @@ class EndWatch:
         delay_s = GRACE_S
         while True:
             self._wait_for_an_end()
-            self._hurry.wait(delay_s)
+            self._pausing.acquire(True, delay_s)
             ended = {process for process in list(self._processes) if process.has_ended()}
             self._ring_for(ended)
             # What ended may be somebody else's, who does not ask for its status.
