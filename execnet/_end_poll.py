@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ._ends import EndWatch, Process
 
-LISTEN_MS = 50  # after so long without anything to read it listens for the bell
+LISTEN_MS = 50  # after so long without more to read it listens for the bell
 LOOK_MS = 1000  # how often a process is looked at whose end no bell tells
 
 
@@ -34,7 +34,7 @@ class EndPoll:
         self._find_watch = find_watch
         self._watch: EndWatch | None = None
         self._bell = -1
-        self._limit_ms: int | None = LISTEN_MS
+        self._limit_ms: int | None = LOOK_MS
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
 
@@ -43,6 +43,8 @@ class EndPoll:
         while True:
             ready = self._poll.poll(self._limit_ms)
             if ready and ready[0][0] == self._fd:  # it is the first
+                if self._bell < 0:
+                    self._limit_ms = LISTEN_MS
                 return True
             self._listen()
             if self._process.has_ended():

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tools import threads
 
 import execnet
 from execnet import _cli, _cli_info
@@ -784,10 +785,10 @@ class TestMain:
 
     def test_leaves_signals_and_threads_as_they_were(self) -> None:
         before = [signal.getsignal(number) for number in (INT, TERM, HUP)]
-        threads = set(threading.enumerate())
+        before_threads = threads()
         assert _cli.main(["exec", "popen", "-c", "1"]) == 0
         assert [signal.getsignal(number) for number in (INT, TERM, HUP)] == before
-        assert wait_until(lambda: set(threading.enumerate()) <= threads, GONE_S)
+        assert wait_until(lambda: threads() <= before_threads, GONE_S)
 
     def test_leaves_no_descriptor_open(self) -> None:
         before = sorted(os.listdir("/proc/self/fd"))

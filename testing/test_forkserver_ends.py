@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import MakeGateway
 from test_forkserver import children_of, spare_of
-from tools import clean_environment, run_python, wait_until
+from tools import clean_environment, run_python, threads, wait_until
 
 import execnet
 from execnet import BootstrapError, Group, WorkerDied, _end_poll, _forked_io, _forkserver
@@ -290,14 +290,12 @@ class TestTemplate:
                 idle.append(pids_of(own["gw0"])[1])
         assert [state_of(pid) != "" for pid in busy + idle] == [True, *[False] * 2, *[True] * 8]
 
-    def test_no_thread_waits_for_it(self, group: Group) -> None:
-        import threading
-
-        before = threading.active_count()
+    def test_no_thread_of_its_own_waits_for_it(self, group: Group) -> None:
+        before = len(threads())
         group.makegateway(SPEC)
-        assert threading.active_count() <= before + 1  # that of the gateway
+        assert len(threads()) <= before + 1  # that of the gateway
         group.terminate(timeout=5)
-        wait_until(lambda: threading.active_count() == before)
+        wait_until(lambda: len(threads()) == before)
 
     def test_it_does_not_collect_what_others_started(
         self, group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

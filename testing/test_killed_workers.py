@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import MakeGateway
 from test_fork import is_running
-from tools import run_python, wait_until
+from tools import run_python, stop, wait_until
 
 import execnet
 from execnet import Group
@@ -97,7 +97,7 @@ in_a_loop()
     def test_a_worker_that_does_not_answer_is_a_time_out(self, makegateway: MakeGateway) -> None:
         gateway = makegateway()
         pid = gateway._rinfo().pid
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         with pytest.raises(execnet.TimeoutError):
             gateway.dump_stacks(timeout=0.1)
         os.kill(pid, signal.SIGCONT)
@@ -105,7 +105,7 @@ in_a_loop()
     @posix
     def test_a_group_tells_those_that_it_got(self, group: Group) -> None:
         group.makegateways(["popen//id=well", "popen//id=stopped", "popen//id=dead"])
-        os.kill(group["stopped"]._rinfo().pid, signal.SIGSTOP)
+        stop(group["stopped"]._rinfo().pid)
         os.kill(group["dead"]._rinfo().pid, signal.SIGKILL)
         group["dead"].join()
         stacks = group.dump_stacks(timeout=0.5)
@@ -124,7 +124,7 @@ class TestTheWarning:
     @posix
     def test_without_stacks_it_says_so(self) -> None:
         group = Group(["popen"])
-        os.kill(group[0]._rinfo().pid, signal.SIGSTOP)
+        stop(group[0]._rinfo().pid)
         with pytest.warns(ResourceWarning, match="none were to be had"):
             group.terminate(timeout=0.1)
 

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import pytest
 from conftest import MakeGateway
 from rsync_trees import assert_same, make_tree, send, snapshot
-from tools import SOURCE, missing, wait_until
+from tools import SOURCE, missing, threads, wait_until
 
 from execnet import Gateway, RSync
 from execnet._rsync_pump import DATA_WINDOW_BYTES, Pump
@@ -432,6 +431,6 @@ def test_memory_grows_little_for_many_small_files(makegateway: MakeGateway, tmp_
 def test_no_thread_is_left_behind(makegateway: MakeGateway, tmp_path: Path) -> None:
     source = make_tree(tmp_path / "source", {"a": b"1"})
     gateway = makegateway()
-    before = threading.active_count()
+    before = threads()
     send(gateway, source, tmp_path / "dest")
-    wait_until(lambda: threading.active_count() == before)
+    wait_until(lambda: threads() == before)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from io import BytesIO, TextIOWrapper
 from typing import Any
 
 import pytest
-from tools import Task, Trickle, run, wait_until
+from tools import Task, Trickle, run, threads, wait_until
 
 from execnet.gateway_base import (
     ExecModel,
@@ -335,13 +334,13 @@ class TestFrameWriter:
 
     def test_no_thread_stays_behind_a_reader_that_has_gone(self) -> None:
         pipe = Pipe(THREAD)
-        before = threading.active_count()
+        before = len(threads())
         writer = FrameWriter(pipe.out, "gw")
         pipe.fill()
         writer.post(header(1), b"x")
-        assert threading.active_count() == before + 1
+        assert len(threads()) == before + 1
         pipe.close()
-        wait_until(lambda: threading.active_count() == before)
+        wait_until(lambda: len(threads()) == before)
 
 
 POPEN_IO_PROGRAM = """

@@ -18,7 +18,7 @@ import pytest
 from conftest import MakeGateway
 from services import Sshd, script
 from socketservers import Servers
-from tools import find_python, wait_until
+from tools import find_python, threads, wait_until
 
 from execnet import Gateway, Group, HostNotFound, RemoteError, WorkerDied
 from execnet._via import ViaIO
@@ -140,13 +140,12 @@ class TestChains:
 
     def test_each_costs_one_thread_here(self, makegateway: MakeGateway) -> None:
         makegateway("popen//id=first")
-        before = set(threading.enumerate())
+        before = threads()
         gateway = makegateway("popen//via=first")
 
         def names() -> list[str]:
-            """Return the names of new threads, but of those that are there once for all."""
-            new = [thread.name for thread in threading.enumerate() if thread not in before]
-            return [name for name in new if name not in ("execnet-heartbeat", "execnet-ends")]
+            new = [thread.name for thread in threads() - before]
+            return [name for name in new if name != "execnet-heartbeat"]  # one for all gateways
 
         wait_until(lambda: names() == [f"execnet-receiver-{gateway.id}"])  # a flusher may end
 

@@ -118,17 +118,14 @@ class Resources:
     @classmethod
     def now(cls) -> Resources:
         """Return what there is at this moment."""
-        return cls(
-            frozenset(threading.enumerate()), frozenset(_descriptors()), frozenset(_children())
-        )
+        return cls(frozenset(threads()), frozenset(_descriptors()), frozenset(_children()))
 
     def new(self) -> list[str]:
         """Return in words what has come since and is still there; zombies count."""
         now = Resources.now()
-        # What watches children stays while there are others, gateways that are older among them.
+        # Gateways that are older may have begun to listen.
         bells = {bell.fd for bell in list(_ends._children._bells.values())}
-        threads = [thread.name for thread in now.threads - self.threads]
-        words = [f"thread {name!r}" for name in threads if name != "execnet-ends"]
+        words = [f"thread {thread.name!r}" for thread in now.threads - self.threads]
         words += [
             f"descriptor {fd} -> {to}"
             for fd, to in sorted(now.descriptors - self.descriptors)
@@ -146,6 +143,11 @@ class Resources:
             if time.monotonic() > deadline:
                 pytest.fail("left behind: " + ", ".join(left), pytrace=False)
             time.sleep(0.005)
+
+
+def threads() -> set[threading.Thread]:
+    """Return the threads, but what watches children: it stays while there are any."""
+    return {thread for thread in threading.enumerate() if thread.name != "execnet-ends"}
 
 
 def _descriptors() -> Iterator[tuple[int, str]]:
@@ -210,6 +212,13 @@ def is_asleep(pid: int) -> Callable[[], bool]:
         return b"State:\tS" in status and before == switches[0]
 
     return is_asleep
+
+
+def stop(pid: int) -> None:
+    """Stop a process; it runs for a moment after the signal, if its processor is busy."""
+    os.kill(pid, signal.SIGSTOP)
+    stat = Path(f"/proc/{pid}/stat")
+    wait_until(lambda: not stat.exists() or b") T" in stat.read_bytes())
 
 
 def interrupt_asleep(pid: int) -> None:
