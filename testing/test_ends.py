@@ -248,7 +248,7 @@ def test_who_listens_looks_no_more(watch: EndWatch, monkeypatch: pytest.MonkeyPa
 
     class Process:
         def has_ended(self) -> bool:
-            return len(limits) > 1
+            return len(limits) > 2
 
     class Poll:
         def register(self, fd: int, events: int) -> None:
@@ -259,10 +259,11 @@ def test_who_listens_looks_no_more(watch: EndWatch, monkeypatch: pytest.MonkeyPa
 
         def poll(self, limit_ms: int | None) -> list[tuple[int, int]]:
             limits.append(limit_ms)
-            return []
+            return [(0, select.POLLIN)] if len(limits) == 1 else []
 
     monkeypatch.setattr(_end_poll.select, "poll", Poll)
     end_poll = EndPoll(0, Process(), lambda: watch)
+    assert end_poll.wait()
     assert not end_poll.wait()
     end_poll.close()
-    assert limits == [5, None, 0]
+    assert limits == [10, 5, None, 0]
