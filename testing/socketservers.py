@@ -85,7 +85,7 @@ class Server:
         """Return the processes that it has started and that have not ended."""
         found: list[int] = []
         for children in Path(f"/proc/{self.popen.pid}/task").glob("*/children"):
-            with suppress(FileNotFoundError):  # the thread has gone meanwhile
+            with suppress(FileNotFoundError, ProcessLookupError):  # the thread has gone meanwhile
                 found += map(int, children.read_text().split())
         return found
 

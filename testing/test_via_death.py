@@ -14,12 +14,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MakeGateway
-from tools import clean_environment, find_python, run_python, wait_until
+from tools import clean_environment, find_python, run_python, stop, wait_until
 
 from execnet import Gateway, Group, WorkerDied
 
@@ -50,7 +49,7 @@ def is_gone(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(") ")[2][0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # before the reading, or during it
         if os.path.exists("/proc/self/stat"):
             return True
     try:
@@ -58,17 +57,6 @@ def is_gone(pid: int) -> bool:
     except ProcessLookupError:
         return True
     return False
-
-
-def stop(pid: int) -> None:
-    """Stop a process; returns when all its threads have stopped, where that is to be seen."""
-    os.kill(pid, signal.SIGSTOP)
-    tasks = Path(f"/proc/{pid}/task")
-
-    def states() -> set[str]:
-        return {stat.read_text().rpartition(") ")[2][0] for stat in tasks.glob("*/stat")}
-
-    wait_until(lambda: states() <= {"T"})
 
 
 @pytest.fixture

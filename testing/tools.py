@@ -206,7 +206,7 @@ def is_asleep(pid: int) -> Callable[[], bool]:
     def is_asleep() -> bool:
         try:
             status = Path(f"/proc/{pid}/task/{pid}/status").read_bytes()
-        except FileNotFoundError:  # no Linux
+        except (FileNotFoundError, ProcessLookupError):  # no Linux, or it has gone
             return True
         before, switches[0] = switches[0], status.partition(b"voluntary_ctxt")[2]
         return b"State:\tS" in status and before == switches[0]
@@ -215,10 +215,20 @@ def is_asleep(pid: int) -> Callable[[], bool]:
 
 
 def stop(pid: int) -> None:
-    """Stop a process; it runs for a moment after the signal, if its processor is busy."""
+    """Stop a process; returns when all its threads have stopped, where that is to be seen.
+
+    They run on for a moment behind the signal, if the processors are busy.
+    """
     os.kill(pid, signal.SIGSTOP)
-    stat = Path(f"/proc/{pid}/stat")
-    wait_until(lambda: not stat.exists() or b") T" in stat.read_bytes())
+    tasks = Path(f"/proc/{pid}/task")
+
+    def states() -> set[str]:
+        try:
+            return {stat.read_text().rpartition(") ")[2][0] for stat in tasks.glob("*/stat")}
+        except (FileNotFoundError, ProcessLookupError):  # a thread has gone meanwhile
+            return {""}
+
+    wait_until(lambda: states() <= {"T"})
 
 
 def interrupt_asleep(pid: int) -> None:
