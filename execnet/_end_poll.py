@@ -38,6 +38,13 @@ class EndPoll:
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
 
+    def read(self, read: Callable[[int], bytes], limit: int) -> bytes:
+        """Return what ``read(limit)`` does; b"" also when the process has ended."""
+        data = read(limit) if self.wait() else b""
+        if not data:
+            self.close()
+        return data
+
     def wait(self) -> bool:
         """Wait; False if the process has ended and there is nothing left to read."""
         while True:

@@ -133,10 +133,7 @@ class ForkedIO(Popen2IO):
             return data
         if self._end_poll is None:
             return super().read_some(limit)
-        data = super().read_some(limit) if self._end_poll.wait() else b""
-        if not data:
-            self._end_poll.close()
-        return data
+        return self._end_poll.read(super().read_some, limit)
 
     def has_ended(self) -> bool:
         """Whether the process has, as far as it is known."""

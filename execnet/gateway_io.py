@@ -165,10 +165,7 @@ class Popen2IOMaster(Popen2IO):
         """Return what is there, as the base class; b"" also when the process has ended."""
         if self._end_poll is None:
             return super().read_some(limit)
-        data = super().read_some(limit) if self._end_poll.wait() else b""
-        if not data:
-            self._end_poll.close()
-        return data
+        return self._end_poll.read(super().read_some, limit)
 
     def has_ended(self) -> bool:
         """Whether the process has."""
