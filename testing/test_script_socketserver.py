@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -138,7 +139,9 @@ class TestClients:
             assert ask(client(server), GETPID)
             assert len(server.processes()) == 1
 
-    @pytest.mark.parametrize("word", [b"\0nonsense\n", b"\0", b"\0" + b"x" * 300])
+    @pytest.mark.parametrize(
+        "word", [b"\0nonsense\n", b"\0", b"\0\n", b"\0quit", b"\0quit\r\n", b"\0" + b"x" * 300]
+    )
     def test_an_unknown_word_for_the_server_ends_the_connection(
         self, serve: Serve, word: bytes
     ) -> None:
@@ -148,6 +151,35 @@ class TestClients:
             conn.shutdown(socket.SHUT_WR)
             assert read_to_end(conn) == b""
         assert server.processes() == []
+
+    def test_the_request_of_a_web_page_runs_nothing(self, serve: Serve, tmp_path: Path) -> None:
+        server = serve()
+        run_by_page = tmp_path / "run_by_page"
+        path = f"(1)if(open({str(run_by_page)!r},'w'))else"
+        with connect(server.address) as conn:
+            conn.sendall(f"GET /{path} HTTP/1.1\r\nHost: {server.address}\r\n\r\n".encode())
+            assert read_to_end(conn) == b""
+        assert not run_by_page.exists()
+        assert server.processes() == []
+
+    def test_nothing_but_a_string_in_quotes_gets_a_process(
+        self, in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started = []
+        start_process = in_process.server.start_process
+        monkeypatch.setattr(
+            in_process.server, "start_process", lambda c: started.append(c) or start_process(c)
+        )
+        for first in set(range(256)) - set(b"\0'\""):
+            with connect(in_process.address) as conn:
+                conn.sendall(bytes([first]) + b"'print(1)'\n")
+                assert read_to_end(conn) == b""
+        assert started == []
+        for quote in "'", '"':
+            with connect(in_process.address) as conn:
+                conn.sendall(f"{quote}print(1){quote}\n".encode())
+                assert read_to_end(conn).split() == [b"1"]
+        assert len(started) == 2
 
     def test_a_fork_that_holds_the_connection_does_not_hide_the_end(
         self, serve: Serve, client: Connect
@@ -239,6 +271,27 @@ class TestLimits:
         start = time.monotonic()
         with connect(in_process.address) as conn:
             assert conn.recv(1) == b""
+        assert time.monotonic() - start < 2
+
+    def test_one_that_sends_a_word_byte_by_byte_gets_no_more_time(
+        self, in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(socketserver, "GREETING_S", 0.3)
+        start = time.monotonic()
+        with connect(in_process.address) as conn:
+            conn.settimeout(0.02)
+            answer = None
+            for byte in b"\0" + b"x" * 198:
+                with contextlib.suppress(ConnectionError):
+                    conn.sendall(bytes([byte]))
+                try:
+                    answer = conn.recv(1)
+                except TimeoutError:
+                    continue
+                except ConnectionError:
+                    answer = b""
+                break
+        assert answer == b""
         assert time.monotonic() - start < 2
 
     def test_no_process_is_started_for_one_that_goes_without_a_word(

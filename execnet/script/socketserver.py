@@ -30,12 +30,16 @@ if TYPE_CHECKING:
 INTERPRETER = [sys.executable, "-u", "-c", "import sys;exec(eval(sys.stdin.readline()))"]
 PY2 = sys.version_info[0] == 2
 WINDOWS = sys.platform == "win32"  # where a socket can't be a process's stdin
-GREETING_S = 60  # how long a client may take to send its first byte
+GREETING_S = 60  # how long a client may take until what it sends is for a process
 ENDS_WITHIN_S = 15  # for a process whose client has left; a worker takes 10 at most
 TICK_S = 0.5  # how soon it sees that it is to end; no pipe can wake it up on Windows
 LAST_WORDS_S = 5  # for threads to see that their process was killed
+# What a client sends is a string in quotes.  Other protocols begin otherwise: that of web pages
+# too, whose requests could be expressions.
+QUOTES = b"'", b'"'
 # What a client may send to the server itself, before anything else: b"\0", a word and b"\n".
 QUIT = b"quit"
+WORD_BYTES = 200
 ENDING = b"ending\n"  # the answer to it
 RDHUP = getattr(select, "POLLRDHUP", 0x2000 if sys.platform.startswith("linux") else 0)
 
@@ -177,13 +181,11 @@ class Client(object):
         # type: () -> bool
         """Act on the words for the server; whether something for a process follows."""
         secret = self._server.secret
-        self.conn.settimeout(GREETING_S)
+        deadline = time.time() + GREETING_S
         try:
-            while True:
-                first = self.conn.recv(1, socket.MSG_PEEK)
-                if first != b"\0":
-                    break
-                word = self._read_word()
+            first = self._peek(deadline)
+            while first == b"\0":
+                word = self._read_word(deadline)
                 if secret is None and word == QUIT:
                     self.conn.sendall(ENDING)
                     self._server.stop()
@@ -192,17 +194,25 @@ class Client(object):
                 if secret is None or not hmac.compare_digest(word, secret):
                     return False
                 secret = None
+                first = self._peek(deadline)
             self.conn.settimeout(None)  # before a process shares the descriptor's flags
-            return bool(first) and secret is None
+            return first in QUOTES and secret is None
         except EnvironmentError:  # silent for too long, or gone
             return False
 
-    def _read_word(self):
-        # type: () -> bytes
+    def _peek(self, deadline):
+        # type: (float) -> bytes
+        """Return the next byte without taking it; b"" at the end."""
+        self.conn.settimeout(max(0.001, deadline - time.time()))
+        return self.conn.recv(1, socket.MSG_PEEK)
+
+    def _read_word(self, deadline):
+        # type: (float) -> bytes
+        """Return what is between b"\\0" and b"\\n"; b"" for what is no word."""
         word = b""
-        while len(word) < 200 and not word.endswith(b"\n"):
-            word += self.conn.recv(1) or b"\n"
-        return word[1:-1]
+        while len(word) < WORD_BYTES and not word.endswith(b"\n") and self._peek(deadline):
+            word += self.conn.recv(1)
+        return word[1:-1] if word.endswith(b"\n") else b""
 
     def _watch(self):
         # type: () -> None
