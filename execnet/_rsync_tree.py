@@ -94,6 +94,7 @@ class Unit(object):
         self._directory = directory
         self._first = first
         self._names: Any = []
+        self._kept: Any = []  # names that are there and cannot be sent
         self._kinds = bytearray()
         self._modes: Any = []
         self._sizes: Any = []
@@ -102,7 +103,7 @@ class Unit(object):
         self.cost = 64
 
     def __len__(self) -> int:
-        return len(self._kinds)
+        return len(self._kinds) + len(self._kept)
 
     def add(self, name: bytes, kind: int, mode: int, size: int, mtime: int, extra: Any) -> None:
         self._names.append(name)
@@ -114,12 +115,18 @@ class Unit(object):
             self._extras.append(extra)
         self.cost += len(name) + 32 + (len(extra) if isinstance(extra, bytes) else 0)
 
+    def keep(self, name: bytes) -> None:
+        """Take in a name that is not sent, and whose counterpart is not to be deleted."""
+        self._kept.append(name)
+        self.cost += len(name) + 32
+
     def packed(self, last: int) -> Any:
         names, kinds = b"\0".join(self._names), bytes(self._kinds)
+        kept = b"\0".join(self._kept)
         modes = pack_numbers("H", self._modes)
         sizes, times = pack_numbers("q", self._sizes), pack_numbers("q", self._times)
         extras = self._extras
-        return self._directory, self._first, names, kinds, modes, sizes, times, extras, last
+        return self._directory, self._first, names, kinds, modes, sizes, times, extras, kept, last
 
 
 class Entries(object):
@@ -199,6 +206,8 @@ class Entries(object):
     def _add_entry(self, unit: Unit, path: bytes, name: bytes, found: Any, inner: Any) -> None:
         if isinstance(found, OSError):
             self._remark(path, reason_of(found))
+            if found.errno != errno.ENOENT:  # it has not gone: nobody knows what it is
+                unit.keep(name)
         elif stat.S_ISREG(found.st_mode):
             if found.st_nlink < 2:
                 self._add(unit, path, name, FILE, found, found.st_size, None)
@@ -212,6 +221,7 @@ class Entries(object):
         else:
             kinds = [what for test, what in KINDS if test(found.st_mode)] + ["a special file"]
             self._remark(path, ("is %s, left out" % kinds[0]).encode())
+            unit.keep(name)
 
     def _add_linked(self, unit: Unit, path: bytes, name: bytes, found: Any) -> None:
         """Add a file that has other names."""
@@ -222,6 +232,8 @@ class Entries(object):
             kind, text = self._links.convert(path, os.readlink(self.full_path(path)))
         except OSError as exc:
             self._remark(path, reason_of(exc))
+            if exc.errno != errno.ENOENT:
+                unit.keep(name)
         else:
             self._add(unit, path, name, kind, found, 0, text)
 

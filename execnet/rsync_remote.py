@@ -200,7 +200,7 @@ class Target(Linking):
 
     def _look_at(
         self, number: int, first: int, blob: bytes, kinds: bytes, modes: Any, sizes: Any,
-        times: Any, extras: Any, last: int,
+        times: Any, extras: Any, kept: bytes, last: int,
     ) -> Iterator[bool]:  # fmt: skip
         """Act on the entries of one unit, and yield behind each."""
         directory = self._directories[number]
@@ -218,6 +218,8 @@ class Target(Linking):
             there = not directory.broken and name in directory.existing
             self._try(self._makers[kind], entry, there, extra)
             yield True
+        for name in kept.split(b"\0") if kept else ():
+            self._check_name(name)
         if last != wire.MORE:
             self._end_listing(directory, last == wire.COMPLETE)
 

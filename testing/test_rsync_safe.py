@@ -77,7 +77,7 @@ def test_what_is_read_at_once_is_a_whole_number_of_blocks() -> None:
 
 def unit(
     entries: list[tuple[bytes, int, int]], extras: Iterable[Any] = (), directory: int = 0,
-    first: int = 1, last: int = COMPLETE, mode: int = 0o755,
+    first: int = 1, last: int = COMPLETE, mode: int = 0o755, kept: bytes = b"",
 ) -> tuple[Any, ...]:  # fmt: skip
     """Return a unit with (name, kind, size) entries."""
     names = b"\0".join(name for name, _, _ in entries)
@@ -86,7 +86,7 @@ def unit(
     modes = struct.pack(f"!{count}H", *[mode] * count)
     sizes = struct.pack(f"!{count}q", *[size for _, _, size in entries])
     times = struct.pack(f"!{count}q", *[1] * count)
-    return directory, first, names, kinds, modes, sizes, times, list(extras), last
+    return directory, first, names, kinds, modes, sizes, times, list(extras), kept, last
 
 
 class Stage:
