@@ -8,29 +8,36 @@ at ``lower`` and ``pack``.
 from __future__ import annotations
 
 import ast
-import io
+import re
 import struct
-import tokenize
 import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 
 Position = tuple[int, int]  # line from 0, column in characters
-Edit = tuple[Position, Position, str]  # from, to, replacement
+# From, to, what comes in its place, and what ends the lines that this leaves behind: nothing
+# within brackets, elsewhere a backslash.
+Edit = tuple[Position, Position, str, str]
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+# A line up to its comment.  No string goes on in the next line, once docstrings are gone.
+_CODE = re.compile(r"""(?:[^'"#]|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")*""")
 
 
 @lru_cache(maxsize=16)
 def lower(source: str) -> str:
-    """Return the source without docstrings, comments and annotations.
+    """Return the source of a module of ours without docstrings, comments and annotations.
 
     What remains runs on every Python whose syntax it keeps to; line numbers are the same,
     indentation is one column a level.
     """
     lines = source.split("\n")
-    edits = [*_comment_edits(source), *_node_edits(ast.parse(source), lines)]
-    for start, end, replacement in sorted(edits, reverse=True):
-        _replace(lines, start, end, replacement)
-    return "\n".join(_dedented(lines))
+    tree = ast.parse(source)
+    edits = [*_docstring_edits(tree, lines)]
+    for node, _ in _statements(tree):
+        edits += _edits_of(node, lines)
+    _apply(edits, lines)
+    return "\n".join(map(_dedented, lines))
 
 
 def split(source: str, names: frozenset[str]) -> tuple[str, str]:
@@ -101,93 +108,148 @@ def pack(source: str) -> str:
 
 
 def without_annotations(source: str) -> str:
-    """Return the source of a function without annotations, which need names of its module."""
+    """Return the source of a function without annotations, which need names of its module.
+
+    Those of a class stay: they are there for what makes something of them, as ``dataclass``.
+    """
     lines = source.split("\n")
     edits: list[Edit] = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+    for node, is_local in _statements(ast.parse(source)):
+        if isinstance(node, Function):
             edits += _signature_edits(node, lines)
-    for start, end, replacement in sorted(edits, reverse=True):
-        _replace(lines, start, end, replacement)
+        elif isinstance(node, ast.AnnAssign) and is_local:
+            edits += _assignment_edits(node, lines)
+    _apply(edits, lines)
     return "\n".join(lines)
 
 
-def _replace(lines: list[str], start: Position, end: Position, replacement: str) -> None:
-    (first, from_column), (last, to_column) = start, end
-    tail = lines[last][to_column:]
-    lines[first] = lines[first][:from_column] + replacement + (tail if first == last else "")
-    for number in range(first + 1, last):
-        lines[number] = ""
-    if last > first:
-        lines[last] = tail
+def _statements(node: ast.AST, is_local: bool = False) -> Iterator[tuple[ast.stmt, bool]]:
+    """Yield the statements within a node, and whether names that they bind are a function's."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt):
+            yield child, is_local
+        if isinstance(child, (ast.stmt, ast.ExceptHandler, ast.match_case)):
+            is_scope = isinstance(child, (ast.ClassDef, Function))
+            yield from _statements(child, isinstance(child, Function) if is_scope else is_local)
 
 
-def _dedented(lines: list[str]) -> Iterator[str]:
-    """Yield the lines with one column for each four of indentation, none at their ends.
+def _apply(edits: list[Edit], lines: list[str]) -> None:
+    for (first, from_column), (last, to_column), replacement, joint in sorted(edits, reverse=True):
+        tail = lines[last][to_column:]
+        if first == last:
+            lines[first] = lines[first][:from_column] + replacement + tail
+        else:
+            lines[first] = lines[first][:from_column] + joint
+            lines[first + 1 : last] = [joint] * (last - first - 1)
+            lines[last] = replacement + tail
 
-    Lines within brackets may be indented in any way, so they lose nothing by it; strings
-    of several lines do not occur in what is shipped, except docstrings, which are gone.
+
+def _dedented(line: str) -> str:
+    """Return a line with one column for each four of indentation, without a comment.
+
+    Lines within brackets may be indented in any way, so they lose nothing by it.
     """
-    for line in lines:
-        code = line.strip()
-        yield " " * ((len(line) - len(line.lstrip())) // 4) + code if code else ""
+    match = _CODE.match(line) if "#" in line else None
+    code = match.group() if match else line
+    code = code.strip()
+    return " " * ((len(line) - len(line.lstrip())) // 4) + code if code else ""
 
 
-def _comment_edits(source: str) -> Iterator[Edit]:
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            (line, start), (_, end) = token.start, token.end
-            yield (line - 1, start), (line - 1, end), ""
-
-
-def _node_edits(tree: ast.AST, lines: list[str]) -> Iterator[Edit]:
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-            yield from _docstring_edits(node, lines)
-        if isinstance(node, ast.FunctionDef):
-            yield from _signature_edits(node, lines)
-        elif isinstance(node, ast.AnnAssign):
-            yield from _assignment_edits(node, lines)
-        elif (isinstance(node, ast.ImportFrom) and node.module == "__future__") or (
-            isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        ):
-            yield _start(node, lines), _end(node, lines), ""
+def _edits_of(node: ast.stmt, lines: list[str]) -> Iterator[Edit]:
+    if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+        yield from _docstring_edits(node, lines)
+    if isinstance(node, ast.FunctionDef):
+        yield from _signature_edits(node, lines)
+    elif isinstance(node, ast.AnnAssign) and node.value is not None:
+        yield from _assignment_edits(node, lines)
+    elif isinstance(node, ast.AnnAssign):
+        yield from _statement_edits(node, lines, "pass")
+    elif (isinstance(node, ast.ImportFrom) and node.module == "__future__") or (
+        isinstance(node, ast.If)
+        and isinstance(node.test, ast.Name)
+        and node.test.id == "TYPE_CHECKING"
+    ):
+        yield from _statement_edits(node, lines, "")
 
 
 def _docstring_edits(
     node: ast.Module | ast.ClassDef | ast.FunctionDef, lines: list[str]
 ) -> Iterator[Edit]:
-    first = node.body[0] if node.body else None
-    if first is not None and ast.get_docstring(node, clean=False) is not None:
-        yield _start(first, lines), _end(first, lines), "" if len(node.body) > 1 else "pass"
+    if node.body and ast.get_docstring(node, clean=False) is not None:
+        yield from _statement_edits(node.body[0], lines, "" if len(node.body) > 1 else "pass")
 
 
-def _signature_edits(
-    node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]
-) -> Iterator[Edit]:
+def _statement_edits(node: ast.stmt, lines: list[str], replacement: str) -> Iterator[Edit]:
+    start, end = _start(node, lines), _end(node, lines)
+    if end[0] > start[0]:
+        yield (start[0] + 1, 0), end, "", ""
+        end = start[0], len(lines[start[0]])
+    yield start, end, replacement, ""
+
+
+def _signature_edits(node: Function, lines: list[str]) -> Iterator[Edit]:
     arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-    for argument in [*arguments, node.args.vararg, node.args.kwarg]:
-        if argument is not None and argument.annotation is not None:
-            line, column = _start(argument, lines)
-            yield (line, column + len(argument.arg)), _end(argument.annotation, lines), ""
+    arguments += filter(None, [node.args.vararg, node.args.kwarg])
+    for argument in arguments:
+        if argument.annotation is not None:
+            colon = _find(":", _start(argument, lines), lines)
+            yield colon, _end(argument, lines), "", ""
+    parameters: list[ast.AST] = getattr(node, "type_params", [])
+    if parameters and not _names_of(parameters) & set(_used_by(node)):
+        line, column = _find("]", _end(parameters[-1], lines), lines)
+        yield _find("[", _start(node, lines), lines), (line, column + 1), "", "\\"
     if node.returns is not None:
-        line, column = _start(node.returns, lines)
-        yield (line, lines[line].rindex("->", 0, column)), _end(node.returns, lines), ""
+        defaults = filter(None, [*node.args.defaults, *node.args.kw_defaults])
+        before = [_end(child, lines) for child in (*parameters, *arguments, *defaults)]
+        arrow = _find("->", max([_start(node, lines), *before]), lines)
+        yield arrow, _find(":", _end(node.returns, lines), lines), "", "\\"
+
+
+def _names_of(parameters: list[ast.AST]) -> set[str]:
+    """Return the names of the type parameters of a function."""
+    return {getattr(parameter, "name", "") for parameter in parameters}
+
+
+def _used_by(node: ast.AST) -> Iterator[str]:
+    """Yield the names that are used within a function, elsewhere than in its signature."""
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns", "type_params") and not isinstance(node, ast.AnnAssign):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.Name):
+                yield child.id
+            elif isinstance(child, ast.AST):
+                yield from _used_by(child)
 
 
 def _assignment_edits(node: ast.AnnAssign, lines: list[str]) -> Iterator[Edit]:
-    target_end = _end(node.target, lines)
-    if node.value is None:
-        yield _start(node, lines), _end(node, lines), "pass"
+    start, end = _start(node.annotation, lines), _end(node.annotation, lines)
+    if node.value is None:  # what it also says: that the name is a local one
+        yield start, end, "0", "\\"
     else:
-        yield target_end, _end(node.annotation, lines), ""
+        colon = _find(":", _end(node.target, lines), lines)
+        yield colon, _find("=", end, lines), " ", "\\"
+
+
+def _find(text: str, position: Position, lines: list[str]) -> Position:
+    """Return where a text begins that comes next but for names, brackets and comments."""
+    line, column = position
+    while True:
+        before, found, _ = lines[line][column:].partition("#")[0].partition(text)
+        if found:
+            return line, column + len(before)
+        line, column = line + 1, 0
 
 
 def _start(node: ast.AST, lines: list[str]) -> Position:
-    line, column = node.lineno - 1, node.col_offset  # type: ignore[attr-defined]
-    return line, len(lines[line].encode()[:column].decode())
+    return _position(node.lineno, node.col_offset, lines)  # type: ignore[attr-defined]
 
 
 def _end(node: ast.AST, lines: list[str]) -> Position:
-    line, column = node.end_lineno - 1, node.end_col_offset  # type: ignore[attr-defined]
-    return line, len(lines[line].encode()[:column].decode())
+    return _position(node.end_lineno, node.end_col_offset, lines)  # type: ignore[attr-defined]
+
+
+def _position(number: int, offset: int, lines: list[str]) -> Position:
+    """Return a position that a syntax tree has in bytes."""
+    line = lines[number - 1]
+    return number - 1, offset if line.isascii() else len(line.encode()[:offset].decode())
