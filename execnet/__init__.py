@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .gateway_base import (
         Channel,
         DataFormatError,
+        DeadlockError,
         DumpError,
         ExecnetError,
         LoadError,
@@ -35,18 +36,18 @@ if TYPE_CHECKING:
     from .xspec import XSpec
 
 __all__ = [
-    "BootstrapError", "Channel", "DataFormatError", "DumpError", "ExecnetError", "Gateway",
-    "Group", "HostNotFound", "LoadError", "MultiChannel", "PopenGateway", "ProtocolError",
-    "RSync", "RemoteError", "SocketGateway", "SshGateway", "TimeoutError", "WorkerDied",
-    "XSpec", "__version__", "default_group", "dump", "dumps", "load", "loads", "makegateway",
-    "set_execmodel",
+    "BootstrapError", "Channel", "DataFormatError", "DeadlockError", "DumpError",
+    "ExecnetError", "Gateway", "Group", "HostNotFound", "LoadError", "MultiChannel",
+    "PopenGateway", "ProtocolError", "RSync", "RemoteError", "SocketGateway", "SshGateway",
+    "TimeoutError", "WorkerDied", "XSpec", "__version__", "default_group", "dump", "dumps",
+    "load", "loads", "makegateway", "set_execmodel",
 ]  # fmt: skip
 
 _HOMES = {
     "_deprecated": ["PopenGateway", "SocketGateway", "SshGateway"],
     "gateway": ["Gateway"],
     "gateway_base": [
-        "Channel", "DataFormatError", "DumpError", "ExecnetError", "LoadError",
+        "Channel", "DataFormatError", "DeadlockError", "DumpError", "ExecnetError", "LoadError",
         "ProtocolError", "RemoteError", "TimeoutError", "WorkerDied", "dump", "dumps", "load",
         "loads",
     ],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+from .gateway_base import WorkerGateway
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 
     from .gateway_base import ExecModel
 
+MARGIN_S = 10.0  # for what comes after an orderly end, such as a worker's ``atexit`` functions
 KILL_S = 0.2  # how long a killfunc may take before we go on without it
 
 
@@ -45,11 +48,15 @@ def _call_and_set(func: Callable[[], object], done: Any) -> None:
         done.set()
 
 
-def wait_ended(gateway: Any, deadline: float | None) -> bool:
+def longest_end_s(gateways: Iterable[Any]) -> float:
+    """Return how long the orderly ends of workers may take, with a margin."""
+    graces = [gateway.spec.grace for gateway in gateways]
+    given = [WorkerGateway.grace_s if grace is None else float(grace) for grace in graces]
+    return 2 * max(given, default=WorkerGateway.grace_s) + MARGIN_S
+
+
+def wait_ended(gateway: Any, deadline: float) -> bool:
     """Wait for a worker's end until the deadline; whether it came to that."""
-    if deadline is None:
-        gateway._io.wait()
-        return True
     # A status may be None of one that has ended: nobody could tell it any more.
     return gateway._io.poll_until(deadline) is not None or not gateway.hasreceiver()
 

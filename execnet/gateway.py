@@ -122,25 +122,31 @@ class Gateway(BaseGateway):
         self._send(Message.CHANNEL_EXEC, channel.id, dumps_internal(task))
         return channel
 
-    def remote_status(self) -> RemoteStatus:
+    def remote_status(self, timeout: float | None = None) -> RemoteStatus:
         """Ask the worker how it is; answered while its main thread is busy, too.
 
-        Returns an object with ``numchannels``, ``numexecuting``, ``execmodel`` and others.
+        timeout: seconds to wait, None for as long as the worker lives.  Returns an object with
+        ``numchannels``, ``numexecuting``, ``execmodel`` and others.  Raises ``TimeoutError`` if
+        no answer came, OSError or ``WorkerDied`` if the worker is gone, ``DeadlockError`` in a
+        callback of this gateway.
         """
         channel = self.newchannel()
         channel._strconfig = (True, False)  # names are text, whatever the gateway's users wish
         self._send(Message.STATUS, channel.id)
-        status = channel.receive()
+        status = channel.receive(timeout)
         if not isinstance(status, dict):
             raise LoadError(f"{self.id} answered {repr(status)[:80]} when asked for its status")
         return RemoteStatus(status)
 
-    def _rinfo(self, update: bool = False) -> RInfo:
-        """Return what is known of the worker's interpreter; asked again with ``update``."""
+    def _rinfo(self, update: bool = False, timeout: float | None = None) -> RInfo:
+        """Return what is known of the worker's interpreter; asked again with ``update``.
+
+        timeout: as for ``remote_status``, which is what asks.
+        """
         if self._cache_rinfo is None and self._hello_info:
             self._cache_rinfo = RInfo(self._hello_info)
         if update or self._cache_rinfo is None:
-            self._cache_rinfo = RInfo(self.remote_status().__dict__)
+            self._cache_rinfo = RInfo(self.remote_status(timeout).__dict__)
         return self._cache_rinfo
 
     def reconfigure(self, py2str_as_py3str: bool = True, py3str_as_py2str: bool = False) -> None:

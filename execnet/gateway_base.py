@@ -112,6 +112,10 @@ class TimeoutError(ExecnetError, _OSError):
     """What was waited for did not come in the time that the caller gave."""
 
 
+class DeadlockError(ExecnetError, RuntimeError):
+    """A callback was about to wait for its own gateway, which reads nothing meanwhile."""
+
+
 class GatewayReceivedTerminate(ExecnetError):
     """The peer ends the gateway in an orderly way."""
 
@@ -1836,6 +1840,22 @@ def _and_why(gateway: Any) -> tuple[Any, str]:
     return gateway, ": %s" % error if error is not None else ""
 
 
+def _refuse_in_callback(gateway: Any, waited_for: object) -> None:
+    """Raise ``DeadlockError`` in a thread that would have to read what is waited for.
+
+    That is the receiver thread of a gateway, or of one that it goes via.
+    """
+    link = gateway
+    while link is not None:
+        reader = getattr(link, "_receiver_ident", None)
+        if reader is not None and reader == link._get_ident():
+            raise DeadlockError(
+                "a callback of %s can't wait for %r: %s reads nothing before it returns"
+                % (link.id, waited_for, link.id)
+            )
+        link = getattr(getattr(link, "_io", None), "_via", None)
+
+
 class _Flag(object):
     """An event that is never cleared.
 
@@ -1941,7 +1961,7 @@ class Channel(object):
 
         window_bytes: how many bytes, at least 1.  From then on ``send`` waits until the other
         side has read enough, but never for an item while nothing else is unread, and raises
-        OSError if the channel ends meanwhile.  In a callback of the gateway it never waits.
+        OSError if the channel ends meanwhile; in a callback of the gateway ``DeadlockError``.
         """
         if type(window_bytes) is not int or window_bytes < 1:
             raise ValueError("a window is a number of bytes above 0, not %r" % (window_bytes,))
@@ -1953,9 +1973,12 @@ class Channel(object):
     def send(self, item: Any) -> None:
         """Send an item; returns when the stream has taken it, not when it was received.
 
+        It waits as long as the other side's process neither reads nor ends; in a callback of
+        the gateway it never does.  What ends the gateway, in whatever thread, ends the wait.
         item: None, bool, int, float, complex, str, bytes, a list, tuple, dict, set or
         frozenset of these, or channels of this gateway anywhere in it.
-        Raises ``DumpError`` for anything else, OSError if the channel can't send any more.
+        Raises ``DumpError`` for anything else, OSError if the channel can't send any more,
+        ``DeadlockError`` in a callback if its window is full.
         """
         if self._state not in ChannelState.SENDS:
             why = _and_why(self.gateway)
@@ -2000,7 +2023,8 @@ class Channel(object):
 
         Raises ``TimeoutError``; when all items were taken and the other side closed the
         channel, ``EOFError``, or the ``RemoteError`` that ended it; if the gateway was lost,
-        the error that says why; OSError if the channel has a callback.
+        the error that says why; OSError if the channel has a callback; ``DeadlockError`` if a
+        callback of the same gateway would have to wait.
         """
         items = self._items
         if items is None:
@@ -2010,10 +2034,16 @@ class Channel(object):
             arrivals = map(items.get, (True,), (max(timeout, 0),))
         direct = self._factory.direct
         waiting, me = None, None
-        if direct and not (direct.offered and direct.read(self, items, timeout)) and items.empty():
-            me = object()
-            waiting = direct.waiting
-            waiting[me] = items
+        if (
+            not (direct and direct.offered and direct.read(self, items, timeout))
+            and items.empty()
+            and timeout != 0
+        ):
+            _refuse_in_callback(self.gateway, self)
+            if direct:
+                me = object()
+                waiting = direct.waiting
+                waiting[me] = items
         try:
             if waiting is not None:
                 self._factory.take_back()
@@ -2047,10 +2077,13 @@ class Channel(object):
     def waitclose(self, timeout: float | None = None) -> None:
         """Wait up to ``timeout`` seconds until no more items can arrive.
 
-        Raises ``TimeoutError``, the ``RemoteError`` of the code on the other side, or the
-        error that says why the gateway was lost.
+        Raises ``TimeoutError``, the ``RemoteError`` of the code on the other side, the error
+        that says why the gateway was lost, or ``DeadlockError`` if a callback of the same
+        gateway would have to wait.
         """
         self._factory.take_back()
+        if timeout != 0 and not self._receiveclosed.is_set():
+            _refuse_in_callback(self.gateway, self)
         if not self._receiveclosed.wait(None if timeout is None else max(timeout, 0)):
             raise self.TimeoutError("%r not closed after %r seconds" % (self, timeout))
         error = self._getremoteerror()
@@ -2210,7 +2243,7 @@ class Windows(object):
         """Wait until an item may be sent; OSError if the channel ends meanwhile."""
         gateway = self._factory.gateway
         window = self.of(id)
-        if not window or gateway._get_ident() == gateway._receiver_ident:
+        if not window:
             return
         while True:
             with self._lock:
@@ -2218,6 +2251,7 @@ class Windows(object):
                 if not unread or unread + size <= window:
                     self._unread[id] = unread + size
                     return
+                _refuse_in_callback(gateway, "a window of channel %d" % id)
                 credit = gateway.execmodel.Event()
                 self._senders.append(credit)
             channel = self._factory._channels.get(id)
@@ -2782,7 +2816,11 @@ class BaseGateway(object):
         return self._state not in (GatewayState.CLOSED, GatewayState.LOST)
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait up to ``timeout`` seconds until the receiver thread has ended."""
+        """Wait up to ``timeout`` seconds (None: for ever) until the receiver thread has ended.
+
+        Raises ``DeadlockError`` in a callback, which that thread runs.
+        """
+        _refuse_in_callback(self, self)
         self._channelfactory.take_back()
         self._receiver_done.wait(timeout)
 

@@ -9,13 +9,15 @@ import atexit
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from time import monotonic
 
 from . import _fork, gateway_bootstrap, gateway_io
 from ._multichannel import MultiChannel as MultiChannel
-from ._terminate import KILL_S, foreign_pair, wait_ended, warn_killed
+from ._terminate import KILL_S, foreign_pair, longest_end_s, wait_ended, warn_killed
 from ._terminate import safe_terminate as safe_terminate
 from .gateway import Gateway, collect_stacks
-from .gateway_base import ExecModel, get_execmodel
+from .gateway_base import DeadlockError, ExecModel, get_execmodel
 from .xspec import XSpec
 
 TYPE_CHECKING = False
@@ -275,7 +277,9 @@ class Group:
         """End all workers and wait until they are gone.
 
         timeout: seconds that they have to end by themselves, all together; then they are
-        killed.  None waits as long as it takes; a worker takes some ten seconds at most.
+        killed.  None gives them twice the longest ``grace`` among them (10 s, if no spec gives
+        one), which is what an orderly end may take, and 10 s more.  In a callback of a member
+        it does not wait for the thread that runs the callback.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         if not self._terminating.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
@@ -313,6 +317,9 @@ class Group:
         own = [member for member in members if isinstance(member, Gateway)]
         foreign = [member for member in members if not isinstance(member, Gateway)]
         self._ending = own
+        limit_s = longest_end_s(own)
+        if deadline is None:
+            deadline = monotonic() + limit_s
         stuck: list[Gateway] = []
         try:
             for gateway in members:
@@ -328,11 +335,13 @@ class Group:
                 gateway._io.kill()
             for gateway in own:
                 gateway._io.wait()
-                gateway.join()
+                with suppress(DeadlockError):  # a callback of its own ends before its receiver
+                    gateway.join()
         for gateway in [] if self._at_exit else stuck:  # there, to be cut short is usual
             warn_killed(gateway)
         if foreign:
-            safe_terminate(self.execmodel, timeout, [foreign_pair(member) for member in foreign])
+            limit_s = limit_s if timeout is None else timeout
+            safe_terminate(self.execmodel, limit_s, [foreign_pair(member) for member in foreign])
 
     def _disown(self) -> None:
         """In a forked process: the gateways are the parent's."""

@@ -17,6 +17,7 @@ import execnet
 NAMES = {
     "Channel": "gateway_base",
     "DataFormatError": "gateway_base",
+    "DeadlockError": "gateway_base",
     "DumpError": "gateway_base",
     "Gateway": "gateway",
     "Group": "multi",

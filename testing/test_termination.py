@@ -21,10 +21,10 @@ from typing import Any
 
 import pytest
 from conftest import EXECMODELS, MakeGateway
-from tools import clean_environment, find_python, is_asleep, run_python, wait_until
+from tools import Task, clean_environment, find_python, is_asleep, run_python, wait_until
 
-from execnet import Gateway, Group, WorkerDied
-from execnet.gateway_base import ExecModel
+from execnet import Gateway, Group, WorkerDied, XSpec, _terminate
+from execnet.gateway_base import ExecModel, get_execmodel
 
 BOUND_S = 10  # for what ought to happen at once
 TIMEOUT_S = 0.3  # given to terminate() where a worker will not end by itself
@@ -135,6 +135,44 @@ class TestTerminate:
         keep_busy(gateway, what)
         group.terminate()
         assert gateway._io.popen.returncode == 0
+
+    @pytest.mark.parametrize("what", ["stopped", "ignoring SIGINT"])
+    def test_without_a_time_it_kills_those_that_take_longer_than_their_grace(
+        self, group: Group, monkeypatch: pytest.MonkeyPatch, what: str
+    ) -> None:
+        monkeypatch.setattr(_terminate, "MARGIN_S", 0.2)
+        gateways = group.makegateways(["popen//grace=0.1", "popen//grace=0.2"])
+        keep_busy(gateways[0], what)
+        group.terminate()
+        assert gateways[0]._io.popen.returncode in (1, -signal.SIGKILL)
+        assert gateways[1]._io.popen.returncode == 0
+
+    def test_without_a_time_it_gives_up_members_of_other_kinds_too(
+        self, group: Group, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ended = threading.Event()
+        monkeypatch.setattr(_terminate, "MARGIN_S", -10.0)
+
+        class Member:
+            id, spec = "other", XSpec("popen")
+            exit = join = int
+
+            class _io:
+                wait, kill = ended.wait, ended.set
+
+        group._register(Member)
+        group.terminate()
+        assert ended.is_set()
+
+    def test_it_ends_a_send_that_waits_for_a_worker_that_does_not_read(self, group: Group) -> None:
+        gateway = group.makegateway()
+        keep_busy(gateway, "stopped")
+        channel = gateway.newchannel()
+        sender = Task(get_execmodel("thread"), channel.send, b"x" * 10_000_000)
+        wait_until(lambda: gateway._writer.writing_ident)
+        group.terminate(timeout=TIMEOUT_S)
+        with pytest.raises(OSError, match="cannot send"):
+            sender.result()
 
     def test_idle_workers_end_at_once_and_are_not_killed(self, execmodel: ExecModel) -> None:
         group = Group(execmodel=execmodel)
