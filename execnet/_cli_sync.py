@@ -25,6 +25,7 @@ from ._cli_run import (
     parse_specs,
     supervise,
 )
+from ._rsync_push import path_inside, place_here
 from ._rsync_result import TargetResult
 from .gateway_base import ExecnetError
 from .rsync import RSync
@@ -95,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         gateways = session.group.start_all([spec for spec, _ in targets])
         rsync = _Sync(args.source, args.exclude, session, bar)
         for gateway, (_, dest) in zip(gateways, targets, strict=True):
+            _check_apart(args.source, gateway, dest)
             rsync.add_target(gateway, dest, delete=args.delete, dry_run=args.dry_run)
         return rsync.run()
 
@@ -110,6 +112,18 @@ def parse_targets(words: Sequence[str]) -> list[tuple[XSpec, str]]:
     pairs = [_split_target(word) for word in words]
     parse_specs([spec for spec, _ in pairs])  # finds an id that is given twice
     return [(spec, dest) for word, dest in pairs for spec in parse_specs([word])]
+
+
+def _check_apart(source: str, gateway: Any, dest: str) -> None:
+    """Refuse a target inside of the source, and a source inside of the target."""
+    place = place_here(gateway, os.fsencode(dest))
+    root = os.fsencode(source)
+    if place is None or not os.path.isdir(root):
+        return
+    if path_inside(place, root) is not None:
+        raise CommandError(f"{dest!r} is inside of {source!r}")
+    if path_inside(root, place) is not None:
+        raise CommandError(f"{source!r} is inside of {dest!r}")
 
 
 def _split_target(word: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import sys
 from collections import deque
 
 from ._rsync_places import HAS_NS, at
-from ._rsync_requests import Requests
+from ._rsync_sweeping import Sweeping
 from ._rsync_wire import DIRECTORY, FILE, NOLINK, Violation
 
 TYPE_CHECKING = False
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 LINK_OPTIONS: Any = {} if hasattr(sys, "pypy_version_info") else {"follow_symlinks": False}
 
 
-class Linking(Requests):
+class Linking(Sweeping):
     """Makes links, and asks for a copy where the host makes none."""
 
     def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
-        Requests.__init__(self, send, options)
+        Sweeping.__init__(self, send, options)
         self._hardlinks: Any = deque()  # to be made when all leaders are there
         self._makers: Any = {}  # kind -> what is called for an entry; see ``Target``
 
@@ -49,6 +49,8 @@ class Linking(Requests):
             if HAS_NS and found.st_mtime_ns != mtime and not self._dry_run:
                 self._set_link_time(path, mtime, where)
             return
+        if found is not None and not is_link and not self._may_replace(entry, found):
+            return
         if self._dry_run:
             self.plan(entry)
             return
@@ -61,7 +63,7 @@ class Linking(Requests):
         directory.settled = False
         path, where = at(self._places.handle(directory), temp)
         self._set_link_time(path, mtime, where)
-        self._temps.keep(directory, temp, name)
+        self._place(entry, temp)
 
     def _set_link_time(self, path: bytes, mtime: int, where: Any) -> None:
         if HAS_NS and os.utime in os.supports_follow_symlinks:
@@ -97,6 +99,8 @@ class Linking(Requests):
             if there and self._is_linked(directory, name, source, source_name):
                 self._unchanged += 1
                 return
+            if there and not self._may_lose(entry):
+                return
             if self._dry_run:
                 self.plan(entry)
                 return
@@ -105,10 +109,16 @@ class Linking(Requests):
             if not self._is_linked(directory, temp, source, source_name):
                 self._temps.drop(temp)
                 raise OSError(errno.ELOOP, "became a link")
-            self._temps.keep(directory, temp, name)
+            self._place(entry, temp)
             self._settled += 1
         except (OSError, KeyError, AttributeError, NotImplementedError):
             self._try(self._makers[FILE], entry, there, None)
+
+    def _may_lose(self, entry: Any) -> bool:
+        """Tell whether what has an entry's name may go for a file; note it if not."""
+        path, where = at(self._places.handle(entry[0]), entry[2])
+        found = os.lstat(path, **where)
+        return stat.S_ISREG(found.st_mode) or self._may_replace(entry, found)
 
     def _is_linked(self, directory: Any, name: bytes, source: Any, source_name: bytes) -> bool:
         """Tell whether two names are one file already; renaming would then do nothing."""

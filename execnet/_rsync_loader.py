@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 # In the order in which they import each other.
-TARGET_PARTS = ("_rsync_wire", "_rsync_places", "_rsync_temps", "_rsync_requests",
-                "_rsync_linking", "rsync_remote")  # fmt: skip
+TARGET_PARTS = ("_rsync_wire", "_rsync_places", "_rsync_removal", "_rsync_temps",
+                "_rsync_requests", "_rsync_sweeping", "_rsync_linking", "rsync_remote")  # fmt: skip
 SOURCE_PARTS = ("_rsync_wire", "_rsync_links", "_rsync_tree", "_rsync_blocks", "_rsync_standin",
                 "_rsync_watcher", "_rsync_pump", "_rsync_server")  # fmt: skip
 

@@ -141,23 +141,6 @@ def rename(handle: Any, old: bytes, new: bytes) -> None:
         os.rename(handle + SEP + old, handle + SEP + new)
 
 
-def remove(handle: Any, name: bytes) -> int:
-    """Remove a name and all that is below it; return how many names that were."""
-    path, where = at(handle, name)
-    if not stat.S_ISDIR(os.lstat(path, **where).st_mode):
-        os.unlink(path, **where)
-        return 1
-    os.chmod(path, 0o700, **where)
-    inner = os.open(name, O_OLD | os.O_DIRECTORY, dir_fd=handle) if HAS_FDS else path
-    try:
-        count = sum([remove(inner, child) for child in names_in(inner)])
-    finally:
-        if HAS_FDS:
-            os.close(inner)
-    os.rmdir(path, **where)
-    return count + 1
-
-
 def set_time(path: Any, mtime: int, **where: Any) -> None:
     if HAS_NS:
         os.utime(path, ns=(mtime, mtime), **where)

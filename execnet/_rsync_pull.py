@@ -6,7 +6,9 @@ Start at ``pull``.
 
 from __future__ import annotations
 
+import ntpath
 import os
+import posixpath
 import struct
 import time
 from typing import Any
@@ -34,6 +36,8 @@ def pull(
     progress: Progress | None,
 ) -> TargetResult:
     """Do what ``RSync.pull`` promises."""
+    if delete:
+        _check_source_stays(gateway, remote_dir, local_dir)
     channel = load(gateway, SOURCE_PARTS)
     try:
         channel.send((os.fsencode(remote_dir), _inner(gateway, remote_dir, local_dir)))
@@ -43,7 +47,7 @@ def pull(
             raise RSyncError(rest[0], f"{place}: {rest[1].decode('utf-8', 'replace')}")
         costs = {os.fsdecode(name): cost for name, cost in rest[0].items()}  # bytes in Python 2
         options = {"dest": os.fsencode(local_dir), "root": root, "hashes": costs}
-        options |= {"delete": delete, "dry_run": dry_run}
+        options |= {"delete": delete, "dry_run": dry_run, "name": _name_of(gateway, remote_dir)}
         result = TargetResult(gateway, os.fsdecode(local_dir))
         started = time.monotonic()
         try:
@@ -57,12 +61,28 @@ def pull(
         channel.close()
 
 
+def _name_of(gateway: Any, path: str | os.PathLike[str]) -> bytes:
+    """Return the last part of a worker's path."""
+    flavour: Any = ntpath if gateway._rinfo().platform == "win32" else posixpath
+    name: bytes = flavour.basename(os.fsencode(path).rstrip(b"/"))
+    return name
+
+
 def _inner(
     gateway: Any, remote_dir: str | os.PathLike[str], local_dir: str | os.PathLike[str]
 ) -> bytes | None:
     """Return the path of the target below the source, where it is in there."""
     place = place_here(gateway, os.fsencode(remote_dir))
     return path_inside(os.fsencode(local_dir), place) if place else None
+
+
+def _check_source_stays(
+    gateway: Any, remote_dir: str | os.PathLike[str], local_dir: str | os.PathLike[str]
+) -> None:
+    """Refuse to delete in a directory that the source is in."""
+    place = place_here(gateway, os.fsencode(remote_dir))
+    if place is not None and path_inside(place, os.fsencode(local_dir)) is not None:
+        raise RSyncError(f"{os.fsdecode(local_dir)}: deleting there would remove the source")
 
 
 class _LocalTarget(remote.Target):

@@ -58,6 +58,15 @@ def without_targets(root: bytes, targets: list[Target], accept: Any) -> Any:
     return lambda path: path not in inner and (accept is None or accept(path))
 
 
+def check_source_stays(root: bytes, targets: list[Target]) -> None:
+    """Refuse to delete in a directory that the source is in."""
+    for target in targets:
+        place = place_here(target.gateway, target.options["dest"])
+        if place and target.options["delete"] and path_inside(root, place) is not None:
+            text = f"{target.result.destdir}: deleting there would remove the source"
+            raise RSyncError(f"{target.gateway.id}:{text}")
+
+
 class ChannelGone(Exception):
     """A channel could not be sent on; what it got last says why."""
 
@@ -102,7 +111,9 @@ class _Service(Watcher):
         self._started = time.monotonic()
 
     def start(self) -> None:
-        options = dict(self.target.options, hashes=hash_costs(), root=self._tree.root_entry)
+        tree = self._tree
+        name = os.path.basename(os.path.abspath(tree.root))
+        options = dict(self.target.options, hashes=hash_costs(), root=tree.root_entry, name=name)
         self.target.channel.setcallback(self.inbox.put, endmarker=_END)
         self.target.gateway.execmodel.start(self._main, (options,))
 
@@ -240,6 +251,7 @@ class Run:
     """One walk of a source for some targets.  Belongs to the thread that calls ``execute``."""
 
     def __init__(self, root: bytes, targets: list[Target], accept: Any, hooks: Hooks) -> None:
+        check_source_stays(root, targets)
         accept = without_targets(root, targets, accept)
         self._remarks: list[tuple[bytes, bytes]] = []
         tree = Tree(root, accept, lambda path, reason: self._remarks.append((path, reason)))

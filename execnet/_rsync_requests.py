@@ -48,6 +48,7 @@ ACK_BYTES = PIECE_BYTES
 ASKED_MAX = 1000  # requests in one message
 # behind these there is no use in trying the next file
 FATAL_NAMES = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "EMFILE", "ENFILE")
+IN_THE_WAY = (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EACCES)  # the last on Windows
 FATAL_ERRORS = frozenset([getattr(errno, name) for name in FATAL_NAMES if hasattr(errno, name)])
 
 
@@ -116,6 +117,7 @@ class Requests(object):
     def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
         self._dest = os.path.abspath(options["dest"])
         self._dry_run = options["dry_run"]
+        self._delete = options["delete"]
         hash_name = choose_hash(options["hashes"])
         self._digest = digest_function(hash_name)
         self._places = Places()
@@ -126,6 +128,7 @@ class Requests(object):
         self._refused = -1  # a file that cannot be written, of which pieces still come
         self._leaders: Any = {}  # id -> (directory, name), for hard links
         self._unlinked: Any = {}  # links that cannot be made and have no stand-in yet
+        self._replaced: Any = {}  # id -> whether a directory goes for it, or another kind
         self._total = 0  # bytes that are needed
         self._unchanged = self._settled = self._deleted = 0
         self._out.say(HELLO, hash_name, crc32 is not None)
@@ -153,6 +156,23 @@ class Requests(object):
         if getattr(exc, "errno", None) in FATAL_ERRORS:
             raise Fatal(entry[1], exc.errno, reason)
         self.skip(entry, what + reason)
+
+    def _clear(self, directory: Any, name: bytes) -> None:
+        """Remove a directory that is in the way."""
+        raise NotImplementedError
+
+    def _place(self, entry: Any, temp: bytes) -> None:
+        """Give a temporary file its name, when what may go for it has gone."""
+        directory, number, name = entry[:3]
+        try:
+            self._temps.keep(directory, temp, name)
+        except OSError as exc:
+            if exc.errno not in IN_THE_WAY or not self._replaced.get(number):
+                raise
+            self._clear(directory, name)
+            self._temps.keep(directory, temp, name)
+        else:
+            self._deleted += number in self._replaced
 
     # asking
 
@@ -280,7 +300,7 @@ class Requests(object):
             finally:
                 os.close(fd)
             directory.settled = False
-            self._temps.keep(directory, temp, entry[2])
+            self._place(entry, temp)
         except OSError:
             self._temps.drop(temp)
             raise
@@ -327,7 +347,7 @@ class Requests(object):
                 self._ask_again(entry)
                 return
             self._seal(incoming.fd, entry[0], incoming.temp, incoming.mode, incoming.mtime)
-            self._temps.keep(entry[0], incoming.temp, entry[2])
+            self._place(entry, incoming.temp)
         except OSError as exc:
             self._refuse(entry, exc)
         else:
@@ -366,7 +386,7 @@ class Requests(object):
         else:  # the old file has other names, which must not get the new time
             incoming.check_copy()
             os.ftruncate(incoming.fd, incoming.base.st_size)
-            self._temps.keep(entry[0], incoming.temp, entry[2])
+            self._place(entry, incoming.temp)
 
     def _on_fail(self, number: int, reason: bytes) -> None:
         if number in self._unlinked:

@@ -10,7 +10,7 @@ import errno
 import os
 import time
 
-from ._rsync_places import HAS_FDS, O_NEW, at, remove, rename, write_all
+from ._rsync_places import HAS_FDS, O_NEW, at, rename, write_all
 from ._rsync_wire import BLOCKS_MAX, DIGEST_BYTES, PY2, Violation, crc32
 
 TYPE_CHECKING = False
@@ -69,22 +69,18 @@ class Temps(object):
                     raise
 
     def keep(self, directory: Any, temp: bytes, name: bytes) -> None:
-        """Give a temporary file its name; what has it now goes, a directory with its content."""
-        handle = self._places.handle(directory)
-        try:
-            rename(handle, temp, name)
-        except OSError as exc:
-            if exc.errno not in (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            remove(handle, name)
-            rename(handle, temp, name)
+        """Give a temporary file its name; what has it now goes, unless it is a directory."""
+        rename(self._places.handle(directory), temp, name)
         del self._live[temp]
 
     def drop(self, temp: bytes) -> None:
         directory = self._live.pop(temp)
         try:
             path, where = at(self._places.handle(directory), temp)
-            os.unlink(path, **where)
+            try:
+                os.unlink(path, **where)
+            except OSError:
+                os.rmdir(path, **where)  # it may be to become a directory
         except OSError:
             pass  # the next run sweeps it
 

@@ -62,7 +62,8 @@ class RSync:
     ) -> None:
         """Add a place that the next ``send`` goes to.
 
-        destdir: a directory there, which is made if needed; a file if the source is one.
+        destdir: a directory there, which is made if needed.  If the source is a single file,
+            the path that it gets, or a directory that it is put into.
         finishedcallback: called when this target is done.
         options: ``delete`` removes what the source does not have; ``dry_run`` changes nothing
             and puts into the result what would be done.

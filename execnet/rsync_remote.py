@@ -24,9 +24,8 @@ from collections import deque
 
 from . import _rsync_wire as wire
 from ._rsync_linking import Linking
-from ._rsync_places import SEP, Directory, at, names_in, path_of, remove, same_time, set_time
+from ._rsync_places import SEP, Directory, at, names_in, path_of, same_time, set_time
 from ._rsync_requests import Fatal
-from ._rsync_temps import PREFIX
 from ._rsync_wire import SMALL_MAX, Violation, numbers, reason_of
 
 TYPE_CHECKING = False
@@ -43,13 +42,15 @@ class Target(Linking):
     """The receiving end of one synchronisation; belongs to one thread.
 
     send: takes a message for the source.  options: ``dest`` (path), ``root`` (kind, mode,
-    time), ``hashes`` with what they cost the source, ``delete``, ``dry_run``.
+    time), ``name`` of a source that is a file, ``hashes`` with what they cost the source,
+    ``delete``, ``dry_run``.
     """
 
     def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
         Linking.__init__(self, send, options)
         self._root = options["root"]
-        self._delete = options["delete"]
+        self._name = options["name"]
+        self._is_directory_meant = options["dest"].endswith((b"/", SEP))
         # announcements
         self._only_name: Any = None  # of a source that is a single file
         self._units: Any = deque()  # announced and not yet looked at; an int acknowledges
@@ -126,11 +127,14 @@ class Target(Linking):
                 root = Directory(0, None, self._dest, mode & 0o777, mtime)
                 root.fresh = self._make_root_directory()
                 root.settled = not root.fresh and root.is_like(os.stat(self._dest))
+            elif kind != wire.FILE:
+                raise Violation("a source of kind %.100r" % (kind,))
             else:
-                parent, self._only_name = os.path.split(self._dest)
+                parent, self._only_name = self._place_of_file(self._name)
                 root = Directory(0, None, parent, None, 0)
-                self._make_room_for_file(root)
-                there = os.path.lexists(self._dest)
+                if not os.path.isdir(parent) and not self._dry_run:
+                    os.makedirs(parent)
+                there = os.path.lexists(os.path.join(parent, self._only_name))
                 root.existing = {self._only_name} if there else set()
         except OSError as exc:
             raise Fatal(0, exc.errno or 0, reason_of(exc))
@@ -140,30 +144,25 @@ class Target(Linking):
     def _make_root_directory(self) -> bool:
         """Make the root if it is not there; tell whether it was not."""
         try:
-            found: Any = os.stat(self._dest)
+            found = os.stat(self._dest)
         except OSError as exc:
-            if exc.errno not in (errno.ENOENT, errno.ENOTDIR):
+            if exc.errno != errno.ENOENT:
                 raise
-            found = None
-        if found is not None and stat.S_ISDIR(found.st_mode):
-            self._open_up(self._dest, found, {})
-            return False
-        if not self._dry_run:
-            if found is not None:
-                os.unlink(self._dest)
-            os.makedirs(self._dest)
-        return True
+            if not self._dry_run:
+                os.makedirs(self._dest)
+            return True
+        if not stat.S_ISDIR(found.st_mode):
+            raise OSError(errno.ENOTDIR, "a directory cannot take the place of a file")
+        self._open_up(self._dest, found, {})
+        return False
 
-    def _make_room_for_file(self, parent: Directory) -> None:
-        if self._dry_run:
-            return
-        if not os.path.isdir(parent.name):
-            os.makedirs(parent.name)
-        if os.path.isdir(self._dest) and not os.path.islink(self._dest):
-            if self._delete:
-                remove(self._places.handle(parent), self._only_name)
-            else:
-                os.rmdir(self._dest)  # says why when there is something in it
+    def _place_of_file(self, name: bytes) -> Any:
+        """Return (directory, name) of a single file: in the target if that is a directory."""
+        if not (self._is_directory_meant or os.path.isdir(self._dest)):
+            return os.path.split(self._dest)
+        self._check_name(name)
+        self._seen = set()
+        return self._dest, name
 
     def _open_up(self, path: bytes, found: Any, where: Any) -> bool:
         """Let us into a directory of ours if its mode does not; tell whether that was tried."""
@@ -247,29 +246,12 @@ class Target(Linking):
 
     def _end_listing(self, directory: Any, is_complete: bool) -> None:
         if directory.mode is not None and not directory.broken:
-            for name in sorted(directory.existing - self._seen):
-                self._sweep(directory, name, is_complete)
+            self._sweep(directory, directory.existing - self._seen, is_complete)
         directory.listed = True
         directory.existing = None
         self._listing = None
         self._seen = set()
         self._unlisted -= 1
-
-    def _sweep(self, directory: Any, name: bytes, is_complete: bool) -> None:
-        """Remove what was not announced, if that is wanted, and what dead runs have left."""
-        try:
-            handle = self._places.handle(directory)
-            is_left_over = name.startswith(PREFIX) and self._temps.is_left_over(handle, name)
-            if not is_left_over and not (self._delete and is_complete):
-                return
-            if self._dry_run:
-                self.plan_deletion(path_of(directory, name))
-                return
-            directory.settled = False
-            count = remove(handle, name)
-            self._deleted += 0 if is_left_over else count
-        except (OSError, RuntimeError) as exc:  # also nested deeper than can be followed
-            self._note(directory.entry(), exc, b"deleting " + name + b": ")
 
     def _try(self, maker: Any, entry: Any, *args: Any) -> None:
         """Act on one entry; what the host refuses is noted and the rest goes on."""
@@ -295,13 +277,13 @@ class Target(Linking):
             directory = self._add_directory(entry)
             directory.settled = directory.is_like(found) and not opened
             return
-        if not self._dry_run:
-            parent.settled = False
-            if found is not None:
-                os.unlink(path, **where)
-            os.mkdir(path, 0o700, **where)
-        else:
+        if self._dry_run:
             self.plan(entry)
+            if found is not None:
+                self.plan_deletion(path_of(parent, name))
+        else:
+            parent.settled = False
+            self._make_directory(parent, name, found)
         self._add_directory(entry).fresh = True
 
     def _add_directory(self, entry: Any) -> Directory:
@@ -326,7 +308,8 @@ class Target(Linking):
         found = os.lstat(path, **where)
         same_size = found.st_size == size
         if not stat.S_ISREG(found.st_mode):
-            self._ask(wire.WANT, entry)
+            if self._may_replace(entry, found):
+                self._ask(wire.WANT, entry)
         elif same_size and same_time(found, mtime) and self._is_alone(found):
             if stat.S_IMODE(found.st_mode) == mode:
                 self._unchanged += 1

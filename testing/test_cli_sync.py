@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rsync_trees import assert_same, make_tree
+from rsync_trees import assert_same, make_tree, snapshot
 from test_cli import Shell
 from tools import missing, wait_until
 
@@ -90,6 +90,19 @@ def test_exclude_leaves_out_what_matches(
 def test_a_pattern_with_a_slash_is_for_paths(source: Path) -> None:
     assert is_excluded(str(source), str(source / "d/b"), ["d/b"])
     assert not is_excluded(str(source), str(source / "cache/y"), ["d/y"])
+
+
+@pytest.mark.parametrize(
+    ("src", "dest", "text"),
+    [("source", "source/d/copy", "is inside of 'source'"), ("source/d", "source", "is inside of")],
+)
+def test_a_target_and_a_source_inside_of_each_other_are_refused(
+    shell: Shell, source: Path, src: str, dest: str, text: str
+) -> None:
+    before = snapshot(source)
+    done = shell.run("sync", src, f"popen:{dest}")
+    assert (done.returncode, text in done.stderr) == (2, True)
+    assert snapshot(source) == before
 
 
 def test_what_cannot_be_had_is_on_stderr_and_in_the_status(shell: Shell, source: Path) -> None:

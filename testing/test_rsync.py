@@ -301,7 +301,7 @@ def test_a_dry_run_changes_nothing_and_says_what_would_be(
     make_tree(dest, {"old/x": b""})
     before = sorted(dest.rglob("*"))
     plan = send(gateway, source, dest, dry_run=True, delete=True)
-    assert (plan.planned, plan.planned_deletions) == (["a"], ["old"])
+    assert (plan.planned, plan.planned_deletions) == (["a"], ["old/x", "old"])
     assert sorted(dest.rglob("*")) == before
     assert (dest / "a").read_bytes() == b"hello"
 

@@ -16,7 +16,7 @@ from conftest import MakeGateway
 from rsync_trees import assert_same, make_tree, send, snapshot
 
 from execnet import Gateway, RSync, _rsync_pump, _rsync_wire
-from execnet._rsync_result import RSyncError, Skipped
+from execnet._rsync_result import Skipped
 from execnet._rsync_wire import SMALL_MAX
 
 Sync = Callable[..., Any]
@@ -286,23 +286,19 @@ def test_a_touched_large_file_has_only_its_time_set(
 # files where directories are needed, and the other way round
 
 
-def test_a_directory_takes_the_place_of_a_file_and_a_file_that_of_a_directory(
+def test_with_delete_any_kind_takes_the_place_of_any_other(
     sync: Sync, gateway: Gateway, source: Path, dest: Path
 ) -> None:
     make_tree(source, {"a/b": b"1", "c": b"2", "large": bytes(SMALL_MAX * 2), "s/x": b""})
     (source / "l").symlink_to("c")
-    make_tree(dest, {"a": b"3", "c/d/e": b"4", "large/x": b"5", "l/y": b"6"})
+    os.link(source / "c", source / "c2")
+    make_tree(dest, {"a": b"3", "c/d/e": b"4", "c2/f": b"4", "large/x": b"5", "l/y": b"6"})
     (dest / "s").symlink_to("c")
-    assert sync(gateway, source, dest).ok
-    assert_same(source, dest)
-
-
-def test_the_target_itself_may_be_a_file(
-    sync: Sync, gateway: Gateway, source: Path, dest: Path
-) -> None:
-    make_tree(source, {"a": b"1"})
-    dest.write_bytes(b"in the way")
-    sync(gateway, source, dest)
+    plan = sync(gateway, source, dest, delete=True, dry_run=True)
+    lost = ["a", "c/d/e", "c/d", "c", "c2/f", "c2", "l/y", "l", "large/x", "large", "s"]
+    assert (sorted(plan.planned_deletions), plan.skipped) == (sorted(lost), [])
+    result = sync(gateway, source, dest, delete=True)
+    assert (result.ok, result.deleted) == (True, len(lost))
     assert_same(source, dest)
 
 
@@ -335,20 +331,6 @@ def test_a_single_file_becomes_the_file_that_the_target_names(
     assert snapshot(file) == snapshot(dest / "x/copy")
     assert sync(gateway, file, dest / "x/copy").unchanged == 1
     assert (dest / "other").read_bytes() == b"stays"
-
-
-def test_a_single_file_takes_the_place_of_an_empty_directory_only(
-    sync: Sync, gateway: Gateway, source: Path, dest: Path
-) -> None:
-    make_tree(source, {"file": b"1"})
-    make_tree(dest, {"full/x": b""})
-    (dest / "empty").mkdir()
-    sync(gateway, source / "file", dest / "empty")
-    assert (dest / "empty").read_bytes() == b"1"
-    with pytest.raises(RSyncError, match="not empty"):
-        sync(gateway, source / "file", dest / "full")
-    sync(gateway, source / "file", dest / "full", delete=True)
-    assert (dest / "full").read_bytes() == b"1"
 
 
 def test_a_source_that_is_a_link_is_what_it_points_to(

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from conftest import MakeGateway
-from rsync_trees import make_tree, send
+from rsync_trees import make_tree, send, snapshot
 
 from execnet import Gateway, RSync
-from execnet._rsync_result import Skipped
+from execnet._rsync_result import RSyncError, Skipped
 
 Sync = Callable[..., Any]
 NOBODY = 65534
@@ -138,3 +138,125 @@ def test_delete_removes_what_vanished_while_it_was_listed(
     rsync.add_target(gateway, dest, delete=True)
     rsync.send()
     assert os.listdir(dest) == ["a"]
+
+
+# one kind in the place of another
+
+
+def make_obstacles(dest: Path) -> None:
+    """Make full and empty directories where a source has files and links."""
+    make_tree(dest, dict.fromkeys(("file/x", "link/x", "large/d/x", "second/x"), b"precious"))
+    for name in ("none", "none-link"):
+        (dest / name).mkdir()
+    make_tree(dest, {"d": b"file"})
+
+
+def make_replacements(source: Path) -> Path:
+    make_tree(source, {"file": b"1", "large": bytes(100_000), "none": b"2", "d/x": b"3"})
+    (source / "link").symlink_to("file")
+    (source / "none-link").symlink_to("file")
+    os.link(source / "file", source / "second")
+    return source
+
+
+KEPT = ["file", "large", "link", "second"]
+REASON = "a directory that is not empty has its name"
+
+
+def test_without_delete_no_full_directory_goes_for_a_file_or_link(
+    sync: Sync, gateway: Gateway, source: Path, dest: Path
+) -> None:
+    make_obstacles(make_tree(dest, {}))
+    make_replacements(source)
+    before = snapshot(dest)
+    plan = sync(gateway, source, dest, dry_run=True)
+    assert snapshot(dest) == before
+    assert sorted(plan.planned_deletions) == ["d", "none", "none-link"]
+    result = sync(gateway, source, dest)
+    for outcome in (plan, result):
+        assert sorted(item.path for item in outcome.skipped) == KEPT
+        assert {item.reason for item in outcome.skipped} == {REASON}
+    after = snapshot(dest).entries
+    for name, entry in before.entries.items():
+        if name.split(b"/")[0].decode() in KEPT:
+            assert after[name][0::3] == entry[0::3]  # kind and content
+    assert ((dest / "none").read_bytes(), (dest / "d/x").read_bytes()) == (b"2", b"3")
+    assert result.deleted == 3
+
+
+def test_a_tree_is_not_put_in_place_of_a_file(
+    sync: Sync, gateway: Gateway, source: Path, dest: Path
+) -> None:
+    make_tree(source, {"a": b"1"})
+    dest.write_bytes(b"precious")
+    for delete in (False, True):
+        with pytest.raises(RSyncError, match="cannot take the place of a file"):
+            sync(gateway, source, dest, delete=delete)
+    assert dest.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("delete", [False, True])
+def test_a_single_file_goes_into_a_directory(
+    sync: Sync, gateway: Gateway, source: Path, dest: Path, delete: bool
+) -> None:
+    make_tree(source, {"file": b"1"})
+    make_tree(dest, {"full/x": b"precious", "taken/file/x": b"precious"})
+    (dest / "empty").mkdir()
+    (dest / "by-link").symlink_to("full")
+    for name in ("full", "empty", "by-link"):
+        plan = sync(gateway, source / "file", dest / name, delete=delete, dry_run=True)
+        assert plan.planned_deletions == []
+        assert sync(gateway, source / "file", dest / name, delete=delete).deleted == 0
+    assert sorted(os.listdir(dest / "full")) == ["file", "x"]
+    assert os.listdir(dest / "empty") == ["file"]
+    result = sync(gateway, source / "file", dest / "taken", delete=delete)
+    assert result.deleted == (2 if delete else 0)
+    assert (dest / "taken/file").is_dir() is not delete
+
+
+def test_a_slash_at_the_end_of_a_target_means_a_directory(
+    sync: Sync, gateway: Gateway, source: Path, dest: Path
+) -> None:
+    make_tree(source, {"file": b"1"})
+    sync(gateway, source / "file", f"{dest}/new/")
+    assert (dest / "new/file").read_bytes() == b"1"
+
+
+def test_deleting_where_the_source_lies_is_refused(
+    sync: Sync, gateway: Gateway, source: Path, tmp_path: Path
+) -> None:
+    make_tree(source, {"a": b"1"})
+    with pytest.raises(RSyncError, match="would remove the source"):
+        sync(gateway, source, tmp_path, delete=True)
+    assert os.listdir(source) == ["a"]
+    assert sync(gateway, source, tmp_path).ok
+
+
+def test_a_dry_run_lists_all_that_delete_would_remove(
+    sync: Sync, gateway: Gateway, source: Path, dest: Path
+) -> None:
+    make_tree(dest, {"a/b/c": b"", "a/d": b"", "e": b""})
+    plan = sync(gateway, source, dest, delete=True, dry_run=True)
+    assert plan.planned_deletions == ["a/b/c", "a/b", "a/d", "a", "e"]
+    assert sync(gateway, source, dest, delete=True).deleted == 5
+
+
+def make_deep(root: Path, depth: int) -> None:
+    """Make directories in each other, deeper than a path can name."""
+    root.mkdir()
+    here = os.open(root, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("directory", dir_fd=here)
+        inner = os.open("directory", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+
+
+def test_delete_removes_what_is_deeper_than_a_path_can_name(
+    sync: Sync, gateway: Gateway, source: Path, dest: Path
+) -> None:
+    sync(gateway, source, dest)
+    make_deep(dest / "deep", 2000)
+    result = sync(gateway, source, dest, delete=True)
+    assert (result.deleted, result.skipped, os.listdir(dest)) == (2001, [], [])

@@ -105,6 +105,7 @@ class Stage:
             "dest": os.fsencode(self.dest),
             "root": (DIRECTORY, 0o755, 1),
             "hashes": {"md5": 1.0},
+            "name": b"source",
         }
         settings |= {"delete": False, "dry_run": False} | options
         Target(self.sent.append, settings).run(iter(messages).__next__)
@@ -294,7 +295,7 @@ def test_a_directory_that_becomes_a_link_meanwhile_is_not_entered(
         yield (LIST_END,)
 
     options = {"dest": os.fsencode(stage.dest), "root": (DIRECTORY, 0o755, 1)}
-    options |= {"hashes": {"md5": 1.0}, "delete": False, "dry_run": False}
+    options |= {"hashes": {"md5": 1.0}, "name": b"", "delete": False, "dry_run": False}
     (stage.dest / "e").mkdir()
     Target(stage.sent.append, options).run(messages().__next__)
     notes = [message for message in stage.sent if message[0] == NOTE]
@@ -331,7 +332,7 @@ def test_no_temporary_file_is_left_when_the_source_learns_of_a_full_disk(
     (stage.dest / "large").write_bytes(b"x" * LARGE)
     entries = unit([(b"large", FILE, LARGE), (b"small", FILE, 1)])
     options = {"dest": os.fsencode(stage.dest), "root": (DIRECTORY, 0o755, 1)}
-    options |= {"hashes": {"md5": 1.0}, "delete": False, "dry_run": False}
+    options |= {"hashes": {"md5": 1.0}, "name": b"", "delete": False, "dry_run": False}
     script = iter([(LIST, 9, [entries]), (OPEN, 1, LARGE, 0o644, 1, True), files(2, b"x")])
     monkeypatch.setattr(os, "write", full)
     Target(send, options).run(script.__next__)
