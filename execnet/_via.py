@@ -336,6 +336,7 @@ def _find(id: str, find_gateway: Callable[[str], Any] | None) -> Any:
 def _request_of(spec: XSpec, via: Any) -> tuple[dict[str, Any], list[str]]:
     """Return what the far half is asked for, and the same in words."""
     request: dict[str, Any] = {"args": None, "address": None, "stderr": False, "timeout": None}
+    request["leads_group"] = bool(spec.popen and spec.kill == "group")
     if spec.socket:
         if spec.socket is True:
             raise ValueError(f"spec {str(spec)!r}: socket= needs host:port or unix:path")

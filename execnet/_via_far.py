@@ -32,6 +32,7 @@ class Process(object):
     def __init__(self, model: Any, request: dict[str, Any]) -> None:
         subprocess = model.subprocess
         self._stderr = StderrTail(model) if request["stderr"] else None
+        self._leads_group = request["leads_group"]  # of what must not outlive it
         child_stdin, self.write_fd = pipe()
         self.read_fd, child_stdout = pipe()
         try:
@@ -55,6 +56,8 @@ class Process(object):
 
     def kill(self, worker_pid: int | None) -> None:
         """Kill it, if it has not ended, and what it started: all, if no worker is known."""
+        if worker_pid == self._popen.pid:
+            self._kill_group()
         for pid in descendants(self._popen.pid):
             if worker_pid in (None, pid):  # what a worker started is its own
                 try:
@@ -66,12 +69,20 @@ class Process(object):
         except ERRORS:  # it has ended, or is another user's
             pass
 
+    def _kill_group(self) -> None:
+        if self._leads_group:
+            try:
+                os.killpg(self._popen.pid, signal.SIGKILL)
+            except ERRORS:  # none of them is left
+                pass
+
     def close_write(self) -> None:
         """Its stdin is a file of its own, which was closed."""
 
     def wait(self, read_all: Any) -> tuple[int, bytes]:
         """Wait for its end; return exit status and the last of its stderr."""
         status: int = self._popen.wait()
+        self._kill_group()
         return status, b"" if self._stderr is None else self._stderr.last()
 
 

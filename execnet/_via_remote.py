@@ -42,7 +42,8 @@ class Forwarder(object):
     """A process or a connection, and the channel that its bytes come and go through.
 
     request: a dict of ``args`` (a command) or ``address``, ``stderr`` (whether its last lines
-    are kept), ``timeout`` (seconds to connect, None for none).  far: the module ``_via_far``.
+    are kept), ``timeout`` (seconds to connect, None for none), ``leads_group`` (whether its
+    process group is killed with it).  far: the module ``_via_far``.
     ``on_item`` runs in the receiver thread and never waits; one thread reads, one writes and
     one waits for the end.  ``_lock`` guards the queue: who finds it empty may write.
     """

@@ -3310,7 +3310,8 @@ def _lead_a_group() -> Callable[[], object]:
     import atexit
     import signal
 
-    os.setpgid(0, 0)
+    if os.getpgrp() != os.getpid():  # not as the leader of a session, whose group is its own
+        os.setpgid(0, 0)
     return atexit.register(lambda: os.killpg(0, signal.SIGKILL))  # the first one is called last
 
 
