@@ -41,3 +41,8 @@ def command_text(args: list[str]) -> str:
     import shlex
 
     return shlex.join(args)
+
+
+def with_command(text: str, args: Sequence[str]) -> str:
+    """Return the text of an error and, after it, the command that it is about, if any."""
+    return f"{text}\nthe command: {command_text(list(args))}" if args else text

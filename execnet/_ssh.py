@@ -35,6 +35,18 @@ def options(spec: XSpec, place: list[str]) -> list[str]:
     return options
 
 
+def without_terminal(words: list[str]) -> list[str]:
+    """Return a command of ssh's with ``-T``, so that no config can put a terminal in between.
+
+    It comes after what the spec says, where ssh takes options as well: unless that has a "--".
+    """
+    *before, command = words
+    if before[0] == "ssh" and "--" in before:
+        place = before.index("--")
+        return [*before[:place], "-T", *before[place:], command]
+    return [*before, "-T", command]
+
+
 def for_shell(words: list[str]) -> str:
     """Return words as one command for a shell over there, which may be any.
 

@@ -69,6 +69,20 @@ def shell_split_path(path: str) -> list[str]:
     return shlex.split(path)
 
 
+def split_place(words: str) -> list[str]:
+    """Split what a spec says to ssh as a shell does, but for the backslash of ``DOMAIN\\user``.
+
+    Outside of quotes one before a letter, a digit or "_" stays: no shell needs it there.
+    """
+    import re
+
+    quoted_or_escaped = r"""'[^']*'|"(?:\\.|[^"\\])*"|\\\W"""
+    kept = re.compile(rf"({quoted_or_escaped})|\\(?=\w)", re.DOTALL)
+    if not sys.platform.startswith("win"):  # where each of them stays
+        words = kept.sub(lambda found: found[1] or r"\\", words)
+    return shell_split_path(words)
+
+
 # ---------------------------------------------------------------- the table
 
 
@@ -79,7 +93,7 @@ def _popen(spec: XSpec, words: list[str]) -> list[str]:
 def _ssh(spec: XSpec, words: list[str]) -> list[str]:
     from ._ssh import for_shell, options
 
-    place = shell_split_path(spec.ssh)
+    place = split_place(spec.ssh)
     return ["ssh", *options(spec, place), *place, for_shell(words)]
 
 
@@ -215,8 +229,12 @@ def command(spec: XSpec, executable: str = sys.executable) -> Command:
     that runs the command; so that of this machine.  Raises ValueError for a broken entry point.
     """
     row = transport_of(spec)
-    words = interpreter_words(spec, row, executable)
-    return Command(row.make(spec, words), row.captures_stderr, spec.output == "inherit")
+    words = row.make(spec, interpreter_words(spec, row, executable))
+    if row.key in ("ssh", "vagrant_ssh"):
+        from ._ssh import without_terminal
+
+        words = without_terminal(words)
+    return Command(words, row.captures_stderr, spec.output == "inherit")
 
 
 def can_inherit(spec: XSpec) -> bool:

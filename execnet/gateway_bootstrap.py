@@ -12,7 +12,7 @@ import time
 from . import _transports
 from .gateway import Gateway
 from .gateway_base import CODECS, GatewayState, get_execmodel
-from .gateway_io import BootstrapError, HostNotFound, command_text, shell_split_path
+from .gateway_io import BootstrapError, shell_split_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ _VALUES = [
     ("dead_after", _seconds),
     ("window", _window),
     ("output", _output),
-    ("ssh", shell_split_path),
+    ("ssh", _transports.split_place),
     ("ssh_persist", _lifetime),
     ("ssh_compression", _yes_or_no),
     *((key, shell_split_path) for key in ("docker", "podman", "kubectl", "lxc", "srun")),
@@ -232,32 +232,18 @@ def wait_ready(gateway: Gateway, deadline: float | None) -> None:
     except BaseException:
         abandon(gateway)
         raise
-    in_time = gateway._hello.is_set()
+    in_time, status = gateway._hello.is_set(), gateway.exitcode  # before we end it
     abandon(gateway)
-    raise _failure(gateway, in_time)
+    raise _failure(gateway, in_time, status)
 
 
-def _failure(gateway: Gateway, in_time: bool) -> BootstrapError:
-    """Return the error for a gateway that was abandoned."""
-    io, status = gateway._io, gateway.exitcode
-    args = getattr(io, "args", [])
-    text = f"{gateway.id} could not be started by {command_text(args) or repr(io)}: "
-    if "error" in gateway._hello_info:
-        text += f"the worker could not be prepared:\n{gateway._hello_info['error']}"
-    elif not in_time:
-        text += "no answer in time"
-    else:
-        text += str(gateway._error)
-    if status == 127:  # what shells say
-        text += "\nthere is no such program there; python= says which interpreter to take"
-    noise, stderr = gateway.noise, getattr(io, "stderr_tail", str)()
-    if noise:
-        text += f"\nit said: {noise[-2000:].decode('utf-8', 'replace')}"
-    if stderr and stderr not in text:
-        text += f"\nits last words on stderr:\n{stderr}"
-    unreachable = status == 255 and (gateway.spec.ssh or gateway.spec.vagrant_ssh)
-    kind = HostNotFound if unreachable else BootstrapError
-    return kind(text, args, status, stderr, noise)
+def _failure(gateway: Gateway, in_time: bool, status: int | None) -> BootstrapError:
+    try:
+        from ._failure import failure_of
+    except (ImportError, OSError):  # no descriptor is left to read it by
+        args = getattr(gateway._io, "args", [])
+        return BootstrapError(f"{gateway.id} could not be started: {gateway._error}", args, status)
+    return failure_of(gateway, in_time, status, timeout_of(gateway.spec))
 
 
 def abandon(gateway: Gateway) -> None:
@@ -270,8 +256,15 @@ def abandon(gateway: Gateway) -> None:
 
 def deadline_of(spec: XSpec) -> float | None:
     """Return when a worker that is started now must have answered; None for never."""
-    timeout = CONNECT_TIMEOUT_S if spec.connect_timeout is None else float(spec.connect_timeout)
-    return time.monotonic() + timeout if timeout else None
+    timeout_s = timeout_of(spec)
+    return None if timeout_s is None else time.monotonic() + timeout_s
+
+
+def timeout_of(spec: XSpec) -> float | None:
+    """Return how many seconds a worker has to answer; None for ever."""
+    if spec.connect_timeout is None:
+        return CONNECT_TIMEOUT_S
+    return float(spec.connect_timeout) or None
 
 
 def carriers_first(specs: list[XSpec]) -> list[XSpec]:

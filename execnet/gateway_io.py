@@ -18,6 +18,7 @@ from ._end_poll import EndPoll
 from ._errors import BootstrapError as BootstrapError
 from ._errors import HostNotFound as HostNotFound
 from ._errors import command_text as command_text
+from ._errors import with_command
 from ._transports import popen_bootstrapline as popen_bootstrapline
 from ._transports import shell_split_path as shell_split_path
 from .gateway_base import ExecModel, Popen2IO
@@ -144,7 +145,8 @@ class Popen2IOMaster(Popen2IO):
         except BaseException as exc:
             self._discard(ours)
             if isinstance(exc, (OSError, ValueError, RuntimeError)):
-                raise BootstrapError(f"can't start {command_text(args)}: {exc}", args) from exc
+                text = with_command(f"can't start {args[0]}: {exc}", args)
+                raise BootstrapError(text, args) from exc
             raise
         finally:
             close_all([fd for fd in (*theirs, *passed) if fd is not None])
@@ -296,5 +298,5 @@ def create_io(
         io.remoteaddress = _transports.address_of(spec)
         return io
     except BootstrapError as exc:
-        text = f"{spec.id}, spec {str(spec)!r}: {exc}"
+        text = f"{spec.id} could not be started: {exc}"
         raise type(exc)(text, exc.command, exc.exitcode, exc.stderr, exc.noise) from exc

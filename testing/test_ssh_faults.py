@@ -49,7 +49,10 @@ def fails(group: Group, spec: str, words: str) -> BootstrapError:
     before.assert_nothing_new(timeout_s=1)
     assert len(group) == 0
     assert "swordfish" not in str(caught.value)
-    assert "gw0 could not be started by ssh -C host" in str(caught.value)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("gw0 could not be started: ")
+    assert lines[-1].startswith("the command: ssh -C host -T ")
+    assert not [line for line in lines[:-1] if "ssh -C" in line]
     return caught.value
 
 
@@ -60,7 +63,7 @@ class TestHowItFails:
         assert type(error) is HostNotFound
         assert error.exitcode == 255
         assert error.stderr == "me@host: Permission denied (publickey)."
-        assert "exit status 255" in str(error)
+        assert "none of the keys" in str(error).splitlines()[0]
 
     def test_one_that_sleeps(
         self, group: Group, fake_ssh: Fake, pids: Callable[[], list[int]]
@@ -144,7 +147,7 @@ class TestHowItFails:
 
     def test_there_is_none(self, group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", "/nowhere")
-        with pytest.raises(BootstrapError, match="can't start ssh -C host"):
+        with pytest.raises(BootstrapError, match=r"can't start ssh: .*No such file"):
             group.makegateway("ssh=host")
 
 

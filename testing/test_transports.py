@@ -34,17 +34,17 @@ class TestCommands:
             ("popen", ["/own/python", "-u", "-c", LINE]),
             ("popen//python=p", P),
             ("popen//python=p//dont_write_bytecode", ["p", "-u", "-B", "-c", LINE]),
-            ("ssh=host", ["ssh", "-C", "host", FAR_TEXT]),
-            ("ssh=-p 22100 me@host", ["ssh", "-C", "-p", "22100", "me@host", FAR_TEXT]),
-            ("ssh=-i 'my key' host", ["ssh", "-C", "-i", "my key", "host", FAR_TEXT]),
-            ("ssh=host//python=p", ["ssh", "-C", "host", P_TEXT]),
-            ("ssh=host//ssh_config=file", ["ssh", "-C", "-F", "file", "host", FAR_TEXT]),
-            ("ssh=host//ssh_compression=no//python=p", ["ssh", "host", P_TEXT]),
-            ("ssh=host//ssh_compression=yes//python=p", ["ssh", "-C", "host", P_TEXT]),
-            ("vagrant_ssh=box", ["vagrant", "ssh", "box", "--", "-C", FAR_TEXT]),
+            ("ssh=host", ["ssh", "-C", "host", "-T", FAR_TEXT]),
+            ("ssh=-p 22100 me@host", ["ssh", "-C", "-p", "22100", "me@host", "-T", FAR_TEXT]),
+            ("ssh=-i 'my key' host", ["ssh", "-C", "-i", "my key", "host", "-T", FAR_TEXT]),
+            ("ssh=host//python=p", ["ssh", "-C", "host", "-T", P_TEXT]),
+            ("ssh=host//ssh_config=file", ["ssh", "-C", "-F", "file", "host", "-T", FAR_TEXT]),
+            ("ssh=host//ssh_compression=no//python=p", ["ssh", "host", "-T", P_TEXT]),
+            ("ssh=host//ssh_compression=yes//python=p", ["ssh", "-C", "host", "-T", P_TEXT]),
+            ("vagrant_ssh=box", ["vagrant", "ssh", "box", "--", "-C", "-T", FAR_TEXT]),
             (
                 "vagrant_ssh=box//ssh_config=file//python=p",
-                ["vagrant", "ssh", "box", "--", "-C", "-F", "file", P_TEXT],
+                ["vagrant", "ssh", "box", "--", "-C", "-F", "file", "-T", P_TEXT],
             ),
             ("sudo=me", ["sudo", "-n", "-u", "me", "--", "sh", "-c", OWN]),
             ("sudo=me//python=p", ["sudo", "-n", "-u", "me", "--", *P]),
@@ -224,7 +224,7 @@ class TestStandIns:
         self, stand_in: str, group: Group, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("PATH", "/nowhere")
-        with pytest.raises(OSError, match=f"can't start {stand_in} exec.*No such file"):
+        with pytest.raises(OSError, match=f"can't start {stand_in}: .*No such file"):
             group.makegateway(f"{stand_in}=box")
 
 
