@@ -58,6 +58,7 @@ FLOORS = {
     "_forkserver_boot": 2,
     "_forkserver_template": 0,
     "_death": 1,
+    "_failure": 2,
     "_multichannel": 1,
     "_heartbeat": 2,
     "gateway_socket": 2,
