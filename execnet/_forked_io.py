@@ -15,7 +15,6 @@ import time
 from contextlib import suppress
 
 from . import _forkserver, _transports
-from ._end_poll import EndPoll
 from ._errors import BootstrapError
 from ._forkserver import SLICE_S, Fork, Template, TemplateLost
 from .gateway_base import ExecModel, Popen2IO
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from ._end_poll import EndPoll
+    from ._green_poll import GreenPoll
     from .xspec import XSpec
 
 CONNECT_TIMEOUT_S = 60.0
@@ -73,6 +74,7 @@ class ForkedIO(Popen2IO):
         ours: list[int],
         theirs: list[int],
         deadline: float,
+        end_poll: Callable[..., EndPoll | GreenPoll | None],
     ) -> None:
         self._find_template = find_template
         self._template = template
@@ -88,9 +90,7 @@ class ForkedIO(Popen2IO):
         self._pidfd_users = 0
         outfile, infile = execmodel.fdopen(ours[0], "wb"), execmodel.fdopen(ours[1], "rb")
         super().__init__(outfile, infile, execmodel)
-        self._end_poll: EndPoll | None = None
-        if execmodel.has_main_thread and hasattr(select, "poll"):
-            self._end_poll = EndPoll(ours[1], self, lambda: self._template.watch())
+        self._end_poll = end_poll(ours[1], self, lambda: self._template.watch())
         self._has_answered = False
 
     def boot(self, options: dict[str, Any]) -> None:
@@ -360,10 +360,12 @@ def create_io(
     spec: XSpec,
     execmodel: ExecModel,
     make_pipes: Callable[[int], tuple[list[int], list[int | None]]],
+    end_poll: Callable[..., EndPoll | GreenPoll | None],
 ) -> ForkedIO:
     """Return a stream whose ``boot`` has the template of a spec fork a worker.
 
-    make_pipes: returns our ends of so many pipes and the worker's.  Raises ``BootstrapError``
+    make_pipes: returns our ends of so many pipes and the worker's.  end_poll: returns what
+    waits for a stream and for the end of its process.  Raises ``BootstrapError``
     if the template can't be started or can't import what it is to.
     """
     timeout_s = CONNECT_TIMEOUT_S if spec.connect_timeout is None else float(spec.connect_timeout)
@@ -376,4 +378,4 @@ def create_io(
     template = find_template()
     ours, theirs = make_pipes(2)
     theirs_open = [fd for fd in theirs if fd is not None]
-    return ForkedIO(template, find_template, execmodel, ours, theirs_open, deadline)
+    return ForkedIO(template, find_template, execmodel, ours, theirs_open, deadline, end_poll)

@@ -265,10 +265,14 @@ class Gateway(BaseGateway):
             Message(Message.WINDOW, 0, data).received(self)
         interval_s, dead_after_s = heartbeat_of(self.spec)
         if interval_s:
+            self._post(Message.PING, 0, dumps_internal((interval_s, dead_after_s)))
+            pulse = Pulse(self, interval_s, dead_after_s)
+            if not self.execmodel.has_main_thread:  # a thread must not touch what greenlets use
+                self.execmodel.start(pulse.run, (), "execnet-pulse")
+                return
             from . import _heartbeat
 
-            self._post(Message.PING, 0, dumps_internal((interval_s, dead_after_s)))
-            _heartbeat.watch(Pulse(self, interval_s, dead_after_s))
+            _heartbeat.watch(pulse)
             self._has_pulse = True
 
     def _on_silence(self, reason: str) -> None:

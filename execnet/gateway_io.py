@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._ends import EndWatch
+    from ._green_poll import GreenPoll
     from .xspec import XSpec
 
 PIPE_BYTES = 1 << 20
@@ -109,6 +110,17 @@ def check_descriptors(gateways: int) -> None:
         )
 
 
+def end_poll(
+    fd: int, io: Any, find_watch: Callable[[], EndWatch | None]
+) -> EndPoll | GreenPoll | None:
+    """Return what waits for a stream and for the end of its process; None where nothing can."""
+    if not io.execmodel.has_main_thread:
+        from ._green_poll import GreenPoll
+
+        return GreenPoll(fd, io, io.execmodel)
+    return EndPoll(fd, io, find_watch) if hasattr(select, "poll") else None
+
+
 def _watch_children() -> EndWatch | None:
     from . import _ends
 
@@ -152,9 +164,7 @@ class Popen2IOMaster(Popen2IO):
             close_all([fd for fd in (*theirs, *passed) if fd is not None])
         outfile, infile = execmodel.fdopen(ours[0], "wb"), execmodel.fdopen(ours[1], "rb")
         super().__init__(outfile, infile, execmodel)
-        self._end_poll: EndPoll | None = None
-        if execmodel.has_main_thread and hasattr(select, "poll"):
-            self._end_poll = EndPoll(ours[1], self, _watch_children)
+        self._end_poll = end_poll(ours[1], self, _watch_children)
 
     def _discard(self, ours: list[int]) -> None:
         if self._stderr is None:
@@ -293,7 +303,7 @@ def create_io(
         if spec.forkserver:
             from . import _forked_io
 
-            return _forked_io.create_io(spec, execmodel, _pipes)
+            return _forked_io.create_io(spec, execmodel, _pipes, end_poll)
         io = Popen2IOMaster(_transports.command(spec), execmodel)
         io.remoteaddress = _transports.address_of(spec)
         return io

@@ -43,6 +43,7 @@ FLOORS = {
     "_errors": 1,
     "_ends": 2,
     "_end_poll": 2,
+    "_green_poll": 2,
     "_ssh": 1,
     "_stderr": 1,
     "_ship": 1,
