@@ -5,9 +5,7 @@ Start at ``first_line``.
 
 from __future__ import annotations
 
-import os
-
-from . import _forkserver_template, gateway_base
+from . import _parts
 from ._forkserver_template import BROKEN
 
 # Run by the template's interpreter.  {load} defines ``base`` and ``template``.
@@ -45,15 +43,13 @@ def first_line(preload: tuple[str, ...], ship: bool) -> bytes:
     preload: the modules that it is to import.  ship: whether it has no source of ours.
     """
     if ship:
-        from ._ship import lower
+        from ._shipment import shipment_for
 
-        sources = []
-        for module in gateway_base, _forkserver_template:
-            with open(str(module.__file__), encoding="utf-8") as file:
-                sources.append((module.__file__, lower(file.read())))
-        load = _BY_SOURCE.format(base=sources[0], template=sources[1])
+        base = _parts.file_of("gateway_base"), shipment_for("thread").whole()
+        name = "_forkserver_template"
+        template = _parts.file_of(name), _parts.lowered(name)
+        load = _BY_SOURCE.format(base=base, template=template)
     else:
-        folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        load = _BY_IMPORT.format(folder=folder)
+        load = _BY_IMPORT.format(folder=_parts.import_folder())
     code = _BOOT.format(load=load.rstrip(), preload=preload, broken=BROKEN)
     return (ascii(code) + "\n").encode("ascii")

@@ -5,7 +5,6 @@ What a worker does for it is ``_output_remote``, which is sent to it.  Start at 
 
 from __future__ import annotations
 
-import functools
 import sys
 import threading
 import time
@@ -68,7 +67,7 @@ class Output:
         lines._strconfig = (False, False)  # Python 2's str are bytes
         if gateway.spec.window:
             lines.set_window(NO_WINDOW)  # it has one of its own, and in an end there is none
-        task = (*_source(), "serve", {"lines": lines})
+        task = (*source_to_send(_output_remote, gateway._is_old())[:2], "serve", {"lines": lines})
         self._begin(gateway.execmodel)
         lines.setcallback(_Source(self._inbox, gateway, lines).on_item, endmarker=None)
         gateway._send(Message.CHANNEL_EXEC, code.id, dumps_internal(task, gateway))
@@ -168,11 +167,6 @@ def _print(fd: int, text: str) -> None:
         encoding = file.encoding or "ascii"
         file.write(text.encode(encoding, "backslashreplace").decode(encoding))
     file.flush()
-
-
-@functools.lru_cache(maxsize=1)
-def _source() -> tuple[str, str | None]:
-    return source_to_send(_output_remote)[:2]
 
 
 def forward_all(

@@ -5,10 +5,9 @@ Start at ``load``.
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
-from pathlib import Path
 from typing import Any
+
+from . import _parts
 
 # In the order in which they import each other.
 TARGET_PARTS = ("_rsync_wire", "_rsync_places", "_rsync_removal", "_rsync_temps",
@@ -49,12 +48,6 @@ def load(gateway: Any, names: tuple[str, ...]) -> Any:
     return channel
 
 
-@cache
 def _part(name: str, needs_lowering: bool) -> tuple[str, str, str]:
-    file_name = str(import_module(f"{__package__}.{name}").__file__)
-    source = Path(file_name).read_text(encoding="utf-8")
-    if needs_lowering:
-        from ._ship import lower  # it takes a while
-
-        source = lower(source)
-    return name, file_name, source
+    source = _parts.lowered(name) if needs_lowering else _parts.source_of(name)
+    return name, _parts.file_of(name), source

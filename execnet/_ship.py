@@ -12,7 +12,6 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
-from functools import lru_cache
 
 Position = tuple[int, int]  # line from 0, column in characters
 # From, to, what comes in its place, and what ends the lines that this leaves behind: nothing
@@ -24,15 +23,14 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 _CODE = re.compile(r"""(?:[^'"#]|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")*""")
 
 
-@lru_cache(maxsize=16)
-def lower(source: str) -> str:
+def lower(source: str, tree: ast.Module | None = None) -> str:
     """Return the source of a module of ours without docstrings, comments and annotations.
 
     What remains runs on every Python whose syntax it keeps to; line numbers are the same,
-    indentation is one column a level.
+    indentation is one column a level.  tree: its syntax tree, where there is one already.
     """
     lines = source.split("\n")
-    tree = ast.parse(source)
+    tree = tree or ast.parse(source)
     edits = [*_docstring_edits(tree, lines)]
     for node, _ in _statements(tree):
         edits += _edits_of(node, lines)
@@ -40,16 +38,17 @@ def lower(source: str) -> str:
     return "\n".join(map(_dedented, lines))
 
 
-def split(source: str, names: frozenset[str]) -> tuple[str, str]:
+def split(source: str, names: frozenset[str], tree: ast.Module | None = None) -> tuple[str, str]:
     """Return the lowered source in two parts: without what these names define, and only that.
 
     What uses one of them as soon as it is executed, such as a subclass, belongs to the second
-    part too.  In both all lines keep their numbers.
+    part too.  In both all lines keep their numbers.  tree: the syntax tree, which may be that
+    of the source before it was lowered.
     """
     lines = source.split("\n")
     second = [""] * len(lines)
     names_there = set(names)
-    for node in ast.parse(source).body:
+    for node in (tree or ast.parse(source)).body:
         defined = _defined(node)
         if names_there.intersection(defined) or names_there.intersection(_used_at_once(node)):
             names_there.update(defined)
@@ -64,8 +63,9 @@ def _defined(node: ast.stmt) -> set[str]:
     """Return the names that a statement at the top of a module binds."""
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         return {node.name}
-    if isinstance(node, ast.Assign):
-        names = [name for target in node.targets for name in ast.walk(target)]
+    if isinstance(node, (ast.Assign, ast.AnnAssign)):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = [name for target in targets for name in ast.walk(target)]
         return {n.id for n in names if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
     return set().union(*map(_defined, inner))
@@ -76,6 +76,8 @@ def _used_at_once(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
         yield node.id
     for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns"):
+            continue
         if name == "body" and isinstance(node, (ast.FunctionDef, ast.Lambda)):
             continue
         for child in value if isinstance(value, list) else [value]:
@@ -83,7 +85,7 @@ def _used_at_once(node: ast.AST) -> Iterator[str]:
                 yield from _used_at_once(child)
 
 
-PACKED_FROM = 40  # the character that stands for 0; 85 in a row, and "!" for the backslash
+PACKED_FROM = 40  # the character that stands for 0; ``_BOOT`` in ``_shipment`` knows it as well
 
 
 def deflate(source: str) -> bytes:

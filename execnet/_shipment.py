@@ -6,17 +6,16 @@ frame of its own, before anything that is asked of the worker.  Start at ``boot_
 
 from __future__ import annotations
 
-import marshal
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
-from . import gateway_base
-from ._ship import PACKED_FROM, deflate, lower, pack, split
+from . import _parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+MODULE = "gateway_base"
 FIRST_PACKET_MAX = 14 * 1024  # bytes of the line: the first flight of a TCP connection
 
 # The line has to be short: p packed source, w what asks for it as it is where there is no
@@ -29,7 +28,7 @@ def boot(p,w,f,o):
  sys.modules[m.__name__]=m
  try:
   import zlib
-  d=[ord(c)-{packed_from} for c in p.replace("!","\\\\")]
+  d=[ord(c)-40 for c in p.replace("!","\\\\")]
   s=zlib.decompress(struct.pack(">%dI"%(len(d)//5),*[
    (((d[i]*85+d[i+1])*85+d[i+2])*85+d[i+3])*85+d[i+4] for i in range(0,len(d),5)]))
  except ImportError:
@@ -65,27 +64,63 @@ _GREENLETS = "GeventExecModel _GreenFile _MAIN _threading _run_thread _thread_na
 
 
 class Shipment:
-    """``gateway_base`` in two parts, for workers of one kind."""
+    """``gateway_base`` in two parts, for workers of one kind.
 
-    def __init__(self, greenlets: bool) -> None:
-        later = _SENT_AFTER_HELLO if greenlets else _SENT_AFTER_HELLO + _GREENLETS
-        with open(gateway_base.__file__, encoding="utf-8") as file:
-            first, rest = split(lower(file.read()), frozenset(later.split()))
-        self.packed = pack(first)
-        self.plain_line = (ascii(first) + "\n").encode("ascii")  # where there is no zlib
-        self.rest = deflate(rest)
-        self.plain_rest = rest.encode("ascii")
+    packed, deflated: the first part, as it is in the first line and as it is told to ``zlib``.
+    rest, compiled_rest: the second, deflated and as the Python that this is has compiled it,
+    which takes three times as many bytes.
+    """
 
-    @cached_property
-    def compiled_rest(self) -> bytes:
-        """The rest for the Python that this is; it takes three times as many bytes."""
-        code = compile(self.plain_rest, gateway_base.__file__, "exec", 0, True, 0)
-        return b"m" + marshal.dumps(code)
+    def __init__(self, packed: str, deflated: bytes, rest: bytes, compiled_rest: bytes) -> None:
+        self.packed = packed
+        self.rest = rest
+        self.compiled_rest = compiled_rest
+        self._deflated = deflated
+
+    @property
+    def plain_line(self) -> bytes:
+        """The line for an interpreter without zlib."""
+        return (ascii(_inflated(self._deflated).decode("ascii")) + "\n").encode("ascii")
+
+    @property
+    def plain_rest(self) -> bytes:
+        """The rest for an interpreter without zlib."""
+        return _inflated(self.rest)
+
+    def whole(self) -> str:
+        """Return the lowered source of all."""
+        texts = _inflated(self._deflated), self.plain_rest
+        lines = zip(*(text.decode("ascii").split("\n") for text in texts), strict=True)
+        return "\n".join(first or second for first, second in lines)
+
+
+def _inflated(data: bytes) -> bytes:
+    import zlib  # which is seldom needed here
+
+    return zlib.decompress(data)
+
+
+def _make(names_later: str) -> tuple[str, bytes, bytes, bytes]:
+    """Return the arguments of a ``Shipment``; takes a tenth of a second."""
+    import ast
+    import marshal
+
+    from ._ship import deflate, lower, pack, split
+
+    source = _parts.source_of(MODULE)
+    tree = ast.parse(source)
+    first, rest = split(lower(source, tree), frozenset(names_later.split()), tree)
+    code = compile(rest, _parts.file_of(MODULE), "exec", 0, True, 0)
+    return pack(first), deflate(first), deflate(rest), b"m" + marshal.dumps(code)
 
 
 @lru_cache(maxsize=2)
 def _shipment(greenlets: bool) -> Shipment:
-    return Shipment(greenlets)
+    names_later = _SENT_AFTER_HELLO if greenlets else _SENT_AFTER_HELLO + _GREENLETS
+    sources = [_parts.source_of(name) for name in (MODULE, "_ship", "_shipment")]
+    made_of = [*sources, names_later, _parts.file_of(MODULE)]
+    kind = "shipment-greenlets" if greenlets else "shipment"
+    return Shipment(*_parts.kept(MODULE, kind, made_of, lambda: _make(names_later)))
 
 
 def shipment_for(execmodel: str) -> Shipment:
@@ -104,9 +139,8 @@ def boot_code(options: Mapping[str, Any]) -> str:
     options: the arguments of ``gateway_base.start_worker``.
     """
     return _BOOT.format(
-        packed_from=PACKED_FROM,
         packed=shipment_for(options["execmodel"]).packed,
         wanted=wanted(options["marker"]).decode("ascii"),
-        file_name=gateway_base.__file__,
+        file_name=_parts.file_of(MODULE),
         options=dict(options, rest=True),
     )

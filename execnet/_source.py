@@ -18,14 +18,15 @@ Sendable = tuple[str, "str | None", "str | None"]
 _MODULE_NAMES = frozenset(["__name__", "__builtins__", "__doc__", "__file__"])
 
 
-def source_to_send(source: Any) -> Sendable:
+def source_to_send(source: Any, lowered: bool = True) -> Sendable:
     """Return (source, file name, name of the function to call) of code.
 
     source: a string, a function or a module.  File and function are None where there is none.
+    lowered: whether modules of ours are to be what every Python understands.
     Raises ValueError for a function that can't stand alone, TypeError for anything else.
     """
     if isinstance(source, types.ModuleType):
-        return _source_of_module(source)
+        return _source_of_module(source, lowered)
     if isinstance(source, types.FunctionType):
         return _source_of_function(source), source.__code__.co_filename, source.__name__
     if isinstance(source, str):
@@ -54,23 +55,13 @@ def _dedent(source: str) -> str:
     return source
 
 
-def _source_of_module(module: types.ModuleType) -> Sendable:
-    import inspect
-    import tokenize
+def _source_of_module(module: types.ModuleType, lowered: bool) -> Sendable:
+    from . import _parts  # not with a popen worker: few programs send one
 
-    try:
-        file_name = inspect.getsourcefile(module)
-    except TypeError:  # a builtin module
-        file_name = None
-    if file_name is None:
-        raise ValueError(f"can't execute {module!r}: it has no source file")
-    with tokenize.open(file_name) as file:  # and not the cached lines of ``inspect``
-        source = file.read()
-    if module.__name__.startswith(f"{__package__}."):  # ours run on old interpreters, too
-        from ._ship import lower
-
-        source = lower(source)
-    return source, file_name, None
+    name = module.__name__.removeprefix(f"{__package__}.")
+    if lowered and name != module.__name__:
+        return _parts.lowered(name), _parts.file_of(name), None
+    return (*_parts.read(module), None)
 
 
 def _source_of_function(function: Any) -> str:

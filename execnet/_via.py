@@ -99,7 +99,9 @@ class ViaIO:
         self._code.setcallback(self._on_code_end, endmarker=None)
         # Once is enough; whether it has come is known when the code has ended well.
         known = getattr(self._via, "_knows_via_far", False)
-        source, file_name, _ = ("", "", None) if known else source_to_send(_via_far)
+        source, file_name, _ = (
+            ("", "", None) if known else source_to_send(_via_far, self._via._is_old())
+        )
         self._code.send((self._data, self._news, request, source, file_name))
 
     # the receiver thread of the gateway that it goes via

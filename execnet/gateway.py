@@ -40,12 +40,13 @@ if TYPE_CHECKING:
     class Shipment(Protocol):
         """What is sent to a worker that can't import it."""
 
-        plain_line: bytes
         rest: bytes
-        plain_rest: bytes
+        compiled_rest: bytes
 
         @property
-        def compiled_rest(self) -> bytes: ...
+        def plain_line(self) -> bytes: ...
+        @property
+        def plain_rest(self) -> bytes: ...
 
     class GroupLike(Protocol):
         """What a gateway needs of the group that it is in."""
@@ -112,7 +113,7 @@ class Gateway(BaseGateway):
         arguments without a function, ``DumpError`` for one that can't be serialized, OSError
         if the worker is gone.  What the code raises comes as ``RemoteError`` on the channel.
         """
-        text, file_name, call_name = source_to_send(source)
+        text, file_name, call_name = source_to_send(source, self._is_old())
         if kwargs and call_name is None:
             raise TypeError("keyword arguments need a function to be passed to")
         channel = self.newchannel()
@@ -121,6 +122,11 @@ class Gateway(BaseGateway):
         task = (text, file_name, call_name, kwargs) + ((code,) if code else ())
         self._send(Message.CHANNEL_EXEC, channel.id, dumps_internal(task))
         return channel
+
+    def _is_old(self) -> bool:
+        """Whether the worker's Python may not understand the modules of ours as they are."""
+        version: tuple[int, ...] = self._hello_info.get("version_info", (2, 7))
+        return version[:2] < (3, 7)
 
     def remote_status(self, timeout: float | None = None) -> RemoteStatus:
         """Ask the worker how it is; answered while its main thread is busy, too.

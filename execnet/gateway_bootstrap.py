@@ -183,7 +183,7 @@ def first_line(spec: XSpec, marker: bytes, stdout: int | None = None) -> bytes:
     """Return the line that makes an interpreter a worker; ``stdout`` as above."""
     options = worker_options(spec, marker, stdout)
     if has_source(spec):
-        folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # it may be a zip
         code = _BY_IMPORT.format(folder=folder, options=options)
     else:
         from ._shipment import boot_code

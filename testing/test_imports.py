@@ -39,11 +39,11 @@ PROCESSES = {
     *("re._compiler", "re._constants", "re._parser", "selectors", "subprocess"),
 }
 COORDINATOR = WORKER | THREADS | ITEMS | IMPORTS | SIGNALS | PROCESSES
-# Lowering the source that is sent: once in a process, and only where it is sent.
-LOWERING = {
-    *("_ast", "_tokenize", "ast", "shlex", "sre_compile", "sre_constants", "sre_parse"),
-    *("token", "tokenize", "zlib"),
-}
+# Finding what an earlier program has kept, and a command to be split into words.
+SHIPPING = {"importlib._abc", "importlib.util", "shlex", "sre_compile", "sre_constants"}
+SHIPPING |= {"sre_parse"}
+# Lowering the source that is sent, where nothing was kept.
+LOWERING = {"_ast", "ast", "zlib"}
 
 OURS = {
     *("execnet", "execnet._death", "execnet._end_poll", "execnet._errors", "execnet._fork"),
@@ -53,7 +53,8 @@ OURS = {
     "execnet.xspec",
 }
 OURS_IDLE = {"execnet._ends"}  # once a gateway had nothing to read for a while
-OURS_LOWERING = {"execnet._ship", "execnet._shipment"}
+OURS_SHIPPING = {"execnet._parts", "execnet._shipment"}
+OURS_LOWERING = {"execnet._ship"}
 
 ASK = """
 import sys
@@ -77,9 +78,9 @@ def bare() -> set[str]:
     return set(run_python("import sys; print(*sys.modules)").stdout.split())
 
 
-def loaded_for(spec: str) -> Loaded:
+def loaded_for(spec: str, **variables: str) -> Loaded:
     """Return what a coordinator and a worker have loaded beyond a bare interpreter."""
-    result = run_python(ASK.format(spec=spec))
+    result = run_python(ASK.format(spec=spec), **variables)
     assert result.stderr == ""
     here, far = (set(line.split()) for line in result.stdout.splitlines())
     return here - bare(), far - bare()
@@ -91,8 +92,18 @@ def popen() -> Loaded:
 
 
 @pytest.fixture(scope="module")
-def by_source() -> Loaded:
-    return loaded_for(BY_SOURCE)
+def by_source(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    """In a program that finds nothing kept, and keeps nothing."""
+    folder = str(tmp_path_factory.mktemp("bytecode"))
+    return loaded_for(BY_SOURCE, PYTHONPYCACHEPREFIX=folder, PYTHONDONTWRITEBYTECODE="1")
+
+
+@pytest.fixture(scope="module")
+def by_kept_source(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    """In the second program of a machine."""
+    folder = str(tmp_path_factory.mktemp("bytecode"))
+    loaded_for(BY_SOURCE, PYTHONPYCACHEPREFIX=folder)
+    return loaded_for(BY_SOURCE, PYTHONPYCACHEPREFIX=folder)
 
 
 def ours(modules: set[str]) -> set[str]:
@@ -116,8 +127,15 @@ def test_a_worker_loads_no_more_of_the_standard_library(popen: Loaded) -> None:
 
 
 def test_only_a_coordinator_that_sends_its_source_loads_what_lowers_it(by_source: Loaded) -> None:
-    assert ours(by_source[0]) - OURS_IDLE == OURS | OURS_LOWERING
-    assert by_source[0] - OURS - OURS_IDLE - OURS_LOWERING - COORDINATOR - LOWERING == set()
+    assert ours(by_source[0]) - OURS_IDLE == OURS | OURS_SHIPPING | OURS_LOWERING
+    others = by_source[0] - ours(by_source[0]) - COORDINATOR
+    assert others - SHIPPING - LOWERING == set()
+
+
+def test_one_that_has_it_kept_loads_nothing_that_lowers_it(by_kept_source: Loaded) -> None:
+    assert ours(by_kept_source[0]) - OURS_IDLE == OURS | OURS_SHIPPING
+    others = by_kept_source[0] - ours(by_kept_source[0]) - COORDINATOR
+    assert others - SHIPPING == set()
 
 
 def test_a_worker_that_is_sent_its_source_loads_no_more(by_source: Loaded) -> None:

@@ -46,6 +46,7 @@ FLOORS = {
     "_green_poll": 2,
     "_ssh": 1,
     "_stderr": 1,
+    "_parts": 1,
     "_ship": 1,
     "_shipment": 2,
     "_source": 1,

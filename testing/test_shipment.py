@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tools import find_python
 
-from execnet import XSpec, _transports, gateway_base, gateway_bootstrap
+from execnet import Gateway, XSpec, _shipment, _transports, gateway_base, gateway_bootstrap
 from execnet._ship import lower, pack, split
-from execnet._shipment import FIRST_PACKET_MAX, Shipment, boot_code
+from execnet._shipment import FIRST_PACKET_MAX, boot_code, shipment_for
 
 MARKER = b"\0execnet\0" + b"0123456789abcdef" + b"\n"
 NO_ZLIB = """\
@@ -80,6 +80,12 @@ def test_what_is_sent_is_made_once_in_a_process(monkeypatch: pytest.MonkeyPatch)
     assert gateway_bootstrap.first_line(spec, MARKER) == line
 
 
+def test_the_tree_from_before_the_lowering_splits_as_that_from_after_it() -> None:
+    source = Path(gateway_base.__file__).read_text("utf-8")
+    names = frozenset(_shipment._SENT_AFTER_HELLO.split())
+    assert split(lower(source), names, ast.parse(source)) == split(lowered(), names)
+
+
 class TestSplit:
     def test_every_line_is_in_one_of_the_parts_at_its_place(self) -> None:
         source = lowered()
@@ -110,8 +116,6 @@ class TestSplit:
         assert split(source, frozenset("b"))[1] == second
 
     def test_all_names_that_follow_later_exist(self) -> None:
-        from execnet import _shipment
-
         names = set((_shipment._SENT_AFTER_HELLO + _shipment._GREENLETS).split())
         assert names <= set(vars(gateway_base))
 
@@ -151,23 +155,24 @@ def test_an_interpreter_without_zlib_is_sent_the_source_as_it_is(
 
 class TestCompiled:
     @pytest.fixture
-    def compiled(self, monkeypatch: pytest.MonkeyPatch) -> list[Shipment]:
-        """The shipments that were compiled here for their workers."""
-        found: list[Shipment] = []
+    def compiled(self, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+        """Of each worker that is started, whether its rest was sent compiled."""
+        found: list[bool] = []
+        choose = Gateway._rest_of_module
 
-        def compiled_rest(shipment: Shipment) -> bytes:
-            found.append(shipment)
-            return whole(shipment)
+        def rest_of_module(*args: Any) -> bytes:
+            rest = choose(*args)
+            found.append(rest[:1] == b"m")
+            return rest
 
-        whole = Shipment.compiled_rest.func
-        monkeypatch.setattr(Shipment, "compiled_rest", property(compiled_rest))
+        monkeypatch.setattr(Gateway, "_rest_of_module", rest_of_module)
         return found
 
     def test_a_worker_on_the_same_python_compiles_no_rest(
-        self, makegateway: MakeGateway, compiled: list[Shipment]
+        self, makegateway: MakeGateway, compiled: list[bool]
     ) -> None:
         gateway = makegateway(f"popen//python={sys.executable}")
-        assert len(compiled) == 1
+        assert compiled == [True]
         channel = gateway.remote_exec("channel.send([channel.receive()]); 1 / 0")
         channel.send({"a": 1.5})
         assert channel.receive() == [{"a": 1.5}]
@@ -178,19 +183,19 @@ class TestCompiled:
         assert "exec(code, namespace)" in lines[int(numbers[0]) - 1]
 
     def test_another_python_compiles_it(
-        self, makegateway: MakeGateway, compiled: list[Shipment]
+        self, makegateway: MakeGateway, compiled: list[bool]
     ) -> None:
         gateway = makegateway(f"popen//python={find_python('3.13')}")
         assert gateway.remote_exec("channel.send(1)").receive() == 1
-        assert compiled == []
+        assert compiled == [False]
 
     def test_one_elsewhere_compiles_it(
-        self, makegateway: MakeGateway, compiled: list[Shipment], monkeypatch: pytest.MonkeyPatch
+        self, makegateway: MakeGateway, compiled: list[bool], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(_transports, "address_of", lambda spec: "far")
         gateway = makegateway(f"popen//python={sys.executable}")
         assert gateway.remote_exec("channel.send(1)").receive() == 1
-        assert compiled == []
+        assert compiled == [False]
 
 
 def test_a_worker_that_sends_source_is_refused(makegateway: MakeGateway) -> None:
@@ -201,7 +206,13 @@ def test_a_worker_that_sends_source_is_refused(makegateway: MakeGateway) -> None
 
 
 def test_a_shipment_with_greenlets_has_them_in_its_first_part() -> None:
-    assert "class GeventExecModel" in Shipment(True).plain_line.decode()
-    assert "class GeventExecModel" not in Shipment(False).plain_line.decode()
-    assert b"class GeventExecModel" in Shipment(False).plain_rest
+    thread, gevent = shipment_for("thread"), shipment_for("gevent")
+    assert "class GeventExecModel" in gevent.plain_line.decode()
+    assert "class GeventExecModel" not in thread.plain_line.decode()
+    assert b"class GeventExecModel" in thread.plain_rest
     assert os.path.isabs(gateway_base.__file__)
+
+
+@pytest.mark.parametrize("execmodel", ["thread", "gevent"])
+def test_its_two_parts_are_the_whole_module(execmodel: str) -> None:
+    assert shipment_for(execmodel).whole() == lowered()
