@@ -169,9 +169,11 @@ def _read_file(name: str) -> _Code:
 
 
 def _read_module(name: str) -> _Code:
+    from ._parts import from_loader
+
     spec = _find_module(name)
     try:
-        source = spec.loader.get_source(spec.name) if spec.has_location else None
+        source = from_loader(spec.loader, spec.name, spec.origin) if spec.has_location else None
     except (AttributeError, ImportError, OSError, SyntaxError, UnicodeError) as exc:
         raise CommandError(f"can't read the source of module {name!r}: {exc}") from exc
     if source is None:

@@ -47,12 +47,16 @@ def _source(name: str, loader: Any, path: str) -> str | None:
     if os.path.isfile(path) and not _is_extension(path):
         with open(path, "rb") as file:
             return _decoded(file.read())
-    if not hasattr(loader, "get_source"):
+    try:
+        return from_loader(loader, name, path)
+    except (AttributeError, ImportError, OSError):  # it is one that has no sources
         return None
+
+
+def from_loader(loader: Any, name: str, path: str) -> str | None:
+    """Return the source of a module as its loader has it; raises what that raises."""
     try:
         source: str | None = loader.get_source(name)
-    except (ImportError, OSError):
-        return None
     except UnicodeDecodeError:  # the loader of zips takes all for UTF-8
         return _decoded(loader.get_data(path))
     return source
