@@ -63,7 +63,7 @@ class EndPoll:
             self._poll.unregister(self._bell)
             self._bell = -1
         self._limit_ms = LOOK_MS
-        with suppress(OSError, RuntimeError):  # too many descriptors, or threads
+        with suppress(OSError, RuntimeError, ImportError):  # too many descriptors, or threads
             self._watch = self._find_watch()
             if self._watch is not None:
                 self._bell = self._watch.enter(self._process)

@@ -48,14 +48,15 @@ _SENT_AFTER_HELLO = """
     _parse _parse_other _parse_ints _parse_decimal _checked_key _INT _TEXT _LONG
     _BUILDTUPLE _CONSTANTS _COLLECTIONS _text _STRINGS
     _decimal _find_refused _save_channel _ints_of_list
-    _load_fast_codec _StrictPickler _StrictUnpickler _load_pickle _nested_too_deeply dumps_fast
-    _refuse_extensions load_item _PICKLED_CONTAINERS _NESTING_MAX
+    load_codec _load_fast_codec _StrictPickler _StrictUnpickler _load_pickle _nested_too_deeply
+    dumps_fast _refuse_extensions load_item _PICKLED_CONTAINERS _NESTING_MAX
     FrameWriter GatewayState BaseGateway WorkerGateway
     Reply WorkerPool FrameDecoder DirectReads CAN_READ_DIRECTLY _Flag ChannelState Channel _Callback
     ChannelFile ChannelFactory Windows _CountedInbox Pulse ENDMARKER NO_ENDMARKER_WANTED _and_why
     _on_reconfigure _on_exec _on_data _on_close_error
     _on_terminate _on_stacks _on_ping _on_window _on_credit
-    _answer format_stacks _dump_text _remember_source _interrupt _marked_as_utf8
+    _answer format_stacks _plain_stack _end_fork _try_threading _modules_to_load _LOADED_LATER
+    _BROUGHT_ALONG _loading _dump_text _remember_source _interrupt _marked_as_utf8
     _places _interrupt_others
     WorkerDied TimeoutError LoadError RemoteError MAIN_THREAD_ONLY_DEADLOCK_TEXT INTERRUPT_TEXT
     DeadlockError _refuse_in_callback

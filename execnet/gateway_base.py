@@ -136,7 +136,10 @@ class RemoteError(ExecnetError):
     def warn(self) -> None:
         """Write to stderr what nobody asked for; an interruption is not worth it."""
         if self.formatted != INTERRUPT_TEXT:
-            sys.stderr.write("[%d] Warning: unhandled %r\n" % (os.getpid(), self))
+            try:
+                sys.stderr.write("[%d] Warning: unhandled %r\n" % (os.getpid(), self))
+            except Exception:  # there is no stderr, or it is anything
+                pass
 
 
 sysex = (KeyboardInterrupt, SystemExit)
@@ -146,28 +149,108 @@ MAIN_THREAD_ONLY_DEADLOCK_TEXT = (
 )
 
 
-def geterrortext(exc: BaseException) -> str:
-    """Return the text of an exception's traceback; never fails."""
-    import traceback
+_spare_fds: list[int] = []  # one at most; given up for an import that finds no other
 
-    tb = getattr(exc, "__traceback__", None) or sys.exc_info()[2]
+
+def _keep_spare_fd() -> None:
     try:
-        return "".join(traceback.format_exception(exc.__class__, exc, tb))
-    except Exception as failure:
-        return "%s: (its text could not be had: %r)" % (type(exc).__name__, failure)
+        if not _spare_fds and not PY2:  # whose child processes would have it, too
+            _spare_fds.append(os.open(os.devnull, os.O_RDONLY))
+    except EnvironmentError:
+        pass  # there is none, so nothing is lost
+
+
+def _import(name: str) -> Any:
+    """Import what is needed late, also where no descriptor is left for its file."""
+    try:
+        return __import__(name)
+    except (ImportError, EnvironmentError):
+        if not _spare_fds:
+            raise
+        os.close(_spare_fds.pop())
+        try:
+            return __import__(name)
+        finally:
+            _keep_spare_fd()
+
+
+def geterrortext(exc: Any) -> str:
+    """Return the text of an exception's traceback, as much of it as can be had; never fails.
+
+    exc: an exception, or a tuple (type, value, traceback).
+    """
+    if type(exc) is tuple:  # an error may be anything, so nothing of it is asked for out here
+        kind, exc, tb = exc
+    else:
+        kind = exc.__class__ if PY2 else type(exc)
+        tb = getattr(exc, "__traceback__", None) or sys.exc_info()[2]
+    text = "%s: its text can't be had" % getattr(kind, "__name__", kind)
+    for describe in _full_error_text, _plain_error_text:
+        try:
+            return describe(kind, exc, _users_part(tb))
+        except:  # noqa: E722 - no import, no memory, a late interrupt: it must be told anyway
+            pass
+    return text
+
+
+def _users_part(tb: Any) -> Any:
+    """Return a traceback without our frames in front of those of the code that we ran."""
+    found = tb
+    while found is not None and found.tb_frame.f_globals is globals():
+        found = found.tb_next
+    return found or tb  # all are ours where code does not compile
+
+
+def _full_error_text(kind: Any, exc: Any, tb: Any) -> str:
+    limit, shown, place = None, 0, tb
+    if kind is DumpError and getattr(exc, "__context__", None) is None:
+        while place is not None:  # the place that gave us the item, not how we looked at it
+            shown, limit = shown + 1, limit if place.tb_frame.f_globals is globals() else shown + 1
+            place = place.tb_next
+    return "".join(_import("traceback").format_exception(kind, exc, tb, limit))
+
+
+def _plain_error_text(kind: Any, exc: Any, tb: Any) -> str:
+    """Return the text without what would have to be imported or opened."""
+    lines = ["Traceback (most recent call last):\n"] if tb is not None else []
+    while tb is not None and len(lines) < 100:
+        code = tb.tb_frame.f_code
+        lines.append(_FRAME_LINE % (code.co_filename, tb.tb_lineno, code.co_name))
+        tb = tb.tb_next
+    try:
+        text = ("%s: %s" if "%s" % (exc,) else "%s%s") % (kind.__name__, exc)
+    except Exception:
+        text = "%s: its text can't be had" % kind.__name__
+    return "".join(lines) + text + "\n"
+
+
+_FRAME_LINE = '  File "%s", line %d, in %s\n'
 
 
 def format_stacks() -> str:
     """Return the stacks of all threads of this process."""
-    import traceback
-
-    names = {thread.ident: thread.name for thread in _threading().enumerate()}
+    names = dict(_thread_names)
+    format_stack: Any = _plain_stack
+    try:
+        names.update((thread.ident, thread.name) for thread in _threading().enumerate())
+        format_stack = _import("traceback").format_stack
+    except Exception:  # they can't be imported any more
+        pass
     names.update(_thread_names)
     parts = ["process %d\n" % os.getpid()]
     for ident, frame in sys._current_frames().items():
         parts.append("\nthread %s:\n" % names.get(ident, ident))
-        parts += traceback.format_stack(frame)
+        parts += format_stack(frame)
     return "".join(parts)
+
+
+def _plain_stack(frame: Any) -> list[str]:
+    lines: list[str] = []
+    while frame is not None:
+        code = frame.f_code
+        lines.insert(0, _FRAME_LINE % (code.co_filename, frame.f_lineno, code.co_name))
+        frame = frame.f_back
+    return lines
 
 
 def _decoded(text: Any) -> Any:
@@ -397,10 +480,11 @@ def dumps_internal(item: Any, gateway: Any = None) -> bytes:
     parts.gateway = gateway
     try:
         _SAVERS.get(type(item), _refuse)(parts.append, item)
+        parts.append(opcode.STOP)
+        return b"".join(parts)
     except (DumpError, RuntimeError):  # RecursionError is a RuntimeError
-        raise DumpError(_find_refused(item, parts))
-    parts.append(opcode.STOP)
-    return b"".join(parts)
+        refused = _find_refused(item, parts)
+    raise DumpError(refused)  # out here, as how it was found is not worth a traceback
 
 
 def _find_refused(item: Any, parts: _Parts) -> str:
@@ -669,27 +753,37 @@ HAVE_FAST_CODEC = sys.version_info >= (3, 8) and not ISPYPY
 CODECS = ("classic", "fast") if HAVE_FAST_CODEC else ("classic",)
 
 
+def load_codec() -> None:
+    """Import what items need, as there may be no descriptor left for it later."""
+    try:
+        if HAVE_FAST_CODEC:
+            _import("_pickle")
+    except Exception:  # it can do without
+        pass
+
+
 def _load_fast_codec() -> None:  # with its first item: what it imports takes long
     global _StrictPickler, _StrictUnpickler, _load_pickle
+    _pickle: Any
     try:
-        import _pickle
+        _pickle = _import("_pickle")
     except ImportError:  # an interpreter without its C accelerator
-        import pickle as _pickle  # type: ignore[no-redef]
+        _pickle = _import("pickle")
 
-    class StrictPickler(_pickle.Pickler):
+    class StrictPickler(_pickle.Pickler):  # type: ignore[misc]
         """Pickles plain builtins and refuses all that pickle would have to name."""
 
         def reducer_override(self, obj: object) -> NoReturn:
             raise DumpError("not a plain builtin")
 
-    class StrictUnpickler(_pickle.Unpickler):
+    class StrictUnpickler(_pickle.Unpickler):  # type: ignore[misc]
         """Loads plain builtins; it can't name, import or call anything."""
 
         def find_class(self, module: str, name: str) -> NoReturn:
             raise LoadError("a pickle asks for %s.%s" % (module, name))
 
-    _load_pickle = _pickle.loads  # type: ignore[assignment]
-    _StrictPickler, _StrictUnpickler = StrictPickler, StrictUnpickler  # type: ignore[assignment]
+    _load_pickle = _pickle.loads
+    _StrictPickler, _StrictUnpickler = StrictPickler, StrictUnpickler
 
 
 def _StrictPickler(*args: Any) -> Any:
@@ -729,17 +823,19 @@ def dumps_fast(item: Any, gateway: Any = None) -> bytes:
     """Return an item in the faster one of the formats that can hold it."""
     if type(item) not in _CONTAINERS:
         return dumps_internal(item, gateway)
+    written: Any = None
     try:
-        dump, written = taken = _idle_picklers.pop()  # so that no other thread has it
-    except IndexError:
-        written = _Parts()
-        pickler = _StrictPickler(written, 4)
-        pickler.fast = True  # no memo: an item is a tree, as in the classic format
-        dump = pickler.dump
-        taken = dump, written
-    try:
+        try:
+            dump, written = taken = _idle_picklers.pop()  # so that no other thread has it
+        except IndexError:
+            parts = _Parts()
+            pickler = _StrictPickler(parts, 4)
+            pickler.fast = True  # no memo: an item is a tree, as in the classic format
+            dump, written = taken = pickler.dump, parts
         dump(item)
-    except Exception:  # what can't be pickled is dumped, or refused with its reason, there
+    except Exception:  # it can't be pickled, or the pickler can't be imported any more
+        written = None
+    if written is None:  # it is dumped, or refused with its reason, there
         return dumps_internal(item, gateway)
     data = written[0] if len(written) == 1 else b"".join(written)
     del written[:]
@@ -960,7 +1056,14 @@ def _threading() -> Any:
             lock.acquire()  # until the interpreter ends
             main._ident, main._tstate_lock = _MAIN[0], lock
         sys.modules.setdefault("threading", module)  # unless another thread was faster
-    return __import__("threading")
+    return _import("threading")
+
+
+def _try_threading() -> None:
+    try:
+        _threading()
+    except Exception:  # it can't be imported any more; threads can be had without
+        pass
 
 
 if sys.version_info < (3, 10) or ISPYPY:
@@ -1317,7 +1420,7 @@ class WorkerPool(object):
 
     def _start_thread(self, reply: Reply) -> None:
         try:
-            _threading()  # the task may look at its thread
+            _try_threading()  # the task may look at its thread
             self.execmodel.start(self._perform, (reply,), "execnet-task")
         except BaseException:  # no thread to be had
             self._finished(reply)
@@ -1409,6 +1512,7 @@ class Popen2IO(object):
         if PY2:
             self._read = _retried(self._read)
         self._write = getattr(outfile, "buffer", outfile).write
+        self._input: Any = None  # what tells whether it can be read
         self._writev_fd = -1  # where header and payload can go out without being joined
         self.written: list[int] = []  # of the frame that is written, by each system call
         self.small_bytes = 0  # a frame below it goes by ``write_small``
@@ -1464,13 +1568,23 @@ class Popen2IO(object):
     def can_write_now(self) -> bool:
         """Whether a few KiB can be written without waiting."""
         try:
-            import select
-
+            select = sys.modules.get("select") or _import("select")
             poll = select.poll()
             poll.register(self.outfile.fileno(), select.POLLOUT)
         except (ImportError, AttributeError, OSError, ValueError):
             return True  # not a descriptor, or a system that can't tell
         return bool(poll.poll(0))
+
+    def has_more(self, wait_ms: int) -> bool:
+        """Whether something can be read, by now or so many milliseconds later.
+
+        Raises what says that it can't be told.
+        """
+        if self._input is None:
+            select = _import("select")
+            self._input = select.poll()
+            self._input.register(self.infile.fileno(), select.POLLIN)
+        return bool(self._input.poll(wait_ms))
 
     def direct_reads(self) -> DirectReads | None:
         """Return what lets other threads read, None for what has no descriptor."""
@@ -1702,8 +1816,7 @@ class DirectReads(object):
                 return
             except OSError:  # with another kind of time
                 pass
-        import select
-
+        select = _import("select")
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         try:
@@ -1723,8 +1836,7 @@ class DirectReads(object):
 
     def _set_receive_timeout(self, seconds: float) -> None:
         """Have reads of the socket fail after that time, 0 for never."""
-        import _socket
-
+        _socket = _import("_socket")
         sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, 0, self._fd)
         try:
             timeval = struct.pack("ll", 0, int(seconds * 1e6))
@@ -2100,9 +2212,11 @@ class Channel(object):
             error: BaseException | None = getattr(self.gateway, "_error", None)
             if error is None:
                 return None
-            import copy
-
-            return copy.copy(error)  # each who raises it gets a traceback of its own
+            try:  # each who raises it gets a traceback of its own
+                error = _import("copy").copy(error)
+            except Exception:  # nothing can be imported any more
+                pass
+            return error
 
     def setcallback(
         self, callback: Callable[[Any], object], endmarker: Any = NO_ENDMARKER_WANTED
@@ -2113,7 +2227,7 @@ class Channel(object):
         and both sides get the error.  endmarker: passed to it once, behind the last item.
         Raises OSError if there is a callback already.
         """
-        _threading()  # the callback may look at its thread
+        _try_threading()  # the callback may look at its thread
         items = self._items
         entry = _Callback(callback, endmarker, self)
         well = True
@@ -2674,7 +2788,13 @@ def _on_close_error(message: Message, gateway: BaseGateway) -> None:
 def _on_ping(message: Message, gateway: BaseGateway) -> None:
     if message.data:
         interval, dead_after = loads_internal(message.data)
-        gateway.execmodel.start(Pulse(gateway, interval, dead_after).run, (), "execnet-pulse")
+        pulse = Pulse(gateway, interval, dead_after)
+        try:
+            gateway.execmodel.start(pulse.run, (), "execnet-pulse")
+        except RuntimeError:  # no thread is to be had
+            gateway._answers_pings = True
+    elif gateway._answers_pings:
+        gateway._post(Message.PING)
 
 
 def _on_window(message: Message, gateway: BaseGateway) -> None:
@@ -2759,6 +2879,8 @@ class BaseGateway(object):
         self._get_ident = get_ident if io.execmodel.has_main_thread else io.execmodel.get_ident
         self._receiver_ident: int | None = None
         self._receiver_done = _Flag(self.execmodel)
+        self._answers_pings = False  # as there is no thread to send any
+        self._to_load: list[str] | None = None  # modules, while nothing comes; None: not yet known
         self._channelfactory = ChannelFactory(self, _startcount)
 
     def __repr__(self) -> str:
@@ -2874,10 +2996,18 @@ class BaseGateway(object):
         direct = self._channelfactory.direct
         if direct is not None:
             if direct.served and not decoder.pending() and self._nobody_else_waits(direct):
-                direct.offer()
+                try:
+                    direct.offer()
+                except ImportError:  # nothing can be imported any more: it reads all itself
+                    self._channelfactory.direct = None
             if direct.chunks:
                 return direct.next_chunk()
+        if self._to_load:
+            self._load_while_idle()
         return self._read_some(limit)
+
+    def _load_while_idle(self) -> None:
+        raise NotImplementedError("only a worker has something to load")
 
     def _nobody_else_waits(self, direct: DirectReads) -> bool:
         callbacks = list(self._channelfactory._callbacks.values())
@@ -2964,6 +3094,36 @@ def _getcwd() -> str:
 
 # ---------------------------------------------------------------- worker
 
+IDLE_MS = 50  # without anything to read, before a worker loads a module that it may need later
+# What an established worker needs, in the order in which it is loaded, and what that brings along.
+_LOADED_LATER = ["select", "_pickle", "threading", "queue", "ctypes"]
+_BROUGHT_ALONG = (
+    "_compat_pickle _weakrefset collections contextlib copyreg enum errno functools heapq keyword "
+    "linecache operator pickle re reprlib sysconfig token tokenize traceback types warnings weakref"
+)
+# A fork waits for it, or locks of the import system stay taken in the child.
+_loading = getattr(_thread, "RLock", _thread.allocate_lock)()
+
+
+def _modules_to_load() -> list[str]:
+    """Return what can be loaded while a worker idles; no file of the user's is to run for it."""
+    names = set(_LOADED_LATER + _BROUGHT_ALONG.split())
+    try:
+        home = os.path.dirname(os.__file__)
+        for folder in sys.path[: sys.path.index(home)]:
+            if os.path.isdir(folder or os.curdir):
+                found = os.listdir(folder or os.curdir)
+                if names.intersection(name.partition(".")[0] for name in found):
+                    return []
+        os.register_at_fork(
+            before=_loading.acquire,
+            after_in_parent=_loading.release,
+            after_in_child=_loading.release,
+        )
+    except (AttributeError, ValueError, OSError):  # an old Python, or one from a zip
+        return []
+    return [name for name in _LOADED_LATER if name not in sys.modules]
+
 
 STACKS_S = 0.25  # how long an execution runs on in an orderly end before its stack is told
 
@@ -3013,14 +3173,33 @@ class WorkerGateway(BaseGateway):
 
     def _local_schedulexec(self, channel: Channel, sourcetask: Task) -> None:
         self._trace("schedule execution on", channel)
+        if self._to_load is None:
+            self._to_load = [""] if hasattr(self._io, "has_more") else []
         if self._channelfactory.direct is None:
             self._enable_direct_reads()
         task = (channel, sourcetask)
         channel._executing = True
-        if self.execmodel.backend != "main_thread_only":
-            self._execpool.spawn(self.executetask, task)
-        elif self._execpool.try_spawn_primary(self.executetask, task) is None:
-            self.execmodel.start(self._await_primary, (task,), "execnet-await-main-thread")
+        try:
+            if self.execmodel.backend != "main_thread_only":
+                self._execpool.spawn(self.executetask, task)
+            elif self._execpool.try_spawn_primary(self.executetask, task) is None:
+                self.execmodel.start(self._await_primary, (task,), "execnet-await-main-thread")
+        except Exception as exc:  # what runs already has nothing to do with it
+            channel._executing = False
+            channel.close("no thread could be started in %s to execute it: %s" % (self.id, exc))
+
+    def _load_while_idle(self) -> None:
+        """Import what may be needed when nothing can be imported any more, module by module."""
+        try:
+            while self._to_load and not self._io.has_more(IDLE_MS):
+                name = self._to_load.pop(0)
+                if not name:  # the first time
+                    self._to_load = _modules_to_load()
+                    continue
+                with _loading:
+                    _threading() if name == "threading" else _import(name)
+        except Exception:  # they can't be had, or it can't be told whether it idles
+            self._to_load = []
 
     def _await_primary(self, task: tuple[Channel, Task]) -> None:
         """Execute a task if the main thread is free in a moment, else refuse it."""
@@ -3039,29 +3218,46 @@ class WorkerGateway(BaseGateway):
         The channel is closed behind it, with the text of what it raised.
         """
         channel = item[0]
-        error = None
-        in_main_thread = get_ident() == self._main_ident
+        error = self._execute_and_describe(item)
+        self._execpool.release_primary()
+        try:
+            self._channelfactory.take_back()
+            channel._executing = False
+            if error is None:
+                channel.close()
+            else:
+                channel.close(error)
+        except BaseException as exc:  # no memory, or a late interrupt: whoever waits must be told
+            text = error or "closing %r failed: %s" % (channel, type(exc).__name__)
+            self._post(Message.CHANNEL_CLOSE_ERROR, channel.id, _dump_text(text))
+            raise
+
+    def _execute_and_describe(self, item: tuple[Channel, Task]) -> str | None:
+        """Execute a task; return the text of what it raised, None if it ended well."""
+        pid, in_main_thread = os.getpid(), get_ident() == self._main_ident
         try:
             try:
                 self._interruptible |= in_main_thread
                 self._execute(*item)
+                if os.getpid() != pid:
+                    _end_fork(None)
             finally:
                 self._interruptible &= not in_main_thread
         except KeyboardInterrupt:
             self._interruptible &= not in_main_thread
-            error = INTERRUPT_TEXT
+            if os.getpid() != pid:
+                _end_fork(sys.exc_info()[1])
+            return INTERRUPT_TEXT
         except:  # noqa: E722 - as in ``Reply._run``
-            exc: Any = sys.exc_info()[1]
-            if not (isinstance(exc, EOFError) and channel.gateway._channelfactory.finished):
-                self._trace("execution failed", exc)
-                error = geterrortext(exc)
-        self._execpool.release_primary()
-        self._channelfactory.take_back()
-        channel._executing = False
-        if error is None:
-            channel.close()
-        else:
-            channel.close(error)
+            error: Any = sys.exc_info()
+            if os.getpid() != pid:
+                _end_fork(error[1])
+            if issubclass(error[0], EOFError) and item[0].gateway._channelfactory.finished:
+                return None
+            text = geterrortext(error)
+            self._trace("execution failed", text)
+            return text
+        return None
 
     def _execute(self, channel: Channel, task: Task) -> None:
         source, file_name, call_name, kwargs = task[:4]
@@ -3156,14 +3352,39 @@ def _handle_interrupts(handler: Callable[[int, Any], object]) -> None:
         pass
 
 
+def _unblock_interrupts() -> None:
+    """Let SIGINT through, which a coordinator may have blocked, and its children with it."""
+    signal = _signal_module()
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
 def _remember_source(source: str) -> None:
     """Let the traceback show the lines of a source that has no file."""
-    import linecache
+    try:
+        cache = getattr(_import("linecache"), "cache", None)  # None: another thread is importing it
+        if cache is not None:
+            lines = [line + "\n" for line in source.splitlines()]
+            cache["<remote exec>"] = (len(source), None, lines, "<remote exec>")
+    except Exception:  # it is shown without its lines then
+        pass
 
-    cache = getattr(linecache, "cache", None)  # None: another thread is importing it
-    if cache is not None:
-        lines = [line + "\n" for line in source.splitlines()]
-        cache["<remote exec>"] = (len(source), None, lines, "<remote exec>")
+
+def _end_fork(error: BaseException | None) -> None:
+    """End a process that remote code forked, and that is at the end of that code.
+
+    Nothing here is its own: not the stream, nor what is in buffers or waits for ``atexit``.
+    """
+    status: Any = 1
+    try:
+        code = getattr(error, "code", None) if isinstance(error, SystemExit) else error
+        if code is None or isinstance(code, int):
+            status = code or 0
+        else:
+            text: Any = geterrortext(error)
+            os.write(2, text if PY2 else text.encode("utf-8", "backslashreplace"))
+    finally:
+        os._exit(status & 255)
 
 
 def _places(idents: set[int]) -> dict[int, tuple[int, int]]:
@@ -3192,8 +3413,8 @@ def _interrupt_others(idents: set[int], main_ident: int) -> dict[int, tuple[int,
     places = _places(idents)
     if idents:
         try:
-            import ctypes
-        except ImportError:  # an interpreter without it
+            ctypes = _import("ctypes")
+        except Exception:  # an interpreter without it, or one that can import no more
             return {}
         raise_in = getattr(getattr(ctypes, "pythonapi", None), "PyThreadState_SetAsyncExc", None)
         if raise_in is None:  # PyPy
@@ -3337,6 +3558,7 @@ def start_worker(
     # None ends it before it can tell what is to be interrupted.  Not SIG_IGN, which processes
     # that code starts would inherit.
     _handle_interrupts(lambda signum, frame: None)
+    _unblock_interrupts()
     try:
         decode = getattr(os, "fsdecode", str)
         for name, value in (env or {}).items():
@@ -3370,4 +3592,5 @@ def start_worker(
         except EOFError:
             return  # the coordinator has gone
     WorkerGateway.before_exit = staticmethod(before_exit)
+    _keep_spare_fd()
     _serve(io, id, codecs, grace)

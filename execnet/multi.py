@@ -17,7 +17,7 @@ from ._multichannel import MultiChannel as MultiChannel
 from ._terminate import KILL_S, foreign_pair, longest_end_s, wait_ended, warn_killed
 from ._terminate import safe_terminate as safe_terminate
 from .gateway import Gateway, collect_stacks
-from .gateway_base import DeadlockError, ExecModel, get_execmodel
+from .gateway_base import DeadlockError, ExecModel, get_execmodel, load_codec
 from .xspec import XSpec
 
 TYPE_CHECKING = False
@@ -188,6 +188,7 @@ class Group:
                 by_id[str(spec.id)] = self._start(spec, find)
                 deadlines[str(spec.id)] = gateway_bootstrap.deadline_of(spec)
             started = [by_id[str(spec.id)] for spec in prepared]
+            load_codec()  # the workers begin meanwhile
             for gateway in started:
                 gateway_bootstrap.wait_ready(gateway, deadlines[gateway.id])
             self._forward_output(started, deadlines)

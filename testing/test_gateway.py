@@ -182,16 +182,20 @@ class TestRemoteExec:
         assert gateway._channelfactory.channels() == []
         assert gateway.remote_status().numexecuting == 0
 
-    def test_the_traceback_names_the_code_and_a_frame_of_gateway_base(
-        self, makegateway: MakeGateway
-    ) -> None:
+    def test_the_traceback_names_the_code(self, makegateway: MakeGateway) -> None:
         channel = makegateway().remote_exec("x = 1\n\nraise ValueError('there')")
         with pytest.raises(RemoteError) as caught:
             channel.waitclose(BOUND_S)
         text = str(caught.value)
         assert 'File "<remote exec>", line 3' in text
         assert text.rstrip().endswith("ValueError: there")
-        assert "gateway_base.py" in text
+
+    def test_the_traceback_of_code_that_does_not_compile_has_a_frame_of_gateway_base(
+        self, makegateway: MakeGateway
+    ) -> None:
+        with pytest.raises(RemoteError) as caught:
+            makegateway().remote_exec("def +").waitclose(BOUND_S)
+        assert "gateway_base.py" in str(caught.value)
 
     def test_the_stack_can_be_inspected(self, makegateway: MakeGateway) -> None:
         code = """
