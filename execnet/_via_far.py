@@ -32,7 +32,7 @@ class Process(object):
     def __init__(self, model: Any, request: dict[str, Any]) -> None:
         subprocess = model.subprocess
         self._stderr = StderrTail(model) if request["stderr"] else None
-        self._leads_group = request["leads_group"]  # of what must not outlive it
+        self._leads_group = request.get("leads_group")  # of what must not outlive it
         child_stdin, self.write_fd = pipe()
         self.read_fd, child_stdout = pipe()
         try:

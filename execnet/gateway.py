@@ -71,6 +71,7 @@ class Gateway(BaseGateway):
     """
 
     _group: GroupLike | None = None
+    _on_answer: Callable[[], object] = int  # called when ``_hello`` is set
 
     def __init__(
         self, io: Any, spec: XSpec, marker: bytes = b"", shipment: Shipment | None = None
@@ -254,6 +255,7 @@ class Gateway(BaseGateway):
             self._shares_python = bool(alike and is_ours and not self.spec.via)
         self._hello_info = hello
         self._hello.set()
+        self._on_answer()
 
     def _rest_of_module(self, shipment: Shipment, alike: bool) -> bytes:
         """Return the rest as it is quickest there; what runs the same Python need not compile."""
@@ -315,6 +317,7 @@ class Gateway(BaseGateway):
             self._error = self._explain_end(self._error)
         super()._on_stream_end()
         self._hello.set()
+        self._on_answer()
 
     def _explain_end(self, error: EOFError) -> EOFError:
         if self._state == GatewayState.CLOSING:

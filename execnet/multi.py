@@ -14,10 +14,11 @@ from time import monotonic
 
 from . import _fork, gateway_bootstrap, gateway_io
 from ._multichannel import MultiChannel as MultiChannel
+from ._starts import Starts
 from ._terminate import KILL_S, foreign_pair, longest_end_s, wait_ended, warn_killed
 from ._terminate import safe_terminate as safe_terminate
 from .gateway import Gateway, collect_stacks
-from .gateway_base import DeadlockError, ExecModel, get_execmodel, load_codec
+from .gateway_base import DeadlockError, ExecModel, get_execmodel
 from .xspec import XSpec
 
 TYPE_CHECKING = False
@@ -172,39 +173,27 @@ class Group:
         if len(prepared) > MANY:
             gateway_io.check_descriptors(len(prepared))
         self._reserve(prepared)
-        by_id: dict[str, Gateway] = {}
-        deadlines: dict[str, float | None] = {}
-
-        def find(id: str) -> Gateway:
-            if id not in by_id:
-                if id not in self:
-                    raise KeyError(id, [gateway.id for gateway in self] + list(by_id))
-                return self[id]
-            gateway_bootstrap.wait_ready(by_id[id], deadlines[id])
-            return by_id[id]
-
+        starts = Starts(prepared, self.execmodel, self._start, self._find)
         try:
-            for spec in gateway_bootstrap.carriers_first(prepared):
-                by_id[str(spec.id)] = self._start(spec, find)
-                deadlines[str(spec.id)] = gateway_bootstrap.deadline_of(spec)
-            started = [by_id[str(spec.id)] for spec in prepared]
-            load_codec()  # the workers begin meanwhile
-            for gateway in started:
-                gateway_bootstrap.wait_ready(gateway, deadlines[gateway.id])
-            self._forward_output(started, deadlines)
+            started = starts.run()
+            self._forward_output(started, starts.deadlines)
             for gateway in started:
                 self._register(gateway)
         except BaseException:
-            for gateway in by_id.values():
-                if gateway in self._gateways:
-                    self._gateways.remove(gateway)
-                gateway._io.kill()
-            for gateway in by_id.values():
-                gateway_bootstrap.abandon(gateway)
+            starts.abandon(self._forget)
             raise
         finally:
             self._ids_starting.difference_update(str(spec.id) for spec in prepared)
         return started
+
+    def _find(self, id: str) -> Gateway:
+        if id not in self:
+            raise KeyError(id, [gateway.id for gateway in self])
+        return self[id]
+
+    def _forget(self, gateway: Gateway) -> None:
+        if gateway in self._gateways:
+            self._gateways.remove(gateway)
 
     def _prepare(self, spec: XSpec | str | None) -> XSpec:
         spec = spec or self.defaultspec

@@ -71,6 +71,8 @@ FLOORS = {
     "_output_remote": 0,
     "_output": 3,
     "gateway_bootstrap": 3,
+    "_logins": 2,
+    "_starts": 3,
     "multi": 4,
     "rsync": 5,
     "_rsync_*": 5,
