@@ -8,12 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import stat
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,6 +23,7 @@ from ._cli_run import (
     parse_specs,
     supervise,
 )
+from ._rsync_patterns import Rule, gitignore_rules, lines_of, parse_rules, pattern_rules
 from ._rsync_push import path_inside, place_here
 from ._rsync_result import TargetResult
 from .gateway_base import ExecnetError
@@ -40,9 +39,12 @@ A SPEC says where an interpreter is and how to start it, such as "ssh=user@host"
 is what follows the last colon, a path on that host.
 """
 _EPILOG = """\
-PATTERN is a shell pattern: one without a slash is compared with the name of each file and
-directory, one with a slash with the path below SRC; "name/" is for directories only.  A directory
-that is left out is left out with all in it.
+PATTERN is one of rsync: "*.o" is compared with the name of each file and directory, "a/*.o" with
+the end of its path, "/a" with the whole path below SRC; "name/" is for directories only, and "**"
+matches slashes too.  RULE is "- PATTERN", "+ PATTERN", "merge FILE" with a rule in each line, or
+"merge,- FILE" with a pattern in each.  The first pattern that matches counts, in the order of the
+command line.  A directory that is left out is left out with all in it.  What is left out is not
+deleted either.
 
 On a terminal a bar shows the progress if "rich" is installed (pip install execnet[cli]);
 otherwise there is a line for each file that is sent.
@@ -64,7 +66,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the parser of ``execnet sync``."""
     parser = subparsers.add_parser(
         "sync",
-        usage="execnet sync [--delete] [--dry-run] [--exclude PATTERN] SRC SPEC:DEST...",
+        usage="execnet sync [options] SRC SPEC:DEST...",
         help="bring a directory tree to other hosts, sending only what changed",
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -78,9 +80,44 @@ def add_parser(subparsers: Any) -> None:
         "--dry-run", action="store_true", help="change nothing, print what would be done"
     )
     parser.add_argument(
-        "--exclude", action="append", default=[], metavar="PATTERN", help="leave out what matches"
+        "--delete-excluded",
+        action="store_true",
+        help="remove what SRC does not have, and what is left out",
     )
+    _add_rules(parser)
     parser.set_defaults(run=run)
+
+
+def _add_rules(parser: Any) -> None:
+    """Add the options that tell what takes part; their order counts."""
+
+    def add(name: str, parse: Callable[[str], list[Any]], metavar: str, text: str) -> None:
+        def parse_or_refuse(value: str) -> list[Any]:
+            try:
+                return parse(value)
+            except (OSError, ValueError) as exc:
+                raise argparse.ArgumentTypeError(str(exc)) from exc
+
+        parser.add_argument(
+            name, dest="rules", action="append", default=[], type=parse_or_refuse,
+            metavar=metavar, help=text,
+        )  # fmt: skip
+
+    def from_file(takes_part: bool) -> Callable[[str], list[Rule]]:
+        return lambda path: [r for line in lines_of(path) for r in pattern_rules(line, takes_part)]
+
+    add("--exclude", lambda text: pattern_rules(text, False), "PATTERN", "leave out what matches")
+    add("--include", lambda text: pattern_rules(text, True), "PATTERN", "keep what matches in")
+    add("--exclude-from", from_file(False), "FILE", "leave out what a line of FILE matches")
+    add("--include-from", from_file(True), "FILE", "keep in what a line of FILE matches")
+    add("--filter", _checked_rule, "RULE", "add a rule")
+    parser.add_argument(
+        "--gitignore",
+        dest="rules",
+        action="append_const",
+        const=None,
+        help="leave out what the .gitignore files in SRC do",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,16 +125,23 @@ def run(args: argparse.Namespace) -> int:
     if not os.path.exists(args.source):
         raise CommandError(f"there is no {args.source!r}")
     targets = parse_targets(args.words)
+    rules = _rules_of(args)
     bar = _new_bar(args)
 
     def job(session: Session) -> int:
         if bar is not None:
             bar.start()
         gateways = session.group.start_all([spec for spec, _ in targets])
-        rsync = _Sync(args.source, args.exclude, session, bar)
+        rsync = _Sync(args.source, rules, session, bar)
         for gateway, (_, dest) in zip(gateways, targets, strict=True):
             _check_apart(args.source, gateway, dest)
-            rsync.add_target(gateway, dest, delete=args.delete, dry_run=args.dry_run)
+            rsync.add_target(
+                gateway,
+                dest,
+                delete=args.delete,
+                delete_excluded=args.delete_excluded,
+                dry_run=args.dry_run,
+            )
         return rsync.run()
 
     try:
@@ -105,6 +149,19 @@ def run(args: argparse.Namespace) -> int:
     finally:
         if bar is not None:
             bar.stop()  # the terminal needs its cursor back, however it ended
+
+
+def _checked_rule(text: str) -> list[str]:
+    """Return a rule as it is, since "!" is for all before it; ValueError if it is none."""
+    parse_rules([text])
+    return [text]
+
+
+def _rules_of(args: argparse.Namespace) -> list[Rule | str]:
+    rules: list[Rule | str] = []
+    for part in args.rules:
+        rules += gitignore_rules(args.source) if part is None else part
+    return rules
 
 
 def parse_targets(words: Sequence[str]) -> list[tuple[XSpec, str]]:
@@ -135,30 +192,13 @@ def _split_target(word: str) -> tuple[str, str]:
     return match[1], match[2]
 
 
-def is_excluded(source: str, path: str, patterns: Sequence[str]) -> bool:
-    """Tell whether a path below the source matches one of the patterns."""
-    inner = os.path.relpath(path, source)
-    for pattern in patterns:
-        bare = pattern.rstrip("/")
-        subject = inner if "/" in bare else os.path.basename(path)
-        if not fnmatchcase(subject, bare.lstrip("/")):
-            continue
-        if bare == pattern or stat.S_ISDIR(os.lstat(path).st_mode):
-            return True
-    return False
-
-
 class _Sync(RSync):
     """A synchronisation that prints where the command's output goes."""
 
-    def __init__(self, source: str, exclude: list[str], session: Session, bar: Any) -> None:
-        super().__init__(source, verbose=False, progress=bar and bar.tell)
-        self._exclude = exclude
+    def __init__(self, source: str, rules: list[Rule | str], session: Session, bar: Any) -> None:
+        super().__init__(source, verbose=False, progress=bar and bar.tell, rules=rules)
         self._session = session
         self._bar = bar
-
-    def filter(self, path: str) -> bool:
-        return not is_excluded(self._sourcedir, path, self._exclude)
 
     def _report_send_file(self, gateway: Any, modified_rel_path: str) -> None:
         if self._bar is None:

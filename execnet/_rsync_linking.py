@@ -33,9 +33,6 @@ class Linking(Sweeping):
         self._hardlinks: Any = deque()  # to be made when all leaders are there
         self._makers: Any = {}  # kind -> what is called for an entry; see ``Target``
 
-    def _try(self, maker: Any, entry: Any, *args: Any) -> None:
-        raise NotImplementedError
-
     def _on_rooted(self, entry: Any, there: bool, text: bytes) -> None:
         self._on_symlink(entry, there, self._dest + text)
 
@@ -49,7 +46,9 @@ class Linking(Sweeping):
             if HAS_NS and found.st_mtime_ns != mtime and not self._dry_run:
                 self._set_link_time(path, mtime, where)
             return
-        if found is not None and not is_link and not self._may_replace(entry, found):
+        if found is not None and not is_link and not self._may_replace(
+            entry, found, self._on_symlink, there, text
+        ):
             return
         if self._dry_run:
             self.plan(entry)
@@ -99,7 +98,7 @@ class Linking(Sweeping):
             if there and self._is_linked(directory, name, source, source_name):
                 self._unchanged += 1
                 return
-            if there and not self._may_lose(entry):
+            if there and not self._may_lose(entry, there, leader):
                 return
             if self._dry_run:
                 self.plan(entry)
@@ -114,11 +113,13 @@ class Linking(Sweeping):
         except (OSError, KeyError, AttributeError, NotImplementedError):
             self._try(self._makers[FILE], entry, there, None)
 
-    def _may_lose(self, entry: Any) -> bool:
+    def _may_lose(self, entry: Any, there: bool, leader: int) -> bool:
         """Tell whether what has an entry's name may go for a file; note it if not."""
         path, where = at(self._places.handle(entry[0]), entry[2])
         found = os.lstat(path, **where)
-        return stat.S_ISREG(found.st_mode) or self._may_replace(entry, found)
+        if stat.S_ISREG(found.st_mode):
+            return True
+        return self._may_replace(entry, found, self._on_hardlink, there, leader)
 
     def _is_linked(self, directory: Any, name: bytes, source: Any, source_name: bytes) -> bool:
         """Tell whether two names are one file already; renaming would then do nothing."""

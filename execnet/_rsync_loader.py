@@ -10,10 +10,10 @@ from typing import Any
 from . import _parts
 
 # In the order in which they import each other.
-TARGET_PARTS = ("_rsync_wire", "_rsync_places", "_rsync_removal", "_rsync_temps",
+TARGET_PARTS = ("_rsync_wire", "_rsync_rules", "_rsync_places", "_rsync_removal", "_rsync_temps",
                 "_rsync_requests", "_rsync_sweeping", "_rsync_linking", "rsync_remote")  # fmt: skip
-SOURCE_PARTS = ("_rsync_wire", "_rsync_links", "_rsync_tree", "_rsync_blocks", "_rsync_standin",
-                "_rsync_watcher", "_rsync_pump", "_rsync_server")  # fmt: skip
+SOURCE_PARTS = ("_rsync_wire", "_rsync_rules", "_rsync_links", "_rsync_tree", "_rsync_blocks",
+                "_rsync_standin", "_rsync_watcher", "_rsync_pump", "_rsync_server")  # fmt: skip
 
 # What a worker does first: take the modules, as parts of a package that is on no disk.  Those
 # that an earlier run has brought are there still.

@@ -16,9 +16,11 @@ from typing import Any
 from . import _rsync_wire as wire
 from . import rsync_remote as remote
 from ._rsync_loader import SOURCE_PARTS, load
+from ._rsync_patterns import Rule
 from ._rsync_places import path_of
 from ._rsync_push import path_inside, place_here
 from ._rsync_result import Progress, RSyncError, Skipped, TargetResult
+from ._rsync_rules import Rules
 
 # What a source that lies can make ``Target`` stumble over.
 _LIES = (
@@ -30,28 +32,32 @@ def pull(
     gateway: Any,
     remote_dir: str | os.PathLike[str],
     local_dir: str | os.PathLike[str],
-    *,
-    delete: bool,
-    dry_run: bool,
+    wishes: dict[str, bool],
+    rules: list[Rule],
     progress: Progress | None,
 ) -> TargetResult:
-    """Do what ``RSync.pull`` promises."""
-    if delete:
+    """Do what ``RSync.pull`` promises.  wishes: ``delete`` and what else is true or false."""
+    if wishes["delete"]:
         _check_source_stays(gateway, remote_dir, local_dir)
     channel = load(gateway, SOURCE_PARTS)
     try:
-        channel.send((os.fsencode(remote_dir), _inner(gateway, remote_dir, local_dir)))
+        inner = _inner(gateway, remote_dir, local_dir)
+        channel.send((os.fsencode(remote_dir), inner, rules))
         place = f"{gateway.id}:{os.fsdecode(remote_dir)}"
         root, *rest = channel.receive()
         if root is None:
             raise RSyncError(rest[0], f"{place}: {rest[1].decode('utf-8', 'replace')}")
         costs = {os.fsdecode(name): cost for name, cost in rest[0].items()}  # bytes in Python 2
         options = {"dest": os.fsencode(local_dir), "root": root, "hashes": costs}
-        options |= {"delete": delete, "dry_run": dry_run, "name": _name_of(gateway, remote_dir)}
+        options |= {"delete": wishes["delete"], "dry_run": wishes["dry_run"], "asks": False}
+        options["rules"] = [] if wishes["delete_excluded"] else rules
+        options["name"] = _name_of(gateway, remote_dir)
         result = TargetResult(gateway, os.fsdecode(local_dir))
         started = time.monotonic()
         try:
-            _LocalTarget(channel, options, result, progress).run(channel.receive)
+            target = _LocalTarget(channel, options, result, progress)
+            target.announced_by = Rules(rules) if rules else None
+            target.run(channel.receive)
         except _LIES as exc:
             raise RSyncError(f"{place} broke the protocol: {exc!r}") from exc
         channel.waitclose()  # the worker can be asked for other things, one at a time

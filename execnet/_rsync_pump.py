@@ -81,6 +81,7 @@ class Pump(object):
             wire.NOLINK: self._on_nolink,
             wire.END: self._on_end,
             wire.FATAL: self._on_fatal,
+            wire.DOOMED: self._on_doomed,
         }
 
     def run(self) -> None:
@@ -136,7 +137,9 @@ class Pump(object):
     def _begin_standin(self, number: int) -> bool:
         if self._standins is None:
             watcher = self._watcher
-            self._standins = StandIns(self._tree.root, watcher.accept, watcher.skipped)
+            self._standins = StandIns(
+                self._tree.root, watcher.accept, watcher.skipped, self._tree.rules
+            )
         self._announcing = self._standins.announce(number, self._path_of(number))
         try:
             return self._announce_standin()
@@ -241,6 +244,13 @@ class Pump(object):
             raise Violation("entry %r is no link, or has its copy" % number)
         self._asked[number] = 1
         self._links.append(number)
+
+    def _on_doomed(self, paths: Any) -> None:
+        """Tell which of some paths, which only the target has, the user's filter leaves out."""
+        for path in paths:
+            if not isinstance(path, bytes) or {b"", b".", b".."} & set(path.split(b"/")):
+                raise Violation("not a path below the root: %.100r" % (path,))
+        self._send((wire.SPARED, self._watcher.spared(paths)))
 
     def _on_end(self, unchanged: int, settled: int, deleted: int) -> None:
         self._ended = True

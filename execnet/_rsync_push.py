@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from ._rsync_pump import WAKE, Pump
 from ._rsync_result import RSyncError, Skipped, TargetResult
+from ._rsync_rules import Rules
 from ._rsync_tree import Tree
 from ._rsync_watcher import TargetFailed, Watcher
 from ._rsync_wire import Violation, hash_costs
@@ -210,7 +211,18 @@ class _Service(Watcher):
             raise Gone
         return bool(answer.get())
 
+    def spared(self, paths: Any) -> bytes:
+        answer = self.target.gateway.execmodel.queue.Queue()
+        self._run.events.put((self._on_spared, paths, answer))
+        if self._run.is_over:
+            raise Gone
+        return bytes(answer.get())
+
     # the same, in the user's thread
+
+    def _on_spared(self, paths: Any, answer: Any) -> None:
+        is_over = self._run.is_over
+        answer.put(bytes([is_over or not self._run.may_go(path) for path in paths]))
 
     def _on_accept(self, path: bytes, answer: Any) -> None:
         answer.put(not self._run.is_over and self._run.accepts(path))
@@ -250,12 +262,18 @@ class _Service(Watcher):
 class Run:
     """One walk of a source for some targets.  Belongs to the thread that calls ``execute``."""
 
-    def __init__(self, root: bytes, targets: list[Target], accept: Any, hooks: Hooks) -> None:
+    def __init__(
+        self, root: bytes, targets: list[Target], accept: Any, rules: Any, hooks: Hooks
+    ) -> None:
         check_source_stays(root, targets)
         accept = without_targets(root, targets, accept)
         self._remarks: list[tuple[bytes, bytes]] = []
-        tree = Tree(root, accept, lambda path, reason: self._remarks.append((path, reason)))
+        tree = Tree(
+            root, accept, lambda path, reason: self._remarks.append((path, reason)),
+            Rules(rules) if rules else None,
+        )  # fmt: skip
         tree.shared = len(targets) > 1
+        tree.tells_left_out = any(target.options["asks"] for target in targets)
         queue = targets[0].gateway.execmodel.queue
         self._tree = tree
         self._accept = accept
@@ -290,7 +308,7 @@ class Run:
         for service in self._services:
             service.target.channel.close()
         for function, *arguments in self._waiting_events():
-            if function.__name__ == "_on_accept":
+            if function.__name__ in ("_on_accept", "_on_spared"):
                 function(*arguments)
 
     def _waiting_events(self) -> Iterator[Any]:
@@ -313,6 +331,13 @@ class Run:
 
     def accepts(self, path: bytes) -> bool:
         return self._accept is None or bool(self._accept(path))
+
+    def may_go(self, path: bytes) -> bool:
+        """Tell whether what only a target has may be deleted: it would be sent if it were here."""
+        try:
+            return self.accepts(path)
+        except OSError:  # a filter that wanted to look at it
+            return False
 
     def tell_progress(self, current: str) -> None:
         total = sum(service.total for service in self._services)

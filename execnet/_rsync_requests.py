@@ -128,7 +128,8 @@ class Requests(object):
         self._refused = -1  # a file that cannot be written, of which pieces still come
         self._leaders: Any = {}  # id -> (directory, name), for hard links
         self._unlinked: Any = {}  # links that cannot be made and have no stand-in yet
-        self._replaced: Any = {}  # id -> whether a directory goes for it, or another kind
+        # id -> (whether a directory goes for it, or another kind, and what in there stays)
+        self._replaced: Any = {}
         self._total = 0  # bytes that are needed
         self._unchanged = self._settled = self._deleted = 0
         self._out.say(HELLO, hash_name, crc32 is not None)
@@ -157,7 +158,7 @@ class Requests(object):
             raise Fatal(entry[1], exc.errno, reason)
         self.skip(entry, what + reason)
 
-    def _clear(self, directory: Any, name: bytes) -> None:
+    def _clear(self, directory: Any, name: bytes, spare: Any) -> None:
         """Remove a directory that is in the way."""
         raise NotImplementedError
 
@@ -167,9 +168,10 @@ class Requests(object):
         try:
             self._temps.keep(directory, temp, name)
         except OSError as exc:
-            if exc.errno not in IN_THE_WAY or not self._replaced.get(number):
+            is_directory, spare = self._replaced.get(number, (False, None))
+            if exc.errno not in IN_THE_WAY or not is_directory:
                 raise
-            self._clear(directory, name)
+            self._clear(directory, name, spare)
             self._temps.keep(directory, temp, name)
         else:
             self._deleted += number in self._replaced

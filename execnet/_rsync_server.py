@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from . import _rsync_wire as wire
 from ._rsync_pump import Pump
+from ._rsync_rules import Rules
 from ._rsync_tree import Tree
 from ._rsync_watcher import TargetFailed, Watcher
 
@@ -16,17 +17,20 @@ if TYPE_CHECKING:
 
 
 def main(channel: Any) -> None:
-    """Offer what the next item names, but for a path in it; tell what it is, and serve it.
+    """Offer what the next item names, but for a path in it and what its rules leave out.
+
+    The first thing to be told is what it is.
 
     What cannot be offered is (None, errno, reason).
     """
     remarks: Any = []
-    root, left_out = channel.receive()
+    root, left_out, rules = channel.receive()
     try:
         tree = Tree(
             root,
             left_out and (lambda path: path != left_out),
             lambda path, reason: remarks.append((path, reason)),
+            Rules(rules) if rules else None,
         )
     except OSError as exc:
         channel.send((None, exc.errno or 0, wire.reason_of(exc)))

@@ -32,8 +32,9 @@ class Refused(Exception):
 class StandIns(object):
     """Copies of what links point to; belongs to one pump, and so to one thread."""
 
-    def __init__(self, root: bytes, accept: Any, remark: Any) -> None:
-        self.entries = Entries(root, FIRST_STANDIN, accept, remark)
+    def __init__(self, root: bytes, accept: Any, remark: Any, rules: Any) -> None:
+        self.entries = Entries(root, FIRST_STANDIN, accept, remark, rules)
+        self._rules = rules
         self._root = os.path.realpath(root)
         self._accept = accept
         self._firsts: Any = []  # ids at which copies of directories begin
@@ -68,10 +69,18 @@ class StandIns(object):
             raise Refused(WHY + "it leads out of the tree")
         inner = target[len(self._root.rstrip(SEP)) + 1 :]
         parts = inner.split(SEP)
-        for count in range(1, len(parts) + 1 if self._accept and inner else 0):
-            if not self._accept(SEP.join(parts[:count])):
+        for count in range(1, len(parts) + 1 if inner else 0):
+            if self._is_left_out(SEP.join(parts[:count])):
                 raise Refused(WHY + "it points to what is left out")
         return inner
+
+    def _is_left_out(self, path: bytes) -> bool:
+        if self._accept is not None and not self._accept(path):
+            return True
+        if self._rules is None:
+            return False
+        is_directory = os.path.isdir(self.entries.full_path(path))
+        return bool(self._rules.leaves_out(path, is_directory))
 
     def _enter(self, number: int, path: bytes, target: bytes) -> None:
         """Begin a copy of the directory ``target``; refuse what would never end."""

@@ -95,6 +95,7 @@ class Unit(object):
         self._first = first
         self._names: Any = []
         self._kept: Any = []  # names that are there and cannot be sent
+        self._left_out: Any = []  # names that the user's filter leaves out
         self._kinds = bytearray()
         self._modes: Any = []
         self._sizes: Any = []
@@ -103,7 +104,7 @@ class Unit(object):
         self.cost = 64
 
     def __len__(self) -> int:
-        return len(self._kinds) + len(self._kept)
+        return len(self._kinds) + len(self._kept) + len(self._left_out)
 
     def add(self, name: bytes, kind: int, mode: int, size: int, mtime: int, extra: Any) -> None:
         self._names.append(name)
@@ -120,9 +121,14 @@ class Unit(object):
         self._kept.append(name)
         self.cost += len(name) + 32
 
+    def leave_out(self, name: bytes) -> None:
+        """Take in a name that is left out, for a target that deletes what it is not told."""
+        self._left_out.append(name)
+        self.cost += len(name) + 32
+
     def packed(self, last: int) -> Any:
         names, kinds = b"\0".join(self._names), bytes(self._kinds)
-        kept = b"\0".join(self._kept)
+        kept = b"\0".join(self._kept), b"\0".join(self._left_out)
         modes = pack_numbers("H", self._modes)
         sizes, times = pack_numbers("q", self._sizes), pack_numbers("q", self._times)
         extras = self._extras
@@ -130,13 +136,19 @@ class Unit(object):
 
 
 class Entries(object):
-    """What is known of announced entries, by id.  Ids count from ``first``."""
+    """What is known of announced entries, by id.  Ids count from ``first``.
 
-    def __init__(self, root: bytes, first: int, accept: Any, remark: Any) -> None:
+    accept and rules tell which entries take part, None for all.  tells_left_out: announce the
+    names of those that ``accept`` refuses, too.
+    """
+
+    def __init__(self, root: bytes, first: int, accept: Any, remark: Any, rules: Any) -> None:
         self.root = root
         self.first = first
         self._accept = accept
         self._remark = remark
+        self._rules = rules
+        self.tells_left_out = False
         self._links = Links(root)
         self._paths: Any = []  # relative to the root, to read from
         self._kinds = bytearray()
@@ -195,13 +207,21 @@ class Entries(object):
         while children:
             name, entry = children.pop()  # there may be many, and their status is not small
             path = here + SEP + name if here else name
-            if self._accept is None or self._accept(path):
+            if self._accept is not None and not self._accept(path):
+                if self.tells_left_out:
+                    unit.leave_out(name)
+            else:
                 found = status_of(self.full_path(path), entry)
-                self._add_entry(unit, path, name, found, inner)
+                if self._rules is None or not self._is_left_out(path, found):
+                    self._add_entry(unit, path, name, found, inner)
             if len(unit) == UNIT_ENTRIES:
                 yield unit.cost, unit.packed(MORE)
                 unit = Unit(number, self.count())
         yield unit.cost, unit.packed(last)
+
+    def _is_left_out(self, path: bytes, found: Any) -> bool:
+        is_directory = not isinstance(found, OSError) and stat.S_ISDIR(found.st_mode)
+        return bool(self._rules.leaves_out(path, is_directory))
 
     def _add_entry(self, unit: Unit, path: bytes, name: bytes, found: Any, inner: Any) -> None:
         if isinstance(found, OSError):
@@ -294,11 +314,19 @@ class Tree(Entries):
     """A source: walked once, by one thread; its content may be read by any.
 
     accept: takes an entry's path below the root, tells whether it takes part; None for all.
-    remark: takes (path, reason) of what is left out.  Raises OSError if there is no source.
+    remark: takes (path, reason) of what is left out.  rules: ``Rules`` that leave paths out, or
+    None.  Raises OSError if there is no source.
     """
 
-    def __init__(self, root: bytes, accept: Any, remark: Callable[[bytes, bytes], object]) -> None:
-        Entries.__init__(self, root, 0, accept, remark)
+    def __init__(
+        self,
+        root: bytes,
+        accept: Any,
+        remark: Callable[[bytes, bytes], object],
+        rules: Any = None,
+    ) -> None:
+        Entries.__init__(self, root, 0, accept, remark, rules)
+        self.rules = rules
         self._found = os.stat(root)
         if stat.S_ISDIR(self._found.st_mode):
             self.root_kind = DIRECTORY

@@ -42,6 +42,10 @@ class Watcher(object):
     def planned(self, paths: Any, deleted: Any) -> None:
         """A dry run would send the first and delete the second."""
 
+    def spared(self, paths: Any) -> bytes:
+        """Return a byte for each path that the target is to delete: 1 if it has to stay."""
+        return b"\0" * len(paths)
+
     def ended(self, unchanged: int, settled: int, deleted: int) -> None:
         """The target is done."""
 

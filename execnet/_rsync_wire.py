@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 # source to target
-LIST, LIST_END, FILES, OPEN, CLOSE, SAME, FAIL, INSTEAD, REMARK = range(1, 10)
+LIST, LIST_END, FILES, OPEN, CLOSE, SAME, FAIL, INSTEAD, REMARK, SPARED = range(1, 11)
 # target to source
 HELLO, ACK, WANT, CHECK, DELTA, DIGESTS, LISTED = range(20, 27)
-DONE, NOTE, PLAN, NOLINK, END, FATAL = range(27, 33)
+DONE, NOTE, PLAN, NOLINK, END, FATAL, DOOMED = range(27, 34)
 # kinds of entries; LEADER is a file that others are hard links to, ROOTED a link into the tree
 FILE, LEADER, HARDLINK, SYMLINK, ROOTED, DIRECTORY = range(1, 7)
 MORE, COMPLETE, INCOMPLETE = range(3)  # what follows a directory's entries

@@ -12,13 +12,22 @@ import os
 # What does the work is imported where it begins: programs import this class and never use it.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
+    from ._rsync_patterns import Rule
     from ._rsync_push import Target
     from ._rsync_result import Progress, Result, Skipped, TargetResult
 
     Callback = Callable[[str, int, Any], object]
+
+
+def _parsed(rules: Iterable[str | Rule]) -> list[Rule]:
+    if not rules:
+        return []
+    from ._rsync_patterns import parse_rules  # few programs have some
+
+    return parse_rules(rules)
 
 
 class RSync:
@@ -29,7 +38,10 @@ class RSync:
         needs, then with ("ack", bytes of the file, channel) for each file that is there.
     verbose: print what is sent and what is left out.
     progress: called with (bytes to do, bytes done, current path); see ``Progress``.
+    rules: filter rules as those of the program rsync, such as "- *.o" or "+ /keep/"; the first
+        that matches a path below the source tells whether it takes part.
 
+    Raises ValueError for what is no rule.
     Subclasses may override ``filter`` and ``_report_send_file``.  All of these run in the
     thread that calls ``send``.
     """
@@ -41,7 +53,9 @@ class RSync:
         verbose: bool = True,
         *,
         progress: Progress | None = None,
+        rules: Iterable[str | Rule] = (),
     ) -> None:
+        self._rules = _parsed(rules)
         self._sourcedir = os.fspath(sourcedir)
         self._verbose = verbose
         self._callback = callback
@@ -65,19 +79,24 @@ class RSync:
         destdir: a directory there, which is made if needed.  If the source is a single file,
             the path that it gets, or a directory that it is put into.
         finishedcallback: called when this target is done.
-        options: ``delete`` removes what the source does not have; ``dry_run`` changes nothing
-            and puts into the result what would be done.
+        options: ``delete`` removes what the source does not have, but for what ``filter`` and
+            the rules leave out; ``delete_excluded`` removes that too; ``dry_run`` changes
+            nothing and puts into the result what would be done.
         Raises TypeError for any other option, OSError if the gateway is gone.
         """
         from ._rsync_loader import TARGET_PARTS, load
         from ._rsync_push import Target
 
-        unknown = sorted(options.keys() - {"delete", "dry_run"})
+        unknown = sorted(options.keys() - {"delete", "delete_excluded", "dry_run"})
         if unknown:
             raise TypeError(f"add_target() got unknown options: {', '.join(unknown)}")
+        excluded_too = bool(options.get("delete_excluded"))
+        delete = excluded_too or bool(options.get("delete"))
         settings = {
             "dest": os.fsencode(destdir),
-            "delete": bool(options.get("delete")),
+            "delete": delete,
+            "rules": [] if excluded_too else self._rules,
+            "asks": delete and not excluded_too and self._accept() is not None,
             "dry_run": bool(options.get("dry_run")),
         }
         channel = load(gateway, TARGET_PARTS)
@@ -103,7 +122,7 @@ class RSync:
         targets, self._targets = self._targets, []
         self.result = Result([target.result for target in targets])
         try:
-            Run(os.fsencode(self._sourcedir), targets, self._accept(), self).execute()
+            Run(os.fsencode(self._sourcedir), targets, self._accept(), self._rules, self).execute()
         finally:
             for target in targets:
                 target.channel.close()
@@ -119,23 +138,28 @@ class RSync:
         local_dir: str | os.PathLike[str],
         *,
         delete: bool = False,
+        delete_excluded: bool = False,
         dry_run: bool = False,
         progress: Progress | None = None,
+        rules: Iterable[str | Rule] = (),
     ) -> TargetResult:
         """Bring a file or a directory tree from a worker here; return what came of it.
 
         remote_dir, local_dir: as the source and the target of ``send``.
-        delete, dry_run: as the options of ``add_target``.
-        progress: as for ``RSync``; called in this thread.
+        delete, delete_excluded, dry_run: as the options of ``add_target``.
+        progress, rules: as for ``RSync``; the first is called in this thread.
         Nothing outside of ``local_dir`` is touched, whatever the worker says.  Raises
         ``RSyncError`` if there is no source, if no more can be written here, or if the worker
         breaks the protocol; ``RemoteError`` or an EOFError if it fails.
         """
         from ._rsync_pull import pull  # most programs do not need it
 
-        return pull(
-            gateway, remote_dir, local_dir, delete=delete, dry_run=dry_run, progress=progress
-        )
+        options = {
+            "delete": delete or delete_excluded,
+            "dry_run": dry_run,
+            "delete_excluded": delete_excluded,
+        }
+        return pull(gateway, remote_dir, local_dir, options, _parsed(rules), progress)
 
     def _accept(self) -> Callable[[bytes], bool] | None:
         if getattr(self.filter, "__func__", None) is RSync.filter:

@@ -43,7 +43,8 @@ class Target(Linking):
 
     send: takes a message for the source.  options: ``dest`` (path), ``root`` (kind, mode,
     time), ``name`` of a source that is a file, ``hashes`` with what they cost the source,
-    ``delete``, ``dry_run``.
+    ``delete``, ``rules`` for what stays then, and ``asks``, whether the source is to be asked
+    what else stays; ``dry_run``.
     """
 
     def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
@@ -51,6 +52,7 @@ class Target(Linking):
         self._root = options["root"]
         self._name = options["name"]
         self._is_directory_meant = options["dest"].endswith((b"/", SEP))
+        self.announced_by: Any = None  # rules that a source which is not trusted keeps to
         # announcements
         self._only_name: Any = None  # of a source that is a single file
         self._units: Any = deque()  # announced and not yet looked at; an int acknowledges
@@ -80,6 +82,7 @@ class Target(Linking):
             wire.FAIL: self._on_fail,
             wire.INSTEAD: self._on_instead,
             wire.REMARK: self._on_remark,
+            wire.SPARED: self._on_spared,
         }
 
     def run(self, receive: Callable[[], Any]) -> None:
@@ -117,7 +120,7 @@ class Target(Linking):
         while self._hardlinks and not self._pending:
             self._link(*self._hardlinks.popleft())
             self._out.flush()
-        return not self._pending
+        return not (self._pending or self._questions)
 
     # the root
 
@@ -199,7 +202,7 @@ class Target(Linking):
 
     def _look_at(
         self, number: int, first: int, blob: bytes, kinds: bytes, modes: Any, sizes: Any,
-        times: Any, extras: Any, kept: bytes, last: int,
+        times: Any, extras: Any, kept: Any, last: int,
     ) -> Iterator[bool]:  # fmt: skip
         """Act on the entries of one unit, and yield behind each."""
         directory = self._directories[number]
@@ -211,14 +214,17 @@ class Target(Linking):
         for place, kind in enumerate(bytearray(kinds)):
             name = names[place] if self._only_name is None else self._only_name
             self._check_name(name)
+            if self.announced_by is not None:
+                self._check_rules(path_of(directory, name), kind == wire.DIRECTORY)
             mode = modes[place] & 0o777
             entry = directory, first + place, name, mode, sizes[place], times[place]
             extra = next(extras) if kind in (wire.HARDLINK, wire.SYMLINK, wire.ROOTED) else None
             there = not directory.broken and name in directory.existing
             self._try(self._makers[kind], entry, there, extra)
             yield True
-        for name in kept.split(b"\0") if kept else ():
-            self._check_name(name)
+        for names in kept if self._asks else kept[:1]:
+            for name in names.split(b"\0") if names else ():
+                self._check_name(name)
         if last != wire.MORE:
             self._end_listing(directory, last == wire.COMPLETE)
 
@@ -243,6 +249,10 @@ class Target(Linking):
         if os.name == "nt" and b":" in name:
             raise Violation("not a name on Windows: %r" % (name,))
         self._seen.add(name)
+
+    def _check_rules(self, path: bytes, is_directory: bool) -> None:
+        if self._only_name is None and self.announced_by.leaves_out(path, is_directory):
+            raise Violation("announced what the rules leave out: %.1000r" % (path,))
 
     def _end_listing(self, directory: Any, is_complete: bool) -> None:
         if directory.mode is not None and not directory.broken:
@@ -308,7 +318,7 @@ class Target(Linking):
         found = os.lstat(path, **where)
         same_size = found.st_size == size
         if not stat.S_ISREG(found.st_mode):
-            if self._may_replace(entry, found):
+            if self._may_replace(entry, found, self._on_file, there):
                 self._ask(wire.WANT, entry)
         elif same_size and same_time(found, mtime) and self._is_alone(found):
             if stat.S_IMODE(found.st_mode) == mode:

@@ -17,7 +17,7 @@ from test_cli import Shell
 from tools import missing, wait_until
 
 from execnet._cli_run import CommandError
-from execnet._cli_sync import is_excluded, parse_targets
+from execnet._cli_sync import parse_targets
 
 SHOW_CURSOR, HIDE_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
 FILES = {"a": b"1", "d/b": b"22", "d/x.pyc": b"", "cache/y": b""}
@@ -87,9 +87,48 @@ def test_exclude_leaves_out_what_matches(
     assert sorted(str(path.relative_to(shell.folder / "dest")) for path in found) == left
 
 
-def test_a_pattern_with_a_slash_is_for_paths(source: Path) -> None:
-    assert is_excluded(str(source), str(source / "d/b"), ["d/b"])
-    assert not is_excluded(str(source), str(source / "cache/y"), ["d/y"])
+def test_rules_count_in_the_order_of_the_command_line(shell: Shell, source: Path) -> None:
+    (shell.folder / "out").write_text("# comment\n\n+ d/b\nd/*\n")
+    (shell.folder / "in").write_text("; comment\na\n")
+    (shell.folder / "rules").write_text("- /cache/\n")
+    make_tree(source, {".gitignore": b"*.log\n!keep.log\n", "x.log": b"", "keep.log": b""})
+    make_tree(source, {"sub/.gitignore": b"/deep\n", "sub/deep": b"", "sub/e/deep": b""})
+    words = [
+        "--include-from", "in", "--exclude", "a", "--exclude-from", "out",
+        "--exclude=sub", "--filter=!", "--include=a", "--exclude=a", "--exclude-from=out",
+        "--filter=merge rules", "--gitignore",
+    ]  # fmt: skip
+    assert shell.run("sync", *words, "source", "popen:dest").returncode == 0
+    dest = shell.folder / "dest"
+    found = sorted(str(path.relative_to(dest)) for path in dest.rglob("*") if path.is_file())
+    assert found == [".gitignore", "a", "d/b", "keep.log", "sub/.gitignore", "sub/e/deep"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--filter", "x y"], ["--exclude", "/"], ["--filter", ". none"], ["--exclude-from", "none"]],
+)
+def test_a_bad_rule_starts_nothing(shell: Shell, source: Path, words: list[str]) -> None:
+    done = shell.run("sync", *words, "source", "popen:dest")
+    assert (done.returncode, words[0] in done.stderr) == (2, True)
+
+
+def test_delete_leaves_alone_what_is_excluded_unless_told(shell: Shell, source: Path) -> None:
+    dest = make_tree(shell.folder / "dest", {".env": b"secret", "old/.env": b"", "old/x": b""})
+    done = shell.run("sync", "--delete", "--exclude", ".env", "source", "popen:dest")
+    assert "1 deleted" in done.stdout
+    assert ((dest / ".env").read_bytes(), os.listdir(dest / "old")) == (b"secret", [".env"])
+    shell.run("sync", "--delete-excluded", "--exclude", ".env", "source", "popen:dest")
+    assert_same(source, dest)
+
+
+def test_an_unreadable_directory_does_not_keep_a_pattern_for_directories_from_being_used(
+    shell: Shell, source: Path
+) -> None:
+    (source / "lock").mkdir(mode=0)
+    done = shell.run("sync", "--exclude", "cache/", "source", "popen:dest")
+    assert done.returncode in (0, 1)
+    assert sorted(os.listdir(shell.folder / "dest"))[0::2] == ["a", "lock"]
 
 
 @pytest.mark.parametrize(

@@ -260,3 +260,133 @@ def test_delete_removes_what_is_deeper_than_a_path_can_name(
     make_deep(dest / "deep", 2000)
     result = sync(gateway, source, dest, delete=True)
     assert (result.deleted, result.skipped, os.listdir(dest)) == (2001, [], [])
+
+
+# what is left out
+
+RULES = ["- .env", "- *.log", "- cache/"]
+
+
+class WithoutSecrets(RSync):
+    """Leaves out by ``filter`` what the rules do, and must not be asked about what is no path."""
+
+    def filter(self, path: str) -> bool:
+        name = os.path.basename(path)
+        os.stat(os.path.dirname(path) if self.looks else "/")
+        return name != ".env" and not name.endswith(".log") and name != "cache"
+
+    looks = False
+
+
+def send_with_rules(gateway: Gateway, source: Path, dest: Path, **options: Any) -> Any:
+    rsync = RSync(source, verbose=False, rules=RULES)
+    rsync.add_target(gateway, dest, **options)
+    return rsync.send().targets[0]  # type: ignore[union-attr]
+
+
+def send_with_filter(gateway: Gateway, source: Path, dest: Path, **options: Any) -> Any:
+    rsync = WithoutSecrets(source, verbose=False)
+    rsync.add_target(gateway, dest, **options)
+    return rsync.send().targets[0]  # type: ignore[union-attr]
+
+
+def pull_with_rules(gateway: Gateway, source: Path, dest: Path, **options: Any) -> Any:
+    return RSync.pull(gateway, source, dest, rules=RULES, **options)
+
+
+WAYS = [send_with_rules, send_with_filter, pull_with_rules]
+
+
+@pytest.fixture(params=WAYS, ids=lambda way: way.__name__)
+def leaving_out(request: pytest.FixtureRequest) -> Sync:
+    function: Sync = request.param
+    return function
+
+
+def make_excluded(source: Path, dest: Path) -> None:
+    make_tree(source, {"a": b"1", ".env": b"mine", "d/x.log": b"mine", "cache/c": b"mine"})
+    make_tree(dest, {".env": b"kept", "d/x.log": b"kept", "d/y.log": b"kept", "cache/k": b"kept"})
+    make_tree(dest, {"old/deep/.env": b"kept", "old/deep/x": b"goes", "old/cache/k/m": b"kept"})
+    make_tree(dest, {"gone/e/x": b"goes"})
+
+
+def test_delete_leaves_alone_what_is_left_out(
+    leaving_out: Sync, gateway: Gateway, source: Path, dest: Path
+) -> None:
+    make_excluded(source, dest)
+    plan = leaving_out(gateway, source, dest, delete=True, dry_run=True)
+    doomed = ["gone", "gone/e", "gone/e/x", "old/deep/x"]
+    assert sorted(plan.planned_deletions) == doomed
+    result = leaving_out(gateway, source, dest, delete=True)
+    assert (result.deleted, result.ok) == (len(doomed), True)
+    kept = {name for name, entry in snapshot(dest).entries.items() if entry[3] == b"kept"}
+    assert kept == {
+        b".env", b"d/x.log", b"d/y.log", b"cache/k", b"old/deep/.env", b"old/cache/k/m",
+    }  # fmt: skip
+    assert leaving_out(gateway, source, dest, delete_excluded=True).deleted > 0
+    assert sorted(snapshot(dest).entries) == [b".", b"a", b"d"]
+
+
+def test_a_directory_with_what_is_left_out_does_not_go_for_a_file(
+    leaving_out: Sync, gateway: Gateway, source: Path, dest: Path
+) -> None:
+    make_tree(source, {"file": b"1", "free": b"2"})
+    (source / "link").symlink_to("file")
+    os.link(source / "file", source / "second")
+    for name in ("file", "link", "second"):
+        make_tree(dest / name, {"x": b"", "d/.env": b"kept"})
+    make_tree(dest / "free", {"d/x": b""})
+    reason = "a directory in which something is left out has its name"
+    for dry_run in (True, False):
+        result = leaving_out(gateway, source, dest, delete=True, dry_run=dry_run)
+        assert sorted(item.path for item in result.skipped) == ["file", "link", "second"]
+        assert {item.reason for item in result.skipped} == {reason}
+    assert (dest / "free").read_bytes() == b"2"
+    for name in ("file", "link", "second"):
+        assert (dest / name / "d/.env").read_bytes() == b"kept"
+        assert (dest / name / "x").exists()
+
+
+def test_what_a_filter_cannot_judge_for_want_of_the_file_stays(
+    gateway: Gateway, source: Path, dest: Path
+) -> None:
+    make_tree(source, {"a": b"1"})
+    make_tree(dest, {"old/x": b"1", "b": b"2"})
+    rsync = WithoutSecrets(source, verbose=False)
+    rsync.looks = True
+    rsync.add_target(gateway, dest, delete=True)
+    rsync.send()
+    assert sorted(path.name for path in dest.rglob("*")) == ["a", "old", "x"]
+
+
+def test_rules_choose_what_is_sent_and_pulled(
+    gateway: Gateway, source: Path, dest: Path, tmp_path: Path
+) -> None:
+    make_excluded(source, tmp_path / "unused")
+    for way in WAYS:
+        way(gateway, source, dest / way.__name__)
+        assert sorted(snapshot(dest / way.__name__).entries) == [b".", b"a", b"d"]
+
+
+def test_a_target_without_links_gets_no_copy_of_what_rules_leave_out(
+    gateway: Gateway, source: Path, dest: Path
+) -> None:
+    make_tree(source, {"cache/c": b"1", ".env": b"2"})
+    (source / "one").symlink_to("cache")
+    (source / "two").symlink_to(".env")
+    gateway.remote_exec("import os; del os.symlink").waitclose()
+    result = send_with_rules(gateway, source, dest)
+    assert os.listdir(dest) == []
+    assert sorted(item.path for item in result.skipped) == ["one", "two"]
+
+
+def test_names_that_are_left_out_are_told_only_to_who_would_delete_them(
+    gateway: Gateway, source: Path, dest: Path
+) -> None:
+    from execnet._rsync_tree import Tree
+
+    make_tree(source, {"a": b"1", "secret-name": b"2"})
+    for tells, count in [(False, 0), (True, 1)]:
+        tree = Tree(os.fsencode(source), lambda path: path == b"a", lambda *_: None)
+        tree.tells_left_out = tells
+        assert str(list(tree.walk())).count("secret-name") == count

@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from rsync_trees import make_tree, send, snapshot
 
 from execnet import Gateway, RSync, _rsync_loader, _rsync_places
+from execnet._rsync_patterns import parse_rules
 from execnet._rsync_pump import Pump
 from execnet._rsync_result import RSyncError
+from execnet._rsync_rules import Rules
 from execnet._rsync_tree import Tree
 from execnet._rsync_watcher import TargetFailed, Watcher
 from execnet._rsync_wire import (
@@ -32,6 +34,7 @@ from execnet._rsync_wire import (
     DIGESTS,
     DIRECTORY,
     DONE,
+    DOOMED,
     END,
     FAIL,
     FATAL,
@@ -54,6 +57,7 @@ from execnet._rsync_wire import (
     ROOTED,
     SAME,
     SMALL_MAX,
+    SPARED,
     SYMLINK,
     WANT,
     Violation,
@@ -77,7 +81,8 @@ def test_what_is_read_at_once_is_a_whole_number_of_blocks() -> None:
 
 def unit(
     entries: list[tuple[bytes, int, int]], extras: Iterable[Any] = (), directory: int = 0,
-    first: int = 1, last: int = COMPLETE, mode: int = 0o755, kept: bytes = b"",
+    first: int = 1, last: int = COMPLETE, mode: int = 0o755,
+    kept: bytes = b"", left_out: bytes = b"",
 ) -> tuple[Any, ...]:  # fmt: skip
     """Return a unit with (name, kind, size) entries."""
     names = b"\0".join(name for name, _, _ in entries)
@@ -86,7 +91,7 @@ def unit(
     modes = struct.pack(f"!{count}H", *[mode] * count)
     sizes = struct.pack(f"!{count}q", *[size for _, _, size in entries])
     times = struct.pack(f"!{count}q", *[1] * count)
-    return directory, first, names, kinds, modes, sizes, times, list(extras), kept, last
+    return directory, first, names, kinds, modes, sizes, times, list(extras), (kept, left_out), last
 
 
 class Stage:
@@ -106,9 +111,14 @@ class Stage:
             "root": (DIRECTORY, 0o755, 1),
             "hashes": {"md5": 1.0},
             "name": b"source",
+            "rules": [],
+            "asks": False,
         }
         settings |= {"delete": False, "dry_run": False} | options
-        Target(self.sent.append, settings).run(iter(messages).__next__)
+        announced_by = settings.pop("announced_by", None)
+        target = Target(self.sent.append, settings)
+        target.announced_by = announced_by
+        target.run(iter(messages).__next__)
 
     def assert_unharmed(self) -> None:
         assert snapshot(self.outside) == self.before
@@ -295,7 +305,14 @@ def test_a_directory_that_becomes_a_link_meanwhile_is_not_entered(
         yield (LIST_END,)
 
     options = {"dest": os.fsencode(stage.dest), "root": (DIRECTORY, 0o755, 1)}
-    options |= {"hashes": {"md5": 1.0}, "name": b"", "delete": False, "dry_run": False}
+    options |= {
+        "hashes": {"md5": 1.0},
+        "name": b"",
+        "rules": [],
+        "asks": False,
+        "delete": False,
+        "dry_run": False,
+    }
     (stage.dest / "e").mkdir()
     Target(stage.sent.append, options).run(messages().__next__)
     notes = [message for message in stage.sent if message[0] == NOTE]
@@ -332,7 +349,14 @@ def test_no_temporary_file_is_left_when_the_source_learns_of_a_full_disk(
     (stage.dest / "large").write_bytes(b"x" * LARGE)
     entries = unit([(b"large", FILE, LARGE), (b"small", FILE, 1)])
     options = {"dest": os.fsencode(stage.dest), "root": (DIRECTORY, 0o755, 1)}
-    options |= {"hashes": {"md5": 1.0}, "name": b"", "delete": False, "dry_run": False}
+    options |= {
+        "hashes": {"md5": 1.0},
+        "name": b"",
+        "rules": [],
+        "asks": False,
+        "delete": False,
+        "dry_run": False,
+    }
     script = iter([(LIST, 9, [entries]), (OPEN, 1, LARGE, 0o644, 1, True), files(2, b"x")])
     monkeypatch.setattr(os, "write", full)
     Target(send, options).run(script.__next__)
@@ -532,3 +556,31 @@ def test_a_hostile_source_of_a_pull_is_named_in_the_error(
     with pytest.raises(RSyncError, match=r"gw0:/far broke the protocol: .*not a name"):
         RSync.pull(gateway, "/far", tmp_path / "dest")
     assert os.listdir(tmp_path) == ["dest"]
+
+
+# questions about what is to be deleted
+
+
+@pytest.mark.parametrize("path", [b"..", b"a/../b", b"/etc/passwd", b"a//b", b"", 1, None])
+def test_a_target_asks_about_paths_below_the_root_only(source: Path, path: Any) -> None:
+    with pytest.raises(Violation):
+        serve(source, [(DOOMED, [path])])
+
+
+@pytest.mark.parametrize("answers", [[b"\0"], [b"\0" * 3], [b"\1", b"\0\0"]])
+def test_answers_about_what_stays_must_fit_the_questions(stage: Stage, answers: Any) -> None:
+    make_tree(stage.dest, {"a/b": b""})
+    listing = (LIST, 64, [unit([])]), (LIST_END,)
+    if len(answers[0]) == 1:
+        listing = listing[1:]  # there is no question yet
+    with pytest.raises(Violation):
+        stage.play([*listing, *[(SPARED, answer) for answer in answers]], delete=True, asks=True)
+    assert (stage.dest / "a/b").exists()
+
+
+def test_a_worker_cannot_announce_what_the_rules_leave_out(stage: Stage) -> None:
+    rules = Rules(parse_rules(["- a/"]))
+    with pytest.raises(StopIteration):
+        stage.play([(LIST, 64, [unit([(b"a", FILE, 1)])])], announced_by=rules)
+    with pytest.raises(Violation):
+        stage.play([(LIST, 64, [unit([(b"a", DIRECTORY, 0)])])], announced_by=rules)

@@ -1,0 +1,29 @@
+"""Which paths take part in a synchronisation, as rules tell: the first that matches counts.
+
+This file is shipped: it keeps to what Python 2.7 and today's Python both accept.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Rules(object):
+    """rules: (regular expression for a path, whether it takes part, for directories only)."""
+
+    def __init__(self, rules: Any) -> None:
+        import re  # few runs have rules
+
+        self._rules = [
+            (re.compile(expression).match, takes_part, is_for_directories)
+            for expression, takes_part, is_for_directories in rules
+        ]
+
+    def leaves_out(self, path: bytes, is_directory: bool) -> bool:
+        """Tell whether a path below the root is left out; what is in a directory goes with it."""
+        for match, takes_part, is_for_directories in self._rules:
+            if (is_directory or not is_for_directories) and match(path):
+                return not takes_part
+        return False

@@ -1,0 +1,105 @@
+"""Patterns mean what they mean to the program rsync, and to git."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rsync_trees import make_tree
+from tools import missing
+
+from execnet._rsync_patterns import gitignore_rules, parse_rules
+from execnet._rsync_rules import Rules
+
+NAMES = ["a", "b", "ab", "foo", "a.o", ".h", "[z]", "x-y"]
+ATOMS = [
+    "a", "b", "ab", "foo", "*", "?", "**", "/", "/", "[ab]", "[!a]", "[a-c]", ".o", "\\*",
+    "[[:alpha:]]", "[]z]", "x-y", "z",
+]  # fmt: skip
+
+
+def is_plain(pattern: str) -> bool:
+    """Tell whether a pattern is one of which the documentation says what it means."""
+    return bool(pattern.strip("/")) and "//" not in pattern and "****" not in pattern
+
+
+PATTERNS = st.lists(st.sampled_from(ATOMS), min_size=1, max_size=5).map("".join).filter(is_plain)
+
+
+def kept(root: Path, rules: Rules, path: str = "") -> set[str]:
+    """Return the paths below a directory that take part, directories with a slash behind."""
+    found = set()
+    for entry in os.scandir(root / path):
+        inner = f"{path}{entry.name}"
+        if entry.name != ".git" and not rules.leaves_out(os.fsencode(inner), entry.is_dir()):
+            found.add(inner + "/" * entry.is_dir())
+            if entry.is_dir():
+                found |= kept(root, rules, f"{inner}/")
+    return found
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("patterns")
+    for one in NAMES[:5]:
+        make_tree(root / "tree" / one, {f"{name}.d/{name}": b"" for name in NAMES})
+        make_tree(root / "tree" / one, dict.fromkeys(NAMES, b""))
+        make_tree(root / "tree/d" / one, {"a/b/foo": b"", "b/a": b"", "foo": b""})
+    return root / "tree"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("-+-"), PATTERNS), min_size=1, max_size=3))
+def test_rules_leave_out_what_the_program_leaves_out(
+    tree: Path, rules: list[tuple[str, str]]
+) -> None:
+    if shutil.which("rsync") is None:
+        missing("rsync")
+    words = [f"{sign} {pattern}" for sign, pattern in rules]
+    command = ["rsync", "-rn", "--out-format=%n", *[f"--filter={word}" for word in words]]
+    done = subprocess.run(
+        [*command, f"{tree}/", f"{tree.parent}/none/"], capture_output=True, text=True, check=True
+    )
+    assert kept(tree, Rules(parse_rules(words))) == set(done.stdout.splitlines()) - {"./"}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["", "", "!"]), PATTERNS), min_size=1, max_size=3), PATTERNS
+)
+def test_gitignore_leaves_out_what_git_does(
+    tree: Path, lines: list[tuple[str, str]], deeper: str
+) -> None:
+    if shutil.which("git") is None:
+        missing("git")
+    subprocess.run(["git", "init", "-q", tree], check=True)
+    (tree / ".gitignore").write_text("".join(f"{sign}{line}\n" for sign, line in lines))
+    (tree / "ab/.gitignore").write_text(f"# comment\n\n{deeper}  \n!ab\n")
+    done = subprocess.run(
+        ["git", "-C", tree, "ls-files", "--others", "--exclude-per-directory=.gitignore"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = kept(tree, Rules(gitignore_rules(str(tree))))
+    assert {path for path in found if path[-1] != "/"} == set(done.stdout.splitlines())
+    for path in (tree / ".gitignore", tree / "ab/.gitignore"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    "rule", ["", "x", "- ", "-", "merge", ": .f", "-! a", "- /", "dir-merge f"]
+)
+def test_what_is_no_rule_is_refused(rule: str) -> None:
+    with pytest.raises(ValueError, match=r"rule|pattern"):
+        parse_rules([rule])
+
+
+@pytest.mark.parametrize("name", [b"caf\xc3\xa9", b"\xff\xfe"])
+def test_names_of_any_bytes_match(name: bytes) -> None:
+    rules = Rules(parse_rules([f"- {os.fsdecode(name)}"]))
+    assert rules.leaves_out(b"d/" + name, False)
+    assert not rules.leaves_out(b"d/" + name + b"x", False)
