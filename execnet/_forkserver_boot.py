@@ -29,6 +29,7 @@ _BY_SOURCE = """\
 def load(name, file_name, source):
   module = type(sys)(name)
   module.__file__ = file_name
+  vars(module).pop("__spec__", None)
   sys.modules[name] = module
   exec(compile(source, file_name, "exec"), module.__dict__)
   return module

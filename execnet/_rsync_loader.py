@@ -29,6 +29,7 @@ with vars(package).setdefault("lock", threading.Lock()):
             module = type(sys)(full_name)
             module.__package__ = package.__name__
             module.__file__ = file_name
+            vars(module).pop("__spec__", None)
             exec(compile(source, file_name, "exec", 0, True), module.__dict__)
             setattr(package, str(name), module)
             sys.modules[full_name] = module

@@ -19,12 +19,14 @@ MODULE = "gateway_base"
 FIRST_PACKET_MAX = 14 * 1024  # bytes of the line: the first flight of a TCP connection
 
 # The line has to be short: p packed source, w what asks for it as it is where there is no
-# zlib, f file name, o options; m module, d digits, s source.
+# zlib, f file name, o options; m module, d digits, s source.  A module has no ``__spec__`` rather
+# than None there: of that CPython 3.15 warns when it writes a traceback.
 _BOOT = """\
 def boot(p,w,f,o):
  import struct,sys
  m=type(sys)("_execnet_gateway_base")
  m.__file__=f
+ vars(m).pop("__spec__",0)
  sys.modules[m.__name__]=m
  try:
   import zlib

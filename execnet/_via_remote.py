@@ -234,6 +234,7 @@ def load_far(source: str, file_name: str) -> Any:
     if source:
         module: Any = type(sys)(FAR)
         module.__file__ = file_name
+        vars(module).pop("__spec__", None)  # CPython 3.15 warns where it is None
         exec(compile(source, file_name, "exec", 0, True), module.__dict__)
         sys.modules[FAR] = module
     return sys.modules[FAR]

@@ -13,29 +13,33 @@ import sys
 import pytest
 from tools import run_python
 
-pytestmark = pytest.mark.skipif(
-    platform.python_implementation() != "CPython", reason="the lists are CPython's"
-)
+pytestmark = [
+    pytest.mark.core,
+    pytest.mark.skipif(
+        platform.python_implementation() != "CPython", reason="the lists are CPython's"
+    ),
+]
 
 # What ``threading``, ``weakref``, ``struct`` and ``_pickle`` are and bring along.
 THREADS = {
     *("_collections", "_functools", "_operator", "_weakref", "_weakrefset", "collections"),
     *("functools", "itertools", "keyword", "operator", "reprlib", "threading", "types"),
-    *("warnings", "_warnings", "weakref", "_py_warnings", "_contextvars"),
+    *("warnings", "_types", "_warnings", "weakref", "_py_warnings", "_contextvars"),
 }
 ITEMS = {"_compat_pickle", "_pickle", "_struct", "copyreg", "struct"}
 IMPORTS = {"importlib", "importlib._bootstrap", "importlib._bootstrap_external"}
 SIGNALS = {"enum", "signal"}
 # A worker does without ``threading`` and ``_pickle`` until it has to.
 WORKER = {"_collections", "_struct", "_weakref", "_weakrefset", "itertools", "struct", "types"}
-WORKER |= {"__future__", "_queue", "select", "weakref"}
+WORKER |= {"__future__", "_queue", "_types", "io", "select", "weakref"}
 if sys.platform == "win32":
     WORKER |= {"msvcrt", "nt"}
 
 # ``subprocess`` and what it brings along; some versions' ``locale`` has ``re``.
 PROCESSES = {
     *("_locale", "_opcode", "_posixsubprocess", "_sre", "_winapi", "atexit", "collections.abc"),
-    *("contextlib", "errno", "fcntl", "locale", "math", "msvcrt", "re", "re._casefix"),
+    *("_math_integer", "contextlib", "errno", "fcntl", "locale", "math", "math.integer", "msvcrt"),
+    *("re", "re._casefix"),
     *("re._compiler", "re._constants", "re._parser", "selectors", "subprocess"),
 }
 COORDINATOR = WORKER | THREADS | ITEMS | IMPORTS | SIGNALS | PROCESSES
@@ -43,7 +47,7 @@ COORDINATOR = WORKER | THREADS | ITEMS | IMPORTS | SIGNALS | PROCESSES
 SHIPPING = {"importlib._abc", "importlib.util", "shlex", "sre_compile", "sre_constants"}
 SHIPPING |= {"sre_parse"}
 # Lowering the source that is sent, where nothing was kept.
-LOWERING = {"_ast", "ast", "zlib"}
+LOWERING = {"_ast", "_ast_unparse", "ast", "zlib"}
 
 OURS = {
     *("execnet", "execnet._death", "execnet._end_poll", "execnet._errors", "execnet._fork"),
