@@ -20,7 +20,7 @@ import pytest
 from conftest import EXECMODELS, FAILED, GREENLET_MODELS, MakeGateway, importable
 from hypothesis import given
 from hypothesis import strategies as st
-from tools import LonelyGateway, missing, wait_until
+from tools import LonelyGateway, collect, missing, wait_until
 
 import execnet
 from execnet import Channel, DumpError, Gateway, Group, RemoteError
@@ -33,6 +33,8 @@ from execnet.gateway_base import (
     dumps_internal,
     opcode,
 )
+
+pytestmark = pytest.mark.core
 
 BOUND_S = 10  # for what ought to happen at once
 
@@ -776,8 +778,7 @@ class TestDrop:
         channel.me = channel  # type: ignore[attr-defined]
         weak = weakref.ref(channel)
         del channel
-        gc.collect()
-        assert weak() is None
+        collect(weak)
         assert shared.remote_exec("channel.send(2)").receive(BOUND_S) == 2
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import MakeGateway
-from tools import run_python, wait_until
+from tools import FORKING, run_python, wait_until
 
 from execnet import Channel, Gateway, Group, WorkerDied, _end_poll, _ends, _forkserver
 from execnet._end_poll import EndPoll
@@ -32,7 +32,10 @@ channel.receive()
 os._exit(3)
 """
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="streams hide ends by a fork")
+pytestmark = [
+    pytest.mark.core,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="streams hide ends by a fork"),
+]
 
 Hide = Callable[[Gateway], Channel]
 
@@ -173,7 +176,8 @@ class TestOfAChild:
         ids=["was forked", "ignores ends"],
     )
     def test_is_told_in_a_program_that(self, what: str) -> None:
-        result = run_python(f"""
+        result = run_python(
+            f"""
 import execnet, os, signal, time
 from execnet import _end_poll, _ends
 _end_poll.LISTEN_MS = _end_poll.LOOK_MS = 10
@@ -194,7 +198,9 @@ try:
 except EOFError as exc:
     print(type(exc).__name__)
 os.kill(child, 9)
-""")
+""",
+            **FORKING,
+        )
         assert (result.stdout, result.stderr) == ("WorkerDied\n", "")
 
 

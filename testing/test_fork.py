@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import MakeGateway
-from tools import run_python, wait_until
+from tools import FORKING, run_python, wait_until
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+pytestmark = [
+    pytest.mark.core,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system"),
+]
 
 HEAD = """
 import os, sys, execnet
@@ -40,7 +43,8 @@ USES = {
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_a_use_in_the_child_raises_at_once_and_says_why(use: str) -> None:
-    result = run_python(f"""{HEAD}
+    result = run_python(
+        f"""{HEAD}
 def use():
     try:
         {use}
@@ -49,7 +53,9 @@ def use():
 in_child(use)
 channel.send(2)
 print(channel.receive())
-""")
+""",
+        **FORKING,
+    )
     why, item = result.stdout.splitlines()
     assert "of which this one is a fork" in why
     assert item == "2"
@@ -57,28 +63,35 @@ print(channel.receive())
 
 
 def test_the_childs_exit_ends_none_of_the_parents_workers() -> None:
-    result = run_python(f"""{HEAD}
+    result = run_python(
+        f"""{HEAD}
 if not os.fork():
     sys.exit()  # runs what atexit has
 os.wait()
 channel.send(2)
 print(channel.receive(), len(execnet.default_group))
-""")
+""",
+        **FORKING,
+    )
     assert (result.stdout, result.stderr) == ("2 1\n", "")
 
 
 def test_a_child_can_have_gateways_of_its_own() -> None:
-    result = run_python(f"""{HEAD}
+    result = run_python(
+        f"""{HEAD}
 def use():
     with execnet.makegateway() as own:
         print(own.remote_exec("channel.send(3)").receive())
 in_child(use)
-""")
+""",
+        **FORKING,
+    )
     assert (result.stdout, result.stderr) == ("3\n", "")
 
 
 def test_a_child_does_not_keep_the_workers_of_a_dead_parent_alive() -> None:
-    result = run_python(f"""{HEAD}
+    result = run_python(
+        f"""{HEAD}
 read_end, write_end = os.pipe()
 child = os.fork()
 if not child:
@@ -88,7 +101,9 @@ if not child:
     os.read(read_end, 1)  # outlives its parent
 print(gateway._rinfo().pid, child, flush=True)
 os.kill(os.getpid(), 9)
-""")
+""",
+        **FORKING,
+    )
     worker, child = map(int, result.stdout.split())
     try:
         wait_until(lambda: not is_running(worker))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -321,7 +322,10 @@ class TestWithoutPidfd:
 
     @pytest.fixture(autouse=True)
     def no_pidfd(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delattr(os, "pidfd_open", raising=False)
+        def pidfd_open(pid: int, flags: int = 0) -> int:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+        monkeypatch.setattr(os, "pidfd_open", pidfd_open, raising=False)
 
     def test_terminate_ends_a_worker_that_is_stuck(self) -> None:
         group = Group([SPEC])

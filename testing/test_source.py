@@ -23,6 +23,8 @@ from tools import run
 from execnet import RemoteError, _source, gateway
 from execnet._source import _find_non_builtin_globals, _source_of_function, source_to_send
 
+pytestmark = pytest.mark.core
+
 if TYPE_CHECKING:
     from execnet import Channel
     from execnet import XSpec as SomeType
@@ -199,7 +201,7 @@ class TestStrings:
         assert channel.receive(20) == 4
 
 
-NO_COMPILER = "import builtins\ndef compile(*args): raise ValueError('compiled')\n"
+NO_COMPILER = "import builtins\ndef compile(*args, **options): raise ValueError('compiled')\n"
 NO_COMPILER += "builtins.compile = compile"
 
 

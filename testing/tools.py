@@ -5,12 +5,14 @@ The fixtures made of it are in ``conftest.py``.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -71,6 +73,22 @@ def find_python(version: str) -> str:
     pytest.skip(f"no Python {version} here: put its path into {DEMANDED}")
 
 
+# Garbage
+
+
+def collect(weak: weakref.ref[object]) -> None:
+    """Collect garbage until an object is gone; fail if that does not help.
+
+    An object whose finalizer made it known again for a moment needs a second time on CPython
+    3.15, and PyPy promises no number of times.
+    """
+    for _ in range(10):
+        gc.collect()
+        if weak() is None:
+            return
+    pytest.fail(f"still there: {weak()!r}")
+
+
 # Subprocesses
 
 
@@ -92,6 +110,10 @@ def run_python(
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, in ``clean_environment(**variables)``."""
     return run([python, "-c", code, *args], timeout_s=timeout_s, **variables)
+
+
+# For programs that fork: from 3.12 on Python warns of threads there, such as a gateway's.
+FORKING = {"PYTHONWARNINGS": "ignore:This process:DeprecationWarning"}
 
 
 def run(
