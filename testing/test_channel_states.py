@@ -31,6 +31,8 @@ from execnet.gateway_base import (
     get_execmodel,
 )
 
+pytestmark = pytest.mark.core
+
 CHANNEL_STATES = ["open", "send-only", "receive-closed", "closed", "deleted"]
 CHANNEL_EVENTS = ["close", "far_drop", "stream_end", "drop"]
 

@@ -40,7 +40,10 @@ for item in channel:
     channel.send(direct._uses if item is None else item)
 """
 
-pytestmark = pytest.mark.skipif(not CAN_READ_DIRECTLY, reason="not with this Python")
+pytestmark = [
+    pytest.mark.core,
+    pytest.mark.skipif(not CAN_READ_DIRECTLY, reason="not with this Python"),
+]
 
 
 @pytest.fixture

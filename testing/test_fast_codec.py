@@ -29,7 +29,10 @@ from execnet.gateway_base import CODECS, dumps_fast, dumps_internal, load_item
 TESTING = str(Path(__file__).resolve().parent)
 PROTOCOL = b"\x80\x04"  # how every pickle begins that the codec writes
 
-pytestmark = pytest.mark.skipif("fast" not in CODECS, reason="this Python has no fast codec")
+pytestmark = [
+    pytest.mark.core,
+    pytest.mark.skipif("fast" not in CODECS, reason="this Python has no fast codec"),
+]
 
 
 def load(data: bytes) -> Any:

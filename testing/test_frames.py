@@ -25,6 +25,8 @@ from execnet.gateway_base import (
     parse_header,
 )
 
+pytestmark = pytest.mark.core
+
 NAMES = [
     "STATUS",
     "RECONFIGURE",

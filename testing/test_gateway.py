@@ -35,6 +35,8 @@ from execnet.gateway_base import (
     get_execmodel,
 )
 
+pytestmark = pytest.mark.core
+
 BOUND_S = 10  # for what ought to happen at once
 
 

@@ -40,10 +40,13 @@ PROGRAM = Path(__file__).with_name("interrupted_program.py")
 THREAD = get_execmodel("thread")
 BOUND_S = 10
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(signal, "setitimer") or platform.python_implementation() != "CPython",
-    reason="POSIX, and where CPython looks for interrupts",
-)
+pytestmark = [
+    pytest.mark.core,
+    pytest.mark.skipif(
+        not hasattr(signal, "setitimer") or platform.python_implementation() != "CPython",
+        reason="POSIX, and where CPython looks for interrupts",
+    ),
+]
 
 
 @pytest.mark.timeout(300)

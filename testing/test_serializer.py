@@ -39,6 +39,8 @@ from execnet.gateway_base import (
     opcode,
 )
 
+pytestmark = pytest.mark.core
+
 VERSION = b"\x02"
 
 # Every opcode that this Python writes: an item and its dump, byte by byte.

@@ -15,6 +15,8 @@ from tools import Task, wait_until
 from execnet.gateway_base import get_execmodel
 from execnet.gateway_socket import SocketIO
 
+pytestmark = pytest.mark.core
+
 Pair = tuple[SocketIO, socket.socket]
 
 

@@ -21,6 +21,8 @@ from execnet.gateway_base import (
     get_execmodel,
 )
 
+pytestmark = pytest.mark.core
+
 THREAD = get_execmodel("thread")
 
 

@@ -12,6 +12,8 @@ from tools import Task, wait_until
 from execnet import Channel, DeadlockError, Gateway
 from execnet.gateway_base import get_execmodel
 
+pytestmark = pytest.mark.core
+
 THREAD = get_execmodel("thread")
 ITEM = b"x" * 1000
 READER = """

@@ -14,6 +14,8 @@ import pytest
 from execnet import gateway_base
 from execnet.gateway_base import WorkerGateway, get_execmodel
 
+pytestmark = pytest.mark.core
+
 
 class TaskChannel:
     """Has what a task needs of its channel, and nothing else."""
