@@ -19,10 +19,11 @@ MODULE = "gateway_base"
 FIRST_PACKET_MAX = 14 * 1024  # bytes of the line: the first flight of a TCP connection
 
 # The line has to be short: p packed source, w what asks for it as it is where there is no
-# zlib, f file name, o options; m module, d digits, s source.  A module has no ``__spec__`` rather
-# than None there: of that CPython 3.15 warns when it writes a traceback.
+# zlib, f file name, o options, k the connection of a server that executes it; i in, t out, m
+# module, d digits, s source.  A module has no ``__spec__`` rather than None there: of that
+# CPython 3.15 warns when it writes a traceback.
 _BOOT = """\
-def boot(p,w,f,o):
+def boot(p,w,f,o,k=None):
  import struct,sys
  m=type(sys)("_execnet_gateway_base")
  m.__file__=f
@@ -34,13 +35,26 @@ def boot(p,w,f,o):
   s=zlib.decompress(struct.pack(">%dI"%(len(d)//5),*[
    (((d[i]*85+d[i+1])*85+d[i+2])*85+d[i+3])*85+d[i+4] for i in range(0,len(d),5)]))
  except ImportError:
-  sys.stdout.write(w)
-  sys.stdout.flush()
-  s=eval(sys.stdin.readline())
+  i,t=k and (k.makefile("r"),k.makefile("w")) or (sys.stdin,sys.stdout)
+  t.write(w)
+  t.flush()
+  s=eval(i.readline())
  exec(compile(s,f,"exec"),m.__dict__)
- m.start_worker(**o)
-boot("{packed}",{wanted!r},{file_name!r},{options!r})
+ {start}
+boot("{packed}",{wanted!r},{file_name!r},{options!r}{connection})
 """
+_START = "m.start_worker(**o)"
+# Released socket servers execute the line with a name for the connection.  The processes of ours
+# have it as stdin and stdout, and set the other name.  No cycle may keep the connection: it would
+# stay open until a garbage collection.
+_START_OR_SERVE = """\
+if k:
+  n={}
+  exec(compile(%r,"<execnet socket server>","exec"),n)
+  n["start_in_server"](m,k,o)
+ else:
+  m.start_worker(**o)"""
+_CONNECTION = """,None if globals().get("in_own_process") else globals().get("clientsock")"""
 
 # What a worker can say hello without; what needs one of these at once follows as well.
 _SENT_AFTER_HELLO = """
@@ -136,14 +150,24 @@ def wanted(marker: bytes) -> bytes:
     return marker.rstrip() + b"?"
 
 
-def boot_code(options: Mapping[str, Any]) -> str:
+@lru_cache(maxsize=1)
+def _start_or_serve() -> str:
+    lines = _parts.lowered("_socket_far").split("\n")
+    return _START_OR_SERVE % "\n".join(filter(None, lines))
+
+
+def boot_code(options: Mapping[str, Any], in_server: bool = False) -> str:
     """Return the code that makes an interpreter a worker.
 
-    options: the arguments of ``gateway_base.start_worker``.
+    options: the arguments of ``gateway_base.start_worker``.  in_server: it may be a socket server
+    that executes the code itself.
     """
-    return _BOOT.format(
+    code = _BOOT.format(
+        start=_start_or_serve() if in_server else _START,
+        connection=_CONNECTION if in_server else "",
         packed=shipment_for(options["execmodel"]).packed,
         wanted=wanted(options["marker"]).decode("ascii"),
         file_name=_parts.file_of(MODULE),
         options=dict(options, rest=True),
     )
+    return code + "del boot" if in_server else code

@@ -3300,8 +3300,7 @@ class WorkerGateway(BaseGateway):
         self._trace(reason)
         self._writer.fail(reason)
         self._end_executions(self._channelfactory._finished_receiving)
-        self.before_exit()
-        os._exit(1)
+        self._end_process()
 
     def _let_executions_finish(self) -> None:
         self._execpool.trigger_shutdown()
@@ -3319,7 +3318,7 @@ class WorkerGateway(BaseGateway):
         places, main_places = {}, {}
         if self._execpool.active_count() and self.execmodel.has_main_thread:
             main_places = _places({self._main_ident})
-            _interrupt(self._main_ident)
+            self._interrupt_main()
             places = _interrupt_others(self._execpool.idents(), self._main_ident)
         if close is not None:
             close()
@@ -3327,13 +3326,19 @@ class WorkerGateway(BaseGateway):
         if self._execpool.waitall(first_s):
             return
         if main_places and _places({self._main_ident}) == main_places:
-            _interrupt(self._main_ident)  # the first came just before it began to wait
+            self._interrupt_main()  # the first came just before it began to wait
         # A thread that waits in C meets its interrupt only behind that, perhaps never.
         stuck = close is not None and places and _places(self._execpool.idents()) == places
         if stuck or not self._execpool.waitall(self.grace_s - first_s):
             self._trace("executions did not end, exiting")
-            self.before_exit()
-            os._exit(1)
+            self._end_process()
+
+    def _interrupt_main(self) -> None:
+        _interrupt(self._main_ident)
+
+    def _end_process(self) -> None:
+        self.before_exit()
+        os._exit(1)
 
 
 def _signal_module() -> Any:
@@ -3517,9 +3522,11 @@ def serve(
     _serve(io, id, peer_codecs, grace)
 
 
-def _serve(io: Any, id: str, peer_codecs: Sequence[str], grace: float | None) -> None:
+def _serve(
+    io: Any, id: str, peer_codecs: Sequence[str], grace: float | None, kind: Any = None
+) -> None:
     trace("creating workergateway on %r" % (io,))
-    gateway = WorkerGateway(io=io, id=id, _startcount=2)
+    gateway = (kind or WorkerGateway)(io=io, id=id, _startcount=2)
     gateway._channelfactory.fast = HAVE_FAST_CODEC and "fast" in peer_codecs
     if grace is not None:
         gateway.grace_s = grace
@@ -3534,6 +3541,20 @@ def _lead_a_group() -> Callable[[], object]:
     if os.getpgrp() != os.getpid():  # not as the leader of a session, whose group is its own
         os.setpgid(0, 0)
     return atexit.register(lambda: os.killpg(0, signal.SIGKILL))  # the first one is called last
+
+
+def change_surroundings(
+    env: Mapping[str | bytes, str | bytes] | None, chdir: str | bytes | None
+) -> None:
+    """Set variables of the environment, and change to a folder that may have to be made."""
+    decode = getattr(os, "fsdecode", str)
+    for name, value in (env or {}).items():
+        os.environ[decode(name)] = decode(value)
+    if chdir is not None:
+        chdir = decode(chdir)
+        if not os.path.isdir(chdir):
+            os.makedirs(chdir)
+        os.chdir(chdir)
 
 
 def start_worker(
@@ -3560,14 +3581,7 @@ def start_worker(
     _handle_interrupts(lambda signum, frame: None)
     _unblock_interrupts()
     try:
-        decode = getattr(os, "fsdecode", str)
-        for name, value in (env or {}).items():
-            os.environ[decode(name)] = decode(value)
-        if chdir is not None:
-            chdir = decode(chdir)
-            if not os.path.isdir(chdir):
-                os.makedirs(chdir)
-            os.chdir(chdir)
+        change_surroundings(env, chdir)
         if nice:
             os.nice(nice)
         before_exit = _lead_a_group() if kill == "group" else int

@@ -188,7 +188,7 @@ def first_line(spec: XSpec, marker: bytes, stdout: int | None = None) -> bytes:
     else:
         from ._shipment import boot_code
 
-        code = boot_code(options)
+        code = boot_code(options, in_server=bool(spec.socket and not spec.installvia))
     return (ascii(code) + "\n").encode("ascii")
 
 

@@ -65,6 +65,7 @@ FLOORS = {
     "_heartbeat": 2,
     "gateway_socket": 2,
     "_via": 2,
+    "_socket_far": 0,
     "_via_far": 0,
     "_via_remote": 0,
     "_via_reads": 1,

@@ -300,7 +300,7 @@ class TestLimits:
         monkeypatch: pytest.MonkeyPatch,
         capfd: pytest.CaptureFixture[str],
     ) -> None:
-        monkeypatch.setattr(socketserver, "INTERPRETER", ["/does/not/exist"])
+        monkeypatch.setattr(socketserver, "INTERPRETER", "/does/not/exist")
         with connect(in_process.address) as conn:
             conn.shutdown(socket.SHUT_WR)
             assert read_to_end(conn) == b""
@@ -325,7 +325,7 @@ class TestLimits:
         capfd: pytest.CaptureFixture[str],
     ) -> None:
         with monkeypatch.context() as patched:
-            patched.setattr(socketserver, "INTERPRETER", ["/does/not/exist"])
+            patched.setattr(socketserver, "INTERPRETER", "/does/not/exist")
             with connect(in_process.address) as conn:
                 conn.sendall(b"'1'\n")
                 assert read_to_end(conn) == b""

@@ -35,9 +35,10 @@ def lowered() -> str:
 
 
 @pytest.mark.parametrize("execmodel", ["thread", "main_thread_only", "gevent", "eventlet"])
+@pytest.mark.parametrize("where", ["ssh=host", "socket=host:8888"])
 @pytest.mark.parametrize("wishes", ["", f"//chdir=/{'folder/' * 20}//env:LANG=C.UTF-8//nice=19"])
-def test_the_first_packet_is_at_most_14_KiB(execmodel: str, wishes: str) -> None:
-    spec = XSpec(f"ssh=host//id=gateway1234//execmodel={execmodel}{wishes}")
+def test_the_first_packet_is_at_most_14_KiB(execmodel: str, wishes: str, where: str) -> None:
+    spec = XSpec(f"{where}//id=gateway1234//execmodel={execmodel}{wishes}")
     line = gateway_bootstrap.first_line(spec, MARKER)
     assert len(line) <= FIRST_PACKET_MAX == 14336
     assert line.count(b"\n") == 1

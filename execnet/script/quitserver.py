@@ -6,12 +6,16 @@ Runs standing alone, from Python 2.7 on, so its types are in comments.  Start at
 import argparse
 import socket
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import List, Optional  # noqa: F401 - in comments
 
 WAIT_S = 15  # a server ends within that time
+ANSWER_S = 3  # and answers at once
+QUIT, ENDING = b"\0quit\n", b"ending\n"  # what our servers are sent, and what they answer
+QUIT_RELEASED = b'"raise KeyboardInterrupt"\n'  # what those of execnet 1 and 2 execute
 
 
 def connect(address):
@@ -33,17 +37,44 @@ def connect(address):
 def quit_server(address):
     # type: (str) -> None
     """Have the server there end; EnvironmentError if there is none or it does not answer."""
+    answer = _ask(address, QUIT)
+    if answer == ENDING:
+        return
+    if answer or not _ends_as_released(address):
+        raise EnvironmentError("what listens there is no socket server")
+
+
+def _ask(address, line):
+    # type: (str, bytes) -> bytes
+    """Return what is answered to a line, to the end of the connection; b"" for no answer."""
     conn = connect(address)
     try:
-        conn.sendall(b"\0quit\n")
-        data = answer = conn.recv(100)
+        conn.settimeout(ANSWER_S)
+        try:
+            conn.sendall(line)
+            data = answer = conn.recv(100)
+        except EnvironmentError:
+            return b""
+        conn.settimeout(WAIT_S)
         while data:  # its end comes when another server could listen there
             data = conn.recv(100)
             answer += data
-        if answer != b"ending\n":
-            raise EnvironmentError("what listens there is no socket server")
+        return answer
     finally:
         conn.close()
+
+
+def _ends_as_released(address):
+    # type: (str) -> bool
+    """Whether a server ends that executes what it is sent, as those of execnet 1 and 2 do."""
+    try:
+        _ask(address, QUIT_RELEASED)
+        for _ in range(20):
+            connect(address).close()
+            time.sleep(0.1)
+    except EnvironmentError:  # it has ended
+        return True
+    return False
 
 
 def main(args=None):

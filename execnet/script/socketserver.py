@@ -1,8 +1,9 @@
 """A server that starts an interpreter for each client that connects.
 
 It knows nothing of execnet: it runs ``python -c "import sys;exec(eval(sys.stdin.readline()))"``
-with the connection as stdin and stdout, and what the client sends next does the rest.  So who
-can connect can run code.  Each client has a process of its own.
+with the connection as stdin and stdout, and what the client sends next does the rest.  Clients
+of execnet 1 and 2 find the names that their own servers give them.  So whoever can connect can
+run code.  Each client has a process of its own.
 
 This file runs standing alone, from Python 2.7 on, so its types are in comments; it runs as
 well as ``gateway.remote_exec(socketserver)``.  Start at ``main``, ``serve_channel`` and
@@ -27,7 +28,96 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Optional, Tuple, Union  # noqa: F401 - in comments
     Address = Union[str, Tuple[str, int]]  # a path, or host and port
 
-INTERPRETER = [sys.executable, "-u", "-c", "import sys;exec(eval(sys.stdin.readline()))"]
+INTERPRETER = sys.executable
+# What the process of a client runs: the string that comes as a line.  Code that was written for
+# released servers finds the connection under a name.  What asks for "in_own_process" knows of
+# both kinds, and is content with stdin and stdout.
+FIRST_STAGE = (
+    "import sys;as_released=sys.argv.pop();code=eval(sys.stdin.readline());in_own_process=True;"
+    "exec(as_released if 'clientsock' in code and 'in_own_process' not in code else code)"
+)
+# Executes the string with the names that released servers give it.  As there, stdin and stdout
+# are not the connection; what is printed goes to the server's stderr.
+AS_RELEASED = """
+import os, socket, subprocess, sys, threading, time
+try:
+    import _thread, queue
+except ImportError:
+    import Queue as queue, thread as _thread
+
+class ExecModel(object):
+    backend = "thread"
+    get_ident = staticmethod(_thread.get_ident)
+    sleep = staticmethod(time.sleep)
+    Lock, RLock, Event = map(staticmethod, (threading.Lock, threading.RLock, threading.Event))
+
+    def __init__(self):
+        self.queue, self.socket, self.subprocess = queue, socket, subprocess
+
+    def __repr__(self):
+        return "<ExecModel 'thread'>"
+
+    def start(self, func, args=()):
+        thread = threading.Thread(target=func, args=args)
+        thread.daemon = True
+        thread.start()
+        return thread
+
+    def fdopen(self, fd, mode, bufsize=1):
+        return os.fdopen(fd, mode, -1 if bufsize == 1 and "b" in mode else bufsize)
+
+model = ExecModel()
+
+def pump(read, write, end):
+    try:
+        data = read(65536)
+        while data:
+            write(data)
+            data = read(65536)
+        end()
+    except EnvironmentError:
+        pass  # one of both sides has gone
+
+def take_connection():
+    wait = int
+    try:
+        conn = socket.fromfd(0, socket.AF_INET, socket.SOCK_STREAM)
+        conn.getsockname()
+    except (EnvironmentError, AttributeError):  # pipes lead to it, as on Windows
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        conn = socket.create_connection(listener.getsockname())
+        near = listener.accept()[0]
+        listener.close()
+        stdin, stdout = os.dup(0), os.dup(1)
+        model.start(pump, (lambda size: os.read(stdin, size), near.sendall,
+                           lambda: near.shutdown(socket.SHUT_WR)))
+        wait = model.start(pump, (near.recv, lambda data: os.write(stdout, data),
+                                  lambda: os.close(stdout))).join
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return conn, wait
+
+clientsock, wait = take_connection()
+names = {"clientsock": clientsock, "__name__": "__main__"}
+if "get_execmodel" not in code:  # else it takes one of its own version, which knows more
+    names["execmodel"] = model
+try:
+    names["address"] = clientsock.getpeername()
+    exec(code, names)
+finally:
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.current_thread():
+            thread.join()  # it may use the connection
+    try:
+        clientsock.shutdown(socket.SHUT_WR)
+    except EnvironmentError:
+        pass  # the code has closed it
+    wait()
+"""
 PY2 = sys.version_info[0] == 2
 WINDOWS = sys.platform == "win32"  # where a socket can't be a process's stdin
 GREETING_S = 60  # how long a client may take until what it sends is for a process
@@ -312,7 +402,8 @@ class Server(object):
         with self._lock:
             if self._stopping or self._left == 0:
                 return False
-            client.process = subprocess.Popen(INTERPRETER, **options)
+            command = [INTERPRETER, "-u", "-c", FIRST_STAGE, AS_RELEASED]
+            client.process = subprocess.Popen(command, **options)
             self._left -= 1
         return True
 

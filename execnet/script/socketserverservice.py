@@ -37,7 +37,7 @@ def load_server():
     with open(SERVER) as file:
         exec(compile(file.read(), SERVER, "exec"), names)
     # In a service sys.executable is the program that hosts it.
-    names["INTERPRETER"][0] = os.path.join(sys.exec_prefix, "python.exe")
+    names["INTERPRETER"] = os.path.join(sys.exec_prefix, "python.exe")
     return names
 
 

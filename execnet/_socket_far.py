@@ -1,0 +1,142 @@
+"""A worker within a released socket server: in its process and in the thread that calls.
+
+Such a server executes the first line of a client itself, and serves one client after the other.
+So the worker here ends no process, and leaves signals, folder, environment and modules as they
+were.  Our own server starts a process for each client, and ``gateway_base.start_worker`` is what
+runs there; the first line for ``socket=`` has both, as its sender does not know who listens.
+
+This file is shipped in that line; it keeps to what Python 2.7 and today's Python both accept.
+Start at ``start_in_server``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class SocketFile(object):
+    """The server's socket as one of the two files of a ``Popen2IO``; the server closes it."""
+
+    close = int
+
+    def __init__(self, sock: Any) -> None:
+        self.read, self.write, self.fileno = sock.recv, sock.send, sock.fileno
+
+
+def hang_up(connection: list[Any]) -> None:
+    """End the connection, so that whoever waits for it on either side goes on."""
+    for sock in connection:
+        try:
+            sock.shutdown(2)
+        except EnvironmentError:
+            pass  # the coordinator was faster
+
+
+def start_in_server(base: Any, sock: Any, options: dict[str, Any]) -> None:
+    """Be a worker on a connection, until it ends; then restore what was changed.
+
+    base: the shipped ``gateway_base``.  options: the arguments of its ``start_worker``.
+    """
+    environment, folder = dict(os.environ), base._getcwd()
+    sock.settimeout(None)
+    if sock.family != getattr(sys.modules["socket"], "AF_UNIX", None):
+        sock.setsockopt(6, 1, 1)  # TCP_NODELAY
+    io = base.Popen2IO(SocketFile(sock), SocketFile(sock), base.get_execmodel("thread"))
+    connection = [sock]
+    try:
+        _start(base, io, connection, options)
+    finally:
+        hang_up(connection)
+        del connection[:]  # the server's next client comes before a garbage collection
+        vars(io).clear()
+        os.environ.clear()
+        os.environ.update(environment)
+        if os.path.isdir(folder):
+            os.chdir(folder)
+        for name in [name for name in sys.modules if name.startswith("_execnet_")]:
+            module: Any = sys.modules.pop(name)
+            # Python 2 empties a module that nobody holds, though threads may be left in it.
+            module._itself = module
+
+
+def _start(base: Any, io: Any, connection: list[Any], options: dict[str, Any]) -> None:
+    marker = options["marker"]
+    try:
+        for key in "nice", "kill":
+            if options[key]:
+                raise ValueError("%s= would be for the whole server, which serves others too" % key)
+        base.change_surroundings(options["env"], options["chdir"])
+        io.execmodel = base.get_execmodel(options["execmodel"])
+        if not io.execmodel.has_main_thread:
+            raise ValueError("a server that serves in its own process has threads, no greenlets")
+    except Exception as exc:
+        io.write(marker + base._frame_of({"error": base._decoded(base.geterrortext(exc))}))
+        return
+    try:
+        io.write(marker + base._hello())
+        base._read_rest(io)
+    except (EnvironmentError, EOFError):
+        return  # the coordinator has gone
+    kind = _gateway_class(base, connection)
+    base._serve(io, options["id"], options["codecs"], options["grace"], kind)
+
+
+def _gateway_class(base: Any, connection: list[Any]) -> Any:
+    worker_gateway: Any = base.WorkerGateway
+    has_signals = isinstance(threading.current_thread(), threading._MainThread)  # type: ignore[attr-defined]
+    handler = signal.getsignal(signal.SIGINT)
+
+    class ServedGateway(worker_gateway):  # type: ignore[misc]
+        """Ends what runs, but not the process."""
+
+        _is_ours = False  # whether the next SIGINT comes from here
+        _is_unwanted = False  # whether somebody else sent one: the server is to end
+
+        def serve(self) -> None:
+            try:
+                worker_gateway.serve(self)
+            finally:
+                if has_signals:
+                    signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
+                if self._state == base.GatewayState.LOST:
+                    self.before_close()
+            if self._is_unwanted:
+                raise KeyboardInterrupt
+
+        def _on_interrupt(self, signum: int, frame: object) -> None:
+            if self._is_ours:
+                self._is_ours = False
+                worker_gateway._on_interrupt(self, signum, frame)
+            elif handler != signal.SIG_IGN:
+                self._is_unwanted = True
+                hang_up(connection)
+
+        def _interrupt_main(self) -> None:
+            if has_signals:
+                self._is_ours = True
+                worker_gateway._interrupt_main(self)
+            else:
+                base._interrupt_others({self._main_ident}, 0)
+
+        def _on_silence(self, reason: str) -> None:
+            self._writer.fail(reason)
+            hang_up(connection)  # then the receiver thread does the rest
+
+        def _end_process(self) -> None:
+            """Let the server go on: have the calling thread leave the code that it runs.
+
+            Threads that don't end when they are interrupted stay.
+            """
+            hang_up(connection)
+            while self._main_ident in self._execpool.idents():
+                self._interrupt_main()
+                self._execpool.waitall(1.0)
+
+    return ServedGateway
