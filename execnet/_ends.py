@@ -16,6 +16,7 @@ import time
 from contextlib import suppress
 
 from . import _fork
+from .gateway_base import above_stdio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ class Bell:
 
     def __init__(self) -> None:
         if hasattr(os, "eventfd"):
-            self.fd = self._ring_fd = os.eventfd(0)
+            self.fd = self._ring_fd = above_stdio(os.eventfd(0))
         else:
-            self.fd, self._ring_fd = os.pipe()
+            self.fd, self._ring_fd = map(above_stdio, os.pipe())
         self.users = 0
 
     def ring(self) -> None:

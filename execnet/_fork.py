@@ -1,7 +1,7 @@
-"""A process that was forked from the coordinator owns none of its gateways.
+"""What child processes of a coordinator have of it.
 
-What is registered here is told in the child, before anything else runs there.  Start at
-``register``.
+One that was forked owns none of its gateways: what is registered here is told in the child,
+before anything else runs there.  Start at ``register``.
 """
 
 from __future__ import annotations
@@ -35,3 +35,14 @@ def _disown_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown_all)
+
+
+def stderr_of_children(null: int) -> int | None:
+    """Return what a child process gets as its stderr: None for ours, or ``null``.
+
+    That need not be at 2: where it is closed, the program may have a file of its own there.
+    """
+    try:
+        return None if os.get_inheritable(2) else null
+    except OSError:
+        return null

@@ -14,10 +14,10 @@ import threading
 import time
 from contextlib import suppress
 
-from . import _forkserver, _transports
+from . import _fork, _forkserver, _transports
 from ._errors import BootstrapError
 from ._forkserver import SLICE_S, Fork, Template, TemplateLost
-from .gateway_base import ExecModel, Popen2IO
+from .gateway_base import ExecModel, Popen2IO, above_stdio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,11 +101,10 @@ class ForkedIO(Popen2IO):
         fds = {"stdin": self._theirs[0], "stdout": self._theirs[1]}
         try:
             with suppress(FileNotFoundError, PermissionError):
-                fds["cwd"] = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))
+                fds["cwd"] = above_stdio(os.open(".", getattr(os, "O_PATH", os.O_RDONLY)))
                 self._theirs.append(fds["cwd"])
-            with suppress(OSError):  # it is closed
-                if os.get_inheritable(2):  # else it is no stderr, but a descriptor of our own
-                    fds["stderr"] = 2
+            if _fork.stderr_of_children(-1) is None:
+                fds["stderr"] = 2
             try:
                 self._fork = self._template.fork(options, fds, self._deadline)
             except TemplateLost:
@@ -330,7 +329,7 @@ _FOR_EVER = float("inf")
 def _pidfd_of(pid: int) -> int:
     """Return a descriptor that becomes readable when a process ends, or -1."""
     try:
-        return os.pidfd_open(pid)
+        return above_stdio(os.pidfd_open(pid))
     except (AttributeError, OSError):  # an old system, or no descriptor left
         return -1
 

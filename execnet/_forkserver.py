@@ -35,6 +35,7 @@ from ._forkserver_template import (
     MARSHAL_VERSION,
     READY,
 )
+from .gateway_base import above_stdio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,10 +86,16 @@ class Template:
         self._wake: Bell | None = None  # for its thread
         self._environment = dict(os.environb)
         self._control, theirs = socket.socketpair()
+        if self._control.fileno() <= 2:
+            self._control = socket.socket(fileno=above_stdio(self._control.detach()))
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, bufsize=0
+                    command,
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=_fork.stderr_of_children(subprocess.DEVNULL),
+                    bufsize=0,
                 )
             except OSError as exc:
                 self._control.close()
@@ -244,7 +251,7 @@ class Template:
         fds: list[int] = []
         with self._lock, suppress(OSError):  # too many open
             if self._wake is not None:
-                fds = [os.dup(self._wake.fd), self._control.fileno()]
+                fds = [above_stdio(os.dup(self._wake.fd)), self._control.fileno()]
         if not fds:  # look, as nothing tells of them any more
             time.sleep(LOOK_S)
             return

@@ -12,6 +12,7 @@ So there is one in reserve, the spare, which has done that already.  Start at ``
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
+import errno
 import gc
 import marshal
 import os
@@ -67,6 +68,7 @@ class Template:
         self._tokens: dict[int, int] = {}  # by pid, of the children that were not reaped
         self._spare: tuple[int, socket.socket] | None = None  # its pid, the way to it
         self._has_spares = True
+        self._is_full = False  # some of the descriptors that came found no place
         self._news = b""  # not sent yet
         self._wakeup, self._waker = os.pipe()  # tells of signals
         os.set_blocking(self._waker, False)
@@ -139,7 +141,8 @@ class Template:
                     more = self._control.recv(size - len(data))
                 else:
                     space = socket.CMSG_SPACE(MAX_FDS * 4)
-                    more, found, _, _ = self._control.recvmsg(size - len(data), space)
+                    more, found, flags, _ = self._control.recvmsg(size - len(data), space)
+                    self._is_full |= bool(flags & socket.MSG_CTRUNC)
                     for _, _, packed in found:
                         fds += struct.unpack(f"{len(packed) // 4}i", packed)
             except OSError:
@@ -151,6 +154,9 @@ class Template:
 
     def _fork(self, token: int, payload: bytes, fds: list[int]) -> Order | None:
         try:
+            if self._is_full:
+                self._is_full = False
+                raise OSError(errno.EMFILE, "")
             pid = self._use_spare(payload, fds) or _fork_quietly()
         except OSError as exc:
             self.tell(FAILED, token, exc.errno or 0)

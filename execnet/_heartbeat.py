@@ -30,8 +30,13 @@ class _Watch:
             if self._runs:
                 self._changed.notify()
             else:
-                self._runs = True
-                threading.Thread(target=self._run, name="execnet-heartbeat", daemon=True).start()
+                thread = threading.Thread(target=self._run, name="execnet-heartbeat", daemon=True)
+                try:
+                    thread.start()
+                    self._runs = True  # it looks when we let go of the lock
+                except RuntimeError:
+                    self._due.clear()
+                    raise
 
     def _schedule(self, pulse: Pulse) -> None:
         due = time.monotonic() + pulse.interval_s

@@ -77,9 +77,10 @@ class Output:
     def _begin(self, execmodel: ExecModel) -> None:
         with self._lock:
             if not self._open:
-                self._inbox, self._idle = execmodel.inbox(), execmodel.Event()
+                inbox, idle = execmodel.inbox(), execmodel.Event()
                 self._get_ident = execmodel.get_ident
-                execmodel.start(self._run, (self._inbox, self._idle), "execnet-output")
+                execmodel.start(self._run, (inbox, idle), "execnet-output")
+                self._inbox, self._idle = inbox, idle
             self._open += 1
 
     def drain(self, deadline: float | None) -> None:

@@ -10,6 +10,9 @@ import selectors
 import threading
 from contextlib import suppress
 
+from .gateway_base import above_stdio
+
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # without a descriptor
 TAIL_BYTES = 4096
 CLOSE_S = 1.0  # how long what was already written may take to arrive
 READ_BYTES = 65536
@@ -68,7 +71,7 @@ class Relay:
         capture.done.wait(CLOSE_S)
 
     def _start(self) -> None:
-        wake, self._wake_fd = os.pipe()
+        wake, self._wake_fd = map(above_stdio, os.pipe())
         try:
             threading.Thread(
                 target=self._run, args=(wake,), name="execnet-stderr", daemon=True
@@ -80,7 +83,7 @@ class Relay:
             raise
 
     def _run(self, wake: int) -> None:
-        with selectors.DefaultSelector() as selector:
+        with _Selector() as selector:
             selector.register(wake, selectors.EVENT_READ, None)
             while self._update(selector, wake):
                 for key, _ in selector.select():
@@ -135,8 +138,8 @@ def _pass_on(capture: Capture) -> bool:
         return False
     capture.tail = (capture.tail + data)[-TAIL_BYTES:]
     shown = memoryview(data)
-    with suppress(OSError):  # nobody is there to see it
-        while shown:
+    with suppress(OSError):  # it is closed, or nobody is there to see it
+        while shown and os.get_inheritable(2):  # else it is a file of the program
             shown = shown[os.write(2, shown) :]
     return bool(data)
 

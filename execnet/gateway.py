@@ -250,7 +250,10 @@ class Gateway(BaseGateway):
             if self._shipment is not None:
                 self._post(Message.SOURCE, 0, self._rest_of_module(self._shipment, alike))
                 self._shipment = None
-            self._configure_peer()
+            try:
+                self._configure_peer()
+            except (RuntimeError, ImportError, OSError) as exc:
+                hello = {"error": f"here no heartbeat could be begun: {exc}"}
             is_ours = self.spec.popen and hello.get("executable") == sys.executable
             self._shares_python = bool(alike and is_ours and not self.spec.via)
         self._hello_info = hello

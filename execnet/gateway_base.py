@@ -1620,6 +1620,7 @@ class FrameWriter(object):
         self._turn = io.execmodel.Lock()  # who has it and waits for _lock is the next to get it
         self._frames: deque[list[Any]] = deque()  # each: header, payload, whether written
         self._flusher_runs = False
+        self.no_thread = ""  # why no flusher could be started, if one was to be
         self._closing = False
         self._error: str | None = None
         self.writing_ident = 0  # the thread that writes; it must not be interrupted in a frame
@@ -1750,8 +1751,9 @@ class FrameWriter(object):
             self._io.execmodel.start(self._run_flusher, (), "execnet-flusher-%s" % self._name)
         except BaseException as exc:
             self._flusher_runs = False
-            if not isinstance(exc, RuntimeError):  # the interpreter shuts down, it starts none
+            if not isinstance(exc, RuntimeError):  # there is no thread to be had
                 raise
+            self.no_thread = str(exc)  # what is left goes out with the next frame
 
     def _run_flusher(self) -> None:
         with self._lock:
@@ -1820,7 +1822,7 @@ class DirectReads(object):
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         try:
-            self._wake_fd = os.eventfd(0)
+            self._wake_fd = above_stdio(os.eventfd(0))
             poll.register(self._wake_fd, select.POLLIN)
             self._limit_ms = None
         except (AttributeError, OSError):  # an old Python, another system, or too many open
@@ -3468,9 +3470,30 @@ def init_popen_io(execmodel: ExecModel) -> Popen2IO:
     return Popen2IO(execmodel.fdopen(writer, "wb"), execmodel.fdopen(reader, "rb"), execmodel)
 
 
+def above_stdio(fd: int) -> int:
+    """Return a descriptor, or one in its place where it has the number of a standard one.
+
+    In a process that closed those, what others print would go to where ours leads.
+    """
+    if fd > 2:
+        return fd
+    try:
+        return above_stdio(os.dup(fd))
+    finally:
+        os.close(fd)
+
+
+def _fill_stdio() -> None:
+    """Open null devices where a standard descriptor is closed, so that none of ours gets there."""
+    fd = os.open(os.devnull, os.O_RDWR)
+    while fd <= 2:
+        fd = os.dup(fd)
+    os.close(fd)
+
+
 def _move_to_null(fd: int, flags: int) -> int:
     """Return a private duplicate of a descriptor, whose number leads nowhere from now on."""
-    moved = os.dup(fd)
+    moved = above_stdio(os.dup(fd))
     if PY2 and sys.platform != "win32":  # Python 3 does so by itself
         import fcntl
 
@@ -3581,6 +3604,7 @@ def start_worker(
     _handle_interrupts(lambda signum, frame: None)
     _unblock_interrupts()
     try:
+        _fill_stdio()
         change_surroundings(env, chdir)
         if nice:
             os.nice(nice)

@@ -215,6 +215,10 @@ def start(io: Any, spec: XSpec) -> Gateway:
         raise BootstrapError(f"{spec.id} could not be started: {exc}") from exc
     if line:
         gateway._writer.post(line, b"")
+        if gateway._writer.no_thread:
+            abandon(gateway)
+            text = f"{spec.id} could not be started: no thread could be started for its first line"
+            raise BootstrapError(f"{text}: {gateway._writer.no_thread}")
     return gateway
 
 
@@ -226,7 +230,7 @@ def wait_ready(gateway: Gateway, deadline: float | None) -> None:
     """
     try:
         gateway._hello.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        if gateway._state == GatewayState.LIVE:
+        if gateway._state == GatewayState.LIVE and "error" not in gateway._hello_info:
             gateway._io.worker_pid = gateway._hello_info.get("pid")
             return
     except BaseException:

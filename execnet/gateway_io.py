@@ -6,6 +6,7 @@ Starts the command and holds its pipes; what is said over them is known elsewher
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -19,9 +20,10 @@ from ._errors import BootstrapError as BootstrapError
 from ._errors import HostNotFound as HostNotFound
 from ._errors import command_text as command_text
 from ._errors import with_command
+from ._fork import stderr_of_children
 from ._transports import popen_bootstrapline as popen_bootstrapline
 from ._transports import shell_split_path as shell_split_path
-from .gateway_base import ExecModel, Popen2IO
+from .gateway_base import ExecModel, Popen2IO, above_stdio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
 
 PIPE_BYTES = 1 << 20
 F_SETPIPE_SZ = 1031  # on Linux; PyPy has no name for it
-SPARE_DESCRIPTORS = 6  # for the moment in which a process is started
+SPARE_DESCRIPTORS = 9  # for the moment in which a process is started
+MORE_DESCRIPTORS = "raise the limit (ulimit -n, or resource.setrlimit) or use fewer gateways"
+NO_DESCRIPTOR = errno.EMFILE, errno.ENFILE
 KILL_S = 2.0  # how long another user's kill may take
 GENTLE_S = 0.2  # for ssh to give the terminal its echo back, when a prompt is given up
 
@@ -59,26 +63,26 @@ def _args(key: str, spec: XSpec) -> list[str]:
     return row.make(spec, _transports.interpreter_words(spec, row, sys.executable))
 
 
-def _pipe() -> tuple[int, int]:
-    """Return a new pipe, with the largest buffer that an ordinary user may have."""
-    read_end, write_end = os.pipe()
+def _pipe() -> list[int]:
+    """Return the two ends of a new pipe, with the largest buffer that a user may have."""
     if sys.platform == "linux":
         import fcntl
-
+    ends = list(map(above_stdio, os.pipe()))
+    if sys.platform == "linux":
         with suppress(OSError):  # the user's share of such buffers is used up
-            fcntl.fcntl(write_end, getattr(fcntl, "F_SETPIPE_SZ", F_SETPIPE_SZ), PIPE_BYTES)
-    return read_end, write_end
+            fcntl.fcntl(ends[1], getattr(fcntl, "F_SETPIPE_SZ", F_SETPIPE_SZ), PIPE_BYTES)
+    return ends
 
 
 def _pipes(count: int) -> tuple[list[int], list[int | None]]:
     """Return our ends and the other's of pipes for stdin, stdout and, if there are 3, stderr."""
-    read_end, write_end = _pipe()
-    ours, theirs = [write_end], [read_end]
+    ours: list[int] = []
+    theirs: list[int] = []
     try:
-        for _ in range(1, count):
+        for number in range(count):
             read_end, write_end = _pipe()
-            ours.append(read_end)
-            theirs.append(write_end)
+            ours.append(read_end if number else write_end)
+            theirs.append(write_end if number else read_end)
     except OSError:
         close_all(ours + theirs)
         raise
@@ -91,23 +95,57 @@ def close_all(fds: list[int]) -> None:
         os.close(fd)
 
 
-def check_descriptors(gateways: int) -> None:
-    """Raise ``BootstrapError`` if there are not enough descriptors for so many gateways."""
+def _needed(spec: XSpec) -> int:
+    """Return how many descriptors the gateway of a spec takes here while it lives."""
+    if spec.via:
+        return 0
+    if spec.socket:
+        return 1
+    captures = sys.platform != "win32" and _transports.transport_of(spec).captures_stderr
+    return 3 if captures or spec.forkserver else 2
+
+
+def check_descriptors(specs: list[XSpec]) -> None:
+    """Raise ``BootstrapError`` if there are not enough descriptors for the gateways of specs."""
+    found = _descriptors()
+    if found is None:
+        return
+    have, limit = found
+    need = sum(map(_needed, specs)) + SPARE_DESCRIPTORS
+    if have + need > limit:
+        raise BootstrapError(
+            f"{len(specs)} gateways need {need} descriptors; {have} of {limit} are in use: "
+            + MORE_DESCRIPTORS
+        )
+
+
+def _descriptors() -> tuple[int, int] | None:
+    """Return how many descriptors are in use, and how many may be; None where it is not known."""
     try:
         import resource
 
-        have = len(os.listdir("/proc/self/fd"))
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit == resource.RLIM_INFINITY:
+            return None
+        try:
+            return len(os.listdir("/proc/self/fd")), limit
+        except OSError as exc:
+            return (limit, limit) if exc.errno in NO_DESCRIPTOR else None
     except (ImportError, OSError):
-        return
-    need = 2 * gateways + SPARE_DESCRIPTORS
-    if limit == resource.RLIM_INFINITY:
-        return
-    if have + need > limit:
-        raise BootstrapError(
-            f"{gateways} gateways need {need} descriptors; {have} of {limit} are in use: "
-            "raise the limit (ulimit -n, or resource.setrlimit) or use fewer gateways"
-        )
+        return None
+
+
+def with_advice(exc: OSError | ImportError) -> OSError | ImportError:
+    """Return the error of a start; a ``BootstrapError`` if no descriptor was left for it."""
+    texts = [os.strerror(number) for number in NO_DESCRIPTOR]  # an ImportError has no number
+    if not any(text in str(exc) for text in texts):
+        return exc
+    found = _descriptors()
+    in_use = f" ({found[0]} of {found[1]} are in use)" if found else ""
+    text = f"no descriptor is left{in_use}: {MORE_DESCRIPTORS}; {exc}"
+    if isinstance(exc, BootstrapError):
+        return type(exc)(text, exc.command, exc.exitcode, exc.stderr, exc.noise)
+    return BootstrapError(f"no gateway could be started: {text}")
 
 
 def end_poll(
@@ -142,26 +180,30 @@ class Popen2IOMaster(Popen2IO):
         self.args = args
         self._stderr: Any = None
         captures = getattr(args, "captures_stderr", False) and sys.platform != "win32"
-        ours, theirs = _pipes(3 if captures else 2)
-        passed = []
+        passed: list[int] = []
+        theirs: list[int | None] = []
+        ours: list[int] = []
         try:
+            ours, theirs = _pipes(3 if captures else 2)
             if captures:
                 from . import _stderr
 
                 self._stderr = _stderr.capture(ours[2])
             if getattr(args, "inherits_stdout", False):
-                self.stdout_fd = os.dup(1)
+                self.stdout_fd = above_stdio(os.dup(1))
                 passed = [self.stdout_fd]
+            if not captures:
+                theirs[2] = stderr_of_children(execmodel.subprocess.DEVNULL)
             files = dict(zip(("stdin", "stdout", "stderr"), theirs, strict=True))
             self.popen: Any = execmodel.subprocess.Popen(args, bufsize=0, pass_fds=passed, **files)
         except BaseException as exc:
             self._discard(ours)
-            if isinstance(exc, (OSError, ValueError, RuntimeError)):
+            if isinstance(exc, (OSError, ValueError, RuntimeError, ImportError)):
                 text = with_command(f"can't start {args[0]}: {exc}", args)
                 raise BootstrapError(text, args) from exc
             raise
         finally:
-            close_all([fd for fd in (*theirs, *passed) if fd is not None])
+            close_all([fd for fd in (*theirs, *passed) if fd is not None and fd >= 0])
         outfile, infile = execmodel.fdopen(ours[0], "wb"), execmodel.fdopen(ours[1], "rb")
         super().__init__(outfile, infile, execmodel)
         self._end_poll = end_poll(ours[1], self, _watch_children)

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 
 from ._errors import BootstrapError, HostNotFound
-from .gateway_base import DirectReads, ExecModel, RemoteError
+from .gateway_base import DirectReads, ExecModel, RemoteError, above_stdio
 from .script import socketserver
 from .script.socketserver import format_address, keep_alive, parse_address
 
@@ -283,7 +283,10 @@ def _places(address: Address, execmodel: ExecModel) -> list[tuple[int, Any]]:
 
 
 def _connected(place: tuple[int, Any], execmodel: ExecModel, deadline: float | None) -> Any:
-    sock = execmodel.socket.socket(place[0], execmodel.socket.SOCK_STREAM)
+    kind = execmodel.socket.SOCK_STREAM
+    sock = execmodel.socket.socket(place[0], kind)
+    if sock.fileno() <= 2:
+        sock = execmodel.socket.socket(place[0], kind, 0, above_stdio(sock.detach()))
     try:
         if deadline is not None:
             sock.settimeout(max(0.001, deadline - time.monotonic()))

@@ -169,9 +169,15 @@ class Group:
 
         specs and errors as in ``makegateway``; one that fails leaves none of them behind.
         """
+        try:
+            return self._makegateways(specs)
+        except (OSError, ImportError) as exc:  # wherever it ran out of descriptors
+            raise gateway_io.with_advice(exc) from exc
+
+    def _makegateways(self, specs: Iterable[XSpec | str | None]) -> list[Gateway]:
         prepared = [self._prepare(spec) for spec in specs]
         if len(prepared) > MANY:
-            gateway_io.check_descriptors(len(prepared))
+            gateway_io.check_descriptors(prepared)
         self._reserve(prepared)
         starts = Starts(prepared, self.execmodel, self._start, self._find)
         try:
