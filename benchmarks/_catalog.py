@@ -7,7 +7,7 @@ benchmark a row in ``BENCHMARKS`` and a program for each family that can do it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -72,6 +72,21 @@ _SSH = ("ssh", "ssh-keygen", "sshd")
 
 def _startup(name: str, title: str, how: str, *families: str) -> Benchmark:
     return Benchmark(name, title, "startup", (how,), "ms", families=families or None)
+
+
+def _fresh(kind: str, title: str) -> Iterator[Benchmark]:
+    """Yield how long a program waits for its first and second gateway of a kind."""
+    needs = _SSH if kind in ("ssh", "shared") else ()
+    words = {
+        "alone": "import and a program's first gateway of all, {}",
+        "first": "a program's first gateway {}, after one popen gateway",
+        "second": "a program's second gateway {}",
+    }
+    for which, text in words.items():
+        if which == "alone" and kind in ("socket", "via"):
+            continue  # they need a gateway to begin with
+        name = f"startup-{kind}-{which}"
+        yield Benchmark(name, text.format(title), "fresh", (kind, which), "ms", needs=needs)
 
 
 def _forkserver(how: str, title: str) -> Benchmark:
@@ -196,6 +211,11 @@ BENCHMARKS = (
         "ms",
         needs=_SSH,
     ),
+    *_fresh("python", "of another interpreter"),
+    *_fresh("socket", "by TCP on loopback"),
+    *_fresh("via", "behind another"),
+    *_fresh("ssh", "over ssh on loopback"),
+    *_fresh("shared", "over a connection of ssh's that is there"),
     _round_trip("int", "an int"),
     _round_trip("nested", "a nested item of 2,400 values"),
     _transport("socket", "by TCP on loopback (socket=)"),

@@ -22,7 +22,6 @@ from .gateway_base import (
     dumps_internal,
     opcode,
 )
-from .script.socketserver import parse_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -342,6 +341,8 @@ def _request_of(spec: XSpec, via: Any) -> tuple[dict[str, Any], list[str]]:
     if spec.socket:
         if spec.socket is True:
             raise ValueError(f"spec {str(spec)!r}: socket= needs host:port or unix:path")
+        from .script.socketserver import parse_address
+
         request["address"] = parse_address(spec.socket)
         timeout = CONNECT_TIMEOUT_S
         if spec.connect_timeout is not None:

@@ -278,7 +278,10 @@ def _places(address: Address, execmodel: ExecModel) -> list[tuple[int, Any]]:
     socket = execmodel.socket
     if isinstance(address, str):
         return [(socket.AF_UNIX, address)]
-    found = socket.getaddrinfo(*address, 0, socket.SOCK_STREAM)
+    host: Any = address[0]
+    if host.isascii() and execmodel.has_main_thread:
+        host = host.encode()  # else the codec for names in all letters is loaded
+    found = socket.getaddrinfo(host, address[1], 0, socket.SOCK_STREAM)
     return [(family, place) for family, _, _, _, place in found]
 
 

@@ -119,9 +119,20 @@ def test_what_is_idle_is_measured(tmp_path: Path) -> None:
 
 
 def test_a_start_over_ssh_is_measured(tmp_path: Path) -> None:
-    _, data = measure(tmp_path, "--peers", "pipe", "--runs", 1, "startup-ssh")
-    for row in data["benchmarks"][0]["rows"]:
-        assert row["status"] == "ok" or row["reason"].startswith("there is no "), row
+    names = ("startup-ssh", "startup-shared-first")
+    _, data = measure(tmp_path, "--peers", "pipe", "--runs", 1, *names)
+    for benchmark in data["benchmarks"]:
+        for row in benchmark["rows"]:
+            assert row["status"] == "ok" or row["reason"].startswith("there is no "), row
+
+
+def test_a_first_start_of_each_kind_is_measured(tmp_path: Path) -> None:
+    names = [f"startup-{kind}-first" for kind in ("python", "socket", "via")]
+    names += ["startup-python-alone", "startup-python-second"]
+    _, data = measure(tmp_path, "--peers", "pipe", "--runs", 1, *names)
+    assert sorted(benchmark["name"] for benchmark in data["benchmarks"]) == sorted(names)
+    for benchmark in data["benchmarks"]:
+        assert all(row["median"] > 0 for row in benchmark["rows"]), benchmark
 
 
 @pytest.mark.parametrize("what", ["run", "share"])

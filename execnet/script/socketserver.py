@@ -10,9 +10,7 @@ well as ``gateway.remote_exec(socketserver)``.  Start at ``main``, ``serve_chann
 ``Server.run``.
 """
 
-import argparse
 import errno
-import hmac
 import os
 import select
 import signal
@@ -22,6 +20,11 @@ import subprocess
 import sys
 import threading
 import time
+
+try:
+    from _operator import _compare_digest as compare_digest
+except ImportError:  # hmac has it everywhere, and loads a library for it
+    from hmac import compare_digest  # type: ignore[no-redef]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -281,7 +284,7 @@ class Client(object):
                     self._server.stop()
                     self._server.unbound.wait(LAST_WORDS_S)  # only then the connection ends
                     return False
-                if secret is None or not hmac.compare_digest(word, secret):
+                if secret is None or not compare_digest(word, secret):
                     return False
                 secret = None
                 first = self._peek(deadline)
@@ -471,6 +474,8 @@ def serve_channel(channel):
 def main(args=None):
     # type: (Optional[List[str]]) -> None
     """Serve at the address that the command line gives until a signal comes."""
+    import argparse  # not for those who only take something from here
+
     parser = argparse.ArgumentParser(
         description="Start a Python interpreter for each client that connects.",
         epilog="WHOEVER CAN CONNECT CAN RUN CODE as the user that you are now.  There is no "
