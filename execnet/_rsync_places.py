@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-HANDLES_MAX = 64  # directories that are kept open
+HANDLES_MAX = 64  # directories that are kept open, where so many files may be open
 WRITE_BYTES = 256 * 1024  # at once; measured to be faster than more
 HAS_NS = hasattr(os.stat_result, "st_mtime_ns")
 HAS_FDS = (
@@ -79,6 +79,7 @@ class Places(object):
 
     def __init__(self) -> None:
         self._handles: Any = OrderedDict()
+        self._max = min(HANDLES_MAX, files_max() // 8)
 
     def handle(self, directory: Any) -> Any:
         """Return the handle of a directory; OSError if it is none any more."""
@@ -106,7 +107,7 @@ class Places(object):
             if parent is not None and not stat.S_ISDIR(os.lstat(handle).st_mode):
                 raise OSError(errno.ENOTDIR, "no directory any more")
         self._handles[directory] = handle
-        if len(self._handles) > HANDLES_MAX:
+        if len(self._handles) > self._max:
             self._leave(self._handles.popitem(last=False)[1])
         return handle
 
@@ -117,6 +118,16 @@ class Places(object):
     def close(self) -> None:
         while self._handles:
             self._leave(self._handles.popitem()[1])
+
+
+def files_max() -> int:
+    """Return how many files this process may have open; something large if it is not limited."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 512
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1 << 20 if limit == resource.RLIM_INFINITY else limit
 
 
 def at(handle: Any, name: bytes) -> Any:

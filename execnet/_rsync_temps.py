@@ -24,14 +24,14 @@ STRANGE_TEMP_S = 24 * 3600.0  # how long another host's temporary file is left i
 
 
 class Temps(object):
-    """The temporary files of one run.  Names tell those of dead runs, which are swept."""
+    """The temporary files of one run.  Names tell those of dead runs, which are swept.
+
+    Whether a run is dead can be told of processes that are counted where this one is; files of
+    others are swept when they are old.
+    """
 
     def __init__(self, places: Places) -> None:
-        host: Any = os.uname()[1] if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
-        code = 0
-        for byte in bytearray(host if isinstance(host, bytes) else host.encode("utf-8", "replace")):
-            code = (code * 31 + byte) % 2**32
-        self._host = b"%08x" % code
+        self._host = host_tag()
         self._stem = b"%s%s-%d-" % (PREFIX, self._host, os.getpid())
         self._places = places
         self._count = 0
@@ -98,6 +98,21 @@ class Temps(object):
             return not is_running(int(pid))
         path, where = at(handle, name)
         return bool(time.time() - os.lstat(path, **where).st_mtime > STRANGE_TEMP_S)
+
+
+def host_tag() -> bytes:
+    """Return what tells this host, and who counts processes on it, from others."""
+    host: Any = os.uname()[1] if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+    if not isinstance(host, bytes):
+        host = host.encode("utf-8", "replace")
+    try:  # a container counts its own
+        host += os.readlink(b"/proc/self/ns/pid")
+    except OSError:
+        pass
+    code = 0
+    for byte in bytearray(host):
+        code = (code * 31 + byte) % 2**32
+    return b"%08x" % code
 
 
 def is_running(pid: int) -> bool:

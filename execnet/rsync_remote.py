@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 BASES_BYTES = 256 * 1024 * 1024  # of old files whose new versions are awaited, unless one alone
-BASES_MAX = 8
+BASES_MAX = 8  # each is an open file
 BAD_NAMES = frozenset([b"", b".", b".."])
 
 

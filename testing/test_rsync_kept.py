@@ -6,6 +6,8 @@ What holds in both directions is tested in both.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +15,13 @@ from typing import Any
 
 import pytest
 from conftest import MakeGateway
-from rsync_trees import make_tree, send, snapshot
+from rsync_trees import assert_same, make_tree, send, snapshot
+from tools import SOURCE, clean_environment, missing
 
-from execnet import Gateway, RSync
+from execnet import Gateway, RSync, _rsync_temps
 from execnet._rsync_result import RSyncError, Skipped
+from execnet._rsync_temps import PREFIX
+from execnet._rsync_wire import SMALL_MAX
 
 Sync = Callable[..., Any]
 NOBODY = 65534
@@ -390,3 +395,57 @@ def test_names_that_are_left_out_are_told_only_to_who_would_delete_them(
         tree = Tree(os.fsencode(source), lambda path: path == b"a", lambda *_: None)
         tree.tells_left_out = tells
         assert str(list(tree.walk())).count("secret-name") == count
+
+
+# few descriptors
+
+
+@pytest.mark.parametrize(("limit", "targets"), [(64, 1), (256, 5)])
+def test_few_descriptors_are_enough(tmp_path: Path, limit: int, targets: int) -> None:
+    make_tree(tmp_path / "source", {f"d{n}/e{m}/f": b"1" for n in range(9) for m in range(9)})
+    make_tree(tmp_path / "source", {f"large/{n}": bytes(SMALL_MAX * 2) for n in range(12)})
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_DESCRIPTORS, str(limit), str(targets)], cwd=tmp_path,
+        capture_output=True, text=True, env=clean_environment(),
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("True True\n" * 2, "")
+    for place in ["back", *[f"dest{n}" for n in range(targets)]]:
+        assert_same(tmp_path / "source", tmp_path / place)
+
+
+FEW_DESCRIPTORS = """
+import resource, sys
+limit, targets = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+import execnet
+gateways = [execnet.makegateway() for _ in range(targets)]
+for content in [None, bytes(100_000)]:
+    for number in range(12 if content else 0):
+        with open(f"source/large/{number}", "wb") as file:
+            file.write(content)
+    rsync = execnet.RSync("source", verbose=False)
+    for number, gateway in enumerate(gateways):
+        rsync.add_target(gateway, f"dest{number}", delete=True)
+    print(rsync.send().ok, execnet.RSync.pull(gateways[0], "source", "back", delete=True).ok)
+"""
+
+
+# temporary files of others
+
+
+def test_a_run_in_another_pid_namespace_keeps_its_temporary_files(
+    gateway: Gateway, source: Path, dest: Path
+) -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from execnet import _rsync_temps as t; "
+    code += "print(t.host_tag().decode())"
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code, SOURCE]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        missing(f"a pid namespace: {done.stderr}")
+    name = f"{os.fsdecode(PREFIX)}{done.stdout.strip()}-{2**22 + 5}-1"
+    make_tree(dest, {name: b"coming", f"d/{name}": b"coming"})
+    make_tree(source, {"d/a": b""})
+    send(gateway, source, dest)
+    assert done.stdout.strip() != _rsync_temps.host_tag().decode()
+    assert sorted(os.listdir(dest)) == sorted([name, "d"])
+    assert sorted(os.listdir(dest / "d")) == sorted([name, "a"])
