@@ -25,7 +25,7 @@ from ._cli_run import (
 )
 from ._rsync_patterns import Rule, gitignore_rules, lines_of, parse_rules, pattern_rules
 from ._rsync_push import path_inside, place_here
-from ._rsync_result import TargetResult
+from ._rsync_result import TargetResult, printable
 from .gateway_base import ExecnetError
 from .rsync import RSync
 from .xspec import XSpec
@@ -36,7 +36,7 @@ send only what is not there: new files, and the parts of old ones that changed. 
 replaced as a whole when its new content is complete.  Missing directories are made.
 
 A SPEC says where an interpreter is and how to start it, such as "ssh=user@host" or "popen"; DEST
-is what follows the last colon, a path on that host.
+is what follows the last colon, a path on that host; "~" and "~user" are homes there.
 """
 _EPILOG = """\
 PATTERN is one of rsync: "*.o" is compared with the name of each file and directory, "a/*.o" with
@@ -141,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
                 delete=args.delete,
                 delete_excluded=args.delete_excluded,
                 dry_run=args.dry_run,
+                expanduser=True,
             )
         return rsync.run()
 
@@ -173,7 +174,7 @@ def parse_targets(words: Sequence[str]) -> list[tuple[XSpec, str]]:
 
 def _check_apart(source: str, gateway: Any, dest: str) -> None:
     """Refuse a target inside of the source, and a source inside of the target."""
-    place = place_here(gateway, os.fsencode(dest))
+    place = place_here(gateway, os.fsencode(os.path.expanduser(dest)))
     root = os.fsencode(source)
     if place is None or not os.path.isdir(root):
         return
@@ -206,7 +207,7 @@ class _Sync(RSync):
 
     def _print(self, text: str, gateway: Any) -> None:
         try:
-            self._session.out.write(_printable(text), f"[{gateway.id}] ")
+            self._session.out.write(printable(text), f"[{gateway.id}] ")
         except OSError as exc:
             self._session.stdout_failed(exc)
 
@@ -216,7 +217,9 @@ class _Sync(RSync):
             self.send()
         except (ExecnetError, EOFError, OSError) as exc:
             if self.result is None or not any(target.error for target in self.result.targets):
-                raise CommandError(str(exc), STATUS_FAILED) from exc  # it is not a target's
+                raise CommandError(
+                    printable(str(exc)), STATUS_FAILED
+                ) from exc  # it is not a target's
         assert self.result is not None
         if self._bar is not None:
             self._bar.stop()
@@ -231,17 +234,12 @@ class _Sync(RSync):
             self._print(f"would delete {path}", target.gateway)
         place = f"execnet sync: [{target.gateway.id}]"
         for skipped in target.skipped:
-            self._session.err.write(_printable(f"{place} {skipped.path}: {skipped.reason}"))
+            self._session.err.write(printable(f"{place} {skipped.path}: {skipped.reason}"))
         if target.error is not None:
             text = getattr(target.error, "strerror", None) or str(target.error)
-            self._session.err.write(f"{place} {text}")
+            self._session.err.write(printable(f"{place} {text}"))
         elif not (target.planned or target.planned_deletions):
             self._print(_summary(target), target.gateway)
-
-
-def _printable(text: str) -> str:
-    """Return a path, as bytes of a name may be, without what would confuse a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _summary(target: TargetResult) -> str:
@@ -305,7 +303,7 @@ class _Bar:
 
     def tell(self, total: int, done: int, current: str) -> None:
         """Take what ``RSync`` tells of its progress."""
-        description = _printable(current)[-40:]
+        description = printable(current)[-40:]
         with self._lock:
             if self._is_over:
                 return

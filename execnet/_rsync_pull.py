@@ -46,16 +46,17 @@ def pull(
         place = f"{gateway.id}:{os.fsdecode(remote_dir)}"
         root, *rest = channel.receive()
         if root is None:
-            raise RSyncError(rest[0], f"{place}: {rest[1].decode('utf-8', 'replace')}")
+            raise RSyncError(rest[0], f"{place}: {rest[1].decode('utf-8', 'backslashreplace')}")
         costs = {os.fsdecode(name): cost for name, cost in rest[0].items()}  # bytes in Python 2
         options = {"dest": os.fsencode(local_dir), "root": root, "hashes": costs}
         options |= {"delete": wishes["delete"], "dry_run": wishes["dry_run"], "asks": False}
+        options |= {"expanduser": False}
         options["rules"] = [] if wishes["delete_excluded"] else rules
         options["name"] = _name_of(gateway, remote_dir)
         result = TargetResult(gateway, os.fsdecode(local_dir))
         started = time.monotonic()
         try:
-            target = _LocalTarget(channel, options, result, progress)
+            target = _LocalTarget(channel, place, options, result, progress)
             target.announced_by = Rules(rules) if rules else None
             target.run(channel.receive)
         except _LIES as exc:
@@ -95,13 +96,20 @@ class _LocalTarget(remote.Target):
     """A target in this process, which fills in a result.  Belongs to the thread of ``pull``."""
 
     def __init__(
-        self, channel: Any, options: dict[str, Any], result: TargetResult, progress: Progress | None
+        self,
+        channel: Any,
+        place: str,
+        options: dict[str, Any],
+        result: TargetResult,
+        progress: Progress | None,
     ) -> None:
         self._channel = channel
+        self._source = place
         self._result = result
         self._progress = progress
         self._done_bytes = 0
         super().__init__(self._on_sent, options)
+        self._handlers[wire.GONE] = self._on_gone
 
     def _on_sent(self, message: Any) -> None:
         """Let the source have a message, and take for the result what is meant for it."""
@@ -110,7 +118,13 @@ class _LocalTarget(remote.Target):
             _, self._result.unchanged, self._result.settled, self._result.deleted = message
         elif message[0] == wire.FATAL:
             _, _, code, reason = message
-            raise RSyncError(code, f"{self._result.destdir}: {reason.decode('utf-8', 'replace')}")
+            raise RSyncError(
+                code, f"{self._result.destdir}: {reason.decode('utf-8', 'backslashreplace')}"
+            )
+
+    def _on_gone(self, code: int, reason: bytes) -> None:
+        """End, since the source is not there any more."""
+        raise RSyncError(code, f"{self._source}: {reason.decode('utf-8', 'backslashreplace')}")
 
     def _to_source(self, message: Any) -> None:
         try:
@@ -123,7 +137,7 @@ class _LocalTarget(remote.Target):
         self._skip(path_of(entry[0], entry[2]), reason)
 
     def _skip(self, path: bytes, reason: bytes) -> None:
-        skipped = Skipped(os.fsdecode(path), reason.decode("utf-8", "replace"))
+        skipped = Skipped(os.fsdecode(path), reason.decode("utf-8", "backslashreplace"))
         self._result.skipped.append(skipped)
 
     def plan(self, entry: Any) -> None:

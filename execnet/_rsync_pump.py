@@ -87,7 +87,8 @@ class Pump(object):
     def run(self) -> None:
         """Serve until the target is done.
 
-        Raises what ``send`` and ``receive`` raise, ``TargetFailed`` and ``Violation``.
+        Raises what ``send`` and ``receive`` raise, ``TargetFailed``, ``SourceGone`` and
+        ``Violation``.
         """
         while not self._ended:
             if not self._announce() and not self._answer():
@@ -293,6 +294,7 @@ class Pump(object):
             try:
                 found = entries.read_small(number)
             except (OSError, Unstable) as exc:
+                entries.check_source(exc)
                 self._send_batch(batch)
                 batch = Batch(wire.FILES)
                 self._fail(number, wire.reason_of(exc))
@@ -324,6 +326,7 @@ class Pump(object):
         try:
             fd = self._entries_of(number).open(number)
         except (OSError, Unstable) as exc:
+            self._entries_of(number).check_source(exc)
             self._fail(number, wire.reason_of(exc))
             return
         try:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ._rsync_pump import WAKE, Pump
 from ._rsync_result import RSyncError, Skipped, TargetResult
 from ._rsync_rules import Rules
-from ._rsync_tree import Tree
+from ._rsync_tree import SourceGone, Tree
 from ._rsync_watcher import TargetFailed, Watcher
 from ._rsync_wire import Violation, hash_costs
 
@@ -90,6 +90,10 @@ class Target:
         self.result = TargetResult(gateway, destdir)
 
 
+def gone_error(exc: SourceGone) -> RSyncError:
+    return RSyncError(exc.errno, f"{os.fsdecode(exc.filename)}: {exc.strerror}")
+
+
 class Gone(Exception):
     """The thread that called ``send`` has left; there is nobody to answer."""
 
@@ -130,6 +134,8 @@ class _Service(Watcher):
                 pump.take_rest()
         except TargetFailed as exc:
             error = self._error_of(*exc.args)
+        except SourceGone as exc:
+            error = gone_error(exc)
         except Violation as exc:
             error = RSyncError(f"{self._place()} broke the protocol: {exc}")
         except BaseException as exc:  # told to the user by ``send``
@@ -143,7 +149,7 @@ class _Service(Watcher):
         return f"{self.target.gateway.id}:{self.target.result.destdir}"
 
     def _error_of(self, path: bytes, code: int, reason: bytes) -> RSyncError:
-        text = f"{self._place()}: {reason.decode('utf-8', 'replace')}"
+        text = f"{self._place()}: {reason.decode('utf-8', 'backslashreplace')}"
         text += f" ({os.fsdecode(path)})" if path else ""
         return RSyncError(code, text) if code else RSyncError(text)
 
@@ -247,7 +253,7 @@ class _Service(Watcher):
         self._run.hooks.on_acks(self.target, sizes)
 
     def on_skipped(self, path: bytes, reason: bytes) -> None:
-        skipped = Skipped(os.fsdecode(path), reason.decode("utf-8", "replace"))
+        skipped = Skipped(os.fsdecode(path), reason.decode("utf-8", "backslashreplace"))
         self.target.result.skipped.append(skipped)
         self._run.hooks.on_skipped(self.target, skipped)
 
@@ -296,6 +302,9 @@ class Run:
                 self._handle_events()
             while not all(service.is_done for service in self._services):
                 self._handle(*self.events.get())
+        except SourceGone as exc:
+            self._abandon()
+            raise gone_error(exc) from exc
         except BaseException:
             self._abandon()
             raise

@@ -115,7 +115,11 @@ class Requests(object):
     """
 
     def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
-        self._dest = os.path.abspath(options["dest"])
+        dest = options["dest"]
+        if options["expanduser"]:
+            dest = os.path.expanduser(dest)
+        self._has_no_home = options["expanduser"] and dest.startswith(b"~")
+        self._dest = os.path.abspath(dest)
         self._dry_run = options["dry_run"]
         self._delete = options["delete"]
         hash_name = choose_hash(options["hashes"])

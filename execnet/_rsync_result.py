@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .gateway_base import ExecnetError
+
+
+def printable(text: str) -> str:
+    """Return a text without what could confuse a terminal or not be encoded.
+
+    Control characters and bytes of names that are no UTF-8 are escaped.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # a byte that could not be decoded
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return repr(char)[1:-1]
+
+
+def print_line(text: str) -> None:
+    """Print a line, whatever names are in it and whatever stdout can encode."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(printable(text).encode(encoding, "backslashreplace").decode(encoding))
 
 
 class RSyncError(ExecnetError, OSError):

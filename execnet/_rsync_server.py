@@ -8,7 +8,7 @@ from __future__ import annotations
 from . import _rsync_wire as wire
 from ._rsync_pump import Pump
 from ._rsync_rules import Rules
-from ._rsync_tree import Tree
+from ._rsync_tree import SourceGone, Tree
 from ._rsync_watcher import TargetFailed, Watcher
 
 TYPE_CHECKING = False
@@ -45,6 +45,11 @@ def main(channel: Any) -> None:
         return step
 
     try:
-        Pump(tree, supply, channel.send, channel.receive, Watcher()).run()
+        try:
+            Pump(tree, supply, channel.send, channel.receive, Watcher()).run()
+        except SourceGone as exc:
+            channel.send((wire.GONE, exc.errno, wire.reason_of(exc)))
+            while True:  # until the target has seen it and closes
+                channel.receive()
     except (TargetFailed, EOFError):
         pass  # the target knows why it ended

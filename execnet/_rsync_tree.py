@@ -47,12 +47,17 @@ HAS_NS = hasattr(os.stat_result, "st_mtime_ns")
 O_READ = os.O_RDONLY
 for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
     O_READ |= getattr(os, flag, 0)
+GONE_ERRORS = (errno.ENOENT, errno.ENOTDIR, getattr(errno, "ESTALE", errno.ENOENT))
 KINDS = [
     (stat.S_ISFIFO, "a FIFO"),
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 ]
+
+
+class SourceGone(OSError):
+    """The directory that is the source is not there any more; nothing of it can be had."""
 
 
 class Unstable(Exception):
@@ -149,12 +154,27 @@ class Entries(object):
         self._remark = remark
         self._rules = rules
         self.tells_left_out = False
+        self.identity: Any = None  # of the root, by which it is known again
         self._links = Links(root)
         self._paths: Any = []  # relative to the root, to read from
         self._kinds = bytearray()
         self._sizes = array("d" if sys.version_info[0] == 2 else "q")
         self._modes = array("H")
         self._times: Any = []
+
+    def check_source(self, exc: Any) -> None:
+        """Raise ``SourceGone`` if that is why something could not be had."""
+        if getattr(exc, "errno", None) not in GONE_ERRORS:
+            return
+        try:
+            found = os.stat(self.root)
+        except OSError:
+            found = None
+        if found is None or (stat.S_ISDIR(found.st_mode) and self._is_another(found)):
+            raise SourceGone(errno.ENOENT, "the source has vanished", self.root)
+
+    def _is_another(self, root: Any) -> bool:
+        return self.identity is not None and self.identity != (root.st_dev, root.st_ino)
 
     def count(self) -> int:
         return self.first + len(self._paths)
@@ -201,6 +221,7 @@ class Entries(object):
         try:
             children = children_of(self.full_path(here))
         except OSError as exc:
+            self.check_source(exc)
             self._remark(here, reason_of(exc))
             children, last = [], INCOMPLETE
         unit = Unit(number, self.count())
@@ -225,6 +246,7 @@ class Entries(object):
 
     def _add_entry(self, unit: Unit, path: bytes, name: bytes, found: Any, inner: Any) -> None:
         if isinstance(found, OSError):
+            self.check_source(found)
             self._remark(path, reason_of(found))
             if found.errno != errno.ENOENT:  # it has not gone: nobody knows what it is
                 unit.keep(name)
@@ -251,6 +273,7 @@ class Entries(object):
         try:
             kind, text = self._links.convert(path, os.readlink(self.full_path(path)))
         except OSError as exc:
+            self.check_source(exc)
             self._remark(path, reason_of(exc))
             if exc.errno != errno.ENOENT:
                 unit.keep(name)
@@ -330,6 +353,7 @@ class Tree(Entries):
         self._found = os.stat(root)
         if stat.S_ISDIR(self._found.st_mode):
             self.root_kind = DIRECTORY
+            self.identity = self._found.st_dev, self._found.st_ino
         elif stat.S_ISREG(self._found.st_mode):
             self.root_kind = FILE
         else:

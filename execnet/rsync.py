@@ -30,6 +30,16 @@ def _parsed(rules: Iterable[str | Rule]) -> list[Rule]:
     return parse_rules(rules)
 
 
+def _refuse_home(path: str | os.PathLike[str]) -> None:
+    """Refuse what a shell would expand, and what would be a directory of that name here."""
+    text = os.fspath(path)
+    if text[:1] in ("~", b"~"):
+        raise ValueError(
+            f"{text!r} is not expanded: use os.path.expanduser() on that host, "
+            "the option expanduser=True of add_target(), or './~' for such a name"
+        )
+
+
 class RSync:
     """Sends a file or a directory tree to any number of gateways at once.
 
@@ -81,15 +91,20 @@ class RSync:
         finishedcallback: called when this target is done.
         options: ``delete`` removes what the source does not have, but for what ``filter`` and
             the rules leave out; ``delete_excluded`` removes that too; ``dry_run`` changes
-            nothing and puts into the result what would be done.
-        Raises TypeError for any other option, OSError if the gateway is gone.
+            nothing and puts into the result what would be done; with ``expanduser``, a "~" at
+            the beginning of destdir is the home there, and "~name" that of a user.
+        Raises TypeError for any other option, ValueError for a "~" without ``expanduser``, and
+        OSError if the gateway is gone.
         """
         from ._rsync_loader import TARGET_PARTS, load
         from ._rsync_push import Target
 
-        unknown = sorted(options.keys() - {"delete", "delete_excluded", "dry_run"})
+        known = {"delete", "delete_excluded", "dry_run", "expanduser"}
+        unknown = sorted(options.keys() - known)
         if unknown:
             raise TypeError(f"add_target() got unknown options: {', '.join(unknown)}")
+        if not options.get("expanduser"):
+            _refuse_home(destdir)
         excluded_too = bool(options.get("delete_excluded"))
         delete = excluded_too or bool(options.get("delete"))
         settings = {
@@ -98,6 +113,7 @@ class RSync:
             "rules": [] if excluded_too else self._rules,
             "asks": delete and not excluded_too and self._accept() is not None,
             "dry_run": bool(options.get("dry_run")),
+            "expanduser": bool(options.get("expanduser")),
         }
         channel = load(gateway, TARGET_PARTS)
         self._targets.append(
@@ -150,8 +166,11 @@ class RSync:
         progress, rules: as for ``RSync``; the first is called in this thread.
         Nothing outside of ``local_dir`` is touched, whatever the worker says.  Raises
         ``RSyncError`` if there is no source, if no more can be written here, or if the worker
-        breaks the protocol; ``RemoteError`` or an EOFError if it fails.
+        breaks the protocol; ``RemoteError`` or an EOFError if it fails; ValueError for a path
+        that begins with "~".
         """
+        _refuse_home(local_dir)
+        _refuse_home(remote_dir)
         from ._rsync_pull import pull  # most programs do not need it
 
         options = {
@@ -169,7 +188,9 @@ class RSync:
     def _report_send_file(self, gateway: Any, modified_rel_path: str) -> None:
         """Tell that a file is sent; to be overridden."""
         if self._verbose:
-            print(f"{gateway} <= {modified_rel_path}")
+            from ._rsync_result import print_line
+
+            print_line(f"{gateway} <= {modified_rel_path}")
 
     # what a run tells
 
@@ -190,7 +211,9 @@ class RSync:
 
     def on_skipped(self, target: Target, skipped: Skipped) -> None:
         if self._verbose:
-            print(f"{target.gateway} skipped {skipped.path}: {skipped.reason}")
+            from ._rsync_result import print_line
+
+            print_line(f"{target.gateway} skipped {skipped.path}: {skipped.reason}")
 
     def on_finished(self, target: Target) -> None:
         if target.finished is not None:

@@ -43,8 +43,8 @@ class Target(Linking):
 
     send: takes a message for the source.  options: ``dest`` (path), ``root`` (kind, mode,
     time), ``name`` of a source that is a file, ``hashes`` with what they cost the source,
-    ``delete``, ``rules`` for what stays then, and ``asks``, whether the source is to be asked
-    what else stays; ``dry_run``.
+    ``expanduser`` for ``dest``, ``delete``, ``rules`` for what stays then, and ``asks``, whether
+    the source is to be asked what else stays; ``dry_run``.
     """
 
     def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
@@ -126,6 +126,8 @@ class Target(Linking):
 
     def _make_root(self, kind: int, mode: int, mtime: int) -> None:
         try:
+            if self._has_no_home:
+                raise OSError(errno.ENOENT, "there is no such home")
             if kind == wire.DIRECTORY:
                 root = Directory(0, None, self._dest, mode & 0o777, mtime)
                 root.fresh = self._make_root_directory()

@@ -280,3 +280,16 @@ def test_after_ctrl_c_the_terminal_has_its_cursor_back(shell: Shell, source: Pat
     terminal.finish()
     assert terminal.process.returncode == 130
     assert SHOW_CURSOR in terminal.drawn
+
+
+def test_names_are_printed_escaped_and_a_home_is_that_of_the_target(
+    shell: Shell, source: Path
+) -> None:
+    Path(os.fsdecode(os.fsencode(source) + b"/b\xff\x1b[31m")).write_bytes(b"1")
+    os.mkfifo(os.fsencode(source) + b"/pipe\xff\x1b")
+    home = shell.folder / "home"
+    done = shell.run("sync", "source", f"popen//env:HOME={home}:~/copy")
+    assert r"[gw0] b\xff\x1b[31m" in done.stdout
+    assert r"pipe\xff\x1b: is a FIFO" in done.stderr
+    assert sorted(os.listdir(home / "copy")) == sorted(os.listdir(source))[:-1]
+    assert not (shell.folder / "~").exists()

@@ -5,6 +5,7 @@ What holds in both directions is tested in both.
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from conftest import MakeGateway
 from rsync_trees import assert_same, make_tree, send, snapshot
 from tools import SOURCE, clean_environment, missing
 
-from execnet import Gateway, RSync, _rsync_temps
+from execnet import Gateway, RSync, _rsync_temps, _rsync_tree
 from execnet._rsync_result import RSyncError, Skipped
 from execnet._rsync_temps import PREFIX
 from execnet._rsync_wire import SMALL_MAX
@@ -449,3 +450,115 @@ def test_a_run_in_another_pid_namespace_keeps_its_temporary_files(
     assert done.stdout.strip() != _rsync_temps.host_tag().decode()
     assert sorted(os.listdir(dest)) == sorted([name, "d"])
     assert sorted(os.listdir(dest / "d")) == sorted([name, "a"])
+
+
+# names that are no UTF-8
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_names_of_any_bytes_can_be_printed(
+    gateway: Gateway, source: Path, dest: Path, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [b"b\xff", b"caf\xc3\xa9", b"red\x1b[31m", b"two\nlines"]
+    for name in names:
+        Path(os.fsdecode(os.fsencode(source) + b"/" + name)).write_bytes(b"1")
+    os.mkfifo(os.fsencode(source) + b"/pipe\x1b\xff")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    rsync = RSync(source)
+    rsync.add_target(gateway, dest)
+    rsync.send()
+    sys.stdout.flush()
+    text = written.getvalue()
+    monkeypatch.undo()
+    assert sorted(os.listdir(os.fsencode(dest))) == names
+    assert rb"<= b\xff" in text
+    assert rb"<= red\x1b[31m" in text
+    assert rb"<= two\nlines" in text
+    assert rb"skipped pipe\x1b\xff: is a FIFO" in text
+    assert text.count(b"\n") == len(names) + 1
+
+
+# a source that goes
+
+
+@pytest.mark.parametrize("when", ["status_of", "children_of", "small", "large"])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_source_that_vanishes_is_one_error(
+    gateway: Gateway, source: Path, dest: Path, when: str, replaced: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    make_tree(source, {f"{n}": bytes(100_000 if when == "large" else 10) for n in range(300)})
+    make_tree(dest, {"kept": b""})
+    home = _rsync_tree.Entries if when in ("small", "large") else _rsync_tree
+    name = "open" if when in ("small", "large") else when
+    function = getattr(home, name)
+
+    def vanish(*args: Any) -> Any:
+        if not source.with_name("gone").exists():
+            source.rename(source.with_name("gone"))
+            if replaced and when != "children_of":
+                source.mkdir()
+        return function(*args)
+
+    monkeypatch.setattr(home, name, vanish)
+    rsync = RSync(source, verbose=False)
+    rsync.add_target(gateway, dest, delete=True)
+    with pytest.raises(RSyncError, match="source: the source has vanished"):
+        rsync.send()
+    assert rsync.result is not None
+    assert rsync.result.targets[0].skipped == []
+    assert (dest / "kept").exists() or when in ("small", "large")
+
+
+@pytest.mark.parametrize("when", ["list", "content"])
+def test_a_source_that_vanishes_at_a_worker_is_one_error(
+    gateway: Gateway, source: Path, dest: Path, when: str
+) -> None:
+    make_tree(source, {f"{n}": b"1" for n in range(300)})
+    gateway.remote_exec(
+        f"""
+        import os
+        gone, function = [], "{"lstat" if when == "list" else "open"}"
+        keep = getattr(os, function)
+        def vanish(path, *args, **kwargs):
+            if isinstance(path, bytes) and path.startswith({os.fsencode(source)!r} + b"/"):
+                if not gone:
+                    gone.append(os.rename({str(source)!r}, {str(source) + "-gone"!r}))
+            return keep(path, *args, **kwargs)
+        setattr(os, function, vanish)
+        if function == "lstat":
+            del os.scandir
+        """
+    ).waitclose()
+    with pytest.raises(RSyncError, match="source: the source has vanished"):
+        pull(gateway, source, dest, delete=True)
+    assert os.listdir(dest) == []
+
+
+# homes
+
+
+@pytest.mark.parametrize("path", ["~", "~/x", "~root/x", Path("~/x")])
+def test_a_home_is_refused_with_a_hint(
+    gateway: Gateway, source: Path, dest: Path, path: Any
+) -> None:
+    rsync = RSync(source)
+    with pytest.raises(ValueError, match="expanduser"):
+        rsync.add_target(gateway, path)
+    with pytest.raises(ValueError, match="expanduser"):
+        pull(gateway, source, path)
+    with pytest.raises(ValueError, match="expanduser"):
+        pull(gateway, path, dest)
+
+
+def test_expanduser_is_the_home_of_the_worker(
+    gateway: Gateway, source: Path, tmp_path: Path
+) -> None:
+    make_tree(source, {"a": b"1"})
+    home = str(tmp_path / "home")
+    gateway.remote_exec(f"import os; os.environ['HOME'] = {home!r}").waitclose()
+    assert send(gateway, source, "~/in", expanduser=True).ok
+    assert_same(source, tmp_path / "home/in")
+    with pytest.raises(RSyncError, match="no such home"):
+        send(gateway, source, "~nobody-of-that-name/x", expanduser=True)

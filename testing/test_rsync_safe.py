@@ -113,6 +113,7 @@ class Stage:
             "name": b"source",
             "rules": [],
             "asks": False,
+            "expanduser": False,
         }
         settings |= {"delete": False, "dry_run": False} | options
         announced_by = settings.pop("announced_by", None)
