@@ -4,6 +4,7 @@
     python -m benchmarks roundtrip startup-one  some
     python -m benchmarks --list                 what there is
     python -m benchmarks faults                 10,000 seeded faults: no hang, no leak
+    python -m benchmarks logins                 64 workers over ssh at once, ten times
     python -m benchmarks soak                   2,000 gateways: nothing of them stays
     python -m benchmarks window                 2 GB to a slow reader: memory stays low
 
@@ -30,8 +31,8 @@ How to read the table
     Compare ratios, and figures of one run. Figures of different runs or machines say little.
 
 What is shown, not measured
-    ``faults``, ``soak`` and ``window`` stand alone, take options of their own (``--help``) and
-    print what they found; the exit status is 1 when it did not hold.
+    ``faults``, ``logins``, ``soak`` and ``window`` stand alone, take options of their own
+    (``--help``) and print what they found; the exit status is 1 when it did not hold.
 
 Where to start reading
     ``_catalog`` has the tables of benchmarks and peers and says how to add to them, ``_rounds``

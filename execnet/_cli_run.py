@@ -147,12 +147,12 @@ class WatchedGroup(Group):
         self._stopping = False
         super().__init__()
 
-    def _start(self, spec: XSpec, find: Callable[[str], Gateway]) -> Gateway:
+    def _start(self, spec: XSpec, find: Callable[[str], Gateway], *through: Any) -> Gateway:
         with self._gate:
             if self._stopping:
                 raise BootstrapError(f"{spec.id} was not started, the command is ending")
             try:
-                gateway = super()._start(spec, find)
+                gateway = super()._start(spec, find, *through)
             except ValueError as exc:
                 raise ValueError(f"spec {str(spec)!r}: {exc}") from exc
             self._started.append(gateway)

@@ -10,7 +10,8 @@ from contextlib import suppress
 from time import monotonic
 
 from . import gateway_bootstrap
-from ._logins import address_of, logins, pause_s, was_refused
+from ._logins import SSH_FAILED, address_of, logins, pause_s, was_refused
+from ._shared import is_shared, spec_of_connection
 from .gateway_base import load_codec
 from .gateway_io import BootstrapError
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from ._logins import Address
+    from ._shared import Connections
     from .gateway import Gateway
     from .gateway_base import ExecModel
     from .xspec import XSpec
@@ -34,6 +37,10 @@ class Start:
         self.spec = spec
         self.id = str(spec.id)
         self.address = address_of(spec)  # None: it takes no login, and needs no turn
+        self.shares = is_shared(spec)  # the login of others, and has none of its own
+        self.connection: Gateway | None = None  # through which it has started
+        self.is_connection = False  # for those that share it
+        self.is_given_up = False
         self.gateway: Gateway | None = None
         self.is_ready = False
         self.deadline: float | None = None  # known as soon as it has begun
@@ -44,20 +51,25 @@ class Start:
 class Starts:
     """The workers of one call, from specs with ids to gateways that are ready.
 
-    begin: starts the worker of a spec; gets what finds the gateway that another id has.
-    find: finds one that is not of this call, or raises KeyError.
+    begin: starts the worker of a spec; gets what finds the gateway that another id has and, if
+    it is to go through a shared connection, that and its user.  find: finds a gateway that is
+    not of this call, or raises KeyError.  connections: those of the group.
     """
 
     def __init__(
         self,
         specs: list[XSpec],
         execmodel: ExecModel,
-        begin: Callable[[XSpec, Callable[[str], Gateway]], Gateway],
+        begin: Callable[..., Gateway],
         find: Callable[[str], Gateway],
+        connections: Connections,
     ) -> None:
         self._begin_one, self._find_outside = begin, find
+        self._connections = connections
         self._execmodel = execmodel
         self._answers: Any = execmodel.inbox()  # gets something for each gateway that has one
+        self._connecting: set[Address] = set()  # to which this call starts a connection now
+        self._connected: set[Address] = set()  # to which it has begun one
         self._by_id = {str(spec.id): Start(spec) for spec in specs}
         in_order = gateway_bootstrap.carriers_first(specs)
         self._starts = [self._by_id[str(spec.id)] for spec in in_order]
@@ -83,35 +95,76 @@ class Starts:
         for start in self._starts:  # the others have no more to do than to answer
             if start.gateway is not None and not start.is_ready:
                 gateway_bootstrap.wait_ready(start.gateway, start.deadline)
+        self._leave_connections()
         return [start.gateway for start in self._by_id.values() if start.gateway is not None]
 
     def abandon(self, forget: Callable[[Gateway], object]) -> None:
-        """Kill all workers, after each was forgotten, and wait until they are gone."""
-        gateways = [start.gateway for start in self._starts if start.gateway is not None]
-        for gateway in gateways:
+        """Kill all workers, after each was forgotten, and wait until they are gone.
+
+        A shared connection stays if somebody else's worker has started through it meanwhile.
+        """
+        begun = [start for start in self._starts if start.gateway is not None]
+        workers = [start.gateway for start in begun if start.gateway and not start.is_connection]
+        connections = [start.gateway for start in begun if start.gateway and start.is_connection]
+        for gateway in workers:
             forget(gateway)
             gateway._io.kill()
-        for gateway in gateways:
+        for gateway in workers:
             gateway_bootstrap.abandon(gateway)
+        self._leave_connections()
+        for start in self._starts:
+            if start.connection is not None:
+                self._connections.leave(start.connection, start)
+        for gateway in connections:
+            if not self._connections.is_used(gateway):
+                gateway_bootstrap.abandon(gateway)
+                self._connections.forget([gateway])
 
     def _advance(self) -> bool:
         """Begin what may begin and see what has answered; whether only waiting is left."""
         while not self._answers.empty():
             self._answers.get()
-        for start in self._starts:
-            if start.gateway is None and self._may_begin(start):
-                self._begin(start)
-            if start.gateway is not None and not start.is_ready:
-                self._look_at(start, start.gateway)
+        while self._step():
+            pass
         waiting = [start for start in self._starts if start.gateway is None]
         if waiting and not any(self._moments()):  # they go via each other in a circle
             self._begin(waiting[0])
         return not waiting and all(start.is_ready or not start.address for start in self._starts)
 
+    def _step(self) -> bool:
+        """Look at each once; whether one has ended, so that others may begin."""
+        has_ended = False
+        for start in self._starts:  # shared connections are appended meanwhile
+            if start.gateway is None and self._may_begin(start):
+                self._begin(start)
+            if start.gateway is not None and not start.is_ready:
+                has_ended |= self._look_at(start, start.gateway)
+        self._starts = [start for start in self._starts if not start.is_given_up]
+        return has_ended
+
     def _may_begin(self, start: Start) -> bool:
         if start.due > monotonic() or not self._has_its_way(start):
             return False
+        if start.shares and start.address is not None:
+            return self._finds_connection(start, start.address)
         return start.address is None or logins.begin(start.address, start)
+
+    def _finds_connection(self, start: Start, address: Address) -> bool:
+        """Whether there is a connection for a worker; begin one if nobody does."""
+        start.connection = self._connections.claim(address, start)
+        if start.connection is not None:
+            return True
+        is_over = address in self._connected and address not in self._connecting
+        if is_over or self._connections.is_refused(address):  # one that did not last is enough
+            start.shares = False
+            return logins.begin(address, start)
+        if address not in self._connecting and self._connections.begin(address, self):
+            self._connecting.add(address)
+            self._connected.add(address)
+            connection = Start(spec_of_connection(start.spec))
+            connection.is_connection = True
+            self._starts.append(connection)
+        return False
 
     def _has_its_way(self, start: Start) -> bool:
         """Whether the gateways of this call that it goes via, if any, are ready."""
@@ -122,7 +175,10 @@ class Starts:
         start.tries += 1
         if start.tries == 1:
             start.deadline = gateway_bootstrap.deadline_of(start.spec)
-        start.gateway = self._begin_one(start.spec, self._find)
+        if start.connection is None:
+            start.gateway = self._begin_one(start.spec, self._find)
+        else:
+            start.gateway = self._begin_one(start.spec, self._find, start.connection, start)
         start.gateway._on_answer = self._on_answer
 
     def _find(self, id: str) -> Gateway:
@@ -136,23 +192,43 @@ class Starts:
     def _on_answer(self) -> None:
         self._answers.put(None)  # in the receiver thread of a gateway
 
-    def _look_at(self, start: Start, gateway: Gateway) -> None:
-        """See whether a gateway is ready, or has failed."""
+    def _look_at(self, start: Start, gateway: Gateway) -> bool:
+        """See whether a gateway has become ready, or has failed."""
         now = monotonic()
         if not gateway._hello.is_set() and (start.deadline is None or now < start.deadline):
-            return
+            return False
         try:
             gateway_bootstrap.wait_ready(gateway, now)
             start.is_ready = True
+            if start.is_connection and start.address is not None:
+                self._connections.add(start.address, gateway, self)
+                self._end_connecting(start.address)
         except BootstrapError as exc:
-            if start.address is None or not was_refused(exc):
+            if not self._goes_on(start, gateway, exc):
                 raise
-            start.due = monotonic() + pause_s(start.tries)
-            if start.deadline is not None and start.due >= start.deadline:
-                raise
-            start.gateway = None
         finally:
             self._end_login(start)
+        return True
+
+    def _goes_on(self, start: Start, gateway: Gateway, error: BootstrapError) -> bool:
+        """Whether a start that has failed goes on all the same, in another way or later."""
+        if start.address is None:
+            return False
+        if was_refused(error):
+            start.due = monotonic() + pause_s(start.tries)
+            if start.deadline is not None and start.due >= start.deadline:
+                return False
+        elif start.is_connection and error.exitcode not in (None, SSH_FAILED):
+            # The host was reached, but lets nobody in but what python= says, perhaps.
+            self._connections.refuse(start.address)
+            self._end_connecting(start.address)
+            start.is_given_up = True
+        elif start.connection is not None and gateway._io.could_not_start:
+            start.connection, start.shares = None, False
+        else:
+            return False
+        start.gateway = None
+        return True
 
     def _await_answer(self) -> None:
         """Wait for the answer of a worker, or for the moment at which there is more to do."""
@@ -175,6 +251,16 @@ class Starts:
                 moments.append(now + LOOK_S)
         return moments
 
+    def _end_connecting(self, address: Address) -> None:
+        self._connecting.discard(address)
+        self._connections.end_start(address, self)
+
+    def _leave_connections(self) -> None:
+        """Hold none any more, for workers that were still to start through it."""
+        for start in self._starts:
+            if start.is_connection and start.is_ready and start.gateway is not None:
+                self._connections.leave(start.gateway, self)
+
     def _end_login(self, start: Start) -> None:
         if start.address is not None:
             logins.end(start.address, start)
@@ -182,3 +268,5 @@ class Starts:
     def _end_logins(self) -> None:
         for start in self._starts:
             self._end_login(start)
+        for address in list(self._connecting):
+            self._end_connecting(address)

@@ -135,10 +135,12 @@ def _srun(spec: XSpec, words: list[str]) -> list[str]:
     return ["srun", "--ntasks=1", "--unbuffered", *options, *words]
 
 
+SSH_OPTIONS = "ssh_config", "ssh_persist", "ssh_compression", "share"
+
 _ROWS = [
     Transport("popen", _popen, captures_stderr=False, is_local=True, may_be_bare=True),
-    Transport("ssh", _ssh, ("ssh_config", "ssh_persist", "ssh_compression")),
-    Transport("vagrant_ssh", _vagrant_ssh, ("ssh_config", "ssh_persist", "ssh_compression")),
+    Transport("ssh", _ssh, SSH_OPTIONS),
+    Transport("vagrant_ssh", _vagrant_ssh, SSH_OPTIONS),
     Transport("sudo", _sudo, is_local=True),
     Transport("docker", _docker),
     Transport("podman", _podman),

@@ -76,6 +76,7 @@ class ViaIO:
         self._ended = execmodel.Event()  # the far process has, or nothing is known any more
         self._over = execmodel.Event()  # it has, or it was killed
         self._status: int | None = None
+        self.could_not_start = False  # there was never anything that could end
         self._reason = ""  # why the stream ended, where that was no ordinary end
         self._stderr = ""
         self._at_end = False  # of what it said
@@ -129,6 +130,7 @@ class ViaIO:
     def _on_end(self, status: int | None, stderr: bytes, reason: bytes) -> None:
         self._stderr = stderr.decode("utf-8", "replace").strip()
         text = reason.decode("utf-8", "replace")
+        self.could_not_start = bool(text)
         self._finish(status, f"{self._via.id} can't {self._verb}: {text}" if text else "")
         self._close_channels()
 

@@ -75,6 +75,8 @@ def _check_options(spec: XSpec, row: _transports.Transport) -> None:
     for key in row.options:
         if getattr(spec, key) is True or getattr(spec, key) == "":
             raise ValueError(f"spec {str(spec)!r}: {key}= needs a value")
+    if "share" in row.options:  # else it may be a program's own
+        _check_value(spec, "share", _yes_or_no)
     for other in _transports.TRANSPORTS.values():
         for key in set(other.options) - set(row.options):
             if getattr(spec, key) is not None and row.key not in _transports.OLD_TYPES:

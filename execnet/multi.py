@@ -14,6 +14,8 @@ from time import monotonic
 
 from . import _fork, gateway_bootstrap, gateway_io
 from ._multichannel import MultiChannel as MultiChannel
+from ._shared import Connections
+from ._shared import create_io as create_shared_io
 from ._starts import Starts
 from ._terminate import KILL_S, foreign_pair, longest_end_s, wait_ended, warn_killed
 from ._terminate import safe_terminate as safe_terminate
@@ -44,6 +46,7 @@ class Group:
         self._gateways_to_join: list[Any] = []  # were told to exit, may not have ended yet
         self._ids_starting: set[str] = set()
         self._autoid = 0
+        self._connections = Connections()  # which workers with share=yes start through
         self._ending: list[Gateway] = []  # whose end ``terminate`` waits for now
         self._at_exit = False
         self._terminating = threading.RLock()
@@ -179,7 +182,7 @@ class Group:
         if len(prepared) > MANY:
             gateway_io.check_descriptors(prepared)
         self._reserve(prepared)
-        starts = Starts(prepared, self.execmodel, self._start, self._find)
+        starts = Starts(prepared, self.execmodel, self._start, self._find, self._connections)
         try:
             started = starts.run()
             self._forward_output(started, starts.deadlines)
@@ -224,8 +227,12 @@ class Group:
                 self._ids_starting = before
                 raise
 
-    def _start(self, spec: XSpec, find: Callable[[str], Gateway]) -> Gateway:
-        io = gateway_io.create_io(spec, self.execmodel, find)
+    def _start(self, spec: XSpec, find: Callable[[str], Gateway], *through: Any) -> Gateway:
+        """Start one worker; ``through``: a shared connection, and what uses it."""
+        if through:
+            io = create_shared_io(spec, self.execmodel, self._connections, *through)
+        else:
+            io = gateway_io.create_io(spec, self.execmodel, find)
         try:
             return gateway_bootstrap.start(io, spec)
         except BaseException:
@@ -285,7 +292,7 @@ class Group:
             if not self._terminating.acquire(timeout=KILL_S):
                 return
         try:
-            while self._gateways or self._gateways_to_join:
+            while self._gateways or self._gateways_to_join or self._connections.gateways():
                 self._terminate_all(timeout, deadline)
             self._at_exit_registered = False  # so the group can go when nobody has it any more
             atexit.unregister(self._cleanup_atexit)
@@ -298,13 +305,18 @@ class Group:
         with self._lock:
             members = self._gateways + self._gateways_to_join
             self._gateways_to_join = []
-        remaining = members
+        connections = self._connections.gateways()
+        remaining = members + connections
         while remaining:  # those that others go via come after them
             specs = [gateway.spec for gateway in remaining]
             carriers = {getattr(spec, key, None) for spec in specs for key in ("via", "installvia")}
+            carriers |= {
+                getattr(getattr(gateway, "_io", None), "via_id", None) for gateway in remaining
+            }
             ends = [gateway for gateway in remaining if gateway.id not in carriers] or remaining
             remaining = [gateway for gateway in remaining if gateway not in ends]
             self._end(ends, timeout, deadline)
+        self._connections.forget(connections)
         with self._lock:  # members of other kinds need not unregister themselves
             self._gateways_to_join = [g for g in self._gateways_to_join if g not in members]
             self._gateways = [g for g in self._gateways if g not in members]
@@ -343,6 +355,7 @@ class Group:
         """In a forked process: the gateways are the parent's."""
         self._gateways, self._gateways_to_join, self._ending = [], [], []
         self._ids_starting = set()
+        self._connections = Connections()
         self._terminating, self._lock = threading.RLock(), threading.RLock()
 
     def dump_stacks(self, timeout: float | None = 10.0) -> dict[str, str]:

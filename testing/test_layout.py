@@ -73,6 +73,7 @@ FLOORS = {
     "_output": 3,
     "gateway_bootstrap": 3,
     "_logins": 2,
+    "_shared": 2,
     "_starts": 3,
     "multi": 4,
     "rsync": 5,

@@ -1,4 +1,4 @@
-"""``python -m benchmarks faults``, ``soak`` and ``window``, with little work."""
+"""``python -m benchmarks faults``, ``logins``, ``soak`` and ``window``, with little work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from services import need
 
 from benchmarks._environments import ROOT
 from benchmarks._proofs import PROOFS
@@ -32,6 +33,15 @@ def test_of_many_gateways_nothing_stays() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("20 gateways: ")
     assert done.stdout.endswith("nothing grew\n")
+
+
+@pytest.mark.parametrize("options", [[], ["--share"]])
+def test_many_workers_over_ssh_come_up_and_nothing_of_them_stays(options: list[str]) -> None:
+    need("sshd", "openssh-server")
+    size = ["--rounds", 1, "--workers", 12, "--addresses", 3, "--each", 2]
+    done = prove("logins", *size, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("none failed, nothing stayed\n")
 
 
 @pytest.mark.parametrize("what", ["descriptors", "MiB"])
