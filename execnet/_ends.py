@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 
 from . import _fork
-from .gateway_base import above_stdio
+from .gateway_base import above_stdio, new_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,9 +66,9 @@ class EndWatch:
         self._set_up()
 
     def _set_up(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._thread: threading.Thread | None = None
-        self._pausing = threading.Lock()  # free when the thread has nothing more to do
+        self._pausing = new_lock()  # free when the thread has nothing more to do
         self._pausing.acquire()  # not an Event, which an interrupt may leave locked
         self._processes: set[Process] = set()  # not known to have ended
         self._bells: dict[Process, Bell] = {}  # of those who read

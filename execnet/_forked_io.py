@@ -10,14 +10,13 @@ import os
 import select
 import signal
 import sys
-import threading
 import time
 from contextlib import suppress
 
 from . import _fork, _forkserver, _transports
 from ._errors import BootstrapError
 from ._forkserver import SLICE_S, Fork, Template, TemplateLost
-from .gateway_base import ExecModel, Popen2IO, above_stdio
+from .gateway_base import ExecModel, Popen2IO, above_stdio, new_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ class ForkedIO(Popen2IO):
         self._over = True  # there is no worker; or not yet, or not any more
         self._status: int | None = None
         self._asked = False  # to end
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._pidfd = -1  # becomes readable when the worker ends
         self._pidfd_users = 0
         outfile, infile = execmodel.fdopen(ours[0], "wb"), execmodel.fdopen(ours[1], "rb")
@@ -311,7 +310,7 @@ class ForkedIO(Popen2IO):
 
     def disown(self) -> None:
         """In a forked process: the worker and the stream to it are the parent's."""
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._pidfd_users = 0
         self._over = True
         if self._end_poll is not None:

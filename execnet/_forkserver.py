@@ -14,7 +14,6 @@ import os
 import select
 import socket
 import subprocess
-import threading
 import time
 from array import array
 from contextlib import suppress
@@ -35,7 +34,7 @@ from ._forkserver_template import (
     MARSHAL_VERSION,
     READY,
 )
-from .gateway_base import above_stdio
+from .gateway_base import above_stdio, new_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class Template:
         self.command = command
         self.pid = 0
         self.lost = False
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._forks: dict[int, Fork] = {}
         self._last_token = 0
         self._received = b""
@@ -312,7 +311,7 @@ class Template:
 
     def _disown(self) -> None:
         """In a forked process: the template is the parent's."""
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._close()
         self._process.returncode = 0  # it is not ours to wait for
 
@@ -340,7 +339,7 @@ class _Templates:
     """The templates of this process; ``_lock`` guards them, and one starts at a time."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._by_key: dict[object, Template] = {}
         self._registered = False
 
@@ -381,7 +380,7 @@ class _Templates:
             template.end_with_last()
 
     def _disown(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._by_key = {}
         self._registered = False
 

@@ -14,7 +14,7 @@ from . import _fork, _output_remote
 from ._errors import BootstrapError
 from ._output_remote import CREDIT_BYTES
 from ._source import source_to_send
-from .gateway_base import Message, RemoteError, dumps_internal
+from .gateway_base import Message, RemoteError, _Flag, dumps_internal, new_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Output:
     def __init__(self) -> None:
         self._callback: Callback | None = None
         self._reported = False  # that the callback fails
-        self._lock = threading.Lock()  # held for moments only, so it does for greenlets as well
+        self._lock = new_lock()  # held for moments only, so it does for greenlets as well
         self._open = 0  # workers whose lines may come
         self._ident = 0  # of the thread that hands them on
         self._get_ident: Callable[[], int] = threading.get_ident
@@ -51,7 +51,7 @@ class Output:
         _fork.register(self)
 
     def _disown(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._open, self._idle = 0, None
 
     def set_callback(self, callback: Callback | None) -> None:
@@ -77,7 +77,7 @@ class Output:
     def _begin(self, execmodel: ExecModel) -> None:
         with self._lock:
             if not self._open:
-                inbox, idle = execmodel.inbox(), execmodel.Event()
+                inbox, idle = execmodel.inbox(), _Flag(execmodel)
                 self._get_ident = execmodel.get_ident
                 execmodel.start(self._run, (inbox, idle), "execnet-output")
                 self._inbox, self._idle = inbox, idle

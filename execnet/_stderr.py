@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 import selectors
-import threading
 from contextlib import suppress
 
-from .gateway_base import above_stdio
+from .gateway_base import ExecModel, _Flag, above_stdio, new_lock
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # without a descriptor
 TAIL_BYTES = 4096
 CLOSE_S = 1.0  # how long what was already written may take to arrive
 READ_BYTES = 65536
+
+_MODEL = ExecModel()
 
 
 class Capture:
@@ -27,7 +28,7 @@ class Capture:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.tail = b""
-        self.done = threading.Event()  # all that came was kept, the descriptor is closed
+        self.done = _Flag(_MODEL)  # all that came was kept, the descriptor is closed
 
     def close(self) -> None:
         """Take what has been written until now, and no more; for when the process has ended.
@@ -44,7 +45,7 @@ class Relay:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._open: set[Capture] = set()
         self._to_close: set[Capture] = set()
         self._wake_fd = -1  # written to when a set has changed; -1 while no thread runs
@@ -73,9 +74,7 @@ class Relay:
     def _start(self) -> None:
         wake, self._wake_fd = map(above_stdio, os.pipe())
         try:
-            threading.Thread(
-                target=self._run, args=(wake,), name="execnet-stderr", daemon=True
-            ).start()
+            _MODEL.start(self._run, (wake,), "execnet-stderr")
         except BaseException:
             os.close(wake)
             os.close(self._wake_fd)

@@ -18,6 +18,7 @@ from .gateway_base import (
     ExecModel,
     FrameWriter,
     Message,
+    _Flag,
     _pack_bytes_head,
     dumps_internal,
     opcode,
@@ -45,7 +46,17 @@ class ViaWriter(FrameWriter):
         if self._io.may_not_wait():
             self.post(header, payload)
         else:
-            FrameWriter.send(self, header, payload)
+            super().send(header, payload)
+
+    def deliver(self, frame: list[Any]) -> None:
+        """Send a frame, as the base class; without waiting where that must not be."""
+        if self._io.may_not_wait():
+            self.post_frame(frame)
+        else:
+            super().deliver(frame)
+
+    def _advance(self, frame: list[Any]) -> None:  # holds _lock
+        self._io.hand_in(frame)
 
 
 class ViaIO:
@@ -57,7 +68,8 @@ class ViaIO:
     """
 
     writer_class = ViaWriter
-    small_bytes = 4096  # a frame below it goes out all or, at an interrupt, not at all
+    small_bytes = 4096
+    write_pieces = None
 
     def __init__(
         self,
@@ -73,8 +85,8 @@ class ViaIO:
         self.worker_pid: int | None = None  # what the worker said in its hello
         self._via = via
         self._verb = "start it" if request["args"] else f"connect to {remoteaddress}"
-        self._ended = execmodel.Event()  # the far process has, or nothing is known any more
-        self._over = execmodel.Event()  # it has, or it was killed
+        self._ended = _Flag(execmodel)  # the far process has, or nothing is known any more
+        self._over = _Flag(execmodel)  # it has, or it was killed
         self._status: int | None = None
         self.could_not_start = False  # there was never anything that could end
         self._reason = ""  # why the stream ended, where that was no ordinary end
@@ -86,7 +98,8 @@ class ViaIO:
         self._read_bytes = 0  # and not told yet
         self._sent = 0  # by the writing thread alone
         self._taken = 0  # by the receiver thread of ``via`` alone
-        self._credit = execmodel.Event()
+        self._credit = _Flag(execmodel)  # another one for each wait
+        self._handing: Any = None  # the piece of a frame that is handed in
         self._data: Channel = via.newchannel()
         self._data._strconfig = (False, False)  # Python 2's str are bytes
         self._news: Channel = via.newchannel()  # what comes when nobody reads, too
@@ -208,33 +221,54 @@ class ViaIO:
 
     def write(self, data: bytes) -> None:
         """Write all of it; waits while too much is on its way."""
-        self.write_frame(b"", data)
+        for start in range(0, len(data), CHUNK_BYTES):
+            self.write_some(data[start : start + CHUNK_BYTES])
 
-    def write_frame(self, header: bytes, payload: bytes | memoryview) -> None:
-        """Write both, as one piece if they are small."""
-        if len(payload) < CHUNK_BYTES:
-            self._send(header, payload)
-            return
-        view = memoryview(payload)
-        self._send(header, view[:CHUNK_BYTES])
-        for start in range(CHUNK_BYTES, len(view), CHUNK_BYTES):
-            self._send(b"", view[start : start + CHUNK_BYTES])
+    def write_some(self, data: bytes) -> int:
+        """Write bytes, at most ``CHUNK_BYTES`` of them; at an interrupt all or nothing."""
+        self._await_room()
+        head, payload = self._packed(data)
+        self._via._send_frame(head, payload)
+        self._sent += len(data)  # after it, so that an interrupt costs no room for ever
+        return len(data)
 
-    def write_small(self, frame: bytes) -> None:
-        """Write a small frame."""
-        self._send(b"", frame)
+    def wait_writable(self) -> None:
+        """Wait until something can be written."""
+        self._await_room()
 
-    def _send(self, header: bytes, payload: bytes | memoryview) -> None:
+    def hand_in(self, frame: list[Any]) -> None:
+        """Hand the next piece of a frame in and note it; after an interrupt not once more."""
+        data, _, written = frame
+        start = sum(written)
+        if self._handing is None or self._handing[0] is not frame or self._handing[1] != start:
+            self._await_room()
+            piece = data if len(data) <= CHUNK_BYTES else data[start : start + CHUNK_BYTES]
+            inner = self._via._writer.frame(*self._packed(piece))
+            self._handing = frame, start, inner, len(piece), self._sent + len(piece)
+        _, _, inner, size, sent = self._handing
+        if self._via._get_ident() == self._via._receiver_ident:
+            self._via._writer.post_frame(inner)
+        else:
+            self._via._writer.deliver(inner)
+        self._sent = sent
+        written[:] = (start + size,)
+
+    def _packed(self, data: bytes) -> tuple[bytes, bytes]:
+        """Return a frame that carries bytes, in one copy; its last byte is a STOP."""
+        size = len(data)
+        head = _pack_bytes_head(Message.CHANNEL_DATA, self._data.id, size + 6, opcode.BYTES, size)
+        return head, data + opcode.STOP
+
+    def _await_room(self) -> None:
+        """Wait while too much is on its way; OSError at the end of the far process."""
+        # What an interrupt kept from being counted is known to have been taken in the end.
+        self._sent = max(self._sent, self._taken)
         while self._sent - self._taken >= WINDOW_BYTES and not self._ended.is_set():
-            self._credit.wait()
-            self._credit.clear()
+            credit = self._credit = _Flag(self.execmodel)
+            if self._sent - self._taken >= WINDOW_BYTES and not self._ended.is_set():
+                credit.wait()
         if self._ended.is_set():
             raise OSError(self._reason or "the far process has ended")
-        size = len(header) + len(payload)
-        # What ``send`` makes of bytes, in one copy: its last byte is a STOP.
-        head = _pack_bytes_head(Message.CHANNEL_DATA, self._data.id, size + 6, opcode.BYTES, size)
-        self._via._send_frame(head, b"".join((header, payload, opcode.STOP)))
-        self._sent += size  # behind it, so that an interrupt costs no room for ever
 
     def may_not_wait(self) -> bool:
         """Whether this is the receiver thread of a gateway on the way there.

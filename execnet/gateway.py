@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 import types
 from collections.abc import Callable, Mapping
@@ -28,7 +27,9 @@ from .gateway_base import (
     Message,
     ProtocolError,
     Pulse,
+    _Flag,
     dumps_internal,
+    new_lock,
 )
 
 TYPE_CHECKING = False  # ``typing`` itself costs more than all else that is imported here
@@ -79,7 +80,7 @@ class Gateway(BaseGateway):
         super().__init__(io, spec.id or "gw?", _startcount=1)
         self.spec = spec
         self._cache_rinfo: RInfo | None = None
-        self._hello = self.execmodel.Event()  # set also when there will be none
+        self._hello = _Flag(self.execmodel)  # set also when there will be none
         self._hello_info: dict[str, Any] = {}
         self._marker = marker
         self._shipment = shipment
@@ -90,7 +91,7 @@ class Gateway(BaseGateway):
         self._has_pulse = False
         self._shares_python = False  # so the worker can be sent code that is compiled
         self._last_asked = ""  # what the worker was told to execute last
-        self._exit_lock = threading.Lock()
+        self._exit_lock = new_lock()
         self._initreceive()
         _fork.register(self)
 
@@ -233,8 +234,8 @@ class Gateway(BaseGateway):
         self._error = ForkError(f"{self.id} can't be used: {reason}")
         self._state = GatewayState.LOST
         self._group = None
-        self._exit_lock = threading.Lock()
-        self._receiver_done = self.execmodel.Event()
+        self._exit_lock = new_lock()
+        self._receiver_done = _Flag(self.execmodel)
         self._receiver_done.set()
         self._channelfactory.disown()
         getattr(self._io, "disown", int)()

@@ -36,10 +36,14 @@ if TYPE_CHECKING:
 
         execmodel: ExecModel
 
+        small_bytes: int
+        write_some: Callable[[Any], int | None]
+        write_pieces: Callable[[Any], int | None] | None
+
         def read_some(self, limit: int) -> bytes: ...
         def write(self, data: bytes) -> None: ...
-        def write_frame(self, header: bytes, payload: bytes | memoryview) -> None: ...
         def can_write_now(self) -> bool: ...
+        def wait_writable(self) -> None: ...
         def close_read(self) -> None: ...
         def close_write(self) -> None: ...
 
@@ -1078,6 +1082,46 @@ def _run_thread(func: Callable[..., object], args: Sequence[Any], name: str) -> 
         del _thread_names[get_ident()]
 
 
+def _run_starter(thread: Any) -> None:
+    """Start a thread; in one that meets no interrupt, which ``Thread.start`` does not bear."""
+    try:
+        thread.start()
+    except RuntimeError:  # there can be no more, so this one is it
+        _run_thread(thread.run, (), thread.name)
+
+
+class _Lock(object):
+    """A lock for ``with`` that no interrupt leaves taken: doc/interrupts.rst, "Locks"."""
+
+    __slots__ = ("__exit__", "_takes", "acquire", "locked", "release")
+
+    def __init__(self, lock: Any) -> None:
+        self.acquire = lock.acquire
+        self.release = lock.release
+        self.locked = getattr(lock, "locked", None)
+        self.__exit__ = lock.__exit__
+        self._takes = iter(lock.acquire, None)  # each step takes it
+
+    def __enter__(self) -> Any:
+        for taken in self._takes:
+            return taken
+        return None
+
+
+# Until 3.13, ``with`` enters a lock and its block in one step.
+_with_lock: Callable[[Any], Any] = _Lock if sys.version_info >= (3, 14) else lambda lock: lock
+
+
+def new_lock() -> Any:
+    """Return a new lock for threads; ``with`` takes it safely where an interrupt may come."""
+    return _with_lock(_thread.allocate_lock())
+
+
+def new_rlock() -> Any:
+    """Return a new reentrant lock for threads, as ``new_lock``."""
+    return _with_lock((_threading() if PY2 else _thread).RLock())
+
+
 class ExecModel(object):
     """How a process runs things at once, under one set of names; this one: with threads.
 
@@ -1129,7 +1173,7 @@ class ExecModel(object):
             return
         thread = _threading().Thread(target=func, args=args, name=name or None)
         thread.daemon = True
-        thread.start()
+        _thread.start_new_thread(_run_starter, (thread,))
 
     def fdopen(self, fd: int, mode: str, bufsize: int = 0) -> Any:
         """Return a binary file over a descriptor; without a buffer unless told otherwise."""
@@ -1137,12 +1181,22 @@ class ExecModel(object):
 
         return io.open(fd, mode if "b" in mode else mode + "b", bufsize)
 
+    def wait_writable(self, fd: int) -> None:
+        """Wait until a descriptor takes something, or has failed."""
+        select = self._module("select")
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            poll.poll()
+        else:
+            select.select([], [fd], [])
+
     def inbox(self) -> Any:
         """Return a new queue without a bound."""
         try:
             from _queue import SimpleQueue  # without the rest of ``queue``
         except ImportError:
-            return self.queue.Queue()
+            return self.queue.Queue() if PY2 else _Inbox()
         return SimpleQueue()
 
     @property
@@ -1152,12 +1206,12 @@ class ExecModel(object):
         return empty
 
     def Lock(self) -> Any:
-        """Return a new lock."""
-        return _threading().Lock() if "threading" in sys.modules else _thread.allocate_lock()
+        """Return a new lock; ``with`` takes it safely where an interrupt may come."""
+        return new_lock()
 
     def RLock(self) -> Any:
         """Return a new reentrant lock."""
-        return _threading().RLock() if "threading" in sys.modules else _thread.RLock()
+        return new_rlock()
 
     def Event(self) -> Any:
         """Return a new event."""
@@ -1168,6 +1222,52 @@ class MainThreadOnlyExecModel(ExecModel):
     """Threads, but tasks run in the main thread and nowhere else."""
 
     backend = "main_thread_only"
+
+
+class _Inbox(object):
+    """A queue of ours where Python has none in C: an interrupt leaves no lock of it taken."""
+
+    def __init__(self) -> None:
+        self._items: deque[Any] = deque()
+        self._arrived = _thread.allocate_lock()  # free when something came
+        self.put_nowait = self.put
+
+    def qsize(self) -> int:
+        return len(self._items)
+
+    def empty(self) -> bool:
+        return not self._items
+
+    def put(self, item: Any) -> None:
+        self._items.append(item)
+        self._wake()
+
+    def _wake(self) -> None:
+        try:
+            self._arrived.release()
+        except RuntimeError:  # it is free
+            pass
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        import time
+
+        deadline = None if timeout is None else time.time() + timeout
+        while True:
+            try:
+                return self._items.popleft()
+            except IndexError:
+                pass
+            left = -1 if deadline is None else deadline - time.time()
+            if not block or (deadline is not None and left <= 0):
+                raise ExecModel().Empty
+            try:
+                self._arrived.acquire(True, left)
+            finally:
+                if self._items:  # there may be something for another one, too
+                    self._wake()
+
+    def get_nowait(self) -> Any:
+        return self.get(False)
 
 
 class GeventExecModel(ExecModel):
@@ -1192,13 +1292,16 @@ class GeventExecModel(ExecModel):
     def fdopen(self, fd: int, mode: str, bufsize: int = 0) -> Any:
         green_os = self._module("os")
         green_os.make_nonblocking(fd)
-        return _GreenFile(fd, green_os.nb_read, green_os.nb_write)
+        return _GreenFile(fd, green_os.nb_read, self.wait_writable)
+
+    def wait_writable(self, fd: int) -> None:
+        self._module("socket").wait_write(fd)
 
     def inbox(self) -> Any:
         return self.queue.Queue()
 
     def Lock(self) -> Any:
-        return self._module("threading").Semaphore(1)
+        return _with_lock(self._module("threading").Semaphore(1))
 
     def RLock(self) -> Any:
         return self._module("threading").RLock()
@@ -1224,6 +1327,9 @@ class EventletExecModel(GeventExecModel):
     def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
         self._module("eventlet").spawn_n(func, *args)
 
+    def Lock(self) -> Any:
+        return _PolledLock(self._module("time").sleep)
+
     def fdopen(self, fd: int, mode: str, bufsize: int = 0) -> Any:
         hubs = self._module("eventlet.hubs")
         os.set_blocking(fd, False)
@@ -1235,14 +1341,40 @@ class EventletExecModel(GeventExecModel):
                 except BlockingIOError:
                     hubs.trampoline(fd, read=True)
 
-        def write(fd: int, data: bytes) -> int:
-            while True:
-                try:
-                    return os.write(fd, data)
-                except BlockingIOError:
-                    hubs.trampoline(fd, write=True)
+        return _GreenFile(fd, read, self.wait_writable, hubs.notify_close)
 
-        return _GreenFile(fd, read, write, hubs.notify_close)
+    def wait_writable(self, fd: int) -> None:
+        self._module("eventlet.hubs").trampoline(fd, write=True)
+
+
+class _PolledLock(object):
+    """A lock for the greenlets of eventlet, whose own ones an interrupt may leave taken.
+
+    It is rarely held while others run, so who finds it taken looks again now and then.
+    """
+
+    __slots__ = ("__exit__", "_sleep", "_try", "locked", "release")
+
+    def __init__(self, sleep: Callable[[float], object]) -> None:
+        lock = _thread.allocate_lock()
+        self._try = lock.acquire
+        self._sleep = sleep
+        self.release = lock.release
+        self.locked = lock.locked
+        self.__exit__ = lock.__exit__
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        delay = 0.0
+        while True:
+            (taken,) = map(self._try, (False,))
+            if taken:  # no jump: Python 3.10 looks for interrupts after those
+                return True
+            if not blocking:
+                return False
+            self._sleep(delay)
+            delay = min(delay + 0.001, 0.01)
+
+    __enter__ = acquire
 
 
 class _GreenFile(object):
@@ -1252,12 +1384,12 @@ class _GreenFile(object):
         self,
         fd: int,
         read: Callable[[int, int], bytes],
-        write: Callable[[int, bytes], int],
+        wait_writable: Callable[[int], object],
         before_close: Callable[[int], object] = id,
     ) -> None:
         self._fd = fd
         self._os_read = read
-        self._os_write = write
+        self._wait_writable = wait_writable
         self._before_close = before_close  # wakes up who waits for the descriptor
 
     def fileno(self) -> int:
@@ -1269,7 +1401,11 @@ class _GreenFile(object):
         return self._os_read(self.fileno(), size)
 
     def write(self, data: bytes) -> int:
-        return self._os_write(self.fileno(), data)
+        while True:
+            try:
+                return os.write(self.fileno(), data)
+            except BlockingIOError:
+                self._wait_writable(self._fd)
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1
@@ -1511,21 +1647,25 @@ class Popen2IO(object):
         self._read = getattr(infile, "buffer", infile).read
         if PY2:
             self._read = _retried(self._read)
-        self._write = getattr(outfile, "buffer", outfile).write
         self._input: Any = None  # what tells whether it can be read
-        self._writev_fd = -1  # where header and payload can go out without being joined
-        self.written: list[int] = []  # of the frame that is written, by each system call
-        self.small_bytes = 0  # a frame below it goes by ``write_small``
-        self.write_small = self._write  # all of it or, at an interrupt, nothing
-        if hasattr(os, "writev") and execmodel.has_main_thread:
-            try:
-                self._writev_fd = outfile.fileno()
-                if stat.S_ISFIFO(os.fstat(self._writev_fd).st_mode):
-                    self.small_bytes = 4096  # PIPE_BUF
-                elif stat.S_ISSOCK(os.fstat(self._writev_fd).st_mode):
-                    self.small_bytes, self.write_small = 4096, None
-            except (OSError, ValueError, AttributeError):
-                pass  # not a descriptor: a buffer in memory, or closed
+        write = getattr(outfile, "buffer", outfile).write
+        self.small_bytes = 0  # a frame below it is best written at once
+        self.write_some: Any = write  # one system call; returns how much it took
+        self.write_pieces: Any = None  # the same for several pieces, where it can be had
+        try:
+            fd = outfile.fileno()
+            mode = os.fstat(fd).st_mode
+        except (OSError, ValueError, AttributeError):  # a buffer in memory, or closed
+            self.write_some = lambda data: write(data) or len(data)
+            return
+        # A call of it is one in C, but for PyPy; ``functools`` itself takes long to import.
+        partial = __import__("functools" if ISPYPY else "_functools").partial
+        if not execmodel.has_main_thread:
+            self.write_some = partial(os.write, fd)
+        elif hasattr(os, "writev"):
+            self.write_pieces = partial(os.writev, fd)
+            if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+                self.small_bytes = 4096  # PIPE_BUF
 
     def read(self, numbytes: int) -> bytes:
         """Return exactly that many bytes, however many reads it takes; else ``EOFError``."""
@@ -1543,27 +1683,11 @@ class Popen2IO(object):
 
     def write(self, data: bytes) -> None:
         """Write all of it."""
-        self.write_frame(b"", data)
+        write_all(self, data)
 
-    def write_frame(self, header: bytes, payload: bytes | memoryview) -> None:
-        """Write both, in one system call as far as the system takes them."""
-        # A write and the note of what it wrote are one call in C: an interrupt comes before
-        # or behind both.
-        written = self.written = []
-        if len(payload) < 16384 or self._writev_fd < 0:
-            header, payload = b"", b"".join((header, payload))
-        else:
-            written += map(os.writev, (self._writev_fd,), ((header, payload),))
-        while sum(written) < len(header) + len(payload):
-            start = sum(written) - len(header)
-            rest = header[start:] if start < 0 else memoryview(payload)[start:]
-            written += map(self._write, (rest,))
-            if None in written:  # it takes all, always
-                break
-
-    def write_noting(self, data: bytes) -> None:
-        """Write what one system call takes, and note how much in ``written``."""
-        self.written += map(self._write, (data,))
+    def wait_writable(self) -> None:
+        """Wait until something can be written."""
+        self.execmodel.wait_writable(self.outfile.fileno())
 
     def can_write_now(self) -> bool:
         """Whether a few KiB can be written without waiting."""
@@ -1599,51 +1723,101 @@ class Popen2IO(object):
 
     def close_write(self) -> None:
         """Close the file that is written; the other side reads its end."""
-        self._writev_fd = -1
         self.outfile.close()
+
+
+JOINED_BYTES = 16384  # a payload below that is cheaper copied than sent for itself
+
+
+def _is_full(error: Any) -> bool:
+    """Whether a stream took nothing only as it is full; or, in Python 2, as a signal came."""
+    import errno
+
+    return error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
+
+
+def write_all(io: Any, data: bytes) -> None:
+    """Write bytes to a stream that may take less of them at once."""
+    start = 0
+    while start < len(data):
+        taken = 0
+        try:
+            taken = io.write_some(memoryview(data)[start:] if start else data)
+        except EnvironmentError as exc:
+            if not _is_full(exc):
+                raise
+        if not taken:
+            io.wait_writable()
+        start += taken or 0
+
+
+def _left(frame: list[Any]) -> int:
+    """Return how many bytes of a frame were not written yet."""
+    left: int = len(frame[0]) + len(frame[1]) - sum(filter(None, frame[2]))
+    return left
 
 
 class FrameWriter(object):
     """Puts whole frames on a stream, in the order in which they were handed in.
 
-    Any thread may call.  Who holds ``_lock`` writes, and sends along what others left in
-    ``_frames`` meanwhile.
+    Any thread may call.  The thread that holds ``_lock`` writes its own frame and those queued
+    meanwhile.  A frame is a list: header, payload, how much each system call took.  The call
+    and its note are one step, so whoever writes next goes on where an interrupt, or a stream
+    that was full, left it: doc/interrupts.rst, "Frames".
     """
 
     def __init__(self, io: Stream, name: str) -> None:
         self._io: Any = io
         self._name = name
         self._small_bytes = getattr(io, "small_bytes", 0) - _HEADER.size
-        self._resumes = hasattr(io, "written")
-        self._write_small: Any = getattr(io, "write_small", None) or self._write_resumable
+        self._write_some: Any = getattr(io, "write_some", None) or self._write_whole
+        self._write_pieces: Any = getattr(io, "write_pieces", None)
         self._lock = io.execmodel.Lock()
         self._turn = io.execmodel.Lock()  # who has it and waits for _lock is the next to get it
-        self._frames: deque[list[Any]] = deque()  # each: header, payload, whether written
+        self._begun: list[Any] | None = None  # the frame that is written without being queued
+        self._frames: deque[list[Any]] = deque()  # the first one may be written in part
         self._flusher_runs = False
         self.no_thread = ""  # why no flusher could be started, if one was to be
-        self._closing = False
+        self._closing = self._closed = False
         self._error: str | None = None
-        self.writing_ident = 0  # the thread that writes; it must not be interrupted in a frame
-        self.interrupted = False  # it was to be
+
+    def frame(self, header: bytes, payload: bytes | memoryview) -> list[Any]:
+        """Return a frame for ``deliver``."""
+        if len(payload) < JOINED_BYTES or self._write_pieces is None:
+            header, payload = b"".join((header, payload)), b""
+        return [header, payload, []]
 
     def send(self, header: bytes, payload: bytes | memoryview) -> None:
         """Write a frame; returns when the stream has taken it, OSError if it can't."""
-        small = len(payload) < self._small_bytes
-        if small and not self._frames:
+        if len(payload) < self._small_bytes and not self._frames:
             try:
                 with self._lock:
-                    if not self._frames and self._error is None and not self._closing:
-                        self._write_small(header + payload)
-                        return
-            except (OSError, ValueError) as exc:
-                self.fail(str(exc))
+                    if not (self._frames or self._begun or self._closing or self._error):
+                        data = header + payload
+                        written: list[Any] = []
+                        self._begun = [data, b"", written]
+                        written += map(self._write_some, (data,))
+                        if written[0] == len(data):
+                            self._begun = None
+                            return
+                        self._flush()
+                        if self._error is None:
+                            return
+            except (OSError, ValueError) as exc:  # ValueError: the file is closed
+                if not _is_full(exc):
+                    self.fail(str(exc))
             finally:
-                if self._frames or self._closing:
+                if self._frames or self._begun or self._closing:
                     self._flush_left_behind()
-        frame = [header, payload, False]
+        self.deliver(self.frame(header, payload))
+
+    def deliver(self, frame: list[Any]) -> None:
+        """Send a frame; after an interrupt, once more does not send it twice."""
+        small = len(frame[0]) + len(frame[1]) < self._small_bytes
         if self._error is None and not self._closing:
             try:
-                self._frames.append(frame)
+                if not self.has(frame):
+                    self._frames.append(frame)
                 with self._turn:  # else who sends much would take ``_lock`` again and again
                     if small:
                         with self._lock:
@@ -1653,18 +1827,27 @@ class FrameWriter(object):
                         self._flush()
             finally:
                 self._flush_left_behind()
-        if not frame[2]:
+        if _left(frame):
             reason = self._error or "the gateway was ended"
             raise _OSError("cannot send (already closed?): %s" % reason)
 
+    def has(self, frame: list[Any]) -> bool:
+        """Whether a frame was handed in; it is or will be written then, whatever comes."""
+        # In this order: it leaves the queue when all of it is noted as written.
+        return any(one is frame for one in self._frames.__copy__()) or not _left(frame)
+
     def post(self, header: bytes, payload: bytes | memoryview) -> None:
         """Have a frame written soon; never waits.  For the receiver thread and finalizers."""
-        if self._error is None and not self._closing:
-            self._frames.append([header, payload, False])
+        self.post_frame(self.frame(header, payload))
+
+    def post_frame(self, frame: list[Any]) -> None:
+        """Have a frame written soon, as ``post``; once more does not send it twice."""
+        if self._error is None and not self._closing and not self.has(frame):
+            self._frames.append(frame)
             self._flush_left_behind()
 
     def close_soon(self) -> None:
-        """Close the stream behind the frames that are waiting; never waits."""
+        """Close the stream after the frames that are waiting; never waits."""
         self._closing = True
         self._flush_left_behind()
 
@@ -1672,78 +1855,90 @@ class FrameWriter(object):
         """Refuse all frames from now on, and forget those that are waiting."""
         if self._error is None:
             self._error = reason
-        self._frames.clear()
+        self._flush_left_behind()
 
     def _flush(self, may_wait: bool = True) -> bool:  # holds _lock
         """Write the waiting frames; False if that has to wait and must not."""
-        self.writing_ident = get_ident()
-        try:
-            while self._frames and self._error is None:
-                frame = self._frames[0]
-                small = len(frame[0]) + len(frame[1]) <= 4096
-                if not (may_wait or (small and self._io.can_write_now())):
-                    return False
-                self._write_frame(frame)
-        except IndexError:  # ``fail`` has just forgotten them
-            pass
-        finally:
-            self.writing_ident = 0
-        if self.interrupted:
-            self.interrupted = False
-            raise KeyboardInterrupt
-        if self._closing and self._error is None:
-            self._error = "the gateway was ended"
-            self._close()
+        while self._error is None and (self._begun or self._frames):
+            frame = self._begun or self._frames[0]
+            left = _left(frame)
+            if not left or (frame is self._begun and not frame[2]):  # not begun: an interrupt came
+                if frame is self._begun:
+                    self._begun = None
+                else:
+                    del self._frames[0]
+            elif may_wait or (left <= 4096 and self._io.can_write_now()):
+                try:
+                    self._advance(frame)
+                except (OSError, ValueError) as exc:
+                    self.fail(str(exc))
+            else:
+                return False
+        if self._error is not None:
+            self._begun = None
+            self._frames.clear()
+        if self._closing and not self._closed:
+            self._error = self._error or "the gateway was ended"
+            try:
+                self._io.close_write()
+            except (OSError, ValueError):  # it is closed then
+                pass
+            self._closed = True
         return True
 
-    def _write_resumable(self, frame: bytes) -> None:  # holds _lock
-        written = self._io.written = []
+    def _advance(self, frame: list[Any]) -> None:  # holds _lock
+        """Write what one system call takes of a frame."""
+        header, payload, written = frame
+        start = sum(filter(None, written)) - len(header)
+        write, rest = self._write_some, header[start:] if start < 0 else memoryview(payload)[start:]
+        if start < 0 and payload:
+            write, rest = self._write_pieces, (rest, payload)
         try:
-            self._io.write_noting(frame)
-        finally:
-            if written and written[0] < len(frame):
-                self._frames.append([frame[written[0] :], b"", False])
-        if self._frames:
-            self._flush()
+            written += map(write, (rest,))
+            full = not written[-1]
+        except EnvironmentError as exc:
+            full = _is_full(exc)
+            if not full:
+                raise
+        if full:
+            self._io.wait_writable()
 
-    def _write_frame(self, frame: list[Any]) -> None:
-        self._io.written = []
+    def _write_whole(self, data: bytes) -> int:
+        """Write to a stream that is not ours and can't say how much it took."""
         try:
-            self._io.write_frame(frame[0], frame[1])
-            frame[2] = True  # CPython looks for interrupts behind calls, so not in here
-            del self._frames[0]
-        except (OSError, ValueError) as exc:  # ValueError: the file is closed
-            self.fail(str(exc))
-        except BaseException:
-            if self._resumes:  # the flusher writes the rest
-                frame[:2] = b"".join(frame[:2])[sum(self._io.written) :], b""
-            else:
-                self.fail("interrupted in the middle of a frame")
-            raise
-
-    def _close(self) -> None:
-        try:
-            self._io.close_write()
+            self._io.write(data)
         except (OSError, ValueError):
-            pass  # it is closed then
+            raise
+        except BaseException:
+            self.fail("interrupted in the middle of a frame")
+            raise
+        return len(data)
+
+    def _has_work(self) -> bool:
+        waiting = bool(self._frames or self._begun)
+        return waiting or (self._closing and not self._closed)
 
     def _flush_left_behind(self) -> None:
         """Write what was left while the lock was taken, or have the flusher wait for it.
 
         Whoever holds the lock comes here after it, so failing to get it loses no frame.
         """
-        while (self._frames or self._closing) and self._error is None and not self._flusher_runs:
-            (taken,) = map(self._lock.acquire, (False,))  # no interrupt between this and the next
-            try:
-                if not taken:
+        try:
+            while self._has_work() and not self._flusher_runs:
+                (taken,) = map(self._lock.acquire, (False,))  # doc/interrupts.rst, "Locks"
+                try:
+                    if not taken:
+                        return
+                    flushed = self._flush(may_wait=False)
+                finally:
+                    if taken:
+                        self._lock.release()
+                if not flushed:
+                    self._start_flusher()
                     return
-                flushed = self._flush(may_wait=False)
-            finally:
-                if taken:
-                    self._lock.release()
-            if not flushed:
-                self._start_flusher()
-                return
+        except BaseException:  # an interrupt; nobody else may come here for a long time
+            self._start_flusher()
+            raise
 
     def _start_flusher(self) -> None:
         self._flusher_runs = True
@@ -1800,7 +1995,7 @@ class DirectReads(object):
         """Leave the stream to others until they do not use it; in the receiver thread."""
         self._set_up()
         uses, self.offered = -1, True
-        asked = any(items.empty() for items in list(self.waiting.values()))
+        asked = any(items.empty() for items in self.waiting.copy().values())
         while not (asked or self.chunks or uses == self._uses):
             uses = self._uses
             asked = self._asked_back.acquire(True, self.IDLE_S)
@@ -1899,8 +2094,10 @@ class DirectReads(object):
         with channel._lock:
             if channel._items is not items or channel._state not in ChannelState.RECEIVES:
                 return False
-            if channel._factory.windows is not None:
-                channel._count(len(data) - 9)
+            counts = channel._factory.windows is not None
+            sizes: list[int] = getattr(items, "sizes", []) if counts else []
+            # No call is between these, so an interrupt comes before or after all three.
+            sizes += (len(data) - 9,)
             del self.chunks[0]
             items.put(item)
         return True
@@ -2003,7 +2200,8 @@ class _Flag(object):
 class Channel(object):
     """Carries items to code on the other side of a gateway, and back.
 
-    Any thread may call any method.  ``_lock`` guards the change from queue to callback.
+    Any thread may call any method.  ``_lock`` guards the state, and the change from queue to
+    callback.
     """
 
     RemoteError = RemoteError
@@ -2046,8 +2244,9 @@ class Channel(object):
 
     def _go(self, event: str) -> str:
         """Do a transition and return the state that was left."""
-        before = self._state
-        self._state = ChannelState.TRANSITIONS[before, event]
+        with self._lock:
+            before = self._state
+            self._state = ChannelState.TRANSITIONS[before, event]
         if self._state not in ChannelState.RECEIVES and not self._receiveclosed.is_set():
             items = self._items
             try:
@@ -2065,7 +2264,7 @@ class Channel(object):
         self._arrivals = iter(items.get, NO_ENDMARKER_WANTED)
 
     def _count(self, size: int) -> None:
-        # In front of ``put``: a reader that waits for the next item has to find the size.
+        # Before ``put``: a reader that waits for the next item has to find the size.
         sizes = getattr(self._items, "sizes", None)
         if sizes is not None:
             sizes.append(size)
@@ -2335,7 +2534,7 @@ class Windows(object):
         self._bytes: dict[int, int] = {}  # by channel; 0: of all that are made from now on
         self._unread: dict[int, int] = {}
         self._lock = factory.gateway.execmodel.Lock()
-        self._senders: list[Any] = []  # events of those that wait
+        self._senders: deque[_Flag] = deque()  # of those that wait
 
     def set(self, id: int, window_bytes: int) -> None:
         """Bound a channel; id 0: all that are made from now on."""
@@ -2355,20 +2554,42 @@ class Windows(object):
         """Return the window of a channel in bytes; 0: there is none."""
         return self._bytes.get(id) or self._bytes.get(0, 0)
 
-    def before_send(self, id: int, size: int) -> None:
-        """Wait until an item may be sent; OSError if the channel ends meanwhile."""
+    def send(self, id: int, size: int, frames: Iterator[tuple[bool, bytes, Any]]) -> None:
+        """Send the frames of an item as soon as it may be; OSError if the channel ends first.
+
+        An interrupt gives back what was counted, unless the last frame is on its way.
+        """
         gateway = self._factory.gateway
-        window = self.of(id)
-        if not window:
+        if not self.of(id):
+            for _, header, payload in frames:
+                gateway._send_frame(header, payload)
             return
+        writer, frame = gateway._writer, None
+        may_wait = gateway._get_ident() != gateway._receiver_ident
+        hand_in = writer.deliver if may_wait else writer.post_frame
+        counted: list[int] = []
+        try:
+            self._await_room(id, size, counted)
+            for is_last, header, payload in frames:
+                frame = writer.frame(header, payload) if is_last else None
+                hand_in(frame or writer.frame(header, payload))
+        except BaseException:
+            if counted and not (frame and writer.has(frame)):
+                self.on_credit(id, size)
+            raise
+
+    def _await_room(self, id: int, size: int, counted: list[int]) -> None:
+        """Wait until an item may be sent and count it; ``counted`` tells when that was done."""
+        gateway, window = self._factory.gateway, self.of(id)
         while True:
             with self._lock:
                 unread = self._unread.get(id, 0)
                 if not unread or unread + size <= window:
+                    counted += (size,)  # no call is between this and the next
                     self._unread[id] = unread + size
                     return
                 _refuse_in_callback(gateway, "a window of channel %d" % id)
-                credit = gateway.execmodel.Event()
+                credit = _Flag(gateway.execmodel)
                 self._senders.append(credit)
             channel = self._factory._channels.get(id)
             if self._factory.finished or channel is None or channel.isclosed():
@@ -2383,7 +2604,8 @@ class Windows(object):
     def on_credit(self, id: int, size: int) -> None:
         """Let a channel send as much again."""
         with self._lock:
-            self._unread[id] = max(0, self._unread.get(id, 0) - size)
+            if id in self._unread:
+                self._unread[id] = max(0, self._unread[id] - size)
         self.wake()
 
     def forget(self, id: int) -> None:
@@ -2392,36 +2614,52 @@ class Windows(object):
         self._bytes.pop(id, None)
 
     def wake(self) -> None:
-        """Have all that wait look again."""
-        senders, self._senders = self._senders, []
-        for credit in senders:
-            credit.set()
+        """Have all that wait look again.  A finalizer may call, so it takes no lock."""
+        try:
+            while True:
+                self._senders.popleft().set()
+        except IndexError:
+            pass
 
 
 class _CountedInbox(object):
     """The queue of a channel that has a window.
 
-    An item counts as read when the next one is asked for.
+    An item counts as read when the next one is asked for.  ``_lock`` guards what is told.
     """
 
     def __init__(self, items: Any, windows: Windows, id: int) -> None:
         self._items = items
-        self._windows = windows
+        self._gateway = windows._factory.gateway
         self._id = id
-        self.sizes: deque[int] = deque()  # of the items in the queue, and of those taken last
+        self._lock = self._gateway.execmodel.Lock()
+        self.sizes: list[int] = []  # of the items in the queue, and of those taken last
+        self._telling: tuple[int, list[Any]] | None = None  # how many of them, and the frame
         self.put = items.put
         self.empty = items.empty
         self.qsize = items.qsize
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Return the next item, as a queue does."""
-        read = 0
-        while len(self.sizes) > self._items.qsize():
-            read += self.sizes.popleft()
-        if read:
-            self._windows.on_read(self._id, read)
+        if len(self.sizes) > self._items.qsize():
+            with self._lock:
+                self._tell()
         (item,) = map(self._items.get, (block,), (timeout,))  # as in ``Channel.receive``
         return item
+
+    def _tell(self) -> None:  # holds _lock
+        """Tell the other side what was read; what an interrupt left is told once, too."""
+        writer = self._gateway._writer
+        while len(self.sizes) > self._items.qsize():
+            if self._telling is None:
+                count = len(self.sizes) - self._items.qsize()
+                data = dumps_internal(sum(self.sizes[:count]))
+                header = _HEADER.pack(Message.CREDIT, self._id, len(data))
+                self._telling = count, writer.frame(header, data)
+            count, frame = self._telling
+            writer.post_frame(frame)
+            del self.sizes[:count]  # no call is between this and the next
+            self._telling = None
 
 
 class ChannelFactory(object):
@@ -2439,7 +2677,7 @@ class ChannelFactory(object):
         self._parts: dict[tuple[int, int | None], tuple[bytes, BytesIO]] = {}
         self._part: Any = None  # the key of the one that is coming, and whether it is the last
         self._item_numbers = itertools.count(1)
-        self._lock = gateway.execmodel.RLock()
+        self._lock = new_rlock()  # held for moments only, so it does for greenlets as well
         self.gateway = gateway
         self.count = startcount
         self.finished = False
@@ -2472,7 +2710,9 @@ class ChannelFactory(object):
 
     def channels(self) -> list[Channel]:
         """Return the channels that somebody holds."""
-        return list(self._channels.values())
+        # Not ``values()``, which an interrupt may leave at work: no channel was forgotten then.
+        found = [ref() for ref in self._channels.valuerefs()]
+        return [channel for channel in found if channel is not None]
 
     def send_item(self, id: int, item: Any) -> None:
         """Send an item over the channel with that id, a large one in pieces."""
@@ -2489,28 +2729,30 @@ class ChannelFactory(object):
             pieces = [_pack_op(opcode.BYTES, len(item)), item, opcode.STOP]
         else:
             data = (dumps_fast if self.fast else dumps_internal)(item, self.gateway)
-            if len(data) <= ITEM_MAX:
-                if self.windows is not None:
-                    self.windows.before_send(id, len(data))
+            if len(data) <= ITEM_MAX and self.windows is None:
                 self.gateway._send(Message.CHANNEL_DATA, id, data)
                 return
             pieces = [data]
         if self.windows is not None:
-            self.windows.before_send(id, sum(map(len, pieces)))
-        self._send_parts(id, pieces)
+            self.windows.send(id, sum(map(len, pieces)), self._frames_of(id, pieces))
+        else:
+            for _, header, payload in self._frames_of(id, pieces):
+                self._send_frame(header, payload)
 
-    def _send_parts(self, id: int, pieces: list[bytes]) -> None:
-        number = next(self._item_numbers) & FOUR_BYTE_INT_MAX
+    def _frames_of(self, id: int, pieces: list[bytes]) -> Iterator[tuple[bool, bytes, Any]]:
+        """Yield the frames of an item: whether it is the last, header, payload."""
+        if len(pieces) == 1 and len(pieces[0]) <= ITEM_MAX:
+            yield True, _HEADER.pack(Message.CHANNEL_DATA, id, len(pieces[0])), pieces[0]
+            return
+        with self._lock:
+            number = next(self._item_numbers) & FOUR_BYTE_INT_MAX
         for piece in pieces:
             view = piece if PY2 else memoryview(piece)
             for start in range(0, len(piece), PART_BYTES):
                 last = piece is pieces[-1] and start + PART_BYTES >= len(piece)
-                part = view[start : start + PART_BYTES]
-                self._send_part(id, _PART.pack(number, last), part)
-
-    def _send_part(self, id: int, prefix: bytes, part: Any) -> None:
-        size = len(prefix) + len(part)
-        self._send_frame(_HEADER.pack(Message.CHANNEL_DATA_PART, id, size) + prefix, part)
+                part, prefix = view[start : start + PART_BYTES], _PART.pack(number, last)
+                size = len(prefix) + len(part)
+                yield last, _HEADER.pack(Message.CHANNEL_DATA_PART, id, size) + prefix, part
 
     def _send_message(self, header: bytes, payload: Any) -> None:
         """Send a frame through a gateway that takes no frames."""
@@ -2526,7 +2768,7 @@ class ChannelFactory(object):
     def disown(self) -> None:
         """In a forked process: nothing is sent or received any more, and no lock is held."""
         self.finished, self.direct = True, None
-        self._lock = self.gateway.execmodel.RLock()
+        self._lock = new_rlock()
         self._callbacks.clear()
         for channel in self.channels():
             channel._disown()
@@ -2592,7 +2834,7 @@ class ChannelFactory(object):
                             channel._count(size)
                         items.put(item)
                         direct = self.direct
-                        if direct and direct.waiting and items in direct.waiting.values():
+                        if direct and direct.waiting and items in direct.waiting.copy().values():
                             direct.served = True
                     return
             callback = self._callbacks.get(id)
@@ -3031,7 +3273,7 @@ class BaseGateway(object):
         self._go("end")
         self._channelfactory._finished_receiving()
         self._io.close_read()
-        self._writer._close()
+        self._writer.close_soon()
 
 
 class Pulse(object):
@@ -3163,10 +3405,7 @@ class WorkerGateway(BaseGateway):
 
     def _on_interrupt(self, signum: int, frame: object) -> None:
         if self._interruptible:
-            if self._writer.writing_ident == self._main_ident:
-                self._writer.interrupted = True
-            else:
-                raise KeyboardInterrupt
+            raise KeyboardInterrupt
 
     def _status(self) -> dict[str, Any]:
         status = super(WorkerGateway, self)._status()

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 
 from ._errors import BootstrapError, HostNotFound
-from .gateway_base import DirectReads, ExecModel, RemoteError, above_stdio
+from .gateway_base import DirectReads, ExecModel, RemoteError, _Flag, above_stdio, write_all
 from .script import socketserver
 from .script.socketserver import format_address, keep_alive, parse_address
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from .xspec import XSpec
 
 CONNECT_TIMEOUT_S = 60.0
-JOINED_BYTES = 16384  # a payload below that is cheaper copied than sent for itself
 LOOPBACK = "127.0.0.1"
 ANY_HOST = "0.0.0.0", "::"
 
@@ -32,24 +31,26 @@ ANY_HOST = "0.0.0.0", "::"
 class SocketIO:
     """The stream to a worker over one connection.
 
-    One thread reads and one at a time writes; any may call ``kill``.  ``_write_lock`` keeps
-    the descriptor open while somebody writes to it.
+    One thread reads and one at a time writes; any may call ``kill``.  The descriptor is closed
+    when both directions are, and the one that is written is not while somebody writes.
     """
-
-    small_bytes = 4096  # a frame below it goes by ``write_noting``
 
     def __init__(self, sock: Any, execmodel: ExecModel, remoteaddress: str) -> None:
         self.execmodel = execmodel
         self.args = [f"socket={remoteaddress}"]  # for messages, as no command is run
         self.remoteaddress = remoteaddress
         self._sock = sock
-        self._write_lock = execmodel.Lock()
-        self._ended = execmodel.Event()  # nothing more will be read
+        self._ended = _Flag(execmodel)  # nothing more will be read
         self._was_asked = False  # the other side has been told that we are done
         self._was_seen = False  # the gateway has taken note of the end
-        self.written: list[int] = []  # of the frame that is written, by each system call
-        # The sockets of greenlet libraries don't all have it.
-        self._sendmsg = getattr(sock, "sendmsg", None) if execmodel.has_main_thread else None
+        self._closed_read = self._closed_write = False
+        self.small_bytes = 4096 if execmodel.has_main_thread else 0
+        # Those of greenlet libraries have another one within, which does not wait.
+        within = sock
+        if not execmodel.has_main_thread:
+            within = getattr(sock, "_sock", None) or getattr(sock, "fd", sock)
+        self.write_some = within.send
+        self.write_pieces = getattr(sock, "sendmsg", None) if within is sock else None
 
     def read_some(self, limit: int) -> bytes:
         """Return what is there, up to ``limit`` bytes; wait for the first, b"" at the end."""
@@ -66,29 +67,13 @@ class SocketIO:
         fd: int = self._sock.fileno()
         return DirectReads(fd, self.execmodel) if fd >= 0 else None
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes) -> None:
         """Write all of it."""
-        self.write_frame(b"", data)
+        write_all(self, data)
 
-    def write_frame(self, header: bytes, payload: bytes | memoryview) -> None:
-        """Write both, without a copy of a large payload."""
-        # Sending and the note of what was sent are one call in C: an interrupt comes before
-        # or behind both.
-        written = self.written = []
-        if len(payload) < JOINED_BYTES:
-            header, payload = b"", b"".join((header, payload))
-        with self._write_lock:
-            if header and self._sendmsg is not None:
-                written += map(self._sendmsg, ((header, payload),))
-            while sum(written) < len(header) + len(payload):
-                start = sum(written) - len(header)
-                rest = header[start:] if start < 0 else memoryview(payload)[start:]
-                written += map(self._sock.send, (rest,))
-
-    def write_noting(self, data: bytes) -> None:
-        """Send what one system call takes, and note how much in ``written``."""
-        with self._write_lock:
-            self.written += map(self._sock.send, (data,))
+    def wait_writable(self) -> None:
+        """Wait until something can be written."""
+        self.execmodel.wait_writable(self._sock.fileno())
 
     def can_write_now(self) -> bool:
         """Whether a few KiB can be written without waiting."""
@@ -106,16 +91,20 @@ class SocketIO:
 
     def close_write(self) -> None:
         """Let the other side read an end; what it still sends can be read."""
-        self._was_asked = True
+        self._was_asked = self._closed_write = True
         if not self._ended.is_set():
             self._shutdown(self.execmodel.socket.SHUT_WR)
+        self._close()
 
     def close_read(self) -> None:
         """Close the connection, both ways: nobody reads what would come."""
-        self._was_seen = True
+        self._was_seen = self._closed_read = True
         self._ended.set()
         self._shutdown(self.execmodel.socket.SHUT_RDWR)  # a writer that waits gives up
-        with self._write_lock:
+        self._close()
+
+    def _close(self) -> None:
+        if self._closed_read and self._closed_write:
             self._sock.close()
 
     def kill(self) -> None:

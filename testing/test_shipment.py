@@ -53,9 +53,9 @@ def test_the_whole_bootstrap_is_one_write(
     written: list[bytes] = []
 
     class CountingIO(gateway_bootstrap_io()):  # type: ignore[misc]
-        def write_frame(self, header: bytes, payload: bytes) -> None:
-            written.append(bytes(header) + bytes(payload))
-            super().write_frame(header, payload)
+        def write(self, data: bytes) -> None:
+            written.append(data)
+            super().write(data)
 
     def hello(gateway: gateway_bootstrap.Gateway, info: dict[str, object]) -> None:
         before_hello.extend(written)

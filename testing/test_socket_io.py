@@ -12,7 +12,7 @@ import pytest
 from socketservers import BOUND_S
 from tools import Task, wait_until
 
-from execnet.gateway_base import get_execmodel
+from execnet.gateway_base import FrameWriter, get_execmodel
 from execnet.gateway_socket import SocketIO
 
 pytestmark = pytest.mark.core
@@ -33,8 +33,8 @@ class TestSocketIO:
         io, theirs = pair
         payload = bytes(range(250)) * 80
         for taken in 0, 3, 9, 10, 16393, 20009:
-            io._sendmsg = lambda buffers, taken=taken: io._sock.send(b"".join(buffers)[:taken])
-            io.write_frame(b"headerxyz", payload)
+            io.write_pieces = lambda buffers, taken=taken: io._sock.send(b"".join(buffers)[:taken])
+            FrameWriter(io, "gw").send(b"headerxyz", payload)
             data = b""
             while len(data) < 20009:
                 data += theirs.recv(65536)
@@ -51,10 +51,13 @@ class TestSocketIO:
                     raise answer
                 return io_sock.send(data[:answer])
 
-        io_sock, io._sock, io._sendmsg = io._sock, Interrupted(), None
+        io_sock, io.write_some, io.write_pieces = io._sock, Interrupted().send, None
+        writer = FrameWriter(io, "gw")
+        frame = writer.frame(b"headerxyz", b"p" * 20000)
+        writer._flush_left_behind = lambda: None  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
-            io.write_frame(b"headerxyz", b"p" * 20000)
-        assert io.written == [5, 4, 7000]
+            writer.deliver(frame)
+        assert frame[2] == [5, 4, 7000]
         assert theirs.recv(65536) == b"headerxyz" + b"p" * 7000
 
     def test_the_end_of_writing_is_seen_while_reading_goes_on(self, pair: Pair) -> None:

@@ -409,7 +409,7 @@ class TestExit:
         keep_busy(gateway, "stopped")
         sender = threading.Thread(target=send_and_forget, args=(channel, b"x" * (8 << 20)))
         sender.start()
-        wait_until(lambda: is_in(sender, "write_frame"))
+        wait_until(lambda: is_in(sender, "_advance"))
         stopwatch = Stopwatch()
         gateway.exit()
         assert stopwatch.seconds < 1

@@ -366,7 +366,14 @@ class TestTurns:
         model = get_execmodel("thread")
         pipe_reads, pipe_writes = os.pipe()
         io = Popen2IO(model.fdopen(pipe_writes, "wb"), model.fdopen(pipe_reads, "rb"), model)
-        writer, taken, may_write = FrameWriter(io, "x"), list[str](), threading.Event()
+        taken, may_write = list[str](), threading.Event()
+
+        def write_some(data: bytes) -> int:
+            assert may_write.wait(BOUND_S)
+            return len(data)
+
+        io.write_some, io.write_pieces = write_some, None
+        writer = FrameWriter(io, "x")
         lock = writer._lock
 
         class Noting:
@@ -381,15 +388,11 @@ class TestTurns:
             def __exit__(self, *exc_info: object) -> None:
                 lock.release()
 
-        def write_frame(header: bytes, payload: bytes) -> None:
-            assert may_write.wait(BOUND_S)
-
         def send_much() -> None:
             for _ in range(100):
                 writer.send(b"x" * 9, b"x" * 10000)
 
         writer._lock = Noting()
-        io.write_frame = write_frame  # type: ignore[method-assign,assignment]
         much = threading.Thread(target=send_much, name="much")
         much.start()
         wait_until(lambda: bool(taken))
