@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 
 from . import _fork
 from ._transports import split_place
+from .gateway_base import new_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Logins:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._under_way: dict[Address, set[object]] = {}
         _fork.register(self)
 

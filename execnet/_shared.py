@@ -7,13 +7,11 @@ through it.  Start at ``Connections``.
 
 from __future__ import annotations
 
-import threading
-
 from ._logins import address_of
 from ._ssh import for_shell
 from ._transports import TRANSPORTS, interpreter_words
 from ._transports import address_of as host_of
-from .gateway_base import GatewayState
+from .gateway_base import GatewayState, new_lock
 from .xspec import XSpec
 
 TYPE_CHECKING = False
@@ -60,7 +58,7 @@ class Connections:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._starting: dict[Address, object] = {}  # whoever starts one
         self._refused: set[Address] = set()  # addresses where none can be had
         self._by_address: dict[Address, Gateway] = {}

@@ -66,6 +66,7 @@ _SENT_AFTER_HELLO = """
     _decimal _find_refused _save_channel _ints_of_list
     load_codec _load_fast_codec _StrictPickler _StrictUnpickler _load_pickle _nested_too_deeply
     dumps_fast _refuse_extensions load_item _PICKLED_CONTAINERS _NESTING_MAX
+    _Lock _PolledLock _with_lock new_lock new_rlock _Inbox _run_starter JOINED_BYTES _left
     FrameWriter GatewayState BaseGateway WorkerGateway
     Reply WorkerPool FrameDecoder DirectReads CAN_READ_DIRECTLY _Flag ChannelState Channel _Callback
     ChannelFile ChannelFactory Windows _CountedInbox Pulse ENDMARKER NO_ENDMARKER_WANTED _and_why

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 
-from .gateway_base import WorkerGateway
+from .gateway_base import WorkerGateway, _Flag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ def safe_terminate(
     """
     waiting = []
     for termfunc, killfunc in list_of_paired_functions:
-        ended = execmodel.Event()
+        ended = _Flag(execmodel)
         execmodel.start(_call_and_set, (termfunc, ended), "execnet-terminate")
         waiting.append((ended, killfunc))
     deadline = None if timeout is None else time.monotonic() + timeout
     for ended, killfunc in waiting:
         if not ended.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
-            killed = execmodel.Event()
+            killed = _Flag(execmodel)
             execmodel.start(_call_and_set, (killfunc, killed), "execnet-kill")
             killed.wait(KILL_S)
             ended.wait(KILL_S)

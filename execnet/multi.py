@@ -6,7 +6,6 @@ Start at ``Group``; its ``terminate`` is the promise that nothing is left behind
 from __future__ import annotations
 
 import atexit
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -20,7 +19,7 @@ from ._starts import Starts
 from ._terminate import KILL_S, foreign_pair, longest_end_s, wait_ended, warn_killed
 from ._terminate import safe_terminate as safe_terminate
 from .gateway import Gateway, collect_stacks
-from .gateway_base import DeadlockError, ExecModel, get_execmodel
+from .gateway_base import DeadlockError, ExecModel, get_execmodel, new_rlock
 from .xspec import XSpec
 
 TYPE_CHECKING = False
@@ -49,8 +48,8 @@ class Group:
         self._connections = Connections()  # which workers with share=yes start through
         self._ending: list[Gateway] = []  # whose end ``terminate`` waits for now
         self._at_exit = False
-        self._terminating = threading.RLock()
-        self._lock = threading.RLock()
+        self._terminating = new_rlock()
+        self._lock = new_rlock()
         self._output: Any = None  # what becomes of forwarded lines; made when it is needed
         self.set_execmodel(execmodel)
         self._at_exit_registered = True
@@ -285,13 +284,15 @@ class Group:
         it does not wait for the thread that runs the callback.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._terminating.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
-            # Another thread is at it with a longer timeout than ours.
-            for gateway in list(self._ending):
-                gateway._io.kill()
-            if not self._terminating.acquire(timeout=KILL_S):
-                return
+        wait_s = -1 if timeout is None else max(0.0, timeout)
+        (taken,) = map(self._terminating.acquire, (True,), (wait_s,))  # doc/interrupts.rst, "Locks"
         try:
+            if not taken:  # another thread is at it with a longer timeout than ours
+                for gateway in list(self._ending):
+                    gateway._io.kill()
+                (taken,) = map(self._terminating.acquire, (True,), (KILL_S,))
+                if not taken:
+                    return
             while self._gateways or self._gateways_to_join or self._connections.gateways():
                 self._terminate_all(timeout, deadline)
             self._at_exit_registered = False  # so the group can go when nobody has it any more
@@ -299,7 +300,8 @@ class Group:
             if self._output is not None:
                 self._output.drain(deadline)
         finally:
-            self._terminating.release()
+            if taken:
+                self._terminating.release()
 
     def _terminate_all(self, timeout: float | None, deadline: float | None) -> None:
         with self._lock:
@@ -356,7 +358,7 @@ class Group:
         self._gateways, self._gateways_to_join, self._ending = [], [], []
         self._ids_starting = set()
         self._connections = Connections()
-        self._terminating, self._lock = threading.RLock(), threading.RLock()
+        self._terminating, self._lock = new_rlock(), new_rlock()
 
     def dump_stacks(self, timeout: float | None = 10.0) -> dict[str, str]:
         """Return the stacks of all workers' threads, by the id of their gateways.
