@@ -9,15 +9,20 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def worker_died(gateway: Any, error: EOFError, silence: str = "") -> WorkerDied:
+def worker_died(
+    gateway: Any, error: EOFError, silence: str = "", reason: str = "", trace: str = ""
+) -> WorkerDied:
     """Return the error for a gateway whose stream has ended.
 
-    silence: why it was given up before, if it was.
+    silence: why it was given up before, if it was.  reason: why it ended, if it said so.
+    trace: that of the fatal signal that ended it.
     """
-    stderr = getattr(gateway._io, "stderr_tail", str)()
+    stderr = "\n".join(filter(None, [getattr(gateway._io, "stderr_tail", str)(), trace.strip()]))
     text = f"worker {gateway.id} died, {describe_exit(gateway.exitcode)}: {error}"
     if silence:
         text = f"worker {gateway.id} was given up{silence}"
+    elif reason:
+        text = f"worker {gateway.id} gave up, {describe_exit(gateway.exitcode)}: {reason}"
     if gateway._last_asked:
         text += f"\nit was asked last to execute {gateway._last_asked}"
     if stderr:

@@ -76,7 +76,7 @@ _SENT_AFTER_HELLO = """
     _BROUGHT_ALONG _loading _dump_text _remember_source _interrupt _marked_as_utf8
     _places _interrupt_others
     WorkerDied TimeoutError LoadError RemoteError MAIN_THREAD_ONLY_DEADLOCK_TEXT INTERRUPT_TEXT
-    DeadlockError _refuse_in_callback
+    StreamEnded DeadlockError _refuse_in_callback
     """
 _GREENLETS = "GeventExecModel _GreenFile _MAIN _threading _run_thread _thread_names"
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .gateway_base import Channel
     from .xspec import XSpec
 
+END_S = 0.25  # how long a command over there may take to end by itself after its worker
 ANSWER_S = 0.5  # how long a kill may take to be answered from there
 SILENT_S = 0.25  # the same, when what is behind it has not answered
 STATUS_S = 1.0  # how long the news of an end may take to follow the end of the stream
@@ -333,6 +334,11 @@ class ViaIO:
     def stderr_tail(self) -> str:
         """Return the last that came over stderr; "" also where it is not captured."""
         return self._stderr
+
+    def end(self) -> None:
+        """End the command over there, whose worker has ended."""
+        if not self._ended.wait(END_S):
+            self.kill()
 
     def kill(self) -> None:
         """Have the far process killed; never waits."""

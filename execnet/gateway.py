@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 
 from . import _fork
 from ._death import shown, worker_died
+from ._last_words import LastWords, show
 from ._source import _find_non_builtin_globals as _find_non_builtin_globals
 from ._source import _source_of_function as _source_of_function
 from ._source import compiled, source_to_send
@@ -88,6 +89,7 @@ class Gateway(BaseGateway):
         self.noise = b""
         self.exitcode: int | None = None
         self._silence = ""  # why it was given up
+        self._last_words = LastWords(marker)
         self._has_pulse = False
         self._shares_python = False  # so the worker can be sent code that is compiled
         self._last_asked = ""  # what the worker was told to execute last
@@ -294,7 +296,18 @@ class Gateway(BaseGateway):
     def _receive_until_end(self, data: bytes = b"") -> None:
         if self._marker:
             data = self._skip_noise()
-        super()._receive_until_end(data)
+        try:
+            super()._receive_until_end(data)
+        except ProtocolError:
+            if not self._last_words.read_trace(self._read_some):
+                raise
+            raise EOFError("the stream ended") from None
+
+    def _on_cut_frame(self, data: bytes) -> None:
+        self._last_words.keep(data)
+
+    def _on_goodbye(self, data: bytes) -> None:
+        self._last_words.take_goodbye(data)
 
     def _skip_noise(self) -> bytes:
         """Read up to the worker's marker; return what came behind it."""
@@ -317,6 +330,8 @@ class Gateway(BaseGateway):
     def _on_stream_end(self) -> None:
         if self.spec.kill == "group" and self._state != GatewayState.CLOSING:
             getattr(self._io, "kill_group", int)()  # else the worker does it in its own time
+        if self._last_words.is_certain:
+            getattr(self._io, "end", int)()
         if isinstance(self._error, EOFError) and not isinstance(self._error, ProtocolError):
             self._error = self._explain_end(self._error)
         super()._on_stream_end()
@@ -329,7 +344,13 @@ class Gateway(BaseGateway):
         poll_until = getattr(self._io, "poll_until", None)
         if poll_until is not None:
             self.exitcode = poll_until(time.monotonic() + EXIT_STATUS_S)
-        return worker_died(self, error, self._silence)
+        words = self._last_words
+        if words.status is not None and not self._silence:
+            self.exitcode = words.status  # not that of ssh
+        trace = words.trace() if self.exitcode is None or self.exitcode < 0 else ""
+        if trace:
+            show(trace)
+        return worker_died(self, error, self._silence, words.reason, trace)
 
     def _run_receiver(self) -> None:
         super()._run_receiver()

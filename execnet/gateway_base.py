@@ -124,6 +124,10 @@ class GatewayReceivedTerminate(ExecnetError):
     """The peer ends the gateway in an orderly way."""
 
 
+class StreamEnded(ExecnetError, EOFError):
+    """The peer has said that nothing more will come."""
+
+
 class RemoteError(ExecnetError):
     """Code on the other side failed; ``formatted`` is the text of its traceback."""
 
@@ -922,6 +926,7 @@ class Message(object):
     PING = 12  # a sign of life; with (interval, dead after) the worker gives them as well
     WINDOW = 13  # bytes that a channel, or each new one, may have on their way and unread
     CREDIT = 14  # bytes of a channel that were read
+    GOODBYE = 15  # (exit status or None, why, whose it is, what the hello began with)
     STACKS = 11  # asks for the stacks of all threads, answered as STATUS is; or tells them
     SOURCE = 10  # the part of this module that a shipped worker needs only after its hello
 
@@ -3032,7 +3037,8 @@ def _on_close_error(message: Message, gateway: BaseGateway) -> None:
 def _on_ping(message: Message, gateway: BaseGateway) -> None:
     if message.data:
         interval, dead_after = loads_internal(message.data)
-        pulse = Pulse(gateway, interval, dead_after)
+        # A coordinator that was stopped, on a laptop that slept, has as long again to come back.
+        pulse = Pulse(gateway, interval, 2 * dead_after)
         try:
             gateway.execmodel.start(pulse.run, (), "execnet-pulse")
         except RuntimeError:  # no thread is to be had
@@ -3078,6 +3084,7 @@ _HANDLERS = [
     ("PING", _on_ping),
     ("WINDOW", _on_window),
     ("CREDIT", _on_credit),
+    ("GOODBYE", lambda m, gateway: gateway._on_goodbye(m.data)),
 ]
 Message._types = dict(enumerate(_HANDLERS))
 
@@ -3170,6 +3177,11 @@ class BaseGateway(object):
         self._channelfactory.fast = HAVE_FAST_CODEC and "fast" in hello["codecs"]
         self._enable_direct_reads()
 
+    _on_goodbye: Any = None  # only workers say any
+
+    def _on_cut_frame(self, data: bytes) -> None:
+        """Look at what was read last, which ends within a frame or is none."""
+
     def _local_schedulexec(self, channel: Channel, sourcetask: Task) -> None:
         channel.close("execution is not allowed on this side")
 
@@ -3219,10 +3231,13 @@ class BaseGateway(object):
                         receive_item(message.channelid, message.data)
                     else:
                         message.received(self)
-            except GatewayReceivedTerminate:
+            except (GatewayReceivedTerminate, StreamEnded):
                 raise
             except Exception as exc:
+                self._on_cut_frame(data)
                 raise ProtocolError("%s sent what can't be understood: %s" % (self.id, exc))
+            if decoder.left or decoder._have:
+                self._on_cut_frame(data)
             # A large buffer costs more than a small item, so it is for when much arrives.
             limit = READ_BYTES if len(data) >= 65536 else 65536
             need = min(max(decoder.left, decoder.missing), PART_BYTES)
@@ -3285,6 +3300,9 @@ class Pulse(object):
 
     def __init__(self, gateway: Any, interval_s: float, dead_after_s: float) -> None:
         self._gateway = gateway
+        time = __import__("time")
+        self._clock: Callable[[], float] = getattr(time, "monotonic", time.time)
+        self._due = self._clock() + interval_s
         self.interval_s = interval_s
         self._beats_left = self._beats = max(1, int(dead_after_s / interval_s + 0.999))
         self._heard = -1
@@ -3297,13 +3315,16 @@ class Pulse(object):
         if not gateway._writer._frames:  # else the peer does not even take those
             gateway._post(Message.PING)
         direct = gateway._channelfactory.direct
+        now = self._clock()
+        # After its own stop a process beats before it has read what came meanwhile.
+        is_late, self._due = now > self._due + self.interval_s, now + self.interval_s
         heard = gateway._heard + (direct._uses if direct is not None else 0)
         silent = heard == self._heard and (gateway._reading or (direct and direct.offered))
         self._heard = heard
-        self._beats_left = self._beats_left - 1 if silent else self._beats
+        self._beats_left = self._beats_left - (not is_late) if silent else self._beats
         if self._beats_left > 0:
             return True
-        gateway._on_silence("nothing was heard for %g s" % (self._beats * self.interval_s))
+        gateway._on_silence("silent for %g s" % (self._beats * self.interval_s))
         return False
 
     def ended(self) -> bool:
@@ -3316,7 +3337,7 @@ class Pulse(object):
             pass
 
 
-FEATURES = "heartbeat stacks window"  # messages of theirs are understood
+FEATURES = "goodbye heartbeat stacks window"  # messages of theirs are understood
 
 
 def _describe_process() -> dict[str, Any]:
@@ -3369,6 +3390,9 @@ def _modules_to_load() -> list[str]:
     return [name for name in _LOADED_LATER if name not in sys.modules]
 
 
+# Whose a goodbye is: a worker's, one's that is watched, so that another follows, or that one.
+OF_WORKER, OF_WATCHED, OF_WATCHER = range(3)
+
 STACKS_S = 0.25  # how long an execution runs on in an orderly end before its stack is told
 
 
@@ -3378,6 +3402,9 @@ class WorkerGateway(BaseGateway):
     grace_s = 5.0  # how long an execution may take to end by itself, and once interrupted
     before_exit: Callable[[], object] = int  # called where ``atexit`` has no chance
     before_close: Callable[[], object] = int  # called at an orderly end, behind executions
+    farewell: bytes | None = None  # what its goodbye ends with; None: it says none
+    is_watched = False  # whether another process tells of its end
+    leave_stream: Callable[[], object] = int  # called before nothing may be written to it
     busy_wait_s = 1.0  # how long a task waits for a main thread that is about to be free
 
     def __init__(self, io: Any, id: str, _startcount: int = 2) -> None:
@@ -3526,11 +3553,13 @@ class WorkerGateway(BaseGateway):
         send; when the coordinator is gone there is nobody to finish for.
         """
         close = super(WorkerGateway, self)._on_stream_end
+        self.leave_stream()
         if self._state == GatewayState.CLOSING:
             self._channelfactory._finished_receiving("far_drop")
             self._let_executions_finish()
             self._end_executions()
             self.before_close()
+            self._say_goodbye(0)
             self._writer.close_soon()
             close()
         else:
@@ -3539,9 +3568,24 @@ class WorkerGateway(BaseGateway):
     def _on_silence(self, reason: str) -> None:
         """End, as the coordinator is out of reach; the receiver thread waits for it."""
         self._trace(reason)
+        self.leave_stream()
+        self._say_goodbye(1, "its coordinator was " + reason)
         self._writer.fail(reason)
+        try:
+            place = os.getpid(), self.id, reason
+            sys.stderr.write("[%d] %s ends: its coordinator was %s\n" % place)
+            sys.stderr.flush()
+        except Exception:  # it is closed, or None
+            pass
         self._end_executions(self._channelfactory._finished_receiving)
         self._end_process()
+
+    def _say_goodbye(self, status: int, reason: str = "") -> None:
+        """Tell of the end and the exit status that it will have; nothing is sent after it."""
+        if self.farewell is not None:
+            whose = OF_WATCHED if self.is_watched else OF_WORKER
+            goodbye = status, reason, whose, self.farewell
+            self._post(Message.GOODBYE, 0, dumps_internal(goodbye))
 
     def _let_executions_finish(self) -> None:
         self._execpool.trigger_shutdown()
@@ -3572,6 +3616,7 @@ class WorkerGateway(BaseGateway):
         stuck = close is not None and places and _places(self._execpool.idents()) == places
         if stuck or not self._execpool.waitall(self.grace_s - first_s):
             self._trace("executions did not end, exiting")
+            self._say_goodbye(1, "its code did not end")
             self._end_process()
 
     def _interrupt_main(self) -> None:
@@ -3753,9 +3798,9 @@ def _hello() -> bytes:
     return _frame_of(hello)
 
 
-def _frame_of(hello: dict[str, Any]) -> bytes:
-    data = dumps_internal(hello)
-    return _HEADER.pack(Message.HELLO, 0, len(data)) + data
+def _frame_of(item: Any, msgcode: int = Message.HELLO) -> bytes:
+    data = dumps_internal(item)
+    return _HEADER.pack(msgcode, 0, len(data)) + data
 
 
 def _read_rest(io: Any) -> None:
@@ -3785,10 +3830,11 @@ def serve(
 
 
 def _serve(
-    io: Any, id: str, peer_codecs: Sequence[str], grace: float | None, kind: Any = None
+    io: Any, id: str, peer_codecs: Sequence[str], grace: float | None, kind: Any = None, **more: Any
 ) -> None:
     trace("creating workergateway on %r" % (io,))
     gateway = (kind or WorkerGateway)(io=io, id=id, _startcount=2)
+    vars(gateway).update(more)
     gateway._channelfactory.fast = HAVE_FAST_CODEC and "fast" in peer_codecs
     if grace is not None:
         gateway.grace_s = grace
@@ -3819,6 +3865,17 @@ def change_surroundings(
         os.chdir(chdir)
 
 
+def _part(source: str | bool, name: str) -> dict[str, Any]:
+    """Return what a part of the first line defines; True: it can be imported."""
+    if source is True:
+        name = "%s.%s" % (__package__, name)
+        __import__(name)
+        return vars(sys.modules[name])
+    namespace: dict[str, Any] = {"__name__": "_execnet" + name}
+    exec(compile(source, name, "exec", 0, True), namespace)  # type: ignore[arg-type]
+    return namespace
+
+
 def start_worker(
     id: str,
     marker: bytes,
@@ -3831,17 +3888,21 @@ def start_worker(
     kill: str | None = None,
     stdout: int | None = None,
     rest: bool = False,
+    watcher: str = "",
+    faults: str | bool = "",
 ) -> None:
     """Become a worker on stdin and stdout, as the coordinator's first line asks for.
 
     ``marker`` tells the coordinator where noise ends and frames begin; with ``rest`` a part
-    of this module is still to come.  What goes wrong in the preparation is reported in place
+    of this module is still to come.  ``watcher`` and ``faults`` are what tells of its end:
+    ``_watcher_far``, ``_faults_far``.  What goes wrong in the preparation is reported in place
     of a hello.
     """
     # None ends it before it can tell what is to be interrupted.  Not SIG_IGN, which processes
     # that code starts would inherit.
     _handle_interrupts(lambda signum, frame: None)
     _unblock_interrupts()
+    is_watched = bool(watcher) and _part(watcher, "_watcher_far")["fork_watcher"](_frame_of, marker)
     try:
         _fill_stdio()
         change_surroundings(env, chdir)
@@ -3870,4 +3931,8 @@ def start_worker(
             return  # the coordinator has gone
     WorkerGateway.before_exit = staticmethod(before_exit)
     _keep_spare_fd()
-    _serve(io, id, codecs, grace)
+    leave_stream = int
+    if faults:
+        leave_stream = _part(faults, "_faults_far")["FaultTrace"](io.outfile.fileno()).leave_stream
+    tells = {"farewell": marker, "is_watched": is_watched, "leave_stream": leave_stream}
+    _serve(io, id, codecs, grace, **tells)

@@ -166,7 +166,7 @@ def worker_options(spec: XSpec, marker: bytes, stdout: int | None = None) -> dic
 
     stdout: the number of a descriptor that it has, for its own stdout.
     """
-    options = {
+    options: dict[str, Any] = {
         "id": f"{spec.id}-worker",
         "marker": marker,
         "execmodel": spec.execmodel,
@@ -178,7 +178,19 @@ def worker_options(spec: XSpec, marker: bytes, stdout: int | None = None) -> dic
         "kill": spec.kill,
         "env": {os.fsencode(name): os.fsencode(value) for name, value in spec.env.items()},
     }
-    return options if stdout is None else {**options, "stdout": stdout}
+    if stdout is not None:
+        options["stdout"] = stdout
+    if spec.popen:  # elsewhere stderr is captured, or the server's own
+        options["faults"] = True if has_source(spec) else _lowered("_faults_far")
+    elif not spec.socket and not _transports.transport_of(spec).is_local:
+        options["watcher"] = _lowered("_watcher_far")  # no end shows through a network
+    return options
+
+
+def _lowered(name: str) -> str:
+    from ._parts import lowered  # a worker that imports what it needs does without
+
+    return lowered(name)
 
 
 def first_line(spec: XSpec, marker: bytes, stdout: int | None = None) -> bytes:

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from time import monotonic
 
 from . import _transports
 from ._end_poll import EndPoll
@@ -39,6 +40,7 @@ F_SETPIPE_SZ = 1031  # on Linux; PyPy has no name for it
 SPARE_DESCRIPTORS = 9  # for the moment in which a process is started
 MORE_DESCRIPTORS = "raise the limit (ulimit -n, or resource.setrlimit) or use fewer gateways"
 NO_DESCRIPTOR = errno.EMFILE, errno.ENFILE
+END_S = 0.25  # how long a command may take to end by itself after its worker
 KILL_S = 2.0  # how long another user's kill may take
 GENTLE_S = 0.2  # for ssh to give the terminal its echo back, when a prompt is given up
 
@@ -262,6 +264,32 @@ class Popen2IOMaster(Popen2IO):
         if status is not None:
             self._leave_process()
         return status
+
+    def end(self) -> None:
+        """End the command, whose worker has ended: it may wait for what that has left behind."""
+        if self.poll_until(monotonic() + END_S) is None and not self._carries_others():
+            self.kill()
+
+    def _carries_others(self) -> bool:
+        """Whether this is an ssh that others share, which go over its connection."""
+        if self.args[0] != "ssh":
+            return False
+        subprocess = self.execmodel.subprocess
+        try:
+            asked = subprocess.Popen(
+                ["ssh", "-O", "check", *self.args[1:-1]],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        except OSError:
+            return False
+        try:
+            answer: bytes = asked.communicate(timeout=KILL_S)[1]
+        except subprocess.TimeoutExpired:
+            asked.kill()
+            answer = asked.communicate()[1]
+        return b"pid=%d)" % self.popen.pid in answer
 
     def _leave_process(self) -> None:
         if self._end_poll is not None:

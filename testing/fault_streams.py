@@ -24,7 +24,7 @@ from execnet.gateway_base import Channel, ExecModel, Popen2IO, WorkerGateway, _h
 from execnet.gateway_bootstrap import start
 
 HEADER = struct.Struct("!bii")
-CODES = 15
+CODES = 16
 END_S = 10.0  # how long a worker's code may take to notice that its stream has ended
 
 BYTE_FAULTS = ("close", "close one way", "stall", "pause", "trickle", "garble", "cut", "double")

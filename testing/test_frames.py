@@ -43,6 +43,7 @@ NAMES = [
     "PING",
     "WINDOW",
     "CREDIT",
+    "GOODBYE",
 ]
 HEADER_BYTES = 9
 

@@ -7,15 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import MakeGateway
 from test_fork import is_running
-from tools import clean_environment, wait_until
+from tools import clean_environment, stop, wait_until
 
 from execnet import XSpec
 from execnet.gateway import heartbeat_of
 from execnet.gateway_base import Pulse, WorkerDied, get_execmodel
+from execnet.gateway_io import _descendants
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP here")
 
@@ -54,9 +58,9 @@ class TestASilentWorker:
         channel = gateway.remote_exec("channel.send(1); channel.receive()")
         assert channel.receive() == 1
         os.kill(gateway._rinfo().pid, signal.SIGSTOP)
-        with pytest.raises(WorkerDied, match=r"given up: nothing was heard for 0\.2 s"):
+        with pytest.raises(WorkerDied, match=r"given up: silent for 0\.2 s"):
             channel.receive(20)
-        with pytest.raises(OSError, match="nothing was heard"):
+        with pytest.raises(OSError, match="silent for"):
             channel.send(1)
 
     def test_one_that_is_busy_is_not(self, makegateway: MakeGateway) -> None:
@@ -120,6 +124,81 @@ def test_a_worker_ends_when_its_coordinator_is_silent(tmp_path: object) -> None:
         process.stdout.close()
 
 
+RESUMED = """
+import sys, execnet
+spec = f"ssh=host//python={sys.executable}//heartbeat=0.3//dead_after={sys.argv[1]}"
+gateway = execnet.makegateway(spec)
+channel = gateway.remote_exec("for item in channel: channel.send(item)")
+gateway.remote_exec("import os; channel.send(os.getpid())").receive()
+print(gateway.remote_status().pid, flush=True)
+sys.stdin.readline()
+channel.send(1)
+try:
+    print(channel.receive())
+except EOFError as error:
+    print(error)
+execnet.default_group.terminate(1)
+"""
+SSH = """
+import subprocess, sys
+sys.exit(subprocess.call(["sh", "-c", sys.argv[-1]]))
+"""
+
+
+@pytest.fixture
+def resumed(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Start a coordinator that leads a process group, with a worker behind a stand-in of ssh."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!{sys.executable}{SSH}")
+    ssh.chmod(0o755)
+    started: list[subprocess.Popen[str]] = []
+
+    def start(dead_after: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", RESUMED, dead_after],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=clean_environment(PATH=f"{tmp_path}:{os.environ['PATH']}"),
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_coordinator_that_was_stopped_comes_back(resumed: Any, long: bool) -> None:
+    """The worker gives it twice the time, and says so if that was not enough."""
+    process = resumed("0.6" if long else "3")
+    worker = int(process.stdout.readline())
+    started = [process.pid, *_descendants(process.pid)]
+    stopped = [pid for pid in started if pid != worker and f"{worker}" not in children_of(pid)]
+    for pid in stopped:
+        stop(pid)
+    if long:
+        wait_until(lambda: not is_running(worker), 20)
+    else:
+        time.sleep(3.6)  # longer than dead_after, and much less than twice of that
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    output, errors = process.communicate("go\n", timeout=30)
+    if long:
+        assert "gave up, exit status 1: its coordinator was silent for 1.2 s" in output
+        assert "gw0-worker ends: its coordinator was silent for 1.2 s" in errors
+    else:
+        assert (output, errors) == ("1\n", "")
+
+
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
 class QuietGateway:
     """A gateway as a pulse sees it."""
 
@@ -154,7 +233,7 @@ class TestPulse:
         gateway = QuietGateway()
         pulse = Pulse(gateway, 1.0, 3.0)
         assert [pulse.beat() for _ in range(4)] == [True, True, True, False]
-        assert gateway.silences == ["nothing was heard for 3 s"]
+        assert gateway.silences == ["silent for 3 s"]
 
     def test_whatever_comes_starts_the_count_anew(self) -> None:
         gateway = QuietGateway()
@@ -169,6 +248,21 @@ class TestPulse:
         gateway._reading = False
         pulse = Pulse(gateway, 1.0, 2.0)
         assert all(pulse.beat() for _ in range(10))
+
+    def test_a_beat_that_comes_late_says_nothing_of_the_peer(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """This process was stopped, and has not read yet what came meanwhile."""
+        now = [0.0]
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        gateway = QuietGateway()
+        pulse = Pulse(gateway, 1.0, 1.0)
+        gateway._heard = -1
+        now[0] = 75.0
+        assert pulse.beat()
+        now[0] = 76.0
+        assert not pulse.beat()
+        assert gateway.silences == ["silent for 1 s"]
 
     def test_behind_the_end_nothing_is_watched(self) -> None:
         gateway = QuietGateway()

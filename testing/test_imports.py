@@ -31,7 +31,7 @@ IMPORTS = {"importlib", "importlib._bootstrap", "importlib._bootstrap_external"}
 SIGNALS = {"enum", "signal"}
 # A worker does without ``threading`` and ``_pickle`` until it has to.
 WORKER = {"_collections", "_struct", "_weakref", "_weakrefset", "itertools", "struct", "types"}
-WORKER |= {"__future__", "_queue", "_types", "io", "select", "weakref"}
+WORKER |= {"__future__", "_queue", "_types", "faulthandler", "io", "select", "weakref"}
 if sys.platform == "win32":
     WORKER |= {"msvcrt", "nt"}
 
@@ -51,7 +51,7 @@ LOWERING = {"_ast", "_ast_unparse", "ast", "zlib"}
 
 OURS = {
     *("execnet", "execnet._death", "execnet._end_poll", "execnet._errors", "execnet._fork"),
-    "execnet._multichannel",
+    *("execnet._last_words", "execnet._multichannel"),
     *("execnet._source", "execnet._terminate", "execnet._transports", "execnet.gateway"),
     *("execnet.gateway_base", "execnet.gateway_bootstrap", "execnet.gateway_io", "execnet.multi"),
     "execnet.xspec",
@@ -122,8 +122,8 @@ def test_a_coordinator_loads_no_more_of_the_standard_library(popen: Loaded) -> N
     assert popen[0] - OURS - OURS_IDLE - COORDINATOR == set()
 
 
-def test_a_worker_loads_one_module_of_ours_before_it_answers(popen: Loaded) -> None:
-    assert ours(popen[1]) == {"execnet", "execnet.gateway_base"}
+def test_a_worker_loads_one_module_of_ours_and_what_tells_of_crashes(popen: Loaded) -> None:
+    assert ours(popen[1]) == {"execnet", "execnet._faults_far", "execnet.gateway_base"}
 
 
 def test_a_worker_loads_no_more_of_the_standard_library(popen: Loaded) -> None:

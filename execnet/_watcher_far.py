@@ -1,0 +1,63 @@
+"""A process that waits for the worker's end and tells the coordinator, where a network is between.
+
+This file is shipped with the first line, and runs before the worker has any thread; it stands
+alone and keeps to what Python 2.7 and today's Python both accept.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+GOODBYE = 15
+OF_WATCHER = 2
+TELL_S = 60  # how long the news may take to be taken; nobody may be there to do so
+
+
+def fork_watcher(frame_of: Callable[[Any, int], bytes], farewell: bytes) -> bool:
+    """Fork; the child goes on, and this process waits for its end and tells of it.
+
+    Whether there is such a process now.  It is the parent, so that it knows how the worker
+    ended, and code in the worker never meets it.  It has nothing but the stream.
+    """
+    # Other threads would stay behind, in the wrong process.
+    if not hasattr(os, "fork") or len(sys._current_frames()) > 1:
+        return False
+    try:
+        pid = os.fork()
+    except EnvironmentError:  # there can be no more processes
+        return False
+    if not pid:
+        return True
+    try:
+        status = _wait_for(pid)
+        os.write(1, frame_of((status, "", OF_WATCHER, farewell), GOODBYE))
+    finally:
+        os._exit(255 if status is None else status if status >= 0 else 128 - status)
+
+
+def _wait_for(pid: int) -> int | None:
+    """Return the exit status of a child, negative for a signal; None if nobody can tell it."""
+    try:
+        signal: Any = __import__("_signal")  # quicker than the module around it
+    except ImportError:  # Python 2
+        signal = __import__("signal")
+    for number in signal.SIGTERM, signal.SIGHUP:
+        signal.signal(number, lambda signum, frame: os.kill(pid, signum))
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored no status is kept
+    for fd in 0, 2:
+        os.close(fd)
+    while True:
+        try:
+            found = os.waitpid(pid, 0)[1]
+            signal.alarm(TELL_S)
+            return -(found & 127) or found >> 8
+        except EnvironmentError as exc:
+            if exc.errno != errno.EINTR:  # as Python 2 says it
+                return None
