@@ -123,6 +123,28 @@ class TestOneGateway:
         channel.send(None)
         assert channel.receive(BOUND_S) == {number: list(range(100)) for number in range(16)}
 
+    def test_16_threads_that_send_items_in_parts_over_one_channel(
+        self, makegateway: MakeGateway, fast_switches: None
+    ) -> None:
+        channel = makegateway().remote_exec(
+            """
+            got = []
+            for item in iter(channel.receive, None):
+                got.append((item[0], item.count(item[:1]), len(item)))
+            channel.send(sorted(got))
+            """
+        )
+
+        def use(number: int) -> None:
+            for _ in range(3):
+                channel.send(bytes([number]) * (MEBIBYTE + number))
+
+        run_all([lambda number=number: use(number) for number in range(16)])  # type: ignore[misc]
+        channel.send(None)
+        sizes = [MEBIBYTE + number for number in range(16)]
+        expected = [(number, size, size) for number, size in enumerate(sizes) for _ in range(3)]
+        assert channel.receive(BOUND_S) == expected
+
     def test_16_threads_that_receive_from_one_channel(
         self, makegateway: MakeGateway, fast_switches: None
     ) -> None:
