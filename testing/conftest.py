@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator
 
+import lazily  # noqa: F401 before execnet, which the next ones import
 import pytest
 from hypothesis import settings
 from interpreters import found

@@ -19,6 +19,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import lazily
 import pytest
 from interpreters import DEMANDED, found
 from interpreters import Interpreter as Interpreter
@@ -100,7 +101,7 @@ def clean_environment(**variables: str) -> dict[str, str]:
     environment = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("PYTHON", "EXECNET_", "COV_"))
+        if name == lazily.VARIABLE or not name.startswith(("PYTHON", "EXECNET_", "COV_"))
     }
     return environment | {"PYTHONPATH": str(SOURCE)} | variables
 
