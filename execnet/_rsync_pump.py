@@ -13,7 +13,7 @@ from collections import deque
 from . import _rsync_wire as wire
 from ._rsync_blocks import Batch, Comparison, data_ranges, read_exactly
 from ._rsync_standin import FIRST_STANDIN, Refused, StandIns
-from ._rsync_tree import Unstable, identity_of, mtime_of
+from ._rsync_tree import Unstable, has_grown, identity_of, mtime_of
 from ._rsync_watcher import TargetFailed, Watcher
 from ._rsync_wire import (
     CHUNK_BYTES,
@@ -36,6 +36,7 @@ LIST_WINDOW_BYTES = 2 * 1024 * 1024  # announced and not yet looked at
 DATA_WINDOW_BYTES = 8 * 1024 * 1024  # sent and not yet worked off
 BATCH_BYTES = 256 * 1024  # of small files in one message
 BATCH_FILES = 500
+GREW = b"grew while it was read, and is there as it was before"
 WAKE = None  # what ``receive`` returns when there is no message, but more of the walk
 
 
@@ -281,6 +282,11 @@ class Pump(object):
         self._send((wire.FAIL, number, reason))
         self._watcher.skipped(self._path_of(number), reason)
 
+    def _remark(self, number: int, reason: bytes) -> None:
+        """Tell of something that is not quite as it should be, but was sent."""
+        self._send((wire.REMARK, self._path_of(number), reason))
+        self._watcher.skipped(self._path_of(number), reason)
+
     def _send_small(self) -> None:
         """Answer a run of requests for small files in few messages."""
         batch = Batch(wire.FILES)
@@ -307,7 +313,10 @@ class Pump(object):
             if (batch.code == wire.SAME) != is_same:
                 self._send_batch(batch)
                 batch = Batch(wire.SAME if is_same else wire.FILES)
-            batch.add(number, entries.path_of(number), size, *found)
+            data, changed, grew = found
+            if grew:
+                self._remark(number, GREW)
+            batch.add(number, entries.path_of(number), size, data, changed)
         self._send_batch(batch)
 
     def _send_batch(self, batch: Batch) -> None:
@@ -335,17 +344,49 @@ class Pump(object):
                 raise Unstable("is no file any more")
             self._moved_bytes = 0
             send = self._send_whole if comparison is None else self._send_changes
-            last = send(number, fd, found, comparison)
-            if identity_of(os.fstat(fd)) != identity_of(found):
-                raise Unstable("changed while it was read")
+            last, proof, block = send(number, fd, found, comparison)
+            has_grown = self._has_grown(fd, found, proof, block)
         except (OSError, Unstable) as exc:
             self._fail(number, wire.reason_of(exc))
         else:
+            if has_grown:
+                self._remark(number, GREW)
             self._moved(number, self._size_of(number))  # holes, too
             self._answered += 1
             self._send(last)
         finally:
             os.close(fd)
+
+    def _has_grown(self, fd: int, before: Any, proof: Any, block: int) -> bool:
+        """Tell whether a file has only grown while it was sent, which reading it again proves.
+
+        Raises ``Unstable`` if it has changed otherwise: what was sent is then of no moment.
+        """
+        after = os.fstat(fd)
+        if identity_of(after) == identity_of(before):
+            return False
+        if not has_grown(before, after) or proof is None:
+            raise Unstable("changed while it was read")
+        if proof != (self._crc_of(fd, before) if not block else self._digest_of(fd, before, block)):
+            raise Unstable("changed while it was read")
+        return True
+
+    def _crc_of(self, fd: int, found: Any) -> int:
+        crc = 0
+        for position, stop in data_ranges(fd, found):
+            os.lseek(fd, position, os.SEEK_SET)
+            while position < stop:
+                data = read_exactly(fd, min(CHUNK_BYTES, stop - position))
+                crc = crc32(data, crc) & 0xFFFFFFFF
+                position += len(data)
+        return crc
+
+    def _digest_of(self, fd: int, found: Any, block: int) -> bytes:
+        os.lseek(fd, 0, os.SEEK_SET)
+        digests = bytearray()
+        for position in range(0, found.st_size, block):
+            digests += self._digest(read_exactly(fd, min(block, found.st_size - position)))
+        return bytes(self._digest(bytes(digests)))
 
     def _open_far(self, number: int, found: Any, based: bool) -> None:
         self._watcher.sending([self._path_of(number)])
@@ -384,7 +425,7 @@ class Pump(object):
                 self._send_piece(number, position, data)
                 position += len(data)
                 self._moved(number, position)
-        return wire.CLOSE, number, proof
+        return (wire.CLOSE, number, proof), proof, 0
 
     def _send_changes(self, number: int, fd: int, found: Any, old: Comparison) -> Any:
         if found.st_size > wire.BLOCKS_MAX * old.block:  # it has grown very much
@@ -403,9 +444,10 @@ class Pump(object):
                 self._send_piece(number, position + start, data[start:stop])
             position += len(data)
             self._moved(number, position)
+        proof = self._digest(bytes(digests))
         if not is_open and size == old.size:
             changed = {0: (found.st_mode & 0o777, mtime_of(found))}
-            return wire.SAME, wire.pack_ids([number]), changed
+            return (wire.SAME, wire.pack_ids([number]), changed), proof, old.block
         if not is_open:
             self._open_far(number, found, True)
-        return wire.CLOSE, number, self._digest(bytes(digests))
+        return (wire.CLOSE, number, proof), proof, old.block

@@ -76,6 +76,11 @@ def identity_of(found: Any) -> Any:
     return found.st_ino, found.st_size, mtime_of(found), getattr(found, "st_ctime", 0)
 
 
+def has_grown(before: Any, after: Any) -> bool:
+    """Tell whether a file may have only been appended to."""
+    return bool(after.st_ino == before.st_ino and after.st_size > before.st_size)
+
+
 def children_of(path: bytes) -> Any:
     """Return [(name, entry)] of a directory, the first one last, to be taken from the end."""
     if not hasattr(os, "scandir"):
@@ -300,9 +305,10 @@ class Entries(object):
             raise
 
     def read_small(self, number: int) -> Any:
-        """Return (content, None or its new (mode, time)); None if it is not small any more.
+        """Return (content, None or its new (mode, time), whether it grew meanwhile).
 
-        Raises OSError, or ``Unstable`` for a file that changes.
+        Returns None if it is not small any more; raises OSError, or ``Unstable`` for a file that
+        changes.
         """
         fd = self.open(number)
         try:
@@ -313,7 +319,7 @@ class Entries(object):
             if len(data) > SMALL_MAX:
                 return None
             if len(data) == found.st_size and self._is_as_listed(number - self.first, found):
-                return data, None
+                return data, None, False
             return self._read_changed(fd, found)
         finally:
             os.close(fd)
@@ -328,9 +334,16 @@ class Entries(object):
         data = os.read(fd, SMALL_MAX + 1)
         if len(data) > SMALL_MAX:
             return None
-        if identity_of(os.fstat(fd)) != identity_of(before) or len(data) != before.st_size:
+        after = os.fstat(fd)
+        grew = identity_of(after) != identity_of(before)
+        if grew:
+            data = data[: before.st_size]
+            os.lseek(fd, 0, os.SEEK_SET)
+            if not has_grown(before, after) or os.read(fd, before.st_size) != data:
+                raise Unstable("changed while it was read")
+        if len(data) != before.st_size:
             raise Unstable("changed while it was read")
-        return data, (before.st_mode & 0o777, mtime_of(before))
+        return data, (before.st_mode & 0o777, mtime_of(before)), grew
 
 
 class Tree(Entries):

@@ -19,7 +19,7 @@ from conftest import MakeGateway
 from rsync_trees import assert_same, make_tree, send, snapshot
 from tools import SOURCE, clean_environment, missing
 
-from execnet import Gateway, RSync, _rsync_temps, _rsync_tree
+from execnet import Gateway, RSync, _rsync_pump, _rsync_temps, _rsync_tree
 from execnet._rsync_result import RSyncError, Skipped
 from execnet._rsync_temps import PREFIX
 from execnet._rsync_wire import SMALL_MAX
@@ -562,3 +562,62 @@ def test_expanduser_is_the_home_of_the_worker(
     assert_same(source, tmp_path / "home/in")
     with pytest.raises(RSyncError, match="no such home"):
         send(gateway, source, "~nobody-of-that-name/x", expanduser=True)
+
+
+# a file that grows
+
+
+@pytest.mark.parametrize("there", ["nothing", "another", "the same"])
+@pytest.mark.parametrize("size", [10, 3 << 20])
+def test_a_file_that_is_appended_to_is_copied_as_it_was_and_reported(
+    gateway: Gateway, source: Path, dest: Path, size: int, there: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    content = os.urandom(size)
+    make_tree(source, {"log": content})
+    if there != "nothing":
+        make_tree(dest, {"log": os.urandom(size) if there == "another" else content})
+        os.utime(dest / "log", (1, 1))
+
+    def growing(function: Any) -> Any:
+        def grow(*args: Any) -> Any:
+            found = function(*args)
+            with open(source / "log", "ab") as file:
+                file.write(b"another line")
+            return found
+
+        return grow
+
+    monkeypatch.setattr(_rsync_pump, "read_exactly", growing(_rsync_pump.read_exactly))
+    monkeypatch.setattr(_rsync_tree.Entries, "_is_as_listed", growing(lambda *_: False))
+    result = send(gateway, source, dest)
+    copied = (dest / "log").read_bytes()
+    assert copied == content[: len(copied)] or copied[:size] == content
+    assert len(copied) >= size
+    reason = "grew while it was read, and is there as it was before"
+    assert result.skipped == [Skipped("log", reason)]
+    monkeypatch.undo()
+    assert send(gateway, source, dest).ok
+    assert_same(source, dest)
+
+
+def test_a_file_that_is_appended_to_at_a_worker_is_copied_and_reported(
+    gateway: Gateway, source: Path, dest: Path
+) -> None:
+    make_tree(source, {"log": bytes(3 << 20)})
+    gateway.remote_exec(
+        f"""
+        import os
+        read = os.read
+        def read_and_grow(fd, size):
+            data = read(fd, size)
+            if size > 100000:
+                with open({str(source / "log")!r}, "ab") as file:
+                    file.write(b"x")
+            return data
+        os.read = read_and_grow
+        """
+    ).waitclose()
+    [skipped] = pull(gateway, source, dest).skipped
+    assert (skipped.path, "grew" in skipped.reason) == ("log", True)
+    assert (dest / "log").read_bytes() == bytes(3 << 20)
