@@ -84,8 +84,24 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="remove what SRC does not have, and what is left out",
     )
+    parser.add_argument("--no-perms", action="store_true", help="do not keep modes")
+    parser.add_argument("--no-times", action="store_true", help="do not keep times")
+    parser.add_argument(
+        "--modify-window",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="take times to be the same that differ by so much (0)",
+    )
     _add_rules(parser)
     parser.set_defaults(run=run)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError
+    return seconds
 
 
 def _add_rules(parser: Any) -> None:
@@ -142,6 +158,9 @@ def run(args: argparse.Namespace) -> int:
                 delete_excluded=args.delete_excluded,
                 dry_run=args.dry_run,
                 expanduser=True,
+                modes=not args.no_perms,
+                times=not args.no_times,
+                modify_window=args.modify_window,
             )
         return rsync.run()
 
@@ -235,6 +254,9 @@ class _Sync(RSync):
         place = f"execnet sync: [{target.gateway.id}]"
         for skipped in target.skipped:
             self._session.err.write(printable(f"{place} {skipped.path}: {skipped.reason}"))
+        for name, count in target.refused.items():
+            text = f"{place} cannot set {name} there, of {count} entries"
+            self._session.err.write(text)
         if target.error is not None:
             text = getattr(target.error, "strerror", None) or str(target.error)
             self._session.err.write(printable(f"{place} {text}"))

@@ -65,7 +65,7 @@ class Linking(Sweeping):
         self._place(entry, temp)
 
     def _set_link_time(self, path: bytes, mtime: int, where: Any) -> None:
-        if HAS_NS and os.utime in os.supports_follow_symlinks:
+        if HAS_NS and self._keeps_times and os.utime in os.supports_follow_symlinks:
             try:
                 os.utime(path, ns=(mtime, mtime), follow_symlinks=False, **where)
             except (OSError, NotImplementedError):
@@ -84,7 +84,8 @@ class Linking(Sweeping):
             there = True
         except OSError:
             there = False
-        entry = directory, new_number, name, mode & 0o777, size, mtime
+        mode &= 0o1777 if kind == DIRECTORY else 0o777
+        entry = directory, new_number, name, mode, size, mtime
         self._try(self._makers[kind], entry, there, None)
 
     def _on_hardlink(self, entry: Any, there: bool, leader: int) -> None:

@@ -54,10 +54,6 @@ class Directory(object):
         """Return what stands for it where an entry is wanted."""
         return self.parent, self.number, self.name
 
-    def is_like(self, found: Any) -> bool:
-        """Tell whether mode and time are as they should be."""
-        return stat.S_IMODE(found.st_mode) == self.mode and same_time(found, self.mtime)
-
 
 def path_of(directory: Any, name: bytes) -> bytes:
     """Return the path below the root of a name in a directory; b"" for the root itself."""
@@ -163,6 +159,10 @@ def same_time(found: Any, mtime: int) -> bool:
     if HAS_NS:
         return bool(found.st_mtime_ns == mtime)
     return bool(abs(found.st_mtime - mtime / 1e9) < 2e-6)  # all that this Python can tell
+
+
+def time_of(found: Any) -> int:
+    return int(found.st_mtime_ns) if HAS_NS else int(found.st_mtime * 1000000) * 1000
 
 
 def write_all(fd: int, data: Any) -> None:

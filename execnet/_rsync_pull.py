@@ -32,7 +32,7 @@ def pull(
     gateway: Any,
     remote_dir: str | os.PathLike[str],
     local_dir: str | os.PathLike[str],
-    wishes: dict[str, bool],
+    wishes: dict[str, Any],
     rules: list[Rule],
     progress: Progress | None,
 ) -> TargetResult:
@@ -51,6 +51,7 @@ def pull(
         options = {"dest": os.fsencode(local_dir), "root": root, "hashes": costs}
         options |= {"delete": wishes["delete"], "dry_run": wishes["dry_run"], "asks": False}
         options |= {"expanduser": False}
+        options |= {name: wishes[name] for name in ("modes", "times", "window_ns")}
         options["rules"] = [] if wishes["delete_excluded"] else rules
         options["name"] = _name_of(gateway, remote_dir)
         result = TargetResult(gateway, os.fsdecode(local_dir))
@@ -115,7 +116,8 @@ class _LocalTarget(remote.Target):
         """Let the source have a message, and take for the result what is meant for it."""
         self._to_source(message)
         if message[0] == wire.END:
-            _, self._result.unchanged, self._result.settled, self._result.deleted = message
+            _, self._result.unchanged, self._result.settled, self._result.deleted, *rest = message
+            self._result.take_refusals(*rest)
         elif message[0] == wire.FATAL:
             _, _, code, reason = message
             raise RSyncError(

@@ -254,9 +254,9 @@ class Pump(object):
                 raise Violation("not a path below the root: %.100r" % (path,))
         self._send((wire.SPARED, self._watcher.spared(paths)))
 
-    def _on_end(self, unchanged: int, settled: int, deleted: int) -> None:
+    def _on_end(self, unchanged: int, settled: int, deleted: int, times: int, modes: int) -> None:
         self._ended = True
-        self._watcher.ended(int(unchanged), int(settled), int(deleted))
+        self._watcher.ended(int(unchanged), int(settled), int(deleted), int(times), int(modes))
 
     def _on_fatal(self, number: int, code: int, reason: bytes) -> None:
         raise TargetFailed(self._path_of(number), int(code), bytes(reason[:TEXT_MAX]))

@@ -206,8 +206,9 @@ class _Service(Watcher):
         result.planned.extend(os.fsdecode(path) for path in paths)
         result.planned_deletions.extend(os.fsdecode(path) for path in deleted)
 
-    def ended(self, unchanged: int, settled: int, deleted: int) -> None:
+    def ended(self, unchanged: int, settled: int, deleted: int, times: int, modes: int) -> None:
         result = self.target.result
+        result.take_refusals(times, modes)
         result.unchanged, result.settled, result.deleted = unchanged, settled, deleted
 
     def accept(self, path: bytes) -> bool:

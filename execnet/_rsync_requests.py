@@ -11,7 +11,7 @@ import os
 import stat
 from collections import deque
 
-from ._rsync_places import HAS_FDS, O_OLD, Places, at, read_full, set_time, write_all
+from ._rsync_places import HAS_FDS, O_OLD, Places, at, read_full, set_time, time_of, write_all
 from ._rsync_temps import Incoming, Temps
 from ._rsync_wire import (
     ACK,
@@ -48,6 +48,10 @@ ACK_BYTES = PIECE_BYTES
 ASKED_MAX = 1000  # requests in one message
 # behind these there is no use in trying the next file
 FATAL_NAMES = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "EMFILE", "ENFILE")
+REFUSAL_NAMES = ("EPERM", "EACCES", "EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP")
+REFUSALS = frozenset([getattr(errno, name) for name in REFUSAL_NAMES if hasattr(errno, name)])
+COARSE_NS = 2 * 10**9  # no file system in use rounds times more than FAT does
+ODD_TIME_NS = 1000000001123456789  # that every rounding changes
 IN_THE_WAY = (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EACCES)  # the last on Windows
 FATAL_ERRORS = frozenset([getattr(errno, name) for name in FATAL_NAMES if hasattr(errno, name)])
 
@@ -134,6 +138,10 @@ class Requests(object):
         self._unlinked: Any = {}  # links that cannot be made and have no stand-in yet
         # id -> (whether a directory goes for it, or another kind, and what in there stays)
         self._replaced: Any = {}
+        self._keeps_modes, self._keeps_times = options["modes"], options["times"]
+        self._window_ns = options["window_ns"]  # by which times may differ and be the same
+        self._grain_ns: Any = None  # by which the file system rounds them; None: not known yet
+        self._times_refused = self._modes_refused = 0  # entries, of which the content is there
         self._total = 0  # bytes that are needed
         self._unchanged = self._settled = self._deleted = 0
         self._out.say(HELLO, hash_name, crc32 is not None)
@@ -215,7 +223,7 @@ class Requests(object):
             if largest > BLOCKS_MAX * block_bytes(largest):
                 self._ask(WANT, entry)
                 return
-            fd, temp = self._temps.create(entry[0], 0o600)
+            fd, temp = self._temps.create(entry[0], self._mode_while_coming(entry))
             entry[0].settled = False
             incoming = Incoming(fd, temp, self._digest)
             incoming.base, incoming.block = found, block_bytes(largest)
@@ -302,7 +310,7 @@ class Requests(object):
             try:
                 if len(data):
                     write_all(fd, data)
-                self._seal(fd, directory, temp, mode, mtime)
+                self._seal(fd, entry, temp, mode, mtime)
             finally:
                 os.close(fd)
             directory.settled = False
@@ -311,22 +319,85 @@ class Requests(object):
             self._temps.drop(temp)
             raise
 
-    def _seal(self, fd: int, directory: Any, temp: bytes, mode: int, mtime: int) -> None:
+    def _mode_while_coming(self, entry: Any) -> int:
+        return 0o600 if self._keeps_modes else int(entry[3])  # the umask is applied to the latter
+
+    def _seal(self, fd: int, entry: Any, temp: bytes, mode: int, mtime: int) -> None:
         """Set time and mode of a temporary file."""
-        if HAS_FDS:
-            os.utime(fd, ns=(mtime, mtime))
-            if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
-                os.fchmod(fd, mode)
-            return
-        path, where = at(self._places.handle(directory), temp)
-        set_time(path, mtime, **where)
-        os.chmod(path, mode, **where)
+        path, where = (fd, {}) if HAS_FDS else at(self._places.handle(entry[0]), temp)
+        if self._keeps_times:
+            self._set_time(path, where, mtime)
+        found = os.fstat(fd)
+        if self._keeps_times and abs(time_of(found) - mtime) > COARSE_NS:
+            self._times_refused += 1
+        if not self._keeps_modes:
+            mode = self._mode_there(entry, found)
+        if stat.S_IMODE(found.st_mode) != mode:
+            self._set_mode_of(path, where, mode, fd)
+
+    def _mode_there(self, entry: Any, new: Any) -> int:
+        """Return the mode of a file that is replaced, or that of the new one."""
+        path, where = at(self._places.handle(entry[0]), entry[2])
+        try:
+            old = os.lstat(path, **where)
+        except OSError:
+            old = new
+        return stat.S_IMODE(old.st_mode if stat.S_ISREG(old.st_mode) else new.st_mode)
+
+    def _set_time(self, path: Any, where: Any, mtime: int) -> None:
+        """Set a time.  If the host refuses it, the content counts; who looks again tells."""
+        try:
+            set_time(path, mtime, **where)
+        except OSError as exc:
+            if exc.errno not in REFUSALS:
+                raise
+
+    def _set_mode_of(self, path: Any, where: Any, mode: int, again: Any = None) -> None:
+        """Set a mode, look whether that was of use, and count it if not.
+
+        again: a descriptor to look at, where the path is that of no other.
+        """
+        try:
+            os.chmod(path, mode, **where)
+        except OSError as exc:
+            if exc.errno not in REFUSALS:
+                raise
+        found = os.lstat(path, **where) if again is None else os.fstat(again)
+        if os.name != "nt":  # which has one bit of it, and says so of no other
+            self._modes_refused += stat.S_IMODE(found.st_mode) != mode
+
+    def _is_near(self, directory: Any, found: Any, mtime: int) -> bool:
+        """Tell whether times that differ are the same for all that the target can store."""
+        difference = abs(time_of(found) - mtime)
+        if difference <= self._window_ns:
+            return True
+        if difference >= COARSE_NS or self._dry_run:
+            return False
+        if self._grain_ns is None:
+            self._grain_ns = self._find_grain(directory)
+        return bool(difference < self._grain_ns)
+
+    def _find_grain(self, directory: Any) -> int:
+        """Return the nanoseconds to which times are rounded where a directory is."""
+        fd, temp = self._temps.create(directory, 0o600)
+        try:
+            path, where = (fd, {}) if HAS_FDS else at(self._places.handle(directory), temp)
+            self._set_time(path, where, ODD_TIME_NS)
+            difference = abs(time_of(os.fstat(fd)) - ODD_TIME_NS)
+        finally:
+            os.close(fd)
+            self._temps.drop(temp)
+            directory.settled = False
+        if difference >= COARSE_NS:  # it does not let us set any
+            return 0
+        grains = [10**power for power in range(1, 10)] + [COARSE_NS]
+        return min([grain for grain in grains if grain > difference]) if difference else 0
 
     def _on_open(self, number: int, size: int, mode: int, mtime: int, based: bool) -> None:
         entry, incoming = self._request(number)
         try:
             if incoming is None:
-                fd, temp = self._temps.create(entry[0], 0o600)
+                fd, temp = self._temps.create(entry[0], self._mode_while_coming(entry))
                 entry[0].settled = False
                 incoming = Incoming(fd, temp, self._digest)
                 self._pending[0] = entry, incoming
@@ -352,7 +423,7 @@ class Requests(object):
             if not incoming.is_whole(proof):
                 self._ask_again(entry)
                 return
-            self._seal(incoming.fd, entry[0], incoming.temp, incoming.mode, incoming.mtime)
+            self._seal(incoming.fd, entry, incoming.temp, incoming.mode, incoming.mtime)
             self._place(entry, incoming.temp)
         except OSError as exc:
             self._refuse(entry, exc)
@@ -376,9 +447,13 @@ class Requests(object):
             try:
                 self._keep_content(entry, incoming)
                 path, where = at(self._places.handle(entry[0]), entry[2])
-                set_time(path, mtime, **where)
-                if stat.S_IMODE(os.lstat(path, **where).st_mode) != mode & 0o777:
-                    os.chmod(path, mode & 0o777, **where)
+                if self._keeps_times:
+                    self._set_time(path, where, mtime)
+                found = os.lstat(path, **where)
+                if self._keeps_times and abs(time_of(found) - mtime) > COARSE_NS:
+                    self._times_refused += 1
+                if self._keeps_modes and stat.S_IMODE(found.st_mode) != mode & 0o777:
+                    self._set_mode_of(path, where, mode & 0o777)
             except OSError as exc:
                 self._note(entry, exc)
             self._settled += 1

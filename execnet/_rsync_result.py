@@ -60,7 +60,8 @@ class TargetResult:
     Entries are counted once: ``files_sent`` had content sent, in whole or in part;
     ``settled`` only had a mode, a time or a hard link set; ``unchanged`` were as they should
     be.  ``bytes_sent`` counts content that travelled.  A dry run fills ``planned`` with what it
-    would send or make, and ``planned_deletions``.
+    would send or make, and ``planned_deletions``.  ``refused`` says of how many entries the
+    target could not set "times" or "modes"; their content is there.
     """
 
     gateway: Any
@@ -73,13 +74,19 @@ class TargetResult:
     skipped: list[Skipped] = field(default_factory=list)
     planned: list[str] = field(default_factory=list)
     planned_deletions: list[str] = field(default_factory=list)
+    refused: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     error: BaseException | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether everything is there: no error, nothing skipped."""
-        return self.error is None and not self.skipped
+        """Whether everything is there: no error, nothing skipped, nothing refused."""
+        return self.error is None and not self.skipped and not self.refused
+
+    def take_refusals(self, times: int, modes: int) -> None:
+        """Take of how many entries these could not be set."""
+        counts = {"times": times, "modes": modes}
+        self.refused = {name: count for name, count in counts.items() if count}
 
 
 @dataclass

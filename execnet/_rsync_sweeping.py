@@ -184,13 +184,13 @@ class Sweeping(Requests):
         finally:
             self._deleted += removal.count
 
-    def _make_directory(self, directory: Any, name: bytes, found: Any) -> None:
+    def _make_directory(self, directory: Any, name: bytes, found: Any, mode: int) -> None:
         """Make a directory; what has its name and is none goes when it is sure to be replaced."""
         path, where = at(self._places.handle(directory), name)
         if found is None:
-            os.mkdir(path, 0o700, **where)
+            os.mkdir(path, mode, **where)
             return
-        _, temp = self._temps.make(directory, lambda path, **at: os.mkdir(path, 0o700, **at))
+        _, temp = self._temps.make(directory, lambda path, **at: os.mkdir(path, mode, **at))
         try:
             os.unlink(path, **where)
             self._deleted += 1

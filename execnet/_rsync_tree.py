@@ -186,7 +186,7 @@ class Entries(object):
 
     def add(self, path: bytes, kind: int, found: Any, size: int) -> Any:
         """Add an entry; return its (id, mode, time)."""
-        mode = found.st_mode & 0o777
+        mode = found.st_mode & (0o1777 if kind == DIRECTORY else 0o777)
         mtime = found.st_mtime_ns if HAS_NS else mtime_of(found)
         self._paths.append(path)
         self._kinds.append(kind)

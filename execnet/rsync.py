@@ -30,6 +30,17 @@ def _parsed(rules: Iterable[str | Rule]) -> list[Rule]:
     return parse_rules(rules)
 
 
+_OPTIONS = {
+    "delete", "delete_excluded", "dry_run", "expanduser", "modes", "modify_window", "times",
+}  # fmt: skip
+
+
+def _nanoseconds(seconds: float) -> int:
+    if seconds < 0:
+        raise ValueError(f"modify_window must not be negative: {seconds}")
+    return int(seconds * 1_000_000_000)
+
+
 def _refuse_home(path: str | os.PathLike[str]) -> None:
     """Refuse what a shell would expand, and what would be a directory of that name here."""
     text = os.fspath(path)
@@ -92,15 +103,17 @@ class RSync:
         options: ``delete`` removes what the source does not have, but for what ``filter`` and
             the rules leave out; ``delete_excluded`` removes that too; ``dry_run`` changes
             nothing and puts into the result what would be done; with ``expanduser``, a "~" at
-            the beginning of destdir is the home there, and "~name" that of a user.
+            the beginning of destdir is the home there, and "~name" that of a user; ``modes``
+            and ``times`` can be False, then those of new files are as for any other there, and
+            existing ones keep theirs; times that differ by at most ``modify_window`` seconds
+            are taken to be the same.
         Raises TypeError for any other option, ValueError for a "~" without ``expanduser``, and
         OSError if the gateway is gone.
         """
         from ._rsync_loader import TARGET_PARTS, load
         from ._rsync_push import Target
 
-        known = {"delete", "delete_excluded", "dry_run", "expanduser"}
-        unknown = sorted(options.keys() - known)
+        unknown = sorted(options.keys() - _OPTIONS)
         if unknown:
             raise TypeError(f"add_target() got unknown options: {', '.join(unknown)}")
         if not options.get("expanduser"):
@@ -114,6 +127,9 @@ class RSync:
             "asks": delete and not excluded_too and self._accept() is not None,
             "dry_run": bool(options.get("dry_run")),
             "expanduser": bool(options.get("expanduser")),
+            "modes": bool(options.get("modes", True)),
+            "times": bool(options.get("times", True)),
+            "window_ns": _nanoseconds(options.get("modify_window", 0)),
         }
         channel = load(gateway, TARGET_PARTS)
         self._targets.append(
@@ -156,13 +172,17 @@ class RSync:
         delete: bool = False,
         delete_excluded: bool = False,
         dry_run: bool = False,
+        modes: bool = True,
+        times: bool = True,
+        modify_window: float = 0,
         progress: Progress | None = None,
         rules: Iterable[str | Rule] = (),
     ) -> TargetResult:
         """Bring a file or a directory tree from a worker here; return what came of it.
 
         remote_dir, local_dir: as the source and the target of ``send``.
-        delete, delete_excluded, dry_run: as the options of ``add_target``.
+        delete, delete_excluded, dry_run, modes, times, modify_window: as the options of
+            ``add_target``.
         progress, rules: as for ``RSync``; the first is called in this thread.
         Nothing outside of ``local_dir`` is touched, whatever the worker says.  Raises
         ``RSyncError`` if there is no source, if no more can be written here, or if the worker
@@ -177,6 +197,9 @@ class RSync:
             "delete": delete or delete_excluded,
             "dry_run": dry_run,
             "delete_excluded": delete_excluded,
+            "modes": modes,
+            "times": times,
+            "window_ns": _nanoseconds(modify_window),
         }
         return pull(gateway, remote_dir, local_dir, options, _parsed(rules), progress)
 

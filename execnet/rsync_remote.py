@@ -24,8 +24,8 @@ from collections import deque
 
 from . import _rsync_wire as wire
 from ._rsync_linking import Linking
-from ._rsync_places import SEP, Directory, at, names_in, path_of, same_time, set_time
-from ._rsync_requests import Fatal
+from ._rsync_places import HAS_FDS, SEP, Directory, at, names_in, path_of, same_time, time_of
+from ._rsync_requests import COARSE_NS, Fatal
 from ._rsync_wire import SMALL_MAX, Violation, numbers, reason_of
 
 TYPE_CHECKING = False
@@ -44,7 +44,8 @@ class Target(Linking):
     send: takes a message for the source.  options: ``dest`` (path), ``root`` (kind, mode,
     time), ``name`` of a source that is a file, ``hashes`` with what they cost the source,
     ``expanduser`` for ``dest``, ``delete``, ``rules`` for what stays then, and ``asks``, whether
-    the source is to be asked what else stays; ``dry_run``.
+    the source is to be asked what else stays; ``dry_run``; ``modes`` and ``times``, whether
+    they are kept, and ``window_ns``.
     """
 
     def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
@@ -99,7 +100,8 @@ class Target(Linking):
                 self._work()
                 self._out.flush()
             self._settle_directories()
-            self._out.say(wire.END, self._unchanged, self._settled, self._deleted)
+            refused = self._times_refused, self._modes_refused
+            self._out.say(wire.END, self._unchanged, self._settled, self._deleted, *refused)
         except Fatal as exc:
             self._temps.drop_all()  # before the other half goes on
             self._out.say(wire.FATAL, *exc.args)
@@ -129,9 +131,10 @@ class Target(Linking):
             if self._has_no_home:
                 raise OSError(errno.ENOENT, "there is no such home")
             if kind == wire.DIRECTORY:
-                root = Directory(0, None, self._dest, mode & 0o777, mtime)
+                root = Directory(0, None, self._dest, mode & 0o1777, mtime)
                 root.fresh = self._make_root_directory()
-                root.settled = not root.fresh and root.is_like(os.stat(self._dest))
+                if not root.fresh or not self._dry_run:
+                    self._find_settled(root, os.stat(self._dest))
             elif kind != wire.FILE:
                 raise Violation("a source of kind %.100r" % (kind,))
             else:
@@ -218,7 +221,7 @@ class Target(Linking):
             self._check_name(name)
             if self.announced_by is not None:
                 self._check_rules(path_of(directory, name), kind == wire.DIRECTORY)
-            mode = modes[place] & 0o777
+            mode = modes[place] & (0o1777 if kind == wire.DIRECTORY else 0o777)
             entry = directory, first + place, name, mode, sizes[place], times[place]
             extra = next(extras) if kind in (wire.HARDLINK, wire.SYMLINK, wire.ROOTED) else None
             there = not directory.broken and name in directory.existing
@@ -287,7 +290,8 @@ class Target(Linking):
         if found is not None and stat.S_ISDIR(found.st_mode):
             opened = self._open_up(path, found, where)
             directory = self._add_directory(entry)
-            directory.settled = directory.is_like(found) and not opened
+            self._find_settled(directory, found)
+            directory.settled = directory.settled and not opened
             return
         if self._dry_run:
             self.plan(entry)
@@ -295,8 +299,19 @@ class Target(Linking):
                 self.plan_deletion(path_of(parent, name))
         else:
             parent.settled = False
-            self._make_directory(parent, name, found)
-        self._add_directory(entry).fresh = True
+            mode = 0o700 if self._keeps_modes else entry[3] | 0o700
+            self._make_directory(parent, name, found, mode)
+        directory = self._add_directory(entry)
+        directory.fresh = True
+        if not (self._keeps_modes or self._dry_run):
+            self._find_settled(directory, os.lstat(path, **where))
+
+    def _find_settled(self, directory: Directory, found: Any) -> None:
+        """Find out whether a directory that is there has its mode and time, as far as wanted."""
+        if not self._keeps_modes:
+            directory.mode = stat.S_IMODE(found.st_mode)
+        is_in_time = not self._keeps_times or same_time(found, directory.mtime)
+        directory.settled = is_in_time and stat.S_IMODE(found.st_mode) == directory.mode
 
     def _add_directory(self, entry: Any) -> Directory:
         parent, number, name, mode, _, mtime = entry
@@ -322,8 +337,12 @@ class Target(Linking):
         if not stat.S_ISREG(found.st_mode):
             if self._may_replace(entry, found, self._on_file, there):
                 self._ask(wire.WANT, entry)
-        elif same_size and same_time(found, mtime) and self._is_alone(found):
-            if stat.S_IMODE(found.st_mode) == mode:
+        elif (
+            same_size
+            and (same_time(found, mtime) or self._is_near(directory, found, mtime))
+            and self._is_alone(found)
+        ):
+            if stat.S_IMODE(found.st_mode) == mode or not self._keeps_modes:
                 self._unchanged += 1
             elif found.st_nlink == 1:
                 self._set_mode(entry, path, where)
@@ -352,7 +371,7 @@ class Target(Linking):
         if self._dry_run:
             self.plan(entry)
         else:
-            os.chmod(path, entry[3], **where)
+            self._set_mode_of(path, where, entry[3])
 
     # the end
 
@@ -364,8 +383,13 @@ class Target(Linking):
                 continue
             try:
                 handle = self._places.handle(directory)
-                set_time(handle, directory.mtime)
-                os.chmod(handle, directory.mode)
+                if self._keeps_times:
+                    self._set_time(handle, {}, directory.mtime)
+                found = os.stat(handle)
+                if self._keeps_times and abs(time_of(found) - directory.mtime) > COARSE_NS:
+                    self._times_refused += 1
+                if stat.S_IMODE(found.st_mode) != directory.mode:
+                    self._set_mode_of(handle, {}, directory.mode, handle if HAS_FDS else None)
             except OSError as exc:
                 self._note(directory.entry(), exc)
 

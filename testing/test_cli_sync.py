@@ -293,3 +293,16 @@ def test_names_are_printed_escaped_and_a_home_is_that_of_the_target(
     assert r"pipe\xff\x1b: is a FIFO" in done.stderr
     assert sorted(os.listdir(home / "copy")) == sorted(os.listdir(source))[:-1]
     assert not (shell.folder / "~").exists()
+
+
+def test_modes_and_times_can_be_left_alone(shell: Shell, source: Path) -> None:
+    (source / "a").chmod(0o600)
+    os.utime(source / "a", (9, 9))
+    shell.run("sync", "--no-perms", "--no-times", "source", "popen:dest")
+    found = (shell.folder / "dest/a").stat()
+    assert found.st_mtime > 1e9
+    (shell.folder / "dest/a").chmod(0o640)
+    done = shell.run("sync", "--no-perms", "--modify-window=1e10", "source", "popen:dest")
+    assert "0 files sent" in done.stdout
+    assert (shell.folder / "dest/a").stat().st_mode & 0o777 == 0o640
+    assert shell.run("sync", "--modify-window=-1", "source", "popen:dest").returncode == 2
