@@ -53,11 +53,16 @@ class Command(list[str]):
     """The words of a command, with what is known of its transport."""
 
     def __init__(
-        self, words: list[str], captures_stderr: bool = False, inherits_stdout: bool = False
+        self,
+        words: list[str],
+        captures_stderr: bool = False,
+        inherits_stdout: bool = False,
+        is_remote: bool = False,
     ) -> None:
         super().__init__(words)
         self.captures_stderr = captures_stderr
         self.inherits_stdout = inherits_stdout
+        self.is_remote = is_remote
 
 
 def shell_split_path(path: str) -> list[str]:
@@ -236,7 +241,7 @@ def command(spec: XSpec, executable: str = sys.executable) -> Command:
         from ._ssh import without_terminal
 
         words = without_terminal(words)
-    return Command(words, row.captures_stderr, spec.output == "inherit")
+    return Command(words, row.captures_stderr, spec.output == "inherit", not row.is_local)
 
 
 def can_inherit(spec: XSpec) -> bool:

@@ -35,6 +35,7 @@ def fork_watcher(frame_of: Callable[[Any, int], bytes], farewell: bytes) -> bool
         return False
     if not pid:
         return True
+    status = None
     try:
         status = _wait_for(pid)
         os.write(1, frame_of((status, "", OF_WATCHER, farewell), GOODBYE))
@@ -52,7 +53,10 @@ def _wait_for(pid: int) -> int | None:
         signal.signal(number, lambda signum, frame: os.kill(pid, signum))
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored no status is kept
     for fd in 0, 2:
-        os.close(fd)
+        try:
+            os.close(fd)
+        except EnvironmentError:  # it is closed
+            pass
     while True:
         try:
             found = os.waitpid(pid, 0)[1]

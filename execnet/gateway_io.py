@@ -12,7 +12,7 @@ import select
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from time import monotonic
 
 from . import _transports
@@ -28,7 +28,7 @@ from .gateway_base import ExecModel, Popen2IO, above_stdio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from ._ends import EndWatch
@@ -161,6 +161,22 @@ def end_poll(
     return EndPoll(fd, io, find_watch) if hasattr(select, "poll") else None
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start a process that Ctrl-C in a terminal does not reach.
+
+    The process inherits what its thread blocks; its coordinator decides what becomes of it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _watch_children() -> EndWatch | None:
     from . import _ends
 
@@ -197,7 +213,9 @@ class Popen2IOMaster(Popen2IO):
             if not captures:
                 theirs[2] = stderr_of_children(execmodel.subprocess.DEVNULL)
             files = dict(zip(("stdin", "stdout", "stderr"), theirs, strict=True))
-            self.popen: Any = execmodel.subprocess.Popen(args, bufsize=0, pass_fds=passed, **files)
+            with _without_interrupts() if getattr(args, "is_remote", False) else nullcontext():
+                popen = execmodel.subprocess.Popen(args, bufsize=0, pass_fds=passed, **files)
+                self.popen: Any = popen
         except BaseException as exc:
             self._discard(ours)
             if isinstance(exc, (OSError, ValueError, RuntimeError, ImportError)):

@@ -255,6 +255,19 @@ class TestTheWatcher:
         channel = makegateway(stand_in).remote_exec("import os; channel.send(os.getppid())")
         assert os.listdir(f"/proc/{channel.receive(BOUND_S)}/fd") == ["1"]
 
+    def test_does_without_a_stderr(
+        self, makegateway: MakeGateway, group: Group, stand_in: str
+    ) -> None:
+        spec = stand_in.replace("python=", "python=sh -c 'exec \"$@\" 2>&-' sh ")
+        code = "import os; channel.send(os.getppid()); channel.receive(); os._exit(3)"
+        channel = makegateway(spec).remote_exec(code)
+        watcher = channel.receive(BOUND_S)
+        assert is_running(watcher)
+        channel.send(None)
+        with pytest.raises(WorkerDied, match="exit status 3: its process has ended"):
+            channel.receive(BOUND_S)
+        wait_until(lambda: not is_running(watcher))
+
     def test_passes_a_signal_on(self, makegateway: MakeGateway, stand_in: str) -> None:
         channel = makegateway(stand_in).remote_exec(
             "import os; channel.send(os.getppid()); channel.receive()"
@@ -294,6 +307,18 @@ class TestTheWatcher:
     def test_does_not_run_where_the_end_shows(self, makegateway: MakeGateway) -> None:
         channel = makegateway().remote_exec("import os; channel.send(os.getppid())")
         assert channel.receive(BOUND_S) == os.getpid()
+
+
+def test_ctrl_c_does_not_end_ssh(makegateway: MakeGateway, spec: str) -> None:
+    """A terminal sends it to all programs that run in it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    gateway: Any = makegateway(spec)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    os.kill(gateway._io.popen.pid, signal.SIGINT)
+    channel = gateway.remote_exec("for item in channel: channel.send(item)")
+    for number in range(100):
+        channel.send(number)
+        assert channel.receive(BOUND_S) == number
 
 
 def goodbye(status: int | None, reason: str, whose: int, marker: bytes = b"mark\n") -> bytes:
