@@ -6,7 +6,9 @@ which may be long, comes last.  Start at ``failure_of``.
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import suppress
 
 from ._death import describe_exit
 from ._errors import BootstrapError, HostNotFound, with_command
@@ -22,6 +24,10 @@ NOISE_SHOWN = 2000  # bytes of what came in place of an answer
 SSH_FAILED = 255  # its exit status where it was ssh itself that failed
 NOT_FOUND = 127  # what shells say of a program that is not there
 
+SYN_SENT = "02"  # in /proc/net/tcp
+
+_SILENT_HOST = "the host does not answer; check its name, the port and the network in between"
+
 # What ssh says, and what helps; the first that fits is told.  {host} is the last of the words
 # that the spec says to ssh.
 _ADVICE = [
@@ -35,10 +41,7 @@ _ADVICE = [
         "ssh_config= hides",
     ),
     (r"Connection refused", "no ssh server listens there; check the host and the port"),
-    (
-        r"timed out|No route to host|Network is unreachable",
-        "the host does not answer; check its name, the port and the network in between",
-    ),
+    (r"timed out|No route to host|Network is unreachable", _SILENT_HOST),
     (
         r"IDENTIFICATION HAS CHANGED|differs from the key",
         "the host has another key than known_hosts says; if that is as it should be, remove "
@@ -66,22 +69,42 @@ _ADVICE = [
 ]
 
 
+def is_connecting(pid: int) -> bool:
+    """Whether a process waits for the other side of a TCP connection; only Linux tells."""
+    with suppress(OSError):
+        fds = f"/proc/{pid}/fd"
+        sockets = {os.readlink(f"{fds}/{name}") for name in os.listdir(fds)}
+        for table in "tcp", "tcp6":
+            with open(f"/proc/{pid}/net/{table}", encoding="ascii") as lines:
+                rows = [line.split() for line in lines]
+            if any(row[3] == SYN_SENT and f"socket:[{row[9]}]" in sockets for row in rows[1:]):
+                return True
+    return False
+
+
 def failure_of(
-    gateway: Any, in_time: bool, status: int | None, timeout_s: float | None
+    gateway: Any,
+    in_time: bool,
+    status: int | None,
+    is_connecting: bool,
+    timeout_s: float | None,
 ) -> BootstrapError:
     """Return the error for a gateway that was abandoned.
 
     in_time: whether the end of its start came by itself.  status: the exit status of its
-    process if that came by itself as well.  timeout_s: how long it had, None for ever.
+    process if that came by itself as well.  is_connecting: whether the host had not answered
+    at all by then.  timeout_s: how long it had, None for ever.
     """
     io, spec = gateway._io, gateway.spec
     args = getattr(io, "args", [])
     noise, stderr = gateway.noise, getattr(io, "stderr_tail", str)()
     by_ssh = bool(spec.ssh or spec.vagrant_ssh)
-    unreachable = by_ssh and status == SSH_FAILED
+    unreachable = is_connecting or (by_ssh and status == SSH_FAILED)
     problem = str(gateway._hello_info.get("error", "")).strip()
     if problem:
         cause = f"the worker could not be prepared: {_why_unprepared(spec, problem)}"
+    elif is_connecting:
+        cause = f"{_SILENT_HOST} ({timeout_s or 0:g} s)"
     elif not in_time:
         cause = _about_time(spec, timeout_s)
     elif unreachable:

@@ -251,17 +251,29 @@ def wait_ready(gateway: Gateway, deadline: float | None) -> None:
         abandon(gateway)
         raise
     in_time, status = gateway._hello.is_set(), gateway.exitcode  # before we end it
+    is_connecting = not in_time and _is_connecting(gateway)
     abandon(gateway)
-    raise _failure(gateway, in_time, status)
+    raise _failure(gateway, in_time, status, is_connecting)
 
 
-def _failure(gateway: Gateway, in_time: bool, status: int | None) -> BootstrapError:
+def _is_connecting(gateway: Gateway) -> bool:
+    try:
+        from ._failure import is_connecting
+    except (ImportError, OSError):  # no descriptor is left to read it by
+        return False
+    popen = getattr(gateway._io, "popen", None)
+    return bool(gateway.spec.ssh and popen and is_connecting(popen.pid))
+
+
+def _failure(
+    gateway: Gateway, in_time: bool, status: int | None, is_connecting: bool
+) -> BootstrapError:
     try:
         from ._failure import failure_of
-    except (ImportError, OSError):  # no descriptor is left to read it by
+    except (ImportError, OSError):
         args = getattr(gateway._io, "args", [])
         return BootstrapError(f"{gateway.id} could not be started: {gateway._error}", args, status)
-    return failure_of(gateway, in_time, status, timeout_of(gateway.spec))
+    return failure_of(gateway, in_time, status, is_connecting, timeout_of(gateway.spec))
 
 
 def abandon(gateway: Gateway) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +72,20 @@ class TestHostsThatAreNotReached:
         error = failure(group, f"ssh=-p 1 loop//ssh_config={shared_sshd.ssh_config}")
         assert type(error) is HostNotFound
         assert sentence(error).startswith("no ssh server listens there")
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+    def test_one_that_does_not_answer_at_all(self, group: Group) -> None:
+        """A listener whose queue is full drops what comes."""
+        with contextlib.ExitStack() as sockets:
+            listener = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+            for _ in range(4):
+                client = sockets.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex(listener.getsockname())
+            port = listener.getsockname()[1]
+            error = failure(group, f"ssh=-F none -p {port} 127.0.0.1//connect_timeout=1")
+        assert (type(error), error.exitcode) == (HostNotFound, None)
+        assert sentence(error).startswith("the host does not answer")
 
     def test_a_key_that_is_not_accepted(
         self, shared_sshd: Sshd, group: Group, tmp_path: Path
