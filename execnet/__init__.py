@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._deprecated import PopenGateway, SocketGateway, SshGateway
+    from ._frozen import freeze_support
     from .gateway import Gateway
     from .gateway_base import (
         Channel,
@@ -40,11 +41,12 @@ __all__ = [
     "ExecnetError", "Gateway", "Group", "HostNotFound", "LoadError", "MultiChannel",
     "PopenGateway", "ProtocolError", "RSync", "RemoteError", "SocketGateway", "SshGateway",
     "TimeoutError", "WorkerDied", "XSpec", "__version__", "default_group", "dump", "dumps",
-    "load", "loads", "makegateway", "set_execmodel",
+    "freeze_support", "load", "loads", "makegateway", "set_execmodel",
 ]  # fmt: skip
 
 _HOMES = {
     "_deprecated": ["PopenGateway", "SocketGateway", "SshGateway"],
+    "_frozen": ["freeze_support"],
     "gateway": ["Gateway"],
     "gateway_base": [
         "Channel", "DataFormatError", "DeadlockError", "DumpError", "ExecnetError", "LoadError",

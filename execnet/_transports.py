@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
+from ._errors import BootstrapError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = "execnet.transports"
 popen_bootstrapline = "import sys;exec(eval(sys.stdin.readline()))"
+
+is_freeze_supported = False  # whether this program has called ``freeze_support``
 
 # Specs of these may hold keys that are their program's own, as they always could.
 OLD_TYPES = frozenset(["popen", "ssh", "vagrant_ssh", "socket"])
@@ -229,13 +233,15 @@ def _broken(spec: XSpec, point: Any, exc: Exception) -> ValueError:
 # ---------------------------------------------------------------- the command
 
 
-def command(spec: XSpec, executable: str = sys.executable) -> Command:
+def command(spec: XSpec, executable: str | None = None) -> Command:
     """Return the command of a spec.
 
     executable: the interpreter of a spec that names none, if the worker runs on the machine
-    that runs the command; so that of this machine.  Raises ValueError for a broken entry point.
+    that runs the command; None for this program's.  Raises ValueError for a broken entry point,
+    ``BootstrapError`` in a frozen program that can't be a worker.
     """
     row = transport_of(spec)
+    executable = executable or sys.executable
     words = row.make(spec, interpreter_words(spec, row, executable))
     if row.key in ("ssh", "vagrant_ssh"):
         from ._ssh import without_terminal
@@ -261,11 +267,18 @@ def interpreter_words(spec: XSpec, row: Transport, executable: str) -> list[str]
     flags = ["-u", "-B"] if spec.dont_write_bytecode else ["-u"]
     if spec.python:
         return [*shell_split_path(spec.python), *flags, "-c", popen_bootstrapline]
+    # Then it is this program, and no interpreter.
+    frozen = getattr(sys, "frozen", False) and executable == sys.executable
     if row.key == "popen":
+        if frozen and not is_freeze_supported:  # it would start itself again and again
+            raise BootstrapError(
+                "this program is frozen, so it has to be able to be a worker: call "
+                "execnet.freeze_support() first thing in its main module, before any gateway"
+            )
         return [executable, *flags, "-c", popen_bootstrapline]
     start = f'{" ".join(flags)} -c "{popen_bootstrapline}"'
     script = f"command -v python3 >/dev/null 2>&1&&exec python3 {start};exec python {start}"
-    if row.is_local:
+    if row.is_local and not frozen:
         import shlex
 
         # Another user may not be allowed to run it.

@@ -38,6 +38,7 @@ NAMES = {
     # not in 2.1
     "BootstrapError": "gateway_io",
     "ExecnetError": "gateway_base",
+    "freeze_support": "_frozen",
     "ProtocolError": "gateway_base",
     "WorkerDied": "gateway_base",
 }

@@ -49,6 +49,8 @@ FLOORS = {
     "_watcher_far": 0,
     "_ssh": 1,
     "_stderr": 1,
+    "_frozen": 3,
+    "_pyinstaller*": 6,
     "_parts": 1,
     "_ship": 1,
     "_shipment": 2,
