@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         RemoteError,
         TimeoutError,
         WorkerDied,
+        WorkerGone,
         dump,
         dumps,
         load,
@@ -40,8 +41,8 @@ __all__ = [
     "BootstrapError", "Channel", "DataFormatError", "DeadlockError", "DumpError",
     "ExecnetError", "Gateway", "Group", "HostNotFound", "LoadError", "MultiChannel",
     "PopenGateway", "ProtocolError", "RSync", "RemoteError", "SocketGateway", "SshGateway",
-    "TimeoutError", "WorkerDied", "XSpec", "__version__", "default_group", "dump", "dumps",
-    "freeze_support", "load", "loads", "makegateway", "set_execmodel",
+    "TimeoutError", "WorkerDied", "WorkerGone", "XSpec", "__version__", "default_group", "dump",
+    "dumps", "freeze_support", "load", "loads", "makegateway", "set_execmodel",
 ]  # fmt: skip
 
 _HOMES = {
@@ -50,8 +51,8 @@ _HOMES = {
     "gateway": ["Gateway"],
     "gateway_base": [
         "Channel", "DataFormatError", "DeadlockError", "DumpError", "ExecnetError", "LoadError",
-        "ProtocolError", "RemoteError", "TimeoutError", "WorkerDied", "dump", "dumps", "load",
-        "loads",
+        "ProtocolError", "RemoteError", "TimeoutError", "WorkerDied", "WorkerGone", "dump",
+        "dumps", "load", "loads",
     ],
     "gateway_io": ["BootstrapError", "HostNotFound"],
     "multi": ["Group", "MultiChannel", "default_group", "makegateway", "set_execmodel"],

@@ -17,6 +17,8 @@ class BootstrapError(ExecnetError, OSError, EOFError):
     noise: what came in place of the worker's answer.
     """
 
+    __module__ = "execnet"
+
     def __init__(
         self,
         text: str,
@@ -34,6 +36,8 @@ class BootstrapError(ExecnetError, OSError, EOFError):
 
 class HostNotFound(BootstrapError):
     """The host of a spec could not be reached."""
+
+    __module__ = "execnet"
 
 
 def command_text(args: list[str]) -> str:

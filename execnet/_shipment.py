@@ -69,13 +69,14 @@ _SENT_AFTER_HELLO = """
     _Lock _PolledLock _with_lock new_lock new_rlock _Inbox _run_starter JOINED_BYTES _left
     FrameWriter GatewayState BaseGateway WorkerGateway
     Reply WorkerPool FrameDecoder DirectReads CAN_READ_DIRECTLY _Flag ChannelState Channel _Callback
-    ChannelFile ChannelFactory Windows _CountedInbox Pulse ENDMARKER NO_ENDMARKER_WANTED _and_why
+    ChannelFile ChannelFactory Windows _CountedInbox Pulse ENDMARKER NO_ENDMARKER_WANTED _refusal
     _on_reconfigure _on_exec _on_data _on_close_error
     _on_terminate _on_stacks _on_ping _on_window _on_credit
     _answer format_stacks _plain_stack _end_fork _try_threading _modules_to_load _LOADED_LATER
     _BROUGHT_ALONG _loading _dump_text _remember_source _interrupt _marked_as_utf8
     _places _interrupt_others
-    WorkerDied TimeoutError LoadError RemoteError MAIN_THREAD_ONLY_DEADLOCK_TEXT INTERRUPT_TEXT
+    WorkerDied WorkerGone TimeoutError LoadError RemoteError _ErrorText _told
+    MAIN_THREAD_ONLY_DEADLOCK_TEXT INTERRUPT_TEXT
     StreamEnded DeadlockError _refuse_in_callback
     """
 _GREENLETS = "GeventExecModel _GreenFile _MAIN _threading _run_thread _thread_names"

@@ -28,7 +28,9 @@ from .gateway_base import (
     Message,
     ProtocolError,
     Pulse,
+    WorkerDied,
     _Flag,
+    _refusal,
     dumps_internal,
     new_lock,
 )
@@ -94,6 +96,7 @@ class Gateway(BaseGateway):
         self._shares_python = False  # so the worker can be sent code that is compiled
         self._last_asked = ""  # what the worker was told to execute last
         self._exit_lock = new_lock()
+        self._writer.refusal = self._refusal
         self._initreceive()
         _fork.register(self)
 
@@ -289,6 +292,15 @@ class Gateway(BaseGateway):
             _heartbeat.watch(pulse)
             self._has_pulse = True
 
+    def _refusal(self, text: str) -> Exception:
+        if self._state not in (GatewayState.CLOSING, GatewayState.CLOSED):
+            if self._get_ident() != self._receiver_ident:
+                # The stream took no more, so its end and the reason are about to be known.
+                self._receiver_done.wait(2 * EXIT_STATUS_S)
+            if isinstance(self._error, WorkerDied):
+                return _refusal(self, text)
+        return OSError(text)
+
     def _on_silence(self, reason: str) -> None:
         self._silence = f": {reason}"
         self._io.kill()
@@ -422,8 +434,9 @@ class RemoteStatus(RInfo):
         return f"<RemoteStatus {self._items()}>"
 
 
-def rinfo_source(channel: Any) -> None:
-    """Send what ``RInfo`` holds; runs in a worker, for programs that ask this way."""
+def rinfo_source(channel):
+    # type: (Any) -> None
+    """Send what ``RInfo`` holds; its source runs by itself, for programs that ask this way."""
     import os
     import sys
 

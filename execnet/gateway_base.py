@@ -61,11 +61,12 @@ ISPYPY = hasattr(sys, "pypy_version_info")
 
 if sys.version_info[0] >= 3:
     _OSError = OSError
+    _TimedOut: Any = __import__("builtins").TimeoutError
 else:
     from itertools import imap as map
 
     # What is raised there is caught as either; what is caught is both.
-    _OSError = type("OSError", (IOError, OSError), {})
+    _TimedOut = _OSError = type("OSError", (IOError, OSError), {})
     BlockingIOError = InterruptedError = OSError = EnvironmentError
 
 _thread: Any = __import__("thread" if PY2 else "_thread")
@@ -112,7 +113,11 @@ class WorkerDied(ExecnetError, EOFError):
         self.exitcode = exitcode
 
 
-class TimeoutError(ExecnetError, _OSError):
+class WorkerGone(WorkerDied, _OSError):
+    """Something was to be sent to a worker that has died; says what ``WorkerDied`` says."""
+
+
+class TimeoutError(ExecnetError, _TimedOut):  # type: ignore[misc]
     """What was waited for did not come in the time that the caller gave."""
 
 
@@ -129,11 +134,19 @@ class StreamEnded(ExecnetError, EOFError):
 
 
 class RemoteError(ExecnetError):
-    """Code on the other side failed; ``formatted`` is the text of its traceback."""
+    """Code on the other side failed; ``formatted`` is the text of its traceback.
 
-    def __init__(self, formatted: str) -> None:
+    ``type_name`` is the name of the exception's class, ``message`` its ``str()``; both are None
+    where the other side gave a text alone.
+    """
+
+    def __init__(
+        self, formatted: str, type_name: str | None = None, message: str | None = None
+    ) -> None:
         super(RemoteError, self).__init__(formatted)
         self.formatted = formatted
+        self.type_name = type_name
+        self.message = message
 
     def __str__(self) -> str:
         return self.formatted
@@ -148,6 +161,35 @@ class RemoteError(ExecnetError):
                 sys.stderr.write("[%d] Warning: unhandled %r\n" % (os.getpid(), self))
             except Exception:  # there is no stderr, or it is anything
                 pass
+
+
+if __name__ == "execnet.gateway_base":  # else they are not to be found there
+    _errors: list[type[ExecnetError]] = [DataFormatError, DumpError, LoadError, ProtocolError]
+    _errors += [ExecnetError, WorkerDied, WorkerGone, TimeoutError, DeadlockError, RemoteError]
+    for _error in _errors:
+        _error.__module__ = "execnet"
+
+
+class _ErrorText(str):
+    """The text of an error, with what is told beside it: the name of its type and the message."""
+
+    details: tuple[str, str] | None = None
+
+    def as_error(self) -> RemoteError:
+        return RemoteError("".join((self,)), *(self.details or ()))
+
+
+def _told(text: str, exc: Any) -> _ErrorText:
+    """Return the text of an error as it is sent; never fails for what the error does."""
+    told = _ErrorText(text)
+    try:
+        message: Any = _decoded(str(exc))
+    except UnicodeError:  # Python 2's, of a text that is not ASCII
+        message = type(u"")(exc)
+    except:  # noqa: E722 - it may do anything
+        message = "its text can't be had"
+    told.details = (exc if isinstance(exc, type) else exc.__class__).__name__, "".join((message,))
+    return told
 
 
 sysex = (KeyboardInterrupt, SystemExit)
@@ -272,7 +314,9 @@ def _decoded(text: Any) -> Any:
 
 
 def _dump_text(text: str) -> bytes:
-    return dumps_internal(_decoded(text))
+    data = dumps_internal(_decoded("".join((text,))))
+    details = getattr(text, "details", None)
+    return data + dumps_internal(details) if details else data
 
 
 # ---------------------------------------------------------------- tracing
@@ -1180,11 +1224,19 @@ class ExecModel(object):
         thread.daemon = True
         _thread.start_new_thread(_run_starter, (thread,))
 
-    def fdopen(self, fd: int, mode: str, bufsize: int = 0) -> Any:
-        """Return a binary file over a descriptor; without a buffer unless told otherwise."""
+    def fdopen(self, fd: int, mode: str, bufsize: int = 1) -> Any:
+        """Return a file over a descriptor; a binary one has no buffer unless told otherwise."""
+        if "b" in mode:
+            return self._open_binary(fd, mode, 0 if bufsize == 1 else bufsize)
+        return self._open_text(fd, mode, bufsize)
+
+    def _open_binary(self, fd: int, mode: str, bufsize: int) -> Any:
         import io
 
-        return io.open(fd, mode if "b" in mode else mode + "b", bufsize)
+        return io.open(fd, mode, bufsize)
+
+    def _open_text(self, fd: int, mode: str, bufsize: int) -> Any:
+        return os.fdopen(fd, mode, bufsize)
 
     def wait_writable(self, fd: int) -> None:
         """Wait until a descriptor takes something, or has failed."""
@@ -1294,7 +1346,10 @@ class GeventExecModel(ExecModel):
     def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
         self._module("gevent").spawn(func, *args)
 
-    def fdopen(self, fd: int, mode: str, bufsize: int = 0) -> Any:
+    def _open_text(self, fd: int, mode: str, bufsize: int) -> Any:
+        return self._module("gevent.fileobject").FileObject(fd, mode, bufsize)
+
+    def _open_binary(self, fd: int, mode: str, bufsize: int) -> Any:
         green_os = self._module("os")
         green_os.make_nonblocking(fd)
         return _GreenFile(fd, green_os.nb_read, self.wait_writable)
@@ -1335,7 +1390,10 @@ class EventletExecModel(GeventExecModel):
     def Lock(self) -> Any:
         return _PolledLock(self._module("time").sleep)
 
-    def fdopen(self, fd: int, mode: str, bufsize: int = 0) -> Any:
+    def _open_text(self, fd: int, mode: str, bufsize: int) -> Any:
+        return self._module("eventlet.greenio").GreenPipe(fd, mode, bufsize)
+
+    def _open_binary(self, fd: int, mode: str, bufsize: int) -> Any:
         hubs = self._module("eventlet.hubs")
         os.set_blocking(fd, False)
 
@@ -1785,6 +1843,7 @@ class FrameWriter(object):
         self.no_thread = ""  # why no flusher could be started, if one was to be
         self._closing = self._closed = False
         self._error: str | None = None
+        self.refusal: Callable[[str], Exception] = _OSError  # what is raised once it has failed
 
     def frame(self, header: bytes, payload: bytes | memoryview) -> list[Any]:
         """Return a frame for ``deliver``."""
@@ -1834,7 +1893,7 @@ class FrameWriter(object):
                 self._flush_left_behind()
         if _left(frame):
             reason = self._error or "the gateway was ended"
-            raise _OSError("cannot send (already closed?): %s" % reason)
+            raise self.refusal("cannot send (already closed?): %s" % reason)
 
     def has(self, frame: list[Any]) -> bool:
         """Whether a frame was handed in; it is or will be written then, whatever comes."""
@@ -2150,10 +2209,14 @@ class ChannelState(object):
     }
 
 
-def _and_why(gateway: Any) -> tuple[Any, str]:
-    """Return a gateway and, if it was lost, the reason."""
+def _refusal(gateway: Any, text: str) -> Exception:
+    """Return the error for what can't be sent, with the reason if the gateway was lost."""
     error = getattr(gateway, "_error", None)
-    return gateway, ": %s" % error if error is not None else ""
+    if not isinstance(error, WorkerDied):
+        return _OSError(text + (": %s" % error if error is not None else ""))
+    gone = WorkerGone(str(error))
+    vars(gone).update(vars(error))
+    return gone
 
 
 def _refuse_in_callback(gateway: Any, waited_for: object) -> None:
@@ -2299,8 +2362,7 @@ class Channel(object):
         ``DeadlockError`` in a callback if its window is full.
         """
         if self._state not in ChannelState.SENDS:
-            why = _and_why(self.gateway)
-            raise _OSError("cannot send to %r of %r%s" % ((self,) + why))
+            raise _refusal(self.gateway, "cannot send to %r of %r" % (self, self.gateway))
         self._factory.send_item(self.id, item)
 
     def close(self, error: str | None = None) -> None:
@@ -2696,7 +2758,7 @@ class ChannelFactory(object):
         """Return the channel with that id, a new one if it has to be made."""
         with self._lock:
             if self.finished:
-                raise _OSError("connection already closed: %r%s" % _and_why(self.gateway))
+                raise _refusal(self.gateway, "connection already closed: %r" % (self.gateway,))
             if id is None:
                 id = self.count
                 self.count += 2
@@ -2862,9 +2924,9 @@ class ChannelFactory(object):
         return True
 
     def _fail_channel(self, id: int, exc: BaseException) -> None:
-        text = geterrortext(exc)
+        text = _told(geterrortext(exc), exc)
         self.post(Message.CHANNEL_CLOSE_ERROR, id, _dump_text(text))
-        self._local_close(id, exc if isinstance(exc, LoadError) else RemoteError(text))
+        self._local_close(id, exc if isinstance(exc, LoadError) else text.as_error())
 
     def _local_close(self, id: int, remoteerror: BaseException | None = None) -> None:
         """Close a channel without telling the other side, which closed it or was told."""
@@ -3030,8 +3092,13 @@ def _on_close_error(message: Message, gateway: BaseGateway) -> None:
     text = loads_internal(message.data, gateway, (True, True))
     if PY2 and not isinstance(text, bytes):
         text = text.encode("utf-8")
-    error = RemoteError(text if isinstance(text, type("")) else repr(text))
-    gateway._channelfactory._local_close(message.channelid, error)
+    told = _ErrorText(text if isinstance(text, type("")) else repr(text))
+    # Behind the text, which is all that older ends send and take; its head has five bytes.
+    more = message.data[_unpack_int4(message.data, 1)[0] + 6 :] if isinstance(text, str) else b""
+    if more:
+        type_name, error_message = loads_internal(more, gateway, (True, True))
+        told.details = str(type_name), str(error_message)
+    gateway._channelfactory._local_close(message.channelid, told.as_error())
 
 
 def _on_ping(message: Message, gateway: BaseGateway) -> None:
@@ -3515,7 +3582,7 @@ class WorkerGateway(BaseGateway):
             self._interruptible &= not in_main_thread
             if os.getpid() != pid:
                 _end_fork(sys.exc_info()[1])
-            return INTERRUPT_TEXT
+            return _told(INTERRUPT_TEXT, sys.exc_info()[1])
         except:  # noqa: E722 - as in ``Reply._run``
             error: Any = sys.exc_info()
             if os.getpid() != pid:
@@ -3524,7 +3591,7 @@ class WorkerGateway(BaseGateway):
                 return None
             text = geterrortext(error)
             self._trace("execution failed", text)
-            return text
+            return _told(text, error[1])
         return None
 
     def _execute(self, channel: Channel, task: Task) -> None:

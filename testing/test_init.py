@@ -41,6 +41,7 @@ NAMES = {
     "freeze_support": "_frozen",
     "ProtocolError": "gateway_base",
     "WorkerDied": "gateway_base",
+    "WorkerGone": "gateway_base",
 }
 DEPRECATED = ["PopenGateway", "SocketGateway", "SshGateway"]
 
