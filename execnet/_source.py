@@ -28,7 +28,8 @@ def source_to_send(source: Any, lowered: bool = True) -> Sendable:
     if isinstance(source, types.ModuleType):
         return _source_of_module(source, lowered)
     if isinstance(source, types.FunctionType):
-        return _source_of_function(source), source.__code__.co_filename, source.__name__
+        text = _read_function(source)[1]
+        return text, source.__code__.co_filename, source.__name__
     if isinstance(source, str):
         return _dedent(source), None, None
     raise TypeError(f"can't execute {source!r}: it is no string, function or module")
@@ -65,12 +66,17 @@ def _source_of_module(module: types.ModuleType, lowered: bool) -> Sendable:
 
 
 def _source_of_function(function: Any) -> str:
-    """Return the source of a function that can stand alone.
+    """Return the source of a function that can stand alone, as it is in its file.
 
-    Newlines in front let its lines have the numbers that they have in their file.  Raises
-    ValueError for a lambda, a closure, a function without source, one whose first parameter
-    is not ``channel`` and one that uses names of its module, and says which.
+    It is dedented, and newlines in front let its lines have the numbers that they have in the
+    file.  Raises ValueError for a lambda, a closure, a function without source, one whose first
+    parameter is not ``channel`` and one that uses names of its module, and says which.
     """
+    return _read_function(function)[0]
+
+
+def _read_function(function: Any) -> tuple[str, str]:
+    """Return the source of a function as it is, and as it is sent; errors as above."""
     import inspect
     import textwrap
 
@@ -88,17 +94,17 @@ def _source_of_function(function: Any) -> str:
         source = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError) as exc:
         raise ValueError(f"can't find the source of {name}: {exc}") from exc
-    first_line: int = function.__code__.co_firstlineno
+    before: int = function.__code__.co_firstlineno - 1
     if source[:1] in " \t":  # text within it begins further left than the function does
         source = "if True:\n" + source
-        first_line -= 1
-    source = without_annotations(source)
-    used = _find_non_builtin_globals(source, function.__code__)
+        before -= 1
+    sent = without_annotations(source)
+    used = _find_non_builtin_globals(sent, function.__code__)
     if used:
         raise ValueError(
             f"{name} can't be executed remotely, it uses names of its module: {', '.join(used)}"
         )
-    return "\n" * (first_line - 1) + source
+    return "\n" * before + source, "\n" * before + sent
 
 
 def _find_non_builtin_globals(source: str, codeobj: types.CodeType) -> list[str]:

@@ -84,7 +84,7 @@ class Group:
     # container
 
     def __repr__(self) -> str:
-        return f"<Group {[gateway.id for gateway in self]!r}>"
+        return f"<Group {[getattr(gateway, 'id', gateway) for gateway in self]!r}>"
 
     def __len__(self) -> int:
         return len(self._gateways)
@@ -97,7 +97,7 @@ class Group:
             gateway: Gateway = self._gateways[key]
             return gateway
         for gateway in self:
-            if gateway == key or gateway.id == key:
+            if gateway == key or getattr(gateway, "id", None) == key:
                 return gateway
         raise KeyError(key)
 
@@ -308,7 +308,7 @@ class Group:
             members = self._gateways + self._gateways_to_join
             self._gateways_to_join = []
         connections = self._connections.gateways()
-        remaining = members + connections
+        remaining = [member for member in members if hasattr(member, "exit")] + connections
         while remaining:  # those that others go via come after them
             specs = [gateway.spec for gateway in remaining]
             carriers = {getattr(spec, key, None) for spec in specs for key in ("via", "installvia")}
@@ -321,7 +321,7 @@ class Group:
         self._connections.forget(connections)
         with self._lock:  # members of other kinds need not unregister themselves
             self._gateways_to_join = [g for g in self._gateways_to_join if g not in members]
-            self._gateways = [g for g in self._gateways if g not in members]
+            self._gateways[:] = [g for g in self._gateways if g not in members]
 
     def _end(self, members: list[Any], timeout: float | None, deadline: float | None) -> None:
         own = [member for member in members if isinstance(member, Gateway)]

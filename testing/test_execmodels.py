@@ -141,6 +141,28 @@ class TestExecModel:
                 file.fileno()
             file.close()
 
+    def test_files_over_descriptors_are_text_where_their_mode_says_no_other(
+        self, execmodel: ExecModel
+    ) -> None:
+        reader, writer = os.pipe()
+        outfile, infile = execmodel.fdopen(writer, "w"), execmodel.fdopen(reader, "r")
+        reading = Task(execmodel, infile.readline)
+        outfile.write("a line\nand ")
+        outfile.flush()
+        assert reading.result() == "a line\n"
+        reading = Task(execmodel, infile.read)  # without a size: all
+        outfile.write("text")
+        outfile.close()
+        assert reading.result() == "and text"
+        infile.close()
+
+    def test_files_over_descriptors_may_have_a_buffer(self, execmodel: ExecModel) -> None:
+        reader, writer = os.pipe()
+        with execmodel.fdopen(reader, "r", -1) as infile:
+            with execmodel.fdopen(writer, "w", -1) as outfile:
+                outfile.write("text")
+            assert infile.read() == "text"
+
 
 class Gate:
     """A function that a pool runs, and that ends when the test says so."""

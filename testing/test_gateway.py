@@ -7,6 +7,7 @@ What may be sent as code is in ``test_source``, the states of a gateway in
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -377,6 +378,13 @@ class TestAskingAboutTheWorker:
         info = RInfo(mapping)
         for name in "executable", "version_info", "platform", "cwd", "pid":
             assert getattr(info, name) == getattr(gateway._rinfo(), name)
+
+    def test_the_source_of_that_code_runs_by_itself(self) -> None:
+        sent: list[Any] = []
+        names: dict[str, Any] = {}
+        exec(inspect.getsource(rinfo_source), names)
+        names["rinfo_source"](SimpleNamespace(send=sent.append))
+        assert RInfo(sent[0]).version_info == tuple(sys.version_info[:5])
 
     def test_its_status_counts_channels_and_executions(self, makegateway: MakeGateway) -> None:
         gateway = makegateway()

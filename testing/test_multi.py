@@ -236,6 +236,22 @@ class Member:
 
 
 class TestForeignMembers:
+    def test_objects_of_any_kind_in_the_list_disturb_nothing(self, group: Group) -> None:
+        other = object()
+        group._gateways.append(other)
+        gateway = group.makegateway()
+        assert repr(group) == f"<Group [{other!r}, 'gw0']>"
+        assert "gw0" in group
+        assert "other" not in group
+        assert other in group
+        assert group["gw0"] is gateway
+        with pytest.raises(ValueError, match="there are gateways"):
+            group.set_execmodel("thread")
+        gateways = group._gateways
+        group.terminate(timeout=BOUND_S)
+        assert group._gateways is gateways == []
+        group.set_execmodel("main_thread_only")
+
     def test_each_of_their_methods_is_called_once(self) -> None:
         group, members = Group(), [Member("a"), Member("b")]
         for member in members:
