@@ -50,8 +50,14 @@ _START = "m.start_worker(**o)"
 _START_OR_SERVE = """\
 if k:
   n={}
-  exec(compile(%r,"<execnet socket server>","exec"),n)
+  exec(compile(%r.replace("~","\\n"),"<execnet socket server>","exec"),n)
   n["start_in_server"](m,k,o)
+ else:
+  m.start_worker(**o)"""
+# There are no greenlets in such a server, and no room for both in the line.
+_START_OR_REFUSE = """\
+if k:
+  k.sendall(o["marker"]+m._frame_of({"error":"the server has threads, no greenlets"}))
  else:
   m.start_worker(**o)"""
 _CONNECTION = """,None if globals().get("in_own_process") else globals().get("clientsock")"""
@@ -144,7 +150,11 @@ def _shipment(greenlets: bool) -> Shipment:
 
 def shipment_for(execmodel: str) -> Shipment:
     """Return what is sent to workers of an execution model; it is made once."""
-    return _shipment(execmodel in ("gevent", "eventlet"))
+    return _shipment(_has_greenlets(execmodel))
+
+
+def _has_greenlets(execmodel: str) -> bool:
+    return execmodel in ("gevent", "eventlet")
 
 
 def wanted(marker: bytes) -> bytes:
@@ -152,10 +162,12 @@ def wanted(marker: bytes) -> bytes:
     return marker.rstrip() + b"?"
 
 
-@lru_cache(maxsize=1)
-def _start_or_serve() -> str:
+@lru_cache(maxsize=2)
+def _start_or_serve(greenlets: bool) -> str:
+    if greenlets:
+        return _START_OR_REFUSE
     lines = _parts.lowered("_socket_far").split("\n")
-    return _START_OR_SERVE % "\n".join(filter(None, lines))
+    return _START_OR_SERVE % "~".join(filter(None, lines))  # "\n" would be escaped twice
 
 
 def boot_code(options: Mapping[str, Any], in_server: bool = False) -> str:
@@ -165,7 +177,7 @@ def boot_code(options: Mapping[str, Any], in_server: bool = False) -> str:
     that executes the code itself.
     """
     code = _BOOT.format(
-        start=_start_or_serve() if in_server else _START,
+        start=_start_or_serve(_has_greenlets(options["execmodel"])) if in_server else _START,
         connection=_CONNECTION if in_server else "",
         packed=shipment_for(options["execmodel"]).packed,
         wanted=wanted(options["marker"]).decode("ascii"),

@@ -22,12 +22,33 @@ if TYPE_CHECKING:
 
 
 class SocketFile(object):
-    """The server's socket as one of the two files of a ``Popen2IO``; the server closes it."""
+    """The server's socket as a file of a ``Popen2IO``, until ``connection`` is emptied.
+
+    The server closes the socket when nobody refers to it any more: before its next client, and
+    not at a garbage collection.
+    """
 
     close = int
 
-    def __init__(self, sock: Any) -> None:
-        self.read, self.write, self.fileno = sock.recv, sock.send, sock.fileno
+    def __init__(self, connection: list[Any]) -> None:
+        self._connection = connection
+
+    def fileno(self) -> int:
+        fd: int = self._socket().fileno()
+        return fd
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self._socket().recv(size)
+        return data
+
+    def write(self, data: bytes) -> int:
+        size: int = self._socket().send(data)
+        return size
+
+    def _socket(self) -> Any:
+        if not self._connection:
+            raise ValueError("the connection has ended")
+        return self._connection[0]
 
 
 def hang_up(connection: list[Any]) -> None:
@@ -48,14 +69,14 @@ def start_in_server(base: Any, sock: Any, options: dict[str, Any]) -> None:
     sock.settimeout(None)
     if sock.family != getattr(sys.modules["socket"], "AF_UNIX", None):
         sock.setsockopt(6, 1, 1)  # TCP_NODELAY
-    io = base.Popen2IO(SocketFile(sock), SocketFile(sock), base.get_execmodel("thread"))
     connection = [sock]
+    file = SocketFile(connection)
+    io = base.Popen2IO(file, file, base.get_execmodel("thread"))
     try:
         _start(base, io, connection, options)
     finally:
         hang_up(connection)
-        del connection[:]  # the server's next client comes before a garbage collection
-        vars(io).clear()
+        del connection[:]
         os.environ.clear()
         os.environ.update(environment)
         if os.path.isdir(folder):
@@ -74,8 +95,6 @@ def _start(base: Any, io: Any, connection: list[Any], options: dict[str, Any]) -
                 raise ValueError("%s= would be for the whole server, which serves others too" % key)
         base.change_surroundings(options["env"], options["chdir"])
         io.execmodel = base.get_execmodel(options["execmodel"])
-        if not io.execmodel.has_main_thread:
-            raise ValueError("a server that serves in its own process has threads, no greenlets")
     except Exception as exc:
         io.write(marker + base._frame_of({"error": base._decoded(base.geterrortext(exc))}))
         return
