@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from contextlib import suppress
 
 from . import _fork
+from ._clock import monotonic, sleep
 from .gateway_base import above_stdio, new_lock
 
 TYPE_CHECKING = False
@@ -113,9 +113,9 @@ class EndWatch:
 
         Behind the last the thread is gone, unless the program has other children.
         """
-        deadline = time.monotonic() + GRACE_S
-        while process in self._bells and time.monotonic() < deadline:
-            time.sleep(0.001)
+        deadline = monotonic() + GRACE_S
+        while process in self._bells and monotonic() < deadline:
+            sleep(0.001)
         self._ring_for({process})
         with self._lock:
             self._processes.discard(process)

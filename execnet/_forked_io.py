@@ -10,10 +10,10 @@ import os
 import select
 import signal
 import sys
-import time
 from contextlib import suppress
 
 from . import _fork, _forkserver, _transports
+from ._clock import monotonic
 from ._errors import BootstrapError
 from ._forkserver import SLICE_S, Fork, Template, TemplateLost
 from .gateway_base import ExecModel, Popen2IO, above_stdio, new_lock
@@ -145,7 +145,7 @@ class ForkedIO(Popen2IO):
         """Raise EOFError that says why there is no worker, where that is known."""
         fork = self._fork
         if fork is not None and not self._asked:
-            self._wait_for_news(lambda: fork.pid or fork.ended, time.monotonic() + NEWS_S)
+            self._wait_for_news(lambda: fork.pid or fork.ended, monotonic() + NEWS_S)
             if fork.error:
                 raise EOFError(f"the template can't fork: {os.strerror(fork.error)}")
             if fork.pid is None and self._template.lost:
@@ -176,7 +176,7 @@ class ForkedIO(Popen2IO):
         """Wait until news of the template make a condition true; whether they did."""
         while not condition():
             self._template.take_news()
-            left = deadline - time.monotonic()
+            left = deadline - monotonic()
             if condition() or self._template.lost or left <= 0:
                 break
             if self.execmodel.has_main_thread:
@@ -187,7 +187,7 @@ class ForkedIO(Popen2IO):
 
     def _open_pidfd(self) -> None:
         """Open what tells of the worker's end, if the system has it."""
-        pid = self._worker(time.monotonic() + ANSWER_S) if not self._over else None
+        pid = self._worker(monotonic() + ANSWER_S) if not self._over else None
         with self._lock:
             if self._pidfd < 0 and pid and not self._over:
                 pidfd = _pidfd_of(pid)
@@ -223,7 +223,7 @@ class ForkedIO(Popen2IO):
                 self._await_pidfd(deadline) if self._pidfd >= 0 else self._await_news(deadline)
             ):
                 return False
-            self._wait_for_news(lambda: fork.ended, time.monotonic() + NEWS_S)
+            self._wait_for_news(lambda: fork.ended, monotonic() + NEWS_S)
         finally:
             self._leave_pidfd()
         with self._lock:
@@ -240,7 +240,7 @@ class ForkedIO(Popen2IO):
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         while True:
-            left = max(0.0, deadline - time.monotonic())
+            left = max(0.0, deadline - monotonic())
             if self.execmodel.has_main_thread:
                 return bool(poll.poll(None if left == _FOR_EVER else left * 1000))
             if self._over or poll.poll(0):
@@ -256,7 +256,7 @@ class ForkedIO(Popen2IO):
         if self._wait_for_news(lambda: fork.ended, deadline):
             return True
         while self._template.lost and _is_there(fork.pid or self.worker_pid):
-            left = deadline - time.monotonic()
+            left = deadline - monotonic()
             if left <= 0:
                 return False
             self.execmodel.sleep(min(left, SLICE_S))
@@ -285,7 +285,7 @@ class ForkedIO(Popen2IO):
         fork, template = self._fork, self._template
         if self._over or fork is None:
             return
-        pid = self._worker(time.monotonic() + ANSWER_S)
+        pid = self._worker(monotonic() + ANSWER_S)
         if not pid:
             if not fork.ended and not template.lost:  # it does not answer
                 template.end(0.0)
@@ -367,7 +367,7 @@ def create_io(
     if the template can't be started or can't import what it is to.
     """
     timeout_s = CONNECT_TIMEOUT_S if spec.connect_timeout is None else float(spec.connect_timeout)
-    deadline = time.monotonic() + (timeout_s or _FOR_EVER)
+    deadline = monotonic() + (timeout_s or _FOR_EVER)
     command = list(_transports.command(spec))
 
     def find_template() -> Template:

@@ -14,11 +14,11 @@ import os
 import select
 import socket
 import subprocess
-import time
 from array import array
 from contextlib import suppress
 
 from . import _fork
+from ._clock import monotonic, sleep
 from ._ends import LOOK_S, Bell, EndWatch
 from ._errors import BootstrapError, command_text
 from ._forkserver_boot import first_line
@@ -124,7 +124,7 @@ class Template:
                 raise BootstrapError(
                     text + f"ended before it was ready, exit status {status}", self.command, status
                 )
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 raise BootstrapError(text + "was not ready in time", self.command)
             self.wait_for_news(SLICE_S)
 
@@ -167,7 +167,7 @@ class Template:
             if not self.lost:
                 try:
                     header = HEADER.pack(KILL, fork.token, 0)
-                    self._send_all(header, time.monotonic() + END_S)
+                    self._send_all(header, monotonic() + END_S)
                 except OSError:
                     self._lose()
 
@@ -180,14 +180,14 @@ class Template:
                 data = data[self._control.sendmsg([data], ancillary) :]
                 fds = None
             except BlockingIOError:
-                left = deadline - time.monotonic()
+                left = deadline - monotonic()
                 if not _wait_for(self._control.fileno(), min(left, SLICE_S), True) and left <= 0:
                     raise TimeoutError("the template takes nothing") from None
             except OSError as exc:
                 # Too many descriptors are on their way, for a user's share.
-                if exc.errno != _TOOMANYREFS or time.monotonic() > deadline:
+                if exc.errno != _TOOMANYREFS or monotonic() > deadline:
                     raise
-                time.sleep(0.001)
+                sleep(0.001)
 
     # news
 
@@ -252,7 +252,7 @@ class Template:
             if self._wake is not None:
                 fds = [above_stdio(os.dup(self._wake.fd)), self._control.fileno()]
         if not fds:  # look, as nothing tells of them any more
-            time.sleep(LOOK_S)
+            sleep(LOOK_S)
             return
         poll = select.poll()
         for fd in fds:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
-import time
 
 from . import _fork
+from ._clock import monotonic
 from .gateway_base import Pulse
 
 
@@ -39,7 +39,7 @@ class _Watch:
                     raise
 
     def _schedule(self, pulse: Pulse) -> None:
-        due = time.monotonic() + pulse.interval_s
+        due = monotonic() + pulse.interval_s
         heapq.heappush(self._due, (due, next(self._numbers), pulse))
 
     def _run(self) -> None:
@@ -48,7 +48,7 @@ class _Watch:
                 if not self._due:
                     self._runs = False
                     return
-                left = self._due[0][0] - time.monotonic()
+                left = self._due[0][0] - monotonic()
                 if left > 0:
                     self._changed.wait(left)
                     continue

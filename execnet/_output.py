@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from contextlib import suppress
 
 from . import _fork, _output_remote
+from ._clock import monotonic
 from ._errors import BootstrapError
 from ._output_remote import CREDIT_BYTES
 from ._source import source_to_send
@@ -85,7 +85,7 @@ class Output:
 
     def drain(self, deadline: float | None) -> None:
         """Wait until ``deadline`` for lines of ended workers; of those on, that they end."""
-        idle, now = self._idle, time.monotonic()
+        idle, now = self._idle, monotonic()
         if idle is not None and self._get_ident() != self._ident:
             deadline = now + DRAIN_S if deadline is None else deadline
             idle.wait(max(deadline - now, LAST_S))
@@ -182,6 +182,6 @@ def forward_all(
         asked = [(gateway, output.forward(gateway)) for gateway in gateways]
         for gateway, code in asked:
             deadline = deadlines[gateway.id]
-            code.waitclose(None if deadline is None else deadline - time.monotonic())
+            code.waitclose(None if deadline is None else deadline - monotonic())
     except (RemoteError, OSError, EOFError, RuntimeError) as exc:  # Runtime: no more threads
         raise BootstrapError(f"the output of workers can't be forwarded: {exc}") from exc

@@ -7,9 +7,9 @@ at ``Starts.run``.
 from __future__ import annotations
 
 from contextlib import suppress
-from time import monotonic
 
 from . import gateway_bootstrap
+from ._clock import monotonic
 from ._logins import SSH_FAILED, address_of, logins, pause_s, was_refused
 from ._shared import is_shared, spec_of_connection
 from .gateway_base import load_codec

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
+from ._clock import monotonic
 from .gateway_base import WorkerGateway, _Flag
 
 TYPE_CHECKING = False
@@ -30,13 +31,20 @@ def safe_terminate(
     waiting = []
     for termfunc, killfunc in list_of_paired_functions:
         ended = _Flag(execmodel)
-        execmodel.start(_call_and_set, (termfunc, ended), "execnet-terminate")
+        try:
+            execmodel.start(_call_and_set, (termfunc, ended), "execnet-terminate")
+        except RuntimeError:  # no thread is to be had, so there is nothing to wait with
+            killfunc()
+            continue
         waiting.append((ended, killfunc))
-    deadline = None if timeout is None else time.monotonic() + timeout
+    deadline = None if timeout is None else monotonic() + timeout
     for ended, killfunc in waiting:
-        if not ended.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+        if not ended.wait(None if deadline is None else max(0.0, deadline - monotonic())):
             killed = _Flag(execmodel)
-            execmodel.start(_call_and_set, (killfunc, killed), "execnet-kill")
+            try:
+                execmodel.start(_call_and_set, (killfunc, killed), "execnet-kill")
+            except RuntimeError:
+                killfunc()
             killed.wait(KILL_S)
             ended.wait(KILL_S)
 
@@ -57,20 +65,23 @@ def longest_end_s(gateways: Iterable[Any]) -> float:
 
 def wait_ended(gateway: Any, deadline: float) -> bool:
     """Wait for a worker's end until the deadline; whether it came to that."""
+    if gateway._io.poll_until(deadline) is not None or not gateway.hasreceiver():
+        return True
     # A status may be None of one that has ended: nobody could tell it any more.
-    return gateway._io.poll_until(deadline) is not None or not gateway.hasreceiver()
+    return bool(getattr(gateway._io, "has_ended", bool)())
 
 
 def warn_killed(gateway: Any) -> None:
     """Warn of a worker that had to be killed; never raises, for the end must go on."""
-    import warnings
-
     stacks = gateway._stacks or "none were to be had"
     text = f"worker {gateway.id} did not end in time and was killed; its last stacks: {stacks}"
     try:
+        import warnings
+
         warnings.warn(text, ResourceWarning, stacklevel=5)
-    except ResourceWarning:
-        sys.stderr.write(f"ResourceWarning: {text}\n")
+    except Exception:  # warnings are errors, or stderr is broken
+        with suppress(Exception):  # it may be anything, and None
+            sys.stderr.write(f"ResourceWarning: {text}\n")
 
 
 def foreign_pair(member: Any) -> tuple[Callable[[], None], Callable[[], None]]:

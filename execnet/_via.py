@@ -6,9 +6,8 @@ both ends say is described in ``_via_remote``, the far half.  Start at ``create_
 
 from __future__ import annotations
 
-import time
-
 from . import _via_far, _via_remote
+from ._clock import monotonic
 from ._errors import BootstrapError
 from ._source import source_to_send
 from ._transports import address_of, command
@@ -311,7 +310,7 @@ class ViaIO:
         self._over.wait()
         if not self._ended.is_set():
             limit_s = SILENT_S if self._silent else ANSWER_S
-            if not self._ended.wait(max(0.0, self._kill_time + limit_s - time.monotonic())):
+            if not self._ended.wait(max(0.0, self._kill_time + limit_s - monotonic())):
                 self._via._io._silent = True
                 self._via._io.worker_pid = None  # so that a kill takes what is behind it along
                 self._lose(f"{self._via.id}, which it goes via, does not answer")
@@ -322,7 +321,7 @@ class ViaIO:
 
         Returns its exit status, negative for a signal; None if it runs on or is not known.
         """
-        self._ended.wait(max(0.0, deadline - time.monotonic()))
+        self._ended.wait(max(0.0, deadline - monotonic()))
         return self._known_status()
 
     def _known_status(self) -> int | None:
@@ -343,7 +342,7 @@ class ViaIO:
     def kill(self) -> None:
         """Have the far process killed; never waits."""
         if not self._over.is_set():
-            self._kill_time = time.monotonic()
+            self._kill_time = monotonic()
             self._post((self.worker_pid,))
             self._over.set()
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 import types
 from collections.abc import Callable, Mapping
 
 from . import _fork
+from ._clock import monotonic
 from ._death import shown, worker_died
 from ._last_words import LastWords, show
 from ._source import _find_non_builtin_globals as _find_non_builtin_globals
@@ -222,7 +222,7 @@ class Gateway(BaseGateway):
         """End the worker and wait until it is gone; after 10 s it is killed."""
         try:
             self.exit()
-            self._io.poll_until(time.monotonic() + TERMINATE_S)
+            self._io.poll_until(monotonic() + TERMINATE_S)
         finally:
             self._io.kill()
             self._io.wait()
@@ -355,7 +355,7 @@ class Gateway(BaseGateway):
             return EOFError(f"{self.id} was ended")
         poll_until = getattr(self._io, "poll_until", None)
         if poll_until is not None:
-            self.exitcode = poll_until(time.monotonic() + EXIT_STATUS_S)
+            self.exitcode = poll_until(monotonic() + EXIT_STATUS_S)
         words = self._last_words
         if words.status is not None and not self._silence:
             self.exitcode = words.status  # not that of ssh
@@ -395,7 +395,7 @@ def collect_stacks(gateways: list[Gateway], deadline: float | None) -> dict[str,
         try:
             if isinstance(channel, Exception):
                 raise channel
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            left = None if deadline is None else max(0.0, deadline - monotonic())
             stacks[id] = channel.receive(left)
         except (OSError, EOFError) as exc:
             stacks[id] = f"not to be had: {exc}"

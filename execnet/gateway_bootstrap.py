@@ -7,9 +7,9 @@ Start at ``bootstrap``.  What the far side does with the line is ``start_worker`
 from __future__ import annotations
 
 import os
-import time
 
 from . import _transports
+from ._clock import monotonic
 from .gateway import Gateway
 from .gateway_base import CODECS, GatewayState, get_execmodel
 from .gateway_io import BootstrapError, shell_split_path
@@ -243,7 +243,7 @@ def wait_ready(gateway: Gateway, deadline: float | None) -> None:
     did not, with nothing left running.
     """
     try:
-        gateway._hello.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        gateway._hello.wait(None if deadline is None else max(0.0, deadline - monotonic()))
         if gateway._state == GatewayState.LIVE and "error" not in gateway._hello_info:
             gateway._io.worker_pid = gateway._hello_info.get("pid")
             return
@@ -287,7 +287,7 @@ def abandon(gateway: Gateway) -> None:
 def deadline_of(spec: XSpec) -> float | None:
     """Return when a worker that is started now must have answered; None for never."""
     timeout_s = timeout_of(spec)
-    return None if timeout_s is None else time.monotonic() + timeout_s
+    return None if timeout_s is None else monotonic() + timeout_s
 
 
 def timeout_of(spec: XSpec) -> float | None:

@@ -11,11 +11,10 @@ import os
 import select
 import signal
 import sys
-import time
 from contextlib import contextmanager, nullcontext, suppress
-from time import monotonic
 
 from . import _transports
+from ._clock import monotonic, sleep
 from ._end_poll import EndPoll
 from ._errors import BootstrapError as BootstrapError
 from ._errors import HostNotFound as HostNotFound
@@ -41,6 +40,7 @@ SPARE_DESCRIPTORS = 9  # for the moment in which a process is started
 MORE_DESCRIPTORS = "raise the limit (ulimit -n, or resource.setrlimit) or use fewer gateways"
 NO_DESCRIPTOR = errno.EMFILE, errno.ENFILE
 END_S = 0.25  # how long a command may take to end by itself after its worker
+FIRST_LOOK_S, LAST_LOOK_S = 0.0005, 0.05  # between looks for the end of a process
 KILL_S = 2.0  # how long another user's kill may take
 GENTLE_S = 0.2  # for ssh to give the terminal its echo back, when a prompt is given up
 
@@ -196,6 +196,8 @@ class Popen2IOMaster(Popen2IO):
 
     def __init__(self, args: list[str], execmodel: ExecModel) -> None:
         self.args = args
+        self._ended = False
+        self._status: int | None = None  # None also where nobody can tell
         self._stderr: Any = None
         captures = getattr(args, "captures_stderr", False) and sys.platform != "win32"
         passed: list[int] = []
@@ -243,7 +245,32 @@ class Popen2IOMaster(Popen2IO):
 
     def has_ended(self) -> bool:
         """Whether the process has."""
-        return self.popen.poll() is not None
+        return self._look(wait=False)
+
+    def _look(self, wait: bool) -> bool:
+        """Whether the process has ended; with ``wait``, when it has.  Notes its exit status.
+
+        ``Popen`` takes one that the system does not know (any more) for 0.
+        """
+        if self.popen.returncode is not None and not self._ended:
+            self._ended, self._status = True, self.popen.returncode
+        if not self._ended and self.execmodel.has_main_thread and hasattr(os, "waitid"):
+            flags = os.WEXITED | os.WNOWAIT | (0 if wait else os.WNOHANG)
+            try:
+                found = os.waitid(os.P_PID, self.popen.pid, flags)
+                if found is None:
+                    return False
+                exited = found.si_code == os.CLD_EXITED
+                self._status = found.si_status if exited else -found.si_status
+            except ChildProcessError:  # another one asked for it, or SIGCHLD is ignored
+                pass
+            self._ended = True  # before ``Popen`` asks, so that no other thread meets that
+        elif not self._ended:
+            self._status = self.popen.wait() if wait else self.popen.poll()
+            self._ended = self._status is not None
+        if self._ended:
+            self.popen.poll()
+        return self._ended
 
     def close_read(self) -> None:
         """Close the file that is read."""
@@ -263,25 +290,31 @@ class Popen2IOMaster(Popen2IO):
             self._end_poll.disown()
         self.close_write()
         self.close_read()
-        self.popen.returncode = 0  # as known as it will be: it is not ours to wait for
+        self.popen.returncode = 0  # it is not ours to wait for
+        self._ended, self._status = True, None
 
     def wait(self) -> int | None:
-        """Wait until the process has ended; return its exit status."""
-        status: int | None = self.popen.wait()
+        """Wait until the process has ended; return its exit status, None if not known."""
+        self._look(wait=True)
         self._leave_process()
-        return status
+        return self._status
 
     def poll_until(self, deadline: float) -> int | None:
         """Wait for the process's end until ``time.monotonic()`` reaches the deadline.
 
-        Returns its exit status, negative for a signal; None if it runs on.
+        Returns its exit status, negative for a signal; None if it runs on or is not known.
         """
-        with suppress(self.execmodel.subprocess.TimeoutExpired):
-            self.popen.wait(max(0.0, deadline - time.monotonic()))
-        status: int | None = self.popen.returncode
-        if status is not None:
+        if self.execmodel.has_main_thread:
+            delay_s = FIRST_LOOK_S
+            while not self.has_ended() and monotonic() < deadline:
+                sleep(max(0.0, min(delay_s, deadline - monotonic())))
+                delay_s = min(2 * delay_s, LAST_LOOK_S)
+        else:
+            with suppress(self.execmodel.subprocess.TimeoutExpired):
+                self.popen.wait(max(0.0, deadline - monotonic()))
+        if self.has_ended():
             self._leave_process()
-        return status
+        return self._status
 
     def end(self) -> None:
         """End the command, whose worker has ended: it may wait for what that has left behind."""
@@ -326,7 +359,7 @@ class Popen2IOMaster(Popen2IO):
         Before the worker has said hello all that the process started is killed with it, and
         ssh is asked first, as it may have turned off the echo of a terminal.
         """
-        if self.popen.poll() is not None:
+        if self.has_ended():
             return
         waits = self._kill_below()  # sudo ends behind its child, and leaves no zombie then
         with suppress(OSError):  # it belongs to another user, or is gone
@@ -334,7 +367,7 @@ class Popen2IOMaster(Popen2IO):
                 self.popen.terminate()
                 self.popen.send_signal(signal.SIGCONT)
                 waits = True
-            if waits and self.poll_until(time.monotonic() + GENTLE_S) is not None:
+            if waits and self.poll_until(monotonic() + GENTLE_S) is not None:
                 return
             self.popen.kill()
 

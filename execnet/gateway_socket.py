@@ -7,9 +7,9 @@ the far side is ``script/socketserver.py``.
 from __future__ import annotations
 
 import os
-import time
 from contextlib import suppress
 
+from ._clock import monotonic
 from ._errors import BootstrapError, HostNotFound
 from .gateway_base import DirectReads, ExecModel, RemoteError, _Flag, above_stdio, write_all
 from .script import socketserver
@@ -130,7 +130,7 @@ class SocketIO:
         """
         if not self._ended.is_set() and self._is_at_end():
             self._ended.set()
-        self._ended.wait(max(0.0, deadline - time.monotonic()))
+        self._ended.wait(max(0.0, deadline - monotonic()))
         return self._status()
 
     def _is_at_end(self) -> bool:
@@ -245,7 +245,7 @@ def _connect(address: Address, execmodel: ExecModel, timeout: float) -> SocketIO
     timeout: in seconds, 0 for none.
     """
     name = format_address(address)
-    deadline = time.monotonic() + timeout if timeout else None
+    deadline = monotonic() + timeout if timeout else None
     error: Exception = OSError("the name has no address")
     try:
         for place in _places(address, execmodel):
@@ -281,7 +281,7 @@ def _connected(place: tuple[int, Any], execmodel: ExecModel, deadline: float | N
         sock = execmodel.socket.socket(place[0], kind, 0, above_stdio(sock.detach()))
     try:
         if deadline is not None:
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            sock.settimeout(max(0.001, deadline - monotonic()))
         sock.connect(place[1])
         sock.settimeout(None)
         keep_alive(sock)

@@ -6,12 +6,11 @@ Start at ``Group``; its ``terminate`` is the promise that nothing is left behind
 from __future__ import annotations
 
 import atexit
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from time import monotonic
 
 from . import _fork, gateway_bootstrap, gateway_io
+from ._clock import monotonic
 from ._multichannel import MultiChannel as MultiChannel
 from ._shared import Connections
 from ._shared import create_io as create_shared_io
@@ -283,7 +282,7 @@ class Group:
         one), which is what an orderly end may take, and 10 s more.  In a callback of a member
         it does not wait for the thread that runs the callback.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else monotonic() + timeout
         wait_s = -1 if timeout is None else max(0.0, timeout)
         (taken,) = map(self._terminating.acquire, (True,), (wait_s,))  # doc/interrupts.rst, "Locks"
         try:
@@ -365,7 +364,7 @@ class Group:
 
         timeout: seconds for all together; the text of one that did not answer says so.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else monotonic() + timeout
         return collect_stacks(list(self), deadline)
 
     def _cleanup_atexit(self) -> None:

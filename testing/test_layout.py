@@ -29,6 +29,7 @@ PACKAGE = ROOT / "execnet"
 FLOORS = {
     "gateway_base": 0,
     "xspec": 0,
+    "_clock": 0,
     "rsync_remote": 0,
     "_rsync_linking": 0,
     "_rsync_places": 0,
