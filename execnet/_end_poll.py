@@ -8,6 +8,8 @@ from __future__ import annotations
 import select
 from contextlib import suppress
 
+from .gateway_base import real_select
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +37,7 @@ class EndPoll:
         self._watch: EndWatch | None = None
         self._bell = -1
         self._limit_ms: int | None = LOOK_MS
-        self._poll = select.poll()
+        self._poll = real_select().poll()
         self._poll.register(fd, select.POLLIN)
 
     def read(self, read: Callable[[int], bytes], limit: int) -> bytes:

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from . import _fork
 from ._clock import monotonic, sleep
-from .gateway_base import above_stdio, new_lock
+from .gateway_base import above_stdio, new_lock, threads_are_patched
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -167,5 +167,7 @@ _children = EndWatch(_wait_for_a_child)
 def of_children() -> EndWatch | None:
     """Return what watches children; None where the system tells nothing of their ends."""
     if not hasattr(os, "waitid") or signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+        return None
+    if threads_are_patched():  # it would stop all greenlets
         return None
     return _children

@@ -33,6 +33,7 @@ from .gateway_base import (
     _refusal,
     dumps_internal,
     new_lock,
+    threads_are_patched,
 )
 
 TYPE_CHECKING = False  # ``typing`` itself costs more than all else that is imported here
@@ -284,7 +285,8 @@ class Gateway(BaseGateway):
         if interval_s:
             self._post(Message.PING, 0, dumps_internal((interval_s, dead_after_s)))
             pulse = Pulse(self, interval_s, dead_after_s)
-            if not self.execmodel.has_main_thread:  # a thread must not touch what greenlets use
+            # A thread must not touch what greenlets use, nor wait as they do.
+            if not self.execmodel.has_main_thread or threads_are_patched():
                 self.execmodel.start(pulse.run, (), "execnet-pulse")
                 return
             from . import _heartbeat

@@ -69,7 +69,32 @@ else:
     _TimedOut = _OSError = type("OSError", (IOError, OSError), {})
     BlockingIOError = InterruptedError = OSError = EnvironmentError
 
-_thread: Any = __import__("thread" if PY2 else "_thread")
+
+def _real(name: str, function: str) -> Any:
+    """Return a module in C as the interpreter made it, whatever a greenlet library did to it.
+
+    function: one that those replace or take away; then it is a new copy of the module, if the
+    interpreter can make one.
+    """
+    module: Any = __import__(name)
+    if type(getattr(module, function, None)) is not type(len):
+        try:
+            spec = module.__spec__
+            module = spec.loader.create_module(spec)
+            spec.loader.exec_module(module)
+        except (ImportError, AttributeError):
+            return sys.modules[name]
+    return module
+
+
+def threads_are_patched() -> bool:
+    """Whether ``threading`` makes something else than threads."""
+    return __import__("thread" if PY2 else "_thread").start_new_thread is not _start_new_thread
+
+
+_thread: Any = type(sys)("_thread")  # what it had when it was first needed
+_thread.__dict__.update(_real("thread" if PY2 else "_thread", "start_new_thread").__dict__)
+_start_new_thread = _thread.start_new_thread
 get_ident: Callable[[], int] = _thread.get_ident
 if not TYPE_CHECKING:
     deque = __import__("_collections").deque  # without the rest of ``collections``
@@ -222,6 +247,14 @@ def _import(name: str) -> Any:
             return __import__(name)
         finally:
             _keep_spare_fd()
+
+
+def real_select() -> Any:
+    """Return ``select`` with the interpreter's own ``poll``."""
+    select = sys.modules.get("select") or _import("select")
+    if type(getattr(select, "poll", None)) is type(len) or sys.platform == "win32":
+        return select
+    return _real("select", "poll")
 
 
 def geterrortext(exc: Any) -> str:
@@ -1217,8 +1250,8 @@ class ExecModel(object):
 
     def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
         """Run ``func(*args)`` in a thread or greenlet that keeps no process alive."""
-        if "threading" not in sys.modules:
-            _thread.start_new_thread(_run_thread, (func, args, name))
+        if "threading" not in sys.modules or threads_are_patched():
+            _start_new_thread(_run_thread, (func, args, name))
             return
         thread = _threading().Thread(target=func, args=args, name=name or None)
         thread.daemon = True
@@ -1272,7 +1305,7 @@ class ExecModel(object):
 
     def Event(self) -> Any:
         """Return a new event."""
-        return _threading().Event()
+        return _Flag(self) if threads_are_patched() else _threading().Event()
 
 
 class MainThreadOnlyExecModel(ExecModel):
@@ -1755,7 +1788,7 @@ class Popen2IO(object):
     def can_write_now(self) -> bool:
         """Whether a few KiB can be written without waiting."""
         try:
-            select = sys.modules.get("select") or _import("select")
+            select = real_select()
             poll = select.poll()
             poll.register(self.outfile.fileno(), select.POLLOUT)
         except (ImportError, AttributeError, OSError, ValueError):
@@ -1768,7 +1801,7 @@ class Popen2IO(object):
         Raises what says that it can't be told.
         """
         if self._input is None:
-            select = _import("select")
+            select = real_select()
             self._input = select.poll()
             self._input.register(self.infile.fileno(), select.POLLIN)
         return bool(self._input.poll(wait_ms))
@@ -2077,7 +2110,7 @@ class DirectReads(object):
                 return
             except OSError:  # with another kind of time
                 pass
-        select = _import("select")
+        select = real_select()
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
 import sys
 from contextlib import contextmanager, nullcontext, suppress
@@ -23,7 +22,7 @@ from ._errors import with_command
 from ._fork import stderr_of_children
 from ._transports import popen_bootstrapline as popen_bootstrapline
 from ._transports import shell_split_path as shell_split_path
-from .gateway_base import ExecModel, Popen2IO, above_stdio
+from .gateway_base import ExecModel, Popen2IO, above_stdio, real_select
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +35,8 @@ if TYPE_CHECKING:
 
 PIPE_BYTES = 1 << 20
 F_SETPIPE_SZ = 1031  # on Linux; PyPy has no name for it
-SPARE_DESCRIPTORS = 9  # for the moment in which a process is started
+SPARE_DESCRIPTORS = 6  # for the moment in which a process is started
+RELAY_DESCRIPTORS = 3  # the same, where its stderr is captured; two of them stay
 MORE_DESCRIPTORS = "raise the limit (ulimit -n, or resource.setrlimit) or use fewer gateways"
 NO_DESCRIPTOR = errno.EMFILE, errno.ENFILE
 END_S = 0.25  # how long a command may take to end by itself after its worker
@@ -113,7 +113,8 @@ def check_descriptors(specs: list[XSpec]) -> None:
     if found is None:
         return
     have, limit = found
-    need = sum(map(_needed, specs)) + SPARE_DESCRIPTORS
+    needed = [_needed(spec) for spec in specs]
+    need = sum(needed) + SPARE_DESCRIPTORS + (RELAY_DESCRIPTORS if 3 in needed else 0)
     if have + need > limit:
         raise BootstrapError(
             f"{len(specs)} gateways need {need} descriptors; {have} of {limit} are in use: "
@@ -158,7 +159,7 @@ def end_poll(
         from ._green_poll import GreenPoll
 
         return GreenPoll(fd, io, io.execmodel)
-    return EndPoll(fd, io, find_watch) if hasattr(select, "poll") else None
+    return EndPoll(fd, io, find_watch) if hasattr(real_select(), "poll") else None
 
 
 @contextmanager

@@ -166,3 +166,58 @@ def test_members_of_other_kinds_are_killed_where_no_thread_can_be_had(
 def test_the_interpreter_of_a_worker_is_the_one_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/another/python")
     assert _transports.command(XSpec("popen"))[0] == "/another/python"
+
+
+class TestPatchedThreads:
+    """The core runs on real threads, whatever a greenlet library has made of ``threading``."""
+
+    PATCHES = (
+        ("gevent", "from gevent import monkey\nmonkey.patch_all()"),
+        ("eventlet", "import eventlet\neventlet.monkey_patch()"),
+    )
+
+    @pytest.mark.parametrize(("library", "patch"), PATCHES)
+    @pytest.mark.parametrize("spec", ["popen", f"popen//python={sys.executable}//heartbeat=0.1"])
+    def test_a_coordinator_that_was_patched_before_it_starts(
+        self, library: str, patch: str, spec: str
+    ) -> None:
+        pytest.importorskip(library)
+        result = run_python(
+            f"""
+import warnings
+warnings.simplefilter("ignore")
+{patch}
+import execnet
+gateway = execnet.makegateway({spec!r})
+first = gateway.remote_exec("for item in channel: channel.send(item)")
+for item in 1, {{"a": 1.5}}, "x" * 2_000_000:
+    first.send(item)
+    assert first.receive({BOUND_S}) == item
+second = gateway.remote_exec("channel.send(2)")
+print(second.receive({BOUND_S}))
+got = []
+first.setcallback(got.append)
+first.send(3)
+first.close()
+execnet.default_group.terminate(5)
+print(len(execnet.default_group), gateway._io.has_ended())
+"""
+        )
+        assert result.stdout == "2\n0 True\n", result.stderr
+
+    @pytest.mark.parametrize(("library", "patch"), PATCHES)
+    def test_a_worker_whose_code_patches_it(
+        self, makegateway: MakeGateway, library: str, patch: str
+    ) -> None:
+        pytest.importorskip(library)
+        gateway = makegateway()
+        code = "\nchannel.send(1)\nfor item in channel: channel.send(item)"
+        first = gateway.remote_exec(
+            "import warnings; warnings.simplefilter('ignore')\n" + patch + code
+        )
+        assert first.receive(BOUND_S) == 1
+        second = gateway.remote_exec("for item in channel: channel.send(item)")
+        for item in range(20):  # until items are read directly
+            for channel in first, second:
+                channel.send([item])
+                assert channel.receive(BOUND_S) == [item]
