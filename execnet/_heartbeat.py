@@ -11,7 +11,7 @@ import threading
 
 from . import _fork
 from ._clock import monotonic
-from .gateway_base import Pulse
+from .gateway_base import Pulse, get_execmodel
 
 
 class _Watch:
@@ -30,9 +30,8 @@ class _Watch:
             if self._runs:
                 self._changed.notify()
             else:
-                thread = threading.Thread(target=self._run, name="execnet-heartbeat", daemon=True)
                 try:
-                    thread.start()
+                    get_execmodel("thread").start(self._run, (), "execnet-heartbeat")
                     self._runs = True  # it looks when we let go of the lock
                 except RuntimeError:
                     self._due.clear()

@@ -70,7 +70,7 @@ _SENT_AFTER_HELLO = """
     _parse _parse_other _parse_ints _parse_decimal _checked_key _INT _TEXT _LONG
     _BUILDTUPLE _CONSTANTS _COLLECTIONS _text _STRINGS
     _decimal _find_refused _save_channel _ints_of_list
-    load_codec _load_fast_codec _StrictPickler _StrictUnpickler _load_pickle _nested_too_deeply
+    _load_fast_codec _StrictPickler _StrictUnpickler _load_pickle _nested_too_deeply
     dumps_fast _refuse_extensions load_item _PICKLED_CONTAINERS _NESTING_MAX
     _Lock _PolledLock _with_lock new_lock new_rlock _Inbox _run_starter JOINED_BYTES _left
     FrameWriter GatewayState BaseGateway WorkerGateway

@@ -12,7 +12,7 @@ from . import gateway_bootstrap
 from ._clock import monotonic
 from ._logins import SSH_FAILED, address_of, logins, pause_s, was_refused
 from ._shared import is_shared, spec_of_connection
-from .gateway_base import load_codec
+from .gateway_base import HAVE_FAST_CODEC
 from .gateway_io import BootstrapError
 
 TYPE_CHECKING = False
@@ -86,7 +86,7 @@ class Starts:
         """
         try:
             only_waits = self._advance()
-            load_codec()  # the workers begin meanwhile
+            _load_codec()  # the workers begin meanwhile
             while not only_waits:
                 self._await_answer()
                 only_waits = self._advance()
@@ -270,3 +270,10 @@ class Starts:
             self._end_login(start)
         for address in list(self._connecting):
             self._end_connecting(address)
+
+
+def _load_codec() -> None:
+    """Import what items need, as there may be no descriptor left for it later."""
+    with suppress(ImportError, OSError):  # it can do without
+        if HAVE_FAST_CODEC:
+            __import__("_pickle")

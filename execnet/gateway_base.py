@@ -71,11 +71,7 @@ else:
 
 
 def _real(name: str, function: str) -> Any:
-    """Return a module in C as the interpreter made it, whatever a greenlet library did to it.
-
-    function: one that those replace or take away; then it is a new copy of the module, if the
-    interpreter can make one.
-    """
+    """Return a module in C; a new copy, if a greenlet library has replaced that function."""
     module: Any = __import__(name)
     if type(getattr(module, function, None)) is not type(len):
         try:
@@ -89,12 +85,12 @@ def _real(name: str, function: str) -> Any:
 
 def threads_are_patched() -> bool:
     """Whether ``threading`` makes something else than threads."""
-    return __import__("thread" if PY2 else "_thread").start_new_thread is not _start_new_thread
+    module = __import__("thread" if PY2 else "_thread")
+    return module.start_new_thread is not _thread.start_new_thread
 
 
 _thread: Any = type(sys)("_thread")  # what it had when it was first needed
 _thread.__dict__.update(_real("thread" if PY2 else "_thread", "start_new_thread").__dict__)
-_start_new_thread = _thread.start_new_thread
 get_ident: Callable[[], int] = _thread.get_ident
 if not TYPE_CHECKING:
     deque = __import__("_collections").deque  # without the rest of ``collections``
@@ -224,6 +220,7 @@ MAIN_THREAD_ONLY_DEADLOCK_TEXT = (
 )
 
 
+_FRAME_LINE = '  File "%s", line %d, in %s\n'
 _spare_fds: list[int] = []  # one at most; given up for an import that finds no other
 
 
@@ -305,9 +302,6 @@ def _plain_error_text(kind: Any, exc: Any, tb: Any) -> str:
     except Exception:
         text = "%s: its text can't be had" % kind.__name__
     return "".join(lines) + text + "\n"
-
-
-_FRAME_LINE = '  File "%s", line %d, in %s\n'
 
 
 def format_stacks() -> str:
@@ -838,15 +832,6 @@ HAVE_FAST_CODEC = sys.version_info >= (3, 8) and not ISPYPY
 CODECS = ("classic", "fast") if HAVE_FAST_CODEC else ("classic",)
 
 
-def load_codec() -> None:
-    """Import what items need, as there may be no descriptor left for it later."""
-    try:
-        if HAVE_FAST_CODEC:
-            _import("_pickle")
-    except Exception:  # it can do without
-        pass
-
-
 def _load_fast_codec() -> None:  # with its first item: what it imports takes long
     global _StrictPickler, _StrictUnpickler, _load_pickle
     _pickle: Any
@@ -1251,7 +1236,7 @@ class ExecModel(object):
     def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
         """Run ``func(*args)`` in a thread or greenlet that keeps no process alive."""
         if "threading" not in sys.modules or threads_are_patched():
-            _start_new_thread(_run_thread, (func, args, name))
+            _thread.start_new_thread(_run_thread, (func, args, name))
             return
         thread = _threading().Thread(target=func, args=args, name=name or None)
         thread.daemon = True
@@ -1796,10 +1781,7 @@ class Popen2IO(object):
         return bool(poll.poll(0))
 
     def has_more(self, wait_ms: int) -> bool:
-        """Whether something can be read, by now or so many milliseconds later.
-
-        Raises what says that it can't be told.
-        """
+        """Whether something can be read, by now or so many milliseconds later."""
         if self._input is None:
             select = real_select()
             self._input = select.poll()
@@ -3480,11 +3462,8 @@ def _modules_to_load() -> list[str]:
                 found = os.listdir(folder or os.curdir)
                 if names.intersection(name.partition(".")[0] for name in found):
                     return []
-        os.register_at_fork(
-            before=_loading.acquire,
-            after_in_parent=_loading.release,
-            after_in_child=_loading.release,
-        )
+        free = _loading.release
+        os.register_at_fork(before=_loading.acquire, after_in_parent=free, after_in_child=free)
     except (AttributeError, ValueError, OSError):  # an old Python, or one from a zip
         return []
     return [name for name in _LOADED_LATER if name not in sys.modules]
@@ -3743,13 +3722,6 @@ def _handle_interrupts(handler: Callable[[int, Any], object]) -> None:
         pass
 
 
-def _unblock_interrupts() -> None:
-    """Let SIGINT through, which a coordinator may have blocked, and its children with it."""
-    signal = _signal_module()
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-
-
 def _remember_source(source: str) -> None:
     """Let the traceback show the lines of a source that has no file."""
     try:
@@ -4001,7 +3973,9 @@ def start_worker(
     # None ends it before it can tell what is to be interrupted.  Not SIG_IGN, which processes
     # that code starts would inherit.
     _handle_interrupts(lambda signum, frame: None)
-    _unblock_interrupts()
+    signal = _signal_module()
+    if hasattr(signal, "pthread_sigmask"):  # a coordinator that blocks it, blocks it for all
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     is_watched = bool(watcher) and _part(watcher, "_watcher_far")["fork_watcher"](_frame_of, marker)
     try:
         _fill_stdio()

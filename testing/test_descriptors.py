@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tools import Resources, run_python
 
-from execnet import BootstrapError, Group, XSpec, gateway_io
+from execnet import BootstrapError, Group, XSpec, gateway_base, gateway_io
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="it needs Linux")
 
@@ -189,15 +189,15 @@ class TestNoThread:
             return
         monkeypatch.setenv("PATH", path)
         left = [started]
-        start = threading.Thread.start
+        start = gateway_base._thread.start_new_thread
 
-        def start_or_not(thread: threading.Thread) -> None:
+        def start_or_not(*args: Any) -> Any:
             left[0] -= 1
             if left[0] < 0:
                 raise RuntimeError("can't start new thread")
-            start(thread)
+            return start(*args)
 
-        monkeypatch.setattr(threading.Thread, "start", start_or_not)
+        monkeypatch.setattr(gateway_base._thread, "start_new_thread", start_or_not)
         if started == needed:
             group.makegateway(spec)
             return

@@ -45,19 +45,10 @@ def failure(gateway: Gateway, code: str) -> str:
 
 class TestNoThread:
     NO_MORE = """
-        import threading
-        try:
-            import thread as _thread
-        except ImportError:
-            import _thread
+        import sys
         def no_more(*args, **kwargs):
             raise RuntimeError("can't start new thread")
-        for name in ("start_new_thread", "start_joinable_thread"):
-            if hasattr(_thread, name):
-                setattr(_thread, name, no_more)
-        for name in ("_start_new_thread", "_start_joinable_thread"):
-            if hasattr(threading, name):
-                setattr(threading, name, no_more)
+        sys.modules[type(channel).__module__]._thread.start_new_thread = no_more
         """
 
     @pytest.fixture
