@@ -78,7 +78,8 @@ _SENT_AFTER_HELLO = """
     ChannelFile ChannelFactory Windows _CountedInbox Pulse ENDMARKER NO_ENDMARKER_WANTED _refusal
     _on_reconfigure _on_exec _on_data _on_close_error
     _on_terminate _on_stacks _on_ping _on_window _on_credit
-    _answer format_stacks _plain_stack _end_fork _try_threading _modules_to_load _LOADED_LATER
+    _answer format_stacks _frames_of_user _plain_stack _keep_spare_fd real_select
+    threads_are_patched IDLE_MS _end_fork _try_threading _modules_to_load _LOADED_LATER
     _BROUGHT_ALONG _loading _dump_text _remember_source _interrupt _marked_as_utf8
     _places _interrupt_others
     WorkerDied WorkerGone TimeoutError LoadError RemoteError _ErrorText _told

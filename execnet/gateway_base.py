@@ -84,7 +84,6 @@ def _real(name: str, function: str) -> Any:
 
 
 def threads_are_patched() -> bool:
-    """Whether ``threading`` makes something else than threads."""
     module = __import__("thread" if PY2 else "_thread")
     return module.start_new_thread is not _thread.start_new_thread
 
@@ -282,12 +281,17 @@ def _users_part(tb: Any) -> Any:
 
 
 def _full_error_text(kind: Any, exc: Any, tb: Any) -> str:
-    limit, shown, place = None, 0, tb
-    if kind is DumpError and getattr(exc, "__context__", None) is None:
-        while place is not None:  # the place that gave us the item, not how we looked at it
-            shown, limit = shown + 1, limit if place.tb_frame.f_globals is globals() else shown + 1
-            place = place.tb_next
+    limit = _frames_of_user(exc, tb) if kind is DumpError else None
     return "".join(_import("traceback").format_exception(kind, exc, tb, limit))
+
+
+def _frames_of_user(exc: Any, tb: Any) -> int | None:
+    """Return how many frames lead to the place that gave us an item; not how we looked at it."""
+    shown, limit = 0, None
+    while tb is not None and getattr(exc, "__context__", None) is None:
+        shown, limit = shown + 1, limit if tb.tb_frame.f_globals is globals() else shown + 1
+        tb = tb.tb_next
+    return limit
 
 
 def _plain_error_text(kind: Any, exc: Any, tb: Any) -> str:
