@@ -133,6 +133,50 @@ def at(handle: Any, name: bytes) -> Any:
     return handle + SEP + name, {}
 
 
+def identity_of(found: Any) -> Any:
+    """Return what tells a file from every other one."""
+    return found.st_dev, found.st_ino
+
+
+def open_same(handle: Any, name: bytes, identity: Any) -> int:
+    """Return a descriptor of a name in a directory; OSError if it is another file by now.
+
+    It may be good for changing attributes only, and by ``own_path`` only.
+    """
+    path, where = at(handle, name)
+    try:
+        fd = os.open(path, O_OLD, **where)
+    except OSError as exc:
+        if exc.errno != errno.EACCES or not hasattr(os, "O_PATH"):
+            raise
+        fd = os.open(path, os.O_PATH | O_FILE, **where)
+    if identity_of(os.fstat(fd)) != identity:
+        os.close(fd)
+        raise OSError(errno.ENOENT, "was replaced meanwhile")
+    return fd
+
+
+def chmod_same(handle: Any, name: bytes, found: Any, mode: int) -> Any:
+    """Set the mode of the very file that was found; return what is found of it then."""
+    if not HAS_FDS:
+        path = handle + SEP + name
+        if identity_of(os.lstat(path)) != identity_of(found):
+            raise OSError(errno.ENOENT, "was replaced meanwhile")
+        os.chmod(path, mode)
+        return os.lstat(path)
+    fd = open_same(handle, name, identity_of(found))
+    try:
+        try:
+            os.chmod(fd, mode)
+        except OSError as exc:
+            if exc.errno != errno.EBADF:
+                raise
+            os.chmod(b"/proc/self/fd/%d" % fd, mode)  # it could not be opened for reading
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
 def names_in(handle: Any) -> Any:
     return {
         name if isinstance(name, bytes) else os.fsencode(name) for name in os.listdir(handle)

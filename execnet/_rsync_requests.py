@@ -11,7 +11,18 @@ import os
 import stat
 from collections import deque
 
-from ._rsync_places import HAS_FDS, O_OLD, Places, at, read_full, set_time, time_of, write_all
+from ._rsync_places import (
+    HAS_FDS,
+    O_OLD,
+    Places,
+    at,
+    identity_of,
+    open_same,
+    read_full,
+    set_time,
+    time_of,
+    write_all,
+)
 from ._rsync_temps import Incoming, Temps
 from ._rsync_wire import (
     ACK,
@@ -133,6 +144,7 @@ class Requests(object):
         self._out = Outbox(send)
         self._pending: Any = deque()  # in the order in which answers will come
         self._bases = self._bases_bytes = 0  # of requests that hold a copy of an old file
+        self._compared: Any = {}  # id -> identity of the old file that is compared with the new
         self._refused = -1  # a file that cannot be written, of which pieces still come
         self._leaders: Any = {}  # id -> (directory, name), for hard links
         self._unlinked: Any = {}  # links that cannot be made and have no stand-in yet
@@ -202,12 +214,14 @@ class Requests(object):
         try:
             fd = os.open(path, O_OLD, **where)
             try:
+                identity = identity_of(os.fstat(fd))
                 content = os.read(fd, SMALL_MAX + 1)
             finally:
                 os.close(fd)
         except OSError:  # unreadable; what comes replaces it
             self._ask(WANT, entry)
             return
+        self._compared[entry[1]] = identity
         self._ask(CHECK, entry, self._digest(content))
 
     def _ask_for_blocks(self, entry: Any, path: bytes, where: Any) -> None:
@@ -228,6 +242,7 @@ class Requests(object):
             incoming = Incoming(fd, temp, self._digest)
             incoming.base, incoming.block = found, block_bytes(largest)
             self._total += entry[4]
+            self._compared[entry[1]] = identity_of(found)
             self._pending.append((entry, incoming))
             self._bases += 1
             self._bases_bytes += entry[4]
@@ -262,6 +277,7 @@ class Requests(object):
 
     def _end_request(self, is_done: bool) -> None:
         entry, incoming = self._pending.popleft()
+        self._compared.pop(entry[1], None)
         if incoming is not None:
             os.close(incoming.fd)
             if incoming.base is not None:
@@ -352,17 +368,16 @@ class Requests(object):
             if exc.errno not in REFUSALS:
                 raise
 
-    def _set_mode_of(self, path: Any, where: Any, mode: int, again: Any = None) -> None:
-        """Set a mode, look whether that was of use, and count it if not.
-
-        again: a descriptor to look at, where the path is that of no other.
-        """
+    def _set_mode_of(self, path: Any, where: Any, mode: int, fd: int) -> None:
+        """Set a mode, look by a descriptor whether that was of use, and count it if not."""
         try:
             os.chmod(path, mode, **where)
         except OSError as exc:
             if exc.errno not in REFUSALS:
                 raise
-        found = os.lstat(path, **where) if again is None else os.fstat(again)
+        self._count_refused_mode(os.fstat(fd), mode)
+
+    def _count_refused_mode(self, found: Any, mode: int) -> None:
         if os.name != "nt":  # which has one bit of it, and says so of no other
             self._modes_refused += stat.S_IMODE(found.st_mode) != mode
 
@@ -444,20 +459,31 @@ class Requests(object):
         for place, number in enumerate(unpack_ids(ids)):
             entry, incoming = self._request(number)
             mode, mtime = changed.get(place, (entry[3], entry[5]))
+            if number not in self._compared:
+                raise Violation("the same as nothing that it was asked to compare: %d" % number)
             try:
                 self._keep_content(entry, incoming)
-                path, where = at(self._places.handle(entry[0]), entry[2])
-                if self._keeps_times:
-                    self._set_time(path, where, mtime)
-                found = os.lstat(path, **where)
-                if self._keeps_times and abs(time_of(found) - mtime) > COARSE_NS:
-                    self._times_refused += 1
-                if self._keeps_modes and stat.S_IMODE(found.st_mode) != mode & 0o777:
-                    self._set_mode_of(path, where, mode & 0o777)
+                self._settle_file(entry, mode & 0o777, mtime)
             except OSError as exc:
                 self._note(entry, exc)
             self._settled += 1
             self._end_request(True)
+
+    def _settle_file(self, entry: Any, mode: int, mtime: int) -> None:
+        """Set mode and time of the very file that was compared, never of what a link names."""
+        handle, name = self._places.handle(entry[0]), entry[2]
+        fd = open_same(handle, name, self._compared[entry[1]])
+        try:
+            path, where = (fd, {}) if HAS_FDS else at(handle, name)
+            if self._keeps_times:
+                self._set_time(path, where, mtime)
+            found = os.fstat(fd)
+            if self._keeps_times and abs(time_of(found) - mtime) > COARSE_NS:
+                self._times_refused += 1
+            if self._keeps_modes and stat.S_IMODE(found.st_mode) != mode:
+                self._set_mode_of(path, where, mode, fd)
+        finally:
+            os.close(fd)
 
     def _keep_content(self, entry: Any, incoming: Any) -> None:
         if incoming is None:
@@ -468,6 +494,7 @@ class Requests(object):
             incoming.check_copy()
             os.ftruncate(incoming.fd, incoming.base.st_size)
             self._place(entry, incoming.temp)
+            self._compared[entry[1]] = identity_of(os.fstat(incoming.fd))
 
     def _on_fail(self, number: int, reason: bytes) -> None:
         if number in self._unlinked:

@@ -24,8 +24,18 @@ from collections import deque
 
 from . import _rsync_wire as wire
 from ._rsync_linking import Linking
-from ._rsync_places import HAS_FDS, SEP, Directory, at, names_in, path_of, same_time, time_of
-from ._rsync_requests import COARSE_NS, Fatal
+from ._rsync_places import (
+    SEP,
+    Directory,
+    Places,
+    at,
+    chmod_same,
+    names_in,
+    path_of,
+    same_time,
+    time_of,
+)
+from ._rsync_requests import COARSE_NS, REFUSALS, Fatal
 from ._rsync_wire import SMALL_MAX, Violation, numbers, reason_of
 
 TYPE_CHECKING = False
@@ -161,7 +171,9 @@ class Target(Linking):
             return True
         if not stat.S_ISDIR(found.st_mode):
             raise OSError(errno.ENOTDIR, "a directory cannot take the place of a file")
-        self._open_up(self._dest, found, {})
+        outer, name = os.path.split(os.path.realpath(self._dest))
+        if name and found.st_mode & 0o700 != 0o700:
+            self._open_up_root(outer, name, found)
         return False
 
     def _place_of_file(self, name: bytes) -> Any:
@@ -172,12 +184,19 @@ class Target(Linking):
         self._seen = set()
         return self._dest, name
 
-    def _open_up(self, path: bytes, found: Any, where: Any) -> bool:
+    def _open_up_root(self, outer: bytes, name: bytes, found: Any) -> None:
+        places = Places()
+        try:
+            self._open_up(places.handle(Directory(0, None, outer, None, 0)), name, found)
+        finally:
+            places.close()
+
+    def _open_up(self, handle: Any, name: bytes, found: Any) -> bool:
         """Let us into a directory of ours if its mode does not; tell whether that was tried."""
         if found.st_mode & 0o700 == 0o700 or self._dry_run:
             return False
         try:
-            os.chmod(path, found.st_mode & 0o777 | 0o700, **where)
+            chmod_same(handle, name, found, found.st_mode & 0o777 | 0o700)
         except OSError:
             pass  # what needs it will fail with a better message
         return True
@@ -288,7 +307,7 @@ class Target(Linking):
         path, where = at(self._places.handle(parent), name)
         found = os.lstat(path, **where) if there else None
         if found is not None and stat.S_ISDIR(found.st_mode):
-            opened = self._open_up(path, found, where)
+            opened = self._open_up(self._places.handle(parent), name, found)
             directory = self._add_directory(entry)
             self._find_settled(directory, found)
             directory.settled = directory.settled and not opened
@@ -345,7 +364,7 @@ class Target(Linking):
             if stat.S_IMODE(found.st_mode) == mode or not self._keeps_modes:
                 self._unchanged += 1
             elif found.st_nlink == 1:
-                self._set_mode(entry, path, where)
+                self._set_mode(entry, found)
             else:
                 self._ask(wire.WANT, entry)  # its other names are not ours to change
         elif self._dry_run:
@@ -366,12 +385,17 @@ class Target(Linking):
         self._inodes.add(inode)
         return is_alone
 
-    def _set_mode(self, entry: Any, path: bytes, where: Any) -> None:
+    def _set_mode(self, entry: Any, found: Any) -> None:
         self._settled += 1
         if self._dry_run:
             self.plan(entry)
         else:
-            self._set_mode_of(path, where, entry[3])
+            try:
+                found = chmod_same(self._places.handle(entry[0]), entry[2], found, entry[3])
+            except OSError as exc:
+                if exc.errno not in REFUSALS:
+                    raise
+            self._count_refused_mode(found, entry[3])
 
     # the end
 
@@ -389,7 +413,12 @@ class Target(Linking):
                 if self._keeps_times and abs(time_of(found) - directory.mtime) > COARSE_NS:
                     self._times_refused += 1
                 if stat.S_IMODE(found.st_mode) != directory.mode:
-                    self._set_mode_of(handle, {}, directory.mode, handle if HAS_FDS else None)
+                    try:
+                        os.chmod(handle, directory.mode)
+                    except OSError as exc:
+                        if exc.errno not in REFUSALS:
+                            raise
+                    self._count_refused_mode(os.stat(handle), directory.mode)
             except OSError as exc:
                 self._note(directory.entry(), exc)
 
