@@ -1281,8 +1281,9 @@ class ExecModel(object):
     @property
     def Empty(self) -> type[Exception]:
         """What ``get`` of an inbox raises; who waits there may be interrupted: no import."""
-        empty: type[Exception] = (sys.modules.get("_queue") or self.queue).Empty
-        return empty
+        # PyPy has been seen with a "_queue" that had nothing in it.
+        empty: type[Exception] | None = getattr(sys.modules.get("_queue"), "Empty", None)
+        return empty or self.queue.Empty
 
     def Lock(self) -> Any:
         """Return a new lock; ``with`` takes it safely where an interrupt may come."""

@@ -89,12 +89,16 @@ def importable(module: str) -> bool:
 @pytest.fixture(params=EXECMODELS)
 def execmodel(request: pytest.FixtureRequest) -> ExecModel:
     """Each of the four execution models in turn."""
-    model: str = request.param
+    need_model(request.param)
+    return get_execmodel(request.param)
+
+
+def need_model(model: str) -> None:
+    """Report an execution model whose library is missing."""
     if model in GREENLET_MODELS and not importable(model):
         if platform.python_implementation() != "CPython":
             pytest.skip(f"{model} is tested on CPython")
         missing(f"{model} can't be imported")
-    return get_execmodel(model)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import random
 import struct
-import tracemalloc
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -173,6 +172,7 @@ class TestBrokenDumps:
 
 def peak_bytes_of(read: Callable[[bytes], Any], data: bytes) -> int:
     """Return the most memory that was taken while the data was read."""
+    tracemalloc = pytest.importorskip("tracemalloc")  # PyPy has none
     tracemalloc.start()
     try:
         read_or_refuse(read, data)

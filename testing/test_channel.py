@@ -489,7 +489,7 @@ class StealingQueue(SimpleQueue):  # type: ignore[type-arg]
 
     def _lose(self) -> None:
         with contextlib.suppress(Empty):
-            super().get_nowait()
+            super().get(False)
 
     def qsize(self) -> int:
         size = super().qsize()
@@ -741,6 +741,8 @@ class TestDrop:
             channel.send([inner.isclosed(), list(inner), repr(inner)])
             for i in range(3):
                 inner.send(i)
+            del inner
+            __import__("gc").collect()
             """
         )
         inner = shared.newchannel()

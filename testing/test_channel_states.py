@@ -8,6 +8,7 @@ offers nothing but what channels may ask for.
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -279,6 +280,7 @@ class TestChannelMoves:
 
         gateway._channelfactory.post = post
         del channel
+        gc.collect()
         assert happened == ["CHANNEL_CLOSE"]
         assert gateway._channelfactory.channels() == []
 
@@ -326,6 +328,7 @@ class TestChannelOperations:
         def drop() -> None:
             nonlocal channel
             del channel
+            gc.collect()  # where nothing counts references
 
         operation = "drop_with_callback" if with_callback else "drop"
         assert outcome(drop, gateway) == CHANNEL_CELLS[operation, state]

@@ -49,6 +49,8 @@ def looks_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> EndWatch:
     """The one for children, for this test alone."""
+    if not _ends.of_children():
+        pytest.skip("this Python cannot wait for an end without taking its status")
     watch = EndWatch(_ends._wait_for_a_child)
     monkeypatch.setattr(_ends, "_children", watch)
     return watch
@@ -120,10 +122,10 @@ class TestOfAChild:
             channel.receive(BOUND_S)
 
     def test_is_told_by_who_asks_for_its_status(
-        self, group: Group, hide: Hide, monkeypatch: pytest.MonkeyPatch
+        self, group: Group, watch: EndWatch, hide: Hide, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         blocked = threading.Event()
-        watch = EndWatch(blocked.wait)
+        watch = EndWatch(blocked.wait)  # in the place of the other
         monkeypatch.setattr(_ends, "_children", watch)
         gateway = group.makegateway()
         channel = hide(gateway)
@@ -185,7 +187,8 @@ def wait_until_it_listens(gateway):
     while gateway._io not in _ends._children._bells:
         time.sleep(0.001)
 first = execnet.makegateway()
-wait_until_it_listens(first)
+if _ends.of_children():
+    wait_until_it_listens(first)
 {what}
 gateway = execnet.Group().makegateway()
 channel = gateway.remote_exec({HIDING!r})

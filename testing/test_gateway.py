@@ -7,6 +7,7 @@ What may be sent as code is in ``test_source``, the states of a gateway in
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import json
 import os
@@ -20,7 +21,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import EXECMODELS, GREENLET_MODELS, MakeGateway
+from conftest import EXECMODELS, GREENLET_MODELS, MakeGateway, need_model
 from tools import wait_until
 
 import execnet
@@ -153,6 +154,7 @@ class TestRemoteExec:
         gateway = makegateway()
         with pytest.raises(DumpError, match=r"\['one'\]\[1\].*object"):
             gateway.remote_exec(take, one=[1, object()])
+        gc.collect()
         assert gateway._channelfactory.channels() == []
         assert gateway.remote_exec("channel.send(1)").receive(BOUND_S) == 1
 
@@ -240,6 +242,7 @@ class TestThreadsOfAWorker:
 
     @pytest.mark.parametrize("model", ["thread", *GREENLET_MODELS])
     def test_several_run_at_once(self, makegateway: MakeGateway, model: str) -> None:
+        need_model(model)
         gateway = makegateway(f"popen//execmodel={model}")
         channels = [gateway.remote_exec("channel.send(channel.receive())") for _ in range(5)]
         assert gateway.remote_status().numexecuting == 5
@@ -249,6 +252,7 @@ class TestThreadsOfAWorker:
 
     @pytest.mark.parametrize("model", ["thread", "main_thread_only"])
     def test_the_first_runs_in_the_main_thread(self, makegateway: MakeGateway, model: str) -> None:
+        need_model(model)
         gateway = makegateway(f"popen//execmodel={model}")
         for _ in range(5):
             channel = gateway.remote_exec(f"import threading; channel.send({self.IN_MAIN})")
@@ -281,6 +285,7 @@ class TestThreadsOfAWorker:
     def test_one_that_failed_leaves_the_main_thread_free(
         self, makegateway: MakeGateway, model: str, code: str
     ) -> None:
+        need_model(model)
         gateway = makegateway(f"popen//execmodel={model}")
         for _ in range(2):
             channel = gateway.remote_exec(code)
@@ -326,6 +331,7 @@ class TestThreadsOfAWorker:
 
 
 class TestFreshWorkers:
+    @pytest.mark.timeout(480)  # it makes its own load
     def test_the_first_code_of_200_runs_in_their_main_threads_also_under_load(self) -> None:
         code = "import threading as t; channel.send(t.current_thread() is t.main_thread())"
         command = [sys.executable, "-c", "while True: pass"]
@@ -406,6 +412,7 @@ class TestAskingAboutTheWorker:
     def test_it_answers_while_its_main_thread_is_busy(
         self, makegateway: MakeGateway, model: str, work: str
     ) -> None:
+        need_model(model)
         gateway = makegateway(f"popen//execmodel={model}")
         code = f"import time; channel.send(1)\nwhile True: {work}"
         gateway.remote_exec(code).receive(BOUND_S)
@@ -423,6 +430,7 @@ class TestAskingAboutTheWorker:
 
     @pytest.mark.parametrize("model", EXECMODELS)
     def test_it_answers_while_its_code_waits(self, makegateway: MakeGateway, model: str) -> None:
+        need_model(model)
         gateway = makegateway(f"popen//execmodel={model}")
         channel = gateway.remote_exec("channel.receive()")
         assert gateway.remote_status().numexecuting == 1
