@@ -445,7 +445,7 @@ HELLO = dumps_internal({"codecs": ("classic",), "executable": "there", "pid": 1}
 
 def happen(event: str, gateway: Gateway, io: PipeIO) -> None:
     if event == "hello":
-        gateway._hello.clear()
+        gateway._hello = type(gateway._hello)(gateway.execmodel)
         io.say(Message.HELLO, data=HELLO)
         assert gateway._hello.wait(5)
     elif event == "exit":
