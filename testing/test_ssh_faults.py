@@ -184,7 +184,7 @@ print("seen in time")
         relayed = 'for last; do :; done; sh -c "$last"; echo "Connection to host closed." >&2'
         gateway = group.makegateway(fake_ssh(f"{relayed}; exit 255"))
         channel = gateway.remote_exec("import os; os._exit(1)")
-        with pytest.raises(WorkerDied, match=r"(?s)exit status 255.*Connection to host closed\."):
+        with pytest.raises(WorkerDied, match=r"(?s)exit status 1:.*Connection to host closed\."):
             channel.receive(BOUND_S)
 
     def test_nobody_has_to_see_it(self, fake_ssh: Fake) -> None:

@@ -169,7 +169,7 @@ class TestTerminate:
         keep_busy(gateway, "stopped")
         channel = gateway.newchannel()
         sender = Task(get_execmodel("thread"), channel.send, b"x" * 10_000_000)
-        wait_until(lambda: gateway._writer.writing_ident)
+        wait_until(lambda: not gateway._io.can_write_now())
         group.terminate(timeout=TIMEOUT_S)
         with pytest.raises(OSError, match="cannot send"):
             sender.result()
