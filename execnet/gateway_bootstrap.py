@@ -182,7 +182,7 @@ def worker_options(spec: XSpec, marker: bytes, stdout: int | None = None) -> dic
         options["stdout"] = stdout
     if spec.popen:  # elsewhere stderr is captured, or the server's own
         options["faults"] = True if has_source(spec) else _lowered("_faults_far")
-    elif not spec.socket and not _transports.transport_of(spec).is_local:
+    elif not (spec.socket or spec.share == "yes" or _transports.transport_of(spec).is_local):
         options["watcher"] = _lowered("_watcher_far")  # no end shows through a network
     return options
 

@@ -304,9 +304,14 @@ class TestTheWatcher:
         """
         assert "of old" in gateway.remote_exec(code).receive(BOUND_S)
 
-    def test_does_not_run_where_the_end_shows(self, makegateway: MakeGateway) -> None:
-        channel = makegateway().remote_exec("import os; channel.send(os.getppid())")
-        assert channel.receive(BOUND_S) == os.getpid()
+    def test_does_not_run_where_the_end_shows(
+        self, makegateway: MakeGateway, group: Group, stand_in: str
+    ) -> None:
+        code = "import os; channel.send(os.getppid())"
+        assert makegateway().remote_exec(code).receive(BOUND_S) == os.getpid()
+        shared = group.makegateways([stand_in + "//share=yes"] * 2)
+        parents = {gateway.remote_exec(code).receive(BOUND_S) for gateway in shared}
+        assert len(parents) == 1
 
 
 def test_ctrl_c_does_not_end_ssh(makegateway: MakeGateway, spec: str) -> None:
