@@ -8,7 +8,6 @@ through it.  Start at ``Connections``.
 from __future__ import annotations
 
 from ._logins import address_of
-from ._ssh import for_shell
 from ._transports import TRANSPORTS, interpreter_words
 from ._transports import address_of as host_of
 from .gateway_base import GatewayState, new_lock
@@ -152,6 +151,8 @@ def create_io(
 
     words = interpreter_words(spec, TRANSPORTS["popen"], connection._rinfo().executable)
     if words[0].startswith("~"):  # which a shell understands
+        from ._ssh import for_shell  # with hashlib, not for every group
+
         words = ["sh", "-c", f"exec {for_shell(words)}"]
     request = {"args": words, "address": None, "stderr": True, "timeout": None}
     request["leads_group"] = spec.kill == "group"

@@ -51,7 +51,8 @@ LOWERING = {"_ast", "_ast_unparse", "ast", "zlib"}
 
 OURS = {
     *("execnet", "execnet._death", "execnet._end_poll", "execnet._errors", "execnet._fork"),
-    *("execnet._clock", "execnet._last_words", "execnet._multichannel"),
+    *("execnet._clock", "execnet._last_words", "execnet._logins", "execnet._multichannel"),
+    *("execnet._shared", "execnet._starts"),
     *("execnet._source", "execnet._terminate", "execnet._transports", "execnet.gateway"),
     *("execnet.gateway_base", "execnet.gateway_bootstrap", "execnet.gateway_io", "execnet.multi"),
     "execnet.xspec",
