@@ -208,7 +208,9 @@ def _told(text: str, exc: Any) -> _ErrorText:
         message = type(u"")(exc)
     except:  # noqa: E722 - it may do anything
         message = "its text can't be had"
-    told.details = (exc if isinstance(exc, type) else exc.__class__).__name__, "".join((message,))
+    kind = exc if type(exc) is type else type(exc)
+    kind = exc.__class__ if kind.__name__ == "instance" else kind  # of an old class of Python 2
+    told.details = kind.__name__, "".join((message,))
     return told
 
 
