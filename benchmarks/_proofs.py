@@ -1,4 +1,4 @@
-"""What is not compared with peers but shown or not: faults, logins, soak, window.
+"""What is not compared with peers but shown or not: faults, interrupts, logins, soak, window.
 
 ``python -m benchmarks NAME [OPTIONS]`` runs one of ``PROOFS`` in a process of its own, whose exit
 status says whether it held.
@@ -15,6 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 PROOFS = {
     "faults": ("10,000 seeded faults; no call hangs, nothing is left", "testing/faults.py"),
+    "interrupts": (
+        "20,000 seeded interrupts; nothing is lost, doubled or stuck",
+        "benchmarks/proofs/interrupts.py",
+    ),
     "logins": ("64 workers over ssh at once, ten times", "benchmarks/proofs/logins.py"),
     "soak": ("2,000 gateways in one process, 100 at a time", "benchmarks/proofs/soak.py"),
     "window": ("2 GB to a slow reader stay out of memory", "benchmarks/proofs/window.py"),

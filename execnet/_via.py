@@ -69,6 +69,7 @@ class ViaIO:
 
     writer_class = ViaWriter
     small_bytes = 4096
+    takes_whole = True
     write_pieces = None
 
     def __init__(

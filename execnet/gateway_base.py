@@ -1738,6 +1738,7 @@ class Popen2IO(object):
         self._input: Any = None  # what tells whether it can be read
         write = getattr(outfile, "buffer", outfile).write
         self.small_bytes = 0  # a frame below it is best written at once
+        self.takes_whole = False  # such a one goes all or, at an interrupt, not at all
         self.write_some: Any = write  # one system call; returns how much it took
         self.write_pieces: Any = None  # the same for several pieces, where it can be had
         try:
@@ -1753,7 +1754,7 @@ class Popen2IO(object):
         elif hasattr(os, "writev"):
             self.write_pieces = partial(os.writev, fd)
             if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
-                self.small_bytes = 4096  # PIPE_BUF
+                self.small_bytes, self.takes_whole = 4096, stat.S_ISFIFO(mode)  # PIPE_BUF
 
     def read(self, numbytes: int) -> bytes:
         """Return exactly that many bytes, however many reads it takes; else ``EOFError``."""
@@ -1857,6 +1858,7 @@ class FrameWriter(object):
         self._small_bytes = getattr(io, "small_bytes", 0) - _HEADER.size
         self._write_some: Any = getattr(io, "write_some", None) or self._write_whole
         self._write_pieces: Any = getattr(io, "write_pieces", None)
+        self._takes_whole: bool = getattr(io, "takes_whole", False)
         self._lock = io.execmodel.Lock()
         self._turn = io.execmodel.Lock()  # who has it and waits for _lock is the next to get it
         self._begun: list[Any] | None = None  # the frame that is written without being queued
@@ -1880,15 +1882,19 @@ class FrameWriter(object):
                 with self._lock:
                     if not (self._frames or self._begun or self._closing or self._error):
                         data = header + payload
-                        written: list[Any] = []
-                        self._begun = [data, b"", written]
-                        written += map(self._write_some, (data,))
-                        if written[0] == len(data):
-                            self._begun = None
-                            return
-                        self._flush()
-                        if self._error is None:
-                            return
+                        if self._takes_whole:
+                            if self._write_some(data):
+                                return
+                        else:
+                            written: list[Any] = []
+                            self._begun = [data, b"", written]
+                            written += map(self._write_some, (data,))
+                            if written[0] == len(data):
+                                self._begun = None
+                                return
+                            self._flush()
+                            if self._error is None:
+                                return
             except (OSError, ValueError) as exc:  # ValueError: the file is closed
                 if not _is_full(exc):
                     self.fail(str(exc))
@@ -2315,7 +2321,7 @@ class Channel(object):
         return "<Channel id=%d %s>" % (self.id, self._state)
 
     def __del__(self) -> None:
-        if self.gateway is None or "_remoteerrors" not in self.__dict__:  # not fully made
+        if "_remoteerrors" not in self.__dict__ or self.gateway is None:  # not fully made
             return
         channels = self._factory._channels
         if channels.get(self.id) is self:  # weak references live on while this runs

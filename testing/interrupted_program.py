@@ -18,6 +18,16 @@ from typing import Any
 import execnet
 
 ECHO = "for item in channel: channel.send(item)"
+WINDOW_BYTES = 300
+COLLECT = """
+data, numbers = channel.receive(), []
+channel.send("ready")
+for item in data:
+    if item is None:
+        break
+    numbers.append(item[0])
+channel.send(numbers)
+"""
 COUNT = """
 number = 0
 while not channel.gateway._channelfactory.finished and not channel.isclosed():
@@ -103,6 +113,54 @@ def stream(gateway: execnet.Gateway, interrupts: Interrupts, timeout: float | No
     return len(got)
 
 
+def window_sends(gateway: execnet.Gateway, interrupts: Interrupts, size: int) -> int:
+    """Send through a small window; what is counted for ever would let nothing through."""
+    control = gateway.remote_exec(COLLECT)
+    data = gateway.newchannel()
+    data.set_window(WINDOW_BYTES)
+    control.send(data)
+    assert control.receive(timeout=DEADLINE_S) == "ready"
+    sending, sure, padding = [0], [], bytes(size)
+
+    def step() -> None:
+        sending[0] += 1
+        data.send((sending[0], padding))
+        sure.append(sending[0])
+
+    for _ in interrupts.runs(step):
+        pass
+    data.send(None)
+    numbers = control.receive(timeout=DEADLINE_S)
+    assert numbers == sorted(set(numbers)), "doubled or out of order"
+    assert not set(sure) - set(numbers), "lost"
+    return len(numbers)
+
+
+def window_stream(gateway: execnet.Gateway, interrupts: Interrupts) -> int:
+    """Take what comes through a small window; credit that is lost would let nothing through."""
+    control = gateway.remote_exec(
+        "data = channel.receive()\n"
+        "number = 0\n"
+        "while not data.isclosed():\n"
+        "    try: data.send(number)\n"
+        "    except OSError: break\n"
+        "    number += 1\n"
+    )
+    data = gateway.newchannel()
+    data.set_window(WINDOW_BYTES)
+    control.send(data)
+    got: list[int] = []
+    for _ in interrupts.runs(lambda: received(got, data)):
+        pass
+    for _ in range(1000):  # more than the window holds
+        received(got, data, DEADLINE_S)
+    assert got == list(range(len(got))), "lost, doubled or out of order"
+    assert data._items.qsize() <= WINDOW_BYTES // 6, "more is on its way than may be"
+    data.close()
+    control.waitclose(timeout=DEADLINE_S)
+    return len(got)
+
+
 def others(gateway: execnet.Gateway, interrupts: Interrupts) -> int:
     """Use channels in all ways that wait or that leave something to the receiver thread."""
     idle = gateway.newchannel()
@@ -129,7 +187,7 @@ def others(gateway: execnet.Gateway, interrupts: Interrupts) -> int:
 def main(what: str, wanted: int, seed: int) -> None:
     """Do it, and prove that the gateway is as usable as before."""
     what, _, way = what.partition("@")
-    size = int(what[5:]) if what.startswith("size=") else 0
+    size = int(what.partition("=")[2] or 0)
     interrupts = Interrupts(wanted, seed, 1e-3 + size * 5e-9)
     group = execnet.Group(["popen//id=carrier"] if way else [])
     gateway = group.makegateway(SPECS[way])
@@ -139,6 +197,10 @@ def main(what: str, wanted: int, seed: int) -> None:
     elif what.startswith("size="):
         padding = bytes(size)
         items = round_trips(gateway, interrupts, lambda number: (number, padding))
+    elif what == "window":
+        items = window_stream(gateway, interrupts)
+    elif what.startswith("window="):
+        items = window_sends(gateway, interrupts, size)
     elif what == "others":
         items = others(gateway, interrupts)
     else:

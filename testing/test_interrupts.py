@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 import platform
+import random
 import signal
 import socket
 import sys
@@ -32,8 +33,11 @@ from execnet.gateway_base import (
     _Flag,
     _left,
     _let_import,
+    _PolledLock,
     dumps_internal,
     get_execmodel,
+    new_lock,
+    new_rlock,
 )
 from execnet.gateway_socket import SocketIO
 
@@ -65,6 +69,13 @@ pytestmark = [
         ("ints@socket", 2000),
         ("size=300000@socket", 300),
         ("ints@via", 1000),
+        ("size=300000@via", 200),
+        ("window", 1500),
+        ("window=40", 1500),
+        ("window=200000", 200),
+        ("window=40@socket", 1000),
+        ("window=40@via", 500),
+        ("window@via", 500),
     ],
 )
 def test_interrupts_at_random_lose_double_and_mix_nothing(what: str, interrupts: int) -> None:
@@ -191,6 +202,55 @@ class TestASendThatIsInterrupted:
         os.kill(pid, signal.SIGCONT)
         channel.send(b"after")
         assert channel.receive(timeout=BOUND_S) == 5  # of the first one not all pieces were sent
+
+    def test_the_rest_of_a_frame_comes_before_what_was_posted_meanwhile(self) -> None:
+        ours, theirs = socket.socketpair()
+        writer = FrameWriter(SocketIO(ours, THREAD, "far"), "gw")
+
+        def write_some(data: bytes) -> int:
+            writer._write_some = ours.send
+            writer.post(b"posted", b"")  # as a finalizer or the receiver thread may
+            return ours.send(data[:3])
+
+        writer._write_some = write_some
+        writer.send(b"header", b"payload")
+        ours.close()
+        with theirs.makefile("rb") as file:
+            assert file.read() == b"headerpayloadposted"
+        theirs.close()
+
+    def test_is_sent_once_when_it_is_delivered_again(self) -> None:
+        pipe = Pipe(THREAD)
+        writer = FrameWriter(pipe.out, "gw")
+        frame = writer.frame(b"header", b"payload")
+        assert not writer.has(frame)
+        for _ in range(3):
+            writer.deliver(frame)
+            writer.post_frame(frame)
+            assert writer.has(frame)
+        writer.send(b"next", b"")
+        assert pipe.into.read_some(100) == b"headerpayloadnext"
+        pipe.close()
+
+
+class TestALock:
+    @pytest.mark.parametrize("kind", ["lock", "reentrant", "eventlet"])
+    def test_no_interrupt_leaves_it_taken(self, interrupt: None, kind: str) -> None:
+        """With a plain one, every second interrupt does on Python 3.14."""
+        make = {"lock": new_lock, "reentrant": new_rlock, "eventlet": lambda: _PolledLock(id)}
+        lock, left = make[kind](), 400
+        rng = random.Random(1)
+        while left:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 3e-4))
+                while True:
+                    with lock:
+                        pass
+            except KeyboardInterrupt:
+                left -= 1
+            taken = Task(THREAD, lock.acquire, False).result()  # by another thread
+            assert taken, left
+            lock = make[kind]()
 
 
 class TestADirectRead:

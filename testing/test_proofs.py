@@ -1,4 +1,4 @@
-"""``python -m benchmarks faults``, ``logins``, ``soak`` and ``window``, with little work."""
+"""``python -m benchmarks faults``, ``interrupts``, ``logins``, ``soak`` and ``window``: little."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def test_faults_tells_how_many_and_which_seeds() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("5 faults, seeds 20 to 24, in ")
     assert ": 0 bad" in done.stdout
+
+
+def test_interrupts_are_taken_in_all_ways() -> None:
+    done = prove("interrupts", "--count", 160)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith(" interrupts, 0 of 16 ways failed\n")
 
 
 def test_of_many_gateways_nothing_stays() -> None:

@@ -208,3 +208,77 @@ for number in range(100):
     def test_so_it_is_in_a_spec(self, makegateway: MakeGateway, value: str) -> None:
         with pytest.raises(ValueError, match="window="):
             makegateway(f"popen//window={value}")
+
+
+class TestAnInterruptedSend:
+    def test_before_it_is_handed_in_gives_back_what_it_counted(
+        self, makegateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gateway = makegateway()
+        channel = gateway.newchannel()
+        channel.set_window(50)
+        windows = gateway._channelfactory.windows
+        assert windows is not None
+
+        def deliver(frame: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(gateway._writer, "deliver", deliver)
+        for _ in range(3):  # each goes alone, so the second would wait
+            with pytest.raises(KeyboardInterrupt):
+                channel.send(ITEM)
+        assert windows._unread == {channel.id: 0}
+
+    def test_after_it_is_handed_in_stays_counted_until_it_is_read(
+        self, makegateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gateway = makegateway()
+        code = gateway.remote_exec(ON_ORDER)
+        orders = gateway.newchannel()
+        code.set_window(5000)
+        code.send(orders)
+        windows, deliver = gateway._channelfactory.windows, gateway._writer.deliver
+        assert windows is not None
+        before = windows._unread[code.id]
+
+        def handed_in(frame: list[object]) -> None:
+            deliver(frame)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(gateway._writer, "deliver", handed_in)
+        with pytest.raises(KeyboardInterrupt):
+            code.send(ITEM)
+        monkeypatch.undo()
+        assert windows._unread[code.id] >= before + len(ITEM) - 100
+        orders.send(1)
+        assert orders.receive(timeout=10) == 1
+
+    def test_what_was_read_is_told_once_whatever_comes(
+        self, makegateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gateway = makegateway()
+        channel = gateway.newchannel()
+        channel.set_window(5000)
+        inbox, writer = channel._items, gateway._writer
+        inbox.sizes += [10, 20]
+        told: list[object] = []
+        post_frame = writer.post_frame
+
+        def interrupted(frame: list[object]) -> None:
+            if not writer.has(frame):
+                told.append(frame[0])
+            post_frame(frame)
+            if len(told) == 1:
+                monkeypatch.setattr(writer, "post_frame", again)
+                raise KeyboardInterrupt
+
+        def again(frame: list[object]) -> None:
+            assert writer.has(frame)
+
+        monkeypatch.setattr(writer, "post_frame", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            inbox._tell()
+        inbox._tell()
+        assert len(told) == 1
+        assert inbox.sizes == []
+        assert inbox._telling is None
