@@ -272,7 +272,7 @@ class TestFiles:
         assert names & GREENLET_LIBRARIES == set()
 
     def test_no_file_is_too_long(self) -> None:
-        limits = {"gateway_base.py": 4020}  # it is shipped as one file
+        limits = {"gateway_base.py": 4060}  # it is shipped as one file
         too_long = {}
         for path in PACKAGE.rglob("*.py"):
             lines = len(path.read_text("utf-8").splitlines())
