@@ -50,7 +50,8 @@ class Sweeping(Requests):
         doomed = []
         for name in sorted(names):
             if name.startswith(PREFIX) and self._is_left_over(directory, name):
-                self._deleted -= self._remove(directory, [name], None)
+                count = self._remove(directory, [name], None)
+                self._deleted -= count  # it was none of the target's own
             elif self._delete and is_complete:
                 doomed.append(name)
         if doomed and self._asks:
