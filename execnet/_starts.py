@@ -45,6 +45,7 @@ class Start:
         self.is_ready = False
         self.deadline: float | None = None  # known as soon as it has begun
         self.tries = 0
+        self.refusal: BootstrapError | None = None  # of its last login that was refused
         self.due = 0.0  # when the next try may begin, by ``time.monotonic()``
 
 
@@ -194,8 +195,8 @@ class Starts:
 
     def _look_at(self, start: Start, gateway: Gateway) -> bool:
         """See whether a gateway has become ready, or has failed."""
-        now = monotonic()
-        if not gateway._hello.is_set() and (start.deadline is None or now < start.deadline):
+        now, in_time = monotonic(), gateway._hello.is_set()
+        if not in_time and (start.deadline is None or now < start.deadline):
             return False
         try:
             gateway_bootstrap.wait_ready(gateway, now)
@@ -204,8 +205,11 @@ class Starts:
                 self._connections.add(start.address, gateway, self)
                 self._end_connecting(start.address)
         except BootstrapError as exc:
-            if not self._goes_on(start, gateway, exc):
+            if self._goes_on(start, gateway, exc):
+                return True
+            if in_time or start.refusal is None:
                 raise
+            raise start.refusal from exc  # it tells more than that time is over
         finally:
             self._end_login(start)
         return True
@@ -215,6 +219,7 @@ class Starts:
         if start.address is None:
             return False
         if was_refused(error):
+            start.refusal = error
             start.due = monotonic() + pause_s(start.tries)
             if start.deadline is not None and start.due >= start.deadline:
                 return False
