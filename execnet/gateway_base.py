@@ -3313,6 +3313,7 @@ class BaseGateway(object):
         try:
             self._on_stream_end()
         finally:
+            self._receiver_ident = None  # another thread may get the same
             self._receiver_done.set()
 
     def _receive_until_end(self, data: bytes = b"") -> None:

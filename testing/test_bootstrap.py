@@ -6,7 +6,6 @@ import os
 import shlex
 import stat
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from conftest import MakeGateway
 from tools import Resources, find_python, run_python, wait_until
 
 import execnet
-from execnet import ExecnetError, Gateway, Group, XSpec, gateway_bootstrap
+from execnet import ExecnetError, Gateway, Group, XSpec, gateway_base, gateway_bootstrap
 from execnet.gateway_bootstrap import deadline_of
 from execnet.gateway_io import BootstrapError, HostNotFound, popen_args, popen_bootstrapline
 
@@ -162,11 +161,11 @@ class TestFailuresOfThisSide:
     def test_a_thread_that_cannot_be_started(
         self, group: Group, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(thread: threading.Thread) -> None:
+        def fail(*args: object) -> None:
             raise RuntimeError("can't start new thread")
 
         before = Resources.now()
-        monkeypatch.setattr(threading.Thread, "start", fail)
+        monkeypatch.setattr(gateway_base._thread, "start_new_thread", fail)
         with pytest.raises((RuntimeError, BootstrapError), match="new thread"):
             group.makegateway("popen")
         monkeypatch.undo()

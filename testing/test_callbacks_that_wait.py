@@ -141,3 +141,11 @@ def test_but_not_one_that_goes_via_its_own(group: Group) -> None:
     caught = in_callback(carrier, carried.remote_status)
     assert isinstance(caught, DeadlockError)
     assert "a callback of carrier can't wait" in str(caught)
+
+
+def test_a_thread_with_the_number_of_a_receiver_that_has_ended_waits(group: Group) -> None:
+    gateway = group.makegateway("popen")
+    gateway.exit()
+    gateway.join(BOUND_S)
+    # Systems give the number of a thread that has ended to the next one.
+    assert gateway._receiver_ident is None
