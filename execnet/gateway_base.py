@@ -2441,7 +2441,8 @@ class Channel(object):
         if timeout is not None:
             arrivals = map(items.get, (True,), (max(timeout, 0),))
         direct = self._factory.direct
-        waiting, me = None, None
+        me: Any = None
+        waiting: dict[Any, Any] = {me: items}  # in place of the real one: no jump in the end
         if (
             not (direct and direct.offered and direct.read(self, items, timeout))
             and items.empty()
@@ -2453,10 +2454,10 @@ class Channel(object):
                 waiting = direct.waiting
                 waiting[me] = items
         try:
-            if waiting is not None:
+            if me is not None:
                 self._factory.take_back()
-            # CPython looks for interrupts behind calls that the code makes and jumps that it
-            # takes.  None is between the taking of an item and the return, so none gets lost.
+            # No call and no jump is between the taking of an item and the return, so that no
+            # interrupt loses it: doc/interrupts.rst, "Items".
             for item in arrivals:
                 if item is not ENDMARKER:
                     return item
@@ -2465,8 +2466,7 @@ class Channel(object):
         except self.gateway.execmodel.Empty:
             raise self.TimeoutError("no item after %r seconds from %r" % (timeout, self))
         finally:
-            if waiting is not None:
-                del waiting[me]
+            del waiting[me]
         if self._items is not items:
             raise _OSError("cannot receive(), %r got a callback meanwhile" % (self,))
         raise self._getremoteerror() or EOFError("%r has no more items" % (self,))
