@@ -378,10 +378,10 @@ GATEWAY_MOVES = {
 
 GATEWAY_TABLE = """
 operation      starting          live              closing       closed        lost
-remote_exec    Channel+EXEC      Channel+EXEC      OSError       OSError       OSError
-newchannel     Channel           Channel           Channel       OSError       OSError
-send           None+DATA         None+DATA         OSError       OSError       OSError
-reconfigure    None+RECONFIGURE  None+RECONFIGURE  OSError       OSError       OSError
+remote_exec    Channel+EXEC      Channel+EXEC      OSError       OSError       WorkerGone
+newchannel     Channel           Channel           Channel       OSError       WorkerGone
+send           None+DATA         None+DATA         OSError       OSError       WorkerGone
+reconfigure    None+RECONFIGURE  None+RECONFIGURE  OSError       OSError       WorkerGone
 exit           None+TERMINATE    None+TERMINATE    None          None          None
 exit_twice     None+TERMINATE    None+TERMINATE    None          None          None
 hasreceiver    True              True              True          False         False

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -270,7 +271,7 @@ def test_who_listens_looks_no_more(watch: EndWatch, monkeypatch: pytest.MonkeyPa
             limits.append(limit_ms)
             return [(0, select.POLLIN)] if len(limits) == 1 else []
 
-    monkeypatch.setattr(_end_poll.select, "poll", Poll)
+    monkeypatch.setattr(_end_poll, "real_select", lambda: SimpleNamespace(poll=Poll))
     end_poll = EndPoll(0, Process(), lambda: watch)
     assert end_poll.wait()
     assert not end_poll.wait()
