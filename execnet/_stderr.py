@@ -6,12 +6,15 @@ One thread serves all of a process, for as long as there are any.  Start at ``ca
 from __future__ import annotations
 
 import os
-import selectors
 from contextlib import suppress
 
-from .gateway_base import ExecModel, _Flag, above_stdio, new_lock
+from .gateway_base import ExecModel, _Flag, above_stdio, new_lock, real_select
 
-_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # without a descriptor
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
 TAIL_BYTES = 4096
 CLOSE_S = 1.0  # how long what was already written may take to arrive
 READ_BYTES = 65536
@@ -36,6 +39,37 @@ class Capture:
         What it left behind may hold the other end, and must not be waited for.
         """
         _relay.close(self)
+
+
+class _Served:
+    """The captures that the relay's thread waits for, and None, which stands for its wake.
+
+    The interpreter's own ``poll``: that of gevent would need a hub in this thread.
+    """
+
+    def __init__(self, wake: int) -> None:
+        select = real_select()
+        self._poll: Any = select.poll()
+        self._readable: int = select.POLLIN
+        self._poll.register(wake, self._readable)
+        self.captures: dict[int, Capture] = {}
+
+    def add(self, capture: Capture) -> None:
+        self._poll.register(capture.fd, self._readable)
+        self.captures[capture.fd] = capture
+
+    def remove(self, capture: Capture) -> None:
+        self._poll.unregister(capture.fd)
+        del self.captures[capture.fd]
+
+    def wait(self) -> Iterator[Capture | None]:
+        """Wait until there is something to read; yield where."""
+        for fd, _ in self._poll.poll():
+            yield self.captures.get(fd)
+
+    def has_more(self, capture: Capture) -> bool:
+        """Whether reading would not wait."""
+        return any(fd == capture.fd for fd, _ in self._poll.poll(0))
 
 
 class Relay:
@@ -82,26 +116,24 @@ class Relay:
             raise
 
     def _run(self, wake: int) -> None:
-        with _Selector() as selector:
-            selector.register(wake, selectors.EVENT_READ, None)
-            while self._update(selector, wake):
-                for key, _ in selector.select():
-                    if key.data is None:
-                        os.read(wake, READ_BYTES)
-                    elif not _pass_on(key.data):
-                        self._end(selector, key.data)
+        served = _Served(wake)
+        while self._update(served, wake):
+            for capture in served.wait():
+                if capture is None:
+                    os.read(wake, READ_BYTES)
+                elif not _pass_on(capture):
+                    self._end(served, capture)
 
-    def _update(self, selector: selectors.BaseSelector, wake: int) -> bool:
+    def _update(self, served: _Served, wake: int) -> bool:
         """Do what was asked for; whether there is anything left to serve."""
         with self._lock:
             to_close, self._to_close = self._to_close, set()
-            served = {key.data for key in selector.get_map().values()}
-            for capture in self._open - served:
-                selector.register(capture.fd, selectors.EVENT_READ, capture)
+            for capture in self._open.difference(served.captures.values()):
+                served.add(capture)
         for capture in to_close:
-            while _has_more(selector, capture) and _pass_on(capture):
+            while served.has_more(capture) and _pass_on(capture):
                 pass
-            self._end(selector, capture)
+            self._end(served, capture)
         with self._lock:
             if self._open:
                 return True
@@ -110,23 +142,15 @@ class Relay:
             self._wake_fd = -1
             return False
 
-    def _end(self, selector: selectors.BaseSelector, capture: Capture) -> None:
+    def _end(self, served: _Served, capture: Capture) -> None:
         with self._lock:
             if capture not in self._open:
                 return
             self._open.remove(capture)
             self._to_close.discard(capture)
-        selector.unregister(capture.fd)
+        served.remove(capture)
         os.close(capture.fd)
         capture.done.set()
-
-
-def _has_more(selector: selectors.BaseSelector, capture: Capture) -> bool:
-    """Whether reading would not wait.
-
-    The selector is asked, as a read that finds nothing waits where eventlet has replaced it.
-    """
-    return any(key.data is capture for key, _ in selector.select(0))
 
 
 def _pass_on(capture: Capture) -> bool:

@@ -33,7 +33,10 @@ class TestSocketIO:
         io, theirs = pair
         payload = bytes(range(250)) * 80
         for taken in 0, 3, 9, 10, 16393, 20009:
-            io.write_pieces = lambda buffers, taken=taken: io._sock.send(b"".join(buffers)[:taken])
+            limits = iter([taken])
+            io.write_pieces = lambda buffers, limits=limits: io._sock.send(
+                b"".join(buffers)[: next(limits, None)]
+            )
             FrameWriter(io, "gw").send(b"headerxyz", payload)
             data = b""
             while len(data) < 20009:
@@ -137,5 +140,6 @@ class TestSocketIO:
         with pytest.raises(ConnectionResetError):
             io.read_some(1)
         io.close_read()
+        io.close_write()
         assert io.wait() == 0
         listener.close()

@@ -8,7 +8,7 @@ import threading
 import pytest
 from tools import Resources, run_python, wait_until
 
-from execnet import _stderr
+from execnet import _stderr, gateway_base
 
 
 def threads() -> int:
@@ -55,28 +55,28 @@ class TestCapture:
     def test_many_share_one_thread_that_ends_with_the_last(self) -> None:
         pipes = [os.pipe() for _ in range(20)]
         captures = [_stderr.capture(read) for read, _ in pipes]
-        assert threads() == 1
+        wait_until(lambda: threads() == 1)
         for _, write in pipes[1:]:
             os.close(write)
         for capture in captures[1:]:
             assert capture.done.wait(5)
-        assert threads() == 1
+        wait_until(lambda: threads() == 1)
         os.close(pipes[0][1])
         wait_until(lambda: threads() == 0)
         read, write = os.pipe()
         capture = _stderr.capture(read)
-        assert threads() == 1
+        wait_until(lambda: threads() == 1)
         os.close(write)
         assert capture.done.wait(5)
 
     def test_without_a_thread_it_leaves_the_pipe_alone(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(thread: threading.Thread) -> None:
+        def fail(*args: object) -> None:
             raise RuntimeError("can't start new thread")
 
         before = Resources.now()
-        monkeypatch.setattr(threading.Thread, "start", fail)
+        monkeypatch.setattr(gateway_base._thread, "start_new_thread", fail)
         read, write = os.pipe()
         with pytest.raises(RuntimeError, match="new thread"):
             _stderr.capture(read)
