@@ -59,7 +59,7 @@ class RSync:
         needs, then with ("ack", bytes of the file, channel) for each file that is there.
     verbose: print what is sent and what is left out.
     progress: called with (bytes to do, bytes done, current path); see ``Progress``.
-    rules: filter rules as those of the program rsync, such as "- *.o" or "+ /keep/"; the first
+    rules: filter rules as those of the program rsync, such as ``- *.o`` or ``+ /keep/``; the first
         that matches a path below the source tells whether it takes part.
 
     Raises ValueError for what is no rule.
