@@ -98,6 +98,9 @@ def _read_function(function: Any) -> tuple[str, str]:
     if source[:1] in " \t":  # text within it begins further left than the function does
         source = "if True:\n" + source
         before -= 1
+    if not _defines(source, inspect.unwrap(function).__code__.co_name):
+        # From Python 3.13 on, what a string made is looked for in the text of ``python -c``.
+        raise ValueError(f"can't find the source of {name}: other code is in its place")
     sent = without_annotations(source)
     used = _find_non_builtin_globals(sent, function.__code__)
     if used:
@@ -105,6 +108,18 @@ def _read_function(function: Any) -> tuple[str, str]:
             f"{name} can't be executed remotely, it uses names of its module: {', '.join(used)}"
         )
     return "\n" * before + source, "\n" * before + sent
+
+
+def _defines(source: str, name: str) -> bool:
+    """Whether there is a function of that name in the source."""
+    import ast
+
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except SyntaxError:
+        return False
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return any(isinstance(node, functions) and node.name == name for node in nodes)
 
 
 def _find_non_builtin_globals(source: str, codeobj: types.CodeType) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import linecache
 import os
 import sys
 import textwrap
@@ -300,6 +301,17 @@ class TestFunctions:
             source_to_send(function)
         for name in named:
             assert name in str(caught.value)
+
+    def test_code_that_is_found_in_the_place_of_a_function_is_not_sent(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        function = without_source()
+        for other in "import sys\n", "def other(channel): pass\n", "1 +\n":
+            monkeypatch.setitem(
+                linecache.cache, "<string>", (len(other), None, [other], "<string>")
+            )
+            with pytest.raises(ValueError, match="can't find the source of function 'made'"):
+                source_to_send(function)
 
     def test_a_refused_function_starts_nothing(self, makegateway: MakeGateway) -> None:
         gateway = makegateway()
