@@ -29,9 +29,9 @@ THREADS = {
 ITEMS = {"_compat_pickle", "_pickle", "_struct", "copyreg", "struct"}
 IMPORTS = {"importlib", "importlib._bootstrap", "importlib._bootstrap_external"}
 SIGNALS = {"enum", "signal"}
-# A worker does without ``threading`` and ``_pickle`` until it has to.
-WORKER = {"_collections", "_struct", "_weakref", "_weakrefset", "itertools", "struct", "types"}
-WORKER |= {"__future__", "_queue", "_types", "faulthandler", "io", "select", "weakref"}
+# A worker does without ``threading`` and ``_pickle`` until it has to; ``_functools`` is in C.
+WORKER = {"_collections", "_functools", "_struct", "_weakref", "_weakrefset", "itertools", "struct"}
+WORKER |= {"__future__", "_queue", "_types", "types", "faulthandler", "io", "select", "weakref"}
 if sys.platform == "win32":
     WORKER |= {"msvcrt", "nt"}
 
