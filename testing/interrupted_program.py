@@ -53,14 +53,17 @@ class Interrupts:
         """Repeat a step until it was interrupted; yield after each time."""
         while self.left:
             try:
-                # Another one follows where the first was swallowed, as it is in a finalizer.
-                delay = self._random.uniform(1e-5, self._longest_s)
-                signal.setitimer(signal.ITIMER_REAL, delay, delay + 0.1)
-                while True:
-                    step()
-            except KeyboardInterrupt:
+                try:
+                    # Another one follows where the first was swallowed, as it is in a finalizer.
+                    delay = self._random.uniform(1e-5, self._longest_s)
+                    signal.setitimer(signal.ITIMER_REAL, delay, delay + 0.1)
+                    while True:
+                        step()
+                except KeyboardInterrupt:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:  # that other one was there before the first was handled
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                self.left -= 1
+            self.left -= 1
             yield
 
 

@@ -41,11 +41,11 @@ PROCESSES = {
     *("_math_integer", "contextlib", "errno", "fcntl", "locale", "math", "math.integer", "msvcrt"),
     *("re", "re._casefix"),
     *("re._compiler", "re._constants", "re._parser", "selectors", "subprocess"),
+    *("sre_compile", "sre_constants", "sre_parse"),  # what ``re`` consists of before 3.11
 }
 COORDINATOR = WORKER | THREADS | ITEMS | IMPORTS | SIGNALS | PROCESSES
 # Finding what an earlier program has kept, and a command to be split into words.
-SHIPPING = {"importlib._abc", "importlib.util", "shlex", "sre_compile", "sre_constants"}
-SHIPPING |= {"sre_parse"}
+SHIPPING = {"importlib._abc", "importlib.util", "shlex"}
 # Lowering the source that is sent, where nothing was kept.
 LOWERING = {"_ast", "_ast_unparse", "ast", "zlib"}
 
