@@ -283,12 +283,21 @@ class TestOtherThreads:
         with pytest.raises(EOFError):
             task.result()
 
-    def test_a_socket_waits_for_ever_again_behind_an_offer(self) -> None:
+    def test_a_socket_waits_for_ever_again_behind_an_offer(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         execmodel = get_execmodel("thread")
         ours, theirs = socket.socketpair()
         gateway = LonelyGateway()
         channel = ChannelFactory(gateway).new()
         direct = DirectReads(ours.fileno(), execmodel)
+        set_up = direct._set_up
+
+        def set_up_to_stay() -> None:
+            set_up()
+            direct.IDLE_S = LONG_S  # the offer alone: reads of the socket have their limit
+
+        monkeypatch.setattr(direct, "_set_up", set_up_to_stay)
         offering = Task(execmodel, direct.offer)
         wait_until(lambda: direct.offered)
         assert direct.read(channel, channel._items, None) is False  # in a moment
