@@ -22,7 +22,7 @@ from ._errors import with_command
 from ._fork import stderr_of_children
 from ._transports import popen_bootstrapline as popen_bootstrapline
 from ._transports import shell_split_path as shell_split_path
-from .gateway_base import ExecModel, Popen2IO, above_stdio, real_select
+from .gateway_base import ExecModel, Popen2IO, above_stdio, new_lock, real_select
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -199,6 +199,7 @@ class Popen2IOMaster(Popen2IO):
         self.args = args
         self._ended = False
         self._status: int | None = None  # None also where nobody can tell
+        self._reap_lock = new_lock()
         self._stderr: Any = None
         captures = getattr(args, "captures_stderr", False) and sys.platform != "win32"
         passed: list[int] = []
@@ -265,13 +266,21 @@ class Popen2IOMaster(Popen2IO):
                 self._status = found.si_status if exited else -found.si_status
             except ChildProcessError:  # another one asked for it, or SIGCHLD is ignored
                 pass
-            self._ended = True  # before ``Popen`` asks, so that no other thread meets that
+            self._ended = True
         elif not self._ended:
             self._status = self.popen.wait() if wait else self.popen.poll()
             self._ended = self._status is not None
-        if self._ended:
-            self.popen.poll()
+        if self._ended and self.popen.returncode is None:
+            self._reap()
         return self._ended
+
+    def _reap(self) -> None:
+        """Leave no zombie, and tell ``Popen``, whose own lock an interrupt may leave taken."""
+        with self._reap_lock:
+            if self.popen.returncode is None:
+                with suppress(ChildProcessError):  # before an interrupt, or by somebody else
+                    os.waitpid(self.popen.pid, os.WNOHANG)
+                self.popen.returncode = self._status or 0  # None would mean that it runs on
 
     def close_read(self) -> None:
         """Close the file that is read."""

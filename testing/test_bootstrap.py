@@ -506,15 +506,17 @@ class TestInterrupts:
     def test_one_while_a_worker_starts_leaves_nothing(self, program: Callable[[str], str]) -> None:
         path = program("exec sleep 100")
         code = f"""
-import os, signal, sys, threading, execnet
+import os, signal, sys, threading, time, execnet
 def interrupt():
-    names = []
-    while "wait_ready" not in names:
-        frame, names = sys._current_frames()[threading.main_thread().ident], []
+    main = threading.main_thread()
+    while main.is_alive():
+        frame, names = sys._current_frames()[main.ident], []
         while frame is not None:
             names.append(frame.f_code.co_name)
             frame = frame.f_back
-    os.kill(os.getpid(), signal.SIGINT)
+        if "wait_ready" in names and "abandon" not in names:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)  # and again: one that comes just before the wait is not seen
 threading.Thread(target=interrupt, daemon=True).start()
 try:
     execnet.makegateway("popen//python={path}")

@@ -26,6 +26,7 @@ from test_streams import Pipe
 from test_termination import is_in
 from tools import Task, is_asleep, run, wait_until
 
+from execnet import Group
 from execnet.gateway_base import (
     FrameDecoder,
     FrameWriter,
@@ -351,3 +352,15 @@ class TestTheEndOfAWorker:
         assert thread.ident is not None
         _let_import({thread.ident})
         assert waited == [True]
+
+
+def test_a_lock_of_popen_that_an_interrupt_left_taken_holds_up_no_end(group: Group) -> None:
+    io = group.makegateway("popen")._io
+    lock = getattr(io.popen, "_waitpid_lock", None)
+    if lock is None:
+        pytest.skip("this Popen has no lock")
+    lock.acquire()
+    group.terminate(BOUND_S)
+    assert io.popen.returncode == io.wait() == 0
+    with pytest.raises(ChildProcessError):  # no zombie is left
+        os.waitpid(io.popen.pid, os.WNOHANG)
