@@ -514,7 +514,7 @@ def interrupt():
         while frame is not None:
             names.append(frame.f_code.co_name)
             frame = frame.f_back
-        if "wait_ready" in names and "abandon" not in names:
+        if names[:2] == ["wait", "wait_ready"]:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.5)  # and again: one that comes just before the wait is not seen
 threading.Thread(target=interrupt, daemon=True).start()
