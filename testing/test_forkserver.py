@@ -349,9 +349,10 @@ with execnet.Group(["popen//forkserver"]) as group:
             "signal.signal(signal.SIGINT, lambda *a: None)\n"
         )
         gateway = makegateway(f"{SPEC}//preload=handling")
-        code = "signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL"
-        assert evaluate(gateway, code, "signal") is True
-        channel = gateway.remote_exec("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+        # In one call: a second could begin, in another thread, before the first has ended.
+        code = "import os, signal; channel.send(signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL)"
+        channel = gateway.remote_exec(f"{code}; os.kill(os.getpid(), signal.SIGINT)")
+        assert channel.receive(10) is True
         with pytest.raises(channel.RemoteError, match="keyboard-interrupted"):
             channel.waitclose(10)
 
