@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 AT_ONCE = 8  # logins under way to one address
 FIRST_PAUSE_S = 0.2  # after the first refusal; each pause is twice as long as the one before
 LONGEST_PAUSE_S = 5.0
+CLOSED_TRIES = 6  # logins that a server closed without a word of why
 SSH_FAILED = 255  # its exit status where it was ssh itself that failed
 
 # The server, or what stands before it, closed the connection before the key exchange; or the
@@ -32,6 +33,7 @@ _REFUSED = re.compile(
     r"|banner exchange: .*(reset by peer|Broken pipe)"
     r"|mux_client_\w+: .*refused"
 )
+_CLOSED = re.compile(r"Connection (closed|reset) by ")
 # What ssh says beside it, which is no other reason.
 _BESIDE = re.compile(
     r"Connection (closed|reset) by |ControlSocket .* disabling multiplexing|Warning: |debug\d: "
@@ -50,13 +52,20 @@ def address_of(spec: XSpec) -> Address | None:
     return None
 
 
-def was_refused(error: BootstrapError) -> bool:
-    """Whether a server took no login, for a reason that may be gone a moment later."""
+def was_refused(error: BootstrapError, tries: int = 1) -> bool:
+    """Whether a server took no login, for a reason that may be gone a moment later.
+
+    tries: how many logins in a row have failed.  OpenSSH says since version 10 no more than that
+    the connection was closed, which it says of an account that is denied, too: such a login is
+    tried again a few times.
+    """
     if error.exitcode != SSH_FAILED or error.noise:
         return False
     lines = [line for line in error.stderr.splitlines() if line.strip()]
     reasons = [line for line in lines if not _BESIDE.match(line)]
-    return bool(reasons) and all(_REFUSED.match(line) for line in reasons)
+    if not reasons:
+        return tries < CLOSED_TRIES and any(_CLOSED.match(line) for line in lines)
+    return all(_REFUSED.match(line) for line in reasons)
 
 
 def pause_s(tries: int) -> float:

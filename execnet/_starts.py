@@ -218,7 +218,7 @@ class Starts:
         """Whether a start that has failed goes on all the same, in another way or later."""
         if start.address is None:
             return False
-        if was_refused(error):
+        if was_refused(error, start.tries):
             start.refusal = error
             start.due = monotonic() + pause_s(start.tries)
             if start.deadline is not None and start.due >= start.deadline:
