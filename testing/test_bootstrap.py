@@ -509,7 +509,7 @@ class TestInterrupts:
 import os, signal, sys, threading, time, execnet
 def interrupt():
     main = threading.main_thread()
-    while main.is_alive():
+    while not interrupted:
         frame, names = sys._current_frames()[main.ident], []
         while frame is not None:
             names.append(frame.f_code.co_name)
@@ -517,10 +517,14 @@ def interrupt():
         if names[:2] == ["wait", "wait_ready"]:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.5)  # and again: one that comes just before the wait is not seen
-threading.Thread(target=interrupt, daemon=True).start()
+interrupted = []
+interrupter = threading.Thread(target=interrupt, daemon=True)
+interrupter.start()
 try:
     execnet.makegateway("popen//python={path}")
 except KeyboardInterrupt:
+    interrupted.append(True)
+    interrupter.join()
     print("interrupted", len(execnet.default_group), threading.active_count() <= 2)
     try:
         os.waitpid(-1, os.WNOHANG)
