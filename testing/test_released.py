@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from ast import literal_eval
@@ -15,7 +14,7 @@ import pytest
 from released import NAMES, THAT_SERVE_MANY, Released, ReleasedServer, find_released
 from socketservers import BOUND_S, Servers, ask, connect, read_to_end, wait_gone
 from test_script_socketserver import InProcess
-from tools import clean_environment, find_python, run, stop, wait_until
+from tools import clean_environment, find_python, interrupt_asleep, run, stop, wait_until
 
 from execnet import BootstrapError, Gateway, Group, RemoteError, RSync
 from execnet.script import quitserver, socketserver
@@ -213,7 +212,7 @@ sys.stdin.read()
         gateway = group.makegateway(f"socket={server.address}")
         channel = gateway.remote_exec("channel.send(1); import time; time.sleep(1000)")
         channel.receive(BOUND_S)
-        server.popen.send_signal(signal.SIGINT)
+        interrupt_asleep(server.popen.pid)
         with pytest.raises(EOFError):
             channel.receive(BOUND_S)
         server.popen.wait(BOUND_S)
