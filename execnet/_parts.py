@@ -87,7 +87,7 @@ def is_ours(module: ModuleType) -> bool:
 def source_of(name: str) -> str:
     """Return the source of a module of ours, which need not be imported.
 
-    Raises ``BootstrapError`` if it is not to be had.
+    Raises ``BootstrapError`` if it can't be found.
     """
     spec = _spec_of(name)
     source = _source(spec.name, spec.loader, spec.origin or "")
