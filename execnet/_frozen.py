@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from . import _transports
+from ._transports import table as transports_table
 
 READS_CODE = "import sys;", "eval(sys.stdin.readline())"  # all that we start does
 
@@ -20,7 +20,7 @@ def freeze_support() -> None:
     at its arguments and before it makes gateways.  Does nothing in a program that is not
     frozen, and nothing more in one that was started by its user.
     """
-    _transports.is_freeze_supported = True
+    transports_table.is_freeze_supported = True
     code = _code(sys.argv[1:]) if getattr(sys, "frozen", False) else None
     if code is not None:
         del sys.argv[: sys.argv.index("-c")]

@@ -10,8 +10,8 @@ from contextlib import suppress
 
 from . import gateway_bootstrap
 from ._clock import monotonic
-from ._logins import SSH_FAILED, address_of, logins, pause_s, was_refused
-from ._shared import is_shared, spec_of_connection
+from ._transports.logins import SSH_FAILED, address_of, logins, pause_s, was_refused
+from ._transports.shared import is_shared, spec_of_connection
 from .gateway_base import HAVE_FAST_CODEC
 from .gateway_io import BootstrapError
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ._logins import Address
-    from ._shared import Connections
+    from ._transports.logins import Address
+    from ._transports.shared import Connections
     from .gateway import Gateway
     from .gateway_base import ExecModel
     from .xspec import XSpec

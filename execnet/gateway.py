@@ -11,13 +11,13 @@ import sys
 import types
 from collections.abc import Callable, Mapping
 
-from . import _fork
 from ._clock import monotonic
-from ._death import shown, worker_died
-from ._last_words import LastWords, show
-from ._source import _find_non_builtin_globals as _find_non_builtin_globals
-from ._source import _source_of_function as _source_of_function
-from ._source import compiled, source_to_send
+from ._ends import fork
+from ._ends.death import shown, worker_died
+from ._ends.last_words import LastWords, show
+from ._ship.source import _find_non_builtin_globals as _find_non_builtin_globals
+from ._ship.source import _source_of_function as _source_of_function
+from ._ship.source import compiled, source_to_send
 from .gateway_base import (
     BaseGateway,
     Channel,
@@ -99,7 +99,7 @@ class Gateway(BaseGateway):
         self._exit_lock = new_lock()
         self._writer.refusal = self._refusal
         self._initreceive()
-        _fork.register(self)
+        fork.register(self)
 
     @property
     def remoteaddress(self) -> str | None:
@@ -289,9 +289,9 @@ class Gateway(BaseGateway):
             if not self.execmodel.has_main_thread or threads_are_patched():
                 self.execmodel.start(pulse.run, (), "execnet-pulse")
                 return
-            from . import _heartbeat
+            from ._ends import heartbeat
 
-            _heartbeat.watch(pulse)
+            heartbeat.watch(pulse)
             self._has_pulse = True
 
     def _refusal(self, text: str) -> Exception:
@@ -369,9 +369,9 @@ class Gateway(BaseGateway):
     def _run_receiver(self) -> None:
         super()._run_receiver()
         if self._has_pulse:
-            from . import _heartbeat
+            from ._ends import heartbeat
 
-            _heartbeat.look_again()
+            heartbeat.look_again()
         self._io.wait()  # so that ``exit()`` alone leaves no zombie
 
 

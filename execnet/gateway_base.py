@@ -3981,8 +3981,8 @@ def start_worker(
 
     ``marker`` tells the coordinator where noise ends and frames begin; with ``rest`` a part
     of this module is still to come.  ``watcher`` and ``faults`` are what tells of its end:
-    ``_watcher_far``, ``_faults_far``.  What goes wrong in the preparation is reported in place
-    of a hello.
+    ``_ends.far_watcher``, ``_ends.far_faults``.  What goes wrong in the preparation is reported
+    in place of a hello.
     """
     # None ends it before it can tell what is to be interrupted.  Not SIG_IGN, which processes
     # that code starts would inherit.
@@ -3990,7 +3990,9 @@ def start_worker(
     signal = _signal_module()
     if hasattr(signal, "pthread_sigmask"):  # a coordinator that blocks it, blocks it for all
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    is_watched = bool(watcher) and _part(watcher, "_watcher_far")["fork_watcher"](_frame_of, marker)
+    is_watched = False
+    if watcher:
+        is_watched = _part(watcher, "_ends.far_watcher")["fork_watcher"](_frame_of, marker)
     try:
         _fill_stdio()
         change_surroundings(env, chdir)
@@ -4021,6 +4023,7 @@ def start_worker(
     _keep_spare_fd()
     leave_stream = int
     if faults:
-        leave_stream = _part(faults, "_faults_far")["FaultTrace"](io.outfile.fileno()).leave_stream
+        trace_of = _part(faults, "_ends.far_faults")["FaultTrace"]
+        leave_stream = trace_of(io.outfile.fileno()).leave_stream
     tells = {"farewell": marker, "is_watched": is_watched, "leave_stream": leave_stream}
     _serve(io, id, codecs, grace, **tells)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
-from . import _transports
 from ._clock import monotonic
+from ._transports import table as transports_table
 from .gateway import Gateway
 from .gateway_base import CODECS, GatewayState, get_execmodel
 from .gateway_io import BootstrapError, shell_split_path
@@ -45,18 +45,18 @@ def check_spec(spec: XSpec) -> None:
     for key, kind in _VALUES:
         _check_value(spec, key, kind)
     if spec.forkserver is not None:
-        from . import _forked_io
+        from ._forkserver import stream as forkserver_stream
 
-        _forked_io.check_spec(spec)
-    if spec.output == "inherit" and not _transports.can_inherit(spec):
+        forkserver_stream.check_spec(spec)
+    if spec.output == "inherit" and not transports_table.can_inherit(spec):
         raise ValueError(f"spec {str(spec)!r}: output=inherit is for popen on this machine only")
 
 
 def _check_type(spec: XSpec) -> None:
     """Raise ValueError unless a spec has one type, with a value, and options of that type."""
-    types = _transports.types_of(spec)
+    types = transports_table.types_of(spec)
     if not types:
-        known = ", ".join(_transports.known_types())
+        known = ", ".join(transports_table.known_types())
         raise ValueError(f"no gateway type in spec {str(spec)!r}, there are: {known}")
     if len(types) > 1:
         raise ValueError(f"spec {str(spec)!r} has {len(types)} types: {', '.join(types)}")
@@ -64,22 +64,22 @@ def _check_type(spec: XSpec) -> None:
         if spec.socket == "" or (spec.socket is True and not spec.installvia):
             raise ValueError(f"spec {str(spec)!r}: socket= needs a value, or installvia=")
         return
-    row = _transports.transport_of(spec)
+    row = transports_table.transport_of(spec)
     value = getattr(spec, row.key)
     if value == "" or (value is True and not row.may_be_bare):
         raise ValueError(f"spec {str(spec)!r}: {row.key}= needs a value")
     _check_options(spec, row)
 
 
-def _check_options(spec: XSpec, row: _transports.Transport) -> None:
+def _check_options(spec: XSpec, row: transports_table.Transport) -> None:
     for key in row.options:
         if getattr(spec, key) is True or getattr(spec, key) == "":
             raise ValueError(f"spec {str(spec)!r}: {key}= needs a value")
     if "share" in row.options:  # else it may be a program's own
         _check_value(spec, "share", _yes_or_no)
-    for other in _transports.TRANSPORTS.values():
+    for other in transports_table.TRANSPORTS.values():
         for key in set(other.options) - set(row.options):
-            if getattr(spec, key) is not None and row.key not in _transports.OLD_TYPES:
+            if getattr(spec, key) is not None and row.key not in transports_table.OLD_TYPES:
                 raise ValueError(f"spec {str(spec)!r}: {key}= is for {other.key}=, not {row.key}=")
 
 
@@ -154,7 +154,7 @@ _VALUES = [
     ("dead_after", _seconds),
     ("window", _window),
     ("output", _output),
-    ("ssh", _transports.split_place),
+    ("ssh", transports_table.split_place),
     ("ssh_persist", _lifetime),
     ("ssh_compression", _yes_or_no),
     *((key, shell_split_path) for key in ("docker", "podman", "kubectl", "lxc", "srun")),
@@ -181,14 +181,14 @@ def worker_options(spec: XSpec, marker: bytes, stdout: int | None = None) -> dic
     if stdout is not None:
         options["stdout"] = stdout
     if spec.popen:  # elsewhere stderr is captured, or the server's own
-        options["faults"] = True if has_source(spec) else _lowered("_faults_far")
-    elif not (spec.socket or spec.share == "yes" or _transports.transport_of(spec).is_local):
-        options["watcher"] = _lowered("_watcher_far")  # no end shows through a network
+        options["faults"] = True if has_source(spec) else _lowered("_ends.far_faults")
+    elif not (spec.socket or spec.share == "yes" or transports_table.transport_of(spec).is_local):
+        options["watcher"] = _lowered("_ends.far_watcher")  # no end shows through a network
     return options
 
 
 def _lowered(name: str) -> str:
-    from ._parts import lowered  # a worker that imports what it needs does without
+    from ._ship.parts import lowered  # a worker that imports what it needs does without
 
     return lowered(name)
 
@@ -200,7 +200,7 @@ def first_line(spec: XSpec, marker: bytes, stdout: int | None = None) -> bytes:
         folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # it may be a zip
         code = _BY_IMPORT.format(folder=folder, options=options)
     else:
-        from ._shipment import boot_code
+        from ._ship.shipment import boot_code
 
         code = boot_code(options, in_server=bool(spec.socket and not spec.installvia))
     return (ascii(code) + "\n").encode("ascii")
@@ -220,7 +220,7 @@ def start(io: Any, spec: XSpec) -> Gateway:
     else:
         line = first_line(spec, marker, getattr(io, "stdout_fd", None))
         if not has_source(spec):
-            from ._shipment import shipment_for
+            from ._ship.shipment import shipment_for
 
             shipment = shipment_for(str(spec.execmodel))
     try:
@@ -258,7 +258,7 @@ def wait_ready(gateway: Gateway, deadline: float | None) -> None:
 
 def _is_connecting(gateway: Gateway) -> bool:
     try:
-        from ._failure import is_connecting
+        from ._ends.failure import is_connecting
     except (ImportError, OSError):  # no descriptor is left to read it by
         return False
     popen = getattr(gateway._io, "popen", None)
@@ -269,7 +269,7 @@ def _failure(
     gateway: Gateway, in_time: bool, status: int | None, is_connecting: bool
 ) -> BootstrapError:
     try:
-        from ._failure import failure_of
+        from ._ends.failure import failure_of
     except (ImportError, OSError):
         args = getattr(gateway._io, "args", [])
         return BootstrapError(f"{gateway.id} could not be started: {gateway._error}", args, status)

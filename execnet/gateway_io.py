@@ -12,16 +12,16 @@ import signal
 import sys
 from contextlib import contextmanager, nullcontext, suppress
 
-from . import _transports
 from ._clock import monotonic, sleep
-from ._end_poll import EndPoll
+from ._ends.fork import stderr_of_children
+from ._ends.poll import EndPoll
 from ._errors import BootstrapError as BootstrapError
 from ._errors import HostNotFound as HostNotFound
 from ._errors import command_text as command_text
 from ._errors import with_command
-from ._fork import stderr_of_children
-from ._transports import popen_bootstrapline as popen_bootstrapline
-from ._transports import shell_split_path as shell_split_path
+from ._transports import table as transports_table
+from ._transports.table import popen_bootstrapline as popen_bootstrapline
+from ._transports.table import shell_split_path as shell_split_path
 from .gateway_base import ExecModel, Popen2IO, above_stdio, new_lock, real_select
 
 TYPE_CHECKING = False
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from ._ends import EndWatch
-    from ._green_poll import GreenPoll
+    from ._ends.green_poll import GreenPoll
+    from ._ends.watch import EndWatch
     from .xspec import XSpec
 
 PIPE_BYTES = 1 << 20
@@ -61,8 +61,8 @@ def vagrant_ssh_args(spec: XSpec) -> list[str]:
 
 
 def _args(key: str, spec: XSpec) -> list[str]:
-    row = _transports.TRANSPORTS[key]
-    return row.make(spec, _transports.interpreter_words(spec, row, sys.executable))
+    row = transports_table.TRANSPORTS[key]
+    return row.make(spec, transports_table.interpreter_words(spec, row, sys.executable))
 
 
 def _pipe() -> list[int]:
@@ -103,7 +103,7 @@ def _needed(spec: XSpec) -> int:
         return 0
     if spec.socket:
         return 1
-    captures = sys.platform != "win32" and _transports.transport_of(spec).captures_stderr
+    captures = sys.platform != "win32" and transports_table.transport_of(spec).captures_stderr
     return 3 if captures or spec.forkserver else 2
 
 
@@ -156,7 +156,7 @@ def end_poll(
 ) -> EndPoll | GreenPoll | None:
     """Return what waits for a stream and for the end of its process; None where nothing can."""
     if not io.execmodel.has_main_thread:
-        from ._green_poll import GreenPoll
+        from ._ends.green_poll import GreenPoll
 
         return GreenPoll(fd, io, io.execmodel)
     return EndPoll(fd, io, find_watch) if hasattr(real_select(), "poll") else None
@@ -179,9 +179,9 @@ def _without_interrupts() -> Iterator[None]:
 
 
 def _watch_children() -> EndWatch | None:
-    from . import _ends
+    from ._ends import watch
 
-    return _ends.of_children()
+    return watch.of_children()
 
 
 class Popen2IOMaster(Popen2IO):
@@ -208,9 +208,9 @@ class Popen2IOMaster(Popen2IO):
         try:
             ours, theirs = _pipes(3 if captures else 2)
             if captures:
-                from . import _stderr
+                from ._ends import stderr
 
-                self._stderr = _stderr.capture(ours[2])
+                self._stderr = stderr.capture(ours[2])
             if getattr(args, "inherits_stdout", False):
                 self.stdout_fd = above_stdio(os.dup(1))
                 passed = [self.stdout_fd]
@@ -424,19 +424,19 @@ def create_io(
     """
     try:
         if spec.via:
-            from . import _via
+            from ._via import stream as via_stream
 
-            return _via.create_io(spec, execmodel, find_gateway)
+            return via_stream.create_io(spec, execmodel, find_gateway)
         if spec.socket:
             from . import gateway_socket
 
             return gateway_socket.create_io(spec, execmodel, find_gateway)
         if spec.forkserver:
-            from . import _forked_io
+            from ._forkserver import stream as forkserver_stream
 
-            return _forked_io.create_io(spec, execmodel, _pipes, end_poll)
-        io = Popen2IOMaster(_transports.command(spec), execmodel)
-        io.remoteaddress = _transports.address_of(spec)
+            return forkserver_stream.create_io(spec, execmodel, _pipes, end_poll)
+        io = Popen2IOMaster(transports_table.command(spec), execmodel)
+        io.remoteaddress = transports_table.address_of(spec)
         return io
     except BootstrapError as exc:
         text = f"{spec.id} could not be started: {exc}"

@@ -9,14 +9,15 @@ import atexit
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
-from . import _fork, gateway_bootstrap, gateway_io
+from . import gateway_bootstrap, gateway_io
 from ._clock import monotonic
+from ._ends import fork
+from ._ends.terminate import KILL_S, foreign_pair, longest_end_s, wait_ended, warn_killed
+from ._ends.terminate import safe_terminate as safe_terminate
 from ._multichannel import MultiChannel as MultiChannel
-from ._shared import Connections
-from ._shared import create_io as create_shared_io
 from ._starts import Starts
-from ._terminate import KILL_S, foreign_pair, longest_end_s, wait_ended, warn_killed
-from ._terminate import safe_terminate as safe_terminate
+from ._transports.shared import Connections
+from ._transports.shared import create_io as create_shared_io
 from .gateway import Gateway, collect_stacks
 from .gateway_base import DeadlockError, ExecModel, get_execmodel, new_rlock
 from .xspec import XSpec
@@ -53,7 +54,7 @@ class Group:
         self.set_execmodel(execmodel)
         self._at_exit_registered = True
         atexit.register(self._cleanup_atexit)
-        _fork.register(self)
+        fork.register(self)
         self.makegateways(xspecs)
 
     # execution models
@@ -254,7 +255,7 @@ class Group:
     def _get_output(self) -> Any:
         with self._lock:
             if self._output is None:
-                from ._output import Output
+                from ._output.near import Output
 
                 self._output = Output()
             return self._output
@@ -262,7 +263,7 @@ class Group:
     def _forward_output(self, started: list[Gateway], deadlines: dict[str, float | None]) -> None:
         workers = [gateway for gateway in started if gateway.spec.output == "forward"]
         if workers:
-            from ._output import forward_all
+            from ._output.near import forward_all
 
             forward_all(self._get_output(), workers, deadlines)
 

@@ -1,7 +1,7 @@
 """RSync: bring one tree to many places, sending only what is not there.
 
-``RSync`` is what users hold.  A run of it is in ``_rsync_push``, what reads the source in
-``_rsync_tree``, what is shipped to the targets in ``rsync_remote``, whose docstring tells
+``RSync`` is what users hold.  A run of it is in ``_rsync.push``, what reads the source in
+``_rsync.far.tree``, what is shipped to the targets in ``_rsync.far.target``, whose docstring tells
 what the two say to each other.
 """
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from ._rsync_patterns import Rule
-    from ._rsync_push import Target
-    from ._rsync_result import Progress, Result, Skipped, TargetResult
+    from ._rsync.patterns import Rule
+    from ._rsync.push import Target
+    from ._rsync.result import Progress, Result, Skipped, TargetResult
 
     Callback = Callable[[str, int, Any], object]
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def _parsed(rules: Iterable[str | Rule]) -> list[Rule]:
     if not rules:
         return []
-    from ._rsync_patterns import parse_rules  # few programs have some
+    from ._rsync.patterns import parse_rules  # few programs have some
 
     return parse_rules(rules)
 
@@ -110,8 +110,8 @@ class RSync:
         Raises TypeError for any other option, ValueError for a "~" without ``expanduser``, and
         OSError if the gateway is gone.
         """
-        from ._rsync_loader import TARGET_PARTS, load
-        from ._rsync_push import Target
+        from ._rsync.loader import TARGET_PARTS, load
+        from ._rsync.push import Target
 
         unknown = sorted(options.keys() - _OPTIONS)
         if unknown:
@@ -144,8 +144,8 @@ class RSync:
         target fails altogether the others are served to their ends, then its error is
         raised: ``RSyncError``, ``RemoteError`` or an EOFError; ``result`` has the rest.
         """
-        from ._rsync_push import Run
-        from ._rsync_result import Result
+        from ._rsync.push import Run
+        from ._rsync.result import Result
 
         if not self._targets:
             if raises:
@@ -191,7 +191,7 @@ class RSync:
         """
         _refuse_home(local_dir)
         _refuse_home(remote_dir)
-        from ._rsync_pull import pull  # most programs do not need it
+        from ._rsync.pull import pull  # most programs do not need it
 
         options = {
             "delete": delete or delete_excluded,
@@ -211,7 +211,7 @@ class RSync:
     def _report_send_file(self, gateway: Any, modified_rel_path: str) -> None:
         """Tell that a file is sent; to be overridden."""
         if self._verbose:
-            from ._rsync_result import print_line
+            from ._rsync.result import print_line
 
             print_line(f"{gateway} <= {modified_rel_path}")
 
@@ -234,7 +234,7 @@ class RSync:
 
     def on_skipped(self, target: Target, skipped: Skipped) -> None:
         if self._verbose:
-            from ._rsync_result import print_line
+            from ._rsync.result import print_line
 
             print_line(f"{target.gateway} skipped {skipped.path}: {skipped.reason}")
 

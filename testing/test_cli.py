@@ -23,8 +23,9 @@ import pytest
 from tools import threads
 
 import execnet
-from execnet import _cli, _cli_info
-from execnet._cli_run import END_S, STOP_S, CommandError, Output, parse_specs
+from execnet import _cli
+from execnet._cli import info as cli_info
+from execnet._cli.run import END_S, STOP_S, CommandError, Output, parse_specs
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(), reason="what is left running is looked up in /proc"
@@ -730,7 +731,7 @@ class TestInfo:
     def test_is_not_printed_if_a_worker_dies(
         self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr(_cli_info, "_ECHO", "import os; os._exit(4)")
+        monkeypatch.setattr(cli_info, "_ECHO", "import os; os._exit(4)")
         assert _cli.main(["info", "popen", "popen"]) == 1
         out, err = capfd.readouterr()
         assert out == ""
@@ -802,21 +803,6 @@ class TestMain:
         thread.start()
         thread.join(BOUND_S)
         assert statuses == [0]
-
-    def test_finds_a_further_subcommand_by_the_name_of_its_module(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        (tmp_path / "_cli_sync.py").write_text(
-            "def add_parser(subparsers):\n"
-            "    parser = subparsers.add_parser('sync')\n"
-            "    parser.add_argument('number', type=int)\n"
-            "    parser.set_defaults(run=lambda args: args.number)\n"
-        )
-        monkeypatch.setattr(execnet, "__path__", [str(tmp_path), *execnet.__path__])
-        monkeypatch.setattr(execnet, "_cli_sync", None, raising=False)  # put back afterwards
-        monkeypatch.setitem(sys.modules, "execnet._cli_sync", None)  # the same
-        del sys.modules["execnet._cli_sync"]
-        assert _cli.main(["sync", "17"]) == 17
 
     def test_makes_an_exit_status_of_a_ctrl_c_that_comes_before_any_worker(
         self, monkeypatch: pytest.MonkeyPatch

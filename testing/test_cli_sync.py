@@ -16,8 +16,8 @@ from rsync_trees import assert_same, make_tree, snapshot
 from test_cli import Shell
 from tools import missing, wait_until
 
-from execnet._cli_run import CommandError
-from execnet._cli_sync import parse_targets
+from execnet._cli.run import CommandError
+from execnet._cli.sync import parse_targets
 
 SHOW_CURSOR, HIDE_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
 FILES = {"a": b"1", "d/b": b"22", "d/x.pyc": b"", "cache/y": b""}

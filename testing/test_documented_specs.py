@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import pytest
 from test_documentation import PAGES, ROOT, Block, read
 
-from execnet import XSpec, _transports, gateway_bootstrap
+from execnet import XSpec, gateway_bootstrap
+from execnet._transports import table
 from execnet.gateway_bootstrap import check_spec
 
 CAPTION = "What is run for "
@@ -50,7 +51,7 @@ def rows() -> dict[str, list[str]]:
 
 def specs_in_text() -> Iterator[str]:
     """Yield what pages show in running text as a spec with a value."""
-    types = "|".join([*_transports.TRANSPORTS, "socket"])
+    types = "|".join([*table.TRANSPORTS, "socket"])
     for page in PAGES:
         for text in re.findall(rf"``((?:{types})=[^`]+)``", page.read_text("utf-8")):
             if "=HOST" not in text and "=NAME" not in text and "..." not in text:
@@ -63,19 +64,25 @@ class TestCommands:
         block = commands()[place]
         check_spec(spec_of(block))
         shown = shlex.split(re.sub(r" \\\n *", " ", block.text))
-        assert shown == _transports.command(spec_of(block), "python3")
+        assert shown == table.command(spec_of(block), "python3")
 
     def test_there_is_one_for_each_type_that_runs_one(self) -> None:
-        shown = {_transports.transport_of(spec_of(block)).key for block in commands().values()}
-        assert shown == {*_transports.TRANSPORTS}
+        shown = {table.transport_of(spec_of(block)).key for block in commands().values()}
+        assert shown == {*table.TRANSPORTS}
 
 
 class TestKeys:
     def test_each_one_that_a_spec_may_have_has_a_row(self) -> None:
-        known = {*_transports.TRANSPORTS, "socket", "installvia", "env:NAME", "dont_write_bytecode"}
+        known = {
+            *table.TRANSPORTS,
+            "socket",
+            "installvia",
+            "env:NAME",
+            "dont_write_bytecode",
+        }
         known |= {"forkserver", "preload", *gateway_bootstrap._NEED_A_VALUE}
         known |= {key for key, _ in gateway_bootstrap._VALUES}
-        known |= {key for row in _transports.TRANSPORTS.values() for key in row.options}
+        known |= {key for row in table.TRANSPORTS.values() for key in row.options}
         assert known - {*rows()} == set()
 
     @pytest.mark.parametrize("key", rows())
@@ -90,11 +97,11 @@ class TestKeys:
 
     def test_the_types_are_the_rows_that_say_so(self) -> None:
         types = {key for key, cells in rows().items() if cells[0] == "is a type"}
-        assert types == {*_transports.TRANSPORTS, "socket"}
+        assert types == {*table.TRANSPORTS, "socket"}
 
     def test_the_options_of_a_type_name_it(self) -> None:
         table = rows()
-        for row in _transports.TRANSPORTS.values():
+        for row in table.TRANSPORTS.values():
             for option in row.options:
                 assert row.key in table[option][0].split(", ")
 

@@ -17,9 +17,12 @@ import pytest
 from conftest import MakeGateway
 from tools import FORKING, run_python, wait_until
 
-from execnet import Channel, Gateway, Group, WorkerDied, _end_poll, _ends, _forkserver
-from execnet._end_poll import EndPoll
-from execnet._ends import EndWatch
+from execnet import Channel, Gateway, Group, WorkerDied
+from execnet._ends import poll as ends_poll
+from execnet._ends import watch as ends_watch
+from execnet._ends.poll import EndPoll
+from execnet._ends.watch import EndWatch
+from execnet._forkserver import templates as forkserver_templates
 
 BOUND_S = 10
 HIDING = """
@@ -43,17 +46,17 @@ Hide = Callable[[Gateway], Channel]
 
 @pytest.fixture(autouse=True)
 def looks_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_end_poll, "LISTEN_MS", 5)
-    monkeypatch.setattr(_end_poll, "LOOK_MS", 10)
+    monkeypatch.setattr(ends_poll, "LISTEN_MS", 5)
+    monkeypatch.setattr(ends_poll, "LOOK_MS", 10)
 
 
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> EndWatch:
     """The one for children, for this test alone."""
-    if not _ends.of_children():
+    if not ends_watch.of_children():
         pytest.skip("this Python cannot wait for an end without taking its status")
-    watch = EndWatch(_ends._wait_for_a_child)
-    monkeypatch.setattr(_ends, "_children", watch)
+    watch = EndWatch(ends_watch._wait_for_a_child)
+    monkeypatch.setattr(ends_watch, "_children", watch)
     return watch
 
 
@@ -127,7 +130,7 @@ class TestOfAChild:
     ) -> None:
         blocked = threading.Event()
         watch = EndWatch(blocked.wait)  # in the place of the other
-        monkeypatch.setattr(_ends, "_children", watch)
+        monkeypatch.setattr(ends_watch, "_children", watch)
         gateway = group.makegateway()
         channel = hide(gateway)
         wait_until_all_listen(watch, group)
@@ -167,7 +170,7 @@ class TestOfAChild:
         def no_bell() -> None:
             raise OSError("too many open files")
 
-        monkeypatch.setattr(_ends, "Bell", no_bell)
+        monkeypatch.setattr(ends_watch, "Bell", no_bell)
         end(hide(makegateway()))
 
     @pytest.mark.parametrize(
@@ -182,8 +185,8 @@ class TestOfAChild:
         result = run_python(
             f"""
 import execnet, os, signal, time
-from execnet import _end_poll, _ends
-_end_poll.LISTEN_MS = _end_poll.LOOK_MS = 10
+from execnet._ends import poll, watch
+poll.LISTEN_MS = poll.LOOK_MS = 10
 def wait_until_it_listens(gateway):
     while gateway._io not in _ends._children._bells:
         time.sleep(0.001)
@@ -212,7 +215,7 @@ class TestOfAForkedWorker:
     @pytest.fixture(autouse=True)
     def templates(self, nothing_is_left: None) -> Iterator[None]:
         yield
-        _forkserver.shutdown()
+        forkserver_templates.shutdown()
 
     @pytest.mark.parametrize("who", ["the watch", "another thread"])
     def test_is_told_whoever_takes_the_news(self, group: Group, hide: Hide, who: str) -> None:
@@ -271,7 +274,7 @@ def test_who_listens_looks_no_more(watch: EndWatch, monkeypatch: pytest.MonkeyPa
             limits.append(limit_ms)
             return [(0, select.POLLIN)] if len(limits) == 1 else []
 
-    monkeypatch.setattr(_end_poll, "real_select", lambda: SimpleNamespace(poll=Poll))
+    monkeypatch.setattr(ends_poll, "real_select", lambda: SimpleNamespace(poll=Poll))
     end_poll = EndPoll(0, Process(), lambda: watch)
     assert end_poll.wait()
     assert not end_poll.wait()

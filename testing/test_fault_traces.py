@@ -42,14 +42,14 @@ def crash(gateway: Any, code: str) -> WorkerDied:
 def test_a_trace_is_told_and_shown_whoever_enabled_it(
     makegateway: MakeGateway, capfd: pytest.CaptureFixture[str], spec: str, enable: str
 ) -> None:
-    from execnet import _forkserver
+    from execnet._forkserver import templates
 
     error = crash(makegateway(spec), f"{enable}\n{CRASH}")
     assert error.stderr.startswith("Fatal Python error: Segmentation fault\n\n")
     assert 'File "<remote exec>", line 2 in <module>' in error.stderr
     assert error.stderr in str(error)
     assert capfd.readouterr().err.strip() == error.stderr
-    _forkserver.shutdown()
+    templates.shutdown()
 
 
 @pytest.mark.parametrize("variable", ["PYTHONFAULTHANDLER", "PYTHONDEVMODE"])

@@ -19,7 +19,8 @@ from conftest import MakeGateway
 from tools import find_python, run_python, wait_until
 
 import execnet
-from execnet import BootstrapError, Group, _forkserver
+from execnet import BootstrapError, Group
+from execnet._forkserver import templates as forkserver_templates
 from execnet.gateway_base import ExecModel
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -34,7 +35,7 @@ PYTHONS = ["3.6", "3.7", "3.8", "3.9", "3.10", "3.11", "3.12", "3.13"]
 def templates(nothing_is_left: None) -> Iterator[None]:
     """End the templates of a test, which stay for later gateways, behind it."""
     yield
-    _forkserver.shutdown()
+    forkserver_templates.shutdown()
 
 
 def children_of(pid: int) -> set[int]:
@@ -420,7 +421,7 @@ class TestOtherPythons:
         gateway = makegateway(f"{SPEC}//python={sys.executable} -I -S")
         assert evaluate(gateway, "[name for name in sys.modules if 'execnet' in name]") == [
             "_execnet_gateway_base",
-            "_execnet_forkserver_template",
+            "_execnet_forkserver_far",
         ]
 
     @pytest.mark.parametrize("implementation", ["pypy3.9", "pypy3.10", "pypy3.11"])

@@ -18,7 +18,10 @@ from test_forkserver import children_of, spare_of
 from tools import clean_environment, run_python, threads, wait_until
 
 import execnet
-from execnet import BootstrapError, Group, WorkerDied, _end_poll, _forked_io, _forkserver
+from execnet import BootstrapError, Group, WorkerDied
+from execnet._ends import poll
+from execnet._forkserver import stream as forkserver_stream
+from execnet._forkserver import templates as forkserver_templates
 from execnet.gateway_base import ExecModel
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
@@ -50,7 +53,7 @@ os._exit(7)
 def templates(nothing_is_left: None) -> Iterator[None]:
     """End the templates of a test, which stay for later gateways, behind it."""
     yield
-    _forkserver.shutdown()
+    forkserver_templates.shutdown()
 
 
 def state_of(pid: int) -> str:
@@ -184,15 +187,15 @@ class TestTemplate:
     def test_when_it_is_killed_meanwhile_the_gateway_gets_a_new_one(
         self, group: Group, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        boot, killed = _forked_io.ForkedIO.boot, []
+        boot, killed = forkserver_stream.ForkedIO.boot, []
 
-        def boot_without(io: _forked_io.ForkedIO, options: dict[str, Any]) -> None:
+        def boot_without(io: forkserver_stream.ForkedIO, options: dict[str, Any]) -> None:
             killed.append(io._template.pid)
             os.kill(killed[0], signal.SIGKILL)
             wait_until(lambda: has_ended(killed[0]))
             boot(io, options)
 
-        monkeypatch.setattr(_forked_io.ForkedIO, "boot", boot_without)
+        monkeypatch.setattr(forkserver_stream.ForkedIO, "boot", boot_without)
         assert pids_of(group.makegateway(SPEC))[1] not in killed
 
     def test_when_it_is_gone_a_stuck_worker_is_ended_all_the_same(self, group: Group) -> None:
@@ -237,7 +240,7 @@ class TestTemplate:
     def test_shutdown_ends_it_and_not_its_workers(self, group: Group) -> None:
         gateway = group.makegateway(SPEC)
         _, template = pids_of(gateway)
-        _forkserver.shutdown()
+        forkserver_templates.shutdown()
         assert state_of(template) == ""
         assert gateway.remote_exec("channel.send(1)").receive(10) == 1
 
@@ -346,7 +349,7 @@ class TestWithoutPidfd:
     def test_a_process_that_it_forked_does_not_hide_its_end(
         self, template_lives: bool, makegateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_end_poll, "LOOK_MS", 20)
+        monkeypatch.setattr(poll, "LOOK_MS", 20)
         channel = makegateway(SPEC).remote_exec(FORKS_AND_ENDS)
         grandchild, template = channel.receive(10)
         try:
@@ -441,7 +444,7 @@ io = group.makegateway("popen//forkserver")._io
             with Group([SPEC]) as own:
                 _, parent = pids_of(own["gw0"])
                 out(f"{parent != template} {os.getppid() != parent}")
-            _forkserver.shutdown()
+            forkserver_templates.shutdown()
             out(f" {has_ended(parent)} {has_ended(template)}")
 
         assert run_in_fork(in_child) == "True True True False"

@@ -16,7 +16,8 @@ import pytest
 from tools import SOURCE, clean_environment, missing, run
 
 import execnet
-from execnet import _pyinstaller, _transports
+from execnet import _pyinstaller
+from execnet._transports import table as transports_table
 
 # A program like any other.  It notes each time that it runs.
 PROGRAM = """
@@ -158,17 +159,17 @@ class TestStandIn:
 def test_a_program_that_is_not_frozen_needs_it_not(monkeypatch: pytest.MonkeyPatch) -> None:
     line = execnet.gateway_io.popen_bootstrapline
     monkeypatch.setattr(sys, "argv", ["program", "-u", "-c", line])
-    monkeypatch.setattr("execnet._transports.is_freeze_supported", False)
+    monkeypatch.setattr("execnet._transports.table.is_freeze_supported", False)
     execnet.freeze_support()  # does not read stdin
     assert sys.argv[0] == "program"
 
 
 def test_sudo_takes_no_frozen_program_for_an_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = execnet.XSpec("sudo=nobody")
-    assert sys.executable in _transports.command(spec)[-1]
+    assert sys.executable in transports_table.command(spec)[-1]
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    assert sys.executable not in _transports.command(spec)[-1]
-    assert "exec python3" in _transports.command(spec)[-1]
+    assert sys.executable not in transports_table.command(spec)[-1]
+    assert "exec python3" in transports_table.command(spec)[-1]
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from test_fork import is_running
 from tools import find_python, wait_until
 
 from execnet import Channel, Group, WorkerDied
-from execnet import _last_words as last_words_module
-from execnet._last_words import LastWords
+from execnet._ends import last_words as last_words_module
+from execnet._ends.last_words import LastWords
 from execnet.gateway_base import (
     OF_WATCHED,
     OF_WATCHER,

@@ -14,7 +14,9 @@ from test_ends import HIDING
 from test_window import ITEM, ON_ORDER, READER
 from tools import Task, stop, wait_until
 
-from execnet import Channel, Gateway, Group, WorkerDied, _forkserver, _green_poll
+from execnet import Channel, Gateway, Group, WorkerDied
+from execnet._ends import green_poll
+from execnet._forkserver import templates as forkserver_templates
 from execnet.gateway_base import ExecModel, get_execmodel
 
 BOUND_S = 10
@@ -32,8 +34,8 @@ def execmodel(request: pytest.FixtureRequest, nothing_is_left: None) -> ExecMode
 
 @pytest.fixture
 def group(execmodel: ExecModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
-    monkeypatch.setattr(_green_poll, "LOOK_S", 0.05)
-    monkeypatch.setattr(_green_poll, "_watches", {})
+    monkeypatch.setattr(green_poll, "LOOK_S", 0.05)
+    monkeypatch.setattr(green_poll, "_watches", {})
     group = Group()
     group.set_execmodel(execmodel, "thread")
     yield group
@@ -64,7 +66,7 @@ class TestAnEndThatTheStreamHides:
     @pytest.fixture(autouse=True)
     def templates(self, nothing_is_left: None) -> Iterator[None]:
         yield
-        _forkserver.shutdown()
+        forkserver_templates.shutdown()
 
     @pytest.mark.parametrize("spec", ["popen", "popen//forkserver"])
     def test_is_noticed(self, group: Group, hide: Any, spec: str) -> None:
@@ -98,7 +100,7 @@ class TestAnEndThatTheStreamHides:
     def test_does_not_keep_terminate(
         self, group: Group, hide: Any, spec: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_green_poll, "LOOK_S", 1000)
+        monkeypatch.setattr(green_poll, "LOOK_S", 1000)
         gateways = group.makegateways([spec] * 3)
         for gateway in gateways:
             hide(gateway)

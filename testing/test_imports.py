@@ -50,16 +50,16 @@ SHIPPING = {"importlib._abc", "importlib.util", "shlex"}
 LOWERING = {"_ast", "_ast_unparse", "ast", "zlib"}
 
 OURS = {
-    *("execnet", "execnet._death", "execnet._end_poll", "execnet._errors", "execnet._fork"),
-    *("execnet._clock", "execnet._last_words", "execnet._logins", "execnet._multichannel"),
-    *("execnet._shared", "execnet._starts"),
-    *("execnet._source", "execnet._terminate", "execnet._transports", "execnet.gateway"),
-    *("execnet.gateway_base", "execnet.gateway_bootstrap", "execnet.gateway_io", "execnet.multi"),
-    "execnet.xspec",
+    *("execnet", "execnet._clock", "execnet._errors", "execnet._multichannel", "execnet._starts"),
+    *("execnet._ends", "execnet._ends.death", "execnet._ends.fork", "execnet._ends.last_words"),
+    *("execnet._ends.poll", "execnet._ends.terminate", "execnet._ship", "execnet._ship.source"),
+    *("execnet._transports", "execnet._transports.logins", "execnet._transports.shared"),
+    *("execnet._transports.table", "execnet.gateway", "execnet.gateway_base"),
+    *("execnet.gateway_bootstrap", "execnet.gateway_io", "execnet.multi", "execnet.xspec"),
 }
-OURS_IDLE = {"execnet._ends"}  # once a gateway had nothing to read for a while
-OURS_SHIPPING = {"execnet._parts", "execnet._shipment"}
-OURS_LOWERING = {"execnet._ship"}
+OURS_IDLE = {"execnet._ends.watch"}  # once a gateway had nothing to read for a while
+OURS_SHIPPING = {"execnet._ship.parts", "execnet._ship.shipment"}
+OURS_LOWERING = {"execnet._ship.lower"}
 
 ASK = """
 import sys
@@ -124,7 +124,8 @@ def test_a_coordinator_loads_no_more_of_the_standard_library(popen: Loaded) -> N
 
 
 def test_a_worker_loads_one_module_of_ours_and_what_tells_of_crashes(popen: Loaded) -> None:
-    assert ours(popen[1]) == {"execnet", "execnet._faults_far", "execnet.gateway_base"}
+    far_faults = {"execnet._ends", "execnet._ends.far_faults"}
+    assert ours(popen[1]) == {"execnet", "execnet.gateway_base", *far_faults}
 
 
 def test_a_worker_loads_no_more_of_the_standard_library(popen: Loaded) -> None:

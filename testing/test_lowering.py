@@ -21,9 +21,8 @@ from conftest import MakeGateway
 from hypothesis import given
 from hypothesis import strategies as st
 
-import execnet
-from execnet import _via_remote, gateway_base, rsync_remote
-from execnet._ship import lower, without_annotations
+from execnet import gateway_base
+from execnet._ship.lower import lower, without_annotations
 
 if TYPE_CHECKING:
     from execnet import Channel
@@ -280,11 +279,12 @@ def test_such_a_function_runs_in_a_worker(makegateway: MakeGateway, tmp_path: Pa
     assert makegateway().remote_exec(function).receive(BOUND_S) == 3
 
 
-SENT = [path for path in Path(execnet.__file__).parent.glob("*.py") if "_far" in path.name]
-SENT += [Path(module.__file__) for module in (gateway_base, rsync_remote, _via_remote)]
+PACKAGE = Path(gateway_base.__file__).parent
+GLOBS = ("gateway_base.py", "**/far.py", "**/far_*.py", "**/far/*.py")
+SENT = sorted(path for glob in GLOBS for path in PACKAGE.glob(glob))
 
 
-@pytest.mark.parametrize("path", SENT, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SENT, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_our_modules_lose_docstrings_and_comments_too(path: Path) -> None:
     source = path.read_text("utf-8")
     left = lower(source)

@@ -16,7 +16,7 @@ from tools import run_python, wait_until
 from written import BOUND_S, FORWARD, Written, run_in
 
 from execnet import Gateway, Group
-from execnet._output_remote import BUFFER_BYTES, LINE_BYTES, WINDOW_BYTES
+from execnet._output.far import BUFFER_BYTES, LINE_BYTES, WINDOW_BYTES
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="commands of POSIX")
 

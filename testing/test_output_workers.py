@@ -19,8 +19,9 @@ from socketservers import Servers
 from tools import run_python, wait_until
 from written import BOUND_S, FORWARD, Written, run_in
 
-from execnet import Group, _forkserver
-from execnet._output_remote import LINE_BYTES, Splitter
+from execnet import Group
+from execnet._forkserver import templates
+from execnet._output.far import LINE_BYTES, Splitter
 from execnet.gateway_base import ExecModel
 from execnet.gateway_bootstrap import BootstrapError
 
@@ -109,7 +110,7 @@ class TestTheWorker:
             group.terminate(BOUND_S)
             assert written.lines() == ["p", "s"]
         finally:
-            _forkserver.shutdown()
+            templates.shutdown()
 
     def test_any_execution_model_will_do(self, execmodel: ExecModel) -> None:
         group, written = Group(execmodel=execmodel), Written()

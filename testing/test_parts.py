@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from tools import run_python
 
-from execnet import _parts, gateway_base
+from execnet import gateway_base
 from execnet._errors import BootstrapError
-from execnet._parts import kept, read, source_of
+from execnet._ship import parts
+from execnet._ship.parts import kept, read, source_of
 
 
 class Kept:
@@ -51,7 +52,7 @@ class Kept:
 def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     found = Kept(tmp_path)
-    monkeypatch.setattr(_parts, "_spec_of", found.spec)
+    monkeypatch.setattr(parts, "_spec_of", found.spec)
     return found
 
 
@@ -168,7 +169,7 @@ import sys
 import execnet
 gateway = execnet.makegateway("popen//python=" + sys.executable)
 print(gateway.remote_exec("channel.send(channel.receive())").send(3))
-print("execnet._ship" in sys.modules)
+print("execnet._ship.lower" in sys.modules)
 gateway.exit()
 execnet.default_group.terminate(10)
 """
@@ -252,13 +253,15 @@ class TestRead:
 
 
 def test_ours_are_read_without_being_imported() -> None:
-    code = "import sys; from execnet import _parts; print(len(_parts.source_of('_cli_run')) > 99)"
-    result = run_python(code + "; print('execnet._cli_run' in sys.modules)")
+    code = (
+        "import sys; from execnet._ship import parts; print(len(parts.source_of('_cli.run')) > 99)"
+    )
+    result = run_python(code + "; print('execnet._cli.run' in sys.modules)")
     assert result.stdout == "True\nFalse\n"
 
 
 def test_one_of_ours_without_source_is_a_bootstrap_error(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModuleSpec("execnet.other", None, origin="other.pyc")
-    monkeypatch.setattr(_parts, "_spec_of", lambda name: spec)
+    monkeypatch.setattr(parts, "_spec_of", lambda name: spec)
     with pytest.raises(BootstrapError, match=r"source of execnet\.other.*not to be had"):
         source_of("other")

@@ -12,7 +12,7 @@ from conftest import MakeGateway
 from rsync_trees import assert_same, make_tree, send
 
 from execnet import Gateway, Group, RemoteError, RSync
-from execnet._rsync_result import RSyncError, Skipped
+from execnet._rsync.result import RSyncError, Skipped
 
 FILES = {"a": b"hello", "d/b": b"x" * 100, "d/e/c": b""}
 
@@ -338,7 +338,7 @@ def test_code_that_fails_in_the_worker_is_a_remote_error(
     dest.mkdir()
     rsync = RSync(source, verbose=False)
     rsync.add_target(gateway, dest)
-    with pytest.raises(RemoteError, match="rsync_remote"):
+    with pytest.raises(RemoteError, match=r"far/target\.py"):
         rsync.send()
 
 
@@ -356,7 +356,7 @@ def test_every_execution_model_can_send_and_pull(
 def test_a_worker_keeps_what_it_needs_for_the_next_run(
     gateway: Gateway, source: Path, dest: Path
 ) -> None:
-    which = "import sys; channel.send(id(sys.modules['_execnet_rsync.rsync_remote']))"
+    which = "import sys; channel.send(id(sys.modules['_execnet_rsync.target']))"
     send(gateway, source, dest)
     first = gateway.remote_exec(which).receive()
     send(gateway, source, dest)

@@ -15,9 +15,10 @@ import pytest
 from conftest import MakeGateway
 from rsync_trees import assert_same, make_tree, send, snapshot
 
-from execnet import Gateway, RSync, _rsync_pump, _rsync_wire
-from execnet._rsync_result import Skipped
-from execnet._rsync_wire import SMALL_MAX
+from execnet import Gateway, RSync
+from execnet._rsync.far import pump, wire
+from execnet._rsync.far.wire import SMALL_MAX
+from execnet._rsync.result import Skipped
 
 Sync = Callable[..., Any]
 NOBODY = 65534
@@ -96,7 +97,7 @@ def test_names_of_any_bytes_arrive(sync: Sync, gateway: Gateway, source: Path, d
 def test_sizes_around_every_border_arrive(
     sync: Sync, gateway: Gateway, source: Path, dest: Path
 ) -> None:
-    borders = [0, SMALL_MAX, 256 * 1024, _rsync_wire.CHUNK_BYTES, 1 << 20, 2 << 20]
+    borders = [0, SMALL_MAX, 256 * 1024, wire.CHUNK_BYTES, 1 << 20, 2 << 20]
     for border in borders:
         for size in {max(border + offset, 0) for offset in (-1, 0, 1)}:
             (source / str(size)).write_bytes(os.urandom(size))
@@ -256,14 +257,14 @@ def test_a_base_that_does_not_prove_true_is_replaced_whole(
         file.write(b"x")
     proofs = []
 
-    class Liar(_rsync_pump.Comparison):
+    class Liar(pump.Comparison):
         def changes(self, position: int, data: bytes, digests: bytearray) -> Any:
             changes = super().changes(position, data, digests)
             digests[0] ^= position == 0
             proofs.append(position)
             return changes
 
-    monkeypatch.setattr(_rsync_pump, "Comparison", Liar)
+    monkeypatch.setattr(pump, "Comparison", Liar)
     result = send(gateway, source, dest)
     assert proofs
     assert result.ok
@@ -446,7 +447,7 @@ def test_a_file_that_changes_while_it_is_read_is_reported_and_the_old_one_stays(
     make_tree(source, {"a": b"1", "b": os.urandom(3 << 20), "z": b"2"})
     make_tree(dest, {"b": os.urandom(3 << 20)} if there else {})
     old = snapshot(dest).entries.get(b"b")
-    read = _rsync_pump.read_exactly
+    read = pump.read_exactly
 
     def read_and_change(fd: int, size: int) -> bytes:
         data = read(fd, size)
@@ -463,7 +464,7 @@ def test_a_file_that_changes_while_it_is_read_is_reported_and_the_old_one_stays(
             os.utime(source / "b", (9, 9))
         return data
 
-    monkeypatch.setattr(_rsync_pump, "read_exactly", read_and_change)
+    monkeypatch.setattr(pump, "read_exactly", read_and_change)
     result = send(gateway, source, dest)
     assert [skipped.path for skipped in result.skipped] == ["b"]
     assert "while it was read" in result.skipped[0].reason

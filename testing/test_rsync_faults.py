@@ -21,12 +21,12 @@ from rsync_trees import assert_same, make_tree, send, snapshot
 from tools import SOURCE, missing, threads, wait_until
 
 from execnet import Gateway, RSync
-from execnet._rsync_pump import DATA_WINDOW_BYTES, Pump
-from execnet._rsync_result import RSyncError
-from execnet._rsync_temps import PREFIX, Temps
-from execnet._rsync_tree import Tree
-from execnet._rsync_watcher import Watcher
-from execnet._rsync_wire import HELLO, LIST, PIECE_BYTES, SMALL_MAX, WANT, pack_ids
+from execnet._rsync.far.pump import DATA_WINDOW_BYTES, Pump
+from execnet._rsync.far.temps import PREFIX, Temps
+from execnet._rsync.far.tree import Tree
+from execnet._rsync.far.watcher import Watcher
+from execnet._rsync.far.wire import HELLO, LIST, PIECE_BYTES, SMALL_MAX, WANT, pack_ids
+from execnet._rsync.result import RSyncError
 
 OLD = {"a": b"old", "d/b": b"old" * 20_000, "gone": b"", "h1": b"x", "d/same": b"same"}
 NEW = {
@@ -276,7 +276,7 @@ def test_temporary_files_of_dead_runs_go_and_those_of_live_ones_stay(
 
 def stem_of(gateway: Gateway) -> str:
     """Return the tag of this host in the names of temporary files."""
-    from execnet._rsync_places import Places
+    from execnet._rsync.far.places import Places
 
     return Temps(Places())._host.decode()
 

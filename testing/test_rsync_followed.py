@@ -14,8 +14,9 @@ from rsync_trees import make_tree, snapshot
 from test_rsync_safe import OPTIONS, unit
 from tools import clean_environment
 
-from execnet import rsync_remote
-from execnet._rsync_wire import (
+from execnet._rsync.far import target
+from execnet._rsync.far.target import Target
+from execnet._rsync.far.wire import (  # fmt: skip
     CHECK,
     DELTA,
     DIRECTORY,
@@ -27,8 +28,7 @@ from execnet._rsync_wire import (
     WANT,
     Violation,
     pack_ids,
-)  # fmt: skip
-from execnet.rsync_remote import Target
+)
 
 LARGE = 100_000
 
@@ -105,14 +105,14 @@ def test_a_directory_is_opened_up_only_where_it_was_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = Stage(tmp_path, 10)
-    found_type = rsync_remote.stat.S_ISDIR
+    found_type = target.stat.S_ISDIR
 
     def swap_and_tell(mode: int) -> bool:
         if not (stage.dest / "d").is_symlink() and stage.sent and mode & 0o777 == 0o500:
             stage.swap("d")
         return found_type(mode)
 
-    monkeypatch.setattr(rsync_remote.stat, "S_ISDIR", swap_and_tell)
+    monkeypatch.setattr(target.stat, "S_ISDIR", swap_and_tell)
     units = [unit([(b"d", DIRECTORY, 0)]), unit([], directory=1, first=2)]
     stage.play(iter([(LIST, 9, units), (LIST_END,)]))
     monkeypatch.undo()
@@ -142,7 +142,7 @@ def test_attributes_are_changed_by_descriptors_and_nothing_is_opened_through_a_l
 
 AUDITED = """
 import os, sys
-import execnet, execnet._rsync_pull
+import execnet, execnet._rsync.pull
 gateway = execnet.makegateway()
 execnet.RSync.pull(gateway, "source", "first")
 seen, is_on = [], []

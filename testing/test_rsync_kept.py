@@ -19,10 +19,12 @@ from conftest import MakeGateway
 from rsync_trees import assert_same, make_tree, send, snapshot
 from tools import SOURCE, clean_environment, missing
 
-from execnet import Gateway, RSync, _rsync_pump, _rsync_temps, _rsync_tree
-from execnet._rsync_result import RSyncError, Skipped
-from execnet._rsync_temps import PREFIX
-from execnet._rsync_wire import SMALL_MAX
+from execnet import Gateway, RSync
+from execnet._rsync.far import pump, temps
+from execnet._rsync.far import tree as rsync_far_tree
+from execnet._rsync.far.temps import PREFIX
+from execnet._rsync.far.wire import SMALL_MAX
+from execnet._rsync.result import RSyncError, Skipped
 
 Sync = Callable[..., Any]
 NOBODY = 65534
@@ -389,7 +391,7 @@ def test_a_target_without_links_gets_no_copy_of_what_rules_leave_out(
 def test_names_that_are_left_out_are_told_only_to_who_would_delete_them(
     gateway: Gateway, source: Path, dest: Path
 ) -> None:
-    from execnet._rsync_tree import Tree
+    from execnet._rsync.far.tree import Tree
 
     make_tree(source, {"a": b"1", "secret-name": b"2"})
     for tells, count in [(False, 0), (True, 1)]:
@@ -437,7 +439,9 @@ for content in [None, bytes(100_000)]:
 def test_a_run_in_another_pid_namespace_keeps_its_temporary_files(
     gateway: Gateway, source: Path, dest: Path
 ) -> None:
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from execnet import _rsync_temps as t; "
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from execnet._rsync.far import temps as t; "
+    )
     code += "print(t.host_tag().decode())"
     command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code, SOURCE]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -447,7 +451,7 @@ def test_a_run_in_another_pid_namespace_keeps_its_temporary_files(
     make_tree(dest, {name: b"coming", f"d/{name}": b"coming"})
     make_tree(source, {"d/a": b""})
     send(gateway, source, dest)
-    assert done.stdout.strip() != _rsync_temps.host_tag().decode()
+    assert done.stdout.strip() != temps.host_tag().decode()
     assert sorted(os.listdir(dest)) == sorted([name, "d"])
     assert sorted(os.listdir(dest / "d")) == sorted([name, "a"])
 
@@ -490,7 +494,7 @@ def test_a_source_that_vanishes_is_one_error(
 ) -> None:  # fmt: skip
     make_tree(source, {f"{n}": bytes(100_000 if when == "large" else 10) for n in range(300)})
     make_tree(dest, {"kept": b""})
-    home = _rsync_tree.Entries if when in ("small", "large") else _rsync_tree
+    home = rsync_far_tree.Entries if when in ("small", "large") else rsync_far_tree
     name = "open" if when in ("small", "large") else when
     function = getattr(home, name)
 
@@ -588,8 +592,8 @@ def test_a_file_that_is_appended_to_is_copied_as_it_was_and_reported(
 
         return grow
 
-    monkeypatch.setattr(_rsync_pump, "read_exactly", growing(_rsync_pump.read_exactly))
-    monkeypatch.setattr(_rsync_tree.Entries, "_is_as_listed", growing(lambda *_: False))
+    monkeypatch.setattr(pump, "read_exactly", growing(pump.read_exactly))
+    monkeypatch.setattr(rsync_far_tree.Entries, "_is_as_listed", growing(lambda *_: False))
     result = send(gateway, source, dest)
     copied = (dest / "log").read_bytes()
     assert copied == content[: len(copied)] or copied[:size] == content

@@ -12,9 +12,9 @@ from conftest import MakeGateway
 from rsync_trees import assert_same, make_tree, send, snapshot
 
 from execnet import Gateway, RSync
-from execnet._rsync_links import Links
-from execnet._rsync_result import Skipped
-from execnet._rsync_wire import ROOTED, SMALL_MAX, SYMLINK
+from execnet._rsync.far.links import Links
+from execnet._rsync.far.wire import ROOTED, SMALL_MAX, SYMLINK
+from execnet._rsync.result import Skipped
 
 Sync = Callable[..., Any]
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from rsync_trees import make_tree
 from tools import missing
 
-from execnet._rsync_patterns import gitignore_rules, parse_rules
-from execnet._rsync_rules import Rules
+from execnet._rsync.far.rules import Rules
+from execnet._rsync.patterns import gitignore_rules, parse_rules
 
 NAMES = ["a", "b", "ab", "foo", "a.o", ".h", "[z]", "x-y"]
 ATOMS = [

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rsync_trees import assert_same, send, snapshot
 
 from execnet import Gateway
-from execnet._rsync_wire import SMALL_MAX
+from execnet._rsync.far.wire import SMALL_MAX
 
 NAMES = [b"a", b"b", b"\xff\xfe", b"new\nline", b"x" * 255, b" ", b"-", "ä".encode(), b"..."]
 SIZES = [0, 1, 100, SMALL_MAX, SMALL_MAX + 1, 100_000, (1 << 20) + 3]

@@ -12,7 +12,7 @@ from rsync_trees import Snapshot, assert_same, make_tree, send, snapshot
 from tools import Interpreter, interpreters
 
 from execnet import Gateway, RSync
-from execnet._rsync_wire import SMALL_MAX
+from execnet._rsync.far.wire import SMALL_MAX
 
 CONTENT = os.urandom(3 << 20)
 

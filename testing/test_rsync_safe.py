@@ -18,14 +18,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rsync_trees import make_tree, send, snapshot
 
-from execnet import Gateway, RSync, _rsync_loader, _rsync_places
-from execnet._rsync_patterns import parse_rules
-from execnet._rsync_pump import Pump
-from execnet._rsync_result import RSyncError
-from execnet._rsync_rules import Rules
-from execnet._rsync_tree import Tree
-from execnet._rsync_watcher import TargetFailed, Watcher
-from execnet._rsync_wire import (
+from execnet import Gateway, RSync
+from execnet._rsync import loader
+from execnet._rsync.far import places
+from execnet._rsync.far.pump import Pump
+from execnet._rsync.far.rules import Rules
+from execnet._rsync.far.target import Target
+from execnet._rsync.far.tree import Tree
+from execnet._rsync.far.watcher import TargetFailed, Watcher
+from execnet._rsync.far.wire import (
     ACK,
     CHECK,
     CLOSE,
@@ -65,7 +66,8 @@ from execnet._rsync_wire import (
     chunk_bytes,
     pack_ids,
 )
-from execnet.rsync_remote import Target
+from execnet._rsync.patterns import parse_rules
+from execnet._rsync.result import RSyncError
 
 
 def test_what_is_read_at_once_is_a_whole_number_of_blocks() -> None:
@@ -293,7 +295,7 @@ def test_set_id_bits_are_dropped_whoever_announces_them(stage: Stage) -> None:
 def test_a_directory_that_becomes_a_link_meanwhile_is_not_entered(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_rsync_places, "HANDLES_MAX", 1)  # so that it is entered anew
+    monkeypatch.setattr(places, "HANDLES_MAX", 1)  # so that it is entered anew
 
     def messages() -> Iterator[Any]:
         names = [unit([(b"d", DIRECTORY, 0), (b"e", DIRECTORY, 0)])]
@@ -516,7 +518,7 @@ for _ in range(2): channel.receive()
 channel.send((22, b"x" * 8))
 channel.receive()
 """
-    monkeypatch.setattr(_rsync_loader, "LOADER", code)
+    monkeypatch.setattr(loader, "LOADER", code)
     rsync = RSync(source, verbose=False)
     rsync.add_target(gateway, "/tmp/none")
     with pytest.raises(RSyncError, match=r"gw0:/tmp/none broke the protocol: .*not announced"):
@@ -538,7 +540,7 @@ def test_a_hostile_source_of_a_pull_is_named_in_the_error(
         f"channel.send(({LIST}, 9, [{evil!r}]))\n"
         "channel.receive()"
     )
-    monkeypatch.setattr(_rsync_loader, "LOADER", code)
+    monkeypatch.setattr(loader, "LOADER", code)
     with pytest.raises(RSyncError, match=r"gw0:/far broke the protocol: .*not a name"):
         RSync.pull(gateway, "/far", tmp_path / "dest")
     assert os.listdir(tmp_path) == ["dest"]

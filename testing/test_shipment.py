@@ -17,9 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tools import find_python
 
-from execnet import Gateway, XSpec, _shipment, _transports, gateway_base, gateway_bootstrap
-from execnet._ship import lower, pack, split
-from execnet._shipment import FIRST_PACKET_MAX, boot_code, shipment_for
+from execnet import Gateway, XSpec, gateway_base, gateway_bootstrap
+from execnet._ship import shipment
+from execnet._ship.lower import lower, pack, split
+from execnet._ship.shipment import FIRST_PACKET_MAX, boot_code, shipment_for
+from execnet._transports import table as transports_table
 
 MARKER = b"\0execnet\0" + b"0123456789abcdef" + b"\n"
 NO_ZLIB = """\
@@ -83,13 +85,13 @@ def gateway_bootstrap_io() -> type:
 def test_what_is_sent_is_made_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = XSpec("ssh=host//id=gw0//execmodel=thread")
     line = gateway_bootstrap.first_line(spec, MARKER)
-    monkeypatch.setattr("execnet._shipment.Shipment", None)
+    monkeypatch.setattr("execnet._ship.shipment.Shipment", None)
     assert gateway_bootstrap.first_line(spec, MARKER) == line
 
 
 def test_the_tree_from_before_the_lowering_splits_as_that_from_after_it() -> None:
     source = Path(gateway_base.__file__).read_text("utf-8")
-    names = frozenset(_shipment._SENT_AFTER_HELLO.split())
+    names = frozenset(shipment._SENT_AFTER_HELLO.split())
     assert split(lower(source), names, ast.parse(source)) == split(lowered(), names)
 
 
@@ -123,7 +125,7 @@ class TestSplit:
         assert split(source, frozenset("b"))[1] == second
 
     def test_all_names_that_follow_later_exist(self) -> None:
-        names = set((_shipment._SENT_AFTER_HELLO + _shipment._GREENLETS).split())
+        names = set((shipment._SENT_AFTER_HELLO + shipment._GREENLETS).split())
         assert names <= set(vars(gateway_base))
 
 
@@ -199,7 +201,7 @@ class TestCompiled:
     def test_one_elsewhere_compiles_it(
         self, makegateway: MakeGateway, compiled: list[bool], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_transports, "address_of", lambda spec: "far")
+        monkeypatch.setattr(transports_table, "address_of", lambda spec: "far")
         gateway = makegateway(f"popen//python={sys.executable}")
         assert gateway.remote_exec("channel.send(1)").receive() == 1
         assert compiled == [False]

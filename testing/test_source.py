@@ -21,8 +21,9 @@ import pytest
 from conftest import MakeGateway
 from tools import run
 
-from execnet import RemoteError, _source, gateway
-from execnet._source import _find_non_builtin_globals, _source_of_function, source_to_send
+from execnet import RemoteError, gateway
+from execnet._ship import source as ship_source
+from execnet._ship.source import _find_non_builtin_globals, _source_of_function, source_to_send
 
 pytestmark = pytest.mark.core
 
@@ -223,12 +224,12 @@ class TestCompiled:
             gateway.remote_exec("channel.send(1)").receive(BOUND_S)
 
     def test_the_same_words_in_two_files_are_two_codes(self) -> None:
-        one, other = (_source.compiled("1 / 0", name) or b"" for name in ("one.py", "other.py"))
+        one, other = (ship_source.compiled("1 / 0", name) or b"" for name in ("one.py", "other.py"))
         assert b"one.py" in one
         assert b"other.py" in other
 
     def test_what_is_no_python_is_told_by_the_worker(self, makegateway: MakeGateway) -> None:
-        assert _source.compiled("1 +", None) is None
+        assert ship_source.compiled("1 +", None) is None
         with pytest.raises(RemoteError, match=r'File "<remote exec>", line 1\n(.*\n)+SyntaxError'):
             makegateway().remote_exec("1 +").receive(BOUND_S)
 
@@ -477,5 +478,5 @@ def uses(channel, default=somewhere):
         return [len(part) for part in (os.name, missing, local)]
     return uses
 """
-    names = _source._global_names(compile(source, "file", "exec"))
+    names = ship_source._global_names(compile(source, "file", "exec"))
     assert sorted(names) == ["decorator", "len", "missing", "somewhere"]

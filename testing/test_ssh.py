@@ -15,8 +15,9 @@ from conftest import MakeGateway
 from services import Sshd, need, script
 from tools import Resources, wait_until
 
-from execnet import Group, HostNotFound, XSpec, _ssh
-from execnet._transports import command
+from execnet import Group, HostNotFound, XSpec
+from execnet._transports import ssh as transports_ssh
+from execnet._transports.table import command
 from execnet.gateway_bootstrap import check_spec
 
 BOUND_S = 30
@@ -308,7 +309,7 @@ class TestControlPaths:
 
     @pytest.fixture(autouse=True)
     def runtime(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.setattr(_ssh, "SOCKET_PATH_MAX", 1000)
+        monkeypatch.setattr(transports_ssh, "SOCKET_PATH_MAX", 1000)
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
         return tmp_path
 
@@ -351,6 +352,6 @@ class TestControlPaths:
     def test_a_path_too_long_for_a_socket_is_not_used(
         self, runtime: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_ssh, "SOCKET_PATH_MAX", 20)
+        monkeypatch.setattr(transports_ssh, "SOCKET_PATH_MAX", 20)
         assert self.path("ssh=host//ssh_persist=9") == ""
         check_spec(XSpec("ssh=host//ssh_persist=9"))

@@ -14,8 +14,8 @@ from conftest import MakeGateway
 from services import Sshd, script
 
 from execnet import BootstrapError, Group, HostNotFound, XSpec
-from execnet._ssh import without_terminal
-from execnet._transports import split_place
+from execnet._transports.ssh import without_terminal
+from execnet._transports.table import split_place
 from execnet.gateway_io import ssh_args
 
 BOUND_S = 30

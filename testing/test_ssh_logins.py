@@ -16,16 +16,9 @@ import pytest
 from services import Sshd, common_python, script
 from tools import Resources, clean_environment, interrupt_asleep, wait_until
 
-from execnet import (
-    BootstrapError,
-    Group,
-    HostNotFound,
-    XSpec,
-    _logins,
-    gateway_bootstrap,
-    gateway_io,
-)
-from execnet._logins import AT_ONCE, Logins, address_of, pause_s
+from execnet import BootstrapError, Group, HostNotFound, XSpec, gateway_bootstrap, gateway_io
+from execnet._transports import logins as transports_logins
+from execnet._transports.logins import AT_ONCE, Logins, address_of, pause_s
 
 BOUND_S = 60
 CLOSED = "kex_exchange_identification: Connection closed by remote host"
@@ -106,11 +99,11 @@ class TestRefusedLogins:
         tries: Callable[[], int],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(_logins, "FIRST_PAUSE_S", 0.001)
+        monkeypatch.setattr(transports_logins, "FIRST_PAUSE_S", 0.001)
         fake_ssh("echo 'Connection closed by 127.0.0.1 port 22' >&2; exit 255")
         with pytest.raises(BootstrapError):
             group.makegateway(SPEC)
-        assert tries() == _logins.CLOSED_TRIES
+        assert tries() == transports_logins.CLOSED_TRIES
 
     def test_a_host_that_answered_is_not_one(
         self, group: Group, fake_ssh: Fake, tries: Callable[[], int]

@@ -8,7 +8,8 @@ import threading
 import pytest
 from tools import Resources, run_python, wait_until
 
-from execnet import _stderr, gateway_base
+from execnet import gateway_base
+from execnet._ends import stderr
 
 
 def threads() -> int:
@@ -18,7 +19,7 @@ def threads() -> int:
 class TestCapture:
     def test_what_is_written_is_kept_and_shown(self, capfd: pytest.CaptureFixture[str]) -> None:
         read, write = os.pipe()
-        capture = _stderr.capture(read)
+        capture = stderr.capture(read)
         os.write(write, b"first\n")
         wait_until(lambda: capture.tail == b"first\n")
         os.write(write, b"second\n")
@@ -29,12 +30,12 @@ class TestCapture:
 
     def test_only_the_last_of_it_is_kept(self, capfd: pytest.CaptureFixture[str]) -> None:
         read, write = os.pipe()
-        capture = _stderr.capture(read)
+        capture = stderr.capture(read)
         data = b"".join(b"line %d\n" % number for number in range(20000))
         with os.fdopen(write, "wb") as file:
             file.write(data)
         assert capture.done.wait(5)
-        assert capture.tail == data[-_stderr.TAIL_BYTES :]
+        assert capture.tail == data[-stderr.TAIL_BYTES :]
         assert capfd.readouterr().err.encode() == data
 
     def test_closing_takes_what_is_there_though_the_pipe_stays_open(
@@ -42,7 +43,7 @@ class TestCapture:
     ) -> None:
         before = Resources.now()
         read, write = os.pipe()
-        capture = _stderr.capture(read)
+        capture = stderr.capture(read)
         os.write(write, b"last words")
         capture.close()
         assert capture.tail == b"last words"
@@ -54,7 +55,7 @@ class TestCapture:
 
     def test_many_share_one_thread_that_ends_with_the_last(self) -> None:
         pipes = [os.pipe() for _ in range(20)]
-        captures = [_stderr.capture(read) for read, _ in pipes]
+        captures = [stderr.capture(read) for read, _ in pipes]
         wait_until(lambda: threads() == 1)
         for _, write in pipes[1:]:
             os.close(write)
@@ -64,7 +65,7 @@ class TestCapture:
         os.close(pipes[0][1])
         wait_until(lambda: threads() == 0)
         read, write = os.pipe()
-        capture = _stderr.capture(read)
+        capture = stderr.capture(read)
         wait_until(lambda: threads() == 1)
         os.close(write)
         assert capture.done.wait(5)
@@ -79,7 +80,7 @@ class TestCapture:
         monkeypatch.setattr(gateway_base._thread, "start_new_thread", fail)
         read, write = os.pipe()
         with pytest.raises(RuntimeError, match="new thread"):
-            _stderr.capture(read)
+            stderr.capture(read)
         monkeypatch.undo()
         os.close(read)
         os.close(write)
@@ -89,7 +90,7 @@ class TestCapture:
         def work() -> None:
             for number in range(100):
                 read, write = os.pipe()
-                capture = _stderr.capture(read)
+                capture = stderr.capture(read)
                 os.write(write, b"")
                 if number % 2:
                     os.close(write)

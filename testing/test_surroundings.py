@@ -12,7 +12,8 @@ from conftest import MakeGateway
 from tools import run_python
 from workers import BOUND_S
 
-from execnet import Group, XSpec, _clock, _transports
+from execnet import Group, XSpec, _clock
+from execnet._transports import table as transports_table
 from execnet.gateway_base import WorkerDied, get_execmodel
 from execnet.multi import safe_terminate
 
@@ -165,7 +166,7 @@ def test_members_of_other_kinds_are_killed_where_no_thread_can_be_had(
 
 def test_the_interpreter_of_a_worker_is_the_one_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/another/python")
-    assert _transports.command(XSpec("popen"))[0] == "/another/python"
+    assert transports_table.command(XSpec("popen"))[0] == "/another/python"
 
 
 class TestPatchedThreads:

@@ -23,7 +23,8 @@ import pytest
 from conftest import EXECMODELS, MakeGateway
 from tools import Task, clean_environment, find_python, is_asleep, run_python, wait_until
 
-from execnet import Gateway, Group, WorkerDied, XSpec, _terminate
+from execnet import Gateway, Group, WorkerDied, XSpec
+from execnet._ends import terminate as ends_terminate
 from execnet.gateway_base import ExecModel, get_execmodel
 
 BOUND_S = 10  # for what ought to happen at once
@@ -140,7 +141,7 @@ class TestTerminate:
     def test_without_a_time_it_kills_those_that_take_longer_than_their_grace(
         self, group: Group, monkeypatch: pytest.MonkeyPatch, what: str
     ) -> None:
-        monkeypatch.setattr(_terminate, "MARGIN_S", 0.2)
+        monkeypatch.setattr(ends_terminate, "MARGIN_S", 0.2)
         gateways = group.makegateways(["popen//grace=0.1", "popen//grace=0.2"])
         keep_busy(gateways[0], what)
         group.terminate()
@@ -151,7 +152,7 @@ class TestTerminate:
         self, group: Group, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ended = threading.Event()
-        monkeypatch.setattr(_terminate, "MARGIN_S", -10.0)
+        monkeypatch.setattr(ends_terminate, "MARGIN_S", -10.0)
 
         class Member:
             id, spec = "other", XSpec("popen")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import MakeGateway
 
-from execnet import Group, XSpec, _transports
+from execnet import Group, XSpec
+from execnet._transports import table as transports_table
 
 BOUND_S = 20
 
@@ -55,12 +56,12 @@ class TestEntryPoints:
         assert gateway.remoteaddress == "wood"
 
     def test_it_gets_the_words_that_start_an_interpreter(self) -> None:
-        words = _transports.command(XSpec("box=wood//python=p"))
-        assert words == ["env", "BOX=wood", "p", "-u", "-c", _transports.popen_bootstrapline]
+        words = transports_table.command(XSpec("box=wood//python=p"))
+        assert words == ["env", "BOX=wood", "p", "-u", "-c", transports_table.popen_bootstrapline]
         assert words.captures_stderr
 
     def test_attributes_of_its_function_say_more(self) -> None:
-        assert not _transports.command(XSpec("bare//python=p")).captures_stderr
+        assert not transports_table.command(XSpec("bare//python=p")).captures_stderr
 
     def test_its_options_need_values(self, group: Group) -> None:
         with pytest.raises(ValueError, match="level= needs a value"):
@@ -95,5 +96,5 @@ def test_none_is_looked_for_when_the_type_is_known(monkeypatch: pytest.MonkeyPat
     def fail() -> None:
         raise AssertionError("entry points were read")
 
-    monkeypatch.setattr(_transports, "_plugins", fail)
-    assert _transports.types_of(XSpec("ssh=host")) == ["ssh"]
+    monkeypatch.setattr(transports_table, "_plugins", fail)
+    assert transports_table.types_of(XSpec("ssh=host")) == ["ssh"]

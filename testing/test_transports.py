@@ -11,7 +11,7 @@ from conftest import MakeGateway
 from services import script
 
 from execnet import Group, XSpec
-from execnet._transports import TRANSPORTS, command
+from execnet._transports.table import TRANSPORTS, command
 from execnet.gateway_bootstrap import check_spec
 from execnet.gateway_io import popen_args, popen_bootstrapline, ssh_args, vagrant_ssh_args
 

@@ -21,7 +21,7 @@ from socketservers import Servers
 from tools import find_python, threads, wait_until
 
 from execnet import Gateway, Group, HostNotFound, RemoteError, WorkerDied
-from execnet._via import ViaIO
+from execnet._via.stream import ViaIO
 from execnet.gateway_base import ExecModel
 from execnet.gateway_bootstrap import BootstrapError
 

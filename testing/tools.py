@@ -25,7 +25,7 @@ from interpreters import DEMANDED, found
 from interpreters import Interpreter as Interpreter
 
 import execnet
-from execnet import _ends
+from execnet._ends import watch
 from execnet.gateway_base import ChannelFactory, ExecModel, get_execmodel
 
 T = TypeVar("T")
@@ -147,7 +147,7 @@ class Resources:
         """Return in words what has come since and is still there; zombies count."""
         now = Resources.now()
         # Gateways that are older may have begun to listen.
-        bells = {bell.fd for bell in list(_ends._children._bells.values())}
+        bells = {bell.fd for bell in list(watch._children._bells.values())}
         words = [f"thread {thread.name!r}" for thread in now.threads - self.threads]
         words += [
             f"descriptor {fd} -> {to}"

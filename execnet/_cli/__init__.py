@@ -1,0 +1,91 @@
+"""The command line: ``execnet exec``, ``execnet info`` and others.
+
+Finds the subcommands and turns what goes wrong into a line on stderr and an exit status.  A
+subcommand is a module ``_cli.NAME`` with a function ``add_parser(subparsers)``, which adds its
+parser and sets the parser's default ``run`` to a function that takes the parsed arguments and
+returns the exit status.  Its positional arguments, if their number varies, are ``words``.  How it
+starts and ends workers is in ``_cli.run``.  Start at ``main``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+
+_DESCRIPTION = "Start Python interpreters, here or elsewhere, and run code in them."
+_EPILOG = """\
+examples:
+  execnet exec '3*popen' -c 'import os; channel.send(os.getpid())'
+  execnet info popen popen//python=python3.12 ssh=user@host
+
+"execnet COMMAND --help" tells more about a command.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    argv: the arguments, without the name of the program.  None takes those of the process, which
+    is taken to end behind this: a late Ctrl-C is ignored then, for there is nothing left to stop.
+    """
+    try:
+        status = _run(argv)
+    except KeyboardInterrupt:  # before a worker was started; ``supervise`` catches the others
+        status = 128 + signal.SIGINT
+    if argv is None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    from .run import CommandError
+
+    try:
+        args = _parse(argv)
+    except SystemExit as exc:  # how argparse ends after --help, and after a complaint
+        return exc.code if isinstance(exc.code, int) else 2
+    try:
+        status: int = args.run(args)
+    except CommandError as exc:
+        print(f"execnet {args.command}: {exc}", file=sys.stderr)
+        return exc.status
+    return status
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser, commands = _make_parser()
+    args, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") and word != "-"]
+    if unknown or (rest and "words" not in args):
+        commands[args.command].error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    if rest:  # argparse takes positional arguments in one piece; these came behind an option
+        args.words += rest
+    return args
+
+
+def _make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser, and those of the subcommands by their names."""
+    from .. import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="execnet",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"execnet {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in _subcommands():
+        module.add_parser(subparsers)
+    return parser, subparsers.choices
+
+
+def _subcommands() -> Iterator[ModuleType]:
+    from importlib import import_module
+
+    for name in ("exec", "info", "sync"):
+        yield import_module(f"{__package__}.{name}")

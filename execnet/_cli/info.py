@@ -1,0 +1,177 @@
+"""``execnet info``: start workers and print a table of what they are.
+
+Start at ``_run``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..gateway import Gateway
+from ..gateway_base import ExecnetError
+from ..xspec import XSpec
+from .run import (
+    SPEC_HELP,
+    STATUS_FAILED,
+    CommandError,
+    Session,
+    WatchedGroup,
+    parse_specs,
+    supervise,
+)
+
+_DESCRIPTION = f"""\
+Start one interpreter per SPEC, all at once, and print a table of them: the id and the spec of the
+gateway, the interpreter's Python version, implementation and platform, its process id and working
+directory, how long it took to start and how long one round trip takes, both in milliseconds.
+
+{SPEC_HELP}"""
+_EPILOG = """\
+Interpreters that start together on one machine take time from each other: for the time that one
+takes alone, give one SPEC. The round trip is the median of up to 21, each an int that is sent to
+the interpreter and comes back, measured for one gateway after the other.
+
+exit status:
+  0    the table is complete
+  1    an interpreter could not be started, or died
+  2    the command line is wrong: nothing was started
+  130  Ctrl-C (143 after SIGTERM, 129 after SIGHUP)
+
+examples:
+  execnet info popen
+  execnet info '2*popen' popen//python=python3.12//id=new
+  execnet info ssh=jump//id=jump ssh=inner//via=jump
+"""
+
+_COLUMNS = (
+    *("id", "spec", "python", "implementation", "platform"),
+    *("pid", "cwd", "start ms", "trip ms"),
+)
+_NUMBERS = frozenset(["pid", "start ms", "trip ms"])
+
+_ECHO = "while 1: channel.send(channel.receive())"
+_WARM_UP = 3
+_ROUND_TRIPS = 21
+_ENOUGH_S = 0.5  # no further round trips to a gateway once they took that long
+_ANSWER_S = 30.0  # how long one round trip may take
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the parser of ``execnet info``."""
+    parser = subparsers.add_parser(
+        "info",
+        usage="execnet info SPEC...",
+        help="print a table of interpreters: version, platform, time to start, ...",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("words", nargs="+", metavar="SPEC", help="what to start")
+    parser.set_defaults(run=_run)
+
+
+class _TimedGroup(WatchedGroup):
+    """Notes how long each worker takes until it says hello, in ``start_s`` by its id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start_s: dict[str, float] = {}
+        self._stopwatches: list[threading.Thread] = []
+
+    def _start(self, spec: XSpec, find: Callable[[str], Gateway], *through: Any) -> Gateway:
+        begin = time.perf_counter()
+        gateway = super()._start(spec, find, *through)
+        stopwatch = threading.Thread(target=self._note_hello, args=(gateway, begin), daemon=True)
+        stopwatch.start()
+        self._stopwatches.append(stopwatch)
+        return gateway
+
+    def _note_hello(self, gateway: Gateway, begin: float) -> None:
+        gateway._hello.wait()
+        self.start_s[gateway.id] = time.perf_counter() - begin
+
+    def start_all(self, specs: Sequence[XSpec]) -> list[Gateway]:
+        gateways = super().start_all(specs)
+        for stopwatch in self._stopwatches:
+            stopwatch.join()
+        return gateways
+
+
+def _run(args: argparse.Namespace) -> int:
+    specs = parse_specs(args.words)
+    group = _TimedGroup()
+
+    def job(session: Session) -> int:
+        gateways = group.start_all(specs)
+        rows = [_describe(gateway, group.start_s[gateway.id]) for gateway in gateways]
+        try:
+            session.out.write(_format_table([_COLUMNS, *rows]))
+        except OSError as exc:
+            session.stdout_failed(exc)
+        return 0
+
+    return supervise("info", job, group=group)
+
+
+def _describe(gateway: Gateway, start_s: float) -> tuple[str, ...]:
+    """Return the cells of a row; ``CommandError`` if the worker does not answer."""
+    info = gateway._rinfo()
+    try:
+        trip_s = _measure_round_trip(gateway)
+    except (ExecnetError, EOFError, OSError) as exc:
+        raise CommandError(f"{gateway.id} does not answer: {exc}", STATUS_FAILED) from exc
+    return (
+        gateway.id,
+        str(gateway.spec),
+        _format_version(info.version_info),
+        str(getattr(info, "implementation", "?")),
+        str(info.platform),
+        str(info.pid),
+        str(info.cwd),
+        f"{start_s * 1e3:.1f}",
+        f"{trip_s * 1e3:.3f}",
+    )
+
+
+def _format_version(version: Sequence[Any]) -> str:
+    """Return ``3.15.0a2`` for ``(3, 15, 0, "alpha", 2)``."""
+    number = ".".join(str(part) for part in version[:3])
+    if version[3] == "final":
+        return number
+    return f"{number}{ {'alpha': 'a', 'beta': 'b'}.get(version[3], 'rc') }{version[4]}"
+
+
+def _measure_round_trip(gateway: Gateway) -> float:
+    """Return the median of the seconds that an int takes there and back."""
+    channel = gateway.remote_exec(_ECHO)
+    durations: list[float] = []
+    stop = time.perf_counter() + _ENOUGH_S
+    for number in range(_WARM_UP + _ROUND_TRIPS):
+        begin = time.perf_counter()
+        channel.send(number)
+        channel.receive(_ANSWER_S)
+        end = time.perf_counter()
+        durations.append(end - begin)
+        if end > stop and number >= _WARM_UP:
+            break
+    channel.close()
+    return statistics.median(durations[_WARM_UP:])
+
+
+def _format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return lines with the columns one under the other, numbers to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if title in _NUMBERS else cell.ljust(width)
+            for cell, width, title in zip(row, widths, rows[0], strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,336 @@
+"""``execnet sync``: bring a file or a directory tree to one or many places.
+
+What it does is ``RSync``; here are its arguments, and what it prints.  Start at ``run``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from .._rsync.patterns import Rule, gitignore_rules, lines_of, parse_rules, pattern_rules
+from .._rsync.push import path_inside, place_here
+from .._rsync.result import TargetResult, printable
+from ..gateway_base import ExecnetError
+from ..rsync import RSync
+from ..xspec import XSpec
+from .run import STATUS_FAILED, CommandError, Session, WatchedGroup, parse_specs, supervise
+
+_DESCRIPTION = """\
+Bring SRC, a file or a directory, to the place DEST of one interpreter per SPEC, all at once, and
+send only what is not there: new files, and the parts of old ones that changed.  Each file is
+replaced as a whole when its new content is complete.  Missing directories are made.
+
+A SPEC says where an interpreter is and how to start it, such as "ssh=user@host" or "popen"; DEST
+is what follows the last colon, a path on that host; "~" and "~user" are homes there.
+"""
+_EPILOG = """\
+PATTERN is one of rsync: "*.o" is compared with the name of each file and directory, "a/*.o" with
+the end of its path, "/a" with the whole path below SRC; "name/" is for directories only, and "**"
+matches slashes too.  RULE is "- PATTERN", "+ PATTERN", "merge FILE" with a rule in each line, or
+"merge,- FILE" with a pattern in each.  The first pattern that matches counts, in the order of the
+command line.  A directory that is left out is left out with all in it.  What is left out is not
+deleted either.
+
+On a terminal a bar shows the progress if "rich" is installed (pip install execnet[cli]);
+otherwise there is a line for each file that is sent.
+
+exit status:
+  0    all is there
+  1    something could not be read or written, or a target failed
+  2    the command line is wrong: nothing was started
+  130  Ctrl-C (143 after SIGTERM, 129 after SIGHUP)
+
+examples:
+  execnet sync src popen:/tmp/copy
+  execnet sync --delete --exclude '*.pyc' src ssh=host1:/srv/app ssh=host2:/srv/app
+"""
+_REFRESH_S = 0.1
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the parser of ``execnet sync``."""
+    parser = subparsers.add_parser(
+        "sync",
+        usage="execnet sync [options] SRC SPEC:DEST...",
+        help="bring a directory tree to other hosts, sending only what changed",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="SRC", help="what to send")
+    parser.add_argument("words", nargs="+", metavar="SPEC:DEST", help="where to send it")
+    parser.add_argument("--delete", action="store_true", help="remove what SRC does not have")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="change nothing, print what would be done"
+    )
+    parser.add_argument(
+        "--delete-excluded",
+        action="store_true",
+        help="remove what SRC does not have, and what is left out",
+    )
+    parser.add_argument("--no-perms", action="store_true", help="do not keep modes")
+    parser.add_argument("--no-times", action="store_true", help="do not keep times")
+    parser.add_argument(
+        "--modify-window",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="take times to be the same that differ by so much (0)",
+    )
+    _add_rules(parser)
+    parser.set_defaults(run=run)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError
+    return seconds
+
+
+def _add_rules(parser: Any) -> None:
+    """Add the options that tell what takes part; their order counts."""
+
+    def add(name: str, parse: Callable[[str], list[Any]], metavar: str, text: str) -> None:
+        def parse_or_refuse(value: str) -> list[Any]:
+            try:
+                return parse(value)
+            except (OSError, ValueError) as exc:
+                raise argparse.ArgumentTypeError(str(exc)) from exc
+
+        parser.add_argument(
+            name, dest="rules", action="append", default=[], type=parse_or_refuse,
+            metavar=metavar, help=text,
+        )  # fmt: skip
+
+    def from_file(takes_part: bool) -> Callable[[str], list[Rule]]:
+        return lambda path: [r for line in lines_of(path) for r in pattern_rules(line, takes_part)]
+
+    add("--exclude", lambda text: pattern_rules(text, False), "PATTERN", "leave out what matches")
+    add("--include", lambda text: pattern_rules(text, True), "PATTERN", "keep what matches in")
+    add("--exclude-from", from_file(False), "FILE", "leave out what a line of FILE matches")
+    add("--include-from", from_file(True), "FILE", "keep in what a line of FILE matches")
+    add("--filter", _checked_rule, "RULE", "add a rule")
+    parser.add_argument(
+        "--gitignore",
+        dest="rules",
+        action="append_const",
+        const=None,
+        help="leave out what the .gitignore files in SRC do",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the arguments say, and return the exit status."""
+    if not os.path.exists(args.source):
+        raise CommandError(f"there is no {args.source!r}")
+    targets = parse_targets(args.words)
+    rules = _rules_of(args)
+    bar = _new_bar(args)
+
+    def job(session: Session) -> int:
+        if bar is not None:
+            bar.start()
+        gateways = session.group.start_all([spec for spec, _ in targets])
+        rsync = _Sync(args.source, rules, session, bar)
+        for gateway, (_, dest) in zip(gateways, targets, strict=True):
+            _check_apart(args.source, gateway, dest)
+            rsync.add_target(
+                gateway,
+                dest,
+                delete=args.delete,
+                delete_excluded=args.delete_excluded,
+                dry_run=args.dry_run,
+                expanduser=True,
+                modes=not args.no_perms,
+                times=not args.no_times,
+                modify_window=args.modify_window,
+            )
+        return rsync.run()
+
+    try:
+        return supervise("sync", job, group=WatchedGroup())
+    finally:
+        if bar is not None:
+            bar.stop()  # the terminal needs its cursor back, however it ended
+
+
+def _checked_rule(text: str) -> list[str]:
+    """Return a rule as it is, since "!" is for all before it; ValueError if it is none."""
+    parse_rules([text])
+    return [text]
+
+
+def _rules_of(args: argparse.Namespace) -> list[Rule | str]:
+    rules: list[Rule | str] = []
+    for part in args.rules:
+        rules += gitignore_rules(args.source) if part is None else part
+    return rules
+
+
+def parse_targets(words: Sequence[str]) -> list[tuple[XSpec, str]]:
+    """Return the specs and paths of ``SPEC:DEST`` words; ``CommandError`` for a bad one."""
+    pairs = [_split_target(word) for word in words]
+    parse_specs([spec for spec, _ in pairs])  # finds an id that is given twice
+    return [(spec, dest) for word, dest in pairs for spec in parse_specs([word])]
+
+
+def _check_apart(source: str, gateway: Any, dest: str) -> None:
+    """Refuse a target inside of the source, and a source inside of the target."""
+    place = place_here(gateway, os.fsencode(os.path.expanduser(dest)))
+    root = os.fsencode(source)
+    if place is None or not os.path.isdir(root):
+        return
+    if path_inside(place, root) is not None:
+        raise CommandError(f"{dest!r} is inside of {source!r}")
+    if path_inside(root, place) is not None:
+        raise CommandError(f"{source!r} is inside of {dest!r}")
+
+
+def _split_target(word: str) -> tuple[str, str]:
+    """Split at the last colon, except that of a Windows drive."""
+    match = re.fullmatch(r"(.+?):([A-Za-z]:[\\/][^:]*)", word, re.DOTALL)
+    match = match or re.fullmatch(r"(.+):([^:]+)", word, re.DOTALL)
+    if match is None:
+        raise CommandError(f"{word!r} is not SPEC:DEST, such as ssh=host:/path")
+    return match[1], match[2]
+
+
+class _Sync(RSync):
+    """A synchronisation that prints where the command's output goes."""
+
+    def __init__(self, source: str, rules: list[Rule | str], session: Session, bar: Any) -> None:
+        super().__init__(source, verbose=False, progress=bar and bar.tell, rules=rules)
+        self._session = session
+        self._bar = bar
+
+    def _report_send_file(self, gateway: Any, modified_rel_path: str) -> None:
+        if self._bar is None:
+            self._print(modified_rel_path or os.path.basename(self._sourcedir), gateway)
+
+    def _print(self, text: str, gateway: Any) -> None:
+        try:
+            self._session.out.write(printable(text), f"[{gateway.id}] ")
+        except OSError as exc:
+            self._session.stdout_failed(exc)
+
+    def run(self) -> int:
+        """Synchronise, and return the exit status."""
+        try:
+            self.send()
+        except (ExecnetError, EOFError, OSError) as exc:
+            if self.result is None or not any(target.error for target in self.result.targets):
+                raise CommandError(
+                    printable(str(exc)), STATUS_FAILED
+                ) from exc  # it is not a target's
+        assert self.result is not None
+        if self._bar is not None:
+            self._bar.stop()
+        for target in self.result.targets:
+            self._report(target)
+        return 0 if self.result.ok else STATUS_FAILED
+
+    def _report(self, target: TargetResult) -> None:
+        for path in target.planned:
+            self._print(f"would send {path}", target.gateway)
+        for path in target.planned_deletions:
+            self._print(f"would delete {path}", target.gateway)
+        place = f"execnet sync: [{target.gateway.id}]"
+        for skipped in target.skipped:
+            self._session.err.write(printable(f"{place} {skipped.path}: {skipped.reason}"))
+        for name, count in target.refused.items():
+            text = f"{place} cannot set {name} there, of {count} entries"
+            self._session.err.write(text)
+        if target.error is not None:
+            text = getattr(target.error, "strerror", None) or str(target.error)
+            self._session.err.write(printable(f"{place} {text}"))
+        elif not (target.planned or target.planned_deletions):
+            self._print(_summary(target), target.gateway)
+
+
+def _summary(target: TargetResult) -> str:
+    parts = [
+        f"{target.files_sent} files sent ({_size(target.bytes_sent)})",
+        f"{target.unchanged} unchanged",
+        f"{target.settled} with other times or links" if target.settled else "",
+        f"{target.deleted} deleted" if target.deleted else "",
+        f"{len(target.skipped)} left out" if target.skipped else "",
+        f"{target.seconds:.2f} s",
+    ]
+    return f"{target.destdir}: {', '.join(filter(None, parts))}"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:.4g} GB"
+
+
+def _new_bar(args: argparse.Namespace) -> _Bar | None:
+    """Return a progress bar, if it can be seen and drawn."""
+    if args.dry_run or not sys.stderr.isatty() or find_spec("rich") is None:
+        return None
+    return _Bar()
+
+
+class _Bar:
+    """A progress bar on stderr, drawn by ``rich`` now and then; no thread of its own.
+
+    ``_lock`` keeps a job that was overtaken from drawing behind ``stop``.
+    """
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        current = TextColumn("{task.description}", markup=False)
+        console = Console(stderr=True)
+        self._progress = Progress(*columns, current, console=console, auto_refresh=False)
+        self._task = self._progress.add_task("", total=None)
+        self._next = 0.0
+        self._lock = threading.Lock()
+        self._is_over = False
+
+    def start(self) -> None:
+        """Begin to draw, once it is sure that ``stop`` will be called."""
+        with self._lock:
+            if not self._is_over:
+                self._progress.start()
+
+    def tell(self, total: int, done: int, current: str) -> None:
+        """Take what ``RSync`` tells of its progress."""
+        description = printable(current)[-40:]
+        with self._lock:
+            if self._is_over:
+                return
+            self._progress.update(self._task, total=total, completed=done, description=description)
+            if time.monotonic() >= self._next:
+                self._progress.refresh()
+                self._next = time.monotonic() + _REFRESH_S
+
+    def stop(self) -> None:
+        """Draw it for the last time; a second call does nothing."""
+        with self._lock:
+            if not self._is_over and self._progress.live.is_started:
+                self._progress.refresh()
+                self._progress.stop()
+            self._is_over = True

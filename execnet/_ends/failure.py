@@ -1,0 +1,157 @@
+"""What is told of a worker that could not be started.
+
+What happened and what to do about it comes first, then what was said there, and the command,
+which may be long, comes last.  Start at ``failure_of``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+
+from .._errors import BootstrapError, HostNotFound, with_command
+from .._transports.table import split_place
+from .death import describe_exit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..xspec import XSpec
+
+NOISE_SHOWN = 2000  # bytes of what came in place of an answer
+SSH_FAILED = 255  # its exit status where it was ssh itself that failed
+NOT_FOUND = 127  # what shells say of a program that is not there
+
+SYN_SENT = "02"  # in /proc/net/tcp
+
+_SILENT_HOST = "the host does not answer; check its name, the port and the network in between"
+
+# What ssh says, and what helps; the first that fits is told.  {host} is the last of the words
+# that the spec says to ssh.
+_ADVICE = [
+    (
+        r"Could not resolve hostname \S+:\d+:",
+        "ssh takes no port after a host's name; write ssh=-p {port} {name}",
+    ),
+    (
+        r"Could not resolve hostname",
+        "there is no host of this name; it may be misspelt, or stand in a configuration that "
+        "ssh_config= hides",
+    ),
+    (r"Connection refused", "no ssh server listens there; check the host and the port"),
+    (r"timed out|No route to host|Network is unreachable", _SILENT_HOST),
+    (
+        r"IDENTIFICATION HAS CHANGED|differs from the key",
+        "the host has another key than known_hosts says; if that is as it should be, remove "
+        "the old one by ssh-keygen -R",
+    ),
+    (
+        r"Host key verification failed",
+        "the host's key is not known; log in once by hand (ssh {host}), or put the key into "
+        "known_hosts",
+    ),
+    (
+        r"Permission denied \(",
+        "the host accepts none of the keys that it was offered, and got no password; "
+        "ssh -v {host} tells which keys",
+    ),
+    (
+        r"remote command",
+        "the ssh configuration has a RemoteCommand for this host; write "
+        "ssh=-o RemoteCommand=none {host}",
+    ),
+    (
+        r"kex_exchange_identification|ssh_exchange_identification|banner exchange",
+        "the host takes no login now; it limits them (MaxStartups), or bars this machine",
+    ),
+]
+
+
+def is_connecting(pid: int) -> bool:
+    """Whether a process waits for the other side of a TCP connection; only Linux tells."""
+    with suppress(OSError):
+        fds = f"/proc/{pid}/fd"
+        sockets = {os.readlink(f"{fds}/{name}") for name in os.listdir(fds)}
+        for table in "tcp", "tcp6":
+            with open(f"/proc/{pid}/net/{table}", encoding="ascii") as lines:
+                rows = [line.split() for line in lines]
+            if any(row[3] == SYN_SENT and f"socket:[{row[9]}]" in sockets for row in rows[1:]):
+                return True
+    return False
+
+
+def failure_of(
+    gateway: Any,
+    in_time: bool,
+    status: int | None,
+    is_connecting: bool,
+    timeout_s: float | None,
+) -> BootstrapError:
+    """Return the error for a gateway that was abandoned.
+
+    in_time: whether the end of its start came by itself.  status: the exit status of its
+    process if that came by itself as well.  is_connecting: whether the host had not answered
+    at all by then.  timeout_s: how long it had, None for ever.
+    """
+    io, spec = gateway._io, gateway.spec
+    args = getattr(io, "args", [])
+    noise, stderr = gateway.noise, getattr(io, "stderr_tail", str)()
+    by_ssh = bool(spec.ssh or spec.vagrant_ssh)
+    unreachable = is_connecting or (by_ssh and status == SSH_FAILED)
+    problem = str(gateway._hello_info.get("error", "")).strip()
+    if problem:
+        cause = f"the worker could not be prepared: {_why_unprepared(spec, problem)}"
+    elif is_connecting:
+        cause = f"{_SILENT_HOST} ({timeout_s or 0:g} s)"
+    elif not in_time:
+        cause = _about_time(spec, timeout_s)
+    elif unreachable:
+        cause = _advice(spec, stderr) or f"{describe_exit(status)} of {args[0]}"
+    else:
+        cause = _why_ended(gateway, status, stderr)
+    text = f"{gateway.id} could not be started: {cause}"
+    if stderr:
+        text += f"\nits last words on stderr:\n{stderr}"
+    if noise:
+        text += f"\nit said: {noise[-NOISE_SHOWN:].decode('utf-8', 'replace')}"
+    kind = HostNotFound if unreachable else BootstrapError
+    return kind(with_command(text, args), args, status, stderr, noise)
+
+
+def _why_unprepared(spec: XSpec, problem: str) -> str:
+    """Return what a worker's traceback says, and which key of the spec it is about."""
+    last = problem.splitlines()[-1]
+    if spec.execmodel in ("gevent", "eventlet") and "No module named" in last:
+        return f"execmodel={spec.execmodel} needs {spec.execmodel} to be installed there ({last})"
+    path = re.search(r"'(.+)'$", last)
+    if spec.chdir and path and spec.chdir.startswith(path[1]):
+        return f"chdir={spec.chdir} is no folder that it can enter or make ({last})"
+    return f"{last}\n{problem}"
+
+
+def _about_time(spec: XSpec, timeout_s: float | None) -> str:
+    text = f"no answer in time ({timeout_s or 0:g} s); a longer connect_timeout= helps a slow host"
+    if spec.ssh:
+        text += f", and ssh {spec.ssh} true shows whether ssh asks a question"
+    return text
+
+
+def _advice(spec: XSpec, stderr: str) -> str:
+    place = split_place(spec.ssh) if isinstance(spec.ssh, str) else [spec.vagrant_ssh]
+    host = place[-1]
+    name, _, port = host.rpartition(":")
+    for pattern, advice in _ADVICE:
+        if re.search(pattern, stderr):
+            return advice.format(host=host, name=name, port=port)
+    return ""
+
+
+def _why_ended(gateway: Any, status: int | None, stderr: str) -> str:
+    reason = str(gateway._error).partition("\n")[0].removeprefix(f"worker {gateway.id} died, ")
+    if status == NOT_FOUND:
+        return f"there is no such program there; python= says which interpreter to take ({reason})"
+    if "SyntaxError" in stderr:
+        return f"what python= names is no Python, or too old a one ({reason})"
+    return reason

@@ -1,0 +1,174 @@
+"""What ``_ends.poll`` does, for greenlets: a process that a worker forked must not hide its end.
+
+One greenlet a thread looks once a second at the processes whose streams are read, and wakes
+the reader of one that has ended.  A read costs nothing for it.  Start at ``GreenPoll``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from contextlib import suppress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..gateway_base import ExecModel
+    from .watch import Process
+
+LOOK_S = 1.0
+
+
+class GreenPoll:
+    """Waits until a stream can be read, or its process has ended.
+
+    fd: of the stream, which does not block.  All is called in one thread, ``tell`` excepted.
+    """
+
+    def __init__(self, fd: int, process: Process, execmodel: ExecModel) -> None:
+        self.process = process
+        self._fd = fd
+        self._over = False  # nothing more is waited for
+        self._closed = False  # the descriptor may be another's
+        self._waits: Any = _WAITS[execmodel.backend](fd)
+        self._watch = _watch_of(execmodel)
+        self._thread = threading.get_native_id()
+        self._watch.enter(self)
+
+    def read(self, read: Callable[[int], bytes], limit: int) -> bytes:
+        """Return what is there, up to ``limit`` bytes; wait for the first.
+
+        Returns b"" at the end, and when the process has ended and nothing is left.  ``read`` is
+        what would wait without an end.
+        """
+        while not self._closed:
+            try:
+                data = os.read(self._fd, limit)
+            except BlockingIOError:
+                if not self._over:
+                    self._waits.wait()
+                    continue
+                data = b""
+            if not data:
+                self.close()
+            return data
+        return b""
+
+    def tell(self) -> None:
+        """End the wait of the reader: the process has ended."""
+        self._over = True
+        if threading.get_native_id() == self._thread:  # else the watch does it
+            self._waits.wake()
+
+    def close(self) -> None:
+        """Forget the stream, which nobody reads any more."""
+        self._watch.leave(self)
+        if not self._closed:
+            self._closed = True
+            self._waits.close()
+
+    def disown(self) -> None:
+        """In a forked process: the stream is the parent's."""
+        self._watch.leave(self)
+
+
+class _GeventWaits:
+    """Waits for a descriptor in a greenlet of gevent."""
+
+    def __init__(self, fd: int) -> None:
+        self._hub = _gevent_hub()
+        self._watcher = self._hub.loop.io(fd, 1)  # 1: to be read
+
+    def wait(self) -> None:
+        with suppress(_Woken):
+            self._hub.wait(self._watcher)
+
+    def wake(self) -> None:
+        self._hub.cancel_wait(self._watcher, _Woken)
+
+    def close(self) -> None:
+        self._hub.cancel_wait(self._watcher, _Woken, True)
+
+
+class _EventletWaits:
+    """Waits for a descriptor in a greenlet of eventlet."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._hub = _eventlet_hub()
+        self._reader: Any = None  # the greenlet that waits
+        self._timer: Any = None  # what wakes it
+
+    def wait(self) -> None:
+        self._reader = sys.modules["eventlet"].getcurrent()
+        try:
+            with suppress(_Woken):
+                sys.modules["eventlet.hubs"].trampoline(self._fd, read=True)
+        finally:
+            self._reader = None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def wake(self) -> None:
+        if (
+            self._reader is not None and self._timer is None
+        ):  # closing the descriptor would not end its wait
+            self._timer = self._hub.schedule_call_global(0, self._reader.throw, _Woken)
+
+    close = wake
+
+
+class _Woken(Exception):
+    """The wait is over, though nothing came."""
+
+
+class _GreenWatch:
+    """Looks at processes whose streams are read, in a greenlet that ends with the last."""
+
+    def __init__(self, execmodel: ExecModel) -> None:
+        self._execmodel = execmodel
+        self._polls: set[GreenPoll] = set()
+        self._runs = False
+
+    def enter(self, poll: GreenPoll) -> None:
+        self._polls.add(poll)
+        if not self._runs:
+            self._runs = True
+            self._execmodel.start(self._run, (), "execnet-ends")
+
+    def leave(self, poll: GreenPoll) -> None:
+        self._polls.discard(poll)
+
+    def _run(self) -> None:
+        while self._polls:
+            self._execmodel.sleep(LOOK_S)
+            for poll in list(self._polls):
+                if poll.process.has_ended():
+                    poll.tell()
+        self._runs = False
+
+
+def _gevent_hub() -> Any:
+    return sys.modules["gevent"].get_hub()
+
+
+def _eventlet_hub() -> Any:
+    return sys.modules["eventlet.hubs"].get_hub()
+
+
+_WAITS = {"gevent": _GeventWaits, "eventlet": _EventletWaits}
+_HUBS = {"gevent": _gevent_hub, "eventlet": _eventlet_hub}  # each returns that of its thread
+_watches: weakref.WeakKeyDictionary[Any, _GreenWatch] = weakref.WeakKeyDictionary()
+
+
+def _watch_of(execmodel: ExecModel) -> _GreenWatch:
+    """Return what watches in this thread."""
+    hub = _HUBS[execmodel.backend]()
+    if hub not in _watches:
+        _watches[hub] = _GreenWatch(execmodel)
+    return _watches[hub]

@@ -1,0 +1,80 @@
+"""The signs of life of all gateways that give some, from one thread.
+
+Start at ``watch``.  What is done per interval is ``Pulse`` of ``gateway_base``.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+
+from .._clock import monotonic
+from ..gateway_base import Pulse, get_execmodel
+from . import fork
+
+
+class _Watch:
+    """A thread that ends when nothing is left to watch.  ``_changed`` guards the rest."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._due: list[tuple[float, int, Pulse]] = []
+        self._numbers = itertools.count()
+        self._runs = False
+        fork.register(self)
+
+    def add(self, pulse: Pulse) -> None:
+        with self._changed:
+            self._schedule(pulse)
+            if self._runs:
+                self._changed.notify()
+            else:
+                try:
+                    get_execmodel("thread").start(self._run, (), "execnet-heartbeat")
+                    self._runs = True  # it looks when we let go of the lock
+                except RuntimeError:
+                    self._due.clear()
+                    raise
+
+    def _schedule(self, pulse: Pulse) -> None:
+        due = monotonic() + pulse.interval_s
+        heapq.heappush(self._due, (due, next(self._numbers), pulse))
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if not self._due:
+                    self._runs = False
+                    return
+                left = self._due[0][0] - monotonic()
+                if left > 0:
+                    self._changed.wait(left)
+                    continue
+                pulse = heapq.heappop(self._due)[2]
+            if pulse.beat():
+                with self._changed:
+                    self._schedule(pulse)
+
+    def wake(self) -> None:
+        """Drop what has ended, so that the thread does not wait for its next beat."""
+        with self._changed:
+            self._due = [entry for entry in self._due if not entry[2].ended()]
+            heapq.heapify(self._due)
+            self._changed.notify()
+
+    def _disown(self) -> None:
+        self.__init__()  # type: ignore[misc]
+
+
+_watch = _Watch()
+
+
+def watch(pulse: Pulse) -> None:
+    """Have ``pulse.beat()`` called once per interval, from now on until it returns False."""
+    _watch.add(pulse)
+
+
+def look_again() -> None:
+    """A gateway has ended; nobody needs to wait for its next beat."""
+    _watch.wake()

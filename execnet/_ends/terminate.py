@@ -1,0 +1,92 @@
+"""Ending several things at once, each with a limit of time and a harder way behind it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from .._clock import monotonic
+from ..gateway_base import WorkerGateway, _Flag
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..gateway_base import ExecModel
+
+MARGIN_S = 10.0  # for what comes after an orderly end, such as a worker's ``atexit`` functions
+KILL_S = 0.2  # how long a killfunc may take before we go on without it
+
+
+def safe_terminate(
+    execmodel: ExecModel,
+    timeout: float | None,
+    list_of_paired_functions: list[tuple[Callable[[], object], Callable[[], object]]],
+) -> None:
+    """Call all termfuncs at once, and the killfunc of each that takes longer than timeout.
+
+    list_of_paired_functions: pairs (termfunc, killfunc).  Returns also if a killfunc blocks.
+    """
+    waiting = []
+    for termfunc, killfunc in list_of_paired_functions:
+        ended = _Flag(execmodel)
+        try:
+            execmodel.start(_call_and_set, (termfunc, ended), "execnet-terminate")
+        except RuntimeError:  # no thread is to be had, so there is nothing to wait with
+            killfunc()
+            continue
+        waiting.append((ended, killfunc))
+    deadline = None if timeout is None else monotonic() + timeout
+    for ended, killfunc in waiting:
+        if not ended.wait(None if deadline is None else max(0.0, deadline - monotonic())):
+            killed = _Flag(execmodel)
+            try:
+                execmodel.start(_call_and_set, (killfunc, killed), "execnet-kill")
+            except RuntimeError:
+                killfunc()
+            killed.wait(KILL_S)
+            ended.wait(KILL_S)
+
+
+def _call_and_set(func: Callable[[], object], done: Any) -> None:
+    try:
+        func()
+    finally:
+        done.set()
+
+
+def longest_end_s(gateways: Iterable[Any]) -> float:
+    """Return how long the orderly ends of workers may take, with a margin."""
+    graces = [gateway.spec.grace for gateway in gateways]
+    given = [WorkerGateway.grace_s if grace is None else float(grace) for grace in graces]
+    return 2 * max(given, default=WorkerGateway.grace_s) + MARGIN_S
+
+
+def wait_ended(gateway: Any, deadline: float) -> bool:
+    """Wait for a worker's end until the deadline; whether it came to that."""
+    if gateway._io.poll_until(deadline) is not None or not gateway.hasreceiver():
+        return True
+    # A status may be None of one that has ended: nobody could tell it any more.
+    return bool(getattr(gateway._io, "has_ended", bool)())
+
+
+def warn_killed(gateway: Any) -> None:
+    """Warn of a worker that had to be killed; never raises, for the end must go on."""
+    stacks = gateway._stacks or "none were to be had"
+    text = f"worker {gateway.id} did not end in time and was killed; its last stacks: {stacks}"
+    try:
+        import warnings
+
+        warnings.warn(text, ResourceWarning, stacklevel=5)
+    except Exception:  # warnings are errors, or stderr is broken
+        with suppress(Exception):  # it may be anything, and None
+            sys.stderr.write(f"ResourceWarning: {text}\n")
+
+
+def foreign_pair(member: Any) -> tuple[Callable[[], None], Callable[[], None]]:
+    def wait() -> None:
+        member.join()
+        member._io.wait()
+
+    return wait, getattr(member._io, "kill", lambda: None)

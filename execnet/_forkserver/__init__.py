@@ -1,0 +1,1 @@
+"""``popen//forkserver``: workers forked from a template.  Shipped: ``far``, the template."""

@@ -1,0 +1,1 @@
+"""``output=``: what workers write to stdout and stderr.  Shipped: ``far``."""

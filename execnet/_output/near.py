@@ -1,0 +1,188 @@
+"""``output=forward``: the lines that workers write come here, and go where the user says.
+
+What a worker does for it is ``_output.far``, which is sent to it.  Start at ``Output``.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextlib import suppress
+
+from .._clock import monotonic
+from .._ends import fork
+from .._errors import BootstrapError
+from .._ship.source import source_to_send
+from ..gateway_base import Message, RemoteError, _Flag, dumps_internal, new_lock
+from . import far as output_far
+from .far import CREDIT_BYTES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any
+
+    from ..gateway_base import Channel, ExecModel
+
+    Callback = Callable[[Any, str, str], object]
+
+DRAIN_S = 10.0  # how long the end of a group waits for a callback, if it may wait for ever
+LAST_S = 0.5  # the least that it waits for one
+NO_WINDOW = 1 << 60  # bytes
+STREAMS = {1: "stdout", 2: "stderr"}
+
+
+class Output:
+    """Hands the lines of a group's workers on, one after the other.
+
+    ``callback(gateway, stream name, line)`` runs in a thread or greenlet of its own, which is
+    there while a worker forwards: one that waits or fails stops no gateway.  ``_lock`` guards
+    the count of those workers.
+    """
+
+    def __init__(self) -> None:
+        self._callback: Callback | None = None
+        self._reported = False  # that the callback fails
+        self._lock = new_lock()  # held for moments only, so it does for greenlets as well
+        self._open = 0  # workers whose lines may come
+        self._ident = 0  # of the thread that hands them on
+        self._get_ident: Callable[[], int] = threading.get_ident
+        self._inbox: Any = None
+        self._idle: Any = None  # set when all lines of all workers were handed on
+        fork.register(self)
+
+    def _disown(self) -> None:
+        self._lock = new_lock()
+        self._open, self._idle = 0, None
+
+    def set_callback(self, callback: Callback | None) -> None:
+        """Have lines passed to a callback from now on; None: printed."""
+        self._callback, self._reported = callback, False
+
+    def forward(self, gateway: Any) -> Channel:
+        """Have a worker send its lines; the channel that is returned closes when it does so.
+
+        Raises OSError if the gateway has ended.
+        """
+        lines, code = gateway.newchannel(), gateway.newchannel()
+        lines._strconfig = (False, False)  # Python 2's str are bytes
+        if gateway.spec.window:
+            lines.set_window(NO_WINDOW)  # it has one of its own, and in an end there is none
+        task = (*source_to_send(output_far, gateway._is_old())[:2], "serve", {"lines": lines})
+        self._begin(gateway.execmodel)
+        lines.setcallback(_Source(self._inbox, gateway, lines).on_item, endmarker=None)
+        gateway._send(Message.CHANNEL_EXEC, code.id, dumps_internal(task, gateway))
+        channel: Channel = code
+        return channel
+
+    def _begin(self, execmodel: ExecModel) -> None:
+        with self._lock:
+            if not self._open:
+                inbox, idle = execmodel.inbox(), _Flag(execmodel)
+                self._get_ident = execmodel.get_ident
+                execmodel.start(self._run, (inbox, idle), "execnet-output")
+                self._inbox, self._idle = inbox, idle
+            self._open += 1
+
+    def drain(self, deadline: float | None) -> None:
+        """Wait until ``deadline`` for lines of ended workers; of those on, that they end."""
+        idle, now = self._idle, monotonic()
+        if idle is not None and self._get_ident() != self._ident:
+            deadline = now + DRAIN_S if deadline is None else deadline
+            idle.wait(max(deadline - now, LAST_S))
+
+    # the thread that hands lines on
+
+    def _run(self, inbox: Any, idle: Any) -> None:
+        self._ident = self._get_ident()
+        while True:
+            source, item = inbox.get()
+            if item is not None:
+                try:
+                    self._hand_on(source.gateway, *item)
+                except BaseException:
+                    self._report()
+                source.acknowledge(item)
+                continue
+            with self._lock:
+                self._open -= 1
+                if not self._open:
+                    self._ident = 0
+                    idle.set()
+                    return
+
+    def _hand_on(self, gateway: Any, fd: int, data: bytes, dropped: int) -> None:
+        lines = data.decode("utf-8", "replace").split("\n")
+        if not lines[-1]:
+            lines.pop()
+        if dropped:
+            lines.insert(0, f"... {dropped} lines were dropped, as nobody took them ...")
+        if self._callback is None:
+            _print(fd, "".join(f"[{gateway.id}] {line}\n" for line in lines))
+            return
+        for line in lines:
+            callback = self._callback
+            try:
+                if callback is not None:
+                    callback(gateway, STREAMS[fd], line)
+            except BaseException:
+                self._report()
+
+    def _report(self) -> None:
+        """Tell, once, what the callback raised; there is nobody to raise it to."""
+        import traceback
+
+        if not self._reported:
+            self._reported = True
+            with suppress(Exception):
+                text = traceback.format_exc()
+                sys.stderr.write(f"execnet: handing on the output of workers failed:\n{text}")
+
+
+class _Source:
+    """A worker's lines; ``on_item`` runs in the receiver thread, the rest in that of Output."""
+
+    def __init__(self, inbox: Any, gateway: Any, channel: Channel) -> None:
+        self._inbox = inbox
+        self.gateway = gateway
+        self._channel = channel
+        self._taken = 0  # bytes, and not told yet
+
+    def on_item(self, item: Any) -> None:
+        self._inbox.put((self, item))
+
+    def acknowledge(self, item: Any) -> None:
+        self._taken += len(item[1])
+        if self._taken >= CREDIT_BYTES and not self._channel.isclosed():
+            taken, self._taken = self._taken, 0
+            # Not ``send``: a worker that is stopped must not keep the lines of others back.
+            self.gateway._post(Message.CHANNEL_DATA, self._channel.id, dumps_internal(taken))
+
+
+def _print(fd: int, text: str) -> None:
+    file = sys.stdout if fd == 1 else sys.stderr
+    if file is None:
+        return
+    try:
+        file.write(text)
+    except UnicodeEncodeError:
+        encoding = file.encoding or "ascii"
+        file.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    file.flush()
+
+
+def forward_all(
+    output: Output, gateways: Iterable[Any], deadlines: Mapping[str, float | None]
+) -> None:
+    """Have workers send their lines; returns when all do.
+
+    deadlines: by the gateways' ids, the ``time.monotonic()`` until which each must do so.
+    Raises ``BootstrapError`` for one that can't.
+    """
+    try:
+        asked = [(gateway, output.forward(gateway)) for gateway in gateways]
+        for gateway, code in asked:
+            deadline = deadlines[gateway.id]
+            code.waitclose(None if deadline is None else deadline - monotonic())
+    except (RemoteError, OSError, EOFError, RuntimeError) as exc:  # Runtime: no more threads
+        raise BootstrapError(f"the output of workers can't be forwarded: {exc}") from exc

@@ -1,0 +1,1 @@
+"""RSync: its two near halves, what it returns, its patterns.  Shipped: ``far``."""

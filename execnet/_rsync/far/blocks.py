@@ -1,0 +1,143 @@
+"""What is sent of files: batches of small ones, what differs from old ones, what is no hole.
+
+This file is shipped for ``RSync.pull`` too: it keeps to what Python 2.7 and today's Python
+both accept.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from .tree import Unstable
+from .wire import DIGEST_BYTES, FILES, SAME, Violation, block_bytes, pack_ids
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+
+class Comparison(object):
+    """An old file of a target: digests of its blocks, as they arrive.
+
+    size: of the old file.  announced: that of the new one, when it was listed.
+    """
+
+    def __init__(self, size: int, announced: int, digest: Any) -> None:
+        self.size = size
+        self.block = block_bytes(max(size, announced))
+        self._common = min(size, announced)  # bytes that can be the same in old and new
+        self._count = -(-self._common // self.block)
+        self._digests = bytearray()
+        self._digest = digest
+
+    def add(self, digests: bytes) -> None:
+        self._digests += digests
+        if len(self._digests) % DIGEST_BYTES or len(self._digests) > self._count * DIGEST_BYTES:
+            raise Violation("%d bytes of digests for %d blocks" % (len(self._digests), self._count))
+
+    def is_complete(self) -> bool:
+        return len(self._digests) == self._count * DIGEST_BYTES
+
+    def is_known(self, offset: int) -> bool:
+        """Tell whether the digests up to the block at ``offset`` have arrived."""
+        number = min(offset // self.block, self._count - 1)
+        return len(self._digests) >= (number + 1) * DIGEST_BYTES
+
+    def same_bytes(self, offset: int, data: Any, digest: bytes) -> int:
+        """Return how many bytes of the block at ``offset`` are as they were: all, or none.
+
+        In the block in which the old file ended it is all of what was there, or none.
+        """
+        number = offset // self.block
+        if number >= self._count:
+            return 0
+        known = self._digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
+        old = min(self.block, self._common - offset)
+        if old < len(data):
+            digest = self._digest(data[:old])
+        return min(old, len(data)) if known == digest else 0
+
+    def changes(self, position: int, data: bytes, digests: bytearray) -> Any:
+        """Return [[start, stop]] of what changed in a piece; add its blocks' digests."""
+        changes: Any = []
+        view = memoryview(data)
+        for start in range(0, len(data), self.block):
+            block = view[start : start + self.block]
+            digest = self._digest(block)
+            digests += digest
+            same = self.same_bytes(position + start, block, digest)
+            if same == len(block):
+                continue
+            if changes and changes[-1][1] == start + same:
+                changes[-1][1] = start + len(block)
+            else:
+                changes.append([start + same, start + len(block)])
+        return changes
+
+
+class Batch(object):
+    """Answers for small files that go in one message, all of one code."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.ids: Any = []
+        self.paths: Any = []
+        self.bytes = 0  # of content
+        self.listed_bytes = 0  # of the files, when they were listed
+        self._sizes: Any = []
+        self._changed: Any = {}  # place -> (mode, time)
+        self._parts: Any = []
+
+    def add(self, number: int, path: bytes, size: int, data: bytes, changed: Any) -> None:
+        """Take a file in.  size: as it was listed.  changed: None or what is new, (mode, time)."""
+        if changed is not None:
+            self._changed[len(self.ids)] = changed
+        self.ids.append(number)
+        self.paths.append(path)
+        self.listed_bytes += size
+        if self.code == FILES:
+            self._sizes.append(len(data))
+            self._parts.append(data)
+            self.bytes += len(data)
+
+    def cost(self) -> int:
+        return self.bytes + 32 * len(self.ids) if self.code == FILES else 0
+
+    def message(self) -> Any:
+        ids = pack_ids(self.ids)
+        if self.code == SAME:
+            return SAME, ids, self._changed
+        return FILES, ids, pack_ids(self._sizes), self._changed, b"".join(self._parts)
+
+
+def read_exactly(fd: int, size: int) -> bytes:
+    data = os.read(fd, size)
+    while len(data) < size:
+        more = os.read(fd, size - len(data))
+        if not more:
+            raise Unstable("became shorter while it was read")
+        data += more
+    return data
+
+
+def data_ranges(fd: int, found: Any) -> Iterator[Any]:
+    """Yield (start, stop) of what is not a hole in a file."""
+    size = found.st_size
+    if getattr(found, "st_blocks", 1 << 60) * 512 >= size or not hasattr(os, "SEEK_DATA"):
+        yield 0, size
+        return
+    stop = 0
+    while stop < size:
+        try:
+            start = os.lseek(fd, stop, os.SEEK_DATA)
+            stop = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # only a hole is left
+                return
+            if exc.errno != errno.EINVAL or stop:
+                raise
+            start, stop = 0, size  # a file system that does not tell
+        if start < size:
+            yield start, stop

@@ -1,0 +1,145 @@
+"""Links of a target: made like files, under a temporary name first.
+
+This file is shipped: it keeps to what Python 2.7 and today's Python both accept.
+Start at ``Linking``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections import deque
+
+from .places import HAS_NS, at
+from .sweeping import Sweeping
+from .wire import DIRECTORY, FILE, NOLINK, Violation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+# PyPy passes a flag that the kernel refuses; what was linked is looked at afterwards
+LINK_OPTIONS: Any = {} if hasattr(sys, "pypy_version_info") else {"follow_symlinks": False}
+
+
+class Linking(Sweeping):
+    """Makes links, and asks for a copy where the host makes none."""
+
+    def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
+        Sweeping.__init__(self, send, options)
+        self._hardlinks: Any = deque()  # to be made when all leaders are there
+        self._makers: Any = {}  # kind -> what is called for an entry; see ``Target``
+
+    def _on_rooted(self, entry: Any, there: bool, text: bytes) -> None:
+        self._on_symlink(entry, there, self._dest + text)
+
+    def _on_symlink(self, entry: Any, there: bool, text: bytes) -> None:
+        directory, number, name, _, _, mtime = entry
+        path, where = at(self._places.handle(directory), name) if there else (b"", {})
+        found = os.lstat(path, **where) if there else None
+        is_link = found is not None and stat.S_ISLNK(found.st_mode)
+        if found is not None and is_link and os.readlink(path, **where) == text:
+            self._unchanged += 1
+            if HAS_NS and found.st_mtime_ns != mtime and not self._dry_run:
+                self._set_link_time(path, mtime, where)
+            return
+        if found is not None and not is_link and not self._may_replace(
+            entry, found, self._on_symlink, there, text
+        ):
+            return
+        if self._dry_run:
+            self.plan(entry)
+            return
+        try:
+            _, temp = self._temps.make(directory, lambda path, **at: os.symlink(text, path, **at))
+        except (OSError, NotImplementedError, AttributeError):
+            self._unlinked[number] = directory, name
+            self._out.say(NOLINK, number)
+            return
+        directory.settled = False
+        path, where = at(self._places.handle(directory), temp)
+        self._set_link_time(path, mtime, where)
+        self._place(entry, temp)
+
+    def _set_link_time(self, path: bytes, mtime: int, where: Any) -> None:
+        if HAS_NS and self._keeps_times and os.utime in os.supports_follow_symlinks:
+            try:
+                os.utime(path, ns=(mtime, mtime), follow_symlinks=False, **where)
+            except (OSError, NotImplementedError):
+                pass  # a link's time is for show
+
+    def _on_instead(
+        self, number: int, kind: int, new_number: int, mode: int, size: int, mtime: int
+    ) -> None:  # fmt: skip
+        """Take a file or directory in place of a link that cannot be made."""
+        directory, name = self._unlinked.pop(number)
+        if kind not in (FILE, DIRECTORY):
+            raise Violation("kind %.100r in place of a link" % (kind,))
+        try:
+            path, where = at(self._places.handle(directory), name)
+            os.lstat(path, **where)
+            there = True
+        except OSError:
+            there = False
+        mode &= 0o1777 if kind == DIRECTORY else 0o777
+        entry = directory, new_number, name, mode, size, mtime
+        self._try(self._makers[kind], entry, there, None)
+
+    def _on_hardlink(self, entry: Any, there: bool, leader: int) -> None:
+        self._hardlinks.append((entry, there, leader))
+
+    def _link(self, entry: Any, there: bool, leader: int) -> None:
+        """Make a hard link to a file that is there by now, or ask for the content."""
+        directory, _, name = entry[:3]
+        try:
+            source, source_name = self._leaders[leader]
+            if there and self._is_linked(directory, name, source, source_name):
+                self._unchanged += 1
+                return
+            if there and not self._may_lose(entry, there, leader):
+                return
+            if self._dry_run:
+                self.plan(entry)
+                return
+            _, temp = self._temps.make(directory, self._linker(source, source_name))
+            directory.settled = False
+            if not self._is_linked(directory, temp, source, source_name):
+                self._temps.drop(temp)
+                raise OSError(errno.ELOOP, "became a link")
+            self._place(entry, temp)
+            self._settled += 1
+        except (OSError, KeyError, AttributeError, NotImplementedError):
+            self._try(self._makers[FILE], entry, there, None)
+
+    def _may_lose(self, entry: Any, there: bool, leader: int) -> bool:
+        """Tell whether what has an entry's name may go for a file; note it if not."""
+        path, where = at(self._places.handle(entry[0]), entry[2])
+        found = os.lstat(path, **where)
+        if stat.S_ISREG(found.st_mode):
+            return True
+        return self._may_replace(entry, found, self._on_hardlink, there, leader)
+
+    def _is_linked(self, directory: Any, name: bytes, source: Any, source_name: bytes) -> bool:
+        """Tell whether two names are one file already; renaming would then do nothing."""
+        path, where = at(self._places.handle(directory), name)
+        found = os.lstat(path, **where)
+        path, where = at(self._places.handle(source), source_name)
+        first = os.lstat(path, **where)
+        return bool((found.st_dev, found.st_ino) == (first.st_dev, first.st_ino))
+
+    def _linker(self, source: Any, source_name: bytes) -> Any:
+        """Return a function that makes a hard link to a file at a path."""
+
+        def link(path: bytes, **where: Any) -> None:
+            old, old_where = at(self._places.handle(source), source_name)
+            if where:
+                fds = {"src_dir_fd": old_where["dir_fd"], "dst_dir_fd": where["dir_fd"]}
+                fds.update(LINK_OPTIONS)
+                os.link(old, path, **fds)
+            else:
+                os.link(old, path)
+
+        return link

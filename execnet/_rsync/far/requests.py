@@ -1,0 +1,504 @@
+"""What a target asks a source for, and what it does with the answers.
+
+This file is shipped: it keeps to what Python 2.7 and today's Python both accept.
+Start at ``Requests``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import deque
+
+from .places import (
+    HAS_FDS,
+    O_OLD,
+    Places,
+    at,
+    identity_of,
+    open_same,
+    read_full,
+    set_time,
+    time_of,
+    write_all,
+)
+from .temps import Incoming, Temps
+from .wire import (
+    ACK,
+    BLOCKS_MAX,
+    CHECK,
+    DELTA,
+    DIGEST_BYTES,
+    DIGESTS,
+    DONE,
+    HELLO,
+    NOTE,
+    PIECE_BYTES,
+    PLAN,
+    SMALL_MAX,
+    WANT,
+    Violation,
+    block_bytes,
+    choose_hash,
+    chunk_bytes,
+    crc32,
+    digest_function,
+    pack_ids,
+    reason_of,
+    unpack_ids,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+DIGESTS_AT_ONCE = 4 * PIECE_BYTES  # bytes of a file whose digests go in one message
+ACK_BYTES = PIECE_BYTES
+ASKED_MAX = 1000  # requests in one message
+# behind these there is no use in trying the next file
+FATAL_NAMES = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "EMFILE", "ENFILE")
+REFUSAL_NAMES = ("EPERM", "EACCES", "EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP")
+REFUSALS = frozenset([getattr(errno, name) for name in REFUSAL_NAMES if hasattr(errno, name)])
+COARSE_NS = 2 * 10**9  # no file system in use rounds times more than FAT does
+ODD_TIME_NS = 1000000001123456789  # that every rounding changes
+IN_THE_WAY = (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EACCES)  # the last on Windows
+FATAL_ERRORS = frozenset([getattr(errno, name) for name in FATAL_NAMES if hasattr(errno, name)])
+
+
+class Fatal(Exception):
+    """Nothing more can be written: (entry id, errno, reason)."""
+
+
+class Outbox(object):
+    """What a target has to say, gathered into few messages.  ``send`` takes each."""
+
+    def __init__(self, send: Callable[[Any], object]) -> None:
+        self._send = send
+        self._code = WANT
+        self._ids: Any = []  # asked for with this code
+        self._digests: Any = []
+        self._done: Any = []
+        self._plan: Any = []
+        self.list_done = self.data_done = 0  # worked off
+        self._list_told = self._data_told = 0
+
+    def ask(self, code: int, number: int, digest: bytes) -> None:
+        if self._code != code or len(self._ids) >= ASKED_MAX:
+            self._flush_asked()
+        self._code = code
+        self._ids.append(number)
+        self._digests.append(digest)
+
+    def done(self, number: int) -> None:
+        self._done.append(number)
+
+    def plan(self, item: Any) -> None:
+        self._plan.append(item)
+
+    def say(self, *message: Any) -> None:
+        """Send a message behind all that was gathered before."""
+        self.flush()
+        self._send(message)
+
+    def flush(self) -> None:
+        self._flush_asked()
+        if self._done:
+            self._send((DONE, pack_ids(self._done)))
+            self._done = []
+        if self._plan:
+            self._send((PLAN, self._plan))
+            self._plan = []
+        if self.list_done > self._list_told or self.data_done - self._data_told >= ACK_BYTES:
+            self._list_told, self._data_told = self.list_done, self.data_done
+            self._send((ACK, self.list_done, self.data_done))
+
+    def _flush_asked(self) -> None:
+        if self._ids and self._code == WANT:
+            self._send((WANT, pack_ids(self._ids)))
+        elif self._ids:
+            self._send((CHECK, pack_ids(self._ids), b"".join(self._digests)))
+        self._ids, self._digests = [], []
+
+
+class Requests(object):
+    """Asks for files, and puts what comes in its place; ``Target`` finds out what is needed.
+
+    An entry is (directory, id, name, mode, size, time).  A request is (entry, incoming), with
+    an ``Incoming`` if there is a temporary file for it already.
+    """
+
+    def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
+        dest = options["dest"]
+        if options["expanduser"]:
+            dest = os.path.expanduser(dest)
+        self._has_no_home = options["expanduser"] and dest.startswith(b"~")
+        self._dest = os.path.abspath(dest)
+        self._dry_run = options["dry_run"]
+        self._delete = options["delete"]
+        hash_name = choose_hash(options["hashes"])
+        self._digest = digest_function(hash_name)
+        self._places = Places()
+        self._temps = Temps(self._places)
+        self._out = Outbox(send)
+        self._pending: Any = deque()  # in the order in which answers will come
+        self._bases = self._bases_bytes = 0  # of requests that hold a copy of an old file
+        self._compared: Any = {}  # id -> identity of the old file that is compared with the new
+        self._refused = -1  # a file that cannot be written, of which pieces still come
+        self._leaders: Any = {}  # id -> (directory, name), for hard links
+        self._unlinked: Any = {}  # links that cannot be made and have no stand-in yet
+        # id -> (whether a directory goes for it, or another kind, and what in there stays)
+        self._replaced: Any = {}
+        self._keeps_modes, self._keeps_times = options["modes"], options["times"]
+        self._window_ns = options["window_ns"]  # by which times may differ and be the same
+        self._grain_ns: Any = None  # by which the file system rounds them; None: not known yet
+        self._times_refused = self._modes_refused = 0  # entries, of which the content is there
+        self._total = 0  # bytes that are needed
+        self._unchanged = self._settled = self._deleted = 0
+        self._out.say(HELLO, hash_name, crc32 is not None)
+
+    # what is told; a target in the coordinator's process overrides these
+
+    def skip(self, entry: Any, reason: bytes) -> None:
+        """Tell that an entry cannot be had."""
+        self._out.say(NOTE, entry[1], reason)
+
+    def plan(self, entry: Any) -> None:
+        """Tell that a run that is not dry would make this."""
+        self._out.plan(entry[1])
+
+    def plan_deletion(self, path: bytes) -> None:
+        """Tell that a run that is not dry would delete this."""
+        self._out.plan(path)
+
+    def _on_remark(self, path: bytes, reason: bytes) -> None:
+        """Take note of what the source leaves out."""
+
+    def _note(self, entry: Any, exc: Any, what: bytes = b"") -> None:
+        """Tell why an entry cannot be had; raise ``Fatal`` if no other can be either."""
+        reason = reason_of(exc)
+        if getattr(exc, "errno", None) in FATAL_ERRORS:
+            raise Fatal(entry[1], exc.errno, reason)
+        self.skip(entry, what + reason)
+
+    def _clear(self, directory: Any, name: bytes, spare: Any) -> None:
+        """Remove a directory that is in the way."""
+        raise NotImplementedError
+
+    def _place(self, entry: Any, temp: bytes) -> None:
+        """Give a temporary file its name, when what may go for it has gone."""
+        directory, number, name = entry[:3]
+        try:
+            self._temps.keep(directory, temp, name)
+        except OSError as exc:
+            is_directory, spare = self._replaced.get(number, (False, None))
+            if exc.errno not in IN_THE_WAY or not is_directory:
+                raise
+            self._clear(directory, name, spare)
+            self._temps.keep(directory, temp, name)
+        else:
+            self._deleted += number in self._replaced
+
+    # asking
+
+    def _ask(self, code: int, entry: Any, digest: bytes = b"") -> None:
+        self._total += entry[4]
+        if self._dry_run:
+            self.plan(entry)
+        else:
+            self._pending.append((entry, None))
+            self._out.ask(code, entry[1], digest)
+
+    def _ask_with_digest(self, entry: Any, path: bytes, where: Any) -> None:
+        try:
+            fd = os.open(path, O_OLD, **where)
+            try:
+                identity = identity_of(os.fstat(fd))
+                content = os.read(fd, SMALL_MAX + 1)
+            finally:
+                os.close(fd)
+        except OSError:  # unreadable; what comes replaces it
+            self._ask(WANT, entry)
+            return
+        self._compared[entry[1]] = identity
+        self._ask(CHECK, entry, self._digest(content))
+
+    def _ask_for_blocks(self, entry: Any, path: bytes, where: Any) -> None:
+        """Send the digests of an old file's blocks while it is copied to a temporary one."""
+        try:
+            old = os.open(path, O_OLD, **where)
+        except OSError:
+            self._ask(WANT, entry)
+            return
+        try:
+            found = os.fstat(old)
+            largest = max(found.st_size, entry[4])
+            if largest > BLOCKS_MAX * block_bytes(largest):
+                self._ask(WANT, entry)
+                return
+            fd, temp = self._temps.create(entry[0], self._mode_while_coming(entry))
+            entry[0].settled = False
+            incoming = Incoming(fd, temp, self._digest)
+            incoming.base, incoming.block = found, block_bytes(largest)
+            self._total += entry[4]
+            self._compared[entry[1]] = identity_of(found)
+            self._pending.append((entry, incoming))
+            self._bases += 1
+            self._bases_bytes += entry[4]
+            self._out.say(DELTA, entry[1], found.st_size)
+            self._send_digests(entry[1], old, incoming, min(found.st_size, entry[4]))
+        finally:
+            os.close(old)
+
+    def _send_digests(self, number: int, old: int, incoming: Incoming, size: int) -> None:
+        """Read, copy and digest in one go, so that what is proved later is what was copied."""
+        block, digests, told = incoming.block, incoming.digests, 0
+        base = incoming.base
+        is_sparse = getattr(base, "st_blocks", 1 << 60) * 512 < base.st_size
+        position, step, wanted = 0, chunk_bytes(block), DIGESTS_AT_ONCE * DIGEST_BYTES
+        while position < size:
+            data = read_full(old, min(step, size - position))
+            view = memoryview(data)
+            for start in range(0, len(data), block):
+                digests += self._digest(view[start : start + block])
+            incoming.copy(view, is_sparse and data.count(b"\0") == len(data))
+            position += len(data)
+            if (len(digests) - told) * block >= wanted or position >= size:
+                self._out.say(DIGESTS, number, bytes(digests[told:]))
+                told = len(digests)
+
+    # answers
+
+    def _request(self, number: int) -> Any:
+        if not self._pending or self._pending[0][0][1] != number:
+            raise Violation("an answer that was not asked for, to %.100r" % (number,))
+        return self._pending[0]
+
+    def _end_request(self, is_done: bool) -> None:
+        entry, incoming = self._pending.popleft()
+        self._compared.pop(entry[1], None)
+        if incoming is not None:
+            os.close(incoming.fd)
+            if incoming.base is not None:
+                self._bases -= 1
+                self._bases_bytes -= entry[4]
+        if is_done:
+            self._out.done(entry[1])
+        else:
+            self._leaders.pop(entry[1], None)
+            if incoming is not None:
+                self._temps.drop(incoming.temp)
+
+    def _refuse(self, entry: Any, exc: Any) -> None:
+        """Note that a file cannot be written; what is still sent of it is dropped."""
+        self._note(entry, exc)
+        self._end_request(False)
+        self._refused = entry[1]
+
+    def _on_files(self, ids: bytes, sizes: bytes, changed: Any, blob: bytes) -> None:
+        """Write whole small files.  changed: {place: (mode, time)} of those not as announced."""
+        ids_there, lengths = unpack_ids(ids), unpack_ids(sizes)
+        if len(ids_there) != len(lengths) or sum(lengths) != len(blob):
+            raise Violation("not %d files in %d bytes" % (len(ids_there), len(blob)))
+        view = memoryview(blob)
+        start = 0
+        for place, number in enumerate(ids_there):
+            entry, incoming = self._request(number)
+            mode, mtime = changed.get(place, (entry[3], entry[5]))
+            stop = start + lengths[place]
+            try:
+                self._write_small(entry, view[start:stop], mode & 0o777, mtime)
+            except OSError as exc:
+                self._note(entry, exc)
+                self._end_request(False)
+            else:
+                if incoming is not None:  # it has become small since it was announced
+                    self._temps.drop(incoming.temp)
+                self._end_request(True)
+            start = stop
+        self._out.data_done += len(blob) + 32 * len(ids_there)
+
+    def _write_small(self, entry: Any, data: Any, mode: int, mtime: int) -> None:
+        directory = entry[0]
+        fd, temp = self._temps.create(directory, mode)
+        try:
+            try:
+                if len(data):
+                    write_all(fd, data)
+                self._seal(fd, entry, temp, mode, mtime)
+            finally:
+                os.close(fd)
+            directory.settled = False
+            self._place(entry, temp)
+        except OSError:
+            self._temps.drop(temp)
+            raise
+
+    def _mode_while_coming(self, entry: Any) -> int:
+        return 0o600 if self._keeps_modes else int(entry[3])  # the umask is applied to the latter
+
+    def _seal(self, fd: int, entry: Any, temp: bytes, mode: int, mtime: int) -> None:
+        """Set time and mode of a temporary file."""
+        path, where = (fd, {}) if HAS_FDS else at(self._places.handle(entry[0]), temp)
+        if self._keeps_times:
+            self._set_time(path, where, mtime)
+        found = os.fstat(fd)
+        if self._keeps_times and abs(time_of(found) - mtime) > COARSE_NS:
+            self._times_refused += 1
+        if not self._keeps_modes:
+            mode = self._mode_there(entry, found)
+        if stat.S_IMODE(found.st_mode) != mode:
+            self._set_mode_of(path, where, mode, fd)
+
+    def _mode_there(self, entry: Any, new: Any) -> int:
+        """Return the mode of a file that is replaced, or that of the new one."""
+        path, where = at(self._places.handle(entry[0]), entry[2])
+        try:
+            old = os.lstat(path, **where)
+        except OSError:
+            old = new
+        return stat.S_IMODE(old.st_mode if stat.S_ISREG(old.st_mode) else new.st_mode)
+
+    def _set_time(self, path: Any, where: Any, mtime: int) -> None:
+        """Set a time.  If the host refuses it, the content counts; who looks again tells."""
+        try:
+            set_time(path, mtime, **where)
+        except OSError as exc:
+            if exc.errno not in REFUSALS:
+                raise
+
+    def _set_mode_of(self, path: Any, where: Any, mode: int, fd: int) -> None:
+        """Set a mode, look by a descriptor whether that was of use, and count it if not."""
+        try:
+            os.chmod(path, mode, **where)
+        except OSError as exc:
+            if exc.errno not in REFUSALS:
+                raise
+        self._count_refused_mode(os.fstat(fd), mode)
+
+    def _count_refused_mode(self, found: Any, mode: int) -> None:
+        if os.name != "nt":  # which has one bit of it, and says so of no other
+            self._modes_refused += stat.S_IMODE(found.st_mode) != mode
+
+    def _is_near(self, directory: Any, found: Any, mtime: int) -> bool:
+        """Tell whether times that differ are the same for all that the target can store."""
+        difference = abs(time_of(found) - mtime)
+        if difference <= self._window_ns:
+            return True
+        if difference >= COARSE_NS or self._dry_run:
+            return False
+        if self._grain_ns is None:
+            self._grain_ns = self._find_grain(directory)
+        return bool(difference < self._grain_ns)
+
+    def _find_grain(self, directory: Any) -> int:
+        """Return the nanoseconds to which times are rounded where a directory is."""
+        fd, temp = self._temps.create(directory, 0o600)
+        try:
+            path, where = (fd, {}) if HAS_FDS else at(self._places.handle(directory), temp)
+            self._set_time(path, where, ODD_TIME_NS)
+            difference = abs(time_of(os.fstat(fd)) - ODD_TIME_NS)
+        finally:
+            os.close(fd)
+            self._temps.drop(temp)
+            directory.settled = False
+        if difference >= COARSE_NS:  # it does not let us set any
+            return 0
+        grains = [10**power for power in range(1, 10)] + [COARSE_NS]
+        return min([grain for grain in grains if grain > difference]) if difference else 0
+
+    def _on_open(self, number: int, size: int, mode: int, mtime: int, based: bool) -> None:
+        entry, incoming = self._request(number)
+        try:
+            if incoming is None:
+                fd, temp = self._temps.create(entry[0], self._mode_while_coming(entry))
+                entry[0].settled = False
+                incoming = Incoming(fd, temp, self._digest)
+                self._pending[0] = entry, incoming
+            incoming.open(size, mode, mtime, based)
+        except OSError as exc:
+            self._refuse(entry, exc)
+
+    def _on_piece(self, number: int, offset: int, data: Any) -> None:
+        self._out.data_done += len(data) + 32
+        if number == self._refused:
+            return
+        entry, incoming = self._request(number)
+        try:
+            incoming.piece(offset, data)
+        except OSError as exc:
+            self._refuse(entry, exc)
+
+    def _on_close(self, number: int, proof: Any) -> None:
+        if number == self._refused:
+            return
+        entry, incoming = self._request(number)
+        try:
+            if not incoming.is_whole(proof):
+                self._ask_again(entry)
+                return
+            self._seal(incoming.fd, entry, incoming.temp, incoming.mode, incoming.mtime)
+            self._place(entry, incoming.temp)
+        except OSError as exc:
+            self._refuse(entry, exc)
+        else:
+            self._end_request(True)
+
+    def _ask_again(self, entry: Any) -> None:
+        """Ask for all of a file whose base changed meanwhile, or that came over a faulty line."""
+        leader = self._leaders.get(entry[1])
+        self._end_request(False)
+        if leader is not None:
+            self._leaders[entry[1]] = leader
+        self._total -= entry[4]
+        self._ask(WANT, entry)
+
+    def _on_same(self, ids: bytes, changed: Any) -> None:
+        """Keep the content of old files, set what else is new of them."""
+        for place, number in enumerate(unpack_ids(ids)):
+            entry, incoming = self._request(number)
+            mode, mtime = changed.get(place, (entry[3], entry[5]))
+            if number not in self._compared:
+                raise Violation("the same as nothing that it was asked to compare: %d" % number)
+            try:
+                self._keep_content(entry, incoming)
+                self._settle_file(entry, mode & 0o777, mtime)
+            except OSError as exc:
+                self._note(entry, exc)
+            self._settled += 1
+            self._end_request(True)
+
+    def _settle_file(self, entry: Any, mode: int, mtime: int) -> None:
+        """Set mode and time of the very file that was compared, never of what a link names."""
+        handle, name = self._places.handle(entry[0]), entry[2]
+        fd = open_same(handle, name, self._compared[entry[1]])
+        try:
+            path, where = (fd, {}) if HAS_FDS else at(handle, name)
+            if self._keeps_times:
+                self._set_time(path, where, mtime)
+            found = os.fstat(fd)
+            if self._keeps_times and abs(time_of(found) - mtime) > COARSE_NS:
+                self._times_refused += 1
+            if self._keeps_modes and stat.S_IMODE(found.st_mode) != mode:
+                self._set_mode_of(path, where, mode, fd)
+        finally:
+            os.close(fd)
+
+    def _keep_content(self, entry: Any, incoming: Any) -> None:
+        if incoming is None:
+            return
+        if incoming.base is None or incoming.base.st_nlink == 1:
+            self._temps.drop(incoming.temp)
+        else:  # the old file has other names, which must not get the new time
+            incoming.check_copy()
+            os.ftruncate(incoming.fd, incoming.base.st_size)
+            self._place(entry, incoming.temp)
+            self._compared[entry[1]] = identity_of(os.fstat(incoming.fd))
+
+    def _on_fail(self, number: int, reason: bytes) -> None:
+        if number in self._unlinked:
+            del self._unlinked[number]
+        elif number != self._refused:
+            self._request(number)
+            self._end_request(False)

@@ -1,0 +1,109 @@
+"""What a target gets in place of links that it cannot make: copies of what they point to.
+
+This file is shipped for ``RSync.pull`` too: it keeps to what Python 2.7 and today's Python
+both accept.  Start reading at ``StandIns.announce``.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+import stat
+
+from .links import SEP
+from .tree import Entries
+from .wire import DIRECTORY, FILE, INSTEAD, LIST, reason_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+FIRST_STANDIN = 1 << 40  # ids from here on belong to one target only
+DEPTH_MAX = 8  # links within what links point to
+ENTRIES_MAX = 1000000
+WHY = "the target can make no links, and there is no copy instead: "
+
+
+class Refused(Exception):
+    """There can be no copy in place of a link; the text says why."""
+
+
+class StandIns(object):
+    """Copies of what links point to; belongs to one pump, and so to one thread."""
+
+    def __init__(self, root: bytes, accept: Any, remark: Any, rules: Any) -> None:
+        self.entries = Entries(root, FIRST_STANDIN, accept, remark, rules)
+        self._rules = rules
+        self._root = os.path.realpath(root)
+        self._accept = accept
+        self._firsts: Any = []  # ids at which copies of directories begin
+        self._chains: Any = []  # for each, the directories that links led here from
+
+    def announce(self, number: int, path: bytes) -> Iterator[Any]:
+        """Yield (cost, message) that announce a copy in place of the link at ``path``.
+
+        Raises ``Refused`` before the first when there can be none.
+        """
+        target = self._resolve(path)
+        try:
+            found = os.stat(self.entries.full_path(target))
+        except OSError as exc:
+            raise Refused(WHY + reason_of(exc).decode("utf-8", "replace"))
+        if stat.S_ISDIR(found.st_mode):
+            self._enter(number, path, target)
+            new, mode, mtime = self.entries.add(target, DIRECTORY, found, 0)
+            yield 0, (INSTEAD, number, DIRECTORY, new, mode, 0, mtime)
+            for item in self._directories(new):
+                yield item
+        elif stat.S_ISREG(found.st_mode):
+            new, mode, mtime = self.entries.add(target, FILE, found, found.st_size)
+            yield 0, (INSTEAD, number, FILE, new, mode, found.st_size, mtime)
+        else:
+            raise Refused(WHY + "it points to a special file")
+
+    def _resolve(self, path: bytes) -> bytes:
+        """Return what a link points to as a path below the root."""
+        target = os.path.realpath(self.entries.full_path(path))
+        if target != self._root and not target.startswith(self._root.rstrip(SEP) + SEP):
+            raise Refused(WHY + "it leads out of the tree")
+        inner = target[len(self._root.rstrip(SEP)) + 1 :]
+        parts = inner.split(SEP)
+        for count in range(1, len(parts) + 1 if inner else 0):
+            if self._is_left_out(SEP.join(parts[:count])):
+                raise Refused(WHY + "it points to what is left out")
+        return inner
+
+    def _is_left_out(self, path: bytes) -> bool:
+        if self._accept is not None and not self._accept(path):
+            return True
+        if self._rules is None:
+            return False
+        is_directory = os.path.isdir(self.entries.full_path(path))
+        return bool(self._rules.leaves_out(path, is_directory))
+
+    def _enter(self, number: int, path: bytes, target: bytes) -> None:
+        """Begin a copy of the directory ``target``; refuse what would never end."""
+        chain = [os.path.dirname(path)]
+        if number >= FIRST_STANDIN:
+            place = bisect.bisect_right(self._firsts, number) - 1
+            chain = self._chains[place] + chain
+        if [outer for outer in chain if is_below(outer, target)]:
+            raise Refused(WHY + "it leads in a loop")
+        if len(chain) > DEPTH_MAX or self.entries.count() - FIRST_STANDIN > ENTRIES_MAX:
+            raise Refused(WHY + "the copies become too many")
+        self._firsts.append(self.entries.count())
+        self._chains.append(chain)
+
+    def _directories(self, number: int) -> Iterator[Any]:
+        stack = [number]
+        while stack:
+            inner: Any = []
+            for cost, unit in self.entries.units_of(stack.pop(), inner):
+                yield cost, (LIST, cost, [unit])
+            stack.extend(reversed(inner))
+
+
+def is_below(path: bytes, directory: bytes) -> bool:
+    """Tell whether a path is a directory or in it; the root is b""."""
+    return not directory or path == directory or path.startswith(directory + SEP)

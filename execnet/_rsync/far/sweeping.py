@@ -1,0 +1,201 @@
+"""What a target removes: names that the source does not have, and what is in the way of others.
+
+This file is shipped: it keeps to what Python 2.7 and today's Python both accept.
+Start at ``Sweeping``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import deque
+
+from .places import at, path_of
+from .removal import Removal, is_empty
+from .requests import Requests
+from .rules import Rules
+from .temps import PREFIX
+from .wire import DOOMED, Violation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+ASKED_MAX = 1000  # paths in one question
+FULL = b"a directory that is not empty has its name"
+GUARDED = b"a directory in which something is left out has its name"
+
+
+class Sweeping(Requests):
+    """Decides what may go, and lets it go; a dry run only tells it.
+
+    Rules for what stays are applied here.  What a filter of the source's user says is asked
+    for: a question is (paths, their answers, what to call with a function that tells what stays).
+    """
+
+    def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
+        Requests.__init__(self, send, options)
+        self._spare: Any = Rules(options["rules"]).leaves_out if options["rules"] else None
+        self._asks = options["asks"]
+        self._questions: Any = deque()  # in the order in which answers will come
+
+    def _try(self, maker: Any, entry: Any, *args: Any) -> None:
+        raise NotImplementedError
+
+    # what the source does not have
+
+    def _sweep(self, directory: Any, names: Any, is_complete: bool) -> None:
+        """Remove what was not announced, if that is wanted, and what dead runs have left."""
+        doomed = []
+        for name in sorted(names):
+            if name.startswith(PREFIX) and self._is_left_over(directory, name):
+                count = self._remove(directory, [name], None)
+                self._deleted -= count  # it was none of the target's own
+            elif self._delete and is_complete:
+                doomed.append(name)
+        if doomed and self._asks:
+            self._ask_what_stays(
+                directory, doomed, lambda spare: self._remove(directory, doomed, spare)
+            )
+        elif doomed:
+            self._remove(directory, doomed, self._spare)
+
+    def _is_left_over(self, directory: Any, name: bytes) -> bool:
+        try:
+            return self._temps.is_left_over(self._places.handle(directory), name)
+        except OSError:
+            return False
+
+    def _remove(self, directory: Any, names: Any, spare: Any, tell: Any = None) -> int:
+        """Remove names of a directory with all that is below them; return how many went."""
+        if tell is None and self._dry_run:
+            tell = self._tell
+        try:
+            removal = self._removal(directory, spare, tell)
+        except OSError as exc:
+            self._note(directory.entry(), exc)
+            return 0
+        for name in names:
+            try:
+                removal.remove(name)
+            except OSError as exc:
+                self._note(directory.entry(), exc, b"deleting " + name + b": ")
+        if tell is not None or not removal.count:
+            return 0
+        directory.settled = False
+        self._deleted += removal.count
+        return removal.count
+
+    def _removal(self, directory: Any, spare: Any, tell: Any) -> Removal:
+        path = path_of(directory.parent, directory.name)
+        return Removal(self._places.handle(directory), path, spare, tell)
+
+    def _tell(self, path: bytes, _: bool) -> None:
+        self.plan_deletion(path)
+
+    # what the source's user wants to stay
+
+    def _ask_what_stays(self, directory: Any, names: Any, then: Any) -> bool:
+        """Ask about names and all below them; ``then`` gets what tells what stays.
+
+        Returns False if all of it stays anyway.
+        """
+        paths: Any = []
+        self._remove(directory, names, self._spare, lambda path, _: paths.append(path))
+        if not paths:
+            return False
+        self._questions.append((paths, bytearray(), then))
+        for start in range(0, len(paths), ASKED_MAX):
+            self._out.say(DOOMED, paths[start : start + ASKED_MAX])
+        return True
+
+    def _on_spared(self, spared: bytes) -> None:
+        if not self._questions:
+            raise Violation("an answer that was not asked for")
+        paths, answers, then = self._questions[0]
+        answers += spared
+        if len(answers) > len(paths):
+            raise Violation("%d answers about %d paths" % (len(answers), len(paths)))
+        if len(answers) == len(paths):
+            self._questions.popleft()
+            doomed = {path for path, stays in zip(paths, answers) if not stays}
+            then(lambda path, _: path not in doomed)
+
+    # what is in the way
+
+    def _may_replace(self, entry: Any, found: Any, maker: Any, *args: Any) -> bool:
+        """Tell whether what has an entry's name, and is of another kind, may go; note if not.
+
+        It says no as well when the source is to be asked first; then ``maker`` is called again.
+        """
+        directory, number, name = entry[:3]
+        if number in self._replaced:
+            return True
+        is_directory = stat.S_ISDIR(found.st_mode)
+        if is_directory and not self._delete:
+            if not is_empty(self._places.handle(directory), name):
+                self.skip(entry, FULL)
+                return False
+        elif is_directory and self._asks:
+            if not self._ask_what_stays(
+                directory, [name], lambda spare: self._replace(entry, spare, maker, args)
+            ):
+                self.skip(entry, GUARDED)
+            return False
+        elif is_directory and not self._can_go(directory, name, self._spare):
+            self.skip(entry, GUARDED)
+            return False
+        self._replaced[number] = is_directory, self._spare
+        if self._dry_run:
+            self._remove(directory, [name], self._spare)
+        return True
+
+    def _replace(self, entry: Any, spare: Any, maker: Any, args: Any) -> None:
+        """Go on with an entry for which a directory may have to go, now that it was asked about."""
+        directory, number, name = entry[:3]
+        try:
+            can_go = self._can_go(directory, name, spare)
+        except OSError as exc:
+            self._note(entry, exc)
+            return
+        if not can_go:
+            self.skip(entry, GUARDED)
+            return
+        self._replaced[number] = True, spare
+        if self._dry_run:
+            self._remove(directory, [name], spare)
+        self._try(maker, entry, *args)
+
+    def _can_go(self, directory: Any, name: bytes, spare: Any) -> bool:
+        if spare is None:
+            return True
+        return self._removal(directory, spare, lambda path, _: None).remove(name)
+
+    def _clear(self, directory: Any, name: bytes, spare: Any) -> None:
+        """Remove a directory that is in the way; all that is in it only with ``delete``."""
+        if not self._delete:
+            path, where = at(self._places.handle(directory), name)
+            os.rmdir(path, **where)
+            self._deleted += 1
+            return
+        removal = self._removal(directory, spare, None)
+        try:
+            removal.remove(name)
+        finally:
+            self._deleted += removal.count
+
+    def _make_directory(self, directory: Any, name: bytes, found: Any, mode: int) -> None:
+        """Make a directory; what has its name and is none goes when it is sure to be replaced."""
+        path, where = at(self._places.handle(directory), name)
+        if found is None:
+            os.mkdir(path, mode, **where)
+            return
+        _, temp = self._temps.make(directory, lambda path, **at: os.mkdir(path, mode, **at))
+        try:
+            os.unlink(path, **where)
+            self._deleted += 1
+            self._temps.keep(directory, temp, name)
+        except OSError:
+            self._temps.drop(temp)
+            raise

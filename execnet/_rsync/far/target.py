@@ -1,0 +1,418 @@
+"""The target's half of RSync: turns what a source announces into files.
+
+This file is shipped, with those that it imports: they keep to what Python 2.7 and today's
+Python both accept.  It trusts nobody: names are single components, a path is entered component by
+component without following links, and every file is written under a temporary name and
+renamed when it is whole.
+
+Messages are tuples that start with a code, or bytes, which are a piece of a large file.  The
+source announces entries in ``LIST``; an entry's id is its place in the order of announcement.
+The target asks for files with ``WANT`` (nothing to build on), ``CHECK`` (small, same size,
+here is my digest) and ``DELTA`` (large, ``DIGESTS`` of my blocks follow), and gets its answers
+in the order of its requests: ``FILES`` (many small ones), ``OPEN``, bytes, ``CLOSE`` (a large
+one), ``SAME`` or ``FAIL``.  ``ACK`` says how much was worked off, so that the source can bound
+what is on its way.  For a link that cannot be made, ``NOLINK`` asks for a copy, which comes as
+``INSTEAD``.  Start reading at ``Target.run``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import deque
+
+from . import wire
+from .linking import Linking
+from .places import SEP, Directory, Places, at, chmod_same, names_in, path_of, same_time, time_of
+from .requests import COARSE_NS, REFUSALS, Fatal
+from .wire import SMALL_MAX, Violation, numbers, reason_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+BASES_BYTES = 256 * 1024 * 1024  # of old files whose new versions are awaited, unless one alone
+BASES_MAX = 8  # each is an open file
+BAD_NAMES = frozenset([b"", b".", b".."])
+
+
+class Target(Linking):
+    """The receiving end of one synchronisation; belongs to one thread.
+
+    send: takes a message for the source.  options: ``dest`` (path), ``root`` (kind, mode,
+    time), ``name`` of a source that is a file, ``hashes`` with what they cost the source,
+    ``expanduser`` for ``dest``, ``delete``, ``rules`` for what stays then, and ``asks``, whether
+    the source is to be asked what else stays; ``dry_run``; ``modes`` and ``times``, whether
+    they are kept, and ``window_ns``.
+    """
+
+    def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
+        Linking.__init__(self, send, options)
+        self._root = options["root"]
+        self._name = options["name"]
+        self._is_directory_meant = options["dest"].endswith((b"/", SEP))
+        self.announced_by: Any = None  # rules that a source which is not trusted keeps to
+        # announcements
+        self._only_name: Any = None  # of a source that is a single file
+        self._units: Any = deque()  # announced and not yet looked at; an int acknowledges
+        self._unit: Any = None  # the one that is being looked at
+        self._directories: Any = {}
+        self._unlisted = 0  # directories of which entries are still to come
+        self._listing: Any = None  # the directory of which they come now
+        self._seen: Any = set()  # names announced in it
+        self._is_listed = False  # all was announced
+        self._has_told_total = False
+        self._inodes: Any = set()  # of old files with several names, when one was announced
+        self._makers: Any = {
+            wire.FILE: self._on_file,
+            wire.LEADER: self._on_leader,
+            wire.HARDLINK: self._on_hardlink,
+            wire.SYMLINK: self._on_symlink,
+            wire.ROOTED: self._on_rooted,
+            wire.DIRECTORY: self._on_directory,
+        }
+        self._handlers: Any = {
+            wire.LIST: self._on_list,
+            wire.LIST_END: self._on_list_end,
+            wire.FILES: self._on_files,
+            wire.OPEN: self._on_open,
+            wire.CLOSE: self._on_close,
+            wire.SAME: self._on_same,
+            wire.FAIL: self._on_fail,
+            wire.INSTEAD: self._on_instead,
+            wire.REMARK: self._on_remark,
+            wire.SPARED: self._on_spared,
+        }
+
+    def run(self, receive: Callable[[], Any]) -> None:
+        """Work until all that was announced is there; raises what ``receive`` raises."""
+        try:
+            self._make_root(*self._root)
+            while not self._is_finished():
+                message = receive()
+                if isinstance(message, bytes):
+                    number, offset = wire.PIECE.unpack_from(message)
+                    self._on_piece(number, offset, memoryview(message)[wire.PIECE.size :])
+                else:
+                    self._handlers[message[0]](*message[1:])
+                self._work()
+                self._out.flush()
+            self._settle_directories()
+            refused = self._times_refused, self._modes_refused
+            self._out.say(wire.END, self._unchanged, self._settled, self._deleted, *refused)
+        except Fatal as exc:
+            self._temps.drop_all()  # before the other half goes on
+            self._out.say(wire.FATAL, *exc.args)
+        finally:
+            self._temps.drop_all()
+            for _, incoming in self._pending:
+                if incoming is not None:
+                    os.close(incoming.fd)
+            self._places.close()
+
+    def _is_finished(self) -> bool:
+        is_looked_at = not (self._units or self._unit or self._unlisted or self._unlinked)
+        if not (self._is_listed and is_looked_at):
+            return False
+        if not self._has_told_total:
+            self._has_told_total = True
+            self._out.say(wire.LISTED, self._total)
+        while self._hardlinks and not self._pending:
+            self._link(*self._hardlinks.popleft())
+            self._out.flush()
+        return not (self._pending or self._questions)
+
+    # the root
+
+    def _make_root(self, kind: int, mode: int, mtime: int) -> None:
+        try:
+            if self._has_no_home:
+                raise OSError(errno.ENOENT, "there is no such home")
+            if kind == wire.DIRECTORY:
+                root = Directory(0, None, self._dest, mode & 0o1777, mtime)
+                root.fresh = self._make_root_directory()
+                if not root.fresh or not self._dry_run:
+                    self._find_settled(root, os.stat(self._dest))
+            elif kind != wire.FILE:
+                raise Violation("a source of kind %.100r" % (kind,))
+            else:
+                parent, self._only_name = self._place_of_file(self._name)
+                root = Directory(0, None, parent, None, 0)
+                if not os.path.isdir(parent) and not self._dry_run:
+                    os.makedirs(parent)
+                there = os.path.lexists(os.path.join(parent, self._only_name))
+                root.existing = {self._only_name} if there else set()
+        except OSError as exc:
+            raise Fatal(0, exc.errno or 0, reason_of(exc))
+        self._directories[0] = root
+        self._unlisted = 1
+
+    def _make_root_directory(self) -> bool:
+        """Make the root if it is not there; tell whether it was not."""
+        try:
+            found = os.stat(self._dest)
+        except OSError as exc:
+            if exc.errno != errno.ENOENT:
+                raise
+            if not self._dry_run:
+                os.makedirs(self._dest)
+            return True
+        if not stat.S_ISDIR(found.st_mode):
+            raise OSError(errno.ENOTDIR, "a directory cannot take the place of a file")
+        outer, name = os.path.split(os.path.realpath(self._dest))
+        if name and found.st_mode & 0o700 != 0o700:
+            self._open_up_root(outer, name, found)
+        return False
+
+    def _place_of_file(self, name: bytes) -> Any:
+        """Return (directory, name) of a single file: in the target if that is a directory."""
+        if not (self._is_directory_meant or os.path.isdir(self._dest)):
+            return os.path.split(self._dest)
+        self._check_name(name)
+        self._seen = set()
+        return self._dest, name
+
+    def _open_up_root(self, outer: bytes, name: bytes, found: Any) -> None:
+        places = Places()
+        try:
+            self._open_up(places.handle(Directory(0, None, outer, None, 0)), name, found)
+        finally:
+            places.close()
+
+    def _open_up(self, handle: Any, name: bytes, found: Any) -> bool:
+        """Let us into a directory of ours if its mode does not; tell whether that was tried."""
+        if found.st_mode & 0o700 == 0o700 or self._dry_run:
+            return False
+        try:
+            chmod_same(handle, name, found, found.st_mode & 0o777 | 0o700)
+        except OSError:
+            pass  # what needs it will fail with a better message
+        return True
+
+    # what is announced
+
+    def _on_list(self, cost: int, units: Any) -> None:
+        self._units.extend(units)
+        self._units.append(cost)
+
+    def _on_list_end(self) -> None:
+        self._is_listed = True
+
+    def _work(self) -> None:
+        """Look at announced entries, until too many old files wait for their new content."""
+        while self._bases < BASES_MAX and self._bases_bytes < BASES_BYTES:
+            if self._unit is None:
+                if not self._units:
+                    return
+                unit = self._units.popleft()
+                if not isinstance(unit, tuple):
+                    self._out.list_done += unit
+                    continue
+                self._unit = self._look_at(*unit)
+            if next(self._unit, None) is None:
+                self._unit = None
+
+    def _look_at(
+        self, number: int, first: int, blob: bytes, kinds: bytes, modes: Any, sizes: Any,
+        times: Any, extras: Any, kept: Any, last: int,
+    ) -> Iterator[bool]:  # fmt: skip
+        """Act on the entries of one unit, and yield behind each."""
+        directory = self._directories[number]
+        self._begin_listing(directory)
+        names = blob.split(b"\0") if kinds else []
+        count = len(names)
+        modes, sizes = numbers("H", modes, count), numbers("q", sizes, count)
+        times, extras = numbers("q", times, count), iter(extras)
+        for place, kind in enumerate(bytearray(kinds)):
+            name = names[place] if self._only_name is None else self._only_name
+            self._check_name(name)
+            if self.announced_by is not None:
+                self._check_rules(path_of(directory, name), kind == wire.DIRECTORY)
+            mode = modes[place] & (0o1777 if kind == wire.DIRECTORY else 0o777)
+            entry = directory, first + place, name, mode, sizes[place], times[place]
+            extra = next(extras) if kind in (wire.HARDLINK, wire.SYMLINK, wire.ROOTED) else None
+            there = not directory.broken and name in directory.existing
+            self._try(self._makers[kind], entry, there, extra)
+            yield True
+        for names in kept if self._asks else kept[:1]:
+            for name in names.split(b"\0") if names else ():
+                self._check_name(name)
+        if last != wire.MORE:
+            self._end_listing(directory, last == wire.COMPLETE)
+
+    def _begin_listing(self, directory: Any) -> None:
+        if directory is self._listing:
+            return
+        if self._listing is not None or directory.listed:
+            raise Violation("entries of a directory that was announced before")
+        self._listing = directory
+        if directory.fresh:
+            directory.existing = set()
+        elif directory.existing is None and not directory.broken:
+            try:
+                directory.existing = names_in(self._places.handle(directory))
+            except OSError as exc:
+                directory.broken = True
+                self._note(directory.entry(), exc)
+
+    def _check_name(self, name: bytes) -> None:
+        if name in BAD_NAMES or b"/" in name or SEP in name or name in self._seen:
+            raise Violation("not a name, or announced twice: %r" % (name,))
+        if os.name == "nt" and b":" in name:
+            raise Violation("not a name on Windows: %r" % (name,))
+        self._seen.add(name)
+
+    def _check_rules(self, path: bytes, is_directory: bool) -> None:
+        if self._only_name is None and self.announced_by.leaves_out(path, is_directory):
+            raise Violation("announced what the rules leave out: %.1000r" % (path,))
+
+    def _end_listing(self, directory: Any, is_complete: bool) -> None:
+        if directory.mode is not None and not directory.broken:
+            self._sweep(directory, directory.existing - self._seen, is_complete)
+        directory.listed = True
+        directory.existing = None
+        self._listing = None
+        self._seen = set()
+        self._unlisted -= 1
+
+    def _try(self, maker: Any, entry: Any, *args: Any) -> None:
+        """Act on one entry; what the host refuses is noted and the rest goes on."""
+        try:
+            if not entry[0].broken:
+                maker(entry, *args)
+                return
+        except (OSError, RuntimeError) as exc:
+            self._note(entry, exc)
+        if maker == self._on_directory:  # its entries will come all the same
+            self._add_directory(entry).broken = True
+
+    def _on_directory(self, entry: Any, there: bool, _: Any = None) -> None:
+        parent, _, name = entry[:3]
+        if not there and self._dry_run:
+            self._add_directory(entry).fresh = True
+            self.plan(entry)
+            return
+        path, where = at(self._places.handle(parent), name)
+        found = os.lstat(path, **where) if there else None
+        if found is not None and stat.S_ISDIR(found.st_mode):
+            opened = self._open_up(self._places.handle(parent), name, found)
+            directory = self._add_directory(entry)
+            self._find_settled(directory, found)
+            directory.settled = directory.settled and not opened
+            return
+        if self._dry_run:
+            self.plan(entry)
+            if found is not None:
+                self.plan_deletion(path_of(parent, name))
+        else:
+            parent.settled = False
+            mode = 0o700 if self._keeps_modes else entry[3] | 0o700
+            self._make_directory(parent, name, found, mode)
+        directory = self._add_directory(entry)
+        directory.fresh = True
+        if not (self._keeps_modes or self._dry_run):
+            self._find_settled(directory, os.lstat(path, **where))
+
+    def _find_settled(self, directory: Directory, found: Any) -> None:
+        """Find out whether a directory that is there has its mode and time, as far as wanted."""
+        if not self._keeps_modes:
+            directory.mode = stat.S_IMODE(found.st_mode)
+        is_in_time = not self._keeps_times or same_time(found, directory.mtime)
+        directory.settled = is_in_time and stat.S_IMODE(found.st_mode) == directory.mode
+
+    def _add_directory(self, entry: Any) -> Directory:
+        parent, number, name, mode, _, mtime = entry
+        if number in self._directories:
+            raise Violation("directory %d was announced twice" % number)
+        directory = Directory(number, parent, name, mode, mtime)
+        self._directories[number] = directory
+        self._unlisted += 1
+        return directory
+
+    def _on_leader(self, entry: Any, there: bool, _: Any = None) -> None:
+        self._leaders[entry[1]] = entry[0], entry[2]
+        self._on_file(entry, there)
+
+    def _on_file(self, entry: Any, there: bool, _: Any = None) -> None:
+        directory, _, name, mode, size, mtime = entry
+        if not there:
+            self._ask(wire.WANT, entry)
+            return
+        path, where = at(self._places.handle(directory), name)
+        found = os.lstat(path, **where)
+        same_size = found.st_size == size
+        if not stat.S_ISREG(found.st_mode):
+            if self._may_replace(entry, found, self._on_file, there):
+                self._ask(wire.WANT, entry)
+        elif (
+            same_size
+            and (same_time(found, mtime) or self._is_near(directory, found, mtime))
+            and self._is_alone(found)
+        ):
+            if stat.S_IMODE(found.st_mode) == mode or not self._keeps_modes:
+                self._unchanged += 1
+            elif found.st_nlink == 1:
+                self._set_mode(entry, found)
+            else:
+                self._ask(wire.WANT, entry)  # its other names are not ours to change
+        elif self._dry_run:
+            self._ask(wire.WANT, entry)
+        elif size > SMALL_MAX and found.st_size > SMALL_MAX:
+            self._ask_for_blocks(entry, path, where)
+        elif same_size and size <= SMALL_MAX and found.st_nlink == 1:
+            self._ask_with_digest(entry, path, where)
+        else:
+            self._ask(wire.WANT, entry)
+
+    def _is_alone(self, found: Any) -> bool:
+        """Tell whether no other announced name is the same file."""
+        if found.st_nlink == 1:
+            return True
+        inode = found.st_dev, found.st_ino
+        is_alone = inode not in self._inodes
+        self._inodes.add(inode)
+        return is_alone
+
+    def _set_mode(self, entry: Any, found: Any) -> None:
+        self._settled += 1
+        if self._dry_run:
+            self.plan(entry)
+        else:
+            try:
+                found = chmod_same(self._places.handle(entry[0]), entry[2], found, entry[3])
+            except OSError as exc:
+                if exc.errno not in REFUSALS:
+                    raise
+            self._count_refused_mode(found, entry[3])
+
+    # the end
+
+    def _settle_directories(self) -> None:
+        """Set modes and times of directories, innermost first."""
+        for number in sorted(self._directories, reverse=True):
+            directory = self._directories[number]
+            if directory.settled or directory.broken or directory.mode is None or self._dry_run:
+                continue
+            try:
+                handle = self._places.handle(directory)
+                if self._keeps_times:
+                    self._set_time(handle, {}, directory.mtime)
+                found = os.stat(handle)
+                if self._keeps_times and abs(time_of(found) - directory.mtime) > COARSE_NS:
+                    self._times_refused += 1
+                if stat.S_IMODE(found.st_mode) != directory.mode:
+                    try:
+                        os.chmod(handle, directory.mode)
+                    except OSError as exc:
+                        if exc.errno not in REFUSALS:
+                            raise
+                    self._count_refused_mode(os.stat(handle), directory.mode)
+            except OSError as exc:
+                self._note(directory.entry(), exc)
+
+
+def main(channel: Any) -> None:
+    """Serve one source: the first item tells what it wants, then its messages follow."""
+    Target(channel.send, channel.receive()).run(channel.receive)

@@ -1,0 +1,214 @@
+"""Temporary files of a target: made beside what they will replace, proved whole, renamed.
+
+This file is shipped: it keeps to what Python 2.7 and today's Python both accept.
+Start at ``Temps``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from .places import HAS_FDS, O_NEW, at, rename, write_all
+from .wire import BLOCKS_MAX, DIGEST_BYTES, PY2, Violation, crc32
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .places import Places
+
+PREFIX = b".execnet-rsync-"
+STRANGE_TEMP_S = 24 * 3600.0  # how long another host's temporary file is left in peace
+
+
+class Temps(object):
+    """The temporary files of one run.  Names tell those of dead runs, which are swept.
+
+    Whether a run is dead can be told of processes that are counted where this one is; files of
+    others are swept when they are old.
+    """
+
+    def __init__(self, places: Places) -> None:
+        self._host = host_tag()
+        self._stem = b"%s%s-%d-" % (PREFIX, self._host, os.getpid())
+        self._places = places
+        self._count = 0
+        self._live: Any = {}  # name -> directory
+
+    def make(self, directory: Any, maker: Any) -> Any:
+        """Call ``maker(path, **where)`` with a new name; return (what it returns, the name)."""
+        handle = self._places.handle(directory)
+        while True:
+            self._count += 1
+            name = self._stem + str(self._count).encode()
+            path, where = at(handle, name)
+            self._live[name] = directory  # before it is made, so that no end loses it
+            try:
+                return maker(path, **where), name
+            except OSError as exc:
+                del self._live[name]
+                if exc.errno != errno.EEXIST:
+                    raise
+
+    def create(self, directory: Any, mode: int) -> Any:
+        """Return (descriptor, name) of a new file in a directory."""
+        if not HAS_FDS:
+            return self.make(directory, lambda path: os.open(path, O_NEW, mode))
+        handle = self._places.handle(directory)
+        while True:  # as ``make`` does, without its calls: there may be many
+            self._count += 1
+            name = b"%s%d" % (self._stem, self._count)
+            self._live[name] = directory
+            try:
+                return os.open(name, O_NEW, mode, dir_fd=handle), name
+            except OSError as exc:
+                del self._live[name]
+                if exc.errno != errno.EEXIST:
+                    raise
+
+    def keep(self, directory: Any, temp: bytes, name: bytes) -> None:
+        """Give a temporary file its name; what has it now goes, unless it is a directory."""
+        rename(self._places.handle(directory), temp, name)
+        del self._live[temp]
+
+    def drop(self, temp: bytes) -> None:
+        directory = self._live.pop(temp)
+        try:
+            path, where = at(self._places.handle(directory), temp)
+            try:
+                os.unlink(path, **where)
+            except OSError:
+                os.rmdir(path, **where)  # it may be to become a directory
+        except OSError:
+            pass  # the next run sweeps it
+
+    def drop_all(self) -> None:
+        for temp in list(self._live):
+            self.drop(temp)
+
+    def is_left_over(self, handle: Any, name: bytes) -> bool:
+        """Tell whether a file was left by a run that is dead."""
+        host, _, rest = name[len(PREFIX) :].partition(b"-")
+        pid, _, count = rest.partition(b"-")
+        if not name.startswith(PREFIX) or not (pid.isdigit() and count.isdigit()):
+            return False
+        if host == self._host and os.name == "posix":
+            return not is_running(int(pid))
+        path, where = at(handle, name)
+        return bool(time.time() - os.lstat(path, **where).st_mtime > STRANGE_TEMP_S)
+
+
+def host_tag() -> bytes:
+    """Return what tells this host, and who counts processes on it, from others."""
+    host: Any = os.uname()[1] if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+    if not isinstance(host, bytes):
+        host = host.encode("utf-8", "replace")
+    try:  # a container counts its own
+        host += os.readlink(b"/proc/self/ns/pid")
+    except OSError:
+        pass
+    code = 0
+    for byte in bytearray(host):
+        code = (code * 31 + byte) % 2**32
+    return b"%08x" % code
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as exc:
+        return exc.errno != errno.ESRCH
+    except OverflowError:
+        return False
+    return True
+
+
+class Incoming(object):
+    """A large file that is being received under a temporary name.
+
+    With a base, the old content is there already, and ``digests`` has its blocks' digests;
+    what comes replaces blocks, and the digest of all digests proves the whole.
+    """
+
+    def __init__(self, fd: int, temp: bytes, digest: Any) -> None:
+        self.fd = fd
+        self.temp = temp
+        self.base: Any = None  # status of the old file, if there is one to build on
+        self._no_copy: Any = None  # the error for which it could not be copied
+        self.block = 0  # bytes; 0: what comes is the whole file
+        self.digests = bytearray()
+        self._digest = digest
+        self._torn: Any = set()  # blocks that a piece covers in part
+        self._crc = 0
+        self._end = 0  # of the last piece
+        self.size = -1  # not opened
+        self.mode = 0
+        self.mtime = 0
+
+    def open(self, size: int, mode: int, mtime: int, based: bool) -> None:
+        self.check_copy()
+        if self.size >= 0 or size < 0 or (based and not self.block):
+            raise Violation("a file was opened twice, or has no base, or %r bytes" % (size,))
+        self.size, self.mode, self.mtime = size, mode & 0o777, mtime
+        if based:
+            blocks = -(-size // self.block)
+            if blocks > BLOCKS_MAX:
+                raise Violation("a file of %d blocks" % blocks)
+            kept = self.digests[: blocks * DIGEST_BYTES]
+            self.digests = kept.ljust(blocks * DIGEST_BYTES, b"\0")
+        elif self.block:
+            self.block = 0
+            os.ftruncate(self.fd, 0)
+
+    def copy(self, data: Any, is_hole: bool) -> None:
+        """Take the next part of the old file, if there is room; it may not be needed."""
+        try:
+            if is_hole:
+                os.lseek(self.fd, len(data), os.SEEK_CUR)
+            elif self._no_copy is None:
+                write_all(self.fd, data)
+        except OSError as exc:
+            self._no_copy = exc
+            os.ftruncate(self.fd, 0)
+
+    def check_copy(self) -> None:
+        """Raise what has kept the old file from being copied."""
+        if self._no_copy is not None:
+            raise self._no_copy
+
+    def piece(self, offset: int, data: Any) -> None:
+        if not self._end <= offset <= offset + len(data) <= self.size:
+            raise Violation("%d bytes at %d of a file of %d" % (len(data), offset, self.size))
+        self._end = offset + len(data)
+        os.lseek(self.fd, offset, os.SEEK_SET)
+        write_all(self.fd, data)
+        if self.block:
+            self._note_digests(offset, data)
+        elif crc32 is not None:
+            self._crc = crc32(data.tobytes() if PY2 else data, self._crc)
+
+    def _note_digests(self, offset: int, data: Any) -> None:
+        for number in range(offset // self.block, -(-self._end // self.block)):
+            start = number * self.block
+            stop = min(start + self.block, self.size)
+            if start < offset or stop > self._end:
+                self._torn.add(number)
+            else:
+                self._store(number, data[start - offset : stop - offset])
+
+    def _store(self, number: int, data: Any) -> None:
+        start = number * DIGEST_BYTES
+        self.digests[start : start + DIGEST_BYTES] = self._digest(data)
+
+    def is_whole(self, proof: Any) -> bool:
+        """Set the length; tell whether the content is what the source read."""
+        if os.fstat(self.fd).st_size != self.size:  # it ends in a hole, or was longer
+            os.ftruncate(self.fd, self.size)
+        if not self.block:
+            return proof is None or crc32 is None or self._crc & 0xFFFFFFFF == proof
+        for number in self._torn:
+            os.lseek(self.fd, number * self.block, os.SEEK_SET)
+            self._store(number, os.read(self.fd, self.block))
+        return bool(self._digest(bytes(self.digests)) == proof)

@@ -1,0 +1,436 @@
+"""What a source has to offer: a walk of its tree, and its files' content.
+
+This file is shipped for ``RSync.pull`` too: it keeps to what Python 2.7 and today's Python
+both accept.  One ``Tree`` is walked once and serves any number of targets: an entry's id is
+its place in the order of the walk, for all of them.  Start reading at ``Tree.walk``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import threading
+from array import array
+from collections import deque
+
+from .links import SEP, Links
+from .wire import (
+    COMPLETE,
+    DIRECTORY,
+    FILE,
+    HARDLINK,
+    INCOMPLETE,
+    LEADER,
+    LIST,
+    LIST_END,
+    MORE,
+    ROOTED,
+    SMALL_MAX,
+    SYMLINK,
+    pack_numbers,
+    reason_of,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+LIST_BYTES = 64 * 1024  # of announcements that go in one message
+UNIT_ENTRIES = 2000  # of a directory in one unit
+FILE_KINDS = frozenset([FILE, LEADER, HARDLINK])
+CACHE_BYTES = 16 * 1024 * 1024  # of small files that other targets may ask for soon
+
+HAS_NS = hasattr(os.stat_result, "st_mtime_ns")
+O_READ = os.O_RDONLY
+for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+    O_READ |= getattr(os, flag, 0)
+GONE_ERRORS = (errno.ENOENT, errno.ENOTDIR, getattr(errno, "ESTALE", errno.ENOENT))
+KINDS = [
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+]
+
+
+class SourceGone(OSError):
+    """The directory that is the source is not there any more; nothing of it can be had."""
+
+
+class Unstable(Exception):
+    """A file cannot be had as a whole: it changed while it was read, or is no file any more."""
+
+
+def mtime_of(found: Any) -> int:
+    """Return the time of last change in nanoseconds."""
+    if HAS_NS:
+        return int(found.st_mtime_ns)
+    return int(found.st_mtime * 1000000) * 1000
+
+
+def identity_of(found: Any) -> Any:
+    """Return what changes when a file's content does."""
+    return found.st_ino, found.st_size, mtime_of(found), getattr(found, "st_ctime", 0)
+
+
+def has_grown(before: Any, after: Any) -> bool:
+    """Tell whether a file may have only been appended to."""
+    return bool(after.st_ino == before.st_ino and after.st_size > before.st_size)
+
+
+def children_of(path: bytes) -> Any:
+    """Return [(name, entry)] of a directory, the first one last, to be taken from the end."""
+    if not hasattr(os, "scandir"):
+        return [(name, None) for name in sorted(os.listdir(path), reverse=True)]
+    with os.scandir(path) as entries:
+        return sorted([(entry.name, entry) for entry in entries], reverse=True)
+
+
+def status_of(path: bytes, entry: Any) -> Any:
+    """Return what ``lstat`` says, or the OSError that it raises."""
+    try:
+        return os.lstat(path) if entry is None else entry.stat(follow_symlinks=False)
+    except OSError as exc:
+        return exc
+
+
+class Unit(object):
+    """Entries of one directory, on their way into one message."""
+
+    def __init__(self, directory: int, first: int) -> None:
+        self._directory = directory
+        self._first = first
+        self._names: Any = []
+        self._kept: Any = []  # names that are there and cannot be sent
+        self._left_out: Any = []  # names that the user's filter leaves out
+        self._kinds = bytearray()
+        self._modes: Any = []
+        self._sizes: Any = []
+        self._times: Any = []
+        self._extras: Any = []
+        self.cost = 64
+
+    def __len__(self) -> int:
+        return len(self._kinds) + len(self._kept) + len(self._left_out)
+
+    def add(self, name: bytes, kind: int, mode: int, size: int, mtime: int, extra: Any) -> None:
+        self._names.append(name)
+        self._kinds.append(kind)
+        self._modes.append(mode)
+        self._sizes.append(size)
+        self._times.append(mtime)
+        if extra is not None:
+            self._extras.append(extra)
+        self.cost += len(name) + 32 + (len(extra) if isinstance(extra, bytes) else 0)
+
+    def keep(self, name: bytes) -> None:
+        """Take in a name that is not sent, and whose counterpart is not to be deleted."""
+        self._kept.append(name)
+        self.cost += len(name) + 32
+
+    def leave_out(self, name: bytes) -> None:
+        """Take in a name that is left out, for a target that deletes what it is not told."""
+        self._left_out.append(name)
+        self.cost += len(name) + 32
+
+    def packed(self, last: int) -> Any:
+        names, kinds = b"\0".join(self._names), bytes(self._kinds)
+        kept = b"\0".join(self._kept), b"\0".join(self._left_out)
+        modes = pack_numbers("H", self._modes)
+        sizes, times = pack_numbers("q", self._sizes), pack_numbers("q", self._times)
+        extras = self._extras
+        return self._directory, self._first, names, kinds, modes, sizes, times, extras, kept, last
+
+
+class Entries(object):
+    """What is known of announced entries, by id.  Ids count from ``first``.
+
+    accept and rules tell which entries take part, None for all.  tells_left_out: announce the
+    names of those that ``accept`` refuses, too.
+    """
+
+    def __init__(self, root: bytes, first: int, accept: Any, remark: Any, rules: Any) -> None:
+        self.root = root
+        self.first = first
+        self._accept = accept
+        self._remark = remark
+        self._rules = rules
+        self.tells_left_out = False
+        self.identity: Any = None  # of the root, by which it is known again
+        self._links = Links(root)
+        self._paths: Any = []  # relative to the root, to read from
+        self._kinds = bytearray()
+        self._sizes = array("d" if sys.version_info[0] == 2 else "q")
+        self._modes = array("H")
+        self._times: Any = []
+
+    def check_source(self, exc: Any) -> None:
+        """Raise ``SourceGone`` if that is why something could not be had."""
+        if getattr(exc, "errno", None) not in GONE_ERRORS:
+            return
+        try:
+            found = os.stat(self.root)
+        except OSError:
+            found = None
+        if found is None or (stat.S_ISDIR(found.st_mode) and self._is_another(found)):
+            raise SourceGone(errno.ENOENT, "the source has vanished", self.root)
+
+    def _is_another(self, root: Any) -> bool:
+        return self.identity is not None and self.identity != (root.st_dev, root.st_ino)
+
+    def count(self) -> int:
+        return self.first + len(self._paths)
+
+    def add(self, path: bytes, kind: int, found: Any, size: int) -> Any:
+        """Add an entry; return its (id, mode, time)."""
+        mode = found.st_mode & (0o1777 if kind == DIRECTORY else 0o777)
+        mtime = found.st_mtime_ns if HAS_NS else mtime_of(found)
+        self._paths.append(path)
+        self._kinds.append(kind)
+        self._sizes.append(size)
+        self._modes.append(mode)
+        self._times.append(mtime)
+        return self.count() - 1, mode, mtime
+
+    def path_of(self, number: int) -> bytes:
+        """Return an entry's path below the root."""
+        path: bytes = self._paths[number - self.first]
+        return path
+
+    def size_of(self, number: int) -> int:
+        return int(self._sizes[number - self.first])
+
+    def file_size(self, number: int) -> Any:
+        """Return the size of a file, None if the entry is none."""
+        place = number - self.first
+        return int(self._sizes[place]) if self._kinds[place] in FILE_KINDS else None
+
+    def is_file(self, number: int) -> bool:
+        return self._kinds[number - self.first] in FILE_KINDS
+
+    def is_link(self, number: int) -> bool:
+        return self._kinds[number - self.first] in (SYMLINK, ROOTED)
+
+    def full_path(self, path: bytes) -> bytes:
+        return self.root + SEP + path if path else self.root
+
+    # a directory
+
+    def units_of(self, number: int, inner: Any) -> Iterator[Any]:
+        """Yield (cost, unit) of a directory; add the ids of directories in it to ``inner``."""
+        here = self.path_of(number)
+        last = COMPLETE
+        try:
+            children = children_of(self.full_path(here))
+        except OSError as exc:
+            self.check_source(exc)
+            self._remark(here, reason_of(exc))
+            children, last = [], INCOMPLETE
+        unit = Unit(number, self.count())
+        while children:
+            name, entry = children.pop()  # there may be many, and their status is not small
+            path = here + SEP + name if here else name
+            if self._accept is not None and not self._accept(path):
+                if self.tells_left_out:
+                    unit.leave_out(name)
+            else:
+                found = status_of(self.full_path(path), entry)
+                if self._rules is None or not self._is_left_out(path, found):
+                    self._add_entry(unit, path, name, found, inner)
+            if len(unit) == UNIT_ENTRIES:
+                yield unit.cost, unit.packed(MORE)
+                unit = Unit(number, self.count())
+        yield unit.cost, unit.packed(last)
+
+    def _is_left_out(self, path: bytes, found: Any) -> bool:
+        is_directory = not isinstance(found, OSError) and stat.S_ISDIR(found.st_mode)
+        return bool(self._rules.leaves_out(path, is_directory))
+
+    def _add_entry(self, unit: Unit, path: bytes, name: bytes, found: Any, inner: Any) -> None:
+        if isinstance(found, OSError):
+            self.check_source(found)
+            self._remark(path, reason_of(found))
+            if found.errno != errno.ENOENT:  # it has not gone: nobody knows what it is
+                unit.keep(name)
+        elif stat.S_ISREG(found.st_mode):
+            if found.st_nlink < 2:
+                self._add(unit, path, name, FILE, found, found.st_size, None)
+            else:
+                self._add_linked(unit, path, name, found)
+        elif stat.S_ISDIR(found.st_mode):
+            inner.append(self.count())
+            self._add(unit, path, name, DIRECTORY, found, 0, None)
+        elif stat.S_ISLNK(found.st_mode):
+            self._add_link(unit, path, name, found)
+        else:
+            kinds = [what for test, what in KINDS if test(found.st_mode)] + ["a special file"]
+            self._remark(path, ("is %s, left out" % kinds[0]).encode())
+            unit.keep(name)
+
+    def _add_linked(self, unit: Unit, path: bytes, name: bytes, found: Any) -> None:
+        """Add a file that has other names."""
+        self._add(unit, path, name, FILE, found, found.st_size, None)
+
+    def _add_link(self, unit: Unit, path: bytes, name: bytes, found: Any) -> None:
+        try:
+            kind, text = self._links.convert(path, os.readlink(self.full_path(path)))
+        except OSError as exc:
+            self.check_source(exc)
+            self._remark(path, reason_of(exc))
+            if exc.errno != errno.ENOENT:
+                unit.keep(name)
+        else:
+            self._add(unit, path, name, kind, found, 0, text)
+
+    def _add(
+        self, unit: Unit, path: bytes, name: bytes, kind: int, found: Any, size: int, extra: Any
+    ) -> None:  # fmt: skip
+        _, mode, mtime = self.add(path, kind, found, size)
+        unit.add(name, kind, mode, size, mtime, extra)
+
+    # content
+
+    def open(self, number: int) -> int:
+        """Open an announced file; the caller closes it."""
+        path = self.path_of(number)
+        flags = O_READ if path else O_READ & ~getattr(os, "O_NOFOLLOW", 0)
+        try:
+            return os.open(self.full_path(path), flags)
+        except OSError as exc:
+            if exc.errno == errno.ELOOP:
+                raise Unstable("became a link since it was listed")
+            raise
+
+    def read_small(self, number: int) -> Any:
+        """Return (content, None or its new (mode, time), whether it grew meanwhile).
+
+        Returns None if it is not small any more; raises OSError, or ``Unstable`` for a file that
+        changes.
+        """
+        fd = self.open(number)
+        try:
+            data = os.read(fd, SMALL_MAX + 1)
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise Unstable("is no file any more")
+            if len(data) > SMALL_MAX:
+                return None
+            if len(data) == found.st_size and self._is_as_listed(number - self.first, found):
+                return data, None, False
+            return self._read_changed(fd, found)
+        finally:
+            os.close(fd)
+
+    def _is_as_listed(self, place: int, found: Any) -> bool:
+        listed = self._sizes[place], self._modes[place], self._times[place]
+        return listed == (found.st_size, found.st_mode & 0o777, mtime_of(found))
+
+    def _read_changed(self, fd: int, before: Any) -> Any:
+        """Read a file that is not as it was listed; it must stay the same while it is read."""
+        os.lseek(fd, 0, os.SEEK_SET)
+        data = os.read(fd, SMALL_MAX + 1)
+        if len(data) > SMALL_MAX:
+            return None
+        after = os.fstat(fd)
+        grew = identity_of(after) != identity_of(before)
+        if grew:
+            data = data[: before.st_size]
+            os.lseek(fd, 0, os.SEEK_SET)
+            if not has_grown(before, after) or os.read(fd, before.st_size) != data:
+                raise Unstable("changed while it was read")
+        if len(data) != before.st_size:
+            raise Unstable("changed while it was read")
+        return data, (before.st_mode & 0o777, mtime_of(before)), grew
+
+
+class Tree(Entries):
+    """A source: walked once, by one thread; its content may be read by any.
+
+    accept: takes an entry's path below the root, tells whether it takes part; None for all.
+    remark: takes (path, reason) of what is left out.  rules: ``Rules`` that leave paths out, or
+    None.  Raises OSError if there is no source.
+    """
+
+    def __init__(
+        self,
+        root: bytes,
+        accept: Any,
+        remark: Callable[[bytes, bytes], object],
+        rules: Any = None,
+    ) -> None:
+        Entries.__init__(self, root, 0, accept, remark, rules)
+        self.rules = rules
+        self._found = os.stat(root)
+        if stat.S_ISDIR(self._found.st_mode):
+            self.root_kind = DIRECTORY
+            self.identity = self._found.st_dev, self._found.st_ino
+        elif stat.S_ISREG(self._found.st_mode):
+            self.root_kind = FILE
+        else:
+            raise OSError(errno.EINVAL, "neither a file nor a directory", root)
+        _, mode, mtime = self.add(b"", DIRECTORY, self._found, 0)
+        self.root_entry = self.root_kind, mode, mtime
+        self.shared = False  # several targets will ask for the same
+        self._leaders: Any = {}  # inode -> id
+        self._cache: Any = {}
+        self._cache_order: Any = deque()
+        self._cache_bytes = 0
+        self._cache_lock = threading.Lock()
+
+    def walk(self) -> Iterator[Any]:
+        """Yield (ids announced by then, cost, message); the last message is ``LIST_END``."""
+        units: Any = []
+        cost = 0
+        limit = LIST_BYTES // 16  # the first goes soon, so that the target has work
+        for unit_cost, unit in self._units():
+            units.append(unit)
+            cost += unit_cost
+            if cost >= limit:
+                yield self.count(), cost, (LIST, cost, units)
+                units, cost, limit = [], 0, LIST_BYTES
+        if units:
+            yield self.count(), cost, (LIST, cost, units)
+        yield self.count(), 0, (LIST_END,)
+
+    def _units(self) -> Iterator[Any]:
+        if self.root_kind == FILE:
+            unit = Unit(0, 1)  # the target knows the name
+            self._add(unit, b"", b"-", FILE, self._found, self._found.st_size, None)
+            yield unit.cost, unit.packed(COMPLETE)
+            return
+        stack = [0]
+        while stack:
+            inner: Any = []
+            for item in self.units_of(stack.pop(), inner):
+                yield item
+            stack.extend(reversed(inner))
+
+    def _add_linked(self, unit: Unit, path: bytes, name: bytes, found: Any) -> None:
+        inode = found.st_dev, found.st_ino
+        leader = self._leaders.setdefault(inode, self.count())
+        if leader == self.count():
+            self._add(unit, path, name, LEADER, found, found.st_size, None)
+        else:
+            self._add(unit, path, name, HARDLINK, found, found.st_size, leader)
+
+    def read_small(self, number: int) -> Any:
+        """The same; files that several targets will ask for are kept for a while."""
+        found = self._cache.get(number)
+        if found is None:
+            found = Entries.read_small(self, number)
+            if found is not None and self.shared:
+                with self._cache_lock:
+                    self._keep(number, found)
+        return found
+
+    def _keep(self, number: int, found: Any) -> None:
+        self._cache[number] = found
+        self._cache_order.append((number, len(found[0]) + 200))
+        self._cache_bytes += len(found[0]) + 200
+        while self._cache_bytes > CACHE_BYTES:
+            oldest, size = self._cache_order.popleft()
+            self._cache.pop(oldest, None)
+            self._cache_bytes -= size

@@ -1,0 +1,137 @@
+"""What both halves of RSync must agree on: codes, sizes, packing, digests.
+
+This file is shipped: it keeps to what Python 2.7 and today's Python both accept.  What the
+messages mean is told in ``target``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import sys
+import time
+
+try:
+    from zlib import crc32 as crc32
+except ImportError:  # an interpreter that was built without it
+    crc32 = None  # type: ignore[assignment]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# source to target
+LIST, LIST_END, FILES, OPEN, CLOSE, SAME, FAIL, INSTEAD, REMARK, SPARED, GONE = range(1, 12)
+# target to source
+HELLO, ACK, WANT, CHECK, DELTA, DIGESTS, LISTED = range(20, 27)
+DONE, NOTE, PLAN, NOLINK, END, FATAL, DOOMED = range(27, 34)
+# kinds of entries; LEADER is a file that others are hard links to, ROOTED a link into the tree
+FILE, LEADER, HARDLINK, SYMLINK, ROOTED, DIRECTORY = range(1, 7)
+MORE, COMPLETE, INCOMPLETE = range(3)  # what follows a directory's entries
+
+# blake2b where both have it; sha256 where both compute that faster, with instructions of the
+# processor, or one is too old for blake2b; md5 where a host has neither
+HASHES = ("blake2b", "sha256", "md5")
+DIGEST_BYTES = 16  # kept of each digest
+SMALL_MAX = 32 * 1024  # bytes of a file that travels with others, and not by blocks
+PIECE_BYTES = 1024 * 1024
+# Of a large file in one message: what C libraries allocate without asking the system, which would
+# have to clear each page, so that this is faster than more.
+CHUNK_BYTES = 127 * 1024
+BLOCKS_MAX = 2 * 1024 * 1024  # of a file that is compared; larger ones are sent whole
+TEXT_MAX = 1000
+PIECE = struct.Struct("!QQ")  # id and offset; a message of bytes is a piece, with content behind
+
+PY2 = sys.version_info[0] == 2
+INTEGERS = (int, long) if PY2 else int  # type: ignore[name-defined]
+
+clock = getattr(time, "perf_counter", time.time)
+
+
+class Violation(Exception):
+    """The other half said something that the protocol, or the safety of this host, forbids."""
+
+
+def hash_costs() -> Any:
+    """Return {name: seconds for some data} of the hashes that this Python has."""
+    return {name: cost for name, cost in [(name, hash_cost(name)) for name in HASHES] if cost}
+
+
+def hash_cost(name: str) -> Any:
+    """Return the seconds that some data takes, None if there is no such hash here."""
+    data = b"x" * 65536
+    try:
+        digest = digest_function(name)
+        digest(data)  # the first call may load a library
+        started = clock()
+        digest(data)
+        return max(clock() - started, 1e-9)
+    except (AttributeError, ValueError):  # too old, or forbidden on this host
+        return None
+
+
+def digest_function(name: Any) -> Any:
+    """Return a function from data to its digest."""
+    if name not in HASHES:
+        raise Violation("no such hash: %.100r" % (name,))
+    if name == "blake2b":
+        return lambda data: hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+    new = getattr(hashlib, name)
+    return lambda data: new(data).digest()[:DIGEST_BYTES]
+
+
+def choose_hash(source_costs: Any) -> str:
+    """Return the hash that is fastest for the slower of both; md5 if there is no other."""
+    costs = {name: (hash_cost(name), source_costs.get(name)) for name in HASHES}
+    common = [(max(pair), name) for name, pair in costs.items() if all(pair)]
+    strong = [item for item in common if item[1] != "md5"]
+    if not common:
+        raise Violation("no hash in common: %.200r" % (source_costs,))
+    return min(strong or common)[1]
+
+
+def block_bytes(size: int) -> int:
+    """Return the bytes of a block of a file of this size; a power of two, at most a piece."""
+    block = 16 * 1024
+    while size > block * 16384 and block < PIECE_BYTES:
+        block *= 2
+    return block
+
+
+def chunk_bytes(block: int) -> int:
+    """Return how much of a file that is compared is read at once: whole blocks."""
+    return max(1, CHUNK_BYTES // block) * block
+
+
+def pack_ids(ids: Any) -> bytes:
+    return struct.pack("!%dQ" % len(ids), *ids)
+
+
+def unpack_ids(blob: bytes) -> Any:
+    if len(blob) % 8:
+        raise Violation("%d bytes of ids" % len(blob))
+    return struct.unpack("!%dQ" % (len(blob) // 8), blob)
+
+
+def pack_numbers(code: str, values: Any) -> Any:
+    try:
+        return struct.pack("!%d%s" % (len(values), code), *values)
+    except struct.error:  # a time beyond the year 2262
+        return list(values)
+
+
+def numbers(code: str, value: Any, count: int) -> Any:
+    """Return ``count`` numbers that came packed, or as a list because one was too large."""
+    if isinstance(value, bytes):
+        return struct.unpack("!%d%s" % (count, code), value)
+    if len(value) != count or [item for item in value if not isinstance(item, INTEGERS)]:
+        raise Violation("not %d numbers: %.200r" % (count, value))
+    return value
+
+
+def reason_of(exc: Any) -> bytes:
+    """Return what a message says of an error."""
+    text = getattr(exc, "strerror", None) or str(exc)
+    if not isinstance(text, bytes):
+        text = text.encode("utf-8", "replace")
+    return bytes(text[:TEXT_MAX])

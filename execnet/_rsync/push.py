@@ -1,0 +1,355 @@
+"""One run of ``RSync.send``: a walk that serves all targets, each in a thread of its own.
+
+The thread that called ``send`` walks the source and runs everything that users passed in.
+Each target's thread answers what its worker asks for, so that a slow one holds up no other.
+Start at ``Run.execute``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from .far.pump import WAKE, Pump
+from .far.rules import Rules
+from .far.tree import SourceGone, Tree
+from .far.watcher import TargetFailed, Watcher
+from .far.wire import Violation, hash_costs
+from .result import RSyncError, Skipped, TargetResult
+
+_END = object()  # what a channel's callback gets last
+
+
+class Hooks(Protocol):
+    """What a run tells its user, in the user's thread."""
+
+    def on_sending(self, target: Target, paths: list[bytes]) -> None: ...
+    def on_list(self, target: Target, total: int) -> None: ...
+    def on_acks(self, target: Target, sizes: list[int]) -> None: ...
+    def on_skipped(self, target: Target, skipped: Skipped) -> None: ...
+    def on_finished(self, target: Target) -> None: ...
+    def on_progress(self, total: int, done: int, current: str) -> None: ...
+
+
+def place_here(gateway: Any, path: bytes) -> bytes | None:
+    """Return where a worker's path is on this machine, None if it is another or may be."""
+    spec = gateway.spec
+    if not spec.popen or spec.python or spec.via:
+        return None
+    return os.path.realpath(os.path.join(os.fsencode(gateway._rinfo().cwd), path))
+
+
+def path_inside(path: bytes, directory: bytes) -> bytes | None:
+    """Return the path of something below a directory, None if it is elsewhere."""
+    try:
+        inner = os.path.relpath(os.path.realpath(path), os.path.realpath(directory))
+    except ValueError:  # on another drive of Windows
+        return None
+    return None if inner.split(os.sep.encode())[0] in (b".", b"..") else inner
+
+
+def without_targets(root: bytes, targets: list[Target], accept: Any) -> Any:
+    """Return ``accept`` made to refuse targets that are in the source, which would never end."""
+    places = [place_here(target.gateway, target.options["dest"]) for target in targets]
+    inner = {path_inside(place, root) for place in places if place} - {None}
+    if not inner:
+        return accept
+    return lambda path: path not in inner and (accept is None or accept(path))
+
+
+def check_source_stays(root: bytes, targets: list[Target]) -> None:
+    """Refuse to delete in a directory that the source is in."""
+    for target in targets:
+        place = place_here(target.gateway, target.options["dest"])
+        if place and target.options["delete"] and path_inside(root, place) is not None:
+            text = f"{target.result.destdir}: deleting there would remove the source"
+            raise RSyncError(f"{target.gateway.id}:{text}")
+
+
+class ChannelGone(Exception):
+    """A channel could not be sent on; what it got last says why."""
+
+
+class Target:
+    """One gateway and directory that the source is sent to; ``result`` says what came of it."""
+
+    def __init__(
+        self,
+        gateway: Any,
+        channel: Any,
+        destdir: str,
+        finished: Callable[[], object] | None,
+        options: dict[str, Any],
+    ) -> None:
+        self.gateway = gateway
+        self.channel = channel
+        self.finished = finished
+        self.options = options
+        self.result = TargetResult(gateway, destdir)
+
+
+def gone_error(exc: SourceGone) -> RSyncError:
+    return RSyncError(exc.errno, f"{os.fsdecode(exc.filename)}: {exc.strerror}")
+
+
+class Gone(Exception):
+    """The thread that called ``send`` has left; there is nobody to answer."""
+
+
+class _Service(Watcher):
+    """Serves one target in a thread of its own.
+
+    What the user shall learn goes as calls into ``events``, which the user's thread makes.
+    """
+
+    def __init__(self, run: Run, target: Target, tree: Tree) -> None:
+        self.target = target
+        self._run = run
+        self._tree = tree
+        self._cursor = 0  # in the run's log
+        self.inbox = target.gateway.execmodel.queue.Queue()
+        self.total = self.moved_bytes = 0
+        self.is_done = False
+        self._acks: list[int] | None = []  # held back until the list was told
+        self._started = time.monotonic()
+
+    def start(self) -> None:
+        tree = self._tree
+        name = os.path.basename(os.path.abspath(tree.root))
+        options = dict(self.target.options, hashes=hash_costs(), root=tree.root_entry, name=name)
+        self.target.channel.setcallback(self.inbox.put, endmarker=_END)
+        self.target.gateway.execmodel.start(self._main, (options,))
+
+    def _main(self, options: dict[str, Any]) -> None:
+        error: BaseException | None = None
+        pump = Pump(self._tree, self._supply, self._send, self._receive, self)
+        try:
+            try:
+                self._send(options)
+                pump.run()
+                self._wait_for_end()
+            except ChannelGone:
+                pump.take_rest()
+        except TargetFailed as exc:
+            error = self._error_of(*exc.args)
+        except SourceGone as exc:
+            error = gone_error(exc)
+        except Violation as exc:
+            error = RSyncError(f"{self._place()} broke the protocol: {exc}")
+        except BaseException as exc:  # told to the user by ``send``
+            error = exc
+        finally:
+            if error is not None:
+                self.target.channel.close()
+            self._run.events.put((self._on_end, error))
+
+    def _place(self) -> str:
+        return f"{self.target.gateway.id}:{self.target.result.destdir}"
+
+    def _error_of(self, path: bytes, code: int, reason: bytes) -> RSyncError:
+        text = f"{self._place()}: {reason.decode('utf-8', 'backslashreplace')}"
+        text += f" ({os.fsdecode(path)})" if path else ""
+        return RSyncError(code, text) if code else RSyncError(text)
+
+    def _supply(self) -> Any:
+        if self._cursor == len(self._run.log):
+            return None
+        self._cursor += 1
+        return self._run.log[self._cursor - 1]
+
+    def _send(self, message: Any) -> None:
+        try:
+            self.target.channel.send(message)
+        except OSError as exc:
+            raise ChannelGone(str(exc)) from exc
+
+    def _receive(self) -> Any:
+        message = self.inbox.get()
+        if message is not _END:
+            return message
+        self.target.channel.waitclose()
+        raise EOFError(f"{self._place()} ended before all was there")
+
+    def _wait_for_end(self) -> None:
+        """Wait until the worker can be asked for other things, also if it does one at a time."""
+        while self.inbox.get() is not _END:
+            pass
+        self.target.channel.waitclose()
+
+    # what the pump tells, in the target's thread
+
+    def asked(self, count: int) -> None:
+        self.total += count
+
+    def sending(self, paths: Any) -> None:
+        self._run.events.put((self._on_sending, paths))
+
+    def sent(self, count: int) -> None:
+        self.target.result.bytes_sent += count
+
+    def moved(self, path: bytes, count: int) -> None:
+        self._run.events.put((self._on_moved, path, count))
+
+    def listed(self, total: int) -> None:
+        self._run.events.put((self._on_listed, total))
+
+    def done(self, sizes: Any) -> None:
+        self._run.events.put((self._on_done, sizes))
+
+    def skipped(self, path: bytes, reason: bytes) -> None:
+        self._run.events.put((self.on_skipped, path, reason))
+
+    def planned(self, paths: Any, deleted: Any) -> None:
+        result = self.target.result
+        result.planned.extend(os.fsdecode(path) for path in paths)
+        result.planned_deletions.extend(os.fsdecode(path) for path in deleted)
+
+    def ended(self, unchanged: int, settled: int, deleted: int, times: int, modes: int) -> None:
+        result = self.target.result
+        result.take_refusals(times, modes)
+        result.unchanged, result.settled, result.deleted = unchanged, settled, deleted
+
+    def accept(self, path: bytes) -> bool:
+        answer = self.target.gateway.execmodel.queue.Queue()
+        self._run.events.put((self._on_accept, path, answer))
+        if self._run.is_over:  # set before what is in ``events`` is answered for the last time
+            raise Gone
+        return bool(answer.get())
+
+    def spared(self, paths: Any) -> bytes:
+        answer = self.target.gateway.execmodel.queue.Queue()
+        self._run.events.put((self._on_spared, paths, answer))
+        if self._run.is_over:
+            raise Gone
+        return bytes(answer.get())
+
+    # the same, in the user's thread
+
+    def _on_spared(self, paths: Any, answer: Any) -> None:
+        is_over = self._run.is_over
+        answer.put(bytes([is_over or not self._run.may_go(path) for path in paths]))
+
+    def _on_accept(self, path: bytes, answer: Any) -> None:
+        answer.put(not self._run.is_over and self._run.accepts(path))
+
+    def _on_sending(self, paths: Any) -> None:
+        self.target.result.files_sent += len(paths)
+        self._run.hooks.on_sending(self.target, paths)
+
+    def _on_moved(self, path: bytes, count: int) -> None:
+        self.moved_bytes += count
+        self._run.tell_progress(os.fsdecode(path))
+
+    def _on_listed(self, total: int) -> None:
+        self._run.hooks.on_list(self.target, total)
+        held, self._acks = self._acks or [], None
+        self._on_done(held)
+
+    def _on_done(self, sizes: Any) -> None:
+        if self._acks is not None:
+            self._acks.extend(sizes)
+            return
+        self._run.hooks.on_acks(self.target, sizes)
+
+    def on_skipped(self, path: bytes, reason: bytes) -> None:
+        skipped = Skipped(os.fsdecode(path), reason.decode("utf-8", "backslashreplace"))
+        self.target.result.skipped.append(skipped)
+        self._run.hooks.on_skipped(self.target, skipped)
+
+    def _on_end(self, error: BaseException | None) -> None:
+        self.is_done = True
+        self.target.result.seconds = time.monotonic() - self._started
+        self.target.result.error = error
+        if error is None:
+            self._run.hooks.on_finished(self.target)
+
+
+class Run:
+    """One walk of a source for some targets.  Belongs to the thread that calls ``execute``."""
+
+    def __init__(
+        self, root: bytes, targets: list[Target], accept: Any, rules: Any, hooks: Hooks
+    ) -> None:
+        check_source_stays(root, targets)
+        accept = without_targets(root, targets, accept)
+        self._remarks: list[tuple[bytes, bytes]] = []
+        tree = Tree(
+            root, accept, lambda path, reason: self._remarks.append((path, reason)),
+            Rules(rules) if rules else None,
+        )  # fmt: skip
+        tree.shared = len(targets) > 1
+        tree.tells_left_out = any(target.options["asks"] for target in targets)
+        queue = targets[0].gateway.execmodel.queue
+        self._tree = tree
+        self._accept = accept
+        self._empty = queue.Empty
+        self.hooks = hooks
+        self.log: list[Any] = []  # of the walk; services read it
+        self.events = queue.Queue()  # calls to be made in the user's thread
+        self.is_over = False
+        self._services = [_Service(self, target, tree) for target in targets]
+
+    def execute(self) -> None:
+        """Serve all targets to their ends; errors of targets are in their results."""
+        try:
+            for service in self._services:
+                service.start()
+            for step in self._tree.walk():
+                self.log.append(step)
+                for service in self._services:
+                    service.inbox.put(WAKE)
+                self._handle_events()
+            while not all(service.is_done for service in self._services):
+                self._handle(*self.events.get())
+        except SourceGone as exc:
+            self._abandon()
+            raise gone_error(exc) from exc
+        except BaseException:
+            self._abandon()
+            raise
+        finally:
+            self._services = []  # they know the run; what they hold is not to wait for a collector
+
+    def _abandon(self) -> None:
+        """Let the services end: their channels are closed, their questions answered."""
+        self.is_over = True
+        for service in self._services:
+            service.target.channel.close()
+        for function, *arguments in self._waiting_events():
+            if function.__name__ in ("_on_accept", "_on_spared"):
+                function(*arguments)
+
+    def _waiting_events(self) -> Iterator[Any]:
+        while True:
+            try:
+                yield self.events.get_nowait()
+            except self._empty:
+                return
+
+    def _handle_events(self) -> None:
+        for function, *arguments in self._waiting_events():
+            self._handle(function, *arguments)
+
+    def _handle(self, function: Callable[..., object], *arguments: Any) -> None:
+        function(*arguments)
+        while self._remarks:
+            remark = self._remarks.pop(0)
+            for service in self._services:
+                service.on_skipped(*remark)
+
+    def accepts(self, path: bytes) -> bool:
+        return self._accept is None or bool(self._accept(path))
+
+    def may_go(self, path: bytes) -> bool:
+        """Tell whether what only a target has may be deleted: it would be sent if it were here."""
+        try:
+            return self.accepts(path)
+        except OSError:  # a filter that wanted to look at it
+            return False
+
+    def tell_progress(self, current: str) -> None:
+        total = sum(service.total for service in self._services)
+        done = sum(service.moved_bytes for service in self._services)
+        self.hooks.on_progress(total, done, current)

@@ -1,0 +1,101 @@
+"""What came of a synchronisation: ``Result`` for all targets, ``TargetResult`` for one."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..gateway_base import ExecnetError
+
+
+def printable(text: str) -> str:
+    """Return a text without what could confuse a terminal or not be encoded.
+
+    Control characters and bytes of names that are no UTF-8 are escaped.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # a byte that could not be decoded
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return repr(char)[1:-1]
+
+
+def print_line(text: str) -> None:
+    """Print a line, whatever names are in it and whatever stdout can encode."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(printable(text).encode(encoding, "backslashreplace").decode(encoding))
+
+
+class RSyncError(ExecnetError, OSError):
+    """A target, or the source of a pull, could not go on; the text says which and why."""
+
+
+class Progress(Protocol):
+    """What ``progress=`` takes.  Called in the thread that called ``send`` or ``pull``."""
+
+    def __call__(self, total: int, done: int, current: str, /) -> object:
+        """Take how many bytes there are to do, as far as is known, and how many are done.
+
+        current: the path of the file that is being sent, below the source.
+        """
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something that was left out, and why; the path is relative to the source."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class TargetResult:
+    """What one target got.
+
+    Entries are counted once: ``files_sent`` had content sent, in whole or in part;
+    ``settled`` only had a mode, a time or a hard link set; ``unchanged`` were as they should
+    be.  ``bytes_sent`` counts content that travelled.  A dry run fills ``planned`` with what it
+    would send or make, and ``planned_deletions``.  ``refused`` says of how many entries the
+    target could not set "times" or "modes"; their content is there.
+    """
+
+    gateway: Any
+    destdir: str
+    files_sent: int = 0
+    bytes_sent: int = 0
+    settled: int = 0
+    unchanged: int = 0
+    deleted: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+    planned: list[str] = field(default_factory=list)
+    planned_deletions: list[str] = field(default_factory=list)
+    refused: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    error: BaseException | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is there: no error, nothing skipped, nothing refused."""
+        return self.error is None and not self.skipped and not self.refused
+
+    def take_refusals(self, times: int, modes: int) -> None:
+        """Take of how many entries these could not be set."""
+        counts = {"times": times, "modes": modes}
+        self.refused = {name: count for name, count in counts.items() if count}
+
+
+@dataclass
+class Result:
+    """What all targets got, in the order in which they were added."""
+
+    targets: list[TargetResult]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is everywhere."""
+        return all(target.ok for target in self.targets)

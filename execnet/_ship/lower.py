@@ -1,0 +1,257 @@
+"""Source as it is sent: lowered to what every Python understands, split, packed as text.
+
+Lowering takes docstrings, comments and annotations out of a module and nothing else, line
+for line, so that remote tracebacks give the numbers of the file in the repository.  Start
+at ``lower`` and ``pack``.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+
+Position = tuple[int, int]  # line from 0, column in characters
+# From, to, what comes in its place, and what ends the lines that this leaves behind: nothing
+# within brackets, elsewhere a backslash.
+Edit = tuple[Position, Position, str, str]
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+# A line up to its comment.  No string goes on in the next line, once docstrings are gone.
+_CODE = re.compile(r"""(?:[^'"#]|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")*""")
+
+
+def lower(source: str, tree: ast.Module | None = None) -> str:
+    """Return the source of a module of ours without docstrings, comments and annotations.
+
+    What remains runs on every Python whose syntax it keeps to; line numbers are the same,
+    indentation is one column a level.  tree: its syntax tree, where there is one already.
+    """
+    lines = source.split("\n")
+    tree = tree or ast.parse(source)
+    edits = [*_docstring_edits(tree, lines)]
+    for node, _ in _statements(tree):
+        edits += _edits_of(node, lines)
+    _apply(edits, lines)
+    return "\n".join(map(_dedented, lines))
+
+
+def split(source: str, names: frozenset[str], tree: ast.Module | None = None) -> tuple[str, str]:
+    """Return the lowered source in two parts: without what these names define, and only that.
+
+    What uses one of them as soon as it is executed, such as a subclass, belongs to the second
+    part too.  In both all lines keep their numbers.  tree: the syntax tree, which may be that
+    of the source before it was lowered.
+    """
+    lines = source.split("\n")
+    second = [""] * len(lines)
+    names_there = set(names)
+    for node in (tree or ast.parse(source)).body:
+        defined = _defined(node)
+        if names_there.intersection(defined) or names_there.intersection(_used_at_once(node)):
+            names_there.update(defined)
+            decorators = getattr(node, "decorator_list", [])
+            taken = slice(min(n.lineno for n in [node, *decorators]) - 1, node.end_lineno)
+            second[taken] = lines[taken]
+            lines[taken] = [""] * len(lines[taken])
+    return "\n".join(lines), "\n".join(second)
+
+
+def _defined(node: ast.stmt) -> set[str]:
+    """Return the names that a statement at the top of a module binds."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return {node.name}
+    if isinstance(node, (ast.Assign, ast.AnnAssign)):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = [name for target in targets for name in ast.walk(target)]
+        return {n.id for n in names if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+    return set().union(*map(_defined, inner))
+
+
+def _used_at_once(node: ast.AST) -> Iterator[str]:
+    """Yield the names that executing a statement looks up; bodies of functions wait."""
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+        yield node.id
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns"):
+            continue
+        if name == "body" and isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield from _used_at_once(child)
+
+
+PACKED_FROM = 40  # the character that stands for 0; ``shipment._BOOT`` knows it as well
+
+
+def deflate(source: str) -> bytes:
+    """Return the source as a zlib stream."""
+    return zlib.compress(source.encode("ascii"), 9)
+
+
+def pack(source: str) -> str:
+    """Return the source deflated and written in 85 printable characters, no quote among them.
+
+    Four bytes become five characters, as in Ascii85 (Adobe, PostScript Language Reference,
+    ASCII85Encode), but the last group is filled up with zeros, which a zlib stream ignores.
+    """
+    data = deflate(source)
+    data += b"\0" * (-len(data) % 4)
+    digits = (
+        word // 85**power % 85
+        for word in struct.unpack(f">{len(data) // 4}I", data)
+        for power in (4, 3, 2, 1, 0)
+    )
+    return "".join(chr(PACKED_FROM + digit) for digit in digits).replace("\\", "!")
+
+
+def without_annotations(source: str) -> str:
+    """Return the source of a function without annotations, which need names of its module.
+
+    Those of a class stay: they are there for what makes something of them, as ``dataclass``.
+    """
+    lines = source.split("\n")
+    edits: list[Edit] = []
+    for node, is_local in _statements(ast.parse(source)):
+        if isinstance(node, Function):
+            edits += _signature_edits(node, lines)
+        elif isinstance(node, ast.AnnAssign) and is_local:
+            edits += _assignment_edits(node, lines)
+    _apply(edits, lines)
+    return "\n".join(lines)
+
+
+def _statements(node: ast.AST, is_local: bool = False) -> Iterator[tuple[ast.stmt, bool]]:
+    """Yield the statements within a node, and whether names that they bind are a function's."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt):
+            yield child, is_local
+        if isinstance(child, (ast.stmt, ast.ExceptHandler, ast.match_case)):
+            is_scope = isinstance(child, (ast.ClassDef, Function))
+            yield from _statements(child, isinstance(child, Function) if is_scope else is_local)
+
+
+def _apply(edits: list[Edit], lines: list[str]) -> None:
+    for (first, from_column), (last, to_column), replacement, joint in sorted(edits, reverse=True):
+        tail = lines[last][to_column:]
+        if first == last:
+            lines[first] = lines[first][:from_column] + replacement + tail
+        else:
+            lines[first] = lines[first][:from_column] + joint
+            lines[first + 1 : last] = [joint] * (last - first - 1)
+            lines[last] = replacement + tail
+
+
+def _dedented(line: str) -> str:
+    """Return a line with one column for each four of indentation, without a comment.
+
+    Lines within brackets may be indented in any way, so they lose nothing by it.
+    """
+    match = _CODE.match(line) if "#" in line else None
+    code = match.group() if match else line
+    code = code.strip()
+    return " " * ((len(line) - len(line.lstrip())) // 4) + code if code else ""
+
+
+def _edits_of(node: ast.stmt, lines: list[str]) -> Iterator[Edit]:
+    if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+        yield from _docstring_edits(node, lines)
+    if isinstance(node, ast.FunctionDef):
+        yield from _signature_edits(node, lines)
+    elif isinstance(node, ast.AnnAssign) and node.value is not None:
+        yield from _assignment_edits(node, lines)
+    elif isinstance(node, ast.AnnAssign):
+        yield from _statement_edits(node, lines, "pass")
+    elif (isinstance(node, ast.ImportFrom) and node.module == "__future__") or (
+        isinstance(node, ast.If)
+        and isinstance(node.test, ast.Name)
+        and node.test.id == "TYPE_CHECKING"
+    ):
+        yield from _statement_edits(node, lines, "")
+
+
+def _docstring_edits(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef, lines: list[str]
+) -> Iterator[Edit]:
+    if node.body and ast.get_docstring(node, clean=False) is not None:
+        yield from _statement_edits(node.body[0], lines, "" if len(node.body) > 1 else "pass")
+
+
+def _statement_edits(node: ast.stmt, lines: list[str], replacement: str) -> Iterator[Edit]:
+    start, end = _start(node, lines), _end(node, lines)
+    if end[0] > start[0]:
+        yield (start[0] + 1, 0), end, "", ""
+        end = start[0], len(lines[start[0]])
+    yield start, end, replacement, ""
+
+
+def _signature_edits(node: Function, lines: list[str]) -> Iterator[Edit]:
+    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    arguments += filter(None, [node.args.vararg, node.args.kwarg])
+    for argument in arguments:
+        if argument.annotation is not None:
+            colon = _find(":", _start(argument, lines), lines)
+            yield colon, _end(argument, lines), "", ""
+    parameters: list[ast.AST] = getattr(node, "type_params", [])
+    if parameters and not _names_of(parameters) & set(_used_by(node)):
+        line, column = _find("]", _end(parameters[-1], lines), lines)
+        yield _find("[", _start(node, lines), lines), (line, column + 1), "", "\\"
+    if node.returns is not None:
+        defaults = filter(None, [*node.args.defaults, *node.args.kw_defaults])
+        before = [_end(child, lines) for child in (*parameters, *arguments, *defaults)]
+        arrow = _find("->", max([_start(node, lines), *before]), lines)
+        yield arrow, _find(":", _end(node.returns, lines), lines), "", "\\"
+
+
+def _names_of(parameters: list[ast.AST]) -> set[str]:
+    """Return the names of the type parameters of a function."""
+    return {getattr(parameter, "name", "") for parameter in parameters}
+
+
+def _used_by(node: ast.AST) -> Iterator[str]:
+    """Yield the names that are used within a function, elsewhere than in its signature."""
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns", "type_params") and not isinstance(node, ast.AnnAssign):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.Name):
+                yield child.id
+            elif isinstance(child, ast.AST):
+                yield from _used_by(child)
+
+
+def _assignment_edits(node: ast.AnnAssign, lines: list[str]) -> Iterator[Edit]:
+    start, end = _start(node.annotation, lines), _end(node.annotation, lines)
+    if node.value is None:  # what it also says: that the name is a local one
+        yield start, end, "0", "\\"
+    else:
+        colon = _find(":", _end(node.target, lines), lines)
+        yield colon, _find("=", end, lines), " ", "\\"
+
+
+def _find(text: str, position: Position, lines: list[str]) -> Position:
+    """Return where a text begins that comes next but for names, brackets and comments."""
+    line, column = position
+    while True:
+        before, found, _ = lines[line][column:].partition("#")[0].partition(text)
+        if found:
+            return line, column + len(before)
+        line, column = line + 1, 0
+
+
+def _start(node: ast.AST, lines: list[str]) -> Position:
+    return _position(node.lineno, node.col_offset, lines)  # type: ignore[attr-defined]
+
+
+def _end(node: ast.AST, lines: list[str]) -> Position:
+    return _position(node.end_lineno, node.end_col_offset, lines)  # type: ignore[attr-defined]
+
+
+def _position(number: int, offset: int, lines: list[str]) -> Position:
+    """Return a position that a syntax tree has in bytes."""
+    line = lines[number - 1]
+    return number - 1, offset if line.isascii() else len(line.encode()[:offset].decode())

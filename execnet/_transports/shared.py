@@ -1,0 +1,159 @@
+"""``share=yes``: several workers of a group on a host start through one connection by ssh.
+
+The connection is a worker as well: it runs no code of the user's and is no member of the group.
+It has nothing of the spec but how the host is reached, and ends with the last that started
+through it.  Start at ``Connections``.
+"""
+
+from __future__ import annotations
+
+from ..gateway_base import GatewayState, new_lock
+from ..xspec import XSpec
+from .logins import address_of
+from .table import TRANSPORTS, interpreter_words
+from .table import address_of as host_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..gateway import Gateway
+    from ..gateway_base import ExecModel
+    from .logins import Address
+
+# What a spec says of the connection; all else is said of the worker.
+KEYS = (
+    "ssh",
+    "vagrant_ssh",
+    "ssh_config",
+    "ssh_persist",
+    "ssh_compression",
+    "via",
+    "connect_timeout",
+    "heartbeat",
+    "dead_after",
+)
+
+
+def is_shared(spec: XSpec) -> bool:
+    """Whether the worker of a spec is to start through a connection that others use as well."""
+    return spec.share == "yes" and address_of(spec) is not None
+
+
+def spec_of_connection(spec: XSpec) -> XSpec:
+    """Return the spec of the connection that a worker is to start through."""
+    parts = [f"{key}={getattr(spec, key)}" for key in KEYS if getattr(spec, key) is not None]
+    connection = XSpec("//".join(parts))
+    connection.id = f"shared connection to {host_of(spec)}"
+    connection.execmodel = "thread"
+    return connection
+
+
+class Connections:
+    """The shared connections of a group and what uses them; ``_lock`` guards all.
+
+    A user is any object.  A connection that has none any more is told to end, and given to
+    nobody from then on.  Any thread may call, receiver threads too: nothing waits here.
+    """
+
+    def __init__(self) -> None:
+        self._lock = new_lock()
+        self._starting: dict[Address, object] = {}  # whoever starts one
+        self._refused: set[Address] = set()  # addresses where none can be had
+        self._by_address: dict[Address, Gateway] = {}
+        self._users: dict[Gateway, set[object]] = {}  # of those that may not have ended
+
+    def gateways(self) -> list[Gateway]:
+        """Return all that may not have ended yet."""
+        with self._lock:
+            return list(self._users)
+
+    def forget(self, gateways: list[Gateway]) -> None:
+        """Some have ended, and were waited for."""
+        with self._lock:
+            for gateway in gateways:
+                self._users.pop(gateway, None)
+
+    def claim(self, address: Address, user: object) -> Gateway | None:
+        """Return a connection that is used from now on; None if there is none."""
+        with self._lock:
+            gateway = self._by_address.get(address)
+            if gateway is None or gateway._state != GatewayState.LIVE:
+                return None
+            self._users[gateway].add(user)
+            return gateway
+
+    def begin(self, address: Address, owner: object) -> bool:
+        """Whether the caller is to start one: nobody else does."""
+        with self._lock:
+            return self._starting.setdefault(address, owner) is owner
+
+    def add(self, address: Address, gateway: Gateway, user: object) -> None:
+        """A connection is ready, and has its first user."""
+        with self._lock:
+            self._users = {
+                other: users for other, users in self._users.items() if users or other.hasreceiver()
+            }
+            self._users[gateway] = {user}
+            self._by_address[address] = gateway
+
+    def end_start(self, address: Address, owner: object) -> None:
+        """The owner's start of a connection is over, whether it came to one or not."""
+        with self._lock:
+            if self._starting.get(address) is owner:
+                del self._starting[address]
+
+    def refuse(self, address: Address) -> None:
+        """There is none to be had at an address: each worker has to log in."""
+        with self._lock:
+            self._refused.add(address)
+
+    def is_refused(self, address: Address) -> bool:
+        """Whether each worker has to log in there."""
+        return address in self._refused
+
+    def leave(self, gateway: Gateway, user: object) -> None:
+        """A user has ended; a second time does nothing."""
+        with self._lock:
+            users = self._users.get(gateway, set())
+            users.discard(user)
+            if not users:
+                for address, other in list(self._by_address.items()):
+                    if other is gateway:
+                        del self._by_address[address]
+        if not users:
+            gateway.exit()
+
+    def is_used(self, gateway: Gateway) -> bool:
+        """Whether somebody still uses a connection."""
+        with self._lock:
+            return bool(self._users.get(gateway))
+
+
+def create_io(
+    spec: XSpec, execmodel: ExecModel, connections: Connections, connection: Gateway, user: object
+) -> Any:
+    """Have a connection's worker start the interpreter of a spec; return the stream to it.
+
+    user: leaves the connection when the stream has ended.
+    """
+    from .._via.stream import ViaIO
+
+    class SharedIO(ViaIO):
+        """The stream to a worker behind a shared connection."""
+
+        via_id = connection.id
+
+        def wait(self) -> int | None:
+            status = super().wait()
+            connections.leave(connection, user)
+            return status
+
+    words = interpreter_words(spec, TRANSPORTS["popen"], connection._rinfo().executable)
+    if words[0].startswith("~"):  # which a shell understands
+        from .ssh import for_shell  # with hashlib, not for every group
+
+        words = ["sh", "-c", f"exec {for_shell(words)}"]
+    request = {"args": words, "address": None, "stderr": True, "timeout": None}
+    request["leads_group"] = spec.kill == "group"
+    return SharedIO(connection, request, words, host_of(spec), execmodel)

@@ -1,0 +1,112 @@
+"""What is said to OpenSSH: its options, the far shell's command, how connections are shared.
+
+Nothing is started here.  Start at ``options``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import stat
+from contextlib import suppress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..xspec import XSpec
+
+# sun_path has 104 bytes on some systems; ssh adds "." and 16 letters while it makes the socket,
+# and %C stands for 40.
+SOCKET_PATH_MAX = 104 - 1
+SOCKET_NAME_BYTES = len("/") + 8 + 40 + 17
+
+
+def options(spec: XSpec, place: list[str]) -> list[str]:
+    """Return the options of ssh that a spec stands for; ``place`` is what it says itself."""
+    options = [] if spec.ssh_compression == "no" else ["-C"]
+    if spec.ssh_config:
+        options += ["-F", spec.ssh_config]
+    if spec.ssh_persist and not spec.via:  # there is no telling where a socket could be there
+        path = control_path(spec, place)
+        if path is not None:
+            options += ["-o", "ControlMaster=auto", "-o", f"ControlPersist={spec.ssh_persist}"]
+            options += ["-o", f"ControlPath={path}"]
+    return options
+
+
+def without_terminal(words: list[str]) -> list[str]:
+    """Return a command of ssh's with ``-T``, so that no config can put a terminal in between.
+
+    It comes after what the spec says, where ssh takes options as well: unless that has a "--".
+    """
+    *before, command = words
+    if before[0] == "ssh" and "--" in before:
+        place = before.index("--")
+        return [*before[:place], "-T", *before[place:], command]
+    return [*before, "-T", command]
+
+
+def for_shell(words: list[str]) -> str:
+    """Return words as one command for a shell over there, which may be any.
+
+    A leading ``~/`` or ``~user/`` stays what it means.  The text of ``-c`` goes in double
+    quotes where it can: what is no Unix shell knows only those.
+    """
+    return " ".join(_quote(word) for word in words)
+
+
+def _quote(word: str) -> str:
+    home = re.match(r"~[A-Za-z0-9_.-]*/", word)
+    if home:
+        return home.group() + (_quote(word[home.end() :]) if word[home.end() :] else "")
+    quoted = shlex.quote(word)
+    if quoted != word and not re.search(r'["$`\\!%\n]', word) and word.isascii():
+        return f'"{word}"'
+    return quoted
+
+
+# ---------------------------------------------------------------- sharing
+
+
+def control_path(spec: XSpec, place: list[str]) -> str | None:
+    """Return the pattern of the socket that connections to a place are shared over.
+
+    It differs between specs that say different things to ssh, so that the key or the config
+    of one is never used for another.  None where there is no folder for it.
+    """
+    folder = control_folder()
+    if folder is None:
+        return None
+    config = os.path.abspath(spec.ssh_config) if spec.ssh_config else ""
+    said = "\0".join([config, *place]).encode("utf-8", "surrogateescape")
+    return os.path.join(folder.replace("%", "%%"), hashlib.sha256(said).hexdigest()[:8] + "%C")
+
+
+def control_folder() -> str | None:
+    """Return a folder that only this user can enter, made if need be; None if there is none."""
+    if not hasattr(os, "getuid"):  # Windows' ssh does not share connections
+        return None
+    candidates = [os.path.expanduser("~/.ssh/execnet"), f"/tmp/execnet-ssh-{os.getuid()}"]
+    if os.environ.get("XDG_RUNTIME_DIR"):
+        candidates.insert(0, os.path.join(os.environ["XDG_RUNTIME_DIR"], "execnet-ssh"))
+    for folder in candidates:
+        if len(os.fsencode(folder)) + SOCKET_NAME_BYTES <= SOCKET_PATH_MAX and _is_private(folder):
+            return folder
+    return None
+
+
+def _is_private(folder: str) -> bool:
+    """Whether a folder is there, or could be made, for nobody but this user."""
+    with suppress(OSError):
+        for path in os.path.dirname(folder), folder:
+            with suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+        found = os.lstat(folder)
+        return (
+            stat.S_ISDIR(found.st_mode)
+            and found.st_uid == os.getuid()
+            and stat.S_IMODE(found.st_mode) & 0o077 == 0
+            and os.access(folder, os.W_OK | os.X_OK)
+        )
+    return False

@@ -1,0 +1,287 @@
+"""Transports: a spec becomes the command whose stdin and stdout reach an interpreter.
+
+One table of rows, ``TRANSPORTS``; other distributions add theirs through entry points.  Nothing
+is started here.  Start at ``command``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from .._errors import BootstrapError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..xspec import XSpec
+
+ENTRY_POINTS = "execnet.transports"
+popen_bootstrapline = "import sys;exec(eval(sys.stdin.readline()))"
+
+is_freeze_supported = False  # whether this program has called ``freeze_support``
+
+# Specs of these may hold keys that are their program's own, as they always could.
+OLD_TYPES = frozenset(["popen", "ssh", "vagrant_ssh", "socket"])
+
+
+class Transport:
+    """A row: how the spec key ``key`` reaches an interpreter.
+
+    make: returns the command for a spec and the words that start the interpreter behind it.
+    options: further spec keys that it understands.  captures_stderr: whether the last of its
+    stderr is kept for errors, and the rest passed on.  is_local: whether the interpreter runs
+    on the machine that runs the command.  may_be_bare: whether the key needs no value.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        make: Callable[[XSpec, list[str]], list[str]],
+        options: tuple[str, ...] = (),
+        captures_stderr: bool = True,
+        is_local: bool = False,
+        may_be_bare: bool = False,
+    ) -> None:
+        self.key = key
+        self.make = make
+        self.options = options
+        self.captures_stderr = captures_stderr
+        self.is_local = is_local
+        self.may_be_bare = may_be_bare
+
+
+class Command(list[str]):
+    """The words of a command, with what is known of its transport."""
+
+    def __init__(
+        self,
+        words: list[str],
+        captures_stderr: bool = False,
+        inherits_stdout: bool = False,
+        is_remote: bool = False,
+    ) -> None:
+        super().__init__(words)
+        self.captures_stderr = captures_stderr
+        self.inherits_stdout = inherits_stdout
+        self.is_remote = is_remote
+
+
+def shell_split_path(path: str) -> list[str]:
+    """Split a command as a shell does; a backslash stays one on Windows."""
+    import shlex
+
+    if sys.platform.startswith("win"):
+        path = path.replace("\\", "\\\\")
+    return shlex.split(path)
+
+
+def split_place(words: str) -> list[str]:
+    """Split what a spec says to ssh as a shell does, but for the backslash of ``DOMAIN\\user``.
+
+    Outside of quotes one before a letter, a digit or "_" stays: no shell needs it there.
+    """
+    import re
+
+    quoted_or_escaped = r"""'[^']*'|"(?:\\.|[^"\\])*"|\\\W"""
+    kept = re.compile(rf"({quoted_or_escaped})|\\(?=\w)", re.DOTALL)
+    if not sys.platform.startswith("win"):  # where each of them stays
+        words = kept.sub(lambda found: found[1] or r"\\", words)
+    return shell_split_path(words)
+
+
+# ---------------------------------------------------------------- the table
+
+
+def _popen(spec: XSpec, words: list[str]) -> list[str]:
+    return words
+
+
+def _ssh(spec: XSpec, words: list[str]) -> list[str]:
+    from .ssh import for_shell, options
+
+    place = split_place(spec.ssh)
+    return ["ssh", *options(spec, place), *place, for_shell(words)]
+
+
+def _vagrant_ssh(spec: XSpec, words: list[str]) -> list[str]:
+    from .ssh import for_shell, options
+
+    machine = [spec.vagrant_ssh]
+    return ["vagrant", "ssh", *machine, "--", *options(spec, machine), for_shell(words)]
+
+
+def _sudo(spec: XSpec, words: list[str]) -> list[str]:
+    # Without -n it would ask for a password in the middle of the protocol.
+    return ["sudo", "-n", "-u", spec.sudo, "--", *words]
+
+
+def _docker(spec: XSpec, words: list[str]) -> list[str]:
+    return ["docker", "exec", "-i", *shell_split_path(spec.docker), *words]
+
+
+def _podman(spec: XSpec, words: list[str]) -> list[str]:
+    return ["podman", "exec", "-i", *shell_split_path(spec.podman), *words]
+
+
+def _kubectl(spec: XSpec, words: list[str]) -> list[str]:
+    options = ["-n", spec.namespace] if spec.namespace else []
+    options += ["-c", spec.container] if spec.container else []
+    return ["kubectl", "exec", "-i", *shell_split_path(spec.kubectl), *options, "--", *words]
+
+
+def _lxc(spec: XSpec, words: list[str]) -> list[str]:
+    """Use the client of LXD; that of Incus takes the same words under another name."""
+    mode = "--mode=non-interactive"  # no terminal, which would change the bytes
+    return ["lxc", "exec", mode, *shell_split_path(spec.lxc), "--", *words]
+
+
+def _srun(spec: XSpec, words: list[str]) -> list[str]:
+    """Run one task; unbuffered, as Slurm else keeps output until a line is complete."""
+    options = [] if spec.srun is True else shell_split_path(spec.srun)
+    return ["srun", "--ntasks=1", "--unbuffered", *options, *words]
+
+
+SSH_OPTIONS = "ssh_config", "ssh_persist", "ssh_compression", "share"
+
+_ROWS = [
+    Transport("popen", _popen, captures_stderr=False, is_local=True, may_be_bare=True),
+    Transport("ssh", _ssh, SSH_OPTIONS),
+    Transport("vagrant_ssh", _vagrant_ssh, SSH_OPTIONS),
+    Transport("sudo", _sudo, is_local=True),
+    Transport("docker", _docker),
+    Transport("podman", _podman),
+    Transport("kubectl", _kubectl, ("namespace", "container")),
+    Transport("lxc", _lxc),
+    Transport("srun", _srun, may_be_bare=True),
+]
+TRANSPORTS = {row.key: row for row in _ROWS}
+
+
+# ---------------------------------------------------------------- looking up
+
+
+def types_of(spec: XSpec) -> list[str]:
+    """Return the keys of a spec that say how its worker is reached.
+
+    The installed entry points are looked at only when no known key is there.
+    """
+    types = [key for key in (*TRANSPORTS, "socket") if getattr(spec, key) not in (None, False)]
+    if not types:
+        types = [name for name in _plugins() if getattr(spec, name, None) not in (None, False)]
+    return types
+
+
+def known_types() -> list[str]:
+    """Return all keys that say how a worker is reached, those of entry points included."""
+    return sorted({*TRANSPORTS, "socket", *_plugins()})
+
+
+def transport_of(spec: XSpec) -> Transport:
+    """Return the row of a spec that has one; ValueError for a broken entry point."""
+    for key in types_of(spec):
+        if key in TRANSPORTS:
+            return TRANSPORTS[key]
+        return _load(spec, key)
+    raise ValueError(f"no command reaches spec {str(spec)!r}")
+
+
+def _plugins() -> dict[str, Any]:
+    """Return {spec key: entry point}; those of the table can't be replaced."""
+    from importlib.metadata import entry_points
+
+    points = entry_points(group=ENTRY_POINTS)
+    return {point.name: point for point in points if not point.name.startswith("_")}
+
+
+def _load(spec: XSpec, key: str) -> Transport:
+    """Return the row that a distribution offers.
+
+    Its function gets the spec and the words that start an interpreter, and returns the
+    command; it may have the attributes ``options``, ``captures_stderr``, ``is_local`` and
+    ``may_be_bare``, as in ``Transport``.
+    """
+    point = _plugins()[key]
+    function: Any
+
+    def make(spec: XSpec, words: list[str]) -> list[str]:
+        try:
+            return [os.fspath(word) for word in function(spec, words)]
+        except Exception as exc:
+            raise _broken(spec, point, exc) from exc
+
+    try:
+        function = point.load()
+        if not callable(function):
+            raise TypeError(f"{function!r} is no function")
+    except Exception as exc:
+        raise _broken(spec, point, exc) from exc
+    names = "options", "captures_stderr", "is_local", "may_be_bare"
+    given = {name: getattr(function, name) for name in names if hasattr(function, name)}
+    return Transport(key, make, **given)
+
+
+def _broken(spec: XSpec, point: Any, exc: Exception) -> ValueError:
+    home = f"{point.value} of {point.dist.name}" if point.dist else point.value
+    return ValueError(
+        f"spec {str(spec)!r}: transport {point.name!r} ({home}) failed: {type(exc).__name__}: {exc}"
+    )
+
+
+# ---------------------------------------------------------------- the command
+
+
+def command(spec: XSpec, executable: str | None = None) -> Command:
+    """Return the command of a spec.
+
+    executable: the interpreter of a spec that names none, if the worker runs on the machine
+    that runs the command; None for this program's.  Raises ValueError for a broken entry point,
+    ``BootstrapError`` in a frozen program that can't be a worker.
+    """
+    row = transport_of(spec)
+    executable = executable or sys.executable
+    words = row.make(spec, interpreter_words(spec, row, executable))
+    if row.key in ("ssh", "vagrant_ssh"):
+        from .ssh import without_terminal
+
+        words = without_terminal(words)
+    return Command(words, row.captures_stderr, spec.output == "inherit", not row.is_local)
+
+
+def can_inherit(spec: XSpec) -> bool:
+    """Whether the worker of a spec can be handed our stdout."""
+    return bool(spec.popen and not (spec.via or spec.forkserver) and sys.platform != "win32")
+
+
+def address_of(spec: XSpec) -> str | None:
+    """Return what a spec calls the place that its worker runs at; None for this machine."""
+    row = transport_of(spec)
+    value = getattr(spec, row.key)
+    return value if isinstance(value, str) and not row.is_local else None
+
+
+def interpreter_words(spec: XSpec, row: Transport, executable: str) -> list[str]:
+    """Return the words that start the interpreter, where the transport leads to."""
+    flags = ["-u", "-B"] if spec.dont_write_bytecode else ["-u"]
+    if spec.python:
+        return [*shell_split_path(spec.python), *flags, "-c", popen_bootstrapline]
+    # Then it is this program, and no interpreter.
+    frozen = getattr(sys, "frozen", False) and executable == sys.executable
+    if row.key == "popen":
+        if frozen and not is_freeze_supported:  # it would start itself again and again
+            raise BootstrapError(
+                "this program is frozen, so it has to be able to be a worker: call "
+                "execnet.freeze_support() first thing in its main module, before any gateway"
+            )
+        return [executable, *flags, "-c", popen_bootstrapline]
+    start = f'{" ".join(flags)} -c "{popen_bootstrapline}"'
+    script = f"command -v python3 >/dev/null 2>&1&&exec python3 {start};exec python {start}"
+    if row.is_local and not frozen:
+        import shlex
+
+        # Another user may not be allowed to run it.
+        own = shlex.quote(executable)
+        script = f"[ -x {own} ]&&exec {own} {start};{script}"
+    return ["sh", "-c", script]

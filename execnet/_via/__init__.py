@@ -1,0 +1,1 @@
+"""``via=``: workers behind another gateway's worker.  Shipped: ``far``, ``far_ends``."""

@@ -1,0 +1,60 @@
+"""Direct reads for ``via=``: who waits for an item reads the stream of the gateway in between.
+
+Start at ``ViaReads``; what direct reads are is told in ``gateway_base.DirectReads``.
+"""
+
+from __future__ import annotations
+
+from ..gateway_base import DirectReads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..gateway_base import Channel
+
+LIMITED_S = 1.0  # stands for any limit of time: a direct read lasts some milliseconds then
+
+
+class ViaReads(DirectReads):
+    """Direct reads of what comes over a channel: its gateway's stream is read directly, too.
+
+    What was taken from the channel and not yet told is known before it may be lost to an
+    interrupt; it may be told twice then.
+    """
+
+    def __init__(self, io: Any, via: Any, data: Channel) -> None:
+        super().__init__(0, io.execmodel)
+        self._io = io
+        self._via = via
+        self._data = data
+        self._reads = data._arrivals
+
+    def _set_up(self) -> None:
+        self._poll = self._await_data
+        self._limit_ms = None  # the offer of that gateway ends as well
+
+    def _tear_down(self) -> None:
+        pass
+
+    def _await_data(self, limit_ms: int | None) -> list[tuple[int, int]]:
+        items, direct = self._data._items, self._via._channelfactory.direct
+        if items.empty():
+            timeout = None if limit_ms is None else LIMITED_S
+            if not (direct and direct.offered and direct.read(self._data, items, timeout)):
+                return []
+        return [(0, 0)]
+
+    def _load(self, channel: Channel, items: Any, data: Any) -> bool:
+        if type(data) is not bytes:
+            return False  # the end
+        self._io.account(len(data))
+        if super()._load(channel, items, data):
+            return True
+        self._io.account(-len(data))
+        return False
+
+    def next_chunk(self) -> bytes:
+        """Take away and return what was read first."""
+        data: bytes = self._io.take(self.chunks.pop(0))
+        return data

@@ -1,0 +1,404 @@
+"""``via=ID``: a stream to a worker that another gateway's worker starts or connects to.
+
+The bytes travel over a channel of that gateway, and nobody looks into them on the way; what
+both ends say is described in ``_via.far``, the far half.  Start at ``create_io``.
+"""
+
+from __future__ import annotations
+
+from .._clock import monotonic
+from .._errors import BootstrapError
+from .._ship.source import source_to_send
+from .._transports.table import address_of, command
+from ..gateway_base import (
+    ExecModel,
+    FrameWriter,
+    Message,
+    _Flag,
+    _pack_bytes_head,
+    dumps_internal,
+    opcode,
+)
+from . import far as via_far
+from . import far_ends
+from .far import CHUNK_BYTES, CLOSE, CREDIT_BYTES, DROP, EOF, WINDOW_BYTES
+from .reads import ViaReads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..gateway_base import Channel
+    from ..xspec import XSpec
+
+END_S = 0.25  # how long a command over there may take to end by itself after its worker
+ANSWER_S = 0.5  # how long a kill may take to be answered from there
+SILENT_S = 0.25  # the same, when what is behind it has not answered
+STATUS_S = 1.0  # how long the news of an end may take to follow the end of the stream
+CONNECT_TIMEOUT_S = 60.0
+
+
+class ViaWriter(FrameWriter):
+    """The writer of a gateway behind others; their receiver threads never wait for it."""
+
+    def send(self, header: bytes, payload: bytes | memoryview) -> None:
+        """Write a frame, as the base class; without waiting where that must not be."""
+        if self._io.may_not_wait():
+            self.post(header, payload)
+        else:
+            super().send(header, payload)
+
+    def deliver(self, frame: list[Any]) -> None:
+        """Send a frame, as the base class; without waiting where that must not be."""
+        if self._io.may_not_wait():
+            self.post_frame(frame)
+        else:
+            super().deliver(frame)
+
+    def _advance(self, frame: list[Any]) -> None:  # holds _lock
+        self._io.hand_in(frame)
+
+
+class ViaIO:
+    """The stream to a worker behind another gateway.
+
+    via: that gateway.  request: what its worker is to do, for ``_via.far``.  args: the
+    same in words.  ``_on_item`` runs in the receiver thread of ``via`` and never waits; one
+    thread reads and one at a time writes, as with every stream.
+    """
+
+    writer_class = ViaWriter
+    small_bytes = 4096
+    takes_whole = True
+    write_pieces = None
+
+    def __init__(
+        self,
+        via: Any,
+        request: dict[str, Any],
+        args: list[str],
+        remoteaddress: str | None,
+        execmodel: ExecModel,
+    ) -> None:
+        self.execmodel = execmodel
+        self.args = args
+        self.remoteaddress = remoteaddress
+        self.worker_pid: int | None = None  # what the worker said in its hello
+        self._via = via
+        self._verb = "start it" if request["args"] else f"connect to {remoteaddress}"
+        self._ended = _Flag(execmodel)  # the far process has, or nothing is known any more
+        self._over = _Flag(execmodel)  # it has, or it was killed
+        self._status: int | None = None
+        self.could_not_start = False  # there was never anything that could end
+        self._reason = ""  # why the stream ended, where that was no ordinary end
+        self._stderr = ""
+        self._at_end = False  # of what it said
+        self._closed_read = self._closed_write = False
+        self._silent = False  # whether its worker does not answer; it may be stopped
+        self._kill_time = 0.0
+        self._read_bytes = 0  # and not told yet
+        self._sent = 0  # by the writing thread alone
+        self._taken = 0  # by the receiver thread of ``via`` alone
+        self._credit = _Flag(execmodel)  # another one for each wait
+        self._handing: Any = None  # the piece of a frame that is handed in
+        self._data: Channel = via.newchannel()
+        self._data._strconfig = (False, False)  # Python 2's str are bytes
+        self._news: Channel = via.newchannel()  # what comes when nobody reads, too
+        self._news._strconfig = (False, False)
+        self._start(request)
+
+    def _start(self, request: dict[str, Any]) -> None:
+        self._news.setcallback(self._on_news, endmarker=None)
+        self._code = self._via.remote_exec(via_far)
+        self._code.setcallback(self._on_code_end, endmarker=None)
+        # Once is enough; whether it has come is known when the code has ended well.
+        known = getattr(self._via, "_knows_via_far", False)
+        source, file_name, _ = (
+            ("", "", None) if known else source_to_send(far_ends, self._via._is_old())
+        )
+        self._code.send((self._data, self._news, request, source, file_name))
+
+    # the receiver thread of the gateway that it goes via
+
+    def _on_code_end(self, item: None) -> None:
+        error = self._code._getremoteerror()
+        if error is None:
+            self._via._knows_via_far = True
+        else:
+            self._lose(f"{self._via.id} can't start it: {error}")
+
+    def _on_news(self, item: Any) -> None:
+        self._silent = False
+        if item is None:
+            error = self._news._getremoteerror()
+            self._lose(f"{self._via.id}, which it goes via, has ended: {error}")
+        elif type(item) is int:
+            self._taken += item
+            self._credit.set()
+        else:
+            self._on_end(*item)
+
+    # So it does not keep the thread that waits for the answer from reading that gateway's stream.
+    _on_news.may_be_late = True  # type: ignore[attr-defined]
+
+    def _on_end(self, status: int | None, stderr: bytes, reason: bytes) -> None:
+        self._stderr = stderr.decode("utf-8", "replace").strip()
+        text = reason.decode("utf-8", "replace")
+        self.could_not_start = bool(text)
+        self._finish(status, f"{self._via.id} can't {self._verb}: {text}" if text else "")
+        self._close_channels()
+
+    def _lose(self, reason: str) -> None:
+        """Nothing will come any more, what came already excepted."""
+        self._finish(None, reason)
+        self._close(self._data)
+
+    def _close_channels(self) -> None:
+        if (self._at_end or self._closed_read) and self._ended.is_set():
+            self._close(self._data)
+            self._close(self._news)
+
+    def _close(self, channel: Channel) -> None:
+        """Close a channel; never waits."""
+        if not channel.isclosed():
+            self._via._post(Message.CHANNEL_CLOSE, channel.id)
+            self._via._channelfactory._local_close(channel.id)
+
+    def _finish(self, status: int | None, reason: str) -> None:
+        if not self._ended.is_set():  # else it has ended, and then its channel
+            self._status, self._reason = status, reason
+            self._ended.set()
+            self._over.set()
+            self._credit.set()
+
+    # reading
+
+    def read_some(self, limit: int) -> bytes:
+        """Return what came, in the pieces in which it did; wait for the first, b"" at the end.
+
+        Raises EOFError where there is more to say about the end.
+        """
+        try:
+            return self.take(self._data.receive())
+        except (EOFError, OSError):  # that gateway has ended, or this one was given up
+            return self.take(EOF)
+
+    def take(self, item: Any) -> bytes:
+        """Return the bytes that came over the channel; b"" for the end."""
+        if type(item) is bytes:
+            self.account(len(item))
+            return item
+        self._at_end = True
+        self._close_channels()
+        self._explain_end()
+        return b""
+
+    def account(self, size: int) -> None:
+        """Tell the far side, now and then, how much was taken."""
+        self._silent = False
+        self._read_bytes += size
+        if self._read_bytes >= CREDIT_BYTES:
+            read, self._read_bytes = self._read_bytes, 0
+            self._post(read)
+
+    def direct_reads(self) -> ViaReads:
+        """Return what lets other threads read."""
+        return ViaReads(self, self._via, self._data)
+
+    def _explain_end(self) -> None:
+        if not self._closed_write:  # else it was asked to end, and nobody asks why
+            self._ended.wait(STATUS_S)
+            if self._reason:
+                raise EOFError(self._reason)
+
+    def close_read(self) -> None:
+        """Take nothing any more; what is on its way is dropped."""
+        if not self._closed_read:
+            self._closed_read = True
+            self._post(DROP)
+            self._close_channels()
+
+    # writing
+
+    def write(self, data: bytes) -> None:
+        """Write all of it; waits while too much is on its way."""
+        for start in range(0, len(data), CHUNK_BYTES):
+            self.write_some(data[start : start + CHUNK_BYTES])
+
+    def write_some(self, data: bytes) -> int:
+        """Write bytes, at most ``CHUNK_BYTES`` of them; at an interrupt all or nothing."""
+        self._await_room()
+        head, payload = self._packed(data)
+        self._via._send_frame(head, payload)
+        self._sent += len(data)  # after it, so that an interrupt costs no room for ever
+        return len(data)
+
+    def wait_writable(self) -> None:
+        """Wait until something can be written."""
+        self._await_room()
+
+    def hand_in(self, frame: list[Any]) -> None:
+        """Hand the next piece of a frame in and note it; after an interrupt not once more."""
+        data, _, written = frame
+        start = sum(written)
+        if self._handing is None or self._handing[0] is not frame or self._handing[1] != start:
+            self._await_room()
+            piece = data if len(data) <= CHUNK_BYTES else data[start : start + CHUNK_BYTES]
+            inner = self._via._writer.frame(*self._packed(piece))
+            self._handing = frame, start, inner, len(piece), self._sent + len(piece)
+        _, _, inner, size, sent = self._handing
+        if self._via._get_ident() == self._via._receiver_ident:
+            self._via._writer.post_frame(inner)
+        else:
+            self._via._writer.deliver(inner)
+        self._sent = sent
+        written[:] = (start + size,)
+
+    def _packed(self, data: bytes) -> tuple[bytes, bytes]:
+        """Return a frame that carries bytes, in one copy; its last byte is a STOP."""
+        size = len(data)
+        head = _pack_bytes_head(Message.CHANNEL_DATA, self._data.id, size + 6, opcode.BYTES, size)
+        return head, data + opcode.STOP
+
+    def _await_room(self) -> None:
+        """Wait while too much is on its way; OSError at the end of the far process."""
+        # What an interrupt kept from being counted is known to have been taken in the end.
+        self._sent = max(self._sent, self._taken)
+        while self._sent - self._taken >= WINDOW_BYTES and not self._ended.is_set():
+            credit = self._credit = _Flag(self.execmodel)
+            if self._sent - self._taken >= WINDOW_BYTES and not self._ended.is_set():
+                credit.wait()
+        if self._ended.is_set():
+            raise OSError(self._reason or "the far process has ended")
+
+    def may_not_wait(self) -> bool:
+        """Whether this is the receiver thread of a gateway on the way there.
+
+        A callback may send in it, and it is the one that would learn that there is room.
+        """
+        via = self._via
+        while via is not None:
+            if via._get_ident() == via._receiver_ident:
+                return True
+            via = getattr(via._io, "_via", None)
+        return False
+
+    def can_write_now(self) -> bool:
+        """Whether a few KiB can be written without waiting."""
+        if self._ended.is_set():
+            return True
+        now: bool = self._sent - self._taken < WINDOW_BYTES and self._via._io.can_write_now()
+        return now
+
+    def close_write(self) -> None:
+        """Let the far side read the end, behind what was written."""
+        if not self._closed_write:
+            self._closed_write = True
+            self._post(CLOSE)
+
+    def _post(self, item: int | tuple[int | None]) -> None:
+        """Have an item sent soon; never waits, and never fails."""
+        if not self._data.isclosed():
+            self._via._post(Message.CHANNEL_DATA, self._data.id, dumps_internal(item))
+
+    # the end
+
+    def wait(self) -> int | None:
+        """Wait until the far process has ended; return its exit status, None if not known.
+
+        Once it was killed this takes a moment at most: the way there may be choked.
+        """
+        self._over.wait()
+        if not self._ended.is_set():
+            limit_s = SILENT_S if self._silent else ANSWER_S
+            if not self._ended.wait(max(0.0, self._kill_time + limit_s - monotonic())):
+                self._via._io._silent = True
+                self._via._io.worker_pid = None  # so that a kill takes what is behind it along
+                self._lose(f"{self._via.id}, which it goes via, does not answer")
+        return self._known_status()
+
+    def poll_until(self, deadline: float) -> int | None:
+        """Wait for the far process's end until ``time.monotonic()`` reaches the deadline.
+
+        Returns its exit status, negative for a signal; None if it runs on or is not known.
+        """
+        self._ended.wait(max(0.0, deadline - monotonic()))
+        return self._known_status()
+
+    def _known_status(self) -> int | None:
+        asked = self._closed_write or self._closed_read
+        if self._status is None and asked and self._ended.is_set():
+            return 0  # ended as asked, or long ago, in a way that is not known
+        return self._status
+
+    def stderr_tail(self) -> str:
+        """Return the last that came over stderr; "" also where it is not captured."""
+        return self._stderr
+
+    def end(self) -> None:
+        """End the command over there, whose worker has ended."""
+        if not self._ended.wait(END_S):
+            self.kill()
+
+    def kill(self) -> None:
+        """Have the far process killed; never waits."""
+        if not self._over.is_set():
+            self._kill_time = monotonic()
+            self._post((self.worker_pid,))
+            self._over.set()
+
+
+def create_io(
+    spec: XSpec, execmodel: ExecModel, find_gateway: Callable[[str], Any] | None
+) -> ViaIO:
+    """Have the worker of the gateway ``spec.via`` start what the spec says; return the stream.
+
+    find_gateway: returns the gateway that has an id, else raises KeyError.  Raises ValueError
+    if there is none, ``BootstrapError`` if it can't take anything any more.
+    """
+    via = _find(str(spec.via), find_gateway)
+    try:
+        request, args = _request_of(spec, via)
+        return ViaIO(via, request, args, _remoteaddress(spec, via), execmodel)
+    except (OSError, EOFError) as exc:
+        raise BootstrapError(f"can't start anything via {via.id}: {exc}") from exc
+
+
+def _find(id: str, find_gateway: Callable[[str], Any] | None) -> Any:
+    try:
+        if find_gateway is None:
+            raise KeyError(id)
+        return find_gateway(id)
+    except KeyError as exc:
+        group = getattr(find_gateway, "__self__", ())
+        known = exc.args[1] if len(exc.args) > 1 else [gateway.id for gateway in group]
+        ids = ", ".join(known) or "none"
+        raise ValueError(f"via={id}: there is no such gateway, there are: {ids}") from None
+
+
+def _request_of(spec: XSpec, via: Any) -> tuple[dict[str, Any], list[str]]:
+    """Return what the far half is asked for, and the same in words."""
+    request: dict[str, Any] = {"args": None, "address": None, "stderr": False, "timeout": None}
+    request["leads_group"] = bool(spec.popen and spec.kill == "group")
+    if spec.socket:
+        if spec.socket is True:
+            raise ValueError(f"spec {str(spec)!r}: socket= needs host:port or unix:path")
+        from ..script.socketserver import parse_address
+
+        request["address"] = parse_address(spec.socket)
+        timeout = CONNECT_TIMEOUT_S
+        if spec.connect_timeout is not None:
+            timeout = float(spec.connect_timeout)
+        request["timeout"] = timeout or None
+        return request, [f"socket={spec.socket}"]
+    args = command(spec, via._rinfo().executable)
+    request["args"], request["stderr"] = list(args), args.captures_stderr
+    return request, list(args)
+
+
+def _remoteaddress(spec: XSpec, via: Any) -> str | None:
+    if spec.socket:
+        return str(spec.socket)
+    address: str | None = address_of(spec) or via.remoteaddress
+    return address
