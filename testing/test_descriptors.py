@@ -116,7 +116,7 @@ class TestTooFew:
             f"""
 import os, resource, signal, time
 import execnet
-from execnet import _forkserver
+from execnet._forkserver import templates
 
 def used():
     return sorted(map(int, os.listdir("/proc/self/fd")))[:-1]
@@ -143,7 +143,7 @@ for free in range(40):
         gateway.remote_exec("channel.send(1)").receive(10)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     execnet.default_group.terminate(5)
-    getattr(_forkserver, "shutdown")()
+    templates.shutdown()
     deadline = time.monotonic() + 10
     while (used() != before or children()) and time.monotonic() < deadline:
         time.sleep(0.001)

@@ -111,14 +111,14 @@ class TestCapture:
 def test_a_forked_process_has_one_of_its_own() -> None:
     code = """
 import os, sys, warnings
-from execnet import _stderr
+from execnet._ends import stderr
 warnings.simplefilter("ignore", DeprecationWarning)
 first, write = os.pipe()
-kept = _stderr.capture(first)
+kept = stderr.capture(first)
 pid = os.fork()
 if pid == 0:
     read, other = os.pipe()
-    capture = _stderr.capture(read)
+    capture = stderr.capture(read)
     os.close(other)
     os._exit(0 if capture.done.wait(5) else 1)
 print(os.waitpid(pid, 0)[1])
@@ -147,11 +147,11 @@ warnings.simplefilter("ignore")
 if {patched}:
     patch()
 import os
-from execnet import _stderr
+from execnet._ends import stderr
 from execnet.gateway_base import get_execmodel
 sleep = get_execmodel({model!r}).sleep
 read, write = os.pipe()
-capture = _stderr.capture(read)
+capture = stderr.capture(read)
 os.write(write, b"words\\n")
 while not capture.tail:
     sleep(0.01)
