@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 PROOFS = {
-    "faults": ("10,000 seeded faults; no call hangs, nothing is left", "testing/faults.py"),
+    "faults": ("10,000 seeded faults; no call hangs, nothing is left", "testing/kit/faults.py"),
     "interrupts": (
         "20,000 seeded interrupts; nothing is lost, doubled or stuck",
         "benchmarks/proofs/interrupts.py",

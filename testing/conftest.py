@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import os
-import platform
 import sys
-import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 
 import lazily  # noqa: F401 before execnet, which the next ones import
 import pytest
 from hypothesis import settings
 from interpreters import found
-from tools import Resources, missing
+from models import EXECMODELS, GREENLET_MODELS, need_model, start_hub
+from tools import FAILED, MakeGateway, Resources
 
 from execnet import Gateway, Group, XSpec
 from execnet.gateway_base import ExecModel, get_execmodel
 
-MakeGateway = Callable[..., Gateway]
-
-GREENLET_MODELS = ("gevent", "eventlet")
-EXECMODELS = ("thread", "main_thread_only", *GREENLET_MODELS)
-FAILED = pytest.StashKey[bool]()
 SWITCH_INTERVAL = "EXECNET_TEST_SWITCH_INTERVAL"  # seconds between our threads' turns: 1e-6
 
 # A slow machine is no defect, and what fails must fail everywhere and each time.
@@ -65,40 +57,11 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
         before.assert_nothing_new()
 
 
-@functools.cache
-def start_hub(model: str) -> None:
-    """Have a greenlet library open the descriptors that it keeps for the rest of its life."""
-    if importable(model):
-        execmodel = get_execmodel(model)
-        execmodel.sleep(0.001)
-        execmodel.subprocess.Popen(["true"]).wait()
-
-
-@functools.cache
-def importable(module: str) -> bool:
-    """Whether a library is there; a broken one counts as missing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            return False
-    return True
-
-
 @pytest.fixture(params=EXECMODELS)
 def execmodel(request: pytest.FixtureRequest) -> ExecModel:
     """Each of the four execution models in turn."""
     need_model(request.param)
     return get_execmodel(request.param)
-
-
-def need_model(model: str) -> None:
-    """Report an execution model whose library is missing."""
-    if model in GREENLET_MODELS and not importable(model):
-        if platform.python_implementation() != "CPython":
-            pytest.skip(f"{model} is tested on CPython")
-        missing(f"{model} can't be imported")
 
 
 @pytest.fixture
@@ -117,3 +80,12 @@ def makegateway(group: Group) -> MakeGateway:
         return group.makegateway(spec)
 
     return makegateway
+
+
+@pytest.fixture
+def fast_switches() -> Iterator[None]:
+    """Have threads change as often as they can, so that races show."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)

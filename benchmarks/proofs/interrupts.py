@@ -1,7 +1,7 @@
 """Seeded interrupts at random moments, in programs of their own: nothing is lost or stuck.
 
-Runs ``testing/interrupted_program.py`` in all its ways and prints how many interrupts each took;
-the exit status is 1 if one of them failed or did not end.
+Runs ``testing/kit/interrupted_program.py`` in all its ways and prints how many interrupts each
+took; the exit status is 1 if one of them failed or did not end.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROGRAM = Path(__file__).resolve().parents[2] / "testing" / "interrupted_program.py"
+PROGRAM = Path(__file__).resolve().parents[2] / "testing" / "kit" / "interrupted_program.py"
 # What it does (after "@" through what), and its share of the interrupts.
 WAYS = {
     "size=0": 8, "ints": 8, "stream": 8, "timeout": 8, "others": 4, "size=3000": 8,

@@ -1,0 +1,163 @@
+"""Socket servers that tests start: copies of the script, where no execnet is to be had."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tools import BOUND_S, clean_environment, wait_until
+
+from execnet import Gateway
+from execnet.script import socketserver
+
+SCRIPTS = Path(socketserver.__file__).parent
+
+
+def is_gone(pid: int) -> bool:
+    """Whether there is no process with that number, not even a zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def ask(gateway: Gateway, code: str, *items: Any) -> Any:
+    """Execute code in a worker, send it items, return the one that it sends."""
+    channel = gateway.remote_exec(code)
+    for item in items:
+        channel.send(item)
+    return channel.receive(BOUND_S)
+
+
+def connect(address: str) -> socket.socket:
+    """Return a plain connection to a server."""
+    place = socketserver.parse_address(address)
+    if isinstance(place, tuple):
+        return socket.create_connection(place, BOUND_S)
+    conn = socket.socket(socket.AF_UNIX)
+    conn.settimeout(BOUND_S)
+    conn.connect(place)
+    return conn
+
+
+def read_to_end(conn: socket.socket) -> bytes:
+    """Return what still comes; a reset, for something that was not read there, is an end, too."""
+    data = b""
+    try:
+        while more := conn.recv(65536):
+            data += more
+    except ConnectionResetError:
+        pass
+    return data
+
+
+def has_ipv6() -> bool:
+    """Whether this machine has an IPv6 loopback interface."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+class Server:
+    """A running server; ``address`` is where it says that it listens."""
+
+    def __init__(self, popen: subprocess.Popen[str]) -> None:
+        self.popen = popen
+        assert popen.stdout is not None
+        words = popen.stdout.readline().split()
+        assert words[:2] == ["listening", "on"], (words, popen.wait(BOUND_S))
+        self.address = words[2]
+
+    def processes(self) -> list[int]:
+        """Return the processes that it has started and that have not ended."""
+        found: list[int] = []
+        for children in Path(f"/proc/{self.popen.pid}/task").glob("*/children"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # the thread has gone meanwhile
+                found += map(int, children.read_text().split())
+        return found
+
+    def stop(self, signum: int = signal.SIGTERM) -> int:
+        """Send a signal; return the exit status, after which its processes are gone."""
+        processes = self.processes()
+        self.popen.send_signal(signum)
+        status = self.popen.wait(BOUND_S)
+        if signum != signal.SIGKILL:
+            assert [pid for pid in processes if not is_gone(pid)] == []
+        return status
+
+
+class Servers:
+    """Starts servers with a copy of the script in a folder; ends them on the way out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._started: list[subprocess.Popen[str]] = []
+
+    def __enter__(self) -> Servers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for popen in self._started:
+            popen.terminate()
+        for popen in self._started:
+            popen.wait(BOUND_S)
+            assert popen.stdout is not None
+            popen.stdout.close()
+
+    def popen(self, script: str, *args: str, python: str = sys.executable) -> subprocess.Popen[str]:
+        """Start a copy of a script, whose stdout is a pipe."""
+        for path in SCRIPTS.glob("*.py"):
+            shutil.copy(path, self.folder / path.name)
+        environment = clean_environment()
+        del environment["PYTHONPATH"]
+        popen = subprocess.Popen(
+            [python, str(self.folder / script), *args],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=self.folder,
+            env=environment,
+        )
+        self._started.append(popen)
+        return popen
+
+    def start(self, address: str = ":0", python: str = sys.executable) -> Server:
+        """Start a server and wait until it listens."""
+        return Server(self.popen("socketserver.py", address, python=python))
+
+
+def wait_gone(*pids: int, timeout_s: float = BOUND_S) -> None:
+    """Wait until there are no processes with these numbers."""
+    wait_until(lambda: all(map(is_gone, pids)), timeout_s)
+
+
+class InProcess:
+    """A server in a thread of the tests' own process, whose module can be changed."""
+
+    def __init__(self) -> None:
+        self.server = socketserver.Server(socketserver.listen(("127.0.0.1", 0)))
+        self.address = socketserver.format_address(self.server.address)
+        self._thread = threading.Thread(target=self.server.run)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self.server.stop()
+        self._thread.join(BOUND_S)
+        assert not self._thread.is_alive()

@@ -1,0 +1,113 @@
+"""What ``doc/`` says of specs: each key, each example, each command that is shown.
+
+Commands are in blocks with the caption "What is run for SPEC".  Examples of other kinds are run
+by ``test_documentation.py``.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+
+import pytest
+from pages import PAGES, Block, read
+from tools import ROOT
+
+from execnet import XSpec, gateway_bootstrap
+from execnet._transports import table
+from execnet.gateway_bootstrap import check_spec
+
+CAPTION = "What is run for "
+ROW = re.compile(r"^   \* - (.*)\n((?:(?:     .*)?\n)*)", re.M)
+KEY = re.compile(r"``([\w:]+)``$")
+
+
+def commands() -> dict[str, Block]:
+    """Return the blocks that show a command, by where they are."""
+    return {
+        f"{page.name}:{block.line}": block
+        for page in PAGES
+        for block in read(page)
+        if block.caption.startswith(CAPTION)
+    }
+
+
+def spec_of(block: Block) -> XSpec:
+    return XSpec(block.caption.removeprefix(CAPTION))
+
+
+def rows() -> dict[str, list[str]]:
+    """Return the cells behind each key of the table of ``specs.rst``."""
+    page = (ROOT / "doc" / "specs.rst").read_text("utf-8")
+    found = {}
+    for first, others in ROW.findall(page):
+        if key := KEY.match(first):
+            assert key[1] not in found, f"two rows for {key[1]}"
+            found[key[1]] = [
+                " ".join(cell.split()) for cell in re.split(r"(?m)^     -", others)[1:]
+            ]
+    return found
+
+
+def specs_in_text() -> Iterator[str]:
+    """Yield what pages show in running text as a spec with a value."""
+    types = "|".join([*table.TRANSPORTS, "socket"])
+    for page in PAGES:
+        for text in re.findall(rf"``((?:{types})=[^`]+)``", page.read_text("utf-8")):
+            if "=HOST" not in text and "=NAME" not in text and "..." not in text:
+                yield text
+
+
+class TestCommands:
+    @pytest.mark.parametrize("place", commands())
+    def test_one_that_is_shown_is_what_is_run(self, place: str) -> None:
+        block = commands()[place]
+        check_spec(spec_of(block))
+        shown = shlex.split(re.sub(r" \\\n *", " ", block.text))
+        assert shown == table.command(spec_of(block), "python3")
+
+    def test_there_is_one_for_each_type_that_runs_one(self) -> None:
+        shown = {table.transport_of(spec_of(block)).key for block in commands().values()}
+        assert shown == {*table.TRANSPORTS}
+
+
+class TestKeys:
+    def test_each_one_that_a_spec_may_have_has_a_row(self) -> None:
+        known = {
+            *table.TRANSPORTS,
+            "socket",
+            "installvia",
+            "env:NAME",
+            "dont_write_bytecode",
+        }
+        known |= {"forkserver", "preload", *gateway_bootstrap._NEED_A_VALUE}
+        known |= {key for key, _ in gateway_bootstrap._VALUES}
+        known |= {key for row in table.TRANSPORTS.values() for key in row.options}
+        assert known - {*rows()} == set()
+
+    @pytest.mark.parametrize("key", rows())
+    def test_the_example_of_a_row_has_the_key_and_is_valid(self, key: str) -> None:
+        cells = rows()[key]
+        assert len(cells) == 4
+        example = re.fullmatch(r"``(.+)``", cells[-1])
+        assert example
+        spec = XSpec(example[1])
+        check_spec(spec)
+        assert spec.env if key == "env:NAME" else getattr(spec, key) is not None
+
+    def test_the_types_are_the_rows_that_say_so(self) -> None:
+        types = {key for key, cells in rows().items() if cells[0] == "is a type"}
+        assert types == {*table.TRANSPORTS, "socket"}
+
+    def test_the_options_of_a_type_name_it(self) -> None:
+        table = rows()
+        for row in table.TRANSPORTS.values():
+            for option in row.options:
+                assert row.key in table[option][0].split(", ")
+
+
+class TestRunningText:
+    @pytest.mark.parametrize("text", sorted(set(specs_in_text())))
+    def test_a_spec_that_is_mentioned_is_valid(self, text: str) -> None:
+        check_spec(XSpec(text))
