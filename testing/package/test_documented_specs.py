@@ -101,10 +101,10 @@ class TestKeys:
         assert types == {*table.TRANSPORTS, "socket"}
 
     def test_the_options_of_a_type_name_it(self) -> None:
-        table = rows()
+        cells = rows()
         for row in table.TRANSPORTS.values():
             for option in row.options:
-                assert row.key in table[option][0].split(", ")
+                assert row.key in cells[option][0].split(", ")
 
 
 class TestRunningText:
