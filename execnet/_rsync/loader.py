@@ -12,7 +12,7 @@ from .._ship import parts
 # In the order in which they import each other.
 TARGET_PARTS = ("wire", "rules", "places", "removal", "temps",
                 "requests", "sweeping", "linking", "target")  # fmt: skip
-SOURCE_PARTS = ("wire", "rules", "links", "tree", "blocks",
+SOURCE_PARTS = ("wire", "rules", "places", "links", "folders", "tree", "blocks",
                 "standin", "watcher", "pump", "server")  # fmt: skip
 
 # What a worker does first: take the modules, as parts of a package that is on no disk.  Those

@@ -293,10 +293,11 @@ class Run:
 
     def execute(self) -> None:
         """Serve all targets to their ends; errors of targets are in their results."""
+        walk = self._tree.walk()
         try:
             for service in self._services:
                 service.start()
-            for step in self._tree.walk():
+            for step in walk:
                 self.log.append(step)
                 for service in self._services:
                     service.inbox.put(WAKE)
@@ -310,6 +311,7 @@ class Run:
             self._abandon()
             raise
         finally:
+            walk.close()
             self._services = []  # they know the run; what they hold is not to wait for a collector
 
     def _abandon(self) -> None:

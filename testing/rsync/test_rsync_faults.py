@@ -309,8 +309,10 @@ def pump_until_silent(source: Path, messages: list[Any]) -> list[Any]:
         except StopIteration:
             raise Silent from None
 
+    walk = tree.walk()
     with pytest.raises(Silent):
-        Pump(tree, tree.walk().__next__, sent.append, receive, Watcher()).run()
+        Pump(tree, walk.__next__, sent.append, receive, Watcher()).run()
+    walk.close()
     return sent
 
 

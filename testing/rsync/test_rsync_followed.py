@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 import pytest
 from rsync_trees import make_tree, snapshot
 from rsync_units import OPTIONS, unit
-from tools import clean_environment
 
 from execnet._rsync.far import target
 from execnet._rsync.far.target import Target
@@ -118,45 +115,3 @@ def test_a_directory_is_opened_up_only_where_it_was_found(
     monkeypatch.undo()
     assert (stage.dest / "d").is_symlink()
     assert snapshot(stage.outside) == stage.before
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="reaches everything by paths")
-def test_attributes_are_changed_by_descriptors_and_nothing_is_opened_through_a_link(
-    tmp_path: Path,
-) -> None:
-    source = make_tree(tmp_path / "source", {"a": b"1", "d/b": b"2", "d/large": bytes(LARGE)})
-    for name in ("touched", "mode", "d/touched"):
-        make_tree(source, {name: bytes(LARGE if name[0] == "d" else 10)})
-        make_tree(tmp_path / "dest", {name: bytes(LARGE if name[0] == "d" else 10)})
-    os.utime(source / "mode", (5, 5))
-    os.utime(tmp_path / "dest/mode", (5, 5))
-    (source / "mode").chmod(0o600)
-    make_tree(tmp_path / "dest", {"old/x": b"", "d/old": b""})
-    (tmp_path / "dest/d").chmod(0o500)
-    done = subprocess.run(
-        [sys.executable, "-c", AUDITED], cwd=tmp_path, capture_output=True, text=True,
-        env=clean_environment(),
-    )  # fmt: skip
-    assert (done.stdout, done.stderr) == ("True []\n", "")
-
-
-AUDITED = """
-import os, sys
-import execnet, execnet._rsync.pull
-gateway = execnet.makegateway()
-execnet.RSync.pull(gateway, "source", "first")
-seen, is_on = [], []
-def hook(event, args):
-    if not is_on:
-        return
-    if event in ("os.chmod", "os.utime", "os.chown") and not isinstance(args[0], int):
-        seen.append((event, args[0]))
-    elif event == "open" and args[1] is None and not args[2] & os.O_NOFOLLOW:
-        if args[0] != os.fsencode(os.path.abspath("dest")):
-            seen.append((event, args[0]))
-sys.addaudithook(hook)
-is_on.append(1)
-result = execnet.RSync.pull(gateway, "source", "dest", delete=True)
-is_on.clear()
-print(result.ok, seen)
-"""

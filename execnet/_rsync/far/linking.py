@@ -12,7 +12,7 @@ import stat
 import sys
 from collections import deque
 
-from .places import HAS_NS, at
+from .places import HAS_NS, at, set_link_time
 from .sweeping import Sweeping
 from .wire import DIRECTORY, FILE, NOLINK, Violation
 
@@ -44,7 +44,7 @@ class Linking(Sweeping):
         if found is not None and is_link and os.readlink(path, **where) == text:
             self._unchanged += 1
             if HAS_NS and found.st_mtime_ns != mtime and not self._dry_run:
-                self._set_link_time(path, mtime, where)
+                self._set_link_time(directory, name, mtime)
             return
         if found is not None and not is_link and not self._may_replace(
             entry, found, self._on_symlink, there, text
@@ -60,14 +60,13 @@ class Linking(Sweeping):
             self._out.say(NOLINK, number)
             return
         directory.settled = False
-        path, where = at(self._places.handle(directory), temp)
-        self._set_link_time(path, mtime, where)
+        self._set_link_time(directory, temp, mtime)
         self._place(entry, temp)
 
-    def _set_link_time(self, path: bytes, mtime: int, where: Any) -> None:
+    def _set_link_time(self, directory: Any, name: bytes, mtime: int) -> None:
         if HAS_NS and self._keeps_times and os.utime in os.supports_follow_symlinks:
             try:
-                os.utime(path, ns=(mtime, mtime), follow_symlinks=False, **where)
+                set_link_time(self._places.handle(directory), name, mtime)
             except (OSError, NotImplementedError):
                 pass  # a link's time is for show
 

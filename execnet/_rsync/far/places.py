@@ -34,8 +34,8 @@ class Directory(object):
     """A directory of the target.  ``existing`` holds the names in it, None before a look."""
 
     __slots__ = (
-        "broken", "existing", "fresh", "listed", "mode", "mtime", "name", "number", "parent",
-        "settled",
+        "broken", "existing", "fresh", "identity", "listed", "mode", "mtime", "name", "number",
+        "parent", "settled",
     )  # fmt: skip
 
     def __init__(self, number: int, parent: Any, name: bytes, mode: Any, mtime: int) -> None:
@@ -45,6 +45,7 @@ class Directory(object):
         self.mode = mode  # None: not ours, its attributes stay
         self.mtime = mtime
         self.existing: Any = None
+        self.identity: Any = None  # what it was when it was entered first
         self.fresh = False  # made by this run
         self.listed = False  # all its entries were announced
         self.broken = False  # cannot be had; its entries are left out
@@ -102,6 +103,11 @@ class Places(object):
             handle = directory.name if parent is None else parent + SEP + directory.name
             if parent is not None and not stat.S_ISDIR(os.lstat(handle).st_mode):
                 raise OSError(errno.ENOTDIR, "no directory any more")
+        identity = identity_of(os.stat(handle))
+        if directory.identity not in (None, identity):
+            self._leave(handle)
+            raise OSError(errno.ENOENT, "was replaced meanwhile")
+        directory.identity = identity
         self._handles[directory] = handle
         if len(self._handles) > self._max:
             self._leave(self._handles.popitem(last=False)[1])
@@ -197,6 +203,20 @@ def set_time(path: Any, mtime: int, **where: Any) -> None:
         os.utime(path, ns=(mtime, mtime), **where)
     else:
         os.utime(path, (mtime / 1e9, mtime / 1e9))
+
+
+def set_link_time(handle: Any, name: bytes, mtime: int) -> None:
+    """Set the time of a link, never that of a file that has its name by now."""
+    path, where = at(handle, name)
+    if not (HAS_FDS and hasattr(os, "O_PATH")):
+        os.utime(path, ns=(mtime, mtime), follow_symlinks=False, **where)
+        return
+    fd = os.open(path, os.O_PATH | O_FILE, **where)
+    try:
+        if stat.S_ISLNK(os.fstat(fd).st_mode):
+            os.utime(b"/proc/self/fd/%d" % fd, ns=(mtime, mtime))
+    finally:
+        os.close(fd)
 
 
 def same_time(found: Any, mtime: int) -> bool:

@@ -51,6 +51,7 @@ class Pump(object):
 
     def __init__(self, tree: Tree, supply: Any, send: Any, receive: Any, watcher: Watcher) -> None:
         self._tree = tree
+        self._folders = tree.folders()
         self._supply = supply
         self._send = send
         self._receive = receive
@@ -91,9 +92,14 @@ class Pump(object):
         Raises what ``send`` and ``receive`` raise, ``TargetFailed``, ``SourceGone`` and
         ``Violation``.
         """
-        while not self._ended:
-            if not self._announce() and not self._answer():
-                self._take()
+        try:
+            while not self._ended:
+                if not self._announce() and not self._answer():
+                    self._take()
+        finally:
+            self._folders.close()
+            if self._standins is not None:
+                self._standins.close()
 
     def take_rest(self) -> None:
         """Take what the target said before it went; raises what it ends with."""
@@ -139,9 +145,7 @@ class Pump(object):
     def _begin_standin(self, number: int) -> bool:
         if self._standins is None:
             watcher = self._watcher
-            self._standins = StandIns(
-                self._tree.root, watcher.accept, watcher.skipped, self._tree.rules
-            )
+            self._standins = StandIns(self._tree, watcher.accept, watcher.skipped)
         self._announcing = self._standins.announce(number, self._path_of(number))
         try:
             return self._announce_standin()
@@ -298,7 +302,7 @@ class Pump(object):
                 break
             self._requests.popleft()
             try:
-                found = entries.read_small(number)
+                found = entries.read_small(number, self._folders)
             except (OSError, Unstable) as exc:
                 entries.check_source(exc)
                 self._send_batch(batch)
@@ -333,7 +337,7 @@ class Pump(object):
     def _send_large(self, number: int, comparison: Any) -> None:
         """Answer with a large file, in pieces: all of it, or where it differs from the old."""
         try:
-            fd = self._entries_of(number).open(number)
+            fd = self._entries_of(number).open(number, self._folders)
         except (OSError, Unstable) as exc:
             self._entries_of(number).check_source(exc)
             self._fail(number, wire.reason_of(exc))

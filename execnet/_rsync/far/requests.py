@@ -214,14 +214,16 @@ class Requests(object):
         try:
             fd = os.open(path, O_OLD, **where)
             try:
-                identity = identity_of(os.fstat(fd))
-                content = os.read(fd, SMALL_MAX + 1)
+                found = os.fstat(fd)
+                content = os.read(fd, SMALL_MAX + 1) if stat.S_ISREG(found.st_mode) else None
             finally:
                 os.close(fd)
         except OSError:  # unreadable; what comes replaces it
+            content = None
+        if content is None:
             self._ask(WANT, entry)
             return
-        self._compared[entry[1]] = identity
+        self._compared[entry[1]] = identity_of(found)
         self._ask(CHECK, entry, self._digest(content))
 
     def _ask_for_blocks(self, entry: Any, path: bytes, where: Any) -> None:
@@ -234,7 +236,7 @@ class Requests(object):
         try:
             found = os.fstat(old)
             largest = max(found.st_size, entry[4])
-            if largest > BLOCKS_MAX * block_bytes(largest):
+            if largest > BLOCKS_MAX * block_bytes(largest) or not stat.S_ISREG(found.st_mode):
                 self._ask(WANT, entry)
                 return
             fd, temp = self._temps.create(entry[0], self._mode_while_coming(entry))

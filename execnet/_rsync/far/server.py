@@ -53,3 +53,5 @@ def main(channel: Any) -> None:
                 channel.receive()
     except (TargetFailed, EOFError):
         pass  # the target knows why it ended
+    finally:
+        walk.close()

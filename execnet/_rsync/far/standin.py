@@ -7,6 +7,7 @@ both accept.  Start reading at ``StandIns.announce``.
 from __future__ import annotations
 
 import bisect
+import errno
 import os
 import stat
 
@@ -18,6 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
+
+    from .tree import Tree
 
 FIRST_STANDIN = 1 << 40  # ids from here on belong to one target only
 DEPTH_MAX = 8  # links within what links point to
@@ -32,13 +35,18 @@ class Refused(Exception):
 class StandIns(object):
     """Copies of what links point to; belongs to one pump, and so to one thread."""
 
-    def __init__(self, root: bytes, accept: Any, remark: Any, rules: Any) -> None:
-        self.entries = Entries(root, FIRST_STANDIN, accept, remark, rules)
+    def __init__(self, tree: Tree, accept: Any, remark: Any) -> None:
+        rules, root = tree.rules, tree.root
+        self.entries = Entries(root, FIRST_STANDIN, accept, remark, rules, tree.identity)
+        self._folders = self.entries.folders()
         self._rules = rules
         self._root = os.path.realpath(root)
         self._accept = accept
         self._firsts: Any = []  # ids at which copies of directories begin
         self._chains: Any = []  # for each, the directories that links led here from
+
+    def close(self) -> None:
+        self._folders.close()
 
     def announce(self, number: int, path: bytes) -> Iterator[Any]:
         """Yield (cost, message) that announce a copy in place of the link at ``path``.
@@ -47,7 +55,7 @@ class StandIns(object):
         """
         target = self._resolve(path)
         try:
-            found = os.stat(self.entries.full_path(target))
+            found = self._look(target)
         except OSError as exc:
             raise Refused(WHY + reason_of(exc).decode("utf-8", "replace"))
         if stat.S_ISDIR(found.st_mode):
@@ -59,12 +67,17 @@ class StandIns(object):
         elif stat.S_ISREG(found.st_mode):
             new, mode, mtime = self.entries.add(target, FILE, found, found.st_size)
             yield 0, (INSTEAD, number, FILE, new, mode, found.st_size, mtime)
+        elif stat.S_ISLNK(found.st_mode):  # to itself, or it has only now become one
+            raise Refused(WHY + os.strerror(errno.ELOOP))
         else:
             raise Refused(WHY + "it points to a special file")
 
+    def _look(self, path: bytes) -> Any:
+        return self._folders.look(path) if path else os.stat(self.entries.root)
+
     def _resolve(self, path: bytes) -> bytes:
         """Return what a link points to as a path below the root."""
-        target = os.path.realpath(self.entries.full_path(path))
+        target = os.path.realpath(self._root + SEP + path)
         if target != self._root and not target.startswith(self._root.rstrip(SEP) + SEP):
             raise Refused(WHY + "it leads out of the tree")
         inner = target[len(self._root.rstrip(SEP)) + 1 :]
@@ -79,7 +92,10 @@ class StandIns(object):
             return True
         if self._rules is None:
             return False
-        is_directory = os.path.isdir(self.entries.full_path(path))
+        try:
+            is_directory = stat.S_ISDIR(self._look(path).st_mode)
+        except OSError:
+            is_directory = False
         return bool(self._rules.leaves_out(path, is_directory))
 
     def _enter(self, number: int, path: bytes, target: bytes) -> None:
@@ -99,7 +115,7 @@ class StandIns(object):
         stack = [number]
         while stack:
             inner: Any = []
-            for cost, unit in self.entries.units_of(stack.pop(), inner):
+            for cost, unit in self.entries.units_of(stack.pop(), inner, self._folders):
                 yield cost, (LIST, cost, [unit])
             stack.extend(reversed(inner))
 

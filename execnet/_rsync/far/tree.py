@@ -15,7 +15,9 @@ import threading
 from array import array
 from collections import deque
 
+from .folders import Folders
 from .links import SEP, Links
+from .places import at
 from .wire import (
     COMPLETE,
     DIRECTORY,
@@ -35,7 +37,7 @@ from .wire import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from typing import Any
 
 LIST_BYTES = 64 * 1024  # of announcements that go in one message
@@ -44,9 +46,6 @@ FILE_KINDS = frozenset([FILE, LEADER, HARDLINK])
 CACHE_BYTES = 16 * 1024 * 1024  # of small files that other targets may ask for soon
 
 HAS_NS = hasattr(os.stat_result, "st_mtime_ns")
-O_READ = os.O_RDONLY
-for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
-    O_READ |= getattr(os, flag, 0)
 GONE_ERRORS = (errno.ENOENT, errno.ENOTDIR, getattr(errno, "ESTALE", errno.ENOENT))
 KINDS = [
     (stat.S_ISFIFO, "a FIFO"),
@@ -81,18 +80,11 @@ def has_grown(before: Any, after: Any) -> bool:
     return bool(after.st_ino == before.st_ino and after.st_size > before.st_size)
 
 
-def children_of(path: bytes) -> Any:
-    """Return [(name, entry)] of a directory, the first one last, to be taken from the end."""
-    if not hasattr(os, "scandir"):
-        return [(name, None) for name in sorted(os.listdir(path), reverse=True)]
-    with os.scandir(path) as entries:
-        return sorted([(entry.name, entry) for entry in entries], reverse=True)
-
-
-def status_of(path: bytes, entry: Any) -> Any:
-    """Return what ``lstat`` says, or the OSError that it raises."""
+def status_of(handle: Any, name: bytes) -> Any:
+    """Return what ``lstat`` says of a name in a directory, or the OSError that it raises."""
+    path, where = at(handle, name)
     try:
-        return os.lstat(path) if entry is None else entry.stat(follow_symlinks=False)
+        return os.lstat(path, **where)
     except OSError as exc:
         return exc
 
@@ -149,17 +141,20 @@ class Entries(object):
     """What is known of announced entries, by id.  Ids count from ``first``.
 
     accept and rules tell which entries take part, None for all.  tells_left_out: announce the
-    names of those that ``accept`` refuses, too.
+    names of those that ``accept`` refuses, too.  identity: of the root, by which it is known
+    again, None for a file.
     """
 
-    def __init__(self, root: bytes, first: int, accept: Any, remark: Any, rules: Any) -> None:
+    def __init__(
+        self, root: bytes, first: int, accept: Any, remark: Any, rules: Any, identity: Any
+    ) -> None:  # fmt: skip
         self.root = root
         self.first = first
         self._accept = accept
         self._remark = remark
         self._rules = rules
         self.tells_left_out = False
-        self.identity: Any = None  # of the root, by which it is known again
+        self.identity = identity
         self._links = Links(root)
         self._paths: Any = []  # relative to the root, to read from
         self._kinds = bytearray()
@@ -214,32 +209,36 @@ class Entries(object):
     def is_link(self, number: int) -> bool:
         return self._kinds[number - self.first] in (SYMLINK, ROOTED)
 
-    def full_path(self, path: bytes) -> bytes:
-        return self.root + SEP + path if path else self.root
+    def folders(self) -> Folders:
+        """Return what one thread reaches these entries by; the caller closes it."""
+        return Folders(self.root, self.identity)
 
     # a directory
 
-    def units_of(self, number: int, inner: Any) -> Iterator[Any]:
-        """Yield (cost, unit) of a directory; add the ids of directories in it to ``inner``."""
+    def units_of(self, number: int, inner: Any, folders: Folders) -> Iterator[Any]:
+        """Yield (cost, unit) of a directory; add the ids of directories in it to ``inner``.
+
+        folders: is not used for anything else until that has ended.
+        """
         here = self.path_of(number)
-        last = COMPLETE
+        names, last = [], COMPLETE
         try:
-            children = children_of(self.full_path(here))
+            names = folders.names(here)
+            handle = folders.handle(here)
         except OSError as exc:
             self.check_source(exc)
             self._remark(here, reason_of(exc))
-            children, last = [], INCOMPLETE
+            last = INCOMPLETE
         unit = Unit(number, self.count())
-        while children:
-            name, entry = children.pop()  # there may be many, and their status is not small
+        for name in names:
             path = here + SEP + name if here else name
             if self._accept is not None and not self._accept(path):
                 if self.tells_left_out:
                     unit.leave_out(name)
             else:
-                found = status_of(self.full_path(path), entry)
+                found = status_of(handle, name)
                 if self._rules is None or not self._is_left_out(path, found):
-                    self._add_entry(unit, path, name, found, inner)
+                    self._add_entry(unit, path, name, found, inner, handle)
             if len(unit) == UNIT_ENTRIES:
                 yield unit.cost, unit.packed(MORE)
                 unit = Unit(number, self.count())
@@ -249,7 +248,9 @@ class Entries(object):
         is_directory = not isinstance(found, OSError) and stat.S_ISDIR(found.st_mode)
         return bool(self._rules.leaves_out(path, is_directory))
 
-    def _add_entry(self, unit: Unit, path: bytes, name: bytes, found: Any, inner: Any) -> None:
+    def _add_entry(
+        self, unit: Unit, path: bytes, name: bytes, found: Any, inner: Any, handle: Any
+    ) -> None:  # fmt: skip
         if isinstance(found, OSError):
             self.check_source(found)
             self._remark(path, reason_of(found))
@@ -264,7 +265,7 @@ class Entries(object):
             inner.append(self.count())
             self._add(unit, path, name, DIRECTORY, found, 0, None)
         elif stat.S_ISLNK(found.st_mode):
-            self._add_link(unit, path, name, found)
+            self._add_link(unit, path, name, found, handle)
         else:
             kinds = [what for test, what in KINDS if test(found.st_mode)] + ["a special file"]
             self._remark(path, ("is %s, left out" % kinds[0]).encode())
@@ -274,9 +275,10 @@ class Entries(object):
         """Add a file that has other names."""
         self._add(unit, path, name, FILE, found, found.st_size, None)
 
-    def _add_link(self, unit: Unit, path: bytes, name: bytes, found: Any) -> None:
+    def _add_link(self, unit: Unit, path: bytes, name: bytes, found: Any, handle: Any) -> None:
+        link, where = at(handle, name)
         try:
-            kind, text = self._links.convert(path, os.readlink(self.full_path(path)))
+            kind, text = self._links.convert(path, os.readlink(link, **where))
         except OSError as exc:
             self.check_source(exc)
             self._remark(path, reason_of(exc))
@@ -293,24 +295,22 @@ class Entries(object):
 
     # content
 
-    def open(self, number: int) -> int:
+    def open(self, number: int, folders: Folders) -> int:
         """Open an announced file; the caller closes it."""
-        path = self.path_of(number)
-        flags = O_READ if path else O_READ & ~getattr(os, "O_NOFOLLOW", 0)
         try:
-            return os.open(self.full_path(path), flags)
+            return folders.open(self.path_of(number))
         except OSError as exc:
             if exc.errno == errno.ELOOP:
                 raise Unstable("became a link since it was listed")
             raise
 
-    def read_small(self, number: int) -> Any:
+    def read_small(self, number: int, folders: Folders) -> Any:
         """Return (content, None or its new (mode, time), whether it grew meanwhile).
 
         Returns None if it is not small any more; raises OSError, or ``Unstable`` for a file that
         changes.
         """
-        fd = self.open(number)
+        fd = self.open(number, folders)
         try:
             data = os.read(fd, SMALL_MAX + 1)
             found = os.fstat(fd)
@@ -361,7 +361,7 @@ class Tree(Entries):
         remark: Callable[[bytes, bytes], object],
         rules: Any = None,
     ) -> None:
-        Entries.__init__(self, root, 0, accept, remark, rules)
+        Entries.__init__(self, root, 0, accept, remark, rules, None)
         self.rules = rules
         self._found = os.stat(root)
         if stat.S_ISDIR(self._found.st_mode):
@@ -380,8 +380,11 @@ class Tree(Entries):
         self._cache_bytes = 0
         self._cache_lock = threading.Lock()
 
-    def walk(self) -> Iterator[Any]:
-        """Yield (ids announced by then, cost, message); the last message is ``LIST_END``."""
+    def walk(self) -> Generator[Any, None, None]:
+        """Yield (ids announced by then, cost, message); the last message is ``LIST_END``.
+
+        It holds directories open: close it if it is not taken to the end.
+        """
         units: Any = []
         cost = 0
         limit = LIST_BYTES // 16  # the first goes soon, so that the target has work
@@ -401,12 +404,15 @@ class Tree(Entries):
             self._add(unit, b"", b"-", FILE, self._found, self._found.st_size, None)
             yield unit.cost, unit.packed(COMPLETE)
             return
-        stack = [0]
-        while stack:
-            inner: Any = []
-            for item in self.units_of(stack.pop(), inner):
-                yield item
-            stack.extend(reversed(inner))
+        stack, folders = [0], self.folders()
+        try:
+            while stack:
+                inner: Any = []
+                for item in self.units_of(stack.pop(), inner, folders):
+                    yield item
+                stack.extend(reversed(inner))
+        finally:
+            folders.close()
 
     def _add_linked(self, unit: Unit, path: bytes, name: bytes, found: Any) -> None:
         inode = found.st_dev, found.st_ino
@@ -416,11 +422,11 @@ class Tree(Entries):
         else:
             self._add(unit, path, name, HARDLINK, found, found.st_size, leader)
 
-    def read_small(self, number: int) -> Any:
+    def read_small(self, number: int, folders: Folders) -> Any:
         """The same; files that several targets will ask for are kept for a while."""
         found = self._cache.get(number)
         if found is None:
-            found = Entries.read_small(self, number)
+            found = Entries.read_small(self, number, folders)
             if found is not None and self.shared:
                 with self._cache_lock:
                     self._keep(number, found)

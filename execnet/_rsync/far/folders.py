@@ -1,0 +1,115 @@
+"""Directories of a source, and what is looked at in them; no link below the root is followed.
+
+This file is shipped for ``RSync.pull`` too: it keeps to what Python 2.7 and today's Python
+both accept.  Start at ``Folders``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+
+from .places import HAS_FDS, O_OLD, SEP, at, files_max, identity_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+HANDLES_MAX = 16  # directories that are kept open for one reader, where so many may be
+O_READ = O_OLD
+
+
+class Folders(object):
+    """How one thread reaches what is in a source: by open descriptors where those can be had.
+
+    A path is one below the root, b"" for the root itself.  A handle is a descriptor or a whole
+    path.  identity: of the root, None if it is a file.
+    """
+
+    def __init__(self, root: bytes, identity: Any) -> None:
+        self._root = root
+        self._identity = identity
+        self._root_handle: Any = None
+        self._handles: Any = OrderedDict()
+        self._max = max(1, min(HANDLES_MAX, files_max() // 16))
+
+    def handle(self, path: bytes) -> Any:
+        """Return the handle of a directory; OSError if it is none any more."""
+        handle = self._handles.get(path)
+        missing = []
+        while handle is None and path:
+            missing.append(path)
+            path = path.rpartition(SEP)[0]
+            handle = self._handles.get(path)
+        if handle is None:
+            handle = self._enter_root()
+        for path in reversed(missing):
+            handle = self._enter(path, handle)
+        return handle
+
+    def _enter_root(self) -> Any:
+        if self._root_handle is None:
+            handle: Any = self._root
+            if HAS_FDS:
+                handle = os.open(handle, (O_OLD | os.O_DIRECTORY) & ~os.O_NOFOLLOW)
+            if identity_of(os.stat(handle)) != self._identity:
+                self._leave(handle)
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            self._root_handle = handle
+        return self._root_handle
+
+    def _enter(self, path: bytes, parent: Any) -> Any:
+        name, where = at(parent, path.rpartition(SEP)[2])
+        if HAS_FDS:
+            handle: Any = os.open(name, O_OLD | os.O_DIRECTORY, **where)
+        else:
+            handle = name
+            if not stat.S_ISDIR(os.lstat(handle).st_mode):
+                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        self._handles[path] = handle
+        if len(self._handles) > self._max:
+            self._leave(self._handles.popitem(last=False)[1])
+        return handle
+
+    def _leave(self, handle: Any) -> None:
+        if HAS_FDS:
+            os.close(handle)
+
+    def close(self) -> None:
+        while self._handles:
+            self._leave(self._handles.popitem()[1])
+        if self._root_handle is not None:
+            handle, self._root_handle = self._root_handle, None
+            self._leave(handle)
+
+    def names(self, path: bytes) -> Any:
+        """Return the names in a directory, sorted; OSError if it is gone."""
+        handle = self.handle(path)
+        found = os.listdir(handle)
+        if not found:
+            self._check_there(path, handle)  # one that was removed is empty, and no error
+        if found and not isinstance(found[0], bytes):
+            found = [os.fsencode(name) for name in found]
+        return sorted(found)
+
+    def _check_there(self, path: bytes, handle: Any) -> None:
+        there = self.look(path) if path else os.stat(self._root)
+        known = os.fstat(handle) if HAS_FDS else os.lstat(handle)
+        if identity_of(there) != identity_of(known):
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    def look(self, path: bytes) -> Any:
+        """Return what ``lstat`` says of a path that is not the root's."""
+        outer, _, name = path.rpartition(SEP)
+        name, where = at(self.handle(outer), name)
+        return os.lstat(name, **where)
+
+    def open(self, path: bytes) -> int:
+        """Open a file for reading; the caller closes it.  A root that is a file may be a link."""
+        if not path:
+            return os.open(self._root, O_READ & ~getattr(os, "O_NOFOLLOW", 0))
+        outer, _, name = path.rpartition(SEP)
+        name, where = at(self.handle(outer), name)
+        return os.open(name, O_READ, **where)
