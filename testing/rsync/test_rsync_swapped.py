@@ -13,9 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import MakeGateway
 from rsync_trees import make_tree, send, snapshot
-from tools import clean_environment
+from tools import MakeGateway, clean_environment
 
 from execnet import Gateway, RSync
 from execnet._rsync.far.places import HAS_FDS
