@@ -11,7 +11,7 @@ from contextlib import suppress
 from . import gateway_bootstrap
 from ._clock import monotonic
 from ._transports.logins import SSH_FAILED, address_of, logins, pause_s, was_refused
-from ._transports.shared import is_shared, spec_of_connection
+from ._transports.shared import settings_of_connection
 from .gateway_base import HAVE_FAST_CODEC
 from .gateway_io import BootstrapError
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from ._specs import Settings
     from ._transports.logins import Address
     from ._transports.shared import Connections
     from .gateway import Gateway
     from .gateway_base import ExecModel
-    from .xspec import XSpec
 
 NEVER = float("inf")
 LOOK_S = 0.1  # how often to look whether another thread's login has made room
@@ -33,11 +33,11 @@ LOOK_S = 0.1  # how often to look whether another thread's login has made room
 class Start:
     """One worker on its way; ``gateway`` is None while it waits for its turn."""
 
-    def __init__(self, spec: XSpec) -> None:
-        self.spec = spec
-        self.id = str(spec.id)
-        self.address = address_of(spec)  # None: it takes no login, and needs no turn
-        self.shares = is_shared(spec)  # the login of others, and has none of its own
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.id = settings.id
+        self.address = address_of(settings.spec)  # None: it takes no login, and needs no turn
+        self.shares = settings.is_shared  # the login of others, and has none of its own
         self.connection: Gateway | None = None  # through which it has started
         self.is_connection = False  # for those that share it
         self.is_given_up = False
@@ -59,7 +59,7 @@ class Starts:
 
     def __init__(
         self,
-        specs: list[XSpec],
+        specs: list[Settings],
         execmodel: ExecModel,
         begin: Callable[..., Gateway],
         find: Callable[[str], Gateway],
@@ -71,9 +71,9 @@ class Starts:
         self._answers: Any = execmodel.inbox()  # gets something for each gateway that has one
         self._connecting: set[Address] = set()  # to which this call starts a connection now
         self._connected: set[Address] = set()  # to which it has begun one
-        self._by_id = {str(spec.id): Start(spec) for spec in specs}
+        self._by_id = {settings.id: Start(settings) for settings in specs}
         in_order = gateway_bootstrap.carriers_first(specs)
-        self._starts = [self._by_id[str(spec.id)] for spec in in_order]
+        self._starts = [self._by_id[settings.id] for settings in in_order]
 
     @property
     def deadlines(self) -> dict[str, float | None]:
@@ -162,24 +162,24 @@ class Starts:
         if address not in self._connecting and self._connections.begin(address, self):
             self._connecting.add(address)
             self._connected.add(address)
-            connection = Start(spec_of_connection(start.spec))
+            connection = Start(settings_of_connection(start.settings))
             connection.is_connection = True
             self._starts.append(connection)
         return False
 
     def _has_its_way(self, start: Start) -> bool:
         """Whether the gateways of this call that it goes via, if any, are ready."""
-        ids = start.spec.via, start.spec.installvia
+        ids = start.settings.spec.via, start.settings.spec.installvia
         return all(self._by_id[id].is_ready for id in ids if id in self._by_id)
 
     def _begin(self, start: Start) -> None:
         start.tries += 1
         if start.tries == 1:
-            start.deadline = gateway_bootstrap.deadline_of(start.spec)
+            start.deadline = start.settings.deadline()
         if start.connection is None:
-            start.gateway = self._begin_one(start.spec, self._find)
+            start.gateway = self._begin_one(start.settings, self._find)
         else:
-            start.gateway = self._begin_one(start.spec, self._find, start.connection, start)
+            start.gateway = self._begin_one(start.settings, self._find, start.connection, start)
         start.gateway._on_answer = self._on_answer
 
     def _find(self, id: str) -> Gateway:

@@ -18,6 +18,7 @@ from ._ends.last_words import LastWords, show
 from ._ship.source import _find_non_builtin_globals as _find_non_builtin_globals
 from ._ship.source import _source_of_function as _source_of_function
 from ._ship.source import compiled, source_to_send
+from ._specs import Settings
 from .gateway_base import (
     BaseGateway,
     Channel,
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
 
 
 NOISE_MAX = 64 * 1024  # bytes that may come before the worker's marker
-HEARTBEAT_S = 15.0  # between signs of life, where a network may be cut in between
 TERMINATE_S = 10.0  # how long a worker has at the end of a with statement
 EXIT_STATUS_S = 1.0  # how long a process may take to end behind its stream
 
@@ -71,18 +71,24 @@ class Gateway(BaseGateway):
 
     io: a stream to a worker that has been told to serve.  spec: what it was made from.
     marker: bytes that the worker sends before its first frame; what comes before is noise.
-    shipment: what is sent to a worker that can't import it.
-    Any thread may call any method.
+    shipment: what is sent to a worker that can't import it.  settings: the spec in values,
+    where it was read already.  Any thread may call any method.
     """
 
     _group: GroupLike | None = None
     _on_answer: Callable[[], object] = int  # called when ``_hello`` is set
 
     def __init__(
-        self, io: Any, spec: XSpec, marker: bytes = b"", shipment: Shipment | None = None
+        self,
+        io: Any,
+        spec: XSpec,
+        marker: bytes = b"",
+        shipment: Shipment | None = None,
+        settings: Settings | None = None,
     ) -> None:
         super().__init__(io, spec.id or "gw?", _startcount=1)
         self.spec = spec
+        self._settings = settings or Settings(spec)
         self._cache_rinfo: RInfo | None = None
         self._hello = _Flag(self.execmodel)  # set also when there will be none
         self._hello_info: dict[str, Any] = {}
@@ -277,14 +283,15 @@ class Gateway(BaseGateway):
 
     def _configure_peer(self) -> None:
         """Tell the worker what the spec says of the two ends together."""
-        if self.spec.window:
-            data = dumps_internal(int(self.spec.window))
+        settings = self._settings
+        if settings.window_bytes is not None:
+            data = dumps_internal(settings.window_bytes)
             self._post(Message.WINDOW, 0, data)
             Message(Message.WINDOW, 0, data).received(self)
-        interval_s, dead_after_s = heartbeat_of(self.spec)
-        if interval_s:
-            self._post(Message.PING, 0, dumps_internal((interval_s, dead_after_s)))
-            pulse = Pulse(self, interval_s, dead_after_s)
+        if settings.heartbeat_s:
+            times_s = settings.heartbeat_s, settings.dead_after_s
+            self._post(Message.PING, 0, dumps_internal(times_s))
+            pulse = Pulse(self, *times_s)
             # A thread must not touch what greenlets use, nor wait as they do.
             if not self.execmodel.has_main_thread or threads_are_patched():
                 self.execmodel.start(pulse.run, (), "execnet-pulse")
@@ -342,7 +349,7 @@ class Gateway(BaseGateway):
                 raise EOFError(f"no worker answered within {NOISE_MAX} bytes")
 
     def _on_stream_end(self) -> None:
-        if self.spec.kill == "group" and self._state != GatewayState.CLOSING:
+        if self._settings.kills_group and self._state != GatewayState.CLOSING:
             getattr(self._io, "kill_group", int)()  # else the worker does it in its own time
         if self._last_words.is_certain:
             getattr(self._io, "end", int)()
@@ -373,15 +380,6 @@ class Gateway(BaseGateway):
 
             heartbeat.look_again()
         self._io.wait()  # so that ``exit()`` alone leaves no zombie
-
-
-def heartbeat_of(spec: XSpec) -> tuple[float, float]:
-    """Return (interval, dead after) of a spec's heartbeat in seconds; interval 0: it has none."""
-    over_network = not spec.popen or spec.via
-    interval_s = float(HEARTBEAT_S if spec.heartbeat is None else spec.heartbeat)
-    if spec.heartbeat is None and not over_network:
-        interval_s = 0.0
-    return interval_s, float(4 * interval_s if spec.dead_after is None else spec.dead_after)
 
 
 def collect_stacks(gateways: list[Gateway], deadline: float | None) -> dict[str, str]:

@@ -19,6 +19,7 @@ from ._errors import BootstrapError as BootstrapError
 from ._errors import HostNotFound as HostNotFound
 from ._errors import command_text as command_text
 from ._errors import with_command
+from ._specs import Settings
 from ._transports import table as transports_table
 from ._transports.table import popen_bootstrapline as popen_bootstrapline
 from ._transports.table import shell_split_path as shell_split_path
@@ -97,23 +98,23 @@ def close_all(fds: list[int]) -> None:
         os.close(fd)
 
 
-def _needed(spec: XSpec) -> int:
+def _needed(settings: Settings) -> int:
     """Return how many descriptors the gateway of a spec takes here while it lives."""
-    if spec.via:
+    if settings.spec.via:
         return 0
-    if spec.socket:
+    if settings.transport is None:
         return 1
-    captures = sys.platform != "win32" and transports_table.transport_of(spec).captures_stderr
-    return 3 if captures or spec.forkserver else 2
+    captures = sys.platform != "win32" and settings.transport.captures_stderr
+    return 3 if captures or settings.spec.forkserver else 2
 
 
-def check_descriptors(specs: list[XSpec]) -> None:
+def check_descriptors(specs: list[Settings]) -> None:
     """Raise ``BootstrapError`` if there are not enough descriptors for the gateways of specs."""
     found = _descriptors()
     if found is None:
         return
     have, limit = found
-    needed = [_needed(spec) for spec in specs]
+    needed = [_needed(settings) for settings in specs]
     need = sum(needed) + SPARE_DESCRIPTORS + (RELAY_DESCRIPTORS if 3 in needed else 0)
     if have + need > limit:
         raise BootstrapError(
@@ -415,28 +416,33 @@ def _descendants(pid: int) -> list[int]:
 
 
 def create_io(
-    spec: XSpec, execmodel: ExecModel, find_gateway: Callable[[str], Any] | None = None
+    spec: XSpec,
+    execmodel: ExecModel,
+    find_gateway: Callable[[str], Any] | None = None,
+    settings: Settings | None = None,
 ) -> Any:
     """Start what a spec says; return the stream to it.
 
     find_gateway: returns the gateway of the group that has an id, for ``via=`` and
-    ``installvia=``; raises KeyError.  Raises ``BootstrapError`` for what can't be started.
+    ``installvia=``; raises KeyError.  settings: the spec in values, where it was read already.
+    Raises ``BootstrapError`` for what can't be started, ValueError for a spec that can't work.
     """
+    settings = settings or Settings(spec)
     try:
         if spec.via:
             from ._via import stream as via_stream
 
-            return via_stream.create_io(spec, execmodel, find_gateway)
-        if spec.socket:
+            return via_stream.create_io(settings, execmodel, find_gateway)
+        if settings.transport is None:
             from . import gateway_socket
 
-            return gateway_socket.create_io(spec, execmodel, find_gateway)
+            return gateway_socket.create_io(settings, execmodel, find_gateway)
         if spec.forkserver:
             from ._forkserver import stream as forkserver_stream
 
-            return forkserver_stream.create_io(spec, execmodel, _pipes, end_poll)
-        io = Popen2IOMaster(transports_table.command(spec), execmodel)
-        io.remoteaddress = transports_table.address_of(spec)
+            return forkserver_stream.create_io(settings, execmodel, _pipes, end_poll)
+        io = Popen2IOMaster(transports_table.command(spec, row=settings.transport), execmodel)
+        io.remoteaddress = transports_table.address_of(spec, settings.transport)
         return io
     except BootstrapError as exc:
         text = f"{spec.id} could not be started: {exc}"

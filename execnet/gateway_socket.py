@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from ._clock import monotonic
 from ._errors import BootstrapError, HostNotFound
+from ._specs import CONNECT_TIMEOUT_S
 from .gateway_base import DirectReads, ExecModel, RemoteError, _Flag, above_stdio, write_all
 from .script import socketserver
 from .script.socketserver import format_address, keep_alive, parse_address
@@ -20,10 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from ._specs import Settings
     from .script.socketserver import Address
-    from .xspec import XSpec
 
-CONNECT_TIMEOUT_S = 60.0
 LOOPBACK = "127.0.0.1"
 ANY_HOST = "0.0.0.0", "::"
 
@@ -151,33 +151,25 @@ class SocketIO:
 
 
 def create_io(
-    spec: XSpec, execmodel: ExecModel, find_gateway: Callable[[str], Any] | None = None
+    settings: Settings, execmodel: ExecModel, find_gateway: Callable[[str], Any] | None = None
 ) -> SocketIO:
     """Connect to the server that a spec names, or to one started through ``installvia=``.
 
     find_gateway: returns the gateway that has an id.  Raises ``HostNotFound`` when nobody
-    answers there, ValueError for a spec that can't be understood.
+    answers there, ValueError for a gateway that is not there.
     """
-    timeout = CONNECT_TIMEOUT_S if spec.connect_timeout is None else float(spec.connect_timeout)
-    if not spec.installvia:
-        return _connect(_address_of(spec), execmodel, timeout)
-    gateway = _find(spec.installvia, find_gateway)
-    hostport = None if spec.socket is True else _address_of(spec)
+    address, installvia = settings.address, settings.spec.installvia
+    timeout_s = settings.connect_timeout_s
+    if not installvia:
+        assert address is not None  # the spec was checked
+        return _connect(address, execmodel, timeout_s)
+    gateway = _find(installvia, find_gateway)
     secret = os.urandom(16).hex().encode()
     # One client, that knows the secret: nobody else gets in, whoever can connect.
-    guard = {"clients": 1, "secret": secret, "listen_s": timeout or CONNECT_TIMEOUT_S}
-    io = _connect(_install(gateway, hostport, guard, timeout), execmodel, timeout)
+    guard = {"clients": 1, "secret": secret, "listen_s": timeout_s or CONNECT_TIMEOUT_S}
+    io = _connect(_install(gateway, address, guard, timeout_s), execmodel, timeout_s)
     io.write(b"\0" + secret + b"\n")
     return io
-
-
-def _address_of(spec: XSpec) -> Address:
-    if spec.socket is True:
-        raise ValueError(f"spec {str(spec)!r}: socket= needs host:port, or installvia=")
-    try:
-        return parse_address(spec.socket)
-    except ValueError as exc:
-        raise ValueError(f"spec {str(spec)!r}: socket={spec.socket}: {exc}") from exc
 
 
 def start_via(gateway: Any, hostport: tuple[str, int] | None = None) -> tuple[str, int]:
@@ -192,7 +184,7 @@ def start_via(gateway: Any, hostport: tuple[str, int] | None = None) -> tuple[st
 
 
 def _install(
-    gateway: Any, hostport: Address | None, options: dict[str, Any], timeout: float
+    gateway: Any, hostport: Address | None, options: dict[str, Any], timeout_s: float | None
 ) -> tuple[str, int]:
     """Start a server with options of ``socketserver.Server``, which runs beside other code."""
     if isinstance(hostport, str):
@@ -203,8 +195,8 @@ def _install(
     try:
         channel = gateway.remote_exec(socketserver)
         channel.send((*hostport, options))
-        host, port = channel.receive(timeout or None)
-        channel.waitclose(timeout or None)
+        host, port = channel.receive(timeout_s)
+        channel.waitclose(timeout_s)
     except (RemoteError, EOFError, OSError) as exc:
         where = format_address(hostport)
         raise BootstrapError(f"{gateway.id} can't serve at {where}: {exc}") from exc
@@ -239,13 +231,13 @@ def _find(installvia: str, find_gateway: Callable[[str], Any] | None) -> Any:
     raise ValueError(f"installvia={installvia}: the group has no such gateway")
 
 
-def _connect(address: Address, execmodel: ExecModel, timeout: float) -> SocketIO:
+def _connect(address: Address, execmodel: ExecModel, timeout_s: float | None) -> SocketIO:
     """Return a stream to a server; ``HostNotFound`` when there is none within the timeout.
 
-    timeout: in seconds, 0 for none.
+    timeout_s: None for ever.
     """
     name = format_address(address)
-    deadline = monotonic() + timeout if timeout else None
+    deadline = None if timeout_s is None else monotonic() + timeout_s
     error: Exception = OSError("the name has no address")
     try:
         for place in _places(address, execmodel):
@@ -255,7 +247,9 @@ def _connect(address: Address, execmodel: ExecModel, timeout: float) -> SocketIO
                 error = exc
     except (OSError, UnicodeError) as exc:  # UnicodeError: no name of a host could be so
         error = exc
-    what = f"no answer within {timeout:g} s" if isinstance(error, TimeoutError) else str(error)
+    what = str(error)
+    if isinstance(error, TimeoutError) and timeout_s is not None:
+        what = f"no answer within {timeout_s:g} s"
     raise HostNotFound(
         f"can't connect to {name}: {what}. Does execnet/script/socketserver.py run there, "
         "and does it listen on more than its loopback interface?"

@@ -15,6 +15,7 @@ from ._ends import fork
 from ._ends.terminate import KILL_S, foreign_pair, longest_end_s, wait_ended, warn_killed
 from ._ends.terminate import safe_terminate as safe_terminate
 from ._multichannel import MultiChannel as MultiChannel
+from ._specs import Settings
 from ._starts import Starts
 from ._transports.shared import Connections
 from ._transports.shared import create_io as create_shared_io
@@ -191,7 +192,7 @@ class Group:
             starts.abandon(self._forget)
             raise
         finally:
-            self._ids_starting.difference_update(str(spec.id) for spec in prepared)
+            self._ids_starting.difference_update(settings.id for settings in prepared)
         return started
 
     def _find(self, id: str) -> Gateway:
@@ -203,37 +204,38 @@ class Group:
         if gateway in self._gateways:
             self._gateways.remove(gateway)
 
-    def _prepare(self, spec: XSpec | str | None) -> XSpec:
+    def _prepare(self, spec: XSpec | str | None) -> Settings:
         spec = spec or self.defaultspec
         if isinstance(spec, str):
             spec = XSpec(spec)
         if not isinstance(spec, XSpec):
             raise TypeError(f"a spec is a string or an XSpec, not {spec!r}")
-        gateway_bootstrap.check_spec(spec)
+        settings = Settings(spec)
         if spec.execmodel is None:
             spec.execmodel = self.remote_execmodel.backend
-        return spec
+        return settings
 
-    def _reserve(self, specs: list[XSpec]) -> None:
+    def _reserve(self, specs: list[Settings]) -> None:
         """Give ids to specs that have none; two starts at once never get the same."""
         with self._lock:
             before = set(self._ids_starting)
             try:
-                for spec in sorted(specs, key=lambda spec: spec.id is None):  # given ones first
-                    self.allocate_id(spec)
-                    self._ids_starting.add(str(spec.id))
+                given_first = sorted(specs, key=lambda settings: settings.spec.id is None)
+                for settings in given_first:
+                    self.allocate_id(settings.spec)
+                    self._ids_starting.add(settings.id)
             except ValueError:
                 self._ids_starting = before
                 raise
 
-    def _start(self, spec: XSpec, find: Callable[[str], Gateway], *through: Any) -> Gateway:
+    def _start(self, settings: Settings, find: Callable[[str], Gateway], *through: Any) -> Gateway:
         """Start one worker; ``through``: a shared connection, and what uses it."""
         if through:
-            io = create_shared_io(spec, self.execmodel, self._connections, *through)
+            io = create_shared_io(settings, self.execmodel, self._connections, *through)
         else:
-            io = gateway_io.create_io(spec, self.execmodel, find)
+            io = gateway_io.create_io(settings.spec, self.execmodel, find, settings)
         try:
-            return gateway_bootstrap.start(io, spec)
+            return gateway_bootstrap.start(io, settings)
         except BaseException:
             io.kill()
             io.wait()
@@ -261,7 +263,7 @@ class Group:
             return self._output
 
     def _forward_output(self, started: list[Gateway], deadlines: dict[str, float | None]) -> None:
-        workers = [gateway for gateway in started if gateway.spec.output == "forward"]
+        workers = [gateway for gateway in started if gateway._settings.output == "forward"]
         if workers:
             from ._output.near import forward_all
 
@@ -340,7 +342,7 @@ class Group:
         finally:  # also when Ctrl-C ends the waiting
             stuck += [gateway for gateway in own if not wait_ended(gateway, 0.0)]
             for gateway in own:
-                if gateway.spec.kill == "group" and gateway in stuck:
+                if gateway._settings.kills_group and gateway in stuck:
                     getattr(gateway._io, "kill_group", int)()
                 gateway._io.kill()
             for gateway in own:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .._specs import Settings
 from ..gateway import Gateway
 from ..gateway_base import ExecnetError
 from ..xspec import XSpec
@@ -84,9 +85,9 @@ class _TimedGroup(WatchedGroup):
         self.start_s: dict[str, float] = {}
         self._stopwatches: list[threading.Thread] = []
 
-    def _start(self, spec: XSpec, find: Callable[[str], Gateway], *through: Any) -> Gateway:
+    def _start(self, settings: Settings, find: Callable[[str], Gateway], *through: Any) -> Gateway:
         begin = time.perf_counter()
-        gateway = super()._start(spec, find, *through)
+        gateway = super()._start(settings, find, *through)
         stopwatch = threading.Thread(target=self._note_hello, args=(gateway, begin), daemon=True)
         stopwatch.start()
         self._stopwatches.append(stopwatch)

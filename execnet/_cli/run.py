@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+from .._specs import Settings
 from ..gateway import Gateway
 from ..gateway_base import ExecnetError
 from ..gateway_io import BootstrapError
@@ -147,14 +148,14 @@ class WatchedGroup(Group):
         self._stopping = False
         super().__init__()
 
-    def _start(self, spec: XSpec, find: Callable[[str], Gateway], *through: Any) -> Gateway:
+    def _start(self, settings: Settings, find: Callable[[str], Gateway], *through: Any) -> Gateway:
         with self._gate:
             if self._stopping:
-                raise BootstrapError(f"{spec.id} was not started, the command is ending")
+                raise BootstrapError(f"{settings.id} was not started, the command is ending")
             try:
-                gateway = super()._start(spec, find, *through)
+                gateway = super()._start(settings, find, *through)
             except ValueError as exc:
-                raise ValueError(f"spec {str(spec)!r}: {exc}") from exc
+                raise ValueError(f"spec {str(settings.spec)!r}: {exc}") from exc
             self._started.append(gateway)
         return gateway
 

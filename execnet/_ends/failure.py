@@ -87,15 +87,14 @@ def failure_of(
     in_time: bool,
     status: int | None,
     is_connecting: bool,
-    timeout_s: float | None,
 ) -> BootstrapError:
     """Return the error for a gateway that was abandoned.
 
     in_time: whether the end of its start came by itself.  status: the exit status of its
     process if that came by itself as well.  is_connecting: whether the host had not answered
-    at all by then.  timeout_s: how long it had, None for ever.
+    at all by then.
     """
-    io, spec = gateway._io, gateway.spec
+    io, spec, timeout_s = gateway._io, gateway.spec, gateway._settings.connect_timeout_s
     args = getattr(io, "args", [])
     noise, stderr = gateway.noise, getattr(io, "stderr_tail", str)()
     by_ssh = bool(spec.ssh or spec.vagrant_ssh)

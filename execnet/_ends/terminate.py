@@ -58,9 +58,8 @@ def _call_and_set(func: Callable[[], object], done: Any) -> None:
 
 def longest_end_s(gateways: Iterable[Any]) -> float:
     """Return how long the orderly ends of workers may take, with a margin."""
-    graces = [gateway.spec.grace for gateway in gateways]
-    given = [WorkerGateway.grace_s if grace is None else float(grace) for grace in graces]
-    return 2 * max(given, default=WorkerGateway.grace_s) + MARGIN_S
+    graces_s = [gateway._settings.grace_s for gateway in gateways]
+    return 2 * max(graces_s, default=WorkerGateway.grace_s) + MARGIN_S
 
 
 def wait_ended(gateway: Any, deadline: float) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sys
 from contextlib import suppress
 
 from .._clock import monotonic
@@ -27,33 +26,11 @@ if TYPE_CHECKING:
 
     from .._ends.green_poll import GreenPoll
     from .._ends.poll import EndPoll
-    from ..xspec import XSpec
+    from .._specs import Settings
 
-CONNECT_TIMEOUT_S = 60.0
 ANSWER_S = 2.0  # how long a template may take to say what became of an order
 NEWS_S = 1.0  # how long the news of an end may take to follow the end
 GREEN_S = 0.005  # between two looks, where waiting would stop all greenlets
-
-
-def check_spec(spec: XSpec) -> None:
-    """Raise ValueError for a spec with ``forkserver`` that can't work."""
-    text = f"spec {str(spec)!r}: "
-    if spec.forkserver is not True:
-        raise ValueError(text + "forkserver has no value, preload= names what it imports")
-    if not spec.popen or spec.via:
-        raise ValueError(text + "forkserver is for popen on this machine only")
-    if not hasattr(os, "fork") or not hasattr(signal, "SIGCHLD"):
-        raise ValueError(text + f"there is no forkserver on {sys.platform}: it has no fork")
-    if spec.preload is not None and not all(
-        part.isidentifier() for name in _preload(spec) for part in name.split(".")
-    ):
-        raise ValueError(text + "preload= needs names of modules: preload=a,b.c")
-
-
-def _preload(spec: XSpec) -> tuple[str, ...]:
-    if spec.preload is None:
-        return ()
-    return ("",) if spec.preload is True else tuple(spec.preload.split(","))
 
 
 class ForkedIO(Popen2IO):
@@ -357,7 +334,7 @@ def _is_there(pid: int | None) -> bool:
 
 
 def create_io(
-    spec: XSpec,
+    settings: Settings,
     execmodel: ExecModel,
     make_pipes: Callable[[int], tuple[list[int], list[int | None]]],
     end_poll: Callable[..., EndPoll | GreenPoll | None],
@@ -368,12 +345,12 @@ def create_io(
     waits for a stream and for the end of its process.  Raises ``BootstrapError``
     if the template can't be started or can't import what it is to.
     """
-    timeout_s = CONNECT_TIMEOUT_S if spec.connect_timeout is None else float(spec.connect_timeout)
-    deadline = monotonic() + (timeout_s or _FOR_EVER)
-    command = list(transports_table.command(spec))
+    deadline = settings.deadline() or _FOR_EVER
+    command = list(transports_table.command(settings.spec, row=settings.transport))
+    ships = not settings.has_source
 
     def find_template() -> Template:
-        return templates.template_for(command, _preload(spec), bool(spec.python), deadline)
+        return templates.template_for(command, settings.preload, ships, deadline)
 
     template = find_template()
     ours, theirs = make_pipes(2)

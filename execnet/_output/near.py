@@ -66,7 +66,7 @@ class Output:
         """
         lines, code = gateway.newchannel(), gateway.newchannel()
         lines._strconfig = (False, False)  # Python 2's str are bytes
-        if gateway.spec.window:
+        if gateway._settings.window_bytes is not None:
             lines.set_window(NO_WINDOW)  # it has one of its own, and in an end there is none
         task = (*source_to_send(output_far, gateway._is_old())[:2], "serve", {"lines": lines})
         self._begin(gateway.execmodel)

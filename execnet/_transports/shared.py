@@ -7,16 +7,15 @@ through it.  Start at ``Connections``.
 
 from __future__ import annotations
 
+from .._specs import Settings
 from ..gateway_base import GatewayState, new_lock
 from ..xspec import XSpec
-from .logins import address_of
 from .table import TRANSPORTS, interpreter_words
 from .table import address_of as host_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
+    from .._via.stream import ViaIO
     from ..gateway import Gateway
     from ..gateway_base import ExecModel
     from .logins import Address
@@ -35,18 +34,19 @@ KEYS = (
 )
 
 
-def is_shared(spec: XSpec) -> bool:
-    """Whether the worker of a spec is to start through a connection that others use as well."""
-    return spec.share == "yes" and address_of(spec) is not None
-
-
-def spec_of_connection(spec: XSpec) -> XSpec:
+def settings_of_connection(settings: Settings) -> Settings:
     """Return the spec of the connection that a worker is to start through."""
-    parts = [f"{key}={getattr(spec, key)}" for key in KEYS if getattr(spec, key) is not None]
-    connection = XSpec("//".join(parts))
-    connection.id = f"shared connection to {host_of(spec)}"
-    connection.execmodel = "thread"
-    return connection
+    given = vars(settings.spec)
+    parts = [f"{key}={given[key]}" for key in KEYS if given.get(key) is not None]
+    spec = XSpec("//".join(parts))
+    spec.id = f"shared connection to {_host_of(settings)}"
+    spec.execmodel = "thread"
+    return Settings(spec)
+
+
+def _host_of(settings: Settings) -> str | None:
+    assert settings.transport is not None  # only what ssh reaches is shared
+    return host_of(settings.spec, settings.transport)
 
 
 class Connections:
@@ -131,8 +131,12 @@ class Connections:
 
 
 def create_io(
-    spec: XSpec, execmodel: ExecModel, connections: Connections, connection: Gateway, user: object
-) -> Any:
+    settings: Settings,
+    execmodel: ExecModel,
+    connections: Connections,
+    connection: Gateway,
+    user: object,
+) -> ViaIO:
     """Have a connection's worker start the interpreter of a spec; return the stream to it.
 
     user: leaves the connection when the stream has ended.
@@ -149,11 +153,11 @@ def create_io(
             connections.leave(connection, user)
             return status
 
-    words = interpreter_words(spec, TRANSPORTS["popen"], connection._rinfo().executable)
+    words = interpreter_words(settings.spec, TRANSPORTS["popen"], connection._rinfo().executable)
     if words[0].startswith("~"):  # which a shell understands
         from .ssh import for_shell  # with hashlib, not for every group
 
         words = ["sh", "-c", f"exec {for_shell(words)}"]
     request = {"args": words, "address": None, "stderr": True, "timeout": None}
-    request["leads_group"] = spec.kill == "group"
-    return SharedIO(connection, request, words, host_of(spec), execmodel)
+    request["leads_group"] = settings.kills_group
+    return SharedIO(connection, request, words, _host_of(settings), execmodel)

@@ -30,8 +30,9 @@ OLD_TYPES = frozenset(["popen", "ssh", "vagrant_ssh", "socket"])
 class Transport:
     """A row: how the spec key ``key`` reaches an interpreter.
 
-    make: returns the command for a spec and the words that start the interpreter behind it.
-    options: further spec keys that it understands.  captures_stderr: whether the last of its
+    make: returns the command for a spec and the words that start the interpreter, which come
+    last in it.  options: further spec keys that it understands; those of the rows below are in
+    the table of ``_specs``.  captures_stderr: whether the last of its
     stderr is kept for errors, and the rest passed on.  is_local: whether the interpreter runs
     on the machine that runs the command.  may_be_bare: whether the key needs no value.
     """
@@ -144,16 +145,14 @@ def _srun(spec: XSpec, words: list[str]) -> list[str]:
     return ["srun", "--ntasks=1", "--unbuffered", *options, *words]
 
 
-SSH_OPTIONS = "ssh_config", "ssh_persist", "ssh_compression", "share"
-
 _ROWS = [
     Transport("popen", _popen, captures_stderr=False, is_local=True, may_be_bare=True),
-    Transport("ssh", _ssh, SSH_OPTIONS),
-    Transport("vagrant_ssh", _vagrant_ssh, SSH_OPTIONS),
+    Transport("ssh", _ssh),
+    Transport("vagrant_ssh", _vagrant_ssh),
     Transport("sudo", _sudo, is_local=True),
     Transport("docker", _docker),
     Transport("podman", _podman),
-    Transport("kubectl", _kubectl, ("namespace", "container")),
+    Transport("kubectl", _kubectl),
     Transport("lxc", _lxc),
     Transport("srun", _srun, may_be_bare=True),
 ]
@@ -182,10 +181,14 @@ def known_types() -> list[str]:
 def transport_of(spec: XSpec) -> Transport:
     """Return the row of a spec that has one; ValueError for a broken entry point."""
     for key in types_of(spec):
-        if key in TRANSPORTS:
-            return TRANSPORTS[key]
-        return _load(spec, key)
+        if key != "socket":
+            return row_of(spec, key)
     raise ValueError(f"no command reaches spec {str(spec)!r}")
+
+
+def row_of(spec: XSpec, key: str) -> Transport:
+    """Return the row of a spec whose type is known; errors as for ``transport_of``."""
+    return TRANSPORTS.get(key) or _load(spec, key)
 
 
 def _plugins() -> dict[str, Any]:
@@ -233,14 +236,15 @@ def _broken(spec: XSpec, point: Any, exc: Exception) -> ValueError:
 # ---------------------------------------------------------------- the command
 
 
-def command(spec: XSpec, executable: str | None = None) -> Command:
+def command(spec: XSpec, executable: str | None = None, row: Transport | None = None) -> Command:
     """Return the command of a spec.
 
     executable: the interpreter of a spec that names none, if the worker runs on the machine
-    that runs the command; None for this program's.  Raises ValueError for a broken entry point,
+    that runs the command; None for this program's.  row: its transport, where that is known.
+    Raises ValueError for a broken entry point,
     ``BootstrapError`` in a frozen program that can't be a worker.
     """
-    row = transport_of(spec)
+    row = row or transport_of(spec)
     executable = executable or sys.executable
     words = row.make(spec, interpreter_words(spec, row, executable))
     if row.key in ("ssh", "vagrant_ssh"):
@@ -255,9 +259,8 @@ def can_inherit(spec: XSpec) -> bool:
     return bool(spec.popen and not (spec.via or spec.forkserver) and sys.platform != "win32")
 
 
-def address_of(spec: XSpec) -> str | None:
+def address_of(spec: XSpec, row: Transport) -> str | None:
     """Return what a spec calls the place that its worker runs at; None for this machine."""
-    row = transport_of(spec)
     value = getattr(spec, row.key)
     return value if isinstance(value, str) and not row.is_local else None
 

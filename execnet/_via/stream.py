@@ -29,14 +29,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from .._specs import Settings
     from ..gateway_base import Channel
-    from ..xspec import XSpec
 
 END_S = 0.25  # how long a command over there may take to end by itself after its worker
 ANSWER_S = 0.5  # how long a kill may take to be answered from there
 SILENT_S = 0.25  # the same, when what is behind it has not answered
 STATUS_S = 1.0  # how long the news of an end may take to follow the end of the stream
-CONNECT_TIMEOUT_S = 60.0
 
 
 class ViaWriter(FrameWriter):
@@ -350,17 +349,17 @@ class ViaIO:
 
 
 def create_io(
-    spec: XSpec, execmodel: ExecModel, find_gateway: Callable[[str], Any] | None
+    settings: Settings, execmodel: ExecModel, find_gateway: Callable[[str], Any] | None
 ) -> ViaIO:
     """Have the worker of the gateway ``spec.via`` start what the spec says; return the stream.
 
     find_gateway: returns the gateway that has an id, else raises KeyError.  Raises ValueError
     if there is none, ``BootstrapError`` if it can't take anything any more.
     """
-    via = _find(str(spec.via), find_gateway)
+    via = _find(settings.spec.via, find_gateway)
     try:
-        request, args = _request_of(spec, via)
-        return ViaIO(via, request, args, _remoteaddress(spec, via), execmodel)
+        request, args = _request_of(settings, via)
+        return ViaIO(via, request, args, _remoteaddress(settings, via), execmodel)
     except (OSError, EOFError) as exc:
         raise BootstrapError(f"can't start anything via {via.id}: {exc}") from exc
 
@@ -377,28 +376,23 @@ def _find(id: str, find_gateway: Callable[[str], Any] | None) -> Any:
         raise ValueError(f"via={id}: there is no such gateway, there are: {ids}") from None
 
 
-def _request_of(spec: XSpec, via: Any) -> tuple[dict[str, Any], list[str]]:
+def _request_of(settings: Settings, via: Any) -> tuple[dict[str, Any], list[str]]:
     """Return what the far half is asked for, and the same in words."""
+    spec = settings.spec
     request: dict[str, Any] = {"args": None, "address": None, "stderr": False, "timeout": None}
-    request["leads_group"] = bool(spec.popen and spec.kill == "group")
-    if spec.socket:
-        if spec.socket is True:
+    request["leads_group"] = settings.type == "popen" and settings.kills_group
+    if settings.transport is None:
+        if settings.address is None:
             raise ValueError(f"spec {str(spec)!r}: socket= needs host:port or unix:path")
-        from ..script.socketserver import parse_address
-
-        request["address"] = parse_address(spec.socket)
-        timeout = CONNECT_TIMEOUT_S
-        if spec.connect_timeout is not None:
-            timeout = float(spec.connect_timeout)
-        request["timeout"] = timeout or None
+        request["address"], request["timeout"] = settings.address, settings.connect_timeout_s
         return request, [f"socket={spec.socket}"]
-    args = command(spec, via._rinfo().executable)
+    args = command(spec, via._rinfo().executable, settings.transport)
     request["args"], request["stderr"] = list(args), args.captures_stderr
     return request, list(args)
 
 
-def _remoteaddress(spec: XSpec, via: Any) -> str | None:
-    if spec.socket:
-        return str(spec.socket)
-    address: str | None = address_of(spec) or via.remoteaddress
+def _remoteaddress(settings: Settings, via: Any) -> str | None:
+    if settings.transport is None:
+        return str(settings.spec.socket)
+    address: str | None = address_of(settings.spec, settings.transport) or via.remoteaddress
     return address

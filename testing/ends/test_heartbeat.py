@@ -15,7 +15,7 @@ import pytest
 from tools import MakeGateway, clean_environment, is_running, stop, wait_until
 
 from execnet import XSpec
-from execnet.gateway import heartbeat_of
+from execnet._specs import Settings
 from execnet.gateway_base import Pulse, WorkerDied, get_execmodel
 from execnet.gateway_io import _descendants
 
@@ -41,7 +41,8 @@ class TestSpecs:
     def test_it_is_on_where_a_network_is_in_between(
         self, spec: str, seconds: tuple[float, float]
     ) -> None:
-        assert heartbeat_of(XSpec(spec)) == seconds
+        settings = Settings(XSpec(spec))
+        assert (settings.heartbeat_s, settings.dead_after_s) == seconds
 
     @pytest.mark.parametrize("key", ["heartbeat", "dead_after"])
     @pytest.mark.parametrize("value", ["", "-1", "x", "inf"])

@@ -19,7 +19,8 @@ from typing import Any
 
 from fault_calls import PROGRAMS
 
-from execnet import Gateway, Group, XSpec
+from execnet import Gateway, Group
+from execnet._specs import Settings
 from execnet.gateway_base import Channel, ExecModel, Popen2IO, WorkerGateway, _hello
 from execnet.gateway_bootstrap import start
 
@@ -336,7 +337,7 @@ class StreamGroup(Group):
         self.fault = fault
         self.ios: list[HereIO] = []
 
-    def _start(self, spec: XSpec, *others: Any) -> Gateway:
+    def _start(self, settings: Settings, *others: Any) -> Gateway:
         io = HereIO(self.fault, self.execmodel)
         self.ios.append(io)
-        return start(io, spec)
+        return start(io, settings)

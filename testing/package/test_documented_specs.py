@@ -14,9 +14,9 @@ import pytest
 from pages import PAGES, Block, read
 from tools import ROOT
 
-from execnet import XSpec, gateway_bootstrap
+from execnet import XSpec
+from execnet._specs import KEYS, Settings
 from execnet._transports import table
-from execnet.gateway_bootstrap import check_spec
 
 CAPTION = "What is run for "
 ROW = re.compile(r"^   \* - (.*)\n((?:(?:     .*)?\n)*)", re.M)
@@ -38,7 +38,7 @@ def spec_of(block: Block) -> XSpec:
 
 
 def rows() -> dict[str, list[str]]:
-    """Return the cells behind each key of the table of ``specs.rst``."""
+    """Return the cells after each key of the table of ``specs.rst``."""
     page = (ROOT / "doc" / "specs.rst").read_text("utf-8")
     found = {}
     for first, others in ROW.findall(page):
@@ -48,6 +48,11 @@ def rows() -> dict[str, list[str]]:
                 " ".join(cell.split()) for cell in re.split(r"(?m)^     -", others)[1:]
             ]
     return found
+
+
+def plain(cell: str) -> str:
+    """Return what a cell says without its markup."""
+    return re.sub(r":doc:`(\w+)`", r"\1", cell).replace("``", "")
 
 
 def specs_in_text() -> Iterator[str]:
@@ -63,7 +68,7 @@ class TestCommands:
     @pytest.mark.parametrize("place", commands())
     def test_one_that_is_shown_is_what_is_run(self, place: str) -> None:
         block = commands()[place]
-        check_spec(spec_of(block))
+        Settings(spec_of(block))
         shown = shlex.split(re.sub(r" \\\n *", " ", block.text))
         assert shown == table.command(spec_of(block), "python3")
 
@@ -74,17 +79,19 @@ class TestCommands:
 
 class TestKeys:
     def test_each_one_that_a_spec_may_have_has_a_row(self) -> None:
-        known = {
-            *table.TRANSPORTS,
-            "socket",
-            "installvia",
-            "env:NAME",
-            "dont_write_bytecode",
-        }
-        known |= {"forkserver", "preload", *gateway_bootstrap._NEED_A_VALUE}
-        known |= {key for key, _ in gateway_bootstrap._VALUES}
-        known |= {key for row in table.TRANSPORTS.values() for key in row.options}
-        assert known - {*rows()} == set()
+        assert list(KEYS) == list(rows())
+
+    @pytest.mark.parametrize("key", rows())
+    def test_a_row_says_what_the_table_in_the_code_says(self, key: str) -> None:
+        where, meaning, default, _ = (plain(cell) for cell in rows()[key])
+        row = KEYS[key]
+        if key in row.types:
+            assert where == "is a type"
+        else:
+            assert where.startswith(", ".join(row.types) or "all")
+            assert row.needs in where
+        assert meaning.startswith(row.meaning.rstrip("."))
+        assert default == row.default
 
     @pytest.mark.parametrize("key", rows())
     def test_the_example_of_a_row_has_the_key_and_is_valid(self, key: str) -> None:
@@ -93,21 +100,22 @@ class TestKeys:
         example = re.fullmatch(r"``(.+)``", cells[-1])
         assert example
         spec = XSpec(example[1])
-        check_spec(spec)
+        Settings(spec)
         assert spec.env if key == "env:NAME" else getattr(spec, key) is not None
 
     def test_the_types_are_the_rows_that_say_so(self) -> None:
-        types = {key for key, cells in rows().items() if cells[0] == "is a type"}
+        types = {key for key, row in KEYS.items() if key in row.types}
         assert types == {*table.TRANSPORTS, "socket"}
+        assert {type for row in KEYS.values() for type in row.types} == types
 
-    def test_the_options_of_a_type_name_it(self) -> None:
-        cells = rows()
-        for row in table.TRANSPORTS.values():
-            for option in row.options:
-                assert row.key in cells[option][0].split(", ")
+    def test_each_value_can_be_had_from_its_example(self) -> None:
+        for key, cells in rows().items():
+            spec = XSpec(cells[-1].strip("`"))
+            value = spec.env["LANG"] if key == "env:NAME" else getattr(spec, key)
+            assert value is True or KEYS[key].parse(value) is not None
 
 
 class TestRunningText:
     @pytest.mark.parametrize("text", sorted(set(specs_in_text())))
     def test_a_spec_that_is_mentioned_is_valid(self, text: str) -> None:
-        check_spec(XSpec(text))
+        Settings(XSpec(text))

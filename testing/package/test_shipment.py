@@ -20,6 +20,7 @@ from execnet import Gateway, XSpec, gateway_base, gateway_bootstrap
 from execnet._ship import shipment
 from execnet._ship.lower import lower, pack, split
 from execnet._ship.shipment import FIRST_PACKET_MAX, boot_code, shipment_for
+from execnet._specs import Settings
 from execnet._transports import table as transports_table
 
 MARKER = b"\0execnet\0" + b"0123456789abcdef" + b"\n"
@@ -42,7 +43,7 @@ def lowered() -> str:
 @pytest.mark.parametrize("wishes", ["", f"//chdir=/{'folder/' * 20}//env:LANG=C.UTF-8//nice=19"])
 def test_the_first_packet_is_at_most_14_KiB(execmodel: str, wishes: str, where: str) -> None:
     spec = XSpec(f"{where}//id=gateway1234//execmodel={execmodel}{wishes}")
-    line = gateway_bootstrap.first_line(spec, MARKER)
+    line = gateway_bootstrap.first_line(Settings(spec), MARKER)
     assert len(line) <= FIRST_PACKET_MAX == 14336
     assert line.count(b"\n") == 1
 
@@ -83,9 +84,9 @@ def gateway_bootstrap_io() -> type:
 
 def test_what_is_sent_is_made_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = XSpec("ssh=host//id=gw0//execmodel=thread")
-    line = gateway_bootstrap.first_line(spec, MARKER)
+    line = gateway_bootstrap.first_line(Settings(spec), MARKER)
     monkeypatch.setattr("execnet._ship.shipment.Shipment", None)
-    assert gateway_bootstrap.first_line(spec, MARKER) == line
+    assert gateway_bootstrap.first_line(Settings(spec), MARKER) == line
 
 
 def test_the_tree_from_before_the_lowering_splits_as_that_from_after_it() -> None:
@@ -200,7 +201,7 @@ class TestCompiled:
     def test_one_elsewhere_compiles_it(
         self, makegateway: MakeGateway, compiled: list[bool], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(transports_table, "address_of", lambda spec: "far")
+        monkeypatch.setattr(transports_table, "address_of", lambda *args: "far")
         gateway = makegateway(f"popen//python={sys.executable}")
         assert gateway.remote_exec("channel.send(1)").receive() == 1
         assert compiled == [False]

@@ -15,7 +15,7 @@ from tools import BOUND_S, MakeGateway, Resources, find_python, run_python, wait
 
 import execnet
 from execnet import ExecnetError, Gateway, Group, XSpec, gateway_base, gateway_bootstrap
-from execnet.gateway_bootstrap import deadline_of
+from execnet._specs import Settings
 from execnet.gateway_io import BootstrapError, HostNotFound, popen_args, popen_bootstrapline
 
 pytestmark = pytest.mark.core
@@ -481,9 +481,9 @@ class TestNoise:
 class TestConnectTimeout:
     def test_it_is_a_minute_unless_told_otherwise(self) -> None:
         now = time.monotonic()
-        assert 59 < (deadline_of(XSpec("popen")) or 0) - now < 61
-        assert 4 < (deadline_of(XSpec("popen//connect_timeout=5")) or 0) - now < 6
-        assert deadline_of(XSpec("popen//connect_timeout=0")) is None
+        assert 59 < (Settings(XSpec("popen")).deadline() or 0) - now < 61
+        assert 4 < (Settings(XSpec("popen//connect_timeout=5")).deadline() or 0) - now < 6
+        assert Settings(XSpec("popen//connect_timeout=0")).deadline() is None
 
     def test_without_one_a_worker_may_take_its_time(self, makegateway: MakeGateway) -> None:
         gateway = makegateway("popen//connect_timeout=0")

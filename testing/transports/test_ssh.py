@@ -15,9 +15,9 @@ from services import Sshd, need, script
 from tools import BOUND_S, MakeGateway, Resources, wait_until
 
 from execnet import Group, HostNotFound, XSpec
+from execnet._specs import Settings
 from execnet._transports import ssh as transports_ssh
 from execnet._transports.table import command
-from execnet.gateway_bootstrap import check_spec
 
 
 @pytest.fixture(scope="module")
@@ -351,4 +351,4 @@ class TestControlPaths:
     ) -> None:
         monkeypatch.setattr(transports_ssh, "SOCKET_PATH_MAX", 20)
         assert self.path("ssh=host//ssh_persist=9") == ""
-        check_spec(XSpec("ssh=host//ssh_persist=9"))
+        Settings(XSpec("ssh=host//ssh_persist=9"))

@@ -17,6 +17,7 @@ from services import Sshd, common_python, script
 from tools import BOUND_S, Resources, clean_environment, interrupt_asleep, wait_until
 
 from execnet import BootstrapError, Group, HostNotFound, XSpec, gateway_bootstrap, gateway_io
+from execnet._specs import Settings
 from execnet._transports import logins as transports_logins
 from execnet._transports.logins import AT_ONCE, Logins, address_of, pause_s
 
@@ -189,17 +190,17 @@ except KeyboardInterrupt:
 def note_turns(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that gets "begin" for each start, "ready" for each that has ended well."""
     notes = []
-    deadline_of, wait_ready = gateway_bootstrap.deadline_of, gateway_bootstrap.wait_ready
+    deadline, wait_ready = Settings.deadline, gateway_bootstrap.wait_ready
 
-    def begin(spec: XSpec) -> float | None:
+    def begin(settings: Settings) -> float | None:
         notes.append("begin")
-        return deadline_of(spec)
+        return deadline(settings)
 
     def ready(*args: Any) -> None:
         wait_ready(*args)
         notes.append("ready")
 
-    monkeypatch.setattr(gateway_bootstrap, "deadline_of", begin)
+    monkeypatch.setattr(Settings, "deadline", begin)
     monkeypatch.setattr(gateway_bootstrap, "wait_ready", ready)
     return notes
 

@@ -17,7 +17,7 @@ from services import Sshd, common_python, script
 from tools import BOUND_S, Resources, is_running, wait_until
 
 from execnet import BootstrapError, Gateway, Group, HostNotFound, RSync, WorkerDied, XSpec
-from execnet.gateway_bootstrap import check_spec
+from execnet._specs import Settings
 
 PID = "import os; channel.send(os.getpid())"
 SPEC = "ssh=host//share=yes"
@@ -271,12 +271,12 @@ class TestFailures:
     @pytest.mark.parametrize("value", ["maybe", "", "1"])
     def test_other_values_are_refused(self, value: str) -> None:
         with pytest.raises(ValueError, match="share="):
-            check_spec(XSpec(f"ssh=host//share={value}"))
+            Settings(XSpec(f"ssh=host//share={value}"))
 
     def test_it_is_for_ssh(self) -> None:
         with pytest.raises(ValueError, match="share= is for ssh="):
-            check_spec(XSpec("docker=box//share=yes"))
-        check_spec(XSpec("popen//share=a program's own"))
+            Settings(XSpec("docker=box//share=yes"))
+        Settings(XSpec("popen//share=a program's own"))
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from services import script
 from tools import BOUND_S, MakeGateway
 
 from execnet import Group, XSpec
+from execnet._specs import Settings
 from execnet._transports.table import TRANSPORTS, command
-from execnet.gateway_bootstrap import check_spec
 from execnet.gateway_io import popen_args, popen_bootstrapline, ssh_args, vagrant_ssh_args
 
 LINE = popen_bootstrapline
@@ -80,7 +80,7 @@ class TestCommands:
     @pytest.mark.parametrize("key", sorted({*TRANSPORTS} - {"popen"}))
     def test_no_variable_shows_in_it(self, key: str) -> None:
         spec = XSpec(f"{key}=there//env:PASSWORD=swordfish//chdir=secret-folder")
-        check_spec(spec)
+        Settings(spec)
         assert not [word for word in command(spec) if "swordfish" in word or "secret" in word]
 
     @pytest.mark.parametrize("key", sorted(TRANSPORTS))
@@ -148,12 +148,12 @@ class TestBadSpecs:
         "spec", ["popen", "popen=1", "popen//namespace=mine//container=mine", "popen//custom=1"]
     )
     def test_keys_that_are_a_programs_own_are_kept(self, spec: str) -> None:
-        check_spec(XSpec(spec))
+        Settings(XSpec(spec))
 
     def test_a_type_may_be_assigned_afterwards(self) -> None:
         spec = XSpec("id=a")
         spec.ssh = "host"  # type: ignore[attr-defined]
-        check_spec(spec)
+        Settings(spec)
         assert command(spec)[:3] == ["ssh", "-C", "host"]
 
 

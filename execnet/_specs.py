@@ -1,0 +1,318 @@
+"""What the keys of a spec mean: one table, in which each is checked and becomes a value.
+
+The syntax is in ``xspec``, how a type reaches an interpreter in ``_transports.table``.  A new key
+is a row of ``KEYS`` and, where it has a value, an attribute of ``Settings``; a test compares the
+table with the one in ``doc/specs.rst``.  Start at ``Settings``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from ._clock import monotonic
+from ._transports import table as transports_table
+from ._transports.table import OLD_TYPES, shell_split_path, split_place
+from .gateway_base import WorkerGateway, get_execmodel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ._transports.table import Transport
+    from .script.socketserver import Address
+    from .xspec import XSpec
+
+CONNECT_TIMEOUT_S = 60.0
+HEARTBEAT_S = 15.0  # between signs of life, where a network may be cut in between
+SILENT_BEATS = 4  # after so many that are missing the other side is given up
+
+
+# ---------------------------------------------------------------- parsers of values
+
+
+def _seconds(value: str) -> float:
+    seconds = float(value)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError("not a number of seconds")
+    return seconds
+
+
+def _lifetime(value: str) -> int:
+    seconds = int(value)
+    if seconds <= 0:
+        raise ValueError("not a number of seconds above 0")
+    return seconds
+
+
+def _is_yes(value: str) -> bool:
+    if value not in ("yes", "no"):
+        raise ValueError("neither yes nor no")
+    return value == "yes"
+
+
+def _bytes(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise ValueError("not a number of bytes above 0")
+    return number
+
+
+def _is_group(value: str) -> bool:
+    if value != "group":
+        raise ValueError("there is only kill=group")
+    if not hasattr(os, "killpg"):
+        raise ValueError("there are no process groups on this system")
+    return True
+
+
+def _output(value: str) -> str:
+    if value not in ("forward", "inherit"):
+        raise ValueError("neither forward nor inherit")
+    return value
+
+
+def _modules(value: str) -> tuple[str, ...]:
+    names = tuple(value.split(","))
+    if not all(part.isidentifier() for name in names for part in name.split(".")):
+        raise ValueError("it needs names of modules: preload=a,b.c")
+    return names
+
+
+def _address(value: str) -> Address:
+    from .script.socketserver import parse_address
+
+    return parse_address(value)
+
+
+# ---------------------------------------------------------------- the table
+
+
+class Key:
+    """A row: what a key of a spec means.
+
+    takes: its value in words; "" for a key that needs none.  types: the types of specs that it
+    is for, none for all.  default: in words, what holds without it.  parse: turns the text after
+    ``=`` into a value, and raises ValueError.  meaning: one sentence.  needs: another key,
+    without which it means nothing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        takes: str,
+        types: tuple[str, ...],
+        default: str,
+        parse: Callable[[str], object],
+        meaning: str,
+        needs: str = "",
+    ) -> None:
+        self.name = name
+        self.takes = takes
+        self.types = types
+        self.default = default
+        self.parse = parse
+        self.meaning = meaning
+        self.needs = needs
+
+
+ALL: tuple[str, ...] = ()
+SSH = "ssh", "vagrant_ssh"
+
+# fmt: off
+_ROWS = [
+    # the types
+    Key("popen", "", ("popen",), "", str, "A child process on this machine."),
+    Key("ssh", "a host, after options of ssh", ("ssh",), "", split_place,
+        "A host that ssh reaches."),
+    Key("vagrant_ssh", "the name of a machine", ("vagrant_ssh",), "", str,
+        "A machine of Vagrant's."),
+    Key("sudo", "the name of a user", ("sudo",), "", str, "Another user of this machine."),
+    Key("docker", "a container, after options of docker exec", ("docker",), "", shell_split_path,
+        "A running container of Docker."),
+    Key("podman", "a container, after options of podman exec", ("podman",), "", shell_split_path,
+        "A running container of Podman."),
+    Key("kubectl", "a pod, after options of kubectl", ("kubectl",), "", shell_split_path,
+        "A pod of Kubernetes."),
+    Key("lxc", "an instance, after options of lxc exec", ("lxc",), "", shell_split_path,
+        "A container or virtual machine of LXD."),
+    Key("srun", "options of srun", ("srun",), "", shell_split_path, "A job step of Slurm."),
+    Key("socket", "host:port, [IPv6 address]:port or unix:/path", ("socket",), "", _address,
+        "A socket server."),
+    # options of some types
+    Key("ssh_config", "a path", SSH, "ssh's own", str,
+        "A config file for ssh, in place of the user's."),
+    Key("ssh_persist", "a whole number of seconds", SSH, "not shared", _lifetime,
+        "Share one connection between the gateways of a host, and keep it for so many seconds "
+        "after the last one."),
+    Key("share", "yes or no", SSH, "each logs in by itself", _is_yes,
+        "yes: one login for all workers of a group at an address."),
+    Key("ssh_compression", "yes or no", SSH, "yes", _is_yes,
+        "no leaves out ssh's -C, which slows down a fast link."),
+    Key("namespace", "the name of a namespace", ("kubectl",), "kubectl's own", str,
+        "The pod's namespace."),
+    Key("container", "the name of a container", ("kubectl",), "kubectl's own", str,
+        "Which container of the pod."),
+    Key("installvia", "the id of a gateway", ("socket",), "", str,
+        "The id of a gateway of the group whose worker starts the socket server."),
+    Key("forkserver", "", ("popen",), "not forked", str,
+        "Fork the worker from a template that is there already."),
+    Key("preload", "names of modules, joined by commas", ("popen",), "none", _modules,
+        "Modules that the template imports.", needs="forkserver"),
+    # for all types
+    Key("via", "the id of a gateway", ALL, "run here", str,
+        "The id of a gateway of the group whose worker runs the command, or connects."),
+    Key("id", "a name", ALL, "gw0, gw1, ...", str,
+        "The gateway's id, one of its own in the group."),
+    Key("python", "a command", ALL, "this one for popen, else python3 or python", shell_split_path,
+        "The interpreter, a command that is split into words as a shell does."),
+    Key("chdir", "a path", ALL, "where it starts", str,
+        "The worker's working directory, made when it does not exist."),
+    Key("nice", "a whole number", ALL, "0", int,
+        "A whole number that is added to the worker's niceness."),
+    Key("env:NAME", "any text", ALL, "", str, "An environment variable, once for each."),
+    Key("dont_write_bytecode", "", ALL, "they are written", str,
+        "The interpreter gets -B, so that it writes no .pyc files."),
+    Key("execmodel", "the name of an execution model", ALL, "the group's, thread", get_execmodel,
+        "How the worker runs code: thread, main_thread_only, gevent or eventlet."),
+    Key("connect_timeout", "a number of seconds", ALL, f"{CONNECT_TIMEOUT_S:g}", _seconds,
+        "How long the worker may take to answer, 0 for any time."),
+    Key("heartbeat", "a number of seconds", ALL,
+        f"0 for popen without via, else {HEARTBEAT_S:g}", _seconds,
+        "The time between two signs of life, 0 for none."),
+    Key("dead_after", "a number of seconds", ALL, "four heartbeats", _seconds,
+        "After how long a silence the other side is given up."),
+    Key("grace", "a number of seconds", ALL, f"{WorkerGateway.grace_s:g}", _seconds,
+        "How long code in the worker may go on when it is to end."),
+    Key("kill", "group", ALL, "only the worker ends", _is_group,
+        "group: what the worker has started is killed when it ends."),
+    Key("window", "a number of bytes", ALL, "any number", _bytes,
+        "How many bytes a channel may have on its way and unread before send waits."),
+    Key("output", "forward or inherit", ALL, "stdout: nowhere", _output,
+        "What becomes of what the worker writes to stdout and stderr."),
+]
+# fmt: on
+KEYS = {row.name: row for row in _ROWS}
+
+
+# ---------------------------------------------------------------- a spec in values
+
+
+class Settings:
+    """A spec that was checked, its type and transport, and its numbers as such.
+
+    There is one for each worker that is started, made before anything of it is.  Keys that are
+    text stay in ``spec``, which gets an id and an execution model later if it has none.  Raises
+    ValueError for a spec that can't work.
+    """
+
+    def __init__(self, spec: XSpec) -> None:
+        self.spec = spec
+        self.type = self._find_type()
+        self.transport: Transport | None = None  # None: a connection to a socket
+        if self.type != "socket":
+            self.transport = transports_table.row_of(spec, self.type)
+        values = self._read()
+        self.is_over_network = not spec.popen or bool(spec.via)
+        self.nice: int = values.get("nice", 0)
+        # None: for ever.
+        self.connect_timeout_s: float | None = (
+            values.get("connect_timeout", CONNECT_TIMEOUT_S) or None
+        )
+        self.grace_s: float = values.get("grace", WorkerGateway.grace_s)
+        self.heartbeat_s: float = values.get(
+            "heartbeat", HEARTBEAT_S if self.is_over_network else 0.0
+        )
+        self.dead_after_s: float = values.get("dead_after", SILENT_BEATS * self.heartbeat_s)
+        self.window_bytes: int | None = values.get("window")
+        self.output: str = values.get("output", "")  # or forward, or inherit
+        self.kills_group: bool = values.get("kill", False)
+        self.is_shared: bool = values.get("share", False)  # starts through a login of others, too
+        self.address: Address | None = values.get("socket")  # None: an installed server chooses
+        self.preload: tuple[str, ...] = values.get("preload", ())
+        self._check_what_goes_together()
+
+    @property
+    def id(self) -> str:
+        """The gateway's id; not there before a group has given it one."""
+        return str(self.spec.id)
+
+    @property
+    def has_source(self) -> bool:
+        """Whether the worker can import what the coordinator did."""
+        return not self.is_over_network and not self.spec.python
+
+    @property
+    def is_in_server(self) -> bool:
+        """Whether the worker is run by a server that was there before."""
+        return self.type == "socket" and not self.spec.installvia
+
+    def deadline(self) -> float | None:
+        """Return when a worker that is started now must have answered; None for never."""
+        timeout_s = self.connect_timeout_s
+        return None if timeout_s is None else monotonic() + timeout_s
+
+    # checks
+
+    def _error(self, text: str) -> ValueError:
+        return ValueError(f"spec {str(self.spec)!r}{text}")
+
+    def _find_type(self) -> str:
+        types = transports_table.types_of(self.spec)
+        if not types:
+            known = ", ".join(transports_table.known_types())
+            raise ValueError(f"no gateway type in spec {str(self.spec)!r}, there are: {known}")
+        if len(types) > 1:
+            raise self._error(f" has {len(types)} types: {', '.join(types)}")
+        return types[0]
+
+    def _read(self) -> dict[str, Any]:
+        """Return the values of the keys that have one, in the table and in the spec."""
+        values = {}
+        for name, text in vars(self.spec).items():
+            row = self._row_of(name)
+            if row is None or text is None or text is False:  # None, False: it was taken away
+                continue
+            if row.takes and self._is_missing(name, text):
+                or_else = ", or installvia=" if name == "socket" else ""
+                raise self._error(f": {name}= needs a value{or_else}: {row.takes}")
+            if text is not True:
+                try:
+                    values[name] = row.parse(text)
+                except ValueError as exc:
+                    raise self._error(f": {name}={text}: {exc}") from exc
+        return values
+
+    def _row_of(self, name: str) -> Key | None:
+        """Return what a key means in this spec; None for one that is a program's own."""
+        row = KEYS.get(name)
+        if row is not None and (not row.types or self.type in row.types):
+            is_used = not row.needs or getattr(self.spec, row.needs) is not None
+            return row if is_used else None
+        if name == self.type or (self.transport is not None and name in self.transport.options):
+            return Key(name, "as its distribution says", (), "", str, "")
+        if row is not None and self.type not in OLD_TYPES and getattr(self.spec, name) is not None:
+            raise self._error(f": {name}= is for {row.types[0]}=, not {self.type}=")
+        return None
+
+    def _is_missing(self, name: str, text: str | bool) -> bool:
+        """Whether a key has no value; that of the type may need none."""
+        if text is True and name == self.type:
+            return not (self.transport.may_be_bare if self.transport else self.spec.installvia)
+        return text is True or text == ""
+
+    def _check_what_goes_together(self) -> None:
+        if self.spec.forkserver is not None:
+            self._check_forkserver()
+        if self.output == "inherit" and not transports_table.can_inherit(self.spec):
+            raise self._error(": output=inherit is for popen on this machine only")
+
+    def _check_forkserver(self) -> None:
+        if self.spec.forkserver is not True:
+            raise self._error(": forkserver has no value, preload= names what it imports")
+        if self.is_over_network:
+            raise self._error(": forkserver is for popen on this machine only")
+        if not hasattr(os, "fork") or not hasattr(signal, "SIGCHLD"):
+            raise self._error(f": there is no forkserver on {sys.platform}: it has no fork")
