@@ -3269,7 +3269,7 @@ class BaseGateway(object):
 
     def _on_hello(self, hello: dict[str, Any]) -> None:
         self._go("hello")
-        self._channelfactory.fast = HAVE_FAST_CODEC and "fast" in hello["codecs"]
+        self._channelfactory.fast = "fast" in hello["codecs"] and HAVE_FAST_CODEC
         self._enable_direct_reads()
 
     _on_goodbye: Any = None  # only workers say any

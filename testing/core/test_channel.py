@@ -293,8 +293,9 @@ class TestErrors:
         channel = shared.remote_exec("raise ValueError('unseen')")
         channel._receiveclosed.wait(BOUND_S)
         assert capsys.readouterr().err == ""
+        weak = weakref.ref(channel)
         del channel
-        gc.collect()
+        collect(weak)
         err = capsys.readouterr().err
         assert "RemoteError" in err
         assert "ValueError: unseen" in err

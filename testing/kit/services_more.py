@@ -62,6 +62,8 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 MpiDefault=none
 SwitchType=switch/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
 ReturnToService=2
 NodeName={here} NodeAddr=127.0.0.1 CPUs=1 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES State=UP OverSubscribe=FORCE:16

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import subprocess
 import sys
 import sysconfig
@@ -176,6 +177,8 @@ def test_sudo_takes_no_frozen_program_for_an_interpreter(monkeypatch: pytest.Mon
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the program as PyInstaller makes it: in a folder and as one file."""
     if importlib.util.find_spec("PyInstaller") is None:
+        if sys.version_info >= (3, 15) or platform.python_implementation() != "CPython":
+            pytest.skip("PyInstaller does not support this Python yet")
         missing("PyInstaller is not installed")
     if not sysconfig.get_config_var("Py_ENABLE_SHARED"):
         missing("PyInstaller needs a Python with a shared library")

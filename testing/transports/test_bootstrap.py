@@ -511,7 +511,7 @@ def interrupt():
         while frame is not None:
             names.append(frame.f_code.co_name)
             frame = frame.f_back
-        if names[:2] == ["wait", "wait_ready"]:
+        if "wait_ready" in names and names[0] in ("wait", "get"):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.5)  # and again: one that comes just before the wait is not seen
 interrupted = []
