@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import lazily  # noqa: F401 before execnet, which the next ones import
 import pytest
 from hypothesis import settings
 from interpreters import found
 from models import EXECMODELS, GREENLET_MODELS, need_model, start_hub
+from socketservers import Servers
 from tools import FAILED, MakeGateway, Resources
 
 from execnet import Gateway, Group, XSpec
+from execnet._forkserver import templates as forkserver_templates
 from execnet.gateway_base import ExecModel, get_execmodel
 
 SWITCH_INTERVAL = "EXECNET_TEST_SWITCH_INTERVAL"  # seconds between our threads' turns: 1e-6
@@ -89,3 +92,33 @@ def fast_switches() -> Iterator[None]:
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
+
+
+@pytest.fixture
+def gateway(makegateway: MakeGateway) -> Gateway:
+    """A gateway to a popen worker."""
+    return makegateway()
+
+
+@pytest.fixture
+def gw(execmodel: ExecModel) -> Iterator[Gateway]:
+    """A gateway, both ends in one of the four execution models."""
+    group = Group(execmodel=execmodel)
+    yield group.makegateway()
+    group.terminate(timeout=5)
+
+
+@pytest.fixture
+def servers(tmp_path: Path, nothing_is_left: None) -> Iterator[Servers]:
+    """Starts socket servers; ends them after the test."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    with Servers(folder) as servers:
+        yield servers
+
+
+@pytest.fixture
+def templates(nothing_is_left: None) -> Iterator[None]:
+    """End the fork servers' templates, which stay for later gateways, after a test."""
+    yield
+    forkserver_templates.shutdown()

@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 import pytest
-from shell import EXECNET, GONE_S, TOKEN, Shell, processes_of, wait_until
+from processes import processes_with
+from shell import EXECNET, GONE_S, TOKEN, Shell, wait_until
 from tools import BOUND_S, ROOT, threads
 
 import execnet
@@ -40,7 +41,7 @@ class TestTheProofItself:
         process = shell.start("exec", "popen", "-c", "channel.send(1); channel.receive()")
         assert process.stdout is not None
         assert process.stdout.readline() == "[gw0] 1\n"
-        assert len(processes_of(shell.token)) == 2
+        assert len(processes_with(shell.mark)) == 2
         process.terminate()
         assert shell.nothing_is_left()
 

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import EXECMODELS, GREENLET_MODELS, importable
 from tools import BOUND_S, FAILED, LonelyGateway, MakeGateway, collect, missing, wait_until
+from workers import ECHO
 
 import execnet
 from execnet import Channel, DumpError, Gateway, Group, RemoteError
@@ -35,10 +36,6 @@ from execnet.gateway_base import (
 )
 
 pytestmark = pytest.mark.core
-
-
-# The worker sends back what it gets, until the channel is closed.
-ECHO = "for item in channel: channel.send(item)"
 
 
 @pytest.fixture(scope="module", params=EXECMODELS)

@@ -9,9 +9,9 @@ offers nothing but what channels may ask for.
 from __future__ import annotations
 
 import gc
-import os
 import threading
 from collections.abc import Callable, Iterator
+from pipes import PipeIO
 from typing import Any
 
 import pytest
@@ -22,14 +22,11 @@ from execnet.gateway import Gateway
 from execnet.gateway_base import (
     Channel,
     ChannelState,
-    FrameDecoder,
     GatewayState,
     Message,
-    Popen2IO,
     ProtocolError,
     RemoteError,
     dumps_internal,
-    get_execmodel,
 )
 
 pytestmark = pytest.mark.core
@@ -388,49 +385,6 @@ hasreceiver    True              True              True          False         F
 join           None              None              None          None          None
 receives       receive-live      receive-live      receive-live  not-receiving not-receiving
 """
-
-
-class PipeIO(Popen2IO):
-    """A stream over two pipes, whose far ends the test holds."""
-
-    def __init__(self) -> None:
-        self.far_reads, near_writes = os.pipe()
-        near_reads, self.far_writes = os.pipe()
-        execmodel = get_execmodel("thread")
-        super().__init__(
-            execmodel.fdopen(near_writes, "wb"), execmodel.fdopen(near_reads, "rb"), execmodel
-        )
-
-    def wait(self) -> None:
-        pass
-
-    def kill(self) -> None:
-        pass
-
-    def say(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
-        class Far:
-            write = staticmethod(lambda data: os.write(self.far_writes, data))
-
-        Message(msgcode, channelid, data).to_io(Far)
-
-    def heard(self) -> list[str]:
-        """Return the names of the messages that were written."""
-        os.set_blocking(self.far_reads, False)
-        try:
-            data = os.read(self.far_reads, 65536)
-        except BlockingIOError:
-            return []
-        frames = FrameDecoder().feed(data)
-        return [Message._types[frame.msgcode][0] for frame in frames]
-
-    def end(self) -> None:
-        if self.far_writes >= 0:
-            os.close(self.far_writes)
-            self.far_writes = -1
-
-    def close(self) -> None:
-        self.end()
-        os.close(self.far_reads)
 
 
 @pytest.fixture

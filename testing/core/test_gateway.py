@@ -40,14 +40,6 @@ from execnet.gateway_base import (
 pytestmark = pytest.mark.core
 
 
-@pytest.fixture
-def gw(execmodel: ExecModel) -> Iterator[Gateway]:
-    """A gateway, both ends in one of the four execution models."""
-    group = Group(execmodel=execmodel)
-    yield group.makegateway()
-    group.terminate(timeout=5)
-
-
 class TestAttributes:
     def test_it_has_the_names_that_programs_use(self, group: Group) -> None:
         gateway = group.makegateway("popen//id=mine")

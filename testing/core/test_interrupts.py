@@ -22,7 +22,8 @@ from pathlib import Path
 from pipes import Pipe
 
 import pytest
-from tools import BOUND_S, KIT, MakeGateway, Task, is_asleep, is_in, run, wait_until
+from processes import is_asleep
+from tools import BOUND_S, KIT, MakeGateway, Task, is_in, run, wait_until
 
 from execnet import Group
 from execnet.gateway_base import (

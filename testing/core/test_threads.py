@@ -6,15 +6,15 @@ import os
 import struct
 import threading
 from collections.abc import Iterator
+from pipes import PipeIO
 from typing import Any
 
 import pytest
 from tools import BOUND_S, MakeGateway, run_all, wait_until
+from workers import ECHO
 
 from execnet import Channel, Gateway, Group, XSpec
 from execnet.gateway_base import (
-    ExecModel,
-    FrameDecoder,
     FrameWriter,
     Message,
     Popen2IO,
@@ -23,15 +23,6 @@ from execnet.gateway_base import (
 )
 
 MEBIBYTE = 1 << 20
-ECHO = "for item in channel: channel.send(item)"
-
-
-@pytest.fixture
-def gw(execmodel: ExecModel) -> Iterator[Gateway]:
-    """A gateway, both ends in one of the four execution models."""
-    group = Group(execmodel=execmodel)
-    yield group.makegateway()
-    group.terminate(timeout=5)
 
 
 class TestOneGateway:
@@ -395,29 +386,6 @@ class TestTurns:
         io.close_read()
 
 
-class PipeIO(Popen2IO):
-    """A stream whose far ends the test holds; a pipe has room for 64 KiB."""
-
-    def __init__(self) -> None:
-        self.far_reads, near_writes = os.pipe()
-        near_reads, self.far_writes = os.pipe()
-        model = get_execmodel("thread")
-        super().__init__(model.fdopen(near_writes, "wb"), model.fdopen(near_reads, "rb"), model)
-        self._decoder = FrameDecoder()
-        self._messages: list[Message] = []
-
-    def wait(self) -> None:
-        pass
-
-    def kill(self) -> None:
-        pass
-
-    def next_message(self) -> Message:
-        while not self._messages:
-            self._messages.extend(self._decoder.feed(os.read(self.far_reads, 65536)))
-        return self._messages.pop(0)
-
-
 class TestPieces:
     """What is on the wire while several threads send, seen from its other end."""
 
@@ -425,8 +393,7 @@ class TestPieces:
     def io(self) -> Iterator[PipeIO]:
         io = PipeIO()
         yield io
-        os.close(io.far_reads)
-        os.close(io.far_writes)
+        io.close()
 
     @pytest.fixture
     def gateway(self, io: PipeIO) -> Gateway:

@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from processes import is_reaped
 from tools import run_python, wait_until
 
 from execnet import gateway_base
@@ -191,12 +192,4 @@ class TestStderrStaysEmpty:
         ended = run_python(program, model, timeout_s=20, PYTHONWARNINGS="ignore")
         assert ended.stderr == ""
         for pid in pids_in(ended):
-            wait_until(functools.partial(is_gone, pid))
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
+            wait_until(functools.partial(is_reaped, pid))

@@ -9,27 +9,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from programs import HIDING
+from programs import HIDING, Hide
 from tools import BOUND_S, FORKING, MakeGateway, run_python, wait_until
 
-from execnet import Channel, Gateway, Group, WorkerDied
+from execnet import Channel, Group, WorkerDied
 from execnet._ends import poll as ends_poll
 from execnet._ends import watch as ends_watch
 from execnet._ends.poll import EndPoll
 from execnet._ends.watch import EndWatch
-from execnet._forkserver import templates as forkserver_templates
 
 pytestmark = [
     pytest.mark.core,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="streams hide ends by a fork"),
 ]
-
-Hide = Callable[[Gateway], Channel]
 
 
 @pytest.fixture(autouse=True)
@@ -46,21 +42,6 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> EndWatch:
     watch = EndWatch(ends_watch._wait_for_a_child)
     monkeypatch.setattr(ends_watch, "_children", watch)
     return watch
-
-
-@pytest.fixture
-def hide(nothing_is_left: None) -> Iterator[Hide]:
-    """Have the worker of a gateway fork a process that lives on; the channel ends the worker."""
-    forked: list[int] = []
-
-    def hide(gateway: Gateway) -> Channel:
-        channel = gateway.remote_exec(HIDING)
-        forked.append(channel.receive(BOUND_S)[0])
-        return channel
-
-    yield hide
-    for pid in forked:
-        os.kill(pid, signal.SIGKILL)
 
 
 def end(channel: Channel) -> None:
@@ -199,12 +180,8 @@ os.kill(child, 9)
         assert (result.stdout, result.stderr) == ("WorkerDied\n", "")
 
 
+@pytest.mark.usefixtures("templates")
 class TestOfAForkedWorker:
-    @pytest.fixture(autouse=True)
-    def templates(self, nothing_is_left: None) -> Iterator[None]:
-        yield
-        forkserver_templates.shutdown()
-
     @pytest.mark.parametrize("who", ["the watch", "another thread"])
     def test_is_told_whoever_takes_the_news(self, group: Group, hide: Hide, who: str) -> None:
         gateways = [group.makegateway("popen//forkserver") for _ in range(2)]

@@ -8,7 +8,8 @@ import signal
 import sys
 
 import pytest
-from tools import FORKING, MakeGateway, is_running, run_python, wait_until
+from processes import is_running
+from tools import FORKING, MakeGateway, run_python, wait_until
 
 pytestmark = [
     pytest.mark.core,

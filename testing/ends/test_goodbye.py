@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 from models import GREENLET_MODELS, importable
+from processes import is_running
 from services import Sshd, script
-from tools import BOUND_S, MakeGateway, find_python, is_running, wait_until
+from tools import BOUND_S, MakeGateway, find_python, wait_until
 
 from execnet import Channel, Group, WorkerDied
 from execnet._ends import last_words as last_words_module

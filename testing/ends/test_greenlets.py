@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from models import GREENLET_MODELS, importable, start_hub
-from programs import HIDING, ITEM, ON_ORDER, READER
-from tools import BOUND_S, Task, stop, wait_until
+from processes import stop
+from programs import ITEM, ON_ORDER, READER, Hide
+from tools import BOUND_S, Task, wait_until
 
-from execnet import Channel, Gateway, Group, WorkerDied
+from execnet import Channel, Group, WorkerDied
 from execnet._ends import green_poll
-from execnet._forkserver import templates as forkserver_templates
 from execnet.gateway_base import ExecModel, get_execmodel
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="greenlets are tested on POSIX")
@@ -46,27 +46,10 @@ def end_of(channel: Channel) -> str:
     return str(caught.value)
 
 
+@pytest.mark.usefixtures("templates")
 class TestAnEndThatTheStreamHides:
-    @pytest.fixture
-    def hide(self, group: Group) -> Iterator[Callable[[Gateway], Channel]]:
-        forked: list[int] = []
-
-        def hide(gateway: Gateway) -> Channel:
-            channel = gateway.remote_exec(HIDING)
-            forked.append(channel.receive(BOUND_S)[0])
-            return channel
-
-        yield hide
-        for pid in forked:
-            os.kill(pid, signal.SIGKILL)
-
-    @pytest.fixture(autouse=True)
-    def templates(self, nothing_is_left: None) -> Iterator[None]:
-        yield
-        forkserver_templates.shutdown()
-
     @pytest.mark.parametrize("spec", ["popen", "popen//forkserver"])
-    def test_is_noticed(self, group: Group, hide: Any, spec: str) -> None:
+    def test_is_noticed(self, group: Group, hide: Hide, spec: str) -> None:
         channel = hide(group.makegateway(spec))
         channel.send(None)
         assert "exit status 3" in end_of(channel)
@@ -95,7 +78,7 @@ class TestAnEndThatTheStreamHides:
 
     @pytest.mark.parametrize("spec", ["popen", "popen//forkserver"])
     def test_does_not_keep_terminate(
-        self, group: Group, hide: Any, spec: str, monkeypatch: pytest.MonkeyPatch
+        self, group: Group, hide: Hide, spec: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(green_poll, "LOOK_S", 1000)
         gateways = group.makegateways([spec] * 3)
@@ -104,7 +87,7 @@ class TestAnEndThatTheStreamHides:
         group.terminate(timeout=0.1)
         assert not any(gateway.hasreceiver() for gateway in gateways)
 
-    def test_nor_a_gateway_that_is_left(self, group: Group, hide: Any) -> None:
+    def test_nor_a_gateway_that_is_left(self, group: Group, hide: Hide) -> None:
         gateway = group.makegateway("popen//grace=0.1")
         hide(gateway)
         gateway.exit()

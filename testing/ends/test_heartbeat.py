@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import MakeGateway, clean_environment, is_running, stop, wait_until
+from processes import children_of, is_running, stop
+from tools import MakeGateway, clean_environment, wait_until
 
 from execnet import XSpec
 from execnet._specs import Settings
@@ -177,7 +178,7 @@ def test_a_coordinator_that_was_stopped_comes_back(resumed: Any, long: bool) -> 
     process = resumed("0.6" if long else "3")
     worker = int(process.stdout.readline())
     started = [process.pid, *_descendants(process.pid)]
-    stopped = [pid for pid in started if pid != worker and f"{worker}" not in children_of(pid)]
+    stopped = [pid for pid in started if pid != worker and worker not in children_of(pid)]
     for pid in stopped:
         stop(pid)
     if long:
@@ -192,10 +193,6 @@ def test_a_coordinator_that_was_stopped_comes_back(resumed: Any, long: bool) -> 
         assert "gw0-worker ends: its coordinator was silent for 1.2 s" in errors
     else:
         assert (output, errors) == ("1\n", "")
-
-
-def children_of(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 class QuietGateway:

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import is_running
 from programs import STUBBORN
 from services import Sshd
 from socketservers import Servers
-from tools import BOUND_S, is_running, wait_until
+from tools import BOUND_S, wait_until
 
 from execnet import Group
 

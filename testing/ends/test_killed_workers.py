@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import is_running, stop
 from programs import STUBBORN
-from tools import MakeGateway, is_running, run_python, stop, wait_until
+from tools import MakeGateway, run_python, wait_until
 
 import execnet
 from execnet import Group

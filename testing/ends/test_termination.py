@@ -21,13 +21,13 @@ from typing import Any
 
 import pytest
 from models import EXECMODELS
+from processes import is_asleep, is_gone, state_of
 from tools import (
     BOUND_S,
     MakeGateway,
     Task,
     clean_environment,
     find_python,
-    is_asleep,
     is_in,
     run_python,
     wait_until,
@@ -89,14 +89,6 @@ def keep_busy(gateway: Gateway, what: str) -> Any:
     if what == "sending":
         channel.setcallback(lambda item: None)
     return channel
-
-
-def state_of(pid: int) -> str:
-    """Return the letter of the process's state; Z when it has ended, also if nobody reaps it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
-    except OSError:
-        return "Z"
 
 
 class Stopwatch:
@@ -269,7 +261,7 @@ class TestTerminate:
 
         def terminate() -> None:
             group.terminate(TIMEOUT_S)
-            left.append([g._io.popen.pid for g in gateways if state_of(g._io.popen.pid) != "Z"])
+            left.append([g._io.popen.pid for g in gateways if not is_gone(g._io.popen.pid)])
 
         threads = [threading.Thread(target=terminate) for _ in range(3)]
         for thread in threads:
@@ -328,7 +320,7 @@ class TestNestedGateways:
             group.terminate(timeout=BOUND_S)
         else:
             os.kill(gateway._rinfo().pid, getattr(signal, how.split()[0]))
-        wait_until(lambda: state_of(inner) == "Z", 5)
+        wait_until(lambda: is_gone(inner), 5)
 
 
 class interrupted_in:
@@ -367,7 +359,7 @@ class TestExit:
         gateway.join(BOUND_S)
         wait_until(lambda: process.returncode is not None, sleep=execmodel.sleep)
         assert process.returncode == 0
-        assert state_of(process.pid) == "Z"
+        assert is_gone(process.pid)
 
     def test_it_leaves_its_group_at_once(self, group: Group) -> None:
         gateway = group.makegateway()
@@ -431,14 +423,6 @@ class TestExit:
 def send_and_forget(channel: Any, item: object) -> None:
     with contextlib.suppress(OSError):
         channel.send(item)
-
-
-@pytest.fixture
-def gw(execmodel: ExecModel) -> Iterator[Gateway]:
-    """A gateway, both ends in one of the four execution models."""
-    group = Group(execmodel=execmodel)
-    yield group.makegateway()
-    group.terminate(timeout=5)
 
 
 class TestAWorkerThatDies:
@@ -654,7 +638,7 @@ class TestACoordinatorThatDies:
         for process in processes:
             process.kill()
         for pid in workers:  # only if a test failed
-            if state_of(pid) != "Z":
+            if not is_gone(pid):
                 os.kill(pid, signal.SIGKILL)
         for process in processes:
             process.communicate()
@@ -680,7 +664,7 @@ class TestACoordinatorThatDies:
         )
         stopwatch = Stopwatch()
         err = self.end(process, how)
-        wait_until(lambda: {state_of(pid) for pid in workers} == {"Z"}, BOUND_S)
+        wait_until(lambda: all(map(is_gone, workers)), BOUND_S)
         assert stopwatch.seconds < 2
         assert err == ""
 
@@ -689,7 +673,7 @@ class TestACoordinatorThatDies:
         process, workers = coordinator(*[("popen", [BUSY["receiving"], BUSY[w]]) for w in works])
         stopwatch = Stopwatch()
         self.end(process, "SIGKILL")
-        wait_until(lambda: {state_of(pid) for pid in workers} == {"Z"}, BOUND_S)
+        wait_until(lambda: all(map(is_gone, workers)), BOUND_S)
         assert stopwatch.seconds < 2
 
     def test_finally_blocks_in_other_threads_run(self, coordinator: Any, tmp_path: Path) -> None:
@@ -719,7 +703,7 @@ class TestACoordinatorThatDies:
         )
         stopwatch = Stopwatch()
         err = self.end(process, "SIGKILL")
-        wait_until(lambda: {state_of(pid) for pid in workers} == {"Z"}, BOUND_S)
+        wait_until(lambda: all(map(is_gone, workers)), BOUND_S)
         assert stopwatch.seconds < 2
         assert err == ""
 
@@ -734,7 +718,7 @@ class TestACoordinatorThatDies:
         process, workers = coordinator(("popen", codes))
         stopwatch = Stopwatch()
         self.end(process, "SIGKILL")
-        wait_until(lambda: {state_of(pid) for pid in workers} == {"Z"}, BOUND_S)
+        wait_until(lambda: all(map(is_gone, workers)), BOUND_S)
         assert stopwatch.seconds < 3
 
     def test_the_finally_blocks_of_its_workers_run(self, coordinator: Any, tmp_path: Path) -> None:
@@ -787,7 +771,7 @@ class TestACoordinatorThatDies:
         process, workers = coordinator(("popen//grace=0.3", [BUSY["receiving"], code]))
         stopwatch = Stopwatch()
         self.end(process, "SIGKILL")
-        wait_until(lambda: {state_of(pid) for pid in workers} == {"Z"}, BOUND_S)
+        wait_until(lambda: all(map(is_gone, workers)), BOUND_S)
         assert stopwatch.seconds < 2
 
     def test_one_that_ends_in_order_takes_busy_workers_along(self, coordinator: Any) -> None:
@@ -797,7 +781,7 @@ class TestACoordinatorThatDies:
         stopwatch = Stopwatch()
         err = self.end(process, "sys.exit(0)")
         assert stopwatch.seconds < 3
-        assert {state_of(pid) for pid in workers} == {"Z"}
+        assert all(map(is_gone, workers))
         assert err == ""
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from tools import BOUND_S
+from workers import ECHO
 
 from execnet import Gateway, Group
 
-ECHO = "for item in channel: channel.send(item)"
 MIB = 1 << 20
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="signals and pipes of POSIX")
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from processes import children_of
 from tools import wait_until
 
 import execnet
 
 PIDS = "import os; channel.send((os.getpid(), os.getppid()))"
-
-
-def children_of(pid: int) -> set[int]:
-    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def spare_of(gateway: execnet.Gateway) -> int:

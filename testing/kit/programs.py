@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from execnet import Channel, Gateway
+
 HIDING = """
 import os, time
 pid = os.fork()
@@ -37,3 +41,5 @@ def never_ends(channel):
             pass
 never_ends(channel)
 """
+
+Hide = Callable[[Gateway], Channel]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from execnet import RSync
+from execnet import Gateway, RSync
 
 # What ``snapshot`` says of a path: kind, mode, time in nanoseconds, and content, text of a
 # link, or None for a directory.
@@ -81,3 +81,21 @@ def assert_same(source: Path | str, dest: Path | str) -> None:
         if entry[0] == "link" and text is not None and text.startswith(inner):
             ours.entries[name] = (*entry[:3], outer + text[len(inner) :])
     assert theirs == ours
+
+
+Sync = Callable[..., Any]
+
+
+NOBODY = 65534
+
+
+def pull(gateway: Gateway, source: Path | str, dest: Path | str, **options: Any) -> Any:
+    return RSync.pull(gateway, source, dest, **options)
+
+
+def give_away(*roots: Path, recursive: bool = True) -> None:
+    """Have them belong to another user, if we are one who may do that."""
+    if os.geteuid() == 0:
+        for root in roots:
+            for path in [root, *root.rglob("*")] if recursive else [root]:
+                os.chown(path, NOBODY, NOBODY, follow_symlinks=False)

@@ -127,3 +127,32 @@ class Sshd:
     def stop(self) -> None:
         """End it; connections that it has served are theirs who made them."""
         stop(self._process, self._process.stderr)
+
+
+class FakeSsh:
+    """Makes an ``ssh`` of shell commands in a folder, which has to be in the PATH.
+
+    Each run adds its process id to the file ``$here/runs``; the commands may add those of
+    processes that they start to ``$here/children``. ``RUN``, as the last of the commands,
+    executes what ssh is asked to execute.
+    """
+
+    RUN = 'for last; do :; done; exec sh -c "$last"'
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, commands: str) -> None:
+        script(self.folder / "ssh", f"here={self.folder}; echo $$ >> $here/runs\n{commands}")
+
+    def runs(self) -> list[int]:
+        """Return the process id of each run."""
+        return self._pids("runs")
+
+    def pids(self) -> list[int]:
+        """Return the ids of all processes that were written down."""
+        return self.runs() + self._pids("children")
+
+    def _pids(self, name: str) -> list[int]:
+        path = self.folder / name
+        return list(map(int, path.read_text().split())) if path.exists() else []

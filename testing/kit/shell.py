@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from processes import processes_with
 from tools import BOUND_S, ROOT
 
 TOKEN = "EXECNET_TEST_CLI_TOKEN"
@@ -35,25 +36,13 @@ def wait_until(condition: Callable[[], object], bound_s: float = BOUND_S) -> boo
     return True
 
 
-def processes_of(token: str) -> list[int]:
-    """Return the ids of all processes that have this token in their environment."""
-    mark = f"{TOKEN}={token}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-        except OSError:  # it has ended meanwhile, or is another user's
-            continue
-    return found
-
-
 class Shell:
     """Runs commands in a folder of the test's, each in a process group of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.token = uuid.uuid4().hex
+        self.mark = f"{TOKEN}={self.token}"
         self._started: list[subprocess.Popen[str]] = []
 
     def start(self, *args: str, **variables: str) -> subprocess.Popen[str]:
@@ -82,11 +71,11 @@ class Shell:
         return subprocess.CompletedProcess(args, process.returncode, stdout, stderr)
 
     def nothing_is_left(self) -> bool:
-        return wait_until(lambda: not processes_of(self.token), GONE_S)
+        return wait_until(lambda: not processes_with(self.mark), GONE_S)
 
     def finish(self) -> None:
         """Fail if anything is left, and end it."""
-        left = [] if self.nothing_is_left() else processes_of(self.token)
+        left = [] if self.nothing_is_left() else processes_with(self.mark)
         commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left]
         for pid in left:
             os.kill(pid, signal.SIGKILL)

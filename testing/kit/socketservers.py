@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from tools import BOUND_S, clean_environment, wait_until
+from processes import is_reaped
+from tools import BOUND_S, clean_environment
 
-from execnet import Gateway
 from execnet.script import socketserver
 
 SCRIPTS = Path(socketserver.__file__).parent
-
-
-def is_gone(pid: int) -> bool:
-    """Whether there is no process with that number, not even a zombie."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
-def ask(gateway: Gateway, code: str, *items: Any) -> Any:
-    """Execute code in a worker, send it items, return the one that it sends."""
-    channel = gateway.remote_exec(code)
-    for item in items:
-        channel.send(item)
-    return channel.receive(BOUND_S)
 
 
 def connect(address: str) -> socket.socket:
@@ -95,7 +77,7 @@ class Server:
         self.popen.send_signal(signum)
         status = self.popen.wait(BOUND_S)
         if signum != signal.SIGKILL:
-            assert [pid for pid in processes if not is_gone(pid)] == []
+            assert [pid for pid in processes if not is_reaped(pid)] == []
         return status
 
 
@@ -143,11 +125,6 @@ class Servers:
         return Server(self.popen("socketserver.py", address, python=python))
 
 
-def wait_gone(*pids: int, timeout_s: float = BOUND_S) -> None:
-    """Wait until there are no processes with these numbers."""
-    wait_until(lambda: all(map(is_gone, pids)), timeout_s)
-
-
 class InProcess:
     """A server in a thread of the tests' own process, whose module can be changed."""
 
@@ -161,3 +138,6 @@ class InProcess:
         self.server.stop()
         self._thread.join(BOUND_S)
         assert not self._thread.is_alive()
+
+
+Serve = Callable[..., Server]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -224,47 +223,6 @@ def _command(pid: int) -> str:
         return "gone"
 
 
-def is_asleep(pid: int) -> Callable[[], bool]:
-    """Return what tells whether the main thread of a process waits, and did when last asked.
-
-    Where a signal comes in the moment before it begins to wait, Python does not see it.
-    """
-    switches = [b""]
-
-    def is_asleep() -> bool:
-        try:
-            status = Path(f"/proc/{pid}/task/{pid}/status").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):  # no Linux, or it has gone
-            return True
-        before, switches[0] = switches[0], status.partition(b"voluntary_ctxt")[2]
-        return b"State:\tS" in status and before == switches[0]
-
-    return is_asleep
-
-
-def stop(pid: int) -> None:
-    """Stop a process; returns when all its threads have stopped, where that is to be seen.
-
-    They run on for a moment behind the signal, if the processors are busy.
-    """
-    os.kill(pid, signal.SIGSTOP)
-    tasks = Path(f"/proc/{pid}/task")
-
-    def states() -> set[str]:
-        try:
-            return {stat.read_text().rpartition(") ")[2][0] for stat in tasks.glob("*/stat")}
-        except (FileNotFoundError, ProcessLookupError):  # a thread has gone meanwhile
-            return {""}
-
-    wait_until(lambda: states() <= {"T"})
-
-
-def interrupt_asleep(pid: int) -> None:
-    """Send SIGINT to a process as soon as its main thread waits."""
-    wait_until(is_asleep(pid))
-    os.kill(pid, signal.SIGINT)
-
-
 # At once
 
 
@@ -287,7 +245,7 @@ class Task:
 
     def result(self) -> Any:
         """Return what the function returned; raise what it raised."""
-        assert self._ended.wait(5), "it still runs"
+        assert self._ended.wait(BOUND_S), "it still runs"
         if isinstance(self._outcome, BaseException):
             raise self._outcome
         return self._outcome
@@ -333,14 +291,6 @@ def is_in(thread: threading.Thread, function: str) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def is_running(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def run_all(functions: list[Callable[[], object]]) -> None:

@@ -13,6 +13,7 @@ from execnet import Channel, Gateway
 
 # The worker sends back what it gets, until the channel is closed.
 ECHO = "for item in channel: channel.send(item)"
+GETPID = "import os; channel.send(os.getpid())"
 
 
 def ask(gateway: Gateway, code: Any, *items: Any, **kwargs: Any) -> Any:

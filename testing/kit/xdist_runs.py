@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import xdist_project as projects
+from processes import command_of, processes_with
 from tools import ROOT, wait_until
 
 TOKEN = "XDIST_RUN"
@@ -32,27 +33,6 @@ os.execv(sys.argv[1], sys.argv[1:])
 RUN_BOUND_S = 60.0
 GONE_BOUND_S = 5.0
 Record = dict[str, Any]
-
-
-def processes_of(token: str) -> list[int]:
-    """Return the ids of all processes that have this token in their environment."""
-    mark = f"{TOKEN}={token}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-        except OSError:  # it has ended meanwhile, or is another user's
-            continue
-    return found
-
-
-def command_of(pid: int) -> str:
-    """Return the id and the command line of a process, as far as it is still there."""
-    try:
-        return f"{pid} {Path(f'/proc/{pid}/cmdline').read_text().split(chr(0))}"
-    except OSError:
-        return f"{pid} (ended)"
 
 
 @dataclass
@@ -106,6 +86,7 @@ class Running:
 
     def __init__(self, python: Path, project: Path, *args: str) -> None:
         self.token = uuid.uuid4().hex
+        self.mark = f"{TOKEN}={self.token}"
         self._outcomes = project.parent / f"{self.token}.outcomes"
         self._output = project.parent / f"{self.token}.output"
         with self._output.open("wb") as output:
@@ -143,7 +124,7 @@ class Running:
         try:
             wait_until(condition, bound_s)
         except pytest.fail.Exception:
-            left = "\n".join(map(command_of, processes_of(self.token)))
+            left = "\n".join(map(command_of, processes_with(self.mark)))
             pytest.fail(f"no {what} in {bound_s} s; running:\n{left}\noutput:\n{self.output()}")
 
     def wait_for_output(self, text: str, times: int = 1) -> None:
@@ -153,7 +134,7 @@ class Running:
     def finish(self) -> Finished:
         """Wait for the end, and prove that nothing is left; return what was recorded."""
         self.wait_for("end of the run", lambda: self.process.poll() is not None)
-        self.wait_for("end of its processes", lambda: not processes_of(self.token), GONE_BOUND_S)
+        self.wait_for("end of its processes", lambda: not processes_with(self.mark), GONE_BOUND_S)
         lines = self._outcomes.read_text("utf-8").splitlines() if self._outcomes.exists() else []
         return Finished(self.process.returncode, self.output(), [json.loads(s) for s in lines])
 
@@ -161,7 +142,7 @@ class Running:
         """End whatever is left, so that a failure does not disturb the tests after it."""
 
         def all_gone() -> bool:
-            left = processes_of(self.token)
+            left = processes_with(self.mark)
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

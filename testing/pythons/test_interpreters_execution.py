@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from interpreters import Interpreter
-from tools import BOUND_S, MakeGateway, interrupt_asleep, wait_until
+from processes import interrupt_asleep
+from tools import BOUND_S, MakeGateway, wait_until
 from workers import ask
 
 from execnet import Gateway, RemoteError

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from interpreters import Interpreter
+from processes import is_gone
 from tools import BOUND_S, Resources, run_python, wait_until
 from workers import ECHO, ask
 
@@ -43,19 +44,6 @@ while True:
     except KeyboardInterrupt:
         pass
 """
-
-
-def is_gone(pid: int) -> bool:
-    """Whether there is no such process; a zombie that is another's child counts as none."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    stat = Path(f"/proc/{pid}/stat")
-    try:
-        return stat.exists() and stat.read_bytes().rpartition(b") ")[2][:1] == b"Z"
-    except OSError:
-        return True
 
 
 class TestAnOrderlyEnd:

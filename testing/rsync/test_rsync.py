@@ -17,21 +17,6 @@ from execnet._rsync.result import RSyncError, Skipped
 FILES = {"a": b"hello", "d/b": b"x" * 100, "d/e/c": b""}
 
 
-@pytest.fixture
-def gateway(makegateway: MakeGateway) -> Gateway:
-    return makegateway()
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return make_tree(tmp_path / "source", FILES)
-
-
-@pytest.fixture
-def dest(tmp_path: Path) -> Path:
-    return tmp_path / "dest"
-
-
 class Recorder:
     """A ``callback`` that remembers."""
 

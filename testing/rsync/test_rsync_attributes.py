@@ -8,18 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rsync_trees import assert_same, make_tree, send, snapshot
-from tools import MakeGateway
+from rsync_trees import assert_same, make_tree, pull, send, snapshot
 
 from execnet import Gateway, RSync
 
 FILES = {"a": b"1", "d/b": b"2", "d/large": bytes(100_000)}
 NS = 1_000_000_000
-
-
-@pytest.fixture
-def gateway(makegateway: MakeGateway) -> Gateway:
-    return makegateway()
 
 
 @pytest.fixture
@@ -29,11 +23,6 @@ def source(tmp_path: Path) -> Path:
         path.chmod(0o750 if path.is_dir() else 0o640)
         os.utime(path, ns=(1, 1_500_000_001_123_456_789 + number * 7))
     return source
-
-
-@pytest.fixture
-def dest(tmp_path: Path) -> Path:
-    return tmp_path / "dest"
 
 
 @pytest.fixture(params=["descriptors", "paths"])
@@ -118,10 +107,6 @@ def test_modify_window_makes_near_times_the_same(
     assert send(gateway, source, dest, modify_window=2.999).files_sent == 1
     with pytest.raises(ValueError, match="negative"):
         send(gateway, source, dest, modify_window=-1)
-
-
-def pull(gateway: Gateway, source: Path, dest: Path, **options: Any) -> Any:
-    return RSync.pull(gateway, source, dest, **options)
 
 
 def mode_of(path: Path) -> int:

@@ -12,42 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rsync_trees import assert_same, make_tree, send, snapshot
-from tools import MakeGateway
+from rsync_trees import NOBODY, Sync, assert_same, give_away, make_tree, pull, send, snapshot
 
 from execnet import Gateway, RSync
 from execnet._rsync.far import pump, wire
 from execnet._rsync.far.wire import SMALL_MAX
 from execnet._rsync.result import Skipped
-
-Sync = Callable[..., Any]
-NOBODY = 65534
-
-
-def pull(gateway: Gateway, source: Path | str, dest: Path | str, **options: Any) -> Any:
-    return RSync.pull(gateway, source, dest, **options)
-
-
-@pytest.fixture
-def gateway(makegateway: MakeGateway) -> Gateway:
-    return makegateway()
-
-
-@pytest.fixture(params=[send, pull], ids=["send", "pull"])
-def sync(request: pytest.FixtureRequest) -> Sync:
-    """Either direction; what follows holds for both."""
-    function: Sync = request.param
-    return function
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return make_tree(tmp_path / "source", {})
-
-
-@pytest.fixture
-def dest(tmp_path: Path) -> Path:
-    return tmp_path / "dest"
 
 
 def drop_privileges(gateway: Gateway, spare: Path) -> None:
@@ -60,22 +30,6 @@ def drop_privileges(gateway: Gateway, spare: Path) -> None:
         gateway.remote_exec(
             f"import os; os.setgroups([]); os.setegid({NOBODY}); os.seteuid({NOBODY})"
         ).waitclose()
-
-
-def give_away(*paths: Path) -> None:
-    if os.geteuid() == 0:
-        for path in paths:
-            os.chown(path, NOBODY, NOBODY)
-
-
-@pytest.fixture
-def open_path(tmp_path: Path) -> Path:
-    """A folder that everyone can reach and write to."""
-    for path in [tmp_path, *tmp_path.parents]:
-        if path.stat().st_uid == os.geteuid() and path != Path("/") and path != Path("/tmp"):
-            path.chmod(path.stat().st_mode | 0o011)
-    tmp_path.chmod(0o777)
-    return tmp_path
 
 
 # names, sizes, modes, times
@@ -551,7 +505,7 @@ def test_what_the_target_may_not_write_is_reported_and_the_rest_arrives(
     drop_privileges(gateway, open_path)
     source = make_tree(open_path / "source", {"a": b"1", "d/x": b"2", "d/e/y": b"3", "z": b"4"})
     dest = make_tree(open_path / "dest", {"d/x": b"old", "d/gone": b"stays"})
-    give_away(dest)
+    give_away(dest, recursive=False)
     result = send(gateway, source, dest, delete=True)
     assert {skipped.path for skipped in result.skipped} == {"d", "d/e", "d/x"}
     assert {skipped.reason.rpartition(": ")[2] for skipped in result.skipped} <= {

@@ -9,14 +9,14 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rsync_trees import assert_same, make_tree, send, snapshot
-from tools import SOURCE, MakeGateway, clean_environment, missing
+from rsync_trees import NOBODY, Sync, assert_same, give_away, make_tree, pull, send, snapshot
+from tools import SOURCE, clean_environment, missing
 
 from execnet import Gateway, RSync
 from execnet._rsync.far import pump, temps
@@ -25,45 +25,6 @@ from execnet._rsync.far.folders import Folders
 from execnet._rsync.far.temps import PREFIX
 from execnet._rsync.far.wire import SMALL_MAX
 from execnet._rsync.result import RSyncError, Skipped
-
-Sync = Callable[..., Any]
-NOBODY = 65534
-
-
-def pull(gateway: Gateway, source: Path | str, dest: Path | str, **options: Any) -> Any:
-    return RSync.pull(gateway, source, dest, **options)
-
-
-@pytest.fixture
-def gateway(makegateway: MakeGateway) -> Gateway:
-    return makegateway()
-
-
-@pytest.fixture(params=[send, pull], ids=["send", "pull"])
-def sync(request: pytest.FixtureRequest) -> Sync:
-    """Either direction; what follows holds for both."""
-    function: Sync = request.param
-    return function
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return make_tree(tmp_path / "source", {})
-
-
-@pytest.fixture
-def dest(tmp_path: Path) -> Path:
-    return tmp_path / "dest"
-
-
-@pytest.fixture
-def open_path(tmp_path: Path) -> Path:
-    """A folder that everyone can reach and write to."""
-    for path in [tmp_path, *tmp_path.parents]:
-        if path.stat().st_uid == os.geteuid() and path != Path("/") and path != Path("/tmp"):
-            path.chmod(path.stat().st_mode | 0o011)
-    tmp_path.chmod(0o777)
-    return tmp_path
 
 
 @contextmanager
@@ -82,13 +43,6 @@ def ordinary_user(gateway: Gateway, spare: Path) -> Iterator[None]:
     finally:
         os.seteuid(0)
         gateway.remote_exec(become.format(0)).waitclose()
-
-
-def give_away(*roots: Path) -> None:
-    if os.geteuid() == 0:
-        for root in roots:
-            for path in [root, *root.rglob("*")]:
-                os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
 
 
 # what the source could not look at

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rsync_trees import assert_same, make_tree, send, snapshot
+from rsync_trees import Sync, assert_same, make_tree, send, snapshot
 from tools import MakeGateway
 
 from execnet import Gateway, RSync
@@ -16,32 +14,7 @@ from execnet._rsync.far.links import Links
 from execnet._rsync.far.wire import ROOTED, SMALL_MAX, SYMLINK
 from execnet._rsync.result import Skipped
 
-Sync = Callable[..., Any]
-
-
-def pull(gateway: Gateway, source: Path | str, dest: Path | str, **options: Any) -> Any:
-    return RSync.pull(gateway, source, dest, **options)
-
-
-@pytest.fixture
-def gateway(makegateway: MakeGateway) -> Gateway:
-    return makegateway()
-
-
-@pytest.fixture(params=[send, pull], ids=["send", "pull"])
-def sync(request: pytest.FixtureRequest) -> Sync:
-    function: Sync = request.param
-    return function
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return make_tree(tmp_path / "source", {"a": b"1", "d/b": b"2"})
-
-
-@pytest.fixture
-def dest(tmp_path: Path) -> Path:
-    return tmp_path / "dest"
+FILES = {"a": b"1", "d/b": b"2"}
 
 
 def forbid_links(gateway: Gateway, what: str = "symlink") -> None:

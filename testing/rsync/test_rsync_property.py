@@ -16,7 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rsync_trees import assert_same, send, snapshot
-from tools import MakeGateway
 
 from execnet import Gateway
 from execnet._rsync.far.wire import SMALL_MAX
@@ -202,11 +201,6 @@ def places(tmp_path: Path) -> Iterator[Callable[[], tuple[Path, Path]]]:
 
     yield new_places
     os.chmod(tmp_path, 0o700)
-
-
-@pytest.fixture
-def gateway(makegateway: MakeGateway) -> Gateway:
-    return makegateway()
 
 
 @given(first=steps, then=steps, meanwhile=steps)

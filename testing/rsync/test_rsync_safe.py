@@ -503,11 +503,6 @@ channel.receive()
         rsync.send()
 
 
-@pytest.fixture
-def gateway(makegateway: MakeGateway) -> Gateway:
-    return makegateway()
-
-
 def test_a_hostile_source_of_a_pull_is_named_in_the_error(
     gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from tools import BOUND_S, LonelyGateway, MakeGateway, Task, find_python, is_in, run_all, wait_until
+from workers import ECHO
 
 from execnet import Channel, Gateway, Group, RemoteError
 from execnet.gateway_base import (
@@ -27,7 +28,6 @@ from execnet.gateway_base import (
 )
 
 LONG_S = 10
-ECHO = "for item in channel: channel.send(item)"
 # The worker says how often it has read directly for each item that is None.
 COUNTING_ECHO = """
 for item in channel:
@@ -39,12 +39,6 @@ pytestmark = [
     pytest.mark.core,
     pytest.mark.skipif(not CAN_READ_DIRECTLY, reason="not with this Python"),
 ]
-
-
-@pytest.fixture
-def gateway(makegateway: MakeGateway) -> Gateway:
-    """A popen gateway."""
-    return makegateway()
 
 
 def direct_reads(gateway: Gateway) -> DirectReads:

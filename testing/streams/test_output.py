@@ -21,14 +21,6 @@ from execnet._output.far import BUFFER_BYTES, LINE_BYTES, WINDOW_BYTES
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="commands of POSIX")
 
 
-@pytest.fixture
-def written(group: Group) -> Written:
-    """What the workers of ``group`` write."""
-    written = Written()
-    group.on_output(written)
-    return written
-
-
 class TestForwardedLines:
     def test_come_from_both_streams(self, group: Group, written: Written) -> None:
         gateway = group.makegateway(FORWARD)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,22 +26,6 @@ from execnet.gateway_bootstrap import BootstrapError
 MARK = b"\0mark"
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="commands of POSIX")
-
-
-@pytest.fixture
-def written(group: Group) -> Written:
-    """What the workers of ``group`` write."""
-    written = Written()
-    group.on_output(written)
-    return written
-
-
-@pytest.fixture
-def servers(tmp_path: Path, nothing_is_left: None) -> Iterator[Servers]:
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    with Servers(folder) as servers:
-        yield servers
 
 
 class TestTheWorker:

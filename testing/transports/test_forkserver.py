@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,16 @@ from tools import MakeGateway, find_python, run_python, wait_until
 
 import execnet
 from execnet import BootstrapError, Group
-from execnet._forkserver import templates as forkserver_templates
 from execnet.gateway_base import ExecModel
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+pytestmark = [
+    pytest.mark.usefixtures("templates"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
+]
 
 SPEC = "popen//forkserver"
 MODULE = "import os\nPID = os.getpid()\n"
 PYTHONS = ["3.6", "3.7", "3.8", "3.9", "3.10", "3.11", "3.12", "3.13"]
-
-
-@pytest.fixture(autouse=True)
-def templates(nothing_is_left: None) -> Iterator[None]:
-    """End the templates of a test, which stay for later gateways, behind it."""
-    yield
-    forkserver_templates.shutdown()
 
 
 @pytest.fixture(params=["spare", "fork"])

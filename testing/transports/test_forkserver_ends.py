@@ -8,12 +8,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forkservers import children_of, spare_of
+from forkservers import spare_of
+from processes import children_of, state_of
 from tools import MakeGateway, clean_environment, run_python, threads, wait_until
 
 import execnet
@@ -23,7 +24,10 @@ from execnet._forkserver import stream as forkserver_stream
 from execnet._forkserver import templates as forkserver_templates
 from execnet.gateway_base import ExecModel
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+pytestmark = [
+    pytest.mark.usefixtures("templates"),
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc"),
+]
 
 SPEC = "popen//forkserver"
 PIDS = "import os; channel.send((os.getpid(), os.getppid()))"
@@ -46,22 +50,6 @@ channel.send((pid, os.getppid()))
 channel.receive()
 os._exit(7)
 """
-
-
-@pytest.fixture(autouse=True)
-def templates(nothing_is_left: None) -> Iterator[None]:
-    """End the templates of a test, which stay for later gateways, behind it."""
-    yield
-    forkserver_templates.shutdown()
-
-
-def state_of(pid: int) -> str:
-    """Return the letter for the state of a process; "" if there is none, "Z" for a zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return ""
-    return stat.rpartition(b") ")[2].split()[0].decode()
 
 
 def has_ended(pid: int) -> bool:

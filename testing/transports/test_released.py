@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import interrupt_asleep, stop, wait_reaped
 from released import NAMES, THAT_SERVE_MANY, Released, ReleasedServer, find_released
-from socketservers import InProcess, Servers, ask, connect, read_to_end, wait_gone
-from tools import BOUND_S, clean_environment, find_python, interrupt_asleep, run, stop, wait_until
+from socketservers import InProcess, Servers, connect, read_to_end
+from tools import BOUND_S, clean_environment, find_python, run, wait_until
+from workers import ask
 
 from execnet import BootstrapError, Gateway, Group, RemoteError, RSync
 from execnet.script import quitserver, socketserver
@@ -244,7 +246,7 @@ sys.stdin.read()
             pids = {ask(other, WHERE)[0] for other in (gateway, through, installed)}
             assert len(pids) == 3
             group.terminate(timeout=5)
-            wait_gone(*pids - {server.popen.pid})
+            wait_reaped(*pids - {server.popen.pid})
 
     def test_our_quitserver_ends_it(self, start: Start, released: Released) -> None:
         server = start(released)
@@ -309,14 +311,6 @@ def later():
     clientsock.sendall(clientsock.recv(100))
 threading.Thread(target=later).start()
 """
-
-
-@pytest.fixture
-def servers(tmp_path: Path, nothing_is_left: None) -> Iterator[Servers]:
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    with Servers(folder) as servers:
-        yield servers
 
 
 class TestTheirClient:

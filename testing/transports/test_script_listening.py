@@ -7,30 +7,14 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from socketservers import SCRIPTS, Server, Servers, ask, connect, has_ipv6
+from socketservers import SCRIPTS, Serve, Servers, connect, has_ipv6
 from tools import MakeGateway, run
+from workers import GETPID, ask
 
 from execnet.script import socketserver
-
-Serve = Callable[..., Server]
-GETPID = "import os; channel.send(os.getpid())"
-
-
-@pytest.fixture
-def servers(tmp_path: Path, nothing_is_left: None) -> Iterator[Servers]:
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    with Servers(folder) as servers:
-        yield servers
-
-
-@pytest.fixture
-def serve(servers: Servers) -> Serve:
-    return servers.start
 
 
 class TestParseAddress:

@@ -14,39 +14,16 @@ from pathlib import Path
 
 import pytest
 from interpreters import Interpreter, found
-from socketservers import (
-    SCRIPTS,
-    InProcess,
-    Server,
-    Servers,
-    ask,
-    connect,
-    is_gone,
-    read_to_end,
-    wait_gone,
-)
+from processes import is_reaped, wait_reaped
+from socketservers import SCRIPTS, InProcess, Serve, Server, Servers, connect, read_to_end
 from tools import BOUND_S, missing, run, wait_until
+from workers import GETPID, ask
 
 from execnet import Gateway, Group
 from execnet.gateway_base import WorkerDied
 from execnet.script import socketserver
 
-Serve = Callable[..., Server]
-GETPID = "import os; channel.send(os.getpid())"
 GETCWD = "import os; channel.send(os.getcwd())"
-
-
-@pytest.fixture
-def servers(tmp_path: Path, nothing_is_left: None) -> Iterator[Servers]:
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    with Servers(folder) as servers:
-        yield servers
-
-
-@pytest.fixture
-def serve(servers: Servers) -> Serve:
-    return servers.start
 
 
 @pytest.fixture
@@ -73,7 +50,7 @@ class TestOnEveryPython:
         waiting.send("x")
         assert waiting.receive(BOUND_S) == "x"
         group.terminate(timeout=5)
-        wait_gone(*pids)
+        wait_reaped(*pids)
         assert server.stop() == 0
 
     @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -86,7 +63,7 @@ class TestOnEveryPython:
         assert server.stop(signum) == 0
         with pytest.raises(WorkerDied):
             channel.receive(BOUND_S)
-        assert is_gone(gateway._rinfo().pid)
+        assert is_reaped(gateway._rinfo().pid)
 
     def test_a_worker_serves_at_the_address_that_it_is_sent(
         self, python: Interpreter, group: Group
@@ -100,7 +77,7 @@ class TestOnEveryPython:
         assert ask(gateway, "import sys; channel.send(sys.version_info[:2])") == python.version[:2]
         worker.exit()
         worker.join(BOUND_S)
-        wait_gone(gateway._rinfo().pid, worker._rinfo().pid)
+        wait_reaped(gateway._rinfo().pid, worker._rinfo().pid)
 
     def test_the_help_says_that_who_can_connect_can_run_code(self, python: Interpreter) -> None:
         shown = run([python.path, str(SCRIPTS / "socketserver.py"), "--help"])
@@ -118,7 +95,7 @@ class TestClients:
         os.kill(first._rinfo().pid, signal.SIGKILL)
         with pytest.raises(WorkerDied):
             waiting.receive(BOUND_S)
-        wait_gone(first._rinfo().pid)
+        wait_reaped(first._rinfo().pid)
         assert ask(second, GETPID) == second._rinfo().pid
         third = client(server)
         assert ask(third, GETPID) == third._rinfo().pid
@@ -196,7 +173,7 @@ class TestClients:
         gateway.join(BOUND_S)
         assert not gateway.hasreceiver()
         os.kill(pid, signal.SIGKILL)
-        wait_gone(pid)
+        wait_reaped(pid)
 
     def test_what_they_started_ends_with_the_server(self, serve: Serve, client: Connect) -> None:
         server = serve()
@@ -205,7 +182,7 @@ class TestClients:
             "import subprocess; channel.send(subprocess.Popen(['sleep', '100']).pid)",
         )
         server.stop()
-        wait_gone(pid)
+        wait_reaped(pid)
 
     def test_they_outlive_a_killed_server_and_end_with_their_coordinator(
         self, serve: Serve, client: Connect, group: Group
@@ -215,7 +192,7 @@ class TestClients:
         server.stop(signal.SIGKILL)
         assert ask(gateway, GETPID) == gateway._rinfo().pid
         group.terminate(timeout=5)
-        wait_gone(gateway._rinfo().pid)
+        wait_reaped(gateway._rinfo().pid)
 
     def test_one_ends_with_its_coordinator(self, serve: Serve, servers: Servers) -> None:
         server = serve()
@@ -235,9 +212,9 @@ class TestClients:
         ) as coordinator:
             assert coordinator.stdout is not None
             pid = int(coordinator.stdout.readline())
-            assert not is_gone(pid)
+            assert not is_reaped(pid)
             coordinator.kill()
-        wait_gone(pid)
+        wait_reaped(pid)
 
 
 @pytest.fixture
@@ -299,7 +276,7 @@ class TestLimits:
         pid = gateway._rinfo().pid
         os.kill(pid, signal.SIGSTOP)
         group.terminate(timeout=0.1)
-        wait_gone(pid)
+        wait_reaped(pid)
 
     def test_a_process_that_cannot_be_started_is_told_and_the_next_served(
         self,
@@ -336,7 +313,7 @@ class TestWherePipesAreNeeded:
     def test_the_end_of_the_client_ends_the_process(self, gateway: Gateway, group: Group) -> None:
         pid = gateway._rinfo().pid
         group.terminate(timeout=5)
-        wait_gone(pid)
+        wait_reaped(pid)
 
     def test_the_end_of_the_process_is_seen(self, gateway: Gateway) -> None:
         channel = gateway.remote_exec("import os; os._exit(3)")
@@ -347,7 +324,7 @@ class TestWherePipesAreNeeded:
         self, gateway: Gateway, in_process: InProcess
     ) -> None:
         in_process.stop()
-        assert is_gone(gateway._rinfo().pid)
+        assert is_reaped(gateway._rinfo().pid)
         gateway.join(BOUND_S)
         assert not gateway.hasreceiver()
 
@@ -358,7 +335,7 @@ class TestWherePipesAreNeeded:
         pid = gateway._rinfo().pid
         os.kill(pid, signal.SIGSTOP)
         group.terminate(timeout=0.1)
-        wait_gone(pid)
+        wait_reaped(pid)
 
 
 def test_the_scripts_need_no_syntax_that_an_old_python_lacks() -> None:

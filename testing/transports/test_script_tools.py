@@ -7,24 +7,16 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from interpreters import Interpreter, found
-from socketservers import SCRIPTS, Server, Servers, connect, wait_gone
+from processes import wait_reaped
+from socketservers import SCRIPTS, Server, Servers, connect
 from tools import BOUND_S, clean_environment, run, wait_until
 
 from execnet import Group
 from execnet.gateway_base import WorkerDied
-
-
-@pytest.fixture
-def servers(tmp_path: Path, nothing_is_left: None) -> Iterator[Servers]:
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    with Servers(folder) as servers:
-        yield servers
 
 
 def script(
@@ -49,7 +41,7 @@ class TestQuitServer:
         assert server.popen.wait(BOUND_S) == 0
         with pytest.raises(WorkerDied):
             channel.receive(BOUND_S)
-        wait_gone(gateway._rinfo().pid)
+        wait_reaped(gateway._rinfo().pid)
 
     def test_a_server_at_a_path(self, servers: Servers, tmp_path: Path) -> None:
         server = servers.start(f"unix:{tmp_path}/socket")
@@ -108,7 +100,7 @@ class TestLoop:
         [after] = second.processes()
         assert before != after
         assert second.stop(signum) == 0
-        wait_gone(before, after)
+        wait_reaped(before, after)
         assert "the socket server ended with status 0, another one" in capfd.readouterr().err
 
     @pytest.mark.parametrize("option", ["-h", "--help"])

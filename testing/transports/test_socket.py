@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from socketservers import Server, Servers, ask, wait_gone
+from processes import wait_reaped
+from socketservers import Server, Servers
 from tools import BOUND_S, MakeGateway, Resources, Task, wait_until
+from workers import ECHO, GETPID, ask
 
 import execnet
 from execnet import Group, HostNotFound
 from execnet.gateway_base import ExecModel, WorkerDied, get_execmodel
 from execnet.gateway_io import BootstrapError
 from execnet.script import socketserver
-
-ECHO = "for item in channel: channel.send(item)"
-GETPID = "import os; channel.send(os.getpid())"
 
 
 @pytest.fixture
@@ -119,7 +118,7 @@ class TestExecmodels:
             pytest.importorskip(model, exc_type=ImportError)
         gateway = group.makegateway(f"socket={server.address}//execmodel={model}")
         assert gateway.remote_status().execmodel == model
-        assert ask(gateway, ECHO, "x" * 100_000) == "x" * 100_000
+        assert ask(gateway, "channel.send(channel.receive())", "x" * 100_000) == "x" * 100_000
 
 
 class TestEnd:
@@ -128,7 +127,7 @@ class TestEnd:
         gateway.exit()
         gateway.join(BOUND_S)
         assert not gateway.hasreceiver()
-        wait_gone(gateway._rinfo().pid)
+        wait_reaped(gateway._rinfo().pid)
 
     def test_terminate_waits_for_what_still_runs(
         self, server: Server, group: Group, tmp_path: Path
@@ -150,7 +149,7 @@ class TestEnd:
         start = time.monotonic()
         group.terminate(timeout=0.2)
         assert time.monotonic() - start < 1.2
-        wait_gone(gateway._rinfo().pid)
+        wait_reaped(gateway._rinfo().pid)
 
     def test_a_worker_that_died_does_not_shorten_the_time_of_others(
         self, server: Server, group: Group, tmp_path: Path

@@ -6,15 +6,15 @@ import socket
 import time
 
 import pytest
-from socketservers import ask, connect, has_ipv6, read_to_end, wait_gone
+from processes import wait_reaped
+from socketservers import connect, has_ipv6, read_to_end
 from tools import BOUND_S, MakeGateway, wait_until
+from workers import GETPID, ask
 
 import execnet
 from execnet import Gateway, Group, gateway_socket
 from execnet.gateway_io import BootstrapError
 from execnet.gateway_socket import start_via
-
-GETPID = "import os; channel.send(os.getpid())"
 
 
 class TestInstallVia:
@@ -80,7 +80,7 @@ class TestInstallVia:
         gateway = makegateway("socket//installvia=carrier")
         carrier.exit()
         carrier.join(BOUND_S)
-        wait_gone(carrier._rinfo().pid, gateway._rinfo().pid)
+        wait_reaped(carrier._rinfo().pid, gateway._rinfo().pid)
         gateway.join(BOUND_S)
         assert not gateway.hasreceiver()
 
@@ -92,7 +92,7 @@ class TestInstallVia:
         start = time.monotonic()
         group.terminate(timeout=5)
         assert time.monotonic() - start < 4
-        wait_gone(*pids)
+        wait_reaped(*pids)
 
     def test_an_unknown_gateway_is_named(self, group: Group) -> None:
         with pytest.raises(ValueError, match=r"installvia=nobody: .* no such gateway"):
@@ -129,7 +129,7 @@ class TestStartVia:
         carrier.exit()
         carrier.join(BOUND_S)
         wait_until(lambda: refuses(f"{host}:{port}"))
-        wait_gone(*pids)
+        wait_reaped(*pids)
 
     def test_the_address_may_be_given(self, makegateway: MakeGateway) -> None:
         assert start_via(makegateway(), ("127.0.0.2", 0))[0] == "127.0.0.2"

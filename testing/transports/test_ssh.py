@@ -20,18 +20,6 @@ from execnet._transports import ssh as transports_ssh
 from execnet._transports.table import command
 
 
-@pytest.fixture(scope="module")
-def shared_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    sshd = Sshd(tmp_path_factory.mktemp("sshd"))
-    yield sshd
-    sshd.stop()
-
-
-@pytest.fixture
-def spec(shared_sshd: Sshd) -> str:
-    return f"ssh=loop//ssh_config={shared_sshd.ssh_config}"
-
-
 class TestGateways:
     def test_code_runs_over_there(self, spec: str, makegateway: MakeGateway) -> None:
         gateway = makegateway(spec)

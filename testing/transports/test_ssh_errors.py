@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,18 +16,6 @@ from execnet import BootstrapError, Group, HostNotFound, XSpec
 from execnet._transports.ssh import without_terminal
 from execnet._transports.table import split_place
 from execnet.gateway_io import ssh_args
-
-
-@pytest.fixture(scope="module")
-def shared_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    sshd = Sshd(tmp_path_factory.mktemp("sshd"))
-    yield sshd
-    sshd.stop()
-
-
-@pytest.fixture
-def spec(shared_sshd: Sshd) -> str:
-    return f"ssh=loop//ssh_config={shared_sshd.ssh_config}"
 
 
 def with_config(sshd: Sshd, folder: Path, old: str, new: str) -> str:

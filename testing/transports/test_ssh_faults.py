@@ -5,39 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from services import script
+from services import FakeSsh
 from tools import BOUND_S, Resources, run_python, wait_until
 
 from execnet import BootstrapError, Group, HostNotFound, WorkerDied
 
-Fake = Callable[[str], str]
-
-
-@pytest.fixture
-def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Return a function that makes an ssh of shell commands; it returns the spec to use it."""
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-
-    def make(commands: str) -> str:
-        script(tmp_path / "ssh", f"echo $$ >> {tmp_path}/pids\n{commands}")
-        return "ssh=host//env:PASSWORD=swordfish"
-
-    return make
-
-
-@pytest.fixture
-def pids(tmp_path: Path) -> Callable[[], list[int]]:
-    """Return a function that returns the processes which wrote themselves down."""
-
-    def read() -> list[int]:
-        path = tmp_path / "pids"
-        return [int(pid) for pid in path.read_text().split()] if path.exists() else []
-
-    return read
+SPEC = "ssh=host//env:PASSWORD=swordfish"
 
 
 def fails(group: Group, spec: str, words: str) -> BootstrapError:
@@ -56,93 +32,95 @@ def fails(group: Group, spec: str, words: str) -> BootstrapError:
 
 
 class TestHowItFails:
-    def test_one_that_is_denied(self, group: Group, fake_ssh: Fake) -> None:
-        spec = fake_ssh("echo 'me@host: Permission denied (publickey).' >&2; exit 255")
-        error = fails(group, spec, r"Permission denied \(publickey\)")
+    def test_one_that_is_denied(self, group: Group, fake_ssh: FakeSsh) -> None:
+        fake_ssh("echo 'me@host: Permission denied (publickey).' >&2; exit 255")
+        error = fails(group, SPEC, r"Permission denied \(publickey\)")
         assert type(error) is HostNotFound
         assert error.exitcode == 255
         assert error.stderr == "me@host: Permission denied (publickey)."
         assert "none of the keys" in str(error).splitlines()[0]
 
-    def test_one_that_sleeps(
-        self, group: Group, fake_ssh: Fake, pids: Callable[[], list[int]]
-    ) -> None:
+    def test_one_that_sleeps(self, group: Group, fake_ssh: FakeSsh) -> None:
         """Not the shell is what must go, but what it runs."""
-        spec = fake_ssh("echo dialling >&2; sleep 1000 & echo $! >> ${0%/*}/pids; wait")
+        fake_ssh("echo dialling >&2; sleep 1000 & echo $! >> $here/children; wait")
         start = time.monotonic()
-        error = fails(group, f"{spec}//connect_timeout=0.5", "no answer in time")
+        error = fails(group, f"{SPEC}//connect_timeout=0.5", "no answer in time")
         assert time.monotonic() - start < 5
         assert error.stderr == "dialling"
         assert str(error).count("dialling") == 1
-        assert len(pids()) == 2
-        wait_until(lambda: not [pid for pid in pids() if os.path.exists(f"/proc/{pid}")])
+        assert len(fake_ssh.pids()) == 2
+        wait_until(lambda: not [pid for pid in fake_ssh.pids() if os.path.exists(f"/proc/{pid}")])
 
-    def test_one_that_ignores_being_asked_to_end(self, group: Group, fake_ssh: Fake) -> None:
-        spec = fake_ssh("trap '' TERM INT HUP; while :; do sleep 1; done")
-        fails(group, f"{spec}//connect_timeout=0.3", "no answer in time")
+    def test_one_that_ignores_being_asked_to_end(self, group: Group, fake_ssh: FakeSsh) -> None:
+        fake_ssh("trap '' TERM INT HUP; while :; do sleep 1; done")
+        fails(group, f"{SPEC}//connect_timeout=0.3", "no answer in time")
 
-    def test_one_that_may_tidy_up_first(self, group: Group, fake_ssh: Fake, tmp_path: Path) -> None:
+    def test_one_that_may_tidy_up_first(
+        self, group: Group, fake_ssh: FakeSsh, tmp_path: Path
+    ) -> None:
         """As the real one does, which has turned off the echo for a password."""
         tidy = f"trap 'touch {tmp_path}/tidy; exit 0' TERM"
-        spec = fake_ssh(f"{tidy}; echo up >&2; sleep 1000 & wait")
-        error = fails(group, f"{spec}//connect_timeout=0.5", "no answer in time")
+        fake_ssh(f"{tidy}; echo up >&2; sleep 1000 & wait")
+        error = fails(group, f"{SPEC}//connect_timeout=0.5", "no answer in time")
         assert error.stderr == "up"
         assert (tmp_path / "tidy").exists()
 
-    def test_one_that_ends_at_once(self, group: Group, fake_ssh: Fake) -> None:
-        error = fails(group, fake_ssh("exit 0"), "exit status 0")
+    def test_one_that_ends_at_once(self, group: Group, fake_ssh: FakeSsh) -> None:
+        fake_ssh("exit 0")
+        error = fails(group, SPEC, "exit status 0")
         assert type(error) is BootstrapError
 
-    def test_one_that_closes_its_streams_and_stays(self, group: Group, fake_ssh: Fake) -> None:
+    def test_one_that_closes_its_streams_and_stays(self, group: Group, fake_ssh: FakeSsh) -> None:
         start = time.monotonic()
-        fails(group, fake_ssh("exec sleep 1000 <&- >&-"), "the stream ended")
+        fake_ssh("exec sleep 1000 <&- >&-")
+        fails(group, SPEC, "the stream ended")
         assert time.monotonic() - start < 5
 
-    def test_one_that_answers_garbage_and_ends(self, group: Group, fake_ssh: Fake) -> None:
-        spec = fake_ssh("printf 'SSH-2.0-garbage\\000\\377'; echo oh >&2; read line; exit 3")
-        error = fails(group, spec, "SSH-2.0-garbage")
+    def test_one_that_answers_garbage_and_ends(self, group: Group, fake_ssh: FakeSsh) -> None:
+        fake_ssh("printf 'SSH-2.0-garbage\\000\\377'; echo oh >&2; read line; exit 3")
+        error = fails(group, SPEC, "SSH-2.0-garbage")
         assert error.noise == b"SSH-2.0-garbage\0\xff"
         assert (error.exitcode, error.stderr) == (3, "oh")
 
-    def test_one_that_answers_garbage_and_stays(self, group: Group, fake_ssh: Fake) -> None:
-        spec = fake_ssh("echo garbage; exec sleep 1000")
-        fails(group, f"{spec}//connect_timeout=0.5", "it said: garbage")
+    def test_one_that_answers_garbage_and_stays(self, group: Group, fake_ssh: FakeSsh) -> None:
+        fake_ssh("echo garbage; exec sleep 1000")
+        fails(group, f"{SPEC}//connect_timeout=0.5", "it said: garbage")
 
-    def test_one_that_prints_for_ever(self, group: Group, fake_ssh: Fake) -> None:
-        error = fails(group, fake_ssh("exec yes welcome"), "no worker answered within 65536 bytes")
+    def test_one_that_prints_for_ever(self, group: Group, fake_ssh: FakeSsh) -> None:
+        fake_ssh("exec yes welcome")
+        error = fails(group, SPEC, "no worker answered within 65536 bytes")
         assert len(str(error)) < 5000
 
     def test_one_that_complains_for_ever(
-        self, group: Group, fake_ssh: Fake, capfd: pytest.CaptureFixture[str]
+        self, group: Group, fake_ssh: FakeSsh, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        spec = fake_ssh("exec yes 'still trying' >&2")
-        error = fails(group, f"{spec}//connect_timeout=0.3", "no answer in time")
+        fake_ssh("exec yes 'still trying' >&2")
+        error = fails(group, f"{SPEC}//connect_timeout=0.3", "no answer in time")
         assert 1000 < len(error.stderr) <= 4096
         assert "still trying\nstill trying" in capfd.readouterr().err
 
     def test_one_that_leaves_a_child_with_its_streams(
-        self, group: Group, fake_ssh: Fake, pids: Callable[[], list[int]]
+        self, group: Group, fake_ssh: FakeSsh
     ) -> None:
-        spec = fake_ssh("echo bye >&2; sleep 1000 & echo $! >> ${0%/*}/pids; exit 255")
+        fake_ssh("echo bye >&2; sleep 1000 & echo $! >> $here/children; exit 255")
         start = time.monotonic()
-        error = fails(group, spec, r"on stderr:\nbye")
+        error = fails(group, SPEC, r"on stderr:\nbye")
         assert time.monotonic() - start < 5
         assert type(error) is HostNotFound
-        os.kill(pids()[1], 9)
+        os.kill(fake_ssh.pids()[1], 9)
 
-    def test_one_that_is_killed(self, group: Group, fake_ssh: Fake) -> None:
-        fails(group, fake_ssh("kill -9 $$"), "killed by SIGKILL")
+    def test_one_that_is_killed(self, group: Group, fake_ssh: FakeSsh) -> None:
+        fake_ssh("kill -9 $$")
+        fails(group, SPEC, "killed by SIGKILL")
 
-    def test_one_among_several_takes_all_with_it(
-        self, group: Group, fake_ssh: Fake, pids: Callable[[], list[int]]
-    ) -> None:
-        spec = fake_ssh("sleep 1000 & echo $! >> ${0%/*}/pids; wait")
+    def test_one_among_several_takes_all_with_it(self, group: Group, fake_ssh: FakeSsh) -> None:
+        fake_ssh("sleep 1000 & echo $! >> $here/children; wait")
         before = Resources.now()
         with pytest.raises(BootstrapError, match="no answer in time"):
-            group.makegateways([f"{spec}//connect_timeout=0.5"] * 3 + ["popen"])
+            group.makegateways([f"{SPEC}//connect_timeout=0.5"] * 3 + ["popen"])
         before.assert_nothing_new(timeout_s=1)
-        assert len(pids()) == 6
-        wait_until(lambda: not [pid for pid in pids() if os.path.exists(f"/proc/{pid}")])
+        assert len(fake_ssh.pids()) == 6
+        wait_until(lambda: not [pid for pid in fake_ssh.pids() if os.path.exists(f"/proc/{pid}")])
 
     def test_there_is_none(self, group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", "/nowhere")
@@ -152,13 +130,13 @@ class TestHowItFails:
 
 class TestStderr:
     def test_it_reaches_the_user_while_ssh_still_connects(
-        self, fake_ssh: Fake, tmp_path: Path
+        self, fake_ssh: FakeSsh, tmp_path: Path
     ) -> None:
         """The fake waits until what it said was seen."""
         fake_ssh(
             f'echo "The authenticity of host cannot be established" >&2\n'
             f"until [ -e {tmp_path}/seen ]; do sleep 0.01; done\n"
-            f'for last; do :; done; exec sh -c "$last"'
+            f"{FakeSsh.RUN}"
         )
         code = f"""
 import os, sys, threading, execnet
@@ -179,15 +157,16 @@ print("seen in time")
         result = run_python(code)
         assert (result.stdout, result.stderr) == ("seen in time\n", "")
 
-    def test_the_last_of_it_tells_why_a_worker_died(self, group: Group, fake_ssh: Fake) -> None:
+    def test_the_last_of_it_tells_why_a_worker_died(self, group: Group, fake_ssh: FakeSsh) -> None:
         relayed = 'for last; do :; done; sh -c "$last"; echo "Connection to host closed." >&2'
-        gateway = group.makegateway(fake_ssh(f"{relayed}; exit 255"))
+        fake_ssh(f"{relayed}; exit 255")
+        gateway = group.makegateway(SPEC)
         channel = gateway.remote_exec("import os; os._exit(1)")
         with pytest.raises(WorkerDied, match=r"(?s)exit status 1:.*Connection to host closed\."):
             channel.receive(BOUND_S)
 
-    def test_nobody_has_to_see_it(self, fake_ssh: Fake) -> None:
-        fake_ssh('yes "a word" | head -c 200000 >&2\nfor last; do :; done; exec sh -c "$last"')
+    def test_nobody_has_to_see_it(self, fake_ssh: FakeSsh) -> None:
+        fake_ssh(f'yes "a word" | head -c 200000 >&2\n{FakeSsh.RUN}')
         code = f"""
 import os, execnet
 os.close(2)

@@ -8,13 +8,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from services import Sshd, common_python, script
-from tools import BOUND_S, Resources, clean_environment, interrupt_asleep, wait_until
+from processes import interrupt_asleep
+from services import FakeSsh, Sshd, common_python
+from tools import BOUND_S, Resources, clean_environment, wait_until
 
 from execnet import BootstrapError, Group, HostNotFound, XSpec, gateway_bootstrap, gateway_io
 from execnet._specs import Settings
@@ -23,32 +24,13 @@ from execnet._transports.logins import AT_ONCE, Logins, address_of, pause_s
 
 CLOSED = "kex_exchange_identification: Connection closed by remote host"
 RESET = "kex_exchange_identification: read: Connection reset by peer"
-RUN = 'for last; do :; done; exec sh -c "$last"'
 SPEC = f"ssh=host//python={sys.executable}"
-Fake = Callable[[str], None]
-
-
-@pytest.fixture
-def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Return a function that makes an ssh of shell commands; it notes each time it is run."""
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-
-    def make(commands: str) -> None:
-        script(tmp_path / "ssh", f"cd {tmp_path}; echo $$ >> tries; {commands}")
-
-    return make
-
-
-@pytest.fixture
-def tries(tmp_path: Path) -> Callable[[], int]:
-    """Return a function that counts how often ssh was run."""
-    return lambda: len((tmp_path / "tries").read_text().split())
 
 
 def refuse_first(count: int, text: str = CLOSED) -> str:
     """Return commands that refuse so many logins and take the next."""
     said = f"printf '%s\\nConnection closed by 127.0.0.1 port 22\\n' '{text}' >&2"
-    return f"[ $(wc -l < tries) -gt {count} ] || {{ {said}; exit 255; }}\n{RUN}"
+    return f"[ $(wc -l < $here/runs) -gt {count} ] || {{ {said}; exit 255; }}\n{FakeSsh.RUN}"
 
 
 class TestRefusedLogins:
@@ -63,13 +45,11 @@ class TestRefusedLogins:
             f"Warning: Permanently added 'jump' to the list of known hosts.\n{CLOSED}",
         ],
     )
-    def test_one_is_tried_again(
-        self, group: Group, fake_ssh: Fake, tries: Callable[[], int], text: str
-    ) -> None:
+    def test_one_is_tried_again(self, group: Group, fake_ssh: FakeSsh, text: str) -> None:
         fake_ssh(refuse_first(1, text))
         gateway = group.makegateway(SPEC)
         assert gateway.remote_exec("channel.send(1)").receive(BOUND_S) == 1
-        assert tries() == 2
+        assert len(fake_ssh.runs()) == 2
         assert gateway.id == "gw0"
 
     @pytest.mark.parametrize(
@@ -84,37 +64,32 @@ class TestRefusedLogins:
             (CLOSED, 1),
         ],
     )
-    def test_nothing_else_is(
-        self, group: Group, fake_ssh: Fake, tries: Callable[[], int], text: str, status: int
-    ) -> None:
+    def test_nothing_else_is(self, group: Group, fake_ssh: FakeSsh, text: str, status: int) -> None:
         fake_ssh(f"echo '{text}' >&2; exit {status}")
         with pytest.raises(BootstrapError):
             group.makegateway(SPEC)
-        assert tries() == 1
+        assert len(fake_ssh.runs()) == 1
 
     def test_one_that_was_closed_without_a_reason_is_tried_some_times(
         self,
         group: Group,
-        fake_ssh: Fake,
-        tries: Callable[[], int],
+        fake_ssh: FakeSsh,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(transports_logins, "FIRST_PAUSE_S", 0.001)
         fake_ssh("echo 'Connection closed by 127.0.0.1 port 22' >&2; exit 255")
         with pytest.raises(BootstrapError):
             group.makegateway(SPEC)
-        assert tries() == transports_logins.CLOSED_TRIES
+        assert len(fake_ssh.runs()) == transports_logins.CLOSED_TRIES
 
-    def test_a_host_that_answered_is_not_one(
-        self, group: Group, fake_ssh: Fake, tries: Callable[[], int]
-    ) -> None:
+    def test_a_host_that_answered_is_not_one(self, group: Group, fake_ssh: FakeSsh) -> None:
         fake_ssh(f"echo Welcome; echo '{CLOSED}' >&2; exit 255")
         with pytest.raises(HostNotFound):
             group.makegateway(SPEC)
-        assert tries() == 1
+        assert len(fake_ssh.runs()) == 1
 
     def test_each_try_is_one_stream_of_gateway_io(
-        self, group: Group, fake_ssh: Fake, monkeypatch: pytest.MonkeyPatch
+        self, group: Group, fake_ssh: FakeSsh, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         made = []
 
@@ -128,28 +103,27 @@ class TestRefusedLogins:
         group.makegateway(SPEC)
         assert len(made) == 4
 
-    def test_it_is_given_up_within_connect_timeout(
-        self, group: Group, fake_ssh: Fake, tries: Callable[[], int]
-    ) -> None:
+    def test_it_is_given_up_within_connect_timeout(self, group: Group, fake_ssh: FakeSsh) -> None:
         fake_ssh(refuse_first(10**9))
         before = Resources.now()
         start = time.monotonic()
         with pytest.raises(HostNotFound, match="the host takes no login now") as caught:
             group.makegateway(f"{SPEC}//connect_timeout=8")
         assert time.monotonic() - start < 40
-        assert tries() > 1
+        assert len(fake_ssh.runs()) > 1
         assert CLOSED in caught.value.stderr
         before.assert_nothing_new()
 
     def test_a_refusal_tells_more_than_that_the_last_try_took_too_long(
-        self, group: Group, fake_ssh: Fake
+        self, group: Group, fake_ssh: FakeSsh
     ) -> None:
-        fake_ssh(f"{refuse_first(1).removesuffix(RUN)} exec sleep 1000")
+        fake_ssh(f"{refuse_first(1).removesuffix(FakeSsh.RUN)} exec sleep 1000")
         with pytest.raises(HostNotFound, match="the host takes no login now"):
             group.makegateway(f"{SPEC}//connect_timeout=8")
 
-    def test_the_failure_of_another_ends_the_pause(self, group: Group, fake_ssh: Fake) -> None:
-        denied = "[ $(wc -l < tries) -lt 4 ] || { echo 'Permission denied (none).' >&2; exit 255; }"
+    def test_the_failure_of_another_ends_the_pause(self, group: Group, fake_ssh: FakeSsh) -> None:
+        said = "echo 'Permission denied (none).' >&2"
+        denied = f"[ $(wc -l < $here/runs) -lt 4 ] || {{ {said}; exit 255; }}"
         fake_ssh(f"case $* in *other*) sleep 1; {denied};; esac\n{refuse_first(10**9)}")
         before = Resources.now()
         start = time.monotonic()
@@ -158,7 +132,7 @@ class TestRefusedLogins:
         assert time.monotonic() - start < 100
         before.assert_nothing_new()
 
-    def test_an_interrupt_ends_the_pause(self, fake_ssh: Fake, tmp_path: Path) -> None:
+    def test_an_interrupt_ends_the_pause(self, fake_ssh: FakeSsh, tmp_path: Path) -> None:
         fake_ssh(refuse_first(10**9))
         code = f"""
 import execnet, threading
@@ -212,17 +186,18 @@ def most_at_once(notes: list[str]) -> int:
 
 class TestTurns:
     def test_at_most_eight_log_in_at_once_and_the_time_of_each_begins_with_its_turn(
-        self, group: Group, fake_ssh: Fake, monkeypatch: pytest.MonkeyPatch
+        self, group: Group, fake_ssh: FakeSsh, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        fake_ssh(RUN)
+        fake_ssh(FakeSsh.RUN)
         notes = note_turns(monkeypatch)
         gateways = group.makegateways([SPEC] * 20)
         assert [gateway.id for gateway in gateways] == [f"gw{n}" for n in range(20)]
         assert most_at_once(notes) == AT_ONCE == 8
 
-    def test_all_groups_of_the_process_count(self, fake_ssh: Fake, tmp_path: Path) -> None:
+    def test_all_groups_of_the_process_count(self, fake_ssh: FakeSsh, tmp_path: Path) -> None:
         """What the fake notes is over before the login counts as over."""
-        fake_ssh(f"touch on.$$; ls on.* | wc -l >> counts; sleep 0.05; rm on.$$; {RUN}")
+        counting = "touch $here/on.$$; ls $here/on.* | wc -l >> $here/counts; sleep 0.05"
+        fake_ssh(f"{counting}; rm $here/on.$$; {FakeSsh.RUN}")
         groups = [Group() for _ in range(12)]
         threads = [threading.Thread(target=group.makegateway, args=(SPEC,)) for group in groups]
         for thread in threads:
@@ -237,12 +212,13 @@ class TestTurns:
         assert max(counts) <= AT_ONCE
 
     def test_others_go_on_meanwhile(
-        self, group: Group, fake_ssh: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self, group: Group, fake_ssh: FakeSsh, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The logins to one host end when a worker of another one has begun."""
         fake_ssh(
-            "case $* in *slow*) until [ -e began ]; do sleep 0.01; done;; *) touch began;; esac\n"
-            f"{RUN}"
+            "case $* in *slow*) until [ -e $here/began ]; do sleep 0.01; done;; "
+            "*) touch $here/began;; esac\n"
+            f"{FakeSsh.RUN}"
         )
         slow = SPEC.replace("host", "slow")
         gateways = group.makegateways(
@@ -273,7 +249,7 @@ class TestTurns:
             logins.end(address, begun[0])
         assert [logins.begin(address, number) for number in range(2)] == [True, False]
 
-    def test_a_failed_start_gives_its_turn_back(self, group: Group, fake_ssh: Fake) -> None:
+    def test_a_failed_start_gives_its_turn_back(self, group: Group, fake_ssh: FakeSsh) -> None:
         fake_ssh("exit 3")
         for _ in range(AT_ONCE + 1):
             with pytest.raises(BootstrapError, match="exit status 3"):

@@ -9,43 +9,25 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from processes import is_running
 from programs import STUBBORN
-from services import Sshd, common_python, script
-from tools import BOUND_S, Resources, is_running, wait_until
+from services import FakeSsh, Sshd, common_python, script
+from tools import BOUND_S, Resources, wait_until
+from workers import GETPID, ask
 
 from execnet import BootstrapError, Gateway, Group, HostNotFound, RSync, WorkerDied, XSpec
 from execnet._specs import Settings
 
-PID = "import os; channel.send(os.getpid())"
 SPEC = "ssh=host//share=yes"
-RUN = 'for last; do :; done; exec sh -c "$last"'
-Fake = Callable[[str], None]
 
 
 @pytest.fixture
-def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Return a function that makes an ssh of shell commands; it notes each time it is run."""
-    python = Path(sys.executable).parent
-    monkeypatch.setenv("PATH", f"{tmp_path}:{python}:{os.environ['PATH']}")
-
-    def make(commands: str) -> None:
-        script(tmp_path / "ssh", f'echo "$@" >> {tmp_path}/logins; {commands}')
-
-    return make
-
-
-@pytest.fixture
-def logins(fake_ssh: Fake, tmp_path: Path) -> Callable[[], int]:
+def logins(fake_ssh: FakeSsh) -> Callable[[], int]:
     """Return a function that counts how often ssh was run; it runs what it is told to."""
-    fake_ssh(RUN)
-    return lambda: len((tmp_path / "logins").read_text().splitlines())
-
-
-def ask(gateway: Gateway, code: str) -> Any:
-    return gateway.remote_exec(code).receive(BOUND_S)
+    fake_ssh(FakeSsh.RUN)
+    return lambda: len(fake_ssh.runs())
 
 
 def connection_of(group: Group) -> Gateway:
@@ -56,7 +38,7 @@ def connection_of(group: Group) -> Gateway:
 class TestLogins:
     def test_several_workers_take_one(self, group: Group, logins: Callable[[], int]) -> None:
         gateways = group.makegateways([SPEC] * 6)
-        assert len({ask(gateway, PID) for gateway in gateways}) == 6
+        assert len({ask(gateway, GETPID) for gateway in gateways}) == 6
         assert logins() == 1
         group.makegateway(SPEC)
         assert logins() == 1
@@ -97,7 +79,7 @@ class TestWorkers:
         assert repr(group) == "<Group ['gw0', 'gw1']>"
         assert (len(group), [gateway.id for gateway in group]) == (2, ["gw0", "gw1"])
         assert connection_of(group).id not in group
-        assert len(group.remote_exec(PID)) == 2
+        assert len(group.remote_exec(GETPID)) == 2
         assert group[0].remoteaddress == "host"
         assert str(group[0].spec) == SPEC
 
@@ -140,7 +122,7 @@ class TestWorkers:
         self, group: Group, logins: Callable[[], int], tmp_path: Path
     ) -> None:
         group.makegateways([f"{SPEC}//id=a", "popen//via=a//id=b"])
-        assert ask(group["b"], "import os; channel.send(os.getppid())") == ask(group["a"], PID)
+        assert ask(group["b"], "import os; channel.send(os.getppid())") == ask(group["a"], GETPID)
         (tmp_path / "from").mkdir()
         (tmp_path / "from" / "file").write_bytes(bytes(range(256)) * 4000)
         rsync = RSync(str(tmp_path / "from"), verbose=False)
@@ -156,7 +138,7 @@ class TestWorkers:
         code = "import subprocess; channel.send(subprocess.Popen(['sleep', '100']).pid)"
         child = ask(gateway, code)
         if end == "kill":
-            os.kill(ask(gateway, PID), signal.SIGKILL)
+            os.kill(ask(gateway, GETPID), signal.SIGKILL)
         elif end == "stubborn":
             gateway.remote_exec(STUBBORN).receive(BOUND_S)
         if end != "kill":
@@ -194,7 +176,7 @@ class TestEnds:
     ) -> None:
         gateways = group.makegateways([SPEC] * 2)
         channels = [gateway.newchannel() for gateway in gateways]
-        os.kill(ask(connection_of(group), PID), signal.SIGKILL)
+        os.kill(ask(connection_of(group), GETPID), signal.SIGKILL)
         for channel in channels:
             with pytest.raises(WorkerDied, match="shared connection to host, which it goes via"):
                 channel.receive(BOUND_S)
@@ -230,35 +212,33 @@ class TestEnds:
 
 class TestFailures:
     def test_a_host_that_is_not_reached_is_tried_once(
-        self, group: Group, fake_ssh: Fake, tmp_path: Path
+        self, group: Group, fake_ssh: FakeSsh
     ) -> None:
         fake_ssh("echo 'me@host: Permission denied (publickey).' >&2; exit 255")
         before = Resources.now()
         with pytest.raises(HostNotFound, match="none of the keys"):
             group.makegateways([SPEC] * 5)
         before.assert_nothing_new()
-        assert len((tmp_path / "logins").read_text().splitlines()) == 1
+        assert len(fake_ssh.runs()) == 1
 
-    def test_a_refused_login_is_tried_again(
-        self, group: Group, fake_ssh: Fake, tmp_path: Path
-    ) -> None:
+    def test_a_refused_login_is_tried_again(self, group: Group, fake_ssh: FakeSsh) -> None:
         said = "kex_exchange_identification: Connection closed by remote host"
-        first = f"[ $(wc -l < {tmp_path}/logins) -gt 1 ] || {{ echo '{said}' >&2; exit 255; }}"
-        fake_ssh(f"{first}\n{RUN}")
+        first = f"[ $(wc -l < $here/runs) -gt 1 ] || {{ echo '{said}' >&2; exit 255; }}"
+        fake_ssh(f"{first}\n{FakeSsh.RUN}")
         assert len(group.makegateways([SPEC] * 3)) == 3
-        assert len((tmp_path / "logins").read_text().splitlines()) == 2
+        assert len(fake_ssh.runs()) == 2
 
     def test_where_only_some_commands_are_allowed_each_worker_logs_in(
-        self, group: Group, fake_ssh: Fake, tmp_path: Path
+        self, group: Group, fake_ssh: FakeSsh
     ) -> None:
         """As a forced command does, which looks at what it is asked for."""
         allowed = 'case "$last" in *ALLOWED=1*) exec sh -c "$last";; esac'
         fake_ssh(f"for last; do :; done; {allowed}; echo 'not allowed' >&2; exit 1")
         spec = f"{SPEC}//python=env ALLOWED=1 {sys.executable}"
         gateways = group.makegateways([spec] * 3)
-        assert len({ask(gateway, PID) for gateway in gateways}) == 3
+        assert len({ask(gateway, GETPID) for gateway in gateways}) == 3
         group.makegateway(spec)
-        assert len((tmp_path / "logins").read_text().splitlines()) == 1 + 4
+        assert len(fake_ssh.runs()) == 1 + 4
 
     def test_a_program_that_the_connection_cannot_start_gets_a_login(
         self, group: Group, logins: Callable[[], int]

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chains import ECHO, MIB, echoed, make_chain, pid_of, posix_only
-from services import Sshd, script
+from chains import MIB, echoed, make_chain, pid_of, posix_only
+from services import FakeSsh, Sshd, script
 from socketservers import Servers
 from tools import BOUND_S, MakeGateway, find_python, threads, wait_until
+from workers import ECHO
 
 from execnet import Gateway, Group, HostNotFound, RemoteError, WorkerDied
 from execnet._via.stream import ViaIO
@@ -330,30 +331,31 @@ class TestStream:
 @posix_only
 class TestTransports:
     @pytest.fixture
-    def fake_ssh(self, tmp_path: Path) -> Path:
-        """Return the folder of an ``ssh`` that runs its command here, whatever the host."""
+    def far_ssh(self, tmp_path: Path) -> FakeSsh:
+        """An ``ssh`` that runs its command here, whatever the host."""
         folder = tmp_path / "bin"
         folder.mkdir()
-        script(folder / "ssh", 'for last in "$@"; do :; done; exec sh -c "$last"')
-        return folder
+        ssh = FakeSsh(folder)
+        ssh(FakeSsh.RUN)
+        return ssh
 
-    def between(self, makegateway: MakeGateway, folder: Path) -> Gateway:
-        return makegateway(f"popen//id=between//env:PATH={folder}:{os.environ['PATH']}")
+    def between(self, makegateway: MakeGateway, ssh: FakeSsh) -> Gateway:
+        return makegateway(f"popen//id=between//env:PATH={ssh.folder}:{os.environ['PATH']}")
 
     def test_the_ssh_of_the_gateway_between_is_run(
-        self, makegateway: MakeGateway, fake_ssh: Path
+        self, makegateway: MakeGateway, far_ssh: FakeSsh
     ) -> None:
-        between = self.between(makegateway, fake_ssh)
+        between = self.between(makegateway, far_ssh)
         gateway = makegateway(f"ssh=host//via=between//python={sys.executable}")
         assert echoed(gateway, ALL_BYTES) == ALL_BYTES
         assert gateway.remoteaddress == "host"
         assert between.remoteaddress is None
 
     def test_what_ssh_says_is_shown_and_kept(
-        self, makegateway: MakeGateway, fake_ssh: Path, capfd: pytest.CaptureFixture[str]
+        self, makegateway: MakeGateway, far_ssh: FakeSsh, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        script(fake_ssh / "ssh", "echo 'Permission denied' >&2; exit 255")
-        self.between(makegateway, fake_ssh)
+        far_ssh("echo 'Permission denied' >&2; exit 255")
+        self.between(makegateway, far_ssh)
         with pytest.raises(HostNotFound, match="Permission denied") as failure:
             makegateway("ssh=host//via=between")
         assert failure.value.exitcode == 255

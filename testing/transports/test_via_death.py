@@ -17,7 +17,9 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from tools import BOUND_S, MakeGateway, clean_environment, find_python, run_python, stop, wait_until
+from chains import make_chain, pid_of
+from processes import is_gone, stop
+from tools import BOUND_S, MakeGateway, clean_environment, find_python, run_python, wait_until
 
 from execnet import Gateway, Group, WorkerDied
 
@@ -28,33 +30,9 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSI
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="knows who descends from whom")
 
 
-def make_chain(group: Group, length: int = 3, option: str = "") -> list[Gateway]:
+def make_hops(group: Group, length: int = 3, option: str = "") -> list[Gateway]:
     """Return gateways hop0, hop1, ...; each but the first goes via the one before."""
-    gateways = [group.makegateway(f"popen//id=hop0{option}")]
-    for number in range(1, length):
-        spec = f"popen//id=hop{number}//via=hop{number - 1}{option}"
-        gateways.append(group.makegateway(spec))
-    return gateways
-
-
-def pid_of(gateway: Gateway) -> int:
-    pid: int = gateway._rinfo().pid
-    return pid
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended; a zombie has."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(") ")[2][0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):  # before the reading, or during it
-        if os.path.exists("/proc/self/stat"):
-            return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
+    return make_chain(group, *[f"//id=hop{number}{option}" for number in range(length)])
 
 
 @pytest.fixture
@@ -82,7 +60,7 @@ class TestAWorkerDies:
     def test_all_behind_it_end_and_say_which_hop_it_was(
         self, pids: list[int], group: Group, victim: int, python: str
     ) -> None:
-        gateways = make_chain(group, option=f"//python={find_python(python)}" if python else "")
+        gateways = make_hops(group, option=f"//python={find_python(python)}" if python else "")
         channels = [waiting(gateway) for gateway in gateways]
         pids += [pid_of(gateway) for gateway in gateways]
         os.kill(pids[victim], signal.SIGKILL)
@@ -99,7 +77,7 @@ class TestAWorkerDies:
             channel.waitclose(BOUND_S)
 
     def test_its_exit_status_comes_behind_its_data(self, pids: list[int], group: Group) -> None:
-        gateway = make_chain(group)[2]
+        gateway = make_hops(group)[2]
         pids.append(pid_of(gateway))
         channel = gateway.remote_exec("""
             import os
@@ -118,7 +96,7 @@ class TestAWorkerDies:
     def test_a_process_that_it_forked_does_not_hide_its_end(
         self, pids: list[int], group: Group
     ) -> None:
-        gateway = make_chain(group, 2)[1]
+        gateway = make_hops(group, 2)[1]
         channel = gateway.remote_exec("""
             import os, time
             pid = os.fork()
@@ -140,7 +118,7 @@ class TestAWorkerDies:
         pids += [worker, forked]
 
     def test_who_waits_to_send_to_it_is_told(self, pids: list[int], group: Group) -> None:
-        gateway = make_chain(group, 2)[1]
+        gateway = make_hops(group, 2)[1]
         pids.append(pid_of(gateway))
         channel = gateway.remote_exec("import time; channel.send(1); time.sleep(100)")
         assert channel.receive(BOUND_S) == 1
@@ -167,7 +145,7 @@ class TestTermination:
     @pytest.mark.parametrize("length", [2, 3, 5])
     def test_all_end_as_asked(self, pids: list[int], length: int) -> None:
         group = Group()
-        gateways = make_chain(group, length)
+        gateways = make_hops(group, length)
         pids += [pid_of(gateway) for gateway in gateways]
         start = time.monotonic()
         group.terminate(timeout=BOUND_S)
@@ -181,7 +159,7 @@ class TestTermination:
         self, pids: list[int], stopped: str
     ) -> None:
         group = Group()
-        pids += [pid_of(gateway) for gateway in make_chain(group)]
+        pids += [pid_of(gateway) for gateway in make_hops(group)]
         for number in map(int, stopped):
             stop(pids[number])
         start = time.monotonic()
@@ -191,7 +169,7 @@ class TestTermination:
 
     def test_one_that_is_choked_by_data_is_killed_in_time(self, pids: list[int]) -> None:
         group = Group()
-        gateways = make_chain(group)
+        gateways = make_hops(group)
         pids += [pid_of(gateway) for gateway in gateways]
         channel = waiting(gateways[2])
         stop(pids[2])
@@ -213,7 +191,7 @@ class TestTermination:
     def test_the_exit_of_the_first_ends_those_behind_it(
         self, pids: list[int], group: Group
     ) -> None:
-        gateways = make_chain(group)
+        gateways = make_hops(group)
         pids += [pid_of(gateway) for gateway in gateways]
         channel = waiting(gateways[2])
         gateways[0].exit()
@@ -224,7 +202,7 @@ class TestTermination:
     def test_the_exit_of_the_last_leaves_the_others(
         self, pids: list[int], makegateway: MakeGateway, group: Group
     ) -> None:
-        gateways = make_chain(group)
+        gateways = make_hops(group)
         channels = [waiting(gateway) for gateway in gateways[:2]]
         pids.append(pid_of(gateways[2]))
         gateways[2].exit()

@@ -1,0 +1,38 @@
+"""What the tests of transports share: servers, and stand-ins for ssh."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from services import FakeSsh, Sshd
+from socketservers import Serve, Servers
+
+
+@pytest.fixture(scope="module")
+def shared_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """A real sshd for all tests of a module."""
+    sshd = Sshd(tmp_path_factory.mktemp("sshd"))
+    yield sshd
+    sshd.stop()
+
+
+@pytest.fixture
+def spec(shared_sshd: Sshd) -> str:
+    """A worker that ``shared_sshd`` starts."""
+    return f"ssh=loop//ssh_config={shared_sshd.ssh_config}"
+
+
+@pytest.fixture
+def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSsh:
+    """An ssh of shell commands, which each test gives it."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{Path(sys.executable).parent}", prepend=":")
+    return FakeSsh(tmp_path)
+
+
+@pytest.fixture
+def serve(servers: Servers) -> Serve:
+    """A function that starts a socket server."""
+    return servers.start
