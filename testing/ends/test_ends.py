@@ -157,16 +157,16 @@ import execnet, os, signal, time
 from execnet._ends import poll, watch
 poll.LISTEN_MS = poll.LOOK_MS = 10
 def wait_until_it_listens(gateway):
-    while gateway._io not in _ends._children._bells:
+    while gateway._io not in watch._children._bells:
         time.sleep(0.001)
 first = execnet.makegateway()
-if _ends.of_children():
+if watch.of_children():
     wait_until_it_listens(first)
 {what}
 gateway = execnet.Group().makegateway()
 channel = gateway.remote_exec({HIDING!r})
 child, _ = channel.receive(10)
-if _ends.of_children():
+if watch.of_children():
     wait_until_it_listens(gateway)
 channel.send(None)
 try:
