@@ -3957,7 +3957,7 @@ def _part(source: str | bool, name: str) -> dict[str, Any]:
         name = "%s.%s" % (__package__, name)
         __import__(name)
         return vars(sys.modules[name])
-    namespace: dict[str, Any] = {"__name__": "_execnet" + name}
+    namespace: dict[str, Any] = {"__name__": "_execnet" + name.replace(".", "_")}
     exec(compile(source, name, "exec", 0, True), namespace)  # type: ignore[arg-type]
     return namespace
 

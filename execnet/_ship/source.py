@@ -59,8 +59,8 @@ def _dedent(source: str) -> str:
 def _source_of_module(module: types.ModuleType, lowered: bool) -> Sendable:
     from . import parts  # not with a popen worker: few programs send one
 
-    name = module.__name__.removeprefix(f"{__package__}.")
-    if lowered and name != module.__name__:
+    name = module.__name__.removeprefix(f"{parts.PACKAGE}.")
+    if lowered and parts.is_ours(module):
         return parts.lowered(name), parts.file_of(name), None
     return (*parts.read(module), None)
 
