@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable, Mapping
 
 from ._clock import monotonic
+from ._endpoint import Endpoint, endpoint_of
 from ._ends import fork
 from ._ends.death import shown, worker_died
 from ._ends.last_words import LastWords, show
@@ -86,7 +87,8 @@ class Gateway(BaseGateway):
         shipment: Shipment | None = None,
         settings: Settings | None = None,
     ) -> None:
-        super().__init__(io, spec.id or "gw?", _startcount=1)
+        super().__init__(endpoint_of(io), spec.id or "gw?", _startcount=1)
+        self._io: Endpoint
         self.spec = spec
         self._settings = settings or Settings(spec)
         self._cache_rinfo: RInfo | None = None
@@ -110,8 +112,7 @@ class Gateway(BaseGateway):
     @property
     def remoteaddress(self) -> str | None:
         """The address of the host, for a gateway over a network; else None."""
-        address: str | None = getattr(self._io, "remoteaddress", None)
-        return address
+        return self._io.remoteaddress
 
     def remote_exec(
         self,
@@ -250,7 +251,7 @@ class Gateway(BaseGateway):
         self._receiver_done = _Flag(self.execmodel)
         self._receiver_done.set()
         self._channelfactory.disown()
-        getattr(self._io, "disown", int)()
+        self._io.disown()
 
     # the receiver thread
 
@@ -350,9 +351,9 @@ class Gateway(BaseGateway):
 
     def _on_stream_end(self) -> None:
         if self._settings.kills_group and self._state != GatewayState.CLOSING:
-            getattr(self._io, "kill_group", int)()  # else the worker does it in its own time
+            self._io.kill_group()  # else the worker does it in its own time
         if self._last_words.is_certain:
-            getattr(self._io, "end", int)()
+            self._io.end()
         if isinstance(self._error, EOFError) and not isinstance(self._error, ProtocolError):
             self._error = self._explain_end(self._error)
         super()._on_stream_end()
@@ -362,9 +363,7 @@ class Gateway(BaseGateway):
     def _explain_end(self, error: EOFError) -> EOFError:
         if self._state == GatewayState.CLOSING:
             return EOFError(f"{self.id} was ended")
-        poll_until = getattr(self._io, "poll_until", None)
-        if poll_until is not None:
-            self.exitcode = poll_until(monotonic() + EXIT_STATUS_S)
+        self.exitcode = self._io.poll_until(monotonic() + EXIT_STATUS_S)
         words = self._last_words
         if words.status is not None and not self._silence:
             self.exitcode = words.status  # not that of ssh

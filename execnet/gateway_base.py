@@ -2260,7 +2260,7 @@ def _refuse_in_callback(gateway: Any, waited_for: object) -> None:
                 "a callback of %s can't wait for %r: %s reads nothing before it returns"
                 % (link.id, waited_for, link.id)
             )
-        link = getattr(getattr(link, "_io", None), "_via", None)
+        link = getattr(getattr(link, "_io", None), "carrier", None)
 
 
 class _Flag(object):

@@ -83,10 +83,10 @@ def start(io: Any, settings: Settings) -> Gateway:
     spec = settings.spec
     marker = b"\0execnet\0" + os.urandom(8).hex().encode() + b"\n"
     line, shipment = b"", None
-    if hasattr(io, "boot"):  # what it starts has the source already
+    if io.needs_boot:  # what it starts has the source already
         io.boot(worker_options(settings, marker))
     else:
-        line = first_line(settings, marker, getattr(io, "stdout_fd", None))
+        line = first_line(settings, marker, io.stdout_fd)
         if not settings.has_source:
             from ._ship.shipment import shipment_for
 
@@ -119,18 +119,9 @@ def wait_ready(gateway: Gateway, deadline: float | None) -> None:
         abandon(gateway)
         raise
     in_time, status = gateway._hello.is_set(), gateway.exitcode  # before we end it
-    is_connecting = not in_time and _is_connecting(gateway)
+    is_connecting = not in_time and gateway._io.is_connecting()
     abandon(gateway)
     raise _failure(gateway, in_time, status, is_connecting)
-
-
-def _is_connecting(gateway: Gateway) -> bool:
-    try:
-        from ._ends.failure import is_connecting
-    except (ImportError, OSError):  # no descriptor is left to read it by
-        return False
-    popen = getattr(gateway._io, "popen", None)
-    return bool(gateway.spec.ssh and popen and is_connecting(popen.pid))
 
 
 def _failure(
@@ -139,8 +130,8 @@ def _failure(
     try:
         from ._ends.failure import failure_of
     except (ImportError, OSError):
-        args = getattr(gateway._io, "args", [])
-        return BootstrapError(f"{gateway.id} could not be started: {gateway._error}", args, status)
+        text = f"{gateway.id} could not be started: {gateway._error}"
+        return BootstrapError(text, gateway._io.args, status)
     return failure_of(gateway, in_time, status, is_connecting)
 
 

@@ -13,6 +13,7 @@ import sys
 from contextlib import contextmanager, nullcontext, suppress
 
 from ._clock import monotonic, sleep
+from ._endpoint import Endpoint, endpoint_of
 from ._ends.fork import stderr_of_children
 from ._ends.poll import EndPoll
 from ._errors import BootstrapError as BootstrapError
@@ -21,6 +22,7 @@ from ._errors import command_text as command_text
 from ._errors import with_command
 from ._specs import Settings
 from ._transports import table as transports_table
+from ._transports.table import Command
 from ._transports.table import popen_bootstrapline as popen_bootstrapline
 from ._transports.table import shell_split_path as shell_split_path
 from .gateway_base import ExecModel, Popen2IO, above_stdio, new_lock, real_select
@@ -185,24 +187,21 @@ def _watch_children() -> EndWatch | None:
     return watch.of_children()
 
 
-class Popen2IOMaster(Popen2IO):
+class Popen2IOMaster(Popen2IO, Endpoint):
     """The stream to a process of our own, over two pipes.
 
     args: the command; its stderr is captured if it is a ``Command`` that says so.
     Raises ``BootstrapError`` if it can't be started.
     """
 
-    remoteaddress: str | None = None
-    worker_pid: int | None = None  # what the worker said in its hello
-    stdout_fd: int | None = None  # the number by which it finds our stdout, if it is to have it
-
     def __init__(self, args: list[str], execmodel: ExecModel) -> None:
-        self.args = args
+        self.args: list[str] = args
         self._ended = False
         self._status: int | None = None  # None also where nobody can tell
         self._reap_lock = new_lock()
         self._stderr: Any = None
-        captures = getattr(args, "captures_stderr", False) and sys.platform != "win32"
+        command = args if isinstance(args, Command) else Command(args)
+        captures = command.captures_stderr and sys.platform != "win32"
         passed: list[int] = []
         theirs: list[int | None] = []
         ours: list[int] = []
@@ -212,13 +211,13 @@ class Popen2IOMaster(Popen2IO):
                 from ._ends import stderr
 
                 self._stderr = stderr.capture(ours[2])
-            if getattr(args, "inherits_stdout", False):
+            if command.inherits_stdout:
                 self.stdout_fd = above_stdio(os.dup(1))
                 passed = [self.stdout_fd]
             if not captures:
                 theirs[2] = stderr_of_children(execmodel.subprocess.DEVNULL)
             files = dict(zip(("stdin", "stdout", "stderr"), theirs, strict=True))
-            with _without_interrupts() if getattr(args, "is_remote", False) else nullcontext():
+            with _without_interrupts() if command.is_remote else nullcontext():
                 popen = execmodel.subprocess.Popen(args, bufsize=0, pass_fds=passed, **files)
                 self.popen: Any = popen
         except BaseException as exc:
@@ -359,6 +358,16 @@ class Popen2IOMaster(Popen2IO):
         if self._stderr is not None:
             self._stderr.close()
 
+    def is_connecting(self) -> bool:
+        """Whether this is an ssh whose host has not answered yet; only Linux tells."""
+        if self.args[0] != "ssh":
+            return False
+        try:
+            from ._ends.failure import is_connecting
+        except (ImportError, OSError):  # no descriptor is left to read it by
+            return False
+        return is_connecting(self.popen.pid)
+
     def stderr_tail(self) -> str:
         """Return the last that came over stderr; "" also where it is not captured."""
         tail: bytes = self._stderr.tail if self._stderr is not None else b""
@@ -372,7 +381,7 @@ class Popen2IOMaster(Popen2IO):
         """
         if self.has_ended():
             return
-        waits = self._kill_below()  # sudo ends behind its child, and leaves no zombie then
+        waits = self._kill_below()  # sudo ends after its child, and leaves no zombie then
         with suppress(OSError):  # it belongs to another user, or is gone
             if self.worker_pid is None and sys.platform != "win32":
                 self.popen.terminate()
@@ -420,7 +429,7 @@ def create_io(
     execmodel: ExecModel,
     find_gateway: Callable[[str], Any] | None = None,
     settings: Settings | None = None,
-) -> Any:
+) -> Endpoint:
     """Start what a spec says; return the stream to it.
 
     find_gateway: returns the gateway of the group that has an id, for ``via=`` and
@@ -443,7 +452,7 @@ def create_io(
             return forkserver_stream.create_io(settings, execmodel, _pipes, end_poll)
         io = Popen2IOMaster(transports_table.command(spec, row=settings.transport), execmodel)
         io.remoteaddress = transports_table.address_of(spec, settings.transport)
-        return io
+        return endpoint_of(io)  # a program may have put a class of its own there
     except BootstrapError as exc:
         text = f"{spec.id} could not be started: {exc}"
         raise type(exc)(text, exc.command, exc.exitcode, exc.stderr, exc.noise) from exc

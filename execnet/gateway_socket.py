@@ -10,6 +10,7 @@ import os
 from contextlib import suppress
 
 from ._clock import monotonic
+from ._endpoint import Endpoint
 from ._errors import BootstrapError, HostNotFound
 from ._specs import CONNECT_TIMEOUT_S
 from .gateway_base import DirectReads, ExecModel, RemoteError, _Flag, above_stdio, write_all
@@ -28,7 +29,7 @@ LOOPBACK = "127.0.0.1"
 ANY_HOST = "0.0.0.0", "::"
 
 
-class SocketIO:
+class SocketIO(Endpoint):
     """The stream to a worker over one connection.
 
     One thread reads and one at a time writes; any may call ``kill``.  The descriptor is closed
@@ -38,7 +39,7 @@ class SocketIO:
     def __init__(self, sock: Any, execmodel: ExecModel, remoteaddress: str) -> None:
         self.execmodel = execmodel
         self.args = [f"socket={remoteaddress}"]  # for messages, as no command is run
-        self.remoteaddress = remoteaddress
+        self.remoteaddress: str | None = remoteaddress
         self._sock = sock
         self._ended = _Flag(execmodel)  # nothing more will be read
         self._was_asked = False  # the other side has been told that we are done
@@ -144,6 +145,14 @@ class SocketIO:
             return False
         except OSError:
             return True
+
+    def has_ended(self) -> bool:
+        """Whether the stream has, which the worker does not outlive for long."""
+        return self._ended.is_set()
+
+    def disown(self) -> None:
+        """In a forked process: let go of the connection, which is the parent's."""
+        self._sock.close()
 
     def _status(self) -> int | None:
         known = self._was_asked or self._was_seen

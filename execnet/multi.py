@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import types
     from typing import Any
 
+    from ._endpoint import Endpoint
+
 
 class Group:
     """Gateways that are made, used and ended together.
@@ -230,6 +232,7 @@ class Group:
 
     def _start(self, settings: Settings, find: Callable[[str], Gateway], *through: Any) -> Gateway:
         """Start one worker; ``through``: a shared connection, and what uses it."""
+        io: Endpoint
         if through:
             io = create_shared_io(settings, self.execmodel, self._connections, *through)
         else:
@@ -314,9 +317,8 @@ class Group:
         while remaining:  # those that others go via come after them
             specs = [gateway.spec for gateway in remaining]
             carriers = {getattr(spec, key, None) for spec in specs for key in ("via", "installvia")}
-            carriers |= {
-                getattr(getattr(gateway, "_io", None), "via_id", None) for gateway in remaining
-            }
+            own = [gateway for gateway in remaining if isinstance(gateway, Gateway)]
+            carriers |= {gateway._io.carrier.id for gateway in own if gateway._io.carrier}
             ends = [gateway for gateway in remaining if gateway.id not in carriers] or remaining
             remaining = [gateway for gateway in remaining if gateway not in ends]
             self._end(ends, timeout, deadline)
@@ -343,7 +345,7 @@ class Group:
             stuck += [gateway for gateway in own if not wait_ended(gateway, 0.0)]
             for gateway in own:
                 if gateway._settings.kills_group and gateway in stuck:
-                    getattr(gateway._io, "kill_group", int)()
+                    gateway._io.kill_group()
                 gateway._io.kill()
             for gateway in own:
                 gateway._io.wait()

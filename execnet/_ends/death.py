@@ -17,7 +17,7 @@ def worker_died(
     silence: why it was given up before, if it was.  reason: why it ended, if it said so.
     trace: that of the fatal signal that ended it.
     """
-    stderr = "\n".join(filter(None, [getattr(gateway._io, "stderr_tail", str)(), trace.strip()]))
+    stderr = "\n".join(filter(None, [gateway._io.stderr_tail(), trace.strip()]))
     text = f"worker {gateway.id} died, {describe_exit(gateway.exitcode)}: {error}"
     if silence:
         text = f"worker {gateway.id} was given up{silence}"

@@ -95,8 +95,7 @@ def failure_of(
     at all by then.
     """
     io, spec, timeout_s = gateway._io, gateway.spec, gateway._settings.connect_timeout_s
-    args = getattr(io, "args", [])
-    noise, stderr = gateway.noise, getattr(io, "stderr_tail", str)()
+    args, noise, stderr = io.args, gateway.noise, io.stderr_tail()
     by_ssh = bool(spec.ssh or spec.vagrant_ssh)
     unreachable = is_connecting or (by_ssh and status == SSH_FAILED)
     problem = str(gateway._hello_info.get("error", "")).strip()

@@ -67,7 +67,7 @@ def wait_ended(gateway: Any, deadline: float) -> bool:
     if gateway._io.poll_until(deadline) is not None or not gateway.hasreceiver():
         return True
     # A status may be None of one that has ended: nobody could tell it any more.
-    return bool(getattr(gateway._io, "has_ended", bool)())
+    return bool(gateway._io.has_ended())
 
 
 def warn_killed(gateway: Any) -> None:

@@ -12,6 +12,7 @@ import signal
 from contextlib import suppress
 
 from .._clock import monotonic
+from .._endpoint import Endpoint
 from .._ends import fork as ends_fork
 from .._errors import BootstrapError
 from .._transports import table as transports_table
@@ -33,7 +34,7 @@ NEWS_S = 1.0  # how long the news of an end may take to follow the end
 GREEN_S = 0.005  # between two looks, where waiting would stop all greenlets
 
 
-class ForkedIO(Popen2IO):
+class ForkedIO(Popen2IO, Endpoint):
     """The stream to a worker that a template forks, over two pipes.
 
     ``boot`` has it forked; ``find_template`` returns a new template where the first is gone.
@@ -41,8 +42,7 @@ class ForkedIO(Popen2IO):
     closed when nobody waits for it any more.
     """
 
-    remoteaddress: str | None = None
-    worker_pid: int | None = None  # what the worker said in its hello
+    needs_boot = True
 
     def __init__(
         self,

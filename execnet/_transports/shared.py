@@ -146,8 +146,6 @@ def create_io(
     class SharedIO(ViaIO):
         """The stream to a worker behind a shared connection."""
 
-        via_id = connection.id
-
         def wait(self) -> int | None:
             status = super().wait()
             connections.leave(connection, user)

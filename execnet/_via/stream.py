@@ -7,6 +7,7 @@ both ends say is described in ``_via.far``, the far half.  Start at ``create_io`
 from __future__ import annotations
 
 from .._clock import monotonic
+from .._endpoint import Endpoint
 from .._errors import BootstrapError
 from .._ship.source import source_to_send
 from .._transports.table import address_of, command
@@ -59,7 +60,7 @@ class ViaWriter(FrameWriter):
         self._io.hand_in(frame)
 
 
-class ViaIO:
+class ViaIO(Endpoint):
     """The stream to a worker behind another gateway.
 
     via: that gateway.  request: what its worker is to do, for ``_via.far``.  args: the
@@ -70,7 +71,6 @@ class ViaIO:
     writer_class = ViaWriter
     small_bytes = 4096
     takes_whole = True
-    write_pieces = None
 
     def __init__(
         self,
@@ -83,13 +83,11 @@ class ViaIO:
         self.execmodel = execmodel
         self.args = args
         self.remoteaddress = remoteaddress
-        self.worker_pid: int | None = None  # what the worker said in its hello
-        self._via = via
+        self.carrier = self._via = via
         self._verb = "start it" if request["args"] else f"connect to {remoteaddress}"
         self._ended = _Flag(execmodel)  # the far process has, or nothing is known any more
         self._over = _Flag(execmodel)  # it has, or it was killed
         self._status: int | None = None
-        self.could_not_start = False  # there was never anything that could end
         self._reason = ""  # why the stream ended, where that was no ordinary end
         self._stderr = ""
         self._at_end = False  # of what it said
@@ -280,7 +278,7 @@ class ViaIO:
         while via is not None:
             if via._get_ident() == via._receiver_ident:
                 return True
-            via = getattr(via._io, "_via", None)
+            via = via._io.carrier
         return False
 
     def can_write_now(self) -> bool:
@@ -312,8 +310,7 @@ class ViaIO:
         if not self._ended.is_set():
             limit_s = SILENT_S if self._silent else ANSWER_S
             if not self._ended.wait(max(0.0, self._kill_time + limit_s - monotonic())):
-                self._via._io._silent = True
-                self._via._io.worker_pid = None  # so that a kill takes what is behind it along
+                self._via._io.note_silence()
                 self._lose(f"{self._via.id}, which it goes via, does not answer")
         return self._known_status()
 
@@ -324,6 +321,15 @@ class ViaIO:
         """
         self._ended.wait(max(0.0, deadline - monotonic()))
         return self._known_status()
+
+    def has_ended(self) -> bool:
+        """Whether the far process has, or nothing more will be known of it."""
+        return self._ended.is_set()
+
+    def note_silence(self) -> None:
+        """Wait less for what this worker says of its end, and as the base class."""
+        super().note_silence()
+        self._silent = True
 
     def _known_status(self) -> int | None:
         asked = self._closed_write or self._closed_read

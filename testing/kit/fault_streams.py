@@ -20,6 +20,7 @@ from typing import Any
 from fault_calls import PROGRAMS
 
 from execnet import Gateway, Group
+from execnet._endpoint import Endpoint
 from execnet._specs import Settings
 from execnet.gateway_base import Channel, ExecModel, Popen2IO, WorkerGateway, _hello
 from execnet.gateway_bootstrap import start
@@ -274,11 +275,11 @@ class HereWorker(WorkerGateway):
 ALLOWED = {program.strip() for program in PROGRAMS.values()}
 
 
-class HereIO(Popen2IO):
+class HereIO(Popen2IO, Endpoint):
     """The coordinator's stream to a ``HereWorker``, through a relay."""
 
-    remoteaddress = None
     args = ("a worker in this process",)
+    needs_boot = True
 
     def __init__(self, fault: Fault, execmodel: ExecModel) -> None:
         there, back, there2, back2 = os.pipe(), os.pipe(), os.pipe(), os.pipe()

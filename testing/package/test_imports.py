@@ -50,9 +50,9 @@ SHIPPING = {"importlib._abc", "importlib.util", "shlex"}
 LOWERING = {"_ast", "_ast_unparse", "ast", "zlib"}
 
 OURS = {
-    *("execnet", "execnet._clock", "execnet._errors", "execnet._multichannel", "execnet._specs"),
-    *("execnet._starts", "execnet._ends", "execnet._ends.death", "execnet._ends.fork"),
-    *("execnet._ends.last_words",),
+    *("execnet", "execnet._clock", "execnet._endpoint", "execnet._errors", "execnet._starts"),
+    *("execnet._multichannel", "execnet._specs"),
+    *("execnet._ends", "execnet._ends.death", "execnet._ends.fork", "execnet._ends.last_words"),
     *("execnet._ends.poll", "execnet._ends.terminate", "execnet._ship", "execnet._ship.source"),
     *("execnet._transports", "execnet._transports.logins", "execnet._transports.shared"),
     *("execnet._transports.table", "execnet.gateway", "execnet.gateway_base"),

@@ -30,6 +30,7 @@ FLOORS = {
     "_clock": 0,
     "_rsync.far": 0,
     "script": 0,
+    "_endpoint": 1,
     "_errors": 1,
     "_multichannel": 1,
     "_ends": 2,

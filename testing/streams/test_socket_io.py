@@ -42,6 +42,15 @@ class TestSocketIO:
                 data += theirs.recv(65536)
             assert data == b"headerxyz" + payload, taken
 
+    def test_a_forked_process_lets_go_of_it_and_ends_nothing(self, pair: Pair) -> None:
+        io, theirs = pair
+        with io._sock.dup():  # as the parent's
+            io.disown()
+            assert io._sock.fileno() == -1
+            theirs.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                theirs.recv(1)
+
     def test_what_an_interrupted_frame_lacks_is_known(self, pair: Pair) -> None:
         io, theirs = pair
         answers = iter([5, 4, 7000, KeyboardInterrupt()])

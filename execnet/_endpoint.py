@@ -1,0 +1,185 @@
+"""Streams, as the coordinator's end of a gateway sees them: bytes both ways, and a worker.
+
+A stream has two parts.  Bytes are read by one thread at a time, the gateway's receiver thread or
+the one that reads in its place, and written by the one that holds the lock of its
+``FrameWriter``.  How the worker ends, and what can be done about it, may be asked by any thread
+at any moment, by several at once as well.  Start at ``Endpoint``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from .gateway_base import FrameWriter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from .gateway_base import BaseGateway, DirectReads, ExecModel
+
+
+class Endpoint(ABC):
+    """The base of all streams of the coordinator; what is not abstract has a default.
+
+    A new kind of stream needs the abstract methods, ``execmodel`` and ``write_some``.
+    """
+
+    # Set before there is a gateway, and fixed from then on.
+    execmodel: ExecModel
+    args: Sequence[str] = ()  # the command, or what stands for it in messages
+    remoteaddress: str | None = None  # of the worker's host, for one over a network
+    carrier: BaseGateway | None = None  # whose worker passes the bytes on
+    stdout_fd: int | None = None  # the number by which the worker finds our stdout, if it has it
+    needs_boot = False  # ``boot`` starts the worker, in place of a first line
+
+    # Set by the thread that waits for the worker's hello.
+    worker_pid: int | None = None
+    # Set by any thread, before the stream ends.
+    could_not_start = False  # there was never anything that could end
+
+    def boot(self, options: dict[str, Any]) -> None:
+        """Start the worker; called once, before anything is read or written.
+
+        options: the arguments of ``gateway_base.start_worker``.  Raises ``BootstrapError``.
+        """
+
+    # ---------------------------------------------------------------- bytes, written
+
+    writer_class = FrameWriter
+    small_bytes = 0  # a frame below it is best written at once
+    takes_whole = False  # such a one goes all or, at an interrupt, not at all
+    # One system call, which returns how much it took; for several pieces where it can be had.
+    write_some: Callable[[Any], int | None]
+    write_pieces: Callable[[Any], int | None] | None = None
+
+    @abstractmethod
+    def write(self, data: bytes) -> None:
+        """Write all of it."""
+
+    @abstractmethod
+    def wait_writable(self) -> None:
+        """Wait until something can be written."""
+
+    @abstractmethod
+    def can_write_now(self) -> bool:
+        """Whether a few KiB can be written without waiting."""
+
+    @abstractmethod
+    def close_write(self) -> None:
+        """Let the other side read an end, after what was written.  Twice does no harm."""
+
+    # ---------------------------------------------------------------- bytes, read
+
+    @abstractmethod
+    def read_some(self, limit: int) -> bytes:
+        """Return what is there, up to ``limit`` bytes; wait for the first, b"" at the end.
+
+        Raises EOFError where there is more to say about the end.
+        """
+
+    def direct_reads(self) -> DirectReads | None:
+        """Return what lets threads read that wait for an item; None: the receiver alone reads."""
+        return None
+
+    @abstractmethod
+    def close_read(self) -> None:
+        """Read no more; called by the receiver thread as its last.  Twice does no harm."""
+
+    # ---------------------------------------------------------------- the worker's end
+
+    @abstractmethod
+    def wait(self) -> int | None:
+        """Wait until the worker has ended and nothing of it is left here.
+
+        Returns its exit status, negative for a signal; None if that is not known.
+        """
+
+    @abstractmethod
+    def poll_until(self, deadline: float) -> int | None:
+        """Wait for the worker's end until ``time.monotonic()`` reaches the deadline.
+
+        Returns as ``wait``; None also if it runs on.
+        """
+
+    def has_ended(self) -> bool:
+        """Whether the worker is known to have ended, also where its status is not."""
+        return self.poll_until(0.0) is not None
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Kill the worker, if it has not ended; waits for moments only."""
+
+    def kill_group(self) -> None:
+        """Kill all processes of the group that a worker under ``kill=group`` leads."""
+
+    def end(self) -> None:
+        """End what carries the bytes: the worker's process is known to have ended."""
+
+    def note_silence(self) -> None:
+        """A worker that is reached through this one was killed, and nothing answers.
+
+        Then this worker is taken for one that runs nothing any more.
+        """
+        self.worker_pid = None  # so that a kill takes all that this one has started along
+
+    def stderr_tail(self) -> str:
+        """Return the last that came over stderr; "" also where it is not captured."""
+        return ""
+
+    def is_connecting(self) -> bool:
+        """Whether it still waits for a host to answer, as far as the system tells."""
+        return False
+
+    def disown(self) -> None:
+        """In a forked process: the worker and the stream to it are the parent's."""
+
+
+class _Foreign(Endpoint):
+    """A stream that is no ``Endpoint``, with the defaults for what it lacks.
+
+    A program may put one in place of ``gateway_io.Popen2IOMaster``, or give one to ``Gateway``.
+    """
+
+    def __init__(self, io: Any) -> None:
+        self._io = io
+        for name in dir(Endpoint):
+            if not name.startswith("_") and hasattr(io, name):
+                setattr(self, name, getattr(io, name))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._io, name)
+
+    def write(self, data: bytes) -> None:
+        self._io.write(data)
+
+    def wait_writable(self) -> None:
+        """Return at once: its ``write`` waits by itself."""
+
+    def can_write_now(self) -> bool:
+        return True
+
+    def close_write(self) -> None:
+        pass
+
+    def read_some(self, limit: int) -> bytes:
+        data: bytes = self._io.read_some(limit)
+        return data
+
+    def close_read(self) -> None:
+        pass
+
+    def wait(self) -> int | None:
+        return None
+
+    def poll_until(self, deadline: float) -> int | None:
+        return None
+
+    def kill(self) -> None:
+        pass
+
+
+def endpoint_of(io: Any) -> Endpoint:
+    """Return a stream as an ``Endpoint``; one of another kind gets what it lacks."""
+    return io if isinstance(io, Endpoint) else _Foreign(io)

@@ -1,0 +1,136 @@
+"""What all streams of the coordinator have in common, and what a stream may lack."""
+
+from __future__ import annotations
+
+import ast
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tools import BOUND_S, Resources
+
+import execnet
+from execnet import Gateway, Group, XSpec
+from execnet._endpoint import Endpoint, endpoint_of
+from execnet._forkserver.stream import ForkedIO
+from execnet._via.stream import ViaIO
+from execnet.gateway_base import ExecModel, Popen2IO, WorkerGateway, get_execmodel
+from execnet.gateway_io import Popen2IOMaster
+from execnet.gateway_socket import SocketIO
+
+pytestmark = pytest.mark.core
+
+PACKAGE = Path(execnet.__file__).parent
+KINDS = [Popen2IOMaster, SocketIO, ViaIO, ForkedIO]
+MEMBERS = {*dir(Endpoint), *Endpoint.__annotations__}
+
+
+class TestTheBase:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_each_kind_of_stream_has_all_that_is_abstract(self, kind: type) -> None:
+        assert issubclass(kind, Endpoint)
+        assert kind.__abstractmethods__ == frozenset()  # type: ignore[attr-defined]
+
+    def test_it_has_every_member_that_a_gateway_asks_its_stream_for(self) -> None:
+        asked = {
+            node.attr
+            for path in PACKAGE.rglob("*.py")
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("._io")
+        }
+        of_workers, of_via = {"has_more"}, {"account", "take", "hand_in", "may_not_wait"}
+        assert {"wait", "kill", "read_some", "carrier"} <= asked
+        assert asked - MEMBERS - of_workers - of_via == set()
+
+    def test_one_is_taken_as_it_is(self) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            io = SocketIO(ours, get_execmodel("thread"), "far:1")
+            assert endpoint_of(io) is io
+
+
+class LeastIO:
+    """A stream over two pipes with what nothing goes without."""
+
+    def __init__(self, reads: int, writes: int, execmodel: ExecModel) -> None:
+        self.execmodel = execmodel
+        self.note = "its own"
+        self._reads, self._writes = reads, writes
+
+    def read_some(self, limit: int) -> bytes:
+        return os.read(self._reads, limit)
+
+    def write(self, data: bytes) -> None:
+        os.write(self._writes, data)
+
+    def close_read(self) -> None:
+        os.close(self._reads)
+
+    def close_write(self) -> None:
+        os.close(self._writes)
+
+
+class TestAForeignStream:
+    def test_a_gateway_works_over_it_and_its_group_ends_it(self) -> None:
+        before = Resources.now()
+        there, back = os.pipe(), os.pipe()
+        model = get_execmodel("thread")
+        far = Popen2IO(model.fdopen(back[1], "wb"), model.fdopen(there[0], "rb"), model)
+        worker = WorkerGateway(io=far, id="w", _startcount=2)
+        serving = threading.Thread(target=worker.serve)
+        serving.start()
+        with Group() as group:
+            gateway = Gateway(LeastIO(back[0], there[1], model), XSpec("popen//id=x"))
+            group._register(gateway)
+            channel = gateway.remote_exec("channel.send(channel.receive() + 1)")
+            channel.send(41)
+            assert channel.receive(BOUND_S) == 42
+            assert gateway.remoteaddress is None
+        serving.join(BOUND_S)
+        before.assert_nothing_new()
+
+    def test_what_it_has_is_used_and_found(self) -> None:
+        class Io(LeastIO):
+            worker_pid = 5
+            poll_until = staticmethod(lambda deadline: 3)
+
+        io = endpoint_of(Io(0, 0, get_execmodel("thread")))
+        assert (io.worker_pid, io.poll_until(0.0), io.has_ended()) == (5, 3, True)
+        assert (io.wait(), io.stderr_tail()) == (None, "")
+        noted: Any = io
+        assert noted.note == "its own"
+        with pytest.raises(AttributeError, match="not_there"):
+            noted.not_there  # noqa: B018
+
+    def test_it_may_stand_in_for_the_stream_of_a_process(
+        self, group: Group, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class ProcessIO(LeastIO):
+            def __init__(self, args: list[str], execmodel: ExecModel) -> None:
+                pipe = subprocess.PIPE
+                self.popen = subprocess.Popen(args, stdin=pipe, stdout=pipe, bufsize=0)
+                assert self.popen.stdin is not None
+                assert self.popen.stdout is not None
+                super().__init__(self.popen.stdout.fileno(), self.popen.stdin.fileno(), execmodel)
+
+            def close_read(self) -> None:
+                self.popen.stdout.close()  # type: ignore[union-attr]
+
+            def close_write(self) -> None:
+                self.popen.stdin.close()  # type: ignore[union-attr]
+
+            def wait(self) -> int:
+                return self.popen.wait()
+
+            def kill(self) -> None:
+                self.popen.kill()
+
+        monkeypatch.setattr("execnet.gateway_io.Popen2IOMaster", ProcessIO)
+        gateway = group.makegateway(f"popen//python={sys.executable}")
+        assert gateway._io.popen.pid == gateway._rinfo().pid  # type: ignore[attr-defined]
+        assert gateway.remote_exec("channel.send(1)").receive(BOUND_S) == 1
