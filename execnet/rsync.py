@@ -31,7 +31,8 @@ def _parsed(rules: Iterable[str | Rule]) -> list[Rule]:
 
 
 _OPTIONS = {
-    "delete", "delete_excluded", "dry_run", "expanduser", "modes", "modify_window", "times",
+    "delete", "delete_excluded", "dry_run", "expanduser", "links", "modes", "modify_window",
+    "times",
 }  # fmt: skip
 
 
@@ -39,6 +40,12 @@ def _nanoseconds(seconds: float) -> int:
     if seconds < 0:
         raise ValueError(f"modify_window must not be negative: {seconds}")
     return int(seconds * 1_000_000_000)
+
+
+def _checked_links(links: str) -> str:
+    if links not in ("as-is", "inside", "none"):
+        raise ValueError(f"links must be 'as-is', 'inside' or 'none', and is {links!r}")
+    return links
 
 
 def _refuse_home(path: str | os.PathLike[str]) -> None:
@@ -106,9 +113,10 @@ class RSync:
             the beginning of destdir is the home there, and "~name" that of a user; ``modes``
             and ``times`` can be False, then those of new files are as for any other there, and
             existing ones keep theirs; times that differ by at most ``modify_window`` seconds
-            are taken to be the same.
-        Raises TypeError for any other option, ValueError for a "~" without ``expanduser``, and
-        OSError if the gateway is gone.
+            are taken to be the same; ``links`` is "as-is", "inside" for those that cannot lead
+            out of the tree, or "none".
+        Raises TypeError for any other option, ValueError for a "~" without ``expanduser`` or
+        another value of ``links``, and OSError if the gateway is gone.
         """
         from ._rsync.loader import TARGET_PARTS, load
         from ._rsync.push import Target
@@ -130,6 +138,10 @@ class RSync:
             "modes": bool(options.get("modes", True)),
             "times": bool(options.get("times", True)),
             "window_ns": _nanoseconds(options.get("modify_window", 0)),
+            "mask": 0,
+            "links": _checked_links(options.get("links", "as-is")),
+            "max_files": None,
+            "max_bytes": None,
         }
         channel = load(gateway, TARGET_PARTS)
         self._targets.append(
@@ -175,6 +187,11 @@ class RSync:
         modes: bool = True,
         times: bool = True,
         modify_window: float = 0,
+        mask: int = 0o022,
+        links: str = "inside",
+        max_files: int | None = None,
+        max_bytes: int | None = None,
+        timeout: float | None = None,
         progress: Progress | None = None,
         rules: Iterable[str | Rule] = (),
     ) -> TargetResult:
@@ -183,11 +200,16 @@ class RSync:
         remote_dir, local_dir: as the source and the target of ``send``.
         delete, delete_excluded, dry_run, modes, times, modify_window: as the options of
             ``add_target``.
+        mask: bits that are dropped from modes; 0 keeps them as they are.
+        links: which are made: those that lead "inside" of the tree, all "as-is", or "none".
+        max_files, max_bytes: how many entries there may be, and how large all files together;
+            None for any number.
+        timeout: seconds that all of it may take; None for any time.
         progress, rules: as for ``RSync``; the first is called in this thread.
         Nothing outside of ``local_dir`` is touched, whatever the worker says.  Raises
-        ``RSyncError`` if there is no source, if no more can be written here, or if the worker
-        breaks the protocol; ``RemoteError`` or an EOFError if it fails; ValueError for a path
-        that begins with "~".
+        ``RSyncError`` if there is no source, if no more can be written here, if there is more
+        than was allowed, or if the worker breaks the protocol; ``RemoteError`` or an EOFError if
+        it fails; ValueError for a path that begins with "~", and for other values of ``links``.
         """
         _refuse_home(local_dir)
         _refuse_home(remote_dir)
@@ -200,8 +222,12 @@ class RSync:
             "modes": modes,
             "times": times,
             "window_ns": _nanoseconds(modify_window),
+            "mask": mask,
+            "links": _checked_links(links),
+            "max_files": max_files,
+            "max_bytes": max_bytes,
         }
-        return pull(gateway, remote_dir, local_dir, options, _parsed(rules), progress)
+        return pull(gateway, remote_dir, local_dir, options, _parsed(rules), progress, timeout)
 
     def _accept(self) -> Callable[[bytes], bool] | None:
         if getattr(self.filter, "__func__", None) is RSync.filter:

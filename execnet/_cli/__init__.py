@@ -50,7 +50,9 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         status: int = args.run(args)
     except CommandError as exc:
-        print(f"execnet {args.command}: {exc}", file=sys.stderr)
+        from .._rsync.result import printable_lines
+
+        print(printable_lines(f"execnet {args.command}: {exc}"), file=sys.stderr)
         return exc.status
     return status
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from typing import Any
 
+from .._rsync.result import printable_lines
 from ..gateway import Gateway
 from ..gateway_base import (
     INTERRUPT_TEXT,
@@ -277,4 +278,4 @@ class _Execution:
         if self._session.stopping.wait(0.2 if text == INTERRUPT_TEXT else 0):
             return
         with suppress(OSError):  # the exit status tells
-            self._session.err.write(text, f"[{self._gateway.id}] ")
+            self._session.err.write(printable_lines(text), f"[{self._gateway.id}] ")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .._rsync.result import printable
 from .._specs import Settings
 from ..gateway import Gateway
 from ..gateway_base import ExecnetError
@@ -127,7 +128,7 @@ def _describe(gateway: Gateway, start_s: float) -> tuple[str, ...]:
         trip_s = _measure_round_trip(gateway)
     except (ExecnetError, EOFError, OSError) as exc:
         raise CommandError(f"{gateway.id} does not answer: {exc}", STATUS_FAILED) from exc
-    return (
+    cells = (
         gateway.id,
         str(gateway.spec),
         _format_version(info.version_info),
@@ -138,6 +139,7 @@ def _describe(gateway: Gateway, start_s: float) -> tuple[str, ...]:
         f"{start_s * 1e3:.1f}",
         f"{trip_s * 1e3:.3f}",
     )
+    return tuple(map(printable, cells))  # the far side said much of it
 
 
 def _format_version(version: Sequence[Any]) -> str:

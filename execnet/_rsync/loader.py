@@ -10,9 +10,9 @@ from typing import Any
 from .._ship import parts
 
 # In the order in which they import each other.
-TARGET_PARTS = ("wire", "rules", "places", "removal", "temps",
+TARGET_PARTS = ("wire", "messages", "rules", "places", "removal", "temps",
                 "requests", "sweeping", "linking", "target")  # fmt: skip
-SOURCE_PARTS = ("wire", "rules", "places", "links", "folders", "tree", "blocks",
+SOURCE_PARTS = ("wire", "messages", "rules", "places", "links", "folders", "tree", "blocks",
                 "standin", "watcher", "pump", "server")  # fmt: skip
 
 # What a worker does first: take the modules, as parts of a package that is on no disk.  Those

@@ -6,26 +6,25 @@ Start at ``pull``.
 
 from __future__ import annotations
 
+import errno
 import ntpath
 import os
 import posixpath
-import struct
 import time
 from typing import Any
 
+from ..gateway_base import ExecnetError
 from .far import target as remote
 from .far import wire
-from .far.places import path_of
+from .far.messages import PATH_MAX, fits, is_bytes, is_costs, is_count, is_mode, is_time
+from .far.places import SEP, path_of
 from .far.rules import Rules
 from .loader import SOURCE_PARTS, load
 from .patterns import Rule
 from .push import path_inside, place_here
 from .result import Progress, RSyncError, Skipped, TargetResult
 
-# What a source that lies can make ``Target`` stumble over.
-_LIES = (
-    wire.Violation, TypeError, ValueError, KeyError, IndexError, AttributeError, struct.error,
-)  # fmt: skip
+_WORKER_S = 5.0  # how long after ``timeout`` a worker may leave unread what it is sent
 
 
 def pull(
@@ -35,38 +34,103 @@ def pull(
     wishes: dict[str, Any],
     rules: list[Rule],
     progress: Progress | None,
+    timeout: float | None,
 ) -> TargetResult:
-    """Do what ``RSync.pull`` promises.  wishes: ``delete`` and what else is true or false."""
+    """Do what ``RSync.pull`` promises.  wishes: what a ``Target`` has as options."""
     if wishes["delete"]:
         _check_source_stays(gateway, remote_dir, local_dir)
+    place = f"{gateway.id}:{os.fsdecode(remote_dir)}"
     channel = load(gateway, SOURCE_PARTS)
     try:
-        inner = _inner(gateway, remote_dir, local_dir)
-        channel.send((os.fsencode(remote_dir), inner, rules))
-        place = f"{gateway.id}:{os.fsdecode(remote_dir)}"
-        root, *rest = channel.receive()
-        if root is None:
-            raise RSyncError(rest[0], f"{place}: {rest[1].decode('utf-8', 'backslashreplace')}")
-        costs = {os.fsdecode(name): cost for name, cost in rest[0].items()}  # bytes in Python 2
-        options = {"dest": os.fsencode(local_dir), "root": root, "hashes": costs}
-        options |= {"delete": wishes["delete"], "dry_run": wishes["dry_run"], "asks": False}
-        options |= {"expanduser": False}
-        options |= {name: wishes[name] for name in ("modes", "times", "window_ns")}
-        options["rules"] = [] if wishes["delete_excluded"] else rules
-        options["name"] = _name_of(gateway, remote_dir)
-        result = TargetResult(gateway, os.fsdecode(local_dir))
-        started = time.monotonic()
-        try:
-            target = _LocalTarget(channel, place, options, result, progress)
+        with Deadline(channel, place, timeout):
+            channel.send((os.fsencode(remote_dir), _inner(gateway, remote_dir, local_dir), rules))
+            root, costs = _root_of(channel.receive(), place, os.fsencode(remote_dir))
+            options = {
+                **wishes, "dest": os.fsencode(local_dir), "root": root, "hashes": costs,
+                "asks": False, "expanduser": False, "name": _name_of(gateway, remote_dir),
+                "rules": [] if wishes["delete_excluded"] else rules,
+            }  # fmt: skip
+            result = TargetResult(gateway, os.fsdecode(local_dir))
+            started = time.monotonic()
+            target = _make_target(channel, place, options, result, progress)
             target.announced_by = Rules(rules) if rules else None
-            target.run(channel.receive)
-        except _LIES as exc:
-            raise RSyncError(f"{place} broke the protocol: {exc!r}") from exc
-        channel.waitclose()  # the worker can be asked for other things, one at a time
+            _receive(target)
+            channel.waitclose()  # the worker can be asked for other things, one at a time
         result.seconds = time.monotonic() - started
         return result
     finally:
         channel.close()
+
+
+def _root_of(answer: Any, place: str, path: bytes) -> Any:
+    """Return (what the source is, what hashes cost there) from its first answer.
+
+    Raises RSyncError if there is no source, or if this is no such answer.
+    """
+    if fits(answer, (lambda item: item is None, is_count, is_bytes)):
+        _, code, reason = answer
+        text = reason[: wire.TEXT_MAX].decode("utf-8", "backslashreplace")
+        raise RSyncError(code, f"{place}: {text}")
+    if not fits(answer, (lambda root: fits(root, (is_count, is_mode, is_time)), is_costs)):
+        raise RSyncError(f"{place} broke the protocol: its first answer is {answer!r:.200}")
+    root, costs = answer
+    if root[0] != wire.DIRECTORY and path.endswith((b"/", SEP)):
+        raise RSyncError(errno.ENOTDIR, f"{place}: {os.strerror(errno.ENOTDIR)}")
+    return root, {os.fsdecode(name): cost for name, cost in costs.items()}  # bytes in Python 2
+
+
+def _make_target(channel: Any, place: str, *arguments: Any) -> _LocalTarget:
+    try:
+        return _LocalTarget(channel, place, *arguments)
+    except wire.Violation as exc:  # there is no hash that both have
+        raise RSyncError(f"{place} broke the protocol: {exc}") from exc
+
+
+def _receive(target: _LocalTarget) -> None:
+    """Let a target work; a source that breaks the protocol is named in an RSyncError."""
+    try:
+        target.run(target.receive)
+    except wire.TooMuch as exc:
+        raise RSyncError(errno.EFBIG, f"{target.source} has {exc}, which is the limit") from exc
+    except (ExecnetError, EOFError, OSError):
+        raise
+    except Exception as exc:
+        if exc is target.of_progress:
+            raise
+        raise RSyncError(f"{target.source} broke the protocol: {exc!r:.500}") from exc
+
+
+class Deadline:
+    """A context that ends with an RSyncError once a time is over, whatever a worker does.
+
+    A thread closes the channel then, and ends the worker if it has left its input unread.
+    """
+
+    def __init__(self, channel: Any, place: str, timeout: float | None) -> None:
+        self._channel = channel
+        self._place = place
+        self._timeout = timeout
+        self._is_over = channel.gateway.execmodel.Event()
+        self._has_passed = False
+
+    def __enter__(self) -> None:
+        if self._timeout is not None:
+            self._channel.gateway.execmodel.start(self._wait)
+
+    def __exit__(self, kind: Any, exc: BaseException | None, traceback: Any) -> None:
+        self._is_over.set()
+        if self._has_passed and isinstance(exc, (OSError, EOFError)):
+            text = f"{self._place} was not there within {self._timeout} seconds"
+            raise RSyncError(errno.ETIMEDOUT, text) from exc
+
+    def _wait(self) -> None:
+        if self._is_over.wait(self._timeout):
+            return
+        self._has_passed = True
+        start = self._channel.gateway.execmodel.start
+        start(self._channel.close)  # this may wait as well
+        if not self._is_over.wait(_WORKER_S):
+            start(self._channel.gateway._io.kill)
 
 
 def _name_of(gateway: Any, path: str | os.PathLike[str]) -> bytes:
@@ -105,12 +169,12 @@ class _LocalTarget(remote.Target):
         progress: Progress | None,
     ) -> None:
         self._channel = channel
-        self._source = place
+        self.source = place
+        self.of_progress: BaseException | None = None  # what ``progress`` raised
         self._result = result
         self._progress = progress
         self._done_bytes = 0
         super().__init__(self._on_sent, options)
-        self._handlers[wire.GONE] = self._on_gone
 
     def _on_sent(self, message: Any) -> None:
         """Let the source have a message, and take for the result what is meant for it."""
@@ -126,7 +190,7 @@ class _LocalTarget(remote.Target):
 
     def _on_gone(self, code: int, reason: bytes) -> None:
         """End, since the source is not there any more."""
-        raise RSyncError(code, f"{self._source}: {reason.decode('utf-8', 'backslashreplace')}")
+        raise RSyncError(code, f"{self.source}: {reason.decode('utf-8', 'backslashreplace')}")
 
     def _to_source(self, message: Any) -> None:
         try:
@@ -135,18 +199,26 @@ class _LocalTarget(remote.Target):
             self._channel.waitclose()  # raises what the source ended with
             raise
 
+    def receive(self) -> Any:
+        return self._channel.receive()
+
+    def _check_growth(self, entry: Any, size: int) -> None:
+        if size > wire.may_become(entry[4]):
+            raise wire.Violation(f"a file of {size} bytes, announced with {entry[4]}")
+        self._count(0, max(0, size - entry[4]))
+
     def skip(self, entry: Any, reason: bytes) -> None:
         self._skip(path_of(entry[0], entry[2]), reason)
 
     def _skip(self, path: bytes, reason: bytes) -> None:
-        skipped = Skipped(os.fsdecode(path), reason.decode("utf-8", "backslashreplace"))
-        self._result.skipped.append(skipped)
+        text = reason[: wire.TEXT_MAX].decode("utf-8", "backslashreplace")
+        self._result.add("skipped", Skipped(os.fsdecode(path[:PATH_MAX]), text))
 
     def plan(self, entry: Any) -> None:
-        self._result.planned.append(os.fsdecode(path_of(entry[0], entry[2])))
+        self._result.add("planned", os.fsdecode(path_of(entry[0], entry[2])))
 
     def plan_deletion(self, path: bytes) -> None:
-        self._result.planned_deletions.append(os.fsdecode(path))
+        self._result.add("planned_deletions", os.fsdecode(path))
 
     def _on_remark(self, path: bytes, reason: bytes) -> None:
         self._skip(path, reason)
@@ -182,4 +254,8 @@ class _LocalTarget(remote.Target):
         if self._progress is not None:
             path = os.fsdecode(path_of(entry[0], entry[2]))
             done = self._done_bytes + min(partly, entry[4])
-            self._progress(max(self._total, done), done, path)
+            try:
+                self._progress(max(self._total, done), done, path)
+            except Exception as exc:
+                self.of_progress = exc
+                raise

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from .far.messages import PATH_MAX
 from .far.pump import WAKE, Pump
 from .far.rules import Rules
 from .far.tree import SourceGone, Tree
@@ -202,9 +203,13 @@ class _Service(Watcher):
         self._run.events.put((self.on_skipped, path, reason))
 
     def planned(self, paths: Any, deleted: Any) -> None:
-        result = self.target.result
-        result.planned.extend(os.fsdecode(path) for path in paths)
-        result.planned_deletions.extend(os.fsdecode(path) for path in deleted)
+        for path in paths:
+            self.target.result.add("planned", os.fsdecode(path))
+        for path in deleted:
+            self.target.result.add("planned_deletions", os.fsdecode(path[:PATH_MAX]))
+
+    def plans(self) -> bool:
+        return bool(self.target.options["dry_run"])
 
     def ended(self, unchanged: int, settled: int, deleted: int, times: int, modes: int) -> None:
         result = self.target.result
@@ -255,7 +260,7 @@ class _Service(Watcher):
 
     def on_skipped(self, path: bytes, reason: bytes) -> None:
         skipped = Skipped(os.fsdecode(path), reason.decode("utf-8", "backslashreplace"))
-        self.target.result.skipped.append(skipped)
+        self.target.result.add("skipped", skipped)
         self._run.hooks.on_skipped(self.target, skipped)
 
     def _on_end(self, error: BaseException | None) -> None:

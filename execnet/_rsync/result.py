@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from ..gateway_base import ExecnetError
 
+LISTED_MAX = 100_000  # items of a list in a result, which a far side could make endless
+
 
 def printable(text: str) -> str:
     """Return a text without what could confuse a terminal or not be encoded.
@@ -17,6 +19,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def printable_lines(text: str) -> str:
+    """Return the same of a text that may have several lines, such as a traceback."""
+    return "\n".join(map(printable, text.expandtabs().split("\n")))
 
 
 def _escaped(char: str) -> str:
@@ -32,7 +39,13 @@ def print_line(text: str) -> None:
 
 
 class RSyncError(ExecnetError, OSError):
-    """A target, or the source of a pull, could not go on; the text says which and why."""
+    """A target, or the source of a pull, could not go on; the text says which and why.
+
+    Control characters in it are escaped, since it may hold what the far side said.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*(printable(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class Progress(Protocol):
@@ -61,7 +74,8 @@ class TargetResult:
     ``settled`` only had a mode, a time or a hard link set; ``unchanged`` were as they should
     be.  ``bytes_sent`` counts content that travelled.  A dry run fills ``planned`` with what it
     would send or make, and ``planned_deletions``.  ``refused`` says of how many entries the
-    target could not set "times" or "modes"; their content is there.
+    target could not set "times" or "modes"; their content is there.  The lists hold 100,000
+    items at most; ``unlisted`` counts by the name of a list what there was besides.
     """
 
     gateway: Any
@@ -75,6 +89,7 @@ class TargetResult:
     planned: list[str] = field(default_factory=list)
     planned_deletions: list[str] = field(default_factory=list)
     refused: dict[str, int] = field(default_factory=dict)
+    unlisted: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     error: BaseException | None = None
 
@@ -82,6 +97,14 @@ class TargetResult:
     def ok(self) -> bool:
         """Whether everything is there: no error, nothing skipped, nothing refused."""
         return self.error is None and not self.skipped and not self.refused
+
+    def add(self, name: str, item: Any) -> None:
+        """Add to the list of that name, or count the item if that is full."""
+        items = getattr(self, name)
+        if len(items) < LISTED_MAX:
+            items.append(item)
+        else:
+            self.unlisted[name] = self.unlisted.get(name, 0) + 1
 
     def take_refusals(self, times: int, modes: int) -> None:
         """Take of how many entries these could not be set."""

@@ -295,6 +295,14 @@ def test_names_are_printed_escaped_and_a_home_is_that_of_the_target(
     assert not (shell.folder / "~").exists()
 
 
+def test_what_a_worker_says_of_its_end_is_printed_escaped(shell: Shell) -> None:
+    red = r"'\x1b[31mred\r'"
+    done = shell.run("exec", "popen", "-c", f"raise ValueError({red})")
+    assert r"ValueError: \x1b[31mred\r" in done.stderr.splitlines()[-1]
+    done = shell.run("info", f"popen//chdir={shell.folder}/\x1b[31m")
+    assert "\x1b" not in done.stdout + done.stderr
+
+
 def test_modes_and_times_can_be_left_alone(shell: Shell, source: Path) -> None:
     (source / "a").chmod(0o600)
     os.utime(source / "a", (9, 9))

@@ -90,7 +90,8 @@ NOBODY = 65534
 
 
 def pull(gateway: Gateway, source: Path | str, dest: Path | str, **options: Any) -> Any:
-    return RSync.pull(gateway, source, dest, **options)
+    """Pull with modes and links as they are, as ``send`` does; return the result."""
+    return RSync.pull(gateway, source, dest, mask=0, links="as-is", **options)
 
 
 def give_away(*roots: Path, recursive: bool = True) -> None:

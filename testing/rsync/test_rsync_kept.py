@@ -253,7 +253,7 @@ def send_with_filter(gateway: Gateway, source: Path, dest: Path, **options: Any)
 
 
 def pull_with_rules(gateway: Gateway, source: Path, dest: Path, **options: Any) -> Any:
-    return RSync.pull(gateway, source, dest, rules=RULES, **options)
+    return pull(gateway, source, dest, rules=RULES, **options)
 
 
 WAYS = [send_with_rules, send_with_filter, pull_with_rules]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rsync_trees import Snapshot, assert_same, make_tree, send, snapshot
+from rsync_trees import Snapshot, assert_same, make_tree, pull, send, snapshot
 from tools import Interpreter, MakeGateway, interpreters
 
-from execnet import Gateway, RSync
+from execnet import Gateway
 from execnet._rsync.far.wire import SMALL_MAX
 
 CONTENT = os.urandom(3 << 20)
@@ -26,7 +26,7 @@ def gateway(request: pytest.FixtureRequest, makegateway: MakeGateway) -> Gateway
 def sync(request: pytest.FixtureRequest, gateway: Gateway) -> Any:
     """Return a function that synchronises two folders, in one of the directions."""
     if request.param == "pull":
-        return lambda source, dest, **options: RSync.pull(gateway, source, dest, **options)
+        return lambda source, dest, **options: pull(gateway, source, dest, **options)
     return lambda source, dest, **options: send(gateway, source, dest, **options)
 
 

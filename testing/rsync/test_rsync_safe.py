@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,7 +133,7 @@ def test_a_name_that_is_no_single_component_is_refused(
 
 
 def test_a_name_with_a_zero_in_it_is_two_names_too_many(stage: Stage) -> None:
-    with pytest.raises((Violation, struct.error)):
+    with pytest.raises(Violation):
         stage.play([(LIST, 9, [unit([(b"a\0b", FILE, 0)])])])
 
 
@@ -211,7 +210,7 @@ def test_delete_does_not_follow_links(tmp_path: Path, makegateway: MakeGateway) 
 
 def test_a_stand_in_that_was_not_asked_for_is_refused(stage: Stage) -> None:
     for number in (0, 1, 2, 99):
-        with pytest.raises(KeyError):
+        with pytest.raises(Violation):
             stage.play([
                 (LIST, 9, [unit([(b"a", FILE, 0), (b"d", DIRECTORY, 0)])]),
                 (INSTEAD, number, DIRECTORY, 50, 0o755, 0, 1),
@@ -251,7 +250,7 @@ LARGE = SMALL_MAX * 2
 )
 def test_an_answer_that_does_not_fit_ends_the_run(stage: Stage, answers: list[Any]) -> None:
     messages = [(LIST, 9, [unit([(b"a", FILE, 1), (b"b", FILE, 1)])]), *answers]
-    with pytest.raises((Violation, KeyError, TypeError, ValueError, IndexError, AttributeError)):
+    with pytest.raises(Violation):
         stage.play(messages)
     stage.assert_unharmed()
     assert {path.name for path in stage.dest.iterdir()} <= {"a", "b"}
@@ -331,7 +330,7 @@ def test_no_temporary_file_is_left_when_the_source_learns_of_a_full_disk(
 
 
 def test_a_hard_link_to_what_was_not_announced_as_one_is_asked_for(stage: Stage) -> None:
-    for leader in (0, 1, 77, "x"):
+    for leader in (0, 1, 77):
         with pytest.raises(StopIteration):
             stage.play([
                 (LIST, 9, [unit([(b"a", FILE, 1), (b"h", HARDLINK, 1)], [leader])]),
@@ -379,9 +378,8 @@ def test_garbage_ends_either_side_with_an_error(tmp_path: Path, garbage: list[An
     stage = Stage.__new__(Stage)
     stage.dest, stage.sent = base / "dest", []
     start = [(LIST, 9, [unit([(b"a", FILE, 1), (b"large", FILE, LARGE), (b"d", DIRECTORY, 0)])])]
-    with pytest.raises(Exception) as caught:  # noqa: PT011 any but those that end a process
+    with pytest.raises((Violation, StopIteration)):
         stage.play(start + garbage)
-    assert isinstance(caught.value, Exception)
     source = make_tree(base / "source", {"a": b"1"})
     with pytest.raises((Violation, StopIteration, TargetFailed)):
         serve(source, garbage)

@@ -12,7 +12,7 @@ import stat
 import sys
 from collections import deque
 
-from .places import HAS_NS, at, set_link_time
+from .places import HAS_NS, SEP, at, depth_of, set_link_time
 from .sweeping import Sweeping
 from .wire import DIRECTORY, FILE, NOLINK, Violation
 
@@ -25,18 +25,69 @@ if TYPE_CHECKING:
 LINK_OPTIONS: Any = {} if hasattr(sys, "pypy_version_info") else {"follow_symlinks": False}
 
 
+NO_LINKS = b"links are left out"
+OUTSIDE = b"a link that leads out of the tree, or may"
+
+
+def leads_inside(depth: int, text: bytes) -> bool:
+    """Tell whether a link stays in the tree, so many directories deep.
+
+    It may go up first, and then only down: whatever it passes through may be a link, and the way
+    up from there is another one.
+    """
+    if os.name == "nt":
+        text = text.replace(SEP, b"/")
+    if text.startswith(b"/") or (os.name == "nt" and b":" in text):
+        return False
+    parts = [part for part in text.split(b"/") if part not in (b"", b".")]
+    while parts and parts[0] == b"..":
+        parts.pop(0)
+        depth -= 1
+    return depth >= 0 and b".." not in parts
+
+
+def stays_inside(text: bytes) -> bool:
+    """Tell whether a path never goes up from where it began, if it meets no link."""
+    depth = 0
+    for part in text.replace(SEP, b"/").split(b"/"):
+        if part not in (b"", b"."):
+            depth += -1 if part == b".." else 1
+        if depth < 0:
+            return False
+    return True
+
+
 class Linking(Sweeping):
     """Makes links, and asks for a copy where the host makes none."""
 
     def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
         Sweeping.__init__(self, send, options)
         self._hardlinks: Any = deque()  # to be made when all leaders are there
+        self._links = options["links"]
         self._makers: Any = {}  # kind -> what is called for an entry; see ``Target``
 
     def _on_rooted(self, entry: Any, there: bool, text: bytes) -> None:
-        self._on_symlink(entry, there, self._dest + text)
+        inner = text.lstrip(b"/" + SEP)
+        if b"\0" in text or (text and inner == text) or not stays_inside(inner):
+            raise Violation("not a place in the tree: %.1000r" % (text,))
+        if self._links == "none":
+            self.skip(entry, NO_LINKS)
+        elif self._links == "inside" and not leads_inside(0, inner):
+            self.skip(entry, OUTSIDE)
+        else:
+            self._make_link(entry, there, self._dest + text)
 
     def _on_symlink(self, entry: Any, there: bool, text: bytes) -> None:
+        if b"\0" in text or not text:
+            raise Violation("not the text of a link: %.1000r" % (text,))
+        if self._links == "none":
+            self.skip(entry, NO_LINKS)
+        elif self._links == "inside" and not leads_inside(depth_of(entry[0]), text):
+            self.skip(entry, OUTSIDE)
+        else:
+            self._make_link(entry, there, text)
+
+    def _make_link(self, entry: Any, there: bool, text: bytes) -> None:
         directory, number, name, _, _, mtime = entry
         path, where = at(self._places.handle(directory), name) if there else (b"", {})
         found = os.lstat(path, **where) if there else None
@@ -47,7 +98,7 @@ class Linking(Sweeping):
                 self._set_link_time(directory, name, mtime)
             return
         if found is not None and not is_link and not self._may_replace(
-            entry, found, self._on_symlink, there, text
+            entry, found, self._make_link, there, text
         ):
             return
         if self._dry_run:
@@ -74,18 +125,26 @@ class Linking(Sweeping):
         self, number: int, kind: int, new_number: int, mode: int, size: int, mtime: int
     ) -> None:  # fmt: skip
         """Take a file or directory in place of a link that cannot be made."""
+        if kind not in (FILE, DIRECTORY) or number not in self._unlinked:
+            raise Violation("kind %.100r in place of entry %.100r" % (kind, number))
+        self._take_ids(new_number, 1)
+        self._count(1, size)
         directory, name = self._unlinked.pop(number)
-        if kind not in (FILE, DIRECTORY):
-            raise Violation("kind %.100r in place of a link" % (kind,))
         try:
             path, where = at(self._places.handle(directory), name)
             os.lstat(path, **where)
             there = True
         except OSError:
             there = False
-        mode &= 0o1777 if kind == DIRECTORY else 0o777
+        mode &= self._directory_bits if kind == DIRECTORY else self._file_bits
         entry = directory, new_number, name, mode, size, mtime
         self._try(self._makers[kind], entry, there, None)
+
+    def _take_ids(self, first: int, count: int) -> None:
+        raise NotImplementedError
+
+    def _count(self, files: int, size: int) -> None:
+        raise NotImplementedError
 
     def _on_hardlink(self, entry: Any, there: bool, leader: int) -> None:
         self._hardlinks.append((entry, there, leader))

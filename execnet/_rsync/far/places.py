@@ -67,6 +67,15 @@ def path_of(directory: Any, name: bytes) -> bytes:
     return b"/".join(reversed(parts))
 
 
+def depth_of(directory: Any) -> int:
+    """Return how deep below the root a directory is."""
+    depth = 0
+    while directory.parent is not None:
+        directory = directory.parent
+        depth += 1
+    return depth
+
+
 class Places(object):
     """How directories of the target are reached: by open descriptors where those can be had.
 

@@ -12,12 +12,14 @@ from collections import deque
 
 from . import wire
 from .blocks import Batch, Comparison, data_ranges, read_exactly
-from .standin import FIRST_STANDIN, Refused, StandIns
+from .messages import FROM_TARGET, checked
+from .standin import Refused, StandIns
 from .tree import Unstable, has_grown, identity_of, mtime_of
 from .watcher import TargetFailed, Watcher
 from .wire import (
     CHUNK_BYTES,
     DIGEST_BYTES,
+    FIRST_STANDIN,
     INTEGERS,
     PIECE_BYTES,
     SMALL_MAX,
@@ -57,6 +59,7 @@ class Pump(object):
         self._receive = receive
         self._watcher = watcher
         self._digest: Any = None
+        self.is_bounded = False  # the target takes no file that is far larger than announced
         self._wants_crc = False
         self._announced = 1  # ids below this one were; the root is known
         self._asked: Any = {}  # how often, by id
@@ -66,7 +69,7 @@ class Pump(object):
         self._links: Any = deque()  # that the target cannot make
         self._standins: Any = None
         self._announcing: Any = iter(())
-        self._listed = self._ended = False
+        self._listed = self._ended = self._has_listed = False
         self._answered = self._placed = 0  # files
         self._list_sent = self._list_done = self._data_sent = self._data_done = 0
         self._handlers: Any = {
@@ -110,11 +113,8 @@ class Pump(object):
         message = self._receive()
         if message is WAKE:
             return
-        try:
-            handler, arguments = self._handlers[message[0]], message[1:]
-            handler(*arguments)
-        except (KeyError, TypeError, IndexError, ValueError, AttributeError) as exc:
-            raise Violation("not a message: %.200r (%s)" % (message, exc))
+        code = checked(message, FROM_TARGET)[0]
+        self._handlers[code](*message[1:])
 
     def _announce(self) -> bool:
         """Send the next part of the walk, if there is one and the target can take it."""
@@ -173,7 +173,7 @@ class Pump(object):
 
     def _on_hello(self, hash_name: Any, has_crc: bool) -> None:
         if isinstance(hash_name, bytes):  # as Python 2 writes it
-            hash_name = hash_name.decode("ascii")
+            hash_name = hash_name.decode("latin-1")
         self._digest = wire.digest_function(hash_name)
         self._wants_crc = bool(has_crc) and crc32 is not None
 
@@ -205,6 +205,8 @@ class Pump(object):
         self._watcher.asked(total)
 
     def _on_check(self, ids: bytes, digests: bytes) -> None:
+        if self._digest is None or len(digests) != len(ids) // 8 * DIGEST_BYTES:
+            raise Violation("%d bytes of digests for %d files" % (len(digests), len(ids) // 8))
         for place, number in enumerate(wire.unpack_ids(ids)):
             self._ask(number, 1)
             digest = digests[place * DIGEST_BYTES : (place + 1) * DIGEST_BYTES]
@@ -212,8 +214,8 @@ class Pump(object):
 
     def _on_delta(self, number: int, size: int) -> None:
         self._ask(number, 1)
-        if not isinstance(size, INTEGERS) or size < 0 or self._comparison is not None:
-            raise Violation("an old file of %.100r bytes, or two at once" % (size,))
+        if self._comparison is not None or self._digest is None:
+            raise Violation("two old files at once, or no digest to compare them by")
         comparison = Comparison(size, self._size_of(number), self._digest)
         self._requests.append((wire.DELTA, number, comparison))
         self._comparison = None if comparison.is_complete() else comparison
@@ -226,8 +228,9 @@ class Pump(object):
             self._comparison = None
 
     def _on_listed(self, total: int) -> None:
-        if not isinstance(total, INTEGERS) or total < 0:
-            raise Violation("a total of %.100r bytes" % (total,))
+        if self._has_listed:
+            raise Violation("the list was done before")
+        self._has_listed = True
         self._watcher.listed(total)
 
     def _on_done(self, ids: bytes) -> None:
@@ -241,6 +244,8 @@ class Pump(object):
         self._watcher.skipped(self._path_of(number), bytes(reason[:TEXT_MAX]))
 
     def _on_plan(self, items: Any) -> None:
+        if not self._watcher.plans():
+            raise Violation("a plan, and the run is not dry")
         paths = [self._path_of(item) for item in items if not isinstance(item, bytes)]
         self._watcher.planned(paths, [item for item in items if isinstance(item, bytes)])
 
@@ -254,16 +259,16 @@ class Pump(object):
     def _on_doomed(self, paths: Any) -> None:
         """Tell which of some paths, which only the target has, the user's filter leaves out."""
         for path in paths:
-            if not isinstance(path, bytes) or {b"", b".", b".."} & set(path.split(b"/")):
+            if {b"", b".", b".."} & set(path.split(b"/")):
                 raise Violation("not a path below the root: %.100r" % (path,))
         self._send((wire.SPARED, self._watcher.spared(paths)))
 
     def _on_end(self, unchanged: int, settled: int, deleted: int, times: int, modes: int) -> None:
         self._ended = True
-        self._watcher.ended(int(unchanged), int(settled), int(deleted), int(times), int(modes))
+        self._watcher.ended(unchanged, settled, deleted, times, modes)
 
     def _on_fatal(self, number: int, code: int, reason: bytes) -> None:
-        raise TargetFailed(self._path_of(number), int(code), bytes(reason[:TEXT_MAX]))
+        raise TargetFailed(self._path_of(number), code, bytes(reason[:TEXT_MAX]))
 
     # answers
 
@@ -346,6 +351,8 @@ class Pump(object):
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
                 raise Unstable("is no file any more")
+            if self.is_bounded and found.st_size > wire.may_become(self._size_of(number)):
+                raise Unstable("has become very much larger since it was listed")
             self._moved_bytes = 0
             send = self._send_whole if comparison is None else self._send_changes
             last, proof, block = send(number, fd, found, comparison)

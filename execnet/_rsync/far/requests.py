@@ -151,6 +151,9 @@ class Requests(object):
         # id -> (whether a directory goes for it, or another kind, and what in there stays)
         self._replaced: Any = {}
         self._keeps_modes, self._keeps_times = options["modes"], options["times"]
+        mask = options["mask"]
+        self._file_bits, self._directory_bits = 0o777 & ~mask, 0o1777 & ~mask  # kept of modes
+        self._again: Any = set()  # what was asked for once more, since it came wrong
         self._window_ns = options["window_ns"]  # by which times may differ and be the same
         self._grain_ns: Any = None  # by which the file system rounds them; None: not known yet
         self._times_refused = self._modes_refused = 0  # entries, of which the content is there
@@ -174,6 +177,10 @@ class Requests(object):
 
     def _on_remark(self, path: bytes, reason: bytes) -> None:
         """Take note of what the source leaves out."""
+
+    def _on_gone(self, code: int, reason: bytes) -> None:
+        """End, since the source is not there any more; only a worker says so."""
+        raise Violation("the source is gone: %r" % (reason,))
 
     def _note(self, entry: Any, exc: Any, what: bytes = b"") -> None:
         """Tell why an entry cannot be had; raise ``Fatal`` if no other can be either."""
@@ -277,6 +284,13 @@ class Requests(object):
             raise Violation("an answer that was not asked for, to %.100r" % (number,))
         return self._pending[0]
 
+    def _opened(self, number: int) -> Any:
+        """Return the request that is answered now, for which a file was opened."""
+        entry, incoming = self._request(number)
+        if incoming is None or incoming.size < 0:
+            raise Violation("content of entry %d, which was not opened" % number)
+        return entry, incoming
+
     def _end_request(self, is_done: bool) -> None:
         entry, incoming = self._pending.popleft()
         self._compared.pop(entry[1], None)
@@ -310,7 +324,7 @@ class Requests(object):
             mode, mtime = changed.get(place, (entry[3], entry[5]))
             stop = start + lengths[place]
             try:
-                self._write_small(entry, view[start:stop], mode & 0o777, mtime)
+                self._write_small(entry, view[start:stop], mode & self._file_bits, mtime)
             except OSError as exc:
                 self._note(entry, exc)
                 self._end_request(False)
@@ -412,21 +426,25 @@ class Requests(object):
 
     def _on_open(self, number: int, size: int, mode: int, mtime: int, based: bool) -> None:
         entry, incoming = self._request(number)
+        self._check_growth(entry, size)
         try:
             if incoming is None:
                 fd, temp = self._temps.create(entry[0], self._mode_while_coming(entry))
                 entry[0].settled = False
                 incoming = Incoming(fd, temp, self._digest)
                 self._pending[0] = entry, incoming
-            incoming.open(size, mode, mtime, based)
+            incoming.open(size, mode & self._file_bits, mtime, based)
         except OSError as exc:
             self._refuse(entry, exc)
+
+    def _check_growth(self, entry: Any, size: int) -> None:
+        """Refuse a file that is larger than it may have become; only a pull does."""
 
     def _on_piece(self, number: int, offset: int, data: Any) -> None:
         self._out.data_done += len(data) + 32
         if number == self._refused:
             return
-        entry, incoming = self._request(number)
+        entry, incoming = self._opened(number)
         try:
             incoming.piece(offset, data)
         except OSError as exc:
@@ -435,7 +453,7 @@ class Requests(object):
     def _on_close(self, number: int, proof: Any) -> None:
         if number == self._refused:
             return
-        entry, incoming = self._request(number)
+        entry, incoming = self._opened(number)
         try:
             if not incoming.is_whole(proof):
                 self._ask_again(entry)
@@ -449,6 +467,9 @@ class Requests(object):
 
     def _ask_again(self, entry: Any) -> None:
         """Ask for all of a file whose base changed meanwhile, or that came over a faulty line."""
+        if entry[1] in self._again:
+            raise Violation("content of entry %d that does not prove true, twice" % entry[1])
+        self._again.add(entry[1])
         leader = self._leaders.get(entry[1])
         self._end_request(False)
         if leader is not None:
@@ -465,7 +486,7 @@ class Requests(object):
                 raise Violation("the same as nothing that it was asked to compare: %d" % number)
             try:
                 self._keep_content(entry, incoming)
-                self._settle_file(entry, mode & 0o777, mtime)
+                self._settle_file(entry, mode & self._file_bits, mtime)
             except OSError as exc:
                 self._note(entry, exc)
             self._settled += 1

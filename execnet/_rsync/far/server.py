@@ -46,7 +46,9 @@ def main(channel: Any) -> None:
 
     try:
         try:
-            Pump(tree, supply, channel.send, channel.receive, Watcher()).run()
+            pump = Pump(tree, supply, channel.send, channel.receive, Watcher())
+            pump.is_bounded = True
+            pump.run()
         except SourceGone as exc:
             channel.send((wire.GONE, exc.errno, wire.reason_of(exc)))
             while True:  # until the target has seen it and closes

@@ -13,7 +13,7 @@ import stat
 
 from .links import SEP
 from .tree import Entries
-from .wire import DIRECTORY, FILE, INSTEAD, LIST, reason_of
+from .wire import DIRECTORY, FILE, FIRST_STANDIN, INSTEAD, LIST, reason_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from .tree import Tree
 
-FIRST_STANDIN = 1 << 40  # ids from here on belong to one target only
 DEPTH_MAX = 8  # links within what links point to
 ENTRIES_MAX = 1000000
 WHY = "the target can make no links, and there is no copy instead: "

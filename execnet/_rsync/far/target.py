@@ -24,9 +24,10 @@ from collections import deque
 
 from . import wire
 from .linking import Linking
+from .messages import FROM_SOURCE, checked, fits, is_bytes, is_count, is_mode, is_time
 from .places import SEP, Directory, Places, at, chmod_same, names_in, path_of, same_time, time_of
 from .requests import COARSE_NS, REFUSALS, Fatal
-from .wire import SMALL_MAX, Violation, numbers, reason_of
+from .wire import FIRST_STANDIN, SMALL_MAX, TooMuch, Violation, numbers, reason_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
 BASES_BYTES = 256 * 1024 * 1024  # of old files whose new versions are awaited, unless one alone
 BASES_MAX = 8  # each is an open file
 BAD_NAMES = frozenset([b"", b".", b".."])
+# what else is said of an entry, by its kind
+EXTRAS = {wire.HARDLINK: is_count, wire.SYMLINK: is_bytes, wire.ROOTED: is_bytes}
+
+
+def bounds_of(values: Any) -> Any:
+    return (min(values), max(values)) if values else ()
 
 
 class Target(Linking):
@@ -45,7 +52,9 @@ class Target(Linking):
     time), ``name`` of a source that is a file, ``hashes`` with what they cost the source,
     ``expanduser`` for ``dest``, ``delete``, ``rules`` for what stays then, and ``asks``, whether
     the source is to be asked what else stays; ``dry_run``; ``modes`` and ``times``, whether
-    they are kept, and ``window_ns``.
+    they are kept, and ``window_ns``; ``mask``, bits of modes that are dropped; ``links``, which
+    are made: "as-is" (all), "inside" (those that cannot lead out of the tree) or "none";
+    ``max_files`` and ``max_bytes``, how much may be announced, None for any.
     """
 
     def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
@@ -54,6 +63,9 @@ class Target(Linking):
         self._name = options["name"]
         self._is_directory_meant = options["dest"].endswith((b"/", SEP))
         self.announced_by: Any = None  # rules that a source which is not trusted keeps to
+        self._most_files, self._most_bytes = options["max_files"], options["max_bytes"]
+        self._files = self._bytes = 0  # announced
+        self._next_ids = {False: 1, True: FIRST_STANDIN}  # of the walk, and of stand-ins
         # announcements
         self._only_name: Any = None  # of a source that is a single file
         self._units: Any = deque()  # announced and not yet looked at; an int acknowledges
@@ -84,19 +96,22 @@ class Target(Linking):
             wire.INSTEAD: self._on_instead,
             wire.REMARK: self._on_remark,
             wire.SPARED: self._on_spared,
+            wire.GONE: self._on_gone,
         }
 
     def run(self, receive: Callable[[], Any]) -> None:
         """Work until all that was announced is there; raises what ``receive`` raises."""
         try:
-            self._make_root(*self._root)
+            self._make_root()
             while not self._is_finished():
                 message = receive()
                 if isinstance(message, bytes):
+                    if len(message) < wire.PIECE.size:
+                        raise Violation("a piece of %d bytes" % len(message))
                     number, offset = wire.PIECE.unpack_from(message)
                     self._on_piece(number, offset, memoryview(message)[wire.PIECE.size :])
                 else:
-                    self._handlers[message[0]](*message[1:])
+                    self._handlers[checked(message, FROM_SOURCE)[0]](*message[1:])
                 self._work()
                 self._out.flush()
             self._settle_directories()
@@ -126,12 +141,15 @@ class Target(Linking):
 
     # the root
 
-    def _make_root(self, kind: int, mode: int, mtime: int) -> None:
+    def _make_root(self) -> None:
+        if not fits(self._root, (is_count, is_mode, is_time)):
+            raise Violation("not a root: %.200r" % (self._root,))
+        kind, mode, mtime = self._root
         try:
             if self._has_no_home:
                 raise OSError(errno.ENOENT, "there is no such home")
             if kind == wire.DIRECTORY:
-                root = Directory(0, None, self._dest, mode & 0o1777, mtime)
+                root = Directory(0, None, self._dest, mode & self._directory_bits, mtime)
                 root.fresh = self._make_root_directory()
                 if not root.fresh or not self._dry_run:
                     self._find_settled(root, os.stat(self._dest))
@@ -219,18 +237,24 @@ class Target(Linking):
         times: Any, extras: Any, kept: Any, last: int,
     ) -> Iterator[bool]:  # fmt: skip
         """Act on the entries of one unit, and yield behind each."""
-        directory = self._directories[number]
+        directory = self._directories.get(number)
+        if directory is None:
+            raise Violation("entries of directory %d, which was not announced" % number)
         self._begin_listing(directory)
         names = blob.split(b"\0") if kinds else []
         count = len(names)
         modes, sizes = numbers("H", modes, count), numbers("q", sizes, count)
-        times, extras = numbers("q", times, count), iter(extras)
+        times = numbers("q", times, count)
+        self._check_unit(first, kinds, modes, sizes, times, extras, count)
+        extras = iter(extras)
         for place, kind in enumerate(bytearray(kinds)):
             name = names[place] if self._only_name is None else self._only_name
             self._check_name(name)
             if self.announced_by is not None:
                 self._check_rules(path_of(directory, name), kind == wire.DIRECTORY)
-            mode = modes[place] & (0o1777 if kind == wire.DIRECTORY else 0o777)
+            mode = modes[place] & (
+                self._directory_bits if kind == wire.DIRECTORY else self._file_bits
+            )
             entry = directory, first + place, name, mode, sizes[place], times[place]
             extra = next(extras) if kind in (wire.HARDLINK, wire.SYMLINK, wire.ROOTED) else None
             there = not directory.broken and name in directory.existing
@@ -241,6 +265,41 @@ class Target(Linking):
                 self._check_name(name)
         if last != wire.MORE:
             self._end_listing(directory, last == wire.COMPLETE)
+
+    def _check_unit(
+        self, first: int, kinds: bytes, modes: Any, sizes: Any, times: Any, extras: Any, count: int
+    ) -> None:  # fmt: skip
+        """Refuse a unit that does not fit together, or with which there is too much."""
+        of_extras = [EXTRAS[kind] for kind in bytearray(kinds) if kind in EXTRAS]
+        if (
+            len(kinds) != count
+            or not set(bytearray(kinds)) <= set(self._makers)
+            or len(of_extras) != len(extras)
+            or not all(kind(extra) for kind, extra in zip(of_extras, extras))
+            or not all(is_mode(mode) for mode in bounds_of(modes))
+            or not all(is_count(size) for size in bounds_of(sizes))
+            or not all(is_time(mtime) for mtime in bounds_of(times))
+            or (self._only_name is not None and bytearray(kinds) != bytearray([wire.FILE]))
+        ):
+            raise Violation("entries that do not fit together: %.200r" % (kinds,))
+        self._take_ids(first, count)
+        self._count(count, sum(sizes))
+
+    def _take_ids(self, first: int, count: int) -> None:
+        is_standin = first >= FIRST_STANDIN
+        if first < self._next_ids[is_standin]:
+            raise Violation("entry %d was announced before" % first)
+        self._next_ids[is_standin] = first + count
+
+    def _count(self, files: int, size: int) -> None:
+        """Count what is announced; raise ``TooMuch`` if that is more than is wanted."""
+        self._files += files
+        self._bytes += size
+        for count, most, what in (
+            (self._files, self._most_files, "entries"), (self._bytes, self._most_bytes, "bytes"),
+        ):  # fmt: skip
+            if most is not None and count > most:
+                raise TooMuch("more than %d %s" % (most, what))
 
     def _begin_listing(self, directory: Any) -> None:
         if directory is self._listing:

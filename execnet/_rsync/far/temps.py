@@ -149,9 +149,9 @@ class Incoming(object):
 
     def open(self, size: int, mode: int, mtime: int, based: bool) -> None:
         self.check_copy()
-        if self.size >= 0 or size < 0 or (based and not self.block):
+        if self.size >= 0 or (based and not self.block):
             raise Violation("a file was opened twice, or has no base, or %r bytes" % (size,))
-        self.size, self.mode, self.mtime = size, mode & 0o777, mtime
+        self.size, self.mode, self.mtime = size, mode, mtime
         if based:
             blocks = -(-size // self.block)
             if blocks > BLOCKS_MAX:

@@ -39,6 +39,10 @@ class Watcher(object):
     def skipped(self, path: bytes, reason: bytes) -> None:
         """An entry could not be had there, or not be read here."""
 
+    def plans(self) -> bool:
+        """Tell whether this is a dry run."""
+        return True
+
     def planned(self, paths: Any, deleted: Any) -> None:
         """A dry run would send the first and delete the second."""
 

@@ -40,6 +40,8 @@ PIECE_BYTES = 1024 * 1024
 CHUNK_BYTES = 127 * 1024
 BLOCKS_MAX = 2 * 1024 * 1024  # of a file that is compared; larger ones are sent whole
 TEXT_MAX = 1000
+SLACK_BYTES = 1024 * 1024  # by which a file may outgrow twice the size that was announced
+FIRST_STANDIN = 1 << 40  # ids from here on are copies in place of links, for one target only
 PIECE = struct.Struct("!QQ")  # id and offset; a message of bytes is a piece, with content behind
 
 PY2 = sys.version_info[0] == 2
@@ -50,6 +52,10 @@ clock = getattr(time, "perf_counter", time.time)
 
 class Violation(Exception):
     """The other half said something that the protocol, or the safety of this host, forbids."""
+
+
+class TooMuch(Exception):
+    """The other half has more than its user wants; the text says of what."""
 
 
 def hash_costs() -> Any:
@@ -122,11 +128,18 @@ def pack_numbers(code: str, values: Any) -> Any:
 
 def numbers(code: str, value: Any, count: int) -> Any:
     """Return ``count`` numbers that came packed, or as a list because one was too large."""
-    if isinstance(value, bytes):
-        return struct.unpack("!%d%s" % (count, code), value)
-    if len(value) != count or [item for item in value if not isinstance(item, INTEGERS)]:
-        raise Violation("not %d numbers: %.200r" % (count, value))
-    return value
+    if not isinstance(value, bytes):
+        if len(value) != count or [item for item in value if not isinstance(item, INTEGERS)]:
+            raise Violation("not %d numbers: %.200r" % (count, value))
+        return value
+    if len(value) != count * struct.calcsize("!" + code):
+        raise Violation("%d bytes of %d numbers" % (len(value), count))
+    return struct.unpack("!%d%s" % (count, code), value)
+
+
+def may_become(announced: int) -> int:
+    """Return how large a file may be that was announced with a size and has grown since."""
+    return 2 * announced + SLACK_BYTES
 
 
 def reason_of(exc: Any) -> bytes:

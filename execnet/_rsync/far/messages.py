@@ -1,0 +1,151 @@
+"""What each message of RSync has after its code; nothing else is let in, on either side.
+
+This file is shipped: it keeps to what Python 2.7 and today's Python both accept.  What the
+messages mean is told in ``target``.  Start at ``checked``.
+"""
+
+from __future__ import annotations
+
+from . import wire
+from .wire import INTEGERS, Violation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+COUNT_MAX = 2**63  # of sizes and ids
+TIME_MAX = 2**63 * 10**9  # what fits into the seconds of a system call, in nanoseconds
+MODE_MAX = 0o177777
+PATH_MAX = 4096  # bytes of a path in a remark
+TEXT = type(b"".decode("ascii"))
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, INTEGERS) and 0 <= value < COUNT_MAX
+
+
+def is_mode(value: Any) -> bool:
+    return isinstance(value, INTEGERS) and 0 <= value <= MODE_MAX
+
+
+def is_time(value: Any) -> bool:
+    return isinstance(value, INTEGERS) and -TIME_MAX <= value < TIME_MAX
+
+
+def is_flag(value: Any) -> bool:
+    return value is True or value is False
+
+
+def is_bytes(value: Any) -> bool:
+    return isinstance(value, bytes)
+
+
+def is_ids(value: Any) -> bool:
+    return isinstance(value, bytes) and len(value) % 8 == 0
+
+
+def is_name(value: Any) -> bool:
+    """Tell whether it is text; Python 2 writes it as bytes."""
+    return isinstance(value, (bytes, TEXT))
+
+
+def is_proof(value: Any) -> bool:
+    """Tell whether it is a checksum, a digest, or that there is none."""
+    return value is None or is_count(value) or isinstance(value, bytes)
+
+
+def is_changes(value: Any) -> bool:
+    """Tell whether it is {place: (mode, time)}."""
+    return isinstance(value, dict) and all(
+        is_count(place) and isinstance(pair, tuple) and len(pair) == 2
+        and is_mode(pair[0]) and is_time(pair[1])
+        for place, pair in value.items()
+    )  # fmt: skip
+
+
+def is_kept(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(is_bytes, value))
+
+
+def is_numbers(value: Any) -> bool:
+    return isinstance(value, (bytes, list))
+
+
+def is_extras(value: Any) -> bool:
+    return isinstance(value, list) and all(is_bytes(item) or is_count(item) for item in value)
+
+
+def is_last(value: Any) -> bool:
+    return isinstance(value, INTEGERS) and value in (wire.MORE, wire.COMPLETE, wire.INCOMPLETE)
+
+
+# directory, first id, names, kinds, modes, sizes, times, extras, names that are kept, what follows
+UNIT = (is_count, is_count, is_bytes, is_bytes, is_numbers, is_numbers, is_numbers, is_extras,
+        is_kept, is_last)  # fmt: skip
+
+
+def is_units(value: Any) -> bool:
+    return isinstance(value, list) and all(fits(unit, UNIT) for unit in value)
+
+
+def is_paths(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_bytes, value))
+
+
+def is_plan(value: Any) -> bool:
+    return isinstance(value, list) and all(is_bytes(item) or is_count(item) for item in value)
+
+
+def is_costs(value: Any) -> bool:
+    """Tell whether it is {name of a hash: seconds}."""
+    return isinstance(value, dict) and all(
+        is_name(name) and isinstance(cost, float) for name, cost in value.items()
+    )
+
+
+def fits(value: Any, kinds: Any) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == len(kinds)
+        and all(kind(item) for kind, item in zip(kinds, value))
+    )
+
+
+FROM_SOURCE = {
+    wire.LIST: (is_count, is_units),
+    wire.LIST_END: (),
+    wire.FILES: (is_ids, is_ids, is_changes, is_bytes),
+    wire.OPEN: (is_count, is_count, is_mode, is_time, is_flag),
+    wire.CLOSE: (is_count, is_proof),
+    wire.SAME: (is_ids, is_changes),
+    wire.FAIL: (is_count, is_bytes),
+    wire.INSTEAD: (is_count, is_count, is_count, is_mode, is_count, is_time),
+    wire.REMARK: (is_bytes, is_bytes),
+    wire.SPARED: (is_bytes,),
+    wire.GONE: (is_count, is_bytes),
+}
+FROM_TARGET = {
+    wire.HELLO: (is_name, is_flag),
+    wire.ACK: (is_count, is_count),
+    wire.WANT: (is_ids,),
+    wire.CHECK: (is_ids, is_bytes),
+    wire.DELTA: (is_count, is_count),
+    wire.DIGESTS: (is_count, is_bytes),
+    wire.LISTED: (is_count,),
+    wire.DONE: (is_ids,),
+    wire.NOTE: (is_count, is_bytes),
+    wire.PLAN: (is_plan,),
+    wire.NOLINK: (is_count,),
+    wire.END: (is_count,) * 5,
+    wire.FATAL: (is_count, is_count, is_bytes),
+    wire.DOOMED: (is_paths,),
+}
+
+
+def checked(message: Any, table: Any) -> Any:
+    """Return a message that is as a table says; raise ``Violation`` for any other."""
+    if isinstance(message, tuple) and message and is_count(message[0]):
+        kinds = table.get(message[0])
+        if kinds is not None and fits(message[1:], kinds):
+            return message
+    raise Violation("not a message: %.200r" % (message,))
