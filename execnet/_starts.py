@@ -11,7 +11,7 @@ from contextlib import suppress
 from . import gateway_bootstrap
 from ._clock import monotonic
 from ._transports.logins import SSH_FAILED, address_of, logins, pause_s, was_refused
-from ._transports.shared import settings_of_connection
+from ._transports.shared import settings_of_connection, way_through
 from .gateway_base import HAVE_FAST_CODEC
 from .gateway_io import BootstrapError
 
@@ -52,8 +52,8 @@ class Start:
 class Starts:
     """The workers of one call, from specs with ids to gateways that are ready.
 
-    begin: starts the worker of a spec; gets what finds the gateway that another id has and, if
-    it is to go through a shared connection, that and its user.  find: finds a gateway that is
+    begin: starts the worker of a spec; gets what finds the gateway that another id has, and what
+    makes the stream if it is to go through a shared connection.  find: finds a gateway that is
     not of this call, or raises KeyError.  connections: those of the group.
     """
 
@@ -111,14 +111,14 @@ class Starts:
             forget(gateway)
             gateway._io.kill()
         for gateway in workers:
-            gateway_bootstrap.abandon(gateway)
+            gateway_bootstrap.abandon(gateway._io, gateway)
         self._leave_connections()
         for start in self._starts:
             if start.connection is not None:
                 self._connections.leave(start.connection, start)
         for gateway in connections:
             if not self._connections.is_used(gateway):
-                gateway_bootstrap.abandon(gateway)
+                gateway_bootstrap.abandon(gateway._io, gateway)
                 self._connections.forget([gateway])
 
     def _advance(self) -> bool:
@@ -176,10 +176,10 @@ class Starts:
         start.tries += 1
         if start.tries == 1:
             start.deadline = start.settings.deadline()
-        if start.connection is None:
-            start.gateway = self._begin_one(start.settings, self._find)
-        else:
-            start.gateway = self._begin_one(start.settings, self._find, start.connection, start)
+        through = None
+        if start.connection is not None:
+            through = way_through(self._connections, start.connection, start)
+        start.gateway = self._begin_one(start.settings, self._find, through)
         start.gateway._on_answer = self._on_answer
 
     def _find(self, id: str) -> Gateway:

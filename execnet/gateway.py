@@ -255,6 +255,13 @@ class Gateway(BaseGateway):
 
     # the receiver thread
 
+    def post_first_line(self, line: bytes) -> None:
+        """Have the line sent that makes an interpreter a worker; RuntimeError if it can't be."""
+        self._writer.post(line, b"")
+        if self._writer.no_thread:
+            text = f"no thread could be started for its first line: {self._writer.no_thread}"
+            raise RuntimeError(text)
+
     def _on_hello(self, hello: dict[str, Any]) -> None:
         if "error" not in hello:
             with self._exit_lock:

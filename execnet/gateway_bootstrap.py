@@ -1,6 +1,6 @@
-"""A stream and a spec become a gateway: the first line, the marker, the hello.
+"""A spec becomes a stream and a gateway: the first line, the marker, the hello.
 
-Start at ``bootstrap``.  What the far side does with the line is ``start_worker`` in
+Start at ``start``.  What the far side does with the line is ``start_worker`` in
 ``gateway_base``.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from . import gateway_io
 from ._clock import monotonic
 from .gateway import Gateway
 from .gateway_base import CODECS, GatewayState
@@ -15,9 +16,13 @@ from .gateway_io import BootstrapError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
+    from ._endpoint import Endpoint
     from ._specs import Settings
+    from .gateway import Shipment
+    from .gateway_base import ExecModel
 
 # Run by the worker's interpreter.  It imports from where the coordinator has it, and leaves
 # ``sys.path`` as it was.
@@ -78,30 +83,53 @@ def first_line(settings: Settings, marker: bytes, stdout: int | None = None) -> 
     return (ascii(code) + "\n").encode("ascii")
 
 
-def start(io: Any, settings: Settings) -> Gateway:
-    """Send the first line and return the gateway at once; ``wait_ready`` comes next."""
-    spec = settings.spec
-    marker = b"\0execnet\0" + os.urandom(8).hex().encode() + b"\n"
-    line, shipment = b"", None
-    if io.needs_boot:  # what it starts has the source already
-        io.boot(worker_options(settings, marker))
-    else:
-        line = first_line(settings, marker, io.stdout_fd)
-        if not settings.has_source:
-            from ._ship.shipment import shipment_for
+def start(
+    settings: Settings,
+    execmodel: ExecModel,
+    find_gateway: Callable[[str], Gateway] | None = None,
+    through: Callable[[Settings, ExecModel], Endpoint] | None = None,
+) -> Gateway:
+    """Start what a spec says; return its gateway at once, ``wait_ready`` comes next.
 
-            shipment = shipment_for(str(spec.execmodel))
+    find_gateway: as for ``gateway_io.create_io``.  through: makes the stream, in place of what
+    the spec says.  Errors are those of the stream, and ``BootstrapError``; nothing is left then.
+    """
+    if through is None:
+        io = gateway_io.create_io(settings.spec, execmodel, find_gateway, settings)
+    else:
+        io = through(settings, execmodel)
+    return start_over(io, settings)
+
+
+def start_over(io: Endpoint, settings: Settings) -> Gateway:
+    """Have a stream's other end become a worker; as ``start``, which makes the stream."""
+    gateway = None
     try:
-        gateway = Gateway(io, spec, marker, shipment, settings)
-    except RuntimeError as exc:
-        raise BootstrapError(f"{spec.id} could not be started: {exc}") from exc
-    if line:
-        gateway._writer.post(line, b"")
-        if gateway._writer.no_thread:
-            abandon(gateway)
-            text = f"{spec.id} could not be started: no thread could be started for its first line"
-            raise BootstrapError(f"{text}: {gateway._writer.no_thread}")
-    return gateway
+        marker = b"\0execnet\0" + os.urandom(8).hex().encode() + b"\n"
+        line, shipment = b"", None
+        if io.needs_boot:  # what it starts has the source already
+            io.boot(worker_options(settings, marker))
+        else:
+            line, shipment = first_line(settings, marker, io.stdout_fd), _shipment_for(settings)
+        gateway = Gateway(io, settings.spec, marker, shipment, settings)
+        if line:
+            gateway.post_first_line(line)
+        return gateway
+    except RuntimeError as exc:  # no thread is to be had
+        abandon(io, gateway)
+        raise BootstrapError(f"{settings.id} could not be started: {exc}") from exc
+    except BaseException:
+        abandon(io, gateway)
+        raise
+
+
+def _shipment_for(settings: Settings) -> Shipment | None:
+    """Return what is sent after the hello to a worker that has no source."""
+    if settings.has_source:
+        return None
+    from ._ship.shipment import shipment_for
+
+    return shipment_for(str(settings.spec.execmodel))
 
 
 def wait_ready(gateway: Gateway, deadline: float | None) -> None:
@@ -116,11 +144,11 @@ def wait_ready(gateway: Gateway, deadline: float | None) -> None:
             gateway._io.worker_pid = gateway._hello_info.get("pid")
             return
     except BaseException:
-        abandon(gateway)
+        abandon(gateway._io, gateway)
         raise
     in_time, status = gateway._hello.is_set(), gateway.exitcode  # before we end it
     is_connecting = not in_time and gateway._io.is_connecting()
-    abandon(gateway)
+    abandon(gateway._io, gateway)
     raise _failure(gateway, in_time, status, is_connecting)
 
 
@@ -135,12 +163,17 @@ def _failure(
     return failure_of(gateway, in_time, status, is_connecting)
 
 
-def abandon(gateway: Gateway) -> None:
-    """Kill a worker that was not got ready, and wait until it is gone."""
-    gateway._writer.fail("the gateway was abandoned")
-    gateway._io.kill()
-    gateway._io.wait()
-    gateway.join()
+def abandon(io: Endpoint, gateway: Gateway | None) -> None:
+    """Kill what was started and wait until it is gone, with its stream and its gateway, if any."""
+    if gateway is not None:
+        gateway._writer.fail("the gateway was abandoned")
+    io.kill()
+    io.wait()
+    if gateway is not None:
+        gateway.join()  # its receiver thread closes the stream
+    else:
+        io.close_write()
+        io.close_read()
 
 
 def carriers_first(specs: list[Settings]) -> list[Settings]:

@@ -18,7 +18,6 @@ from ._multichannel import MultiChannel as MultiChannel
 from ._specs import Settings
 from ._starts import Starts
 from ._transports.shared import Connections
-from ._transports.shared import create_io as create_shared_io
 from .gateway import Gateway, collect_stacks
 from .gateway_base import DeadlockError, ExecModel, get_execmodel, new_rlock
 from .xspec import XSpec
@@ -230,21 +229,14 @@ class Group:
                 self._ids_starting = before
                 raise
 
-    def _start(self, settings: Settings, find: Callable[[str], Gateway], *through: Any) -> Gateway:
-        """Start one worker; ``through``: a shared connection, and what uses it."""
-        io: Endpoint
-        if through:
-            io = create_shared_io(settings, self.execmodel, self._connections, *through)
-        else:
-            io = gateway_io.create_io(settings.spec, self.execmodel, find, settings)
-        try:
-            return gateway_bootstrap.start(io, settings)
-        except BaseException:
-            io.kill()
-            io.wait()
-            io.close_write()
-            io.close_read()
-            raise
+    def _start(
+        self,
+        settings: Settings,
+        find: Callable[[str], Gateway],
+        through: Callable[[Settings, ExecModel], Endpoint] | None,
+    ) -> Gateway:
+        """Start one worker, and don't wait for its answer."""
+        return gateway_bootstrap.start(settings, self.execmodel, find, through)
 
     # using
 

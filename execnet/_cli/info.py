@@ -86,9 +86,9 @@ class _TimedGroup(WatchedGroup):
         self.start_s: dict[str, float] = {}
         self._stopwatches: list[threading.Thread] = []
 
-    def _start(self, settings: Settings, find: Callable[[str], Gateway], *through: Any) -> Gateway:
+    def _start(self, settings: Settings, find: Callable[[str], Gateway], through: Any) -> Gateway:
         begin = time.perf_counter()
-        gateway = super()._start(settings, find, *through)
+        gateway = super()._start(settings, find, through)
         stopwatch = threading.Thread(target=self._note_hello, args=(gateway, begin), daemon=True)
         stopwatch.start()
         self._stopwatches.append(stopwatch)

@@ -148,12 +148,12 @@ class WatchedGroup(Group):
         self._stopping = False
         super().__init__()
 
-    def _start(self, settings: Settings, find: Callable[[str], Gateway], *through: Any) -> Gateway:
+    def _start(self, settings: Settings, find: Callable[[str], Gateway], through: Any) -> Gateway:
         with self._gate:
             if self._stopping:
                 raise BootstrapError(f"{settings.id} was not started, the command is ending")
             try:
-                gateway = super()._start(settings, find, *through)
+                gateway = super()._start(settings, find, through)
             except ValueError as exc:
                 raise ValueError(f"spec {str(settings.spec)!r}: {exc}") from exc
             self._started.append(gateway)

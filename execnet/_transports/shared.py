@@ -15,6 +15,8 @@ from .table import address_of as host_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .._via.stream import ViaIO
     from ..gateway import Gateway
     from ..gateway_base import ExecModel
@@ -130,32 +132,29 @@ class Connections:
             return bool(self._users.get(gateway))
 
 
-def create_io(
-    settings: Settings,
-    execmodel: ExecModel,
-    connections: Connections,
-    connection: Gateway,
-    user: object,
-) -> ViaIO:
-    """Have a connection's worker start the interpreter of a spec; return the stream to it.
+def way_through(
+    connections: Connections, connection: Gateway, user: object
+) -> Callable[[Settings, ExecModel], ViaIO]:
+    """Return what has a connection's worker start the interpreter of a spec, over a stream.
 
     user: leaves the connection when the stream has ended.
     """
-    from .._via.stream import ViaIO
 
-    class SharedIO(ViaIO):
-        """The stream to a worker behind a shared connection."""
+    def create_io(settings: Settings, execmodel: ExecModel) -> ViaIO:
+        from .._via.stream import ViaIO
 
-        def wait(self) -> int | None:
-            status = super().wait()
-            connections.leave(connection, user)
-            return status
+        executable = connection._rinfo().executable
+        words = interpreter_words(settings.spec, TRANSPORTS["popen"], executable)
+        if words[0].startswith("~"):  # which a shell understands
+            from .ssh import for_shell  # with hashlib, not for every group
 
-    words = interpreter_words(settings.spec, TRANSPORTS["popen"], connection._rinfo().executable)
-    if words[0].startswith("~"):  # which a shell understands
-        from .ssh import for_shell  # with hashlib, not for every group
+            words = ["sh", "-c", f"exec {for_shell(words)}"]
+        request = {"args": words, "address": None, "stderr": True, "timeout": None}
+        request["leads_group"] = settings.kills_group
+        host = _host_of(settings)
+        return ViaIO(connection, request, words, host, execmodel, on_gone=leave)
 
-        words = ["sh", "-c", f"exec {for_shell(words)}"]
-    request = {"args": words, "address": None, "stderr": True, "timeout": None}
-    request["leads_group"] = settings.kills_group
-    return SharedIO(connection, request, words, _host_of(settings), execmodel)
+    def leave() -> None:
+        connections.leave(connection, user)
+
+    return create_io

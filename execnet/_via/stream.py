@@ -63,9 +63,10 @@ class ViaWriter(FrameWriter):
 class ViaIO(Endpoint):
     """The stream to a worker behind another gateway.
 
-    via: that gateway.  request: what its worker is to do, for ``_via.far``.  args: the
-    same in words.  ``_on_item`` runs in the receiver thread of ``via`` and never waits; one
-    thread reads and one at a time writes, as with every stream.
+    via: that gateway.  request: what its worker is to do, for ``_via.far``.  args: the same in
+    words.  on_gone: called by whoever has waited for its end.  ``_on_news`` runs in the receiver
+    thread of ``via`` and never waits; one thread reads and one at a time writes, as with every
+    stream.
     """
 
     writer_class = ViaWriter
@@ -79,11 +80,13 @@ class ViaIO(Endpoint):
         args: list[str],
         remoteaddress: str | None,
         execmodel: ExecModel,
+        on_gone: Callable[[], object] = int,
     ) -> None:
         self.execmodel = execmodel
         self.args = args
         self.remoteaddress = remoteaddress
         self.carrier = self._via = via
+        self._on_gone = on_gone
         self._verb = "start it" if request["args"] else f"connect to {remoteaddress}"
         self._ended = _Flag(execmodel)  # the far process has, or nothing is known any more
         self._over = _Flag(execmodel)  # it has, or it was killed
@@ -312,6 +315,7 @@ class ViaIO(Endpoint):
             if not self._ended.wait(max(0.0, self._kill_time + limit_s - monotonic())):
                 self._via._io.note_silence()
                 self._lose(f"{self._via.id}, which it goes via, does not answer")
+        self._on_gone()
         return self._known_status()
 
     def poll_until(self, deadline: float) -> int | None:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
-from execnet import Gateway, Group, XSpec
+from execnet import Gateway, Group
+from execnet._specs import Settings
 from execnet.gateway_base import ExecnetError
 
 PROCESS_FAULTS = (
@@ -71,8 +72,8 @@ class ProcessGroup(Group):
         super().__init__()
         self._on_start = on_start
 
-    def _start(self, spec: XSpec, *others: Any) -> Gateway:
-        gateway = super()._start(spec, *others)
+    def _start(self, settings: Settings, *others: Any) -> Gateway:
+        gateway = super()._start(settings, *others)
         self._on_start(gateway._io.popen.pid)
         return gateway
 

@@ -23,7 +23,7 @@ from execnet import Gateway, Group
 from execnet._endpoint import Endpoint
 from execnet._specs import Settings
 from execnet.gateway_base import Channel, ExecModel, Popen2IO, WorkerGateway, _hello
-from execnet.gateway_bootstrap import start
+from execnet.gateway_bootstrap import start_over
 
 HEADER = struct.Struct("!bii")
 CODES = 16
@@ -341,4 +341,4 @@ class StreamGroup(Group):
     def _start(self, settings: Settings, *others: Any) -> Gateway:
         io = HereIO(self.fault, self.execmodel)
         self.ios.append(io)
-        return start(io, settings)
+        return start_over(io, settings)

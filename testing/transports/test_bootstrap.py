@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import stat
@@ -15,6 +16,7 @@ from tools import BOUND_S, MakeGateway, Resources, find_python, run_python, wait
 
 import execnet
 from execnet import ExecnetError, Gateway, Group, XSpec, gateway_base, gateway_bootstrap
+from execnet._forkserver import templates
 from execnet._specs import Settings
 from execnet.gateway_io import BootstrapError, HostNotFound, popen_args, popen_bootstrapline
 
@@ -154,6 +156,30 @@ class TestFailuresOfThisSide:
         before.assert_nothing_new()
         monkeypatch.undo()
         assert group.makegateway("popen").remote_exec("channel.send(1)").receive(BOUND_S) == 1
+
+    @pytest.mark.parametrize(
+        ("spec", "step"),
+        [
+            *itertools.product(
+                ["popen", "popen//forkserver", "popen//via=carrier"], ["__init__", "_initreceive"]
+            ),
+            *itertools.product(["popen", "popen//via=carrier"], ["post_first_line"]),
+        ],
+    )
+    def test_an_interrupt_in_each_step_of_a_gateway(
+        self, group: Group, monkeypatch: pytest.MonkeyPatch, spec: str, step: str
+    ) -> None:
+        def interrupt(*args: object) -> None:
+            raise KeyboardInterrupt
+
+        group.makegateways(["popen//id=carrier", *([spec] if "via" not in spec else [])])
+        before = Resources.now()
+        monkeypatch.setattr(Gateway, step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            group.makegateway(spec)
+        monkeypatch.undo()
+        before.assert_nothing_new()
+        templates.shutdown()
 
     def test_a_thread_that_cannot_be_started(
         self, group: Group, monkeypatch: pytest.MonkeyPatch
