@@ -29,7 +29,6 @@ from .gateway_base import (
     LoadError,
     Message,
     ProtocolError,
-    Pulse,
     WorkerDied,
     _Flag,
     _refusal,
@@ -137,6 +136,10 @@ class Gateway(BaseGateway):
         task = (text, file_name, call_name, kwargs) + ((code,) if code else ())
         self._send(Message.CHANNEL_EXEC, channel.id, dumps_internal(task))
         return channel
+
+    def _imports_parts(self) -> bool:
+        """Whether the worker can import modules of ours, as it has them where we have them."""
+        return bool(self.spec.popen and not self.spec.python and not self.spec.via)
 
     def _is_old(self) -> bool:
         """Whether the worker's Python may not understand the modules of ours as they are."""
@@ -297,6 +300,8 @@ class Gateway(BaseGateway):
             self._post(Message.WINDOW, 0, data)
             Message(Message.WINDOW, 0, data).received(self)
         if settings.heartbeat_s:
+            from ._features.pulse import Pulse
+
             times_s = settings.heartbeat_s, settings.dead_after_s
             self._post(Message.PING, 0, dumps_internal(times_s))
             pulse = Pulse(self, *times_s)

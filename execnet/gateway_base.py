@@ -5,11 +5,12 @@ CPython 2.7 on, after docstrings, comments and annotations were taken out.  So i
 alone, needs the standard library only, and keeps to syntax that Python 2.7 and today's
 Python both accept.  It is imported, executed as a script or executed from a string.
 
-From top to bottom: errors, serializer, frames, execution models, worker pool, streams,
-channels, the base gateway, the worker, boot.  Start reading at ``Message`` for what crosses
-the wire, at ``Channel`` for what users hold, at ``serve`` for a worker's life.
+It is ordered as a worker lives: what it needs up to its hello, which is sent in the first line;
+then the execution models of greenlets; then the rest.  ``_ship.shipment`` cuts it at the two
+lines that say so.  Start reading at ``Message`` for what crosses the wire, at ``Channel`` for
+what users hold, at ``start_worker`` for a worker's life.  What a gateway can do beyond this is
+in ``_features``.
 """
-
 from __future__ import annotations
 
 import itertools
@@ -21,10 +22,11 @@ import weakref
 from io import BytesIO
 
 TYPE_CHECKING = False
+
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from typing import Any, NoReturn, Protocol
+    from typing import Any, Protocol
 
     Out = Callable[[bytes], None]
     Saver = Callable[[Out, Any], None]
@@ -55,7 +57,31 @@ if TYPE_CHECKING:
         def _send(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None: ...
         def _trace(self, *msg: object) -> None: ...
 
+    class DirectReads(Protocol):
+        """Lets threads read the stream that wait for an item: ``_features.direct``."""
 
+        offered: bool
+        served: bool
+        uses: int
+        chunks: list[bytes]
+        waiting: dict[object, Any]
+
+        def offer(self) -> None: ...
+        def next_chunk(self) -> bytes: ...
+        def take_back(self) -> None: ...
+        def read(self, channel: Channel, items: Any, timeout: float | None) -> bool: ...
+
+    class Windows(Protocol):
+        """Bounds what channels have on their way: ``_features.window``."""
+
+        def set(self, id: int, window_bytes: int) -> None: ...
+        def adopt(self, channel: Channel) -> None: ...
+        def of(self, id: int) -> int: ...
+        def send(self, id: int, size: int, frames: Iterator[tuple[bool, bytes, Any]]) -> None: ...
+        def on_read(self, id: int, size: int) -> None: ...
+        def on_credit(self, id: int, size: int) -> None: ...
+        def forget(self, id: int) -> None: ...
+        def wake(self) -> None: ...
 PY2 = sys.version_info[0] == 2
 ISPYPY = hasattr(sys, "pypy_version_info")
 
@@ -83,16 +109,13 @@ def _real(name: str, function: str) -> Any:
     return module
 
 
-def threads_are_patched() -> bool:
-    module = __import__("thread" if PY2 else "_thread")
-    return module.start_new_thread is not _thread.start_new_thread
-
-
 _thread: Any = type(sys)("_thread")  # what it had when it was first needed
 _thread.__dict__.update(_real("thread" if PY2 else "_thread", "start_new_thread").__dict__)
 get_ident: Callable[[], int] = _thread.get_ident
+
 if not TYPE_CHECKING:
     deque = __import__("_collections").deque  # without the rest of ``collections``
+
 
 # ---------------------------------------------------------------- errors
 
@@ -109,12 +132,1021 @@ class DumpError(DataFormatError):
     """An item, or a part of it, can't be serialized; the text says which part."""
 
 
-class LoadError(DataFormatError):
-    """Serialized data is not what a serializer wrote."""
-
-
 class ProtocolError(ExecnetError, EOFError):
     """The peer sent bytes that are no frame; nothing that follows could be understood."""
+
+
+class GatewayReceivedTerminate(ExecnetError):
+    """The peer ends the gateway in an orderly way."""
+
+
+sysex = (KeyboardInterrupt, SystemExit)
+
+
+# ---------------------------------------------------------------- the texts of errors
+
+_FRAME_LINE = '  File "%s", line %d, in %s\n'
+_spare_fds: list[int] = []  # one at most; given up for an import that finds no other
+
+
+def _import(name: str) -> Any:
+    """Import what is needed late, also where no descriptor is left for its file."""
+    try:
+        return __import__(name)
+    except (ImportError, EnvironmentError):
+        if not _spare_fds:
+            raise
+        os.close(_spare_fds.pop())
+        try:
+            return __import__(name)
+        finally:
+            _keep_spare_fd()
+
+
+# Whether this module is one of several: of the package, or of what a worker was sent.
+HAS_PARTS = __name__.endswith(".gateway_base")
+
+
+def geterrortext(exc: Any) -> str:
+    """Return the text of an exception's traceback, as much of it as can be had; never fails.
+
+    exc: an exception, or a tuple (type, value, traceback).
+    """
+    if type(exc) is tuple:  # an error may be anything, so nothing of it is asked for out here
+        kind, exc, tb = exc
+    else:
+        kind = exc.__class__ if PY2 else type(exc)
+        tb = getattr(exc, "__traceback__", None) or sys.exc_info()[2]
+    text = "%s: its text can't be had" % getattr(kind, "__name__", kind)
+    for describe in _full_error_text, _plain_error_text:
+        try:
+            return describe(kind, exc, _users_part(tb))
+        except:  # noqa: E722 - no import, no memory, a late interrupt: it must be told anyway
+            pass
+    return text
+
+
+def _users_part(tb: Any) -> Any:
+    """Return a traceback without our frames in front of those of the code that we ran."""
+    found = tb
+    while found is not None and found.tb_frame.f_globals is globals():
+        found = found.tb_next
+    return found or tb  # all are ours where code does not compile
+
+
+def _full_error_text(kind: Any, exc: Any, tb: Any) -> str:
+    limit = _frames_of_user(exc, tb) if kind is DumpError else None
+    return "".join(_import("traceback").format_exception(kind, exc, tb, limit))
+
+
+def _plain_error_text(kind: Any, exc: Any, tb: Any) -> str:
+    """Return the text without what would have to be imported or opened."""
+    lines = ["Traceback (most recent call last):\n"] if tb is not None else []
+    while tb is not None and len(lines) < 100:
+        code = tb.tb_frame.f_code
+        lines.append(_FRAME_LINE % (code.co_filename, tb.tb_lineno, code.co_name))
+        tb = tb.tb_next
+    try:
+        text = ("%s: %s" if "%s" % (exc,) else "%s%s") % (kind.__name__, exc)
+    except Exception:
+        text = "%s: its text can't be had" % kind.__name__
+    return "".join(lines) + text + "\n"
+
+
+def _decoded(text: Any) -> Any:
+    """Return Python 2's str as text; whatever it holds, it must be readable."""
+    if PY2 and isinstance(text, bytes):
+        try:
+            return text.decode("utf-8")
+        except ValueError:
+            return text.decode("latin-1")
+    return text
+
+
+# ---------------------------------------------------------------- tracing
+
+DEBUG = os.environ.get("EXECNET_DEBUG")
+
+
+def notrace(*msg: object) -> None:
+    """Trace nothing."""
+
+
+trace = notrace
+
+if DEBUG == "2":
+
+    def trace(*msg: object) -> None:
+        """Write a line to stderr."""
+        sys.stderr.write("[%d] %s\n" % (os.getpid(), " ".join(map(str, msg))))
+
+elif DEBUG:
+    import tempfile
+
+    fn = os.path.join(tempfile.gettempdir(), "execnet-debug-%d" % os.getpid())
+    _tracefile = open(fn, "w")  # noqa: SIM115 - it is open for as long as the process lives
+
+    def trace(*msg: object) -> None:
+        """Write a line to the trace file."""
+        try:
+            _tracefile.write(" ".join(map(str, msg)) + "\n")
+            _tracefile.flush()
+        except ValueError:  # closed: the interpreter ends
+            pass
+
+
+# ---------------------------------------------------------------- dumping items
+#
+# Two codecs share the wire; the first byte of an item tells them apart.  The classic one
+# writes the opcodes below (0x40 to 0x54) and reads any.  The fast one, ``_features.codec``, is
+# the C pickler (first byte 0x80), for containers of plain builtins between two ends that have it.
+
+
+def bchr(n: int) -> bytes:
+    """Return the one byte with that value."""
+    return struct.pack("B", n)
+
+
+DUMPFORMAT_VERSION = bchr(2)
+FOUR_BYTE_INT_MAX = 2147483647
+
+
+class opcode(object):
+    """The opcodes of the dump format, version 2.  All numbers are big-endian."""
+
+    BUILDTUPLE, BYTES, CHANNEL, FALSE, FLOAT, FROZENSET, INT = map(bchr, range(64, 71))
+    LONG, LONGINT, LONGLONG, NEWDICT, NEWLIST, NONE, PY2STRING = map(bchr, range(71, 78))
+    PY3STRING, SET, SETITEM, STOP, TRUE, UNICODE, COMPLEX = map(bchr, range(78, 85))
+
+
+_pack_op = struct.Struct("!ci").pack  # an opcode and its number
+_pack_int = struct.Struct("!cic").pack  # a whole item that is an int
+_pack_float = struct.Struct("!cd").pack
+_pack_size = struct.Struct("!i").pack
+_SURROGATES = "strict" if PY2 else "surrogatepass"  # Python 2 lets them pass anyway
+_DIGITS = 4000  # int <-> str refuses more than 4,300 at once since 3.11
+
+
+class _Parts(list):  # type: ignore[type-arg]
+    """The pieces of an item that is being written; to a pickler, a file."""
+
+    __slots__ = ("gateway",)
+    gateway: Any  # whose channels may be in it; None: any; False: there may be none
+    write = list.append
+
+
+def _refuse(out: Out, item: Any) -> None:
+    raise DumpError("can't serialize %r" % (type(item),))
+
+
+def _save_sequence(out: Out, op: bytes, data: bytes) -> None:
+    if len(data) > FOUR_BYTE_INT_MAX:
+        raise DumpError("can't serialize a string of %d bytes" % len(data))
+    out(_pack_op(op, len(data)))
+    out(data)
+
+
+def _int_saver(op: bytes, long_op: bytes) -> Saver:
+    def save(out: Out, item: int) -> None:
+        if -FOUR_BYTE_INT_MAX <= item + 1 <= FOUR_BYTE_INT_MAX + 1:
+            out(_pack_op(op, item))
+        else:
+            _save_sequence(out, long_op, _decimal(item).encode("ascii"))
+
+    return save
+
+
+def _save(out: Out, before: bytes, groups: Any, behind: bytes) -> None:
+    """Save what is before all, then the items of each group and what is behind each group.
+
+    The groups of a dict are its entries, those of a list its items with their index; all
+    others are one group.  What is frequent is written here, without a call for each item.
+    """
+    text, text_heads, int_heads, savers = _TEXT_TYPE, _TEXT_HEADS, _INT_HEADS, _SAVERS
+    out(before)
+    for group in groups:
+        for item in group:
+            kind = type(item)
+            if kind is text and len(item) < 32:
+                data = item.encode("utf-8", "surrogatepass")
+                out(text_heads[len(data)])
+                out(data)
+            elif kind is int and 0 <= item < 128:
+                out(int_heads[item])
+            elif item is None:
+                out(b"L")
+            elif kind is bool:
+                out(b"R" if item else b"C")
+            elif kind is float:
+                out(_pack_float(b"D", item))
+            else:
+                savers.get(kind, _refuse)(out, item)
+        out(behind)
+
+
+def _save_list(out: Out, items: list[Any]) -> None:
+    before = _pack_op(opcode.NEWLIST, len(items))
+    ints = _ints_of_list(items) if len(items) > 15 else b""
+    _save(out, before + ints, () if ints else enumerate(items), opcode.SETITEM)
+
+
+_SAVERS: dict[type, Saver] = {
+    type(None): lambda out, item: out(opcode.NONE),
+    bool: lambda out, item: out(opcode.TRUE if item else opcode.FALSE),
+    int: _int_saver(opcode.INT, opcode.LONGINT),
+    float: lambda out, item: out(_pack_float(opcode.FLOAT, item)),
+    complex: lambda out, item: out(struct.pack("!cdd", opcode.COMPLEX, item.real, item.imag)),
+    bytes: lambda out, item: _save_sequence(out, opcode.BYTES, item),
+    type(""): lambda out, item: _save_sequence(out, b"N", item.encode("utf-8", "surrogatepass")),
+    list: _save_list,
+    dict: lambda out, item: _save(out, opcode.NEWDICT, item.items(), opcode.SETITEM),
+    tuple: lambda out, item: _save(out, b"", (item,), _pack_op(opcode.BUILDTUPLE, len(item))),
+    set: lambda out, item: _save(out, b"", (item,), _pack_op(opcode.SET, len(item))),
+    frozenset: lambda out, item: _save(out, b"", (item,), _pack_op(opcode.FROZENSET, len(item))),
+}
+
+if sys.version_info[0] == 2:
+    _SAVERS[long] = _int_saver(opcode.LONG, opcode.LONGLONG)
+    _SAVERS[unicode] = lambda out, item: _save_sequence(out, opcode.UNICODE, item.encode("utf-8"))
+    _SAVERS[str] = lambda out, item: _save_sequence(out, opcode.PY2STRING, item)
+_CONTAINERS = frozenset([list, tuple, set, frozenset, dict])
+_TEXT_TYPE = None if PY2 else str  # whose short items are written without a call
+_TEXT_HEADS = [_pack_op(opcode.PY3STRING, size) for size in range(4 * 32)]
+_INT_HEADS = [_pack_op(opcode.INT, number) for number in range(128)]
+
+
+def dumps_internal(item: Any, gateway: Any = None) -> bytes:
+    """Return an item in the classic format, without a version byte.
+
+    gateway: whose channels it may contain; None: any; False: none.
+    Raises ``DumpError`` that names the part that can't be serialized.
+    """
+    if type(item) is int and -FOUR_BYTE_INT_MAX <= item <= FOUR_BYTE_INT_MAX:
+        return _pack_int(opcode.INT, item, opcode.STOP)
+    parts = _Parts()
+    parts.gateway = gateway
+    try:
+        _SAVERS.get(type(item), _refuse)(parts.append, item)
+        parts.append(opcode.STOP)
+        return b"".join(parts)
+    except (DumpError, RuntimeError):  # RecursionError is a RuntimeError
+        refused = _find_refused(item, parts)
+    raise DumpError(refused)  # out here, as how it was found is not worth a traceback
+
+
+# The fast codec.
+
+HAVE_FAST_CODEC = HAS_PARTS and sys.version_info >= (3, 8) and not ISPYPY
+CODECS = ("classic", "fast") if HAVE_FAST_CODEC else ("classic",)
+
+
+# ---------------------------------------------------------------- frames
+
+_HEADER = struct.Struct("!bii")  # message code, channel id, payload bytes
+_PART = struct.Struct("!iB")  # number of the item, whether this is its last piece
+_CONTROL_MAX = 1 << 30
+
+
+class Message(object):
+    """A frame: a code, the id of a channel (0 for none) and a payload.
+
+    ``_types`` maps a code to its name and to the handler(message, gateway) that acts on it
+    in the receiver thread.
+    """
+
+    STATUS = 0  # asks for / no payload; the answer comes as an item of the channel
+    RECONFIGURE = 1  # (py2str_as_py3str, py3str_as_py2str) of the gateway or of a channel
+    GATEWAY_TERMINATE = 2  # an orderly end
+    CHANNEL_EXEC = 3  # (source, file name, function name, keyword arguments[, marshalled code])
+    CHANNEL_DATA = 4  # an item
+    CHANNEL_CLOSE = 5
+    CHANNEL_CLOSE_ERROR = 6  # the text of a traceback
+    CHANNEL_LAST_MESSAGE = 7  # the sender dropped the channel; its callback still receives
+    HELLO = 8  # a dict that describes the worker; its first frame
+    CHANNEL_DATA_PART = 9  # number of the item, last or not, and a piece of the item
+    PING = 12  # a sign of life; with (interval, dead after) the worker gives them as well
+    WINDOW = 13  # bytes that a channel, or each new one, may have on their way and unread
+    CREDIT = 14  # bytes of a channel that were read
+    GOODBYE = 15  # (exit status or None, why, whose it is, what the hello began with)
+    STACKS = 11  # asks for the stacks of all threads, answered as STATUS is; or tells them
+    SOURCE = 10  # the part of this module that a shipped worker needs only after its hello
+
+    _types: dict[int, tuple[str, Callable[[Message, Any], None]]] = {}
+    # Of a large frame that is handed on as it comes, in several messages:
+    begins: bool | None = None  # whether this is the first of them
+    left = 0  # bytes that are still to come
+
+    def __init__(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
+        self.msgcode = msgcode
+        self.channelid = channelid
+        self.data = data
+
+    @staticmethod
+    def from_io(io: Any) -> Message:
+        """Read one message from an object that has ``read``; ``EOFError`` if it ends."""
+        header = io.read(_HEADER.size)
+        if len(header) < _HEADER.size:
+            raise EOFError("the stream ended within a header: %r" % (header,))
+        msgcode, channelid, size = parse_header(header, 0)
+        data = io.read(size) if size else b""
+        if len(data) < size:
+            raise EOFError("the stream ended %d bytes before a message did" % (size - len(data)))
+        return Message(msgcode, channelid, data)
+
+    def to_io(self, io: Any) -> None:
+        """Write this message to an object that has ``write``."""
+        io.write(_HEADER.pack(self.msgcode, self.channelid, len(self.data)) + self.data)
+
+    def received(self, gateway: Any) -> None:
+        """Act on this message; runs in the receiver thread."""
+        self._types[self.msgcode][1](self, gateway)
+
+    def __repr__(self) -> str:
+        name = self._types[self.msgcode][0] if self.msgcode in self._types else self.msgcode
+        return "<Message %s channel=%d %d bytes>" % (name, self.channelid, len(self.data))
+
+
+def parse_header(data: bytes, pos: int) -> tuple[int, int, int]:
+    """Return (code, channel id, payload bytes); ``ProtocolError`` for what is no header."""
+    msgcode, channelid, size = _HEADER.unpack_from(data, pos)
+    limit = ITEM_MAX if msgcode in (4, 9) else _CONTROL_MAX
+    if msgcode not in Message._types or not 0 <= size <= limit or channelid < 0:
+        raise ProtocolError(
+            "not a frame: code %d, channel %d, payload of %d bytes, in %r"
+            % (msgcode, channelid, size, data[pos : pos + 40])
+        )
+    return msgcode, channelid, size
+
+
+# ---------------------------------------------------------------- execution models
+
+
+class ExecModel(object):
+    """How a process runs things at once, under one set of names; this one: with threads.
+
+    Modules are imported when they are asked for.
+    """
+
+    backend = "thread"
+    has_main_thread = True  # whether tasks can be handed to the main thread
+    _modules = {"queue": "Queue" if PY2 else "queue", "get_ident": "thread" if PY2 else "_thread"}
+
+    def __repr__(self) -> str:
+        return "<ExecModel %r>" % self.backend
+
+    def _module(self, name: str) -> Any:
+        name = self._modules.get(name, name)
+        if self.has_main_thread:
+            _threading()  # in case that it imports it
+        __import__(name)
+        return sys.modules[name]
+
+    @property
+    def queue(self) -> Any:
+        """The module with ``Queue`` and ``Empty``."""
+        return self._module("queue")
+
+    @property
+    def subprocess(self) -> Any:
+        """The module with ``Popen``."""
+        return self._module("subprocess")
+
+    @property
+    def socket(self) -> Any:
+        """The module with ``socket``."""
+        return self._module("socket")
+
+    def get_ident(self) -> int:
+        """Return the number of the running thread or greenlet."""
+        ident: int = self._module("get_ident").get_ident()
+        return ident
+
+    def sleep(self, delay: float) -> None:
+        """Wait for ``delay`` seconds."""
+        self._module("time").sleep(delay)
+
+    def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
+        """Run ``func(*args)`` in a thread or greenlet that keeps no process alive."""
+        if "threading" not in sys.modules or threads_are_patched():
+            _thread.start_new_thread(_run_thread, (func, args, name))
+            return
+        thread = _threading().Thread(target=func, args=args, name=name or None)
+        thread.daemon = True
+        _thread.start_new_thread(_run_starter, (thread,))
+
+    def fdopen(self, fd: int, mode: str, bufsize: int = 1) -> Any:
+        """Return a file over a descriptor; a binary one has no buffer unless told otherwise."""
+        if "b" in mode:
+            return self._open_binary(fd, mode, 0 if bufsize == 1 else bufsize)
+        return self._open_text(fd, mode, bufsize)
+
+    def _open_binary(self, fd: int, mode: str, bufsize: int) -> Any:
+        import io
+
+        return io.open(fd, mode, bufsize)
+
+    def _open_text(self, fd: int, mode: str, bufsize: int) -> Any:
+        return os.fdopen(fd, mode, bufsize)
+
+    def wait_writable(self, fd: int) -> None:
+        """Wait until a descriptor takes something, or has failed."""
+        select = self._module("select")
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            poll.poll()
+        else:
+            select.select([], [fd], [])
+
+    def inbox(self) -> Any:
+        """Return a new queue without a bound."""
+        try:
+            from _queue import SimpleQueue  # without the rest of ``queue``
+        except ImportError:
+            return self.queue.Queue() if PY2 else _Inbox()
+        return SimpleQueue()
+
+    @property
+    def Empty(self) -> type[Exception]:
+        """What ``get`` of an inbox raises; who waits there may be interrupted: no import."""
+        # PyPy has been seen with a "_queue" that had nothing in it.
+        empty: type[Exception] | None = getattr(sys.modules.get("_queue"), "Empty", None)
+        return empty or self.queue.Empty
+
+    def Lock(self) -> Any:
+        """Return a new lock; ``with`` takes it safely where an interrupt may come."""
+        return new_lock()
+
+    def RLock(self) -> Any:
+        """Return a new reentrant lock."""
+        return new_rlock()
+
+    def Event(self) -> Any:
+        """Return a new event."""
+        return _Flag(self) if threads_are_patched() else _threading().Event()
+
+
+class MainThreadOnlyExecModel(ExecModel):
+    """Threads, but tasks run in the main thread and nowhere else."""
+
+    backend = "main_thread_only"
+
+
+_EXEC_MODELS = {"thread": ExecModel, "main_thread_only": MainThreadOnlyExecModel}
+
+
+def get_execmodel(backend: str | ExecModel) -> ExecModel:
+    """Return the execution model with that name; ``ValueError`` if there is none."""
+    if isinstance(backend, ExecModel):
+        return backend
+    if backend not in _EXEC_MODELS:
+        known = ", ".join(sorted(_EXEC_MODELS))
+        raise ValueError("unknown execution model %r, there are: %s" % (backend, known))
+    return _EXEC_MODELS[backend]()
+
+
+# ---------------------------------------------------------------- streams
+
+
+def _retried(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """Return a read that goes on behind a signal, as Python 3 does by itself."""
+    import errno
+
+    def read_again(size: int) -> bytes:
+        while True:
+            try:
+                return read(size)
+            except EnvironmentError as exc:
+                if exc.errno != errno.EINTR:
+                    raise
+
+    return read_again
+
+
+class Popen2IO(object):
+    """A byte stream over two files: ``outfile`` is written, ``infile`` is read.
+
+    One thread reads and one at a time writes; the gateway sees to both.
+    """
+
+    def __init__(self, outfile: Any, infile: Any, execmodel: ExecModel) -> None:
+        self.outfile = outfile
+        self.infile = infile
+        self.execmodel = execmodel
+        self._read = getattr(infile, "buffer", infile).read
+        if PY2:
+            self._read = _retried(self._read)
+        self._input: Any = None  # what tells whether it can be read
+        write = getattr(outfile, "buffer", outfile).write
+        self.small_bytes = 0  # a frame below it is best written at once
+        self.takes_whole = False  # such a one goes all or, at an interrupt, not at all
+        self.write_some: Any = write  # one system call; returns how much it took
+        self.write_pieces: Any = None  # the same for several pieces, where it can be had
+        try:
+            fd = outfile.fileno()
+            mode = os.fstat(fd).st_mode
+        except (OSError, ValueError, AttributeError):  # a buffer in memory, or closed
+            self.write_some = lambda data: write(data) or len(data)
+            return
+        # A call of it is one in C, but for PyPy; ``functools`` itself takes long to import.
+        partial = __import__("functools" if ISPYPY else "_functools").partial
+        if not execmodel.has_main_thread:
+            self.write_some = partial(os.write, fd)
+        elif hasattr(os, "writev"):
+            self.write_pieces = partial(os.writev, fd)
+            if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+                self.small_bytes, self.takes_whole = 4096, stat.S_ISFIFO(mode)  # PIPE_BUF
+
+    def read(self, numbytes: int) -> bytes:
+        """Return exactly that many bytes, however many reads it takes; else ``EOFError``."""
+        data: bytes = self._read(numbytes)
+        while len(data) < numbytes:
+            more = self._read(numbytes - len(data))
+            if not more:
+                raise EOFError("expected %d bytes, got %d" % (numbytes, len(data)))
+            data += more
+        return data
+
+    def read_some(self, limit: int) -> bytes:
+        """Return what is there, up to ``limit`` bytes; wait for the first, b"" at the end."""
+        return self._read(limit) or b""
+
+    def write(self, data: bytes) -> None:
+        """Write all of it."""
+        write_all(self, data)
+
+    def wait_writable(self) -> None:
+        """Wait until something can be written."""
+        self.execmodel.wait_writable(self.outfile.fileno())
+
+    def can_write_now(self) -> bool:
+        """Whether a few KiB can be written without waiting."""
+        try:
+            select = real_select()
+            poll = select.poll()
+            poll.register(self.outfile.fileno(), select.POLLOUT)
+        except (ImportError, AttributeError, OSError, ValueError):
+            return True  # not a descriptor, or a system that can't tell
+        return bool(poll.poll(0))
+
+    def has_more(self, wait_ms: int) -> bool:
+        """Whether something can be read, by now or so many milliseconds later."""
+        if self._input is None:
+            select = real_select()
+            self._input = select.poll()
+            self._input.register(self.infile.fileno(), select.POLLIN)
+        return bool(self._input.poll(wait_ms))
+
+    def direct_reads(self) -> DirectReads | None:
+        """Return what lets other threads read, None for what has no descriptor."""
+        try:
+            direct: DirectReads = load_part("_features.direct").DirectReads(
+                self.infile.fileno(), self.execmodel
+            )
+            return direct
+        except (OSError, ValueError, AttributeError, ImportError):
+            return None  # a buffer in memory, or closed
+
+    def close_read(self) -> None:
+        """Close the file that is read."""
+        self.infile.close()
+
+    def close_write(self) -> None:
+        """Close the file that is written; the other side reads its end."""
+        self.outfile.close()
+
+
+def _is_full(error: Any) -> bool:
+    """Whether a stream took nothing only as it is full; or, in Python 2, as a signal came."""
+    import errno
+
+    return error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
+
+
+def write_all(io: Any, data: bytes) -> None:
+    """Write bytes to a stream that may take less of them at once."""
+    start = 0
+    while start < len(data):
+        taken = 0
+        try:
+            taken = io.write_some(memoryview(data)[start:] if start else data)
+        except EnvironmentError as exc:
+            if not _is_full(exc):
+                raise
+        if not taken:
+            io.wait_writable()
+        start += taken or 0
+
+
+def _on_source(message: Message, gateway: BaseGateway) -> None:
+    raise ProtocolError("source out of place")  # it is read in front of all others
+
+
+Message._types = {Message.SOURCE: ("SOURCE", _on_source)}  # what a worker knows before it
+
+
+# ---------------------------------------------------------------- boot
+
+FEATURES = "goodbye stacks" + " heartbeat window" * HAS_PARTS  # their messages are understood
+
+
+def _describe_process() -> dict[str, Any]:
+    return {
+        "executable": _decoded(sys.executable),
+        "version_info": tuple(sys.version_info[:5]),
+        "platform": sys.platform,
+        "cwd": _decoded(_getcwd()),
+        "pid": os.getpid(),
+    }
+
+
+def _getcwd() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # somebody removed it
+        return ""
+
+
+# Whose a goodbye is: a worker's, one's that is watched, so that another follows, or that one.
+OF_WORKER, OF_WATCHED, OF_WATCHER = range(3)
+STACKS_S = 0.25  # how long an execution runs on in an orderly end before its stack is told
+
+
+def _signal_module() -> Any:
+    """Return ``signal`` without its enums, whose import takes longer than a worker's others."""
+    try:
+        return __import__("_signal")
+    except ImportError:  # Python 2
+        return __import__("signal")
+
+
+def _handle_interrupts(handler: Callable[[int, Any], object]) -> None:
+    signal = _signal_module()
+    try:
+        signal.signal(signal.SIGINT, handler)
+    except ValueError:  # served in another thread than the main one
+        pass
+
+
+def init_popen_io(execmodel: ExecModel) -> Popen2IO:
+    """Take over the descriptors 0 and 1 as a stream, and leave null devices in their place.
+
+    So nothing that the worker's code prints or reads can disturb the protocol.
+    """
+    reader, writer = _move_to_null(0, os.O_RDONLY), _move_to_null(1, os.O_WRONLY)
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.setmode(reader, os.O_BINARY)
+        msvcrt.setmode(writer, os.O_BINARY)
+    return Popen2IO(execmodel.fdopen(writer, "wb"), execmodel.fdopen(reader, "rb"), execmodel)
+
+
+def above_stdio(fd: int) -> int:
+    """Return a descriptor, or one in its place where it has the number of a standard one.
+
+    In a process that closed those, what others print would go to where ours leads.
+    """
+    if fd > 2:
+        return fd
+    try:
+        return above_stdio(os.dup(fd))
+    finally:
+        os.close(fd)
+
+
+def _fill_stdio() -> None:
+    """Open null devices where a standard descriptor is closed, so that none of ours gets there."""
+    fd = os.open(os.devnull, os.O_RDWR)
+    while fd <= 2:
+        fd = os.dup(fd)
+    os.close(fd)
+
+
+def _move_to_null(fd: int, flags: int) -> int:
+    """Return a private duplicate of a descriptor, whose number leads nowhere from now on."""
+    moved = above_stdio(os.dup(fd))
+    if PY2 and sys.platform != "win32":  # Python 3 does so by itself
+        import fcntl
+
+        fcntl.fcntl(moved, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    null = os.open(os.devnull, flags)
+    os.dup2(null, fd)
+    os.close(null)
+    return moved
+
+
+def _hello() -> bytes:
+    """Return the first frame of a worker."""
+    hello = _describe_process()
+    default = "pypy" if ISPYPY else "cpython"  # Python 2 does not say
+    hello["implementation"] = getattr(getattr(sys, "implementation", None), "name", default)
+    hello["codecs"] = CODECS
+    hello["features"] = FEATURES
+    return _frame_of(hello)
+
+
+def _frame_of(item: Any, msgcode: int = Message.HELLO) -> bytes:
+    data = dumps_internal(item)
+    return _HEADER.pack(msgcode, 0, len(data)) + data
+
+
+def _read_rest(io: Any) -> None:
+    """Execute the rest of this module, which the coordinator sends when it has the hello."""
+    source = Message.from_io(io).data
+    if source[:1] == b"\x78":  # deflated; source as text begins with an empty line
+        import zlib
+
+        source = zlib.decompress(source)
+    if source[:1] == b"m":
+        code = __import__("marshal").loads(source[1:])
+    else:
+        code = compile(source, __file__, "exec")  # as this part: Python 2 imports absolutely
+    exec(code, globals())
+
+
+def _lead_a_group() -> Callable[[], object]:
+    """Have all processes that this one starts killed with it; return what does so."""
+    import atexit
+    import signal
+
+    if os.getpgrp() != os.getpid():  # not as the leader of a session, whose group is its own
+        os.setpgid(0, 0)
+    return atexit.register(lambda: os.killpg(0, signal.SIGKILL))  # the first one is called last
+
+
+def change_surroundings(
+    env: Mapping[str | bytes, str | bytes] | None, chdir: str | bytes | None
+) -> None:
+    """Set variables of the environment, and change to a folder that may have to be made."""
+    decode = getattr(os, "fsdecode", str)
+    for name, value in (env or {}).items():
+        os.environ[decode(name)] = decode(value)
+    if chdir is not None:
+        chdir = decode(chdir)
+        if not os.path.isdir(chdir):
+            os.makedirs(chdir)
+        os.chdir(chdir)
+
+
+def _part(source: str | bool, name: str) -> dict[str, Any]:
+    """Return what a part of the first line defines; True: it can be imported."""
+    if source is True:
+        name = "%s.%s" % (__package__, name)
+        __import__(name)
+        return vars(sys.modules[name])
+    namespace: dict[str, Any] = {"__name__": "_execnet" + name.replace(".", "_")}
+    exec(compile(source, name, "exec", 0, True), namespace)  # type: ignore[arg-type]
+    return namespace
+
+
+def start_worker(
+    id: str,
+    marker: bytes,
+    execmodel: str,
+    codecs: Sequence[str],
+    chdir: str | bytes | None = None,
+    nice: int = 0,
+    env: Mapping[str | bytes, str | bytes] | None = None,
+    grace: float | None = None,
+    kill: str | None = None,
+    stdout: int | None = None,
+    rest: bool = False,
+    watcher: str = "",
+    faults: str | bool = "",
+) -> None:
+    """Become a worker on stdin and stdout, as the coordinator's first line asks for.
+
+    ``marker`` tells the coordinator where noise ends and frames begin; with ``rest`` a part
+    of this module is still to come.  ``watcher`` and ``faults`` are what tells of its end:
+    ``_ends.far_watcher``, ``_ends.far_faults``.  What goes wrong in the preparation is reported
+    in place of a hello.
+    """
+    # None ends it before it can tell what is to be interrupted.  Not SIG_IGN, which processes
+    # that code starts would inherit.
+    _handle_interrupts(lambda signum, frame: None)
+    signal = _signal_module()
+    if hasattr(signal, "pthread_sigmask"):  # a coordinator that blocks it, blocks it for all
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    is_watched = False
+    if watcher:
+        is_watched = _part(watcher, "_ends.far_watcher")["fork_watcher"](_frame_of, marker)
+    try:
+        _fill_stdio()
+        change_surroundings(env, chdir)
+        if nice:
+            os.nice(nice)
+        before_exit = _lead_a_group() if kill == "group" else int
+        if stdout is not None:
+            os.fstat(stdout)  # fails if a program in between has closed it
+        model = get_execmodel(execmodel)
+        if not model.has_main_thread:  # it has to be installed, and had better say so now
+            for name in model._modules:
+                model._module(name)
+        io = init_popen_io(model)
+        if stdout is not None:
+            os.dup2(stdout, 1)
+            os.close(stdout)
+    except Exception as exc:
+        io = init_popen_io(get_execmodel("thread"))
+        io.write(marker + _frame_of({"error": _decoded(geterrortext(exc))}))
+        return
+    io.write(marker + _hello())
+    if rest:
+        try:
+            _read_rest(io)
+        except EOFError:
+            return  # the coordinator has gone
+    WorkerGateway.before_exit = staticmethod(before_exit)
+    _keep_spare_fd()
+    if (3,) < sys.version_info < (3, 9):  # whose threads, when they end, have glibc load a library
+        _thread.start_new_thread(int, ())
+    leave_stream = int
+    if faults:
+        trace_of = _part(faults, "_ends.far_faults")["FaultTrace"]
+        leave_stream = trace_of(io.outfile.fileno()).leave_stream
+    tells = {"farewell": marker, "is_watched": is_watched, "leave_stream": leave_stream}
+    _serve(io, id, codecs, grace, **tells)
+
+
+# ================================================================ after hello, but for greenlets
+#
+# A worker of greenlets is sent this part in the first line, too.
+
+_MAIN = get_ident(), getattr(_thread, "get_native_id", int)()  # the thread that imports this
+_thread_names: dict[int, str] = {}  # of threads that ``threading`` knows nothing of
+
+
+def _threading() -> Any:
+    """Return ``threading``, which a worker imports when it has to: its import takes long.
+
+    It takes the thread that imports it for the main one (since 3.13 only its native id).
+    """
+    if "threading" not in sys.modules and get_ident() != _MAIN[0]:
+        spec = __import__("_frozen_importlib_external").PathFinder.find_spec("threading")
+        module = __import__("_frozen_importlib").module_from_spec(spec)
+        spec.loader.exec_module(module)
+        main, lock = module._main_thread, _thread.allocate_lock()
+        main._native_id = _MAIN[1]
+        if sys.version_info < (3, 13):
+            module._active[_MAIN[0]] = module._active.pop(main._ident)
+            module._shutdown_locks.discard(main._tstate_lock)
+            module._shutdown_locks.add(lock)
+            lock.acquire()  # until the interpreter ends
+            main._ident, main._tstate_lock = _MAIN[0], lock
+        sys.modules.setdefault("threading", module)  # unless another thread was faster
+    return _import("threading")
+
+
+if sys.version_info < (3, 10) or ISPYPY:
+    _threading()
+
+
+def _run_thread(func: Callable[..., object], args: Sequence[Any], name: str) -> None:
+    _thread_names[get_ident()] = name
+    try:
+        func(*args)
+    finally:
+        del _thread_names[get_ident()]
+
+
+class GeventExecModel(ExecModel):
+    """The greenlets of gevent."""
+
+    backend = "gevent"
+    has_main_thread = False
+    _modules = {
+        "queue": "gevent.queue",
+        "subprocess": "gevent.subprocess",
+        "socket": "gevent.socket",
+        "time": "gevent",
+        "get_ident": "gevent.thread",
+        "os": "gevent.os",
+        "threading": "gevent.lock",
+        "event": "gevent.event",
+    }
+
+    def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
+        self._module("gevent").spawn(func, *args)
+
+    def _open_text(self, fd: int, mode: str, bufsize: int) -> Any:
+        return self._module("gevent.fileobject").FileObject(fd, mode, bufsize)
+
+    def _open_binary(self, fd: int, mode: str, bufsize: int) -> Any:
+        green_os = self._module("os")
+        green_os.make_nonblocking(fd)
+        return _GreenFile(fd, green_os.nb_read, self.wait_writable)
+
+    def wait_writable(self, fd: int) -> None:
+        self._module("socket").wait_write(fd)
+
+    def inbox(self) -> Any:
+        return self.queue.Queue()
+
+    def Lock(self) -> Any:
+        return _with_lock(self._module("threading").Semaphore(1))
+
+    def RLock(self) -> Any:
+        return self._module("threading").RLock()
+
+    def Event(self) -> Any:
+        return self._module("event").Event()
+
+
+class EventletExecModel(GeventExecModel):
+    """The greenlets of eventlet."""
+
+    backend = "eventlet"
+    _modules = {
+        "queue": "eventlet.queue",
+        "subprocess": "eventlet.green.subprocess",
+        "socket": "eventlet.green.socket",
+        "time": "eventlet",
+        "get_ident": "eventlet.green.thread",
+        "threading": "eventlet.green.threading",
+        "event": "eventlet.green.threading",
+    }
+
+    def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
+        self._module("eventlet").spawn_n(func, *args)
+
+    def Lock(self) -> Any:
+        return _PolledLock(self._module("time").sleep)
+
+    def _open_text(self, fd: int, mode: str, bufsize: int) -> Any:
+        return self._module("eventlet.greenio").GreenPipe(fd, mode, bufsize)
+
+    def _open_binary(self, fd: int, mode: str, bufsize: int) -> Any:
+        hubs = self._module("eventlet.hubs")
+        os.set_blocking(fd, False)
+
+        def read(fd: int, size: int) -> bytes:
+            while True:
+                try:
+                    return os.read(fd, size)
+                except BlockingIOError:
+                    hubs.trampoline(fd, read=True)
+
+        return _GreenFile(fd, read, self.wait_writable, hubs.notify_close)
+
+    def wait_writable(self, fd: int) -> None:
+        self._module("eventlet.hubs").trampoline(fd, write=True)
+
+
+class _GreenFile(object):
+    """A file over a non-blocking descriptor; waiting for it lets other greenlets run."""
+
+    def __init__(
+        self,
+        fd: int,
+        read: Callable[[int, int], bytes],
+        wait_writable: Callable[[int], object],
+        before_close: Callable[[int], object] = id,
+    ) -> None:
+        self._fd = fd
+        self._os_read = read
+        self._wait_writable = wait_writable
+        self._before_close = before_close  # wakes up who waits for the descriptor
+
+    def fileno(self) -> int:
+        if self._fd < 0:
+            raise ValueError("the file is closed")
+        return self._fd
+
+    def read(self, size: int) -> bytes:
+        return self._os_read(self.fileno(), size)
+
+    def write(self, data: bytes) -> int:
+        while True:
+            try:
+                return os.write(self.fileno(), data)
+            except BlockingIOError:
+                self._wait_writable(self._fd)
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            self._before_close(fd)
+            os.close(fd)
+
+
+_EXEC_MODELS["gevent"] = GeventExecModel
+_EXEC_MODELS["eventlet"] = EventletExecModel
+
+
+# ================================================================ after hello, for all
+
+
+def threads_are_patched() -> bool:
+    module = __import__("thread" if PY2 else "_thread")
+    return module.start_new_thread is not _thread.start_new_thread
+
+
+# ---------------------------------------------------------------- errors, as a gateway has them
+
+
+class LoadError(DataFormatError):
+    """Serialized data is not what a serializer wrote."""
 
 
 class WorkerDied(ExecnetError, EOFError):
@@ -143,10 +1175,6 @@ class TimeoutError(ExecnetError, _TimedOut):  # type: ignore[misc]
 
 class DeadlockError(ExecnetError, RuntimeError):
     """A callback was about to wait for its own gateway, which reads nothing meanwhile."""
-
-
-class GatewayReceivedTerminate(ExecnetError):
-    """The peer ends the gateway in an orderly way."""
 
 
 class StreamEnded(ExecnetError, EOFError):
@@ -214,15 +1242,10 @@ def _told(text: str, exc: Any) -> _ErrorText:
     return told
 
 
-sysex = (KeyboardInterrupt, SystemExit)
 INTERRUPT_TEXT = "keyboard-interrupted"
 MAIN_THREAD_ONLY_DEADLOCK_TEXT = (
     "concurrent remote_exec would cause deadlock for main_thread_only execmodel"
 )
-
-
-_FRAME_LINE = '  File "%s", line %d, in %s\n'
-_spare_fds: list[int] = []  # one at most; given up for an import that finds no other
 
 
 def _keep_spare_fd() -> None:
@@ -233,18 +1256,52 @@ def _keep_spare_fd() -> None:
         pass  # there is none, so nothing is lost
 
 
-def _import(name: str) -> Any:
-    """Import what is needed late, also where no descriptor is left for its file."""
-    try:
-        return __import__(name)
-    except (ImportError, EnvironmentError):
-        if not _spare_fds:
-            raise
-        os.close(_spare_fds.pop())
-        try:
-            return __import__(name)
-        finally:
-            _keep_spare_fd()
+FEATURE_PARTS = ["_features." + name for name in ("codec", "direct", "window", "pulse")] * HAS_PARTS
+# What a worker was sent: by the name of each part, its file and its source or compiled code.
+_sent_parts: dict[str, tuple[str, Any]] = {}
+
+
+def load_part(name: str, file_name: str | None = None, source: Any = None) -> Any:
+    """Return a module of this package by its name in it, such as ``_features.codec``.
+
+    It is made of the source that was sent, now or earlier, or imported.  Raises ImportError
+    where there is neither: this module runs alone, too.
+    """
+    if file_name is not None:
+        _sent_parts.setdefault(name, (file_name, source))
+    full_name = "%s.%s" % (__name__.rpartition(".")[0], name)
+    if not HAS_PARTS:
+        raise ImportError("%s runs alone, without %s" % (__name__, name))
+    if name not in _sent_parts:
+        _import(full_name)  # also if it is there: another thread may be at it
+    elif full_name not in sys.modules:
+        _make_module(full_name, *_sent_parts[name])
+    return sys.modules[full_name]
+
+
+def _make_module(name: str, file_name: str | None, source: Any) -> Any:
+    """Make a module, and the packages that it is in; return it."""
+    package, _, leaf = str(name).rpartition(".")
+    module: Any = type(sys)(str(name))
+    module.__dict__.pop("__spec__", None)  # CPython 3.15 warns of one that is None
+    if package and package not in sys.modules:
+        _make_module(package, None, "")
+    if file_name is None:
+        module.__path__ = []
+        module.__package__ = name
+    else:
+        module.__file__ = file_name
+        module.__package__ = package
+    if type(source) is bytes and not PY2:
+        source = __import__("marshal").loads(source)
+    elif source:
+        source = compile(source, str(file_name), "exec", 0, True)
+    if source:
+        exec(source, module.__dict__)
+    module = sys.modules.setdefault(str(name), module)  # unless another thread was faster
+    if package:
+        setattr(sys.modules[package], leaf, module)
+    return module
 
 
 def real_select() -> Any:
@@ -255,59 +1312,15 @@ def real_select() -> Any:
     return _real("select", "poll")
 
 
-def geterrortext(exc: Any) -> str:
-    """Return the text of an exception's traceback, as much of it as can be had; never fails.
-
-    exc: an exception, or a tuple (type, value, traceback).
-    """
-    if type(exc) is tuple:  # an error may be anything, so nothing of it is asked for out here
-        kind, exc, tb = exc
-    else:
-        kind = exc.__class__ if PY2 else type(exc)
-        tb = getattr(exc, "__traceback__", None) or sys.exc_info()[2]
-    text = "%s: its text can't be had" % getattr(kind, "__name__", kind)
-    for describe in _full_error_text, _plain_error_text:
-        try:
-            return describe(kind, exc, _users_part(tb))
-        except:  # noqa: E722 - no import, no memory, a late interrupt: it must be told anyway
-            pass
-    return text
-
-
-def _users_part(tb: Any) -> Any:
-    """Return a traceback without our frames in front of those of the code that we ran."""
-    found = tb
-    while found is not None and found.tb_frame.f_globals is globals():
-        found = found.tb_next
-    return found or tb  # all are ours where code does not compile
-
-
-def _full_error_text(kind: Any, exc: Any, tb: Any) -> str:
-    limit = _frames_of_user(exc, tb) if kind is DumpError else None
-    return "".join(_import("traceback").format_exception(kind, exc, tb, limit))
-
-
 def _frames_of_user(exc: Any, tb: Any) -> int | None:
     """Return how many frames lead to the place that gave us an item; not how we looked at it."""
     shown, limit = 0, None
     while tb is not None and getattr(exc, "__context__", None) is None:
-        shown, limit = shown + 1, limit if tb.tb_frame.f_globals is globals() else shown + 1
+        name = tb.tb_frame.f_globals.get("__name__")
+        is_ours = name == __name__ or str(name).endswith(tuple(FEATURE_PARTS))
+        shown, limit = shown + 1, limit if is_ours else shown + 1
         tb = tb.tb_next
     return limit
-
-
-def _plain_error_text(kind: Any, exc: Any, tb: Any) -> str:
-    """Return the text without what would have to be imported or opened."""
-    lines = ["Traceback (most recent call last):\n"] if tb is not None else []
-    while tb is not None and len(lines) < 100:
-        code = tb.tb_frame.f_code
-        lines.append(_FRAME_LINE % (code.co_filename, tb.tb_lineno, code.co_name))
-        tb = tb.tb_next
-    try:
-        text = ("%s: %s" if "%s" % (exc,) else "%s%s") % (kind.__name__, exc)
-    except Exception:
-        text = "%s: its text can't be had" % kind.__name__
-    return "".join(lines) + text + "\n"
 
 
 def format_stacks() -> str:
@@ -336,87 +1349,17 @@ def _plain_stack(frame: Any) -> list[str]:
     return lines
 
 
-def _decoded(text: Any) -> Any:
-    """Return Python 2's str as text; whatever it holds, it must be readable."""
-    if PY2 and isinstance(text, bytes):
-        try:
-            return text.decode("utf-8")
-        except ValueError:
-            return text.decode("latin-1")
-    return text
-
-
 def _dump_text(text: str) -> bytes:
     data = dumps_internal(_decoded("".join((text,))))
     details = getattr(text, "details", None)
     return data + dumps_internal(details) if details else data
 
 
-# ---------------------------------------------------------------- tracing
+# ---------------------------------------------------------------- loading items
 
-DEBUG = os.environ.get("EXECNET_DEBUG")
-
-
-def notrace(*msg: object) -> None:
-    """Trace nothing."""
-
-
-trace = notrace
-if DEBUG == "2":
-
-    def trace(*msg: object) -> None:
-        """Write a line to stderr."""
-        sys.stderr.write("[%d] %s\n" % (os.getpid(), " ".join(map(str, msg))))
-
-elif DEBUG:
-    import tempfile
-
-    fn = os.path.join(tempfile.gettempdir(), "execnet-debug-%d" % os.getpid())
-    _tracefile = open(fn, "w")  # noqa: SIM115 - it is open for as long as the process lives
-
-    def trace(*msg: object) -> None:
-        """Write a line to the trace file."""
-        try:
-            _tracefile.write(" ".join(map(str, msg)) + "\n")
-            _tracefile.flush()
-        except ValueError:  # closed: the interpreter ends
-            pass
-
-
-# ---------------------------------------------------------------- serializer
-#
-# Two codecs share the wire; the first byte of an item tells them apart.  The classic one
-# writes the opcodes below (0x40 to 0x54) and reads any.  The fast one is the C pickler,
-# protocol 4 (first byte 0x80), for containers of plain builtins between two ends that have
-# it; what it refuses goes the classic way, which also finds the words for a refusal.
-
-
-def bchr(n: int) -> bytes:
-    """Return the one byte with that value."""
-    return struct.pack("B", n)
-
-
-DUMPFORMAT_VERSION = bchr(2)
-FOUR_BYTE_INT_MAX = 2147483647
-
-
-class opcode(object):
-    """The opcodes of the dump format, version 2.  All numbers are big-endian."""
-
-    BUILDTUPLE, BYTES, CHANNEL, FALSE, FLOAT, FROZENSET, INT = map(bchr, range(64, 71))
-    LONG, LONGINT, LONGLONG, NEWDICT, NEWLIST, NONE, PY2STRING = map(bchr, range(71, 78))
-    PY3STRING, SET, SETITEM, STOP, TRUE, UNICODE, COMPLEX = map(bchr, range(78, 85))
-
-
-_pack_op = struct.Struct("!ci").pack  # an opcode and its number
-_pack_int = struct.Struct("!cic").pack  # a whole item that is an int
-_pack_float = struct.Struct("!cd").pack
 _unpack_int4 = struct.Struct("!i").unpack_from
 _unpack_size = struct.Struct("!I").unpack_from  # what is negative is beyond the end
-_pack_size = struct.Struct("!i").pack
 _unpack_float = struct.Struct("!d").unpack_from
-_SURROGATES = "strict" if PY2 else "surrogatepass"  # Python 2 lets them pass anyway
-_DIGITS = 4000  # int <-> str refuses more than 4,300 at once since 3.11
 
 
 def _decimal(number: int) -> str:
@@ -443,69 +1386,6 @@ def _parse_decimal(digits: bytes) -> int:
     return high * _parse_decimal(digits[:-half]) + _parse_decimal(digits[-half:])
 
 
-class _Parts(list):  # type: ignore[type-arg]
-    """The pieces of an item that is being written; to a pickler, a file."""
-
-    __slots__ = ("gateway",)
-    gateway: Any  # whose channels may be in it; None: any; False: there may be none
-    write = list.append
-
-
-def _refuse(out: Out, item: Any) -> None:
-    raise DumpError("can't serialize %r" % (type(item),))
-
-
-def _save_sequence(out: Out, op: bytes, data: bytes) -> None:
-    if len(data) > FOUR_BYTE_INT_MAX:
-        raise DumpError("can't serialize a string of %d bytes" % len(data))
-    out(_pack_op(op, len(data)))
-    out(data)
-
-
-def _int_saver(op: bytes, long_op: bytes) -> Saver:
-    def save(out: Out, item: int) -> None:
-        if -FOUR_BYTE_INT_MAX <= item + 1 <= FOUR_BYTE_INT_MAX + 1:
-            out(_pack_op(op, item))
-        else:
-            _save_sequence(out, long_op, _decimal(item).encode("ascii"))
-
-    return save
-
-
-def _save(out: Out, before: bytes, groups: Any, behind: bytes) -> None:
-    """Save what is before all, then the items of each group and what is behind each group.
-
-    The groups of a dict are its entries, those of a list its items with their index; all
-    others are one group.  What is frequent is written here, without a call for each item.
-    """
-    text, text_heads, int_heads, savers = _TEXT_TYPE, _TEXT_HEADS, _INT_HEADS, _SAVERS
-    out(before)
-    for group in groups:
-        for item in group:
-            kind = type(item)
-            if kind is text and len(item) < 32:
-                data = item.encode("utf-8", "surrogatepass")
-                out(text_heads[len(data)])
-                out(data)
-            elif kind is int and 0 <= item < 128:
-                out(int_heads[item])
-            elif item is None:
-                out(b"L")
-            elif kind is bool:
-                out(b"R" if item else b"C")
-            elif kind is float:
-                out(_pack_float(b"D", item))
-            else:
-                savers.get(kind, _refuse)(out, item)
-        out(behind)
-
-
-def _save_list(out: Out, items: list[Any]) -> None:
-    before = _pack_op(opcode.NEWLIST, len(items))
-    ints = _ints_of_list(items) if len(items) > 15 else b""
-    _save(out, before + ints, () if ints else enumerate(items), opcode.SETITEM)
-
-
 def _ints_of_list(items: list[Any]) -> bytes:
     """Return what is written for the items of a list of ints, at once; nothing for any other."""
     count = len(items)
@@ -527,49 +1407,6 @@ def _save_channel(out: Any, channel: Channel) -> None:
     if gateway is not None and gateway is not channel.gateway:
         raise DumpError("%r belongs to a gateway and can't leave it" % (channel,))
     out(_pack_op(opcode.CHANNEL, channel.id))
-
-
-_SAVERS: dict[type, Saver] = {
-    type(None): lambda out, item: out(opcode.NONE),
-    bool: lambda out, item: out(opcode.TRUE if item else opcode.FALSE),
-    int: _int_saver(opcode.INT, opcode.LONGINT),
-    float: lambda out, item: out(_pack_float(opcode.FLOAT, item)),
-    complex: lambda out, item: out(struct.pack("!cdd", opcode.COMPLEX, item.real, item.imag)),
-    bytes: lambda out, item: _save_sequence(out, opcode.BYTES, item),
-    type(""): lambda out, item: _save_sequence(out, b"N", item.encode("utf-8", "surrogatepass")),
-    list: _save_list,
-    dict: lambda out, item: _save(out, opcode.NEWDICT, item.items(), opcode.SETITEM),
-    tuple: lambda out, item: _save(out, b"", (item,), _pack_op(opcode.BUILDTUPLE, len(item))),
-    set: lambda out, item: _save(out, b"", (item,), _pack_op(opcode.SET, len(item))),
-    frozenset: lambda out, item: _save(out, b"", (item,), _pack_op(opcode.FROZENSET, len(item))),
-}
-if sys.version_info[0] == 2:
-    _SAVERS[long] = _int_saver(opcode.LONG, opcode.LONGLONG)
-    _SAVERS[unicode] = lambda out, item: _save_sequence(out, opcode.UNICODE, item.encode("utf-8"))
-    _SAVERS[str] = lambda out, item: _save_sequence(out, opcode.PY2STRING, item)
-_CONTAINERS = frozenset([list, tuple, set, frozenset, dict])
-_TEXT_TYPE = None if PY2 else str  # whose short items are written without a call
-_TEXT_HEADS = [_pack_op(opcode.PY3STRING, size) for size in range(4 * 32)]
-_INT_HEADS = [_pack_op(opcode.INT, number) for number in range(128)]
-
-
-def dumps_internal(item: Any, gateway: Any = None) -> bytes:
-    """Return an item in the classic format, without a version byte.
-
-    gateway: whose channels it may contain; None: any; False: none.
-    Raises ``DumpError`` that names the part that can't be serialized.
-    """
-    if type(item) is int and -FOUR_BYTE_INT_MAX <= item <= FOUR_BYTE_INT_MAX:
-        return _pack_int(opcode.INT, item, opcode.STOP)
-    parts = _Parts()
-    parts.gateway = gateway
-    try:
-        _SAVERS.get(type(item), _refuse)(parts.append, item)
-        parts.append(opcode.STOP)
-        return b"".join(parts)
-    except (DumpError, RuntimeError):  # RecursionError is a RuntimeError
-        refused = _find_refused(item, parts)
-    raise DumpError(refused)  # out here, as how it was found is not worth a traceback
 
 
 def _find_refused(item: Any, parts: _Parts) -> str:
@@ -832,110 +1669,9 @@ _STRINGS: dict[Any, Callable[[bytes, StrConfig], Any]] = {
 _COLLECTIONS: dict[Any, Any] = dict(zip(b"@OE", (tuple, set, frozenset)))
 
 
-# The fast codec.
-
-HAVE_FAST_CODEC = sys.version_info >= (3, 8) and not ISPYPY
-CODECS = ("classic", "fast") if HAVE_FAST_CODEC else ("classic",)
-
-
-def _load_fast_codec() -> None:  # with its first item: what it imports takes long
-    global _StrictPickler, _StrictUnpickler, _load_pickle
-    _pickle: Any
-    try:
-        _pickle = _import("_pickle")
-    except ImportError:  # an interpreter without its C accelerator
-        _pickle = _import("pickle")
-
-    class StrictPickler(_pickle.Pickler):  # type: ignore[misc]
-        """Pickles plain builtins and refuses all that pickle would have to name."""
-
-        def reducer_override(self, obj: object) -> NoReturn:
-            raise DumpError("not a plain builtin")
-
-    class StrictUnpickler(_pickle.Unpickler):  # type: ignore[misc]
-        """Loads plain builtins; it can't name, import or call anything."""
-
-        def find_class(self, module: str, name: str) -> NoReturn:
-            raise LoadError("a pickle asks for %s.%s" % (module, name))
-
-    _load_pickle = _pickle.loads
-    _StrictPickler, _StrictUnpickler = StrictPickler, StrictUnpickler
-
-
-def _StrictPickler(*args: Any) -> Any:
-    _load_fast_codec()
-    return _StrictPickler(*args)
-
-
-def _StrictUnpickler(*args: Any) -> Any:
-    _load_fast_codec()
-    return _StrictUnpickler(*args)
-
-
-def _load_pickle(*args: Any) -> Any:
-    _load_fast_codec()
-    return _load_pickle(*args)
-
-
-_NESTING_MAX = 1000  # what the recursion limit allows the classic codec
-_PICKLED_CONTAINERS = (b"]", b"}", b"(", b"\x85", b"\x86", b"\x87", b"\x8f")
-_idle_picklers: list[Any] = []  # the ``dump`` of each that did well, what it writes to
-
-
-def _nested_too_deeply(pickled: bytes, item: Any) -> bool:
-    """Whether an item that was pickled is nested more deeply than the classic codec allows."""
-    # Before 3.12 the pickler has the same limit.
-    if sys.version_info < (3, 12) or sum(map(pickled.count, _PICKLED_CONTAINERS)) < _NESTING_MAX:
-        return False
-    import gc
-
-    level = [item]
-    for _ in range(_NESTING_MAX):
-        level = [part for part in gc.get_referents(*level) if type(part) in _CONTAINERS]
-    return bool(level)
-
-
 def dumps_fast(item: Any, gateway: Any = None) -> bytes:
     """Return an item in the faster one of the formats that can hold it."""
-    if type(item) not in _CONTAINERS:
-        return dumps_internal(item, gateway)
-    written: Any = None
-    try:
-        try:
-            dump, written = taken = _idle_picklers.pop()  # so that no other thread has it
-        except IndexError:
-            parts = _Parts()
-            pickler = _StrictPickler(parts, 4)
-            pickler.fast = True  # no memo: an item is a tree, as in the classic format
-            dump, written = taken = pickler.dump, parts
-        dump(item)
-    except Exception:  # it can't be pickled, or the pickler can't be imported any more
-        written = None
-    if written is None:  # it is dumped, or refused with its reason, there
-        return dumps_internal(item, gateway)
-    data = written[0] if len(written) == 1 else b"".join(written)
-    del written[:]
-    if len(data) < 4096 and not _idle_picklers:  # a pickler remembers how large its items were
-        _idle_picklers.append(taken)
-    # A bytearray never asks ``reducer_override``; its type is named, by an opcode of its own.
-    if (0x93 in data and b"bytearray" in data) or (
-        len(data) > _NESTING_MAX and _nested_too_deeply(data, item)
-    ):
-        return dumps_internal(item, gateway)
-    return data
-
-
-def _refuse_extensions(data: bytes) -> None:
-    """Raise for a pickle that names by a number what this process has loaded by that before.
-
-    Only such numbers are looked up without ``find_class``; programs hardly ever have any.
-    """
-    copyreg = sys.modules.get("copyreg")
-    if copyreg is not None and getattr(copyreg, "_extension_cache", None):
-        import pickletools
-
-        if any(op.name.startswith("EXT") for op, _, _ in pickletools.genops(data)):
-            raise LoadError("a pickle asks for an extension")
+    return (_dump_pickled if type(item) in _CONTAINERS else dumps_internal)(item, gateway)
 
 
 def load_item(data: bytes, channel_or_factory: Any, strconfig: StrConfig) -> Any:
@@ -946,103 +1682,42 @@ def load_item(data: bytes, channel_or_factory: Any, strconfig: StrConfig) -> Any
         if data[:1] == b"A" and data[1:5] == _pack_size(len(data) - 6) and data[-1:] == b"Q":
             return data[5:-1]  # bytes
         if data[:1] == b"\x80":
-            # These bytes name something to be imported: STACK_GLOBAL, the extensions, and the
-            # ends of the two lines that GLOBAL and INST read.
-            if len(data) < 500 and not (
-                (0x93 in data or 0x82 in data or 0x83 in data or 0x84 in data)
-                or (10 in data and data.count(b"\n") > 1)
-            ):
-                return _load_pickle(data)
-            _refuse_extensions(data)
-            return _StrictUnpickler(BytesIO(data)).load()
+            return _load_pickled(data)
         return _parse(data, 0, strconfig, channel_or_factory)
     except Exception as exc:  # EOFError too: the frame was whole, no bytes are on their way
         raise LoadError("inconsistent data: %s" % exc)
 
 
-# ---------------------------------------------------------------- frames
+def _use_fast_codec() -> None:  # with its first item: what it imports takes long
+    global _dump_pickled, _load_pickled
+    codec = load_part("_features.codec")
+    _dump_pickled, _load_pickled = codec.dump_pickled, codec.load_pickled
 
-_HEADER = struct.Struct("!bii")  # message code, channel id, payload bytes
+
+def _dump_pickled(item: Any, gateway: Any) -> bytes:
+    try:
+        _use_fast_codec()
+    except Exception:  # it can't be imported any more
+        return dumps_internal(item, gateway)
+    return _dump_pickled(item, gateway)
+
+
+def _load_pickled(data: bytes) -> Any:
+    _use_fast_codec()
+    return _load_pickled(data)
+
+
+_NESTING_MAX = 1000  # what the recursion limit allows the classic codec
 _INT_FRAME = struct.Struct("!biiBiB")  # the same, and an int between INT and STOP
-_pack_int_frame, _unpack_int_frame = _INT_FRAME.pack, _INT_FRAME.unpack
+_pack_int_frame = _INT_FRAME.pack
 _pack_bytes_head = struct.Struct("!biici").pack  # the same, and what is in front of bytes
 PART_BYTES = 1 << 20  # an item larger than this travels in pieces
 READ_BYTES = 1 << 18  # what is read at once, if it is there
-_PART = struct.Struct("!iB")  # number of the item, whether this is its last piece
 ITEM_MAX = PART_BYTES + 4096  # so that a round 1 MiB and its opcodes go in one
 LARGE_BYTES = 1 << 14  # a frame of an item from here on need not be whole to be acted on
-_CONTROL_MAX = 1 << 30
 
 
-class Message(object):
-    """A frame: a code, the id of a channel (0 for none) and a payload.
-
-    ``_types`` maps a code to its name and to the handler(message, gateway) that acts on it
-    in the receiver thread.
-    """
-
-    STATUS = 0  # asks for / no payload; the answer comes as an item of the channel
-    RECONFIGURE = 1  # (py2str_as_py3str, py3str_as_py2str) of the gateway or of a channel
-    GATEWAY_TERMINATE = 2  # an orderly end
-    CHANNEL_EXEC = 3  # (source, file name, function name, keyword arguments[, marshalled code])
-    CHANNEL_DATA = 4  # an item
-    CHANNEL_CLOSE = 5
-    CHANNEL_CLOSE_ERROR = 6  # the text of a traceback
-    CHANNEL_LAST_MESSAGE = 7  # the sender dropped the channel; its callback still receives
-    HELLO = 8  # a dict that describes the worker; its first frame
-    CHANNEL_DATA_PART = 9  # number of the item, last or not, and a piece of the item
-    PING = 12  # a sign of life; with (interval, dead after) the worker gives them as well
-    WINDOW = 13  # bytes that a channel, or each new one, may have on their way and unread
-    CREDIT = 14  # bytes of a channel that were read
-    GOODBYE = 15  # (exit status or None, why, whose it is, what the hello began with)
-    STACKS = 11  # asks for the stacks of all threads, answered as STATUS is; or tells them
-    SOURCE = 10  # the part of this module that a shipped worker needs only after its hello
-
-    _types: dict[int, tuple[str, Callable[[Message, Any], None]]] = {}
-    # Of a large frame that is handed on as it comes, in several messages:
-    begins: bool | None = None  # whether this is the first of them
-    left = 0  # bytes that are still to come
-
-    def __init__(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
-        self.msgcode = msgcode
-        self.channelid = channelid
-        self.data = data
-
-    @staticmethod
-    def from_io(io: Any) -> Message:
-        """Read one message from an object that has ``read``; ``EOFError`` if it ends."""
-        header = io.read(_HEADER.size)
-        if len(header) < _HEADER.size:
-            raise EOFError("the stream ended within a header: %r" % (header,))
-        msgcode, channelid, size = parse_header(header, 0)
-        data = io.read(size) if size else b""
-        if len(data) < size:
-            raise EOFError("the stream ended %d bytes before a message did" % (size - len(data)))
-        return Message(msgcode, channelid, data)
-
-    def to_io(self, io: Any) -> None:
-        """Write this message to an object that has ``write``."""
-        io.write(_HEADER.pack(self.msgcode, self.channelid, len(self.data)) + self.data)
-
-    def received(self, gateway: Any) -> None:
-        """Act on this message; runs in the receiver thread."""
-        self._types[self.msgcode][1](self, gateway)
-
-    def __repr__(self) -> str:
-        name = self._types[self.msgcode][0] if self.msgcode in self._types else self.msgcode
-        return "<Message %s channel=%d %d bytes>" % (name, self.channelid, len(self.data))
-
-
-def parse_header(data: bytes, pos: int) -> tuple[int, int, int]:
-    """Return (code, channel id, payload bytes); ``ProtocolError`` for what is no header."""
-    msgcode, channelid, size = _HEADER.unpack_from(data, pos)
-    limit = ITEM_MAX if msgcode in (4, 9) else _CONTROL_MAX
-    if msgcode not in Message._types or not 0 <= size <= limit or channelid < 0:
-        raise ProtocolError(
-            "not a frame: code %d, channel %d, payload of %d bytes, in %r"
-            % (msgcode, channelid, size, data[pos : pos + 40])
-        )
-    return msgcode, channelid, size
+# ---------------------------------------------------------------- frames, as they come
 
 
 class FrameDecoder(object):
@@ -1109,50 +1784,11 @@ class FrameDecoder(object):
         return self._header if self.left else b"".join(self._chunks)[:40]
 
 
-# ---------------------------------------------------------------- execution models
-
-_MAIN = get_ident(), getattr(_thread, "get_native_id", int)()  # the thread that imports this
-_thread_names: dict[int, str] = {}  # of threads that ``threading`` knows nothing of
-
-
-def _threading() -> Any:
-    """Return ``threading``, which a worker imports when it has to: its import takes long.
-
-    It takes the thread that imports it for the main one (since 3.13 only its native id).
-    """
-    if "threading" not in sys.modules and get_ident() != _MAIN[0]:
-        spec = __import__("_frozen_importlib_external").PathFinder.find_spec("threading")
-        module = __import__("_frozen_importlib").module_from_spec(spec)
-        spec.loader.exec_module(module)
-        main, lock = module._main_thread, _thread.allocate_lock()
-        main._native_id = _MAIN[1]
-        if sys.version_info < (3, 13):
-            module._active[_MAIN[0]] = module._active.pop(main._ident)
-            module._shutdown_locks.discard(main._tstate_lock)
-            module._shutdown_locks.add(lock)
-            lock.acquire()  # until the interpreter ends
-            main._ident, main._tstate_lock = _MAIN[0], lock
-        sys.modules.setdefault("threading", module)  # unless another thread was faster
-    return _import("threading")
-
-
 def _try_threading() -> None:
     try:
         _threading()
     except Exception:  # it can't be imported any more; threads can be had without
         pass
-
-
-if sys.version_info < (3, 10) or ISPYPY:
-    _threading()
-
-
-def _run_thread(func: Callable[..., object], args: Sequence[Any], name: str) -> None:
-    _thread_names[get_ident()] = name
-    try:
-        func(*args)
-    finally:
-        del _thread_names[get_ident()]
 
 
 def _run_starter(thread: Any) -> None:
@@ -1161,6 +1797,9 @@ def _run_starter(thread: Any) -> None:
         thread.start()
     except RuntimeError:  # there can be no more, so this one is it
         _run_thread(thread.run, (), thread.name)
+
+
+# ---------------------------------------------------------------- locks and queues
 
 
 class _Lock(object):
@@ -1193,117 +1832,6 @@ def new_lock() -> Any:
 def new_rlock() -> Any:
     """Return a new reentrant lock for threads, as ``new_lock``."""
     return _with_lock((_threading() if PY2 else _thread).RLock())
-
-
-class ExecModel(object):
-    """How a process runs things at once, under one set of names; this one: with threads.
-
-    Modules are imported when they are asked for.
-    """
-
-    backend = "thread"
-    has_main_thread = True  # whether tasks can be handed to the main thread
-    _modules = {"queue": "Queue" if PY2 else "queue", "get_ident": "thread" if PY2 else "_thread"}
-
-    def __repr__(self) -> str:
-        return "<ExecModel %r>" % self.backend
-
-    def _module(self, name: str) -> Any:
-        name = self._modules.get(name, name)
-        if self.has_main_thread:
-            _threading()  # in case that it imports it
-        __import__(name)
-        return sys.modules[name]
-
-    @property
-    def queue(self) -> Any:
-        """The module with ``Queue`` and ``Empty``."""
-        return self._module("queue")
-
-    @property
-    def subprocess(self) -> Any:
-        """The module with ``Popen``."""
-        return self._module("subprocess")
-
-    @property
-    def socket(self) -> Any:
-        """The module with ``socket``."""
-        return self._module("socket")
-
-    def get_ident(self) -> int:
-        """Return the number of the running thread or greenlet."""
-        ident: int = self._module("get_ident").get_ident()
-        return ident
-
-    def sleep(self, delay: float) -> None:
-        """Wait for ``delay`` seconds."""
-        self._module("time").sleep(delay)
-
-    def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
-        """Run ``func(*args)`` in a thread or greenlet that keeps no process alive."""
-        if "threading" not in sys.modules or threads_are_patched():
-            _thread.start_new_thread(_run_thread, (func, args, name))
-            return
-        thread = _threading().Thread(target=func, args=args, name=name or None)
-        thread.daemon = True
-        _thread.start_new_thread(_run_starter, (thread,))
-
-    def fdopen(self, fd: int, mode: str, bufsize: int = 1) -> Any:
-        """Return a file over a descriptor; a binary one has no buffer unless told otherwise."""
-        if "b" in mode:
-            return self._open_binary(fd, mode, 0 if bufsize == 1 else bufsize)
-        return self._open_text(fd, mode, bufsize)
-
-    def _open_binary(self, fd: int, mode: str, bufsize: int) -> Any:
-        import io
-
-        return io.open(fd, mode, bufsize)
-
-    def _open_text(self, fd: int, mode: str, bufsize: int) -> Any:
-        return os.fdopen(fd, mode, bufsize)
-
-    def wait_writable(self, fd: int) -> None:
-        """Wait until a descriptor takes something, or has failed."""
-        select = self._module("select")
-        if hasattr(select, "poll"):
-            poll = select.poll()
-            poll.register(fd, select.POLLOUT)
-            poll.poll()
-        else:
-            select.select([], [fd], [])
-
-    def inbox(self) -> Any:
-        """Return a new queue without a bound."""
-        try:
-            from _queue import SimpleQueue  # without the rest of ``queue``
-        except ImportError:
-            return self.queue.Queue() if PY2 else _Inbox()
-        return SimpleQueue()
-
-    @property
-    def Empty(self) -> type[Exception]:
-        """What ``get`` of an inbox raises; who waits there may be interrupted: no import."""
-        # PyPy has been seen with a "_queue" that had nothing in it.
-        empty: type[Exception] | None = getattr(sys.modules.get("_queue"), "Empty", None)
-        return empty or self.queue.Empty
-
-    def Lock(self) -> Any:
-        """Return a new lock; ``with`` takes it safely where an interrupt may come."""
-        return new_lock()
-
-    def RLock(self) -> Any:
-        """Return a new reentrant lock."""
-        return new_rlock()
-
-    def Event(self) -> Any:
-        """Return a new event."""
-        return _Flag(self) if threads_are_patched() else _threading().Event()
-
-
-class MainThreadOnlyExecModel(ExecModel):
-    """Threads, but tasks run in the main thread and nowhere else."""
-
-    backend = "main_thread_only"
 
 
 class _Inbox(object):
@@ -1352,89 +1880,6 @@ class _Inbox(object):
         return self.get(False)
 
 
-class GeventExecModel(ExecModel):
-    """The greenlets of gevent."""
-
-    backend = "gevent"
-    has_main_thread = False
-    _modules = {
-        "queue": "gevent.queue",
-        "subprocess": "gevent.subprocess",
-        "socket": "gevent.socket",
-        "time": "gevent",
-        "get_ident": "gevent.thread",
-        "os": "gevent.os",
-        "threading": "gevent.lock",
-        "event": "gevent.event",
-    }
-
-    def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
-        self._module("gevent").spawn(func, *args)
-
-    def _open_text(self, fd: int, mode: str, bufsize: int) -> Any:
-        return self._module("gevent.fileobject").FileObject(fd, mode, bufsize)
-
-    def _open_binary(self, fd: int, mode: str, bufsize: int) -> Any:
-        green_os = self._module("os")
-        green_os.make_nonblocking(fd)
-        return _GreenFile(fd, green_os.nb_read, self.wait_writable)
-
-    def wait_writable(self, fd: int) -> None:
-        self._module("socket").wait_write(fd)
-
-    def inbox(self) -> Any:
-        return self.queue.Queue()
-
-    def Lock(self) -> Any:
-        return _with_lock(self._module("threading").Semaphore(1))
-
-    def RLock(self) -> Any:
-        return self._module("threading").RLock()
-
-    def Event(self) -> Any:
-        return self._module("event").Event()
-
-
-class EventletExecModel(GeventExecModel):
-    """The greenlets of eventlet."""
-
-    backend = "eventlet"
-    _modules = {
-        "queue": "eventlet.queue",
-        "subprocess": "eventlet.green.subprocess",
-        "socket": "eventlet.green.socket",
-        "time": "eventlet",
-        "get_ident": "eventlet.green.thread",
-        "threading": "eventlet.green.threading",
-        "event": "eventlet.green.threading",
-    }
-
-    def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
-        self._module("eventlet").spawn_n(func, *args)
-
-    def Lock(self) -> Any:
-        return _PolledLock(self._module("time").sleep)
-
-    def _open_text(self, fd: int, mode: str, bufsize: int) -> Any:
-        return self._module("eventlet.greenio").GreenPipe(fd, mode, bufsize)
-
-    def _open_binary(self, fd: int, mode: str, bufsize: int) -> Any:
-        hubs = self._module("eventlet.hubs")
-        os.set_blocking(fd, False)
-
-        def read(fd: int, size: int) -> bytes:
-            while True:
-                try:
-                    return os.read(fd, size)
-                except BlockingIOError:
-                    hubs.trampoline(fd, read=True)
-
-        return _GreenFile(fd, read, self.wait_writable, hubs.notify_close)
-
-    def wait_writable(self, fd: int) -> None:
-        self._module("eventlet.hubs").trampoline(fd, write=True)
-
-
 class _PolledLock(object):
     """A lock for the greenlets of eventlet, whose own ones an interrupt may leave taken.
 
@@ -1463,58 +1908,6 @@ class _PolledLock(object):
             delay = min(delay + 0.001, 0.01)
 
     __enter__ = acquire
-
-
-class _GreenFile(object):
-    """A file over a non-blocking descriptor; waiting for it lets other greenlets run."""
-
-    def __init__(
-        self,
-        fd: int,
-        read: Callable[[int, int], bytes],
-        wait_writable: Callable[[int], object],
-        before_close: Callable[[int], object] = id,
-    ) -> None:
-        self._fd = fd
-        self._os_read = read
-        self._wait_writable = wait_writable
-        self._before_close = before_close  # wakes up who waits for the descriptor
-
-    def fileno(self) -> int:
-        if self._fd < 0:
-            raise ValueError("the file is closed")
-        return self._fd
-
-    def read(self, size: int) -> bytes:
-        return self._os_read(self.fileno(), size)
-
-    def write(self, data: bytes) -> int:
-        while True:
-            try:
-                return os.write(self.fileno(), data)
-            except BlockingIOError:
-                self._wait_writable(self._fd)
-
-    def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            self._before_close(fd)
-            os.close(fd)
-
-
-_EXEC_MODELS = {"thread": ExecModel, "main_thread_only": MainThreadOnlyExecModel}
-_EXEC_MODELS["gevent"] = GeventExecModel
-_EXEC_MODELS["eventlet"] = EventletExecModel
-
-
-def get_execmodel(backend: str | ExecModel) -> ExecModel:
-    """Return the execution model with that name; ``ValueError`` if there is none."""
-    if isinstance(backend, ExecModel):
-        return backend
-    if backend not in _EXEC_MODELS:
-        known = ", ".join(sorted(_EXEC_MODELS))
-        raise ValueError("unknown execution model %r, there are: %s" % (backend, known))
-    return _EXEC_MODELS[backend]()
 
 
 # ---------------------------------------------------------------- worker pool
@@ -1704,137 +2097,9 @@ class WorkerPool(object):
         return self.waitall(timeout)
 
 
-# ---------------------------------------------------------------- streams
-
-
-def _retried(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
-    """Return a read that goes on behind a signal, as Python 3 does by itself."""
-    import errno
-
-    def read_again(size: int) -> bytes:
-        while True:
-            try:
-                return read(size)
-            except EnvironmentError as exc:
-                if exc.errno != errno.EINTR:
-                    raise
-
-    return read_again
-
-
-class Popen2IO(object):
-    """A byte stream over two files: ``outfile`` is written, ``infile`` is read.
-
-    One thread reads and one at a time writes; the gateway sees to both.
-    """
-
-    def __init__(self, outfile: Any, infile: Any, execmodel: ExecModel) -> None:
-        self.outfile = outfile
-        self.infile = infile
-        self.execmodel = execmodel
-        self._read = getattr(infile, "buffer", infile).read
-        if PY2:
-            self._read = _retried(self._read)
-        self._input: Any = None  # what tells whether it can be read
-        write = getattr(outfile, "buffer", outfile).write
-        self.small_bytes = 0  # a frame below it is best written at once
-        self.takes_whole = False  # such a one goes all or, at an interrupt, not at all
-        self.write_some: Any = write  # one system call; returns how much it took
-        self.write_pieces: Any = None  # the same for several pieces, where it can be had
-        try:
-            fd = outfile.fileno()
-            mode = os.fstat(fd).st_mode
-        except (OSError, ValueError, AttributeError):  # a buffer in memory, or closed
-            self.write_some = lambda data: write(data) or len(data)
-            return
-        # A call of it is one in C, but for PyPy; ``functools`` itself takes long to import.
-        partial = __import__("functools" if ISPYPY else "_functools").partial
-        if not execmodel.has_main_thread:
-            self.write_some = partial(os.write, fd)
-        elif hasattr(os, "writev"):
-            self.write_pieces = partial(os.writev, fd)
-            if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
-                self.small_bytes, self.takes_whole = 4096, stat.S_ISFIFO(mode)  # PIPE_BUF
-
-    def read(self, numbytes: int) -> bytes:
-        """Return exactly that many bytes, however many reads it takes; else ``EOFError``."""
-        data: bytes = self._read(numbytes)
-        while len(data) < numbytes:
-            more = self._read(numbytes - len(data))
-            if not more:
-                raise EOFError("expected %d bytes, got %d" % (numbytes, len(data)))
-            data += more
-        return data
-
-    def read_some(self, limit: int) -> bytes:
-        """Return what is there, up to ``limit`` bytes; wait for the first, b"" at the end."""
-        return self._read(limit) or b""
-
-    def write(self, data: bytes) -> None:
-        """Write all of it."""
-        write_all(self, data)
-
-    def wait_writable(self) -> None:
-        """Wait until something can be written."""
-        self.execmodel.wait_writable(self.outfile.fileno())
-
-    def can_write_now(self) -> bool:
-        """Whether a few KiB can be written without waiting."""
-        try:
-            select = real_select()
-            poll = select.poll()
-            poll.register(self.outfile.fileno(), select.POLLOUT)
-        except (ImportError, AttributeError, OSError, ValueError):
-            return True  # not a descriptor, or a system that can't tell
-        return bool(poll.poll(0))
-
-    def has_more(self, wait_ms: int) -> bool:
-        """Whether something can be read, by now or so many milliseconds later."""
-        if self._input is None:
-            select = real_select()
-            self._input = select.poll()
-            self._input.register(self.infile.fileno(), select.POLLIN)
-        return bool(self._input.poll(wait_ms))
-
-    def direct_reads(self) -> DirectReads | None:
-        """Return what lets other threads read, None for what has no descriptor."""
-        try:
-            return DirectReads(self.infile.fileno(), self.execmodel)
-        except (OSError, ValueError, AttributeError):
-            return None  # a buffer in memory, or closed
-
-    def close_read(self) -> None:
-        """Close the file that is read."""
-        self.infile.close()
-
-    def close_write(self) -> None:
-        """Close the file that is written; the other side reads its end."""
-        self.outfile.close()
-
+# ---------------------------------------------------------------- the writer
 
 JOINED_BYTES = 16384  # a payload below that is cheaper copied than sent for itself
-
-
-def _is_full(error: Any) -> bool:
-    """Whether a stream took nothing only as it is full; or, in Python 2, as a signal came."""
-    import errno
-
-    return error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
-
-
-def write_all(io: Any, data: bytes) -> None:
-    """Write bytes to a stream that may take less of them at once."""
-    start = 0
-    while start < len(data):
-        taken = 0
-        try:
-            taken = io.write_some(memoryview(data)[start:] if start else data)
-        except EnvironmentError as exc:
-            if not _is_full(exc):
-                raise
-        if not taken:
-            io.wait_writable()
-        start += taken or 0
 
 
 def _left(frame: list[Any]) -> int:
@@ -2051,148 +2316,6 @@ class FrameWriter(object):
 
 # Elsewhere a read and the append of its bytes are no single call, or a pipe can't be polled.
 CAN_READ_DIRECTLY = not (PY2 or ISPYPY or sys.platform == "win32")
-
-
-class DirectReads(object):
-    """Lets a thread that waits for an item read the stream itself: no switch of threads.
-
-    The receiver thread offers the stream when it has just given an item to the one thread
-    that waited for one, and takes it back when that is asked for or when nobody reads any
-    more.  Who reads holds ``_turn`` and handles nothing but an item that it waits for itself;
-    all else is left in ``chunks`` for the receiver thread.
-
-    CPython looks for interrupts and changes threads behind calls that the code makes.  So a step
-    of a loop reads, no call is between it and the end of the append of its bytes, and none
-    between their removal and ``items.put``.
-    """
-
-    IDLE_S = 0.005  # after so long without a use the receiver thread reads again
-
-    def __init__(self, fd: int, execmodel: ExecModel) -> None:
-        self._fd = fd
-        self._reads: Iterator[Any] = map(os.read, itertools.repeat(fd), itertools.repeat(65536))
-        self._poll: Any = None  # None: the socket itself waits no longer than ``IDLE_S``
-        self._limit_ms: int | None = 5  # ``IDLE_S``; None: something else ends it with the offer
-        self._wake_fd = -1
-        self._turn = execmodel.Lock()
-        self._asked_back = execmodel.Lock()  # free when it was; an interrupt breaks an Event
-        self._asked_back.acquire()
-        self._uses = 0
-        self.offered = False
-        self.chunks: list[bytes] = []
-        self.waiting: dict[object, Any] = {}  # the queues that wait for the receiver thread
-        self.served = False  # whether one of them got an item
-
-    def offer(self) -> None:
-        """Leave the stream to others until they do not use it; in the receiver thread."""
-        self._set_up()
-        uses, self.offered = -1, True
-        asked = any(items.empty() for items in self.waiting.copy().values())
-        while not (asked or self.chunks or uses == self._uses):
-            uses = self._uses
-            asked = self._asked_back.acquire(True, self.IDLE_S)
-        self.offered = self.served = False
-        if self._wake_fd >= 0:
-            os.eventfd_write(self._wake_fd, 1)
-        with self._turn:  # who read until now has done so
-            self._asked_back.acquire(False)
-            self._tear_down()
-
-    def _set_up(self) -> None:
-        if sys.platform == "linux" and stat.S_ISSOCK(os.fstat(self._fd).st_mode):
-            try:
-                self._set_receive_timeout(self.IDLE_S)
-                return
-            except OSError:  # with another kind of time
-                pass
-        select = real_select()
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        try:
-            self._wake_fd = above_stdio(os.eventfd(0))
-            poll.register(self._wake_fd, select.POLLIN)
-            self._limit_ms = None
-        except (AttributeError, OSError):  # an old Python, another system, or too many open
-            pass
-        self._poll = poll.poll
-
-    def _tear_down(self) -> None:
-        if self._poll is None:
-            self._set_receive_timeout(0)
-        elif self._wake_fd >= 0:
-            os.close(self._wake_fd)
-            self._wake_fd, self._limit_ms = -1, 5
-
-    def _set_receive_timeout(self, seconds: float) -> None:
-        """Have reads of the socket fail after that time, 0 for never."""
-        _socket = _import("_socket")
-        sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, 0, self._fd)
-        try:
-            timeval = struct.pack("ll", 0, int(seconds * 1e6))
-            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, timeval)
-        finally:
-            sock.detach()
-
-    def next_chunk(self) -> bytes:
-        """Take away and return what was read first; in the receiver thread."""
-        return self.chunks.pop(0)
-
-    def take_back(self) -> None:
-        """Have the receiver thread read again."""
-        if self.offered and self._asked_back.locked():
-            try:
-                self._asked_back.release()
-            except RuntimeError:
-                pass  # another thread was faster
-
-    def read(self, channel: Channel, items: Any, timeout: float | None) -> bool:
-        """Read an item into a channel's queue; False if the receiver thread is to do it."""
-        if self._turn.locked() or not (timeout is None or timeout > self.IDLE_S):
-            return False
-        chunks = self.chunks
-        with self._turn:
-            if self.offered and not chunks and items.empty():
-                self._uses += 1
-                try:
-                    if self._poll is not None:
-                        ready = self._poll(self._limit_ms if timeout is None else 5)
-                        if not ready or ready[0][0] != self._fd:
-                            return False
-                    for data in self._reads:
-                        chunks.append(data)
-                        return self._load(channel, items, data)
-                except OSError:
-                    pass  # the receiver thread meets it, too; or nothing came in time
-        return False
-
-    def _load(self, channel: Channel, items: Any, data: bytes) -> bool:
-        """Put into a channel's queue what was read, if that is one item for it and no more.
-
-        Not an item with channels: an interrupt would drop them, and so close them.
-        """
-        code = 0
-        if len(data) == 15:
-            code, id, size, op, item, stop = _unpack_int_frame(data)
-        # 4 is CHANNEL_DATA, 70 INT and 81 STOP
-        if code == 4 and id == channel.id and size == 6 and op == 70 and stop == 81:
-            pass
-        elif data[:9] != _HEADER.pack(4, channel.id, len(data) - 9):
-            return False
-        else:
-            try:
-                item = load_item(data[9:], None, channel._strconfig)
-            except LoadError:
-                return False  # the receiver thread meets it, too, and closes the channel
-        with channel._lock:
-            if channel._items is not items or channel._state not in ChannelState.RECEIVES:
-                return False
-            counts = channel._factory.windows is not None
-            sizes: list[int] = getattr(items, "sizes", []) if counts else []
-            # No call is between these, so an interrupt comes before or after all three.
-            sizes += (len(data) - 9,)
-            del self.chunks[0]
-            items.put(item)
-        return True
 
 
 # ---------------------------------------------------------------- channels
@@ -2616,147 +2739,6 @@ class _Callback(object):
             self._turn.release()
 
 
-class Windows(object):
-    """Back pressure: bounds what channels have on their way and unread.
-
-    A channel may send when nothing of it is unread, or with the new item no more bytes than
-    its window.  The receiver thread never waits, for it has to read.  ``_lock`` guards the
-    counts; any thread may call.
-    """
-
-    def __init__(self, factory: ChannelFactory) -> None:
-        self._factory = factory
-        self._bytes: dict[int, int] = {}  # by channel; 0: of all that are made from now on
-        self._unread: dict[int, int] = {}
-        self._lock = factory.gateway.execmodel.Lock()
-        self._senders: deque[_Flag] = deque()  # of those that wait
-
-    def set(self, id: int, window_bytes: int) -> None:
-        """Bound a channel; id 0: all that are made from now on."""
-        self._bytes[id] = window_bytes
-        channel = self._factory._channels.get(id)
-        if channel is not None:
-            self.adopt(channel)
-
-    def adopt(self, channel: Channel) -> None:
-        """Have the items of a channel counted, if it has a window."""
-        if self.of(channel.id):
-            with channel._lock:
-                if channel._items is not None and not isinstance(channel._items, _CountedInbox):
-                    channel._set_inbox(_CountedInbox(channel._items, self, channel.id))
-
-    def of(self, id: int) -> int:
-        """Return the window of a channel in bytes; 0: there is none."""
-        return self._bytes.get(id) or self._bytes.get(0, 0)
-
-    def send(self, id: int, size: int, frames: Iterator[tuple[bool, bytes, Any]]) -> None:
-        """Send the frames of an item as soon as it may be; OSError if the channel ends first.
-
-        An interrupt gives back what was counted, unless the last frame is on its way.
-        """
-        gateway = self._factory.gateway
-        if not self.of(id):
-            for _, header, payload in frames:
-                gateway._send_frame(header, payload)
-            return
-        writer, frame = gateway._writer, None
-        may_wait = gateway._get_ident() != gateway._receiver_ident
-        hand_in = writer.deliver if may_wait else writer.post_frame
-        counted: list[int] = []
-        try:
-            self._await_room(id, size, counted)
-            for is_last, header, payload in frames:
-                frame = writer.frame(header, payload) if is_last else None
-                hand_in(frame or writer.frame(header, payload))
-        except BaseException:
-            if counted and not (frame and writer.has(frame)):
-                self.on_credit(id, size)
-            raise
-
-    def _await_room(self, id: int, size: int, counted: list[int]) -> None:
-        """Wait until an item may be sent and count it; ``counted`` tells when that was done."""
-        gateway, window = self._factory.gateway, self.of(id)
-        while True:
-            with self._lock:
-                unread = self._unread.get(id, 0)
-                if not unread or unread + size <= window:
-                    counted += (size,)  # no call is between this and the next
-                    self._unread[id] = unread + size
-                    return
-                _refuse_in_callback(gateway, "a window of channel %d" % id)
-                credit = _Flag(gateway.execmodel)
-                self._senders.append(credit)
-            channel = self._factory._channels.get(id)
-            if self._factory.finished or channel is None or channel.isclosed():
-                raise _OSError("the channel was closed while it waited to send: %r" % (channel,))
-            self._factory.take_back()
-            credit.wait()
-
-    def on_read(self, id: int, size: int) -> None:
-        """Tell the other side that so many bytes of a channel were read here."""
-        self._factory.post(Message.CREDIT, id, dumps_internal(size))
-
-    def on_credit(self, id: int, size: int) -> None:
-        """Let a channel send as much again."""
-        with self._lock:
-            if id in self._unread:
-                self._unread[id] = max(0, self._unread[id] - size)
-        self.wake()
-
-    def forget(self, id: int) -> None:
-        """Drop what is known of a channel that is no more."""
-        self._unread.pop(id, None)
-        self._bytes.pop(id, None)
-
-    def wake(self) -> None:
-        """Have all that wait look again.  A finalizer may call, so it takes no lock."""
-        try:
-            while True:
-                self._senders.popleft().set()
-        except IndexError:
-            pass
-
-
-class _CountedInbox(object):
-    """The queue of a channel that has a window.
-
-    An item counts as read when the next one is asked for.  ``_lock`` guards what is told.
-    """
-
-    def __init__(self, items: Any, windows: Windows, id: int) -> None:
-        self._items = items
-        self._gateway = windows._factory.gateway
-        self._id = id
-        self._lock = self._gateway.execmodel.Lock()
-        self.sizes: list[int] = []  # of the items in the queue, and of those taken last
-        self._telling: tuple[int, list[Any]] | None = None  # how many of them, and the frame
-        self.put = items.put
-        self.empty = items.empty
-        self.qsize = items.qsize
-
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Return the next item, as a queue does."""
-        if len(self.sizes) > self._items.qsize():
-            with self._lock:
-                self._tell()
-        (item,) = map(self._items.get, (block,), (timeout,))  # as in ``Channel.receive``
-        return item
-
-    def _tell(self) -> None:  # holds _lock
-        """Tell the other side what was read; what an interrupt left is told once, too."""
-        writer = self._gateway._writer
-        while len(self.sizes) > self._items.qsize():
-            if self._telling is None:
-                count = len(self.sizes) - self._items.qsize()
-                data = dumps_internal(sum(self.sizes[:count]))
-                header = _HEADER.pack(Message.CREDIT, self._id, len(data))
-                self._telling = count, writer.frame(header, data)
-            count, frame = self._telling
-            writer.post_frame(frame)
-            del self.sizes[:count]  # no call is between this and the next
-            self._telling = None
-
-
 class ChannelFactory(object):
     """The channels of one gateway.
 
@@ -3133,7 +3115,7 @@ def _on_ping(message: Message, gateway: BaseGateway) -> None:
     if message.data:
         interval, dead_after = loads_internal(message.data)
         # A coordinator that was stopped, on a laptop that slept, has as long again to come back.
-        pulse = Pulse(gateway, interval, 2 * dead_after)
+        pulse = load_part("_features.pulse").Pulse(gateway, interval, 2 * dead_after)
         try:
             gateway.execmodel.start(pulse.run, (), "execnet-pulse")
         except RuntimeError:  # no thread is to be had
@@ -3146,7 +3128,7 @@ def _on_window(message: Message, gateway: BaseGateway) -> None:
     factory, window_bytes = gateway._channelfactory, loads_internal(message.data)
     if type(window_bytes) is not int or window_bytes < 1:
         raise LoadError("no window: %.40r" % (window_bytes,))
-    factory.windows = factory.windows or Windows(factory)
+    factory.windows = factory.windows or load_part("_features.window").Windows(factory)
     factory.windows.set(message.channelid, window_bytes)
 
 
@@ -3158,11 +3140,6 @@ def _on_credit(message: Message, gateway: BaseGateway) -> None:
         windows.on_credit(message.channelid, size)
 
 
-def _on_source(message: Message, gateway: BaseGateway) -> None:
-    raise ProtocolError("source out of place")  # it is read in front of all others
-
-
-Message._types = {Message.SOURCE: ("SOURCE", _on_source)}  # what a worker knows before it
 _HANDLERS = [
     ("STATUS", lambda m, gateway: _answer(m, gateway, gateway._status())),
     ("RECONFIGURE", _on_reconfigure),
@@ -3387,72 +3364,6 @@ class BaseGateway(object):
         self._writer.close_soon()
 
 
-class Pulse(object):
-    """Signs of life to a peer, and a watch over those that come from it.
-
-    Each side sends a frame per interval and looks whether it received anything; one that was
-    stopped itself, or does not read, does not take that for the silence of its peer.
-    """
-
-    def __init__(self, gateway: Any, interval_s: float, dead_after_s: float) -> None:
-        self._gateway = gateway
-        time = __import__("time")
-        self._clock: Callable[[], float] = getattr(time, "monotonic", time.time)
-        self._due = self._clock() + interval_s
-        self.interval_s = interval_s
-        self._beats_left = self._beats = max(1, int(dead_after_s / interval_s + 0.999))
-        self._heard = -1
-
-    def beat(self) -> bool:
-        """Do what is due once per interval; False when there is nothing left to watch."""
-        gateway = self._gateway
-        if self.ended():
-            return False
-        if not gateway._writer._frames:  # else the peer does not even take those
-            gateway._post(Message.PING)
-        direct = gateway._channelfactory.direct
-        now = self._clock()
-        # After its own stop a process beats before it has read what came meanwhile.
-        is_late, self._due = now > self._due + self.interval_s, now + self.interval_s
-        heard = gateway._heard + (direct._uses if direct is not None else 0)
-        silent = heard == self._heard and (gateway._reading or (direct and direct.offered))
-        self._heard = heard
-        self._beats_left = self._beats_left - (not is_late) if silent else self._beats
-        if self._beats_left > 0:
-            return True
-        gateway._on_silence("silent for %g s" % (self._beats * self.interval_s))
-        return False
-
-    def ended(self) -> bool:
-        """Whether there is nothing left to watch."""
-        return bool(self._gateway._receiver_done.is_set())
-
-    def run(self) -> None:
-        """Beat until the gateway has ended."""
-        while self.beat() and not self._gateway._receiver_done.wait(self.interval_s):
-            pass
-
-
-FEATURES = "goodbye heartbeat stacks window"  # messages of theirs are understood
-
-
-def _describe_process() -> dict[str, Any]:
-    return {
-        "executable": _decoded(sys.executable),
-        "version_info": tuple(sys.version_info[:5]),
-        "platform": sys.platform,
-        "cwd": _decoded(_getcwd()),
-        "pid": os.getpid(),
-    }
-
-
-def _getcwd() -> str:
-    try:
-        return os.getcwd()
-    except OSError:  # somebody removed it
-        return ""
-
-
 # ---------------------------------------------------------------- worker
 
 IDLE_MS = 50  # without anything to read, before a worker loads a module that it may need later
@@ -3480,13 +3391,7 @@ def _modules_to_load() -> list[str]:
         os.register_at_fork(before=_loading.acquire, after_in_parent=free, after_in_child=free)
     except (AttributeError, ValueError, OSError):  # an old Python, or one from a zip
         return []
-    return [name for name in _LOADED_LATER if name not in sys.modules]
-
-
-# Whose a goodbye is: a worker's, one's that is watched, so that another follows, or that one.
-OF_WORKER, OF_WATCHED, OF_WATCHER = range(3)
-
-STACKS_S = 0.25  # how long an execution runs on in an orderly end before its stack is told
+    return FEATURE_PARTS + [name for name in _LOADED_LATER if name not in sys.modules]
 
 
 class WorkerGateway(BaseGateway):
@@ -3558,7 +3463,10 @@ class WorkerGateway(BaseGateway):
                     self._to_load = _modules_to_load()
                     continue
                 with _loading:
-                    _threading() if name == "threading" else _import(name)
+                    if name in FEATURE_PARTS:
+                        load_part(name)
+                    else:
+                        _threading() if name == "threading" else _import(name)
         except Exception:  # they can't be had, or it can't be told whether it idles
             self._to_load = []
 
@@ -3720,22 +3628,6 @@ class WorkerGateway(BaseGateway):
         os._exit(1)
 
 
-def _signal_module() -> Any:
-    """Return ``signal`` without its enums, whose import takes longer than a worker's others."""
-    try:
-        return __import__("_signal")
-    except ImportError:  # Python 2
-        return __import__("signal")
-
-
-def _handle_interrupts(handler: Callable[[int, Any], object]) -> None:
-    signal = _signal_module()
-    try:
-        signal.signal(signal.SIGINT, handler)
-    except ValueError:  # served in another thread than the main one
-        pass
-
-
 def _remember_source(source: str) -> None:
     """Let the traceback show the lines of a source that has no file."""
     try:
@@ -3823,86 +3715,6 @@ def _interrupt(thread_ident: int) -> None:
         __import__("thread" if PY2 else "_thread").interrupt_main()
 
 
-# ---------------------------------------------------------------- boot
-
-
-def init_popen_io(execmodel: ExecModel) -> Popen2IO:
-    """Take over the descriptors 0 and 1 as a stream, and leave null devices in their place.
-
-    So nothing that the worker's code prints or reads can disturb the protocol.
-    """
-    reader, writer = _move_to_null(0, os.O_RDONLY), _move_to_null(1, os.O_WRONLY)
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.setmode(reader, os.O_BINARY)
-        msvcrt.setmode(writer, os.O_BINARY)
-    return Popen2IO(execmodel.fdopen(writer, "wb"), execmodel.fdopen(reader, "rb"), execmodel)
-
-
-def above_stdio(fd: int) -> int:
-    """Return a descriptor, or one in its place where it has the number of a standard one.
-
-    In a process that closed those, what others print would go to where ours leads.
-    """
-    if fd > 2:
-        return fd
-    try:
-        return above_stdio(os.dup(fd))
-    finally:
-        os.close(fd)
-
-
-def _fill_stdio() -> None:
-    """Open null devices where a standard descriptor is closed, so that none of ours gets there."""
-    fd = os.open(os.devnull, os.O_RDWR)
-    while fd <= 2:
-        fd = os.dup(fd)
-    os.close(fd)
-
-
-def _move_to_null(fd: int, flags: int) -> int:
-    """Return a private duplicate of a descriptor, whose number leads nowhere from now on."""
-    moved = above_stdio(os.dup(fd))
-    if PY2 and sys.platform != "win32":  # Python 3 does so by itself
-        import fcntl
-
-        fcntl.fcntl(moved, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
-    null = os.open(os.devnull, flags)
-    os.dup2(null, fd)
-    os.close(null)
-    return moved
-
-
-def _hello() -> bytes:
-    """Return the first frame of a worker."""
-    hello = _describe_process()
-    default = "pypy" if ISPYPY else "cpython"  # Python 2 does not say
-    hello["implementation"] = getattr(getattr(sys, "implementation", None), "name", default)
-    hello["codecs"] = CODECS
-    hello["features"] = FEATURES
-    return _frame_of(hello)
-
-
-def _frame_of(item: Any, msgcode: int = Message.HELLO) -> bytes:
-    data = dumps_internal(item)
-    return _HEADER.pack(msgcode, 0, len(data)) + data
-
-
-def _read_rest(io: Any) -> None:
-    """Execute the rest of this module, which the coordinator sends when it has the hello."""
-    source = Message.from_io(io).data
-    if source[:1] == b"\x78":  # deflated; source as text begins with an empty line
-        import zlib
-
-        source = zlib.decompress(source)
-    if source[:1] == b"m":
-        code = __import__("marshal").loads(source[1:])
-    else:
-        code = compile(source, __file__, "exec", 0, True)
-    exec(code, globals())
-
-
 def serve(
     io: Any, id: str, peer_codecs: Sequence[str] = ("classic",), grace: float | None = None
 ) -> None:
@@ -3925,105 +3737,3 @@ def _serve(
     if grace is not None:
         gateway.grace_s = grace
     gateway.serve()
-
-
-def _lead_a_group() -> Callable[[], object]:
-    """Have all processes that this one starts killed with it; return what does so."""
-    import atexit
-    import signal
-
-    if os.getpgrp() != os.getpid():  # not as the leader of a session, whose group is its own
-        os.setpgid(0, 0)
-    return atexit.register(lambda: os.killpg(0, signal.SIGKILL))  # the first one is called last
-
-
-def change_surroundings(
-    env: Mapping[str | bytes, str | bytes] | None, chdir: str | bytes | None
-) -> None:
-    """Set variables of the environment, and change to a folder that may have to be made."""
-    decode = getattr(os, "fsdecode", str)
-    for name, value in (env or {}).items():
-        os.environ[decode(name)] = decode(value)
-    if chdir is not None:
-        chdir = decode(chdir)
-        if not os.path.isdir(chdir):
-            os.makedirs(chdir)
-        os.chdir(chdir)
-
-
-def _part(source: str | bool, name: str) -> dict[str, Any]:
-    """Return what a part of the first line defines; True: it can be imported."""
-    if source is True:
-        name = "%s.%s" % (__package__, name)
-        __import__(name)
-        return vars(sys.modules[name])
-    namespace: dict[str, Any] = {"__name__": "_execnet" + name.replace(".", "_")}
-    exec(compile(source, name, "exec", 0, True), namespace)  # type: ignore[arg-type]
-    return namespace
-
-
-def start_worker(
-    id: str,
-    marker: bytes,
-    execmodel: str,
-    codecs: Sequence[str],
-    chdir: str | bytes | None = None,
-    nice: int = 0,
-    env: Mapping[str | bytes, str | bytes] | None = None,
-    grace: float | None = None,
-    kill: str | None = None,
-    stdout: int | None = None,
-    rest: bool = False,
-    watcher: str = "",
-    faults: str | bool = "",
-) -> None:
-    """Become a worker on stdin and stdout, as the coordinator's first line asks for.
-
-    ``marker`` tells the coordinator where noise ends and frames begin; with ``rest`` a part
-    of this module is still to come.  ``watcher`` and ``faults`` are what tells of its end:
-    ``_ends.far_watcher``, ``_ends.far_faults``.  What goes wrong in the preparation is reported
-    in place of a hello.
-    """
-    # None ends it before it can tell what is to be interrupted.  Not SIG_IGN, which processes
-    # that code starts would inherit.
-    _handle_interrupts(lambda signum, frame: None)
-    signal = _signal_module()
-    if hasattr(signal, "pthread_sigmask"):  # a coordinator that blocks it, blocks it for all
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    is_watched = False
-    if watcher:
-        is_watched = _part(watcher, "_ends.far_watcher")["fork_watcher"](_frame_of, marker)
-    try:
-        _fill_stdio()
-        change_surroundings(env, chdir)
-        if nice:
-            os.nice(nice)
-        before_exit = _lead_a_group() if kill == "group" else int
-        if stdout is not None:
-            os.fstat(stdout)  # fails if a program in between has closed it
-        model = get_execmodel(execmodel)
-        if not model.has_main_thread:  # it has to be installed, and had better say so now
-            for name in model._modules:
-                model._module(name)
-        io = init_popen_io(model)
-        if stdout is not None:
-            os.dup2(stdout, 1)
-            os.close(stdout)
-    except Exception as exc:
-        io = init_popen_io(get_execmodel("thread"))
-        io.write(marker + _frame_of({"error": _decoded(geterrortext(exc))}))
-        return
-    io.write(marker + _hello())
-    if rest:
-        try:
-            _read_rest(io)
-        except EOFError:
-            return  # the coordinator has gone
-    WorkerGateway.before_exit = staticmethod(before_exit)
-    _keep_spare_fd()
-    leave_stream = int
-    if faults:
-        trace_of = _part(faults, "_ends.far_faults")["FaultTrace"]
-        leave_stream = trace_of(io.outfile.fileno()).leave_stream
-    tells = {"farewell": marker, "is_watched": is_watched, "leave_stream": leave_stream}
-    _serve(io, id, codecs, grace, **tells)

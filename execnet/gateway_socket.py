@@ -13,7 +13,7 @@ from ._clock import monotonic
 from ._endpoint import Endpoint
 from ._errors import BootstrapError, HostNotFound
 from ._specs import CONNECT_TIMEOUT_S
-from .gateway_base import DirectReads, ExecModel, RemoteError, _Flag, above_stdio, write_all
+from .gateway_base import ExecModel, RemoteError, _Flag, above_stdio, write_all
 from .script import socketserver
 from .script.socketserver import format_address, keep_alive, parse_address
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from ._features.direct import DirectReads
     from ._specs import Settings
     from .script.socketserver import Address
 
@@ -65,8 +66,10 @@ class SocketIO(Endpoint):
 
     def direct_reads(self) -> DirectReads | None:
         """Return what lets other threads read, None once it is closed."""
+        from ._features import direct
+
         fd: int = self._sock.fileno()
-        return DirectReads(fd, self.execmodel) if fd >= 0 else None
+        return direct.DirectReads(fd, self.execmodel) if fd >= 0 else None
 
     def write(self, data: bytes) -> None:
         """Write all of it."""

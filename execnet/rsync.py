@@ -118,8 +118,8 @@ class RSync:
         Raises TypeError for any other option, ValueError for a "~" without ``expanduser`` or
         another value of ``links``, and OSError if the gateway is gone.
         """
-        from ._rsync.loader import TARGET_PARTS, load
         from ._rsync.push import Target
+        from ._ship.parts import run
 
         unknown = sorted(options.keys() - _OPTIONS)
         if unknown:
@@ -143,7 +143,7 @@ class RSync:
             "max_files": None,
             "max_bytes": None,
         }
-        channel = load(gateway, TARGET_PARTS)
+        channel = run(gateway, "_rsync.far.target")
         self._targets.append(
             Target(gateway, channel, os.fsdecode(destdir), finishedcallback, settings)
         )

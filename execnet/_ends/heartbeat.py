@@ -1,6 +1,6 @@
 """The signs of life of all gateways that give some, from one thread.
 
-Start at ``watch``.  What is done per interval is ``Pulse`` of ``gateway_base``.
+Start at ``watch``.  What is done per interval is ``_features.pulse``.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ import itertools
 import threading
 
 from .._clock import monotonic
-from ..gateway_base import Pulse, get_execmodel
+from ..gateway_base import get_execmodel
 from . import fork
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .._features.pulse import Pulse
 
 
 class _Watch:

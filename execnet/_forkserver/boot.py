@@ -27,15 +27,15 @@ path, sys.path = sys.path, [{folder!r}] + [entry for entry in sys.path if entry]
  sys.path = path
 """
 _BY_SOURCE = """\
-def load(name, file_name, source):
-  module = type(sys)(name)
-  module.__file__ = file_name
-  vars(module).pop("__spec__", None)
-  sys.modules[name] = module
-  exec(compile(source, file_name, "exec"), module.__dict__)
-  return module
- base = load("_execnet_gateway_base", *{base!r})
- template = load("_execnet_forkserver_far", *{template!r})
+file_name, source = {base!r}
+ for name in "_execnet", "_execnet.gateway_base":
+  base = sys.modules[name] = type(sys)(name)
+  vars(base).pop("__spec__", None)
+  base.__path__ = []
+ del base.__path__
+ base.__file__ = file_name
+ exec(compile(source, file_name, "exec"), base.__dict__)
+ template = base.load_part("_forkserver.far", *{template!r})
 """
 
 

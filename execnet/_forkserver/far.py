@@ -250,6 +250,8 @@ def run(base: Any, preload: Sequence[str]) -> None:
         text = problem.encode("utf-8", "replace")
         control.sendall(HEADER.pack(BROKEN, 0, len(text)) + text)
         return
+    for name in base.FEATURE_PARTS:
+        base.load_part(name)
     now = _handlers()
     changed = {number: handler for number, handler in before.items() if now[number] != handler}
     signal.signal(signal.SIGINT, signal.SIG_IGN)

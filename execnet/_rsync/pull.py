@@ -13,13 +13,13 @@ import posixpath
 import time
 from typing import Any
 
+from .._ship.parts import run
 from ..gateway_base import ExecnetError
 from .far import target as remote
 from .far import wire
 from .far.messages import PATH_MAX, fits, is_bytes, is_costs, is_count, is_mode, is_time
 from .far.places import SEP, path_of
 from .far.rules import Rules
-from .loader import SOURCE_PARTS, load
 from .patterns import Rule
 from .push import path_inside, place_here
 from .result import Progress, RSyncError, Skipped, TargetResult
@@ -40,7 +40,7 @@ def pull(
     if wishes["delete"]:
         _check_source_stays(gateway, remote_dir, local_dir)
     place = f"{gateway.id}:{os.fsdecode(remote_dir)}"
-    channel = load(gateway, SOURCE_PARTS)
+    channel = run(gateway, "_rsync.far.server")
     try:
         with Deadline(channel, place, timeout):
             channel.send((os.fsencode(remote_dir), _inner(gateway, remote_dir, local_dir), rules))

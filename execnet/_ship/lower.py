@@ -1,7 +1,8 @@
 """Source as it is sent: lowered to what every Python understands, split, packed as text.
 
 Lowering takes docstrings, comments and annotations out of a module and nothing else, line
-for line, so that remote tracebacks give the numbers of the file in the repository.  Start
+for line, so that remote tracebacks give the numbers of the file in the repository.  What it
+imports from the future becomes what Python 2 needs of it.  Start
 at ``lower`` and ``pack``.
 """
 
@@ -38,51 +39,14 @@ def lower(source: str, tree: ast.Module | None = None) -> str:
     return "\n".join(map(_dedented, lines))
 
 
-def split(source: str, names: frozenset[str], tree: ast.Module | None = None) -> tuple[str, str]:
-    """Return the lowered source in two parts: without what these names define, and only that.
+def cut(lowered: str, source: str, line: str) -> tuple[str, str]:
+    """Return what is in front of a line of the source and what comes after it.
 
-    What uses one of them as soon as it is executed, such as a subclass, belongs to the second
-    part too.  In both all lines keep their numbers.  tree: the syntax tree, which may be that
-    of the source before it was lowered.
+    Both are lowered; in both all lines keep their numbers.  line: how it begins.
     """
-    lines = source.split("\n")
-    second = [""] * len(lines)
-    names_there = set(names)
-    for node in (tree or ast.parse(source)).body:
-        defined = _defined(node)
-        if names_there.intersection(defined) or names_there.intersection(_used_at_once(node)):
-            names_there.update(defined)
-            decorators = getattr(node, "decorator_list", [])
-            taken = slice(min(n.lineno for n in [node, *decorators]) - 1, node.end_lineno)
-            second[taken] = lines[taken]
-            lines[taken] = [""] * len(lines[taken])
-    return "\n".join(lines), "\n".join(second)
-
-
-def _defined(node: ast.stmt) -> set[str]:
-    """Return the names that a statement at the top of a module binds."""
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-        return {node.name}
-    if isinstance(node, (ast.Assign, ast.AnnAssign)):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        names = [name for target in targets for name in ast.walk(target)]
-        return {n.id for n in names if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
-    return set().union(*map(_defined, inner))
-
-
-def _used_at_once(node: ast.AST) -> Iterator[str]:
-    """Yield the names that executing a statement looks up; bodies of functions wait."""
-    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-        yield node.id
-    for name, value in ast.iter_fields(node):
-        if name in ("annotation", "returns"):
-            continue
-        if name == "body" and isinstance(node, (ast.FunctionDef, ast.Lambda)):
-            continue
-        for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST):
-                yield from _used_at_once(child)
+    (number,) = (n for n, text in enumerate(source.split("\n")) if text.startswith(line))
+    lines = lowered.split("\n")
+    return "\n".join(lines[:number]), "\n" * number + "\n".join(lines[number:])
 
 
 PACKED_FROM = 40  # the character that stands for 0; ``shipment._BOOT`` knows it as well
@@ -166,7 +130,10 @@ def _edits_of(node: ast.stmt, lines: list[str]) -> Iterator[Edit]:
         yield from _assignment_edits(node, lines)
     elif isinstance(node, ast.AnnAssign):
         yield from _statement_edits(node, lines, "pass")
-    elif (isinstance(node, ast.ImportFrom) and node.module == "__future__") or (
+    elif isinstance(node, ast.ImportFrom) and node.module == "__future__":
+        # Python 2 would look in our own package first for each module that is imported.
+        yield from _statement_edits(node, lines, "from __future__ import absolute_import")
+    elif (
         isinstance(node, ast.If)
         and isinstance(node.test, ast.Name)
         and node.test.id == "TYPE_CHECKING"

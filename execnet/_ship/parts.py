@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import marshal
 import os
+import re
 import sys
 from contextlib import suppress
 from functools import lru_cache
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
     from typing import Any
+
+    from ..gateway_base import Channel
 
 PACKAGE = str(__package__).rpartition(".")[0]
 HASH_BYTES = 8
@@ -125,6 +128,51 @@ def lowered(name: str) -> str:
 
     text: str = kept(name, "lowered", [source, source_of("_ship.lower")], lower)
     return text
+
+
+# What a worker does with it: it adds what it was sent to what it has, and runs the last one.
+LOADER = """
+import sys
+base = sys.modules[channel.__class__.__module__]
+for name, file_name, source in channel.receive():
+    module = base.load_part(name, file_name, source)
+module.main(channel)
+"""
+
+
+def run(gateway: Any, name: str, is_there: bool = False) -> Channel:
+    """Run ``main(channel)`` of a module of ours in a worker; return the channel.
+
+    It is sent with those that it imports, except to a worker that can import them, or has them
+    already, which ``is_there`` tells.  Raises OSError if the worker is gone.
+    """
+    channel: Channel = gateway.remote_exec(LOADER)
+    channel.reconfigure(py2str_as_py3str=False)  # what Python 2 calls str are bytes here
+    if is_there or gateway._imports_parts():
+        parts: list[tuple[str, str | None, str | None]] = [(name, None, None)]
+    else:
+        read = lowered if gateway._is_old() else source_of
+        parts = [(one, file_of(one), read(one)) for one in _with_imports(name)]
+    channel.send(parts)
+    return channel
+
+
+@lru_cache(maxsize=32)
+def _with_imports(name: str) -> list[str]:
+    """Return a shipped module and those that it imports, in the order in which they are needed.
+
+    The core and its features are there; what is imported within a function does not count.
+    """
+    found: list[str] = []
+    package = name.rpartition(".")[0]
+    for module, names in _IMPORTS.findall(source_of(name)):
+        for one in [f".{module}"] if module else [f".{one.strip()}" for one in names.split(",")]:
+            found += [part for part in _with_imports(package + one) if part not in found]
+    return [*found, name]
+
+
+# Those of the same folder, as far as the rest needs them.
+_IMPORTS = re.compile(r"^from \.(\w*) import (.*)", re.M)
 
 
 def import_folder() -> str:

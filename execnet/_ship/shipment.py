@@ -25,10 +25,13 @@ FIRST_PACKET_MAX = 14 * 1024  # bytes of the line: the first flight of a TCP con
 _BOOT = """\
 def boot(p,w,f,o,k=None):
  import struct,sys
- m=type(sys)("_execnet_gateway_base")
+ def n(n):
+  m=sys.modules[n]=type(sys)(n)
+  vars(m).pop("__spec__",0)
+  return m
+ n("_execnet").__path__=[]
+ m=n("_execnet.gateway_base")
  m.__file__=f
- vars(m).pop("__spec__",0)
- sys.modules[m.__name__]=m
  try:
   import zlib
   d=[ord(c)-40 for c in p.replace("!","\\\\")]
@@ -62,31 +65,11 @@ if k:
   m.start_worker(**o)"""
 _CONNECTION = """,None if globals().get("in_own_process") else globals().get("clientsock")"""
 
-# What a worker can say hello without; what needs one of these at once follows as well.
-_SENT_AFTER_HELLO = """
-    dump dumps load loads loads_internal Unserializer
-    _read_exactly _read_item _check_version _SIZES
-    _unpack_int4 _unpack_size _unpack_float _idle_picklers
-    _parse _parse_other _parse_ints _parse_decimal _checked_key _INT _TEXT _LONG
-    _BUILDTUPLE _CONSTANTS _COLLECTIONS _text _STRINGS
-    _decimal _find_refused _save_channel _ints_of_list
-    _load_fast_codec _StrictPickler _StrictUnpickler _load_pickle _nested_too_deeply
-    dumps_fast _refuse_extensions load_item _PICKLED_CONTAINERS _NESTING_MAX
-    _Lock _PolledLock _with_lock new_lock new_rlock _Inbox _run_starter JOINED_BYTES _left
-    FrameWriter GatewayState BaseGateway WorkerGateway
-    Reply WorkerPool FrameDecoder DirectReads CAN_READ_DIRECTLY _Flag ChannelState Channel _Callback
-    ChannelFile ChannelFactory Windows _CountedInbox Pulse ENDMARKER NO_ENDMARKER_WANTED _refusal
-    _on_reconfigure _on_exec _on_data _on_close_error
-    _on_terminate _on_stacks _on_ping _on_window _on_credit
-    _answer format_stacks _frames_of_user _plain_stack _keep_spare_fd real_select
-    threads_are_patched IDLE_MS _end_fork _try_threading _modules_to_load _LOADED_LATER
-    _BROUGHT_ALONG _loading _dump_text _remember_source _interrupt _marked_as_utf8
-    _places _interrupt_others
-    WorkerDied WorkerGone TimeoutError LoadError RemoteError _ErrorText _told
-    MAIN_THREAD_ONLY_DEADLOCK_TEXT INTERRUPT_TEXT
-    StreamEnded DeadlockError _refuse_in_callback
-    """
-_GREENLETS = "GeventExecModel _GreenFile _MAIN _threading _run_thread _thread_names"
+# The lines that cut the module: what a worker of greenlets needs to say hello, and what all can do
+# without until then.
+CUT_BEFORE_GREENLETS = f"# {'=' * 64} after hello, but for"
+CUT = f"# {'=' * 64} after hello, for all"
+FEATURES = ("codec", "direct", "pulse", "window")
 
 
 class Shipment:
@@ -115,9 +98,9 @@ class Shipment:
 
     def whole(self) -> str:
         """Return the lowered source of all."""
-        texts = _inflated(self._deflated), self.plain_rest
-        lines = zip(*(text.decode("ascii").split("\n") for text in texts), strict=True)
-        return "\n".join(first or second for first, second in lines)
+        first = _inflated(self._deflated).decode("ascii").split("\n")
+        rest = self.plain_rest.decode("ascii").split("\n")
+        return "\n".join(first + rest[len(first) :])
 
 
 def _inflated(data: bytes) -> bytes:
@@ -126,27 +109,33 @@ def _inflated(data: bytes) -> bytes:
     return zlib.decompress(data)
 
 
-def _make(names_later: str) -> tuple[str, bytes, bytes, bytes]:
+def _make(greenlets: bool) -> tuple[str, bytes, bytes, bytes]:
     """Return the arguments of a ``Shipment``; takes a tenth of a second."""
-    import ast
     import marshal
 
-    from .lower import deflate, lower, pack, split
+    from .lower import cut, deflate, lower, pack
 
     source = parts.source_of(MODULE)
-    tree = ast.parse(source)
-    first, rest = split(lower(source, tree), frozenset(names_later.split()), tree)
-    code = compile(rest, parts.file_of(MODULE), "exec", 0, True, 0)
+    first, rest = cut(lower(source), source, CUT if greenlets else CUT_BEFORE_GREENLETS)
+    sources, compiled = {}, {}
+    for name in FEATURES:
+        name = f"_features.{name}"
+        text, file_name = parts.lowered(name), parts.file_of(name)
+        sources[name] = file_name, text
+        code = compile(text, file_name, "exec", 0, True, 0)
+        compiled[name] = file_name, marshal.dumps(code)
+    sent = "\n_sent_parts.update({})".format
+    code = compile(rest + sent(compiled), parts.file_of(MODULE), "exec", 0, True, 0)
+    rest += sent(ascii(sources))
     return pack(first), deflate(first), deflate(rest), b"m" + marshal.dumps(code)
 
 
 @lru_cache(maxsize=2)
 def _shipment(greenlets: bool) -> Shipment:
-    names_later = _SENT_AFTER_HELLO if greenlets else _SENT_AFTER_HELLO + _GREENLETS
-    sources = [parts.source_of(name) for name in (MODULE, "_ship.lower", "_ship.shipment")]
-    made_of = [*sources, names_later, parts.file_of(MODULE)]
+    modules = [MODULE, "_ship.lower", "_ship.shipment", *(f"_features.{name}" for name in FEATURES)]
+    made_of = [*map(parts.source_of, modules), parts.file_of(MODULE)]
     kind = "shipment-greenlets" if greenlets else "shipment"
-    return Shipment(*parts.kept(MODULE, kind, made_of, lambda: _make(names_later)))
+    return Shipment(*parts.kept(MODULE, kind, made_of, lambda: _make(greenlets)))
 
 
 def shipment_for(execmodel: str) -> Shipment:

@@ -81,7 +81,7 @@ def start_in_server(base: Any, sock: Any, options: dict[str, Any]) -> None:
         os.environ.update(environment)
         if os.path.isdir(folder):
             os.chdir(folder)
-        for name in [name for name in sys.modules if name.startswith("_execnet_")]:
+        for name in [name for name in sys.modules if name.startswith("_execnet")]:
             module: Any = sys.modules.pop(name)
             # Python 2 empties a module that nobody holds, though threads may be left in it.
             module._itself = module

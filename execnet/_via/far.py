@@ -1,6 +1,6 @@
 """The far half of ``via=``: starts what the coordinator asks for, and forwards its bytes.
 
-This file is shipped to the worker that others go via, with ``_via.far_ends``; it keeps to what
+This file is shipped to the worker that others go via, with ``far_ends``; it keeps to what
 Python 2.7 and today's Python both accept.  It decodes nothing of what it forwards.
 
 One channel carries the bytes of the stream, in both directions; each side has at most
@@ -15,15 +15,15 @@ Start reading at ``Forwarder``.
 from __future__ import annotations
 
 import select
-import sys
 import threading
 from collections import deque
+
+from ..gateway_base import Popen2IO
+from . import far_ends
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-    channel: Any
 
 WINDOW_BYTES = 1 << 20  # on the way in one direction, not known to have been taken
 CREDIT_BYTES = WINDOW_BYTES // 4  # how much is taken before it is told
@@ -34,7 +34,6 @@ DROP = -1  # nobody wants what it says from now on
 
 GRACE_S = 6.0  # within which a process must end its output when its coordinator is gone
 END_S = 30.0  # and itself behind it: it ends others, too
-FAR = "_execnet_via_far"
 ERRORS = (EnvironmentError, ValueError, select.error)  # ValueError: a file is closed
 
 
@@ -43,16 +42,15 @@ class Forwarder(object):
 
     request: a dict of ``args`` (a command) or ``address``, ``stderr`` (whether its last lines
     are kept), ``timeout`` (seconds to connect, None for none), ``leads_group`` (whether its
-    process group is killed with it).  far: the module ``_via.far_ends``.
+    process group is killed with it).
     ``on_item`` runs in the receiver thread and never waits; one thread reads, one writes and
     one waits for the end.  ``_lock`` guards the queue: who finds it empty may write.
     """
 
-    def __init__(self, channel: Any, news: Any, request: dict[str, Any], far: Any) -> None:
+    def __init__(self, channel: Any, news: Any, request: dict[str, Any]) -> None:
         self._channel = channel
         self._news = news
         self._request = request
-        self._far = far
         self._model = channel.gateway.execmodel
         self._owner: Any = None  # a Process or a Connection, and the stream to it; None until
         self._stream: Any = None  # it is there
@@ -158,7 +156,7 @@ class Forwarder(object):
         except Exception as exc:
             self._ended.set()
             reason = getattr(exc, "strerror", None) or "%s" % (exc,)
-            self._tell((None, b"", self._far.as_bytes(reason)))
+            self._tell((None, b"", far_ends.as_bytes(reason)))
             self._send(self._channel, EOF)
             return
         if self._killed:
@@ -168,13 +166,11 @@ class Forwarder(object):
         self._read()
 
     def _open(self) -> tuple[Any, Any]:
-        far = self._far
-        kind = far.Process if self._request["args"] else far.Connection
+        kind = far_ends.Process if self._request["args"] else far_ends.Connection
         owner = kind(self._model, self._request)
         if self._model.has_main_thread and hasattr(select, "poll"):
-            return owner, far.PolledStream(owner.read_fd, owner.write_fd)
-        base = sys.modules[self._channel.__class__.__module__]
-        return owner, far.WaitingStream(base.Popen2IO, owner, self._model)
+            return owner, far_ends.PolledStream(owner.read_fd, owner.write_fd)
+        return owner, far_ends.WaitingStream(Popen2IO, owner, self._model)
 
     def _read(self) -> None:
         limit = 65536
@@ -229,22 +225,7 @@ class Forwarder(object):
         self._tell((status, stderr, b""))
 
 
-def load_far(source: str, file_name: str) -> Any:
-    """Return the module ``_via.far_ends``; its source comes once, before it is needed."""
-    if source:
-        module: Any = type(sys)(FAR)
-        module.__file__ = file_name
-        vars(module).pop("__spec__", None)  # CPython 3.15 warns where it is None
-        exec(compile(source, file_name, "exec", 0, True), module.__dict__)
-        sys.modules[FAR] = module
-    return sys.modules[FAR]
-
-
-def serve(channel: Any) -> None:
-    """Forward as the first item asks; returns at once, the main thread is for other code."""
-    data_channel, news, request, source, file_name = channel.receive()
-    Forwarder(data_channel, news, request, load_far(source, file_name)).start()
-
-
-if __name__ == "__channelexec__":
-    serve(channel)  # noqa: F821 it is in the globals there
+def main(channel: Any) -> None:
+    """Forward as the next item asks; returns at once, the main thread is for other code."""
+    data_channel, news, request = channel.receive()
+    Forwarder(data_channel, news, request).start()

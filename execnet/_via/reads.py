@@ -1,11 +1,11 @@
 """Direct reads for ``via=``: who waits for an item reads the stream of the gateway in between.
 
-Start at ``ViaReads``; what direct reads are is told in ``gateway_base.DirectReads``.
+Start at ``ViaReads``; what direct reads are is told in ``_features.direct``.
 """
 
 from __future__ import annotations
 
-from ..gateway_base import DirectReads
+from .._features.direct import DirectReads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

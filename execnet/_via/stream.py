@@ -9,7 +9,7 @@ from __future__ import annotations
 from .._clock import monotonic
 from .._endpoint import Endpoint
 from .._errors import BootstrapError
-from .._ship.source import source_to_send
+from .._ship.parts import run
 from .._transports.table import address_of, command
 from ..gateway_base import (
     ExecModel,
@@ -20,8 +20,6 @@ from ..gateway_base import (
     dumps_internal,
     opcode,
 )
-from . import far as via_far
-from . import far_ends
 from .far import CHUNK_BYTES, CLOSE, CREDIT_BYTES, DROP, EOF, WINDOW_BYTES
 from .reads import ViaReads
 
@@ -110,14 +108,10 @@ class ViaIO(Endpoint):
 
     def _start(self, request: dict[str, Any]) -> None:
         self._news.setcallback(self._on_news, endmarker=None)
-        self._code = self._via.remote_exec(via_far)
-        self._code.setcallback(self._on_code_end, endmarker=None)
         # Once is enough; whether it has come is known when the code has ended well.
-        known = getattr(self._via, "_knows_via_far", False)
-        source, file_name, _ = (
-            ("", "", None) if known else source_to_send(far_ends, self._via._is_old())
-        )
-        self._code.send((self._data, self._news, request, source, file_name))
+        self._code = run(self._via, "_via.far", getattr(self._via, "_knows_via_far", False))
+        self._code.setcallback(self._on_code_end, endmarker=None)
+        self._code.send((self._data, self._news, request))
 
     # the receiver thread of the gateway that it goes via
 

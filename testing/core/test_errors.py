@@ -46,7 +46,7 @@ def test_in_a_worker_that_was_sent_all_they_have_the_name_of_what_was_sent(
 ) -> None:
     code = "channel.send(channel.TimeoutError.__module__)"
     gateway = makegateway(f"popen//python={sys.executable}")
-    assert gateway.remote_exec(code).receive(BOUND_S) == "_execnet_gateway_base"
+    assert gateway.remote_exec(code).receive(BOUND_S) == "_execnet.gateway_base"
     assert makegateway().remote_exec(code).receive(BOUND_S) == "execnet"
 
 

@@ -22,7 +22,8 @@ from items import REFUSED, REFUSED_HASHABLE, SAMPLE, WRAPPERS, Foo, canonical, n
 from strategies import items, questionable_items
 from tools import KIT, LonelyGateway, run_python
 
-from execnet import DumpError, LoadError, gateway_base
+from execnet import DumpError, LoadError
+from execnet._features import codec
 from execnet.gateway_base import CODECS, dumps_fast, dumps_internal, load_item
 
 PROTOCOL = b"\x80\x04"  # how every pickle begins that the codec writes
@@ -154,7 +155,7 @@ class TestOneAfterTheOther:
 
         expected = dumps_fast([1])
         with monkeypatch.context() as patch:
-            patch.setattr(gateway_base._StrictPickler, "reducer_override", interrupted)
+            patch.setattr(codec.StrictPickler, "reducer_override", interrupted)
             for item in ([b"x" * size, Foo()], [["y" * 10] * size, Foo()]):
                 with pytest.raises(KeyboardInterrupt):
                     dumps_fast(item)
@@ -172,7 +173,7 @@ class TestOneAfterTheOther:
 
         expected = dumps_fast([2])
         dumps_fast([1])
-        monkeypatch.setattr(gateway_base._StrictPickler, "reducer_override", send_another)
+        monkeypatch.setattr(codec.StrictPickler, "reducer_override", send_another)
         for size in (1, 70_000):
             with pytest.raises(DumpError, match="Foo"):
                 dumps_fast([[b"x" * size], Foo()])
@@ -202,9 +203,9 @@ class TestOneAfterTheOther:
 
     def test_what_wrote_a_large_item_is_not_kept(self) -> None:
         dumps_fast([1])
-        assert len(gateway_base._idle_picklers) == 1
+        assert len(codec._idle_picklers) == 1
         dumps_fast([b"x" * 10_000])
-        assert gateway_base._idle_picklers == []
+        assert codec._idle_picklers == []
 
 
 class TestChannels:

@@ -11,6 +11,7 @@ import pytest
 from tools import Resources, run_python
 
 from execnet import BootstrapError, Group, XSpec, gateway_base, gateway_io
+from execnet._specs import Settings
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="it needs Linux")
 
@@ -167,7 +168,7 @@ print("well")
         self, path: str, monkeypatch: pytest.MonkeyPatch, group: Group, spec: str, needed: int
     ) -> None:
         monkeypatch.setenv("PATH", path)
-        assert gateway_io._needed(XSpec(spec)) == needed
+        assert gateway_io._needed(Settings(XSpec(spec))) == needed
         if spec == "sudo=root":
             return
         group.makegateway(spec)  # what all share is there now

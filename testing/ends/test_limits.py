@@ -183,8 +183,6 @@ execnet.default_group.terminate(1)
     def test_a_second_task_and_the_stacks_are_to_be_had(
         self, fresh: Gateway, python: Interpreter
     ) -> None:
-        if (3,) < python.version < (3, 9):
-            pytest.skip("its threads load a library when they end")
         first = fresh.remote_exec(FEW_DESCRIPTORS + FILL + "channel.send(1)\nchannel.receive()")
         assert first.receive(BOUND_S) == 1
         assert ask(fresh, "channel.send(2)") == 2

@@ -53,11 +53,13 @@ OURS = {
     *("execnet", "execnet._clock", "execnet._endpoint", "execnet._errors", "execnet._starts"),
     *("execnet._multichannel", "execnet._specs"),
     *("execnet._ends", "execnet._ends.death", "execnet._ends.fork", "execnet._ends.last_words"),
+    *("execnet._features", "execnet._features.codec", "execnet._features.direct"),
     *("execnet._ends.poll", "execnet._ends.terminate", "execnet._ship", "execnet._ship.source"),
     *("execnet._transports", "execnet._transports.logins", "execnet._transports.shared"),
     *("execnet._transports.table", "execnet.gateway", "execnet.gateway_base"),
     *("execnet.gateway_bootstrap", "execnet.gateway_io", "execnet.multi", "execnet.xspec"),
 }
+FAR = ("", ".gateway_base", "._features", "._features.direct")
 OURS_IDLE = {"execnet._ends.watch"}  # once a gateway had nothing to read for a while
 OURS_SHIPPING = {"execnet._ship.parts", "execnet._ship.shipment"}
 OURS_LOWERING = {"execnet._ship.lower"}
@@ -124,9 +126,9 @@ def test_a_coordinator_loads_no_more_of_the_standard_library(popen: Loaded) -> N
     assert popen[0] - OURS - OURS_IDLE - COORDINATOR == set()
 
 
-def test_a_worker_loads_one_module_of_ours_and_what_tells_of_crashes(popen: Loaded) -> None:
+def test_a_worker_loads_the_core_what_it_uses_and_what_tells_of_crashes(popen: Loaded) -> None:
     far_faults = {"execnet._ends", "execnet._ends.far_faults"}
-    assert ours(popen[1]) == {"execnet", "execnet.gateway_base", *far_faults}
+    assert ours(popen[1]) == {*(f"execnet{name}" for name in FAR), *far_faults}
 
 
 def test_a_worker_loads_no_more_of_the_standard_library(popen: Loaded) -> None:
@@ -146,8 +148,9 @@ def test_one_that_has_it_kept_loads_nothing_that_lowers_it(by_kept_source: Loade
 
 
 def test_a_worker_that_is_sent_its_source_loads_no_more(by_source: Loaded) -> None:
-    assert ours(by_source[1]) == {"_execnet_gateway_base"}
-    assert by_source[1] - {"_execnet_gateway_base"} - WORKER - {"zlib"} == set()
+    sent = {f"_execnet{name}" for name in FAR}
+    assert ours(by_source[1]) == sent
+    assert by_source[1] - sent - WORKER - {"zlib"} == set()
 
 
 @pytest.mark.parametrize(

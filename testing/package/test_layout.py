@@ -32,6 +32,7 @@ FLOORS = {
     "script": 0,
     "_endpoint": 1,
     "_errors": 1,
+    "_features": 1,
     "_multichannel": 1,
     "_ends": 2,
     "_forkserver": 2,

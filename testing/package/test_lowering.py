@@ -279,7 +279,7 @@ def test_such_a_function_runs_in_a_worker(makegateway: MakeGateway, tmp_path: Pa
 
 
 PACKAGE = Path(gateway_base.__file__).parent
-GLOBS = ("gateway_base.py", "**/far.py", "**/far_*.py", "**/far/*.py")
+GLOBS = ("gateway_base.py", "_features/*.py", "**/far.py", "**/far_*.py", "**/far/*.py")
 SENT = sorted(path for glob in GLOBS for path in PACKAGE.glob(glob))
 
 

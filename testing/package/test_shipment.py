@@ -18,7 +18,7 @@ from tools import MakeGateway, find_python
 
 from execnet import Gateway, XSpec, gateway_base, gateway_bootstrap
 from execnet._ship import shipment
-from execnet._ship.lower import lower, pack, split
+from execnet._ship.lower import cut, lower, pack
 from execnet._ship.shipment import FIRST_PACKET_MAX, boot_code, shipment_for
 from execnet._specs import Settings
 from execnet._transports import table as transports_table
@@ -89,44 +89,22 @@ def test_what_is_sent_is_made_once_in_a_process(monkeypatch: pytest.MonkeyPatch)
     assert gateway_bootstrap.first_line(Settings(spec), MARKER) == line
 
 
-def test_the_tree_from_before_the_lowering_splits_as_that_from_after_it() -> None:
-    source = Path(gateway_base.__file__).read_text("utf-8")
-    names = frozenset(shipment._SENT_AFTER_HELLO.split())
-    assert split(lower(source), names, ast.parse(source)) == split(lowered(), names)
+class TestCut:
+    @pytest.mark.parametrize("line", [shipment.CUT_BEFORE_GREENLETS, shipment.CUT])
+    def test_every_line_is_in_one_of_the_parts_at_its_place(self, line: str) -> None:
+        source, text = lowered(), Path(gateway_base.__file__).read_text("utf-8")
+        first, rest = cut(source, text, line)
+        assert first + rest[first.count("\n") :] == source
+        assert rest[: first.count("\n")].strip("\n") == ""
 
-
-class TestSplit:
-    def test_every_line_is_in_one_of_the_parts_at_its_place(self) -> None:
-        source = lowered()
-        first, second = split(source, frozenset(["Channel", "load"]))
-        lines = zip(source.split("\n"), first.split("\n"), second.split("\n"), strict=True)
-        assert all({one, other} == {line, ""} for line, one, other in lines)
-
-    def test_both_parts_compile(self) -> None:
-        for part in split(lowered(), frozenset(["Channel"])):
+    @pytest.mark.parametrize("line", [shipment.CUT_BEFORE_GREENLETS, shipment.CUT])
+    def test_both_parts_compile(self, line: str) -> None:
+        for part in cut(lowered(), Path(gateway_base.__file__).read_text("utf-8"), line):
             ast.parse(part)
 
-    @pytest.mark.parametrize(
-        ("source", "second"),
-        [
-            ("a = 1\nb = 2", "\nb = 2"),
-            ("def b(): pass\na = 1\nc = b", "def b(): pass\n\nc = b"),
-            ("class b: pass\nclass c(b): pass\nd = 1", "class b: pass\nclass c(b): pass\n"),
-            ("b = 1\ndef f(): return b", "b = 1\n"),
-            ("b = 1\nf = lambda: b", "b = 1\n"),
-            ("b = 1\ndef f(x=b): pass", "b = 1\ndef f(x=b): pass"),
-            ("if 1:\n class b: pass\na = 1", "if 1:\n class b: pass\n"),
-            ("b = 1\nt = {}\nt[b] = 1", "b = 1\n\nt[b] = 1"),
-            ("b = 1\n@b\ndef f(): pass", "b = 1\n@b\ndef f(): pass"),
-        ],
-    )
-    def test_what_needs_a_name_at_once_goes_with_it(self, source: str, second: str) -> None:
-        source, second = source + "\nz = 0", second + "\n"
-        assert split(source, frozenset("b"))[1] == second
-
-    def test_all_names_that_follow_later_exist(self) -> None:
-        names = set((shipment._SENT_AFTER_HELLO + shipment._GREENLETS).split())
-        assert names <= set(vars(gateway_base))
+    def test_a_line_that_is_not_there_is_an_error(self) -> None:
+        with pytest.raises(ValueError, match="not enough values"):
+            cut("a = 1", "a = 1", "# there is no such line")
 
 
 @given(st.text(st.characters(max_codepoint=127), max_size=300))
@@ -224,4 +202,6 @@ def test_a_shipment_with_greenlets_has_them_in_its_first_part() -> None:
 
 @pytest.mark.parametrize("execmodel", ["thread", "gevent"])
 def test_its_two_parts_are_the_whole_module(execmodel: str) -> None:
-    assert shipment_for(execmodel).whole() == lowered()
+    source, features = lowered(), shipment_for(execmodel).whole()
+    assert features[: len(source)] == source
+    assert features[len(source) :].startswith("\n_sent_parts.update(")

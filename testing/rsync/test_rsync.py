@@ -341,7 +341,7 @@ def test_every_execution_model_can_send_and_pull(
 def test_a_worker_keeps_what_it_needs_for_the_next_run(
     gateway: Gateway, source: Path, dest: Path
 ) -> None:
-    which = "import sys; channel.send(id(sys.modules['_execnet_rsync.target']))"
+    which = "import sys; channel.send(id(sys.modules['execnet._rsync.far.target']))"
     send(gateway, source, dest)
     first = gateway.remote_exec(which).receive()
     send(gateway, source, dest)

@@ -19,7 +19,6 @@ from rsync_units import OPTIONS, unit
 from tools import MakeGateway
 
 from execnet import Gateway, RSync
-from execnet._rsync import loader
 from execnet._rsync.far import places
 from execnet._rsync.far.pump import Pump
 from execnet._rsync.far.rules import Rules
@@ -67,6 +66,7 @@ from execnet._rsync.far.wire import (
 )
 from execnet._rsync.patterns import parse_rules
 from execnet._rsync.result import RSyncError
+from execnet._ship import parts
 
 
 def test_what_is_read_at_once_is_a_whole_number_of_blocks() -> None:
@@ -494,7 +494,7 @@ for _ in range(2): channel.receive()
 channel.send((22, b"x" * 8))
 channel.receive()
 """
-    monkeypatch.setattr(loader, "LOADER", code)
+    monkeypatch.setattr(parts, "LOADER", code)
     rsync = RSync(source, verbose=False)
     rsync.add_target(gateway, "/tmp/none")
     with pytest.raises(RSyncError, match=r"gw0:/tmp/none broke the protocol: .*not announced"):
@@ -511,7 +511,7 @@ def test_a_hostile_source_of_a_pull_is_named_in_the_error(
         f"channel.send(({LIST}, 9, [{evil!r}]))\n"
         "channel.receive()"
     )
-    monkeypatch.setattr(loader, "LOADER", code)
+    monkeypatch.setattr(parts, "LOADER", code)
     with pytest.raises(RSyncError, match=r"gw0:/far broke the protocol: .*not a name"):
         RSync.pull(gateway, "/far", tmp_path / "dest")
     assert os.listdir(tmp_path) == ["dest"]

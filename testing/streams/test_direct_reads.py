@@ -16,10 +16,10 @@ from tools import BOUND_S, LonelyGateway, MakeGateway, Task, find_python, is_in,
 from workers import ECHO
 
 from execnet import Channel, Gateway, Group, RemoteError
+from execnet._features.direct import DirectReads
 from execnet.gateway_base import (
     CAN_READ_DIRECTLY,
     ChannelFactory,
-    DirectReads,
     LoadError,
     Message,
     WorkerDied,
@@ -32,7 +32,7 @@ LONG_S = 10
 COUNTING_ECHO = """
 for item in channel:
     direct = channel.gateway._channelfactory.direct
-    channel.send(direct._uses if item is None else item)
+    channel.send(direct.uses if item is None else item)
 """
 
 pytestmark = [
@@ -58,9 +58,9 @@ def until_direct(channel: Channel) -> None:
     direct = direct_reads(channel.gateway)
 
     def reads_directly() -> bool:
-        before = direct._uses
+        before = direct.uses
         ping_pong(channel, 10)
-        return direct._uses > before + 5
+        return direct.uses > before + 5
 
     wait_until(reads_directly)
 
@@ -114,10 +114,10 @@ class TestWhoReads:
         wait_until(lambda: not direct.offered)
         with pytest.raises(channel.TimeoutError):
             channel.receive(timeout=0.05)
-        uses = direct._uses
+        uses = direct.uses
         with pytest.raises(channel.TimeoutError):
             channel.receive(timeout=0.3)
-        assert direct._uses == uses
+        assert direct.uses == uses
 
     @pytest.mark.parametrize("execmodel", ["gevent", "eventlet"])
     def test_with_greenlets_only_the_receiver_reads(self, execmodel: str) -> None:

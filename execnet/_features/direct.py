@@ -1,0 +1,171 @@
+"""Direct reads: a thread that waits for an item reads the stream itself."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+import struct
+import sys
+
+from ..gateway_base import (
+    _HEADER,
+    _INT_FRAME,
+    ChannelState,
+    LoadError,
+    _import,
+    above_stdio,
+    load_item,
+    real_select,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from ..gateway_base import Channel, ExecModel
+
+_unpack_int_frame = _INT_FRAME.unpack
+
+
+class DirectReads:
+    """Lets a thread that waits for an item read the stream itself: no switch of threads.
+
+    The receiver thread offers the stream when it has just given an item to the one thread
+    that waited for one, and takes it back when that is asked for or when nobody reads any
+    more.  Who reads holds ``_turn`` and handles nothing but an item that it waits for itself;
+    all else is left in ``chunks`` for the receiver thread.
+
+    CPython looks for interrupts and changes threads behind calls that the code makes.  So a step
+    of a loop reads, no call is between it and the end of the append of its bytes, and none
+    between their removal and ``items.put``.
+    """
+
+    IDLE_S = 0.005  # after so long without a use the receiver thread reads again
+
+    def __init__(self, fd: int, execmodel: ExecModel) -> None:
+        self._fd = fd
+        self._reads: Iterator[Any] = map(os.read, itertools.repeat(fd), itertools.repeat(65536))
+        self._poll: Any = None  # None: the socket itself waits no longer than ``IDLE_S``
+        self._limit_ms: int | None = 5  # ``IDLE_S``; None: something else ends it with the offer
+        self._wake_fd = -1
+        self._turn = execmodel.Lock()
+        self._asked_back = execmodel.Lock()  # free when it was; an interrupt breaks an Event
+        self._asked_back.acquire()
+        self.uses = 0
+        self.offered = False
+        self.chunks: list[bytes] = []
+        self.waiting: dict[object, Any] = {}  # the queues that wait for the receiver thread
+        self.served = False  # whether one of them got an item
+
+    def offer(self) -> None:
+        """Leave the stream to others until they do not use it; in the receiver thread."""
+        self._set_up()
+        uses, self.offered = -1, True
+        asked = any(items.empty() for items in self.waiting.copy().values())
+        while not (asked or self.chunks or uses == self.uses):
+            uses = self.uses
+            asked = self._asked_back.acquire(True, self.IDLE_S)
+        self.offered = self.served = False
+        if self._wake_fd >= 0:
+            os.eventfd_write(self._wake_fd, 1)
+        with self._turn:  # who read until now has done so
+            self._asked_back.acquire(False)
+            self._tear_down()
+
+    def _set_up(self) -> None:
+        if sys.platform == "linux" and stat.S_ISSOCK(os.fstat(self._fd).st_mode):
+            try:
+                self._set_receive_timeout(self.IDLE_S)
+                return
+            except OSError:  # with another kind of time
+                pass
+        select = real_select()
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        try:
+            self._wake_fd = above_stdio(os.eventfd(0))
+            poll.register(self._wake_fd, select.POLLIN)
+            self._limit_ms = None
+        except (AttributeError, OSError):  # an old Python, another system, or too many open
+            pass
+        self._poll = poll.poll
+
+    def _tear_down(self) -> None:
+        if self._poll is None:
+            self._set_receive_timeout(0)
+        elif self._wake_fd >= 0:
+            os.close(self._wake_fd)
+            self._wake_fd, self._limit_ms = -1, 5
+
+    def _set_receive_timeout(self, seconds: float) -> None:
+        """Have reads of the socket fail after that time, 0 for never."""
+        _socket = _import("_socket")
+        sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, 0, self._fd)
+        try:
+            timeval = struct.pack("ll", 0, int(seconds * 1e6))
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, timeval)
+        finally:
+            sock.detach()
+
+    def next_chunk(self) -> bytes:
+        """Take away and return what was read first; in the receiver thread."""
+        return self.chunks.pop(0)
+
+    def take_back(self) -> None:
+        """Have the receiver thread read again."""
+        if self.offered and self._asked_back.locked():
+            try:
+                self._asked_back.release()
+            except RuntimeError:
+                pass  # another thread was faster
+
+    def read(self, channel: Channel, items: Any, timeout: float | None) -> bool:
+        """Read an item into a channel's queue; False if the receiver thread is to do it."""
+        if self._turn.locked() or not (timeout is None or timeout > self.IDLE_S):
+            return False
+        chunks = self.chunks
+        with self._turn:
+            if self.offered and not chunks and items.empty():
+                self.uses += 1
+                try:
+                    if self._poll is not None:
+                        ready = self._poll(self._limit_ms if timeout is None else 5)
+                        if not ready or ready[0][0] != self._fd:
+                            return False
+                    for data in self._reads:
+                        chunks.append(data)
+                        return self._load(channel, items, data)
+                except OSError:
+                    pass  # the receiver thread meets it, too; or nothing came in time
+        return False
+
+    def _load(self, channel: Channel, items: Any, data: bytes) -> bool:
+        """Put into a channel's queue what was read, if that is one item for it and no more.
+
+        Not an item with channels: an interrupt would drop them, and so close them.
+        """
+        code = 0
+        if len(data) == 15:
+            code, id, size, op, item, stop = _unpack_int_frame(data)
+        # 4 is CHANNEL_DATA, 70 INT and 81 STOP
+        if code == 4 and id == channel.id and size == 6 and op == 70 and stop == 81:
+            pass
+        elif data[:9] != _HEADER.pack(4, channel.id, len(data) - 9):
+            return False
+        else:
+            try:
+                item = load_item(data[9:], None, channel._strconfig)
+            except LoadError:
+                return False  # the receiver thread meets it, too, and closes the channel
+        with channel._lock:
+            if channel._items is not items or channel._state not in ChannelState.RECEIVES:
+                return False
+            counts = channel._factory.windows is not None
+            sizes: list[int] = getattr(items, "sizes", []) if counts else []
+            # No call is between these, so an interrupt comes before or after all three.
+            sizes += (len(data) - 9,)
+            del self.chunks[0]
+            items.put(item)
+        return True

@@ -1,0 +1,56 @@
+"""Heartbeats: signs of life to the peer, and a watch over those that come from it."""
+
+from __future__ import annotations
+
+from ..gateway_base import Message
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+
+class Pulse:
+    """Signs of life to a peer, and a watch over those that come from it.
+
+    Each side sends a frame per interval and looks whether it received anything; one that was
+    stopped itself, or does not read, does not take that for the silence of its peer.
+    """
+
+    def __init__(self, gateway: Any, interval_s: float, dead_after_s: float) -> None:
+        self._gateway = gateway
+        time = __import__("time")
+        self._clock: Callable[[], float] = getattr(time, "monotonic", time.time)
+        self._due = self._clock() + interval_s
+        self.interval_s = interval_s
+        self._beats_left = self._beats = max(1, int(dead_after_s / interval_s + 0.999))
+        self._heard = -1
+
+    def beat(self) -> bool:
+        """Do what is due once per interval; False when there is nothing left to watch."""
+        gateway = self._gateway
+        if self.ended():
+            return False
+        if not gateway._writer._frames:  # else the peer does not even take those
+            gateway._post(Message.PING)
+        direct = gateway._channelfactory.direct
+        now = self._clock()
+        # After its own stop a process beats before it has read what came meanwhile.
+        is_late, self._due = now > self._due + self.interval_s, now + self.interval_s
+        heard = gateway._heard + (direct.uses if direct is not None else 0)
+        silent = heard == self._heard and (gateway._reading or (direct and direct.offered))
+        self._heard = heard
+        self._beats_left = self._beats_left - (not is_late) if silent else self._beats
+        if self._beats_left > 0:
+            return True
+        gateway._on_silence("silent for %g s" % (self._beats * self.interval_s))
+        return False
+
+    def ended(self) -> bool:
+        """Whether there is nothing left to watch."""
+        return bool(self._gateway._receiver_done.is_set())
+
+    def run(self) -> None:
+        """Beat until the gateway has ended."""
+        while self.beat() and not self._gateway._receiver_done.wait(self.interval_s):
+            pass

@@ -1,0 +1,156 @@
+"""Windows: how many bytes of a channel may be on their way and unread."""
+
+from __future__ import annotations
+
+from ..gateway_base import _HEADER, Message, _Flag, _OSError, _refuse_in_callback, dumps_internal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Iterator
+    from typing import Any
+
+    from ..gateway_base import Channel, ChannelFactory
+if not TYPE_CHECKING:
+    deque = __import__("_collections").deque  # without the rest of ``collections``
+
+
+class Windows:
+    """Back pressure: bounds what channels have on their way and unread.
+
+    A channel may send when nothing of it is unread, or with the new item no more bytes than
+    its window.  The receiver thread never waits, for it has to read.  ``_lock`` guards the
+    counts; any thread may call.
+    """
+
+    def __init__(self, factory: ChannelFactory) -> None:
+        self._factory = factory
+        self._bytes: dict[int, int] = {}  # by channel; 0: of all that are made from now on
+        self._unread: dict[int, int] = {}
+        self._lock = factory.gateway.execmodel.Lock()
+        self._senders: deque[_Flag] = deque()  # of those that wait
+
+    def set(self, id: int, window_bytes: int) -> None:
+        """Bound a channel; id 0: all that are made from now on."""
+        self._bytes[id] = window_bytes
+        channel = self._factory._channels.get(id)
+        if channel is not None:
+            self.adopt(channel)
+
+    def adopt(self, channel: Channel) -> None:
+        """Have the items of a channel counted, if it has a window."""
+        if self.of(channel.id):
+            with channel._lock:
+                if channel._items is not None and not isinstance(channel._items, _CountedInbox):
+                    channel._set_inbox(_CountedInbox(channel._items, self, channel.id))
+
+    def of(self, id: int) -> int:
+        """Return the window of a channel in bytes; 0: there is none."""
+        return self._bytes.get(id) or self._bytes.get(0, 0)
+
+    def send(self, id: int, size: int, frames: Iterator[tuple[bool, bytes, Any]]) -> None:
+        """Send the frames of an item as soon as it may be; OSError if the channel ends first.
+
+        An interrupt gives back what was counted, unless the last frame is on its way.
+        """
+        gateway = self._factory.gateway
+        if not self.of(id):
+            for _, header, payload in frames:
+                gateway._send_frame(header, payload)
+            return
+        writer, frame = gateway._writer, None
+        may_wait = gateway._get_ident() != gateway._receiver_ident
+        hand_in = writer.deliver if may_wait else writer.post_frame
+        counted: list[int] = []
+        try:
+            self._await_room(id, size, counted)
+            for is_last, header, payload in frames:
+                frame = writer.frame(header, payload) if is_last else None
+                hand_in(frame or writer.frame(header, payload))
+        except BaseException:
+            if counted and not (frame and writer.has(frame)):
+                self.on_credit(id, size)
+            raise
+
+    def _await_room(self, id: int, size: int, counted: list[int]) -> None:
+        """Wait until an item may be sent and count it; ``counted`` tells when that was done."""
+        gateway, window = self._factory.gateway, self.of(id)
+        while True:
+            with self._lock:
+                unread = self._unread.get(id, 0)
+                if not unread or unread + size <= window:
+                    counted += (size,)  # no call is between this and the next
+                    self._unread[id] = unread + size
+                    return
+                _refuse_in_callback(gateway, "a window of channel %d" % id)
+                credit = _Flag(gateway.execmodel)
+                self._senders.append(credit)
+            channel = self._factory._channels.get(id)
+            if self._factory.finished or channel is None or channel.isclosed():
+                raise _OSError("the channel was closed while it waited to send: %r" % (channel,))
+            self._factory.take_back()
+            credit.wait()
+
+    def on_read(self, id: int, size: int) -> None:
+        """Tell the other side that so many bytes of a channel were read here."""
+        self._factory.post(Message.CREDIT, id, dumps_internal(size))
+
+    def on_credit(self, id: int, size: int) -> None:
+        """Let a channel send as much again."""
+        with self._lock:
+            if id in self._unread:
+                self._unread[id] = max(0, self._unread[id] - size)
+        self.wake()
+
+    def forget(self, id: int) -> None:
+        """Drop what is known of a channel that is no more."""
+        self._unread.pop(id, None)
+        self._bytes.pop(id, None)
+
+    def wake(self) -> None:
+        """Have all that wait look again.  A finalizer may call, so it takes no lock."""
+        try:
+            while True:
+                self._senders.popleft().set()
+        except IndexError:
+            pass
+
+
+class _CountedInbox:
+    """The queue of a channel that has a window.
+
+    An item counts as read when the next one is asked for.  ``_lock`` guards what is told.
+    """
+
+    def __init__(self, items: Any, windows: Windows, id: int) -> None:
+        self._items = items
+        self._gateway = windows._factory.gateway
+        self._id = id
+        self._lock = self._gateway.execmodel.Lock()
+        self.sizes: list[int] = []  # of the items in the queue, and of those taken last
+        self._telling: tuple[int, list[Any]] | None = None  # how many of them, and the frame
+        self.put = items.put
+        self.empty = items.empty
+        self.qsize = items.qsize
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Return the next item, as a queue does."""
+        if len(self.sizes) > self._items.qsize():
+            with self._lock:
+                self._tell()
+        (item,) = map(self._items.get, (block,), (timeout,))  # as in ``Channel.receive``
+        return item
+
+    def _tell(self) -> None:  # holds _lock
+        """Tell the other side what was read; what an interrupt left is told once, too."""
+        writer = self._gateway._writer
+        while len(self.sizes) > self._items.qsize():
+            if self._telling is None:
+                count = len(self.sizes) - self._items.qsize()
+                data = dumps_internal(sum(self.sizes[:count]))
+                header = _HEADER.pack(Message.CREDIT, self._id, len(data))
+                self._telling = count, writer.frame(header, data)
+            count, frame = self._telling
+            writer.post_frame(frame)
+            del self.sizes[:count]  # no call is between this and the next
+            self._telling = None
