@@ -17,7 +17,7 @@ from rsync_units import OPTIONS, unit
 from tools import SOURCE, MakeGateway
 
 from execnet import Gateway, RSync
-from execnet._rsync import loader, result
+from execnet._rsync import result
 from execnet._rsync.far import wire
 from execnet._rsync.far.messages import FROM_SOURCE, FROM_TARGET
 from execnet._rsync.far.pump import Pump
@@ -37,6 +37,7 @@ from execnet._rsync.far.wire import (
     pack_ids,
 )
 from execnet._rsync.result import RSyncError
+from execnet._ship import parts
 
 LARGE = SMALL_MAX * 2
 IDS = pack_ids([1])
@@ -171,7 +172,7 @@ try:
 except EOFError:
     pass
 """
-    monkeypatch.setattr(loader, "LOADER", code)
+    monkeypatch.setattr(parts, "LOADER", code)
     return RSync.pull(gateway, "/far", dest, **options)
 
 
