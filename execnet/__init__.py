@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._deprecated import PopenGateway, SocketGateway, SshGateway
+    from ._errors import AuthenticationError, SecurityWarning
     from ._frozen import freeze_support
     from .gateway import Gateway
     from .gateway_base import (
@@ -38,15 +39,17 @@ if TYPE_CHECKING:
     from .xspec import XSpec
 
 __all__ = [
-    "BootstrapError", "Channel", "DataFormatError", "DeadlockError", "DumpError",
-    "ExecnetError", "Gateway", "Group", "HostNotFound", "LoadError", "MultiChannel",
-    "PopenGateway", "ProtocolError", "RSync", "RemoteError", "SocketGateway", "SshGateway",
-    "TimeoutError", "WorkerDied", "WorkerGone", "XSpec", "__version__", "default_group", "dump",
-    "dumps", "freeze_support", "load", "loads", "makegateway", "set_execmodel",
+    "AuthenticationError", "BootstrapError", "Channel", "DataFormatError", "DeadlockError",
+    "DumpError", "ExecnetError", "Gateway", "Group", "HostNotFound", "LoadError", "MultiChannel",
+    "PopenGateway", "ProtocolError", "RSync", "RemoteError", "SecurityWarning", "SocketGateway",
+    "SshGateway", "TimeoutError", "WorkerDied", "WorkerGone", "XSpec", "__version__",
+    "default_group", "dump", "dumps", "freeze_support", "load", "loads", "makegateway",
+    "set_execmodel",
 ]  # fmt: skip
 
 _HOMES = {
     "_deprecated": ["PopenGateway", "SocketGateway", "SshGateway"],
+    "_errors": ["AuthenticationError", "SecurityWarning"],
     "_frozen": ["freeze_support"],
     "gateway": ["Gateway"],
     "gateway_base": [

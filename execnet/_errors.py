@@ -40,6 +40,21 @@ class HostNotFound(BootstrapError):
     __module__ = "execnet"
 
 
+class AuthenticationError(BootstrapError):
+    """A socket server and this client did not prove to each other that they have one key.
+
+    Nothing of the worker's source, variables or folder was sent.
+    """
+
+    __module__ = "execnet"
+
+
+class SecurityWarning(UserWarning):
+    """Something goes on that somebody else could listen to, or take part in."""
+
+    __module__ = "execnet"
+
+
 def command_text(args: list[str]) -> str:
     """Return a command as one would type it."""
     import shlex

@@ -8,6 +8,7 @@ table with the one in ``doc/specs.rst``.  Start at ``Settings``.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 60.0
 HEARTBEAT_S = 15.0  # between signs of life, where a network may be cut in between
+PROOF = "key", "authentication", "bound", "fingerprint"
 SILENT_BEATS = 4  # after so many that are missing the other side is given up
 
 
@@ -71,6 +73,18 @@ def _is_group(value: str) -> bool:
 def _output(value: str) -> str:
     if value not in ("forward", "inherit"):
         raise ValueError("neither forward nor inherit")
+    return value
+
+
+def _authentication(value: str) -> str:
+    if value not in ("none", "required"):
+        raise ValueError("neither none nor required")
+    return value
+
+
+def _sha256(value: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError("not a SHA-256 in hex, in small letters")
     return value
 
 
@@ -157,6 +171,15 @@ _ROWS = [
         "Which container of the pod."),
     Key("installvia", "the id of a gateway", ("socket",), "", str,
         "The id of a gateway of the group whose worker starts the socket server."),
+    Key("key", "a path", ("socket",), "~/.execnet/key, if it is there", str,
+        "The file of the server's key; a server that has not proved that it has it gets nothing."),
+    Key("authentication", "none or required", ("socket",), "required where there is a key",
+        _authentication,
+        "required: only a server with the key gets anything; none: any, and it proves nothing."),
+    Key("bound", "host:port or [IPv6 address]:port", ("socket",), "the address itself", _address,
+        "Where the server listens, if a forwarded port leads to it."),
+    Key("fingerprint", "64 hex digits", ("socket",), "any of whoever has the key", _sha256,
+        "The SHA-256 of the certificate that the server must have."),
     Key("forkserver", "", ("popen",), "not forked", str,
         "Fork the worker from a template that is there already."),
     Key("preload", "names of modules, joined by commas", ("popen",), "none", _modules,
@@ -308,6 +331,23 @@ class Settings:
             self._check_forkserver()
         if self.output == "inherit" and not transports_table.can_inherit(self.spec):
             raise self._error(": output=inherit is for popen on this machine only")
+        if self.type == "socket":
+            self._check_proof()
+
+    def _check_proof(self) -> None:
+        given = [key for key in PROOF if getattr(self.spec, key) is not None]
+        reason = ""
+        if given and self.spec.installvia:
+            reason = "an installed server has a key of its own"
+        elif isinstance(self.address, str) and set(given) - {"authentication"}:
+            reason = "a Unix socket is known by its owner"
+        elif self.spec.authentication == "none" and len(given) > 1:
+            reason = "authentication=none asks for no proof"
+        elif str(self.spec.bound).startswith("unix:"):
+            reason = "a Unix socket is not forwarded to"
+        if reason:
+            words = ", ".join(f"{key}=" for key in given if key != "authentication")
+            raise self._error(f": {words or 'authentication='}: {reason}")
 
     def _check_forkserver(self) -> None:
         if self.spec.forkserver is not True:

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 
 NOISE_MAX = 64 * 1024  # bytes that may come before the worker's marker
 TERMINATE_S = 10.0  # how long a worker has at the end of a with statement
+_SERVER = "execnet.script.socketserver"  # it is told which key its clients have
 EXIT_STATUS_S = 1.0  # how long a process may take to end behind its stream
 
 
@@ -130,10 +131,25 @@ class Gateway(BaseGateway):
         text, file_name, call_name = source_to_send(source, self._is_old())
         if kwargs and call_name is None:
             raise TypeError("keyword arguments need a function to be passed to")
+        if getattr(source, "__name__", "") == _SERVER:
+            from ._transports.keys import given_to_server
+
+            text = given_to_server() + text
+        return self._execute(source, text, file_name, call_name, kwargs)
+
+    def _execute(
+        self,
+        source: object,
+        text: str,
+        file_name: str | None,
+        call_name: str | None,
+        kwargs: dict[str, Any] | None = None,
+    ) -> Channel:
+        """Execute the text of a source in the worker, as above."""
         channel = self.newchannel()
         self._last_asked = shown(source)
         code = compiled(text, file_name) if self._shares_python else None
-        task = (text, file_name, call_name, kwargs) + ((code,) if code else ())
+        task = (text, file_name, call_name, kwargs or {}) + ((code,) if code else ())
         self._send(Message.CHANNEL_EXEC, channel.id, dumps_internal(task))
         return channel
 

@@ -1,7 +1,8 @@
 """Workers behind a socket: the stream to one, and servers started through a gateway.
 
 Start at ``create_io`` for ``socket=`` and at ``start_via`` for ``installvia=``.  What serves on
-the far side is ``script/socketserver.py``.
+the far side is ``script/socketserver.py``; what both sides prove first is in
+``_transports/proof.py``.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from contextlib import suppress
 
 from ._clock import monotonic
 from ._endpoint import Endpoint
-from ._errors import BootstrapError, HostNotFound
+from ._errors import AuthenticationError, BootstrapError, HostNotFound
+from ._ship.source import source_to_send
 from ._specs import CONNECT_TIMEOUT_S
+from ._transports.keys import Wish, certificate, own_key
+from ._transports.proof import SocketTalk, prove
 from .gateway_base import ExecModel, RemoteError, _Flag, above_stdio, write_all
 from .script import socketserver
-from .script.socketserver import format_address, keep_alive, parse_address
+from .script.socketserver import format_address, is_loopback, keep_alive, parse_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -164,55 +168,63 @@ class SocketIO(Endpoint):
 
 def create_io(
     settings: Settings, execmodel: ExecModel, find_gateway: Callable[[str], Any] | None = None
-) -> SocketIO:
+) -> Endpoint:
     """Connect to the server that a spec names, or to one started through ``installvia=``.
 
     find_gateway: returns the gateway that has an id.  Raises ``HostNotFound`` when nobody
-    answers there, ValueError for a gateway that is not there.
+    answers there, ``AuthenticationError`` when that is not whom the spec wants, ValueError for a
+    gateway that is not there.
     """
-    address, installvia = settings.address, settings.spec.installvia
+    address, spec = settings.address, settings.spec
     timeout_s = settings.connect_timeout_s
-    if not installvia:
+    if not spec.installvia:
         assert address is not None  # the spec was checked
-        return _connect(address, execmodel, timeout_s)
-    gateway = _find(installvia, find_gateway)
-    secret = os.urandom(16).hex().encode()
-    # One client, that knows the secret: nobody else gets in, whoever can connect.
-    guard = {"clients": 1, "secret": secret, "listen_s": timeout_s or CONNECT_TIMEOUT_S}
-    io = _connect(_install(gateway, address, guard, timeout_s), execmodel, timeout_s)
-    io.write(b"\0" + secret + b"\n")
-    return io
+        wish = Wish(spec) if isinstance(address, tuple) else None
+        return _connect(address, execmodel, timeout_s, wish, spec.authentication == "none")
+    gateway = _find(spec.installvia, find_gateway)
+    key = os.urandom(32)
+    # One client, that has the key: nobody else gets in, whoever can connect.
+    guard = {"clients": 1, "key": key.hex(), "listen_s": timeout_s or CONNECT_TIMEOUT_S}
+    address = _install(gateway, address, guard, timeout_s)
+    return _connect(address, execmodel, timeout_s, Wish(spec, key))
 
 
 def start_via(gateway: Any, hostport: tuple[str, int] | None = None) -> tuple[str, int]:
     """Start a socket server on a gateway's worker; return the (host, port) to connect to.
 
-    It serves any number of clients and ends with the gateway.  hostport: where to listen,
-    port 0 for a free one.  Without it, it is the loopback interface for a worker on this
-    machine; for one elsewhere it is all interfaces, and then WHOEVER CAN CONNECT CAN RUN CODE
-    there.  Raises ``BootstrapError`` if the server can't listen.
+    It serves any number of clients that have this user's key, ``~/.execnet/key``, and ends with
+    the gateway.  hostport: where to listen, port 0 for a free one.  Without it, it is the loopback
+    interface for a worker on this machine; for one elsewhere it is all interfaces, with TLS.
+    Raises ``BootstrapError`` if the server can't listen.
     """
-    return _install(gateway, hostport, {"clients": 0}, CONNECT_TIMEOUT_S)
+    options = {"clients": 0, "key": own_key().hex()}
+    return _install(gateway, hostport, options, CONNECT_TIMEOUT_S)
 
 
 def _install(
     gateway: Any, hostport: Address | None, options: dict[str, Any], timeout_s: float | None
 ) -> tuple[str, int]:
-    """Start a server with options of ``socketserver.Server``, which runs beside other code."""
+    """Start a server with options of ``serve_channel``, which runs beside other code."""
     if isinstance(hostport, str):
         raise ValueError(f"a server that is installed listens at host:port, not at {hostport!r}")
     reached = _host_of(gateway)
     if hostport is None:
         hostport = _where_to_listen(reached), 0
+    if not is_loopback(hostport) and hostport[0] != "localhost":
+        options = {**options, "certificate": certificate()}
     try:
-        channel = gateway.remote_exec(socketserver)
+        channel = gateway._execute(socketserver, *source_to_send(socketserver, gateway._is_old()))
         channel.send((*hostport, options))
-        host, port = channel.receive(timeout_s)
+        _, port = channel.receive(timeout_s)
         channel.waitclose(timeout_s)
     except (RemoteError, EOFError, OSError) as exc:
         where = format_address(hostport)
-        raise BootstrapError(f"{gateway.id} can't serve at {where}: {exc}") from exc
-    return reached if host in ANY_HOST else host, port
+        hint = "; via= needs no server" if "certificate" in options else ""
+        raise BootstrapError(f"{gateway.id} can't serve at {where}{hint}: {exc}") from exc
+    if type(port) is not int or not 0 < port < 65536:
+        raise BootstrapError(f"{gateway.id} says that it serves at port {repr(port)[:80]}")
+    # A worker does not tell where to connect to: the source and the variables would go there.
+    return reached if hostport[0] in ANY_HOST else hostport[0], port
 
 
 def _where_to_listen(reached: str) -> str:
@@ -243,10 +255,17 @@ def _find(installvia: str, find_gateway: Callable[[str], Any] | None) -> Any:
     raise ValueError(f"installvia={installvia}: the group has no such gateway")
 
 
-def _connect(address: Address, execmodel: ExecModel, timeout_s: float | None) -> SocketIO:
+def _connect(
+    address: Address,
+    execmodel: ExecModel,
+    timeout_s: float | None,
+    wish: Wish | None,
+    trusts_others: bool = False,
+) -> Endpoint:
     """Return a stream to a server; ``HostNotFound`` when there is none within the timeout.
 
-    timeout_s: None for ever.
+    timeout_s: None for ever.  wish: what is to be proved; None at a path, where the other end has
+    to be a process of this user's or of root's, unless ``trusts_others``.
     """
     name = format_address(address)
     deadline = None if timeout_s is None else monotonic() + timeout_s
@@ -254,9 +273,13 @@ def _connect(address: Address, execmodel: ExecModel, timeout_s: float | None) ->
     try:
         for place in _places(address, execmodel):
             try:
-                return SocketIO(_connected(place, execmodel, deadline), execmodel, name)
+                sock = _connected(place, execmodel, deadline)
             except OSError as exc:
                 error = exc
+            else:
+                return _proved(sock, execmodel, name, deadline, wish, trusts_others)
+    except AuthenticationError:
+        raise
     except (OSError, UnicodeError) as exc:  # UnicodeError: no name of a host could be so
         error = exc
     what = str(error)
@@ -266,6 +289,63 @@ def _connect(address: Address, execmodel: ExecModel, timeout_s: float | None) ->
         f"can't connect to {name}: {what}. Does execnet/script/socketserver.py run there, "
         "and does it listen on more than its loopback interface?"
     ) from error
+
+
+def _proved(
+    sock: Any,
+    execmodel: ExecModel,
+    name: str,
+    deadline: float | None,
+    wish: Wish | None,
+    trusts_others: bool,
+) -> Endpoint:
+    """Return the stream over a connection, once both sides are who they should be."""
+    try:
+        talk = SocketTalk(sock)
+        if wish is not None:
+            prove(talk, wish, name, deadline)
+        elif not trusts_others:
+            _check_owner(sock, name)
+        sock.settimeout(None)
+        io = SocketIO(sock, execmodel, name)
+        if talk.tls is None:
+            return io
+        from ._transports.tls import TlsIO
+
+        return TlsIO(io, talk.tls)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _check_owner(sock: Any, name: str) -> None:
+    """Raise ``AuthenticationError`` if somebody else's process listens at a path."""
+    owner = owner_of(sock, name.partition(":")[2])
+    if owner not in (0, os.geteuid()):
+        raise AuthenticationError(
+            f"{name}: user {owner} listens there, not this one; authentication=none trusts them"
+        )
+
+
+def owner_of(sock: Any, path: str) -> int:
+    """Return the user of the process at the other end of a Unix socket.
+
+    Where the system does not tell, it is the owner of the folder: nobody else can make a socket
+    there that others can't replace.
+    """
+    import socket
+    import struct
+    import sys
+
+    if hasattr(socket, "SO_PEERCRED"):
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        owner: int = struct.unpack("3I", credentials)[1]
+        return owner
+    if sys.platform == "darwin" or "bsd" in sys.platform:  # LOCAL_PEERCRED and its struct xucred
+        version, owner = struct.unpack("2I", sock.getsockopt(0, 1, 76)[:8])
+        if version == 0:
+            return owner
+    return os.stat(os.path.dirname(os.path.abspath(path))).st_uid
 
 
 def _places(address: Address, execmodel: ExecModel) -> list[tuple[int, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Generator, Iterator
@@ -16,6 +17,7 @@ from socketservers import Servers
 from tools import FAILED, MakeGateway, Resources
 
 from execnet import Gateway, Group, XSpec
+from execnet._folders import HOME_VARIABLE
 from execnet._forkserver import templates as forkserver_templates
 from execnet.gateway_base import ExecModel, get_execmodel
 
@@ -58,6 +60,16 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if not request.node.stash.get(FAILED, False):  # its traceback keeps things alive
         before.assert_nothing_new()
+
+
+@pytest.fixture(autouse=True)
+def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Every test has a folder of its own for keys, which is not there before one is made."""
+    base = tmp_path_factory.getbasetemp()
+    monkeypatch.setenv(HOME_VARIABLE, str(base / f"execnet-home-{next(homes)}"))
+
+
+homes = itertools.count()
 
 
 @pytest.fixture(params=EXECMODELS)

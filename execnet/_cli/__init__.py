@@ -89,5 +89,5 @@ def _make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
 def _subcommands() -> Iterator[ModuleType]:
     from importlib import import_module
 
-    for name in ("exec", "info", "sync"):
+    for name in ("exec", "info", "sync", "clean"):
         yield import_module(f"{__package__}.{name}")

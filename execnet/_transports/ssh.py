@@ -9,17 +9,15 @@ import hashlib
 import os
 import re
 import shlex
-import stat
-from contextlib import suppress
+
+from .._folders import ssh_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..xspec import XSpec
 
-# sun_path has 104 bytes on some systems; ssh adds "." and 16 letters while it makes the socket,
-# and %C stands for 40.
-SOCKET_PATH_MAX = 104 - 1
-SOCKET_NAME_BYTES = len("/") + 8 + 40 + 17
+# ssh adds "." and 16 letters while it makes the socket, %C stands for 40, and a path ends with a 0.
+SOCKET_NAME_BYTES = len("/") + 8 + 40 + 17 + 1
 
 
 def options(spec: XSpec, place: list[str]) -> list[str]:
@@ -75,38 +73,9 @@ def control_path(spec: XSpec, place: list[str]) -> str | None:
     It differs between specs that say different things to ssh, so that the key or the config
     of one is never used for another.  None where there is no folder for it.
     """
-    folder = control_folder()
+    folder = ssh_folder(SOCKET_NAME_BYTES)
     if folder is None:
         return None
     config = os.path.abspath(spec.ssh_config) if spec.ssh_config else ""
     said = "\0".join([config, *place]).encode("utf-8", "surrogateescape")
     return os.path.join(folder.replace("%", "%%"), hashlib.sha256(said).hexdigest()[:8] + "%C")
-
-
-def control_folder() -> str | None:
-    """Return a folder that only this user can enter, made if need be; None if there is none."""
-    if not hasattr(os, "getuid"):  # Windows' ssh does not share connections
-        return None
-    candidates = [os.path.expanduser("~/.ssh/execnet"), f"/tmp/execnet-ssh-{os.getuid()}"]
-    if os.environ.get("XDG_RUNTIME_DIR"):
-        candidates.insert(0, os.path.join(os.environ["XDG_RUNTIME_DIR"], "execnet-ssh"))
-    for folder in candidates:
-        if len(os.fsencode(folder)) + SOCKET_NAME_BYTES <= SOCKET_PATH_MAX and _is_private(folder):
-            return folder
-    return None
-
-
-def _is_private(folder: str) -> bool:
-    """Whether a folder is there, or could be made, for nobody but this user."""
-    with suppress(OSError):
-        for path in os.path.dirname(folder), folder:
-            with suppress(FileExistsError):
-                os.mkdir(path, 0o700)
-        found = os.lstat(folder)
-        return (
-            stat.S_ISDIR(found.st_mode)
-            and found.st_uid == os.getuid()
-            and stat.S_IMODE(found.st_mode) & 0o077 == 0
-            and os.access(folder, os.W_OK | os.X_OK)
-        )
-    return False

@@ -7,8 +7,9 @@ One channel carries the bytes of the stream, in both directions; each side has a
 ``WINDOW_BYTES`` under way, and a positive number tells how many were taken.  So nothing piles up
 here, and nobody waits in this gateway's receiver thread.  The coordinator also sends ``CLOSE``,
 ``DROP`` and, to kill it, (number of the worker's process or None).  It gets ``EOF`` behind the
-last byte.  A second channel has what it has to learn though it does not read: those numbers and,
-when the process has ended, (exit status or None, the last of its stderr, why it could not start).
+last byte.  A second channel has what it has to learn though it does not read: those numbers, the
+address of a server that was connected to and, when the process has ended, (exit status or None, the
+last of its stderr, why it could not start).
 Start reading at ``Forwarder``.
 """
 
@@ -159,6 +160,9 @@ class Forwarder(object):
             self._tell((None, b"", far_ends.as_bytes(reason)))
             self._send(self._channel, EOF)
             return
+        peer = getattr(self._owner, "peer", b"")
+        if peer:
+            self._tell(peer)
         if self._killed:
             self._kill()
         self._model.start(self._wait, (), "execnet-via-wait")

@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import signal
+import struct
 import sys
 import threading
 
@@ -123,16 +124,30 @@ class Connection(object):
     def __init__(self, model: Any, request: dict[str, Any]) -> None:
         socket = model.socket
         address = request["address"]
+        self.peer = b""  # host and port; a client proves that it means these
         if isinstance(address, tuple):
             host, port = address
             self._socket = socket.create_connection((str(host), port), request["timeout"])
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.peer = as_bytes("%s %d" % self._socket.getpeername()[:2])
         else:
             self._socket = socket.socket(socket.AF_UNIX)
             self._socket.connect(str(address))
+            if not request["trusts_others"]:
+                self._check_owner(socket)
         self._shut_write, self._shut_both = socket.SHUT_WR, socket.SHUT_RDWR
         self._socket.settimeout(None)
         self.read_fd, self.write_fd = os.dup(self._socket.fileno()), os.dup(self._socket.fileno())
+
+    def _check_owner(self, socket: Any) -> None:
+        """Refuse a process of another user's, where the system tells whose it is."""
+        peercred = getattr(socket, "SO_PEERCRED", 17 if sys.platform.startswith("linux") else None)
+        if peercred is not None:
+            found = self._socket.getsockopt(socket.SOL_SOCKET, peercred, struct.calcsize("3i"))
+            owner = struct.unpack("3I", found)[1]
+            if owner not in (0, os.geteuid()):
+                self._socket.close()
+                raise EnvironmentError("user %d listens there, not this one" % owner)
 
     def kill(self, worker_pid: int | None) -> None:
         """Break it off."""

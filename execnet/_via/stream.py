@@ -100,6 +100,8 @@ class ViaIO(Endpoint):
         self._taken = 0  # by the receiver thread of ``via`` alone
         self._credit = _Flag(execmodel)  # another one for each wait
         self._handing: Any = None  # the piece of a frame that is handed in
+        self.peer = b""  # the host and the port of a server, as they were found over there
+        self.is_connected = _Flag(execmodel)
         self._data: Channel = via.newchannel()
         self._data._strconfig = (False, False)  # Python 2's str are bytes
         self._news: Channel = via.newchannel()  # what comes when nobody reads, too
@@ -130,6 +132,9 @@ class ViaIO(Endpoint):
         elif type(item) is int:
             self._taken += item
             self._credit.set()
+        elif type(item) is bytes:
+            self.peer = item
+            self.is_connected.set()
         else:
             self._on_end(*item)
 
@@ -363,7 +368,14 @@ def create_io(
     via = _find(settings.spec.via, find_gateway)
     try:
         request, args = _request_of(settings, via)
-        return ViaIO(via, request, args, _remoteaddress(settings, via), execmodel)
+        io = ViaIO(via, request, args, _remoteaddress(settings, via), execmodel)
+        if isinstance(settings.address, tuple):
+            from .proof import prove
+
+            prove(io, settings)
+        return io
+    except BootstrapError:
+        raise
     except (OSError, EOFError) as exc:
         raise BootstrapError(f"can't start anything via {via.id}: {exc}") from exc
 
@@ -389,6 +401,7 @@ def _request_of(settings: Settings, via: Any) -> tuple[dict[str, Any], list[str]
         if settings.address is None:
             raise ValueError(f"spec {str(spec)!r}: socket= needs host:port or unix:path")
         request["address"], request["timeout"] = settings.address, settings.connect_timeout_s
+        request["trusts_others"] = spec.authentication == "none"
         return request, [f"socket={spec.socket}"]
     args = command(spec, via._rinfo().executable, settings.transport)
     request["args"], request["stderr"] = list(args), args.captures_stderr

@@ -1,1 +1,1 @@
-"""Programs for the far side of ``socket=``; each runs standing alone, from Python 2.7 on."""
+"""Programs for the far side of ``socket=``; they run without execnet, from Python 2.7 on."""

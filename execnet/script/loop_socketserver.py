@@ -58,8 +58,8 @@ def main(args=None):
     # type: (Optional[List[str]]) -> int
     """Run servers with the arguments of the command line until a signal comes."""
     args = sys.argv[1:] if args is None else args
-    if "-h" in args or "--help" in args:
-        return subprocess.call([sys.executable, SERVER, "--help"])
+    if "-h" in args or "--help" in args or any(arg.startswith("--new-key") for arg in args):
+        return subprocess.call([sys.executable, SERVER] + args)
     loop = Loop(args)
     signal.signal(signal.SIGINT, loop.stop)
     signal.signal(signal.SIGTERM, loop.stop)

@@ -1,58 +1,60 @@
 """End a socket server, and with it all its clients: ``quitserver.py host:port``.
 
-Runs standing alone, from Python 2.7 on, so its types are in comments.  Start at ``main``.
+Needs ``socketserver.py`` in the same folder, and no execnet; runs from Python 2.7 on, so its types
+are in comments.  Start at ``main``.
 """
 
 import argparse
-import socket
+import os
 import sys
 import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List, Optional  # noqa: F401 - in comments
+    from typing import Any, Dict, List, Optional  # noqa: F401 - in comments
 
 WAIT_S = 15  # a server ends within that time
 ANSWER_S = 3  # and answers at once
-QUIT, ENDING = b"\0quit\n", b"ending\n"  # what our servers are sent, and what they answer
+ENDING = b"ending\n"  # what our servers answer
 QUIT_RELEASED = b'"raise KeyboardInterrupt"\n'  # what those of execnet 1 and 2 execute
+SERVER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "socketserver.py")
 
 
-def connect(address):
-    # type: (str) -> socket.socket
-    """Return a connection to "host:port", "[IPv6 host]:port" or "unix:/path"."""
-    if not address.startswith("unix:"):
-        host, _, port = address.rpartition(":")
-        return socket.create_connection((host.strip("[]") or "127.0.0.1", int(port)), WAIT_S)
-    conn = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        conn.settimeout(WAIT_S)
-        conn.connect(address[5:])
-    except BaseException:
-        conn.close()
-        raise
-    return conn
+def load_server():
+    # type: () -> Dict[str, Any]
+    """Return the names of ``socketserver.py``.
+
+    Not by import: the standard library has a module of that name.
+    """
+    names = {"__name__": "execnet_socketserver", "__file__": SERVER}  # type: Dict[str, Any]
+    with open(SERVER) as file:
+        exec(compile(file.read(), SERVER, "exec"), names)
+    return names
 
 
-def quit_server(address):
-    # type: (str) -> None
-    """Have the server there end; EnvironmentError if there is none or it does not answer."""
-    answer = _ask(address, QUIT)
+def quit_server(address, key=None):
+    # type: (str, Optional[str]) -> None
+    """Have the server there end; EnvironmentError if there is none or it does not answer.
+
+    key: the file of its key; None takes the default one, if there is one.
+    """
+    server = load_server()
+    answer = _ask(server, address, server["QUIT"], key)
     if answer == ENDING:
         return
-    if answer or not _ends_as_released(address):
+    if answer or key or not _ends_as_released(server, address):
         raise EnvironmentError("what listens there is no socket server")
 
 
-def _ask(address, line):
-    # type: (str, bytes) -> bytes
+def _ask(server, address, line, key=None):
+    # type: (Dict[str, Any], str, bytes, Optional[str]) -> bytes
     """Return what is answered to a line, to the end of the connection; b"" for no answer."""
-    conn = connect(address)
+    conn = server["connect"](address, WAIT_S, key)
     try:
         conn.settimeout(ANSWER_S)
         try:
             conn.sendall(line)
-            data = answer = conn.recv(100)
+            data = answer = conn.recv(100)  # type: bytes
         except EnvironmentError:
             return b""
         conn.settimeout(WAIT_S)
@@ -64,13 +66,13 @@ def _ask(address, line):
         conn.close()
 
 
-def _ends_as_released(address):
-    # type: (str) -> bool
+def _ends_as_released(server, address):
+    # type: (Dict[str, Any], str) -> bool
     """Whether a server ends that executes what it is sent, as those of execnet 1 and 2 do."""
     try:
-        _ask(address, QUIT_RELEASED)
+        _ask(server, address, QUIT_RELEASED)
         for _ in range(20):
-            connect(address).close()
+            server["connect"](address, WAIT_S, None, 0.0).close()
             time.sleep(0.1)
     except EnvironmentError:  # it has ended
         return True
@@ -85,9 +87,12 @@ def main(args=None):
     )
     explained = "[host]:port or unix:/path; default %(default)s"
     parser.add_argument("address", nargs="?", default=":8888", help=explained)
-    address = parser.parse_args(args).address
+    explained = "its key; default ~/.execnet/key, if there is one"
+    parser.add_argument("--key", metavar="FILE", help=explained)
+    options = parser.parse_args(args)
+    address = options.address
     try:
-        quit_server(address)
+        quit_server(address, options.key)
     except (ValueError, EnvironmentError) as exc:
         sys.exit("can't end the server at %s: %s" % (address, exc))
 

@@ -1,18 +1,18 @@
 """Talk to a Python on the machine of a socket server: ``shell.py host:port``.
 
-Each line is executed there and its output comes back; the end of the input ends it.  Runs
-standing alone, from Python 2.7 on, so its types are in comments.  Start at ``main``.
+Each line is executed there and its output comes back; the end of the input ends it.  Needs
+``socketserver.py`` in the same folder, and no execnet; runs from Python 2.7 on, so its types are
+in comments.  Start at ``main``.
 """
 
 import argparse
 import os
-import socket
 import sys
 import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List, Optional  # noqa: F401 - in comments
+    from typing import Any, Dict, List, Optional  # noqa: F401 - in comments
 
 CONNECT_S = 15
 CONSOLE = """\
@@ -22,27 +22,24 @@ where = "%s, process %d in %s" % (socket.gethostname(), os.getpid(), os.getcwd()
 space = {"__name__": "__console__"}
 code.interact("Python %s\\n%s" % (sys.version.split("\\n")[0], where), local=space)
 """
-GOODBYE = b"\nraise SystemExit\n"  # behind an empty line, which ends an open block
+GOODBYE = b"\nraise SystemExit\n"  # after an empty line, which ends an open block
+SERVER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "socketserver.py")
 
 
-def connect(address):
-    # type: (str) -> socket.socket
-    """Return a connection to "host:port", "[IPv6 host]:port" or "unix:/path"."""
-    if not address.startswith("unix:"):
-        host, _, port = address.rpartition(":")
-        return socket.create_connection((host.strip("[]") or "127.0.0.1", int(port)), CONNECT_S)
-    conn = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        conn.settimeout(CONNECT_S)
-        conn.connect(address[5:])
-    except BaseException:
-        conn.close()
-        raise
-    return conn
+def load_server():
+    # type: () -> Dict[str, Any]
+    """Return the names of ``socketserver.py``.
+
+    Not by import: the standard library has a module of that name.
+    """
+    names = {"__name__": "execnet_socketserver", "__file__": SERVER}  # type: Dict[str, Any]
+    with open(SERVER) as file:
+        exec(compile(file.read(), SERVER, "exec"), names)
+    return names
 
 
 def talk(conn):
-    # type: (socket.socket) -> None
+    # type: (Any) -> None
     """Run a console on the other side, over our stdin and stdout, until it ends."""
     conn.settimeout(None)
     conn.sendall(repr(CONSOLE).encode("ascii") + b"\n")
@@ -57,7 +54,7 @@ def talk(conn):
 
 
 def _send_input(conn):
-    # type: (socket.socket) -> None
+    # type: (Any) -> None
     try:
         # Not by sys.stdin, whose lock an interpreter that ends can't wait for.
         data = os.read(0, 65536)
@@ -77,9 +74,12 @@ def main(args=None):
     )
     explained = "[host]:port or unix:/path; default %(default)s"
     parser.add_argument("address", nargs="?", default=":8888", help=explained)
-    address = parser.parse_args(args).address
+    explained = "the server's key; default ~/.execnet/key, if there is one"
+    parser.add_argument("--key", metavar="FILE", help=explained)
+    options = parser.parse_args(args)
+    address = options.address
     try:
-        conn = connect(address)
+        conn = load_server()["connect"](address, CONNECT_S, options.key)
     except (ValueError, EnvironmentError) as exc:
         sys.exit("can't connect to %s: %s" % (address, exc))
     try:

@@ -1,13 +1,20 @@
-"""A server that starts an interpreter for each client that connects.
+"""A server that starts an interpreter for each client that connects and has the key.
 
 It knows nothing of execnet: it runs ``python -c "import sys;exec(eval(sys.stdin.readline()))"``
 with the connection as stdin and stdout, and what the client sends next does the rest.  Clients
-of execnet 1 and 2 find the names that their own servers give them.  So whoever can connect can
+of execnet 1 and 2 find the names that their own servers give them.  So whoever has the key can
 run code.  Each client has a process of its own.
+
+The server speaks first: ``execnet-auth-1 plain|tls NONCE``; with tls, TLS begins then.  The client
+answers ``execnet-auth-1 NONCE BINDING PROOF``, the server ``execnet-auth-1 ok PROOF`` or
+``execnet-auth-1 error SENTENCE``; only then the client sends what it has for a process.  A proof
+is an HMAC-SHA256 (RFC 2104) over a word for its side, the mode, both nonces and the binding: the
+hash of the certificate, or the address that the client has dialled, so that nobody in between can
+pass it on to another server.
 
 This file runs standing alone, from Python 2.7 on, so its types are in comments; it runs as
 well as ``gateway.remote_exec(socketserver)``.  Start at ``main``, ``serve_channel`` and
-``Server.run``.
+``Server.run``; for clients at ``Prover``.
 """
 
 import errno
@@ -28,7 +35,8 @@ except ImportError:  # hmac has it everywhere, and loads a library for it
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Tuple, Union  # noqa: F401 - in comments
+    from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Union  # noqa: F401 - in comments
+
     Address = Union[str, Tuple[str, int]]  # a path, or host and port
 
 INTERPRETER = sys.executable
@@ -123,18 +131,25 @@ finally:
 """
 PY2 = sys.version_info[0] == 2
 WINDOWS = sys.platform == "win32"  # where a socket can't be a process's stdin
-GREETING_S = 60  # how long a client may take until what it sends is for a process
+VERSION = b"execnet-auth-1"
+VERSIONS = b"execnet-auth-"  # how those of other versions begin, too
+PROVES_WITHIN_S = 10  # a client, from the connection on, all of it
+GREETING_S = 60  # how long one that has may take until what it sends is for a process
 ENDS_WITHIN_S = 15  # for a process whose client has left; a worker takes 10 at most
-TICK_S = 0.5  # how soon it sees that it is to end; no pipe can wake it up on Windows
-LAST_WORDS_S = 5  # for threads to see that their process was killed
+TICK_S = 0.5  # how soon it sees that it is to end, where nothing can wake it up
+LAST_WORDS_S = 5  # for what was written to be on its way, and for killed processes to be gone
+VISITORS = 64  # how many may be there that have not proved anything
+LINE_BYTES = 600  # of the answer of a client, and of a server
 # What a client sends is a string in quotes.  Other protocols begin otherwise: that of web pages
 # too, whose requests could be expressions.
 QUOTES = b"'", b'"'
 # What a client may send to the server itself, before anything else: b"\0", a word and b"\n".
-QUIT = b"quit"
+QUIT = b"\0quit\n"
 WORD_BYTES = 200
 ENDING = b"ending\n"  # the answer to it
 RDHUP = getattr(select, "POLLRDHUP", 0x2000 if sys.platform.startswith("linux") else 0)
+POLLS = hasattr(select, "poll")
+clock = getattr(time, "monotonic", time.time)
 
 
 def parse_address(text):
@@ -214,6 +229,354 @@ def keep_alive(conn):
                 conn.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
+def home():
+    # type: () -> str
+    """Return the folder for keys."""
+    return os.environ.get("EXECNET_HOME") or os.path.join(os.path.expanduser("~"), ".execnet")
+
+
+def default_key():
+    # type: () -> str
+    """Return the file of the key that is taken where none is named."""
+    return os.path.join(home(), "key")
+
+
+def read_key(path):
+    # type: (str) -> bytes
+    """Return the key that is in a file.
+
+    Raises EnvironmentError if it can't be read, ValueError if others can read it, or if it is not
+    32 bytes in hex: a shorter one could be found out from a proof.
+    """
+    with open(path, "rb") as file:
+        found = os.fstat(file.fileno())
+        if not WINDOWS and found.st_mode & 0o077:
+            raise ValueError("others may read the key in %s: chmod 600 %s" % (path, path))
+        if not WINDOWS and found.st_uid not in (0, os.geteuid()):
+            raise ValueError("the key in %s belongs to somebody else" % path)
+        text = file.read(LINE_BYTES)
+    try:
+        return key_of(text)
+    except ValueError:
+        raise ValueError("there is no key in %s: one is 32 random bytes in hex" % path)
+
+
+def key_of(text):
+    # type: (bytes) -> bytes
+    """Return the key that a text says in hex; ValueError if it says none."""
+    import binascii
+
+    try:
+        key = binascii.unhexlify(text.strip())
+    except (TypeError, binascii.Error):
+        key = b""
+    if len(key) != 32:
+        raise ValueError("a key is 32 random bytes in hex")
+    return key
+
+
+def make_key(path):
+    # type: (str) -> None
+    """Write a new key into a file that is not there yet, for its owner only.
+
+    Another process that does the same at the same time may be the one that does it; nobody ever
+    reads a part of a key.
+    """
+    import binascii
+
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        os.makedirs(folder, 0o700)
+    name = "%s.%s" % (path, binascii.hexlify(os.urandom(8)).decode("ascii"))
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(binascii.hexlify(os.urandom(32)) + b"\n")
+        try:
+            os.link(name, path)  # type: ignore[attr-defined,unused-ignore]
+            os.unlink(name)
+        except (AttributeError, EnvironmentError):  # Python 2 on Windows, or such a file system
+            if os.path.lexists(path):
+                raise EnvironmentError(errno.EEXIST, "there is something already", path)
+            os.rename(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def own_key():
+    # type: () -> bytes
+    """Return the key that is taken where none is named, made now if there is none."""
+    path = default_key()
+    if not os.path.lexists(path):
+        try:
+            make_key(path)
+        except EnvironmentError as exc:
+            if exc.errno != errno.EEXIST:
+                raise
+    return read_key(path)
+
+
+def proof(key, side, words):
+    # type: (bytes, bytes, List[bytes]) -> bytes
+    """Return what shows that a side has the key.
+
+    words: what is proved as well; none has a space in it.
+    """
+    import hashlib
+    import hmac
+
+    text = b" ".join([VERSION, side] + words)
+    return hmac.new(key, text, hashlib.sha256).hexdigest().encode("ascii")
+
+
+def new_nonce():
+    # type: () -> bytes
+    """Return what was never there before, in hex."""
+    import binascii
+
+    return binascii.hexlify(os.urandom(32))
+
+
+def binding_of(address):
+    # type: (Any) -> bytes
+    """Return how both sides name the address of a server's socket, as the system gives it."""
+    host = address[0].partition("%")[0]
+    if host.startswith("::ffff:") and "." in host:
+        host = host[7:]
+    return format_address((host, address[1])).encode("ascii")
+
+
+def fingerprint_of(certificate):
+    # type: (bytes) -> bytes
+    """Return the SHA-256 of a certificate, in hex."""
+    import hashlib
+
+    return hashlib.sha256(certificate).hexdigest().encode("ascii")
+
+
+class Prover(object):
+    """What a client says and hears until it may send: lines in, lines out, without the newlines.
+
+    Raises ValueError with a sentence when the other side is not what it should be.
+    """
+
+    def __init__(self, key):
+        # type: (Optional[bytes]) -> None
+        self._key = key
+        self._words = []  # type: List[bytes]
+        self._nonce = b""
+
+    def greeted(self, line):
+        # type: (bytes) -> Tuple[bool, bool]
+        """Take the greeting; return whether TLS begins now, and whether a proof is wanted."""
+        words = line.split(b" ")
+        if words[0].startswith(VERSIONS) and words[0] != VERSION:
+            names = words[0].decode("ascii", "replace"), VERSION.decode("ascii")
+            raise ValueError("the server speaks %s, and this is a client for %s" % names)
+        if len(words) != 3 or words[0] != VERSION or words[1] not in (b"plain", b"tls"):
+            raise ValueError("no socket server greets so: %s" % printable(line[:80]))
+        self._words = words[1:]
+        return words[1] == b"tls", words[2] != b"-"
+
+    def answer(self, binding):
+        # type: (bytes) -> bytes
+        """Return the line that proves that we have the key."""
+        assert self._key is not None
+        self._nonce = new_nonce()
+        self._words += [self._nonce, binding]
+        proved = proof(self._key, b"client", self._words)
+        return b" ".join([VERSION, self._nonce, binding, proved])
+
+    def proved(self, line):
+        # type: (bytes) -> None
+        """Take what the server answers; it has the key as well, then."""
+        assert self._key is not None
+        words = line.split(b" ", 2)
+        if words[:2] == [VERSION, b"error"] and len(words) == 3:
+            raise ValueError("the server refuses: %s" % printable(words[2]))
+        wanted = [VERSION, b"ok", proof(self._key, b"server", self._words)]
+        if len(words) != 3 or words[:2] != wanted[:2] or not compare_digest(words[2], wanted[2]):
+            raise ValueError("what listens there has not proved that it has the key")
+
+
+def connect(address, timeout_s, key_file=None, silent_s=2.0):
+    # type: (str, float, Optional[str], float) -> socket.socket
+    """Return a connection to a server, after the proofs, for ``quitserver.py`` and ``shell.py``.
+
+    A server that says nothing for ``silent_s`` asks for no proof, unless a key is named.  Raises
+    EnvironmentError or ValueError.
+    """
+    place = parse_address(address)
+    if isinstance(place, tuple):
+        conn = socket.create_connection(place, timeout_s)
+    else:
+        conn = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        conn.settimeout(timeout_s)
+        if not isinstance(place, tuple):
+            conn.connect(place)
+            return conn
+        return _proved(conn, key_file, silent_s)
+    except BaseException:
+        conn.close()
+        raise
+
+
+def _proved(conn, key_file, silent_s):
+    # type: (socket.socket, Optional[str], float) -> socket.socket
+    if key_file is None and os.path.lexists(default_key()):
+        key_file = default_key()
+    prover = Prover(None if key_file is None else read_key(key_file))
+    deadline = clock() + PROVES_WITHIN_S
+    if not select.select([conn], [], [], PROVES_WITHIN_S if key_file else silent_s)[0]:
+        if key_file:
+            raise ValueError("it keeps silent: it may be one that asks for no key")
+        return conn
+    is_tls, is_wanted = prover.greeted(_read_line(conn, deadline))
+    binding, relayed = binding_of(conn.getpeername()), conn  # type: bytes, socket.socket
+    if is_tls:
+        import ssl
+
+        context = ssl.SSLContext(getattr(ssl, "PROTOCOL_TLS_CLIENT", ssl.PROTOCOL_SSLv23))
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        relayed = context.wrap_socket(conn)
+        binding = fingerprint_of(relayed.getpeercert(True) or b"")
+    if not is_wanted or key_file is None:
+        raise ValueError("it proves nothing" if not is_wanted else "it asks for a key")
+    relayed.sendall(prover.answer(binding) + b"\n")
+    prover.proved(_read_line(relayed, deadline))
+    if not is_tls:
+        return conn
+    near, far = socket.socketpair()  # two threads can't use one connection with TLS
+    _start(Relay(relayed, far).run)
+    return near
+
+
+def _read_line(conn, deadline):
+    # type: (Any, float) -> bytes
+    line = b""
+    while not line.endswith(b"\n"):
+        conn.settimeout(max(0.001, deadline - clock()))
+        byte = conn.recv(1)
+        line += byte
+        if not byte or len(line) > LINE_BYTES:
+            raise ValueError("what listens there is no socket server that has the key")
+    return line[:-1]
+
+
+def printable(text):
+    # type: (bytes) -> str
+    """Return what somebody else has said, without what a terminal would obey."""
+    shown = text.decode("ascii", "replace")
+    return "".join(char if " " <= char <= "~" else "?" for char in shown)
+
+
+def make_certificate():
+    # type: () -> bytes
+    """Return a new certificate and its private key, as PEM; EnvironmentError if none can be made.
+
+    Whom it is for does not matter: those who connect know its hash.
+    """
+    import shutil
+    import tempfile
+
+    folder = tempfile.mkdtemp(prefix="execnet-cert-")
+    try:
+        config, key = os.path.join(folder, "config"), os.path.join(folder, "key")
+        with open(config, "w") as file:
+            file.write("[req]\nprompt=no\ndistinguished_name=name\n[name]\nCN=execnet\n")
+        _openssl(["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key])
+        request = ["req", "-x509", "-new", "-sha256", "-days", "3650", "-config", config]
+        certificate = _openssl(request + ["-key", key])
+        with open(key, "rb") as key_file:
+            return certificate + key_file.read()
+    finally:
+        shutil.rmtree(folder)
+
+
+def _openssl(args):
+    # type: (List[str]) -> bytes
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)  # type: Dict[str, Any]
+    try:
+        process = subprocess.Popen(["openssl"] + args, **pipes)
+    except EnvironmentError as exc:
+        raise EnvironmentError("the program openssl, which makes certificates: %s" % exc)
+    output, said = process.communicate(b"")  # type: bytes, bytes
+    if process.returncode:
+        text = said.decode("utf-8", "replace").strip()
+        raise EnvironmentError("openssl made no certificate: %s" % text)
+    return output
+
+
+class Certificate(object):
+    """What a server shows in TLS; ``pem`` has the private key as well."""
+
+    def __init__(self, pem):
+        # type: (bytes) -> None
+        import ssl
+        import tempfile
+
+        text = pem.decode("ascii")
+        mark = "-----BEGIN CERTIFICATE-----"
+        der = ssl.PEM_cert_to_DER_cert(
+            mark + text.partition(mark)[2].partition("-----END ")[0] + "-----END CERTIFICATE-----\n"
+        )
+        self.fingerprint = fingerprint_of(der)
+        kind = getattr(ssl, "PROTOCOL_TLS_SERVER", ssl.PROTOCOL_SSLv23)
+        self._context = ssl.SSLContext(kind)
+        if hasattr(self._context, "minimum_version"):
+            self._context.minimum_version = ssl.TLSVersion.TLSv1_2
+        else:
+            for name in "OP_NO_SSLv2", "OP_NO_SSLv3", "OP_NO_TLSv1", "OP_NO_TLSv1_1":
+                self._context.options |= getattr(ssl, name)
+        fd, path = tempfile.mkstemp(prefix="execnet-cert-")  # 0600; it takes files only
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(pem)
+            self._context.load_cert_chain(path)
+        finally:
+            os.unlink(path)
+
+    def wrap(self, conn):
+        # type: (socket.socket) -> Any
+        """Return a connection with TLS; nothing waits."""
+        return self._context.wrap_socket(conn, True, do_handshake_on_connect=False)
+
+
+READ, WRITE, HANGUP = 1, 2, 4
+
+
+def waits_for(exc):
+    # type: (BaseException) -> int
+    """Return what an error says that is to be waited for: READ or WRITE; 0 for a real one."""
+    ssl = sys.modules.get("ssl")  # type: Any
+    if ssl is not None and isinstance(exc, ssl.SSLError):
+        wanted = {ssl.SSL_ERROR_WANT_READ: READ, ssl.SSL_ERROR_WANT_WRITE: WRITE}
+        return wanted.get(exc.args[0], 0)
+    return READ if exc.args[:1] in ((errno.EAGAIN,), (errno.EWOULDBLOCK,), (errno.EINTR,)) else 0
+
+
+def ready_of(wanted, timeout_s):
+    # type: (Dict[int, int], float) -> Set[int]
+    """Wait for events at descriptors; return those that have one.  A signal ends it as well."""
+    try:
+        if not POLLS:
+            sides = [[fd for fd in wanted if wanted[fd] & side] for side in (READ, WRITE)]
+            found = select.select(sides[0], sides[1], [], timeout_s)
+            return set(found[0] + found[1])
+        poll = select.poll()
+        events = {READ: select.POLLIN, WRITE: select.POLLOUT, HANGUP: RDHUP}
+        events[READ | WRITE] = select.POLLIN | select.POLLOUT
+        for fd in wanted:
+            poll.register(fd, events[wanted[fd]])
+        return {fd for fd, _ in poll.poll(int(timeout_s * 1000) + 1)}
+    except (EnvironmentError, select.error) as exc:
+        if exc.args[0] != errno.EINTR:
+            raise
+        return set()
+
+
 def _shut(conn):
     # type: (socket.socket) -> None
     """End a connection for all who hold it, and wake up who waits for it."""
@@ -223,108 +586,230 @@ def _shut(conn):
         pass  # the other side was faster
 
 
-class Client(object):
-    """One connection and the process that serves it.
+class Refused(Exception):
+    """A visitor is turned away; the text is for it."""
 
-    ``run`` has a thread of its own; any thread may call ``kill``.
+
+class Visitor(object):
+    """A connection that has no process yet: it may have to prove that it has the key.
+
+    Nothing here waits; ``_step`` is what comes next, and raises what says that it has to wait.
     """
 
-    def __init__(self, server, conn):
-        # type: (Server, socket.socket) -> None
-        self.thread = None  # type: Any
-        self.conn = conn
-        self.process = None  # type: Any
+    def __init__(self, server, conn, host):
+        # type: (Server, socket.socket, str) -> None
+        self.conn = conn  # type: Any
+        self.host = host
+        self.writes = False  # what TLS waits for
+        self.is_known = False  # it has proved that it has the key
+        self.deadline = clock() + (PROVES_WITHIN_S if server.greets else GREETING_S)
         self._server = server
-        self._ended = threading.Event()
+        self._words = []  # type: List[bytes]
+        self._line = b""
+        self._step = self._greet if server.greets else self._take_first
 
-    def run(self):
-        # type: () -> None
-        """Serve the connection until the process has ended."""
-        helpers = []
+    def advance(self):
+        # type: () -> bool
+        """Go on as far as it goes; False once the connection is no concern of ours any more."""
         try:
-            keep_alive(self.conn)
-            if self._wants_process() and self._server.start_process(self):
-                pumps = [self._pump_out] if self.process.stdout is not None else []
-                helpers = [_start(target) for target in pumps + [self._watch]]
-                self.process.wait()
+            while self._step is not None:
+                self._step()
+            return False
+        except Refused as exc:
+            try:
+                self._say(b"error", str(exc).encode("ascii", "replace"))
+            except EnvironmentError:
+                pass
         except EnvironmentError as exc:
-            sys.stderr.write("execnet socket server: a client failed: %s\n" % (exc,))
-        finally:
-            self._ended.set()
-            for thread in helpers[:-1]:  # what was printed is on its way out
-                thread.join(LAST_WORDS_S)
-            _shut(self.conn)  # also if a child of the process holds it open
-            for thread in helpers[-1:]:
-                thread.join(LAST_WORDS_S)
-            self.conn.close()
+            waits = waits_for(exc)
+            self.writes = waits == WRITE
+            if waits:
+                return True
+        self.close()
+        return False
+
+    def close(self):
+        # type: () -> None
+        """Turn it away."""
+        self._step = None  # type: ignore[assignment]
+        _shut(self.conn)
+        self.conn.close()
+
+    def _say(self, *words):
+        # type: (bytes) -> None
+        line = b" ".join((VERSION,) + words) + b"\n"
+        if self.conn.send(line) != len(line):
+            raise EnvironmentError("it takes nothing")
+
+    def _greet(self):
+        # type: () -> None
+        server = self._server
+        mode = b"plain" if server.certificate is None else b"tls"
+        self._words = [mode, b"-" if server.key is None else new_nonce()]
+        self._say(*self._words)
+        if server.certificate is not None:
+            self.conn = server.certificate.wrap(self.conn)
+        self._step = self._hear if server.certificate is None else self._shake
+
+    def _shake(self):
+        # type: () -> None
+        self.conn.do_handshake()
+        self._step = self._take_first if self._server.key is None else self._hear
+
+    def _hear(self):
+        # type: () -> None
+        data = self.conn.recv(LINE_BYTES)
+        self._line += data
+        if b"\n" in self._line:
+            self._check(*self._line.split(b"\n", 1))
+        elif not data:
+            self.close()
+        elif len(self._line) > LINE_BYTES:
+            raise Refused("that is no proof")
+
+    def _check(self, line, rest):
+        # type: (bytes, bytes) -> None
+        words = line.split(b" ")
+        if words[0] != VERSION and words[0].startswith(VERSIONS):
+            raise Refused("this server speaks %s only" % VERSION.decode("ascii"))
+        if words[0] != VERSION or len(words) != 4 or len(words[1]) != 64 or rest:
+            raise Refused("this server lets in who proves that it has the key")
+        key, (nonce, binding, proved) = self._server.key, words[1:]
+        assert key is not None
+        self._words += [nonce, binding]
+        if not compare_digest(proved, proof(key, b"client", self._words)):
+            raise Refused("the client has another key")
+        if self._server.certificate is not None:
+            if binding != self._server.certificate.fingerprint:
+                raise Refused("the client has seen another certificate: somebody is in between")
+        elif binding != binding_of(self.conn.getsockname()):
+            reached = binding_of(self.conn.getsockname()).decode("ascii")
+            said = "the client has dialled %s, and this is %s: through a forwarded port, its "
+            raise Refused((said + "spec needs bound=%s") % (printable(binding), reached, reached))
+        self._say(b"ok", proof(key, b"server", self._words))
+        self.is_known = True
+        self.deadline = clock() + GREETING_S
+        self._line = b""
+        self._step = self._take_first
+
+    def _take_first(self):
+        # type: () -> None
+        """See whether what comes is for a process, which reads it then, unless it is in TLS."""
+        is_plain = self._server.certificate is None
+        first = self.conn.recv(1, socket.MSG_PEEK) if is_plain else self.conn.recv(1)
+        if first in QUOTES:
+            self._step = None  # type: ignore[assignment]
+            self._server.start_process(self, b"" if is_plain else first)
+        elif first == b"\0":
+            self._line = b"" if is_plain else first
+            self._step = self._take_word
+        else:
+            self.close()
+
+    def _take_word(self):
+        # type: () -> None
+        byte = self.conn.recv(1)
+        self._line += byte
+        if self._line == QUIT:
+            self._step = None  # type: ignore[assignment]
+            self.conn.send(ENDING)
+            self._server.quit(self.conn)
+        elif not byte or not QUIT.startswith(self._line):
+            self.close()
+
+
+class Session(object):
+    """The process of a client.
+
+    The thread of ``Server.run`` calls.  near: what is the process's stdin and stdout.  Where the
+    server does not hear of the end of processes, a thread waits for it.
+    """
+
+    def __init__(self, server, near):
+        # type: (Server, socket.socket) -> None
+        self.near = near
+        self.watches = not WINDOWS  # whether the client has left is to be seen at ``near``
+        self.kill_at = float("inf")
+        self._server = server
+        self._over = threading.Event()
+        self._helpers = []  # type: List[threading.Thread]
+        options = {"cwd": server.cwd}  # type: Dict[str, Any]
+        if WINDOWS:
+            options.update(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        else:
+            options.update(stdin=near, stdout=near, close_fds=True)
+            # A session of its own: the terminal's Ctrl-C is for this server.
+            options.update({"preexec_fn": os.setsid} if PY2 else {"start_new_session": True})
+        near.setblocking(True)  # before a process shares the descriptor's flags
+        command = [INTERPRETER, "-u", "-c", FIRST_STAGE, AS_RELEASED]
+        self.process = subprocess.Popen(command, **options)  # type: Any
+        if not server.hears_of_ends:
+            pumps = [self._pump_out, self._pump_in] if WINDOWS else []
+            try:
+                for target in pumps + [self._wait]:
+                    self._helpers.append(_start(target))
+            except BaseException:  # there are too many threads
+                self.kill()
+                self.process.wait()
+                raise
+
+    def has_ended(self):
+        # type: () -> bool
+        """Whether the process has, and what it wrote is on its way."""
+        if self._server.hears_of_ends:
+            return self.process.poll() is not None
+        return self._over.is_set()
+
+    def on_left(self):
+        # type: () -> None
+        """The client has; the process has some time to end by itself."""
+        self.watches = False
+        self.kill_at = clock() + ENDS_WITHIN_S
 
     def kill(self):
         # type: () -> None
         """End the process, and what it started in its session."""
-        process = self.process
-        if process is None:
-            _shut(self.conn)
-        elif process.poll() is None:
+        self.kill_at = float("inf")
+        if self.process.poll() is None:
             try:
-                process.kill() if WINDOWS else os.killpg(process.pid, signal.SIGKILL)
+                self.process.kill() if WINDOWS else os.killpg(self.process.pid, signal.SIGKILL)
             except OSError:
                 pass  # it has just ended
 
-    def _wants_process(self):
-        # type: () -> bool
-        """Act on the words for the server; whether something for a process follows."""
-        secret = self._server.secret
-        deadline = time.time() + GREETING_S
-        try:
-            first = self._peek(deadline)
-            while first == b"\0":
-                word = self._read_word(deadline)
-                if secret is None and word == QUIT:
-                    self.conn.sendall(ENDING)
-                    self._server.stop()
-                    self._server.unbound.wait(LAST_WORDS_S)  # only then the connection ends
-                    return False
-                if secret is None or not compare_digest(word, secret):
-                    return False
-                secret = None
-                first = self._peek(deadline)
-            self.conn.settimeout(None)  # before a process shares the descriptor's flags
-            return first in QUOTES and secret is None
-        except EnvironmentError:  # silent for too long, or gone
-            return False
+    def end(self, wait_s):
+        # type: (float) -> None
+        """Let the client read the end, also if a child of the process holds its descriptor."""
+        deadline = clock() + wait_s
+        while not self.has_ended() and clock() < deadline:
+            self._over.wait(0.01)
+        _shut(self.near)
+        for thread in self._helpers:
+            thread.join(LAST_WORDS_S)
+        self.near.close()
 
-    def _peek(self, deadline):
-        # type: (float) -> bytes
-        """Return the next byte without taking it; b"" at the end."""
-        self.conn.settimeout(max(0.001, deadline - time.time()))
-        return self.conn.recv(1, socket.MSG_PEEK)
-
-    def _read_word(self, deadline):
-        # type: (float) -> bytes
-        """Return what is between b"\\0" and b"\\n"; b"" for what is no word."""
-        word = b""
-        while len(word) < WORD_BYTES and not word.endswith(b"\n") and self._peek(deadline):
-            word += self.conn.recv(1)
-        return word[1:-1] if word.endswith(b"\n") else b""
-
-    def _watch(self):
+    def _wait(self):
         # type: () -> None
-        """End a process that stays when its client has left."""
-        if self.process.stdin is None:
-            poll = select.poll()
-            poll.register(self.conn, RDHUP)
-            poll.poll()
-        else:
-            stdin = self.process.stdin
-            _pump(self.conn.recv, lambda data: (stdin.write(data), stdin.flush()))
+        self.process.wait()
+        for thread in self._helpers[:1] if WINDOWS else []:  # what was printed is on its way out
+            thread.join(LAST_WORDS_S)
+        self._over.set()
+        self._server.wake()
+
+    def _pump_in(self):
+        # type: () -> None
+        stdin = self.process.stdin
+        _pump(self.near.recv, lambda data: (stdin.write(data), stdin.flush()))
+        try:
             stdin.close()
-        if not self._ended.wait(ENDS_WITHIN_S):
-            self.kill()
+        except EnvironmentError:
+            pass  # what was left in it is for nobody
+        self.on_left()
+        self._server.wake()
 
     def _pump_out(self):
         # type: () -> None
         stdout = self.process.stdout
-        _pump(lambda size: os.read(stdout.fileno(), size), self.conn.sendall)
+        _pump(lambda size: os.read(stdout.fileno(), size), self.near.sendall)
         stdout.close()
 
 
@@ -348,114 +833,424 @@ def _start(target):
     return thread
 
 
-class Server(object):
-    """Accepts connections and has a process started for each.
+class Way(object):
+    """One direction of a ``Relay``: bytes that were read and are to be written."""
 
-    clients: how many to serve before it ends; 0 for any number.  secret: what a client must
-    send first.  listen_s: seconds after which it stops to listen.  ``_lock`` guards
-    ``_stopping``, ``_left`` and the start of a process; any thread may call ``stop``.
+    def __init__(self, source, sink, taken=b""):
+        # type: (Any, Any, bytes) -> None
+        self.source, self.sink, self.data = source, sink, taken
+        self.is_read = False  # to its end
+        self.is_over = False  # and that is told
+
+    def move(self, waits):
+        # type: (Dict[Any, int]) -> bool
+        """Move something; False if that has to wait, for what is noted in ``waits``."""
+        if not self.data and not self.is_read:
+            self.data = (
+                self._tried(self.source, lambda: self.source.recv(65536), waits, READ) or b""
+            )
+            return bool(self.data) or self.is_read
+        if self.data:
+            sent = self._tried(self.sink, lambda: self.sink.send(self.data), waits, WRITE)
+            self.data = self.data[sent or 0 :]
+            return bool(sent)
+        return False
+
+    def _tried(self, sock, func, waits, side):
+        # type: (Any, Callable[[], Any], Dict[Any, int], int) -> Any
+        try:
+            result = func()
+        except EnvironmentError as exc:
+            if waits_for(exc):
+                waits[sock] = waits.get(sock, 0) | (WRITE if waits_for(exc) == WRITE else side)
+                return None
+            self.data, self.is_read = b"", True  # nobody reads it, or nobody writes any more
+            return b"" if side == READ else None
+        if not result and side == READ:
+            self.is_read = True
+        elif not result:  # how some versions say that TLS has to wait
+            waits[sock] = waits.get(sock, 0) | WRITE
+        return result
+
+
+class Relay(object):
+    """Passes bytes on between a connection with TLS and a socket, in one thread, both ways.
+
+    A write never keeps it from reading.  ``run`` returns when both ways have ended, or a while
+    after the process has.
     """
 
-    def __init__(self, listener, clients=0, secret=None, listen_s=float("inf")):
-        # type: (socket.socket, int, Optional[bytes], float) -> None
-        self.secret = secret
+    def __init__(self, conn, inner, taken=b""):
+        # type: (Any, socket.socket, bytes) -> None
+        self.conn, self.inner = conn, inner
+        self._inwards, self._outwards = Way(conn, inner, taken), Way(inner, conn)
+        for sock in conn, inner:
+            sock.setblocking(False)
+
+    def run(self):
+        # type: () -> None
+        """Pass on all that comes."""
+        ways, deadline = (self._inwards, self._outwards), float("inf")
+        try:
+            while not all(way.is_over for way in ways) and clock() < deadline:
+                waits = {}  # type: Dict[Any, int]
+                moved = [way.move(waits) for way in ways]
+                if True not in moved and waits:
+                    timeout_s = max(0.0, min(deadline - clock(), 3600.0))
+                    ready_of({sock.fileno(): waits[sock] for sock in waits}, timeout_s)
+                for way in ways:
+                    if way.is_read and not way.data and not way.is_over:
+                        way.is_over = True
+                        self._tell_end(way)
+                if self._outwards.is_read and deadline == float("inf"):
+                    deadline = clock() + LAST_WORDS_S
+        finally:
+            for sock in self.inner, self.conn:
+                _shut(sock)
+                sock.close()
+
+    def _tell_end(self, way):
+        # type: (Way) -> None
+        try:
+            way.sink.shutdown(socket.SHUT_WR)
+        except EnvironmentError:
+            pass  # it has gone
+
+
+class Server(object):
+    """Accepts connections and has a process started for each that may have one.
+
+    clients: how many to serve before it ends; 0 for any number.  key: what a client must prove
+    that it has; None lets everybody in.  certificate: for TLS.  listen_s: seconds after which it
+    stops to listen.  is_alone: whether the process is its own, and ``run`` is called in the main
+    thread; no thread is started then.  Any thread may call ``stop`` and ``wake``, and signal
+    handlers; all else is done by the thread that calls ``run``.
+    """
+
+    def __init__(
+        self,
+        listener,  # type: socket.socket
+        clients=0,  # type: int
+        key=None,  # type: Optional[bytes]
+        certificate=None,  # type: Optional[Certificate]
+        listen_s=float("inf"),  # type: float
+        is_alone=False,  # type: bool
+    ):
+        # type: (...) -> None
+        self.key, self.certificate = key, certificate
+        self.greets = key is not None or certificate is not None
         name = listener.getsockname()
         self.address = name[:2] if isinstance(name, tuple) else name  # type: Address
-        self.unbound = threading.Event()  # others may listen there
+        self.cwd = os.getcwd()  # whatever becomes of this process's, clients begin here
+        self.hears_of_ends = is_alone and hasattr(signal, "SIGCHLD") and not WINDOWS
+        self.end = None  # type: Any
+        self.notes = []  # type: List[str]
         self._inode = None if isinstance(name, tuple) else os.stat(name).st_ino
         self._listener = listener
+        self._listens = True
+        self._listen_until = clock() + listen_s
+        self._accept_from = 0.0  # a pause, as there are too many descriptors
         self._left = clients or -1  # how many clients may still come
-        self._listen_until = time.time() + listen_s
-        self._cwd = os.getcwd()  # whatever becomes of this process's, clients begin here
-        self._lock = threading.Lock()
-        self._clients = []  # type: List[Client]
+        self._room = _room()
+        self._visitors = []  # type: List[Visitor]
+        self._sessions = []  # type: List[Session]
+        self._pumps = []  # type: List[int]
+        self._leaving = []  # type: List[Any]
         self._stopping = False
-        self.end = None  # type: Any
+        self._woken, self._waker = _socket_pair()
+        listener.setblocking(False)
 
     def run(self):
         # type: () -> None
         """Serve until ``stop``, or until the last of a limited number of clients has ended."""
+        handlers = self._hear_of_ends() if self.hears_of_ends else None
         try:
-            self._listener.settimeout(TICK_S)
-            while not self._stopping and self._left and time.time() < self._listen_until:
-                self._accept()
-            self._close_listener()
-            for client in self._clients:
-                while not self._stopping and client.thread.is_alive():
-                    client.thread.join(TICK_S)
+            while not self._stopping and (self._listens or self._visitors or self._sessions):
+                self._turn()
         finally:
             self._end()
+            if handlers is not None:
+                signal.set_wakeup_fd(handlers[0])
+                signal.signal(signal.SIGCHLD, handlers[1])
+            for sock in (self._woken, self._waker):
+                if sock is not None:
+                    sock.close()
 
     def stop(self):
         # type: () -> None
-        """Have ``run`` end soon, and all processes with it.  Signal handlers may call it."""
+        """Have ``run`` end soon, and all processes with it."""
         self._stopping = True
-        _shut(self._listener)  # wakes up who waits there, on Linux
+        self.wake()
 
-    def start_process(self, client):
-        # type: (Client) -> bool
-        """Give a client its process; False if there are to be no more."""
-        options = {"cwd": self._cwd}  # type: Dict[str, Any]
-        if WINDOWS:
-            options.update(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        else:
-            options.update(stdin=client.conn, stdout=client.conn, close_fds=True)
-            # A session of its own: the terminal's Ctrl-C is for this server.
-            options.update({"preexec_fn": os.setsid} if PY2 else {"start_new_session": True})
-        with self._lock:
-            if self._stopping or self._left == 0:
-                return False
-            command = [INTERPRETER, "-u", "-c", FIRST_STAGE, AS_RELEASED]
-            client.process = subprocess.Popen(command, **options)
+    def wake(self):
+        # type: () -> None
+        """Have ``run`` look around."""
+        try:
+            if self._waker is not None:
+                self._waker.send(b"w")
+        except EnvironmentError:
+            pass  # it has been told often enough, or has ended
+
+    def quit(self, conn):
+        # type: (Any) -> None
+        """Stop as a client wishes; its connection ends when others may listen here."""
+        self._leaving.append(conn)
+        self._stopping = True
+
+    def start_process(self, visitor, taken):
+        # type: (Visitor, bytes) -> None
+        """Give a visitor its process.  taken: what it has sent that was read here already."""
+        try:
+            if self._left == 0:
+                raise EnvironmentError("there are to be no more")
+            if self.certificate is None:
+                self._sessions.append(Session(self, visitor.conn))
+            else:
+                self._start_with_relay(visitor.conn, taken)
             self._left -= 1
-        return True
+        except (EnvironmentError, RuntimeError, threading.ThreadError) as exc:
+            sys.stderr.write("execnet socket server: a client failed: %s\n" % (exc,))
+            visitor.close()
+
+    def _start_with_relay(self, conn, taken):
+        # type: (Any, bytes) -> None
+        near, far = socket.socketpair()
+        try:
+            session = Session(self, near)
+        except BaseException:
+            near.close()
+            far.close()
+            raise
+        self._sessions.append(session)
+        try:
+            relay = Relay(conn, far, taken)
+            if not self.hears_of_ends:  # nothing may fork
+                _start(relay.run)
+                return
+            self._fork(relay)
+        except BaseException:
+            far.close()  # so that the process ends
+            raise
+        conn.close()
+        far.close()
+
+    def _fork(self, relay):
+        # type: (Relay) -> None
+        """Have a process of its own relay; a session of TLS survives the fork."""
+        pid = os.fork()
+        if pid:
+            self._pumps.append(pid)
+            return
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            os.setsid()
+            low = 3
+            for high in sorted([relay.conn.fileno(), relay.inner.fileno()]) + [_descriptors()]:
+                os.closerange(low, high)
+                low = high + 1
+            relay.run()
+        finally:
+            os._exit(0)
+
+    def _hear_of_ends(self):
+        # type: () -> Tuple[int, Any]
+        """Have the end of a process wake us up; return what was there before."""
+        handler = signal.signal(signal.SIGCHLD, lambda signum, frame: None)
+        assert self._waker is not None
+        return signal.set_wakeup_fd(self._waker.fileno()), handler
+
+    def _turn(self):
+        # type: () -> None
+        """Wait for something, and see to it."""
+        now = clock()
+        wanted, moments = {}, [now + (TICK_S if self._woken is None else 3600.0)]
+        if self._woken is not None:
+            wanted[self._woken.fileno()] = READ
+        if self._listens and now < self._accept_from:
+            moments.append(self._accept_from)
+        elif self._listens:
+            wanted[self._listener.fileno()] = READ
+            moments.append(self._listen_until)
+        for visitor in self._visitors:
+            wanted[visitor.conn.fileno()] = WRITE if visitor.writes else READ
+            moments.append(visitor.deadline)
+        for session in self._sessions:
+            if session.watches and POLLS:
+                wanted[session.near.fileno()] = HANGUP
+            moments.append(session.kill_at)
+        ready = ready_of(wanted, max(0.0, min(moments) - now))
+        self._see_to_sessions(ready)
+        self._see_to_visitors(ready)
+        if self._woken is not None and self._woken.fileno() in ready:
+            self._woken.recv(4096)
+        if self._listens and self._listener.fileno() in ready:
+            self._accept()
+        if self._listens and (self._left == 0 or clock() > self._listen_until):
+            self._close_listener()
+            for visitor in self._visitors if self._left == 0 else []:
+                visitor.close()
+            self._visitors = [] if self._left == 0 else self._visitors
+
+    def _see_to_sessions(self, ready):
+        # type: (Set[int]) -> None
+        now = clock()
+        for session in self._sessions:
+            if session.watches and session.near.fileno() in ready:
+                session.on_left()
+            if session.kill_at <= now:
+                session.kill()
+        ended = [session for session in self._sessions if session.has_ended()]
+        for session in ended:
+            session.end(0)
+        self._sessions = [session for session in self._sessions if session not in ended]
+        self._pumps = [pid for pid in self._pumps if os.waitpid(pid, os.WNOHANG)[0] != pid]
+
+    def _see_to_visitors(self, ready):
+        # type: (Set[int]) -> None
+        staying, now = [], clock()
+        for visitor in self._visitors:
+            if visitor.conn.fileno() not in ready and now < visitor.deadline:
+                staying.append(visitor)
+            elif now >= visitor.deadline:
+                visitor.close()
+            elif visitor.advance():
+                staying.append(visitor)
+        self._visitors = staying
 
     def _accept(self):
         # type: () -> None
-        try:
-            client = Client(self, self._listener.accept()[0])
-        except (EnvironmentError, select.error):  # select's: a signal came, on Python 2
-            time.sleep(0.01)  # it was no timeout, perhaps, but there are too many descriptors
-            return
-        self._clients = [other for other in self._clients if other.thread.is_alive()]
-        try:
-            client.thread = _start(client.run)
-            self._clients.append(client)
-        except (RuntimeError, threading.ThreadError):  # there are too many
-            client.conn.close()
+        for _ in range(VISITORS):
+            try:
+                conn, place = self._listener.accept()
+            except EnvironmentError as exc:
+                if not waits_for(exc) and not self._drop_one():  # there are too many descriptors
+                    self._accept_from = clock() + 0.1
+                return
+            conn.setblocking(False)
+            try:
+                keep_alive(conn)
+            except EnvironmentError:  # it has gone already
+                conn.close()
+                continue
+            visitor = Visitor(self, conn, place[0] if isinstance(place, tuple) else "")
+            if visitor.advance():
+                self._visitors.append(visitor)
+            if len(self._visitors) > self._room:
+                self._drop_one()
+
+    def _drop_one(self):
+        # type: () -> bool
+        """Turn away one of the address that most of those have come from that proved nothing."""
+        strangers = [visitor for visitor in self._visitors if not visitor.is_known]
+        if not strangers:
+            return False
+        hosts = [visitor.host for visitor in strangers]
+        most = max(set(hosts), key=hosts.count)
+        strangers = [visitor for visitor in strangers if visitor.host == most]
+        number = int.from_bytes(os.urandom(4), "big") if not PY2 else int(new_nonce()[:8], 16)
+        dropped = strangers[number % len(strangers)]
+        dropped.close()
+        self._visitors.remove(dropped)
+        return True
 
     def _close_listener(self):
         # type: () -> None
-        if not self.unbound.is_set() and not isinstance(self.address, tuple):
+        if self._listens and not isinstance(self.address, tuple):
             try:
                 if os.stat(self.address).st_ino == self._inode:  # not another server's
                     os.unlink(self.address)
             except OSError:
                 pass  # somebody has removed it
         self._listener.close()
-        self.unbound.set()
+        self._listens = False
 
     def _end(self):
         # type: () -> None
         self._close_listener()
-        with self._lock:  # who is about to start a process has done so now, or will not
-            self._stopping = True
-        for client in self._clients:
-            client.kill()
-        for client in self._clients:
-            client.thread.join(LAST_WORDS_S)
+        for conn in self._leaving:
+            conn.close()
+        for visitor in self._visitors:
+            visitor.close()
+        for session in self._sessions:
+            session.kill()
+        for session in self._sessions:
+            session.end(LAST_WORDS_S)
+        deadline = clock() + LAST_WORDS_S
+        while self._pumps:
+            self._pumps = [pid for pid in self._pumps if os.waitpid(pid, os.WNOHANG)[0] != pid]
+            for pid in self._pumps if clock() > deadline else []:  # their clients read nothing
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01 if self._pumps else 0)
+
+
+def _descriptors():
+    # type: () -> int
+    """Return how many descriptors this process may have."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return limit if 0 < limit < 1 << 20 else 1 << 20
+    except ImportError:  # Windows
+        return 512
+
+
+def _room():
+    # type: () -> int
+    """Return how many visitors there may be at once that have proved nothing."""
+    return max(1, min(VISITORS, _descriptors() // 4))
+
+
+def _socket_pair():
+    # type: () -> Tuple[Any, Any]
+    """Return (what is read, what is written), neither of which waits; None where there is none."""
+    if not hasattr(socket, "socketpair"):
+        return None, None
+    pair = socket.socketpair()
+    for sock in pair:
+        sock.setblocking(False)
+    return pair
+
+
+def is_loopback(address):
+    # type: (Address) -> bool
+    """Whether only this machine can connect to an address that is bound; a path counts as well."""
+    host = address[0] if isinstance(address, tuple) else "127."
+    return host == "::1" or host.startswith(("127.", "::ffff:127."))
 
 
 def serve_channel(channel):
     # type: (Any) -> None
     """Serve in a worker at the address that the channel gives; end with the gateway.
 
-    The address is (host, port), or (host, port, options for ``Server``); then the server
-    runs beside other code of the worker.  Sends the (host, port) that it is bound to.
+    The address is (host, port), or (host, port, options); then the server runs beside other code
+    of the worker.  Options: ``clients`` and ``listen_s`` for ``Server``, ``key`` in hex and
+    ``certificate`` as PEM, or True for one that is to be made here.  Without these it takes what
+    the coordinator put before this source.  Sends the (host, port) that it is bound to.
     """
     request = channel.receive()
     options = dict(request[2:] and request[2])
-    server = Server(listen((str(request[0]), request[1])), **options)
+    runs_beside = bool(options)
+    given = globals().get("GIVEN", {})  # type: Dict[str, Any]
+    key = options.pop("key", None) or given.get("key")
+    pem = options.pop("certificate", None)
+    listener = listen((str(request[0]), request[1]))
+    try:
+        if not is_loopback(listener.getsockname()):
+            pem = pem or given.get("certificate")
+            if pem is None:
+                raise ValueError("%s is not for this machine only: TLS is needed" % (request[0],))
+        options["key"] = own_key() if key is None else key_of(_as_bytes(key))
+        if pem is not None:
+            options["certificate"] = Certificate(
+                make_certificate() if pem is True else _as_bytes(pem)
+            )
+        server = Server(listener, **options)
+    except BaseException:
+        listener.close()
+        raise
     thread = _start(server.run)
 
     def stop(_):
@@ -467,34 +1262,128 @@ def serve_channel(channel):
     server.end.setcallback(stop, endmarker=None)
     channel.send(tuple(server.address))
     model = channel.gateway.execmodel
-    while not options and thread.is_alive():
+    while not runs_beside and thread.is_alive():
         (thread.join if model.has_main_thread else model.sleep)(TICK_S)  # others run meanwhile
 
 
-def main(args=None):
-    # type: (Optional[List[str]]) -> None
-    """Serve at the address that the command line gives until a signal comes."""
+def _as_bytes(text):
+    # type: (Any) -> bytes
+    return text if isinstance(text, bytes) else text.encode("ascii")
+
+
+def make_server(args=None, is_alone=False):
+    # type: (Optional[List[str]], bool) -> Optional[Server]
+    """Return a server as the command line wants it; None if it wanted something else.
+
+    Raises SystemExit with a sentence when there can't be one.
+    """
     import argparse  # not for those who only take something from here
 
     parser = argparse.ArgumentParser(
-        description="Start a Python interpreter for each client that connects.",
-        epilog="WHOEVER CAN CONNECT CAN RUN CODE as the user that you are now.  There is no "
-        "password and no encryption: listen where only those can connect who may do that.",
+        description="Start a Python interpreter for each client that connects and has the key.",
+        epilog="WHOEVER HAS THE KEY CAN RUN CODE as the user that you are now; with "
+        "--no-authentication, WHOEVER CAN CONNECT CAN RUN CODE.",
     )
     explained = (
         "[host]:port or unix:/path; default %(default)s.  Without a host only this machine can "
         "connect, 0.0.0.0 or [::] is all networks; port 0 takes a free one and prints it"
     )
     parser.add_argument("address", nargs="?", default=":8888", help=explained)
+    parser.add_argument(
+        "--key",
+        metavar="FILE",
+        help="the key of clients; ~/.execnet/key is made where none is named",
+    )
+    parser.add_argument("--new-key", metavar="FILE", help="write a new key into a file, and end")
+    parser.add_argument(
+        "--no-authentication", action="store_true", help="let everybody in, and greet nobody"
+    )
+    parser.add_argument("--tls", action="store_true", help="encrypt; needed beyond this machine")
+    parser.add_argument(
+        "--cert", metavar="FILE", help="the certificate for --tls; the program openssl makes one"
+    )
+    parser.add_argument("--cert-key", metavar="FILE", help="its private key, if it is not in there")
     options = parser.parse_args(args)
+    if options.new_key:
+        try:
+            make_key(options.new_key)
+        except EnvironmentError as exc:
+            sys.exit("can't make a key: %s" % (exc,))
+        return None
+    if options.no_authentication and options.key:
+        parser.error("--no-authentication asks for no --key")
+    if options.cert_key and not options.cert:
+        parser.error("--cert-key is for --cert")
     try:
-        server = Server(listen(parse_address(options.address)))
+        return _server_for(options, is_alone)
     except (ValueError, EnvironmentError) as exc:
         sys.exit("can't listen at %s: %s" % (options.address, exc))
+
+
+def _server_for(options, is_alone):
+    # type: (Any, bool) -> Server
+    address = parse_address(options.address)
+    key, certificate = None, None  # type: Optional[bytes], Optional[Certificate]
+    wants_tls = options.tls or options.cert
+    if not isinstance(address, tuple):
+        if options.key or wants_tls:
+            raise ValueError("a Unix socket is for its owner alone, and needs neither key nor TLS")
+    elif not options.no_authentication:
+        key = read_key(options.key) if options.key else own_key()
+    listener = listen(address)
+    try:
+        bound = listener.getsockname()
+        if not wants_tls and not options.no_authentication and not is_loopback(bound):
+            raise ValueError(
+                "others can connect there: --tls encrypts what travels. --no-authentication lets "
+                "everybody in who can connect"
+            )
+        if wants_tls:
+            certificate = Certificate(_certificate_for(options))
+        server = Server(listener, key=key, certificate=certificate, is_alone=is_alone)
+    except BaseException:
+        listener.close()
+        raise
+    server.notes = _explained(options, server)
+    return server
+
+
+def _certificate_for(options):
+    # type: (Any) -> bytes
+    if not options.cert:
+        return make_certificate()
+    pem = b""
+    for path in [options.cert] + ([options.cert_key] if options.cert_key else []):
+        with open(path, "rb") as file:
+            pem += file.read() + b"\n"
+    return pem
+
+
+def _explained(options, server):
+    # type: (Any, Server) -> List[str]
+    lines = []
+    if server.key is not None:
+        lines.append("clients need the key in %s" % (options.key or default_key()))
+    elif isinstance(server.address, tuple):
+        lines.append("WHOEVER CAN CONNECT CAN RUN CODE")
+    if server.certificate is not None:
+        fingerprint = server.certificate.fingerprint.decode("ascii")
+        lines.append("fingerprint=%s is its certificate" % fingerprint)
+    return lines
+
+
+def main(args=None):
+    # type: (Optional[List[str]]) -> None
+    """Serve at the address that the command line gives until a signal comes."""
+    server = make_server(args, is_alone=True)
+    if server is None:
+        return
+    serving = server
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)):
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda signum, frame: server.stop())
-    sys.stdout.write("listening on %s\n" % format_address(server.address))
+            signal.signal(number, lambda signum, frame: serving.stop())
+    for line in ["listening on %s" % format_address(server.address)] + server.notes:
+        sys.stdout.write(line + "\n")
     sys.stdout.flush()
     server.run()
 

@@ -1,12 +1,13 @@
 """A socket server as a service of Windows: ``socketserverservice.py --startup=auto install``.
 
-Needs pywin32, and ``socketserver.py`` in the same folder.  The address to listen at is in the
-environment variable EXECNET_SOCKETSERVER of the machine; without it, it is ``:8888``.  The
-service's account should be one with few rights, as whoever can connect can run code.  Start
-at ``main``.
+Needs pywin32, and ``socketserver.py`` in the same folder.  The arguments for that, an address to
+listen at first of all, are in the environment variable EXECNET_SOCKETSERVER of the machine;
+without it, it is ``:8888``.  The service's account should be one with few rights, as whoever has
+the key can run code.  Start at ``main``.
 """
 
 import os
+import shlex
 import sys
 import threading
 
@@ -58,8 +59,8 @@ class SocketServerService(Framework):  # type: ignore[misc]
         # type: () -> None
         """Serve until ``SvcStop``."""
         names = load_server()
-        address = names["parse_address"](os.environ.get("EXECNET_SOCKETSERVER", ":8888"))
-        self._server = names["Server"](names["listen"](address))
+        words = shlex.split(os.environ.get("EXECNET_SOCKETSERVER", ":8888"), posix=False)
+        self._server = names["make_server"]([word.strip('"') for word in words])
         servicemanager.LogInfoMsg("%s: %r" % (self._svc_display_name_, self._server.address))
         if not self._stopped.is_set():
             self._server.run()

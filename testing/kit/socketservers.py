@@ -120,9 +120,9 @@ class Servers:
         self._started.append(popen)
         return popen
 
-    def start(self, address: str = ":0", python: str = sys.executable) -> Server:
+    def start(self, address: str = ":0", *options: str, python: str = sys.executable) -> Server:
         """Start a server and wait until it listens."""
-        return Server(self.popen("socketserver.py", address, python=python))
+        return Server(self.popen("socketserver.py", address, *options, python=python))
 
 
 class InProcess:

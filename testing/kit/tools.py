@@ -26,6 +26,7 @@ from interpreters import Interpreter as Interpreter
 import execnet
 from execnet import Gateway
 from execnet._ends import watch
+from execnet._folders import HOME_VARIABLE
 from execnet.gateway_base import ChannelFactory, ExecModel, get_execmodel
 
 T = TypeVar("T")
@@ -95,6 +96,9 @@ def collect(weak: weakref.ref[object]) -> None:
 # Subprocesses
 
 
+KEPT = lazily.VARIABLE, HOME_VARIABLE
+
+
 def clean_environment(**variables: str) -> dict[str, str]:
     """Return an environment in which ``import execnet`` gives what is tested here.
 
@@ -103,7 +107,7 @@ def clean_environment(**variables: str) -> dict[str, str]:
     environment = {
         name: value
         for name, value in os.environ.items()
-        if name == lazily.VARIABLE or not name.startswith(("PYTHON", "EXECNET_", "COV_"))
+        if name in KEPT or not name.startswith(("PYTHON", "EXECNET_", "COV_"))
     }
     return environment | {"PYTHONPATH": str(SOURCE)} | variables
 

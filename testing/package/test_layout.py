@@ -33,6 +33,7 @@ FLOORS = {
     "_endpoint": 1,
     "_errors": 1,
     "_features": 1,
+    "_folders": 1,
     "_multichannel": 1,
     "_ends": 2,
     "_forkserver": 2,
@@ -238,7 +239,8 @@ class TestFiles:
         assert names & GREENLET_LIBRARIES == set()
 
     def test_no_file_is_too_long(self) -> None:
-        limits = {"gateway_base.py": 4060}  # it is shipped as one file
+        # These are one file each as that is how they travel.
+        limits = {"gateway_base.py": 4060, "socketserver.py": 1400}
         too_long = {}
         for path in PACKAGE.rglob("*.py"):
             lines = len(path.read_text("utf-8").splitlines())

@@ -17,6 +17,7 @@ from socketservers import InProcess, Servers, connect, read_to_end
 from tools import BOUND_S, clean_environment, find_python, run, wait_until
 from workers import ask
 
+import execnet
 from execnet import BootstrapError, Gateway, Group, RemoteError, RSync
 from execnet.script import quitserver, socketserver
 
@@ -71,7 +72,9 @@ def run_there(server: ReleasedServer, code: str) -> Any:
 
 def is_served(server: ReleasedServer, group: Group) -> None:
     """Fail unless the next client is served, in the same process."""
-    with group.makegateway(f"socket={server.address}//connect_timeout=10") as gateway:
+    with group.makegateway(
+        f"socket={server.address}//connect_timeout=10//authentication=none"
+    ) as gateway:
         assert ask(gateway, WHERE)[0] == server.popen.pid
 
 
@@ -82,7 +85,7 @@ class TestTheirServer:
         self, start: Start, released: Released, group: Group
     ) -> None:
         server = start(released)
-        gateway = group.makegateway(f"socket={server.address}")
+        gateway = group.makegateway(f"socket={server.address}//authentication=none")
         pid, version = ask(gateway, WHERE)
         assert pid == gateway._rinfo().pid == server.popen.pid
         assert version == tuple(gateway._rinfo().version_info[:2])
@@ -103,16 +106,42 @@ class TestTheirServer:
         else:
             is_served(server, group)
 
+    def test_without_a_key_it_gets_the_first_line_after_a_while_with_one_warning(
+        self, server: ReleasedServer, group: Group
+    ) -> None:
+        with pytest.warns(execnet.SecurityWarning, match="proves nothing") as warned:
+            gateway = group.makegateway(f"socket={server.address}")
+        assert ask(gateway, WHERE)[0] == server.popen.pid
+        assert len(warned) == 1
+
+    @pytest.mark.parametrize("own", [True, False])
+    def test_with_a_key_nothing_is_sent_to_it(
+        self, server: ReleasedServer, group: Group, own: bool
+    ) -> None:
+        spec = f"socket={server.address}//connect_timeout=1"
+        if own:
+            socketserver.own_key()
+        with pytest.raises(execnet.AuthenticationError, match=r"silent.*authentication=none is"):
+            group.makegateway(spec if own else f"{spec}//authentication=required")
+        is_served(server, group)
+
+    @pytest.mark.filterwarnings("ignore::execnet.SecurityWarning")
+    def test_it_gets_no_variables(self, server: ReleasedServer, group: Group) -> None:
+        for way in "authentication=none", "connect_timeout=1":
+            with pytest.raises(execnet.AuthenticationError, match="env:"):
+                group.makegateway(f"socket={server.address}//{way}//env:SECRET=1")
+        is_served(server, group)
+
     def test_code_runs_in_the_thread_that_serves(
         self, server: ReleasedServer, group: Group
     ) -> None:
-        gateway = group.makegateway(f"socket={server.address}")
+        gateway = group.makegateway(f"socket={server.address}//authentication=none")
         code = "import threading; channel.send(type(threading.current_thread()).__name__)"
         assert ask(gateway, code) == "_MainThread"
 
     def test_stdout_is_the_servers(self, start: Start, released: Released, group: Group) -> None:
         server = start(released)
-        gateway = group.makegateway(f"socket={server.address}")
+        gateway = group.makegateway(f"socket={server.address}//authentication=none")
         gateway.remote_exec("print('printed' + 'there')").waitclose(BOUND_S)
         wait_until(lambda: "printedthere" in server.output())
 
@@ -129,10 +158,10 @@ class TestTheirServer:
         self, server: ReleasedServer, group: Group, tmp_path: Path
     ) -> None:
         before = run_there(server, SURROUNDINGS)
-        spec = f"socket={server.address}//chdir={tmp_path / 'new'}//env:NAME=value"
+        spec = f"socket={server.address}//authentication=none//chdir={tmp_path / 'new'}"
         gateway = group.makegateway(spec)
-        code = "import os; channel.send((os.getcwd(), os.environ['NAME'])); os.chdir('/')"
-        assert ask(gateway, code) == (str(tmp_path / "new"), "value")
+        code = "import os; os.environ['NAME'] = 'value'; channel.send(os.getcwd()); os.chdir('/')"
+        assert ask(gateway, code) == str(tmp_path / "new")
         group.terminate(timeout=5)
         assert run_there(server, SURROUNDINGS) == before == (str(tmp_path), None, *before[2:])
         assert before[3:] == (True, [])
@@ -143,21 +172,23 @@ class TestTheirServer:
     ) -> None:
         word = "greenlets" if "execmodel" in wish else "would be for the whole server"
         with pytest.raises(BootstrapError, match=word):
-            group.makegateway(f"socket={server.address}//{wish}")
+            group.makegateway(f"socket={server.address}//authentication=none//{wish}")
         is_served(server, group)
 
     def test_a_folder_that_cannot_be_made_is_told(
         self, server: ReleasedServer, group: Group
     ) -> None:
         with pytest.raises(BootstrapError, match="could not be prepared"):
-            group.makegateway(f"socket={server.address}//chdir=/dev/null/folder//env:NAME=1")
+            group.makegateway(
+                f"socket={server.address}//authentication=none//chdir=/dev/null/folder"
+            )
         assert run_there(server, SURROUNDINGS)[1] is None
         is_served(server, group)
 
     def test_it_outlives_a_killed_coordinator(self, server: ReleasedServer, group: Group) -> None:
         code = f"""
 import execnet, os
-gateway = execnet.makegateway("socket={server.address}//grace=0.5")
+gateway = execnet.makegateway("socket={server.address}//authentication=none//grace=0.5")
 for _ in range(2):  # the thread that serves, and another one
     channel = gateway.remote_exec("channel.send(1); import time; time.sleep(1000)")
     channel.receive()
@@ -171,7 +202,7 @@ os.kill(os.getpid(), 9)
     def test_code_that_goes_on_when_it_is_interrupted_is_interrupted_again(
         self, server: ReleasedServer, group: Group
     ) -> None:
-        gateway = group.makegateway(f"socket={server.address}//grace=0.2")
+        gateway = group.makegateway(f"socket={server.address}//authentication=none//grace=0.2")
         code = """\
 channel.send(1)
 import time
@@ -189,7 +220,8 @@ for _ in range(4):
     def test_a_silent_coordinator_is_given_up(self, server: ReleasedServer, group: Group) -> None:
         code = f"""
 import execnet, sys
-gateway = execnet.makegateway("socket={server.address}//heartbeat=0.1//dead_after=0.3//grace=0.2")
+options = "authentication=none//heartbeat=0.1//dead_after=0.3//grace=0.2"
+gateway = execnet.makegateway("socket={server.address}//" + options)
 channel = gateway.remote_exec("channel.send(1); import time; time.sleep(1000)")
 channel.receive()
 print("running", flush=True)
@@ -210,7 +242,7 @@ sys.stdin.read()
     def test_its_users_interrupt_ends_it_and_the_gateway(
         self, server: ReleasedServer, group: Group
     ) -> None:
-        gateway = group.makegateway(f"socket={server.address}")
+        gateway = group.makegateway(f"socket={server.address}//authentication=none")
         channel = gateway.remote_exec("channel.send(1); import time; time.sleep(1000)")
         channel.receive(BOUND_S)
         interrupt_asleep(server.popen.pid)
@@ -221,12 +253,12 @@ sys.stdin.read()
     def test_output_is_forwarded_and_given_back(self, server: ReleasedServer, group: Group) -> None:
         lines: list[str] = []
         group.on_output(lambda gateway, name, line: lines.append(line))
-        gateway = group.makegateway(f"socket={server.address}//output=forward")
+        gateway = group.makegateway(f"socket={server.address}//authentication=none//output=forward")
         gateway.remote_exec("print('forwarded')").waitclose(BOUND_S)
         wait_until(lambda: "forwarded" in lines)
         gateway._io.kill()  # not an orderly end
         group.terminate(timeout=5)
-        with group.makegateway(f"socket={server.address}") as gateway:
+        with group.makegateway(f"socket={server.address}//authentication=none") as gateway:
             gateway.remote_exec("print('printed' + 'there')").waitclose(BOUND_S)
             wait_until(lambda: "printedthere" in server.output())
 
@@ -236,7 +268,7 @@ sys.stdin.read()
         (tmp_path / "from").mkdir()
         (tmp_path / "from" / "file").write_text("x")
         for _ in range(2):  # the modules of the first client are no longer there
-            gateway = group.makegateway(f"socket={server.address}//id=first")
+            gateway = group.makegateway(f"socket={server.address}//authentication=none//id=first")
             rsync = RSync(str(tmp_path / "from"), verbose=False)
             rsync.add_target(gateway, str(tmp_path / "to"))
             rsync.send()
@@ -322,13 +354,13 @@ class TestTheirClient:
     ) -> None:
         if released.version >= (2,) and python < "3.8":
             pytest.skip(f"workers of {released.version} need a newer Python")
-        server = servers.start(python=find_python(python))
+        server = servers.start(":0", "--no-authentication", python=find_python(python))
         printed = released.run(CLIENT, server.address, str(server.popen.pid))
         assert printed == "well\n"
         wait_until(lambda: server.processes() == [])
 
     def test_it_installs_a_server_of_its_own(self, released: Released, servers: Servers) -> None:
-        server = servers.start(python=released.python)
+        server = servers.start(":0", "--no-authentication", python=released.python)
         assert released.run(INSTALLING_CLIENT, server.address) == "well\n"
 
     def test_where_pipes_lead_to_the_process(

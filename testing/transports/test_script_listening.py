@@ -55,7 +55,7 @@ class TestListening:
             connect(f"127.0.0.2:{port}")
 
     def test_all_interfaces_are_served_when_asked(self, serve: Serve) -> None:
-        server = serve("0.0.0.0:0")
+        server = serve("0.0.0.0:0", "--no-authentication")
         assert server.address.startswith("0.0.0.0:")
         connect(server.address.replace("0.0.0.0", "127.0.0.2")).close()
 
@@ -69,7 +69,7 @@ class TestListening:
 
     @pytest.mark.skipif(not has_ipv6(), reason="no IPv6 loopback interface here")
     def test_all_of_ipv6_includes_ipv4(self, serve: Serve) -> None:
-        port = serve("[::]:0").address.rpartition(":")[2]
+        port = serve("[::]:0", "--no-authentication").address.rpartition(":")[2]
         for host in "[::1]", "127.0.0.1":
             connect(f"{host}:{port}").close()
 

@@ -122,14 +122,14 @@ class TestClients:
         self, serve: Serve, word: bytes
     ) -> None:
         server = serve()
-        with connect(server.address) as conn:
+        with socketserver.connect(server.address, BOUND_S) as conn:
             conn.sendall(word)
             conn.shutdown(socket.SHUT_WR)
             assert read_to_end(conn) == b""
         assert server.processes() == []
 
     def test_the_request_of_a_web_page_runs_nothing(self, serve: Serve, tmp_path: Path) -> None:
-        server = serve()
+        server = serve(":0", "--no-authentication")
         run_by_page = tmp_path / "run_by_page"
         path = f"(1)if(open({str(run_by_page)!r},'w'))else"
         with connect(server.address) as conn:
@@ -144,7 +144,7 @@ class TestClients:
         started = []
         start_process = in_process.server.start_process
         monkeypatch.setattr(
-            in_process.server, "start_process", lambda c: started.append(c) or start_process(c)
+            in_process.server, "start_process", lambda *a: started.append(a) or start_process(*a)
         )
         for first in set(range(256)) - set(b"\0'\""):
             with connect(in_process.address) as conn:
@@ -161,14 +161,14 @@ class TestClients:
         self, serve: Serve, client: Connect
     ) -> None:
         gateway = client(serve())
-        pid = ask(
-            gateway,
+        channel = gateway.remote_exec(
             "import os, time\n"
             "pid = os.fork()\n"
             "if not pid: time.sleep(100)\n"
             "channel.send(pid)\n"
-            "channel.receive()",
+            "channel.receive()"
         )
+        pid = channel.receive(BOUND_S)
         os.kill(gateway._rinfo().pid, signal.SIGKILL)
         gateway.join(BOUND_S)
         assert not gateway.hasreceiver()
@@ -272,7 +272,7 @@ class TestLimits:
         self, in_process: InProcess, group: Group, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(socketserver, "ENDS_WITHIN_S", 0.1)
-        gateway = group.makegateway(f"socket={in_process.address}")
+        gateway = group.makegateway(f"socket={in_process.address}//authentication=none")
         pid = gateway._rinfo().pid
         os.kill(pid, signal.SIGSTOP)
         group.terminate(timeout=0.1)
@@ -291,7 +291,13 @@ class TestLimits:
                 conn.sendall(b"'1'\n")
                 assert read_to_end(conn) == b""
         wait_until(lambda: "/does/not/exist" in capfd.readouterr().err)
-        assert ask(group.makegateway(f"socket={in_process.address}"), "channel.send(1)") == 1
+        assert (
+            ask(
+                group.makegateway(f"socket={in_process.address}//authentication=none"),
+                "channel.send(1)",
+            )
+            == 1
+        )
 
 
 class TestWherePipesAreNeeded:
@@ -302,7 +308,7 @@ class TestWherePipesAreNeeded:
         self, in_process: InProcess, group: Group, monkeypatch: pytest.MonkeyPatch
     ) -> Gateway:
         monkeypatch.setattr(socketserver, "WINDOWS", True)
-        return group.makegateway(f"socket={in_process.address}")
+        return group.makegateway(f"socket={in_process.address}//authentication=none")
 
     def test_bytes_come_through_both_ways(self, gateway: Gateway) -> None:
         channel = gateway.remote_exec("channel.send(channel.receive())")

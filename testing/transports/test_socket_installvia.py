@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from processes import wait_reaped
@@ -15,6 +16,7 @@ import execnet
 from execnet import Gateway, Group, gateway_socket
 from execnet.gateway_io import BootstrapError
 from execnet.gateway_socket import start_via
+from execnet.script import socketserver
 
 
 class TestInstallVia:
@@ -42,19 +44,22 @@ class TestInstallVia:
         address = str(makegateway("socket//installvia=carrier").remoteaddress)
         wait_until(lambda: refuses(address))
 
-    def test_without_the_secret_nobody_gets_in(self, carrier: Gateway) -> None:
-        options = {"clients": 1, "secret": b"secret", "listen_s": BOUND_S}
+    def test_without_the_key_nobody_gets_in(self, carrier: Gateway, tmp_path: Path) -> None:
+        options = {"clients": 1, "key": "1f" * 32, "listen_s": BOUND_S}
         host, port = gateway_socket._install(carrier, None, options, BOUND_S)
-        for greeting in b"'channel'\n", b"\0quit\n", b"\0wrong\n", b"\0secre\n", b"\0\n":
+        for greeting in b"'channel'\n", b"\0quit\n", b"execnet-auth-1 x y z\n":
             with connect(f"{host}:{port}") as conn:
+                assert conn.recv(100).startswith(b"execnet-auth-1 plain ")
                 conn.sendall(greeting)
-                assert read_to_end(conn) == b""
-        with connect(f"{host}:{port}") as conn:
-            conn.sendall(b"\0secret\n'import os; os.write(1, b\"in\")'\n")
+                assert read_to_end(conn).startswith(b"execnet-auth-1 error this server lets in")
+        (tmp_path / "key").write_text("1f" * 32)
+        (tmp_path / "key").chmod(0o600)
+        with socketserver.connect(f"{host}:{port}", BOUND_S, str(tmp_path / "key")) as conn:
+            conn.sendall(b"'import os; os.write(1, b\"in\")'\n")
             assert conn.recv(2) == b"in"
 
     def test_a_server_that_nobody_comes_to_stops_to_listen(self, carrier: Gateway) -> None:
-        options = {"clients": 1, "secret": b"secret", "listen_s": 0.1}
+        options = {"clients": 1, "key": "1f" * 32, "listen_s": 0.1}
         host, port = gateway_socket._install(carrier, None, options, BOUND_S)
         wait_until(lambda: refuses(f"{host}:{port}"))
 

@@ -14,9 +14,8 @@ import pytest
 from services import Sshd, need, script
 from tools import BOUND_S, MakeGateway, Resources, wait_until
 
-from execnet import Group, HostNotFound, XSpec
+from execnet import Group, HostNotFound, XSpec, _folders
 from execnet._specs import Settings
-from execnet._transports import ssh as transports_ssh
 from execnet._transports.table import command
 
 
@@ -294,7 +293,7 @@ class TestControlPaths:
 
     @pytest.fixture(autouse=True)
     def runtime(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.setattr(transports_ssh, "SOCKET_PATH_MAX", 1000)
+        monkeypatch.setattr(_folders, "SOCKET_PATH_MAX", 1000)
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
         return tmp_path
 
@@ -337,6 +336,6 @@ class TestControlPaths:
     def test_a_path_too_long_for_a_socket_is_not_used(
         self, runtime: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(transports_ssh, "SOCKET_PATH_MAX", 20)
+        monkeypatch.setattr(_folders, "SOCKET_PATH_MAX", 20)
         assert self.path("ssh=host//ssh_persist=9") == ""
         Settings(XSpec("ssh=host//ssh_persist=9"))

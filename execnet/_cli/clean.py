@@ -1,0 +1,43 @@
+"""``execnet clean``: remove what ended processes of this user have left in the folders of execnet.
+
+Start at ``_run``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .. import _folders
+from .run import STATUS_FAILED
+
+_DESCRIPTION = """\
+Remove what execnet has left on this machine and nobody needs any more: sockets of ssh connections
+that have ended, traces and temporary files of processes that have ended. Keys stay.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the parser of this subcommand."""
+    parser = subparsers.add_parser(
+        "clean",
+        help="remove what ended processes have left",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be removed")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    status = 0
+    for path, what in _folders.leftovers():
+        try:
+            if not args.dry_run:
+                _folders.remove(path)
+            print(f"{'would remove' if args.dry_run else 'removed'} {path}: {what}")
+        except OSError as exc:
+            print(f"can't remove {path}: {exc}")
+            status = STATUS_FAILED
+    return status

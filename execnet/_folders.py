@@ -1,0 +1,136 @@
+"""Where keys, sockets and traces of ours are, and which of them nobody needs any more.
+
+Nothing here is created with a name that another user could have taken before.  Start at
+``home`` and ``leftovers``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SOCKET_PATH_MAX = 104  # of some systems; Linux takes 108
+HOME_VARIABLE = "EXECNET_HOME"
+TEMPORARY = "execnet-debug-", "execnet-cert-"  # how what may be left in the folder for such begins
+
+
+def home() -> str:
+    """Return the folder for what lasts; it need not be there."""
+    return os.environ.get(HOME_VARIABLE) or os.path.join(os.path.expanduser("~"), ".execnet")
+
+
+def key_file() -> str:
+    """Return the key that socket servers and their clients take where none is named."""
+    return os.path.join(home(), "key")
+
+
+def ssh_folders() -> list[str]:
+    """Return the folders that sockets of shared connections by ssh may be in, the best first."""
+    if not hasattr(os, "getuid"):  # Windows' ssh does not share connections
+        return []
+    folders = [os.path.expanduser("~/.ssh/execnet"), f"/tmp/execnet-ssh-{os.getuid()}"]
+    if os.environ.get("XDG_RUNTIME_DIR"):
+        folders.insert(0, os.path.join(os.environ["XDG_RUNTIME_DIR"], "execnet-ssh"))
+    return folders
+
+
+def ssh_folder(name_bytes: int) -> str | None:
+    """Return a folder for such sockets that only this user can enter, made if need be.
+
+    name_bytes: how long the name of a socket may be.  None if there is no such folder.
+    """
+    for folder in ssh_folders():
+        if len(os.fsencode(folder)) + name_bytes <= SOCKET_PATH_MAX and _is_private(folder):
+            return folder
+    return None
+
+
+def _is_private(folder: str, make: bool = True) -> bool:
+    """Whether a folder is there, or could be made, for nobody but this user."""
+    with suppress(OSError):
+        for path in (os.path.dirname(folder), folder) if make else ():
+            with suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+        found = os.lstat(folder)
+        return (
+            stat.S_ISDIR(found.st_mode)
+            and found.st_uid == os.getuid()
+            and stat.S_IMODE(found.st_mode) & 0o077 == 0
+            and os.access(folder, os.W_OK | os.X_OK)
+        )
+    return False
+
+
+def leftovers() -> Iterator[tuple[str, str]]:
+    """Yield (path, what it is) of all of this user's that no process needs any more.
+
+    Keys are none of them.
+    """
+    for folder in ssh_folders():
+        if _is_private(folder, make=False):
+            for entry in _entries(folder):
+                if _is_stale_socket(entry):
+                    yield entry.path, "the socket of a connection by ssh that has ended"
+    for entry in _entries(home()):
+        if entry.name.startswith("key.") and _is_ours(entry):
+            yield entry.path, "a key that was not finished"
+    import tempfile
+
+    for entry in _entries(tempfile.gettempdir()):
+        if entry.name.startswith(TEMPORARY) and _is_ours(entry) and _is_over(entry.name):
+            yield entry.path, "a trace, or a file for a moment, of a process that has ended"
+
+
+def remove(path: str) -> None:
+    """Remove what ``leftovers`` gave; it may have gone meanwhile."""
+    with suppress(FileNotFoundError):
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            import shutil
+
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+    return []
+
+
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):
+        return entry.stat(follow_symlinks=False).st_uid == getattr(os, "getuid", int)()
+    return False
+
+
+def _is_stale_socket(entry: os.DirEntry[str]) -> bool:
+    import socket
+
+    with suppress(OSError):
+        if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
+            with socket.socket(socket.AF_UNIX) as probe:
+                try:
+                    probe.connect(entry.path)
+                except ConnectionRefusedError:
+                    return True
+    return False
+
+
+def _is_over(name: str) -> bool:
+    """Whether the process has ended whose number a name has; certificates need a moment only."""
+    number = name.removeprefix("execnet-debug-").partition("-")[0]
+    if not number.isdigit():
+        return name.startswith("execnet-cert-")
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False

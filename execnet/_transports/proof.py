@@ -1,0 +1,169 @@
+"""A client of a socket server: what both say before anything for a worker is sent.
+
+What is said is told in ``script/socketserver.py``.  Start at ``prove``.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from .._clock import monotonic
+from .._errors import AuthenticationError, SecurityWarning
+from ..script.socketserver import LINE_BYTES, PROVES_WITHIN_S, Prover, binding_of, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    from .keys import Wish
+
+    class Talk(Protocol):
+        """A connection to a server, before it is a stream to a worker."""
+
+        def read(self, timeout_s: float) -> bytes:
+            """Return what comes, b"" at the end; TimeoutError if nothing does."""
+
+        def write(self, data: bytes) -> None: ...
+
+        def dialled(self, timeout_s: float) -> bytes:
+            """Return the binding of a connection without TLS."""
+
+        def begin_tls(self, timeout_s: float) -> bytes:
+            """Begin it; return the SHA-256 of the server's certificate, in hex."""
+
+
+SILENT_S = 2.0  # after that a server is taken for one that does not greet, by those without a key
+
+
+class SocketTalk:
+    """A connection of this process; ``tls`` is what encrypts, once it has begun."""
+
+    def __init__(self, sock: Any) -> None:
+        self.tls: Any = None
+        self._sock = sock
+
+    def read(self, timeout_s: float) -> bytes:
+        """Return what comes, b"" at the end; TimeoutError if nothing does."""
+        self._sock.settimeout(max(0.001, timeout_s))
+        if self.tls is not None:
+            data: bytes = self.tls.read_some(LINE_BYTES, self._receive)
+            return data
+        return self._receive(LINE_BYTES)
+
+    def _receive(self, limit: int) -> bytes:
+        data: bytes = self._sock.recv(limit)
+        return data
+
+    def write(self, data: bytes) -> None:
+        """Send all of it."""
+        if self.tls is not None:
+            data = self.tls.sealed(data)
+        self._sock.sendall(data)
+
+    def dialled(self, timeout_s: float) -> bytes:
+        """Return the address that was dialled."""
+        return binding_of(self._sock.getpeername())
+
+    def begin_tls(self, timeout_s: float) -> bytes:
+        """Begin TLS; return the SHA-256 of the server's certificate, in hex."""
+        from .tls import Tls
+
+        self._sock.settimeout(max(0.001, timeout_s))
+        self.tls = Tls()
+        fingerprint: bytes = self.tls.begin(self._receive, self._sock.sendall)
+        return fingerprint
+
+
+def prove(talk: Talk, wish: Wish, name: str, deadline: float | None) -> None:
+    """Have both sides prove that they have the key, as far as that is wished for.
+
+    name: of the server, for messages.  deadline: by ``time.monotonic()``, None for the usual.
+    Raises ``AuthenticationError``; nothing that is for a worker was sent, then.
+    """
+    try:
+        _prove(talk, wish, name, deadline)
+    except TimeoutError as exc:
+        raise AuthenticationError(f"{name} does not go on with its proof in time") from exc
+    except ValueError as exc:
+        raise AuthenticationError(f"{name}: {exc}") from exc
+    except OSError as exc:
+        if isinstance(exc, AuthenticationError):
+            raise
+        raise AuthenticationError(f"{name} breaks off: {exc}") from exc
+
+
+def _prove(talk: Talk, wish: Wish, name: str, deadline: float | None) -> None:
+    until = monotonic() + PROVES_WITHIN_S
+    until = until if deadline is None else min(until, deadline)
+    if wish.is_off:
+        _check_secrets(wish)
+        return
+    is_patient = wish.is_needed or wish.fingerprint is not None
+    try:
+        line = _line(talk, until if is_patient else min(until, monotonic() + SILENT_S))
+    except TimeoutError:
+        if is_patient:
+            raise ValueError(
+                "it keeps silent, so it is one of execnet 1 or 2, or runs with "
+                "--no-authentication: authentication=none is for these"
+            ) from None
+        warnings.warn(
+            f"{name} proves nothing, and whoever can connect there can run code; "
+            "authentication=none says that this is known",
+            SecurityWarning,
+            stacklevel=2,
+        )
+        _check_secrets(wish)
+        return
+    if not line:
+        raise ValueError("it ends the connection at once")
+    prover = Prover(wish.key)
+    is_tls, is_wanted = prover.greeted(line)
+    _go_on(talk, wish, prover, until, is_tls, is_wanted)
+
+
+def _go_on(
+    talk: Talk, wish: Wish, prover: Prover, until: float, is_tls: bool, is_wanted: bool
+) -> None:
+    binding = b""
+    if is_tls:
+        binding = talk.begin_tls(until - monotonic())
+        if wish.fingerprint not in (None, binding.decode()):
+            raise ValueError(f"its certificate has another fingerprint, {binding.decode()}")
+    elif wish.fingerprint is not None:
+        raise ValueError("it has no TLS, and fingerprint= needs it")
+    if not is_wanted:  # --no-authentication, with --tls
+        if wish.fingerprint is None:
+            raise ValueError(f"it proves nothing: say fingerprint={binding.decode()} if that is it")
+    elif wish.key is None:
+        raise ValueError(
+            "it asks for a key, and there is none here: copy the file that it names, "
+            "~/.execnet/key unless --key is given there, to the same place here, or use key=FILE"
+        )
+    else:
+        if not is_tls:
+            binding = wish.bound.encode() if wish.bound else talk.dialled(until - monotonic())
+        talk.write(prover.answer(binding) + b"\n")
+        prover.proved(_line(talk, until))
+
+
+def _check_secrets(wish: Wish) -> None:
+    if wish.has_secrets:
+        raise ValueError("env: is for servers that have proved that they have the key")
+
+
+def _line(talk: Talk, until: float) -> bytes:
+    """Return a line without its end; b"" at the end of the connection."""
+    line = b""
+    while not line.endswith(b"\n"):
+        data = talk.read(until - monotonic()) if monotonic() < until else None
+        if data is None:
+            raise TimeoutError
+        line += data
+        if b"\n" in line[:-1] or len(line) > LINE_BYTES:
+            raise ValueError(f"it says more than it should: {printable(line[:80])}")
+        if not data:
+            if line:
+                raise ValueError(f"it ends after {printable(line[:80])}")
+            return b""
+    return line[:-1]

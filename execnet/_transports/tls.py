@@ -1,0 +1,182 @@
+"""TLS for a stream over a connection, whose reader and writer are two threads.
+
+The certificate is known by its hash, so that nothing else of it is looked at.  Start at ``Tls``
+and ``TlsIO``.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+
+from .._endpoint import Endpoint
+from ..gateway_base import FrameWriter
+from ..script.socketserver import fingerprint_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+PIECE_BYTES = 1 << 18  # of a frame, encrypted at once
+
+
+class Tls:
+    """Encrypts and decrypts; bytes go in and come out, and nothing here waits.
+
+    ``_lock`` guards the object of OpenSSL, and is never held while somebody waits: one thread may
+    wait for bytes while another writes.
+    """
+
+    def __init__(self) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE  # whose certificate it is tells the proof
+        self._lock = threading.Lock()
+        self._incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self.outgoing)
+        # In C: an interrupt can't come between the encryption and the note of it.
+        self._encrypt = getattr(self._tls, "_sslobj", self._tls).write
+
+    def begin(self, receive: Callable[[int], bytes], send_all: Callable[[bytes], object]) -> bytes:
+        """Agree with the server; return the SHA-256 of its certificate, in hex."""
+        while True:
+            try:
+                self._tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                send_all(self.outgoing.read())
+                data = receive(1 << 16)
+                if not data:
+                    raise ValueError("it ends the connection while TLS begins") from None
+                self._incoming.write(data)
+        send_all(self.outgoing.read())
+        return fingerprint_of(self._tls.getpeercert(True) or b"")
+
+    def read_some(self, limit: int, receive: Callable[[int], bytes]) -> bytes:
+        """Return what has come, up to ``limit`` bytes; ``receive`` waits for more. b"" at the end.
+
+        What OpenSSL has to answer goes out with what is written next.
+        """
+        while True:
+            with self._lock:
+                try:
+                    return self._tls.read(limit)
+                except ssl.SSLWantReadError:
+                    pass
+                except ssl.SSLError:  # the end, in one of several ways
+                    return b""
+            data = receive(1 << 16)
+            with self._lock:
+                if data:
+                    self._incoming.write(data)
+                else:
+                    self._incoming.write_eof()
+
+    def encrypt(self, data: Any, counts: list[int]) -> None:
+        """Encrypt bytes into ``outgoing``; how many is noted in the same step."""
+        with self._lock:
+            counts.extend(map(self._encrypt, (data,)))
+
+    def sealed(self, data: bytes) -> bytes:
+        """Return bytes encrypted."""
+        with self._lock:
+            self._tls.write(data)
+            return self.outgoing.read()
+
+
+class TlsWriter(FrameWriter):
+    """The writer of a gateway whose stream has TLS."""
+
+    def _advance(self, frame: list[Any]) -> None:  # holds _lock
+        self._io.hand_in(frame)
+
+
+class TlsIO(Endpoint):
+    """The stream to a worker over a connection with TLS.
+
+    io: the stream over the connection itself.  Threads may call as for that.
+    """
+
+    writer_class = TlsWriter
+
+    def __init__(self, io: Endpoint, tls: Tls) -> None:
+        self.execmodel = io.execmodel
+        self.args = io.args
+        self.remoteaddress = io.remoteaddress
+        self._io, self._tls = io, tls
+        self._handing: tuple[Any, int, list[int]] = (None, 0, [])
+        self._out: tuple[list[bytes], list[int]] = ([], [])  # encrypted; how much was sent
+
+    def read_some(self, limit: int) -> bytes:
+        """Return what is there, up to ``limit`` bytes; wait for the first, b"" at the end."""
+        return self._tls.read_some(limit, self._io.read_some)
+
+    def write(self, data: bytes) -> None:
+        """Write all of it."""
+        frame: list[Any] = [data, b"", []]
+        while sum(frame[2]) < len(data):
+            self.hand_in(frame)
+
+    def write_some(self, data: bytes) -> int:
+        """Write all of it; return how much that is."""
+        self.write(data)
+        return len(data)
+
+    def wait_writable(self) -> None:
+        """Wait until something can be written."""
+        self._io.wait_writable()
+
+    def can_write_now(self) -> bool:
+        """Whether a few KiB can be written without waiting."""
+        return self._io.can_write_now()
+
+    def close_write(self) -> None:
+        """Let the other side read an end; what it still sends can be read."""
+        self._io.close_write()
+
+    def close_read(self) -> None:
+        """Close the connection, both ways: nobody reads what would come."""
+        self._io.close_read()
+
+    def wait(self) -> int | None:
+        """Wait for the end of the stream; return as ``poll_until``."""
+        return self._io.wait()
+
+    def poll_until(self, deadline: float) -> int | None:
+        """Wait for the end of the stream, as the stream over the connection does."""
+        return self._io.poll_until(deadline)
+
+    def kill(self) -> None:
+        """End the connection at once, so that the far worker ends."""
+        self._io.kill()
+
+    def hand_in(self, frame: list[Any]) -> None:
+        """Encrypt and send the next piece of a frame; after an interrupt not once more."""
+        header, payload, written = frame
+        start = sum(written)
+        if self._handing[0] is not frame or self._handing[1] != start:
+            self._handing = frame, start, []
+        counts = self._handing[2]
+        if not counts:
+            is_payload = start >= len(header)
+            data = memoryview(payload)[start - len(header) :] if is_payload else header[start:]
+            self._tls.encrypt(data[:PIECE_BYTES], counts)
+        self._send_out()
+        written[:] = (start + counts[0],)
+
+    def _send_out(self) -> None:
+        """Send what is encrypted; the call that sends and its note are one step."""
+        chunks, counts = self._out
+        chunks.extend(map(self._tls.outgoing.read, (-1,)))
+        sent, size = sum(counts), sum(map(len, chunks))
+        data = memoryview(b"".join(chunks))
+        write: Any = self._io.write_some
+        while sent < size:
+            try:
+                counts.extend(map(write, (data[sent:],)))
+            except BlockingIOError:
+                self._io.wait_writable()
+            sent = sum(counts)
+        self._out = ([], [])

@@ -1,0 +1,77 @@
+"""The folders of execnet, and ``execnet clean``."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from tools import run
+
+from execnet import _folders
+
+GONE = 99999999  # the number of no process
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folders of a user's own."""
+    for name, value in {
+        "EXECNET_HOME": tmp_path / "home",
+        "XDG_RUNTIME_DIR": tmp_path / "run",
+        "HOME": tmp_path,
+        "TMPDIR": tmp_path / "tmp",
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    for folder in "home", "run/execnet-ssh", "tmp":
+        (tmp_path / folder).mkdir(0o700, parents=True)
+    return tmp_path
+
+
+def clean(*options: str) -> str:
+    variables = {name: os.environ[name] for name in ("EXECNET_HOME", "XDG_RUNTIME_DIR", "TMPDIR")}
+    done = run([sys.executable, "-m", "execnet", "clean", *options], **variables)
+    assert done.returncode == 0
+    return done.stdout
+
+
+def test_what_ended_processes_left_goes_and_all_else_stays(places: Path) -> None:
+    (places / "home" / "key").write_text("a key")
+    (places / "tmp" / f"execnet-debug-{os.getpid()}-x").write_text("it runs")
+    (places / "tmp" / "execnet-debug-other").write_text("whose is it?")
+    (places / "tmp" / f"execnet-debug-{GONE}-x").write_text("it has ended")
+    (places / "tmp" / "execnet-cert-x").mkdir()
+    (places / "home" / "key.1f").write_text("half")
+    stale, live = places / "run/execnet-ssh/stale", places / "run/execnet-ssh/live"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as gone:
+        listener.bind(str(live))
+        listener.listen()
+        gone.bind(str(stale))
+        gone.close()
+        before = {*places.rglob("*")}
+        shown = clean("--dry-run")
+        assert {*places.rglob("*")} == before
+        assert shown.count("would remove ") == 4
+        assert clean() == shown.replace("would remove", "removed")
+        left = {str(path.relative_to(places)) for path in before - {*places.rglob("*")}}
+        assert clean() == ""
+    traces = {f"tmp/execnet-debug-{GONE}-x", "tmp/execnet-cert-x"}
+    assert left == {"home/key.1f", "run/execnet-ssh/stale", *traces}
+
+
+def test_a_folder_that_others_can_enter_is_left_alone(places: Path) -> None:
+    folder = places / "run/execnet-ssh"
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(folder / "stale"))
+    folder.chmod(0o755)
+    assert list(_folders.leftovers()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_files_of_other_users_stay(places: Path) -> None:
+    path = places / "tmp" / f"execnet-debug-{GONE}"
+    path.write_text("")
+    os.chown(path, 12345, 12345)
+    assert clean() == ""
