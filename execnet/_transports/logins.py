@@ -27,15 +27,16 @@ CLOSED_TRIES = 6  # logins that a server closed without a word of why
 SSH_FAILED = 255  # its exit status where it was ssh itself that failed
 
 # The server, or what stands before it, closed the connection before the key exchange; or the
-# process that shares a connection got no further session from the server.
-_REFUSED = re.compile(
+# process that shares a connection got no further session from the server.  Not compiled here:
+# that takes a millisecond, which a program without ssh would spend as well.
+_REFUSED = (
     r"(kex|ssh)_exchange_identification: .*(closed by remote host|reset by peer)"
     r"|banner exchange: .*(reset by peer|Broken pipe)"
     r"|mux_client_\w+: .*refused"
 )
-_CLOSED = re.compile(r"Connection (closed|reset) by ")
+_CLOSED = r"Connection (closed|reset) by "
 # What ssh says beside it, which is no other reason.
-_BESIDE = re.compile(
+_BESIDE = (
     r"Connection (closed|reset) by |ControlSocket .* disabling multiplexing|Warning: |debug\d: "
 )
 
@@ -62,10 +63,10 @@ def was_refused(error: BootstrapError, tries: int = 1) -> bool:
     if error.exitcode != SSH_FAILED or error.noise:
         return False
     lines = [line for line in error.stderr.splitlines() if line.strip()]
-    reasons = [line for line in lines if not _BESIDE.match(line)]
+    reasons = [line for line in lines if not re.match(_BESIDE, line)]
     if not reasons:
-        return tries < CLOSED_TRIES and any(_CLOSED.match(line) for line in lines)
-    return all(_REFUSED.match(line) for line in reasons)
+        return tries < CLOSED_TRIES and any(re.match(_CLOSED, line) for line in lines)
+    return all(re.match(_REFUSED, line) for line in reasons)
 
 
 def pause_s(tries: int) -> float:
