@@ -112,6 +112,8 @@ def _real(name: str, function: str) -> Any:
 _thread: Any = type(sys)("_thread")  # what it had when it was first needed
 _thread.__dict__.update(_real("thread" if PY2 else "_thread", "start_new_thread").__dict__)
 get_ident: Callable[[], int] = _thread.get_ident
+# Some interpreters within a process have none, so they wait for all their threads to end.
+HAS_DAEMON_THREADS: bool = getattr(_thread, "daemon_threads_allowed", lambda: True)()
 
 if not TYPE_CHECKING:
     deque = __import__("_collections").deque  # without the rest of ``collections``
@@ -527,10 +529,13 @@ class ExecModel(object):
 
     def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
         """Run ``func(*args)`` in a thread or greenlet that keeps no process alive."""
-        if "threading" not in sys.modules or threads_are_patched():
+        if HAS_DAEMON_THREADS and ("threading" not in sys.modules or threads_are_patched()):
             _thread.start_new_thread(_run_thread, (func, args, name))
             return
         thread = _threading().Thread(target=func, args=args, name=name or None)
+        if not HAS_DAEMON_THREADS:
+            thread.start()
+            return
         thread.daemon = True
         _thread.start_new_thread(_run_starter, (thread,))
 

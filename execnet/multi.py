@@ -19,7 +19,7 @@ from ._specs import Settings
 from ._starts import Starts
 from ._transports.shared import Connections
 from .gateway import Gateway, collect_stacks
-from .gateway_base import DeadlockError, ExecModel, get_execmodel, new_rlock
+from .gateway_base import HAS_DAEMON_THREADS, DeadlockError, ExecModel, get_execmodel, new_rlock
 from .xspec import XSpec
 
 TYPE_CHECKING = False
@@ -55,7 +55,7 @@ class Group:
         self._output: Any = None  # what becomes of forwarded lines; made when it is needed
         self.set_execmodel(execmodel)
         self._at_exit_registered = True
-        atexit.register(self._cleanup_atexit)
+        _register_at_exit(self._cleanup_atexit)
         fork.register(self)
         self.makegateways(xspecs)
 
@@ -131,7 +131,7 @@ class Group:
             gateway._group = self
             if not self._at_exit_registered:
                 self._at_exit_registered = True
-                atexit.register(self._cleanup_atexit)
+                _register_at_exit(self._cleanup_atexit)
 
     def _unregister(self, gateway: Any) -> None:
         with self._lock:
@@ -367,6 +367,15 @@ class Group:
     def _cleanup_atexit(self) -> None:
         self._at_exit = True
         self.terminate(timeout=ATEXIT_S)
+
+
+def _register_at_exit(function: Callable[[], object]) -> None:
+    """Have a function called when the interpreter ends, while threads can still be waited for."""
+    atexit.register(function)
+    if not HAS_DAEMON_THREADS:  # those that it waits for are ours, and end with our gateways
+        import threading
+
+        threading._register_atexit(function)  # type: ignore[attr-defined]
 
 
 MANY = 16  # gateways of one call, from which it is worth looking whether they are too many

@@ -15,7 +15,7 @@ import threading
 from contextlib import suppress
 
 from .._clock import monotonic, sleep
-from ..gateway_base import above_stdio, new_lock, threads_are_patched
+from ..gateway_base import HAS_DAEMON_THREADS, above_stdio, new_lock, threads_are_patched
 from . import fork
 
 TYPE_CHECKING = False
@@ -168,6 +168,6 @@ def of_children() -> EndWatch | None:
     """Return what watches children; None where the system tells nothing of their ends."""
     if not hasattr(os, "waitid") or signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
         return None
-    if threads_are_patched():  # it would stop all greenlets
+    if threads_are_patched() or not HAS_DAEMON_THREADS:  # it would stop all greenlets, or stay
         return None
     return _children

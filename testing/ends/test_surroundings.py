@@ -220,3 +220,42 @@ print(len(execnet.default_group), gateway._io.has_ended())
             for channel in first, second:
                 channel.send([item])
                 assert channel.receive(BOUND_S) == [item]
+
+
+# What runs in an interpreter that has no daemon threads, and how it comes to its end.
+WITHIN = f"""
+import sys, threading, execnet
+sys.executable = {sys.executable!r}
+try:
+    threading.Thread(target=int, daemon=True).start()
+except RuntimeError:
+    print("no daemon threads")
+for spec in "popen", "popen//python=" + sys.executable:
+    gateway = execnet.makegateway(spec)
+    channel = gateway.remote_exec("for item in channel: channel.send(item)")
+    channel.send([1.5])
+    print(channel.receive({BOUND_S}), gateway.remote_exec("channel.send(2)").receive({BOUND_S}))
+"""
+INTERPRETER = """
+import sys
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+run = getattr(interpreters, "exec", interpreters.run_string)
+one = interpreters.create()
+print(run(one, sys.argv[1]))
+interpreters.destroy(one)
+print("destroyed")
+"""
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 12) or sys.implementation.name != "cpython",
+    reason="such interpreters came with CPython 3.12",
+)
+@pytest.mark.parametrize("end", ["execnet.default_group.terminate(5)", ""], ids=["ended", "left"])
+def test_an_interpreter_without_daemon_threads_has_gateways_and_ends(end: str) -> None:
+    result = run_python(INTERPRETER, WITHIN + end)
+    said = ["no daemon threads", "[1.5] 2", "[1.5] 2", "None", "destroyed"]
+    assert result.stdout.splitlines() == said, result.stderr
