@@ -180,7 +180,7 @@ class Starts:
         if start.connection is not None:
             through = way_through(self._connections, start.connection, start)
         start.gateway = self._begin_one(start.settings, self._find, through)
-        start.gateway._on_answer = self._on_answer
+        start.gateway.handshake.on_answer = self._on_answer
 
     def _find(self, id: str) -> Gateway:
         if id not in self._by_id:
@@ -195,7 +195,7 @@ class Starts:
 
     def _look_at(self, start: Start, gateway: Gateway) -> bool:
         """See whether a gateway has become ready, or has failed."""
-        now, in_time = monotonic(), gateway._hello.is_set()
+        now, in_time = monotonic(), gateway.handshake.answered.is_set()
         if not in_time and (start.deadline is None or now < start.deadline):
             return False
         try:

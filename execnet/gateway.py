@@ -41,6 +41,7 @@ TYPE_CHECKING = False  # ``typing`` itself costs more than all else that is impo
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
+    from .gateway_base import ExecModel
     from .xspec import XSpec
 
     class Shipment(Protocol):
@@ -64,27 +65,91 @@ if TYPE_CHECKING:
 NOISE_MAX = 64 * 1024  # bytes that may come before the worker's marker
 TERMINATE_S = 10.0  # how long a worker has at the end of a with statement
 _SERVER = "execnet.script.socketserver"  # it is told which key its clients have
-EXIT_STATUS_S = 1.0  # how long a process may take to end behind its stream
+EXIT_STATUS_S = 1.0  # how long a process may take to end after its stream
+
+
+class Handshake:
+    """What comes before the first frame, and the hello, which is the first.
+
+    marker: bytes that the worker sends before its first frame; what comes before them is noise.
+    shipment: what is sent to a worker that can't import it.
+    The receiver thread feeds it, and never waits here.  Others may wait for ``answered``, and
+    find the rest as it is then.
+    """
+
+    def __init__(
+        self, execmodel: ExecModel, marker: bytes = b"", shipment: Shipment | None = None
+    ) -> None:
+        self.marker = marker
+        self.noise = b""
+        self.hello: dict[str, Any] = {}  # empty where none came
+        self.answered = _Flag(execmodel)  # set also when there will be no hello
+        self.on_answer: Callable[[], object] = int  # called when that was set
+        self._shipment = shipment
+        self._is_plain = False  # the worker's interpreter has no zlib
+        self._received = b""
+        self._reply = b""
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Take what was read, b"" for the end; return what came after the marker.
+
+        None: it has not come yet.  Raises EOFError where no worker answers.
+        """
+        self._received += data
+        self.noise, marker, after = self._received.partition(self.marker)
+        if marker:
+            self._received = b""
+            return after
+        if self._shipment is not None and not self._is_plain:
+            self._is_plain = self.marker.rstrip() + b"?" in self._received
+            self._reply = self._shipment.plain_line if self._is_plain else b""
+        if not data:
+            raise EOFError("the stream ended before a worker answered")
+        if len(self._received) > NOISE_MAX:
+            raise EOFError(f"no worker answered within {NOISE_MAX} bytes")
+        return None
+
+    def take_reply(self) -> bytes:
+        """Return what is to be sent before more can come, once; b"" for nothing."""
+        reply, self._reply = self._reply, b""
+        return reply
+
+    def take_rest(self, is_alike: bool, is_near: bool) -> bytes | None:
+        """Return the rest of the source as it is quickest for the worker; None: it needs none.
+
+        is_alike: whether the worker's Python is ours.  is_near: whether it is no network that
+        leads there; else so many bytes may take longer than to compile the source.
+        """
+        shipment, self._shipment = self._shipment, None
+        if shipment is None:
+            return None
+        if self._is_plain:
+            return shipment.plain_rest
+        return shipment.compiled_rest if is_alike and is_near else shipment.rest
+
+    def end(self, hello: dict[str, Any] | None = None) -> None:
+        """Note the hello, if there is one, and wake those who wait for it."""
+        if hello is not None:
+            self.hello = hello
+        self.answered.set()
+        self.on_answer()
 
 
 class Gateway(BaseGateway):
     """A worker, seen from the coordinator.
 
     io: a stream to a worker that has been told to serve.  spec: what it was made from.
-    marker: bytes that the worker sends before its first frame; what comes before is noise.
-    shipment: what is sent to a worker that can't import it.  settings: the spec in values,
-    where it was read already.  Any thread may call any method.
+    handshake: what leads to its hello; without one, frames come at once.  settings: the spec in
+    values, where it was read already.  Any thread may call any method.
     """
 
     _group: GroupLike | None = None
-    _on_answer: Callable[[], object] = int  # called when ``_hello`` is set
 
     def __init__(
         self,
         io: Any,
         spec: XSpec,
-        marker: bytes = b"",
-        shipment: Shipment | None = None,
+        handshake: Handshake | None = None,
         settings: Settings | None = None,
     ) -> None:
         super().__init__(endpoint_of(io), spec.id or "gw?", _startcount=1)
@@ -92,15 +157,10 @@ class Gateway(BaseGateway):
         self.spec = spec
         self._settings = settings or Settings(spec)
         self._cache_rinfo: RInfo | None = None
-        self._hello = _Flag(self.execmodel)  # set also when there will be none
-        self._hello_info: dict[str, Any] = {}
-        self._marker = marker
-        self._shipment = shipment
-        self._plain_wanted = False  # the worker's interpreter has no zlib
-        self.noise = b""
+        self.handshake = handshake or Handshake(self.execmodel)
         self.exitcode: int | None = None
         self._silence = ""  # why it was given up
-        self._last_words = LastWords(marker)
+        self._last_words = LastWords(self.handshake.marker)
         self._has_pulse = False
         self._shares_python = False  # so the worker can be sent code that is compiled
         self._last_asked = ""  # what the worker was told to execute last
@@ -113,6 +173,11 @@ class Gateway(BaseGateway):
     def remoteaddress(self) -> str | None:
         """The address of the host, for a gateway over a network; else None."""
         return self._io.remoteaddress
+
+    @property
+    def noise(self) -> bytes:
+        """What came in place of the worker's answer, or before it."""
+        return self.handshake.noise
 
     def remote_exec(
         self,
@@ -155,11 +220,11 @@ class Gateway(BaseGateway):
 
     def _imports_parts(self) -> bool:
         """Whether the worker can import modules of ours, as it has them where we have them."""
-        return bool(self.spec.popen and not self.spec.python and not self.spec.via)
+        return self._settings.has_source
 
     def _is_old(self) -> bool:
         """Whether the worker's Python may not understand the modules of ours as they are."""
-        version: tuple[int, ...] = self._hello_info.get("version_info", (2, 7))
+        version: tuple[int, ...] = self.handshake.hello.get("version_info", (2, 7))
         return version[:2] < (3, 7)
 
     def remote_status(self, timeout: float | None = None) -> RemoteStatus:
@@ -183,8 +248,8 @@ class Gateway(BaseGateway):
 
         timeout: as for ``remote_status``, which is what asks.
         """
-        if self._cache_rinfo is None and self._hello_info:
-            self._cache_rinfo = RInfo(self._hello_info)
+        if self._cache_rinfo is None and self.handshake.hello:
+            self._cache_rinfo = RInfo(self.handshake.hello)
         if update or self._cache_rinfo is None:
             self._cache_rinfo = RInfo(self.remote_status(timeout).__dict__)
         return self._cache_rinfo
@@ -287,26 +352,16 @@ class Gateway(BaseGateway):
                 super()._on_hello(hello)
             python = hello.get("implementation"), hello.get("version_info")
             alike = python == (sys.implementation.name, tuple(sys.version_info[:5]))
-            if self._shipment is not None:
-                self._post(Message.SOURCE, 0, self._rest_of_module(self._shipment, alike))
-                self._shipment = None
+            rest = self.handshake.take_rest(alike, self.remoteaddress is None)
+            if rest is not None:
+                self._post(Message.SOURCE, 0, rest)
             try:
                 self._configure_peer()
             except (RuntimeError, ImportError, OSError) as exc:
                 hello = {"error": f"here no heartbeat could be begun: {exc}"}
             is_ours = self.spec.popen and hello.get("executable") == sys.executable
             self._shares_python = bool(alike and is_ours and not self.spec.via)
-        self._hello_info = hello
-        self._hello.set()
-        self._on_answer()
-
-    def _rest_of_module(self, shipment: Shipment, alike: bool) -> bytes:
-        """Return the rest as it is quickest there; what runs the same Python need not compile."""
-        if self._plain_wanted:
-            return shipment.plain_rest
-        # From afar so many bytes may take longer than to compile the source.
-        near = self.remoteaddress is None
-        return shipment.compiled_rest if alike and near else shipment.rest
+        self.handshake.end(hello)
 
     def _configure_peer(self) -> None:
         """Tell the worker what the spec says of the two ends together."""
@@ -344,7 +399,7 @@ class Gateway(BaseGateway):
         self._io.kill()
 
     def _receive_until_end(self, data: bytes = b"") -> None:
-        if self._marker:
+        if self.handshake.marker:
             data = self._skip_noise()
         try:
             super()._receive_until_end(data)
@@ -360,22 +415,14 @@ class Gateway(BaseGateway):
         self._last_words.take_goodbye(data)
 
     def _skip_noise(self) -> bytes:
-        """Read up to the worker's marker; return what came behind it."""
-        data = b""
+        """Read up to the worker's marker; return what came after it."""
         while True:
-            more = self._read_some(65536)
-            data += more
-            self.noise, marker, behind = data.partition(self._marker)
-            if marker:
-                return behind
-            if self._shipment is not None and not self._plain_wanted:
-                self._plain_wanted = self._marker.rstrip() + b"?" in data
-                if self._plain_wanted:
-                    self._writer.post(self._shipment.plain_line, b"")
-            if not more:
-                raise EOFError("the stream ended before a worker answered")
-            if len(data) > NOISE_MAX:
-                raise EOFError(f"no worker answered within {NOISE_MAX} bytes")
+            after = self.handshake.feed(self._read_some(65536))
+            if after is not None:
+                return after
+            reply = self.handshake.take_reply()
+            if reply:
+                self._writer.post(reply, b"")
 
     def _on_stream_end(self) -> None:
         if self._settings.kills_group and self._state != GatewayState.CLOSING:
@@ -385,8 +432,7 @@ class Gateway(BaseGateway):
         if isinstance(self._error, EOFError) and not isinstance(self._error, ProtocolError):
             self._error = self._explain_end(self._error)
         super()._on_stream_end()
-        self._hello.set()
-        self._on_answer()
+        self.handshake.end()
 
     def _explain_end(self, error: EOFError) -> EOFError:
         if self._state == GatewayState.CLOSING:

@@ -10,7 +10,7 @@ import os
 
 from . import gateway_io
 from ._clock import monotonic
-from .gateway import Gateway
+from .gateway import Gateway, Handshake
 from .gateway_base import CODECS, GatewayState
 from .gateway_io import BootstrapError
 
@@ -111,7 +111,8 @@ def start_over(io: Endpoint, settings: Settings) -> Gateway:
             io.boot(worker_options(settings, marker))
         else:
             line, shipment = first_line(settings, marker, io.stdout_fd), _shipment_for(settings)
-        gateway = Gateway(io, settings.spec, marker, shipment, settings)
+        handshake = Handshake(io.execmodel, marker, shipment)
+        gateway = Gateway(io, settings.spec, handshake, settings)
         if line:
             gateway.post_first_line(line)
         return gateway
@@ -138,17 +139,18 @@ def wait_ready(gateway: Gateway, deadline: float | None) -> None:
     deadline: by ``time.monotonic()``; None waits for ever.  Raises ``BootstrapError`` if it
     did not, with nothing left running.
     """
+    io, handshake = gateway._io, gateway.handshake
     try:
-        gateway._hello.wait(None if deadline is None else max(0.0, deadline - monotonic()))
-        if gateway._state == GatewayState.LIVE and "error" not in gateway._hello_info:
-            gateway._io.worker_pid = gateway._hello_info.get("pid")
+        handshake.answered.wait(None if deadline is None else max(0.0, deadline - monotonic()))
+        if gateway._state == GatewayState.LIVE and "error" not in handshake.hello:
+            io.worker_pid = handshake.hello.get("pid")
             return
     except BaseException:
-        abandon(gateway._io, gateway)
+        abandon(io, gateway)
         raise
-    in_time, status = gateway._hello.is_set(), gateway.exitcode  # before we end it
-    is_connecting = not in_time and gateway._io.is_connecting()
-    abandon(gateway._io, gateway)
+    in_time, status = handshake.answered.is_set(), gateway.exitcode  # before we end it
+    is_connecting = not in_time and io.is_connecting()
+    abandon(io, gateway)
     raise _failure(gateway, in_time, status, is_connecting)
 
 

@@ -95,7 +95,7 @@ class _TimedGroup(WatchedGroup):
         return gateway
 
     def _note_hello(self, gateway: Gateway, begin: float) -> None:
-        gateway._hello.wait()
+        gateway.handshake.answered.wait()
         self.start_s[gateway.id] = time.perf_counter() - begin
 
     def start_all(self, specs: Sequence[XSpec]) -> list[Gateway]:

@@ -98,7 +98,7 @@ def failure_of(
     args, noise, stderr = io.args, gateway.noise, io.stderr_tail()
     by_ssh = bool(spec.ssh or spec.vagrant_ssh)
     unreachable = is_connecting or (by_ssh and status == SSH_FAILED)
-    problem = str(gateway._hello_info.get("error", "")).strip()
+    problem = str(gateway.handshake.hello.get("error", "")).strip()
     if problem:
         cause = f"the worker could not be prepared: {_why_unprepared(spec, problem)}"
     elif is_connecting:

@@ -26,6 +26,7 @@ from execnet.gateway_base import (
     Message,
     ProtocolError,
     RemoteError,
+    _Flag,
     dumps_internal,
 )
 
@@ -399,9 +400,9 @@ HELLO = dumps_internal({"codecs": ("classic",), "executable": "there", "pid": 1}
 
 def happen(event: str, gateway: Gateway, io: PipeIO) -> None:
     if event == "hello":
-        gateway._hello = type(gateway._hello)(gateway.execmodel)
+        gateway.handshake.answered = _Flag(gateway.execmodel)
         io.say(Message.HELLO, data=HELLO)
-        assert gateway._hello.wait(5)
+        assert gateway.handshake.answered.wait(5)
     elif event == "exit":
         gateway.exit()
     else:

@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tools import MakeGateway, find_python
 
-from execnet import Gateway, XSpec, gateway_base, gateway_bootstrap
+from execnet import XSpec, gateway_base, gateway_bootstrap
 from execnet._ship import shipment
 from execnet._ship.lower import cut, lower, pack
 from execnet._ship.shipment import FIRST_PACKET_MAX, boot_code, shipment_for
 from execnet._specs import Settings
 from execnet._transports import table as transports_table
+from execnet.gateway import Handshake
 
 MARKER = b"\0execnet\0" + b"0123456789abcdef" + b"\n"
 NO_ZLIB = """\
@@ -145,14 +146,15 @@ class TestCompiled:
     def compiled(self, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         """Of each worker that is started, whether its rest was sent compiled."""
         found: list[bool] = []
-        choose = Gateway._rest_of_module
+        choose = Handshake.take_rest
 
-        def rest_of_module(*args: Any) -> bytes:
+        def take_rest(*args: Any) -> bytes | None:
             rest = choose(*args)
+            assert rest is not None
             found.append(rest[:1] == b"m")
             return rest
 
-        monkeypatch.setattr(Gateway, "_rest_of_module", rest_of_module)
+        monkeypatch.setattr(Handshake, "take_rest", take_rest)
         return found
 
     def test_a_worker_on_the_same_python_compiles_no_rest(
