@@ -471,7 +471,7 @@ def collect_stacks(gateways: list[Gateway], deadline: float | None) -> dict[str,
             left = None if deadline is None else max(0.0, deadline - monotonic())
             stacks[id] = channel.receive(left)
         except (OSError, EOFError) as exc:
-            stacks[id] = f"not to be had: {exc}"
+            stacks[id] = f"not available: {exc}"
     return stacks
 
 

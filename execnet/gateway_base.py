@@ -179,7 +179,7 @@ def geterrortext(exc: Any) -> str:
     else:
         kind = exc.__class__ if PY2 else type(exc)
         tb = getattr(exc, "__traceback__", None) or sys.exc_info()[2]
-    text = "%s: its text can't be had" % getattr(kind, "__name__", kind)
+    text = "%s (its text can't be read)" % getattr(kind, "__name__", kind)
     for describe in _full_error_text, _plain_error_text:
         try:
             return describe(kind, exc, _users_part(tb))
@@ -211,7 +211,7 @@ def _plain_error_text(kind: Any, exc: Any, tb: Any) -> str:
     try:
         text = ("%s: %s" if "%s" % (exc,) else "%s%s") % (kind.__name__, exc)
     except Exception:
-        text = "%s: its text can't be had" % kind.__name__
+        text = "%s (its text can't be read)" % kind.__name__
     return "".join(lines) + text + "\n"
 
 
@@ -318,8 +318,8 @@ def _int_saver(op: bytes, long_op: bytes) -> Saver:
     return save
 
 
-def _save(out: Out, before: bytes, groups: Any, behind: bytes) -> None:
-    """Save what is before all, then the items of each group and what is behind each group.
+def _save(out: Out, before: bytes, groups: Any, after: bytes) -> None:
+    """Save what is before all, then the items of each group and what comes after each group.
 
     The groups of a dict are its entries, those of a list its items with their index; all
     others are one group.  What is frequent is written here, without a call for each item.
@@ -343,7 +343,7 @@ def _save(out: Out, before: bytes, groups: Any, behind: bytes) -> None:
                 out(_pack_float(b"D", item))
             else:
                 savers.get(kind, _refuse)(out, item)
-        out(behind)
+        out(after)
 
 
 def _save_list(out: Out, items: list[Any]) -> None:
@@ -573,7 +573,7 @@ class ExecModel(object):
 
     @property
     def Empty(self) -> type[Exception]:
-        """What ``get`` of an inbox raises; who waits there may be interrupted: no import."""
+        """What ``get`` of an inbox raises; it is imported before the wait, not in it."""
         # PyPy has been seen with a "_queue" that had nothing in it.
         empty: type[Exception] | None = getattr(sys.modules.get("_queue"), "Empty", None)
         return empty or self.queue.Empty
@@ -614,7 +614,7 @@ def get_execmodel(backend: str | ExecModel) -> ExecModel:
 
 
 def _retried(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
-    """Return a read that goes on behind a signal, as Python 3 does by itself."""
+    """Return a read that goes on after a signal, as Python 3 does by itself."""
     import errno
 
     def read_again(size: int) -> bytes:
@@ -1111,7 +1111,7 @@ class _GreenFile(object):
         self._fd = fd
         self._os_read = read
         self._wait_writable = wait_writable
-        self._before_close = before_close  # wakes up who waits for the descriptor
+        self._before_close = before_close  # wakes up whoever waits for the descriptor
 
     def fileno(self) -> int:
         if self._fd < 0:
@@ -1240,7 +1240,7 @@ def _told(text: str, exc: Any) -> _ErrorText:
     except UnicodeError:  # Python 2's, of a text that is not ASCII
         message = type(u"")(exc)
     except:  # noqa: E722 - it may do anything
-        message = "its text can't be had"
+        message = "its text can't be read"
     kind = exc if type(exc) is type else type(exc)
     kind = exc.__class__ if kind.__name__ == "instance" else kind  # of an old class of Python 2
     told.details = kind.__name__, "".join((message,))
@@ -1454,7 +1454,7 @@ def dump(byteio: Any, obj: Any) -> None:
     byteio.write(dumps(obj))
 
 
-_SIZES = dict(zip("CJLPQR@BEFGKODT", [0] * 6 + [4] * 7 + [8, 16]))  # bytes behind an opcode
+_SIZES = dict(zip("CJLPQR@BEFGKODT", [0] * 6 + [4] * 7 + [8, 16]))  # bytes after an opcode
 
 
 def _read_exactly(read: Callable[[int], bytes], size: int) -> bytes:
@@ -1617,7 +1617,7 @@ def _checked_key(key: Any) -> Any:
 
 
 def _parse_other(op: Any, data: bytes, pos: int, stack: list[Any], holder: Any) -> Any:
-    """Handle the opcodes that are no hot path; return the value and the position behind."""
+    """Handle the opcodes that are no hot path; return the value and the position after it."""
     number = _unpack_int4(data, pos)[0]
     pos += 4
     if op in _COLLECTIONS:
@@ -1888,7 +1888,7 @@ class _Inbox(object):
 class _PolledLock(object):
     """A lock for the greenlets of eventlet, whose own ones an interrupt may leave taken.
 
-    It is rarely held while others run, so who finds it taken looks again now and then.
+    It is rarely held while others run, so whoever finds it taken looks again now and then.
     """
 
     __slots__ = ("__exit__", "_sleep", "_try", "locked", "release")
@@ -1978,7 +1978,7 @@ class WorkerPool(object):
         self._hasprimary = hasprimary
         self._primary_only = hasprimary and execmodel.backend == "main_thread_only"
         self._primary_tasks: deque[Reply | None] = deque()  # the first one stays until it ended
-        self._primary_wake = execmodel.inbox()  # gets something behind each of them
+        self._primary_wake = execmodel.inbox()  # gets something after each of them
         self._primary_idle = _Flag(execmodel)  # a new one whenever it is claimed
         self._primary_owner: Reply | None = None  # the task that it was claimed for
         self._primary_ident = 0
@@ -2044,12 +2044,12 @@ class WorkerPool(object):
         try:
             _try_threading()  # the task may look at its thread
             self.execmodel.start(self._perform, (reply,), "execnet-task")
-        except BaseException:  # no thread to be had
+        except BaseException:  # there can be no more threads
             self._finished(reply)
             raise
 
     def _perform(self, reply: Reply) -> None:
-        if not reply.started:  # else an interrupt came behind its end
+        if not reply.started:  # else an interrupt came after its end
             reply._run()
         with self._lock:
             self._release(reply)
@@ -2130,7 +2130,7 @@ class FrameWriter(object):
         self._write_pieces: Any = getattr(io, "write_pieces", None)
         self._takes_whole: bool = getattr(io, "takes_whole", False)
         self._lock = io.execmodel.Lock()
-        self._turn = io.execmodel.Lock()  # who has it and waits for _lock is the next to get it
+        self._turn = io.execmodel.Lock()  # whoever holds it and waits for _lock gets that next
         self._begun: list[Any] | None = None  # the frame that is written without being queued
         self._frames: deque[list[Any]] = deque()  # the first one may be written in part
         self._flusher_runs = False
@@ -2180,7 +2180,7 @@ class FrameWriter(object):
             try:
                 if not self.has(frame):
                     self._frames.append(frame)
-                with self._turn:  # else who sends much would take ``_lock`` again and again
+                with self._turn:  # else a busy thread would take ``_lock`` again and again
                     if small:
                         with self._lock:
                             self._flush()
@@ -2308,7 +2308,7 @@ class FrameWriter(object):
             self._io.execmodel.start(self._run_flusher, (), "execnet-flusher-%s" % self._name)
         except BaseException as exc:
             self._flusher_runs = False
-            if not isinstance(exc, RuntimeError):  # there is no thread to be had
+            if not isinstance(exc, RuntimeError):  # there can be no more threads
                 raise
             self.no_thread = str(exc)  # what is left goes out with the next frame
 
@@ -2407,7 +2407,7 @@ class _Flag(object):
 
     def set(self) -> None:
         self._tokens.put(None)
-        self._is_set = True  # the last: who sees it may end the interpreter
+        self._is_set = True  # comes last, as whoever sees it may end the interpreter
 
     def wait(self, timeout: float | None = None) -> bool:
         if not self._is_set:
@@ -2630,7 +2630,7 @@ class Channel(object):
         """Take away and return what ended the channel; None if that was no error."""
         try:
             found = self._remoteerrors[0]
-            del self._remoteerrors[0]  # in two steps, as an interrupt behind ``pop`` would lose it
+            del self._remoteerrors[0]  # in two steps, as an interrupt after ``pop`` would lose it
             return found
         except IndexError:
             error: BaseException | None = getattr(self.gateway, "_error", None)
@@ -2648,7 +2648,7 @@ class Channel(object):
         """Have ``callback(item)`` called for every item, those in the queue at once.
 
         callback: runs in the gateway's receiver thread; if it raises, the channel closes
-        and both sides get the error.  endmarker: passed to it once, behind the last item.
+        and both sides get the error.  endmarker: passed to it once, after the last item.
         Raises OSError if there is a callback already.
         """
         _try_threading()  # the callback may look at its thread
@@ -2664,7 +2664,7 @@ class Channel(object):
                     self._items = None
                     if not self._receiveclosed.is_set():
                         self._factory._callbacks[self.id] = entry
-                    items.put(ENDMARKER)  # for who is waiting in receive()
+                    items.put(ENDMARKER)  # for whoever waits in receive()
             if item is ENDMARKER:
                 self._factory.take_back()
                 if self._receiveclosed.is_set():
@@ -2710,7 +2710,7 @@ class _Callback(object):
     """A channel's callback; outlives the channel object.
 
     ``_turn`` is held while the callback runs, so the endmarker overtakes no item: whoever
-    holds it when the end comes passes the endmarker behind its own call.
+    holds it when the end comes passes the endmarker after its own call.
     """
 
     def __init__(self, callback: Callable[[Any], object], endmarker: Any, channel: Channel) -> None:
@@ -2735,7 +2735,7 @@ class _Callback(object):
         """Pass the endmarker, the first time."""
         self._ended = True
         if not self._turn.acquire(False):
-            return  # who holds it looks at ``_ended`` afterwards
+            return  # whoever holds it looks at ``_ended`` afterwards
         try:
             endmarker, self._endmarker = self._endmarker, NO_ENDMARKER_WANTED
             if endmarker is not NO_ENDMARKER_WANTED:
@@ -2945,7 +2945,7 @@ class ChannelFactory(object):
 
     def _local_close(self, id: int, remoteerror: BaseException | None = None) -> None:
         """Close a channel without telling the other side, which closed it or was told."""
-        channel = self._channels.pop(id, None)  # in front of waking up who waits
+        channel = self._channels.pop(id, None)  # before whoever waits is woken up
         if channel is None:
             if isinstance(remoteerror, RemoteError):
                 remoteerror.warn()
@@ -3123,7 +3123,7 @@ def _on_ping(message: Message, gateway: BaseGateway) -> None:
         pulse = load_part("_features.pulse").Pulse(gateway, interval, 2 * dead_after)
         try:
             gateway.execmodel.start(pulse.run, (), "execnet-pulse")
-        except RuntimeError:  # no thread is to be had
+        except RuntimeError:  # there can be no more threads
             gateway._answers_pings = True
     elif gateway._answers_pings:
         gateway._post(Message.PING)
@@ -3404,7 +3404,7 @@ class WorkerGateway(BaseGateway):
 
     grace_s = 5.0  # how long an execution may take to end by itself, and once interrupted
     before_exit: Callable[[], object] = int  # called where ``atexit`` has no chance
-    before_close: Callable[[], object] = int  # called at an orderly end, behind executions
+    before_close: Callable[[], object] = int  # called at an orderly end, after executions
     farewell: bytes | None = None  # what its goodbye ends with; None: it says none
     is_watched = False  # whether another process tells of its end
     leave_stream: Callable[[], object] = int  # called before nothing may be written to it
@@ -3472,7 +3472,7 @@ class WorkerGateway(BaseGateway):
                         load_part(name)
                     else:
                         _threading() if name == "threading" else _import(name)
-        except Exception:  # they can't be had, or it can't be told whether it idles
+        except Exception:  # they can't be imported, or it can't be told whether it idles
             self._to_load = []
 
     def _await_primary(self, task: tuple[Channel, Task]) -> None:
@@ -3489,7 +3489,7 @@ class WorkerGateway(BaseGateway):
     def executetask(self, item: tuple[Channel, Task]) -> None:
         """Execute ``(channel, task)``.
 
-        The channel is closed behind it, with the text of what it raised.
+        The channel is closed after it, with the text of what it raised.
         """
         channel = item[0]
         error = self._execute_and_describe(item)
@@ -3602,7 +3602,7 @@ class WorkerGateway(BaseGateway):
     def _end_executions(self, close: Callable[[], object] | None = None) -> None:
         """Interrupt what runs, and exit if it has not ended ``grace_s`` later.
 
-        close: ends the channels if the coordinator is gone. It comes behind the interrupts:
+        close: ends the channels if the coordinator is gone. It comes after the interrupts:
             what waits in a channel is to get one of them, no second one while it cleans up.
         """
         self._execpool.trigger_shutdown()
@@ -3618,7 +3618,7 @@ class WorkerGateway(BaseGateway):
             return
         if main_places and _places({self._main_ident}) == main_places:
             self._interrupt_main()  # the first came just before it began to wait
-        # A thread that waits in C meets its interrupt only behind that, perhaps never.
+        # A thread that waits in C meets its interrupt only after that, perhaps never.
         stuck = close is not None and places and _places(self._execpool.idents()) == places
         if stuck or not self._execpool.waitall(self.grace_s - first_s):
             self._trace("executions did not end, exiting")

@@ -116,7 +116,7 @@ def start_over(io: Endpoint, settings: Settings) -> Gateway:
         if line:
             gateway.post_first_line(line)
         return gateway
-    except RuntimeError as exc:  # no thread is to be had
+    except RuntimeError as exc:  # there can be no more threads
         abandon(io, gateway)
         raise BootstrapError(f"{settings.id} could not be started: {exc}") from exc
     except BaseException:

@@ -242,7 +242,7 @@ def _host_of(gateway: Any) -> str:
     if gateway.spec.socket:
         place = parse_address(address)
         return place[0] if isinstance(place, tuple) else LOOPBACK
-    destination: str = address.split()[-1]  # behind the options of ssh
+    destination: str = address.split()[-1]  # after the options of ssh
     return destination.rpartition("@")[2]
 
 

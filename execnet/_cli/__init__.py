@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
     argv: the arguments, without the name of the program.  None takes those of the process, which
-    is taken to end behind this: a late Ctrl-C is ignored then, for there is nothing left to stop.
+    is taken to end after this: a late Ctrl-C is ignored then, for there is nothing left to stop.
     """
     try:
         status = _run(argv)
@@ -63,7 +63,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     unknown = [word for word in rest if word.startswith("-") and word != "-"]
     if unknown or (rest and "words" not in args):
         commands[args.command].error(f"unrecognized arguments: {' '.join(unknown or rest)}")
-    if rest:  # argparse takes positional arguments in one piece; these came behind an option
+    if rest:  # argparse takes positional arguments in one piece; these came after an option
         args.words += rest
     return args
 

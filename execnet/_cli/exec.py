@@ -28,7 +28,7 @@ from .run import SPEC_HELP, STATUS_FAILED, CommandError, Session, parse_specs, s
 _USAGE = "execnet exec SPEC... (-c CODE | FILE | -m MODULE) [--timeout SECONDS]"
 _DESCRIPTION = f"""\
 Start one interpreter per SPEC, all at once, run the code in all of them, and print what each
-sends, an item a line, behind the id of its gateway: a str as it is, anything else as its repr().
+sends, an item a line, after the id of its gateway: a str as it is, anything else as its repr().
 
 {SPEC_HELP}
 The code finds its channel under the name "channel". What it prints to stdout is lost, so it sends
@@ -37,7 +37,7 @@ what is to be shown: channel.send(...). Nothing is ever sent to it.
 _EPILOG = """\
 With neither -c nor -m the last of the positional arguments is the FILE and those before it are
 the SPECs; "-" as the FILE is the standard input. With -c or -m all of them are SPECs. Options may
-come before, between or behind them.
+come before, between or after them.
 
 exit status:
   0    the code has run in all workers
@@ -137,7 +137,7 @@ def _find_code(args: argparse.Namespace) -> tuple[_Code, list[str]]:
     *words, file_name = args.words
     if not words:
         raise CommandError(
-            f"no code for {file_name!r}: give -c CODE, -m MODULE, or a FILE behind the specs"
+            f"no code for {file_name!r}: give -c CODE, -m MODULE, or a FILE after the specs"
         )
     return _read_file(file_name), words
 

@@ -3,7 +3,7 @@
 A signal must find a worker that is just being started as surely as one that is at work.  So no
 signal raises anything within the code that starts workers: the job has a thread of its own, and
 the main thread does nothing but wait for the job's end, a signal or the time-out.  Whichever comes
-first, all workers are ended behind it.  Start at ``supervise``.
+first, all workers are ended after it.  Start at ``supervise``.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Output:
         self.closed = False  # True: what comes from now on is dropped
 
     def write(self, text: str, prefix: str = "") -> None:
-        """Write the lines of a text, each behind the prefix; OSError if that can't be done."""
+        """Write the lines of a text, each after the prefix; OSError if that can't be done."""
         lines = text.removesuffix("\n").split("\n")
         data = "".join(f"{prefix}{line}\n" for line in lines)
         view = memoryview(data.encode(self._encoding, "backslashreplace"))

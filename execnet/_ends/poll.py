@@ -73,7 +73,7 @@ class EndPoll:
                 self._limit_ms = None
 
     def tell(self) -> None:
-        """End the wait of who waits: the process has ended."""
+        """End the wait for the stream: the process has ended."""
         if self._watch is not None:
             self._watch.tell(self._process)
 

@@ -1,4 +1,4 @@
-"""Ending several things at once, each with a limit of time and a harder way behind it."""
+"""Ending several things at once, each with a limit of time and a harder way after it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def safe_terminate(
         ended = _Flag(execmodel)
         try:
             execmodel.start(_call_and_set, (termfunc, ended), "execnet-terminate")
-        except RuntimeError:  # no thread is to be had, so there is nothing to wait with
+        except RuntimeError:  # there can be no more threads, so there is nothing to wait with
             killfunc()
             continue
         waiting.append((ended, killfunc))
@@ -72,7 +72,7 @@ def wait_ended(gateway: Any, deadline: float) -> bool:
 
 def warn_killed(gateway: Any) -> None:
     """Warn of a worker that had to be killed; never raises, for the end must go on."""
-    stacks = gateway._stacks or "none were to be had"
+    stacks = gateway._stacks or "it told none"
     text = f"worker {gateway.id} did not end in time and was killed; its last stacks: {stacks}"
     try:
         import warnings

@@ -3,8 +3,8 @@
 The stream to a process ends with it, unless a process that it forked holds the stream open.
 One thread waits for any process to end, and if the stream does not end as well, it rings a
 bell: a descriptor that all who read poll beside their streams.  Nothing of it is there
-until somebody has waited for a while.  The thread may stay behind the last of the processes
-while the program has other children, as it can't be told to go.  Start at ``EndWatch``.
+until somebody has waited for a while.  When the last of the processes has ended, the thread may
+stay while the program has other children, as it can't be told to go.  Start at ``EndWatch``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class EndWatch:
     """Rings for those who read the streams of processes that have ended.
 
     wait_for_an_end: returns when a process may have ended that was not known to.  A bell that
-    has rung stays so; ``enter`` gives who heard it the next.
+    has rung stays so; ``enter`` gives whoever heard it the next.
     """
 
     def __init__(self, wait_for_an_end: Callable[[], object]) -> None:
@@ -75,7 +75,7 @@ class EndWatch:
         self._bell: Bell | None = None  # the next to ring
 
     def enter(self, process: Process) -> int:
-        """Return the descriptor of a bell for who reads the stream of a process.
+        """Return the descriptor of a bell for whoever reads the stream of a process.
 
         It may have ended already.  OSError: too many descriptors.  RuntimeError: no thread.
         """
@@ -148,7 +148,7 @@ class EndWatch:
                     return
 
     def _disown(self) -> None:
-        """In a forked process: neither the thread nor who reads is there."""
+        """In a forked process: neither the thread nor those who read are there."""
         bells = set(self._bells.values())
         self._set_up()
         for bell in bells:

@@ -34,10 +34,10 @@ class DirectReads:
 
     The receiver thread offers the stream when it has just given an item to the one thread
     that waited for one, and takes it back when that is asked for or when nobody reads any
-    more.  Who reads holds ``_turn`` and handles nothing but an item that it waits for itself;
+    more.  Whoever reads holds ``_turn`` and handles nothing but an item that it waits for itself;
     all else is left in ``chunks`` for the receiver thread.
 
-    CPython looks for interrupts and changes threads behind calls that the code makes.  So a step
+    CPython looks for interrupts and changes threads after calls that the code makes.  So a step
     of a loop reads, no call is between it and the end of the append of its bytes, and none
     between their removal and ``items.put``.
     """

@@ -56,8 +56,8 @@ class Fork:
 class Template:
     """A process that forks workers, seen from the coordinator.
 
-    Any thread may call; ``_lock`` guards the socket and all that is known.  Who wants to know
-    something takes the news for all; ``_watch`` does so for who waits for a worker's end.
+    Any thread may call; ``_lock`` guards the socket and all that is known.  Whoever wants to
+    know something takes the news for all; ``_watch`` does so while a worker's end is waited for.
     """
 
     def __init__(self, command: list[str], line: bytes, deadline: float) -> None:
@@ -227,7 +227,7 @@ class Template:
         return True
 
     def watch(self) -> EndWatch:
-        """Return what tells of the ends of workers to who reads their streams."""
+        """Return what tells those who read the streams of workers of their ends."""
         with self._lock:
             if self._watch is None:
                 self._wake = None if self.lost else Bell()

@@ -35,7 +35,7 @@ ERRORS = (EnvironmentError, EOFError, ValueError)  # the coordinator is gone
 class Splitter(object):
     """Cuts what was written into whole lines; no I/O.
 
-    mark: bytes without a newline that stand for the end.  What comes behind them is no longer
+    mark: bytes without a newline that stand for the end.  What comes after them is no longer
     looked at: a child process that is still there may have written it.
     """
 
@@ -155,7 +155,7 @@ class Forwarder(object):
             thread.start()
 
     def finish(self) -> None:
-        """Send all that was written; called at an orderly end, behind the last execution.
+        """Send all that was written; called at an orderly end, after the last execution.
 
         A child process that holds a pipe open is not waited for.
         """
@@ -216,7 +216,7 @@ class Forwarder(object):
             self._bytes += ENTRY_BYTES
             pipe.dropped = 0
         self._bytes += len(lines)
-        if last is None:  # behind the change, which is what it wakes up for
+        if last is None:  # after the change, which is what it wakes up for
             os.write(self._wake_fd, b".")
 
     # the thread that sends

@@ -96,7 +96,7 @@ def source_of(name: str) -> str:
     source = _source(spec.name, spec.loader, spec.origin or "")
     if source is None:
         raise BootstrapError(
-            f"the source of {spec.name}, which a worker is to be sent, is not to be had here"
+            f"the source of {spec.name}, which a worker needs, can't be found here"
         )
     return source
 

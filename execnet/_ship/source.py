@@ -83,7 +83,7 @@ def _read_function(function: Any) -> tuple[str, str]:
     from .lower import without_annotations
 
     if function.__name__ == "<lambda>":
-        raise ValueError("can't execute a lambda remotely, its source is not to be had")
+        raise ValueError("can't execute a lambda remotely, its source can't be read")
     name = f"function {function.__qualname__!r}"
     if next(iter(inspect.signature(function).parameters), None) != "channel":
         raise ValueError(f"the first parameter of {name} must be 'channel'")

@@ -106,7 +106,7 @@ class Connections:
                 del self._starting[address]
 
     def refuse(self, address: Address) -> None:
-        """There is none to be had at an address: each worker has to log in."""
+        """There can be none at an address: each worker has to log in."""
         with self._lock:
             self._refused.add(address)
 

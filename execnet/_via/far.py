@@ -6,7 +6,7 @@ Python 2.7 and today's Python both accept.  It decodes nothing of what it forwar
 One channel carries the bytes of the stream, in both directions; each side has at most
 ``WINDOW_BYTES`` under way, and a positive number tells how many were taken.  So nothing piles up
 here, and nobody waits in this gateway's receiver thread.  The coordinator also sends ``CLOSE``,
-``DROP`` and, to kill it, (number of the worker's process or None).  It gets ``EOF`` behind the
+``DROP`` and, to kill it, (number of the worker's process or None).  It gets ``EOF`` after the
 last byte.  A second channel has what it has to learn though it does not read: those numbers, the
 address of a server that was connected to and, when the process has ended, (exit status or None, the
 last of its stderr, why it could not start).
@@ -34,7 +34,7 @@ CLOSE = 0  # to here: no more bytes
 DROP = -1  # nobody wants what it says from now on
 
 GRACE_S = 6.0  # within which a process must end its output when its coordinator is gone
-END_S = 30.0  # and itself behind it: it ends others, too
+END_S = 30.0  # and end itself after it: it ends others, too
 ERRORS = (EnvironmentError, ValueError, select.error)  # ValueError: a file is closed
 
 
@@ -45,7 +45,7 @@ class Forwarder(object):
     are kept), ``timeout`` (seconds to connect, None for none), ``leads_group`` (whether its
     process group is killed with it).
     ``on_item`` runs in the receiver thread and never waits; one thread reads, one writes and
-    one waits for the end.  ``_lock`` guards the queue: who finds it empty may write.
+    one waits for the end.  ``_lock`` guards the queue: whoever finds it empty may write.
     """
 
     def __init__(self, channel: Any, news: Any, request: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-STDERR_S = 0.5  # how long the stderr of a process may take to end behind it
+STDERR_S = 0.5  # how long the stderr of a process may take to end after it
 STDERR_BYTES = 4096
 PIPE_BYTES = 1 << 20
 F_SETPIPE_SZ = 1031  # Linux; ``fcntl`` names it since 3.10
@@ -164,7 +164,7 @@ class Connection(object):
             pass
 
     def wait(self, read_all: Any) -> tuple[None, bytes]:
-        """Wait until the server has ended it; there is no exit status to be had."""
+        """Wait until the server has ended it; it tells no exit status."""
         read_all.wait()
         self._socket.close()
         return None, b""
@@ -188,7 +188,7 @@ class PolledStream(object):
         self._writable.register(write_fd, select.POLLOUT)
         for poll in self._readable, self._writable:
             poll.register(self._end_fd, 0)
-        self._drain_bytes = PIPE_BYTES  # what may be read behind the end
+        self._drain_bytes = PIPE_BYTES  # what may be read after the end
         self._lock = threading.Lock()
         self._users = 2  # of the descriptor that tells of the end
         self._poll, self._read = self._readable.poll, os.read
@@ -225,7 +225,7 @@ class PolledStream(object):
                     raise
 
     def on_end(self) -> None:
-        """Wake up who waits."""
+        """Wake up whoever waits."""
         os.close(self._end_writer)
 
     def close_read(self) -> None:
@@ -261,7 +261,7 @@ class WaitingStream(object):
         return 0
 
     def on_end(self) -> None:
-        """Who waits reads the end, or can't write."""
+        """Whoever waits reads the end, or can't write."""
 
 
 def pipe() -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Direct reads for ``via=``: who waits for an item reads the stream of the gateway in between.
+"""Direct reads for ``via=``: whoever waits for an item reads the stream of the gateway in between.
 
 Start at ``ViaReads``; what direct reads are is told in ``_features.direct``.
 """

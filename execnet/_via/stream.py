@@ -291,7 +291,7 @@ class ViaIO(Endpoint):
         return now
 
     def close_write(self) -> None:
-        """Let the far side read the end, behind what was written."""
+        """Let the far side read the end, after what was written."""
         if not self._closed_write:
             self._closed_write = True
             self._post(CLOSE)

@@ -92,7 +92,7 @@ class TestRemoteError:
             ("raise SystemExit(3)", "SystemExit", "3"),
             ("raise KeyboardInterrupt", "KeyboardInterrupt", ""),
             (OWN, "Own", "of its own"),
-            (UNPRINTABLE, "Own", "its text can't be had"),
+            (UNPRINTABLE, "Own", "its text can't be read"),
         ],
     )
     def test_it_tells_type_and_message(

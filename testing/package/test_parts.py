@@ -263,5 +263,5 @@ def test_ours_are_read_without_being_imported() -> None:
 def test_one_of_ours_without_source_is_a_bootstrap_error(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModuleSpec("execnet.other", None, origin="other.pyc")
     monkeypatch.setattr(parts, "_spec_of", lambda name: spec)
-    with pytest.raises(BootstrapError, match=r"source of execnet\.other.*not to be had"):
+    with pytest.raises(BootstrapError, match=r"source of execnet\.other.*can't be found here"):
         source_of("other")
