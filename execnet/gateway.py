@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from ._clock import monotonic
 from ._endpoint import Endpoint, endpoint_of
 from ._ends import fork
+from ._ends.admission import Admission
 from ._ends.death import shown, worker_died
 from ._ends.last_words import LastWords, show
 from ._ship.source import _find_non_builtin_globals as _find_non_builtin_globals
@@ -161,10 +162,12 @@ class Gateway(BaseGateway):
         self.exitcode: int | None = None
         self._silence = ""  # why it was given up
         self._last_words = LastWords(self.handshake.marker)
+        self._admits = Admission(self)
         self._has_pulse = False
         self._shares_python = False  # so the worker can be sent code that is compiled
         self._last_asked = ""  # what the worker was told to execute last
         self._exit_lock = new_lock()
+        self._admits = Admission(self)
         self._writer.refusal = self._refusal
         self._initreceive()
         fork.register(self)

@@ -1729,9 +1729,11 @@ class FrameDecoder(object):
     """Turns bytes, in whatever cut they come, into messages.  Does no I/O.
 
     If it ``hands_on``, it yields a large frame of an item as what came of it each time.
+    admits: gets what the header of a frame says; one that it returns False for is left out.
     """
 
-    def __init__(self, hands_on: bool = False) -> None:
+    def __init__(self, hands_on: bool = False, admits: Any = None) -> None:
+        self._admits = admits
         self._chunks: list[bytes] = []  # received and not yet enough for a message
         self._have = 0
         self.missing = _HEADER.size  # bytes without which ``feed`` yields nothing
@@ -1760,6 +1762,7 @@ class FrameDecoder(object):
         while pos + need <= end:
             msgcode, channelid, size = parse_header(data, pos)
             start = pos + _HEADER.size
+            admitted = msgcode == 4 or not self._admits or self._admits(msgcode, channelid, size)
             large = size >= LARGE_BYTES and self._hands_on and msgcode in (4, 9)
             least = _PART.size if large else size
             if end - start < least:
@@ -1772,7 +1775,8 @@ class FrameDecoder(object):
                 yield self._piece(True, source[start:pos], start + size - pos)
             else:
                 pos = start + size
-                yield Message(msgcode, channelid, data[start:pos])
+                if admitted:
+                    yield Message(msgcode, channelid, data[start:pos])
         rest = data[pos:]
         self._chunks = [rest] if rest else []
         self._have = len(rest)
@@ -2758,6 +2762,8 @@ class ChannelFactory(object):
         self._callbacks: dict[int, _Callback] = {}
         self._parts: dict[tuple[int, int | None], tuple[bytes, BytesIO]] = {}
         self._part: Any = None  # the key of the one that is coming, and whether it is the last
+        self._early: dict[int, StrConfig] = {}  # of channels that have not come yet
+        self.arrived: deque[int] = deque(maxlen=10000)  # ids that the peer gave, the last ones
         self._item_numbers = itertools.count(1)
         self._lock = new_rlock()  # held for moments only, so it does for greenlets as well
         self.gateway = gateway
@@ -2780,15 +2786,22 @@ class ChannelFactory(object):
             channel = self._channels.get(id)
             if channel is None:
                 channel = self._channels[id] = Channel(self.gateway, id, self)
+                if (id ^ self.count) & 1:
+                    self.arrived.append(id)
+                if id in self._early:
+                    channel._strconfig = self._early.pop(id)
                 if self.windows is not None:
                     self.windows.adopt(channel)
             return channel
 
     def reconfigure(self, id: int, strconfig: StrConfig) -> None:
         """Set how strings are read on a channel, whether its object or a callback takes them."""
-        for holder in self._channels.get(id), self._callbacks.get(id):
+        holders = self._channels.get(id), self._callbacks.get(id)
+        for holder in holders:
             if holder is not None:
                 holder._strconfig = strconfig
+        if holders == (None, None):
+            self._early[id] = strconfig  # the item that brings it is on its way
 
     def channels(self) -> list[Channel]:
         """Return the channels that somebody holds."""
@@ -3255,6 +3268,7 @@ class BaseGateway(object):
         self._enable_direct_reads()
 
     _on_goodbye: Any = None  # only workers say any
+    _admits: Any = None  # which frames the peer may send; None: any
 
     def _on_cut_frame(self, data: bytes) -> None:
         """Look at what was read last, which ends within a frame or is none."""
@@ -3300,7 +3314,7 @@ class BaseGateway(object):
 
     def _receive_until_end(self, data: bytes = b"") -> None:
         """Act on all messages, beginning with those in ``data``; ends with an exception."""
-        decoder = FrameDecoder(hands_on=True)
+        decoder = FrameDecoder(True, self._admits)
         receive_item = self._channelfactory._local_receive
         while True:
             try:

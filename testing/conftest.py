@@ -63,10 +63,13 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Every test has a folder of its own for keys, which is not there before one is made."""
-    base = tmp_path_factory.getbasetemp()
-    monkeypatch.setenv(HOME_VARIABLE, str(base / f"execnet-home-{next(homes)}"))
+    folder = tmp_path_factory.getbasetemp() / f"execnet-home-{next(homes)}"
+    # Not the fixture of that name: what a test has patched with it goes before its gateways do.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOME_VARIABLE, str(folder))
+        yield
 
 
 homes = itertools.count()

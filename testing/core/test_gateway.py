@@ -508,22 +508,6 @@ class TestAGarbledStream:
         gateway.join(BOUND_S)
         assert gateway._state == "lost"
 
-    def test_code_for_the_coordinator_is_refused(self, makegateway: MakeGateway) -> None:
-        gateway = makegateway()
-        task = dumps_internal(("1/0", None, None, {}))
-        channel = gateway.remote_exec(
-            """
-            inner = channel.gateway.newchannel()
-            channel.gateway._send(3, inner.id, channel.receive())
-            try:
-                inner.receive(10)
-            except inner.RemoteError as exc:
-                channel.send(str(exc))
-            """
-        )
-        channel.send(task)
-        assert "not allowed" in channel.receive(BOUND_S)
-
 
 class FakeIO(Popen2IO):
     """A stream whose far ends the test holds."""

@@ -190,7 +190,7 @@ class TestCompiled:
 def test_a_worker_that_sends_source_is_refused(makegateway: MakeGateway) -> None:
     gateway = makegateway()
     channel = gateway.remote_exec("channel.gateway._send(10, 0, b'print(1)')")
-    with pytest.raises(EOFError, match="source out of place"):
+    with pytest.raises(EOFError, match="may not send SOURCE"):
         channel.waitclose()
 
 

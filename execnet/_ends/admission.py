@@ -1,0 +1,85 @@
+"""Which frames a worker may send, how large they may be, and for which channels.
+
+A coordinator serves many workers, and one that means harm must cost it no more than that one
+gateway.  What a coordinator may send is not looked at: a worker runs whatever that wants anyway.
+Start at ``Admission``.
+"""
+
+from __future__ import annotations
+
+from ..gateway_base import Message, ProtocolError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+HELLO_MAX = 1 << 16
+TEXT_MAX = 1 << 24  # of errors and stacks
+SMALL_MAX = 1 << 10
+EARLY_MAX = 1000  # channels that were configured before they came
+
+# What a worker may send -> bytes at the most, and whether it is about a channel.  Items are
+# bounded where they are put together.  Not here, so never from a worker: STATUS,
+# GATEWAY_TERMINATE, CHANNEL_EXEC and SOURCE.
+ADMITTED: dict[int, tuple[int, bool]] = {
+    Message.CHANNEL_DATA: (1 << 31, True),
+    Message.CHANNEL_DATA_PART: (1 << 31, True),
+    Message.CHANNEL_CLOSE: (0, True),
+    Message.CHANNEL_CLOSE_ERROR: (TEXT_MAX, True),
+    Message.CHANNEL_LAST_MESSAGE: (0, True),
+    Message.RECONFIGURE: (SMALL_MAX, True),
+    Message.WINDOW: (SMALL_MAX, True),
+    Message.CREDIT: (SMALL_MAX, True),
+    Message.HELLO: (HELLO_MAX, False),  # once, as its first frame
+    Message.PING: (0, False),  # those with intervals would start a thread each
+    Message.STACKS: (TEXT_MAX, False),  # tells them; one without text would ask for ours
+    Message.GOODBYE: (HELLO_MAX, False),
+}
+# An honest worker sends these before a channel has come here, and after it was closed here.
+ABOUT_CHANNELS = Message.RECONFIGURE, Message.WINDOW, Message.CREDIT
+
+
+class Admission:
+    """Looks at the header of each frame of one worker, in the receiver thread of its gateway."""
+
+    def __init__(self, gateway: Any) -> None:
+        self._gateway = gateway
+        self._early: set[int] = set()
+
+    def __call__(self, code: int, channel_id: int, size: int) -> bool:
+        """Return whether to act on a frame; False for one to be dropped in silence.
+
+        Raises ``ProtocolError`` for one that no honest worker sends.
+        """
+        most, has_channel = ADMITTED.get(code, (-1, False))
+        name = Message._types[code][0]
+        if most < 0:
+            raise ProtocolError(f"a worker may not send {name}")
+        if size > most:
+            raise ProtocolError(f"{name} of {size} bytes, where a worker may send {most}")
+        if has_channel != (channel_id > 0):
+            about = "without a channel" if has_channel else f"for channel {channel_id}"
+            raise ProtocolError(f"{name} {about}")
+        if code == Message.HELLO and self._gateway.handshake.answered.is_set():
+            raise ProtocolError("a second HELLO")
+        if code == Message.STACKS and not size:
+            raise ProtocolError("a worker may not ask for stacks")
+        return code not in ABOUT_CHANNELS or self._is_of_a_channel(channel_id)
+
+    def _is_of_a_channel(self, channel_id: int) -> bool:
+        """Whether there is such a channel here, or may be soon."""
+        factory = self._gateway._channelfactory
+        if channel_id in factory._channels or channel_id in factory._callbacks:
+            return True
+        if channel_id % 2:  # ours are odd
+            if channel_id >= factory.count:
+                raise ProtocolError(f"there never was a channel {channel_id}")
+            return False
+        if channel_id in factory.arrived:
+            return False
+        if len(self._early) >= EARLY_MAX:
+            self._early.difference_update(list(factory.arrived))
+            if len(self._early) >= EARLY_MAX:
+                raise ProtocolError(f"{EARLY_MAX} channels were configured and never came")
+        self._early.add(channel_id)
+        return True
