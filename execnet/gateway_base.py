@@ -2334,7 +2334,12 @@ ENDMARKER = object()
 
 
 class ChannelState(object):
-    """The states of a channel, what may be done in each, and how one leads to another."""
+    """The states of a channel, what may be done in each, and how one leads to another.
+
+    A channel only goes forward, in the order in which the states stand here: an event leads to
+    its state unless the channel is beyond it.  (The receiver thread may hold a channel that its
+    last owner has just dropped.)
+    """
 
     OPEN = "open"
     SEND_ONLY = "send-only"  # the far side dropped it; its callback still takes items
@@ -2342,31 +2347,10 @@ class ChannelState(object):
     CLOSED = "closed"
     DELETED = "deleted"
 
+    ORDER = (OPEN, SEND_ONLY, RECEIVE_CLOSED, CLOSED, DELETED)
     SENDS = frozenset([OPEN, SEND_ONLY])
     RECEIVES = frozenset([OPEN])
-    TRANSITIONS = {
-        (OPEN, "close"): CLOSED,
-        (OPEN, "far_drop"): SEND_ONLY,
-        (OPEN, "stream_end"): RECEIVE_CLOSED,
-        (OPEN, "drop"): DELETED,
-        (SEND_ONLY, "close"): CLOSED,
-        (SEND_ONLY, "far_drop"): SEND_ONLY,
-        (SEND_ONLY, "stream_end"): RECEIVE_CLOSED,
-        (SEND_ONLY, "drop"): DELETED,
-        (RECEIVE_CLOSED, "close"): CLOSED,
-        (RECEIVE_CLOSED, "far_drop"): RECEIVE_CLOSED,
-        (RECEIVE_CLOSED, "stream_end"): RECEIVE_CLOSED,
-        (RECEIVE_CLOSED, "drop"): DELETED,
-        (CLOSED, "close"): CLOSED,
-        (CLOSED, "far_drop"): CLOSED,
-        (CLOSED, "stream_end"): CLOSED,
-        (CLOSED, "drop"): DELETED,
-        # The receiver thread may hold a channel that its last owner has just dropped.
-        (DELETED, "close"): DELETED,
-        (DELETED, "far_drop"): DELETED,
-        (DELETED, "stream_end"): DELETED,
-        (DELETED, "drop"): DELETED,
-    }
+    AFTER = {"far_drop": SEND_ONLY, "stream_end": RECEIVE_CLOSED, "close": CLOSED, "drop": DELETED}
 
 
 def _refusal(gateway: Any, text: str) -> Exception:
@@ -2474,7 +2458,7 @@ class Channel(object):
         """Do a transition and return the state that was left."""
         with self._lock:
             before = self._state
-            self._state = ChannelState.TRANSITIONS[before, event]
+            self._state = max(before, ChannelState.AFTER[event], key=ChannelState.ORDER.index)
         if self._state not in ChannelState.RECEIVES and not self._receiveclosed.is_set():
             items = self._items
             try:
