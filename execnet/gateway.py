@@ -162,12 +162,15 @@ class Gateway(BaseGateway):
         self.exitcode: int | None = None
         self._silence = ""  # why it was given up
         self._last_words = LastWords(self.handshake.marker)
-        self._admits = Admission(self)
         self._has_pulse = False
         self._shares_python = False  # so the worker can be sent code that is compiled
         self._last_asked = ""  # what the worker was told to execute last
         self._exit_lock = new_lock()
         self._admits = Admission(self)
+        if not self._settings.has_source:
+            from ._ends.checked import load_checked
+
+            self._channelfactory.load_item = load_checked
         self._writer.refusal = self._refusal
         self._initreceive()
         fork.register(self)

@@ -1386,9 +1386,16 @@ def _parse_decimal(digits: bytes) -> int:
         return -_parse_decimal(digits[1:])
     if len(digits) <= _DIGITS:
         return int(digits)
-    half = len(digits) // 2
-    high: int = 10**half
-    return high * _parse_decimal(digits[:-half]) + _parse_decimal(digits[-half:])
+    first = len(digits) % _DIGITS
+    numbers = [int(digits[:first] or b"0")]
+    numbers += [int(digits[at : at + _DIGITS]) for at in range(first, len(digits), _DIGITS)]
+    power: int = 10**_DIGITS
+    while len(numbers) > 1:  # two and two, so that each power is needed for all of a round
+        if len(numbers) % 2:
+            numbers.insert(0, 0)
+        numbers = [numbers[at] * power + numbers[at + 1] for at in range(0, len(numbers), 2)]
+        power = power * power if len(numbers) > 1 else 0
+    return numbers[0]
 
 
 def _ints_of_list(items: list[Any]) -> bytes:
@@ -2740,6 +2747,7 @@ class ChannelFactory(object):
     """
 
     _keeps_freed = False  # whether this process was told to
+    load_item = staticmethod(load_item)  # for a peer that may mean harm: one that looks first
 
     def __init__(self, gateway: Any, startcount: int = 1) -> None:
         self._channels: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
@@ -2895,7 +2903,7 @@ class ChannelFactory(object):
         if owner is None:
             return  # it was closed or dropped here while the item was on its way
         try:
-            item = load_item(data, self, owner._strconfig)
+            item = self.load_item(data, self, owner._strconfig)
         except Exception as exc:
             self._fail_channel(id, exc)
             return
@@ -3070,6 +3078,7 @@ def _answer(message: Message, gateway: BaseGateway, item: Any) -> None:
 
 def _on_stacks(message: Message, gateway: BaseGateway) -> None:
     if message.data:
+        _check_text(message.data, len(message.data) - 1)
         gateway._stacks = loads_internal(message.data, None, (True, False))
     else:
         _answer(message, gateway, _decoded(format_stacks()))
@@ -3100,7 +3109,16 @@ def _on_data(message: Message, gateway: BaseGateway) -> None:
         gateway._channelfactory._local_receive_part(message)
 
 
+def _check_text(data: bytes, end: int) -> int:
+    """Return where a text that is an item ends in data; LoadError unless that is before ``end``."""
+    size = _unpack_int4(data, 1)[0] if len(data) > 5 else -1
+    if data[0] not in _STRINGS or not 0 <= size <= end - 5:
+        raise LoadError("no text: %r" % (data[:40],))
+    return size + 5
+
+
 def _on_close_error(message: Message, gateway: BaseGateway) -> None:
+    _check_text(message.data, len(message.data) - 1)
     text = loads_internal(message.data, gateway, (True, True))
     if PY2 and not isinstance(text, bytes):
         text = text.encode("utf-8")
@@ -3108,6 +3126,8 @@ def _on_close_error(message: Message, gateway: BaseGateway) -> None:
     # Behind the text, which is all that older ends send and take; its head has five bytes.
     more = message.data[_unpack_int4(message.data, 1)[0] + 6 :] if isinstance(text, str) else b""
     if more:
+        second = more[_check_text(more, len(more)) :]
+        _check_text(second, len(second) - 6)  # which are those of the tuple
         type_name, error_message = loads_internal(more, gateway, (True, True))
         told.details = str(type_name), str(error_message)
     gateway._channelfactory._local_close(message.channelid, told.as_error())

@@ -15,7 +15,6 @@ from ..gateway_base import (
     LoadError,
     _import,
     above_stdio,
-    load_item,
     real_select,
 )
 
@@ -156,7 +155,7 @@ class DirectReads:
             return False
         else:
             try:
-                item = load_item(data[9:], None, channel._strconfig)
+                item = channel._factory.load_item(data[9:], None, channel._strconfig)
             except LoadError:
                 return False  # the receiver thread meets it, too, and closes the channel
         with channel._lock:

@@ -1,0 +1,343 @@
+"""Items of workers that may mean harm: looked at before they are loaded.
+
+Loading can't name, import or call anything in any case.  Here it is seen to that it takes no more
+time and memory than its bytes are worth: nothing is shared within an item, nothing nested without
+end, and no many keys of one dict have the same hash.  ``SCANNED`` is what our own pickler writes.
+
+Of workers that this process started with its own interpreter items are not looked at: they run as
+the same user, on the same machine.  Start at ``load_checked``.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+
+from ..gateway_base import _CONSTANTS, _STRINGS, LoadError, load_item, opcode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+NESTING_MAX = 1000
+SAME_HASH_MAX = 64  # keys of one dict or set
+CHANNELS_MAX = 1000  # in one item
+DIGITS_MAX = 1 << 24  # of all numbers of one item that are written in decimal
+
+# Opcodes of a pickle, and how many bytes follow; True: a length in so many bytes comes first.
+LEAVES = {b"N": 0, b"\x88": 0, b"\x89": 0, b"K": 1, b"M": 2, b"J": 4, b"G": 8}
+SHORT = b"\x8a", b"\x8c", b"C"  # a length in one byte
+LONG = {b"\x8b": "<i", b"X": "<I", b"B": "<I", b"\x8d": "<Q", b"\x8e": "<Q"}
+STRUCTURE = b"]})(eaust\x85\x86\x87\x8f\x90\x91"
+SCANNED = {*LEAVES, *SHORT, *LONG, b"\x95"} | {bytes([byte]) for byte in STRUCTURE}
+SHORT_IN_PATTERN = 64  # longer ones are rare, and each length makes the pattern longer
+# What makes keys that can have the same hash, or be nested: tuples, frozensets, large numbers.
+RISKY = b"\x85", b"\x86", b"\x87", b"t", b"\x91", b"\x8a", b"\x8b"
+RISKY_CLASSIC = (
+    opcode.BUILDTUPLE, opcode.FROZENSET, opcode.LONGINT, opcode.LONGLONG, opcode.COMPLEX,
+    opcode.CHANNEL,
+)  # fmt: skip
+FEW = 64  # so many of these can do no harm
+
+
+class Scan:
+    """Tells whether a pickle has nothing but certain opcodes; in C, where nothing is long.
+
+    opcodes: those that pass, each as one byte.
+    """
+
+    def __init__(self, opcodes: set[bytes]) -> None:
+        ops = [re.escape(op) + b".{%d}" % size for op, size in LEAVES.items() if op in opcodes]
+        ops.append(b"[" + re.escape(bytes(b for b in STRUCTURE if bytes([b]) in opcodes)) + b"]")
+        lengths = [re.escape(bytes([n])) + b".{%d}" % n for n in range(SHORT_IN_PATTERN)]
+        shorts = b"".join(re.escape(op) for op in SHORT if op in opcodes)
+        ops.append(b"[" + shorts + b"](?:" + b"|".join(lengths) + b")")
+        # In pieces, as the matcher remembers each round.
+        self._run = re.compile(b"(?:" + b"|".join(ops) + b"){0,4000}", re.DOTALL).match
+        self._opcodes = opcodes
+
+    def check(self, data: bytes) -> None:
+        """Raise ``LoadError`` for what our pickler does not write."""
+        if data[:2] != b"\x80\x04":
+            raise LoadError("a pickle of another protocol")
+        pos, end = 2, len(data) - 1
+        while True:
+            start = pos
+            pos = self._run(data, pos).end()  # type: ignore[union-attr]
+            if pos == end and data[pos:] == b".":
+                return
+            if pos > end:
+                raise LoadError("a pickle without an end")
+            if pos == start:
+                pos = self._skip(data, pos, end)
+
+    def _skip(self, data: bytes, pos: int, end: int) -> int:
+        """Return the position after an opcode with a length."""
+        op = data[pos : pos + 1]
+        if op not in self._opcodes:
+            raise LoadError(f"a pickle with opcode {op!r}, which nobody writes")
+        if op == b"\x95":  # a frame: what is in it is scanned as well
+            return self._length(data, pos + 1, end, "<Q")[0]
+        start, size = self._length(data, pos + 1, end, LONG.get(op, "<B"))
+        return start + size
+
+    def _length(self, data: bytes, pos: int, end: int, form: str) -> tuple[int, int]:
+        start = pos + struct.calcsize(form)
+        if start > end:
+            raise LoadError("a pickle that is cut")
+        (size,) = struct.unpack_from(form, data, pos)
+        if not 0 <= size <= end + 1 - start:
+            raise LoadError(f"a pickle says {size} bytes, and has {end + 1 - start}")
+        return start, size
+
+
+_scan: Scan | None = None
+
+
+def load_checked(data: bytes, channel_or_factory: Any, strconfig: Any) -> Any:
+    """Return an item of a worker that is not trusted; ``LoadError`` for what is refused."""
+    global _scan
+    if data[:1] == b"\x80":
+        if _scan is None:
+            _scan = Scan(SCANNED)
+        _scan.check(data)
+        if sum(map(data.count, RISKY)) <= FEW:
+            return load_item(data, channel_or_factory, strconfig)
+        return _carefully(_Pickle(data).load)
+    if len(data) <= 5 * FEW:
+        return load_item(data, channel_or_factory, strconfig)
+    if len(data) <= DIGITS_MAX and sum(map(data.count, RISKY_CLASSIC)) <= FEW:
+        return load_item(data, channel_or_factory, strconfig)
+    return _carefully(_Classic(data, channel_or_factory, strconfig).load)
+
+
+def _carefully(load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except LoadError:
+        raise
+    except Exception as exc:  # there is an opcode where none can be, or too little of something
+        raise LoadError(f"inconsistent data: {exc!r}") from None
+
+
+class _Guarded:
+    """Builds an item and bounds how deep its keys are nested and how many hashes are equal.
+
+    Every part is looked at once, as it is made.
+    """
+
+    def __init__(self) -> None:
+        self._depths: dict[int, int] = {}  # of tuples and frozensets, by id
+        self._kept: list[Any] = []  # so that no other object gets their ids
+        self._hashes: dict[int, dict[int, int]] = {}  # of keys, by container
+
+    def nested(self, value: Any) -> Any:
+        """Return a tuple or a frozenset that was made, unless it is nested too deeply."""
+        depth = 1 + max([self._depths.get(id(part), 0) for part in value], default=0)
+        if depth > NESTING_MAX:
+            raise LoadError("inconsistent data: a key is nested too deeply")
+        self._depths[id(value)] = depth
+        self._kept.append(value)
+        return value
+
+    def key(self, container: Any, key: Any) -> Any:
+        """Return a key for a dict or a set, unless too many there have its hash."""
+        if type(key) is not str and type(key) is not bytes:
+            counts, value = self._hashes.setdefault(id(container), {}), hash(key)
+            counts[value] = counts.get(value, 0) + 1
+            if counts[value] > SAME_HASH_MAX:
+                raise LoadError(f"more than {SAME_HASH_MAX} keys of one dict have the same hash")
+        return key
+
+    def frozen(self, parts: list[Any]) -> Any:
+        """Return a frozenset of checked keys."""
+        keys = [self.key(parts, part) for part in parts]
+        self._kept.append(parts)
+        return self.nested(frozenset(keys))
+
+
+class _Pickle(_Guarded):
+    """Loads a pickle that was scanned."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self._data = data
+
+    def load(self) -> Any:
+        """Return the item."""
+        data, pos = self._data, 2
+        stack: list[Any] = []
+        marks: list[int] = []
+        while True:
+            op = data[pos : pos + 1]
+            pos += 1
+            if op == b".":
+                (item,) = stack
+                return item
+            if op in LEAVES:
+                stack.append(self._leaf(op, data[pos : pos + LEAVES[op]]))
+                pos += LEAVES[op]
+            elif op == b"\x95":
+                pos += 8
+            elif op in LONG or op in SHORT:
+                form = LONG.get(op, "<B")
+                start = pos + struct.calcsize(form)
+                pos = start + struct.unpack_from(form, data, pos)[0]
+                stack.append(self._long(op, data[start:pos]))
+            elif op == b"(":
+                marks.append(len(stack))
+            elif op in b"eut\x90\x91":
+                first = marks.pop()
+                parts = stack[first:]
+                del stack[first:]
+                self._many(op, parts, stack)
+            else:
+                self._one(op, stack)
+
+    def _leaf(self, op: bytes, data: bytes) -> Any:
+        if op == b"G":
+            return struct.unpack(">d", data)[0]
+        if op in b"KMJ":
+            return int.from_bytes(data, "little", signed=op == b"J")
+        return {b"N": None, b"\x88": True, b"\x89": False}[op]
+
+    def _long(self, op: bytes, data: bytes) -> Any:
+        if op in b"\x8a\x8b":
+            return int.from_bytes(data, "little", signed=True)
+        return data if op in b"CB\x8e" else data.decode("utf-8", "surrogatepass")
+
+    def _many(self, op: bytes, parts: list[Any], stack: list[Any]) -> None:
+        if op == b"t":
+            stack.append(self.nested(tuple(parts)))
+        elif op == b"\x91":
+            stack.append(self.frozen(parts))
+        elif op == b"e":
+            self._top(stack, list).extend(parts)
+        elif op == b"u":
+            for key, value in zip(parts[::2], parts[1::2], strict=True):
+                self._set(stack, key, value)
+        else:
+            found = self._top(stack, set)
+            found.update([self.key(found, part) for part in parts])
+
+    def _one(self, op: bytes, stack: list[Any]) -> None:
+        if op in b"\x85\x86\x87":
+            size = op[0] - 0x84
+            parts = stack[-size:]
+            if len(parts) < size:
+                raise LoadError("inconsistent data: a tuple of nothing")
+            del stack[-size:]
+            stack.append(self.nested(tuple(parts)))
+        elif op in b"a":
+            value = stack.pop()
+            self._top(stack, list).append(value)
+        elif op == b"s":
+            value = stack.pop()
+            key = stack.pop()
+            self._set(stack, key, value)
+        else:
+            made: dict[bytes, Callable[[], Any]] = {b"]": list, b"}": dict, b")": tuple}
+            value = made.get(op, set)()
+            self._kept.append(value)
+            stack.append(value)
+
+    def _set(self, stack: list[Any], key: Any, value: Any) -> None:
+        found = self._top(stack, dict)
+        found[self.key(found, key)] = value
+
+    def _top(self, stack: list[Any], kind: type) -> Any:
+        if type(stack[-1]) is not kind:
+            raise LoadError(f"inconsistent data: items for {type(stack[-1])!r}")
+        return stack[-1]
+
+
+class _Classic(_Guarded):
+    """Loads an item in the classic format, whose opcodes are those of ``dumps``."""
+
+    def __init__(self, data: bytes, factory: Any, strconfig: Any) -> None:
+        super().__init__()
+        self._data, self._factory, self._strconfig = data, factory, strconfig
+        self._channels = self._digits = 0
+
+    def load(self) -> Any:
+        """Return the item."""
+        data, pos = self._data, 0
+        stack: list[Any] = []
+        constants, strings = _CONSTANTS, _STRINGS
+        while True:
+            op = data[pos]
+            pos += 1
+            name = bytes([op])
+            if name == opcode.STOP:
+                (item,) = stack
+                return item
+            if op in constants:
+                stack.append(constants[op])
+            elif op in strings:
+                start = pos + 4
+                pos = start + self._number(pos)
+                if not start <= pos <= len(data):
+                    raise LoadError("inconsistent data: it is cut")
+                if name in (opcode.LONGINT, opcode.LONGLONG):
+                    self._digits += pos - start
+                    if self._digits > DIGITS_MAX:
+                        raise LoadError(f"numbers of more than {DIGITS_MAX} digits")
+                stack.append(strings[op](data[start:pos], self._strconfig))
+            elif name == opcode.NEWDICT:
+                stack.append({})
+                self._kept.append(stack[-1])
+            elif name == opcode.FLOAT:
+                stack.append(struct.unpack_from("!d", data, pos)[0])
+                pos += 8
+            elif name == opcode.COMPLEX:
+                stack.append(complex(*struct.unpack_from("!dd", data, pos)))
+                pos += 16
+            elif name == opcode.SETITEM:
+                self._set_item(stack)
+            else:
+                self._with_number(name, self._number(pos), stack)
+                pos += 4
+
+    def _number(self, pos: int) -> int:
+        number: int = struct.unpack_from("!i", self._data, pos)[0]
+        return number
+
+    def _with_number(self, name: bytes, number: int, stack: list[Any]) -> None:
+        if name in (opcode.INT, opcode.LONG):
+            stack.append(number)
+        elif name == opcode.NEWLIST:
+            if not 0 <= number * 7 <= len(self._data):
+                raise LoadError(f"a list of {number} items in {len(self._data)} bytes")
+            stack.append([])
+        elif name == opcode.CHANNEL:
+            self._channels += 1
+            if self._channels > CHANNELS_MAX:
+                raise LoadError(f"more than {CHANNELS_MAX} channels in one item")
+            stack.append(self._factory.new(number))
+        elif name in (opcode.BUILDTUPLE, opcode.SET, opcode.FROZENSET):
+            first = len(stack) - number
+            if not 0 <= first <= len(stack):
+                raise LoadError(f"inconsistent data: {number} items out of {len(stack)}")
+            parts = stack[first:]
+            del stack[first:]
+            if name == opcode.BUILDTUPLE:
+                stack.append(self.nested(tuple(parts)))
+            elif name == opcode.FROZENSET:
+                stack.append(self.frozen(parts))
+            else:
+                stack.append({self.key(parts, part) for part in parts})
+                self._kept.append(parts)
+        else:
+            raise LoadError(f"unknown opcode {name!r}")
+
+    def _set_item(self, stack: list[Any]) -> None:
+        value = stack.pop()
+        key = stack.pop()
+        target = stack[-1]
+        if type(target) is dict:
+            target[self.key(target, key)] = value
+        elif type(target) is list and key == len(target):
+            target.append(value)
+        else:
+            raise LoadError(f"inconsistent data: item {key!r:.40} of a {type(target).__name__}")
