@@ -12,7 +12,7 @@ from . import gateway_bootstrap
 from ._clock import monotonic
 from ._transports.logins import SSH_FAILED, address_of, logins, pause_s, was_refused
 from ._transports.shared import settings_of_connection, way_through
-from .gateway_base import HAVE_FAST_CODEC
+from .gateway_base import HAVE_FAST_CODEC, load_part
 from .gateway_io import BootstrapError
 
 TYPE_CHECKING = False
@@ -87,7 +87,7 @@ class Starts:
         """
         try:
             only_waits = self._advance()
-            _load_codec()  # the workers begin meanwhile
+            _load_features()  # the workers begin meanwhile
             while not only_waits:
                 self._await_answer()
                 only_waits = self._advance()
@@ -277,8 +277,9 @@ class Starts:
             self._end_connecting(address)
 
 
-def _load_codec() -> None:
+def _load_features() -> None:
     """Import what items need, as there may be no descriptor left for it later."""
-    with suppress(ImportError, OSError):  # it can do without
+    with suppress(ImportError, OSError):  # they can do without
+        load_part("_features.direct")
         if HAVE_FAST_CODEC:
-            __import__("_pickle")
+            load_part("_features.codec")
