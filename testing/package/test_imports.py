@@ -52,7 +52,13 @@ LOWERING = {"_ast", "_ast_unparse", "ast", "zlib"}
 OURS = {
     *("execnet", "execnet._clock", "execnet._endpoint", "execnet._errors", "execnet._starts"),
     *("execnet._multichannel", "execnet._specs"),
-    *("execnet._ends", "execnet._ends.death", "execnet._ends.fork", "execnet._ends.last_words"),
+    *(
+        "execnet._ends",
+        "execnet._ends.admission",
+        "execnet._ends.death",
+        "execnet._ends.fork",
+        "execnet._ends.last_words",
+    ),
     *("execnet._features", "execnet._features.codec", "execnet._features.direct"),
     *("execnet._ends.poll", "execnet._ends.terminate", "execnet._ship", "execnet._ship.source"),
     *("execnet._transports", "execnet._transports.logins", "execnet._transports.shared"),
