@@ -15,9 +15,19 @@ from .gateway_base import FrameWriter
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
+    from typing import Any, Protocol
 
-    from .gateway_base import BaseGateway, DirectReads, ExecModel
+    from .gateway_base import DirectReads, ExecModel
+
+    class Carrier(Protocol):
+        """A gateway whose worker passes bytes on."""
+
+        id: str
+        _get_ident: Callable[[], int]
+        _receiver_ident: int | None
+
+        @property
+        def _io(self) -> Endpoint: ...
 
 
 class Endpoint(ABC):
@@ -30,7 +40,7 @@ class Endpoint(ABC):
     execmodel: ExecModel
     args: Sequence[str] = ()  # the command, or what stands for it in messages
     remoteaddress: str | None = None  # of the worker's host, for one over a network
-    carrier: BaseGateway | None = None  # whose worker passes the bytes on
+    carrier: Carrier | None = None
     stdout_fd: int | None = None  # the number by which the worker finds our stdout, if it has it
     needs_boot = False  # ``boot`` starts the worker, in place of a first line
 
@@ -39,7 +49,7 @@ class Endpoint(ABC):
     # Set by any thread, before the stream ends.
     could_not_start = False  # there was never anything that could end
 
-    def boot(self, options: dict[str, Any]) -> None:
+    def boot(self, options: dict[str, object]) -> None:
         """Start the worker; called once, before anything is read or written.
 
         options: the arguments of ``gateway_base.start_worker``.  Raises ``BootstrapError``.
@@ -123,6 +133,13 @@ class Endpoint(ABC):
         Then this worker is taken for one that runs nothing any more.
         """
         self.worker_pid = None  # so that a kill takes all that this one has started along
+
+    def discard(self) -> None:
+        """Kill the worker of a stream that nobody reads, and leave nothing of either."""
+        self.kill()
+        self.wait()
+        self.close_write()
+        self.close_read()
 
     def stderr_tail(self) -> str:
         """Return the last that came over stderr; "" also where it is not captured."""

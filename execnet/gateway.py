@@ -15,7 +15,7 @@ from ._clock import monotonic
 from ._endpoint import Endpoint, endpoint_of
 from ._ends import fork
 from ._ends.admission import Admission
-from ._ends.death import shown, worker_died
+from ._ends.death import describe_exit, shown, worker_died
 from ._ends.last_words import LastWords, show
 from ._ship.source import _find_non_builtin_globals as _find_non_builtin_globals
 from ._ship.source import _source_of_function as _source_of_function
@@ -42,6 +42,7 @@ TYPE_CHECKING = False  # ``typing`` itself costs more than all else that is impo
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
+    from ._ends.death import Source
     from .gateway_base import ExecModel
     from .xspec import XSpec
 
@@ -59,8 +60,9 @@ if TYPE_CHECKING:
     class GroupLike(Protocol):
         """What a gateway needs of the group that it is in."""
 
-        def _unregister(self, gateway: Any) -> None: ...
+        def _unregister(self, gateway: Gateway) -> None: ...
         def __contains__(self, gateway: object) -> bool: ...
+        def __getitem__(self, id: str) -> Gateway: ...
 
 
 NOISE_MAX = 64 * 1024  # bytes that may come before the worker's marker
@@ -145,6 +147,7 @@ class Gateway(BaseGateway):
     """
 
     _group: GroupLike | None = None
+    knows_via = False  # whether its worker has what forwards the bytes of others
 
     def __init__(
         self,
@@ -156,7 +159,7 @@ class Gateway(BaseGateway):
         super().__init__(endpoint_of(io), spec.id or "gw?", _startcount=1)
         self._io: Endpoint
         self.spec = spec
-        self._settings = settings or Settings(spec)
+        self.settings = settings or Settings(spec)
         self._cache_rinfo: RInfo | None = None
         self.handshake = handshake or Handshake(self.execmodel)
         self.exitcode: int | None = None
@@ -187,7 +190,7 @@ class Gateway(BaseGateway):
 
     def remote_exec(
         self,
-        source: str | types.FunctionType | Callable[..., object] | types.ModuleType,
+        source: Source,
         **kwargs: Any,
     ) -> Channel:
         """Execute code in the worker; return the channel that is its ``channel`` there.
@@ -210,7 +213,7 @@ class Gateway(BaseGateway):
 
     def _execute(
         self,
-        source: object,
+        source: Source,
         text: str,
         file_name: str | None,
         call_name: str | None,
@@ -226,7 +229,7 @@ class Gateway(BaseGateway):
 
     def _imports_parts(self) -> bool:
         """Whether the worker can import modules of ours, as it has them where we have them."""
-        return self._settings.has_source
+        return self.settings.has_source
 
     def _is_old(self) -> bool:
         """Whether the worker's Python may not understand the modules of ours as they are."""
@@ -371,7 +374,7 @@ class Gateway(BaseGateway):
 
     def _configure_peer(self) -> None:
         """Tell the worker what the spec says of the two ends together."""
-        settings = self._settings
+        settings = self.settings
         if settings.window_bytes is not None:
             data = dumps_internal(settings.window_bytes)
             self._post(Message.WINDOW, 0, data)
@@ -401,7 +404,7 @@ class Gateway(BaseGateway):
         return OSError(text)
 
     def _on_silence(self, reason: str) -> None:
-        self._silence = f": {reason}"
+        self._silence = reason
         self._io.kill()
 
     def _receive_until_end(self, data: bytes = b"") -> None:
@@ -431,7 +434,7 @@ class Gateway(BaseGateway):
                 self._writer.post(reply, b"")
 
     def _on_stream_end(self) -> None:
-        if self._settings.kills_group and self._state != GatewayState.CLOSING:
+        if self.settings.kills_group and self._state != GatewayState.CLOSING:
             self._io.kill_group()  # else the worker does it in its own time
         if self._last_words.is_certain:
             self._io.end()
@@ -450,7 +453,13 @@ class Gateway(BaseGateway):
         trace = words.trace() if self.exitcode is None or self.exitcode < 0 else ""
         if trace:
             show(trace)
-        return worker_died(self, error, self._silence, words.reason, trace)
+        how = f"died, {describe_exit(self.exitcode)}: {error}"
+        if self._silence:
+            how = f"was given up: {self._silence}"
+        elif words.reason:
+            how = f"gave up, {describe_exit(self.exitcode)}: {words.reason}"
+        stderr = "\n".join(filter(None, [self._io.stderr_tail(), trace.strip()]))
+        return worker_died(self.id, self.spec, self.exitcode, how, stderr, self._last_asked)
 
     def _run_receiver(self) -> None:
         super()._run_receiver()

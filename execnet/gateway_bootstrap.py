@@ -17,7 +17,6 @@ from .gateway_io import BootstrapError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
     from ._endpoint import Endpoint
     from ._specs import Settings
@@ -37,13 +36,15 @@ boot({options!r})
 """
 
 
-def worker_options(settings: Settings, marker: bytes, stdout: int | None = None) -> dict[str, Any]:
+def worker_options(
+    settings: Settings, marker: bytes, stdout: int | None = None
+) -> dict[str, object]:
     """Return the arguments of the worker's ``start_worker``.
 
     stdout: the number of a descriptor that it has, for its own stdout.
     """
     spec, transport = settings.spec, settings.transport
-    options: dict[str, Any] = {
+    options: dict[str, object] = {
         "id": f"{spec.id}-worker",
         "marker": marker,
         "execmodel": spec.execmodel,
@@ -151,31 +152,24 @@ def wait_ready(gateway: Gateway, deadline: float | None) -> None:
     in_time, status = handshake.answered.is_set(), gateway.exitcode  # before we end it
     is_connecting = not in_time and io.is_connecting()
     abandon(io, gateway)
-    raise _failure(gateway, in_time, status, is_connecting)
-
-
-def _failure(
-    gateway: Gateway, in_time: bool, status: int | None, is_connecting: bool
-) -> BootstrapError:
     try:
         from ._ends.failure import failure_of
-    except (ImportError, OSError):
+    except (ImportError, OSError):  # no descriptor is left to read it by
         text = f"{gateway.id} could not be started: {gateway._error}"
-        return BootstrapError(text, gateway._io.args, status)
-    return failure_of(gateway, in_time, status, is_connecting)
+        raise BootstrapError(text, io.args, status) from None
+    facts = gateway._error, in_time, status, is_connecting
+    raise failure_of(io, gateway.settings, handshake, *facts)
 
 
 def abandon(io: Endpoint, gateway: Gateway | None) -> None:
     """Kill what was started and wait until it is gone, with its stream and its gateway, if any."""
-    if gateway is not None:
-        gateway._writer.fail("the gateway was abandoned")
+    if gateway is None:
+        io.discard()
+        return
+    gateway._writer.fail("the gateway was abandoned")
     io.kill()
     io.wait()
-    if gateway is not None:
-        gateway.join()  # its receiver thread closes the stream
-    else:
-        io.close_write()
-        io.close_read()
+    gateway.join()  # its receiver thread closes the stream
 
 
 def carriers_first(specs: list[Settings]) -> list[Settings]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from ._ends.green_poll import GreenPoll
     from ._ends.watch import EndWatch
+    from .gateway import Gateway
     from .xspec import XSpec
 
 PIPE_BYTES = 1 << 20
@@ -155,7 +156,7 @@ def with_advice(exc: OSError | ImportError) -> OSError | ImportError:
 
 
 def end_poll(
-    fd: int, io: Any, find_watch: Callable[[], EndWatch | None]
+    fd: int, io: Endpoint, find_watch: Callable[[], EndWatch | None]
 ) -> EndPoll | GreenPoll | None:
     """Return what waits for a stream and for the end of its process; None where nothing can."""
     if not io.execmodel.has_main_thread:
@@ -427,7 +428,7 @@ def _descendants(pid: int) -> list[int]:
 def create_io(
     spec: XSpec,
     execmodel: ExecModel,
-    find_gateway: Callable[[str], Any] | None = None,
+    find_gateway: Callable[[str], Gateway] | None = None,
     settings: Settings | None = None,
 ) -> Endpoint:
     """Start what a spec says; return the stream to it.

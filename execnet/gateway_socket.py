@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from ._features.direct import DirectReads
     from ._specs import Settings
+    from .gateway import Gateway
     from .script.socketserver import Address
 
 LOOPBACK = "127.0.0.1"
@@ -167,7 +168,7 @@ class SocketIO(Endpoint):
 
 
 def create_io(
-    settings: Settings, execmodel: ExecModel, find_gateway: Callable[[str], Any] | None = None
+    settings: Settings, execmodel: ExecModel, find_gateway: Callable[[str], Gateway] | None = None
 ) -> Endpoint:
     """Connect to the server that a spec names, or to one started through ``installvia=``.
 
@@ -189,7 +190,7 @@ def create_io(
     return _connect(address, execmodel, timeout_s, Wish(spec, key))
 
 
-def start_via(gateway: Any, hostport: tuple[str, int] | None = None) -> tuple[str, int]:
+def start_via(gateway: Gateway, hostport: tuple[str, int] | None = None) -> tuple[str, int]:
     """Start a socket server on a gateway's worker; return the (host, port) to connect to.
 
     It serves any number of clients that have this user's key, ``~/.execnet/key``, and ends with
@@ -202,7 +203,7 @@ def start_via(gateway: Any, hostport: tuple[str, int] | None = None) -> tuple[st
 
 
 def _install(
-    gateway: Any, hostport: Address | None, options: dict[str, Any], timeout_s: float | None
+    gateway: Gateway, hostport: Address | None, options: dict[str, object], timeout_s: float | None
 ) -> tuple[str, int]:
     """Start a server with options of ``serve_channel``, which runs beside other code."""
     if isinstance(hostport, str):
@@ -233,20 +234,21 @@ def _where_to_listen(reached: str) -> str:
     return "::" if ":" in reached else "0.0.0.0"
 
 
-def _host_of(gateway: Any) -> str:
+def _host_of(gateway: Gateway) -> str:
     """Return the host by which the machine of a gateway is reached."""
     address = gateway.remoteaddress
     if address is None:
         via = gateway.spec.via
-        return _host_of(gateway._group[via]) if via and gateway._group else LOOPBACK
+        group = gateway._group if via else None
+        return _host_of(group[via]) if group else LOOPBACK
     if gateway.spec.socket:
         place = parse_address(address)
         return place[0] if isinstance(place, tuple) else LOOPBACK
-    destination: str = address.split()[-1]  # after the options of ssh
+    destination = address.split()[-1]  # after the options of ssh
     return destination.rpartition("@")[2]
 
 
-def _find(installvia: str, find_gateway: Callable[[str], Any] | None) -> Any:
+def _find(installvia: str, find_gateway: Callable[[str], Gateway] | None) -> Gateway:
     try:
         if find_gateway is not None:
             return find_gateway(installvia)

@@ -258,7 +258,7 @@ class Group:
             return self._output
 
     def _forward_output(self, started: list[Gateway], deadlines: dict[str, float | None]) -> None:
-        workers = [gateway for gateway in started if gateway._settings.output == "forward"]
+        workers = [gateway for gateway in started if gateway.settings.output == "forward"]
         if workers:
             from ._output.near import forward_all
 
@@ -307,10 +307,7 @@ class Group:
         connections = self._connections.gateways()
         remaining = [member for member in members if hasattr(member, "exit")] + connections
         while remaining:  # those that others go via come after them
-            specs = [gateway.spec for gateway in remaining]
-            carriers = {getattr(spec, key, None) for spec in specs for key in ("via", "installvia")}
-            own = [gateway for gateway in remaining if isinstance(gateway, Gateway)]
-            carriers |= {gateway._io.carrier.id for gateway in own if gateway._io.carrier}
+            carriers = {id for gateway in remaining for id in carriers_of(gateway)}
             ends = [gateway for gateway in remaining if gateway.id not in carriers] or remaining
             remaining = [gateway for gateway in remaining if gateway not in ends]
             self._end(ends, timeout, deadline)
@@ -335,12 +332,13 @@ class Group:
                     break
         finally:  # also when Ctrl-C ends the waiting
             stuck += [gateway for gateway in own if not wait_ended(gateway, 0.0)]
-            for gateway in own:
-                if gateway._settings.kills_group and gateway in stuck:
-                    gateway._io.kill_group()
-                gateway._io.kill()
-            for gateway in own:
-                gateway._io.wait()
+            streams = [gateway._io for gateway in own]
+            for gateway, io in zip(own, streams, strict=True):
+                if gateway.settings.kills_group and gateway in stuck:
+                    io.kill_group()
+                io.kill()
+            for gateway, io in zip(own, streams, strict=True):
+                io.wait()
                 with suppress(DeadlockError):  # a callback of its own ends before its receiver
                     gateway.join()
         for gateway in [] if self._at_exit else stuck:  # there, to be cut short is usual
@@ -376,6 +374,15 @@ def _register_at_exit(function: Callable[[], object]) -> None:
         import threading
 
         threading._register_atexit(function)  # type: ignore[attr-defined]
+
+
+def carriers_of(gateway: Any) -> list[str | None]:
+    """Return the ids of the gateways that another one goes via, or was installed via."""
+    spec = gateway.spec
+    if not isinstance(gateway, Gateway):
+        return [spec.via, getattr(spec, "installvia", None)]
+    carrier = gateway._io.carrier
+    return [spec.via, spec.installvia, carrier.id if carrier is not None else None]
 
 
 MANY = 16  # gateways of one call, from which it is worth looking whether they are too many

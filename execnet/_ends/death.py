@@ -6,35 +6,34 @@ from ..gateway_base import WorkerDied
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    import types
+    from collections.abc import Callable
+
+    from ..xspec import XSpec
+
+    Source = str | types.FunctionType | types.ModuleType | Callable[..., object]
 
 
 def worker_died(
-    gateway: Any, error: EOFError, silence: str = "", reason: str = "", trace: str = ""
+    id: str, spec: XSpec, exitcode: int | None, how: str, stderr: str, last_asked: str
 ) -> WorkerDied:
-    """Return the error for a gateway whose stream has ended.
+    """Return the error for a worker whose stream has ended.
 
-    silence: why it was given up before, if it was.  reason: why it ended, if it said so.
-    trace: that of the fatal signal that ended it.
+    how: what is known of that, after "worker ID".  stderr: its last words.  last_asked: what it
+    was told to execute last.
     """
-    stderr = "\n".join(filter(None, [gateway._io.stderr_tail(), trace.strip()]))
-    text = f"worker {gateway.id} died, {describe_exit(gateway.exitcode)}: {error}"
-    if silence:
-        text = f"worker {gateway.id} was given up{silence}"
-    elif reason:
-        text = f"worker {gateway.id} gave up, {describe_exit(gateway.exitcode)}: {reason}"
-    if gateway._last_asked:
-        text += f"\nit was asked last to execute {gateway._last_asked}"
+    text = f"worker {id} {how}"
+    if last_asked:
+        text += f"\nit was asked last to execute {last_asked}"
     if stderr:
         text += f"\nits last words on stderr:\n{stderr}"
-    died = WorkerDied(text, gateway.exitcode)
-    died.signal = -gateway.exitcode if gateway.exitcode and gateway.exitcode < 0 else None
-    died.id, died.spec, died.stderr = gateway.id, str(gateway.spec), stderr
-    died.last_asked = gateway._last_asked
+    died = WorkerDied(text, exitcode)
+    died.signal = -exitcode if exitcode and exitcode < 0 else None
+    died.id, died.spec, died.stderr, died.last_asked = id, str(spec), stderr, last_asked
     return died
 
 
-def shown(source: Any) -> str:
+def shown(source: Source) -> str:
     """Return what code is called in messages."""
     if isinstance(source, str):
         line = next((line.strip() for line in source.splitlines() if line.strip()), "")

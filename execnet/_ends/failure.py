@@ -16,8 +16,9 @@ from .death import describe_exit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
+    from .._endpoint import Endpoint
+    from .._specs import Settings
+    from ..gateway import Handshake
     from ..xspec import XSpec
 
 NOISE_SHOWN = 2000  # bytes of what came in place of an answer
@@ -83,22 +84,25 @@ def is_connecting(pid: int) -> bool:
 
 
 def failure_of(
-    gateway: Any,
+    io: Endpoint,
+    settings: Settings,
+    handshake: Handshake,
+    error: BaseException | None,
     in_time: bool,
     status: int | None,
     is_connecting: bool,
 ) -> BootstrapError:
-    """Return the error for a gateway that was abandoned.
+    """Return the error for a worker that was abandoned.
 
-    in_time: whether the end of its start came by itself.  status: the exit status of its
-    process if that came by itself as well.  is_connecting: whether the host had not answered
-    at all by then.
+    error: the end of its stream.  in_time: whether the end of its start came by itself.
+    status: the exit status of its process if that came by itself as well.  is_connecting:
+    whether the host had not answered at all by then.
     """
-    io, spec, timeout_s = gateway._io, gateway.spec, gateway._settings.connect_timeout_s
-    args, noise, stderr = io.args, gateway.noise, io.stderr_tail()
+    spec, timeout_s = settings.spec, settings.connect_timeout_s
+    args, noise, stderr = io.args, handshake.noise, io.stderr_tail()
     by_ssh = bool(spec.ssh or spec.vagrant_ssh)
     unreachable = is_connecting or (by_ssh and status == SSH_FAILED)
-    problem = str(gateway.handshake.hello.get("error", "")).strip()
+    problem = str(handshake.hello.get("error", "")).strip()
     if problem:
         cause = f"the worker could not be prepared: {_why_unprepared(spec, problem)}"
     elif is_connecting:
@@ -108,8 +112,9 @@ def failure_of(
     elif unreachable:
         cause = _advice(spec, stderr) or f"{describe_exit(status)} of {args[0]}"
     else:
-        cause = _why_ended(gateway, status, stderr)
-    text = f"{gateway.id} could not be started: {cause}"
+        reason = str(error).partition("\n")[0].removeprefix(f"worker {settings.id} died, ")
+        cause = _why_ended(reason, status, stderr)
+    text = f"{settings.id} could not be started: {cause}"
     if stderr:
         text += f"\nits last words on stderr:\n{stderr}"
     if noise:
@@ -146,8 +151,7 @@ def _advice(spec: XSpec, stderr: str) -> str:
     return ""
 
 
-def _why_ended(gateway: Any, status: int | None, stderr: str) -> str:
-    reason = str(gateway._error).partition("\n")[0].removeprefix(f"worker {gateway.id} died, ")
+def _why_ended(reason: str, status: int | None, stderr: str) -> str:
     if status == NOT_FOUND:
         return f"there is no such program there; python= says which interpreter to take ({reason})"
     if "SyntaxError" in stderr:

@@ -11,9 +11,18 @@ from ..gateway_base import WorkerGateway, _Flag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Protocol
 
+    from ..gateway import Gateway
     from ..gateway_base import ExecModel
+
+    class Member(Protocol):
+        """What a group needs of a gateway that is not ours, in order to end it."""
+
+        _io: Any
+
+        def join(self) -> object: ...
+
 
 MARGIN_S = 10.0  # for what comes after an orderly end, such as a worker's ``atexit`` functions
 KILL_S = 0.2  # how long a killfunc may take before we go on without it
@@ -49,28 +58,28 @@ def safe_terminate(
             ended.wait(KILL_S)
 
 
-def _call_and_set(func: Callable[[], object], done: Any) -> None:
+def _call_and_set(func: Callable[[], object], done: _Flag) -> None:
     try:
         func()
     finally:
         done.set()
 
 
-def longest_end_s(gateways: Iterable[Any]) -> float:
+def longest_end_s(gateways: Iterable[Gateway]) -> float:
     """Return how long the orderly ends of workers may take, with a margin."""
-    graces_s = [gateway._settings.grace_s for gateway in gateways]
+    graces_s = [gateway.settings.grace_s for gateway in gateways]
     return 2 * max(graces_s, default=WorkerGateway.grace_s) + MARGIN_S
 
 
-def wait_ended(gateway: Any, deadline: float) -> bool:
+def wait_ended(gateway: Gateway, deadline: float) -> bool:
     """Wait for a worker's end until the deadline; whether it came to that."""
-    if gateway._io.poll_until(deadline) is not None or not gateway.hasreceiver():
+    io = gateway._io
+    if io.poll_until(deadline) is not None or not gateway.hasreceiver():
         return True
-    # A status may be None of one that has ended: nobody could tell it any more.
-    return bool(gateway._io.has_ended())
+    return io.has_ended()  # a status may be None of one that has
 
 
-def warn_killed(gateway: Any) -> None:
+def warn_killed(gateway: Gateway) -> None:
     """Warn of a worker that had to be killed; never raises, for the end must go on."""
     stacks = gateway._stacks or "it told none"
     text = f"worker {gateway.id} did not end in time and was killed; its last stacks: {stacks}"
@@ -83,9 +92,12 @@ def warn_killed(gateway: Any) -> None:
             sys.stderr.write(f"ResourceWarning: {text}\n")
 
 
-def foreign_pair(member: Any) -> tuple[Callable[[], None], Callable[[], None]]:
+def foreign_pair(member: Member) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Return what waits for a gateway that is not ours, which was told to exit, and a kill."""
+    io = member._io
+
     def wait() -> None:
         member.join()
-        member._io.wait()
+        io.wait()
 
-    return wait, getattr(member._io, "kill", lambda: None)
+    return wait, getattr(io, "kill", int)

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
+    from ..gateway import Gateway
     from ..gateway_base import Channel, ExecModel
 
-    Callback = Callable[[Any, str, str], object]
+    Callback = Callable[[Gateway, str, str], object]
+    Lines = tuple[int, bytes, int]  # which stream, the bytes, how many lines before were dropped
 
 DRAIN_S = 10.0  # how long the end of a group waits for a callback, if it may wait for ever
 LAST_S = 0.5  # the least that it waits for one
@@ -48,7 +50,7 @@ class Output:
         self._ident = 0  # of the thread that hands them on
         self._get_ident: Callable[[], int] = threading.get_ident
         self._inbox: Any = None
-        self._idle: Any = None  # set when all lines of all workers were handed on
+        self._idle: _Flag | None = None  # set when all lines of all workers were handed on
         fork.register(self)
 
     def _disown(self) -> None:
@@ -59,14 +61,14 @@ class Output:
         """Have lines passed to a callback from now on; None: printed."""
         self._callback, self._reported = callback, False
 
-    def forward(self, gateway: Any) -> Channel:
+    def forward(self, gateway: Gateway) -> Channel:
         """Have a worker send its lines; the channel that is returned closes when it does so.
 
         Raises OSError if the gateway has ended.
         """
         lines, code = gateway.newchannel(), gateway.newchannel()
         lines._strconfig = (False, False)  # Python 2's str are bytes
-        if gateway._settings.window_bytes is not None:
+        if gateway.settings.window_bytes is not None:
             lines.set_window(NO_WINDOW)  # it has one of its own, and in an end there is none
         task = (*source_to_send(output_far, gateway._is_old())[:2], "serve", {"lines": lines})
         self._begin(gateway.execmodel)
@@ -93,7 +95,7 @@ class Output:
 
     # the thread that hands lines on
 
-    def _run(self, inbox: Any, idle: Any) -> None:
+    def _run(self, inbox: Any, idle: _Flag) -> None:
         self._ident = self._get_ident()
         while True:
             source, item = inbox.get()
@@ -111,7 +113,7 @@ class Output:
                     idle.set()
                     return
 
-    def _hand_on(self, gateway: Any, fd: int, data: bytes, dropped: int) -> None:
+    def _hand_on(self, gateway: Gateway, fd: int, data: bytes, dropped: int) -> None:
         lines = data.decode("utf-8", "replace").split("\n")
         if not lines[-1]:
             lines.pop()
@@ -142,16 +144,16 @@ class Output:
 class _Source:
     """A worker's lines; ``on_item`` runs in the receiver thread, the rest in that of Output."""
 
-    def __init__(self, inbox: Any, gateway: Any, channel: Channel) -> None:
+    def __init__(self, inbox: Any, gateway: Gateway, channel: Channel) -> None:
         self._inbox = inbox
         self.gateway = gateway
         self._channel = channel
         self._taken = 0  # bytes, and not told yet
 
-    def on_item(self, item: Any) -> None:
+    def on_item(self, item: Lines | None) -> None:
         self._inbox.put((self, item))
 
-    def acknowledge(self, item: Any) -> None:
+    def acknowledge(self, item: Lines) -> None:
         self._taken += len(item[1])
         if self._taken >= CREDIT_BYTES and not self._channel.isclosed():
             taken, self._taken = self._taken, 0
@@ -172,7 +174,7 @@ def _print(fd: int, text: str) -> None:
 
 
 def forward_all(
-    output: Output, gateways: Iterable[Any], deadlines: Mapping[str, float | None]
+    output: Output, gateways: Iterable[Gateway], deadlines: Mapping[str, float | None]
 ) -> None:
     """Have workers send their lines; returns when all do.
 

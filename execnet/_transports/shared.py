@@ -149,7 +149,12 @@ def way_through(
             from .ssh import for_shell  # with hashlib, not for every group
 
             words = ["sh", "-c", f"exec {for_shell(words)}"]
-        request = {"args": words, "address": None, "stderr": True, "timeout": None}
+        request: dict[str, object] = {
+            "args": words,
+            "address": None,
+            "stderr": True,
+            "timeout": None,
+        }
         request["leads_group"] = settings.kills_group
         host = _host_of(settings)
         return ViaIO(connection, request, words, host, execmodel, on_gone=leave)

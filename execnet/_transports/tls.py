@@ -148,6 +148,14 @@ class TlsIO(Endpoint):
         """Wait for the end of the stream, as the stream over the connection does."""
         return self._io.poll_until(deadline)
 
+    def has_ended(self) -> bool:
+        """Whether the stream over the connection has."""
+        return self._io.has_ended()
+
+    def disown(self) -> None:
+        """In a forked process: let go of the connection, which is the parent's."""
+        self._io.disown()
+
     def kill(self) -> None:
         """End the connection at once, so that the far worker ends."""
         self._io.kill()

@@ -25,7 +25,7 @@ class ViaTalk:
 
     def read(self, timeout_s: float) -> bytes:
         """Return what comes, b"" at the end; TimeoutError if nothing does."""
-        data: bytes = self._io.take(self._io._data.receive(max(0.001, timeout_s)))
+        data: bytes = self._io.read_within(max(0.001, timeout_s))
         return data
 
     def write(self, data: bytes) -> None:
@@ -53,10 +53,7 @@ def prove(io: Any, settings: Settings) -> None:
         wish = Wish(settings.spec)
         proof.prove(ViaTalk(io), wish, str(io.remoteaddress), settings.deadline())
     except BaseException as exc:
-        io.kill()
-        io.wait()
-        io.close_write()
-        io.close_read()
+        io.discard()
         if isinstance(exc, EOFError) and not isinstance(exc, BootstrapError):
             raise BootstrapError(str(exc), io.args) from exc
         raise

@@ -28,8 +28,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from .._endpoint import Carrier
     from .._specs import Settings
+    from ..gateway import Gateway
     from ..gateway_base import Channel
+
+    Find = Callable[[str], Gateway]
 
 END_S = 0.25  # how long a command over there may take to end by itself after its worker
 ANSWER_S = 0.5  # how long a kill may take to be answered from there
@@ -73,8 +77,8 @@ class ViaIO(Endpoint):
 
     def __init__(
         self,
-        via: Any,
-        request: dict[str, Any],
+        via: Gateway,
+        request: dict[str, object],
         args: list[str],
         remoteaddress: str | None,
         execmodel: ExecModel,
@@ -108,10 +112,10 @@ class ViaIO(Endpoint):
         self._news._strconfig = (False, False)
         self._start(request)
 
-    def _start(self, request: dict[str, Any]) -> None:
+    def _start(self, request: dict[str, object]) -> None:
         self._news.setcallback(self._on_news, endmarker=None)
         # Once is enough; whether it has come is known when the code has ended well.
-        self._code = run(self._via, "_via.far", getattr(self._via, "_knows_via_far", False))
+        self._code = run(self._via, "_via.far", self._via.knows_via)
         self._code.setcallback(self._on_code_end, endmarker=None)
         self._code.send((self._data, self._news, request))
 
@@ -120,7 +124,7 @@ class ViaIO(Endpoint):
     def _on_code_end(self, item: None) -> None:
         error = self._code._getremoteerror()
         if error is None:
-            self._via._knows_via_far = True
+            self._via.knows_via = True
         else:
             self._lose(f"{self._via.id} can't start it: {error}")
 
@@ -201,6 +205,10 @@ class ViaIO(Endpoint):
             read, self._read_bytes = self._read_bytes, 0
             self._post(read)
 
+    def read_within(self, timeout_s: float) -> bytes:
+        """Return as ``read_some``; TimeoutError if nothing comes."""
+        return self.take(self._data.receive(timeout_s))
+
     def direct_reads(self) -> ViaReads:
         """Return what lets other threads read."""
         return ViaReads(self, self._via, self._data)
@@ -276,7 +284,7 @@ class ViaIO(Endpoint):
 
         A callback may send in it, and it is the one that would learn that there is room.
         """
-        via = self._via
+        via: Carrier | None = self._via
         while via is not None:
             if via._get_ident() == via._receiver_ident:
                 return True
@@ -287,8 +295,7 @@ class ViaIO(Endpoint):
         """Whether a few KiB can be written without waiting."""
         if self._ended.is_set():
             return True
-        now: bool = self._sent - self._taken < WINDOW_BYTES and self._via._io.can_write_now()
-        return now
+        return self._sent - self._taken < WINDOW_BYTES and self._via._io.can_write_now()
 
     def close_write(self) -> None:
         """Let the far side read the end, after what was written."""
@@ -357,12 +364,11 @@ class ViaIO(Endpoint):
             self._over.set()
 
 
-def create_io(
-    settings: Settings, execmodel: ExecModel, find_gateway: Callable[[str], Any] | None
-) -> ViaIO:
+def create_io(settings: Settings, execmodel: ExecModel, find_gateway: Find | None) -> ViaIO:
     """Have the worker of the gateway ``spec.via`` start what the spec says; return the stream.
 
-    find_gateway: returns the gateway that has an id, else raises KeyError.  Raises ValueError
+    find_gateway: returns the gateway that has an id, else raises KeyError, whose second argument
+    is the ids there are.  Raises ValueError
     if there is none, ``BootstrapError`` if it can't take anything any more.
     """
     via = _find(settings.spec.via, find_gateway)
@@ -380,22 +386,21 @@ def create_io(
         raise BootstrapError(f"can't start anything via {via.id}: {exc}") from exc
 
 
-def _find(id: str, find_gateway: Callable[[str], Any] | None) -> Any:
+def _find(id: str, find_gateway: Find | None) -> Gateway:
     try:
         if find_gateway is None:
             raise KeyError(id)
         return find_gateway(id)
     except KeyError as exc:
-        group = getattr(find_gateway, "__self__", ())
-        known = exc.args[1] if len(exc.args) > 1 else [gateway.id for gateway in group]
+        known = exc.args[1] if len(exc.args) > 1 else []
         ids = ", ".join(known) or "none"
         raise ValueError(f"via={id}: there is no such gateway, there are: {ids}") from None
 
 
-def _request_of(settings: Settings, via: Any) -> tuple[dict[str, Any], list[str]]:
+def _request_of(settings: Settings, via: Gateway) -> tuple[dict[str, object], list[str]]:
     """Return what the far half is asked for, and the same in words."""
     spec = settings.spec
-    request: dict[str, Any] = {"args": None, "address": None, "stderr": False, "timeout": None}
+    request: dict[str, object] = {"args": None, "address": None, "stderr": False, "timeout": None}
     request["leads_group"] = settings.type == "popen" and settings.kills_group
     if settings.transport is None:
         if settings.address is None:
@@ -408,8 +413,7 @@ def _request_of(settings: Settings, via: Any) -> tuple[dict[str, Any], list[str]
     return request, list(args)
 
 
-def _remoteaddress(settings: Settings, via: Any) -> str | None:
+def _remoteaddress(settings: Settings, via: Gateway) -> str | None:
     if settings.transport is None:
         return str(settings.spec.socket)
-    address: str | None = address_of(settings.spec, settings.transport) or via.remoteaddress
-    return address
+    return address_of(settings.spec, settings.transport) or via.remoteaddress
