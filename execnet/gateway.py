@@ -170,7 +170,7 @@ class Gateway(BaseGateway):
         self._last_asked = ""  # what the worker was told to execute last
         self._exit_lock = new_lock()
         self._admits = Admission(self)
-        if not self._settings.has_source:
+        if not self.settings.has_source:
             from ._ends.checked import load_checked
 
             self._channelfactory.load_item = load_checked
