@@ -234,6 +234,11 @@ class _LocalTarget(remote.Target):
         self._result.bytes_sent += len(blob)
         super()._on_files(ids, sizes, changed, blob)
 
+    def _on_copy(self, number: int, offset: int, old_offset: int, length: int) -> None:
+        super()._on_copy(number, offset, old_offset, length)
+        if self._pending:
+            self._tell_progress(self._pending[0][0], offset + length)
+
     def _on_open(self, *arguments: Any) -> None:
         self._result.files_sent += 1
         super()._on_open(*arguments)

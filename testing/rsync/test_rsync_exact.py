@@ -15,7 +15,7 @@ import pytest
 from rsync_trees import NOBODY, Sync, assert_same, give_away, make_tree, pull, send, snapshot
 
 from execnet import Gateway, RSync
-from execnet._rsync.far import pump, wire
+from execnet._rsync.far import pump, sending, wire
 from execnet._rsync.far.wire import SMALL_MAX
 from execnet._rsync.result import Skipped
 
@@ -175,7 +175,7 @@ def test_a_byte_that_changed_costs_one_block(
         file.write(bytes([old[0] ^ 1]))
     result = sync(gateway, source, dest)
     assert_same(source, dest)
-    assert result.bytes_sent == 16 * 1024
+    assert result.bytes_sent == wire.block_bytes(os.path.getsize(path))
 
 
 def test_appended_data_is_sent_as_the_appended_part(
@@ -401,7 +401,7 @@ def test_a_file_that_changes_while_it_is_read_is_reported_and_the_old_one_stays(
     make_tree(source, {"a": b"1", "b": os.urandom(3 << 20), "z": b"2"})
     make_tree(dest, {"b": os.urandom(3 << 20)} if there else {})
     old = snapshot(dest).entries.get(b"b")
-    read = pump.read_exactly
+    read = sending.read_exactly
 
     def read_and_change(fd: int, size: int) -> bytes:
         data = read(fd, size)
@@ -418,7 +418,7 @@ def test_a_file_that_changes_while_it_is_read_is_reported_and_the_old_one_stays(
             os.utime(source / "b", (9, 9))
         return data
 
-    monkeypatch.setattr(pump, "read_exactly", read_and_change)
+    monkeypatch.setattr(sending, "read_exactly", read_and_change)
     result = send(gateway, source, dest)
     assert [skipped.path for skipped in result.skipped] == ["b"]
     assert "while it was read" in result.skipped[0].reason

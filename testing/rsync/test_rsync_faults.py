@@ -20,7 +20,8 @@ from rsync_trees import assert_same, make_tree, send, snapshot
 from tools import SOURCE, MakeGateway, missing, threads, wait_until
 
 from execnet import Gateway, RSync
-from execnet._rsync.far.pump import DATA_WINDOW_BYTES, Pump
+from execnet._rsync.far.pump import Pump
+from execnet._rsync.far.sending import DATA_WINDOW_BYTES
 from execnet._rsync.far.temps import PREFIX, Temps
 from execnet._rsync.far.tree import Tree
 from execnet._rsync.far.watcher import Watcher

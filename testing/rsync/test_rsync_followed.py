@@ -24,6 +24,8 @@ from execnet._rsync.far.wire import (  # fmt: skip
     SAME,
     WANT,
     Violation,
+    block_bytes,
+    digest_function,
     pack_ids,
 )
 
@@ -55,6 +57,13 @@ class Stage:
         return [message[0] for message in self.sent]
 
 
+def proof_of(content: bytes) -> bytes:
+    """Return the digest of the digests of a file's blocks."""
+    digest, block = digest_function("md5"), block_bytes(len(content))
+    parts = [content[start : start + block] for start in range(0, len(content), block)]
+    return digest(b"".join(map(digest, parts)))  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(("size", "code"), [(10, CHECK), (LARGE, DELTA)])
 def test_the_same_is_said_of_the_file_that_was_compared(
     tmp_path: Path, size: int, code: int
@@ -65,7 +74,7 @@ def test_the_same_is_said_of_the_file_that_was_compared(
         yield LIST, 9, [unit([(b"a", FILE, size)])]
         assert code in stage.codes()
         stage.swap("a")
-        yield SAME, pack_ids([1]), {0: (0o666, 10**18)}
+        yield SAME, pack_ids([1]), {0: (0o666, 10**18)}, proof_of(b"x" * size)
         yield (LIST_END,)
 
     stage.play(messages())
@@ -80,7 +89,7 @@ def test_the_same_is_accepted_only_for_what_was_to_be_compared(tmp_path: Path) -
     def messages() -> Iterator[Any]:
         yield LIST, 9, [unit([(b"a", FILE, 10)])]
         assert WANT in stage.codes()
-        yield SAME, pack_ids([1]), {0: (0o666, 10**18)}
+        yield SAME, pack_ids([1]), {0: (0o666, 10**18)}, None
 
     with pytest.raises(Violation):
         stage.play(messages())

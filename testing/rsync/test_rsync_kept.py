@@ -19,7 +19,7 @@ from rsync_trees import NOBODY, Sync, assert_same, give_away, make_tree, pull, s
 from tools import SOURCE, clean_environment, missing
 
 from execnet import Gateway, RSync
-from execnet._rsync.far import pump, temps
+from execnet._rsync.far import sending, temps
 from execnet._rsync.far import tree as rsync_far_tree
 from execnet._rsync.far.folders import Folders
 from execnet._rsync.far.temps import PREFIX
@@ -546,7 +546,7 @@ def test_a_file_that_is_appended_to_is_copied_as_it_was_and_reported(
 
         return grow
 
-    monkeypatch.setattr(pump, "read_exactly", growing(pump.read_exactly))
+    monkeypatch.setattr(sending, "read_exactly", growing(sending.read_exactly))
     monkeypatch.setattr(rsync_far_tree.Entries, "_is_as_listed", growing(lambda *_: False))
     result = send(gateway, source, dest)
     copied = (dest / "log").read_bytes()

@@ -46,9 +46,12 @@ TRUE_ANSWERS: dict[int, tuple[Any, ...]] = {
     wire.LIST: (9, [unit([(b"z", FILE, 1)], directory=3, first=8)]),
     wire.LIST_END: (),
     wire.FILES: (IDS, IDS, {0: (0o644, 5)}, b"x"),
-    wire.OPEN: (1, 5, 0o644, 5, False),
+    wire.OPEN: (1, 5, 0o644, 5, 0),
     wire.CLOSE: (1, 0),
-    wire.SAME: (IDS, {0: (0o644, 5)}),
+    wire.SAME: (IDS, {0: (0o644, 5)}, None),
+    wire.GO: (2,),
+    wire.SEEK: (2,),
+    wire.COPY: (2, 0, 5, 10),
     wire.FAIL: (1, b"why"),
     wire.INSTEAD: (5, FILE, wire.FIRST_STANDIN, 0o644, 1, 5),
     wire.REMARK: (b"path", b"why"),
@@ -61,7 +64,8 @@ TRUE_REQUESTS: dict[int, tuple[Any, ...]] = {
     wire.WANT: (IDS,),
     wire.CHECK: (IDS, b"x" * 16),
     wire.DELTA: (3, LARGE),
-    wire.DIGESTS: (3, b"x" * 16),
+    wire.DIGESTS: (3, b"x" * wire.SENT_BYTES),
+    wire.CHUNKS: (3, True, b"a", b"b", b"x" * 8, b"\0\0\0\1"),
     wire.LISTED: (5,),
     wire.DONE: (IDS,),
     wire.NOTE: (1, b"why"),
@@ -90,7 +94,7 @@ def lies_about(answers: dict[int, tuple[Any, ...]]) -> Iterator[list[Any]]:
         for place in range(len(fields)):
             for lie in LIES:
                 yield [(code, *fields[:place], lie, *fields[place + 1 :])]
-    opened = [(wire.OPEN, 1, 5, 0o644, 5, False)]
+    opened = [(wire.OPEN, 1, 5, 0o644, 5, 0)]
     yield from ([*opened, lie] for lie in LIES)
     for place, field in enumerate(answers.get(wire.LIST, [0, [()]])[1][0]):
         for lie in [*LIES, field]:
@@ -196,7 +200,7 @@ def test_a_malformed_first_answer_names_the_worker(
 def test_a_file_is_no_larger_than_it_may_have_become_since_it_was_announced(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    lie = ROOT + "say((LIST, 9, [unit([(b'a', FILE, 5)])]), (OPEN, 1, 2**44, 0o644, 1, False),\n"
+    lie = ROOT + "say((LIST, 9, [unit([(b'a', FILE, 5)])]), (OPEN, 1, 2**44, 0o644, 1, 0),\n"
     lie += "    (CLOSE, 1, None), (LIST_END,))"
     with pytest.raises(RSyncError, match=r"gw0:/far broke the protocol: .*announced with 5"):
         pull_from(gateway, monkeypatch, tmp_path / "dest", lie)
@@ -208,7 +212,7 @@ def test_content_that_never_proves_true_ends_a_pull(
 ) -> None:
     lie = ROOT + "say((LIST, 9, [unit([(b'a', FILE, 5)])]))\n"
     lie += "for _ in range(9):\n"
-    lie += "    say((OPEN, 1, 5, 0o644, 1, False), PIECE.pack(1, 0) + b'12345', (CLOSE, 1, 7))"
+    lie += "    say((OPEN, 1, 5, 0o644, 1, 0), PIECE.pack(1, 0) + b'12345', (CLOSE, 1, 7))"
     with pytest.raises(RSyncError, match=r"does not prove true, twice"):
         pull_from(gateway, monkeypatch, tmp_path / "dest", lie)
 

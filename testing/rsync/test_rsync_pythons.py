@@ -11,7 +11,7 @@ from rsync_trees import Snapshot, assert_same, make_tree, pull, send, snapshot
 from tools import Interpreter, MakeGateway, interpreters
 
 from execnet import Gateway
-from execnet._rsync.far.wire import SMALL_MAX
+from execnet._rsync.far.wire import SMALL_MAX, block_bytes
 
 CONTENT = os.urandom(3 << 20)
 
@@ -92,7 +92,13 @@ def test_what_changed_is_brought_up_to_date(
     (source / "out").unlink()
     result = sync(source, dest, delete=True)
     assert result.ok
-    assert result.bytes_sent == 16 * 1024
+    assert result.bytes_sent == block_bytes((source / "large").stat().st_size)
+    assert_alike(gateway, source, dest)
+    content = os.urandom(400_000)
+    (source / "large").write_bytes(content)
+    sync(source, dest)
+    (source / "large").write_bytes(b"moved" + content)
+    assert sync(source, dest).bytes_sent < 40_000
     assert_alike(gateway, source, dest)
 
 

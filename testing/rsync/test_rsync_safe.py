@@ -28,6 +28,7 @@ from execnet._rsync.far.watcher import TargetFailed, Watcher
 from execnet._rsync.far.wire import (
     ACK,
     CHECK,
+    CHUNKS,
     CLOSE,
     DELTA,
     DIGESTS,
@@ -237,7 +238,7 @@ LARGE = SMALL_MAX * 2
         [(OPEN, 1, 5, 0o644, 1, False), piece(1, -1, b"x")],
         [(OPEN, 1, 5, 0o644, 1, False), piece(1, 3, b"xyz")],
         [(OPEN, 1, 5, 0o644, 1, False), piece(1, 2, b"x"), piece(1, 0, b"x")],
-        [(SAME, pack_ids([2]), {})],
+        [(SAME, pack_ids([2]), {}, None)],
         [(FAIL, 2, b"")],
         [(99,)],
         [5],
@@ -424,7 +425,8 @@ HELLO_MESSAGE = (HELLO, "md5", True)
         [(CHECK, pack_ids([2]), b"x" * 16)],
         [(DELTA, 3, -1)],
         [(DELTA, 3, "x")],
-        [(DELTA, 3, LARGE), (DELTA, 1, 5)],  # the digests of the first are missing
+        [(DELTA, 3, LARGE), (DELTA, 3, LARGE)],
+        [(CHUNKS, 3, True, b"", b"", b"", b"")],  # it was not told to seek
         [(DELTA, 3, LARGE), (DIGESTS, 3, b"x" * 15)],
         [(DELTA, 3, LARGE), (DIGESTS, 3, b"x" * 16 * 99)],
         [(DIGESTS, 3, b"x" * 16)],

@@ -10,7 +10,7 @@ import errno
 import os
 
 from .tree import Unstable
-from .wire import DIGEST_BYTES, FILES, SAME, Violation, block_bytes, pack_ids
+from .wire import FILES, SAME, SENT_BYTES, Violation, block_bytes, pack_ids
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,19 +31,25 @@ class Comparison(object):
         self._count = -(-self._common // self.block)
         self._digests = bytearray()
         self._digest = digest
+        self.is_wanted = False  # what follows the first digests was asked for
+        self.run = 0  # blocks up to here that differ, one after the other
 
     def add(self, digests: bytes) -> None:
         self._digests += digests
-        if len(self._digests) % DIGEST_BYTES or len(self._digests) > self._count * DIGEST_BYTES:
+        if len(self._digests) % SENT_BYTES or len(self._digests) > self._count * SENT_BYTES:
             raise Violation("%d bytes of digests for %d blocks" % (len(self._digests), self._count))
 
     def is_complete(self) -> bool:
-        return len(self._digests) == self._count * DIGEST_BYTES
+        return len(self._digests) == self._count * SENT_BYTES
+
+    def common_bytes(self) -> int:
+        """Return how many bytes are in blocks that the old file has, too."""
+        return self._count * self.block
 
     def is_known(self, offset: int) -> bool:
         """Tell whether the digests up to the block at ``offset`` have arrived."""
         number = min(offset // self.block, self._count - 1)
-        return len(self._digests) >= (number + 1) * DIGEST_BYTES
+        return len(self._digests) >= (number + 1) * SENT_BYTES
 
     def same_bytes(self, offset: int, data: Any, digest: bytes) -> int:
         """Return how many bytes of the block at ``offset`` are as they were: all, or none.
@@ -51,16 +57,17 @@ class Comparison(object):
         In the block in which the old file ended it is all of what was there, or none.
         """
         number = offset // self.block
-        if number >= self._count:
-            return 0
-        known = self._digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
+        known = self._digests[number * SENT_BYTES : (number + 1) * SENT_BYTES]
         old = min(self.block, self._common - offset)
         if old < len(data):
             digest = self._digest(data[:old])
-        return min(old, len(data)) if known == digest else 0
+        return min(old, len(data)) if known == digest[:SENT_BYTES] else 0
 
     def changes(self, position: int, data: bytes, digests: bytearray) -> Any:
-        """Return [[start, stop]] of what changed in a piece; add its blocks' digests."""
+        """Return [[start, stop]] of what changed in a part of a file; add its blocks' digests.
+
+        position: of the part.  There must be digests for all of it.
+        """
         changes: Any = []
         view = memoryview(data)
         for start in range(0, len(data), self.block):
@@ -68,12 +75,9 @@ class Comparison(object):
             digest = self._digest(block)
             digests += digest
             same = self.same_bytes(position + start, block, digest)
-            if same == len(block):
-                continue
-            if changes and changes[-1][1] == start + same:
-                changes[-1][1] = start + len(block)
-            else:
-                changes.append([start + same, start + len(block)])
+            self.run = 0 if same else self.run + 1
+            if same < len(block):
+                changes.append([position + start + same, position + start + len(block)])
         return changes
 
 
@@ -108,7 +112,7 @@ class Batch(object):
     def message(self) -> Any:
         ids = pack_ids(self.ids)
         if self.code == SAME:
-            return SAME, ids, self._changed
+            return SAME, ids, self._changed, None
         return FILES, ids, pack_ids(self._sizes), self._changed, b"".join(self._parts)
 
 

@@ -63,6 +63,10 @@ def is_changes(value: Any) -> bool:
     )  # fmt: skip
 
 
+def is_how(value: Any) -> bool:
+    return isinstance(value, INTEGERS) and value in (wire.WHOLE, wire.BLOCKS, wire.CHUNKED)
+
+
 def is_kept(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(map(is_bytes, value))
 
@@ -115,9 +119,12 @@ FROM_SOURCE = {
     wire.LIST: (is_count, is_units),
     wire.LIST_END: (),
     wire.FILES: (is_ids, is_ids, is_changes, is_bytes),
-    wire.OPEN: (is_count, is_count, is_mode, is_time, is_flag),
+    wire.OPEN: (is_count, is_count, is_mode, is_time, is_how),
+    wire.COPY: (is_count,) * 4,
     wire.CLOSE: (is_count, is_proof),
-    wire.SAME: (is_ids, is_changes),
+    wire.SAME: (is_ids, is_changes, is_proof),
+    wire.GO: (is_count,),
+    wire.SEEK: (is_count,),
     wire.FAIL: (is_count, is_bytes),
     wire.INSTEAD: (is_count, is_count, is_count, is_mode, is_count, is_time),
     wire.REMARK: (is_bytes, is_bytes),
@@ -131,6 +138,7 @@ FROM_TARGET = {
     wire.CHECK: (is_ids, is_bytes),
     wire.DELTA: (is_count, is_count),
     wire.DIGESTS: (is_count, is_bytes),
+    wire.CHUNKS: (is_count, is_flag, is_bytes, is_bytes, is_bytes, is_bytes),
     wire.LISTED: (is_count,),
     wire.DONE: (is_ids,),
     wire.NOTE: (is_count, is_bytes),

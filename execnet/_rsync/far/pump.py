@@ -6,22 +6,20 @@ both accept.  What crosses the wire is told in ``target``.  Start reading at ``P
 
 from __future__ import annotations
 
-import os
-import stat
 from collections import deque
 
 from . import wire
-from .blocks import Batch, Comparison, data_ranges, read_exactly
+from .blocks import Batch, Comparison
+from .chunks import Table
 from .messages import FROM_TARGET, checked
+from .sending import GREW, Sending
 from .standin import Refused, StandIns
-from .tree import Unstable, has_grown, identity_of, mtime_of
+from .tree import Unstable
 from .watcher import TargetFailed, Watcher
 from .wire import (
-    CHUNK_BYTES,
     DIGEST_BYTES,
     FIRST_STANDIN,
     INTEGERS,
-    PIECE_BYTES,
     SMALL_MAX,
     TEXT_MAX,
     Violation,
@@ -35,14 +33,13 @@ if TYPE_CHECKING:
     from .tree import Entries, Tree
 
 LIST_WINDOW_BYTES = 2 * 1024 * 1024  # announced and not yet looked at
-DATA_WINDOW_BYTES = 8 * 1024 * 1024  # sent and not yet worked off
 BATCH_BYTES = 256 * 1024  # of small files in one message
 BATCH_FILES = 500
-GREW = b"grew while it was read, and is there as it was before"
+LARGE_CODES = (wire.DELTA, wire.CHUNKS)
 WAKE = None  # what ``receive`` returns when there is no message, but more of the walk
 
 
-class Pump(object):
+class Pump(Sending):
     """Serves one target: announces the tree as it is walked, and answers requests.
 
     One thread runs it.  supply: returns the next (ids announced by then, cost, message) of
@@ -52,26 +49,19 @@ class Pump(object):
     """
 
     def __init__(self, tree: Tree, supply: Any, send: Any, receive: Any, watcher: Watcher) -> None:
-        self._tree = tree
-        self._folders = tree.folders()
+        Sending.__init__(self, tree, send, watcher)
         self._supply = supply
-        self._send = send
         self._receive = receive
-        self._watcher = watcher
-        self._digest: Any = None
-        self.is_bounded = False  # the target takes no file that is far larger than announced
-        self._wants_crc = False
         self._announced = 1  # ids below this one were; the root is known
         self._asked: Any = {}  # how often, by id
         self._requests: Any = deque()  # (code, id, digest or comparison), in order
-        self._comparison: Any = None  # whose digests are arriving
-        self._moved_bytes = 0  # of the large file that is being sent
+        self._comparisons: Any = {}  # id -> of those whose digests are arriving
         self._links: Any = deque()  # that the target cannot make
         self._standins: Any = None
         self._announcing: Any = iter(())
         self._listed = self._ended = self._has_listed = False
-        self._answered = self._placed = 0  # files
-        self._list_sent = self._list_done = self._data_sent = self._data_done = 0
+        self._placed = 0  # files
+        self._list_sent = self._list_done = 0
         self._handlers: Any = {
             wire.HELLO: self._on_hello,
             wire.ACK: self._on_ack,
@@ -79,6 +69,7 @@ class Pump(object):
             wire.CHECK: self._on_check,
             wire.DELTA: self._on_delta,
             wire.DIGESTS: self._on_digests,
+            wire.CHUNKS: self._on_chunks,
             wire.LISTED: self._on_listed,
             wire.DONE: self._on_done,
             wire.NOTE: self._on_note,
@@ -163,18 +154,13 @@ class Pump(object):
                 return entries  # type: ignore[no-any-return]
         raise Violation("entry %.100r was not announced" % (number,))
 
-    def _path_of(self, number: Any) -> bytes:
-        return self._entries_of(number).path_of(number)
-
-    def _size_of(self, number: int) -> int:
-        return self._entries_of(number).size_of(number)
-
     # what the target says
 
     def _on_hello(self, hash_name: Any, has_crc: bool) -> None:
         if isinstance(hash_name, bytes):  # as Python 2 writes it
             hash_name = hash_name.decode("latin-1")
         self._digest = wire.digest_function(hash_name)
+        self._stream = wire.stream_of(hash_name)
         self._wants_crc = bool(has_crc) and crc32 is not None
 
     def _on_ack(self, list_done: int, data_done: int) -> None:
@@ -196,6 +182,11 @@ class Pump(object):
         total = 0
         for number in wire.unpack_ids(ids):
             size = self._tree.file_size(number) if number < self._announced else None
+            if number in self._sought:  # the old file has gone
+                self._requests.append((wire.WANT, number, None))
+                del self._sought[number]
+                self._comparisons.pop(number, None)
+                continue
             if size is None or number in self._asked:
                 self._ask(number, 2)  # again when the proof of a delta failed
             else:  # the same, without its calls: there may be many
@@ -214,18 +205,30 @@ class Pump(object):
 
     def _on_delta(self, number: int, size: int) -> None:
         self._ask(number, 1)
-        if self._comparison is not None or self._digest is None:
-            raise Violation("two old files at once, or no digest to compare them by")
+        if self._digest is None:
+            raise Violation("an old file, and no digest to compare it by")
         comparison = Comparison(size, self._size_of(number), self._digest)
         self._requests.append((wire.DELTA, number, comparison))
-        self._comparison = None if comparison.is_complete() else comparison
+        if not comparison.is_complete():
+            self._comparisons[number] = comparison
 
     def _on_digests(self, number: int, digests: bytes) -> None:
-        if self._comparison is None:
+        if number not in self._comparisons:
             raise Violation("digests that were not announced")
-        self._comparison.add(digests)
-        if self._comparison.is_complete():
-            self._comparison = None
+        comparison = self._comparisons[number]
+        comparison.add(digests)
+        if comparison.is_complete():
+            del self._comparisons[number]
+
+    def _on_chunks(
+        self, number: int, is_all: bool, prefix: bytes, followers: bytes, keys: bytes,
+        lengths: bytes,
+    ) -> None:  # fmt: skip
+        if number not in self._sought:
+            raise Violation("chunks that were not asked for")
+        self._comparisons.pop(number, None)
+        table = Table(self._sought[number][0], not is_all, (prefix, followers), keys, lengths)
+        self._requests.append((wire.CHUNKS, number, table))
 
     def _on_listed(self, total: int) -> None:
         if self._has_listed:
@@ -276,25 +279,13 @@ class Pump(object):
         """Answer the next requests, if there are any and the target can take it."""
         if not self._requests or self._is_window_full():
             return False
-        code, number, comparison = self._requests[0]
-        if code != wire.DELTA and self._size_of(number) <= SMALL_MAX:
-            self._send_small()
-        else:
+        code, number, extra = self._requests[0]
+        if code in LARGE_CODES or self._size_of(number) > SMALL_MAX:
             self._requests.popleft()
-            self._send_large(number, comparison)
+            self._send_large(number, code, extra, self._sought.pop(number, (0, 0))[1])
+        else:
+            self._send_small()
         return True
-
-    def _is_window_full(self) -> bool:
-        return bool(self._data_sent - self._data_done >= DATA_WINDOW_BYTES)
-
-    def _fail(self, number: int, reason: bytes) -> None:
-        self._send((wire.FAIL, number, reason))
-        self._watcher.skipped(self._path_of(number), reason)
-
-    def _remark(self, number: int, reason: bytes) -> None:
-        """Tell of something that is not quite as it should be, but was sent."""
-        self._send((wire.REMARK, self._path_of(number), reason))
-        self._watcher.skipped(self._path_of(number), reason)
 
     def _send_small(self) -> None:
         """Answer a run of requests for small files in few messages."""
@@ -303,7 +294,7 @@ class Pump(object):
             code, number, digest = self._requests[0]
             entries = self._tree if number < FIRST_STANDIN else self._entries_of(number)
             size = entries.size_of(number)
-            if code == wire.DELTA or size > SMALL_MAX:
+            if code in LARGE_CODES or size > SMALL_MAX:
                 break
             self._requests.popleft()
             try:
@@ -316,7 +307,7 @@ class Pump(object):
                 continue
             if found is None:  # it has grown
                 self._send_batch(batch)
-                self._send_large(number, None)
+                self._send_large(number, wire.WANT, None)
                 return
             is_same = code == wire.CHECK and self._digest(found[0]) == digest
             if (batch.code == wire.SAME) != is_same:
@@ -338,127 +329,3 @@ class Pump(object):
         self._send(batch.message())
         self._watcher.sent(batch.bytes)
         self._watcher.moved(batch.paths[-1], batch.listed_bytes)
-
-    def _send_large(self, number: int, comparison: Any) -> None:
-        """Answer with a large file, in pieces: all of it, or where it differs from the old."""
-        try:
-            fd = self._entries_of(number).open(number, self._folders)
-        except (OSError, Unstable) as exc:
-            self._entries_of(number).check_source(exc)
-            self._fail(number, wire.reason_of(exc))
-            return
-        try:
-            found = os.fstat(fd)
-            if not stat.S_ISREG(found.st_mode):
-                raise Unstable("is no file any more")
-            if self.is_bounded and found.st_size > wire.may_become(self._size_of(number)):
-                raise Unstable("has become very much larger since it was listed")
-            self._moved_bytes = 0
-            send = self._send_whole if comparison is None else self._send_changes
-            last, proof, block = send(number, fd, found, comparison)
-            has_grown = self._has_grown(fd, found, proof, block)
-        except (OSError, Unstable) as exc:
-            self._fail(number, wire.reason_of(exc))
-        else:
-            if has_grown:
-                self._remark(number, GREW)
-            self._moved(number, self._size_of(number))  # holes, too
-            self._answered += 1
-            self._send(last)
-        finally:
-            os.close(fd)
-
-    def _has_grown(self, fd: int, before: Any, proof: Any, block: int) -> bool:
-        """Tell whether a file has only grown while it was sent, which reading it again proves.
-
-        Raises ``Unstable`` if it has changed otherwise: what was sent is then of no moment.
-        """
-        after = os.fstat(fd)
-        if identity_of(after) == identity_of(before):
-            return False
-        if not has_grown(before, after) or proof is None:
-            raise Unstable("changed while it was read")
-        if proof != (self._crc_of(fd, before) if not block else self._digest_of(fd, before, block)):
-            raise Unstable("changed while it was read")
-        return True
-
-    def _crc_of(self, fd: int, found: Any) -> int:
-        crc = 0
-        for position, stop in data_ranges(fd, found):
-            os.lseek(fd, position, os.SEEK_SET)
-            while position < stop:
-                data = read_exactly(fd, min(CHUNK_BYTES, stop - position))
-                crc = crc32(data, crc) & 0xFFFFFFFF
-                position += len(data)
-        return crc
-
-    def _digest_of(self, fd: int, found: Any, block: int) -> bytes:
-        os.lseek(fd, 0, os.SEEK_SET)
-        digests = bytearray()
-        for position in range(0, found.st_size, block):
-            digests += self._digest(read_exactly(fd, min(block, found.st_size - position)))
-        return bytes(self._digest(bytes(digests)))
-
-    def _open_far(self, number: int, found: Any, based: bool) -> None:
-        self._watcher.sending([self._path_of(number)])
-        meta = found.st_size, found.st_mode & 0o777, mtime_of(found)
-        self._send((wire.OPEN, number) + meta + (based,))
-
-    def _send_piece(self, number: int, offset: int, data: Any) -> None:
-        """Send a piece as soon as the window lets it; announce meanwhile."""
-        for start in range(0, len(data), CHUNK_BYTES):
-            while self._is_window_full():
-                self._take()
-            part = data[start : start + CHUNK_BYTES]
-            self._data_sent += len(part) + 32
-            self._send(wire.PIECE.pack(number, offset + start) + part)
-            self._watcher.sent(len(part))
-        while self._announce():
-            pass
-
-    def _moved(self, number: int, position: int) -> None:
-        """Tell of the progress to ``position``, when another piece or the whole file is done."""
-        size = self._size_of(number)
-        count = min(position, size) - self._moved_bytes
-        if count >= PIECE_BYTES or (count and position >= size):
-            self._moved_bytes += count
-            self._watcher.moved(self._path_of(number), count)
-
-    def _send_whole(self, number: int, fd: int, found: Any, _: Any) -> Any:
-        self._open_far(number, found, False)
-        proof = 0 if self._wants_crc else None
-        for position, stop in data_ranges(fd, found):
-            os.lseek(fd, position, os.SEEK_SET)
-            while position < stop:
-                data = read_exactly(fd, min(CHUNK_BYTES, stop - position))
-                if proof is not None:
-                    proof = crc32(data, proof) & 0xFFFFFFFF
-                self._send_piece(number, position, data)
-                position += len(data)
-                self._moved(number, position)
-        return (wire.CLOSE, number, proof), proof, 0
-
-    def _send_changes(self, number: int, fd: int, found: Any, old: Comparison) -> Any:
-        if found.st_size > wire.BLOCKS_MAX * old.block:  # it has grown very much
-            return self._send_whole(number, fd, found, old)
-        is_open = False
-        digests = bytearray()
-        position, size, step = 0, found.st_size, wire.chunk_bytes(old.block)
-        while position < size:
-            data = read_exactly(fd, min(step, size - position))
-            while not old.is_known(position + len(data) - 1):
-                self._take()
-            for start, stop in old.changes(position, data, digests):
-                if not is_open:
-                    is_open = True
-                    self._open_far(number, found, True)
-                self._send_piece(number, position + start, data[start:stop])
-            position += len(data)
-            self._moved(number, position)
-        proof = self._digest(bytes(digests))
-        if not is_open and size == old.size:
-            changed = {0: (found.st_mode & 0o777, mtime_of(found))}
-            return (wire.SAME, wire.pack_ids([number]), changed), proof, old.block
-        if not is_open:
-            self._open_far(number, found, True)
-        return (wire.CLOSE, number, proof), proof, old.block

@@ -18,7 +18,6 @@ from .places import (
     at,
     identity_of,
     open_same,
-    read_full,
     set_time,
     time_of,
     write_all,
@@ -26,11 +25,7 @@ from .places import (
 from .temps import Incoming, Temps
 from .wire import (
     ACK,
-    BLOCKS_MAX,
     CHECK,
-    DELTA,
-    DIGEST_BYTES,
-    DIGESTS,
     DONE,
     HELLO,
     NOTE,
@@ -39,13 +34,12 @@ from .wire import (
     SMALL_MAX,
     WANT,
     Violation,
-    block_bytes,
     choose_hash,
-    chunk_bytes,
     crc32,
     digest_function,
     pack_ids,
     reason_of,
+    stream_of,
     unpack_ids,
 )
 
@@ -54,7 +48,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-DIGESTS_AT_ONCE = 4 * PIECE_BYTES  # bytes of a file whose digests go in one message
 ACK_BYTES = PIECE_BYTES
 ASKED_MAX = 1000  # requests in one message
 # behind these there is no use in trying the next file
@@ -139,6 +132,7 @@ class Requests(object):
         self._delete = options["delete"]
         hash_name = choose_hash(options["hashes"])
         self._digest = digest_function(hash_name)
+        self._stream = stream_of(hash_name)
         self._places = Places()
         self._temps = Temps(self._places)
         self._out = Outbox(send)
@@ -233,50 +227,6 @@ class Requests(object):
         self._compared[entry[1]] = identity_of(found)
         self._ask(CHECK, entry, self._digest(content))
 
-    def _ask_for_blocks(self, entry: Any, path: bytes, where: Any) -> None:
-        """Send the digests of an old file's blocks while it is copied to a temporary one."""
-        try:
-            old = os.open(path, O_OLD, **where)
-        except OSError:
-            self._ask(WANT, entry)
-            return
-        try:
-            found = os.fstat(old)
-            largest = max(found.st_size, entry[4])
-            if largest > BLOCKS_MAX * block_bytes(largest) or not stat.S_ISREG(found.st_mode):
-                self._ask(WANT, entry)
-                return
-            fd, temp = self._temps.create(entry[0], self._mode_while_coming(entry))
-            entry[0].settled = False
-            incoming = Incoming(fd, temp, self._digest)
-            incoming.base, incoming.block = found, block_bytes(largest)
-            self._total += entry[4]
-            self._compared[entry[1]] = identity_of(found)
-            self._pending.append((entry, incoming))
-            self._bases += 1
-            self._bases_bytes += entry[4]
-            self._out.say(DELTA, entry[1], found.st_size)
-            self._send_digests(entry[1], old, incoming, min(found.st_size, entry[4]))
-        finally:
-            os.close(old)
-
-    def _send_digests(self, number: int, old: int, incoming: Incoming, size: int) -> None:
-        """Read, copy and digest in one go, so that what is proved later is what was copied."""
-        block, digests, told = incoming.block, incoming.digests, 0
-        base = incoming.base
-        is_sparse = getattr(base, "st_blocks", 1 << 60) * 512 < base.st_size
-        position, step, wanted = 0, chunk_bytes(block), DIGESTS_AT_ONCE * DIGEST_BYTES
-        while position < size:
-            data = read_full(old, min(step, size - position))
-            view = memoryview(data)
-            for start in range(0, len(data), block):
-                digests += self._digest(view[start : start + block])
-            incoming.copy(view, is_sparse and data.count(b"\0") == len(data))
-            position += len(data)
-            if (len(digests) - told) * block >= wanted or position >= size:
-                self._out.say(DIGESTS, number, bytes(digests[told:]))
-                told = len(digests)
-
     # answers
 
     def _request(self, number: int) -> Any:
@@ -295,7 +245,7 @@ class Requests(object):
         entry, incoming = self._pending.popleft()
         self._compared.pop(entry[1], None)
         if incoming is not None:
-            os.close(incoming.fd)
+            incoming.close()
             if incoming.base is not None:
                 self._bases -= 1
                 self._bases_bytes -= entry[4]
@@ -424,16 +374,16 @@ class Requests(object):
         grains = [10**power for power in range(1, 10)] + [COARSE_NS]
         return min([grain for grain in grains if grain > difference]) if difference else 0
 
-    def _on_open(self, number: int, size: int, mode: int, mtime: int, based: bool) -> None:
+    def _on_open(self, number: int, size: int, mode: int, mtime: int, how: int) -> None:
         entry, incoming = self._request(number)
         self._check_growth(entry, size)
         try:
             if incoming is None:
                 fd, temp = self._temps.create(entry[0], self._mode_while_coming(entry))
                 entry[0].settled = False
-                incoming = Incoming(fd, temp, self._digest)
+                incoming = Incoming(fd, temp, self._digest, self._stream)
                 self._pending[0] = entry, incoming
-            incoming.open(size, mode & self._file_bits, mtime, based)
+            incoming.open(size, mode & self._file_bits, mtime, how)
         except OSError as exc:
             self._refuse(entry, exc)
 
@@ -470,6 +420,10 @@ class Requests(object):
         if entry[1] in self._again:
             raise Violation("content of entry %d that does not prove true, twice" % entry[1])
         self._again.add(entry[1])
+        self._without_base(entry)
+
+    def _without_base(self, entry: Any) -> None:
+        """Ask for all of a file, in place of the request that is answered now."""
         leader = self._leaders.get(entry[1])
         self._end_request(False)
         if leader is not None:
@@ -477,13 +431,16 @@ class Requests(object):
         self._total -= entry[4]
         self._ask(WANT, entry)
 
-    def _on_same(self, ids: bytes, changed: Any) -> None:
+    def _on_same(self, ids: bytes, changed: Any, proof: Any) -> None:
         """Keep the content of old files, set what else is new of them."""
         for place, number in enumerate(unpack_ids(ids)):
             entry, incoming = self._request(number)
             mode, mtime = changed.get(place, (entry[3], entry[5]))
             if number not in self._compared:
                 raise Violation("the same as nothing that it was asked to compare: %d" % number)
+            if incoming is not None and proof != self._digest(bytes(incoming.digests)):
+                self._ask_again(entry)
+                continue
             try:
                 self._keep_content(entry, incoming)
                 self._settle_file(entry, mode & self._file_bits, mtime)

@@ -10,9 +10,9 @@ import os
 import stat
 from collections import deque
 
+from .bases import Bases
 from .places import at, path_of
 from .removal import Removal, is_empty
-from .requests import Requests
 from .rules import Rules
 from .temps import PREFIX
 from .wire import DOOMED, Violation
@@ -27,7 +27,7 @@ FULL = b"a directory that is not empty has its name"
 GUARDED = b"a directory in which something is left out has its name"
 
 
-class Sweeping(Requests):
+class Sweeping(Bases):
     """Decides what may go, and lets it go; a dry run only tells it.
 
     Rules for what stays are applied here.  What a filter of the source's user says is asked
@@ -35,7 +35,7 @@ class Sweeping(Requests):
     """
 
     def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
-        Requests.__init__(self, send, options)
+        Bases.__init__(self, send, options)
         self._spare: Any = Rules(options["rules"]).leaves_out if options["rules"] else None
         self._asks = options["asks"]
         self._questions: Any = deque()  # in the order in which answers will come

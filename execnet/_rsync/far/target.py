@@ -8,11 +8,11 @@ renamed when it is whole.
 Messages are tuples that start with a code, or bytes, which are a piece of a large file.  The
 source announces entries in ``LIST``; an entry's id is its place in the order of announcement.
 The target asks for files with ``WANT`` (nothing to build on), ``CHECK`` (small, same size,
-here is my digest) and ``DELTA`` (large, ``DIGESTS`` of my blocks follow), and gets its answers
-in the order of its requests: ``FILES`` (many small ones), ``OPEN``, bytes, ``CLOSE`` (a large
-one), ``SAME`` or ``FAIL``.  ``ACK`` says how much was worked off, so that the source can bound
-what is on its way.  For a link that cannot be made, ``NOLINK`` asks for a copy, which comes as
-``INSTEAD``.  Start reading at ``Target.run``.
+here is my digest) and ``DELTA`` (large, ``DIGESTS`` of my blocks follow; see ``bases``), and gets
+its answers in the order of its requests: ``FILES`` (many small ones), ``OPEN``, bytes and
+``COPY``, ``CLOSE`` (a large one), ``SAME`` or ``FAIL``.  ``ACK`` says how much was worked off, so
+that the source can bound what is on its way.  For a link that cannot be made, ``NOLINK`` asks for
+a copy, which comes as ``INSTEAD``.  Start reading at ``Target.run``.
 """
 
 from __future__ import annotations
@@ -89,7 +89,10 @@ class Target(Linking):
             wire.LIST: self._on_list,
             wire.LIST_END: self._on_list_end,
             wire.FILES: self._on_files,
+            wire.GO: self._on_go,
+            wire.SEEK: self._on_seek,
             wire.OPEN: self._on_open,
+            wire.COPY: self._on_copy,
             wire.CLOSE: self._on_close,
             wire.SAME: self._on_same,
             wire.FAIL: self._on_fail,
@@ -124,7 +127,7 @@ class Target(Linking):
             self._temps.drop_all()
             for _, incoming in self._pending:
                 if incoming is not None:
-                    os.close(incoming.fd)
+                    incoming.close()
             self._places.close()
 
     def _is_finished(self) -> bool:

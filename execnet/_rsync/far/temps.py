@@ -10,8 +10,8 @@ import errno
 import os
 import time
 
-from .places import HAS_FDS, O_NEW, at, rename, write_all
-from .wire import BLOCKS_MAX, DIGEST_BYTES, PY2, Violation, crc32
+from .places import HAS_FDS, O_NEW, WRITE_BYTES, at, read_full, rename, write_all
+from .wire import BLOCKS, BLOCKS_MAX, CHUNKED, DIGEST_BYTES, PY2, Violation, crc32
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -132,14 +132,20 @@ class Incoming(object):
     what comes replaces blocks, and the digest of all digests proves the whole.
     """
 
-    def __init__(self, fd: int, temp: bytes, digest: Any) -> None:
+    def __init__(self, fd: int, temp: bytes, digest: Any, stream: Any) -> None:
         self.fd = fd
         self.temp = temp
         self.base: Any = None  # status of the old file, if there is one to build on
         self._no_copy: Any = None  # the error for which it could not be copied
         self.block = 0  # bytes; 0: what comes is the whole file
         self.digests = bytearray()
+        self.common = 0  # bytes of the old file that may be in the new one, at their place
+        self.known = 0  # of those, how many were digested
+        self.marks: Any = None  # by which the old file was cut into chunks
+        self.old = -1  # descriptor of the old file, if its chunks are copied
         self._digest = digest
+        self._new_stream = stream
+        self._stream: Any = None  # of all that has come, if chunks are copied
         self._torn: Any = set()  # blocks that a piece covers in part
         self._crc = 0
         self._end = 0  # of the last piece
@@ -147,12 +153,28 @@ class Incoming(object):
         self.mode = 0
         self.mtime = 0
 
-    def open(self, size: int, mode: int, mtime: int, based: bool) -> None:
-        self.check_copy()
-        if self.size >= 0 or (based and not self.block):
-            raise Violation("a file was opened twice, or has no base, or %r bytes" % (size,))
+    def set_base(self, base: Any, block: int, common: int) -> None:
+        self.base, self.block, self.common = base, block, common
+
+    def close(self) -> None:
+        os.close(self.fd)
+        self.close_old()
+
+    def close_old(self) -> None:
+        if self.old >= 0:
+            old, self.old = self.old, -1
+            os.close(old)
+
+    def open(self, size: int, mode: int, mtime: int, how: int) -> None:
+        if self.size >= 0:
+            raise Violation("a file was opened twice")
+        if how == BLOCKS and (self.known < self.common or not self.block or self.marks):
+            raise Violation("blocks into a file that is not known")
+        if how == CHUNKED and self.old < 0:
+            raise Violation("chunks of a file that is not known")
         self.size, self.mode, self.mtime = size, mode, mtime
-        if based:
+        if how == BLOCKS:
+            self.check_copy()
             blocks = -(-size // self.block)
             if blocks > BLOCKS_MAX:
                 raise Violation("a file of %d blocks" % blocks)
@@ -161,6 +183,8 @@ class Incoming(object):
         elif self.block:
             self.block = 0
             os.ftruncate(self.fd, 0)
+        if how == CHUNKED:
+            self._stream = self._new_stream()
 
     def copy(self, data: Any, is_hole: bool) -> None:
         """Take the next part of the old file, if there is room; it may not be needed."""
@@ -181,13 +205,28 @@ class Incoming(object):
     def piece(self, offset: int, data: Any) -> None:
         if not self._end <= offset <= offset + len(data) <= self.size:
             raise Violation("%d bytes at %d of a file of %d" % (len(data), offset, self.size))
+        if self._stream is not None:
+            self._add_to_stream(offset, data)
         self._end = offset + len(data)
         os.lseek(self.fd, offset, os.SEEK_SET)
         write_all(self.fd, data)
         if self.block:
             self._note_digests(offset, data)
-        elif crc32 is not None:
+        elif self._stream is None and crc32 is not None:
             self._crc = crc32(data.tobytes() if PY2 else data, self._crc)
+
+    def _add_to_stream(self, offset: int, data: Any) -> None:
+        if offset != self._end:
+            raise Violation("a gap at %d, before %d" % (self._end, offset))
+        self._stream.update(data)
+
+    def copy_old(self, offset: int, old_offset: int, length: int) -> None:
+        """Take a part of the new file from the old one."""
+        if self.old < 0 or self._stream is None or old_offset + length > self.base.st_size:
+            raise Violation("%d bytes at %d of an old file" % (length, old_offset))
+        for done in range(0, length, WRITE_BYTES):
+            os.lseek(self.old, old_offset + done, os.SEEK_SET)
+            self.piece(offset + done, read_full(self.old, min(WRITE_BYTES, length - done)))
 
     def _note_digests(self, offset: int, data: Any) -> None:
         for number in range(offset // self.block, -(-self._end // self.block)):
@@ -206,6 +245,8 @@ class Incoming(object):
         """Set the length; tell whether the content is what the source read."""
         if os.fstat(self.fd).st_size != self.size:  # it ends in a hole, or was longer
             os.ftruncate(self.fd, self.size)
+        if self._stream is not None:
+            return bool(self._stream.digest()[:DIGEST_BYTES] == proof)
         if not self.block:
             return proof is None or crc32 is None or self._crc & 0xFFFFFFFF == proof
         for number in self._torn:

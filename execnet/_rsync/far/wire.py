@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 LIST, LIST_END, FILES, OPEN, CLOSE, SAME, FAIL, INSTEAD, REMARK, SPARED, GONE = range(1, 12)
 # target to source
 HELLO, ACK, WANT, CHECK, DELTA, DIGESTS, LISTED = range(20, 27)
-DONE, NOTE, PLAN, NOLINK, END, FATAL, DOOMED = range(27, 34)
+DONE, NOTE, PLAN, NOLINK, END, FATAL, DOOMED, CHUNKS = range(27, 35)
+# source to target again
+GO, SEEK, COPY = range(12, 15)
+# how the content of a file comes: all of it, blocks into the old one, chunks of the old one, too
+WHOLE, BLOCKS, CHUNKED = range(3)
 # kinds of entries; LEADER is a file that others are hard links to, ROOTED a link into the tree
 FILE, LEADER, HARDLINK, SYMLINK, ROOTED, DIRECTORY = range(1, 7)
 MORE, COMPLETE, INCOMPLETE = range(3)  # what follows a directory's entries
@@ -33,8 +37,10 @@ MORE, COMPLETE, INCOMPLETE = range(3)  # what follows a directory's entries
 # processor, or one is too old for blake2b; md5 where a host has neither
 HASHES = ("blake2b", "sha256", "md5")
 DIGEST_BYTES = 16  # kept of each digest
+SENT_BYTES = 6  # of the digest of a block, which longer ones prove in the end
 SMALL_MAX = 32 * 1024  # bytes of a file that travels with others, and not by blocks
 PIECE_BYTES = 1024 * 1024
+FIRST_BYTES = PIECE_BYTES // 2  # of an old file that are compared before more are
 # Of a large file in one message: what C libraries allocate without asking the system, which would
 # have to clear each page, so that this is faster than more.
 CHUNK_BYTES = 127 * 1024
@@ -86,6 +92,11 @@ def digest_function(name: Any) -> Any:
     return lambda data: new(data).digest()[:DIGEST_BYTES]
 
 
+def stream_of(name: str) -> Any:
+    """Return a function that makes an object of ``hashlib``."""
+    return getattr(hashlib, name)
+
+
 def choose_hash(source_costs: Any) -> str:
     """Return the hash that is fastest for the slower of both; md5 if there is no other."""
     costs = {name: (hash_cost(name), source_costs.get(name)) for name in HASHES}
@@ -97,9 +108,12 @@ def choose_hash(source_costs: Any) -> str:
 
 
 def block_bytes(size: int) -> int:
-    """Return the bytes of a block of a file of this size; a power of two, at most a piece."""
-    block = 16 * 1024
-    while size > block * 16384 and block < PIECE_BYTES:
+    """Return the bytes of a block of a file of this size: the power of two from its root on.
+
+    It is 1 KiB at least and a piece at most.  The program rsync takes the root as well.
+    """
+    block = 1024
+    while size > block * block and block < PIECE_BYTES:
         block *= 2
     return block
 

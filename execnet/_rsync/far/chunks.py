@@ -1,0 +1,222 @@
+"""Data that has moved within a file: it is found by cutting old and new where their content says.
+
+This file is shipped, to either side: it keeps to what Python 2.7 and today's Python both accept.
+
+A file is cut after each "mark", a few bytes that are about as frequent as chunks shall be; which
+ones is taken from the old file.  What was put in front of some data, or taken away there, does not
+change where the data itself is cut, and so its chunks have the same digests as before.  Regular
+expressions find marks faster than any loop in Python could roll a checksum.  Start at ``cut``.
+
+The idea of content-defined chunks is that of LBFS: Muthitacharoen, Chen, Mazieres, "A
+Low-bandwidth Network File System", 2001.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections import Counter
+from itertools import islice
+
+from .wire import PIECE_BYTES, Violation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+KEY_BYTES = 8  # kept of a chunk's digest; the whole is proved by a longer one
+MARK_BYTES = 8  # that a mark has at most
+SEARCHED_BYTES = 4 * 1024 * 1024  # in so much of the old file there is a sample
+SAMPLE_BYTES = 256 * 1024
+BUCKETS = 32  # parts of what is looked at, over which marks are to be spread
+CANDIDATES_MAX = 60  # marks that are tried
+LOOKED_AT_BYTES = 128 * 1024  # of the old file, to choose marks
+
+
+def average_bytes(size: int) -> int:
+    """Return how large chunks of an old file of this size are, more or less."""
+    return max(1024, 2 * int(size**0.5))
+
+
+def choose_marks(sample: bytes, average: int) -> Any:
+    """Return (bytes, bytes one of which follows them), once in ``average`` bytes or so.
+
+    Those are taken that are spread over the whole sample.  Nothing follows if there are none: the
+    content is too regular.
+    """
+    wanted = max(1, len(sample) // average)
+    expected = BUCKETS * (1 - (1 - 1.0 / BUCKETS) ** wanted)  # if they were spread by chance
+    best, most = (b"", b""), 0
+    for place, marks in enumerate(_candidates(sample, wanted)):
+        spread = len({match.start() * BUCKETS // len(sample) for match in finder(marks)(sample)})
+        if spread > most:
+            best, most = marks, spread
+        if most >= 0.8 * expected or place >= CANDIDATES_MAX:
+            break
+    return best
+
+
+def _candidates(sample: bytes, wanted: int) -> Iterator[Any]:
+    """Yield marks that are about as frequent as wanted: one byte and others, or more of them."""
+    data = bytearray(sample)
+    pairs: Any = {}
+    for pair, count in Counter(zip(data, islice(data, 1, None))).items():
+        pairs.setdefault(pair[0], {})[pair[1]] = count
+    for first, counts in sorted(pairs.items()):
+        for followers in _some_followers(counts, wanted):
+            yield bytes(bytearray([first])), followers
+    frequent = sorted(
+        (count, first, second)
+        for first, counts in pairs.items()
+        for second, count in counts.items()
+        if count > wanted
+    )
+    for _, first, second in frequent:
+        prefix = bytes(bytearray([first, second]))
+        while prefix and len(prefix) < MARK_BYTES:
+            found = re.findall(_expression(prefix) + b"(?=(.))", sample, re.DOTALL)
+            counts = Counter(bytearray(b"".join(found)))
+            for followers in _some_followers(counts, wanted):
+                yield prefix, followers
+            rest = [(count, byte) for byte, count in counts.items() if count > 2 * wanted]
+            prefix = prefix + bytes(bytearray(min(rest)[1:])) if rest else b""
+
+
+def _some_followers(counts: Any, wanted: int) -> Iterator[bytes]:
+    """Yield bytes that are together about as frequent as wanted: a single one, and rare ones."""
+    for byte, count in sorted(counts.items()):
+        if wanted <= count <= 2 * wanted:
+            yield bytes(bytearray([byte]))
+            break
+    total, followers = 0, bytearray()
+    for byte, count in sorted(counts.items(), key=lambda item: item[::-1]):
+        if total < wanted and total + count <= 2 * wanted:
+            total += count
+            followers.append(byte)
+    if total >= wanted:
+        yield bytes(followers)
+
+
+def _expression(text: bytes) -> bytes:
+    return b"".join([("\\x%02x" % byte).encode("ascii") for byte in bytearray(text)])
+
+
+def finder(marks: Any) -> Any:
+    """Return a function from data to matches of marks, None if there are none."""
+    prefix, followers = marks
+    if not followers:
+        return None
+    if len(prefix) > MARK_BYTES or len(followers) > 256:
+        raise Violation("marks of %d and %d bytes" % (len(prefix), len(followers)))
+    expression = _expression(prefix) + b"[" + _expression(followers) + b"]"
+    return re.compile(expression, re.DOTALL).finditer
+
+
+def cut(pieces: Any, marks: Any, average: int) -> Iterator[Any]:
+    """Yield the chunks of some content, which comes in pieces; of some pieces, if that is all."""
+    find = finder(marks)
+    low, high = average // 4, average * 4
+    rest = b""
+    for piece in pieces:
+        data = rest + piece if rest else piece
+        view = memoryview(data)
+        start = 0
+        for match in find(data) if find else ():
+            end = match.end()
+            while end - start > high:
+                yield view[start : start + high]
+                start += high
+            if end - start >= low:
+                yield view[start:end]
+                start = end
+        while len(data) - start > high:
+            yield view[start : start + high]
+            start += high
+        rest = data[start:]
+    if rest:
+        yield memoryview(rest)
+
+
+def table_of(pieces: Any, marks: Any, average: int, digest: Any) -> Any:
+    """Return (keys, lengths) of the chunks of some content, packed."""
+    keys, lengths = [], []
+    for chunk in cut(pieces, marks, average):
+        keys.append(digest(chunk)[:KEY_BYTES])
+        lengths.append(len(chunk))
+    return b"".join(keys), struct.pack("!%dI" % len(lengths), *lengths)
+
+
+def keys_of(keys: bytes) -> Any:
+    return [keys[start : start + KEY_BYTES] for start in range(0, len(keys), KEY_BYTES)]
+
+
+def lengths_of(lengths: bytes) -> Any:
+    return struct.unpack("!%dI" % (len(lengths) // 4), lengths)
+
+
+class Table(object):
+    """The chunks of an old file.  size: of the file.  is_sample: they are a few of them only."""
+
+    def __init__(self, size: int, is_sample: bool, marks: Any, keys: bytes, lengths: bytes) -> None:
+        if len(keys) // KEY_BYTES * 4 != len(lengths) or len(keys) % KEY_BYTES:
+            raise Violation("%d bytes of keys, %d of lengths" % (len(keys), len(lengths)))
+        finder(marks)  # refuses those that are none
+        self.size = size
+        self.is_sample = is_sample
+        self.average = average_bytes(size)
+        self.marks = marks
+        self._keys = keys_of(keys)
+        self._lengths = lengths_of(lengths)
+        self._offsets = [0]
+        for length in self._lengths:
+            self._offsets.append(self._offsets[-1] + length)
+        if self._offsets[-1] > size:
+            raise Violation("chunks of %d bytes in %d" % (self._offsets[-1], size))
+        self._places = {key: place for place, key in enumerate(self._keys)}
+        self._next = 0  # the place after the one that was found last
+
+    def find(self, key: bytes, length: int) -> Any:
+        """Return the offset of a chunk in the old file, None if it is not there."""
+        place = self._next
+        if place >= len(self._keys) or self._keys[place] != key:
+            place = self._places.get(key, -1)
+        if place < 0 or self._lengths[place] != length:
+            return None
+        self._next = place + 1
+        return self._offsets[place]
+
+    def runs(self, keys: bytes, lengths: bytes) -> Any:
+        """Yield [offset in the old file or None, offset in the new, bytes], for all of the new.
+
+        keys, lengths: of the chunks of the new file.
+        """
+        run: Any = [None, 0, 0]
+        for key, length in zip(keys_of(keys), lengths_of(lengths)):
+            old = self.find(key, length)
+            goes_on = old is None if run[0] is None else old == run[0] + run[2]
+            if not goes_on:
+                if run[2]:
+                    yield run
+                run = [old, run[1] + run[2], 0]
+            run[2] += length
+        if run[2]:
+            yield run
+
+    def has_any(self, keys: bytes, lengths: bytes) -> bool:
+        """Tell whether any chunk of some content is in the old file."""
+        found = zip(keys_of(keys), lengths_of(lengths))
+        return any(self.find(key, length) is not None for key, length in found)
+
+
+def pieces_of(read: Any, start: int, stop: int) -> Iterator[bytes]:
+    """Yield what is in a part of a file; read: takes a number of bytes, at most a piece."""
+    while start < stop:
+        data = read(min(PIECE_BYTES // 4, stop - start))
+        start += len(data)
+        yield data
+
+
+def sample_starts(size: int) -> Any:
+    """Return where samples of an old file begin: one in all that the new one is searched for."""
+    return range(0, size, SEARCHED_BYTES)

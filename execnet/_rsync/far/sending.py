@@ -1,0 +1,315 @@
+"""Sends one file to a target: all of it, what differs from an old one, or what has not moved there.
+
+This file is shipped for ``RSync.pull`` too: it keeps to what Python 2.7 and today's Python
+both accept.  Start at ``Sending._send_large``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from . import wire
+from .blocks import data_ranges, read_exactly
+from .chunks import SAMPLE_BYTES, SEARCHED_BYTES, pieces_of, table_of
+from .tree import Unstable, has_grown, identity_of, mtime_of
+from .wire import BLOCKS, CHUNK_BYTES, CHUNKED, PIECE_BYTES, WHOLE, crc32
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from .tree import Entries, Tree
+    from .watcher import Watcher
+
+DATA_WINDOW_BYTES = 8 * 1024 * 1024  # sent and not yet worked off
+SOUGHT_MIN = 64 * 1024  # bytes of an old file in which moved data is searched
+MOVED_BLOCKS = 16  # that differ one after the other, before moved data is searched
+GREW = b"grew while it was read, and is there as it was before"
+
+
+class Sending(object):
+    """The half of ``Pump`` that answers requests for large files."""
+
+    def __init__(self, tree: Tree, send: Any, watcher: Watcher) -> None:
+        self._tree = tree
+        self._folders = tree.folders()
+        self._send = send
+        self._watcher = watcher
+        self.is_bounded = False  # the target takes no file that is far larger than announced
+        self._digest: Any = None
+        self._stream: Any = None  # makes a digest that takes data part by part
+        self._wants_crc = False
+        self._moved_bytes = 0  # of the large file that is being sent
+        self._sought: Any = {}  # id -> (size of the old file, bytes told), while chunks are awaited
+        self._cuts: Any = {}  # id -> (identity, keys, lengths, proof) of a file that was cut
+        self._data_sent = self._data_done = 0
+        self._answered = 0  # files
+
+    def _take(self) -> None:
+        raise NotImplementedError
+
+    def _announce(self) -> bool:
+        raise NotImplementedError
+
+    def _entries_of(self, number: Any) -> Entries:
+        raise NotImplementedError
+
+    def _path_of(self, number: Any) -> bytes:
+        return self._entries_of(number).path_of(number)
+
+    def _size_of(self, number: int) -> int:
+        return self._entries_of(number).size_of(number)
+
+    def _is_window_full(self) -> bool:
+        return bool(self._data_sent - self._data_done >= DATA_WINDOW_BYTES)
+
+    def _fail(self, number: int, reason: bytes) -> None:
+        self._send((wire.FAIL, number, reason))
+        self._watcher.skipped(self._path_of(number), reason)
+
+    def _remark(self, number: int, reason: bytes) -> None:
+        """Tell of something that is not quite as it should be, but was sent."""
+        self._send((wire.REMARK, self._path_of(number), reason))
+        self._watcher.skipped(self._path_of(number), reason)
+
+    def _send_large(self, number: int, code: int, extra: Any, told: int = 0) -> None:
+        """Answer with a large file, in pieces, or ask for what helps to send less of it.
+
+        extra: what came with the request, a ``Comparison`` or a ``Table``.
+        """
+        try:
+            fd = self._entries_of(number).open(number, self._folders)
+        except (OSError, Unstable) as exc:
+            self._entries_of(number).check_source(exc)
+            self._fail(number, wire.reason_of(exc))
+            return
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise Unstable("is no file any more")
+            if self.is_bounded and found.st_size > wire.may_become(self._size_of(number)):
+                raise Unstable("has become very much larger since it was listed")
+            self._moved_bytes = told
+            send = {wire.DELTA: self._send_changes, wire.CHUNKS: self._send_moved}
+            sent = send.get(code, self._send_whole)(number, fd, found, extra)
+            if sent is None:  # chunks are to come
+                return
+            last, prove = sent
+            grew = self._has_grown(fd, found, last[-1], prove)
+        except (OSError, Unstable) as exc:
+            self._fail(number, wire.reason_of(exc))
+        else:
+            if grew:
+                self._remark(number, GREW)
+            self._moved(number, self._size_of(number))  # holes, too
+            self._answered += 1
+            self._send(last)
+        finally:
+            os.close(fd)
+
+    def _has_grown(self, fd: int, before: Any, proof: Any, prove: Any) -> bool:
+        """Tell whether a file has only grown while it was sent, which reading it again proves.
+
+        Raises ``Unstable`` if it has changed otherwise: what was sent is then of no moment.
+        """
+        after = os.fstat(fd)
+        if identity_of(after) == identity_of(before):
+            return False
+        if not has_grown(before, after) or proof is None or proof != prove(fd, before):
+            raise Unstable("changed while it was read")
+        return True
+
+    def _open_far(self, number: int, found: Any, how: int) -> None:
+        self._watcher.sending([self._path_of(number)])
+        meta = found.st_size, found.st_mode & 0o777, mtime_of(found)
+        self._send((wire.OPEN, number) + meta + (how,))
+
+    def _send_range(self, number: int, fd: int, start: int, stop: int) -> None:
+        """Send a part of a file, as the window lets it; announce meanwhile."""
+        os.lseek(fd, start, os.SEEK_SET)
+        while start < stop:
+            data = read_exactly(fd, min(CHUNK_BYTES, stop - start))
+            self._send_piece(number, start, data)
+            start += len(data)
+            self._moved(number, start)
+
+    def _send_piece(self, number: int, offset: int, data: Any) -> None:
+        while self._is_window_full():
+            self._take()
+        self._data_sent += len(data) + 32
+        self._send(wire.PIECE.pack(number, offset) + data)
+        self._watcher.sent(len(data))
+        while self._announce():
+            pass
+
+    def _moved(self, number: int, position: int) -> None:
+        """Tell of the progress to ``position``, when another piece or the whole file is done."""
+        size = self._size_of(number)
+        count = min(position, size) - self._moved_bytes
+        if count >= PIECE_BYTES or (count > 0 and position >= size):
+            self._moved_bytes += count
+            self._watcher.moved(self._path_of(number), count)
+
+    # all of it
+
+    def _send_whole(self, number: int, fd: int, found: Any, _: Any) -> Any:
+        self._open_far(number, found, WHOLE)
+        proof = 0 if self._wants_crc else None
+        for position, stop in data_ranges(fd, found):
+            os.lseek(fd, position, os.SEEK_SET)
+            while position < stop:
+                data = read_exactly(fd, min(CHUNK_BYTES, stop - position))
+                if proof is not None:
+                    proof = crc32(data, proof) & 0xFFFFFFFF
+                self._send_piece(number, position, data)
+                position += len(data)
+                self._moved(number, position)
+        return (wire.CLOSE, number, proof), self._crc_of
+
+    def _crc_of(self, fd: int, found: Any) -> int:
+        crc = 0
+        for position, stop in data_ranges(fd, found):
+            os.lseek(fd, position, os.SEEK_SET)
+            while position < stop:
+                data = read_exactly(fd, min(CHUNK_BYTES, stop - position))
+                crc = crc32(data, crc) & 0xFFFFFFFF
+                position += len(data)
+        return crc
+
+    # blocks that differ from those of an old file
+
+    def _send_changes(self, number: int, fd: int, found: Any, old: Any) -> Any:
+        """Compare all that old and new file have in common, then send what differs."""
+        size = found.st_size
+        if size > wire.BLOCKS_MAX * old.block:  # it has grown very much
+            return self._send_whole(number, fd, found, old)
+        digests, changes = bytearray(), []
+        position, stop = 0, min(size, old.common_bytes())
+        step = wire.chunk_bytes(old.block)
+        while position < stop:
+            data = read_exactly(fd, min(step, stop - position))
+            self._await_digests(number, old, position + len(data) - 1)
+            changes += old.changes(position, data, digests)
+            position += len(data)
+            self._moved(number, position)
+            if old.run >= MOVED_BLOCKS and self._may_seek(old, found):
+                self._seek(number, old.size)
+                return None
+        if not changes and size == old.size:
+            changed = {0: (found.st_mode & 0o777, mtime_of(found))}
+            proof = self._digest(bytes(digests))
+            return (wire.SAME, wire.pack_ids([number]), changed, proof), self._prover(old.block)
+        self._open_far(number, found, BLOCKS)
+        for start, end in joined(changes):
+            self._send_range(number, fd, start, end)
+        self._send_tail(number, fd, position, size, old.block, digests)
+        proof = self._digest(bytes(digests))
+        return (wire.CLOSE, number, proof), self._prover(old.block)
+
+    def _await_digests(self, number: int, old: Any, position: int) -> None:
+        while not old.is_known(position):
+            if position >= wire.FIRST_BYTES and not old.is_wanted:
+                old.is_wanted = True
+                self._send((wire.GO, number))
+            self._take()
+
+    def _send_tail(
+        self, number: int, fd: int, position: int, size: int, block: int, digests: bytearray
+    ) -> None:  # fmt: skip
+        """Send what the old file had nothing of."""
+        os.lseek(fd, position, os.SEEK_SET)
+        while position < size:
+            data = read_exactly(fd, min(wire.chunk_bytes(block), size - position))
+            view = memoryview(data)
+            for start in range(0, len(data), block):
+                digests += self._digest(view[start : start + block])
+            for start in range(0, len(data), CHUNK_BYTES):
+                self._send_piece(number, position + start, data[start : start + CHUNK_BYTES])
+            position += len(data)
+            self._moved(number, position)
+
+    def _prover(self, block: int) -> Any:
+        """Return a function that makes the proof of a file again, by its blocks."""
+
+        def prove(fd: int, found: Any) -> bytes:
+            os.lseek(fd, 0, os.SEEK_SET)
+            digests = bytearray()
+            for position in range(0, found.st_size, block):
+                digests += self._digest(read_exactly(fd, min(block, found.st_size - position)))
+            return bytes(self._digest(bytes(digests)))
+
+        return prove
+
+    # chunks that were elsewhere in an old file
+
+    def _may_seek(self, old: Any, found: Any) -> bool:
+        """Tell whether moved data can be searched; holes would have to be sent as zeros."""
+        is_sparse = getattr(found, "st_blocks", 1 << 60) * 512 < found.st_size
+        return bool(min(old.size, found.st_size) >= SOUGHT_MIN and not is_sparse)
+
+    def _seek(self, number: int, old_size: int) -> None:
+        self._sought[number] = old_size, self._moved_bytes
+        self._send((wire.SEEK, number))
+
+    def _send_moved(self, number: int, fd: int, found: Any, table: Any) -> Any:
+        if table.is_sample:
+            part = min(found.st_size, SEARCHED_BYTES + SAMPLE_BYTES)
+            found_there = table_of(parts(fd, part), table.marks, table.average, self._digest)
+            if not table.has_any(*found_there):
+                return self._send_whole(number, fd, found, None)
+            self._seek(number, table.size)
+            self._cuts[number] = self._cut(fd, found, table)  # while the target cuts the old one
+            return None
+        cuts = self._cuts.pop(number, None)
+        if cuts is None or cuts[0] != identity_of(found):
+            cuts = self._cut(fd, found, table)
+        _, keys, lengths, proof = cuts
+        self._open_far(number, found, CHUNKED)
+        for old, start, length in table.runs(keys, lengths):
+            if old is None:
+                self._send_range(number, fd, start, start + length)
+                continue
+            for done in range(0, length, PIECE_BYTES):
+                part = min(PIECE_BYTES, length - done)
+                self._send((wire.COPY, number, start + done, old + done, part))
+                self._moved(number, start + done + part)
+        return (wire.CLOSE, number, proof), self._whole_digest
+
+    def _cut(self, fd: int, found: Any, table: Any) -> Any:
+        """Return (identity, keys and lengths of the chunks, digest) of a whole file."""
+        stream = self._stream()
+        pieces = updating(stream, parts(fd, found.st_size))
+        keys, lengths = table_of(pieces, table.marks, table.average, self._digest)
+        return identity_of(found), keys, lengths, stream.digest()[: wire.DIGEST_BYTES]
+
+    def _whole_digest(self, fd: int, found: Any) -> bytes:
+        stream = self._stream()
+        for _ in updating(stream, parts(fd, found.st_size)):
+            pass
+        digest: bytes = stream.digest()[: wire.DIGEST_BYTES]
+        return digest
+
+
+def joined(ranges: Any) -> Any:
+    """Return [[start, stop]] with those made one that touch."""
+    whole: Any = []
+    for start, stop in ranges:
+        if whole and whole[-1][1] == start:
+            whole[-1][1] = stop
+        else:
+            whole.append([start, stop])
+    return whole
+
+
+def parts(fd: int, size: int) -> Iterator[bytes]:
+    """Yield the first bytes of a file, piece by piece."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    return pieces_of(lambda count: read_exactly(fd, count), 0, size)
+
+
+def updating(stream: Any, pieces: Any) -> Iterator[bytes]:
+    for piece in pieces:
+        stream.update(piece)
+        yield piece
