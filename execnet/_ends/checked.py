@@ -33,7 +33,9 @@ STRUCTURE = b"]})(eaust\x85\x86\x87\x8f\x90\x91"
 SCANNED = {*LEAVES, *SHORT, *LONG, b"\x95"} | {bytes([byte]) for byte in STRUCTURE}
 SHORT_IN_PATTERN = 64  # longer ones are rare, and each length makes the pattern longer
 # What makes keys that can have the same hash, or be nested: tuples, frozensets, large numbers.
-RISKY = b"\x85", b"\x86", b"\x87", b"t", b"\x91", b"\x8a", b"\x8b"
+RISKY = {b"\x85", b"\x86", b"\x87", b"t", b"\x91", b"\x8a", b"\x8b"}
+HASHING = {b"s", b"u", b"\x90", b"\x91"}
+SMALL_BYTES = 7  # numbers of so many bytes have a hash of their own
 RISKY_CLASSIC = (
     opcode.BUILDTUPLE, opcode.FROZENSET, opcode.LONGINT, opcode.LONGLONG, opcode.COMPLEX,
     opcode.CHANNEL,
@@ -48,35 +50,52 @@ class Scan:
     """
 
     def __init__(self, opcodes: set[bytes]) -> None:
+        self._opcodes = opcodes
+        self._harmless = self._pattern(opcodes - RISKY).match
+        self._hashless = self._pattern(opcodes - HASHING).match
+        self._any = self._pattern(opcodes).match
+
+    def _pattern(self, opcodes: set[bytes]) -> re.Pattern[bytes]:
+        """Return what matches many opcodes; in pieces, as the matcher remembers each round."""
         ops = [re.escape(op) + b".{%d}" % size for op, size in LEAVES.items() if op in opcodes]
         ops.append(b"[" + re.escape(bytes(b for b in STRUCTURE if bytes([b]) in opcodes)) + b"]")
         lengths = [re.escape(bytes([n])) + b".{%d}" % n for n in range(SHORT_IN_PATTERN)]
         shorts = b"".join(re.escape(op) for op in SHORT if op in opcodes)
         ops.append(b"[" + shorts + b"](?:" + b"|".join(lengths) + b")")
-        # In pieces, as the matcher remembers each round.
-        self._run = re.compile(b"(?:" + b"|".join(ops) + b"){0,4000}", re.DOTALL).match
-        self._opcodes = opcodes
+        if b"\x8a" in self._opcodes:
+            ops.append(b"\x8a(?:" + b"|".join(lengths[: SMALL_BYTES + 1]) + b")")
+        return re.compile(b"(?:" + b"|".join(ops) + b"){0,4000}", re.DOTALL)
 
-    def check(self, data: bytes) -> None:
-        """Raise ``LoadError`` for what our pickler does not write."""
+    def check(self, data: bytes) -> bool:
+        """Return whether it is to be loaded with care; ``LoadError`` for what we don't write."""
         if data[:2] != b"\x80\x04":
             raise LoadError("a pickle of another protocol")
-        pos, end = 2, len(data) - 1
+        pos, end, risky, hashes = 2, len(data) - 1, 0, False
+        run = self._harmless
         while True:
             start = pos
-            pos = self._run(data, pos).end()  # type: ignore[union-attr]
+            pos = run(data, pos).end()  # type: ignore[union-attr]
             if pos == end and data[pos:] == b".":
-                return
+                return risky > FEW and hashes
             if pos > end:
                 raise LoadError("a pickle without an end")
             if pos == start:
-                pos = self._skip(data, pos, end)
+                op = data[pos : pos + 1]
+                if op in HASHING and risky > FEW:
+                    hashes, run = True, self._any
+                risky += op in RISKY
+                if risky == FEW + 1 and run is self._harmless:
+                    run, pos = self._hashless, 2  # once more: nothing is hashed, perhaps
+                else:
+                    pos = self._skip(data, pos, end)
 
     def _skip(self, data: bytes, pos: int, end: int) -> int:
-        """Return the position after an opcode with a length."""
+        """Return the position after one opcode."""
         op = data[pos : pos + 1]
         if op not in self._opcodes:
             raise LoadError(f"a pickle with opcode {op!r}, which nobody writes")
+        if op in STRUCTURE:
+            return pos + 1
         if op == b"\x95":  # a frame: what is in it is scanned as well
             return self._length(data, pos + 1, end, "<Q")[0]
         start, size = self._length(data, pos + 1, end, LONG.get(op, "<B"))
@@ -101,8 +120,7 @@ def load_checked(data: bytes, channel_or_factory: Any, strconfig: Any) -> Any:
     if data[:1] == b"\x80":
         if _scan is None:
             _scan = Scan(SCANNED)
-        _scan.check(data)
-        if sum(map(data.count, RISKY)) <= FEW:
+        if not _scan.check(data):
             return load_item(data, channel_or_factory, strconfig)
         return _carefully(_Pickle(data).load)
     if len(data) <= 5 * FEW:
