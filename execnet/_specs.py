@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 60.0
 HEARTBEAT_S = 15.0  # between signs of life, where a network may be cut in between
 PROOF = "key", "authentication", "bound", "fingerprint"
+MAX_ITEM = 1 << 30
 SILENT_BEATS = 4  # after so many that are missing the other side is given up
 
 
@@ -213,6 +214,8 @@ _ROWS = [
         "group: what the worker has started is killed when it ends."),
     Key("window", "a number of bytes", ALL, "any number", _bytes,
         "How many bytes a channel may have on its way and unread before send waits."),
+    Key("max_item", "a number of bytes", ALL, "1 GiB, any number for popen with this interpreter",
+        _bytes, "How many bytes the items may have that the worker is about to send in pieces."),
     Key("output", "forward or inherit", ALL, "stdout: nowhere", _output,
         "What becomes of what the worker writes to stdout and stderr."),
 ]
@@ -250,6 +253,9 @@ class Settings:
         )
         self.dead_after_s: float = values.get("dead_after", SILENT_BEATS * self.heartbeat_s)
         self.window_bytes: int | None = values.get("window")
+        self.max_item_bytes: int | None = values.get("max_item")
+        if self.max_item_bytes is None and not self.has_source:
+            self.max_item_bytes = MAX_ITEM
         self.output: str = values.get("output", "")  # or forward, or inherit
         self.kills_group: bool = values.get("kill", False)
         self.is_shared: bool = values.get("share", False)  # starts through a login of others, too

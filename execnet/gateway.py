@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from ._clock import monotonic
 from ._endpoint import Endpoint, endpoint_of
 from ._ends import fork
-from ._ends.admission import Admission
+from ._ends.admission import Admission, BoundedSizes
 from ._ends.death import describe_exit, shown, worker_died
 from ._ends.last_words import LastWords, show
 from ._ship.source import _find_non_builtin_globals as _find_non_builtin_globals
@@ -149,6 +149,8 @@ class Gateway(BaseGateway):
     _group: GroupLike | None = None
     knows_via = False  # whether its worker has what forwards the bytes of others
 
+    _bound_sizes = BoundedSizes
+
     def __init__(
         self,
         io: Any,
@@ -174,6 +176,7 @@ class Gateway(BaseGateway):
             from ._ends.checked import load_checked
 
             self._channelfactory.load_item = load_checked
+        self._channelfactory.max_item = self.settings.max_item_bytes
         self._writer.refusal = self._refusal
         self._initreceive()
         fork.register(self)

@@ -2754,6 +2754,7 @@ class ChannelFactory(object):
         self._callbacks: dict[int, _Callback] = {}
         self._parts: dict[tuple[int, int | None], tuple[bytes, BytesIO]] = {}
         self._part: Any = None  # the key of the one that is coming, and whether it is the last
+        self.max_item: int | None = None  # bytes of all items of which some pieces have come
         self._early: dict[int, StrConfig] = {}  # of channels that have not come yet
         self.arrived: deque[int] = deque(maxlen=10000)  # ids that the peer gave, the last ones
         self._item_numbers = itertools.count(1)
@@ -2886,6 +2887,11 @@ class ChannelFactory(object):
         if stream is None:
             return
         stream.write(data)
+        if self.max_item is not None and (
+            len(self._parts) > 1000
+            or sum([part.tell() for _, part in self._parts.values()]) > self.max_item
+        ):
+            raise ProtocolError("pieces of items take more than max_item=%d" % self.max_item)
         if last and not message.left:
             self._parts.pop(key, None)
             size = stream.tell() - 1

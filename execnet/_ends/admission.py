@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 HELLO_MAX = 1 << 16
 TEXT_MAX = 1 << 24  # of errors and stacks
 SMALL_MAX = 1 << 10
+EXACT = 100  # so many items are counted to the byte
+QUEUED_MAX = 10_000  # frames that a worker did not read, and that tell it what was read here
 EARLY_MAX = 1000  # channels that were configured before they came
 
 # What a worker may send -> bytes at the most, and whether it is about a channel.  Items are
@@ -83,3 +85,42 @@ class Admission:
                 raise ProtocolError(f"{EARLY_MAX} channels were configured and never came")
         self._early.add(channel_id)
         return True
+
+
+class BoundedSizes(list[int]):
+    """The sizes of the unread items of a channel with a window, from a worker that may ignore it.
+
+    What a worker may have on its way is one item, or as many as the window holds; here it may be
+    one more.  ``append`` runs in the receiver thread, and sums up only now and then.
+    """
+
+    def __init__(self, window_bytes: int) -> None:
+        super().__init__()
+        self._window = window_bytes  # the largest since there was nothing unread, or just before
+        self._now = self._recent = window_bytes
+        self._room = 0  # bytes that may come before the next sum
+
+    def announce(self, window_bytes: int) -> None:
+        """The worker is, or was, told another window."""
+        self._now = window_bytes
+        self._recent = max(self._recent, window_bytes)
+        self._window = max(self._window, window_bytes)
+
+    def append(self, size: int) -> None:
+        """Note an item; ``ProtocolError`` if there are too many already."""
+        if not self:
+            self._window, self._recent = self._recent, self._now  # it may not know of the last yet
+        self._room -= size
+        if len(self) > 1 and (self._room < 0 or len(self) < EXACT):
+            unread = sum(self)
+            slack = 0 if len(self) < EXACT else self._window // 4
+            if unread > self._window + slack:
+                raise ProtocolError(f"{unread} bytes of a channel with window={self._window}")
+            self._room = self._window + slack - unread - size
+        super().append(size)
+
+    @staticmethod
+    def check_queue(gateway: Any) -> None:
+        """End a worker that sends, and takes nothing of what it is told about that."""
+        if len(gateway._writer._frames) > QUEUED_MAX:
+            gateway._on_silence("it reads nothing")

@@ -27,6 +27,8 @@ class Windows:
         self._factory = factory
         self._bytes: dict[int, int] = {}  # by channel; 0: of all that are made from now on
         self._unread: dict[int, int] = {}
+        # What holds the sizes of unread items; a coordinator's sees that the window is kept.
+        self.bound: Any = getattr(factory.gateway, "_bound_sizes", None)
         self._lock = factory.gateway.execmodel.Lock()
         self._senders: deque[_Flag] = deque()  # of those that wait
 
@@ -36,6 +38,8 @@ class Windows:
         channel = self._factory._channels.get(id)
         if channel is not None:
             self.adopt(channel)
+            if self.bound is not None and isinstance(channel._items, _CountedInbox):
+                channel._items.sizes.announce(window_bytes)
 
     def adopt(self, channel: Channel) -> None:
         """Have the items of a channel counted, if it has a window."""
@@ -93,6 +97,8 @@ class Windows:
 
     def on_read(self, id: int, size: int) -> None:
         """Tell the other side that so many bytes of a channel were read here."""
+        if self.bound is not None:
+            self.bound.check_queue(self._factory.gateway)
         self._factory.post(Message.CREDIT, id, dumps_internal(size))
 
     def on_credit(self, id: int, size: int) -> None:
@@ -127,7 +133,9 @@ class _CountedInbox:
         self._gateway = windows._factory.gateway
         self._id = id
         self._lock = self._gateway.execmodel.Lock()
-        self.sizes: list[int] = []  # of the items in the queue, and of those taken last
+        # Of the items in the queue, and of those taken last.
+        self.sizes: Any = [] if windows.bound is None else windows.bound(windows.of(id))
+        self._bound = windows.bound
         self._telling: tuple[int, list[Any]] | None = None  # how many of them, and the frame
         self.put = items.put
         self.empty = items.empty
@@ -151,6 +159,8 @@ class _CountedInbox:
                 header = _HEADER.pack(Message.CREDIT, self._id, len(data))
                 self._telling = count, writer.frame(header, data)
             count, frame = self._telling
+            if self._bound is not None:
+                self._bound.check_queue(self._gateway)
             writer.post_frame(frame)
             del self.sizes[:count]  # no call is between this and the next
             self._telling = None

@@ -15,7 +15,7 @@ from .._errors import BootstrapError
 from .._ship.source import source_to_send
 from ..gateway_base import Message, RemoteError, _Flag, dumps_internal, new_lock
 from . import far as output_far
-from .far import CREDIT_BYTES
+from .far import CREDIT_BYTES, WINDOW_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -149,16 +149,39 @@ class _Source:
         self.gateway = gateway
         self._channel = channel
         self._taken = 0  # bytes, and not told yet
+        self._came = self._went = 0  # bytes; each is written by one thread
+        self._is_refused = False
 
-    def on_item(self, item: Lines | None) -> None:
+    def on_item(self, item: Any) -> None:
+        if self._is_refused:
+            return
+        if item is not None and not _is_output(item):
+            self._is_refused = True  # of this worker alone
+            self._inbox.put((self, (2, b"execnet: its output is garbled, and is dropped", 0)))
+            item = None
+        elif item is not None:
+            self._came += len(item[1])
+            if self._came - self._went - len(item[1]) > WINDOW_BYTES + CREDIT_BYTES:
+                self._is_refused = True
+                self.gateway._on_silence("its output does not wait until it is read")
+                item = None
         self._inbox.put((self, item))
 
-    def acknowledge(self, item: Lines) -> None:
+    def acknowledge(self, item: Any) -> None:
+        self._went += len(item[1])
         self._taken += len(item[1])
         if self._taken >= CREDIT_BYTES and not self._channel.isclosed():
             taken, self._taken = self._taken, 0
             # Not ``send``: a worker that is stopped must not keep the lines of others back.
             self.gateway._post(Message.CHANNEL_DATA, self._channel.id, dumps_internal(taken))
+
+
+def _is_output(item: Any) -> bool:
+    """Whether an item is (descriptor, bytes, number of lines that were dropped)."""
+    if type(item) is not tuple or len(item) != 3:
+        return False
+    fd, data, dropped = item
+    return type(fd) is int and fd in STREAMS and type(data) is bytes and type(dropped) is int
 
 
 def _print(fd: int, text: str) -> None:

@@ -15,6 +15,7 @@ from ..gateway_base import (
     ExecModel,
     FrameWriter,
     Message,
+    ProtocolError,
     _Flag,
     _pack_bytes_head,
     dumps_internal,
@@ -60,6 +61,23 @@ class ViaWriter(FrameWriter):
 
     def _advance(self, frame: list[Any]) -> None:  # holds _lock
         self._io.hand_in(frame)
+
+
+class BoundedInbox:
+    """The queue of what comes from a worker that others go via, which may ignore the window."""
+
+    def __init__(self, items: Any, io: ViaIO) -> None:
+        self._io, self._items = io, items
+        self._came = 0
+        self.get, self.empty, self.qsize = items.get, items.empty, items.qsize
+
+    def put(self, item: Any) -> None:
+        """Take an item, in the receiver thread; ``ProtocolError`` if too much is unread."""
+        if type(item) is bytes:
+            if self._came - self._io.read_bytes > WINDOW_BYTES + CHUNK_BYTES:
+                raise ProtocolError("more was forwarded than was asked for")
+            self._came += len(item)
+        self._items.put(item)
 
 
 class ViaIO(Endpoint):
@@ -108,6 +126,8 @@ class ViaIO(Endpoint):
         self.is_connected = _Flag(execmodel)
         self._data: Channel = via.newchannel()
         self._data._strconfig = (False, False)  # Python 2's str are bytes
+        self.read_bytes = 0
+        self._data._set_inbox(BoundedInbox(self._data._items, self))
         self._news: Channel = via.newchannel()  # what comes when nobody reads, too
         self._news._strconfig = (False, False)
         self._start(request)
@@ -200,6 +220,7 @@ class ViaIO(Endpoint):
     def account(self, size: int) -> None:
         """Tell the far side, now and then, how much was taken."""
         self._silent = False
+        self.read_bytes += size
         self._read_bytes += size
         if self._read_bytes >= CREDIT_BYTES:
             read, self._read_bytes = self._read_bytes, 0
