@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
 
 from ._clock import monotonic
@@ -318,11 +317,11 @@ class Settings:
         """Return what a key means in this spec; None for one that is a program's own."""
         row = KEYS.get(name)
         if row is not None and (not row.types or self.type in row.types):
-            is_used = not row.needs or getattr(self.spec, row.needs) is not None
+            is_used = not row.needs or vars(self.spec).get(row.needs) is not None
             return row if is_used else None
         if name == self.type or (self.transport is not None and name in self.transport.options):
             return Key(name, "as its distribution says", (), "", str, "")
-        if row is not None and self.type not in OLD_TYPES and getattr(self.spec, name) is not None:
+        if row is not None and self.type not in OLD_TYPES and vars(self.spec)[name] is not None:
             raise self._error(f": {name}= is for {row.types[0]}=, not {self.type}=")
         return None
 
@@ -341,7 +340,7 @@ class Settings:
             self._check_proof()
 
     def _check_proof(self) -> None:
-        given = [key for key in PROOF if getattr(self.spec, key) is not None]
+        given = [key for key in PROOF if vars(self.spec).get(key) is not None]
         reason = ""
         if given and self.spec.installvia:
             reason = "an installed server has a key of its own"
@@ -360,5 +359,5 @@ class Settings:
             raise self._error(": forkserver has no value, preload= names what it imports")
         if self.is_over_network:
             raise self._error(": forkserver is for popen on this machine only")
-        if not hasattr(os, "fork") or not hasattr(signal, "SIGCHLD"):
+        if not hasattr(os, "fork"):
             raise self._error(f": there is no forkserver on {sys.platform}: it has no fork")

@@ -109,16 +109,14 @@ class Starts:
         connections = [start.gateway for start in begun if start.gateway and start.is_connection]
         for gateway in workers:
             forget(gateway)
-            gateway._io.kill()
-        for gateway in workers:
-            gateway_bootstrap.abandon(gateway._io, gateway)
+        gateway_bootstrap.abandon(*workers)
         self._leave_connections()
         for start in self._starts:
             if start.connection is not None:
                 self._connections.leave(start.connection, start)
         for gateway in connections:
             if not self._connections.is_used(gateway):
-                gateway_bootstrap.abandon(gateway._io, gateway)
+                gateway_bootstrap.abandon(gateway)
                 self._connections.forget([gateway])
 
     def _advance(self) -> bool:

@@ -208,7 +208,7 @@ class Gateway(BaseGateway):
         text, file_name, call_name = source_to_send(source, self._is_old())
         if kwargs and call_name is None:
             raise TypeError("keyword arguments need a function to be passed to")
-        if getattr(source, "__name__", "") == _SERVER:
+        if isinstance(source, types.ModuleType) and source.__name__ == _SERVER:
             from ._transports.keys import given_to_server
 
             text = given_to_server() + text

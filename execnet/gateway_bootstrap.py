@@ -117,11 +117,13 @@ def start_over(io: Endpoint, settings: Settings) -> Gateway:
         if line:
             gateway.post_first_line(line)
         return gateway
-    except RuntimeError as exc:  # there can be no more threads
-        abandon(io, gateway)
-        raise BootstrapError(f"{settings.id} could not be started: {exc}") from exc
-    except BaseException:
-        abandon(io, gateway)
+    except BaseException as exc:
+        if gateway is None:
+            io.discard()
+        else:
+            abandon(gateway)
+        if isinstance(exc, RuntimeError):  # there can be no more threads
+            raise BootstrapError(f"{settings.id} could not be started: {exc}") from exc
         raise
 
 
@@ -147,11 +149,11 @@ def wait_ready(gateway: Gateway, deadline: float | None) -> None:
             io.worker_pid = handshake.hello.get("pid")
             return
     except BaseException:
-        abandon(io, gateway)
+        abandon(gateway)
         raise
     in_time, status = handshake.answered.is_set(), gateway.exitcode  # before we end it
     is_connecting = not in_time and io.is_connecting()
-    abandon(io, gateway)
+    abandon(gateway)
     try:
         from ._ends.failure import failure_of
     except (ImportError, OSError):  # no descriptor is left to read it by
@@ -161,15 +163,15 @@ def wait_ready(gateway: Gateway, deadline: float | None) -> None:
     raise failure_of(io, gateway.settings, handshake, *facts)
 
 
-def abandon(io: Endpoint, gateway: Gateway | None) -> None:
-    """Kill what was started and wait until it is gone, with its stream and its gateway, if any."""
-    if gateway is None:
-        io.discard()
-        return
-    gateway._writer.fail("the gateway was abandoned")
-    io.kill()
-    io.wait()
-    gateway.join()  # its receiver thread closes the stream
+def abandon(*gateways: Gateway) -> None:
+    """Kill workers, all at once, and wait until they are gone, with their streams and threads."""
+    streams = [gateway._io for gateway in gateways]
+    for gateway, io in zip(gateways, streams, strict=True):
+        gateway._writer.fail("the gateway was abandoned")
+        io.kill()
+    for gateway, io in zip(gateways, streams, strict=True):
+        io.wait()
+        gateway.join()  # its receiver thread closes the stream
 
 
 def carriers_first(specs: list[Settings]) -> list[Settings]:

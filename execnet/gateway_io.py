@@ -76,7 +76,7 @@ def _pipe() -> list[int]:
     ends = list(map(above_stdio, os.pipe()))
     if sys.platform == "linux":
         with suppress(OSError):  # the user's share of such buffers is used up
-            fcntl.fcntl(ends[1], getattr(fcntl, "F_SETPIPE_SZ", F_SETPIPE_SZ), PIPE_BYTES)
+            fcntl.fcntl(ends[1], F_SETPIPE_SZ, PIPE_BYTES)
     return ends
 
 
@@ -291,7 +291,7 @@ class Popen2IOMaster(Popen2IO, Endpoint):
 
     def kill_group(self) -> None:
         """Kill all processes of the group that a worker under ``kill=group`` leads."""
-        if self.worker_pid == self.popen.pid and hasattr(os, "killpg"):
+        if self.worker_pid == self.popen.pid:
             with suppress(OSError):  # none of them is left
                 os.killpg(self.popen.pid, signal.SIGKILL)
 

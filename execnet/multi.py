@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._endpoint import Endpoint
+    from ._output.near import Output
 
 
 class Group:
@@ -52,7 +53,7 @@ class Group:
         self._at_exit = False
         self._terminating = new_rlock()
         self._lock = new_rlock()
-        self._output: Any = None  # what becomes of forwarded lines; made when it is needed
+        self._output: Output | None = None  # where forwarded lines go; made when it is needed
         self.set_execmodel(execmodel)
         self._at_exit_registered = True
         _register_at_exit(self._cleanup_atexit)
@@ -86,7 +87,7 @@ class Group:
     # container
 
     def __repr__(self) -> str:
-        return f"<Group {[getattr(gateway, 'id', gateway) for gateway in self]!r}>"
+        return f"<Group {[_name_of(gateway) for gateway in self]!r}>"
 
     def __len__(self) -> int:
         return len(self._gateways)
@@ -99,7 +100,7 @@ class Group:
             gateway: Gateway = self._gateways[key]
             return gateway
         for gateway in self:
-            if gateway == key or getattr(gateway, "id", None) == key:
+            if gateway == key or _name_of(gateway) == key:
                 return gateway
         raise KeyError(key)
 
@@ -121,7 +122,7 @@ class Group:
     ) -> None:
         self.terminate(timeout=TERMINATE_S)
 
-    def _register(self, gateway: Any) -> None:
+    def _register(self, gateway: Gateway) -> None:
         if not gateway.id:
             raise ValueError(f"{gateway!r} has no id")
         with self._lock:
@@ -133,7 +134,7 @@ class Group:
                 self._at_exit_registered = True
                 _register_at_exit(self._cleanup_atexit)
 
-    def _unregister(self, gateway: Any) -> None:
+    def _unregister(self, gateway: Gateway) -> None:
         with self._lock:
             if gateway in self._gateways:
                 self._gateways.remove(gateway)
@@ -249,7 +250,7 @@ class Group:
         """
         self._get_output().set_callback(callback)
 
-    def _get_output(self) -> Any:
+    def _get_output(self) -> Output:
         with self._lock:
             if self._output is None:
                 from ._output.near import Output
@@ -374,6 +375,11 @@ def _register_at_exit(function: Callable[[], object]) -> None:
         import threading
 
         threading._register_atexit(function)  # type: ignore[attr-defined]
+
+
+def _name_of(member: object) -> object:
+    """Return the id of a gateway, or what else somebody has put into a group."""
+    return getattr(member, "id", member)
 
 
 def carriers_of(gateway: Any) -> list[str | None]:

@@ -132,7 +132,7 @@ def _describe(gateway: Gateway, start_s: float) -> tuple[str, ...]:
         gateway.id,
         str(gateway.spec),
         _format_version(info.version_info),
-        str(getattr(info, "implementation", "?")),
+        str(vars(info).get("implementation", "?")),
         str(info.platform),
         str(info.pid),
         str(info.cwd),

@@ -331,13 +331,13 @@ def _signals_go_to(session: Session) -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             former_fd = signal.set_wakeup_fd(session.wakeup_fd(), warn_on_full_buffer=False)
             for name in SIGNALS:
-                number = getattr(signal, name, None)
+                number = signal.Signals.__members__.get(name)
                 if number and signal.getsignal(number) not in (signal.SIG_IGN, None):
                     before[number] = signal.signal(number, session.on_signal)
         yield
     finally:
-        for number, former in before.items():
-            signal.signal(number, former)
+        for caught, former in before.items():
+            signal.signal(caught, former)
         if former_fd is not None:
             signal.set_wakeup_fd(former_fd)
         session.close()

@@ -9,6 +9,7 @@ import os
 from contextlib import suppress
 
 from ..gateway_base import ExecModel, _Flag, above_stdio, new_lock, real_select
+from . import fork
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,10 +80,17 @@ class Relay:
     """
 
     def __init__(self) -> None:
+        self._set_up()
+
+    def _set_up(self) -> None:
         self._lock = new_lock()
         self._open: set[Capture] = set()
         self._to_close: set[Capture] = set()
         self._wake_fd = -1  # written to when a set has changed; -1 while no thread runs
+
+    def _disown(self) -> None:
+        """In a forked process: the captures, and the thread, are the parent's."""
+        self._set_up()
 
     def add(self, capture: Capture) -> None:
         """Serve a capture; RuntimeError if there can be no thread."""
@@ -106,6 +114,7 @@ class Relay:
         capture.done.wait(CLOSE_S)
 
     def _start(self) -> None:
+        fork.register(self)
         wake, self._wake_fd = map(above_stdio, os.pipe())
         try:
             _MODEL.start(self._run, (wake,), "execnet-stderr")
@@ -168,16 +177,6 @@ def _pass_on(capture: Capture) -> bool:
 
 
 _relay = Relay()
-
-
-def _forget() -> None:
-    """In a forked process: the captures, and the thread, are the parent's."""
-    global _relay
-    _relay = Relay()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
 
 
 def capture(fd: int) -> Capture:

@@ -174,7 +174,7 @@ class Template:
                     raise TimeoutError("the template takes nothing") from None
             except OSError as exc:
                 # Too many descriptors are on their way, for a user's share.
-                if exc.errno != _TOOMANYREFS or monotonic() > deadline:
+                if exc.errno != errno.ETOOMANYREFS or monotonic() > deadline:
                     raise
                 sleep(0.001)
 
@@ -303,9 +303,6 @@ class Template:
         self._lock = new_lock()
         self._close()
         self._process.returncode = 0  # it is not ours to wait for
-
-
-_TOOMANYREFS = getattr(errno, "ETOOMANYREFS", -1)
 
 
 def _wait_for(fd: int, seconds: float, writing: bool = False) -> bool:

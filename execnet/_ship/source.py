@@ -128,7 +128,7 @@ def _find_non_builtin_globals(source: str, codeobj: types.CodeType) -> list[str]
         import symtable
     except ImportError:  # PyPy has none
         names = _global_names(compile(source, codeobj.co_filename, "exec", 0, True))
-        return [name for name in names if name not in _MODULE_NAMES and not hasattr(builtins, name)]
+        return [name for name in names if name not in _MODULE_NAMES and name not in vars(builtins)]
     module = symtable.symtable(source, codeobj.co_filename, "exec")
     defined = {symbol.get_name() for symbol in module.get_symbols() if symbol.is_assigned()}
     found: dict[str, None] = {}  # in the order of the source, each once

@@ -167,10 +167,9 @@ def types_of(spec: XSpec) -> list[str]:
 
     The installed entry points are looked at only when no known key is there.
     """
-    types = [key for key in (*TRANSPORTS, "socket") if getattr(spec, key) not in (None, False)]
-    if not types:
-        types = [name for name in _plugins() if getattr(spec, name, None) not in (None, False)]
-    return types
+    given = {key for key, value in vars(spec).items() if value not in (None, False)}
+    types = [key for key in (*TRANSPORTS, "socket") if key in given]
+    return types or [name for name in _plugins() if name in given]
 
 
 def known_types() -> list[str]:
@@ -261,7 +260,7 @@ def can_inherit(spec: XSpec) -> bool:
 
 def address_of(spec: XSpec, row: Transport) -> str | None:
     """Return what a spec calls the place that its worker runs at; None for this machine."""
-    value = getattr(spec, row.key)
+    value = vars(spec)[row.key]
     return value if isinstance(value, str) and not row.is_local else None
 
 
