@@ -85,6 +85,16 @@ class TestRefusals:
         with pytest.raises(ValueError, match="'A'"):
             XSpec(string)
 
+    @pytest.mark.parametrize("string", ["", "popen//", "popen////id=x", "=x", "//popen"])
+    def test_a_key_without_a_name_is_a_value_error(self, string: str) -> None:
+        with pytest.raises(ValueError, match="empty key"):
+            XSpec(string)
+
+    @pytest.mark.parametrize("string", ["popen//env:A", "popen//env:=1", "popen//env=A"])
+    def test_a_variable_needs_a_name_and_a_value(self, string: str) -> None:
+        with pytest.raises(ValueError, match="a variable is given as env:NAME=value"):
+            XSpec(string)
+
     @pytest.mark.parametrize("string", ["_x", "_spec=1", "popen//_x=1", "popen//__dict__=1"])
     def test_a_key_with_an_underscore_in_front_is_an_attribute_error(self, string: str) -> None:
         with pytest.raises(AttributeError, match="_"):

@@ -24,7 +24,7 @@ from interpreters import DEMANDED, found
 from interpreters import Interpreter as Interpreter
 
 import execnet
-from execnet import Gateway
+from execnet import BootstrapError, Gateway, Group
 from execnet._ends import watch
 from execnet._folders import HOME_VARIABLE
 from execnet.gateway_base import ChannelFactory, ExecModel, get_execmodel
@@ -285,6 +285,16 @@ class Trickle:
 
 MakeGateway = Callable[..., Gateway]
 FAILED = pytest.StashKey[bool]()
+
+
+def error_of(group: Group, spec: str) -> BootstrapError:
+    """Fail to make a gateway; return the error, after which nothing is left."""
+    before = Resources.now()
+    with pytest.raises(BootstrapError) as caught:
+        group.makegateway(spec)
+    before.assert_nothing_new(timeout_s=1)
+    assert len(group) == 0
+    return caught.value
 
 
 def is_in(thread: threading.Thread, function: str) -> bool:

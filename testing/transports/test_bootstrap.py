@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tools import BOUND_S, MakeGateway, Resources, find_python, run_python, wait_until
+from tools import BOUND_S, MakeGateway, Resources, error_of, find_python, run_python, wait_until
 
 import execnet
 from execnet import ExecnetError, Gateway, Group, XSpec, gateway_base, gateway_bootstrap
@@ -37,30 +37,21 @@ def program(tmp_path: Path) -> Callable[[str], str]:
 
 
 class TestFailures:
-    def fails(self, group: Group, spec: str) -> BootstrapError:
-        """Try to make a gateway; return the error, behind which nothing is left."""
-        before = Resources.now()
-        with pytest.raises(BootstrapError) as caught:
-            group.makegateway(spec)
-        before.assert_nothing_new(timeout_s=1)
-        assert len(group) == 0
-        return caught.value
-
     def test_a_program_that_ends_at_once_is_named_with_its_exit_status(self, group: Group) -> None:
-        error = self.fails(group, "popen//python=/bin/false")
+        error = error_of(group, "popen//python=/bin/false")
         assert "/bin/false -u -c" in str(error)
         assert "exit status 1" in str(error)
         assert "gw0" in str(error)
 
     def test_the_error_is_of_a_class_that_callers_catch(self, group: Group) -> None:
-        error = self.fails(group, "popen//python=/bin/false")
+        error = error_of(group, "popen//python=/bin/false")
         assert isinstance(error, (ExecnetError, OSError, EOFError))
         assert issubclass(HostNotFound, BootstrapError)
         assert execnet.BootstrapError is BootstrapError
 
     @pytest.mark.parametrize("path", ["/does/not/exist", "does-not-exist", "/", "/etc/passwd"])
     def test_a_path_that_is_no_program_is_named(self, group: Group, path: str) -> None:
-        error = self.fails(group, f"popen//python={path}")
+        error = error_of(group, f"popen//python={path}")
         assert path in str(error)
         assert os.strerror(2) in str(error) or os.strerror(13) in str(error)
 
@@ -78,14 +69,14 @@ class TestFailures:
         self, group: Group, program: Callable[[str], str], commands: str, words: str
     ) -> None:
         path = program(commands)
-        error = self.fails(group, f"popen//python={path}")
+        error = error_of(group, f"popen//python={path}")
         assert path in str(error)
         assert words in str(error)
 
     def test_a_program_that_talks_without_end_is_stopped(
         self, group: Group, program: Callable[[str], str]
     ) -> None:
-        error = self.fails(group, f"popen//python={program('exec yes blah')}")
+        error = error_of(group, f"popen//python={program('exec yes blah')}")
         assert "65536 bytes" in str(error)
         assert "blah\nblah\n" in str(error)
         assert len(str(error)) < 10000
@@ -95,7 +86,7 @@ class TestFailures:
     ) -> None:
         start = time.monotonic()
         spec = f"popen//connect_timeout=0.2//python={program('echo so far; exec sleep 100')}"
-        error = self.fails(group, spec)
+        error = error_of(group, spec)
         assert time.monotonic() - start < 2
         assert "no answer" in str(error)
         assert "so far" in str(error)
@@ -104,7 +95,7 @@ class TestFailures:
         self, group: Group, program: Callable[[str], str]
     ) -> None:
         start = time.monotonic()
-        self.fails(group, f"popen//python={program('exec sleep 100 >&-')}")
+        error_of(group, f"popen//python={program('exec sleep 100 >&-')}")
         assert time.monotonic() - start < 3
 
     def test_a_marker_without_a_hello_is_no_worker(
@@ -116,15 +107,15 @@ class TestFailures:
             "marker = re.search(r'execnet.{1,8}?([0-9a-f]{16})', line).group(1)\n"
             "sys.stdout.buffer.write(b'\\0execnet\\0' + marker.encode() + b'\\n' + b'garbage' * 9)"
         )
-        error = self.fails(group, f"popen//python={program(f'exec {sys.executable} -c {echo}')}")
+        error = error_of(group, f"popen//python={program(f'exec {sys.executable} -c {echo}')}")
         assert "garbage" in str(error)
 
     def test_an_interpreter_that_is_none_says_so(self, group: Group) -> None:
-        error = self.fails(group, "popen//python=/bin/cat")
+        error = error_of(group, "popen//python=/bin/cat")
         assert "/bin/cat" in str(error)
 
     def test_a_folder_that_cannot_be_made_is_named(self, group: Group) -> None:
-        error = self.fails(group, "popen//chdir=/etc/passwd/sub")
+        error = error_of(group, "popen//chdir=/etc/passwd/sub")
         assert "/etc/passwd/sub" in str(error)
         assert "NotADirectoryError" in str(error)
 
@@ -136,7 +127,7 @@ class TestFailures:
         spec = (
             f"popen//execmodel={model}//env:X=1//python=env PYTHONPATH={tmp_path} {sys.executable}"
         )
-        error = self.fails(group, spec)
+        error = error_of(group, spec)
         assert "not for you" in str(error)
 
 

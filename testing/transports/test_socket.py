@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from processes import wait_reaped
 from socketservers import Server, Servers
-from tools import BOUND_S, MakeGateway, Resources, Task, wait_until
+from tools import BOUND_S, MakeGateway, Task, error_of, wait_until
 from workers import ECHO, GETPID, ask
 
 import execnet
@@ -196,31 +196,22 @@ class TestEnd:
 
 
 class TestFailures:
-    def fails(self, group: Group, spec: str) -> BootstrapError:
-        """Try to make a gateway; return the error, behind which nothing is left."""
-        before = Resources.now()
-        with pytest.raises(BootstrapError) as caught:
-            group.makegateway(spec)
-        before.assert_nothing_new(timeout_s=1)
-        assert len(group) == 0
-        return caught.value
-
     def test_a_port_where_nobody_listens(self, group: Group) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        error = self.fails(group, f"socket=127.0.0.1:{port}")
+        error = error_of(group, f"socket=127.0.0.1:{port}")
         assert isinstance(error, HostNotFound)
         assert f"can't connect to 127.0.0.1:{port}: [Errno 111]" in str(error)
         assert "socketserver.py" in str(error)
 
     def test_a_path_where_nobody_listens(self, group: Group, tmp_path: Path) -> None:
-        error = self.fails(group, f"socket=unix:{tmp_path}/none")
+        error = error_of(group, f"socket=unix:{tmp_path}/none")
         assert isinstance(error, HostNotFound)
         assert f"can't connect to unix:{tmp_path}/none" in str(error)
 
     @pytest.mark.parametrize("host", ["no.such.host.invalid", "x" * 70, "a..b"])
     def test_a_host_that_is_not_known(self, group: Group, host: str) -> None:
-        error = self.fails(group, f"socket={host}:8888")
+        error = error_of(group, f"socket={host}:8888")
         assert isinstance(error, HostNotFound)
         assert f"can't connect to {host}:8888" in str(error)
 
@@ -242,7 +233,7 @@ class TestFailures:
         assert "no answer within 0.3 s" in str(error)
 
     def fails_beside(self, group: Group, spec: str) -> BootstrapError:
-        """As ``fails``, while the test itself opens and closes things."""
+        """As ``error_of``, while the test itself opens and closes things."""
         with pytest.raises(BootstrapError) as caught:
             group.makegateway(spec)
         return caught.value
@@ -252,7 +243,7 @@ class TestFailures:
             start = time.monotonic()
             port = silent.getsockname()[1]
             spec = f"socket=127.0.0.1:{port}//connect_timeout=0.3//authentication=none"
-            error = self.fails(group, spec)
+            error = error_of(group, spec)
             assert time.monotonic() - start < 2
         assert "no answer in time" in str(error)
         assert f"socket=127.0.0.1:{port}" in str(error)

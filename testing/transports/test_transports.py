@@ -26,6 +26,25 @@ P = ["p", "-u", "-c", LINE]  # for specs with python=p
 P_TEXT = f'p -u -c "{LINE}"'
 
 
+class TestRows:
+    def test_what_holds_of_each_transport_in_the_order_in_which_types_are_named(self) -> None:
+        rows = [
+            (row.key, row.captures_stderr, row.is_local, row.may_be_bare)
+            for row in TRANSPORTS.values()
+        ]
+        assert rows == [
+            ("popen", False, True, True),
+            ("ssh", True, False, False),
+            ("vagrant_ssh", True, False, False),
+            ("sudo", True, True, False),
+            ("docker", True, False, False),
+            ("podman", True, False, False),
+            ("kubectl", True, False, False),
+            ("lxc", True, False, False),
+            ("srun", True, False, True),
+        ]
+
+
 class TestCommands:
     @pytest.mark.parametrize(
         ("spec", "words"),
