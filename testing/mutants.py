@@ -33,9 +33,22 @@ SPARE_S = 60.0  # what a run may take beyond twice the time of the one without a
 
 # Module -> the tests that are to notice; another is looked for in test files of its name.
 TESTS = {
-    "multi": ["core/test_multi.py", "core/test_gateway.py", "ends/test_termination.py"],
-    "_starts": ["core/test_multi.py", "transports/test_ssh_logins.py"],
-    "gateway_bootstrap": ["transports/test_bootstrap.py", "transports/test_ssh_faults.py"],
+    "multi": [
+        "core/test_abandoned_starts.py",
+        "core/test_multi.py",
+        "core/test_gateway.py",
+        "ends/test_termination.py",
+    ],
+    "_starts": [
+        "core/test_abandoned_starts.py",
+        "core/test_multi.py",
+        "transports/test_ssh_logins.py",
+    ],
+    "gateway_bootstrap": [
+        "core/test_abandoned_starts.py",
+        "transports/test_bootstrap.py",
+        "transports/test_ssh_faults.py",
+    ],
     "_transports/table": ["transports/test_transports.py", "package/test_documented_specs.py"],
     "xspec": ["core/test_xspec.py"],
     "gateway_base": ["core", "streams/test_streams.py", "streams/test_conformance.py"],
