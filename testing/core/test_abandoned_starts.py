@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import is_reaped
 from services import script
 from tools import BOUND_S, Resources
 
@@ -50,6 +52,16 @@ class TestOne:
         monkeypatch.setattr(gateway.handshake.answered, "wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
             gateway_bootstrap.wait_ready(gateway, None)
+        assert is_reaped(gateway._io.popen.pid)
+        assert not gateway.hasreceiver()
+        before.assert_nothing_new(timeout_s=1)
+
+    def test_nor_does_one_that_does_not_answer_in_time(self, silent: str) -> None:
+        before = Resources.now()
+        gateway = started(silent)
+        with pytest.raises(BootstrapError, match="no answer in time"):
+            gateway_bootstrap.wait_ready(gateway, time.monotonic() + 0.2)
+        assert is_reaped(gateway._io.popen.pid)
         before.assert_nothing_new(timeout_s=1)
 
     @pytest.mark.parametrize("error", [RuntimeError("no thread"), KeyboardInterrupt()], ids=repr)

@@ -92,6 +92,12 @@ class TestIds:
         group.makegateway("popen//id=gw0")
         assert group.makegateway().id == "gw1"
 
+    def test_those_that_are_asked_for_in_one_call_come_before_those_that_are_given(
+        self, group: Group
+    ) -> None:
+        gateways = group.makegateways(["popen", "popen//id=gw0"])
+        assert [gateway.id for gateway in gateways] == ["gw1", "gw0"]
+
     def test_one_that_is_taken_cannot_be_asked_for(self, group: Group) -> None:
         group.makegateway("popen//id=a")
         with pytest.raises(ValueError, match="'a'"):
