@@ -306,7 +306,7 @@ class Settings:
             if row.takes and self._is_missing(name, text):
                 or_else = ", or installvia=" if name == "socket" else ""
                 raise self._error(f": {name}= needs a value{or_else}: {row.takes}")
-            if text is not True:
+            if text is not True and row is KEYS.get(name):  # else it is another distribution's
                 try:
                     values[name] = row.parse(text)
                 except ValueError as exc:

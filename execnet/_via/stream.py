@@ -269,17 +269,17 @@ class ViaIO(Endpoint):
     def hand_in(self, frame: list[Any]) -> None:
         """Hand the next piece of a frame in and note it; after an interrupt not once more."""
         data, _, written = frame
-        start = sum(written)
+        start, writer = sum(written), self._via._writer
         if self._handing is None or self._handing[0] is not frame or self._handing[1] != start:
             self._await_room()
             piece = data if len(data) <= CHUNK_BYTES else data[start : start + CHUNK_BYTES]
-            inner = self._via._writer.frame(*self._packed(piece))
+            inner = writer.frame(*self._packed(piece))
             self._handing = frame, start, inner, len(piece), self._sent + len(piece)
         _, _, inner, size, sent = self._handing
-        if self._via._get_ident() == self._via._receiver_ident:
-            self._via._writer.post_frame(inner)
+        if _receives_here(self._via):
+            writer.post_frame(inner)
         else:
-            self._via._writer.deliver(inner)
+            writer.deliver(inner)
         self._sent = sent
         written[:] = (start + size,)
 
@@ -307,7 +307,7 @@ class ViaIO(Endpoint):
         """
         via: Carrier | None = self._via
         while via is not None:
-            if via._get_ident() == via._receiver_ident:
+            if _receives_here(via):
                 return True
             via = via._io.carrier
         return False
@@ -383,6 +383,11 @@ class ViaIO(Endpoint):
             self._kill_time = monotonic()
             self._post((self.worker_pid,))
             self._over.set()
+
+
+def _receives_here(gateway: Carrier) -> bool:
+    """Whether this is the thread that acts on a gateway's frames."""
+    return gateway._get_ident() == gateway._receiver_ident
 
 
 def create_io(settings: Settings, execmodel: ExecModel, find_gateway: Find | None) -> ViaIO:

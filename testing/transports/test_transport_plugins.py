@@ -9,6 +9,7 @@ import pytest
 from tools import BOUND_S, MakeGateway
 
 from execnet import Group, XSpec
+from execnet._specs import Settings
 from execnet._transports import table as transports_table
 
 MODULE = """
@@ -16,7 +17,7 @@ def wrap(spec, words):
     options = ["LEVEL=" + spec.level] if spec.level else []
     return ["env", "BOX=" + spec.box, *options, *words]
 
-wrap.options = ("level",)
+wrap.options = ("level", "share")
 
 def bare(spec, words):
     return words
@@ -64,6 +65,15 @@ class TestEntryPoints:
     def test_its_options_need_values(self, group: Group) -> None:
         with pytest.raises(ValueError, match="level= needs a value"):
             group.makegateway("box=wood//level")
+
+    def test_an_option_of_its_own_may_have_the_name_of_one_of_another_type(
+        self, group: Group
+    ) -> None:
+        assert not Settings(XSpec("box=wood//share=all")).is_shared
+        with pytest.raises(ValueError, match="share= needs a value"):
+            group.makegateway("box=wood//share")
+        with pytest.raises(ValueError, match="namespace= is for kubectl=, not box="):
+            group.makegateway("box=wood//namespace=n")
 
     def test_a_value_is_needed_unless_it_says_otherwise(self, group: Group) -> None:
         with pytest.raises(ValueError, match="box= needs a value"):
