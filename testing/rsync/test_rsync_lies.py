@@ -52,6 +52,7 @@ TRUE_ANSWERS: dict[int, tuple[Any, ...]] = {
     wire.GO: (2,),
     wire.SEEK: (2,),
     wire.COPY: (2, 0, 5, 10),
+    wire.HOLE: (2, 0, 5),
     wire.FAIL: (1, b"why"),
     wire.INSTEAD: (5, FILE, wire.FIRST_STANDIN, 0o644, 1, 5),
     wire.REMARK: (b"path", b"why"),

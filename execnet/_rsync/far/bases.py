@@ -178,6 +178,15 @@ class Bases(Requests):
         except OSError as exc:
             self._refuse(entry, exc)
 
+    def _on_hole(self, number: int, offset: int, length: int) -> None:
+        if number == self._refused:
+            return
+        entry, incoming = self._opened(number)
+        try:
+            incoming.hole(offset, length)
+        except OSError as exc:
+            self._refuse(entry, exc)
+
 
 NO_DIGEST = b"\0" * DIGEST_BYTES
 

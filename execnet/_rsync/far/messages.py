@@ -121,6 +121,7 @@ FROM_SOURCE = {
     wire.FILES: (is_ids, is_ids, is_changes, is_bytes),
     wire.OPEN: (is_count, is_count, is_mode, is_time, is_how),
     wire.COPY: (is_count,) * 4,
+    wire.HOLE: (is_count,) * 3,
     wire.CLOSE: (is_count, is_proof),
     wire.SAME: (is_ids, is_changes, is_proof),
     wire.GO: (is_count,),

@@ -192,6 +192,17 @@ def chmod_same(handle: Any, name: bytes, found: Any, mode: int) -> Any:
         os.close(fd)
 
 
+def make_directories(path: bytes) -> bool:
+    """Make a directory and those that it is in; tell whether it was not there."""
+    try:
+        os.makedirs(path)
+    except OSError as exc:
+        if exc.errno != errno.EEXIST or not os.path.isdir(path):
+            raise
+        return False  # somebody else was faster
+    return True
+
+
 def names_in(handle: Any) -> Any:
     return {
         name if isinstance(name, bytes) else os.fsencode(name) for name in os.listdir(handle)

@@ -18,6 +18,7 @@ from .places import (
     at,
     identity_of,
     open_same,
+    same_time,
     set_time,
     time_of,
     write_all,
@@ -310,8 +311,7 @@ class Requests(object):
         if self._keeps_times:
             self._set_time(path, where, mtime)
         found = os.fstat(fd)
-        if self._keeps_times and abs(time_of(found) - mtime) > COARSE_NS:
-            self._times_refused += 1
+        self._count_refused_time(entry[0], found, mtime)
         if not self._keeps_modes:
             mode = self._mode_there(entry, found)
         if stat.S_IMODE(found.st_mode) != mode:
@@ -342,6 +342,15 @@ class Requests(object):
             if exc.errno not in REFUSALS:
                 raise
         self._count_refused_mode(os.fstat(fd), mode)
+
+    def _count_refused_time(self, directory: Any, found: Any, mtime: int) -> None:
+        """Count a time that was to be set, if the file system does not only round it."""
+        difference = abs(time_of(found) - mtime)
+        if difference == 0 or not self._keeps_times or same_time(found, mtime):
+            return
+        if self._grain_ns is None and difference < COARSE_NS:
+            self._grain_ns = self._find_grain(directory)
+        self._times_refused += difference >= COARSE_NS or difference >= self._grain_ns
 
     def _count_refused_mode(self, found: Any, mode: int) -> None:
         if os.name != "nt":  # which has one bit of it, and says so of no other
@@ -458,8 +467,7 @@ class Requests(object):
             if self._keeps_times:
                 self._set_time(path, where, mtime)
             found = os.fstat(fd)
-            if self._keeps_times and abs(time_of(found) - mtime) > COARSE_NS:
-                self._times_refused += 1
+            self._count_refused_time(entry[0], found, mtime)
             if self._keeps_modes and stat.S_IMODE(found.st_mode) != mode:
                 self._set_mode_of(path, where, mode, fd)
         finally:

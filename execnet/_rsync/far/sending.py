@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import deque
 
 from . import wire
 from .blocks import data_ranges, read_exactly
@@ -202,9 +203,9 @@ class Sending(object):
             proof = self._digest(bytes(digests))
             return (wire.SAME, wire.pack_ids([number]), changed, proof), self._prover(old.block)
         self._open_far(number, found, BLOCKS)
-        for start, end in joined(changes):
-            self._send_range(number, fd, start, end)
-        self._send_tail(number, fd, position, size, old.block, digests)
+        ranges = list(data_ranges(fd, found))
+        self._send_parts(number, fd, joined(changes), ranges)
+        self._send_tail(number, fd, position, size, old.block, digests, ranges)
         proof = self._digest(bytes(digests))
         return (wire.CLOSE, number, proof), self._prover(old.block)
 
@@ -216,19 +217,31 @@ class Sending(object):
             self._take()
 
     def _send_tail(
-        self, number: int, fd: int, position: int, size: int, block: int, digests: bytearray
+        self, number: int, fd: int, position: int, size: int, block: int, digests: bytearray,
+        ranges: Any,
     ) -> None:  # fmt: skip
         """Send what the old file had nothing of."""
+        is_dense, begin = ranges == [(0, size)], position
         os.lseek(fd, position, os.SEEK_SET)
         while position < size:
             data = read_exactly(fd, min(wire.chunk_bytes(block), size - position))
             view = memoryview(data)
             for start in range(0, len(data), block):
                 digests += self._digest(view[start : start + block])
-            for start in range(0, len(data), CHUNK_BYTES):
+            for start in range(0, len(data) if is_dense else 0, CHUNK_BYTES):
                 self._send_piece(number, position + start, data[start : start + CHUNK_BYTES])
             position += len(data)
             self._moved(number, position)
+        if not is_dense:
+            self._send_parts(number, fd, [(begin, size)], ranges)
+
+    def _send_parts(self, number: int, fd: int, parts: Any, ranges: Any) -> None:
+        """Send parts of a file, or say that they are holes.  ranges: of what is none."""
+        for start, stop, is_hole in with_holes(parts, ranges):
+            if is_hole:
+                self._send((wire.HOLE, number, start, stop - start))
+            else:
+                self._send_range(number, fd, start, stop)
 
     def _prover(self, block: int) -> Any:
         """Return a function that makes the proof of a file again, by its blocks."""
@@ -301,6 +314,19 @@ def joined(ranges: Any) -> Any:
         else:
             whole.append([start, stop])
     return whole
+
+
+def with_holes(parts: Any, ranges: Any) -> Iterator[Any]:
+    """Yield (start, stop, whether it is a hole) of parts of a file.  ranges: of what is none."""
+    rest = deque(ranges)
+    for start, stop in parts:
+        while start < stop:
+            while rest and rest[0][1] <= start:
+                rest.popleft()
+            first, last = rest[0] if rest else (stop, stop)
+            end = min(first if first > start else last, stop)
+            yield start, end, first > start
+            start = end
 
 
 def parts(fd: int, size: int) -> Iterator[bytes]:

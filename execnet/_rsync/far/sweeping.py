@@ -6,6 +6,7 @@ Start at ``Sweeping``.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import deque
@@ -185,12 +186,20 @@ class Sweeping(Bases):
         finally:
             self._deleted += removal.count
 
-    def _make_directory(self, directory: Any, name: bytes, found: Any, mode: int) -> None:
-        """Make a directory; what has its name and is none goes when it is sure to be replaced."""
+    def _make_directory(self, directory: Any, name: bytes, found: Any, mode: int) -> bool:
+        """Make a directory; what has its name and is none goes when it is sure to be replaced.
+
+        Returns False if another run has made it just now.
+        """
         path, where = at(self._places.handle(directory), name)
         if found is None:
-            os.mkdir(path, mode, **where)
-            return
+            try:
+                os.mkdir(path, mode, **where)
+            except OSError as exc:
+                if exc.errno != errno.EEXIST or not stat.S_ISDIR(os.lstat(path, **where).st_mode):
+                    raise
+                return False
+            return True
         _, temp = self._temps.make(directory, lambda path, **at: os.mkdir(path, mode, **at))
         try:
             os.unlink(path, **where)
@@ -199,3 +208,4 @@ class Sweeping(Bases):
         except OSError:
             self._temps.drop(temp)
             raise
+        return True

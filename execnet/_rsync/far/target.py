@@ -25,8 +25,18 @@ from collections import deque
 from . import wire
 from .linking import Linking
 from .messages import FROM_SOURCE, checked, fits, is_bytes, is_count, is_mode, is_time
-from .places import SEP, Directory, Places, at, chmod_same, names_in, path_of, same_time, time_of
-from .requests import COARSE_NS, REFUSALS, Fatal
+from .places import (
+    SEP,
+    Directory,
+    Places,
+    at,
+    chmod_same,
+    make_directories,
+    names_in,
+    path_of,
+    same_time,
+)
+from .requests import REFUSALS, Fatal
 from .wire import FIRST_STANDIN, SMALL_MAX, TooMuch, Violation, numbers, reason_of
 
 TYPE_CHECKING = False
@@ -93,6 +103,7 @@ class Target(Linking):
             wire.SEEK: self._on_seek,
             wire.OPEN: self._on_open,
             wire.COPY: self._on_copy,
+            wire.HOLE: self._on_hole,
             wire.CLOSE: self._on_close,
             wire.SAME: self._on_same,
             wire.FAIL: self._on_fail,
@@ -162,7 +173,7 @@ class Target(Linking):
                 parent, self._only_name = self._place_of_file(self._name)
                 root = Directory(0, None, parent, None, 0)
                 if not os.path.isdir(parent) and not self._dry_run:
-                    os.makedirs(parent)
+                    make_directories(parent)
                 there = os.path.lexists(os.path.join(parent, self._only_name))
                 root.existing = {self._only_name} if there else set()
         except OSError as exc:
@@ -177,9 +188,7 @@ class Target(Linking):
         except OSError as exc:
             if exc.errno != errno.ENOENT:
                 raise
-            if not self._dry_run:
-                os.makedirs(self._dest)
-            return True
+            return self._dry_run or make_directories(self._dest)
         if not stat.S_ISDIR(found.st_mode):
             raise OSError(errno.ENOTDIR, "a directory cannot take the place of a file")
         outer, name = os.path.split(os.path.realpath(self._dest))
@@ -371,7 +380,9 @@ class Target(Linking):
         else:
             parent.settled = False
             mode = 0o700 if self._keeps_modes else entry[3] | 0o700
-            self._make_directory(parent, name, found, mode)
+            if not self._make_directory(parent, name, found, mode):
+                self._on_directory(entry, True)
+                return
         directory = self._add_directory(entry)
         directory.fresh = True
         if not (self._keeps_modes or self._dry_run):
@@ -462,8 +473,7 @@ class Target(Linking):
                 if self._keeps_times:
                     self._set_time(handle, {}, directory.mtime)
                 found = os.stat(handle)
-                if self._keeps_times and abs(time_of(found) - directory.mtime) > COARSE_NS:
-                    self._times_refused += 1
+                self._count_refused_time(directory, found, directory.mtime)
                 if stat.S_IMODE(found.st_mode) != directory.mode:
                     try:
                         os.chmod(handle, directory.mode)

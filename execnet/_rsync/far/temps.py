@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .places import Places
 
 PREFIX = b".execnet-rsync-"
+PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE and FALLOC_FL_KEEP_SIZE of Linux
 STRANGE_TEMP_S = 24 * 3600.0  # how long another host's temporary file is left in peace
 
 
@@ -125,6 +126,19 @@ def is_running(pid: int) -> bool:
     return True
 
 
+def punch(fd: int, offset: int, length: int) -> bool:
+    """Make a hole in a file; tell whether that could be done."""
+    try:
+        import ctypes  # there is no other way to it in the standard library
+
+        fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+        fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+        is_wide = ctypes.sizeof(ctypes.c_long) == 8  # else offsets have another type
+        return bool(is_wide and fallocate(fd, PUNCH_HOLE, offset, length) == 0)
+    except (ImportError, AttributeError, OSError, TypeError):
+        return False
+
+
 class Incoming(object):
     """A large file that is being received under a temporary name.
 
@@ -227,6 +241,22 @@ class Incoming(object):
         for done in range(0, length, WRITE_BYTES):
             os.lseek(self.old, old_offset + done, os.SEEK_SET)
             self.piece(offset + done, read_full(self.old, min(WRITE_BYTES, length - done)))
+
+    def hole(self, offset: int, length: int) -> None:
+        """Make a hole in what was copied from the old file."""
+        if not (self.block and self._end <= offset <= offset + length <= self.size):
+            raise Violation("a hole of %d bytes at %d of %d" % (length, offset, self.size))
+        self._end = offset + length
+        there = min(self._end, os.fstat(self.fd).st_size)
+        if offset < there and not punch(self.fd, offset, there - offset):
+            os.lseek(self.fd, offset, os.SEEK_SET)
+            for start in range(offset, there, WRITE_BYTES):
+                write_all(self.fd, bytes(bytearray(min(WRITE_BYTES, there - start))))
+        first, last = -(-offset // self.block), self._end // self.block
+        self._torn.update((offset // self.block, (self._end - 1) // self.block))
+        if last > first:
+            zeros = self._digest(bytes(bytearray(self.block)))
+            self.digests[first * DIGEST_BYTES : last * DIGEST_BYTES] = zeros * (last - first)
 
     def _note_digests(self, offset: int, data: Any) -> None:
         for number in range(offset // self.block, -(-self._end // self.block)):
