@@ -32,7 +32,7 @@ def _parsed(rules: Iterable[str | Rule]) -> list[Rule]:
 
 _OPTIONS = {
     "delete", "delete_excluded", "dry_run", "expanduser", "links", "modes", "modify_window",
-    "times",
+    "partial", "times",
 }  # fmt: skip
 
 
@@ -113,8 +113,9 @@ class RSync:
             the beginning of destdir is the home there, and "~name" that of a user; ``modes``
             and ``times`` can be False, then those of new files are as for any other there, and
             existing ones keep theirs; times that differ by at most ``modify_window`` seconds
-            are taken to be the same; ``links`` is "as-is", "inside" for those that cannot lead
-            out of the tree, or "none".
+            are taken to be the same; with ``partial``, what has come of a large file when a run
+            ends early is kept there, and the next run with it goes on from there; ``links`` is
+            "as-is", "inside" for those that cannot lead out of the tree, or "none".
         Raises TypeError for any other option, ValueError for a "~" without ``expanduser`` or
         another value of ``links``, and OSError if the gateway is gone.
         """
@@ -140,6 +141,7 @@ class RSync:
             "window_ns": _nanoseconds(options.get("modify_window", 0)),
             "mask": 0,
             "links": _checked_links(options.get("links", "as-is")),
+            "partial": bool(options.get("partial")),
             "max_files": None,
             "max_bytes": None,
         }
@@ -187,6 +189,7 @@ class RSync:
         modes: bool = True,
         times: bool = True,
         modify_window: float = 0,
+        partial: bool = False,
         mask: int = 0o022,
         links: str = "inside",
         max_files: int | None = None,
@@ -198,8 +201,8 @@ class RSync:
         """Bring a file or a directory tree from a worker here; return what came of it.
 
         remote_dir, local_dir: as the source and the target of ``send``.
-        delete, delete_excluded, dry_run, modes, times, modify_window: as the options of
-            ``add_target``.
+        delete, delete_excluded, dry_run, modes, times, modify_window, partial: as the options
+            of ``add_target``.
         mask: bits that are dropped from modes; 0 keeps them as they are.
         links: which are made: those that lead "inside" of the tree, all "as-is", or "none".
         max_files, max_bytes: how many entries there may be, and how large all files together;
@@ -222,6 +225,7 @@ class RSync:
             "modes": modes,
             "times": times,
             "window_ns": _nanoseconds(modify_window),
+            "partial": partial,
             "mask": mask,
             "links": _checked_links(links),
             "max_files": max_files,

@@ -77,6 +77,11 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="remove what SRC does not have, and what is left out",
     )
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="keep what has come of large files when it ends early, and go on from there",
+    )
     parser.add_argument("--no-perms", action="store_true", help="do not keep modes")
     parser.add_argument("--no-times", action="store_true", help="do not keep times")
     parser.add_argument(
@@ -153,6 +158,7 @@ def run(args: argparse.Namespace) -> int:
                 expanduser=True,
                 modes=not args.no_perms,
                 times=not args.no_times,
+                partial=args.partial,
                 modify_window=args.modify_window,
             )
         return rsync.run()

@@ -11,6 +11,7 @@ and of all of it if the new one has any of those.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -24,9 +25,9 @@ from .chunks import (
     sample_starts,
     table_of,
 )
-from .places import O_OLD, identity_of, open_same, read_full
+from .places import O_FILE, O_OLD, at, identity_of, open_same, read_full
 from .requests import Requests
-from .temps import Incoming
+from .temps import Incoming, tag_of
 from .wire import (
     BLOCKS_MAX,
     CHUNKS,
@@ -36,6 +37,7 @@ from .wire import (
     FIRST_BYTES,
     PIECE_BYTES,
     SENT_BYTES,
+    SMALL_MAX,
     WANT,
     Violation,
     block_bytes,
@@ -65,19 +67,58 @@ class Bases(Requests):
             if largest > BLOCKS_MAX * block_bytes(largest) or not stat.S_ISREG(found.st_mode):
                 self._ask(WANT, entry)
                 return
-            fd, temp = self._temps.create(entry[0], self._mode_while_coming(entry))
+            fd, temp = self._create_large(entry)
             entry[0].settled = False
             incoming = Incoming(fd, temp, self._digest, self._stream)
             incoming.set_base(found, block_bytes(largest), min(found.st_size, entry[4]))
-            self._total += entry[4]
-            self._compared[entry[1]] = identity_of(found)
-            self._pending.append((entry, incoming))
-            self._bases += 1
-            self._bases_bytes += entry[4]
-            self._out.say(DELTA, entry[1], found.st_size)
-            self._send_digests(entry[1], old, incoming, FIRST_BYTES)
+            self._add_base(entry, incoming, old)
         finally:
             os.close(old)
+
+    def _has_left(self, entry: Any) -> bool:
+        """Ask for what is not in what an earlier run has left of a file; tell whether there is any.
+
+        It is compared as an old file is, and not trusted.
+        """
+        directory, _, name, _, size, _ = entry
+        tag = tag_of(name)
+        left = self._leftovers.pop(tag, None)
+        if left is None or self._dry_run:
+            return False
+        try:
+            path, where = at(self._places.handle(directory), left)
+            fd = os.open(path, O_FILE | os.O_RDWR, **where)
+        except OSError:
+            return False
+        found = os.fstat(fd)
+        largest = max(found.st_size, size)
+        is_ours = found.st_nlink == 1 and found.st_uid == getattr(os, "geteuid", int)()
+        if (
+            not (stat.S_ISREG(found.st_mode) and is_ours and found.st_size > SMALL_MAX)
+            or largest > BLOCKS_MAX * block_bytes(largest)
+        ):
+            os.close(fd)
+            return False
+        try:
+            temp = self._temps.take_over(directory, left, tag)
+        except OSError:
+            os.close(fd)
+            return False
+        directory.settled = False
+        incoming = Incoming(fd, temp, self._digest, self._stream)
+        incoming.set_base(found, block_bytes(largest), min(found.st_size, size))
+        incoming.is_own = True
+        self._add_base(entry, incoming, fd)
+        return True
+
+    def _add_base(self, entry: Any, incoming: Incoming, old: int) -> None:
+        self._total += entry[4]
+        self._compared[entry[1]] = identity_of(incoming.base)
+        self._pending.append((entry, incoming))
+        self._bases += 1
+        self._bases_bytes += entry[4]
+        self._out.say(DELTA, entry[1], incoming.base.st_size)
+        self._send_digests(entry[1], old, incoming, FIRST_BYTES)
 
     def _send_digests(self, number: int, old: Any, incoming: Incoming, limit: int) -> None:
         """Read, copy and digest in one go, so that what is proved later is what was copied.
@@ -111,8 +152,10 @@ class Bases(Requests):
             raise Violation("entry %d has no old file, or was opened" % number)
         return entry, incoming
 
-    def _reopen(self, entry: Any) -> Any:
+    def _reopen(self, entry: Any, incoming: Incoming) -> Any:
         """Open the old file again; OSError if it is another one by now."""
+        if incoming.is_own:
+            return os.dup(incoming.fd)
         return open_same(self._places.handle(entry[0]), entry[2], self._compared[entry[1]])
 
     def _on_go(self, number: int) -> None:
@@ -121,7 +164,7 @@ class Bases(Requests):
         if incoming.known >= incoming.common:
             raise Violation("there are no more digests of entry %d" % number)
         try:
-            old = self._reopen(entry)
+            old = self._reopen(entry, incoming)
         except OSError:
             self._send_digests(number, None, incoming, incoming.common)
             return
@@ -139,7 +182,9 @@ class Bases(Requests):
         if incoming.old >= 0:
             raise Violation("all chunks of entry %d are known" % number)
         try:
-            incoming.old = self._reopen(entry)
+            if incoming.is_own:  # it would be overwritten while it is copied from
+                raise OSError(errno.EBUSY, "taken over")
+            incoming.old = self._reopen(entry, incoming)
             os.ftruncate(incoming.fd, 0)
             chunks = self._chunks_of(incoming, is_all)
         except OSError:

@@ -23,7 +23,7 @@ from .places import (
     time_of,
     write_all,
 )
-from .temps import Incoming, Temps
+from .temps import Incoming, Temps, tag_of
 from .wire import (
     ACK,
     CHECK,
@@ -148,6 +148,8 @@ class Requests(object):
         self._keeps_modes, self._keeps_times = options["modes"], options["times"]
         mask = options["mask"]
         self._file_bits, self._directory_bits = 0o777 & ~mask, 0o1777 & ~mask  # kept of modes
+        self._is_resumed = options["partial"]
+        self._leftovers: Any = {}  # tag -> name of what was left in the directory that is looked at
         self._again: Any = set()  # what was asked for once more, since it came wrong
         self._window_ns = options["window_ns"]  # by which times may differ and be the same
         self._grain_ns: Any = None  # by which the file system rounds them; None: not known yet
@@ -302,6 +304,11 @@ class Requests(object):
             self._temps.drop(temp)
             raise
 
+    def _create_large(self, entry: Any) -> Any:
+        """Create the temporary file of a large one; what has come of it may be of use later."""
+        tag = tag_of(entry[2]) if self._is_resumed else b""
+        return self._temps.create(entry[0], self._mode_while_coming(entry), tag)
+
     def _mode_while_coming(self, entry: Any) -> int:
         return 0o600 if self._keeps_modes else int(entry[3])  # the umask is applied to the latter
 
@@ -388,7 +395,7 @@ class Requests(object):
         self._check_growth(entry, size)
         try:
             if incoming is None:
-                fd, temp = self._temps.create(entry[0], self._mode_while_coming(entry))
+                fd, temp = self._create_large(entry)
                 entry[0].settled = False
                 incoming = Incoming(fd, temp, self._digest, self._stream)
                 self._pending[0] = entry, incoming
@@ -451,6 +458,10 @@ class Requests(object):
                 self._ask_again(entry)
                 continue
             try:
+                if incoming is not None and incoming.is_own:
+                    self._keep_own(entry, incoming, mode & self._file_bits, mtime)
+                    self._end_request(True)
+                    continue
                 self._keep_content(entry, incoming)
                 self._settle_file(entry, mode & self._file_bits, mtime)
             except OSError as exc:
@@ -472,6 +483,11 @@ class Requests(object):
                 self._set_mode_of(path, where, mode, fd)
         finally:
             os.close(fd)
+
+    def _keep_own(self, entry: Any, incoming: Incoming, mode: int, mtime: int) -> None:
+        """Give a file its name that an earlier run has left whole."""
+        self._seal(incoming.fd, entry, incoming.temp, mode, mtime)
+        self._place(entry, incoming.temp)
 
     def _keep_content(self, entry: Any, incoming: Any) -> None:
         if incoming is None:

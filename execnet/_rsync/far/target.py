@@ -37,6 +37,7 @@ from .places import (
     same_time,
 )
 from .requests import REFUSALS, Fatal
+from .temps import tag_in
 from .wire import FIRST_STANDIN, SMALL_MAX, TooMuch, Violation, numbers, reason_of
 
 TYPE_CHECKING = False
@@ -64,6 +65,7 @@ class Target(Linking):
     the source is to be asked what else stays; ``dry_run``; ``modes`` and ``times``, whether
     they are kept, and ``window_ns``; ``mask``, bits of modes that are dropped; ``links``, which
     are made: "as-is" (all), "inside" (those that cannot lead out of the tree) or "none";
+    ``partial``, whether what has come of a large file is kept when a run ends early, and used;
     ``max_files`` and ``max_bytes``, how much may be announced, None for any.
     """
 
@@ -319,14 +321,21 @@ class Target(Linking):
         if self._listing is not None or directory.listed:
             raise Violation("entries of a directory that was announced before")
         self._listing = directory
+        self._leftovers = {}
         if directory.fresh:
             directory.existing = set()
         elif directory.existing is None and not directory.broken:
             try:
                 directory.existing = names_in(self._places.handle(directory))
+                self._leftovers = self._left_in(directory) if self._is_resumed else {}
             except OSError as exc:
                 directory.broken = True
                 self._note(directory.entry(), exc)
+
+    def _left_in(self, directory: Any) -> Any:
+        """Return {tag: name} of what earlier runs have left of files in a directory."""
+        names = [name for name in directory.existing if tag_in(name)]
+        return {tag_in(name): name for name in names if self._is_left_over(directory, name)}
 
     def _check_name(self, name: bytes) -> None:
         if name in BAD_NAMES or b"/" in name or SEP in name or name in self._seen:
@@ -410,8 +419,10 @@ class Target(Linking):
 
     def _on_file(self, entry: Any, there: bool, _: Any = None) -> None:
         directory, _, name, mode, size, mtime = entry
+        is_large = size > SMALL_MAX
         if not there:
-            self._ask(wire.WANT, entry)
+            if not (is_large and self._leftovers and self._has_left(entry)):
+                self._ask(wire.WANT, entry)
             return
         path, where = at(self._places.handle(directory), name)
         found = os.lstat(path, **where)
@@ -432,7 +443,9 @@ class Target(Linking):
                 self._ask(wire.WANT, entry)  # its other names are not ours to change
         elif self._dry_run:
             self._ask(wire.WANT, entry)
-        elif size > SMALL_MAX and found.st_size > SMALL_MAX:
+        elif is_large and self._leftovers and found.st_nlink == 1 and self._has_left(entry):
+            pass
+        elif is_large and found.st_size > SMALL_MAX:
             self._ask_for_blocks(entry, path, where)
         elif same_size and size <= SMALL_MAX and found.st_nlink == 1:
             self._ask_with_digest(entry, path, where)

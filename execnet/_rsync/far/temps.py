@@ -7,6 +7,7 @@ Start at ``Temps``.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import time
 
@@ -33,17 +34,17 @@ class Temps(object):
 
     def __init__(self, places: Places) -> None:
         self._host = host_tag()
-        self._stem = b"%s%s-%d-" % (PREFIX, self._host, os.getpid())
+        self._stem = self._stem_of(os.getpid())
         self._places = places
         self._count = 0
         self._live: Any = {}  # name -> directory
 
-    def make(self, directory: Any, maker: Any) -> Any:
+    def make(self, directory: Any, maker: Any, tag: bytes = b"") -> Any:
         """Call ``maker(path, **where)`` with a new name; return (what it returns, the name)."""
         handle = self._places.handle(directory)
         while True:
             self._count += 1
-            name = self._stem + str(self._count).encode()
+            name = self._stem + str(self._count).encode() + tag
             path, where = at(handle, name)
             self._live[name] = directory  # before it is made, so that no end loses it
             try:
@@ -53,14 +54,17 @@ class Temps(object):
                 if exc.errno != errno.EEXIST:
                     raise
 
-    def create(self, directory: Any, mode: int) -> Any:
-        """Return (descriptor, name) of a new file in a directory."""
+    def create(self, directory: Any, mode: int, tag: bytes = b"") -> Any:
+        """Return (descriptor, name) of a new file in a directory.
+
+        tag: by which its content is found again if this run does not end well.
+        """
         if not HAS_FDS:
-            return self.make(directory, lambda path: os.open(path, O_NEW, mode))
+            return self.make(directory, lambda path: os.open(path, O_NEW, mode), tag)
         handle = self._places.handle(directory)
         while True:  # as ``make`` does, without its calls: there may be many
             self._count += 1
-            name = b"%s%d" % (self._stem, self._count)
+            name = b"%s%d%s" % (self._stem, self._count, tag)
             self._live[name] = directory
             try:
                 return os.open(name, O_NEW, mode, dir_fd=handle), name
@@ -86,19 +90,52 @@ class Temps(object):
             pass  # the next run sweeps it
 
     def drop_all(self) -> None:
-        for temp in list(self._live):
-            self.drop(temp)
+        """Remove all that is left, but for what has a tag: that is for the next run."""
+        for temp, directory in list(self._live.items()):
+            tag = tag_in(temp)
+            if not tag:
+                self.drop(temp)
+                continue
+            try:
+                self.keep(directory, temp, self._stem_of(0) + b"0" + tag)
+            except OSError:
+                self.drop(temp)
+
+    def take_over(self, directory: Any, left: bytes, tag: bytes) -> bytes:
+        """Give what a run has left a name of this run; return it."""
+        self._count += 1
+        name = self._stem + str(self._count).encode() + tag
+        rename(self._places.handle(directory), left, name)
+        self._live[name] = directory
+        return name
+
+    def _stem_of(self, pid: int) -> bytes:
+        return PREFIX + self._host + b"-" + str(pid).encode() + b"-"
 
     def is_left_over(self, handle: Any, name: bytes) -> bool:
         """Tell whether a file was left by a run that is dead."""
-        host, _, rest = name[len(PREFIX) :].partition(b"-")
+        tag = tag_in(name)
+        host, _, rest = name[len(PREFIX) : len(name) - len(tag)].partition(b"-")
         pid, _, count = rest.partition(b"-")
         if not name.startswith(PREFIX) or not (pid.isdigit() and count.isdigit()):
             return False
+        if int(pid) == 0:  # its run has let go of it
+            return True
         if host == self._host and os.name == "posix":
             return not is_running(int(pid))
         path, where = at(handle, name)
         return bool(time.time() - os.lstat(path, **where).st_mtime > STRANGE_TEMP_S)
+
+
+def tag_of(name: bytes) -> bytes:
+    """Return the tag of what becomes a file of this name."""
+    return b"." + hashlib.sha256(name).hexdigest()[:16].encode("ascii")
+
+
+def tag_in(temp: bytes) -> bytes:
+    """Return the tag of a temporary file, b"" if it has none."""
+    tag = temp[-17:]
+    return tag if tag[:1] == b"." and temp.startswith(PREFIX) and len(temp) > 17 else b""
 
 
 def host_tag() -> bytes:
@@ -153,6 +190,7 @@ class Incoming(object):
         self._no_copy: Any = None  # the error for which it could not be copied
         self.block = 0  # bytes; 0: what comes is the whole file
         self.digests = bytearray()
+        self.is_own = False  # the base is what an earlier run has left, and was taken over
         self.common = 0  # bytes of the old file that may be in the new one, at their place
         self.known = 0  # of those, how many were digested
         self.marks: Any = None  # by which the old file was cut into chunks
@@ -203,6 +241,8 @@ class Incoming(object):
     def copy(self, data: Any, is_hole: bool) -> None:
         """Take the next part of the old file, if there is room; it may not be needed."""
         try:
+            if self.is_own:
+                return
             if is_hole:
                 os.lseek(self.fd, len(data), os.SEEK_CUR)
             elif self._no_copy is None:
