@@ -34,8 +34,8 @@ class Directory(object):
     """A directory of the target.  ``existing`` holds the names in it, None before a look."""
 
     __slots__ = (
-        "broken", "existing", "fresh", "identity", "listed", "mode", "mtime", "name", "number",
-        "parent", "settled",
+        "blind", "broken", "existing", "fresh", "identity", "listed", "mode", "mtime", "name",
+        "number", "parent", "settled",
     )  # fmt: skip
 
     def __init__(self, number: int, parent: Any, name: bytes, mode: Any, mtime: int) -> None:
@@ -45,6 +45,7 @@ class Directory(object):
         self.mode = mode  # None: not ours, its attributes stay
         self.mtime = mtime
         self.existing: Any = None
+        self.blind: Any = None  # which names are the same there, see ``spelling``
         self.identity: Any = None  # what it was when it was entered first
         self.fresh = False  # made by this run
         self.listed = False  # all its entries were announced

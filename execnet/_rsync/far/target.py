@@ -20,6 +20,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from collections import deque
 
 from . import wire
@@ -37,6 +38,7 @@ from .places import (
     same_time,
 )
 from .requests import REFUSALS, Fatal
+from .spelling import Spelling, blindness
 from .temps import tag_in
 from .wire import FIRST_STANDIN, SMALL_MAX, TooMuch, Violation, numbers, reason_of
 
@@ -84,6 +86,7 @@ class Target(Linking):
         self._unit: Any = None  # the one that is being looked at
         self._directories: Any = {}
         self._unlisted = 0  # directories of which entries are still to come
+        self._spelling: Any = None  # of names in it, where some are the same
         self._listing: Any = None  # the directory of which they come now
         self._seen: Any = set()  # names announced in it
         self._is_listed = False  # all was announced
@@ -271,12 +274,21 @@ class Target(Linking):
             )
             entry = directory, first + place, name, mode, sizes[place], times[place]
             extra = next(extras) if kind in (wire.HARDLINK, wire.SYMLINK, wire.ROOTED) else None
+            if self._spelling is not None:
+                name, other = self._spelling.take(name)
+                entry = entry[:2] + (name,) + entry[3:]
+                self._seen.add(name)
+                if other is not None:
+                    self._leave_out(entry, kind, other)
+                    continue
             there = not directory.broken and name in directory.existing
             self._try(self._makers[kind], entry, there, extra)
             yield True
         for names in kept if self._asks else kept[:1]:
             for name in names.split(b"\0") if names else ():
                 self._check_name(name)
+                if self._spelling is not None:
+                    self._seen.add(self._spelling.take(name)[0])
         if last != wire.MORE:
             self._end_listing(directory, last == wire.COMPLETE)
 
@@ -331,6 +343,42 @@ class Target(Linking):
             except OSError as exc:
                 directory.broken = True
                 self._note(directory.entry(), exc)
+        try:
+            self._find_spelling(directory)
+        except OSError:  # what is written there will fail as well
+            self._spelling, directory.blind = None, (False, False)
+
+    def _leave_out(self, entry: Any, kind: int, other: bytes) -> None:
+        """Report an entry of which the name is that of another one here."""
+        self.skip(entry, b"is the same name here as " + other)
+        if kind == wire.DIRECTORY:  # its entries will come all the same
+            self._add_directory(entry).broken = True
+
+    def _find_spelling(self, directory: Any) -> None:
+        """Find out whether some names are the same in a directory whose names are known."""
+        assumed = directory.parent.blind if directory.parent is not None else None
+        if not directory.broken:
+            handle = self._places.handle(directory) if directory.existing else None
+            if assumed is None:
+                assumed = self._root_blindness(directory)
+            directory.blind = blindness(handle, directory.existing, assumed)
+        is_blind = not directory.broken and any(directory.blind)
+        self._spelling = Spelling(directory.existing, directory.blind) if is_blind else None
+
+    def _root_blindness(self, root: Any) -> Any:
+        """Find out by a temporary file whether case is ignored, if nothing there can tell."""
+        forms = sys.platform == "darwin"
+        if self._dry_run and root.fresh:
+            return os.name == "nt" or forms, forms
+        if self._dry_run or any(name.lower() != name.upper() for name in root.existing):
+            return False, forms
+        fd, temp = self._temps.create(root, 0o600)
+        os.close(fd)
+        try:
+            return blindness(self._places.handle(root), {temp}, (False, forms))
+        finally:
+            self._temps.drop(temp)
+            root.settled = False
 
     def _left_in(self, directory: Any) -> Any:
         """Return {tag: name} of what earlier runs have left of files in a directory."""
