@@ -33,6 +33,15 @@ def options(spec: XSpec, place: list[str]) -> list[str]:
     return options
 
 
+def without_compression(words: list[str]) -> list[str]:
+    """Return a command of ssh's without our ``-C``; one among the spec's own words stays.
+
+    ``ssh_args`` has always had it, and programs may rely on that.
+    """
+    place = 1 if words[0] == "ssh" else words.index("--") + 1
+    return words[:place] + words[place + (words[place] == "-C") :]
+
+
 def without_terminal(words: list[str]) -> list[str]:
     """Return a command of ssh's with ``-T``, so that no config can put a terminal in between.
 

@@ -247,9 +247,11 @@ def command(spec: XSpec, executable: str | None = None, row: Transport | None = 
     executable = executable or sys.executable
     words = row.make(spec, interpreter_words(spec, row, executable))
     if row.key in ("ssh", "vagrant_ssh"):
-        from .ssh import without_terminal
+        from .ssh import without_compression, without_terminal
 
         words = without_terminal(words)
+        if spec.ssh_compression != "yes":
+            words = without_compression(words)
     return Command(words, row.captures_stderr, spec.output == "inherit", not row.is_local)
 
 

@@ -52,17 +52,18 @@ class TestCommands:
             ("popen", ["/own/python", "-u", "-c", LINE]),
             ("popen//python=p", P),
             ("popen//python=p//dont_write_bytecode", ["p", "-u", "-B", "-c", LINE]),
-            ("ssh=host", ["ssh", "-C", "host", "-T", FAR_TEXT]),
-            ("ssh=-p 22100 me@host", ["ssh", "-C", "-p", "22100", "me@host", "-T", FAR_TEXT]),
-            ("ssh=-i 'my key' host", ["ssh", "-C", "-i", "my key", "host", "-T", FAR_TEXT]),
-            ("ssh=host//python=p", ["ssh", "-C", "host", "-T", P_TEXT]),
-            ("ssh=host//ssh_config=file", ["ssh", "-C", "-F", "file", "host", "-T", FAR_TEXT]),
+            ("ssh=host", ["ssh", "host", "-T", FAR_TEXT]),
+            ("ssh=-p 22100 me@host", ["ssh", "-p", "22100", "me@host", "-T", FAR_TEXT]),
+            ("ssh=-i 'my key' host", ["ssh", "-i", "my key", "host", "-T", FAR_TEXT]),
+            ("ssh=host//python=p", ["ssh", "host", "-T", P_TEXT]),
+            ("ssh=host//ssh_config=file", ["ssh", "-F", "file", "host", "-T", FAR_TEXT]),
             ("ssh=host//ssh_compression=no//python=p", ["ssh", "host", "-T", P_TEXT]),
             ("ssh=host//ssh_compression=yes//python=p", ["ssh", "-C", "host", "-T", P_TEXT]),
-            ("vagrant_ssh=box", ["vagrant", "ssh", "box", "--", "-C", "-T", FAR_TEXT]),
+            ("ssh=-C host//python=p", ["ssh", "-C", "host", "-T", P_TEXT]),
+            ("vagrant_ssh=box", ["vagrant", "ssh", "box", "--", "-T", FAR_TEXT]),
             (
                 "vagrant_ssh=box//ssh_config=file//python=p",
-                ["vagrant", "ssh", "box", "--", "-C", "-F", "file", "-T", P_TEXT],
+                ["vagrant", "ssh", "box", "--", "-F", "file", "-T", P_TEXT],
             ),
             ("sudo=me", ["sudo", "-n", "-u", "me", "--", "sh", "-c", OWN]),
             ("sudo=me//python=p", ["sudo", "-n", "-u", "me", "--", *P]),
@@ -173,7 +174,7 @@ class TestBadSpecs:
         spec = XSpec("id=a")
         spec.ssh = "host"  # type: ignore[attr-defined]
         Settings(spec)
-        assert command(spec)[:3] == ["ssh", "-C", "host"]
+        assert command(spec)[:2] == ["ssh", "host"]
 
 
 # As the real program of that name: takes just these words and runs the rest with an environment
