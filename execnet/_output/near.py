@@ -15,7 +15,7 @@ from .._errors import BootstrapError
 from .._ship.source import source_to_send
 from ..gateway_base import Message, RemoteError, _Flag, dumps_internal, new_lock
 from . import far as output_far
-from .far import CREDIT_BYTES, WINDOW_BYTES
+from .far import BUFFER_BYTES, CREDIT_BYTES, WINDOW_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -161,7 +161,8 @@ class _Source:
             item = None
         elif item is not None:
             self._came += len(item[1])
-            if self._came - self._went - len(item[1]) > WINDOW_BYTES + CREDIT_BYTES:
+            # At its end a worker sends all that it has left.
+            if self._came - self._went > WINDOW_BYTES + BUFFER_BYTES + CREDIT_BYTES:
                 self._is_refused = True
                 self.gateway._on_silence("its output does not wait until it is read")
                 item = None

@@ -154,7 +154,7 @@ class TestOutput:
             for callback in gateway._channelfactory._callbacks.values()
             if hasattr(callback._callback, "__self__")
         ]
-        for _ in range(40):
+        for _ in range(200):
             source.on_item((1, b"x" * 10_000 + b"\n", 0))
         with pytest.raises(WorkerDied, match="does not wait"):
             gateway.newchannel().receive(BOUND_S)
