@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 60.0
 HEARTBEAT_S = 15.0  # between signs of life, where a network may be cut in between
+PLACE = "host", "user", "port", "options"
 PROOF = "key", "authentication", "bound", "fingerprint"
 MAX_ITEM = 1 << 30
 SILENT_BEATS = 4  # after so many that are missing the other side is given up
@@ -74,6 +75,18 @@ def _output(value: str) -> str:
     if value not in ("forward", "inherit"):
         raise ValueError("neither forward nor inherit")
     return value
+
+
+def _name(value: str) -> str:
+    if value.startswith("-"):
+        raise ValueError("it begins with '-', as options do")
+    return value
+
+
+def _port(value: str) -> int:
+    if not value.isascii() or not value.isdigit() or not 0 < int(value) < 65536:
+        raise ValueError("not the number of a port")
+    return int(value)
 
 
 def _authentication(value: str) -> str:
@@ -156,6 +169,12 @@ _ROWS = [
     Key("socket", "host:port, [IPv6 address]:port or unix:/path", ("socket",), "", _address,
         "A socket server."),
     # options of some types
+    Key("host", "a host", ("ssh",), "that of ssh=", _name,
+        "The host of a bare ssh, in place of a value of that, whatever the host is called."),
+    Key("user", "a name", ("ssh",), "ssh's own", _name, "The user there.", needs="host"),
+    Key("port", "a whole number", ("ssh",), "ssh's own", _port, "The port there.", needs="host"),
+    Key("options", "options of ssh", ("ssh",), "none", shell_split_path,
+        "Options of ssh, split into words as a shell does.", needs="host"),
     Key("ssh_config", "a path", SSH, "ssh's own", str,
         "A config file for ssh, in place of the user's."),
     Key("ssh_persist", "a whole number of seconds", SSH, "not shared", _lifetime,
@@ -285,13 +304,13 @@ class Settings:
     # checks
 
     def _error(self, text: str) -> ValueError:
-        return ValueError(f"spec {str(self.spec)!r}{text}")
+        return ValueError(f"spec {self.spec.shown()!r}{text}")
 
     def _find_type(self) -> str:
         types = transports_table.types_of(self.spec)
         if not types:
             known = ", ".join(transports_table.known_types())
-            raise ValueError(f"no gateway type in spec {str(self.spec)!r}, there are: {known}")
+            raise ValueError(f"no gateway type in spec {self.spec.shown()!r}, there are: {known}")
         if len(types) > 1:
             raise self._error(f" has {len(types)} types: {', '.join(types)}")
         return types[0]
@@ -316,6 +335,8 @@ class Settings:
     def _row_of(self, name: str) -> Key | None:
         """Return what a key means in this spec; None for one that is a program's own."""
         row = KEYS.get(name)
+        if name in PLACE and self.type in OLD_TYPES and self.spec.ssh is not True:
+            return None  # ssh= says all of it, and such a key is a program's own
         if row is not None and (not row.types or self.type in row.types):
             is_used = not row.needs or vars(self.spec).get(row.needs) is not None
             return row if is_used else None
@@ -328,6 +349,8 @@ class Settings:
     def _is_missing(self, name: str, text: str | bool) -> bool:
         """Whether a key has no value; that of the type may need none."""
         if text is True and name == self.type:
+            if self.type == "ssh":
+                return not isinstance(self.spec.host, str)
             return not (self.transport.may_be_bare if self.transport else self.spec.installvia)
         return text is True or text == ""
 

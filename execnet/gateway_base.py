@@ -245,8 +245,12 @@ if DEBUG == "2":
 elif DEBUG:
     import tempfile
 
-    fn = os.path.join(tempfile.gettempdir(), "execnet-debug-%d" % os.getpid())
-    _tracefile = open(fn, "w")  # noqa: SIM115 - it is open for as long as the process lives
+    def _open_trace() -> tuple[str, Any]:
+        # For this user only, and never a file or a link that somebody else has put there.
+        fd, path = tempfile.mkstemp(prefix="execnet-debug-%d-" % os.getpid())
+        return path, os.fdopen(fd, "w")
+
+    fn, _tracefile = _open_trace()
 
     def trace(*msg: object) -> None:
         """Write a line to the trace file."""
@@ -889,8 +893,16 @@ def change_surroundings(
         os.environ[decode(name)] = decode(value)
     if chdir is not None:
         chdir = decode(chdir)
-        if not os.path.isdir(chdir):
-            os.makedirs(chdir)
+        missing, folder = [], chdir
+        while folder and not os.path.isdir(folder):
+            missing.append(folder)
+            folder = os.path.dirname(folder.rstrip(os.sep))
+        for folder in reversed(missing):
+            try:
+                os.mkdir(folder, 0o755)  # as the umask says, and never for others to write to
+            except EnvironmentError:
+                if not os.path.isdir(folder):  # else another worker has made it just now
+                    raise
         os.chdir(chdir)
 
 
@@ -1186,6 +1198,17 @@ class StreamEnded(ExecnetError, EOFError):
     """The peer has said that nothing more will come."""
 
 
+# What a terminal obeys, the ends of lines left out; those that change the direction of text, too.
+_OBEYED = [n for n in range(160) if n < 32 or n > 126] + list(range(0x202A, 0x202F))
+_OBEYED += list(range(0x2066, 0x206A))
+_ESCAPES = {n: ("\\x%02x" if n < 160 else "\\u%04x") % n for n in _OBEYED if n not in (9, 10)}
+
+
+def printable(text: str) -> str:
+    """Return what somebody else wrote, with escapes for what a terminal would obey."""
+    return text if PY2 else text.translate(_ESCAPES)
+
+
 class RemoteError(ExecnetError):
     """Code on the other side failed; ``formatted`` is the text of its traceback.
 
@@ -1202,10 +1225,10 @@ class RemoteError(ExecnetError):
         self.message = message
 
     def __str__(self) -> str:
-        return self.formatted
+        return printable(self.formatted)
 
     def __repr__(self) -> str:
-        return "%s: %s" % (self.__class__.__name__, self.formatted)
+        return "%s: %s" % (self.__class__.__name__, self)
 
     def warn(self) -> None:
         """Write to stderr what nobody asked for; an interruption is not worth it."""

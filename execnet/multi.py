@@ -155,7 +155,7 @@ class Group:
                     spec.id = id
                     return
             if self._is_taken(spec.id):
-                raise ValueError(f"spec {str(spec)!r}: there is a gateway {spec.id!r} already")
+                raise ValueError(f"spec {spec.shown()!r}: there is a gateway {spec.id!r} already")
 
     def _is_taken(self, id: str) -> bool:
         return id in self or id in self._ids_starting

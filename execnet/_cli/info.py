@@ -130,7 +130,7 @@ def _describe(gateway: Gateway, start_s: float) -> tuple[str, ...]:
         raise CommandError(f"{gateway.id} does not answer: {exc}", STATUS_FAILED) from exc
     cells = (
         gateway.id,
-        str(gateway.spec),
+        gateway.spec.shown(),
         _format_version(info.version_info),
         str(vars(info).get("implementation", "?")),
         str(info.platform),

@@ -71,7 +71,11 @@ gateway of another SPEC. N*SPEC means N of them.
 
 
 def parse_specs(words: Sequence[str]) -> list[XSpec]:
-    """Return the specs of the words, ``3*popen`` as three; ``CommandError`` for a bad one."""
+    """Return the specs of the words, ``3*popen`` as three; ``CommandError`` for a bad one.
+
+    ``@FILE`` stands for the lines of a file, so that no list of processes shows what is in there.
+    """
+    words = [line for word in words for line in _lines_of(word)]
     specs: list[XSpec] = []
     word_of: dict[str, str] = {}
     for word in words:
@@ -80,16 +84,32 @@ def parse_specs(words: Sequence[str]) -> list[XSpec]:
             try:
                 spec = XSpec(text)
             except (AttributeError, ValueError) as exc:
-                where = "" if word == text else f"spec {word!r}: "
+                where = "" if word == text else f"spec {_shown(word)!r}: "
                 raise CommandError(f"{where}{exc}") from exc
             if spec.id is not None and spec.id in word_of:
                 raise CommandError(
-                    f"spec {word!r}: id {spec.id!r} is taken, by spec {word_of[spec.id]!r}"
+                    f"spec {_shown(word)!r}: id {spec.id!r} is taken, "
+                    f"by spec {_shown(word_of[spec.id])!r}"
                 )
             if spec.id is not None:
                 word_of[spec.id] = word
             specs.append(spec)
     return specs
+
+
+def _lines_of(word: str) -> list[str]:
+    if not word.startswith("@"):
+        return [word]
+    try:
+        with open(word[1:], encoding="utf-8") as file:
+            lines = [line.strip() for line in file]
+    except (OSError, ValueError) as exc:
+        raise CommandError(f"can't read specs from file {word[1:]!r}: {exc}") from exc
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _shown(word: str) -> str:
+    return re.sub(r"((?:^|\*|//)env:[^=/]+)=.*?(?=//|$)", r"\1=...", word, flags=re.DOTALL)
 
 
 def _split_times(word: str) -> tuple[int, str]:

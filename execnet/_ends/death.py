@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..gateway_base import WorkerDied
+from ..gateway_base import WorkerDied, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ def worker_died(
     how: what is known of that, after "worker ID".  stderr: its last words.  last_asked: what it
     was told to execute last.
     """
-    text = f"worker {id} {how}"
+    text = f"worker {id} {printable(how)}"
     if last_asked:
         text += f"\nit was asked last to execute {last_asked}"
     if stderr:
-        text += f"\nits last words on stderr:\n{stderr}"
+        text += f"\nits last words on stderr:\n{printable(stderr)}"
     died = WorkerDied(text, exitcode)
     died.signal = -exitcode if exitcode and exitcode < 0 else None
-    died.id, died.spec, died.stderr, died.last_asked = id, str(spec), stderr, last_asked
+    died.id, died.spec, died.stderr, died.last_asked = id, spec.shown(), stderr, last_asked
     return died
 
 

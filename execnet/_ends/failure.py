@@ -11,7 +11,8 @@ import re
 from contextlib import suppress
 
 from .._errors import BootstrapError, HostNotFound, with_command
-from .._transports.table import split_place
+from .._transports.table import ssh_place
+from ..gateway_base import printable
 from .death import describe_exit
 
 TYPE_CHECKING = False
@@ -120,7 +121,7 @@ def failure_of(
     if noise:
         text += f"\nit said: {noise[-NOISE_SHOWN:].decode('utf-8', 'replace')}"
     kind = HostNotFound if unreachable else BootstrapError
-    return kind(with_command(text, args), args, status, stderr, noise)
+    return kind(with_command(printable(text), args), args, status, stderr, noise)
 
 
 def _why_unprepared(spec: XSpec, problem: str) -> str:
@@ -137,12 +138,13 @@ def _why_unprepared(spec: XSpec, problem: str) -> str:
 def _about_time(spec: XSpec, timeout_s: float | None) -> str:
     text = f"no answer in time ({timeout_s or 0:g} s); a longer connect_timeout= helps a slow host"
     if spec.ssh:
-        text += f", and ssh {spec.ssh} true shows whether ssh asks a question"
+        place = spec.ssh if isinstance(spec.ssh, str) else " ".join(ssh_place(spec))
+        text += f", and ssh {place} true shows whether ssh asks a question"
     return text
 
 
 def _advice(spec: XSpec, stderr: str) -> str:
-    place = split_place(spec.ssh) if isinstance(spec.ssh, str) else [spec.vagrant_ssh]
+    place = ssh_place(spec) if spec.ssh else [spec.vagrant_ssh]
     host = place[-1]
     name, _, port = host.rpartition(":")
     for pattern, advice in _ADVICE:

@@ -365,6 +365,4 @@ def _renew_seeds() -> None:
 def _renew_trace(base: Any) -> None:
     """Have a worker's trace in a file of its own."""
     if hasattr(base, "fn"):
-        stem, _, _ = base.fn.rpartition("-")
-        base.fn = f"{stem}-{os.getpid()}"
-        base._tracefile = open(base.fn, "w")  # noqa: SIM115 - as in ``gateway_base``
+        base.fn, base._tracefile = base._open_trace()

@@ -13,7 +13,7 @@ from .._clock import monotonic
 from .._ends import fork
 from .._errors import BootstrapError
 from .._ship.source import source_to_send
-from ..gateway_base import Message, RemoteError, _Flag, dumps_internal, new_lock
+from ..gateway_base import Message, RemoteError, _Flag, dumps_internal, new_lock, printable
 from . import far as output_far
 from .far import BUFFER_BYTES, CREDIT_BYTES, WINDOW_BYTES
 
@@ -120,7 +120,7 @@ class Output:
         if dropped:
             lines.insert(0, f"... {dropped} lines were dropped, as nobody took them ...")
         if self._callback is None:
-            _print(fd, "".join(f"[{gateway.id}] {line}\n" for line in lines))
+            _print(fd, "".join(f"[{gateway.id}] {printable(line)}\n" for line in lines))
             return
         for line in lines:
             callback = self._callback

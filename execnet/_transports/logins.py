@@ -11,7 +11,7 @@ import re
 
 from .._ends import fork
 from ..gateway_base import new_lock
-from .table import split_place
+from .table import ssh_place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def address_of(spec: XSpec) -> Address | None:
     These are the words of the spec: only ssh knows what they stand for in its configuration.
     """
     if spec.ssh:
-        return ("ssh", spec.via, spec.ssh_config, *split_place(spec.ssh))
+        return ("ssh", spec.via, spec.ssh_config, *ssh_place(spec))
     if spec.vagrant_ssh:
         return ("vagrant", spec.via, spec.ssh_config, spec.vagrant_ssh)
     return None

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 # What a spec says of the connection; all else is said of the worker.
 KEYS = (
     "ssh",
+    "host",
+    "user",
+    "port",
+    "options",
     "vagrant_ssh",
     "ssh_config",
     "ssh_persist",
@@ -39,7 +43,8 @@ KEYS = (
 def settings_of_connection(settings: Settings) -> Settings:
     """Return the spec of the connection that a worker is to start through."""
     given = vars(settings.spec)
-    parts = [f"{key}={given[key]}" for key in KEYS if given.get(key) is not None]
+    values = [(key, given[key]) for key in KEYS if given.get(key) is not None]
+    parts = [key if value is True else f"{key}={value}" for key, value in values]
     spec = XSpec("//".join(parts))
     spec.id = f"shared connection to {_host_of(settings)}"
     spec.execmodel = "thread"

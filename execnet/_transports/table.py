@@ -103,8 +103,18 @@ def _popen(spec: XSpec, words: list[str]) -> list[str]:
 def _ssh(spec: XSpec, words: list[str]) -> list[str]:
     from .ssh import for_shell, options
 
-    place = split_place(spec.ssh)
+    place = ssh_place(spec)
     return ["ssh", *options(spec, place), *place, for_shell(words)]
+
+
+def ssh_place(spec: XSpec) -> list[str]:
+    """Return what a spec says to ssh: its words, or options and, after "--", the host."""
+    if isinstance(spec.ssh, str):
+        return split_place(spec.ssh)
+    words = shell_split_path(spec.options) if spec.options else []
+    words += ["-l", spec.user] if spec.user else []
+    words += ["-p", spec.port] if spec.port else []
+    return [*words, "--", spec.host]
 
 
 def _vagrant_ssh(spec: XSpec, words: list[str]) -> list[str]:
@@ -182,7 +192,7 @@ def transport_of(spec: XSpec) -> Transport:
     for key in types_of(spec):
         if key != "socket":
             return row_of(spec, key)
-    raise ValueError(f"no command reaches spec {str(spec)!r}")
+    raise ValueError(f"no command reaches spec {spec.shown()!r}")
 
 
 def row_of(spec: XSpec, key: str) -> Transport:
@@ -228,7 +238,8 @@ def _load(spec: XSpec, key: str) -> Transport:
 def _broken(spec: XSpec, point: Any, exc: Exception) -> ValueError:
     home = f"{point.value} of {point.dist.name}" if point.dist else point.value
     return ValueError(
-        f"spec {str(spec)!r}: transport {point.name!r} ({home}) failed: {type(exc).__name__}: {exc}"
+        f"spec {spec.shown()!r}: transport {point.name!r} ({home}) failed: "
+        f"{type(exc).__name__}: {exc}"
     )
 
 
@@ -263,6 +274,8 @@ def can_inherit(spec: XSpec) -> bool:
 def address_of(spec: XSpec, row: Transport) -> str | None:
     """Return what a spec calls the place that its worker runs at; None for this machine."""
     value = vars(spec)[row.key]
+    if row.key == "ssh" and value is True:
+        return str(spec.host)
     return value if isinstance(value, str) and not row.is_local else None
 
 

@@ -430,7 +430,7 @@ def _request_of(settings: Settings, via: Gateway) -> tuple[dict[str, object], li
     request["leads_group"] = settings.type == "popen" and settings.kills_group
     if settings.transport is None:
         if settings.address is None:
-            raise ValueError(f"spec {str(spec)!r}: socket= needs host:port or unix:path")
+            raise ValueError(f"spec {spec.shown()!r}: socket= needs host:port or unix:path")
         request["address"], request["timeout"] = settings.address, settings.connect_timeout_s
         request["trusts_others"] = spec.authentication == "none"
         return request, [f"socket={spec.socket}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 import subprocess
 import textwrap
 from pathlib import Path
@@ -37,10 +38,13 @@ class TestIntoFiles:
         ended = run_python(PROGRAM, EXECNET_DEBUG="1", TMPDIR=str(tmp_path))
         coordinator, worker = pids_in(ended)
         assert ended.stderr == ""
-        names = {f"execnet-debug-{pid}" for pid in (coordinator, worker)}
-        assert {path.name for path in tmp_path.iterdir()} == names
-        assert "creating workergateway" in (tmp_path / f"execnet-debug-{worker}").read_text()
-        written = (tmp_path / f"execnet-debug-{coordinator}").read_text()
+        traces = {
+            pid: next(tmp_path.glob(f"execnet-debug-{pid}-*")) for pid in (coordinator, worker)
+        }
+        assert {*tmp_path.iterdir()} == {*traces.values()}
+        assert {stat.S_IMODE(path.stat().st_mode) for path in traces.values()} == {0o600}
+        assert "creating workergateway" in traces[worker].read_text()
+        written = traces[coordinator].read_text()
         assert written
         assert "creating workergateway" not in written
 
@@ -54,7 +58,7 @@ class TestIntoFiles:
         """
         ended = run_python(program, EXECNET_DEBUG="1", TMPDIR=str(tmp_path))
         path, pid = ended.stdout.split()
-        assert path == str(tmp_path / f"execnet-debug-{pid}")
+        assert path.startswith(str(tmp_path / f"execnet-debug-{pid}-"))
         assert Path(path).read_text() == "before 1 None\n"
         assert ended.stderr == ""
 

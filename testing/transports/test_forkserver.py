@@ -365,7 +365,7 @@ with execnet.Group(["popen//forkserver"]) as group:
     print(group["gw0"].remote_exec("import os; channel.send(os.getpid())").receive())
 """
         run = run_python(program, EXECNET_DEBUG="1", TMPDIR=str(tmp_path))
-        trace = tmp_path / f"execnet-debug-{run.stdout.strip()}"
+        trace = next(tmp_path.glob(f"execnet-debug-{run.stdout.strip()}-*"))
         assert "creating workergateway" in trace.read_text()
 
     def test_it_ends_with_its_group_of_processes_if_asked_to(
