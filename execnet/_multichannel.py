@@ -33,7 +33,7 @@ class MultiChannel:
     def __contains__(self, channel: object) -> bool:
         return channel in self._channels
 
-    def send_each(self, item: Any) -> None:
+    def send_each(self, item: object) -> None:
         """Send an item over every channel."""
         for channel in self._channels:
             channel.send(item)
@@ -44,7 +44,7 @@ class MultiChannel:
             return [(channel, channel.receive()) for channel in self._channels]
         return [channel.receive() for channel in self._channels]
 
-    def make_receive_queue(self, endmarker: Any = NO_ENDMARKER_WANTED) -> Any:
+    def make_receive_queue(self, endmarker: object = NO_ENDMARKER_WANTED) -> Any:
         """Return the queue that gets (channel, item) of every channel as they come.
 
         endmarker: put as the item of a channel that has ended.
@@ -59,7 +59,7 @@ class MultiChannel:
                     channel.setcallback(put, endmarker=endmarker)
         return self._queue
 
-    def _put(self, channel: Channel, item: Any) -> None:
+    def _put(self, channel: Channel, item: object) -> None:
         self._queue.put((channel, item))
 
     def waitclose(self) -> None:

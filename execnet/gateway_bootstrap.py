@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .gateway import Shipment
     from .gateway_base import ExecModel
 
+    Through = Callable[[Settings, ExecModel], Endpoint]  # makes the stream to a worker
+
 # Run by the worker's interpreter.  It imports from where the coordinator has it, and leaves
 # ``sys.path`` as it was.
 _BY_IMPORT = """\
@@ -88,7 +90,7 @@ def start(
     settings: Settings,
     execmodel: ExecModel,
     find_gateway: Callable[[str], Gateway] | None = None,
-    through: Callable[[Settings, ExecModel], Endpoint] | None = None,
+    through: Through | None = None,
 ) -> Gateway:
     """Start what a spec says; return its gateway at once, ``wait_ready`` comes next.
 

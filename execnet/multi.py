@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import types
     from typing import Any
 
-    from ._endpoint import Endpoint
     from ._output.near import Output
+    from .gateway_bootstrap import Through
 
 
 class Group:
@@ -234,7 +234,7 @@ class Group:
         self,
         settings: Settings,
         find: Callable[[str], Gateway],
-        through: Callable[[Settings, ExecModel], Endpoint] | None,
+        through: Through | None,
     ) -> Gateway:
         """Start one worker, and don't wait for its answer."""
         return gateway_bootstrap.start(settings, self.execmodel, find, through)

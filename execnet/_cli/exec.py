@@ -10,7 +10,7 @@ import sys
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 from .._rsync.result import printable_lines
@@ -167,7 +167,8 @@ def _read_module(name: str) -> _Code:
 
     spec = _find_module(name)
     try:
-        source = from_loader(spec.loader, spec.name, spec.origin) if spec.has_location else None
+        place = spec.origin if spec.has_location else None
+        source = from_loader(spec.loader, spec.name, place) if place else None
     except (AttributeError, ImportError, OSError, SyntaxError, UnicodeError) as exc:
         raise CommandError(f"can't read the source of module {name!r}: {exc}") from exc
     if source is None:
@@ -176,7 +177,7 @@ def _read_module(name: str) -> _Code:
     return _Code(source, spec.origin)
 
 
-def _find_module(name: str) -> Any:
+def _find_module(name: str) -> ModuleSpec:
     """Return the spec of a module without importing anything, its packages neither."""
     before = sys.path[:]
     sys.path.insert(0, "")  # it is not there in a console script
@@ -186,7 +187,7 @@ def _find_module(name: str) -> Any:
         sys.path[:] = before
 
 
-def _find_in_package(package: str, parts: list[str], path: list[str] | None) -> Any:
+def _find_in_package(package: str, parts: list[str], path: list[str] | None) -> ModuleSpec:
     """Return the spec of ``package.PARTS``; ``path`` is where to look, None for ``sys.path``."""
     full_name = f"{package}.{parts[0]}".lstrip(".")
     spec = _ask_finders(parts[0], path) if parts[0] else None
@@ -200,7 +201,7 @@ def _find_in_package(package: str, parts: list[str], path: list[str] | None) -> 
     return _find_in_package(full_name, parts[1:], list(spec.submodule_search_locations))
 
 
-def _ask_finders(name: str, path: list[str] | None) -> Any:
+def _ask_finders(name: str, path: list[str] | None) -> ModuleSpec | None:
     """Do what ``importlib.util.find_spec`` does, which would import the packages around.
 
     Within a package the name is the last part alone: for the full one, a folder that has no
@@ -247,7 +248,7 @@ class _Execution:
         self._gateway._send(Message.CHANNEL_EXEC, channel.id, task)
         return channel
 
-    def on_item(self, item: Any) -> None:
+    def on_item(self, item: object) -> None:
         if item is _END:
             self._end(self._error_of_channel())
             return

@@ -10,7 +10,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._rsync.result import printable
 from .._specs import Settings
@@ -26,6 +26,9 @@ from .run import (
     parse_specs,
     supervise,
 )
+
+if TYPE_CHECKING:
+    from ..gateway_bootstrap import Through
 
 _DESCRIPTION = f"""\
 Start one interpreter per SPEC, all at once, and print a table of them: the id and the spec of the
@@ -86,7 +89,9 @@ class _TimedGroup(WatchedGroup):
         self.start_s: dict[str, float] = {}
         self._stopwatches: list[threading.Thread] = []
 
-    def _start(self, settings: Settings, find: Callable[[str], Gateway], through: Any) -> Gateway:
+    def _start(
+        self, settings: Settings, find: Callable[[str], Gateway], through: Through | None
+    ) -> Gateway:
         begin = time.perf_counter()
         gateway = super()._start(settings, find, through)
         stopwatch = threading.Thread(target=self._note_hello, args=(gateway, begin), daemon=True)
@@ -142,12 +147,12 @@ def _describe(gateway: Gateway, start_s: float) -> tuple[str, ...]:
     return tuple(map(printable, cells))  # the far side said much of it
 
 
-def _format_version(version: Sequence[Any]) -> str:
+def _format_version(version: Sequence[object]) -> str:
     """Return ``3.15.0a2`` for ``(3, 15, 0, "alpha", 2)``."""
     number = ".".join(str(part) for part in version[:3])
     if version[3] == "final":
         return number
-    return f"{number}{ {'alpha': 'a', 'beta': 'b'}.get(version[3], 'rc') }{version[4]}"
+    return f"{number}{ {'alpha': 'a', 'beta': 'b'}.get(str(version[3]), 'rc') }{version[4]}"
 
 
 def _measure_round_trip(gateway: Gateway) -> float:

@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from .._specs import Settings
 from ..gateway import Gateway
@@ -28,6 +28,11 @@ from ..gateway_base import ExecnetError
 from ..gateway_io import BootstrapError
 from ..multi import Group
 from ..xspec import XSpec
+
+if TYPE_CHECKING:
+    from ..gateway_bootstrap import Through
+
+Result = TypeVar("Result")
 
 STATUS_FAILED = 1
 STATUS_USAGE = 2
@@ -168,7 +173,9 @@ class WatchedGroup(Group):
         self._stopping = False
         super().__init__()
 
-    def _start(self, settings: Settings, find: Callable[[str], Gateway], through: Any) -> Gateway:
+    def _start(
+        self, settings: Settings, find: Callable[[str], Gateway], through: Through | None
+    ) -> Gateway:
         with self._gate:
             if self._stopping:
                 raise BootstrapError(f"{settings.id} was not started, the command is ending")
@@ -253,7 +260,7 @@ class Session:
         """Return what ``signal.set_wakeup_fd`` is to be given."""
         return self._waker.fileno()
 
-    def _post(self, kind: str, value: Any) -> None:
+    def _post(self, kind: str, value: object) -> None:
         self._events.append((kind, value))
         with suppress(OSError):  # it is full and wakes up anyway, or nobody waits any more
             self._waker.send(b"\0")
@@ -269,7 +276,7 @@ class Session:
             self.group.kill()
         self._signal = number
 
-    def run(self, job: Callable[[], Any], deadline: float | None) -> Any:
+    def run(self, job: Callable[[], Result], deadline: float | None) -> Result:
         """Run a job in a thread of its own, return what it returns or raise what it raises.
 
         Raises ``_Stopped`` if something else comes first; the job's thread is left then.
@@ -284,9 +291,10 @@ class Session:
             raise _Stopped(STATUS_TIMEOUT)
         if kind == "stdout":
             raise _stdout_stopped(value)
-        return value
+        result: Result = value
+        return result
 
-    def _perform(self, job: Callable[[], Any]) -> None:
+    def _perform(self, job: Callable[[], object]) -> None:
         try:
             self._post("returned", job())
         except BaseException as exc:

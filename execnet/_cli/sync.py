@@ -18,6 +18,7 @@ from typing import Any
 from .._rsync.patterns import Rule, gitignore_rules, lines_of, parse_rules, pattern_rules
 from .._rsync.push import path_inside, place_here
 from .._rsync.result import TargetResult, printable
+from ..gateway import Gateway
 from ..gateway_base import ExecnetError
 from ..rsync import RSync
 from ..xspec import XSpec
@@ -105,8 +106,10 @@ def _seconds(text: str) -> float:
 def _add_rules(parser: Any) -> None:
     """Add the options that tell what takes part; their order counts."""
 
-    def add(name: str, parse: Callable[[str], list[Any]], metavar: str, text: str) -> None:
-        def parse_or_refuse(value: str) -> list[Any]:
+    def add(
+        name: str, parse: Callable[[str], Sequence[Rule | str]], metavar: str, text: str
+    ) -> None:
+        def parse_or_refuse(value: str) -> Sequence[Rule | str]:
             try:
                 return parse(value)
             except (OSError, ValueError) as exc:
@@ -190,7 +193,7 @@ def parse_targets(words: Sequence[str]) -> list[tuple[XSpec, str]]:
     return [(spec, dest) for word, dest in pairs for spec in parse_specs([word])]
 
 
-def _check_apart(source: str, gateway: Any, dest: str) -> None:
+def _check_apart(source: str, gateway: Gateway, dest: str) -> None:
     """Refuse a target inside of the source, and a source inside of the target."""
     place = place_here(gateway, os.fsencode(os.path.expanduser(dest)))
     root = os.fsencode(source)
@@ -219,11 +222,11 @@ class _Sync(RSync):
         self._session = session
         self._bar = bar
 
-    def _report_send_file(self, gateway: Any, modified_rel_path: str) -> None:
+    def _report_send_file(self, gateway: Gateway, modified_rel_path: str) -> None:
         if self._bar is None:
             self._print(modified_rel_path or os.path.basename(self._sourcedir), gateway)
 
-    def _print(self, text: str, gateway: Any) -> None:
+    def _print(self, text: str, gateway: Gateway) -> None:
         try:
             self._session.out.write(printable(text), f"[{gateway.id}] ")
         except OSError as exc:

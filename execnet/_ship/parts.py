@@ -46,7 +46,7 @@ def read(module: ModuleType) -> tuple[str, str | None]:
     return source, file_name or None
 
 
-def _source(name: str, loader: Any, path: str) -> str | None:
+def _source(name: str, loader: object, path: str) -> str | None:
     if os.path.isfile(path) and not _is_extension(path):
         with open(path, "rb") as file:
             return _decoded(file.read())

@@ -12,13 +12,13 @@ from functools import lru_cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    pass
 
 Sendable = tuple[str, "str | None", "str | None"]
 _MODULE_NAMES = frozenset(["__name__", "__builtins__", "__doc__", "__file__"])
 
 
-def source_to_send(source: Any, lowered: bool = True) -> Sendable:
+def source_to_send(source: object, lowered: bool = True) -> Sendable:
     """Return (source, file name, name of the function to call) of code.
 
     source: a string, a function or a module.  File and function are None where there is none.
@@ -65,7 +65,7 @@ def _source_of_module(module: types.ModuleType, lowered: bool) -> Sendable:
     return (*parts.read(module), None)
 
 
-def _source_of_function(function: Any) -> str:
+def _source_of_function(function: types.FunctionType) -> str:
     """Return the source of a function that can stand alone, as it is in its file.
 
     It is dedented, and newlines in front let its lines have the numbers that they have in the
@@ -75,7 +75,7 @@ def _source_of_function(function: Any) -> str:
     return _read_function(function)[0]
 
 
-def _read_function(function: Any) -> tuple[str, str]:
+def _read_function(function: types.FunctionType) -> tuple[str, str]:
     """Return the source of a function as it is, and as it is sent; errors as above."""
     import inspect
     import textwrap
