@@ -7,9 +7,11 @@ What an interpreter has loaded anyway, with the ``.pth`` files of its environmen
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 
+import lazily
 import pytest
 from tools import run_python
 
@@ -18,6 +20,7 @@ pytestmark = [
     pytest.mark.skipif(
         platform.python_implementation() != "CPython", reason="the lists are CPython's"
     ),
+    pytest.mark.skipif(lazily.ASKED in os.environ, reason="lazy imports load less"),
 ]
 
 # What ``threading``, ``weakref``, ``struct`` and ``_pickle`` are and bring along.

@@ -338,8 +338,9 @@ assert channel.receive(10) == execnet.__file__
         (tmp_path / "execnet.py").write_text("raise ImportError('the wrong one')")
         code = f"""
 import os, execnet
+makegateway = execnet.makegateway  # an import may be lazy
 os.chdir({str(tmp_path)!r})
-gw = execnet.makegateway("popen")
+gw = makegateway("popen")
 assert gw.remote_exec("channel.send(1)").receive(10) == 1
 """
         assert run_python(code).stderr == ""
