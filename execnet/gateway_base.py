@@ -917,6 +917,39 @@ def _part(source: str | bool, name: str) -> dict[str, Any]:
     return namespace
 
 
+class _StandardLibrary(object):
+    """Finds for our code what that imports of the standard library, and nowhere else.
+
+    A module of the working folder may have such a name, and is for the user's code.
+    """
+
+    def __init__(self) -> None:
+        self._library = os.path.dirname(os.__file__)
+        self._ours = os.path.dirname(__file__) + os.sep
+        self.places = [self._library]
+        self.places += [p for p in sys.path if os.path.basename(p) in ("lib-dynload", "DLLs")]
+        self.find: Any = sys.modules["_frozen_importlib_external"].PathFinder.find_spec
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Return where a module is, for an import by our code or by what that imports."""
+        frame: Any = sys._getframe(1) if path is None else None
+        while frame is not None:
+            file = frame.f_code.co_filename
+            if file.startswith(self._ours):
+                return self.find(name, self.places)
+            is_library = file.startswith(self._library) and "-packages" not in file
+            frame = frame.f_back if is_library or file.startswith("<frozen ") else None
+        return None
+
+
+def _find_standard_library() -> None:
+    """Have our code import from there; Python 2, and programs that are frozen, can't."""
+    try:
+        sys.meta_path.insert(0, _StandardLibrary())
+    except (KeyError, AttributeError, NameError):
+        pass
+
+
 def start_worker(
     id: str,
     marker: bytes,
@@ -939,6 +972,7 @@ def start_worker(
     ``_ends.far_watcher``, ``_ends.far_faults``.  What goes wrong in the preparation is reported
     in place of a hello.
     """
+    _find_standard_library()
     # None ends it before it can tell what is to be interrupted.  Not SIG_IGN, which processes
     # that code starts would inherit.
     _handle_interrupts(lambda signum, frame: None)
@@ -1000,7 +1034,9 @@ def _threading() -> Any:
     It takes the thread that imports it for the main one (since 3.13 only its native id).
     """
     if "threading" not in sys.modules and get_ident() != _MAIN[0]:
-        spec = __import__("_frozen_importlib_external").PathFinder.find_spec("threading")
+        find = __import__("_frozen_importlib_external").PathFinder.find_spec
+        places = [getattr(one, "places", None) for one in sys.meta_path[:1]]
+        spec = find("threading", *places)
         module = __import__("_frozen_importlib").module_from_spec(spec)
         spec.loader.exec_module(module)
         main, lock = module._main_thread, _thread.allocate_lock()

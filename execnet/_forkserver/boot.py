@@ -10,13 +10,17 @@ from .far import BROKEN
 
 # Run by the template's interpreter.  {load} defines ``base`` and ``template``.
 _BOOT = """\
-import os,struct,sys
+import sys
 def boot():
+ search, sys.path = sys.path, [entry for entry in sys.path if entry]
+ import os, struct
  if sys.version_info < (3, 6):
   text = b"forkserver needs Python 3.6 or newer"
   os.write(0, struct.pack("!BiI", {broken}, 0, len(text)) + text)
   return
  {load}
+ sys.path = search
+ base._find_standard_library()
  template.run(base, {preload!r})
 boot()
 """

@@ -20,11 +20,15 @@ FIRST_PACKET_MAX = 14 * 1024  # bytes of the line: the first flight of a TCP con
 
 # The line has to be short: p packed source, w what asks for it as it is where there is no
 # zlib, f file name, o options, k the connection of a server that executes it; i in, t out, m
-# module, d digits, s source.  A module has no ``__spec__`` rather than None there: of that
-# CPython 3.15 warns when it writes a traceback.
+# module, d digits, s source, q the path of modules, which has no working folder meanwhile.  A
+# module has no ``__spec__`` rather than None there: of that CPython 3.15 warns when it writes a
+# traceback.
 _BOOT = """\
 def boot(p,w,f,o,k=None):
- import struct,sys
+ import sys
+ q=sys.path
+ sys.path=[e for e in q if e]
+ import struct
  def n(n):
   m=sys.modules[n]=type(sys)(n)
   vars(m).pop("__spec__",0)
@@ -43,6 +47,7 @@ def boot(p,w,f,o,k=None):
   t.flush()
   s=eval(i.readline())
  exec(compile(s,f,"exec"),m.__dict__)
+ sys.path=q
  {start}
 boot("{packed}",{wanted!r},{file_name!r},{options!r}{connection})
 """
