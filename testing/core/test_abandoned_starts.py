@@ -83,7 +83,7 @@ class TestOne:
 
     def test_what_was_to_be_sent_to_it_is_refused(self, silent: str) -> None:
         gateway = started(silent)
-        gateway_bootstrap.abandon(gateway._io, gateway)
+        gateway_bootstrap.abandon(gateway)
         with pytest.raises(OSError, match="x died, killed"):
             gateway._send(0)
 

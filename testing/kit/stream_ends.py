@@ -179,7 +179,8 @@ class Socket(Stream):
         with socket.create_server(("127.0.0.1", 0)) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
             port = listener.getsockname()[1]
-            io = gateway_io.create_io(XSpec(f"socket=127.0.0.1:{port}//id=x"), model)
+            spec = XSpec(f"socket=127.0.0.1:{port}//authentication=none//id=x")
+            io = gateway_io.create_io(spec, model)
             fd = listener.accept()[0].detach()
             end = Far(fd, os.dup(fd), lambda: None, model)
             try:
