@@ -184,6 +184,8 @@ _ROWS = [
         "yes: one login for all workers of a group at an address."),
     Key("ssh_compression", "yes or no", SSH, "as ssh's config says", _is_yes,
         "yes gives ssh -C, which speeds up a slow link and slows down a fast one."),
+    Key("sudo_askpass", "a path", ("sudo",), "no password", str,
+        "A program that asks for the password that sudo needs, and prints it."),
     Key("namespace", "the name of a namespace", ("kubectl",), "kubectl's own", str,
         "The pod's namespace."),
     Key("container", "the name of a container", ("kubectl",), "kubectl's own", str,

@@ -964,15 +964,18 @@ def start_worker(
     rest: bool = False,
     watcher: str = "",
     faults: str | bool = "",
+    terminal: str = "",
 ) -> None:
     """Become a worker on stdin and stdout, as the coordinator's first line asks for.
 
     ``marker`` tells the coordinator where noise ends and frames begin; with ``rest`` a part
-    of this module is still to come.  ``watcher`` and ``faults`` are what tells of its end:
-    ``_ends.far_watcher``, ``_ends.far_faults``.  What goes wrong in the preparation is reported
-    in place of a hello.
+    of this module is still to come.  ``terminal`` is ``_ends.far_terminal``, which has it leave
+    that.  ``watcher`` and ``faults`` are what tells of its end: ``_ends.far_watcher``,
+    ``_ends.far_faults``.  What goes wrong in the preparation is reported in place of a hello.
     """
     _find_standard_library()
+    if terminal:
+        _part(terminal, "_ends.far_terminal")["leave_terminal"]()
     # None ends it before it can tell what is to be interrupted.  Not SIG_IGN, which processes
     # that code starts would inherit.
     _handle_interrupts(lambda signum, frame: None)

@@ -64,6 +64,8 @@ def worker_options(
         options["faults"] = True if settings.has_source else _lowered("_ends.far_faults")
     elif transport is not None and not (transport.is_local or settings.is_shared):
         options["watcher"] = _lowered("_ends.far_watcher")  # no end shows through a network
+    if settings.type == "sudo":
+        options["terminal"] = _lowered("_ends.far_terminal")
     return options
 
 

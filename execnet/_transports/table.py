@@ -125,6 +125,9 @@ def _vagrant_ssh(spec: XSpec, words: list[str]) -> list[str]:
 
 
 def _sudo(spec: XSpec, words: list[str]) -> list[str]:
+    if spec.sudo_askpass:
+        asking = ["env", f"SUDO_ASKPASS={spec.sudo_askpass}", "sudo", "-A"]
+        return [*asking, "-u", spec.sudo, "--", *words]
     # Without -n it would ask for a password in the middle of the protocol.
     return ["sudo", "-n", "-u", spec.sudo, "--", *words]
 
