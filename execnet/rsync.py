@@ -31,7 +31,8 @@ def _parsed(rules: Iterable[str | Rule]) -> list[Rule]:
 
 
 _OPTIONS = {
-    "delete", "delete_excluded", "dry_run", "expanduser", "links", "modes", "modify_window",
+    "bwlimit", "compress", "delete", "delete_excluded", "dry_run", "expanduser", "links", "modes",
+    "modify_window",
     "partial", "times",
 }  # fmt: skip
 
@@ -40,6 +41,16 @@ def _nanoseconds(seconds: float) -> int:
     if seconds < 0:
         raise ValueError(f"modify_window must not be negative: {seconds}")
     return int(seconds * 1_000_000_000)
+
+
+def _is_local(gateway: Any) -> bool:
+    return bool(gateway.spec.popen and not gateway.spec.via)
+
+
+def _positive(name: str, value: float | None) -> int:
+    if value is not None and not value > 0:
+        raise ValueError(f"{name} must be more than 0, and is {value}")
+    return int(value or 0)
 
 
 def _checked_links(links: str) -> str:
@@ -56,6 +67,35 @@ def _refuse_home(path: str | os.PathLike[str]) -> None:
             f"{text!r} is not expanded: use os.path.expanduser() on that host, "
             "the option expanduser=True of add_target(), or './~' for such a name"
         )
+
+
+def pull_options(
+    gateway: Any, *, delete: bool = False, delete_excluded: bool = False, dry_run: bool = False,
+    modes: bool = True, times: bool = True, modify_window: float = 0, partial: bool = False,
+    compress: bool = False, bwlimit: float | None = None, mask: int = 0o022,
+    links: str = "inside", max_files: int | None = None, max_bytes: int | None = None,
+    expands: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what ``_rsync.pull`` and ``_rsync.relay`` take; ValueError for what is no value.
+
+    expands: a "~" at the beginning of the source is the home there.
+    """
+    return {
+        "delete": delete or delete_excluded,
+        "dry_run": dry_run,
+        "delete_excluded": delete_excluded,
+        "modes": modes,
+        "times": times,
+        "window_ns": _nanoseconds(modify_window),
+        "partial": partial,
+        "compress": compress and not _is_local(gateway),
+        "most_per_s": _positive("bwlimit", bwlimit),
+        "expands": expands,
+        "mask": mask,
+        "links": _checked_links(links),
+        "max_files": max_files,
+        "max_bytes": max_bytes,
+    }
 
 
 class RSync:
@@ -114,7 +154,10 @@ class RSync:
             and ``times`` can be False, then those of new files are as for any other there, and
             existing ones keep theirs; times that differ by at most ``modify_window`` seconds
             are taken to be the same; with ``partial``, what has come of a large file when a run
-            ends early is kept there, and the next run with it goes on from there; ``links`` is
+            ends early is kept there, and the next run with it goes on from there; with
+            ``compress``, content is compressed on its way where that makes it smaller, except
+            to a worker on this machine; ``bwlimit`` is how many bytes a second may be sent, on
+            average; ``links`` is
             "as-is", "inside" for those that cannot lead out of the tree, or "none".
         Raises TypeError for any other option, ValueError for a "~" without ``expanduser`` or
         another value of ``links``, and OSError if the gateway is gone.
@@ -142,6 +185,8 @@ class RSync:
             "mask": 0,
             "links": _checked_links(options.get("links", "as-is")),
             "partial": bool(options.get("partial")),
+            "compress": bool(options.get("compress")) and not _is_local(gateway),
+            "most_per_s": _positive("bwlimit", options.get("bwlimit")),
             "max_files": None,
             "max_bytes": None,
         }
@@ -190,6 +235,8 @@ class RSync:
         times: bool = True,
         modify_window: float = 0,
         partial: bool = False,
+        compress: bool = False,
+        bwlimit: float | None = None,
         mask: int = 0o022,
         links: str = "inside",
         max_files: int | None = None,
@@ -201,8 +248,8 @@ class RSync:
         """Bring a file or a directory tree from a worker here; return what came of it.
 
         remote_dir, local_dir: as the source and the target of ``send``.
-        delete, delete_excluded, dry_run, modes, times, modify_window, partial: as the options
-            of ``add_target``.
+        delete, delete_excluded, dry_run, modes, times, modify_window, partial, compress,
+            bwlimit: as the options of ``add_target``.
         mask: bits that are dropped from modes; 0 keeps them as they are.
         links: which are made: those that lead "inside" of the tree, all "as-is", or "none".
         max_files, max_bytes: how many entries there may be, and how large all files together;
@@ -218,19 +265,12 @@ class RSync:
         _refuse_home(remote_dir)
         from ._rsync.pull import pull  # most programs do not need it
 
-        options = {
-            "delete": delete or delete_excluded,
-            "dry_run": dry_run,
-            "delete_excluded": delete_excluded,
-            "modes": modes,
-            "times": times,
-            "window_ns": _nanoseconds(modify_window),
-            "partial": partial,
-            "mask": mask,
-            "links": _checked_links(links),
-            "max_files": max_files,
-            "max_bytes": max_bytes,
-        }
+        options = pull_options(
+            gateway, delete=delete, delete_excluded=delete_excluded, dry_run=dry_run,
+            modes=modes, times=times, modify_window=modify_window, partial=partial,
+            compress=compress, bwlimit=bwlimit, mask=mask, links=links, max_files=max_files,
+            max_bytes=max_bytes,
+        )  # fmt: skip
         return pull(gateway, remote_dir, local_dir, options, _parsed(rules), progress, timeout)
 
     def _accept(self) -> Callable[[bytes], bool] | None:

@@ -6,23 +6,28 @@ What it does is ``RSync``; here are its arguments, and what it prints.  Start at
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
 from .._rsync.patterns import Rule, gitignore_rules, lines_of, parse_rules, pattern_rules
+from .._rsync.pull import pull
 from .._rsync.push import path_inside, place_here
+from .._rsync.relay import relay
 from .._rsync.result import TargetResult, printable
 from ..gateway import Gateway
 from ..gateway_base import ExecnetError
-from ..rsync import RSync
+from ..rsync import RSync, pull_options
 from ..xspec import XSpec
 from .run import STATUS_FAILED, CommandError, Session, WatchedGroup, parse_specs, supervise
+from .watch import changes
 
 _DESCRIPTION = """\
 Bring SRC, a file or a directory, to the place DEST of one interpreter per SPEC, all at once, and
@@ -30,7 +35,9 @@ send only what is not there: new files, and the parts of old ones that changed. 
 replaced as a whole when its new content is complete.  Missing directories are made.
 
 A SPEC says where an interpreter is and how to start it, such as "ssh=user@host" or "popen"; DEST
-is what follows the last colon, a path on that host; "~" and "~user" are homes there.
+is what follows the last colon, a path on that host; "~" and "~user" are homes there.  SRC may be
+of the same form, with one DEST: then it is brought from there, to here or to another interpreter,
+through this program.  What is named like that and exists here is meant to be here.
 """
 _EPILOG = """\
 PATTERN is one of rsync: "*.o" is compared with the name of each file and directory, "a/*.o" with
@@ -52,6 +59,9 @@ exit status:
 examples:
   execnet sync src popen:/tmp/copy
   execnet sync --delete --exclude '*.pyc' src ssh=host1:/srv/app ssh=host2:/srv/app
+  execnet sync ssh=host1:/var/log/app logs
+  execnet sync ssh=host1:/srv/data ssh=host2:/srv/data
+  execnet sync --watch src ssh=host1:/srv/app
 """
 _REFRESH_S = 0.1
 
@@ -60,18 +70,20 @@ def add_parser(subparsers: Any) -> None:
     """Add the parser of ``execnet sync``."""
     parser = subparsers.add_parser(
         "sync",
-        usage="execnet sync [options] SRC SPEC:DEST...",
+        usage="execnet sync [options] SRC SPEC:DEST...\n"
+        "       execnet sync [options] SPEC:SRC DEST\n"
+        "       execnet sync [options] SPEC:SRC SPEC:DEST",
         help="bring a directory tree to other hosts, sending only what changed",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("source", metavar="SRC", help="what to send")
-    parser.add_argument("words", nargs="+", metavar="SPEC:DEST", help="where to send it")
+    parser.add_argument("source", metavar="SRC", help="what to send; PATH or SPEC:PATH")
+    parser.add_argument("words", nargs="+", metavar="DEST", help="where to; PATH or SPEC:PATH")
     parser.add_argument("--delete", action="store_true", help="remove what SRC does not have")
     parser.add_argument(
-        "--dry-run", action="store_true", help="change nothing, print what would be done"
+        "-n", "--dry-run", action="store_true", help="change nothing, print what would be done"
     )
     parser.add_argument(
         "--delete-excluded",
@@ -92,8 +104,50 @@ def add_parser(subparsers: Any) -> None:
         metavar="SECONDS",
         help="take times to be the same that differ by so much (0)",
     )
+    parser.add_argument(
+        "-z",
+        "--compress",
+        action="store_true",
+        help="compress what is sent, except to this machine",
+    )
+    parser.add_argument(
+        "--bwlimit",
+        type=_rate,
+        metavar="RATE",
+        help="send so many KiB a second on average; or bytes, MiB or GiB with B, M or G",
+    )
+    parser.add_argument(
+        "--watch", action="store_true", help="go on, and bring over what changes below SRC"
+    )
+    parser.add_argument(
+        "--links",
+        choices=("as-is", "inside", "none"),
+        help="which links are made (as-is; from a worker to here: those that stay inside)",
+    )
+    parser.add_argument(
+        "--mask",
+        type=lambda text: int(text, 8),
+        default=0o022,
+        metavar="OCTAL",
+        help="bits dropped from modes of what comes from a worker to here (022)",
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="print each file, also where there is a bar"
+    )
+    parser.add_argument("--stats", action="store_true", help="print more of what was done")
+    parser.add_argument(
+        "--json", action="store_true", help="print what was done as one line of JSON per DEST"
+    )
     _add_rules(parser)
     parser.set_defaults(run=run)
+
+
+def _rate(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)([BKMG]?)", text, re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise ValueError
+    rate = float(match[1]) * 1024.0 ** "BKMG".index(match[2].upper() or "K")
+    return max(rate, 1.0)
 
 
 def _seconds(text: str) -> float:
@@ -139,32 +193,30 @@ def _add_rules(parser: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the arguments say, and return the exit status."""
-    if not os.path.exists(args.source):
+    far = None if os.path.exists(args.source) else _far_place(args.source)
+    if far is None and not os.path.exists(args.source):
         raise CommandError(f"there is no {args.source!r}")
-    targets = parse_targets(args.words)
+    if far is not None and (None in args.rules or args.watch or len(args.words) > 1):
+        raise CommandError("--watch, --gitignore and several DESTs need a SRC that is here")
+    if far is None:
+        targets = parse_targets(args.words)
+    else:
+        place = _far_place(args.words[0])
+        targets = [place] if place else []
     rules = _rules_of(args)
     bar = _new_bar(args)
 
     def job(session: Session) -> int:
         if bar is not None:
             bar.start()
-        gateways = session.group.start_all([spec for spec, _ in targets])
-        rsync = _Sync(args.source, rules, session, bar)
-        for gateway, (_, dest) in zip(gateways, targets, strict=True):
-            _check_apart(args.source, gateway, dest)
-            rsync.add_target(
-                gateway,
-                dest,
-                delete=args.delete,
-                delete_excluded=args.delete_excluded,
-                dry_run=args.dry_run,
-                expanduser=True,
-                modes=not args.no_perms,
-                times=not args.no_times,
-                partial=args.partial,
-                modify_window=args.modify_window,
-            )
-        return rsync.run()
+        specs = [spec for spec, _ in ([far, *targets] if far else targets)]
+        gateways = session.group.start_all(specs)
+        work = _Work(args, rules, session, bar)
+        if far is None:
+            return work.send(list(zip(gateways, [dest for _, dest in targets], strict=True)))
+        if not targets:
+            return work.pull(gateways[0], far[1], args.words[0])
+        return work.relay(gateways[0], far[1], gateways[1], targets[0][1])
 
     try:
         return supervise("sync", job, group=WatchedGroup())
@@ -184,6 +236,15 @@ def _rules_of(args: argparse.Namespace) -> list[Rule | str]:
     for part in args.rules:
         rules += gitignore_rules(args.source) if part is None else part
     return rules
+
+
+def _far_place(word: str) -> tuple[XSpec, str] | None:
+    """Return the spec and path of a word, None if it is no ``SPEC:PATH``."""
+    try:
+        [place] = parse_targets([word])
+    except (CommandError, ValueError):
+        return None
+    return place
 
 
 def parse_targets(words: Sequence[str]) -> list[tuple[XSpec, str]]:
@@ -214,17 +275,97 @@ def _split_target(word: str) -> tuple[str, str]:
     return match[1], match[2]
 
 
-class _Sync(RSync):
-    """A synchronisation that prints where the command's output goes."""
+class _Work:
+    """What is to be done once all interpreters run, and what is printed of it."""
 
-    def __init__(self, source: str, rules: list[Rule | str], session: Session, bar: Any) -> None:
-        super().__init__(source, verbose=False, progress=bar and bar.tell, rules=rules)
+    def __init__(
+        self, args: argparse.Namespace, rules: list[Rule | str], session: Session, bar: Any
+    ) -> None:
+        self._args = args
+        self._rules = rules
         self._session = session
         self._bar = bar
+        self._options: dict[str, Any] = {
+            "delete": args.delete,
+            "delete_excluded": args.delete_excluded,
+            "dry_run": args.dry_run,
+            "modes": not args.no_perms,
+            "times": not args.no_times,
+            "modify_window": args.modify_window,
+            "partial": args.partial,
+            "compress": args.compress,
+            "bwlimit": args.bwlimit,
+        }
 
-    def _report_send_file(self, gateway: Gateway, modified_rel_path: str) -> None:
-        if self._bar is None:
-            self._print(modified_rel_path or os.path.basename(self._sourcedir), gateway)
+    def send(self, targets: list[tuple[Gateway, str]]) -> int:
+        """Bring what is here to workers, again and again if that is wanted; return the status."""
+        status = 0
+        for gateway, dest in targets:
+            _check_apart(self._args.source, gateway, dest)
+        for _ in changes(self._args.source) if self._args.watch else [None]:
+            rsync = _Sync(self._args.source, self._rules, self)
+            for gateway, dest in targets:
+                links = self._args.links or "as-is"
+                rsync.add_target(gateway, dest, expanduser=True, links=links, **self._options)
+            status = self._send_once(rsync)
+        return status
+
+    def _send_once(self, rsync: RSync) -> int:
+        self._try(rsync.send, lambda: rsync.result)
+        assert rsync.result is not None
+        return self.finish(rsync.result.targets)
+
+    def pull(self, gateway: Gateway, source: str, dest: str) -> int:
+        """Bring what is at a worker here; return the status."""
+        found = self._try(
+            lambda: pull(
+                gateway, source, dest,
+                pull_options(
+                    gateway, mask=self._args.mask, links=self._args.links or "inside",
+                    expands=True, **self._options,
+                ),
+                parse_rules(self._rules), self._bar and self._bar.tell, None, self.tell_file,
+            )
+        )  # fmt: skip
+        return self.finish([found])
+
+    def relay(self, source: Gateway, path: str, target: Gateway, dest: str) -> int:
+        """Bring what is at a worker to another one; return the status."""
+        options = pull_options(
+            source, mask=0, links=self._args.links or "as-is", expands=True, **self._options
+        )
+        options |= {"expanduser": True}
+
+        def tell(path: str) -> None:
+            self.tell_file(path, target)
+
+        found = self._try(
+            lambda: relay(
+                source, os.fsencode(path), target, os.fsencode(dest), options,
+                parse_rules(self._rules), tell,
+            )
+        )  # fmt: skip
+        return self.finish([found])
+
+    def _try(self, work: Callable[[], Any], so_far: Callable[[], Any] = lambda: None) -> Any:
+        """Do something; what goes wrong and is not a target's ends the command."""
+        try:
+            return work()
+        except (ExecnetError, EOFError, OSError) as exc:
+            done = so_far()
+            if done is None or not any(target.error for target in done.targets):
+                raise CommandError(printable(str(exc)), STATUS_FAILED) from exc
+            return done
+
+    def tell_file(self, path: str, gateway: Gateway) -> None:
+        """Print that a file is sent, where no bar shows that and no program reads it."""
+        if self._args.json or (self._bar is not None and not self._args.verbose):
+            return
+        self._print(path or os.path.basename(self._args.source), gateway)
+
+    @property
+    def progress(self) -> Any:
+        return self._bar and self._bar.tell
 
     def _print(self, text: str, gateway: Gateway) -> None:
         try:
@@ -232,21 +373,30 @@ class _Sync(RSync):
         except OSError as exc:
             self._session.stdout_failed(exc)
 
-    def run(self) -> int:
-        """Synchronise, and return the exit status."""
-        try:
-            self.send()
-        except (ExecnetError, EOFError, OSError) as exc:
-            if self.result is None or not any(target.error for target in self.result.targets):
-                raise CommandError(
-                    printable(str(exc)), STATUS_FAILED
-                ) from exc  # it is not a target's
-        assert self.result is not None
-        if self._bar is not None:
+    def finish(self, targets: list[TargetResult]) -> int:
+        """Print what came of targets; return the exit status."""
+        if self._bar is not None and not self._args.watch:
             self._bar.stop()
-        for target in self.result.targets:
-            self._report(target)
-        return 0 if self.result.ok else STATUS_FAILED
+        for target in targets:
+            if self._args.json:
+                self._print_json(target)
+            else:
+                self._report(target)
+        return 0 if all(target.ok for target in targets) else STATUS_FAILED
+
+    def _print_json(self, target: TargetResult) -> None:
+        found = {
+            field.name: getattr(target, field.name)
+            for field in fields(target)
+            if field.name not in ("gateway", "skipped", "error")
+        }
+        found["skipped"] = [[skipped.path, skipped.reason] for skipped in target.skipped]
+        found["error"] = None if target.error is None else str(target.error)
+        line = json.dumps({"gateway": target.gateway.id, "ok": target.ok, **found})
+        try:
+            self._session.out.write(line)
+        except OSError as exc:
+            self._session.stdout_failed(exc)
 
     def _report(self, target: TargetResult) -> None:
         for path in target.planned:
@@ -259,11 +409,41 @@ class _Sync(RSync):
         for name, count in target.refused.items():
             text = f"{place} cannot set {name} there, of {count} entries"
             self._session.err.write(text)
+        for name, count in target.unlisted.items():
+            self._session.err.write(f"{place} {count} more are {name}")
         if target.error is not None:
             text = getattr(target.error, "strerror", None) or str(target.error)
             self._session.err.write(printable(f"{place} {text}"))
         elif not (target.planned or target.planned_deletions):
             self._print(_summary(target), target.gateway)
+        if self._args.stats and target.error is None:
+            for line in _statistics(target):
+                self._print(line, target.gateway)
+
+
+class _Sync(RSync):
+    """A synchronisation that prints where the command's output goes."""
+
+    def __init__(self, source: str, rules: list[Rule | str], work: _Work) -> None:
+        super().__init__(source, verbose=False, progress=work.progress, rules=rules)
+        self._work = work
+
+    def _report_send_file(self, gateway: Gateway, modified_rel_path: str) -> None:
+        self._work.tell_file(modified_rel_path, gateway)
+
+
+def _statistics(target: TargetResult) -> list[str]:
+    rate = target.bytes_sent / target.seconds if target.seconds else 0.0
+    return [
+        f"files sent: {target.files_sent}",
+        f"files with other times, modes or links: {target.settled}",
+        f"unchanged: {target.unchanged}",
+        f"deleted: {target.deleted}",
+        f"left out: {len(target.skipped) + target.unlisted.get('skipped', 0)}",
+        f"bytes sent: {target.bytes_sent}",
+        f"seconds: {target.seconds:.3f}",
+        f"bytes a second: {rate:.0f}",
+    ]
 
 
 def _summary(target: TargetResult) -> str:
@@ -288,7 +468,7 @@ def _size(count: float) -> str:
 
 def _new_bar(args: argparse.Namespace) -> _Bar | None:
     """Return a progress bar, if it can be seen and drawn."""
-    if args.dry_run or not sys.stderr.isatty() or find_spec("rich") is None:
+    if args.dry_run or args.json or not sys.stderr.isatty() or find_spec("rich") is None:
         return None
     return _Bar()
 

@@ -35,25 +35,33 @@ def pull(
     rules: list[Rule],
     progress: Progress | None,
     timeout: float | None,
+    tell: Any = None,
 ) -> TargetResult:
-    """Do what ``RSync.pull`` promises.  wishes: what a ``Target`` has as options."""
+    """Do what ``RSync.pull`` promises.
+
+    wishes: what a ``Target`` has as options.  tell: called with the path of each file that comes,
+    and the gateway.
+    """
     if wishes["delete"]:
         _check_source_stays(gateway, remote_dir, local_dir)
     place = f"{gateway.id}:{os.fsdecode(remote_dir)}"
     channel = run(gateway, "_rsync.far.server")
     try:
         with Deadline(channel, place, timeout):
-            channel.send((os.fsencode(remote_dir), _inner(gateway, remote_dir, local_dir), rules))
-            root, costs = _root_of(channel.receive(), place, os.fsencode(remote_dir))
+            inner = _inner(gateway, remote_dir, local_dir)
+            sending = {name: wishes[name] for name in ("compress", "most_per_s", "expands")}
+            channel.send((os.fsencode(remote_dir), inner, rules, {**sending, "reports": False}))
+            root, costs = root_of(channel.receive(), place, os.fsencode(remote_dir))
             options = {
                 **wishes, "dest": os.fsencode(local_dir), "root": root, "hashes": costs,
-                "asks": False, "expanduser": False, "name": _name_of(gateway, remote_dir),
+                "asks": False, "expanduser": False, "name": name_of(gateway, remote_dir),
                 "rules": [] if wishes["delete_excluded"] else rules,
             }  # fmt: skip
             result = TargetResult(gateway, os.fsdecode(local_dir))
             started = time.monotonic()
             target = _make_target(channel, place, options, result, progress)
             target.announced_by = Rules(rules) if rules else None
+            target.tell = tell
             _receive(target)
             channel.waitclose()  # the worker can be asked for other things, one at a time
         result.seconds = time.monotonic() - started
@@ -62,7 +70,7 @@ def pull(
         channel.close()
 
 
-def _root_of(answer: Any, place: str, path: bytes) -> Any:
+def root_of(answer: Any, place: str, path: bytes) -> Any:
     """Return (what the source is, what hashes cost there) from its first answer.
 
     Raises RSyncError if there is no source, or if this is no such answer.
@@ -133,7 +141,7 @@ class Deadline:
             start(self._channel.gateway._io.kill)
 
 
-def _name_of(gateway: Any, path: str | os.PathLike[str]) -> bytes:
+def name_of(gateway: Any, path: str | os.PathLike[str]) -> bytes:
     """Return the last part of a worker's path."""
     flavour: Any = ntpath if gateway._rinfo().platform == "win32" else posixpath
     name: bytes = flavour.basename(os.fsencode(path).rstrip(b"/"))
@@ -170,6 +178,8 @@ class _LocalTarget(remote.Target):
     ) -> None:
         self._channel = channel
         self.source = place
+        self.tell: Any = None
+        self._is_same = False  # what ends has only other times or modes
         self.of_progress: BaseException | None = None  # what ``progress`` raised
         self._result = result
         self._progress = progress
@@ -229,15 +239,26 @@ class _LocalTarget(remote.Target):
             self._skip(path_of(*known[:2]), reason[: wire.TEXT_MAX])
         super()._on_fail(number, reason)
 
-    def _on_files(self, ids: bytes, sizes: bytes, changed: Any, blob: bytes) -> None:
+    def _on_files(
+        self, ids: bytes, sizes: bytes, changed: Any, blob: bytes, is_packed: bool
+    ) -> None:
         self._result.files_sent += len(ids) // 8
         self._result.bytes_sent += len(blob)
-        super()._on_files(ids, sizes, changed, blob)
+        super()._on_files(ids, sizes, changed, blob, is_packed)
+
+    def _on_packed(self, number: int, offset: int, size: int, short: bytes) -> None:
+        self._result.bytes_sent += len(short) - size  # the rest is counted as a piece
+        super()._on_packed(number, offset, size, short)
 
     def _on_copy(self, number: int, offset: int, old_offset: int, length: int) -> None:
         super()._on_copy(number, offset, old_offset, length)
         if self._pending:
             self._tell_progress(self._pending[0][0], offset + length)
+
+    def _on_same(self, ids: bytes, changed: Any, proof: Any) -> None:
+        self._is_same = True
+        super()._on_same(ids, changed, proof)
+        self._is_same = False
 
     def _on_open(self, *arguments: Any) -> None:
         self._result.files_sent += 1
@@ -253,6 +274,8 @@ class _LocalTarget(remote.Target):
         entry = self._pending[0][0]
         super()._end_request(is_done)
         self._done_bytes += entry[4]
+        if is_done and self.tell is not None and not self._is_same:
+            self.tell(os.fsdecode(path_of(entry[0], entry[2])), self._result.gateway)
         self._tell_progress(entry, 0)
 
     def _tell_progress(self, entry: Any, partly: int) -> None:

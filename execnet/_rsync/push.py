@@ -17,7 +17,7 @@ from .far.pump import WAKE, Pump
 from .far.rules import Rules
 from .far.tree import SourceGone, Tree
 from .far.watcher import TargetFailed, Watcher
-from .far.wire import Violation, hash_costs
+from .far.wire import CAN_PACK, Violation, hash_costs
 from .result import RSyncError, Skipped, TargetResult
 
 _END = object()  # what a channel's callback gets last
@@ -126,6 +126,9 @@ class _Service(Watcher):
     def _main(self, options: dict[str, Any]) -> None:
         error: BaseException | None = None
         pump = Pump(self._tree, self._supply, self._send, self._receive, self)
+        pump.compresses = self.target.options["compress"] and CAN_PACK
+        pump.most_per_s = self.target.options["most_per_s"]
+        pump.sleep = self.target.gateway.execmodel.sleep
         try:
             try:
                 self._send(options)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ IDS = pack_ids([1])
 TRUE_ANSWERS: dict[int, tuple[Any, ...]] = {
     wire.LIST: (9, [unit([(b"z", FILE, 1)], directory=3, first=8)]),
     wire.LIST_END: (),
-    wire.FILES: (IDS, IDS, {0: (0o644, 5)}, b"x"),
+    wire.FILES: (IDS, IDS, {0: (0o644, 5)}, b"x", False),
+    wire.PACKED: (2, 0, 5, zlib.compress(b"12345")),
     wire.OPEN: (1, 5, 0o644, 5, 0),
     wire.CLOSE: (1, 0),
     wire.SAME: (IDS, {0: (0o644, 5)}, None),

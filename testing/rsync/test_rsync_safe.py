@@ -116,7 +116,7 @@ def piece(number: int, offset: int, content: bytes) -> bytes:
 
 
 def files(number: int, content: bytes) -> tuple[Any, ...]:
-    return FILES, pack_ids([number]), pack_ids([len(content)]), {}, content
+    return FILES, pack_ids([number]), pack_ids([len(content)]), {}, content, False
 
 
 @pytest.mark.parametrize("kind", [FILE, LEADER, HARDLINK, SYMLINK, ROOTED, DIRECTORY])
@@ -226,8 +226,8 @@ LARGE = SMALL_MAX * 2
     [
         [files(2, b"x")],  # another one was asked for
         [files(1, b"x"), files(1, b"x")],  # once more
-        [(FILES, pack_ids([1]), pack_ids([5]), {}, b"x")],  # more than came
-        [(FILES, pack_ids([1, 2]), pack_ids([1]), {}, b"x"), files(2, b"")],
+        [(FILES, pack_ids([1]), pack_ids([5]), {}, b"x", False)],  # more than came
+        [(FILES, pack_ids([1, 2]), pack_ids([1]), {}, b"x", False), files(2, b"")],
         [(OPEN, 2, 5, 0o644, 1, False)],
         [(OPEN, 1, -1, 0o644, 1, False)],
         [(OPEN, 1, 5, 0o644, 1, True)],  # there is no base
@@ -262,7 +262,7 @@ def test_set_id_bits_are_dropped_whoever_announces_them(stage: Stage) -> None:
     stage.play([
         (LIST, 9, [unit(entries, mode=0o7755), unit([], directory=4, first=5)]),
         files(1, b"x"),
-        (FILES, pack_ids([2]), pack_ids([1]), {0: (0o6755, 1)}, b"x"),
+        (FILES, pack_ids([2]), pack_ids([1]), {0: (0o6755, 1)}, b"x", False),
         (OPEN, 3, 1, 0o4755, 1, False), piece(3, 0, b"x"), (CLOSE, 3, None),
         (LIST_END,),
     ])  # fmt: skip

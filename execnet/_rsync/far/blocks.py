@@ -109,11 +109,17 @@ class Batch(object):
     def cost(self) -> int:
         return self.bytes + 32 * len(self.ids) if self.code == FILES else 0
 
-    def message(self) -> Any:
+    def message(self, pack: Any) -> Any:
+        """Return the message.  pack: what compresses content, or returns None."""
         ids = pack_ids(self.ids)
         if self.code == SAME:
             return SAME, ids, self._changed, None
-        return FILES, ids, pack_ids(self._sizes), self._changed, b"".join(self._parts)
+        content = b"".join(self._parts)
+        short = pack(content)
+        is_packed = short is not None
+        self.bytes = len(short) if is_packed else len(content)
+        content = short if is_packed else content
+        return FILES, ids, pack_ids(self._sizes), self._changed, content, is_packed
 
 
 def read_exactly(fd: int, size: int) -> bytes:

@@ -118,10 +118,11 @@ def fits(value: Any, kinds: Any) -> bool:
 FROM_SOURCE = {
     wire.LIST: (is_count, is_units),
     wire.LIST_END: (),
-    wire.FILES: (is_ids, is_ids, is_changes, is_bytes),
+    wire.FILES: (is_ids, is_ids, is_changes, is_bytes, is_flag),
     wire.OPEN: (is_count, is_count, is_mode, is_time, is_how),
     wire.COPY: (is_count,) * 4,
     wire.HOLE: (is_count,) * 3,
+    wire.PACKED: (is_count, is_count, is_count, is_bytes),
     wire.CLOSE: (is_count, is_proof),
     wire.SAME: (is_ids, is_changes, is_proof),
     wire.GO: (is_count,),
@@ -131,6 +132,10 @@ FROM_SOURCE = {
     wire.REMARK: (is_bytes, is_bytes),
     wire.SPARED: (is_bytes,),
     wire.GONE: (is_count, is_bytes),
+}
+# what a source tells the coordinator, if it serves another worker
+FROM_REPORTER = {
+    wire.TOLD: (is_name, lambda value: isinstance(value, tuple)),
 }
 FROM_TARGET = {
     wire.HELLO: (is_name, is_flag),

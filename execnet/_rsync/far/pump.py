@@ -326,6 +326,7 @@ class Pump(Sending):
         if batch.code == wire.FILES:
             self._watcher.sending(batch.paths)
         self._data_sent += batch.cost()
-        self._send(batch.message())
+        self._send(batch.message(self._packed))
+        self._keep_pace(batch.bytes)
         self._watcher.sent(batch.bytes)
         self._watcher.moved(batch.paths[-1], batch.listed_bytes)

@@ -42,6 +42,7 @@ from .wire import (
     reason_of,
     stream_of,
     unpack_ids,
+    unpacked,
 )
 
 TYPE_CHECKING = False
@@ -265,9 +266,15 @@ class Requests(object):
         self._end_request(False)
         self._refused = entry[1]
 
-    def _on_files(self, ids: bytes, sizes: bytes, changed: Any, blob: bytes) -> None:
+    def _on_packed(self, number: int, offset: int, size: int, short: bytes) -> None:
+        self._on_piece(number, offset, memoryview(unpacked(short, size)))
+
+    def _on_files(
+        self, ids: bytes, sizes: bytes, changed: Any, blob: bytes, is_packed: bool
+    ) -> None:  # fmt: skip
         """Write whole small files.  changed: {place: (mode, time)} of those not as announced."""
         ids_there, lengths = unpack_ids(ids), unpack_ids(sizes)
+        blob = unpacked(blob, sum(lengths)) if is_packed else blob
         if len(ids_there) != len(lengths) or sum(lengths) != len(blob):
             raise Violation("not %d files in %d bytes" % (len(ids_there), len(blob)))
         view = memoryview(blob)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections import deque
 
 from . import wire
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 DATA_WINDOW_BYTES = 8 * 1024 * 1024  # sent and not yet worked off
 SOUGHT_MIN = 64 * 1024  # bytes of an old file in which moved data is searched
 MOVED_BLOCKS = 16  # that differ one after the other, before moved data is searched
+PACE_S = 0.05  # by which sending may be ahead of a pace that is to be kept
 GREW = b"grew while it was read, and is there as it was before"
 
 
@@ -39,6 +41,11 @@ class Sending(object):
         self._send = send
         self._watcher = watcher
         self.is_bounded = False  # the target takes no file that is far larger than announced
+        self.compresses = False  # what is sent, where that makes it smaller
+        self._failures = self._incompressible = 0  # contents in a row; how many not to try
+        self.most_per_s = 0  # bytes, 0 for any number
+        self.sleep: Any = time.sleep
+        self._next_time = 0.0  # when what was sent is through, at that pace
         self._digest: Any = None
         self._stream: Any = None  # makes a digest that takes data part by part
         self._wants_crc = False
@@ -93,6 +100,7 @@ class Sending(object):
             if self.is_bounded and found.st_size > wire.may_become(self._size_of(number)):
                 raise Unstable("has become very much larger since it was listed")
             self._moved_bytes = told
+            self._failures = self._incompressible = 0
             send = {wire.DELTA: self._send_changes, wire.CHUNKS: self._send_moved}
             sent = send.get(code, self._send_whole)(number, fd, found, extra)
             if sent is None:  # chunks are to come
@@ -140,10 +148,39 @@ class Sending(object):
         while self._is_window_full():
             self._take()
         self._data_sent += len(data) + 32
-        self._send(wire.PIECE.pack(number, offset) + data)
-        self._watcher.sent(len(data))
+        short = self._packed(data)
+        if short is None:
+            short = data
+            self._send(wire.PIECE.pack(number, offset) + data)
+        else:
+            self._send((wire.PACKED, number, offset, len(data), short))
+        self._watcher.sent(len(short))
+        self._keep_pace(len(short))
         while self._announce():
             pass
+
+    def _packed(self, data: bytes) -> Any:
+        """Return some content compressed; None if it is not, and for a while after that."""
+        if not self.compresses or not data:
+            return None
+        if self._incompressible > 0:
+            self._incompressible -= 1
+            return None
+        short = wire.packed(data)
+        if short is None:
+            self._failures += 1
+            self._incompressible = min(2**self._failures, 64) - 1
+        else:
+            self._failures = 0
+        return short
+
+    def _keep_pace(self, count: int) -> None:
+        """Wait until so many more bytes may be sent."""
+        if self.most_per_s:
+            now = wire.clock()
+            self._next_time = max(self._next_time, now) + float(count) / self.most_per_s
+            if self._next_time - now > PACE_S:
+                self.sleep(self._next_time - now)
 
     def _moved(self, number: int, position: int) -> None:
         """Tell of the progress to ``position``, when another piece or the whole file is done."""

@@ -5,6 +5,8 @@ This file is shipped, after the other modules that say so; see ``_rsync.pull``.
 
 from __future__ import annotations
 
+import os
+
 from . import wire
 from .pump import Pump
 from .rules import Rules
@@ -16,6 +18,28 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+class Reporter(Watcher):
+    """Tells the coordinator what a target that is another worker does."""
+
+    def __init__(self, send: Any) -> None:
+        self._send = send
+
+    def sending(self, paths: Any) -> None:
+        self._send((wire.TOLD, "sending", (list(paths),)))
+
+    def sent(self, count: int) -> None:
+        self._send((wire.TOLD, "sent", (count,)))
+
+    def skipped(self, path: bytes, reason: bytes) -> None:
+        self._send((wire.TOLD, "skipped", (path, reason)))
+
+    def planned(self, paths: Any, deleted: Any) -> None:
+        self._send((wire.TOLD, "planned", (list(paths), list(deleted))))
+
+    def ended(self, unchanged: int, settled: int, deleted: int, times: int, modes: int) -> None:
+        self._send((wire.TOLD, "ended", (unchanged, settled, deleted, times, modes)))
+
+
 def main(channel: Any) -> None:
     """Offer what the next item names, but for a path in it and what its rules leave out.
 
@@ -24,7 +48,9 @@ def main(channel: Any) -> None:
     What cannot be offered is (None, errno, reason).
     """
     remarks: Any = []
-    root, left_out, rules = channel.receive()
+    root, left_out, rules, options = channel.receive()
+    if options["expands"]:
+        root = os.path.expanduser(root)
     try:
         tree = Tree(
             root,
@@ -41,13 +67,20 @@ def main(channel: Any) -> None:
     def supply() -> Any:
         step = next(walk)
         while remarks:
-            channel.send((wire.REMARK,) + remarks.pop(0))
+            remark = remarks.pop(0)
+            if options["reports"]:
+                channel.send((wire.TOLD, "skipped", remark))
+            else:
+                channel.send((wire.REMARK,) + remark)
         return step
 
     try:
         try:
-            pump = Pump(tree, supply, channel.send, channel.receive, Watcher())
+            watcher = Reporter(channel.send) if options["reports"] else Watcher()
+            pump = Pump(tree, supply, channel.send, channel.receive, watcher)
             pump.is_bounded = True
+            pump.compresses = options["compress"] and wire.CAN_PACK
+            pump.most_per_s = options["most_per_s"]
             pump.run()
         except SourceGone as exc:
             channel.send((wire.GONE, exc.errno, wire.reason_of(exc)))

@@ -109,6 +109,7 @@ class Target(Linking):
             wire.OPEN: self._on_open,
             wire.COPY: self._on_copy,
             wire.HOLE: self._on_hole,
+            wire.PACKED: self._on_packed,
             wire.CLOSE: self._on_close,
             wire.SAME: self._on_same,
             wire.FAIL: self._on_fail,

@@ -12,9 +12,10 @@ import sys
 import time
 
 try:
+    import zlib
     from zlib import crc32 as crc32
 except ImportError:  # an interpreter that was built without it
-    crc32 = None  # type: ignore[assignment]
+    zlib = crc32 = None  # type: ignore[assignment]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ LIST, LIST_END, FILES, OPEN, CLOSE, SAME, FAIL, INSTEAD, REMARK, SPARED, GONE = 
 HELLO, ACK, WANT, CHECK, DELTA, DIGESTS, LISTED = range(20, 27)
 DONE, NOTE, PLAN, NOLINK, END, FATAL, DOOMED, CHUNKS = range(27, 35)
 # source to target again
-GO, SEEK, COPY, HOLE = range(12, 16)
+GO, SEEK, COPY, HOLE, PACKED, TOLD = range(12, 18)
 # how the content of a file comes: all of it, blocks into the old one, chunks of the old one, too
 WHOLE, BLOCKS, CHUNKED = range(3)
 # kinds of entries; LEADER is a file that others are hard links to, ROOTED a link into the tree
@@ -53,6 +54,7 @@ PIECE = struct.Struct("!QQ")  # id and offset; a message of bytes is a piece, wi
 PY2 = sys.version_info[0] == 2
 INTEGERS = (int, long) if PY2 else int  # type: ignore[name-defined]
 
+CAN_PACK = zlib is not None
 clock = getattr(time, "perf_counter", time.time)
 
 
@@ -149,6 +151,25 @@ def numbers(code: str, value: Any, count: int) -> Any:
     if len(value) != count * struct.calcsize("!" + code):
         raise Violation("%d bytes of %d numbers" % (len(value), count))
     return struct.unpack("!%d%s" % (count, code), value)
+
+
+def packed(data: bytes) -> Any:
+    """Return some content compressed, None if that makes it not much smaller."""
+    short = zlib.compress(data, 1)
+    return short if len(short) < len(data) * 0.9 else None
+
+
+def unpacked(short: bytes, size: int) -> bytes:
+    """Return the content of this size that was compressed; ``Violation`` if it is no such."""
+    if zlib is None or size > PIECE_BYTES:
+        raise Violation("%d compressed bytes of %d" % (len(short), size))
+    try:
+        data = zlib.decompressobj().decompress(short, size + 1)
+    except zlib.error as exc:
+        raise Violation("not compressed: %s" % exc)
+    if len(data) != size:
+        raise Violation("compressed: not %d bytes" % size)
+    return data
 
 
 def may_become(announced: int) -> int:

@@ -1,0 +1,113 @@
+"""Waits for changes below a directory: by inotify where the system has it, otherwise by looking.
+
+Start at ``changes``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_MASK = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200  # IN_MODIFY ... IN_DELETE
+_ONLY_DIRECTORIES = 0x01000000  # IN_ONLYDIR
+_LOOK_S = 1.0  # between looks, where there is no inotify
+_QUIET_S = 0.05  # how long it has to be quiet before a change is told: many come at once
+
+
+def changes(path: str) -> Iterator[None]:
+    """Yield once at first, and then each time after something has changed below a path."""
+    yield None
+    try:
+        watch: Any = _Inotify(path)
+    except OSError:
+        watch = _Looks(path)
+    with watch:
+        while True:
+            yield None  # what has changed before it was watched
+            watch.wait()
+
+
+class _Inotify:
+    """The kernel's news of a directory and all below it, or of a file."""
+
+    def __init__(self, path: str) -> None:
+        if not sys.platform.startswith("linux"):
+            raise OSError("there is no inotify")
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._path = path
+        self._fd = self._libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        if self._fd < 0:
+            raise OSError(ctypes.get_errno(), "inotify_init1")
+        try:
+            self._add_all()
+        except OSError:
+            os.close(self._fd)
+            raise
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def _add_all(self) -> None:
+        if not os.path.isdir(self._path):
+            self._add(os.path.dirname(os.path.abspath(self._path)))
+            return
+        for folder, _, _ in os.walk(self._path):
+            self._add(folder)
+
+    def _add(self, folder: str) -> None:
+        """Watch a directory, also if it is watched already; one that has gone does not matter."""
+        mask = _MASK | _ONLY_DIRECTORIES
+        if self._libc.inotify_add_watch(self._fd, os.fsencode(folder), mask) < 0:
+            code = ctypes.get_errno()
+            if os.path.isdir(folder):  # the user has no more watches
+                raise OSError(code, os.strerror(code), folder)
+
+    def wait(self) -> None:
+        select.select([self._fd], [], [])
+        while select.select([self._fd], [], [], _QUIET_S)[0]:
+            os.read(self._fd, 65536)
+        self._add_all()  # there may be new directories
+
+
+class _Looks:
+    """What a tree looks like, again and again."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._last = self._look()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def _look(self) -> list[Any]:
+        found: list[Any] = []
+        for folder, _, files in os.walk(self._path):
+            for path in [folder, *(os.path.join(folder, name) for name in files)]:
+                found.append((path, _status(path)))
+        return found or [_status(self._path)]
+
+    def wait(self, sleep: Callable[[float], object] = time.sleep) -> None:
+        now = self._look()
+        while now == self._last:
+            sleep(_LOOK_S)
+            now = self._look()
+        self._last = now
+
+
+def _status(path: str) -> Any:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_mode, found.st_ino

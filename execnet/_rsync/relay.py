@@ -1,0 +1,142 @@
+"""From one worker to another: what they say passes through here.
+
+The source is as in ``RSync.pull``, the target as in ``RSync.send``; each defends itself against the
+other, and the coordinator only takes from the source what it tells of the target.  Start at
+``relay``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+from .._ship.parts import run
+from ..gateway_base import ExecnetError
+from .far import wire
+from .far.messages import FROM_REPORTER, FROM_TARGET, PATH_MAX, checked
+from .pull import name_of, root_of
+from .result import RSyncError, Skipped, TargetResult
+
+
+def relay(
+    source: Any, path: bytes, target: Any, dest: bytes, wishes: dict[str, Any], rules: Any,
+    on_sending: Any,
+) -> TargetResult:  # fmt: skip
+    """Bring a path of one worker to another worker; return what came of it.
+
+    wishes: as for a target, and for what a source gets.  on_sending: called with the path of each
+    file that is sent, in some thread.  Raises ``RSyncError`` if there is no source, or the target
+    can write no more, and what else either worker fails with.
+    """
+    place = f"{source.id}:{os.fsdecode(path)}"
+    inlet, outlet = run(source, "_rsync.far.server"), run(target, "_rsync.far.target")
+    try:
+        sending = {name: wishes[name] for name in ("compress", "most_per_s", "expands")}
+        inlet.send((path, None, rules, {**sending, "reports": True}))
+        root, costs = root_of(inlet.receive(), place, path)
+        options = {**wishes, "dest": dest, "root": root, "hashes": costs, "asks": False}
+        options |= {"name": name_of(source, os.fsdecode(path)), "rules": rules}
+        outlet.send(options)
+        result = TargetResult(target, os.fsdecode(dest))
+        _Relay(inlet, outlet, place, result, on_sending).run()
+        return result
+    finally:
+        inlet.close()
+        outlet.close()
+
+
+class _Relay:
+    """Two threads, each of which hands on what comes from one of two channels."""
+
+    def __init__(
+        self, inlet: Any, outlet: Any, place: str, result: TargetResult, on_sending: Any
+    ) -> None:
+        self._inlet, self._outlet = inlet, outlet
+        self._place = place
+        self._result = result
+        self._on_sending = on_sending
+        self._failed: BaseException | None = None
+
+    def run(self) -> None:
+        started = time.monotonic()
+        back = threading.Thread(target=self._bring_back, daemon=True)
+        back.start()
+        error: BaseException | None = None
+        try:
+            self._bring()
+        except (ExecnetError, EOFError, OSError) as exc:
+            error = exc
+        back.join()
+        if self._failed is not None or error is not None:
+            raise self._failed or error  # type: ignore[misc]
+        self._result.seconds = time.monotonic() - started
+
+    def _bring(self) -> None:
+        """Hand on what the source says, until it has seen the end of the target."""
+        try:
+            for message in self._inlet:
+                if isinstance(message, tuple) and message[:1] == (wire.TOLD,):
+                    self._take(message)
+                elif isinstance(message, tuple) and message[:1] == (wire.GONE,):
+                    text = message[2].decode("utf-8", "backslashreplace")
+                    raise RSyncError(message[1], f"{self._place}: {text}")
+                else:
+                    self._outlet.send(message)
+            self._inlet.waitclose()
+        finally:
+            self._outlet.close()
+
+    def _take(self, message: Any) -> None:
+        try:
+            _, name, values = checked(message, FROM_REPORTER)
+            getattr(self, "_on_told_" + os.fsdecode(name))(*values)
+        except (wire.Violation, AttributeError, TypeError, ValueError) as exc:
+            raise RSyncError(f"{self._place} broke the protocol: {exc}") from exc
+
+    def _bring_back(self) -> None:
+        """Hand on what the target says, until it ends."""
+        try:
+            for message in self._outlet:
+                self._inlet.send(message)
+                if message[0] == wire.FATAL:
+                    _, _, code, reason = checked(message, FROM_TARGET)
+                    text = reason.decode("utf-8", "backslashreplace")
+                    raise RSyncError(
+                        code, f"{self._result.gateway.id}:{self._result.destdir}: {text}"
+                    )
+            self._outlet.waitclose()
+        except (wire.Violation, TypeError, IndexError) as exc:
+            self._failed = RSyncError(f"{self._result.gateway.id} broke the protocol: {exc}")
+        except (ExecnetError, EOFError, OSError) as exc:
+            self._failed = exc
+        finally:
+            if self._failed is not None:
+                self._inlet.close()
+
+    def _on_told_sending(self, paths: Any) -> None:
+        self._result.files_sent += len(paths)
+        for path in paths:
+            self._on_sending(os.fsdecode(path))
+
+    def _on_told_sent(self, count: int) -> None:
+        self._result.bytes_sent += count
+
+    def _on_told_skipped(self, path: bytes, reason: bytes) -> None:
+        text = reason[: wire.TEXT_MAX].decode("utf-8", "backslashreplace")
+        self._result.add("skipped", Skipped(os.fsdecode(path[:PATH_MAX]), text))
+
+    def _on_told_planned(self, paths: Any, deleted: Any) -> None:
+        for path in paths:
+            self._result.add("planned", os.fsdecode(path))
+        for path in deleted:
+            self._result.add("planned_deletions", os.fsdecode(path))
+
+    def _on_told_ended(
+        self, unchanged: int, settled: int, deleted: int, times: int, modes: int
+    ) -> None:
+        self._result.unchanged, self._result.settled, self._result.deleted = (
+            unchanged, settled, deleted,
+        )  # fmt: skip
+        self._result.take_refusals(times, modes)

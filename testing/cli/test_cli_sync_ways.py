@@ -1,0 +1,109 @@
+"""``execnet sync`` from a worker to here, and to another one; what it prints; what it watches."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from rsync_trees import assert_same, make_tree
+from shell import Shell
+from tools import wait_until
+
+
+@pytest.fixture
+def source(shell: Shell) -> Path:
+    return make_tree(shell.folder / "source", {"a": b"1", "d/b": b"2" * 100_000, "cache/y": b""})
+
+
+WAYS = {
+    "to": ["source", "popen:dest"],
+    "from": ["popen:source", "dest"],
+    "between": ["popen//id=one:source", "popen//id=two:dest"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_tree_goes_each_way(shell: Shell, source: Path, way: str) -> None:
+    done = shell.run("sync", *WAYS[way])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "3 files sent" in done.stdout.splitlines()[-1]
+    assert {line.split()[1] for line in done.stdout.splitlines()[:-1]} == {"a", "cache/y", "d/b"}
+    assert_same(source, shell.folder / "dest")
+    (source / "d/b").write_bytes(b"x" + b"2" * 100_000)
+    make_tree(shell.folder / "dest", {"old": b"", ".env": b""})
+    words = ["--delete", "--exclude", ".env", "--stats", *WAYS[way]]
+    done = shell.run("sync", *words)
+    assert "1 files sent" in done.stdout
+    assert "deleted: 1" in done.stdout
+    (shell.folder / "dest/.env").unlink()
+    os.utime(shell.folder / "dest", ns=(1, source.stat().st_mtime_ns))
+    assert_same(source, shell.folder / "dest")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_left_out_and_what_would_be_done_is_told(
+    shell: Shell, source: Path, way: str
+) -> None:
+    os.mkfifo(source / "fifo")
+    make_tree(shell.folder / "dest", {"old": b""})
+    done = shell.run("sync", "-n", "--delete", "--json", *WAYS[way])
+    found = json.loads(done.stdout)
+    assert sorted(found["planned"]) == ["a", "cache", "cache/y", "d", "d/b"]
+    assert found["planned_deletions"] == ["old"]
+    assert found["skipped"] == [["fifo", "is a FIFO, left out"]]
+    assert (found["ok"], done.returncode) == (False, 1)
+    assert os.listdir(shell.folder / "dest") == ["old"]
+
+
+@pytest.mark.parametrize("way", ["from", "between"])
+def test_a_source_that_is_not_there_is_told(shell: Shell, way: str) -> None:
+    done = shell.run("sync", *WAYS[way])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "No such file or directory" in done.stderr
+
+
+@pytest.mark.parametrize("way", ["from", "between"])
+def test_a_target_that_can_take_nothing_is_told(shell: Shell, source: Path, way: str) -> None:
+    (shell.folder / "dest").write_bytes(b"")
+    done = shell.run("sync", *WAYS[way])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "a directory cannot take the place of a file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--watch", "popen:source", "dest"], ["popen:source", "dest", "popen:x"],
+     ["--gitignore", "popen:source", "dest"], ["--bwlimit=0", "source", "popen:dest"],
+     ["--mask=9", "popen:source", "dest"], ["source", "dest"]],
+)  # fmt: skip
+def test_what_cannot_be_done_starts_nothing(shell: Shell, source: Path, words: list[str]) -> None:
+    assert shell.run("sync", *words).returncode == 2
+    assert not (shell.folder / "dest").exists()
+
+
+def test_modes_and_links_from_a_worker_are_as_is_only_if_asked_for(
+    shell: Shell, source: Path
+) -> None:
+    (source / "a").chmod(0o666)
+    (source / "out").symlink_to("/etc")
+    shell.run("sync", "popen:source", "dest")
+    assert (shell.folder / "dest/a").stat().st_mode & 0o777 == 0o644
+    assert not (shell.folder / "dest/out").is_symlink()
+    assert shell.run("sync", "--mask=0", "--links=as-is", "popen:source", "dest").returncode == 0
+    assert_same(source, shell.folder / "dest")
+
+
+def test_changes_are_brought_over_as_they_come(shell: Shell, source: Path) -> None:
+    process = shell.start("sync", "--watch", "source", "popen:dest")
+    dest = shell.folder / "dest"
+    wait_until(lambda: (dest / "d/b").exists())
+    make_tree(source, {"new/deep/file": b"1"})
+    wait_until(lambda: (dest / "new/deep/file").exists())
+    (source / "new/deep/file").write_bytes(b"22")
+    wait_until(lambda: (dest / "new/deep/file").read_bytes() == b"22")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
