@@ -5,10 +5,12 @@ What is at the far end reads and writes nothing by itself: its descriptors are g
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 import time
@@ -21,10 +23,19 @@ from typing import Any
 
 from models import EXECMODELS
 from processes import stop
-from tools import BOUND_S, wait_until
+from tools import BOUND_S, Task, missing, wait_until
 
 from execnet import Group, XSpec, gateway_io
-from execnet.gateway_base import ExecModel, FrameDecoder, Message, loads_internal
+from execnet._transports.tls import Tls as TlsState
+from execnet._transports.tls import TlsIO
+from execnet.gateway_base import (
+    ExecModel,
+    FrameDecoder,
+    Message,
+    get_execmodel,
+    loads_internal,
+)
+from execnet.script import socketserver
 
 # Gives its stdin and stdout away, and ends with the connection over which it did.
 GIVER = """
@@ -58,8 +69,14 @@ class Far:
 
     def read_some(self, limit: int) -> bytes:
         """Return what has arrived, b"" at the end; wait for it."""
-        data: bytes = self._when_ready(lambda: os.read(self._fds[0], limit))
+        data: bytes = self._when_ready(partial(self._read, limit))
         return data
+
+    def _read(self, limit: int) -> bytes:
+        return os.read(self._fds[0], limit)
+
+    def _write(self, data: bytes) -> int:
+        return os.write(self._fds[1], data)
 
     def read_to_end(self) -> bytes:
         return b"".join(iter(lambda: self.read_some(1 << 20), b""))
@@ -77,7 +94,14 @@ class Far:
     def write(self, data: bytes) -> None:
         start = 0
         while start < len(data):
-            start += self._when_ready(partial(os.write, self._fds[1], data[start:]))
+            start += self._when_ready(partial(self._write, data[start:]))
+
+    def give_up(self) -> int:
+        """Return a descriptor for both directions, which waits; this end is no more."""
+        fd = self._fds.pop()
+        os.close(self._fds.pop())
+        os.set_blocking(fd, True)
+        return fd
 
     def end(self) -> None:
         """Close both directions, and end the process."""
@@ -90,9 +114,24 @@ class Far:
         while True:
             try:
                 return call()
-            except BlockingIOError:
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 assert time.monotonic() < deadline, "nothing arrives, or nothing is taken"
                 self._model.sleep(0.001)
+
+
+class FarTls(Far):
+    """The far end of a connection with TLS."""
+
+    def __init__(self, sock: ssl.SSLSocket, model: ExecModel) -> None:
+        super().__init__(sock.fileno(), os.dup(sock.fileno()), sock.detach, model)
+        sock.setblocking(False)  # else it waits by itself
+        self._sock = sock
+
+    def _read(self, limit: int) -> bytes:
+        return self._sock.recv(limit)
+
+    def _write(self, data: bytes) -> int:
+        return self._sock.send(data)
 
 
 class Stream(ABC):
@@ -104,10 +143,15 @@ class Stream(ABC):
     """
 
     models: tuple[str, ...] = EXECMODELS
+    reads_in_pieces = False  # those in which it came, however little is asked for
 
     @abstractmethod
     def make(self, model: ExecModel) -> Any:
         """Return a context manager that gives (the stream, its far end)."""
+
+    def written(self, io: Any) -> Any:
+        """Return the stream whose ``write_some`` takes what one system call does, None for none."""
+        return io
 
     def steps(self, io: Any) -> list[tuple[Any, str]]:
         """Return the (object, name of a member) that are called, in turn, to write a frame."""
@@ -189,8 +233,48 @@ class Socket(Stream):
                 leave(io, end)
 
 
+class Tls(Socket):
+    """The same with TLS."""
+
+    @contextmanager
+    def make(self, model: ExecModel) -> Iterator[tuple[Any, Far]]:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(_certificate())
+            file.flush()
+            context.load_cert_chain(file.name)
+        with super().make(model) as (inner, far):
+            plain = socket.socket(fileno=far.give_up())
+            sock = context.wrap_socket(plain, True, do_handshake_on_connect=False)
+            tls = TlsState()
+            shaking = Task(get_execmodel("thread"), sock.do_handshake)
+            tls.begin(inner.read_some, inner.write)
+            shaking.result()
+            end = FarTls(sock, model)
+            try:
+                yield TlsIO(inner, tls), end
+            finally:
+                end.end()
+
+    def written(self, io: Any) -> Any:
+        return io._io
+
+    def steps(self, io: Any) -> list[tuple[Any, str]]:
+        return [(io, "hand_in"), *super().steps(io._io)]
+
+
+@functools.cache
+def _certificate() -> bytes:
+    if shutil.which("openssl") is None:
+        missing("the program openssl")
+    made: bytes = socketserver.make_certificate()
+    return made
+
+
 class Via(Stream):
     """A process that the worker of another gateway has started."""
+
+    reads_in_pieces = True
 
     @contextmanager
     def make(self, model: ExecModel) -> Iterator[tuple[Any, Far]]:
@@ -208,6 +292,9 @@ class Via(Stream):
             assert carrier.hasreceiver()
         finally:
             group.terminate(timeout=5)
+
+    def written(self, io: Any) -> Any:
+        return None  # a channel takes all of a piece or nothing
 
     def steps(self, io: Any) -> list[tuple[Any, str]]:
         carrier = io._via
@@ -254,4 +341,10 @@ class Forked(Stream):
         return hello["pid"]
 
 
-ALL: dict[str, Stream] = {"popen": Popen(), "socket": Socket(), "via": Via(), "fork": Forked()}
+ALL: dict[str, Stream] = {
+    "popen": Popen(),
+    "socket": Socket(),
+    "tls": Tls(),
+    "via": Via(),
+    "fork": Forked(),
+}
