@@ -1,4 +1,4 @@
-"""What is not compared with peers but shown or not: faults, interrupts, logins, soak, window.
+"""What is not compared with peers but shown or not: faults, hostile peers, interrupts, and others.
 
 ``python -m benchmarks NAME [OPTIONS]`` runs one of ``PROOFS`` in a process of its own, whose exit
 status says whether it held.
@@ -15,6 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 PROOFS = {
     "faults": ("10,000 seeded faults; no call hangs, nothing is left", "testing/kit/faults.py"),
+    "hostile": (
+        "10,000 seeded sessions of workers, clients and servers that mean harm",
+        "benchmarks/proofs/hostile.py",
+    ),
     "interrupts": (
         "20,000 seeded interrupts; nothing is lost, doubled or stuck",
         "benchmarks/proofs/interrupts.py",

@@ -28,6 +28,12 @@ def test_faults_tells_how_many_and_which_seeds() -> None:
     assert ": 0 bad" in done.stdout
 
 
+def test_hostile_peers_disturb_nothing_else() -> None:
+    done = prove("hostile", "--count", 60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("60 hostile sessions in ")
+
+
 def test_interrupts_are_taken_in_all_ways() -> None:
     done = prove("interrupts", "--count", 160)
     assert done.returncode == 0, done.stdout + done.stderr
