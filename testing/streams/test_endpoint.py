@@ -70,6 +70,65 @@ class TestTheBase:
             assert endpoint_of(io) is io
 
 
+class Noted(Endpoint):
+    """What is abstract, and notes what is called."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def write(self, data: bytes) -> None:
+        self.calls.append("write")
+
+    def wait_writable(self) -> None:
+        self.calls.append("wait_writable")
+
+    def can_write_now(self) -> bool:
+        return True
+
+    def close_write(self) -> None:
+        self.calls.append("close_write")
+
+    def read_some(self, limit: int) -> bytes:
+        return b""
+
+    def close_read(self) -> None:
+        self.calls.append("close_read")
+
+    def wait(self) -> int | None:
+        self.calls.append("wait")
+        return None
+
+    def poll_until(self, deadline: float) -> int | None:
+        return None
+
+    def kill(self) -> None:
+        self.calls.append("kill")
+
+
+class TestTheDefaults:
+    def test_a_stream_has_nothing_special_unless_it_says_so(self) -> None:
+        io = Noted()
+        assert (io.needs_boot, io.could_not_start, io.takes_whole) == (False,) * 3
+        assert io.small_bytes == 0
+        assert (io.stdout_fd, io.carrier, io.worker_pid, io.write_pieces) == (None,) * 4
+        assert (io.direct_reads(), io.stderr_tail(), io.args) == (None, "", ())
+        assert (io.has_ended(), io.is_connecting()) == (False, False)
+        for call in io.kill_group, io.end, io.disown:
+            call()
+        assert io.calls == []
+
+    def test_one_that_is_discarded_is_killed_waited_for_and_closed(self) -> None:
+        io = Noted()
+        io.discard()
+        assert io.calls == ["kill", "wait", "close_write", "close_read"]
+
+    def test_a_worker_behind_which_nothing_answers_is_killed_with_what_it_started(self) -> None:
+        io = Noted()
+        io.worker_pid = 5
+        io.note_silence()
+        assert io.worker_pid is None
+
+
 class LeastIO:
     """A stream over two pipes with what nothing goes without."""
 
