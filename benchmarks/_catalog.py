@@ -192,6 +192,10 @@ _SYNCS = (
     ("file-first", "a file of 512 MB, first copy", "file", "first"),
     ("file-changed", "a file of 512 MB, 1 byte changed", "file", "changed"),
     ("file-appended", "a file of 512 MB, 1 MB appended", "file", "appended"),
+    ("file-shifted", "a file of 50 MB, 1 byte put in front", "moved", "shifted"),
+    ("project-first", "1,008 files of 21 MB, first copy", "project", "first"),
+    ("project-unchanged", "1,008 files of 21 MB, unchanged", "project", "unchanged"),
+    ("project-touched", "1,008 files of 21 MB, 1 % changed", "project", "touched"),
 )
 
 BENCHMARKS = (

@@ -25,9 +25,12 @@ SMALL_FILES = 10_000
 SMALL_BYTES = 2_000
 DIRECTORIES = 200
 LARGE_BYTES = 512 * 1000 * 1000
+MOVED_BYTES = 50 * 1000 * 1000
+PROJECT_FILES = 1_008
+PROJECT_BYTES = 21 * 1000 * 1000
 PIECE_BYTES = 1000 * 1000
 TARGETS = 8
-SAMPLES = {"tree": 3, "file": 1}
+SAMPLES = {"tree": 3, "file": 1, "moved": 3, "project": 3}
 FUTURE = count(2_000_000_000)
 
 Step = Callable[[Path, Scaled, random.Random], None]
@@ -51,10 +54,20 @@ def make_tree(folder: Path, scaled: Scaled, chance: random.Random) -> None:
         (directory / f"file{number}").write_bytes(chance.randbytes(SMALL_BYTES))
 
 
-def make_file(folder: Path, scaled: Scaled, chance: random.Random) -> None:
+def make_project(folder: Path, scaled: Scaled, chance: random.Random) -> None:
+    """Make files of sizes from 1 byte to 42 KB in directories."""
+    files = scaled(PROJECT_FILES)
+    for number in range(files):
+        directory = folder / f"directory{number % 42}"
+        directory.mkdir(parents=True, exist_ok=True)
+        size = 1 + number * 2 * PROJECT_BYTES // PROJECT_FILES // files
+        (directory / f"file{number}").write_bytes(chance.randbytes(size))
+
+
+def make_file(folder: Path, scaled: Scaled, chance: random.Random, size: int = LARGE_BYTES) -> None:
     """Make one large file."""
     folder.mkdir()
-    left = scaled(LARGE_BYTES)
+    left = scaled(size)
     with open(folder / "file", "wb") as file:
         while left:
             left -= file.write(chance.randbytes(min(left, PIECE_BYTES)))
@@ -81,6 +94,13 @@ def change(folder: Path, scaled: Scaled, chance: random.Random) -> None:
     make_newer(folder / "file")
 
 
+def shift(folder: Path, scaled: Scaled, chance: random.Random) -> None:
+    """Put one byte in front."""
+    content = (folder / "file").read_bytes()
+    (folder / "file").write_bytes(chance.randbytes(1) + content)
+    make_newer(folder / "file")
+
+
 def append(folder: Path, scaled: Scaled, chance: random.Random) -> None:
     with open(folder / "file", "ab") as file:
         file.write(chance.randbytes(PIECE_BYTES))
@@ -93,9 +113,13 @@ def make_newer(path: Path) -> None:
     os.utime(path, (seconds, seconds))
 
 
-MAKERS: dict[str, Step] = {"tree": make_tree, "file": make_file}
+MAKERS: dict[str, Step] = {
+    "tree": make_tree, "file": make_file, "project": make_project,
+    "moved": partial(make_file, size=MOVED_BYTES),
+}  # fmt: skip
 STEPS: dict[str, Step | None] = {
     "first": None, "unchanged": leave, "touched": touch, "changed": change, "appended": append,
+    "shifted": shift,
 }  # fmt: skip
 
 
