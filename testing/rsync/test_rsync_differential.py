@@ -4,7 +4,7 @@ Known differences, which are left out of the comparison: set-user-id and set-gro
 sticky bits of files, which we drop; links into the tree, which become links into the copy here and
 stay as they are there.
 
-``EXECNET_RSYNC_SEEDS=2000`` compares for long.
+``EXECNET_RSYNC_SEEDS=2000`` and ``-o timeout=0`` compare for long.
 """
 
 from __future__ import annotations

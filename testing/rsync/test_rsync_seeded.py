@@ -1,6 +1,6 @@
 """Faults by chance: no file is ever half, and after the next run all is there and nothing is left.
 
-``EXECNET_FAULT_SEEDS=2000`` tries many.
+``EXECNET_FAULT_SEEDS=2000`` and ``-o timeout=0`` try many.
 """
 
 from __future__ import annotations
