@@ -2190,9 +2190,9 @@ class FrameWriter(object):
     """Puts whole frames on a stream, in the order in which they were handed in.
 
     Any thread may call.  The thread that holds ``_lock`` writes its own frame and those queued
-    meanwhile.  A frame is a list: header, payload, how much each system call took.  The call
-    and its note are one step, so whoever writes next goes on where an interrupt, or a stream
-    that was full, left it: doc/interrupts.rst, "Frames".
+    meanwhile.  A frame is a list: header, payload, how much each system call took, whether it
+    was handed in.  What is done and the note of it are one step, so whoever writes next goes on
+    where an interrupt, or a stream that was full, left it: doc/interrupts.rst, "Frames".
     """
 
     def __init__(self, io: Stream, name: str) -> None:
@@ -2216,7 +2216,7 @@ class FrameWriter(object):
         """Return a frame for ``deliver``."""
         if len(payload) < JOINED_BYTES or self._write_pieces is None:
             header, payload = b"".join((header, payload)), b""
-        return [header, payload, []]
+        return [header, payload, [], []]
 
     def send(self, header: bytes, payload: bytes | memoryview) -> None:
         """Write a frame; returns when the stream has taken it, OSError if it can't."""
@@ -2230,7 +2230,7 @@ class FrameWriter(object):
                                 return
                         else:
                             written: list[Any] = []
-                            self._begun = [data, b"", written]
+                            self._begun = [data, b"", written, [None]]
                             written += map(self._write_some, (data,))
                             if written[0] == len(data):
                                 self._begun = None
@@ -2252,7 +2252,7 @@ class FrameWriter(object):
         if self._error is None and not self._closing:
             try:
                 if not self.has(frame):
-                    self._frames.append(frame)
+                    frame[3] += map(self._frames.append, (frame,))
                 with self._turn:  # else a busy thread would take ``_lock`` again and again
                     if small:
                         with self._lock:
@@ -2268,8 +2268,7 @@ class FrameWriter(object):
 
     def has(self, frame: list[Any]) -> bool:
         """Whether a frame was handed in; it is or will be written then, whatever comes."""
-        # In this order: it leaves the queue when all of it is noted as written.
-        return any(one is frame for one in self._frames.__copy__()) or not _left(frame)
+        return bool(frame[3])
 
     def post(self, header: bytes, payload: bytes | memoryview) -> None:
         """Have a frame written soon; never waits.  For the receiver thread and finalizers."""
@@ -2278,7 +2277,7 @@ class FrameWriter(object):
     def post_frame(self, frame: list[Any]) -> None:
         """Have a frame written soon, as ``post``; once more does not send it twice."""
         if self._error is None and not self._closing and not self.has(frame):
-            self._frames.append(frame)
+            frame[3] += map(self._frames.append, (frame,))
             self._flush_left_behind()
 
     def close_soon(self) -> None:
@@ -2323,7 +2322,7 @@ class FrameWriter(object):
 
     def _advance(self, frame: list[Any]) -> None:  # holds _lock
         """Write what one system call takes of a frame."""
-        header, payload, written = frame
+        header, payload, written, _ = frame
         start = sum(filter(None, written)) - len(header)
         write, rest = self._write_some, header[start:] if start < 0 else memoryview(payload)[start:]
         if start < 0 and payload:
@@ -2511,7 +2510,10 @@ class Channel(object):
         channels = self._factory._channels
         if channels.get(self.id) is self:  # weak references live on while this runs
             channels.pop(self.id, None)
-        state = self._go("drop")
+        try:
+            state = self._go("drop")
+        except AttributeError:  # the interpreter is being torn down, its modules are empty
+            return
         for error in self._remoteerrors:
             if isinstance(error, RemoteError):
                 error.warn()
@@ -2987,7 +2989,7 @@ class ChannelFactory(object):
                     if channel._state in ChannelState.RECEIVES:
                         if self.windows is not None:
                             channel._count(size)
-                        items.put(item)
+                        items.put_nowait(item)
                         direct = self.direct
                         if direct and direct.waiting and items in direct.waiting.copy().values():
                             direct.served = True

@@ -137,7 +137,7 @@ class _CountedInbox:
         self.sizes: Any = [] if windows.bound is None else windows.bound(windows.of(id))
         self._bound = windows.bound
         self._telling: tuple[int, list[Any]] | None = None  # how many of them, and the frame
-        self.put = items.put
+        self.put, self.put_nowait = items.put, items.put_nowait
         self.empty = items.empty
         self.qsize = items.qsize
 

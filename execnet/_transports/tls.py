@@ -115,7 +115,7 @@ class TlsIO(Endpoint):
 
     def write(self, data: bytes) -> None:
         """Write all of it."""
-        frame: list[Any] = [data, b"", []]
+        frame: list[Any] = [data, b"", [], []]
         while sum(frame[2]) < len(data):
             self.hand_in(frame)
 
@@ -162,7 +162,7 @@ class TlsIO(Endpoint):
 
     def hand_in(self, frame: list[Any]) -> None:
         """Encrypt and send the next piece of a frame; after an interrupt not once more."""
-        header, payload, written = frame
+        header, payload, written, _ = frame
         start = sum(written)
         if self._handing[0] is not frame or self._handing[1] != start:
             self._handing = frame, start, []

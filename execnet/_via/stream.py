@@ -70,10 +70,13 @@ class BoundedInbox:
         self._io, self._items = io, items
         self._came = 0
         self.get, self.empty, self.qsize = items.get, items.empty, items.qsize
+        self.put = items.put  # for direct reads, of one item when all are read: one step in C
 
-    def put(self, item: Any) -> None:
+    def put_nowait(self, item: Any) -> None:
         """Take an item, in the receiver thread; ``ProtocolError`` if too much is unread."""
         if type(item) is bytes:
+            if self._items.empty():
+                self._came = self._io.read_bytes
             if self._came - self._io.read_bytes > WINDOW_BYTES + CHUNK_BYTES:
                 raise ProtocolError("more was forwarded than was asked for")
             self._came += len(item)
@@ -268,7 +271,7 @@ class ViaIO(Endpoint):
 
     def hand_in(self, frame: list[Any]) -> None:
         """Hand the next piece of a frame in and note it; after an interrupt not once more."""
-        data, _, written = frame
+        data, _, written, _ = frame
         start, writer = sum(written), self._via._writer
         if self._handing is None or self._handing[0] is not frame or self._handing[1] != start:
             self._await_room()

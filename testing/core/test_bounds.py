@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from queue import SimpleQueue
 
 import pytest
 from tools import BOUND_S, wait_until
@@ -123,6 +124,7 @@ def test_a_worker_that_takes_no_credits_is_ended(
         channel.setcallback(int)
         for _ in range(300):
             gateway._channelfactory._local_receive(channel.id, dumps_internal(1))
+    gateway._writer._flush_left_behind()  # as whoever has held the lock does
     with pytest.raises(WorkerDied, match="it reads nothing"):
         gateway.newchannel().receive(BOUND_S)
 
@@ -161,21 +163,28 @@ class TestOutput:
         other.exit()
 
 
+class FakeIO:
+    read_bytes = 0
+
+
 def test_a_gateway_that_others_go_via_can_not_flood() -> None:
-    class Io:
-        read_bytes = 0
-
-    taken: list[bytes] = []
-
-    class Items:
-        get = empty = qsize = None
-        put = taken.append
-
-    items, io = Items(), Io()
-    inbox = BoundedInbox(items, io)  # type: ignore[arg-type]
+    io = FakeIO()
+    inbox = BoundedInbox(SimpleQueue[bytes](), io)  # type: ignore[arg-type]
     for _ in range(14):
-        inbox.put(b"x" * 100_000)
+        inbox.put_nowait(b"x" * 100_000)
     with pytest.raises(ProtocolError, match="more was forwarded than was asked for"):
-        inbox.put(b"x")
+        inbox.put_nowait(b"x")
     io.read_bytes = 1_000_000
-    inbox.put(b"x")
+    inbox.put_nowait(b"x")
+
+
+def test_what_a_thread_read_itself_does_not_widen_the_bound() -> None:
+    io = FakeIO()
+    inbox = BoundedInbox(SimpleQueue[bytes](), io)  # type: ignore[arg-type]
+    for _ in range(100):
+        inbox.put(b"x" * 100_000)  # as direct reads do: each is taken and counted before the next
+        io.read_bytes += len(inbox.get())
+    for _ in range(14):
+        inbox.put_nowait(b"x" * 100_000)
+    with pytest.raises(ProtocolError, match="more was forwarded than was asked for"):
+        inbox.put_nowait(b"x")
