@@ -1245,7 +1245,7 @@ _ESCAPES = {n: ("\\x%02x" if n < 160 else "\\u%04x") % n for n in _OBEYED if n n
 
 def printable(text: str) -> str:
     """Return what somebody else wrote, with escapes for what a terminal would obey."""
-    return text if PY2 else text.translate(_ESCAPES)
+    return text if PY2 else text.replace("\r\n", "\n").translate(_ESCAPES)
 
 
 class RemoteError(ExecnetError):

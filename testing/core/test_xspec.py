@@ -90,7 +90,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="empty key"):
             XSpec(string)
 
-    @pytest.mark.parametrize("string", ["popen//env:A", "popen//env:=1", "popen//env=A"])
+    @pytest.mark.parametrize("string", ["popen//env:=1", "popen//env=A"])
     def test_a_variable_needs_a_name_and_a_value(self, string: str) -> None:
         with pytest.raises(ValueError, match="a variable is given as env:NAME=value"):
             XSpec(string)

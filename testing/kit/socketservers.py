@@ -60,6 +60,8 @@ class Server:
         self.popen = popen
         assert popen.stdout is not None
         words = popen.stdout.readline().split()
+        if words[:2] == ["clients", "need"]:  # the second line of one that has ended
+            words = popen.stdout.readline().split()
         assert words[:2] == ["listening", "on"], (words, popen.wait(BOUND_S))
         self.address = words[2]
 

@@ -72,6 +72,7 @@ def test_what_is_there_in_another_spelling_is_used_and_not_deleted(
     decomposed = unicodedata.normalize("NFD", "Ä").lower()
     make_tree(dest, {f"{decomposed}/B": b"1", "gone": b""})
     result = pull(gateway, source, dest, delete=True)
+    assert not result.skipped, result.skipped
     assert (result.ok, result.deleted) == (True, 2)
     assert contents(dest) == {"docs/read": b"new", "Large": b"x" * 99, f"{decomposed}/B": b"2"}
     assert pull(gateway, source, dest, delete=True).files_sent == 0

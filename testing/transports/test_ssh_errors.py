@@ -34,7 +34,8 @@ def failure(group: Group, spec: str) -> BootstrapError:
     assert first.startswith("gw0 could not be started: ")
     assert last.startswith("the command: ssh ")
     assert str(error).count(" on stderr:") == bool(error.stderr)
-    assert str(error).count(error.stderr or "the command: ") == 1
+    said = error.stderr.replace("\r\n", "\n")
+    assert str(error).count(said or "the command: ") == 1
     return error
 
 

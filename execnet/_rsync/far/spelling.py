@@ -64,7 +64,7 @@ def blindness(handle: Any, names: Any, assumed: Any) -> Any:
         if ignores_form is None and len(text) != len(name):
             forms = {normalized("NFC", text), normalized("NFD", text)} - {text}
             ignores_form = _is_also(handle, name, forms.pop() if forms else text, names)
-        if ignores_case is not None and (ignores_form is not None or sys.platform != "darwin"):
+        if ignores_case is not None and ignores_form is not None:
             break
     return (
         assumed[0] if ignores_case is None else ignores_case,
