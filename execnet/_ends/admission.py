@@ -99,6 +99,7 @@ class BoundedSizes(list[int]):
         self._window = window_bytes  # the largest since there was nothing unread, or just before
         self._now = self._recent = window_bytes
         self._room = 0  # bytes that may come before the next sum
+        self.credited = 0  # how many of the first the worker may know to have been read
 
     def announce(self, window_bytes: int) -> None:
         """The worker is, or was, told another window."""
@@ -112,7 +113,7 @@ class BoundedSizes(list[int]):
             self._window, self._recent = self._recent, self._now  # it may not know of the last yet
         self._room -= size
         if len(self) > 1 and (self._room < 0 or len(self) < EXACT):
-            unread = sum(self)
+            unread = sum(self[self.credited :])
             slack = 0 if len(self) < EXACT else self._window // 4
             if unread > self._window + slack:
                 raise ProtocolError(f"{unread} bytes of a channel with window={self._window}")

@@ -161,6 +161,9 @@ class _CountedInbox:
             count, frame = self._telling
             if self._bound is not None:
                 self._bound.check_queue(self._gateway)
+                self.sizes.credited = count  # the other side may act on it before we have gone on
             writer.post_frame(frame)
             del self.sizes[:count]  # no call is between this and the next
             self._telling = None
+            if self._bound is not None:
+                self.sizes.credited = 0

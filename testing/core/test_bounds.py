@@ -188,3 +188,14 @@ def test_what_a_thread_read_itself_does_not_widen_the_bound() -> None:
         inbox.put_nowait(b"x" * 100_000)
     with pytest.raises(ProtocolError, match="more was forwarded than was asked for"):
         inbox.put_nowait(b"x")
+
+
+def test_what_is_told_as_read_just_now_does_not_count() -> None:
+    sizes = BoundedSizes(1000)
+    for size in 500, 500:
+        sizes.append(size)
+    sizes.credited = 2  # the worker acts on it before they are taken off
+    for size in 500, 500, 500:
+        sizes.append(size)
+    with pytest.raises(ProtocolError, match="1500 bytes of a channel"):
+        sizes.append(1)
