@@ -60,7 +60,7 @@ class Endpoint(ABC):
     writer_class = FrameWriter
     small_bytes = 0  # a frame below it is best written at once
     takes_whole = False  # such a one goes all or, at an interrupt, not at all
-    # One system call, which returns how much it took; for several pieces where it can be had.
+    # One system call, which returns how much it took; for several pieces where the system has one.
     write_some: Callable[[Any], int | None]
     write_pieces: Callable[[Any], int | None] | None = None
 

@@ -650,7 +650,7 @@ class Popen2IO(object):
         self.small_bytes = 0  # a frame below it is best written at once
         self.takes_whole = False  # such a one goes all or, at an interrupt, not at all
         self.write_some: Any = write  # one system call; returns how much it took
-        self.write_pieces: Any = None  # the same for several pieces, where it can be had
+        self.write_pieces: Any = None  # the same for several pieces, where the system has it
         try:
             fd = outfile.fileno()
             mode = os.fstat(fd).st_mode
@@ -1278,7 +1278,7 @@ class RemoteError(ExecnetError):
                 pass
 
 
-if __name__ == "execnet.gateway_base":  # else they are not to be found there
+if __name__ == "execnet.gateway_base":  # a copy that runs elsewhere can't be imported from
     _errors: list[type[ExecnetError]] = [DataFormatError, DumpError, LoadError, ProtocolError]
     _errors += [ExecnetError, WorkerDied, WorkerGone, TimeoutError, DeadlockError, RemoteError]
     for _error in _errors:
@@ -1865,7 +1865,7 @@ class FrameDecoder(object):
 def _try_threading() -> None:
     try:
         _threading()
-    except Exception:  # it can't be imported any more; threads can be had without
+    except Exception:  # it can't be imported any more; threads do without it
         pass
 
 
@@ -3193,7 +3193,7 @@ def _on_close_error(message: Message, gateway: BaseGateway) -> None:
     if PY2 and not isinstance(text, bytes):
         text = text.encode("utf-8")
     told = _ErrorText(text if isinstance(text, type("")) else repr(text))
-    # Behind the text, which is all that older ends send and take; its head has five bytes.
+    # After the text, which is all that older ends send and take; its head has five bytes.
     more = message.data[_unpack_int4(message.data, 1)[0] + 6 :] if isinstance(text, str) else b""
     if more:
         second = more[_check_text(more, len(more)) :]

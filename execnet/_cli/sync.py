@@ -476,7 +476,7 @@ def _new_bar(args: argparse.Namespace) -> _Bar | None:
 class _Bar:
     """A progress bar on stderr, drawn by ``rich`` now and then; no thread of its own.
 
-    ``_lock`` keeps a job that was overtaken from drawing behind ``stop``.
+    ``_lock`` keeps a job that was overtaken from drawing after ``stop``.
     """
 
     def __init__(self) -> None:

@@ -111,7 +111,7 @@ class EndWatch:
     def tell(self, process: Process) -> None:
         """Ring for a process that is known to have ended, if its stream does not end.
 
-        Behind the last the thread is gone, unless the program has other children.
+        After the last one the thread is gone, unless the program has other children.
         """
         deadline = monotonic() + GRACE_S
         while process in self._bells and monotonic() < deadline:

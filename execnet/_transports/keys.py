@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..xspec import XSpec
 
-_of_this_process: bytes | None = None  # where no file can be had for it
+_of_this_process: bytes | None = None  # where none can be written to a file
 
 
 def own_key() -> bytes:

@@ -40,7 +40,7 @@ class ViaTalk:
         return binding_of((host, int(port)))
 
     def begin_tls(self, timeout_s: float) -> bytes:
-        """Say that this is not to be had here."""
+        """Refuse: TLS does not pass through another gateway."""
         raise ValueError(
             "it has TLS, which does not go via= another gateway: one that listens on that "
             "machine's loopback interface needs none"

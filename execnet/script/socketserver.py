@@ -610,7 +610,7 @@ class Visitor(object):
 
     def advance(self):
         # type: () -> bool
-        """Go on as far as it goes; False once the connection is no concern of ours any more."""
+        """Take what steps can be taken now; False once this connection needs no more of them."""
         try:
             while self._step is not None:
                 self._step()

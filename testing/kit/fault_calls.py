@@ -100,7 +100,7 @@ def _where(error: BaseException) -> str:
 class Actor(threading.Thread):
     """A user of a gateway: a few pieces of work in a row, from a seed.
 
-    Each goes on when the one before met an error, so that what comes behind a death is
+    Each goes on when the one before met an error, so that what comes after a death is
     tried as well.
     """
 

@@ -63,7 +63,7 @@ class Lane:
 
     def __init__(self, source: int, target: int, fault: Fault | None) -> None:
         self.source, self.target = source, target
-        self.closing = False  # behind what is pending
+        self.closing = False  # after what is pending
         self.broken = False  # the fault says so of all, at once
         self.held_until = 0.0
         self.trickling = 0

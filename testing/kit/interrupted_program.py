@@ -1,7 +1,7 @@
 """A program that is interrupted at random moments; ``test_interrupts`` runs it.
 
 It sends and receives numbered items, and ends with an AssertionError where one was lost,
-doubled or mixed up.  Arguments: what it does (behind "@" through what), how many interrupts it
+doubled or mixed up.  Arguments: what it does (after "@" through what), how many interrupts it
 takes, the seed.
 """
 
@@ -68,7 +68,7 @@ class Interrupts:
 
 
 def received(items: list[Any], channel: execnet.Channel, timeout: float | None = None) -> None:
-    """Append the next item, in one call: Python 3.10 looks for interrupts behind all others."""
+    """Append the next item, in one call: Python 3.10 looks for interrupts after all others."""
     items += map(channel.receive, (timeout,))
 
 

@@ -92,7 +92,7 @@ def is_asleep(pid: int) -> Callable[[], bool]:
 def stop(pid: int) -> None:
     """Stop a process; returns when all its threads have stopped, where that is to be seen.
 
-    They run on for a moment behind the signal, if the processors are busy.
+    They run on for a moment after the signal, if the processors are busy.
     """
     os.kill(pid, signal.SIGSTOP)
     tasks = Path(f"/proc/{pid}/task")

@@ -1,4 +1,4 @@
-"""Real services that tests start for themselves: their own files, on loopback, gone behind them.
+"""Real services that tests start for themselves: their own files, on loopback, gone after them.
 
 Start at ``Sshd``.  A program that is not there skips a test, and fails it in CI.
 """
@@ -46,7 +46,7 @@ def script(path: Path, commands: str) -> Path:
 
 
 def stop(process: subprocess.Popen[str], output: IO[str] | None = None) -> None:
-    """End a service and what is behind it."""
+    """End a service and what it has started."""
     process.terminate()
     try:
         process.wait(10)

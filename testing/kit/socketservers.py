@@ -1,4 +1,4 @@
-"""Socket servers that tests start: copies of the script, where no execnet is to be had."""
+"""Socket servers that tests start: copies of the script, where no execnet is installed."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ O_READ = O_OLD
 
 
 class Folders(object):
-    """How one thread reaches what is in a source: by open descriptors where those can be had.
+    """How one thread reaches what is in a source: by open descriptors where the system has them.
 
     A path is one below the root, b"" for the root itself.  A handle is a descriptor or a whole
     path.  identity: of the root, None if it is a file.

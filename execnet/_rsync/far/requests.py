@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 ACK_BYTES = PIECE_BYTES
 ASKED_MAX = 1000  # requests in one message
-# behind these there is no use in trying the next file
+# after these there is no use in trying the next file
 FATAL_NAMES = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "EMFILE", "ENFILE")
 REFUSAL_NAMES = ("EPERM", "EACCES", "EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP")
 REFUSALS = frozenset([getattr(errno, name) for name in REFUSAL_NAMES if hasattr(errno, name)])
@@ -93,7 +93,7 @@ class Outbox(object):
         self._plan.append(item)
 
     def say(self, *message: Any) -> None:
-        """Send a message behind all that was gathered before."""
+        """Send a message after all that was gathered before."""
         self.flush()
         self._send(message)
 

@@ -254,7 +254,7 @@ class Target(Linking):
         self, number: int, first: int, blob: bytes, kinds: bytes, modes: Any, sizes: Any,
         times: Any, extras: Any, kept: Any, last: int,
     ) -> Iterator[bool]:  # fmt: skip
-        """Act on the entries of one unit, and yield behind each."""
+        """Act on the entries of one unit, and yield after each."""
         directory = self._directories.get(number)
         if directory is None:
             raise Violation("entries of directory %d, which was not announced" % number)

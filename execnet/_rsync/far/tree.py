@@ -56,7 +56,7 @@ KINDS = [
 
 
 class SourceGone(OSError):
-    """The directory that is the source is not there any more; nothing of it can be had."""
+    """The directory that is the source is not there any more, so nothing of it can be read."""
 
 
 class Unstable(Exception):

@@ -49,7 +49,7 @@ BLOCKS_MAX = 2 * 1024 * 1024  # of a file that is compared; larger ones are sent
 TEXT_MAX = 1000
 SLACK_BYTES = 1024 * 1024  # by which a file may outgrow twice the size that was announced
 FIRST_STANDIN = 1 << 40  # ids from here on are copies in place of links, for one target only
-PIECE = struct.Struct("!QQ")  # id and offset; a message of bytes is a piece, with content behind
+PIECE = struct.Struct("!QQ")  # id and offset; a message of bytes is a piece: this, then content
 
 PY2 = sys.version_info[0] == 2
 INTEGERS = (int, long) if PY2 else int  # type: ignore[name-defined]
