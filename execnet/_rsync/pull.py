@@ -215,7 +215,7 @@ class _LocalTarget(remote.Target):
     def _check_growth(self, entry: Any, size: int) -> None:
         if size > wire.may_become(entry[4]):
             raise wire.Violation(f"a file of {size} bytes, announced with {entry[4]}")
-        self._count(0, max(0, size - entry[4]))
+        self._announced.grow(max(0, size - entry[4]))
 
     def skip(self, entry: Any, reason: bytes) -> None:
         self._skip(path_of(entry[0], entry[2]), reason)

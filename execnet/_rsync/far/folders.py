@@ -9,9 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import OrderedDict
 
-from .places import HAS_FDS, O_OLD, SEP, at, files_max, identity_of
+from .places import HAS_FDS, O_OLD, SEP, Handles, at, files_max, identity_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,19 +20,18 @@ HANDLES_MAX = 16  # directories that are kept open for one reader, where so many
 O_READ = O_OLD
 
 
-class Folders(object):
-    """How one thread reaches what is in a source: by open descriptors where the system has them.
+class Folders(Handles):
+    """How one thread reaches what is in a source.
 
-    A path is one below the root, b"" for the root itself.  A handle is a descriptor or a whole
-    path.  identity: of the root, None if it is a file.
+    A path is one below the root, b"" for the root itself.  identity: of the root, None if it is
+    a file.
     """
 
     def __init__(self, root: bytes, identity: Any) -> None:
         self._root = root
         self._identity = identity
         self._root_handle: Any = None
-        self._handles: Any = OrderedDict()
-        self._max = max(1, min(HANDLES_MAX, files_max() // 16))
+        Handles.__init__(self, max(1, min(HANDLES_MAX, files_max() // 16)))
 
     def handle(self, path: bytes) -> Any:
         """Return the handle of a directory; OSError if it is none any more."""
@@ -68,18 +66,10 @@ class Folders(object):
             handle = name
             if not stat.S_ISDIR(os.lstat(handle).st_mode):
                 raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        self._handles[path] = handle
-        if len(self._handles) > self._max:
-            self._leave(self._handles.popitem(last=False)[1])
-        return handle
-
-    def _leave(self, handle: Any) -> None:
-        if HAS_FDS:
-            os.close(handle)
+        return self._keep(path, handle)
 
     def close(self) -> None:
-        while self._handles:
-            self._leave(self._handles.popitem()[1])
+        Handles.close(self)
         if self._root_handle is not None:
             handle, self._root_handle = self._root_handle, None
             self._leave(handle)

@@ -12,6 +12,7 @@ import stat
 import sys
 from collections import deque
 
+from .messages import Announced
 from .places import HAS_NS, SEP, at, depth_of, set_link_time
 from .sweeping import Sweeping
 from .wire import DIRECTORY, FILE, NOLINK, Violation
@@ -62,6 +63,7 @@ class Linking(Sweeping):
 
     def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
         Sweeping.__init__(self, send, options)
+        self._announced = Announced(options["max_files"], options["max_bytes"])
         self._hardlinks: Any = deque()  # to be made when all leaders are there
         self._links = options["links"]
         self._makers: Any = {}  # kind -> what is called for an entry; see ``Target``
@@ -127,8 +129,7 @@ class Linking(Sweeping):
         """Take a file or directory in place of a link that cannot be made."""
         if kind not in (FILE, DIRECTORY) or number not in self._unlinked:
             raise Violation("kind %.100r in place of entry %.100r" % (kind, number))
-        self._take_ids(new_number, 1)
-        self._count(1, size)
+        self._announced.add(new_number, 1, size)
         directory, name = self._unlinked.pop(number)
         try:
             path, where = at(self._places.handle(directory), name)
@@ -139,12 +140,6 @@ class Linking(Sweeping):
         mode &= self._directory_bits if kind == DIRECTORY else self._file_bits
         entry = directory, new_number, name, mode, size, mtime
         self._try(self._makers[kind], entry, there, None)
-
-    def _take_ids(self, first: int, count: int) -> None:
-        raise NotImplementedError
-
-    def _count(self, files: int, size: int) -> None:
-        raise NotImplementedError
 
     def _on_hardlink(self, entry: Any, there: bool, leader: int) -> None:
         self._hardlinks.append((entry, there, leader))

@@ -7,7 +7,7 @@ messages mean is told in ``target``.  Start at ``checked``.
 from __future__ import annotations
 
 from . import wire
-from .wire import INTEGERS, Violation
+from .wire import FIRST_STANDIN, INTEGERS, TooMuch, Violation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +18,35 @@ TIME_MAX = 2**63 * 10**9  # what fits into the seconds of a system call, in nano
 MODE_MAX = 0o177777
 PATH_MAX = 4096  # bytes of a path in a remark
 TEXT = type(b"".decode("ascii"))
+
+
+class Announced(object):
+    """What a source has announced so far: ids, each once and in order, and how much it is.
+
+    most_files, most_bytes: bounds that the user of a target has set, None for none.
+    """
+
+    def __init__(self, most_files: Any, most_bytes: Any) -> None:
+        self._most_files, self._most_bytes = most_files, most_bytes
+        self._files = self._bytes = 0
+        self._next_ids = {False: 1, True: FIRST_STANDIN}  # of the walk, and of stand-ins
+
+    def add(self, first: int, count: int, size: int) -> None:
+        """Note entries from an id on; ``Violation`` and ``TooMuch`` if that may not be."""
+        is_standin = first >= FIRST_STANDIN
+        if first < self._next_ids[is_standin]:
+            raise Violation("entry %d was announced before" % first)
+        self._next_ids[is_standin] = first + count
+        self._files += count
+        self.grow(size)
+
+    def grow(self, size: int) -> None:
+        """Note bytes more, and look at the bounds."""
+        self._bytes += size
+        if self._most_files is not None and self._files > self._most_files:
+            raise TooMuch("more than %d entries" % self._most_files)
+        if self._most_bytes is not None and self._bytes > self._most_bytes:
+            raise TooMuch("more than %d bytes" % self._most_bytes)
 
 
 def is_count(value: Any) -> bool:

@@ -77,16 +77,36 @@ def depth_of(directory: Any) -> int:
     return depth
 
 
-class Places(object):
-    """How directories of the target are reached: by open descriptors where those can be had.
+class Handles(object):
+    """Directories that are kept open, those that were used last.
 
-    A handle is a descriptor or a path; either was reached without following a link below
-    the root.
+    A handle is a descriptor where the system has those for directories, and elsewhere a path.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_most: int) -> None:
         self._handles: Any = OrderedDict()
-        self._max = min(HANDLES_MAX, files_max() // 8)
+        self._max = at_most
+
+    def _keep(self, key: Any, handle: Any) -> Any:
+        self._handles[key] = handle
+        if len(self._handles) > self._max:
+            self._leave(self._handles.popitem(last=False)[1])
+        return handle
+
+    def _leave(self, handle: Any) -> None:
+        if HAS_FDS:
+            os.close(handle)
+
+    def close(self) -> None:
+        while self._handles:
+            self._leave(self._handles.popitem()[1])
+
+
+class Places(Handles):
+    """How directories of the target are reached: without following a link below the root."""
+
+    def __init__(self) -> None:
+        Handles.__init__(self, min(HANDLES_MAX, files_max() // 8))
 
     def handle(self, directory: Any) -> Any:
         """Return the handle of a directory; OSError if it is none any more."""
@@ -118,18 +138,7 @@ class Places(object):
             self._leave(handle)
             raise OSError(errno.ENOENT, "was replaced meanwhile")
         directory.identity = identity
-        self._handles[directory] = handle
-        if len(self._handles) > self._max:
-            self._leave(self._handles.popitem(last=False)[1])
-        return handle
-
-    def _leave(self, handle: Any) -> None:
-        if HAS_FDS:
-            os.close(handle)
-
-    def close(self) -> None:
-        while self._handles:
-            self._leave(self._handles.popitem()[1])
+        return self._keep(directory, handle)
 
 
 def files_max() -> int:

@@ -40,7 +40,7 @@ from .places import (
 from .requests import REFUSALS, Fatal
 from .spelling import Spelling, blindness
 from .temps import tag_in
-from .wire import FIRST_STANDIN, SMALL_MAX, TooMuch, Violation, numbers, reason_of
+from .wire import SMALL_MAX, Violation, numbers, reason_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,9 +77,6 @@ class Target(Linking):
         self._name = options["name"]
         self._is_directory_meant = options["dest"].endswith((b"/", SEP))
         self.announced_by: Any = None  # rules that a source which is not trusted keeps to
-        self._most_files, self._most_bytes = options["max_files"], options["max_bytes"]
-        self._files = self._bytes = 0  # announced
-        self._next_ids = {False: 1, True: FIRST_STANDIN}  # of the walk, and of stand-ins
         # announcements
         self._only_name: Any = None  # of a source that is a single file
         self._units: Any = deque()  # announced and not yet looked at; an int acknowledges
@@ -309,24 +306,7 @@ class Target(Linking):
             or (self._only_name is not None and bytearray(kinds) != bytearray([wire.FILE]))
         ):
             raise Violation("entries that do not fit together: %.200r" % (kinds,))
-        self._take_ids(first, count)
-        self._count(count, sum(sizes))
-
-    def _take_ids(self, first: int, count: int) -> None:
-        is_standin = first >= FIRST_STANDIN
-        if first < self._next_ids[is_standin]:
-            raise Violation("entry %d was announced before" % first)
-        self._next_ids[is_standin] = first + count
-
-    def _count(self, files: int, size: int) -> None:
-        """Count what is announced; raise ``TooMuch`` if that is more than is wanted."""
-        self._files += files
-        self._bytes += size
-        for count, most, what in (
-            (self._files, self._most_files, "entries"), (self._bytes, self._most_bytes, "bytes"),
-        ):  # fmt: skip
-            if most is not None and count > most:
-                raise TooMuch("more than %d %s" % (most, what))
+        self._announced.add(first, count, sum(sizes))
 
     def _begin_listing(self, directory: Any) -> None:
         if directory is self._listing:
