@@ -55,14 +55,11 @@ class Sending(object):
         self._data_sent = self._data_done = 0
         self._answered = 0  # files
 
-    def _take(self) -> None:
-        raise NotImplementedError
+    if TYPE_CHECKING:  # what ``Pump`` goes on with while a large file waits for room
 
-    def _announce(self) -> bool:
-        raise NotImplementedError
-
-    def _entries_of(self, number: Any) -> Entries:
-        raise NotImplementedError
+        def _take(self) -> None: ...
+        def _announce(self) -> bool: ...
+        def _entries_of(self, number: Any) -> Entries: ...
 
     def _path_of(self, number: Any) -> bytes:
         return self._entries_of(number).path_of(number)
