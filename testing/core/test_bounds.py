@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import sys
 from queue import SimpleQueue
+from types import BuiltinFunctionType
+from typing import Any
 
 import pytest
 from tools import BOUND_S, wait_until
@@ -14,7 +17,7 @@ from execnet import Gateway, Group, ProtocolError, WorkerDied
 from execnet._ends import admission
 from execnet._ends.admission import BoundedSizes
 from execnet._via.stream import BoundedInbox
-from execnet.gateway_base import dumps_internal
+from execnet.gateway_base import Message, dumps_internal
 
 FLOOD = """
 import struct
@@ -50,6 +53,23 @@ def test_one_that_is_kept_is_none_of_that_business(group: Group) -> None:
     larger.set_window(1000)  # the worker may have begun with the larger one
     larger.send(1)
     assert len(list(larger)) == 50
+
+
+def test_what_comes_before_a_credit_is_noted_here_ends_nothing(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = group.makegateway("popen//window=1000")
+    channel = gateway.remote_exec("for size in [700, 200] + [20] * 20: channel.send(b'x' * size)")
+    post_frame, credits = gateway._writer.post_frame, itertools.count()
+
+    def post_and_wait(frame: list[Any]) -> None:
+        """The worker acts on a credit before the thread that tells it goes on."""
+        post_frame(frame)
+        if frame[0][0] == Message.CREDIT and next(credits) == 0:
+            wait_until(lambda: channel._items.qsize() > 5 or not gateway.hasreceiver())
+
+    monkeypatch.setattr(gateway._writer, "post_frame", post_and_wait)
+    assert [len(item) for item in channel] == [700, 200] + [20] * 20
 
 
 def test_what_was_announced_last_counts_once_nothing_is_unread() -> None:
@@ -176,6 +196,12 @@ def test_a_gateway_that_others_go_via_can_not_flood() -> None:
         inbox.put_nowait(b"x")
     io.read_bytes = 1_000_000
     inbox.put_nowait(b"x")
+
+
+def test_what_a_thread_reads_itself_is_put_in_one_step() -> None:
+    """As no interrupt may come between the bytes' leaving one place and their arrival there."""
+    inbox = BoundedInbox(SimpleQueue[bytes](), FakeIO())  # type: ignore[arg-type]
+    assert type(inbox.put) is BuiltinFunctionType
 
 
 def test_what_a_thread_read_itself_does_not_widen_the_bound() -> None:
