@@ -6,10 +6,16 @@ What a tree is, is told by ``snapshot``, which shares no code with what it judge
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from processes import is_gone
+from tools import SOURCE, clean_environment, wait_until
 
 from execnet import Gateway, RSync
 
@@ -100,3 +106,36 @@ def give_away(*roots: Path, recursive: bool = True) -> None:
         for root in roots:
             for path in [root, *root.rglob("*")] if recursive else [root]:
                 os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+
+
+_DYING = """
+import os, signal, sys
+sys.path.insert(0, {path!r})
+import execnet
+class Dying(execnet.RSync):
+    count = 0
+    def _report_send_file(self, gateway, path):
+        self.count += 1
+        if self.count == {moment}:
+            os.kill(os.getpid(), signal.SIGKILL)
+gateway = execnet.makegateway()
+print(gateway.remote_exec("import os; channel.send(os.getpid())").receive(), flush=True)
+rsync = Dying({source!r}, verbose=False)
+rsync.add_target(gateway, {dest!r}, **{options!r})
+rsync.send()
+"""
+
+
+def sync_and_die(source: Path, dest: Path, moment: int, **options: Any) -> None:
+    """Sync in a process that kills itself when it has sent so many files, if there are as many.
+
+    Returns when its worker has ended as well.  options: of ``add_target``.
+    """
+    program = _DYING.format(
+        path=str(SOURCE), moment=moment, source=str(source), dest=str(dest), options=options
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, env=clean_environment()
+    )
+    assert process.returncode in (0, -signal.SIGKILL)
+    wait_until(lambda: is_gone(int(process.stdout)))

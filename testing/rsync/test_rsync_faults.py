@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rsync_trees import assert_same, make_tree, send, snapshot
-from tools import SOURCE, MakeGateway, missing, threads, wait_until
+from rsync_trees import assert_same, make_tree, send, snapshot, sync_and_die
+from tools import MakeGateway, missing, threads, wait_until
 
 from execnet import Gateway, RSync
 from execnet._rsync.far.pump import Pump
@@ -131,45 +131,15 @@ def test_the_error_of_a_killed_worker_says_how_it_died(
         send(gateway, make_source(tmp_path), make_dest(tmp_path))
 
 
-PROGRAM = """
-import os, signal, sys
-sys.path.insert(0, {path!r})
-import execnet
-
-class Dying(execnet.RSync):
-    count = 0
-    def _report_send_file(self, gateway, path):
-        self.count += 1
-        if self.count == {moment}:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-gateway = execnet.makegateway()
-print(gateway.remote_exec("import os; channel.send(os.getpid())").receive(), flush=True)
-rsync = Dying({source!r}, verbose=False)
-rsync.add_target(gateway, {dest!r}, delete=True)
-rsync.send()
-"""
-
-
 @pytest.mark.parametrize("moment", range(1, 8))
 def test_a_coordinator_that_is_killed_leaves_whole_files_and_the_next_run_completes(
     makegateway: MakeGateway, tmp_path: Path, moment: int
 ) -> None:
     source, dest = make_source(tmp_path), make_dest(tmp_path)
-    program = PROGRAM.format(path=str(SOURCE), moment=moment, source=str(source), dest=str(dest))
-    process = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=60)
-    assert process.returncode in (0, -signal.SIGKILL)
-    worker = int(process.stdout)
-    wait_until(lambda: not os.path.exists(f"/proc/{worker}/stat") or is_zombie(worker))
+    sync_and_die(source, dest, moment, delete=True)
     assert_whole(dest)
     assert send(makegateway(), source, dest, delete=True).ok
     assert_same(source, dest)
-
-
-def is_zombie(pid: int) -> bool:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] == "Z"
-    return True
 
 
 # a full disk

@@ -9,16 +9,13 @@ import contextlib
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rsync_steps import STEPS, set_time, take
-from rsync_trees import assert_same, make_tree, send, snapshot
-from tools import SOURCE, MakeGateway, clean_environment, wait_until
+from rsync_trees import assert_same, make_tree, send, snapshot, sync_and_die
+from tools import MakeGateway
 
 from execnet import RemoteError
 from execnet._rsync.far.temps import PREFIX
@@ -50,22 +47,6 @@ for name in "write rename utime fchmod chmod mkdir unlink rmdir symlink link ftr
         if function in known:
             known.add(getattr(os, name))
 """
-PROGRAM = """
-import os, signal, sys
-sys.path.insert(0, {path!r})
-import execnet
-class Dying(execnet.RSync):
-    count = 0
-    def _report_send_file(self, gateway, path):
-        self.count += 1
-        if self.count == {moment}:
-            os.kill(os.getpid(), signal.SIGKILL)
-gateway = execnet.makegateway()
-print(gateway.remote_exec("import os; channel.send(os.getpid())").receive(), flush=True)
-rsync = Dying({source!r}, verbose=False)
-rsync.add_target(gateway, {dest!r}, **{options!r})
-rsync.send()
-"""
 
 
 def by_chance(seed: random.Random, count: int) -> list[Any]:
@@ -84,25 +65,13 @@ def run_and_fail(
 ) -> None:
     kind, moment = seed.choice(KINDS), seed.randrange(1, 60)
     if kind == "coordinator":
-        values = {"source": str(source), "dest": str(dest), "options": options}
-        program = PROGRAM.format(path=str(SOURCE), moment=seed.randrange(1, 9), **values)
-        process = subprocess.run(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, env=clean_environment()
-        )
-        assert process.returncode in (0, -signal.SIGKILL)
-        wait_until(lambda: not is_alive(int(process.stdout)))
+        sync_and_die(source, dest, seed.randrange(1, 9), **options)
         return
     gateway = makegateway()
     gateway.remote_exec(FAULT.format(kind=kind, moment=moment)).waitclose()
     with contextlib.suppress(EOFError, OSError, RemoteError):
         send(gateway, source, dest, **options)
     gateway.exit()
-
-
-def is_alive(pid: int) -> bool:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 @pytest.mark.parametrize("part", range(4))

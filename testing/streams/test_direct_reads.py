@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -272,13 +272,17 @@ class TestOtherThreads:
         with pytest.raises(EOFError):
             task.result()
 
-    def test_a_socket_waits_for_ever_again_behind_an_offer(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        execmodel = get_execmodel("thread")
+    @pytest.fixture
+    def sockets(self) -> Iterator[tuple[socket.socket, socket.socket]]:
         ours, theirs = socket.socketpair()
-        gateway = LonelyGateway()
-        channel = ChannelFactory(gateway).new()
+        with ours, theirs:
+            yield ours, theirs
+
+    def test_a_socket_waits_for_ever_again_after_an_offer(
+        self, monkeypatch: pytest.MonkeyPatch, sockets: tuple[socket.socket, socket.socket]
+    ) -> None:
+        execmodel, (ours, _) = get_execmodel("thread"), sockets
+        channel = ChannelFactory(LonelyGateway()).new()
         direct = DirectReads(ours.fileno(), execmodel)
         set_up = direct._set_up
 
@@ -294,16 +298,12 @@ class TestOtherThreads:
         offering.result()
         timeval = ours.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)
         assert timeval == bytes(16)
-        ours.close()
-        theirs.close()
 
     def test_a_socket_that_takes_no_time_limit_is_polled(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, monkeypatch: pytest.MonkeyPatch, sockets: tuple[socket.socket, socket.socket]
     ) -> None:
-        execmodel = get_execmodel("thread")
-        ours, theirs = socket.socketpair()
-        gateway = LonelyGateway()
-        channel = ChannelFactory(gateway).new()
+        execmodel, (ours, theirs) = get_execmodel("thread"), sockets
+        channel = ChannelFactory(LonelyGateway()).new()
         direct = DirectReads(ours.fileno(), execmodel)
         monkeypatch.setattr("_socket.SO_RCVTIMEO", -1)
         direct.IDLE_S = LONG_S
@@ -314,8 +314,6 @@ class TestOtherThreads:
         assert channel._items.get() == 7
         direct.take_back()
         offering.result()
-        ours.close()
-        theirs.close()
 
     def test_two_threads_on_one_channel_get_each_item_once(self, gateway: Gateway) -> None:
         channel = gateway.remote_exec("for n in range(3000): channel.send(n); channel.receive()")
