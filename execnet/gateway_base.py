@@ -950,6 +950,21 @@ def _find_standard_library() -> None:
         pass
 
 
+def _open_stream(execmodel: str, stdout: int | None) -> Popen2IO:
+    """Return the stream on stdin and stdout; stdout: a descriptor for what code prints."""
+    if stdout is not None:
+        os.fstat(stdout)  # fails if a program in between has closed it
+    model = get_execmodel(execmodel)
+    if not model.has_main_thread:  # it has to be installed, and had better say so now
+        for name in model._modules:
+            model._module(name)
+    io = init_popen_io(model)
+    if stdout is not None:
+        os.dup2(stdout, 1)
+        os.close(stdout)
+    return io
+
+
 def start_worker(
     id: str,
     marker: bytes,
@@ -991,16 +1006,7 @@ def start_worker(
         if nice:
             os.nice(nice)
         before_exit = _lead_a_group() if kill == "group" else int
-        if stdout is not None:
-            os.fstat(stdout)  # fails if a program in between has closed it
-        model = get_execmodel(execmodel)
-        if not model.has_main_thread:  # it has to be installed, and had better say so now
-            for name in model._modules:
-                model._module(name)
-        io = init_popen_io(model)
-        if stdout is not None:
-            os.dup2(stdout, 1)
-            os.close(stdout)
+        io = _open_stream(execmodel, stdout)
     except Exception as exc:
         io = init_popen_io(get_execmodel("thread"))
         io.write(marker + _frame_of({"error": _decoded(geterrortext(exc))}))

@@ -41,11 +41,9 @@ class Reporter(Watcher):
 
 
 def main(channel: Any) -> None:
-    """Offer what the next item names, but for a path in it and what its rules leave out.
+    """Offer a tree as the next item asks: (its root, a path that is left out, rules, options).
 
-    The first thing to be told is what it is.
-
-    What cannot be offered is (None, errno, reason).
+    First comes what the root is, or (None, errno, reason) if it can't be offered.
     """
     remarks: Any = []
     root, left_out, rules, options = channel.receive()
@@ -62,6 +60,11 @@ def main(channel: Any) -> None:
         channel.send((None, exc.errno or 0, wire.reason_of(exc)))
         return
     channel.send((tree.root_entry, wire.hash_costs()))
+    _offer(channel, tree, remarks, options)
+
+
+def _offer(channel: Any, tree: Tree, remarks: Any, options: dict[str, Any]) -> None:
+    """Serve a tree until the target has all; remarks: of the walk, to be told between its steps."""
     walk = tree.walk()
 
     def supply() -> Any:
@@ -74,9 +77,9 @@ def main(channel: Any) -> None:
                 channel.send((wire.REMARK,) + remark)
         return step
 
+    watcher = Reporter(channel.send) if options["reports"] else Watcher()
     try:
         try:
-            watcher = Reporter(channel.send) if options["reports"] else Watcher()
             pump = Pump(tree, supply, channel.send, channel.receive, watcher)
             pump.is_bounded = True
             pump.compresses = options["compress"] and wire.CAN_PACK
