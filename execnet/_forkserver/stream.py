@@ -205,12 +205,12 @@ class ForkedIO(Popen2IO, Endpoint):
             self._wait_for_news(lambda: fork.ended, monotonic() + NEWS_S)
         finally:
             self._leave_pidfd()
+        self._template.release(fork)  # which may end it: so first, for others do not wait for us
         with self._lock:
             if not self._over:
                 self._over = True
                 self._status = fork.status
                 self._close_pidfd()
-        self._template.release(fork)
         if self._end_poll is not None:
             self._end_poll.tell()
         return True

@@ -408,6 +408,23 @@ def report():
         assert run.stdout.splitlines()[1:] == ["left: []"]
         assert run.stderr == ""
 
+    def test_the_last_worker_is_over_when_its_template_is(
+        self, group: Group, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its receiver may be the one that ends it, and nobody waits for that one."""
+        gateway, seen = group.makegateway(SPEC), []
+        release = forkserver_templates.Template.release
+
+        def look_and_release(
+            template: forkserver_templates.Template, fork: forkserver_templates.Fork
+        ) -> None:
+            seen.append(gateway._io._over)
+            release(template, fork)
+
+        monkeypatch.setattr(forkserver_templates.Template, "release", look_and_release)
+        group.terminate(timeout=5)
+        assert seen[0] is False
+
     def test_the_status_of_workers_is_known_to_the_last(self) -> None:
         # The group is older than the template, so it is ended behind it.
         program = """
