@@ -16,7 +16,7 @@ from ._errors import AuthenticationError, BootstrapError, HostNotFound
 from ._ship.source import source_to_send
 from ._specs import CONNECT_TIMEOUT_S
 from ._transports.keys import Wish, certificate, own_key
-from ._transports.proof import SocketTalk, prove
+from ._transports.proof import SocketTalk, TurnedAway, prove
 from .gateway_base import ExecModel, RemoteError, _Flag, above_stdio, write_all
 from .script import socketserver
 from .script.socketserver import format_address, is_loopback, keep_alive, parse_address
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .script.socketserver import Address
 
 LOOPBACK = "127.0.0.1"
+TRIES = 5  # at a server that ends connections before anything is proved, as in a crowd
 ANY_HOST = "0.0.0.0", "::"
 
 
@@ -274,12 +275,17 @@ def _connect(
     error: Exception = OSError("the name has no address")
     try:
         for place in _places(address, execmodel):
-            try:
-                sock = _connected(place, execmodel, deadline)
-            except OSError as exc:
-                error = exc
-            else:
-                return _proved(sock, execmodel, name, deadline, wish, trusts_others)
+            for is_last in (False,) * (TRIES - 1) + (True,):
+                try:
+                    sock = _connected(place, execmodel, deadline)
+                except OSError as exc:
+                    error = exc
+                    break
+                try:
+                    return _proved(sock, execmodel, name, deadline, wish, trusts_others)
+                except TurnedAway as exc:
+                    if is_last:
+                        raise AuthenticationError(str(exc)) from exc
     except AuthenticationError:
         raise
     except (OSError, UnicodeError) as exc:  # UnicodeError: no name of a host could be so

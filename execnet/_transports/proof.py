@@ -74,14 +74,27 @@ class SocketTalk:
         return fingerprint
 
 
+class TurnedAway(AuthenticationError):
+    """The connection ended before both had their proofs; a server in a crowd ends some."""
+
+
+class _Ended(ValueError):
+    """The same, without the name of the server."""
+
+
 def prove(talk: Talk, wish: Wish, name: str, deadline: float | None) -> None:
     """Have both sides prove that they have the key, as far as that is wished for.
 
     name: of the server, for messages.  deadline: by ``time.monotonic()``, None for the usual.
-    Raises ``AuthenticationError``; nothing that is for a worker was sent, then.
+    Raises ``AuthenticationError``; nothing that is for a worker was sent, then.  It is
+    ``TurnedAway`` where it may go better next time.
     """
     try:
         _prove(talk, wish, name, deadline)
+    except _Ended as exc:
+        raise TurnedAway(f"{name}: {exc}") from exc
+    except ConnectionError as exc:
+        raise TurnedAway(f"{name} breaks off: {exc}") from exc
     except TimeoutError as exc:
         raise AuthenticationError(f"{name} does not go on with its proof in time") from exc
     except ValueError as exc:
@@ -116,7 +129,7 @@ def _prove(talk: Talk, wish: Wish, name: str, deadline: float | None) -> None:
         _check_secrets(wish)
         return
     if not line:
-        raise ValueError("it ends the connection at once")
+        raise _Ended("it ends the connection at once")
     prover = Prover(wish.key)
     is_tls, is_wanted = prover.greeted(line)
     _go_on(talk, wish, prover, until, is_tls, is_wanted)
@@ -144,7 +157,10 @@ def _go_on(
         if not is_tls:
             binding = wish.bound.encode() if wish.bound else talk.dialled(until - monotonic())
         talk.write(prover.answer(binding) + b"\n")
-        prover.proved(_line(talk, until))
+        proof = _line(talk, until)
+        if not proof:
+            raise _Ended("what listens there has not proved that it has the key")
+        prover.proved(proof)
 
 
 def _check_secrets(wish: Wish) -> None:

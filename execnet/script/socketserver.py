@@ -1135,10 +1135,11 @@ class Server(object):
                 conn.close()
                 continue
             visitor = Visitor(self, conn, place[0] if isinstance(place, tuple) else "")
-            if visitor.advance():
-                self._visitors.append(visitor)
-            if len(self._visitors) > self._room:
+            if not visitor.advance():
+                continue
+            if len(self._visitors) >= self._room:  # one of those that had time to say something
                 self._drop_one()
+            self._visitors.append(visitor)
 
     def _drop_one(self):
         # type: () -> bool

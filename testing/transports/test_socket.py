@@ -19,7 +19,7 @@ from tools import BOUND_S, MakeGateway, Task, error_of, wait_until
 from workers import ECHO, GETPID, ask
 
 import execnet
-from execnet import AuthenticationError, Group, HostNotFound
+from execnet import AuthenticationError, Group, HostNotFound, gateway_socket
 from execnet.gateway_base import ExecModel, WorkerDied, get_execmodel
 from execnet.gateway_io import BootstrapError
 from execnet.script import socketserver
@@ -248,24 +248,42 @@ class TestFailures:
         assert "no answer in time" in str(error)
         assert f"socket=127.0.0.1:{port}" in str(error)
 
-    @pytest.mark.parametrize("answer", [b"", b"SSH-2.0-something\r\n", b"\0" * 70_000])
+    @pytest.mark.parametrize("answer", [b"SSH-2.0-something\r\n", b"\0" * 70_000])
     def test_a_server_of_another_kind_is_told_from_ours(self, group: Group, answer: bytes) -> None:
+        error, tries = self.error_of_server(group, answer)
+        assert answer[:17].decode().replace("\0", "?") in str(error)
+        assert tries == 1
+
+    def test_a_server_that_ends_connections_is_tried_some_times(self, group: Group) -> None:
+        """As one in a crowd does, by chance."""
+        error, tries = self.error_of_server(group, b"")
+        assert "ends the connection at once" in str(error)
+        assert tries == gateway_socket.TRIES
+
+    def error_of_server(self, group: Group, answer: bytes) -> tuple[AuthenticationError, int]:
+        """Return the error at a server that says this and no more, and how often it was asked."""
+        asked = []
         with socket.create_server(("127.0.0.1", 0)) as other:
 
             def serve() -> None:
-                conn = other.accept()[0]
-                with conn, contextlib.suppress(ConnectionError):
-                    conn.sendall(answer)
-                    conn.shutdown(socket.SHUT_WR)
-                    while conn.recv(65536):
-                        pass
+                while (conn := other.accept()[0]) and not done.is_set():
+                    asked.append(conn)
+                    with conn, contextlib.suppress(OSError):
+                        conn.sendall(answer)
+                        conn.shutdown(socket.SHUT_WR)
+                        while conn.recv(65536):
+                            pass
+                conn.close()
 
+            done = threading.Event()
             thread = threading.Thread(target=serve)
             thread.start()
             with pytest.raises(AuthenticationError) as caught:
                 group.makegateway(f"socket=127.0.0.1:{other.getsockname()[1]}")
+            done.set()
+            socket.create_connection(other.getsockname()).close()
             thread.join()
-        assert answer[:17].decode().replace("\0", "?") in str(caught.value)
+        return caught.value, len(asked)
 
     @pytest.mark.parametrize("spec", ["socket", "socket=host", "socket=::1:1"])
     def test_an_address_that_is_none_is_refused(self, group: Group, spec: str) -> None:
