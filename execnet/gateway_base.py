@@ -74,7 +74,6 @@ if TYPE_CHECKING:
     class Windows(Protocol):
         """Bounds what channels have on their way: ``_features.window``."""
 
-        def set(self, id: int, window_bytes: int) -> None: ...
         def adopt(self, channel: Channel) -> None: ...
         def of(self, id: int) -> int: ...
         def send(self, id: int, size: int, frames: Iterator[tuple[bool, bytes, Any]]) -> None: ...
@@ -1017,7 +1016,7 @@ def start_worker(
             _read_rest(io)
         except EOFError:
             return  # the coordinator has gone
-    WorkerGateway.before_exit = staticmethod(before_exit)
+    Process.before_exit = staticmethod(before_exit)
     _keep_spare_fd()
     if (3,) < sys.version_info < (3, 9):  # whose threads, when they end, have glibc load a library
         _thread.start_new_thread(int, ())
@@ -2568,7 +2567,7 @@ class Channel(object):
         if type(window_bytes) is not int or window_bytes < 1:
             raise ValueError("a window is a number of bytes above 0, not %r" % (window_bytes,))
         self.gateway._send(Message.WINDOW, self.id, dumps_internal(window_bytes))
-        _on_window(Message(Message.WINDOW, self.id, dumps_internal(window_bytes)), self.gateway)
+        Message(Message.WINDOW, self.id, dumps_internal(window_bytes)).received(self.gateway)
 
     # sending
 
@@ -3211,23 +3210,9 @@ def _on_close_error(message: Message, gateway: BaseGateway) -> None:
 
 def _on_ping(message: Message, gateway: BaseGateway) -> None:
     if message.data:
-        interval, dead_after = loads_internal(message.data)
-        # A coordinator that was stopped, on a laptop that slept, has as long again to come back.
-        pulse = load_part("_features.pulse").Pulse(gateway, interval, 2 * dead_after)
-        try:
-            gateway.execmodel.start(pulse.run, (), "execnet-pulse")
-        except RuntimeError:  # there can be no more threads
-            gateway._answers_pings = True
+        load_part("_features.pulse").begin(gateway, *loads_internal(message.data))
     elif gateway._answers_pings:
         gateway._post(Message.PING)
-
-
-def _on_window(message: Message, gateway: BaseGateway) -> None:
-    factory, window_bytes = gateway._channelfactory, loads_internal(message.data)
-    if type(window_bytes) is not int or window_bytes < 1:
-        raise LoadError("no window: %.40r" % (window_bytes,))
-    factory.windows = factory.windows or load_part("_features.window").Windows(factory)
-    factory.windows.set(message.channelid, window_bytes)
 
 
 def _on_credit(message: Message, gateway: BaseGateway) -> None:
@@ -3252,7 +3237,7 @@ _HANDLERS = [
     ("SOURCE", _on_source),
     ("STACKS", _on_stacks),
     ("PING", _on_ping),
-    ("WINDOW", _on_window),
+    ("WINDOW", lambda m, gateway: load_part("_features.window").on_window(m, gateway)),
     ("CREDIT", _on_credit),
     ("GOODBYE", lambda m, gateway: gateway._on_goodbye(m.data)),
 ]
@@ -3493,30 +3478,56 @@ def _modules_to_load() -> list[str]:
     return FEATURE_PARTS + [name for name in _LOADED_LATER if name not in sys.modules]
 
 
+class Process(object):
+    """The process of a worker: its main thread, and its end.
+
+    Its gateway asks it.  One that has several gateways, and outlives them, is of another kind.
+    """
+
+    before_exit: Callable[[], object] = int  # called where ``atexit`` has no chance
+    main_ident = 0  # of the thread that serves, if it executes tasks
+    is_interruptible = False  # whether that runs one
+
+    def take_main_thread(self) -> None:
+        """The calling thread is going to execute tasks."""
+        self.main_ident = get_ident()
+        # Ctrl-C in a terminal reaches idle workers too; their coordinator decides what
+        # becomes of them.  A SIGINT that was ignored, as under nohup, interrupts as well.
+        _handle_interrupts(self._on_interrupt)
+
+    def _on_interrupt(self, signum: int, frame: object) -> None:
+        if self.is_interruptible:
+            raise KeyboardInterrupt
+
+    def interrupt_main(self) -> None:
+        """Interrupt the task of the main thread."""
+        _interrupt(self.main_ident)
+
+    def end(self, gateway: WorkerGateway) -> None:
+        """End, as the code of a gateway does not, or its coordinator is out of reach."""
+        self.before_exit()
+        os._exit(1)
+
+
 class WorkerGateway(BaseGateway):
     """The worker's end: executes what arrives, and ends when its coordinator does."""
 
     grace_s = 5.0  # how long an execution may take to end by itself, and once interrupted
-    before_exit: Callable[[], object] = int  # called where ``atexit`` has no chance
     before_close: Callable[[], object] = int  # called at an orderly end, after executions
     farewell: bytes | None = None  # what its goodbye ends with; None: it says none
     is_watched = False  # whether another process tells of its end
     leave_stream: Callable[[], object] = int  # called before nothing may be written to it
     busy_wait_s = 1.0  # how long a task waits for a main thread that is about to be free
 
-    def __init__(self, io: Any, id: str, _startcount: int = 2) -> None:
+    def __init__(self, io: Any, id: str, _startcount: int = 2, process: Any = None) -> None:
         super(WorkerGateway, self).__init__(io, id, _startcount)
+        self.process: Process = process or Process()
         self._execpool = WorkerPool(self.execmodel, hasprimary=self.execmodel.has_main_thread)
-        self._main_ident = 0
-        self._interruptible = False  # whether the main thread runs a task
 
     def serve(self) -> None:
         """Say hello, then execute tasks until the stream ends; the first in this thread."""
-        self._main_ident = get_ident()
         if self.execmodel.has_main_thread:
-            # Ctrl-C in a terminal reaches idle workers too; their coordinator decides what
-            # becomes of them.  A SIGINT that was ignored, as under nohup, interrupts as well.
-            _handle_interrupts(self._on_interrupt)
+            self.process.take_main_thread()
         self._go("hello")
         self._initreceive()
         if self.execmodel.has_main_thread:
@@ -3526,10 +3537,6 @@ class WorkerGateway(BaseGateway):
                 self.join()
             except KeyboardInterrupt:  # came too late for the code that it was meant for
                 pass
-
-    def _on_interrupt(self, signum: int, frame: object) -> None:
-        if self._interruptible:
-            raise KeyboardInterrupt
 
     def _status(self) -> dict[str, Any]:
         status = super(WorkerGateway, self)._status()
@@ -3602,17 +3609,18 @@ class WorkerGateway(BaseGateway):
 
     def _execute_and_describe(self, item: tuple[Channel, Task]) -> str | None:
         """Execute a task; return the text of what it raised, None if it ended well."""
-        pid, in_main_thread = os.getpid(), get_ident() == self._main_ident
+        process, pid = self.process, os.getpid()
+        in_main_thread = get_ident() == process.main_ident
         try:
             try:
-                self._interruptible |= in_main_thread
+                process.is_interruptible |= in_main_thread
                 self._execute(*item)
                 if os.getpid() != pid:
                     _end_fork(None)
             finally:
-                self._interruptible &= not in_main_thread
+                process.is_interruptible &= not in_main_thread
         except KeyboardInterrupt:
-            self._interruptible &= not in_main_thread
+            process.is_interruptible &= not in_main_thread
             if os.getpid() != pid:
                 _end_fork(sys.exc_info()[1])
             return _told(INTERRUPT_TEXT, sys.exc_info()[1])
@@ -3678,7 +3686,7 @@ class WorkerGateway(BaseGateway):
         except Exception:  # it is closed, or None
             pass
         self._end_executions(self._channelfactory._finished_receiving)
-        self._end_process()
+        self.process.end(self)
 
     def _say_goodbye(self, status: int, reason: str = "") -> None:
         """Tell of the end and the exit status that it will have; nothing is sent after it."""
@@ -3702,29 +3710,22 @@ class WorkerGateway(BaseGateway):
         self._execpool.trigger_shutdown()
         places, main_places = {}, {}
         if self._execpool.active_count() and self.execmodel.has_main_thread:
-            main_places = _places({self._main_ident})
-            self._interrupt_main()
-            places = _interrupt_others(self._execpool.idents(), self._main_ident)
+            main_places = _places({self.process.main_ident})
+            self.process.interrupt_main()
+            places = _interrupt_others(self._execpool.idents(), self.process.main_ident)
         if close is not None:
             close()
         first_s = min(self.grace_s, STACKS_S)
         if self._execpool.waitall(first_s):
             return
-        if main_places and _places({self._main_ident}) == main_places:
-            self._interrupt_main()  # the first came just before it began to wait
+        if main_places and _places({self.process.main_ident}) == main_places:
+            self.process.interrupt_main()  # the first came just before it began to wait
         # A thread that waits in C meets its interrupt only after that, perhaps never.
         stuck = close is not None and places and _places(self._execpool.idents()) == places
         if stuck or not self._execpool.waitall(self.grace_s - first_s):
             self._trace("executions did not end, exiting")
             self._say_goodbye(1, "its code did not end")
-            self._end_process()
-
-    def _interrupt_main(self) -> None:
-        _interrupt(self._main_ident)
-
-    def _end_process(self) -> None:
-        self.before_exit()
-        os._exit(1)
+            self.process.end(self)
 
 
 def _remember_source(source: str) -> None:

@@ -54,3 +54,13 @@ class Pulse:
         """Beat until the gateway has ended."""
         while self.beat() and not self._gateway._receiver_done.wait(self.interval_s):
             pass
+
+
+def begin(gateway: Any, interval_s: float, dead_after_s: float) -> None:
+    """Have a worker's end of a gateway send signs of life, and wait for those of the other."""
+    # A coordinator that was stopped, on a laptop that slept, has as long again to come back.
+    pulse = Pulse(gateway, interval_s, 2 * dead_after_s)
+    try:
+        gateway.execmodel.start(pulse.run, (), "execnet-pulse")
+    except RuntimeError:  # there can be no more threads
+        gateway._answers_pings = True

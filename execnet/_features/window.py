@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from ..gateway_base import _HEADER, Message, _Flag, _OSError, _refuse_in_callback, dumps_internal
+from ..gateway_base import (
+    _HEADER,
+    LoadError,
+    Message,
+    _Flag,
+    _OSError,
+    _refuse_in_callback,
+    dumps_internal,
+    loads_internal,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -167,3 +176,12 @@ class _CountedInbox:
             self._telling = None
             if self._bound is not None:
                 self.sizes.credited = 0
+
+
+def on_window(message: Any, gateway: Any) -> None:
+    """Act on a WINDOW frame: bound a channel, or with the id 0 each new one."""
+    factory, window_bytes = gateway._channelfactory, loads_internal(message.data)
+    if type(window_bytes) is not int or window_bytes < 1:
+        raise LoadError("no window: %.40r" % (window_bytes,))
+    factory.windows = factory.windows or Windows(factory)
+    factory.windows.set(message.channelid, window_bytes)

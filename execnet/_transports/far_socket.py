@@ -108,16 +108,44 @@ def _start(base: Any, io: Any, connection: list[Any], options: dict[str, Any]) -
 
 
 def _gateway_class(base: Any, connection: list[Any]) -> Any:
+    """Return what makes a gateway that ends what runs, but not the process."""
     worker_gateway: Any = base.WorkerGateway
+    process_class: Any = base.Process
     has_signals = isinstance(threading.current_thread(), threading._MainThread)  # type: ignore[attr-defined]
     handler = signal.getsignal(signal.SIGINT)
 
-    class ServedGateway(worker_gateway):  # type: ignore[misc]
-        """Ends what runs, but not the process."""
+    class ServerProcess(process_class):  # type: ignore[misc]
+        """Runs on when the worker has ended."""
 
         _is_ours = False  # whether the next SIGINT comes from here
-        _is_unwanted = False  # whether somebody else sent one: the server is to end
+        is_unwanted = False  # whether somebody else sent one: the server is to end
 
+        def _on_interrupt(self, signum: int, frame: object) -> None:
+            if self._is_ours:
+                self._is_ours = False
+                process_class._on_interrupt(self, signum, frame)
+            elif handler != signal.SIG_IGN:
+                self.is_unwanted = True
+                hang_up(connection)
+
+        def interrupt_main(self) -> None:
+            if has_signals:
+                self._is_ours = True
+                process_class.interrupt_main(self)
+            else:
+                base._interrupt_others({self.main_ident}, 0)
+
+        def end(self, gateway: Any) -> None:
+            """Let the server go on: have the calling thread leave the code that it runs.
+
+            Threads that don't end when they are interrupted stay.
+            """
+            hang_up(connection)
+            while self.main_ident in gateway._execpool.idents():
+                self.interrupt_main()
+                gateway._execpool.waitall(1.0)
+
+    class ServedGateway(worker_gateway):  # type: ignore[misc]
         def serve(self) -> None:
             try:
                 worker_gateway.serve(self)
@@ -126,36 +154,11 @@ def _gateway_class(base: Any, connection: list[Any]) -> Any:
                     signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
                 if self._state == base.GatewayState.LOST:
                     self.before_close()
-            if self._is_unwanted:
+            if self.process.is_unwanted:
                 raise KeyboardInterrupt
-
-        def _on_interrupt(self, signum: int, frame: object) -> None:
-            if self._is_ours:
-                self._is_ours = False
-                worker_gateway._on_interrupt(self, signum, frame)
-            elif handler != signal.SIG_IGN:
-                self._is_unwanted = True
-                hang_up(connection)
-
-        def _interrupt_main(self) -> None:
-            if has_signals:
-                self._is_ours = True
-                worker_gateway._interrupt_main(self)
-            else:
-                base._interrupt_others({self._main_ident}, 0)
 
         def _on_silence(self, reason: str) -> None:
             self._writer.fail(reason)
             hang_up(connection)  # then the receiver thread does the rest
 
-        def _end_process(self) -> None:
-            """Let the server go on: have the calling thread leave the code that it runs.
-
-            Threads that don't end when they are interrupted stay.
-            """
-            hang_up(connection)
-            while self._main_ident in self._execpool.idents():
-                self._interrupt_main()
-                self._execpool.waitall(1.0)
-
-    return ServedGateway
+    return lambda **more: ServedGateway(process=ServerProcess(), **more)
