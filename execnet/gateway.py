@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping
 
+from ._calls.calling import Calling
 from ._clock import monotonic
 from ._endpoint import Endpoint, endpoint_of
 from ._ends import fork
@@ -138,7 +139,7 @@ class Handshake:
         self.on_answer()
 
 
-class Gateway(BaseGateway):
+class Gateway(Calling, BaseGateway):
     """A worker, seen from the coordinator.
 
     io: a stream to a worker that has been told to serve.  spec: what it was made from.

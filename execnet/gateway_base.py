@@ -435,6 +435,7 @@ class Message(object):
     GOODBYE = 15  # (exit status or None, why, whose it is, what the hello began with)
     STACKS = 11  # asks for the stacks of all threads, answered as STATUS is; or tells them
     SOURCE = 10  # the part of this module that a shipped worker needs only after its hello
+    CALL, DEFINE = 40, 41  # a function that is to run, what such functions are made of
 
     _types: dict[int, tuple[str, Callable[[Message, Any], None]]] = {}
     # Of a large frame that is handed on as it comes, in several messages:
@@ -755,7 +756,7 @@ Message._types = {Message.SOURCE: ("SOURCE", _on_source)}  # what a worker knows
 
 # ---------------------------------------------------------------- boot
 
-FEATURES = "goodbye stacks" + " heartbeat window" * HAS_PARTS  # their messages are understood
+FEATURES = "goodbye stacks" + " heartbeat window calls" * HAS_PARTS  # their messages are understood
 
 
 def _describe_process() -> dict[str, Any]:
@@ -1328,7 +1329,8 @@ def _keep_spare_fd() -> None:
         pass  # there is none, so nothing is lost
 
 
-FEATURE_PARTS = ["_features." + name for name in ("codec", "direct", "window", "pulse")] * HAS_PARTS
+_FEATURES = "codec", "direct", "window", "pulse", "calls", "defined"
+FEATURE_PARTS = ["_features." + name for name in _FEATURES] * HAS_PARTS
 # What a worker was sent: by the name of each part, its file and its source or compiled code.
 _sent_parts: dict[str, tuple[str, Any]] = {}
 
@@ -2750,11 +2752,10 @@ class Channel(object):
         mode: "w" sends what is written, "r" reads the items' text one after the other.
         proxyclose: closing the file closes the channel.  Other modes: ValueError.
         """
-        if mode == "w":
-            return ChannelFileWrite(channel=self, proxyclose=proxyclose)
-        if mode == "r":
-            return ChannelFileRead(channel=self, proxyclose=proxyclose)
-        raise ValueError("mode %r is not available, it must be 'w' or 'r'" % (mode,))
+        kinds = {"w": ChannelFileWrite, "r": ChannelFileRead}
+        if mode not in kinds:
+            raise ValueError("mode %r is not available, it must be 'w' or 'r'" % (mode,))
+        return kinds[mode](channel=self, proxyclose=proxyclose)
 
     def reconfigure(self, py2str_as_py3str: bool = True, py3str_as_py2str: bool = False) -> None:
         """Set how strings between Python 2 and 3 are read, on both sides of this channel.
@@ -3162,10 +3163,10 @@ def _on_stacks(message: Message, gateway: BaseGateway) -> None:
 def _on_reconfigure(message: Message, gateway: BaseGateway) -> None:
     py2str_as_py3str, py3str_as_py2str = loads_internal(message.data)
     strconfig = bool(py2str_as_py3str), bool(py3str_as_py2str)
-    if not message.channelid:
+    if message.channelid:
+        gateway._channelfactory.reconfigure(message.channelid, strconfig)
+    else:
         gateway._strconfig = strconfig
-        return
-    gateway._channelfactory.reconfigure(message.channelid, strconfig)
 
 
 def _on_terminate(message: Message, gateway: BaseGateway) -> None:
@@ -3208,13 +3209,6 @@ def _on_close_error(message: Message, gateway: BaseGateway) -> None:
     gateway._channelfactory._local_close(message.channelid, told.as_error())
 
 
-def _on_ping(message: Message, gateway: BaseGateway) -> None:
-    if message.data:
-        load_part("_features.pulse").begin(gateway, *loads_internal(message.data))
-    elif gateway._answers_pings:
-        gateway._post(Message.PING)
-
-
 def _on_credit(message: Message, gateway: BaseGateway) -> None:
     windows, size = gateway._channelfactory.windows, loads_internal(message.data)
     if type(size) is not int or size < 0:
@@ -3236,12 +3230,14 @@ _HANDLERS = [
     ("CHANNEL_DATA_PART", lambda m, gateway: gateway._channelfactory._local_receive_part(m)),
     ("SOURCE", _on_source),
     ("STACKS", _on_stacks),
-    ("PING", _on_ping),
+    ("PING", lambda m, gateway: load_part("_features.pulse").on_ping(m, gateway)),
     ("WINDOW", lambda m, gateway: load_part("_features.window").on_window(m, gateway)),
     ("CREDIT", _on_credit),
     ("GOODBYE", lambda m, gateway: gateway._on_goodbye(m.data)),
 ]
 Message._types = dict(enumerate(_HANDLERS))
+Message._types[40] = "CALL", lambda m, gateway: load_part("_features.calls").on_call(m, gateway)
+Message._types[41] = "DEFINE", lambda m, gateway: load_part("_features.calls").on_define(m, gateway)
 
 
 class GatewayState(object):
@@ -3422,8 +3418,7 @@ class BaseGateway(object):
             self._load_while_idle()
         return self._read_some(limit)
 
-    def _load_while_idle(self) -> None:
-        raise NotImplementedError("only a worker has something to load")
+    _load_while_idle: Any = None  # only a worker has something to load
 
     def _nobody_else_waits(self, direct: DirectReads) -> bool:
         callbacks = list(self._channelfactory._callbacks.values())
@@ -3518,6 +3513,7 @@ class WorkerGateway(BaseGateway):
     is_watched = False  # whether another process tells of its end
     leave_stream: Callable[[], object] = int  # called before nothing may be written to it
     busy_wait_s = 1.0  # how long a task waits for a main thread that is about to be free
+    calls: Any = None  # those that it serves: ``_features.calls``
 
     def __init__(self, io: Any, id: str, _startcount: int = 2, process: Any = None) -> None:
         super(WorkerGateway, self).__init__(io, id, _startcount)
@@ -3545,10 +3541,7 @@ class WorkerGateway(BaseGateway):
 
     def _local_schedulexec(self, channel: Channel, sourcetask: Task) -> None:
         self._trace("schedule execution on", channel)
-        if self._to_load is None:
-            self._to_load = [""] if hasattr(self._io, "has_more") else []
-        if self._channelfactory.direct is None:
-            self._enable_direct_reads()
+        self._expect_code()
         task = (channel, sourcetask)
         channel._executing = True
         try:
@@ -3559,6 +3552,12 @@ class WorkerGateway(BaseGateway):
         except Exception as exc:  # what runs already has nothing to do with it
             channel._executing = False
             channel.close("no thread could be started in %s to execute it: %s" % (self.id, exc))
+
+    def _expect_code(self) -> None:
+        if self._to_load is None:
+            self._to_load = [""] if hasattr(self._io, "has_more") else []
+        if self._channelfactory.direct is None:
+            self._enable_direct_reads()
 
     def _load_while_idle(self) -> None:
         """Import what may be needed when nothing can be imported any more, module by module."""

@@ -20,7 +20,7 @@ from ..gateway_base import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from ..gateway_base import Channel, ExecModel
@@ -139,6 +139,46 @@ class DirectReads:
                 except OSError:
                     pass  # the receiver thread meets it, too; or nothing came in time
         return False
+
+    def read_frame(
+        self,
+        code: int,
+        id: int,
+        send: Callable[[], object],
+        give_up: Callable[[], object],
+    ) -> bytes | None:
+        """Send something, then return the payload of the frame that comes next.
+
+        None, after ``give_up()``, if there comes none for a while, a frame of another code or
+        for another channel, or an empty one: the receiver thread meets what comes then.  While
+        the stream is not offered, or others read it, neither function is called.
+        """
+        if self._turn.locked():
+            return None
+        chunks = self.chunks
+        with self._turn:
+            if not self.offered or chunks:
+                return None
+            self.uses += 1
+            payload = None
+            try:
+                send()
+                if self._poll is None or self._is_readable():
+                    for data in self._reads:
+                        chunks.append(data)
+                        break
+            except OSError:
+                pass  # as in ``read``
+            if chunks and len(data) > 9 and data[:9] == _HEADER.pack(code, id, len(data) - 9):
+                payload = data[9:]
+                del chunks[0]
+            else:
+                give_up()
+            return payload
+
+    def _is_readable(self) -> bool:
+        ready = self._poll(self._limit_ms)
+        return bool(ready) and ready[0][0] == self._fd
 
     def _load(self, channel: Channel, items: Any, data: bytes) -> bool:
         """Put into a channel's queue what was read, if that is one item for it and no more.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..gateway_base import Message
+from ..gateway_base import Message, loads_internal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,11 +56,15 @@ class Pulse:
             pass
 
 
-def begin(gateway: Any, interval_s: float, dead_after_s: float) -> None:
-    """Have a worker's end of a gateway send signs of life, and wait for those of the other."""
-    # A coordinator that was stopped, on a laptop that slept, has as long again to come back.
-    pulse = Pulse(gateway, interval_s, 2 * dead_after_s)
-    try:
-        gateway.execmodel.start(pulse.run, (), "execnet-pulse")
-    except RuntimeError:  # there can be no more threads
-        gateway._answers_pings = True
+def on_ping(message: Any, gateway: Any) -> None:
+    """Act on a PING frame: one with two times begins to give signs of life, and to watch."""
+    if message.data:
+        interval_s, dead_after_s = loads_internal(message.data)
+        # A coordinator that was stopped, on a laptop that slept, has as long again to come back.
+        pulse = Pulse(gateway, interval_s, 2 * dead_after_s)
+        try:
+            gateway.execmodel.start(pulse.run, (), "execnet-pulse")
+        except RuntimeError:  # there can be no more threads
+            gateway._answers_pings = True
+    elif gateway._answers_pings:
+        gateway._post(Message.PING)

@@ -73,18 +73,21 @@ def pack(source: str) -> str:
     return "".join(chr(PACKED_FROM + digit) for digit in digits).replace("\\", "!")
 
 
-def without_annotations(source: str) -> str:
+def without_annotations(source: str, all_of_them: bool = False) -> str:
     """Return the source of a function without annotations, which need names of its module.
 
     Those of a class stay: they are there for what makes something of them, as ``dataclass``.
+    all_of_them: they go, too, as for a Python that understands none.
     """
     lines = source.split("\n")
     edits: list[Edit] = []
     for node, is_local in _statements(ast.parse(source)):
         if isinstance(node, Function):
             edits += _signature_edits(node, lines)
-        elif isinstance(node, ast.AnnAssign) and is_local:
+        elif isinstance(node, ast.AnnAssign) and (is_local or (all_of_them and node.value)):
             edits += _assignment_edits(node, lines)
+        elif isinstance(node, ast.AnnAssign) and all_of_them:
+            edits += _statement_edits(node, lines, "pass")
     _apply(edits, lines)
     return "\n".join(lines)
 

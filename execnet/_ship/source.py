@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import marshal
+import sys
 import types
 from functools import lru_cache
 
@@ -93,14 +94,14 @@ def _read_function(function: types.FunctionType) -> tuple[str, str]:
     try:
         source = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError) as exc:
-        raise ValueError(f"can't find the source of {name}: {exc}") from exc
+        raise no_source(name, exc, function.__code__) from exc
     before: int = function.__code__.co_firstlineno - 1
     if source[:1] in " \t":  # text within it begins further left than the function does
         source = "if True:\n" + source
         before -= 1
     if not _defines(source, inspect.unwrap(function).__code__.co_name):
         # From Python 3.13 on, what a string made is looked for in the text of ``python -c``.
-        raise ValueError(f"can't find the source of {name}: other code is in its place")
+        raise no_source(name, "other code is in its place", function.__code__)
     sent = without_annotations(source)
     used = _find_non_builtin_globals(sent, function.__code__)
     if used:
@@ -110,16 +111,30 @@ def _read_function(function: types.FunctionType) -> tuple[str, str]:
     return "\n" * before + source, "\n" * before + sent
 
 
+def no_source(name: str, reason: object, found: types.CodeType | type) -> ValueError:
+    """Return the error for a function or a class whose source can't be found."""
+    text = f"can't find the source of {name}: {reason}"
+    file_name = getattr(found, "co_filename", None)
+    module = sys.modules.get(getattr(found, "__module__", None) or "")
+    if file_name in ("<stdin>", "<string>") or (module and not hasattr(module, "__file__")):
+        text += (
+            "; Python keeps what is typed at its prompt only since 3.13, and never what exec()"
+            " is given: put it into a file that you import, type it into IPython, or use"
+            " remote_exec with a string"
+        )
+    return ValueError(text)
+
+
 def _defines(source: str, name: str) -> bool:
-    """Whether there is a function of that name in the source."""
+    """Whether there is a function or a class of that name in the source."""
     import ast
 
     try:
         nodes = list(ast.walk(ast.parse(source)))
     except SyntaxError:
         return False
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    return any(isinstance(node, functions) and node.name == name for node in nodes)
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return any(isinstance(node, kinds) and node.name == name for node in nodes)
 
 
 def _find_non_builtin_globals(source: str, codeobj: types.CodeType) -> list[str]:

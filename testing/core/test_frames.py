@@ -138,10 +138,11 @@ class TestMessage:
             with pytest.raises(EOFError):
                 Message.from_io(BytesIO(data[:size]))
 
-    def test_the_codes_are_counted_without_gaps(self) -> None:
-        assert list(Message._types) == list(range(len(Message._types)))
-        assert [name for name, _ in Message._types.values()] == NAMES
-        assert [getattr(Message, name) for name in NAMES] == list(range(len(NAMES)))
+    def test_each_code_has_its_name(self) -> None:
+        codes = {name: code for code, (name, _) in Message._types.items()}
+        assert [codes[name] for name in NAMES] == list(range(len(NAMES)))
+        assert {name: getattr(Message, name) for name in codes} == codes
+        assert all(40 <= code < 128 for name, code in codes.items() if name not in NAMES)
 
     def test_received_calls_the_handler_of_its_code(self, monkeypatch: pytest.MonkeyPatch) -> None:
         calls: list[Any] = []

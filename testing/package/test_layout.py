@@ -35,6 +35,7 @@ FLOORS = {
     "_features": 1,
     "_folders": 1,
     "_multichannel": 1,
+    "_calls": 2,
     "_ends": 2,
     "_forkserver": 2,
     "_ship": 2,

@@ -1,0 +1,100 @@
+"""What a gateway offers for calls: functions of the worker, called as if they were here.
+
+The rest of calls is imported with the first one.  Start at ``Calling.call``.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+    from typing import Any, ParamSpec, TypeVar, overload
+
+    from .module import RemoteModule
+    from .near import Calls
+    from .submitted import Submitted
+
+    P = ParamSpec("P")
+    T = TypeVar("T")
+
+
+class Calling:
+    """The part of a gateway that calls functions; any thread may."""
+
+    _exit_lock: Any  # a gateway's
+    _calls: Calls | None = None  # made for the first one
+    _submitted: Submitted | None = None
+
+    if TYPE_CHECKING:
+
+        @overload
+        def call(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+        @overload
+        def call(self, func: str, /, *args: Any, **kwargs: Any) -> Any: ...
+        def call(self, func: Any, /, *args: Any, **kwargs: Any) -> Any: ...
+
+    else:
+
+        def call(self, func, /, *args, **kwargs):
+            """Call a function in the worker; return its result, raise what it raises.
+
+            func: a function or a class, which goes by its name where the worker can import it,
+            else as source with the names of its module that it uses; or a string, "module:name",
+            for what can be imported only there.  args, kwargs, and the result: items, as for
+            ``Channel.send``.  Calls of several threads run at once.
+            Raises ValueError for a function that can't be sent, ``DumpError`` for arguments,
+            ``WorkerDied`` if the worker dies meanwhile, ``DeadlockError`` in a callback of this
+            gateway.  Python's own exceptions come as themselves, with the ``RemoteError`` that has
+            the traceback as their cause; all others as a ``RemoteError``.
+            """
+            return self._get_calls().call(func, args, kwargs)
+
+    if TYPE_CHECKING:
+
+        @overload
+        def submit(
+            self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+        ) -> Future[T]: ...
+        @overload
+        def submit(self, func: str, /, *args: Any, **kwargs: Any) -> Future[Any]: ...
+        def submit(self, func: Any, /, *args: Any, **kwargs: Any) -> Future[Any]: ...
+
+    else:
+
+        def submit(self, func, /, *args, **kwargs):
+            """Have a function called in the worker; return a ``concurrent.futures.Future``.
+
+            Arguments as for ``call``; what that would raise the future has.  What is submitted
+            to one gateway runs there one after the other.  Callbacks of the future run in a
+            thread that no gateway needs; ``result()`` in a callback of this gateway raises
+            ``DeadlockError``.
+            Raises ValueError, ``DumpError`` and, if the worker is gone, OSError.
+            """
+            if self._submitted is None:
+                from .submitted import Submitted
+
+                calls = self._get_calls()
+                with self._exit_lock:
+                    self._submitted = self._submitted or Submitted(calls)
+            return self._submitted.submit(func, args, kwargs)
+
+    def module(self, name: str) -> RemoteModule:
+        """Import a module in the worker; return an object that has its attributes.
+
+        Functions are called there, as by ``call``; values are copies.  Raises
+        ModuleNotFoundError if it is not there, and whatever its import raises, as ``call`` does.
+        """
+        from .module import RemoteModule
+
+        calls = self._get_calls()
+        calls.describe(name, "")
+        return RemoteModule(calls, name)
+
+    def _get_calls(self) -> Calls:
+        if self._calls is None:
+            from .near import Calls
+
+            with self._exit_lock:
+                self._calls = self._calls or Calls(self)  # type: ignore[arg-type]
+        return self._calls

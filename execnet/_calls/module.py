@@ -1,0 +1,45 @@
+"""A module of the worker, whose functions are called as if it were here."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .near import Calls
+
+
+class RemoteModule:
+    """What a module of a worker has: functions are called there, values are copies.
+
+    An attribute that can be called, or is a module, is one of these again; the worker is asked
+    once what it is, and a call takes one round trip.  Any other attribute is read anew each time.
+    """
+
+    def __init__(self, calls: Calls, module: str, path: str = "") -> None:
+        self.__calls = calls
+        self.__module = module
+        self.__path = path
+        self.__known: dict[str, RemoteModule] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)  # what Python asks any object for
+        known = self.__known.get(name)
+        if known is None:
+            path = f"{self.__path}.{name}".lstrip(".")
+            found = self.__calls.describe(self.__module, path)
+            if found:
+                return found[0]
+            known = self.__known[name] = RemoteModule(self.__calls, self.__module, path)
+        return known
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it in the worker: as ``Gateway.call``."""
+        if not self.__path:
+            raise TypeError(f"module {self.__module!r} can't be called, its functions can")
+        return self.__calls.call(f"{self.__module}:{self.__path}", args, kwargs)
+
+    def __repr__(self) -> str:
+        name = f"{self.__module}:{self.__path}".rstrip(":")
+        return f"<RemoteModule {name!r} of {self.__calls.gateway.id}>"

@@ -1,0 +1,45 @@
+"""What a function is called on the far side.  Runs nothing.  Start at ``name_of``."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def name_of(function: Any) -> str | None:
+    """Return "module:name" where that leads to the very function; else None.
+
+    What is of the main module has no such name: elsewhere there is another one.
+    """
+    module: Any = getattr(function, "__module__", None)
+    path: Any = getattr(function, "__qualname__", None)
+    if type(function) is types.BuiltinFunctionType and not module:
+        module = type(function.__self__).__module__  # a method of a builtin type
+    if not isinstance(module, str) or not isinstance(path, str) or module == "__main__":
+        return None
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    if found is function or (found == function and isinstance(function, types.MethodType)):
+        return f"{module}:{path}"
+    return None
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module is the standard library's or was installed, or has no source at all."""
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        return True
+    path = getattr(sys.modules.get(module), "__file__", None) or ""
+    return not path.endswith(".py") or "site-packages" in path or "dist-packages" in path
+
+
+def shown(function: Any) -> str:
+    """Return what a function is called in messages."""
+    if isinstance(function, str):
+        return function
+    kind = "class" if isinstance(function, type) else "function"
+    return f"{kind} {getattr(function, '__qualname__', None) or repr(function)}"

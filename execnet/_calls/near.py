@@ -1,0 +1,218 @@
+"""Calls of one gateway: requests go out, answers come back.
+
+A call has a lane, a channel that carries nothing but answers.  ``call`` waits in ``receive`` of
+one that no other thread uses meanwhile, so that it may read the stream itself.  What requests and
+answers look like is told in ``_features.calls``.  Start at ``Calls.call``.
+"""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import functools
+
+from ..gateway_base import (
+    ITEM_MAX,
+    Channel,
+    DumpError,
+    ExecnetError,
+    LoadError,
+    Message,
+    RemoteError,
+    _refuse_in_callback,
+    dumps_fast,
+    dumps_internal,
+    new_lock,
+)
+from .names import name_of, shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    from ..gateway_base import ChannelFactory, ExecModel
+
+    class GatewayLike(Protocol):
+        """What calls need of their gateway."""
+
+        id: str
+        execmodel: ExecModel
+        handshake: Any
+        settings: Any
+        _error: BaseException | None
+        _channelfactory: ChannelFactory
+
+        def newchannel(self) -> Channel: ...
+        def _is_old(self) -> bool: ...
+        def _send(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None: ...
+        def _post(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None: ...
+        def _send_frame(self, header: bytes, payload: bytes | memoryview) -> None: ...
+
+
+IDLE_MAX = 16  # lanes that are kept for later calls
+NO_WINDOW = 1 << 60  # bytes
+DESCRIBE = ":describe"  # a function of ``_features.calls``
+
+
+class Calls:
+    """The calls of one gateway.  Any thread may call; ``_lock`` guards what was sent as source."""
+
+    def __init__(self, gateway: GatewayLike) -> None:
+        features = gateway.handshake.hello.get("features", "").split()
+        if "calls" not in features:
+            raise ExecnetError(
+                f"{gateway.id} can't be called: its worker runs code that knows no calls;"
+                " remote_exec does what you need"
+            )
+        self.gateway = gateway
+        self._idle: list[Channel] = []
+        self._absent: set[str] = set()  # modules that the worker does not find
+        self._sent: set[str] = set()  # keys of plans and hashes of entries
+        self._lock = new_lock()
+
+    def call(self, function: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """Run a function in the worker and return its result; raises what it raised."""
+        gateway = self.gateway
+        _refuse_in_callback(gateway, function)
+        while True:
+            request = self.request(0, function, positional, named)
+            try:
+                channel = self._idle.pop()
+            except IndexError:
+                channel = self.new_lane()
+            try:
+                self.send(channel.id, request)
+                answer = channel.receive()
+            except BaseException:
+                channel.close()  # whatever comes is for nobody
+                raise
+            if len(self._idle) < IDLE_MAX:
+                self._idle.append(channel)
+            else:
+                channel.close()
+            if type(answer) is tuple and len(answer) == 2:
+                return answer[1]
+            error = self.error_of(answer, function)
+            if error is not None:
+                raise error
+
+    def describe(self, module: str, path: str) -> tuple[Any, ...]:
+        """Import a module in the worker; return (value,) of what a path leads to there.
+
+        (): it is no value, but something that can be called, or has what can be called.
+        """
+        found: tuple[Any, ...] = self.call(DESCRIBE, (module, path), {})
+        return found
+
+    def new_lane(self) -> Channel:
+        """Return a channel for answers."""
+        channel = self.gateway.newchannel()
+        if self.gateway.settings.window_bytes is not None:
+            channel.set_window(NO_WINDOW)  # no more is on its way than was asked for
+        return channel
+
+    # what goes out
+
+    def request(
+        self, number: int, function: Any, positional: tuple[Any, ...], named: dict[str, Any]
+    ) -> bytes:
+        """Return a request, with what the worker needs for it already sent.
+
+        Raises ``DumpError`` for arguments, ValueError for a function that can't be sent.
+        """
+        if isinstance(function, functools.partial):
+            positional, named = function.args + positional, {**function.keywords, **named}
+            return self.request(number, function.func, positional, named)
+        name = self._name(function)
+        item: tuple[Any, ...] = (number, name, positional)
+        if named:
+            item = (number, name, positional, named)
+        factory = self.gateway._channelfactory
+        try:
+            return (dumps_fast if factory.fast else dumps_internal)(item, self.gateway)
+        except DumpError as exc:
+            text = str(exc).replace("item[2]", "args", 1).replace("item[3]", "kwargs", 1)
+            error = DumpError(f"{shown(function)} can't be called with that: {text}")
+        raise error
+
+    def _name(self, function: Any) -> str:
+        """Return what the worker is to call a function."""
+        if isinstance(function, str):
+            module, _, path = function.partition(":")
+            if not (module and path) and function != DESCRIBE:
+                raise ValueError(f"a function's name is 'module:name', not {function!r}")
+            return function
+        if not callable(function):
+            raise TypeError(f"{function!r} can't be called")
+        name = name_of(function)
+        if name is not None and not (self._absent and name.partition(":")[0] in self._absent):
+            return name
+        from .sources import plan_of
+
+        plan = plan_of(function, self.gateway._is_old())
+        if plan.key not in self._sent:
+            with self._lock:  # so nothing is named before it was sent
+                entries = [entry for entry in plan.entries if entry[0] not in self._sent]
+                define = plan.key, plan.hashes, entries
+                self.gateway._post(Message.DEFINE, 0, dumps_internal(define))
+                self._sent.update([plan.key, *plan.hashes])
+        return plan.key
+
+    def send(self, id: int, request: bytes) -> None:
+        """Send a request for a lane; a large one as an item of the channel."""
+        gateway = self.gateway
+        if len(request) <= ITEM_MAX:
+            gateway._send(Message.CALL, id, request)
+            return
+        gateway._send(Message.CALL, id)
+        for _, header, payload in gateway._channelfactory._frames_of(id, [request]):
+            gateway._send_frame(header, payload)
+
+    # what comes back
+
+    def error_of(self, answer: Any, function: Any) -> Exception | None:
+        """Return the error that an answer tells of; None if the request is to be made again.
+
+        The worker may mean harm: it chooses among the errors that a function may raise, no more.
+        """
+        if type(answer) is tuple and len(answer) == 3:
+            _, module, text = answer
+            if type(module) is str and type(text) is str:
+                return self._on_missing(module, text, function)
+        if type(answer) is tuple and len(answer) == 5:
+            _, type_name, arguments, message, formatted = answer
+            if [type(told) for told in (type_name, message, formatted)] == [str, str, str]:
+                error = RemoteError(formatted, type_name, message)
+                return _itself(error, arguments) or error
+        return LoadError(f"{self.gateway.id} answered a call with {repr(answer)[:80]}")
+
+    def end_of_gateway(self) -> BaseException:
+        """Return the error for calls that will not be answered."""
+        error = self.gateway._error
+        return EOFError(f"{self.gateway.id} was ended") if error is None else copy.copy(error)
+
+    def _on_missing(self, module: str, text: str, function: Any) -> Exception | None:
+        name = function if isinstance(function, str) else name_of(function) or ""
+        asked = name.partition(":")[0]
+        if not isinstance(function, str) and module == asked and module not in self._absent:
+            self._absent.add(module)
+            return None
+        error = ModuleNotFoundError(f"{self.gateway.id} can't import {module!r}: {text}")
+        error.name = module
+        error.__cause__ = RemoteError(text, "ModuleNotFoundError", text)
+        return error
+
+
+def _itself(error: RemoteError, arguments: Any) -> Exception | None:
+    """Return what was raised, if that is an exception of Python's own; else None."""
+    kind = getattr(builtins, error.type_name or "", None)
+    if type(arguments) is not tuple or not isinstance(kind, type):
+        return None
+    if not issubclass(kind, Exception) or issubclass(kind, (StopIteration, StopAsyncIteration)):
+        return None
+    try:
+        raised = kind(*arguments)
+    except Exception:  # arguments that it does not take
+        return None
+    raised.__cause__ = error
+    return raised

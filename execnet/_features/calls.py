@@ -1,0 +1,299 @@
+"""Calls: functions that run in a worker, whose results or exceptions go back.
+
+A call is a frame, ``Message.CALL``, for the id of a channel on which it is answered.  Calls for
+one id, a lane, run one after the other; those of several lanes at once, as the execution pool
+has it.  Start at ``Calls.on_call``.
+
+A request is (number, function, positional[, keyword arguments]), where the function is
+"module:name" or the key of what was sent as source.  An answer is (number, result), or (number,
+name of the module that is missing, text), or (number, name of the exception's type, its
+arguments or None, its message, the text of the traceback).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ..gateway_base import (
+    PY2,
+    DumpError,
+    Message,
+    _decoded,
+    _end_fork,
+    _told,
+    dumps_internal,
+    get_ident,
+    geterrortext,
+    load_item,
+    load_part,
+    loads_internal,
+    new_lock,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+    from typing import Any
+if not TYPE_CHECKING:
+    deque = __import__("_collections").deque  # without the rest of ``collections``
+
+_BUILTINS = "exceptions" if PY2 else "builtins"
+_NEVER_THEMSELVES = "StopIteration", "StopAsyncIteration"
+
+
+class Calls(object):
+    """The calls of one worker.  ``_lock`` guards the lanes."""
+
+    def __init__(self, gateway: Any) -> None:
+        self._gateway = gateway
+        self._pool = gateway._execpool
+        self._factory = gateway._channelfactory
+        self._lanes: dict[int, deque[Any]] = {}  # requests that wait, of lanes that are served
+        self._large: dict[int, Any] = {}  # channels on which requests come that fit in no frame
+        self._lock = new_lock()
+        self._defined = load_part("_features.defined").Defined()
+
+    # the receiver thread
+
+    def on_call(self, id: int, data: bytes) -> None:
+        """Have a request served; b"" for one that comes as an item of the channel."""
+        request: Any = data
+        if not data:
+            self._large = {n: one for n, one in self._large.items() if not one.isclosed()}
+            request = self._large[id] = self._factory.new(id)
+        with self._lock:
+            if id in self._lanes:
+                self._lanes[id].append(request)
+                return
+            self._lanes[id] = deque([request])
+        self._start(id)
+        direct = self._factory.direct
+        if direct is not None and len(self._lanes) == 1:
+            direct.served = True  # the thread that serves it may read the next request itself
+
+    def _start(self, id: int) -> None:
+        try:
+            self._pool.spawn(self._serve, id)
+        except Exception as exc:  # there can be no more threads, or the worker is about to end
+            with self._lock:
+                requests = self._lanes.pop(id)
+            for request in requests:
+                number = self._load(request)[0]
+                self._send(id, number, self._error(number, exc))
+
+    def on_define(self, data: bytes) -> None:
+        """Take what functions that go by source are made of."""
+        self._defined.add(*loads_internal(data, None, (True, True)))
+
+    # the thread that serves a lane
+
+    def _serve(self, id: int) -> None:
+        with self._lock:
+            request = self._lanes[id].popleft()
+        while request is not None:
+            number, answer = self._answer(request)
+            request = self._go_on(id, number, answer)
+
+    def _go_on(self, id: int, number: int, answer: Any) -> Any:
+        """Send an answer and return the next request of the lane; None if it is served no more.
+
+        Whoever has the answer may count on this thread to be free, the main one above all.  So
+        it is let go before, or it holds the stream meanwhile and meets what comes next itself.
+        """
+        with self._lock:
+            request = self._lanes[id].popleft() if self._lanes[id] else None
+        if request is not None:
+            self._send(id, number, answer)
+            return request
+        direct = self._factory.direct
+        if direct is not None and direct.offered and len(self._lanes) == 1:
+            sent: list[bool] = []
+
+            def send() -> None:
+                sent.append(True)
+                self._send(id, number, answer)
+
+            request = direct.read_frame(Message.CALL, id, send, self._pool.release_primary)
+            if request is not None:
+                return request
+            self._factory.take_back()
+            answer = None if sent else answer
+        self._pool.release_primary()
+        with self._lock:
+            again = bool(self._lanes[id])
+            if not again:
+                del self._lanes[id]
+        if answer is not None:
+            self._send(id, number, answer)
+        if again:  # it came just now
+            self._start(id)
+        return None
+
+    def _load(self, request: Any) -> Any:
+        if type(request) is bytes:
+            return load_item(request, self._factory, self._gateway._strconfig)
+        return request.receive()
+
+    def _answer(self, request: Any) -> tuple[int, Any]:
+        """Execute a request; return its number and the answer."""
+        process, number, pid = self._gateway.process, 0, os.getpid()
+        in_main_thread = get_ident() == process.main_ident
+        answer: Any
+        try:
+            try:
+                request = self._load(request)
+                number, function, positional = request[:3]
+                process.is_interruptible |= in_main_thread
+                function = self._find(function)
+                if len(request) > 3:
+                    named = request[3]
+                    if PY2:
+                        named = {str(name): named[name] for name in named}
+                    answer = number, function(*positional, **named)
+                else:
+                    answer = number, function(*positional)
+                if os.getpid() != pid:
+                    _end_fork(None)
+            finally:
+                process.is_interruptible &= not in_main_thread
+        except Missing as exc:
+            answer = number, exc.module, exc.text
+        except:  # noqa: E722 - in Python 2 not all that is raised is a BaseException
+            process.is_interruptible &= not in_main_thread
+            error: Any = sys.exc_info()
+            if os.getpid() != pid:
+                _end_fork(error[1])
+            answer = self._error(number, error)
+        return number, answer
+
+    def _find(self, name: str) -> Any:
+        module, colon, path = name.partition(":")
+        if not colon:
+            return self._defined.function(name)
+        if not module:
+            return globals()[path]
+        return attribute(import_module(module), path)
+
+    def _error(self, number: int, error: Any) -> tuple[Any, ...]:
+        """Return the answer for what was raised: an exception, or (type, value, traceback)."""
+        exc = error
+        if type(error) is tuple:
+            exc, tb = error[1:]
+            while tb.tb_next is not None and tb.tb_frame.f_globals is globals():
+                tb = tb.tb_next  # to the code that was called
+            error = error[0], exc, tb
+        told = _told(geterrortext(error), exc)
+        type_name, message = told.details or ("", "")
+        return number, type_name, _arguments(exc), message, _decoded("".join((told,)))
+
+    def _send(self, id: int, number: int, answer: Any) -> None:
+        try:
+            self._factory.send_item(id, answer)
+        except DumpError as exc:
+            text = str(exc).replace("item[1]", "result", 1)
+            self._factory.send_item(id, self._error(number, DumpError(text)))
+
+
+def _arguments(exc: Any) -> Any:
+    """Return what an exception that goes back as itself is made of; None for all others."""
+    kind = type(exc)
+    try:
+        if (
+            kind.__module__ == _BUILTINS
+            and issubclass(kind, Exception)
+            and kind.__name__ not in _NEVER_THEMSELVES
+        ):
+            arguments = exc.__reduce__()[1]  # those of OSError are more than its ``args``
+            dumps_internal(arguments, False)
+            return arguments
+    except Exception:  # an argument that can't be sent
+        pass
+    return None
+
+
+# ---------------------------------------------------------------- what is there by name
+
+
+class Missing(Exception):
+    """A module is not there, or is none for this Python; the function may come as source."""
+
+    def __init__(self, module: str, text: str) -> None:
+        super(Missing, self).__init__(text)
+        self.module = module
+        self.text = text
+
+
+def import_module(name: str) -> Any:
+    """Return a module; raises ``Missing`` if it, or a package that it is in, is not found."""
+    name = str(name)
+    if PY2 and name == "builtins":
+        name = "__builtin__"
+    module = sys.modules.get(name)
+    if module is not None and _is_ready(module):
+        return module
+    try:
+        __import__(name)
+    except ImportError as exc:
+        if not _is_about(exc, name):
+            raise
+        raise Missing(name, "%s: %s" % (type(exc).__name__, exc))
+    except SyntaxError as exc:
+        raise Missing(name, "%s: %s" % (type(exc).__name__, exc))
+    return sys.modules[name]
+
+
+def _is_ready(module: Any) -> bool:
+    """Whether no thread is about to import it."""
+    spec = getattr(module, "__spec__", None)
+    return not PY2 and spec is not None and not getattr(spec, "_initializing", False)
+
+
+def _is_about(exc: Any, name: str) -> bool:
+    """Whether an ImportError says that this module, or one that it is in, is not found."""
+    if not PY2:
+        missing = getattr(exc, "name", None) if type(exc) is not ImportError else None
+        return missing is not None and (name + ".").startswith(missing + ".")
+    words = str(exc).split("No module named ")
+    return len(words) == 2 and not words[0] and words[1] in [name] + name.split(".")
+
+
+def attribute(found: Any, path: str) -> Any:
+    """Return what a dotted path leads to."""
+    for part in path.split("."):
+        found = getattr(found, str(part))
+    return found
+
+
+def describe(module: str, path: str) -> Any:
+    """Return (value,) of what a path leads to in a module, () for what is no value."""
+    found = import_module(module)
+    if path:
+        try:
+            found = attribute(found, path)
+            dumps_internal(found, False)
+            return (found,)
+        except DumpError:
+            pass
+    return ()
+
+
+# ---------------------------------------------------------------- the frames
+
+
+def _of(gateway: Any) -> Calls:
+    if gateway.calls is None:
+        gateway.calls = Calls(gateway)
+    calls: Calls = gateway.calls
+    return calls
+
+
+def on_call(message: Any, gateway: Any) -> None:
+    """Act on a CALL; runs in the receiver thread."""
+    gateway._expect_code()
+    _of(gateway).on_call(message.channelid, message.data)
+
+
+def on_define(message: Any, gateway: Any) -> None:
+    """Act on a DEFINE; runs in the receiver thread."""
+    _of(gateway).on_define(message.data)

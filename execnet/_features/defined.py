@@ -1,0 +1,148 @@
+"""Functions that were sent as source, with the names that they use.
+
+What has a name in a module of the coordinator has it in a namespace of its own here, one for each
+such module: so functions share classes and state as they do there.  Where the module itself can
+be imported it takes that place.  Start at ``Defined.function``.
+
+An entry is (hash, module, name, kind, what it is made of).  A plan names the entries of a
+function in the order in which they are needed, the function itself last.  A name with a "<" is no
+name of the module: the function within another, or a value that it closes over.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ..gateway_base import PY2, _marked_as_utf8, load_part, new_rlock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Entry = tuple[str, str, str, str, Any]
+
+_FOLDER = "_execnet_sent"  # the package that namespaces seem to be in
+_FLAGS = 0
+if sys.version_info >= (3, 7):
+    _FLAGS = __import__("__future__").annotations.compiler_flag
+
+
+class Defined(object):
+    """What was sent to one worker.  ``_lock`` guards all but what the receiver thread adds."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+        self._plans: dict[str, list[str]] = {}
+        self._spaces: dict[str, tuple[dict[str, Any], bool]] = {}  # whether it was sent
+        self._private: dict[str, Any] = {}  # by the hash of the entry
+        self._made: dict[tuple[str, str], str] = {}  # the hash of what has a name now
+        self._functions: dict[str, tuple[int, Any]] = {}
+        self._changes = 0  # how often a name was given to something else
+        self._lock = new_rlock()  # what is executed may call, too
+        self._calls = load_part("_features.calls")
+
+    def add(self, key: str, plan: list[str], entries: list[Entry]) -> None:
+        """Take a plan and the entries that are new with it; runs in the receiver thread."""
+        for entry in entries:
+            self._entries[entry[0]] = entry
+        self._plans[key] = plan
+
+    def function(self, key: str) -> Callable[..., Any]:
+        """Return the function of a plan, when all names that it uses are as the plan says.
+
+        Raises whatever executing its source does, ImportError for a module that is not there.
+        """
+        changes, function = self._functions.get(key, (-1, None))
+        if changes != self._changes:
+            with self._lock:
+                for hash in self._plans[key]:
+                    function = self._make(*self._entries[hash])
+                self._functions[key] = self._changes, function
+        found: Callable[..., Any] = function
+        return found
+
+    def _space(self, module: str) -> tuple[dict[str, Any], bool]:
+        """Return the names of a module, and whether they are those that were sent."""
+        if module not in self._spaces:
+            try:
+                if module == "__main__":
+                    raise self._calls.Missing(module, "")
+                self._spaces[module] = vars(self._calls.import_module(module)), False
+            except self._calls.Missing:
+                self._spaces[module] = _new_space(module), True
+        return self._spaces[module]
+
+    def _make(self, hash: str, module: str, name: str, kind: str, made_of: Any) -> Any:
+        """Return what an entry is; it is made unless it is there already."""
+        space, was_sent = self._space(module)
+        if "<" in name:
+            if hash not in self._private:
+                self._private[hash] = getattr(self, "_" + kind)(module, space, *made_of)
+            return self._private[hash]
+        place = module, name
+        if was_sent and self._made.get(place) != hash:
+            space[str(name)] = getattr(self, "_" + kind)(module, space, *made_of)
+            self._changes += place in self._made
+            self._made[place] = hash
+        return space.get(name)
+
+    # the kinds
+
+    def _value(self, module: str, space: dict[str, Any], value: Any) -> Any:
+        return value
+
+    def _refused(self, module: str, space: dict[str, Any], text: str) -> Any:
+        raise ValueError(text)
+
+    def _import(self, module: str, space: dict[str, Any], name: str, path: str) -> Any:
+        try:
+            return self._imported(name, path)
+        except self._calls.Missing as exc:
+            text = "%s, which code of %s that was sent to here uses" % (exc.text, module)
+        raise ImportError(text)
+
+    def _imported(self, name: str, path: str) -> Any:
+        if name in self._spaces:
+            first, _, rest = path.partition(".")
+            found = self._spaces[name][0].get(first)
+            if found is not None:
+                return self._calls.attribute(found, rest) if rest else found
+        found = self._calls.import_module(name)
+        return self._calls.attribute(found, path) if path else found
+
+    def _source(
+        self, module: str, space: dict[str, Any], file_name: str, text: str, defines: str
+    ) -> Any:
+        local: dict[str, Any] = {}
+        exec(_compiled(text, file_name), space, local)
+        made = local[str(defines)]
+        if self._space(module)[1] and "<" not in defines:
+            space.setdefault(str(defines), made)  # by which it may call itself
+        return made
+
+    def _closure(
+        self, module: str, space: dict[str, Any], file_name: str, text: str, cells: list[str]
+    ) -> Any:
+        local: dict[str, Any] = {}
+        exec(_compiled(text, file_name), space, local)
+        return local["__make__"](*[self._make(*self._entries[hash]) for hash in cells])
+
+    def _alias(self, module: str, space: dict[str, Any], hash: str) -> Any:
+        return self._make(*self._entries[hash])
+
+
+def _new_space(module: str) -> dict[str, Any]:
+    # ``dataclasses`` looks into the module of a class, which has to be there for that.
+    name = "__main__" if module == "__main__" else "%s.%s" % (_FOLDER, module)
+    made: Any = type(sys)(str(name))
+    if module != "__main__":
+        sys.modules[str(name)] = made
+    space: dict[str, Any] = vars(made)
+    return space
+
+
+def _compiled(text: str, file_name: str) -> Any:
+    if PY2:
+        text = _marked_as_utf8(text)
+    return compile(text + "\n", str(file_name), "exec", _FLAGS, True)
