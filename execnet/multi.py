@@ -15,6 +15,7 @@ from ._ends import fork
 from ._ends.terminate import KILL_S, foreign_pair, longest_end_s, wait_ended, warn_killed
 from ._ends.terminate import safe_terminate as safe_terminate
 from ._multichannel import MultiChannel as MultiChannel
+from ._speclists import expand, is_list
 from ._specs import Settings
 from ._starts import Starts
 from ._transports.shared import Connections
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 class Group:
     """Gateways that are made, used and ended together.
 
-    xspecs: specs of gateways to start at once.  execmodel: how both ends run things at once.
-    As a context manager it ends its gateways on the way out.  ``_lock`` guards the lists;
-    any thread may call.
+    xspecs: specs of gateways to start at once, as for ``makegateways``.  execmodel: how both
+    ends run things at once.  As a context manager it ends its gateways on the way out.
+    ``_lock`` guards the lists; any thread may call.
     """
 
     defaultspec = "popen"
@@ -167,20 +168,26 @@ class Group:
         Raises ValueError for a spec that says no known place, or an id that is taken, and
         ``BootstrapError`` for a worker that can't be started; nothing is left of it then.
         """
+        if isinstance(spec, str) and is_list(spec):
+            count = len(expand(spec))
+            raise ValueError(f"spec {spec!r} is a list of {count}, makegateways([...]) takes it")
         return self.makegateways([spec])[0]
 
     def makegateways(self, specs: Iterable[XSpec | str | None]) -> list[Gateway]:
         """Start workers, all at once, and return their gateways in order.
 
-        specs and errors as in ``makegateway``; one that fails leaves none of them behind.
+        specs and errors as in ``makegateway``; one that fails leaves none of them behind.  A
+        string may stand for several: ``4*popen``, ``ssh=node[01-16]``, ``ssh=node[1,4-6]``.
         """
+        if isinstance(specs, str) and specs:
+            raise ValueError(f"these specs are one string, not a list: write [{specs!r}]")
         try:
             return self._makegateways(specs)
         except (OSError, ImportError) as exc:  # wherever it ran out of descriptors
             raise gateway_io.with_advice(exc) from exc
 
     def _makegateways(self, specs: Iterable[XSpec | str | None]) -> list[Gateway]:
-        prepared = [self._prepare(spec) for spec in specs]
+        prepared = [self._prepare(one) for spec in specs for one in _expanded(spec)]
         if len(prepared) > MANY:
             gateway_io.check_descriptors(prepared)
         self._reserve(prepared)
@@ -366,6 +373,10 @@ class Group:
     def _cleanup_atexit(self) -> None:
         self._at_exit = True
         self.terminate(timeout=ATEXIT_S)
+
+
+def _expanded(spec: XSpec | str | None) -> list[Any]:
+    return expand(spec) if isinstance(spec, str) and spec else [spec]
 
 
 def _register_at_exit(function: Callable[[], object]) -> None:

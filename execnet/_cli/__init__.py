@@ -1,10 +1,10 @@
-"""The command line: ``execnet exec``, ``execnet info`` and others.
+"""The command line: ``execnet exec``, ``execnet run``, ``execnet info`` and others.
 
 Finds the subcommands and turns what goes wrong into a line on stderr and an exit status.  A
 subcommand is a module ``_cli.NAME`` with a function ``add_parser(subparsers)``, which adds its
 parser and sets the parser's default ``run`` to a function that takes the parsed arguments and
 returns the exit status.  Its positional arguments, if their number varies, are ``words``.  How it
-starts and ends workers is in ``_cli.run``.  Start at ``main``.
+starts and ends workers is in ``_cli.session``.  Start at ``main``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from types import ModuleType
 _DESCRIPTION = "Start Python interpreters, here or elsewhere, and run code in them."
 _EPILOG = """\
 examples:
-  execnet exec '3*popen' -c 'import os; channel.send(os.getpid())'
+  execnet exec '3*popen' -c 'import os; print(os.getpid())'
+  execnet run ssh=user@host docker=web -- uname -a
   execnet info popen popen//python=python3.12 ssh=user@host
 
 "execnet COMMAND --help" tells more about a command.
 """
+_RUNNING = "exec", "run"  # the subcommands that give words after "--" to what they run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    from .run import CommandError
+    from .session import CommandError
 
     try:
         args = _parse(argv)
@@ -59,13 +61,24 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser, commands = _make_parser()
-    args, rest = parser.parse_known_args(argv)
+    words, after = _split(sys.argv[1:] if argv is None else list(argv))
+    args, rest = parser.parse_known_args(words)
+    if after:
+        args.rest = after
     unknown = [word for word in rest if word.startswith("-") and word != "-"]
     if unknown or (rest and "words" not in args):
         commands[args.command].error(f"unrecognized arguments: {' '.join(unknown or rest)}")
     if rest:  # argparse takes positional arguments in one piece; these came after an option
         args.words += rest
     return args
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Return the words for us and, after "--", those for what we run."""
+    if "--" not in argv or argv[0] not in _RUNNING:
+        return argv, []
+    at = argv.index("--")
+    return argv[:at], argv[at + 1 :]
 
 
 def _make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -89,5 +102,5 @@ def _make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
 def _subcommands() -> Iterator[ModuleType]:
     from importlib import import_module
 
-    for name in ("exec", "info", "sync", "clean"):
+    for name in ("exec", "run", "info", "sync", "clean"):
         yield import_module(f"{__package__}.{name}")

@@ -6,10 +6,11 @@ Start at ``_run``.
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from .. import _folders
-from .run import STATUS_FAILED
+from .session import STATUS_FAILED
 
 _DESCRIPTION = """\
 Remove what execnet has left on this machine and nobody needs any more: sockets of ssh connections
@@ -27,17 +28,24 @@ def add_parser(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--dry-run", action="store_true", help="only print what would be removed")
+    parser.add_argument("--json", action="store_true", help="print each path as a JSON object")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     status = 0
     for path, what in _folders.leftovers():
+        error = None
         try:
             if not args.dry_run:
                 _folders.remove(path)
-            print(f"{'would remove' if args.dry_run else 'removed'} {path}: {what}")
         except OSError as exc:
-            print(f"can't remove {path}: {exc}")
-            status = STATUS_FAILED
+            error, status = str(exc), STATUS_FAILED
+        if args.json:
+            found = {"path": str(path), "what": what, "error": error, "removed": not args.dry_run}
+            print(json.dumps(found | ({"removed": False} if error else {})))
+        elif error is not None:
+            print(f"can't remove {path}: {error}")
+        else:
+            print(f"{'would remove' if args.dry_run else 'removed'} {path}: {what}")
     return status

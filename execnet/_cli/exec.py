@@ -1,38 +1,37 @@
-"""``execnet exec``: run code in several workers at once and print what they send.
+"""``execnet exec``: run code in several workers at once, print what they print and send.
 
-Start at ``_run``.
+Start at ``_run``; how it runs in a worker is ``far_exec``.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-import threading
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
-from .._rsync.result import printable_lines
-from ..gateway import Gateway
-from ..gateway_base import (
-    INTERRUPT_TEXT,
-    Channel,
-    ExecnetError,
-    Message,
-    RemoteError,
-    dumps_internal,
-)
-from .run import SPEC_HELP, STATUS_FAILED, CommandError, Session, parse_specs, supervise
+from .._ship.source import source_to_send
+from ..gateway_base import Channel
+from . import far_exec
+from .execution import Execution, PatientGroup, Printer, execute
+from .session import CommandError, Session, supervise
+from .words import SPEC_HELP, parse_specs, seconds
 
-_USAGE = "execnet exec SPEC... (-c CODE | FILE | -m MODULE) [--timeout SECONDS]"
+_USAGE = """\
+execnet exec SPEC... (-c CODE | FILE | -m MODULE) [--timeout SECONDS]
+                    [--quiet-output] [--json] [-- ARGUMENT...]"""
 _DESCRIPTION = f"""\
 Start one interpreter per SPEC, all at once, run the code in all of them, and print what each
-sends, an item a line, after the id of its gateway: a str as it is, anything else as its repr().
+prints and sends, a line after the id of its gateway. Of what it sends, a str is shown as it is,
+anything else as its repr().
 
 {SPEC_HELP}
-The code finds its channel under the name "channel". What it prints to stdout is lost, so it sends
-what is to be shown: channel.send(...). Nothing is ever sent to it.
+The code runs as a program does, under the name "__main__"; words after "--" are its arguments. It
+finds its channel under the name "channel", and can send with channel.send(...). Nothing is ever
+sent to it. A file that has "__channelexec__" in it runs under that name instead.
 """
 _EPILOG = """\
 With neither -c nor -m the last of the positional arguments is the FILE and those before it are
@@ -43,6 +42,7 @@ exit status:
   0    the code has run in all workers
   1    it failed in one of them, one of them died, or one could not be started
   2    the command line is wrong: nothing was run
+  N    the code ended with sys.exit(N); of several, the largest
   124  the time-out has passed
   130  Ctrl-C (143 after SIGTERM, 129 after SIGHUP)
   141  nobody reads the output any more
@@ -50,11 +50,12 @@ Whatever the status is, no worker is left. Where code still runs it is interrupt
 raises KeyboardInterrupt in it, and killed 3 seconds later; a second Ctrl-C kills at once.
 
 examples:
-  execnet exec '3*popen' -c 'import os; channel.send(os.getpid())'
+  execnet exec '3*popen' -c 'import os; print(os.getpid())'
   execnet exec popen popen//python=python3.12 version.py --timeout 10
   execnet exec popen//id=here//chdir=/tmp -m package.module
-  execnet exec ssh=user@host docker=web -c 'import sys; channel.send(sys.version)'
-  echo 'channel.send(6 * 7)' | execnet exec popen -
+  execnet exec ssh=user@host docker=web report.py -- --verbose 2026
+  execnet exec 'ssh=node[01-16]' @more-hosts --json -c 'import sys; channel.send(sys.version)'
+  echo 'print(6 * 7)' | execnet exec popen -
 """
 
 
@@ -63,7 +64,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "exec",
         usage=_USAGE,
-        help="run code in several interpreters and print what they send",
+        help="run code in several interpreters, print what they print and send",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -77,25 +78,21 @@ def add_parser(subparsers: Any) -> None:
         dest="module",
         metavar="MODULE",
         help="run the source of this module, which is looked for in the current folder and on "
-        "sys.path, and not imported; of a package it is its __init__",
+        "sys.path, and not imported; of a package it is its __main__, or else its __init__",
     )
     parser.add_argument(
         "--timeout",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="end everything after that time; default: wait until the code has ended",
     )
-    parser.set_defaults(run=_run)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not seconds > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
-    return seconds
+    parser.add_argument(
+        "--quiet-output",
+        action="store_true",
+        help="print only what the code sends; what it prints to stdout is lost",
+    )
+    parser.add_argument("--json", action="store_true", help="print each line as a JSON object")
+    parser.set_defaults(run=_run, rest=[])
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -103,18 +100,16 @@ def _run(args: argparse.Namespace) -> int:
     specs = parse_specs(words)
     if hasattr(sys, "set_int_max_str_digits"):
         sys.set_int_max_str_digits(0)  # what was computed is to be shown, however long
+    group = PatientGroup(forwards=not args.quiet_output)
+
+    def begin(execution: Execution) -> Channel:
+        return execution.send(far_exec, code.source, **code.arguments(args.rest))
 
     def job(session: Session) -> int:
-        gateways = session.group.start_all(specs)
-        session.pending.update(dict.fromkeys(gateway.id for gateway in gateways))
-        executions = [_Execution(session, gateway) for gateway in gateways]
-        for execution in executions:
-            execution.start(code)
-        for execution in executions:
-            execution.ended.wait()
-        return STATUS_FAILED if any(execution.failed for execution in executions) else 0
+        gateways = group.start_all(specs)
+        return execute(session, group, gateways, Printer(session, args.json), begin)
 
-    return supervise("exec", job, args.timeout)
+    return supervise("exec", job, args.timeout, group)
 
 
 # ---------------------------------------------------------------- the code
@@ -125,13 +120,27 @@ class _Code:
     """What is run; without a file name it shows as ``<remote exec>`` in tracebacks."""
 
     source: str
+    word: str  # the first of its arguments
     file_name: str | None = None
+    name: str = "__main__"
+    package: str | None = None
+
+    def arguments(self, rest: Sequence[str]) -> dict[str, object]:
+        """Return what the worker's half is told beside its channels."""
+        return {
+            "source": self.source,
+            "place": self.file_name or "<remote exec>",
+            "file_name": None if self.file_name is None else os.fsencode(self.file_name),
+            "argv": [os.fsencode(word) for word in (self.word, *rest)],
+            "name": self.name,
+            "package": self.package,
+        }
 
 
 def _find_code(args: argparse.Namespace) -> tuple[_Code, list[str]]:
     """Return the code and the words that are specs."""
     if args.code is not None:
-        return _Code(args.code), args.words
+        return _Code(source_to_send(args.code)[0], "-c"), args.words
     if args.module is not None:
         return _read_module(args.module), args.words
     *words, file_name = args.words
@@ -143,16 +152,17 @@ def _find_code(args: argparse.Namespace) -> tuple[_Code, list[str]]:
 
 
 def _read_file(name: str) -> _Code:
-    import os
     from importlib.util import decode_source
 
     try:
         if name == "-":
             if sys.stdin is None:
                 raise CommandError("can't read the code from stdin: it is closed")
-            return _Code(decode_source(sys.stdin.buffer.read()))
+            return _Code(decode_source(sys.stdin.buffer.read()), "-")
         with open(name, "rb") as file:
-            return _Code(decode_source(file.read()), os.path.abspath(name))
+            source = decode_source(file.read())
+        run_name = "__channelexec__" if "__channelexec__" in source else "__main__"
+        return _Code(source, name, os.path.abspath(name), run_name)
     except OSError as exc:
         raise CommandError(
             f"can't read the code from file {name!r}: {exc.strerror} "
@@ -165,7 +175,7 @@ def _read_file(name: str) -> _Code:
 def _read_module(name: str) -> _Code:
     from .._ship.parts import from_loader
 
-    spec = _find_module(name)
+    spec = _find_program(name)
     try:
         place = spec.origin if spec.has_location else None
         source = from_loader(spec.loader, spec.name, place) if place else None
@@ -174,7 +184,19 @@ def _read_module(name: str) -> _Code:
     if source is None:
         kind = spec.origin or "a folder without __init__.py"
         raise CommandError(f"module {name!r} has no source to be run, it is {kind}")
-    return _Code(source, spec.origin)
+    is_package = spec.submodule_search_locations is not None or spec.name == "__main__"
+    package = name if is_package else name.rpartition(".")[0]
+    return _Code(source, str(spec.origin), spec.origin, package=package)
+
+
+def _find_program(name: str) -> ModuleSpec:
+    """Return the spec of a module, or of the ``__main__`` of a package that has one."""
+    spec = _find_module(name)
+    if spec.submodule_search_locations is not None:
+        found = PathFinder.find_spec("__main__", list(spec.submodule_search_locations))
+        if found is not None:
+            return found
+    return spec
 
 
 def _find_module(name: str) -> ModuleSpec:
@@ -211,72 +233,3 @@ def _ask_finders(name: str, path: list[str] | None) -> ModuleSpec | None:
         return PathFinder.find_spec(name, path)
     found = (finder.find_spec(name, None) for finder in sys.meta_path)
     return next((spec for spec in found if spec is not None), None)
-
-
-# ---------------------------------------------------------------- running it
-
-_END = object()
-
-
-class _Execution:
-    """The code in one worker; ``ended`` is set when nothing more will come from it.
-
-    ``on_item`` runs in the receiver thread of the gateway, which does not go on reading while
-    it waits for whoever reads our stdout; so a worker can't send faster than that.
-    """
-
-    def __init__(self, session: Session, gateway: Gateway) -> None:
-        self.failed = False
-        self.ended = threading.Event()
-        self._session = session
-        self._gateway = gateway
-        self._channel: Channel | None = None
-
-    def start(self, code: _Code) -> None:
-        try:
-            self._channel = self._send(code)
-        except OSError as exc:  # it died meanwhile
-            self._end(self._gateway._error or exc)
-        else:
-            self._channel.setcallback(self.on_item, endmarker=_END)
-
-    def _send(self, code: _Code) -> Channel:
-        if code.file_name is None:
-            return self._gateway.remote_exec(code.source)
-        channel = self._gateway.newchannel()
-        task = dumps_internal((code.source, code.file_name, None, {}))
-        self._gateway._send(Message.CHANNEL_EXEC, channel.id, task)
-        return channel
-
-    def on_item(self, item: object) -> None:
-        if item is _END:
-            self._end(self._error_of_channel())
-            return
-        try:
-            text = item if type(item) is str else repr(item)
-            self._session.out.write(text, f"[{self._gateway.id}] ")
-        except OSError as exc:
-            self._session.stdout_failed(exc)
-
-    def _error_of_channel(self) -> BaseException | None:
-        assert self._channel is not None
-        try:
-            self._channel.waitclose(0)  # it is closed, which is why we are here
-        except (ExecnetError, EOFError) as exc:
-            return exc
-        return None
-
-    def _end(self, error: BaseException | None) -> None:
-        self._session.pending.pop(self._gateway.id, None)
-        if error is not None:
-            self.failed = True
-            self._report(error)
-        self.ended.set()
-
-    def _report(self, error: BaseException) -> None:
-        text = error.formatted if isinstance(error, RemoteError) else str(error)
-        # Ctrl-C reaches the workers of a terminal as well, and their news may be here first.
-        if self._session.stopping.wait(0.2 if text == INTERRUPT_TEXT else 0):
-            return
-        with suppress(OSError):  # the exit status tells
-            self._session.err.write(printable_lines(text), f"[{self._gateway.id}] ")

@@ -6,6 +6,7 @@ Start at ``_run``.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import threading
 import time
@@ -17,15 +18,8 @@ from .._specs import Settings
 from ..gateway import Gateway
 from ..gateway_base import ExecnetError
 from ..xspec import XSpec
-from .run import (
-    SPEC_HELP,
-    STATUS_FAILED,
-    CommandError,
-    Session,
-    WatchedGroup,
-    parse_specs,
-    supervise,
-)
+from .session import STATUS_FAILED, CommandError, Session, WatchedGroup, supervise
+from .words import SPEC_HELP, parse_specs
 
 if TYPE_CHECKING:
     from ..gateway_bootstrap import Through
@@ -70,7 +64,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the parser of ``execnet info``."""
     parser = subparsers.add_parser(
         "info",
-        usage="execnet info SPEC...",
+        usage="execnet info SPEC... [--json]",
         help="print a table of interpreters: version, platform, time to start, ...",
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -78,6 +72,7 @@ def add_parser(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("words", nargs="+", metavar="SPEC", help="what to start")
+    parser.add_argument("--json", action="store_true", help="print each row as a JSON object")
     parser.set_defaults(run=_run)
 
 
@@ -118,7 +113,7 @@ def _run(args: argparse.Namespace) -> int:
         gateways = group.start_all(specs)
         rows = [_describe(gateway, group.start_s[gateway.id]) for gateway in gateways]
         try:
-            session.out.write(_format_table([_COLUMNS, *rows]))
+            session.out.write(_format_json(rows) if args.json else _format_table(rows))
         except OSError as exc:
             session.stdout_failed(exc)
         return 0
@@ -172,8 +167,18 @@ def _measure_round_trip(gateway: Gateway) -> float:
     return statistics.median(durations[_WARM_UP:])
 
 
-def _format_table(rows: Sequence[Sequence[str]]) -> str:
+def _format_json(rows: Sequence[Sequence[str]]) -> str:
+    """Return an object a line; its names are the titles of the columns."""
+    names = [title.replace(" ", "_") for title in _COLUMNS]
+    found = [dict(zip(names, row, strict=True)) for row in rows]
+    for row in found:
+        row.update({name: json.loads(row[name]) for name in ("pid", "start_ms", "trip_ms")})
+    return "\n".join(map(json.dumps, found))
+
+
+def _format_table(found: Sequence[Sequence[str]]) -> str:
     """Return lines with the columns one under the other, numbers to the right."""
+    rows = [_COLUMNS, *found]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

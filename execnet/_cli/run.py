@@ -1,410 +1,153 @@
-"""What the subcommands share: the job runs in a thread, the main thread keeps watch over it.
+"""``execnet run``: run a program on several hosts at once and print what it writes.
 
-A signal must find a worker that is just being started as surely as one that is at work.  So no
-signal raises anything within the code that starts workers: the job has a thread of its own, and
-the main thread does nothing but wait for the job's end, a signal or the time-out.  Whichever comes
-first, all workers are ended after it.  Start at ``supervise``.
+Start at ``_run``; how it runs in a worker is ``far_run``.
 """
 
 from __future__ import annotations
 
-import atexit
-import errno
-import re
-import select
-import signal
-import socket
+import argparse
+import os
+import shlex
 import sys
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import Any
 
-from .._specs import Settings
-from ..gateway import Gateway
-from ..gateway_base import ExecnetError
-from ..gateway_io import BootstrapError
-from ..multi import Group
-from ..xspec import XSpec
+from ..gateway_base import Channel
+from . import far_run
+from .execution import Execution, PatientGroup, Printer, execute
+from .session import CommandError, Session, supervise
+from .words import SPEC_HELP, parse_specs, seconds
 
-if TYPE_CHECKING:
-    from ..gateway_bootstrap import Through
+_USAGE = """\
+execnet run SPEC... [--timeout SECONDS] [--stdin] [--json] -- COMMAND [ARGUMENT...]"""
+_DESCRIPTION = f"""\
+Start one interpreter per SPEC, all at once, have each run the COMMAND, and print what that writes
+to its stdout and stderr, a line after the id of its gateway.
 
-Result = TypeVar("Result")
-
-STATUS_FAILED = 1
-STATUS_USAGE = 2
-STATUS_TIMEOUT = 124  # as ``timeout(1)`` has it
-STATUS_SIGNAL = 128  # plus its number, as shells have it
-STATUS_STDOUT_CLOSED = STATUS_SIGNAL + 13  # as if SIGPIPE had ended it
-
-END_S = 5.0  # how long a worker may take to end when its code is done
-STOP_S = 3.0  # how long code may take to clean up once it was interrupted
-KILL_S = 2.0  # how long a killed process may take to be gone
-SAY_S = 1.0  # how long a last word may take
-WAIT_S = 3600.0  # how long the main thread waits at once; a system may limit it
-
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
-
-
-class CommandError(Exception):
-    """What the command can't do, for its user to read; ``status`` is the exit status."""
-
-    def __init__(self, text: str, status: int = STATUS_USAGE) -> None:
-        super().__init__(text)
-        self.status = status
-
-
-class _Stopped(Exception):
-    """The job was overtaken by a signal, the time-out or the end of stdout."""
-
-    def __init__(self, status: int, text: str = "") -> None:
-        super().__init__(text)
-        self.status = status
-
-
-# ---------------------------------------------------------------- arguments
-
-SPEC_HELP = """\
-A SPEC says where an interpreter is to run and how: "popen" is one like this one, on this machine,
-"popen//python=python3.12" another one, "ssh=user@host" one on another host. There are docker=,
-podman=, kubectl=, lxc=, sudo=, srun= and socket= as well, and "ssh=inner//via=ID" goes through the
-gateway of another SPEC. N*SPEC means N of them.
+{SPEC_HELP}
+The COMMAND is a program and its arguments; a shell is one, too: -- sh -c 'ls | wc -l'. It reads
+/dev/null, or with --stdin what we read.
 """
+_EPILOG = """\
+exit status:
+  0    the COMMAND has ended well everywhere
+  1    an interpreter could not be started, or died
+  2    the command line is wrong: nothing was run
+  N    the exit status of the COMMAND; of several, the largest
+  124  the time-out has passed
+  126  the COMMAND can't be run (127: there is none of that name)
+  130  Ctrl-C (143 after SIGTERM, 129 after SIGHUP), or 128 + N if signal N has ended the COMMAND
+  141  nobody reads the output any more
+Whatever the status is, no worker is left. A COMMAND that still runs then gets SIGTERM, and SIGKILL
+2 seconds later; what it has started itself is left to it.
+
+examples:
+  execnet run ssh=user@host docker=web -- uname -a
+  execnet run 'ssh=node[01-16]' --timeout 60 -- sh -c 'uptime; df -h /'
+  execnet run @hosts --stdin -- tar -xC /srv <site.tar
+"""
+_CHUNK_BYTES = 1 << 16
+_AHEAD_BYTES = 1 << 20  # of our stdin that a program may not have read yet
 
 
-def parse_specs(words: Sequence[str]) -> list[XSpec]:
-    """Return the specs of the words, ``3*popen`` as three; ``CommandError`` for a bad one.
-
-    ``@FILE`` stands for the lines of a file, so that no list of processes shows what is in there.
-    """
-    words = [line for word in words for line in _lines_of(word)]
-    specs: list[XSpec] = []
-    word_of: dict[str, str] = {}
-    for word in words:
-        times, text = _split_times(word)
-        for _ in range(times):
-            try:
-                spec = XSpec(text)
-            except (AttributeError, ValueError) as exc:
-                where = "" if word == text else f"spec {_shown(word)!r}: "
-                raise CommandError(f"{where}{exc}") from exc
-            if spec.id is not None and spec.id in word_of:
-                raise CommandError(
-                    f"spec {_shown(word)!r}: id {spec.id!r} is taken, "
-                    f"by spec {_shown(word_of[spec.id])!r}"
-                )
-            if spec.id is not None:
-                word_of[spec.id] = word
-            specs.append(spec)
-    return specs
+def add_parser(subparsers: Any) -> None:
+    """Add the parser of ``execnet run``."""
+    parser = subparsers.add_parser(
+        "run",
+        usage=_USAGE,
+        help="run a program on several hosts, print what it writes",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("words", nargs="+", metavar="SPEC", help="where to run")
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        metavar="SECONDS",
+        help="end everything after that time; default: wait until the program has ended",
+    )
+    parser.add_argument("--stdin", action="store_true", help="send our stdin to each")
+    parser.add_argument("--json", action="store_true", help="print each line as a JSON object")
+    parser.set_defaults(run=_run, rest=[])
 
 
-def _lines_of(word: str) -> list[str]:
-    if not word.startswith("@"):
-        return [word]
-    try:
-        with open(word[1:], encoding="utf-8") as file:
-            lines = [line.strip() for line in file]
-    except (OSError, ValueError) as exc:
-        raise CommandError(f"can't read specs from file {word[1:]!r}: {exc}") from exc
-    return [line for line in lines if line and not line.startswith("#")]
+def _run(args: argparse.Namespace) -> int:
+    if not args.rest:
+        raise CommandError("no command: it comes after the specs and '--'")
+    specs = parse_specs(args.words)
+    if args.stdin and sys.stdin is None:
+        raise CommandError("can't read stdin: it is closed")
+    group = PatientGroup(forwards=True)
+    inputs = _Inputs()
+
+    def begin(execution: Execution) -> Channel:
+        command = [os.fsencode(word) for word in args.rest]
+        what = shlex.join(args.rest)
+        channel = execution.send(far_run, what, command=command, has_input=args.stdin)
+        if args.stdin:
+            inputs.add(channel)
+            execution.on_item = lambda count: inputs.on_taken(channel, count)
+            execution.on_over = lambda: inputs.drop(channel)
+        return channel
+
+    def job(session: Session) -> int:
+        gateways = group.start_all(specs)
+        printer = Printer(session, args.json)
+        return execute(session, group, gateways, printer, begin, inputs.start)
+
+    return supervise("run", job, args.timeout, group)
 
 
-def _shown(word: str) -> str:
-    return re.sub(r"((?:^|\*|//)env:[^=/]+)=.*?(?=//|$)", r"\1=...", word, flags=re.DOTALL)
+class _Inputs:
+    """Our stdin for each of several programs; the slowest of them decides how fast it is read.
 
-
-def _split_times(word: str) -> tuple[int, str]:
-    match = re.fullmatch(r"(\d+)\*(.*)", word, re.DOTALL)
-    if match is None:
-        return 1, word
-    if not int(match[1]):
-        raise CommandError(f"spec {word!r}: there is nothing to start")
-    return int(match[1]), match[2]
-
-
-# ---------------------------------------------------------------- output
-
-
-class Output:
-    """Lines on stdout or stderr, those of one call together; any thread may call.
-
-    Writes past the stream's buffer: a thread that waits there for a reader holds no lock that
-    the interpreter needs in order to end.  ``_lock`` keeps the lines of one call together.
-    """
-
-    def __init__(self, stream: TextIO | None) -> None:
-        self._encoding = getattr(stream, "encoding", None) or "utf-8"
-        buffer = getattr(stream, "buffer", None)
-        self._raw = getattr(buffer, "raw", buffer)
-        self._lock = threading.Lock()
-        self.closed = False  # True: what comes from now on is dropped
-
-    def write(self, text: str, prefix: str = "") -> None:
-        """Write the lines of a text, each after the prefix; OSError if that can't be done."""
-        lines = text.removesuffix("\n").split("\n")
-        data = "".join(f"{prefix}{line}\n" for line in lines)
-        view = memoryview(data.encode(self._encoding, "backslashreplace"))
-        with self._lock:
-            while view and not self.closed:
-                if self._raw is None:
-                    raise OSError(errno.EBADF, "it is not open")
-                written = self._raw.write(view)
-                if written is None:  # somebody has set the stream to non-blocking
-                    select.select([], [self._raw], [])
-                view = view[written or 0 :]
-
-
-# ---------------------------------------------------------------- workers
-
-
-class WatchedGroup(Group):
-    """A group that can be stopped at any moment by another thread, even while it starts.
-
-    ``_gate`` guards ``_started`` and ``_stopping``: what passed it is found by ``stop``.
+    ``_changed`` guards ``_ahead``, which has what each channel was sent and has not taken.
     """
 
     def __init__(self) -> None:
-        self._gate = threading.Lock()
-        self._started: list[Gateway] = []
-        self._stopping = False
-        super().__init__()
+        self._changed = threading.Condition()
+        self._ahead: dict[Channel, int] = {}
 
-    def _start(
-        self, settings: Settings, find: Callable[[str], Gateway], through: Through | None
-    ) -> Gateway:
-        with self._gate:
-            if self._stopping:
-                raise BootstrapError(f"{settings.id} was not started, the command is ending")
+    def add(self, channel: Channel) -> None:
+        self._ahead[channel] = 0
+
+    def start(self) -> None:
+        """Begin to read, if there is any program that does so."""
+        if self._ahead:
+            threading.Thread(target=self._feed, daemon=True).start()
+
+    def on_taken(self, channel: Channel, count: int) -> None:
+        """Note that a program has read; runs in a receiver thread."""
+        with self._changed:
+            if channel in self._ahead:
+                self._ahead[channel] -= count
+            self._changed.notify_all()
+
+    def drop(self, channel: Channel) -> None:
+        """Forget a program that has ended."""
+        with self._changed:
+            self._ahead.pop(channel, None)
+            self._changed.notify_all()
+
+    def _feed(self) -> None:
+        data = b"."
+        while data and self._ahead:
             try:
-                gateway = super()._start(settings, find, through)
-            except ValueError as exc:
-                raise ValueError(f"spec {str(settings.spec)!r}: {exc}") from exc
-            self._started.append(gateway)
-        return gateway
+                data = os.read(sys.stdin.fileno(), _CHUNK_BYTES)
+            except (OSError, ValueError):  # as if there was no more
+                data = b""
+            for channel in list(self._ahead):
+                self._send(channel, data)
 
-    def start_all(self, specs: Sequence[XSpec]) -> list[Gateway]:
-        """Start workers, all at once; ``CommandError`` with none left if that fails."""
+    def _send(self, channel: Channel, data: bytes) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ahead.get(channel, 0) < _AHEAD_BYTES)
+            if channel not in self._ahead:
+                return
+            self._ahead[channel] += len(data)
         try:
-            return self.makegateways(specs)
-        except ValueError as exc:
-            raise CommandError(str(exc)) from exc
-        except (ExecnetError, OSError, ImportError) as exc:
-            raise CommandError(str(exc), STATUS_FAILED) from exc
-
-    def kill(self) -> None:
-        """Kill all workers at once; does not wait, and may be called by a signal's handler."""
-        for gateway in list(self._started):
-            gateway._io.kill()
-
-    def stop(self, grace_s: float, busy: Collection[str] = ()) -> list[str]:
-        """End all workers without asking, and return the ids of those that are still there.
-
-        busy: the ids of those whose code is interrupted and has ``grace_s`` seconds to clean up;
-        the others are killed at once.
-        """
-        passed = self._gate.acquire(timeout=STOP_S)  # else the system hangs at a start
-        self._stopping = True
-        if passed:
-            self._gate.release()
-        gateways = list(self._started)
-        for gateway in gateways:
-            if gateway.id in busy:
-                gateway._writer.close_soon()
-            else:
-                gateway._io.kill()
-        _wait_until_gone(gateways, grace_s)
-        self.kill()
-        atexit.unregister(self._cleanup_atexit)  # it would wait for threads that wait for stdout
-        return [gateway.id for gateway in _wait_until_gone(gateways, KILL_S)]
-
-
-def _wait_until_gone(gateways: Sequence[Gateway], timeout_s: float) -> list[Gateway]:
-    """Wait for the ends of processes; return the gateways whose process has not ended."""
-    deadline = time.monotonic() + timeout_s
-    return [gateway for gateway in gateways if gateway._io.poll_until(deadline) is None]
-
-
-# ---------------------------------------------------------------- the watch
-
-
-class Session:
-    """What a job works with, and what the main thread watches.
-
-    ``pending`` has the ids of the gateways whose code runs, and is interrupted before they are
-    killed; the job keeps it.  ``_events`` gets what the main thread waits for, and a byte on the
-    socket wakes it up: a signal that comes before the wait begins ends a wait for a socket that
-    it has written to, but no wait for a lock.
-    """
-
-    def __init__(self, group: WatchedGroup) -> None:
-        self.group = group
-        self.out = Output(sys.stdout)
-        self.err = Output(sys.stderr)
-        self.pending: dict[str, None] = {}
-        self.stopping = threading.Event()
-        self._events: deque[tuple[str, Any]] = deque()
-        self._wakeup, self._waker = socket.socketpair()
-        self._waker.setblocking(False)
-        self._signal: int | None = None
-
-    def close(self) -> None:
-        """Give up the sockets; nothing is waited for any more."""
-        self._wakeup.close()
-        self._waker.close()
-
-    def wakeup_fd(self) -> int:
-        """Return what ``signal.set_wakeup_fd`` is to be given."""
-        return self._waker.fileno()
-
-    def _post(self, kind: str, value: object) -> None:
-        self._events.append((kind, value))
-        with suppress(OSError):  # it is full and wakes up anyway, or nobody waits any more
-            self._waker.send(b"\0")
-
-    def stdout_failed(self, error: OSError) -> None:
-        """Have the command ended: nobody reads what it prints."""
-        self.out.closed = True
-        self._post("stdout", error)
-
-    def on_signal(self, number: int, frame: object = None) -> None:
-        """Have the command ended; a second signal does not wait for code that cleans up."""
-        if self._signal is not None:
-            self.group.kill()
-        self._signal = number
-
-    def run(self, job: Callable[[], Result], deadline: float | None) -> Result:
-        """Run a job in a thread of its own, return what it returns or raise what it raises.
-
-        Raises ``_Stopped`` if something else comes first; the job's thread is left then.
-        """
-        threading.Thread(target=self._perform, args=(job,), daemon=True).start()
-        kind, value = self._next_event(deadline)
-        if self._signal is not None:  # it may also be why the job has ended
-            raise _Stopped(STATUS_SIGNAL + self._signal, _describe_signal(self._signal))
-        if kind == "raised":
-            raise value
-        if kind == "timeout":
-            raise _Stopped(STATUS_TIMEOUT)
-        if kind == "stdout":
-            raise _stdout_stopped(value)
-        result: Result = value
-        return result
-
-    def _perform(self, job: Callable[[], object]) -> None:
-        try:
-            self._post("returned", job())
-        except BaseException as exc:
-            self._post("raised", exc)
-
-    def _next_event(self, deadline: float | None) -> tuple[str, Any]:
-        while not self._events and self._signal is None:
-            left = WAIT_S if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                return "timeout", None
-            self._wakeup.settimeout(min(left, WAIT_S))
-            with suppress(TimeoutError):
-                self._wakeup.recv(4096)
-        return self._events.popleft() if self._events else ("signal", self._signal)
-
-    def end(self, deadline: float | None) -> None:
-        """End workers whose code is done."""
-        end_s = END_S if deadline is None else min(END_S, max(0.0, deadline - time.monotonic()))
-        try:
-            self.run(lambda: self.group.terminate(end_s), time.monotonic() + end_s + KILL_S)
-        except _Stopped as stopped:
-            if stopped.status != STATUS_TIMEOUT:
-                raise
-        self.stop(0.0)
-
-    def stop(self, grace_s: float) -> None:
-        """End all workers, and say which can't be ended."""
-        self.out.closed = True
-        self.stopping.set()
-        left = self.group.stop(grace_s, list(self.pending))
-        if left:
-            self.say(f"could not end {', '.join(left)}")
-
-    def say(self, text: str) -> None:
-        """Write a line to stderr, also when somebody else is stuck there."""
-        thread = threading.Thread(target=_write_or_not, args=(self.err, text), daemon=True)
-        thread.start()
-        thread.join(SAY_S)
-
-
-def _write_or_not(output: Output, text: str) -> None:
-    with suppress(OSError):  # there is nowhere left to say so
-        output.write(text)
-
-
-def _describe_signal(number: int) -> str:
-    return "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
-
-
-def _stdout_stopped(error: OSError) -> _Stopped:
-    if isinstance(error, BrokenPipeError):  # what reads it has enough, as ``head`` does
-        return _Stopped(STATUS_STDOUT_CLOSED)
-    return _Stopped(STATUS_FAILED, f"can't write to stdout: {error.strerror}")
-
-
-@contextmanager
-def _signals_go_to(session: Session) -> Iterator[None]:
-    """Have signals handled that would end the process, except those that it ignores."""
-    before: dict[int, Any] = {}
-    former_fd = None
-    try:
-        if threading.current_thread() is threading.main_thread():
-            former_fd = signal.set_wakeup_fd(session.wakeup_fd(), warn_on_full_buffer=False)
-            for name in SIGNALS:
-                number = signal.Signals.__members__.get(name)
-                if number and signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    before[number] = signal.signal(number, session.on_signal)
-        yield
-    finally:
-        for caught, former in before.items():
-            signal.signal(caught, former)
-        if former_fd is not None:
-            signal.set_wakeup_fd(former_fd)
-        session.close()
-
-
-def supervise(
-    name: str,
-    job: Callable[[Session], int],
-    timeout_s: float | None = None,
-    group: WatchedGroup | None = None,
-) -> int:
-    """Run a job with workers and return the exit status, with no worker left.
-
-    name: the subcommand, for messages.  job: gets a ``Session`` whose ``group`` it uses, runs in
-    a thread of its own and returns the exit status.  timeout_s: for all of it.
-    group: one of a kind that the job needs.  Raises ``CommandError`` and what the job raises.
-    """
-    session = Session(WatchedGroup() if group is None else group)  # an empty one is falsy
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    with _signals_go_to(session):
-        try:
-            status: int = session.run(lambda: job(session), deadline)
-            session.end(deadline)
-        except _Stopped as stopped:
-            text = str(stopped)
-            if stopped.status == STATUS_TIMEOUT:
-                text = f"time-out, {timeout_s:g} s have passed: {_describe_work(session)}"
-            session.stop(STOP_S)
-            if text:
-                session.say(f"execnet {name}: {text}")
-            return stopped.status
-        except BaseException:
-            session.stop(0.0)
-            raise
-    return status
-
-
-def _describe_work(session: Session) -> str:
-    pending = list(session.pending)
-    if pending:
-        return f"{', '.join(pending)} did not finish"
-    return "the workers were still starting"
+            channel.send(data)
+        except OSError:
+            self.drop(channel)

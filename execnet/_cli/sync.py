@@ -26,8 +26,9 @@ from ..gateway import Gateway
 from ..gateway_base import ExecnetError
 from ..rsync import RSync, pull_options
 from ..xspec import XSpec
-from .run import STATUS_FAILED, CommandError, Session, WatchedGroup, parse_specs, supervise
+from .session import STATUS_FAILED, CommandError, Session, WatchedGroup, supervise
 from .watch import changes
+from .words import parse_specs
 
 _DESCRIPTION = """\
 Bring SRC, a file or a directory, to the place DEST of one interpreter per SPEC, all at once, and

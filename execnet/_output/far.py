@@ -29,6 +29,7 @@ WINDOW_BYTES = 1 << 18  # on the way, not known to have been taken
 CREDIT_BYTES = WINDOW_BYTES // 4  # how much is taken before that is told
 STALL_S = 1.0  # how long a print waits for room while none is made
 FLUSH_S = 5.0  # how long the end of the worker waits for what was written
+LONG_S = 1e6
 ERRORS = (EnvironmentError, EOFError, ValueError)  # the coordinator is gone
 
 
@@ -125,10 +126,11 @@ class Forwarder(object):
 
     A thread per pipe reads, in all execution models: a print to a full pipe stops all
     greenlets.  One more thread or greenlet sends; a byte in a third pipe wakes it up.
-    ``_changed`` guards the queue and what is counted of it.
+    ``_changed`` guards the queue and what is counted of it.  is_patient: it drops nothing.
     """
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: Any, is_patient: bool) -> None:
+        self._is_patient = is_patient
         self._channel = channel
         self._mark = b"\0execnet-end-" + binascii.hexlify(os.urandom(8))
         self._changed = threading.Condition(threading.Lock())
@@ -164,9 +166,10 @@ class Forwarder(object):
                 file.flush()
             except Exception:  # it may be anything, and closed
                 pass
-        for pipe in self._pipes:
+        pipes, self._pipes = self._pipes, []  # empty: it has finished
+        for pipe in pipes:
             pipe.end(self._mark)
-        self._done.wait(FLUSH_S)
+        self._done.wait(LONG_S if self._is_patient else FLUSH_S)
 
     # the threads that read
 
@@ -203,7 +206,7 @@ class Forwarder(object):
             if self._stalled_at == removals:
                 return False
             self._changed.wait(STALL_S)
-            if self._removals == removals:
+            if self._removals == removals and not self._is_patient:
                 self._stalled_at = removals
         return True
 
@@ -237,7 +240,14 @@ class Forwarder(object):
                 self._queue.clear()
                 self._changed.notify_all()
             self._wake.close()
+            self._close_channel()
             self._done.set()
+
+    def _close_channel(self) -> None:
+        try:
+            self._channel.close()
+        except ERRORS:
+            pass
 
     def _take(self) -> list[Any]:
         with self._changed:
@@ -266,10 +276,10 @@ def _flush_each_line() -> None:
             file.reconfigure(encoding="utf-8", errors="backslashreplace", **way)
 
 
-def serve(channel: Any, lines: Any) -> None:
+def serve(channel: Any, lines: Any, is_patient: bool = False) -> None:
     """Forward over the channel ``lines``; returns at once, the main thread is for other code."""
     lines._strconfig = (False, False)
     _flush_each_line()  # first, as it looks for the position in what was a file until now
-    forwarder = Forwarder(lines)
+    forwarder = Forwarder(lines, is_patient)
     forwarder.start()
     channel.gateway.before_close = forwarder.finish

@@ -39,10 +39,14 @@ class Output:
 
     ``callback(gateway, stream name, line)`` runs in a thread or greenlet of its own, which is
     there while a worker forwards: one that waits or fails stops no gateway.  ``_lock`` guards
-    the count of those workers.
+    the count of those workers.  is_patient: whether workers wait for as long as nobody takes
+    their lines, as for a pipe; else they drop some after a while.  on_end: called with a
+    gateway in that thread, after its last line.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_patient: bool = False, on_end: Callable[[Gateway], object] = id) -> None:
+        self._is_patient = is_patient
+        self._on_end = on_end
         self._callback: Callback | None = None
         self._reported = False  # that the callback fails
         self._lock = new_lock()  # held for moments only, so it does for greenlets as well
@@ -70,7 +74,8 @@ class Output:
         lines._strconfig = (False, False)  # Python 2's str are bytes
         if gateway.settings.window_bytes is not None:
             lines.set_window(NO_WINDOW)  # it has one of its own, and in an end there is none
-        task = (*source_to_send(output_far, gateway._is_old())[:2], "serve", {"lines": lines})
+        arguments = {"lines": lines, "is_patient": self._is_patient}
+        task = (*source_to_send(output_far, gateway._is_old())[:2], "serve", arguments)
         self._begin(gateway.execmodel)
         lines.setcallback(_Source(self._inbox, gateway, lines).on_item, endmarker=None)
         gateway._send(Message.CHANNEL_EXEC, code.id, dumps_internal(task, gateway))
@@ -106,6 +111,7 @@ class Output:
                     self._report()
                 source.acknowledge(item)
                 continue
+            self._on_end(source.gateway)
             with self._lock:
                 self._open -= 1
                 if not self._open:

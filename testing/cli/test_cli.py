@@ -25,7 +25,8 @@ from tools import BOUND_S, ROOT, threads
 import execnet
 from execnet import _cli
 from execnet._cli import info as cli_info
-from execnet._cli.run import END_S, STOP_S, CommandError, Output, parse_specs
+from execnet._cli.session import END_S, STOP_S, CommandError, Output
+from execnet._cli.words import parse_specs
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(), reason="what is left running is looked up in /proc"
@@ -133,11 +134,6 @@ class TestFailure:
         assert {line[:6] for line in errors} == {"[gw1] "}
         assert result.returncode == 1
 
-    def test_includes_an_exit_of_the_code(self, shell: Shell) -> None:
-        result = shell.run("exec", "popen", "-c", "raise SystemExit(0)")
-        assert lines_of(result.stderr)[-1] == "[gw0] SystemExit: 0"
-        assert result.returncode == 1
-
     @pytest.mark.parametrize(
         ("death", "told"),
         [
@@ -209,15 +205,12 @@ class TestCode:
         result = shell.run("exec", "popen", "job.py", PYTHONUTF8="1")
         assert (result.stdout, result.stderr) == ("[gw0] \xfc\n", "")
 
-    def test_knows_that_it_runs_in_a_worker(self, shell: Shell) -> None:
-        (shell.folder / "job.py").write_text("channel.send(__name__)")
-        assert shell.run("exec", "popen", "job.py").stdout == "[gw0] __channelexec__\n"
-
     def make_package(self, shell: Shell) -> None:
         package = shell.folder / "pack"
         package.mkdir()
         (package / "__init__.py").write_text(
-            "open('imported', 'w').close() if __name__ == 'pack' else channel.send('pack')"
+            "if __name__ == 'pack': open('imported', 'w').close()\n"
+            "else: channel.send(__name__ + ' ' + str(__package__))\n"
         )
         (package / "deep").mkdir()  # without an __init__
         (package / "deep" / "job.py").write_text("channel.send(6 * 7)\n1 / 0\n")
@@ -229,9 +222,12 @@ class TestCode:
         assert f'File "{shell.folder}/pack/deep/job.py", line 2, in <module>' in result.stderr
         assert not (shell.folder / "imported").exists()
 
-    def test_of_a_package_is_its_init(self, shell: Shell) -> None:
+    def test_of_a_package_is_its_main_or_else_its_init(self, shell: Shell) -> None:
         self.make_package(shell)
-        assert shell.run("exec", "popen", "-m", "pack").stdout == "[gw0] pack\n"
+        assert shell.run("exec", "popen", "-m", "pack").stdout == "[gw0] __main__ pack\n"
+        (shell.folder / "pack" / "__main__.py").write_text("print(__package__, 'main')\n")
+        assert shell.run("exec", "popen", "-m", "pack").stdout == "[gw0] pack main\n"
+        assert not (shell.folder / "imported").exists()
 
     def test_of_a_module_is_looked_for_in_the_current_folder_always(self, shell: Shell) -> None:
         (shell.folder / "job.py").write_text(self.CODE)
@@ -259,7 +255,8 @@ class TestBadUsage:
             (["3*popen//popen", "-c", "1"], "spec '3*popen//popen': duplicate key"),
             (["popen//_x=1", "-c", "1"], "'_x'"),
             (["0*popen", "-c", "1"], "'0*popen': there is nothing to start"),
-            (["2*popen//id=a", "-c", "1"], "id 'a' is taken, by spec '2*popen//id=a'"),
+            (["2*popen//id=a", "-c", "1"], "'2*popen//id=a': id= names one gateway"),
+            (["popen//id=a", "popen//id=a", "-c", "1"], "id 'a' is taken, by spec 'popen//id=a'"),
             (["popen//id=teller", "-c", "1"], "id 'teller' is taken, by spec 'popen//id=teller//"),
             (["popen//execmodel=odd", "-c", "1"], "'odd'"),
             (["job.py"], "can't read the code from file 'job.py': No such file or directory"),
@@ -638,7 +635,7 @@ class TestHelp:
             (
                 ["exec", "--help"],
                 [
-                    "usage: execnet exec SPEC... (-c CODE | FILE | -m MODULE) [--timeout SECONDS]",
+                    "usage: execnet exec SPEC... (-c CODE | FILE | -m MODULE)",
                     *("the last of the positional arguments is the FILE", "standard input"),
                     *("examples:", "exit status:", "  130 "),
                 ],

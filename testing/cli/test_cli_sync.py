@@ -16,7 +16,7 @@ from rsync_trees import assert_same, make_tree, snapshot
 from shell import Shell
 from tools import missing, wait_until
 
-from execnet._cli.run import CommandError
+from execnet._cli.session import CommandError
 from execnet._cli.sync import parse_targets
 
 SHOW_CURSOR, HIDE_CURSOR = b"\x1b[?25h", b"\x1b[?25l"

@@ -14,7 +14,8 @@ from tools import BOUND_S, MakeGateway, run_python
 from workers import ask
 
 from execnet import Group, RemoteError, XSpec
-from execnet._cli.run import CommandError, parse_specs
+from execnet._cli.session import CommandError
+from execnet._cli.words import parse_specs
 from execnet._transports.table import command
 from execnet.xspec import build
 

@@ -39,6 +39,7 @@ FLOORS = {
     "_ends": 2,
     "_forkserver": 2,
     "_ship": 2,
+    "_speclists": 1,
     "_specs": 2,
     "_transports": 2,
     "_via": 2,

@@ -254,9 +254,9 @@ class TestRead:
 
 def test_ours_are_read_without_being_imported() -> None:
     code = (
-        "import sys; from execnet._ship import parts; print(len(parts.source_of('_cli.run')) > 99)"
+        "import sys; from execnet._ship import parts; print(len(parts.source_of('_cli.exec')) > 99)"
     )
-    result = run_python(code + "; print('execnet._cli.run' in sys.modules)")
+    result = run_python(code + "; print('execnet._cli.exec' in sys.modules)")
     assert result.stdout == "True\nFalse\n"
 
 

@@ -1,0 +1,147 @@
+"""The worker's half of ``execnet exec``: runs code as a program, and reports how it ended.
+
+This file is shipped; it keeps to what Python 2.7 and today's Python both accept.  A report is
+(exit status, text of a traceback or None, repr of the value of the last line or None).  Start at
+``run``.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import linecache
+import os
+import sys
+import types
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+FUTURE_FLAGS = 0
+for _feature in __future__.all_feature_names:
+    FUTURE_FLAGS |= getattr(__future__, _feature).compiler_flag
+LOST_CHARACTERS = 200  # of a value that nobody takes
+SHOWN = bool, int, float, complex, bytes, str, type(u""), list, tuple, dict, set, frozenset
+
+
+def run(
+    channel: Any,
+    report: Any,
+    source: str,
+    place: str,
+    file_name: bytes | None,
+    argv: list[bytes],
+    name: str,
+    package: str | None = None,
+) -> None:
+    """Run the source of a program, whose ``channel`` this is, and send a report.
+
+    place: what tracebacks call it.  file_name: its ``__file__``.  name: its ``__name__``.
+    """
+    base = sys.modules[channel.__class__.__module__]
+    pid = os.getpid()
+    namespace = _prepare(channel, file_name, argv, name, package)
+    value = text = None
+    status = 0
+    try:
+        try:
+            value = _run(base._marked_as_utf8(source) if base.PY2 else source, place, namespace)
+        finally:
+            if os.getpid() == pid:
+                _flush(channel)
+    except KeyboardInterrupt:
+        raise
+    except SystemExit:
+        if os.getpid() != pid:
+            raise
+        status = _status_of(sys.exc_info()[1])
+        _flush(channel)
+    except:  # noqa: E722 - Python 2 can raise anything
+        if os.getpid() != pid or channel.gateway._channelfactory.finished:
+            raise
+        kind, error, traceback = sys.exc_info()
+        _remember(source, place)
+        text = _text(base.geterrortext((kind, error, _users_part(traceback))))
+        status = 1
+    if os.getpid() == pid:
+        channel.gateway.before_close()  # which sends all that was printed
+        report.send((status, text, _shown(value)))
+
+
+def _prepare(
+    channel: Any, file_name: bytes | None, argv: list[bytes], name: str, package: str | None
+) -> dict[str, Any]:
+    """Make this process look like one that was started to run the program."""
+    sys.argv = [_native(word) for word in argv]
+    namespace: dict[str, Any] = {"__name__": str(name)}
+    if name == "__main__":
+        channel.gateway.main_before = sys.modules.get(name)  # Python 2 would clear its names
+        sys.modules[str(name)] = module = types.ModuleType(str(name))
+        namespace = module.__dict__
+        namespace["__package__"] = None if package is None else str(package)
+    if file_name is not None:
+        namespace["__file__"] = _native(file_name)
+    namespace["channel"] = channel
+    return namespace
+
+
+def _native(word: Any) -> str:
+    native: str = os.fsdecode(word) if hasattr(os, "fsdecode") else word
+    return native
+
+
+def _shown(value: object) -> str | None:
+    """Return what tells a value that may have been meant to be shown; None for other objects."""
+    return _text(repr(value)[:LOST_CHARACTERS]) if type(value) in SHOWN else None
+
+
+def _text(text: Any) -> str:
+    decoded: str = text if sys.version_info[0] > 2 else text.decode("utf-8", "replace")
+    return decoded
+
+
+def _run(source: str, place: str, namespace: dict[str, Any]) -> object:
+    """Run a source; return the value of its last line if that is an expression."""
+    tree: Any = compile(source + "\n", place, "exec", ast.PyCF_ONLY_AST, True)
+    last = None
+    if tree.body and isinstance(tree.body[-1], ast.Expr):
+        last = ast.Expression(tree.body.pop().value)
+    code = compile(tree, place, "exec", 0, True)
+    exec(code, namespace)
+    if last is None:
+        return None
+    flags = code.co_flags & FUTURE_FLAGS
+    return eval(compile(last, place, "eval", flags, True), namespace)
+
+
+def _users_part(traceback: Any) -> Any:
+    while traceback is not None and traceback.tb_frame.f_globals is globals():
+        traceback = traceback.tb_next
+    return traceback
+
+
+def _remember(source: str, place: str) -> None:
+    """Let the traceback show lines of a source that may have no file here."""
+    if not os.path.exists(place):
+        lines = [line + "\n" for line in source.splitlines()]
+        linecache.cache[str(place)] = (len(source), None, lines, str(place))
+
+
+def _status_of(error: Any) -> int:
+    """Return the exit status of a SystemExit, after it was treated as Python does."""
+    code = getattr(error, "code", None)
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    sys.stderr.write("%s\n" % (code,))
+    return 1
+
+
+def _flush(channel: Any) -> None:
+    for file in sys.stdout, sys.stderr:
+        try:
+            file.flush()
+        except Exception:  # it may be anything, and closed
+            pass

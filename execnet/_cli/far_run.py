@@ -1,0 +1,92 @@
+"""The worker's half of ``execnet run``: starts a program and reports how it ended.
+
+This file is shipped; it keeps to what Python 2.7 and today's Python both accept.  What the program
+writes goes where the worker's own output goes.  A report is (exit status, text or None, None).
+Start at ``run``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as shells have it
+END_S = 2.0  # how long an interrupted program may take to end
+
+
+def run(channel: Any, report: Any, command: list[bytes], has_input: bool) -> None:
+    """Run a command to its end; its stdin is what ``channel`` gets, or nothing."""
+    words = [_native(word) for word in command]
+    try:
+        process = _start(words, has_input)
+    except EnvironmentError as exc:
+        status = NOT_FOUND if exc.errno == errno.ENOENT else NOT_EXECUTABLE
+        text: str | None = "can't run %s: %s" % (words[0], exc.strerror)
+    else:
+        status, text = _wait(process, channel if has_input else None), None
+    channel.gateway.before_close()  # which sends all that was written
+    report.send((status, text, None))
+
+
+def _start(words: list[str], has_input: bool) -> Any:
+    with open(os.devnull, "rb") as nothing:
+        return subprocess.Popen(words, stdin=subprocess.PIPE if has_input else nothing)
+
+
+def _wait(process: Any, inputs: Any) -> int:
+    """Wait until a program ends, which gets what comes from a channel; return its status."""
+    try:
+        if inputs is not None:
+            thread = threading.Thread(target=_feed, args=(inputs, process.stdin))
+            thread.daemon = True
+            thread.start()
+        status: int = process.wait()
+    except BaseException:
+        _end(process)
+        raise
+    return 128 - status if status < 0 else status
+
+
+def _native(word: Any) -> str:
+    native: str = os.fsdecode(word) if hasattr(os, "fsdecode") else word
+    return native
+
+
+def _feed(channel: Any, stdin: Any) -> None:
+    try:
+        for data in channel:
+            _write(stdin, data)
+            channel.send(len(data))
+    except (EnvironmentError, EOFError):  # the command has ended, or the coordinator
+        pass
+
+
+def _write(stdin: Any, data: bytes) -> None:
+    """Write data, or close where there is none; whoever reads no more need not."""
+    try:
+        if data:
+            stdin.write(data)
+            stdin.flush()
+        else:
+            stdin.close()
+    except (EnvironmentError, ValueError):
+        pass
+
+
+def _end(process: Any) -> None:
+    """End a program; it may have been interrupted as well, and be about to end."""
+    try:
+        process.terminate()
+        timer = threading.Timer(END_S, process.kill)
+        timer.daemon = True
+        timer.start()
+        process.wait()
+        timer.cancel()
+    except EnvironmentError:  # it has ended
+        pass

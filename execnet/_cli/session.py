@@ -1,0 +1,348 @@
+"""What the subcommands share: the job runs in a thread, the main thread keeps watch over it.
+
+A signal must find a worker that is just being started as surely as one that is at work.  So no
+signal raises anything within the code that starts workers: the job has a thread of its own, and
+the main thread does nothing but wait for the job's end, a signal or the time-out.  Whichever comes
+first, all workers are ended after it.  Start at ``supervise``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+from .._specs import Settings
+from ..gateway import Gateway
+from ..gateway_base import ExecnetError
+from ..gateway_io import BootstrapError
+from ..multi import Group
+from ..xspec import XSpec
+
+if TYPE_CHECKING:
+    from ..gateway_bootstrap import Through
+
+Result = TypeVar("Result")
+
+STATUS_FAILED = 1
+STATUS_USAGE = 2
+STATUS_TIMEOUT = 124  # as ``timeout(1)`` has it
+STATUS_SIGNAL = 128  # plus its number, as shells have it
+STATUS_STDOUT_CLOSED = STATUS_SIGNAL + 13  # as if SIGPIPE had ended it
+
+END_S = 5.0  # how long a worker may take to end when its code is done
+STOP_S = 3.0  # how long code may take to clean up once it was interrupted
+KILL_S = 2.0  # how long a killed process may take to be gone
+SAY_S = 1.0  # how long a last word may take
+WAIT_S = 3600.0  # how long the main thread waits at once; a system may limit it
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+class CommandError(Exception):
+    """What the command can't do, for its user to read; ``status`` is the exit status."""
+
+    def __init__(self, text: str, status: int = STATUS_USAGE) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class _Stopped(Exception):
+    """The job was overtaken by a signal, the time-out or the end of stdout."""
+
+    def __init__(self, status: int, text: str = "") -> None:
+        super().__init__(text)
+        self.status = status
+
+
+# ---------------------------------------------------------------- output
+
+
+class Output:
+    """Lines on stdout or stderr, those of one call together; any thread may call.
+
+    Writes past the stream's buffer: a thread that waits there for a reader holds no lock that
+    the interpreter needs in order to end.  ``_lock`` keeps the lines of one call together.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        buffer = getattr(stream, "buffer", None)
+        self._raw = getattr(buffer, "raw", buffer)
+        self._lock = threading.Lock()
+        self.closed = False  # True: what comes from now on is dropped
+
+    def write(self, text: str, prefix: str = "") -> None:
+        """Write the lines of a text, each after the prefix; OSError if that can't be done."""
+        lines = text.removesuffix("\n").split("\n")
+        data = "".join(f"{prefix}{line}\n" for line in lines)
+        view = memoryview(data.encode(self._encoding, "backslashreplace"))
+        with self._lock:
+            while view and not self.closed:
+                if self._raw is None:
+                    raise OSError(errno.EBADF, "it is not open")
+                written = self._raw.write(view)
+                if written is None:  # somebody has set the stream to non-blocking
+                    select.select([], [self._raw], [])
+                view = view[written or 0 :]
+
+
+# ---------------------------------------------------------------- workers
+
+
+class WatchedGroup(Group):
+    """A group that can be stopped at any moment by another thread, even while it starts.
+
+    ``_gate`` guards ``_started`` and ``_stopping``: what passed it is found by ``stop``.
+    """
+
+    def __init__(self) -> None:
+        self._gate = threading.Lock()
+        self._started: list[Gateway] = []
+        self._stopping = False
+        super().__init__()
+
+    def _start(
+        self, settings: Settings, find: Callable[[str], Gateway], through: Through | None
+    ) -> Gateway:
+        with self._gate:
+            if self._stopping:
+                raise BootstrapError(f"{settings.id} was not started, the command is ending")
+            try:
+                gateway = super()._start(settings, find, through)
+            except ValueError as exc:
+                raise ValueError(f"spec {str(settings.spec)!r}: {exc}") from exc
+            self._started.append(gateway)
+        return gateway
+
+    def start_all(self, specs: Sequence[XSpec]) -> list[Gateway]:
+        """Start workers, all at once; ``CommandError`` with none left if that fails."""
+        try:
+            return self.makegateways(specs)
+        except ValueError as exc:
+            raise CommandError(str(exc)) from exc
+        except (ExecnetError, OSError, ImportError) as exc:
+            raise CommandError(str(exc), STATUS_FAILED) from exc
+
+    def kill(self) -> None:
+        """Kill all workers at once; does not wait, and may be called by a signal's handler."""
+        for gateway in list(self._started):
+            gateway._io.kill()
+
+    def stop(self, grace_s: float, busy: Collection[str] = ()) -> list[str]:
+        """End all workers without asking, and return the ids of those that are still there.
+
+        busy: the ids of those whose code is interrupted and has ``grace_s`` seconds to clean up;
+        the others are killed at once.
+        """
+        passed = self._gate.acquire(timeout=STOP_S)  # else the system hangs at a start
+        self._stopping = True
+        if passed:
+            self._gate.release()
+        gateways = list(self._started)
+        for gateway in gateways:
+            if gateway.id in busy:
+                gateway._writer.close_soon()
+            else:
+                gateway._io.kill()
+        _wait_until_gone(gateways, grace_s)
+        self.kill()
+        atexit.unregister(self._cleanup_atexit)  # it would wait for threads that wait for stdout
+        return [gateway.id for gateway in _wait_until_gone(gateways, KILL_S)]
+
+
+def _wait_until_gone(gateways: Sequence[Gateway], timeout_s: float) -> list[Gateway]:
+    """Wait for the ends of processes; return the gateways whose process has not ended."""
+    deadline = time.monotonic() + timeout_s
+    return [gateway for gateway in gateways if gateway._io.poll_until(deadline) is None]
+
+
+# ---------------------------------------------------------------- the watch
+
+
+class Session:
+    """What a job works with, and what the main thread watches.
+
+    ``pending`` has the ids of the gateways whose code runs, and is interrupted before they are
+    killed; the job keeps it.  ``_events`` gets what the main thread waits for, and a byte on the
+    socket wakes it up: a signal that comes before the wait begins ends a wait for a socket that
+    it has written to, but no wait for a lock.
+    """
+
+    def __init__(self, group: WatchedGroup) -> None:
+        self.group = group
+        self.out = Output(sys.stdout)
+        self.err = Output(sys.stderr)
+        self.pending: dict[str, None] = {}
+        self.stopping = threading.Event()
+        self._events: deque[tuple[str, Any]] = deque()
+        self._wakeup, self._waker = socket.socketpair()
+        self._waker.setblocking(False)
+        self._signal: int | None = None
+
+    def close(self) -> None:
+        """Give up the sockets; nothing is waited for any more."""
+        self._wakeup.close()
+        self._waker.close()
+
+    def wakeup_fd(self) -> int:
+        """Return what ``signal.set_wakeup_fd`` is to be given."""
+        return self._waker.fileno()
+
+    def _post(self, kind: str, value: object) -> None:
+        self._events.append((kind, value))
+        with suppress(OSError):  # it is full and wakes up anyway, or nobody waits any more
+            self._waker.send(b"\0")
+
+    def stdout_failed(self, error: OSError) -> None:
+        """Have the command ended: nobody reads what it prints."""
+        self.out.closed = True
+        self._post("stdout", error)
+
+    def on_signal(self, number: int, frame: object = None) -> None:
+        """Have the command ended; a second signal does not wait for code that cleans up."""
+        if self._signal is not None:
+            self.group.kill()
+        self._signal = number
+
+    def run(self, job: Callable[[], Result], deadline: float | None) -> Result:
+        """Run a job in a thread of its own, return what it returns or raise what it raises.
+
+        Raises ``_Stopped`` if something else comes first; the job's thread is left then.
+        """
+        threading.Thread(target=self._perform, args=(job,), daemon=True).start()
+        kind, value = self._next_event(deadline)
+        if self._signal is not None:  # it may also be why the job has ended
+            raise _Stopped(STATUS_SIGNAL + self._signal, _describe_signal(self._signal))
+        if kind == "raised":
+            raise value
+        if kind == "timeout":
+            raise _Stopped(STATUS_TIMEOUT)
+        if kind == "stdout":
+            raise _stdout_stopped(value)
+        result: Result = value
+        return result
+
+    def _perform(self, job: Callable[[], object]) -> None:
+        try:
+            self._post("returned", job())
+        except BaseException as exc:
+            self._post("raised", exc)
+
+    def _next_event(self, deadline: float | None) -> tuple[str, Any]:
+        while not self._events and self._signal is None:
+            left = WAIT_S if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                return "timeout", None
+            self._wakeup.settimeout(min(left, WAIT_S))
+            with suppress(TimeoutError):
+                self._wakeup.recv(4096)
+        return self._events.popleft() if self._events else ("signal", self._signal)
+
+    def end(self, deadline: float | None) -> None:
+        """End workers whose code is done."""
+        end_s = END_S if deadline is None else min(END_S, max(0.0, deadline - time.monotonic()))
+        try:
+            self.run(lambda: self.group.terminate(end_s), time.monotonic() + end_s + KILL_S)
+        except _Stopped as stopped:
+            if stopped.status != STATUS_TIMEOUT:
+                raise
+        self.stop(0.0)
+
+    def stop(self, grace_s: float) -> None:
+        """End all workers, and say which can't be ended."""
+        self.out.closed = True
+        self.stopping.set()
+        left = self.group.stop(grace_s, list(self.pending))
+        if left:
+            self.say(f"could not end {', '.join(left)}")
+
+    def say(self, text: str) -> None:
+        """Write a line to stderr, also when somebody else is stuck there."""
+        thread = threading.Thread(target=_write_or_not, args=(self.err, text), daemon=True)
+        thread.start()
+        thread.join(SAY_S)
+
+
+def _write_or_not(output: Output, text: str) -> None:
+    with suppress(OSError):  # there is nowhere left to say so
+        output.write(text)
+
+
+def _describe_signal(number: int) -> str:
+    return "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+
+
+def _stdout_stopped(error: OSError) -> _Stopped:
+    if isinstance(error, BrokenPipeError):  # what reads it has enough, as ``head`` does
+        return _Stopped(STATUS_STDOUT_CLOSED)
+    return _Stopped(STATUS_FAILED, f"can't write to stdout: {error.strerror}")
+
+
+@contextmanager
+def _signals_go_to(session: Session) -> Iterator[None]:
+    """Have signals handled that would end the process, except those that it ignores."""
+    before: dict[int, Any] = {}
+    former_fd = None
+    try:
+        if threading.current_thread() is threading.main_thread():
+            former_fd = signal.set_wakeup_fd(session.wakeup_fd(), warn_on_full_buffer=False)
+            for name in SIGNALS:
+                number = signal.Signals.__members__.get(name)
+                if number and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    before[number] = signal.signal(number, session.on_signal)
+        yield
+    finally:
+        for caught, former in before.items():
+            signal.signal(caught, former)
+        if former_fd is not None:
+            signal.set_wakeup_fd(former_fd)
+        session.close()
+
+
+def supervise(
+    name: str,
+    job: Callable[[Session], int],
+    timeout_s: float | None = None,
+    group: WatchedGroup | None = None,
+) -> int:
+    """Run a job with workers and return the exit status, with no worker left.
+
+    name: the subcommand, for messages.  job: gets a ``Session`` whose ``group`` it uses, runs in
+    a thread of its own and returns the exit status.  timeout_s: for all of it.
+    group: one of a kind that the job needs.  Raises ``CommandError`` and what the job raises.
+    """
+    session = Session(WatchedGroup() if group is None else group)  # an empty one is falsy
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    with _signals_go_to(session):
+        try:
+            status: int = session.run(lambda: job(session), deadline)
+            session.end(deadline)
+        except _Stopped as stopped:
+            text = str(stopped)
+            if stopped.status == STATUS_TIMEOUT:
+                text = f"time-out, {timeout_s:g} s have passed: {_describe_work(session)}"
+            session.stop(STOP_S)
+            if text:
+                session.say(f"execnet {name}: {text}")
+            return stopped.status
+        except BaseException:
+            session.stop(0.0)
+            raise
+    return status
+
+
+def _describe_work(session: Session) -> str:
+    pending = list(session.pending)
+    if pending:
+        return f"{', '.join(pending)} did not finish"
+    return "the workers were still starting"
