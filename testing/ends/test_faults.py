@@ -16,7 +16,7 @@ import pytest
 from fault_calls import SLACK_S, Calls
 from fault_processes import PROCESS_FAULTS
 from fault_streams import HEADER, Fault, Lane
-from tools import run
+from tools import run, some_of
 
 from execnet import Group
 from execnet.gateway_base import ChannelFactory, FrameWriter
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="faults of POSIX
 
 PROGRAM = Path(faults.__file__)
 BLOCK = 125
-BLOCKS = 12
+BLOCKS = some_of(80, 0.05)  # in a thorough run these are 10,000 seeds
 
 
 @pytest.mark.parametrize("first", range(0, BLOCK * BLOCKS, BLOCK))

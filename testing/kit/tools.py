@@ -31,6 +31,7 @@ from execnet.gateway_base import ChannelFactory, ExecModel, get_execmodel
 
 T = TypeVar("T")
 BOUND_S = 30  # for what ought to happen at once, on however busy a machine
+IS_THOROUGH = os.environ.get("EXECNET_TEST_THOROUGH") == "yes"  # as for ``.ci/run --all``
 KIT = Path(__file__).resolve().parent
 ROOT = KIT.parents[1]  # of the checkout or the source distribution
 # The folder that ``import execnet`` takes it from, for processes that tests start.
@@ -52,6 +53,11 @@ def wait_until(
             pytest.fail(f"still not so after {timeout_s} seconds: {condition!r}")
         sleep(0.005)
     return value
+
+
+def some_of(many: int, share: float = 0.2) -> int:
+    """Return how many of many random cases to try: all of them in a thorough run."""
+    return many if IS_THOROUGH else max(1, round(many * share))
 
 
 def missing(reason: str) -> NoReturn:

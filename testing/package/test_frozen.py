@@ -14,7 +14,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from tools import SOURCE, clean_environment, missing, run
+from tools import IS_THOROUGH, SOURCE, clean_environment, missing, run
 
 import execnet
 from execnet import _pyinstaller
@@ -196,6 +196,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "dist"
 
 
+@pytest.mark.skipif(not IS_THOROUGH, reason="half a minute's work, for a thorough run")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["folder/program", "onefile"])
 def test_pyinstaller_makes_a_program_that_can_do_all(built: Path, name: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import io
+import random
 import sys
 import sysconfig
 import textwrap
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tools import BOUND_S, MakeGateway
+from tools import BOUND_S, MakeGateway, some_of
 
 from execnet import gateway_base
 from execnet._ship.lower import lower, without_annotations
@@ -311,8 +312,10 @@ def annotated_functions(path: Path) -> Iterator[str]:
 
 
 def test_all_functions_of_the_standard_library_lose_theirs() -> None:
+    """Of a tenth of its files, unless this is a thorough run."""
     checked = 0
-    for path in Path(sysconfig.get_path("stdlib")).rglob("*.py"):
+    paths = sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))
+    for path in random.Random(1).sample(paths, some_of(len(paths), 0.1)):
         if "site-packages" in path.parts or "lib2to3" in path.parts:
             continue
         if ") ->" not in path.read_text("utf-8", "replace"):
@@ -328,7 +331,7 @@ def test_all_functions_of_the_standard_library_lose_theirs() -> None:
                 continue
             check(function)
             checked += 1
-    assert checked > 100
+    assert checked > some_of(100, 0.1)
 
 
 # ---------------------------------------------------------------- signatures by hypothesis
