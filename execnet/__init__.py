@@ -63,7 +63,9 @@ _HOMES = {
     "xspec": ["XSpec"],
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_SUBMODULES = frozenset([*_HOMES, "gateway_bootstrap", "gateway_socket", "rsync_remote", "script"])
+_SUBMODULES = frozenset(
+    [*_HOMES, "gateway_bootstrap", "gateway_socket", "rsync_remote", "script", "xdeploy"]
+)
 
 
 def __getattr__(name: str) -> Any:

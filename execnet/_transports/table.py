@@ -285,6 +285,11 @@ def address_of(spec: XSpec, row: Transport) -> str | None:
 def interpreter_words(spec: XSpec, row: Transport, executable: str) -> list[str]:
     """Return the words that start the interpreter, where the transport leads to."""
     flags = ["-u", "-B"] if spec.dont_write_bytecode else ["-u"]
+    if spec.python == "auto":
+        from .pythons import search_script
+
+        start = f'exec "$p" {" ".join(flags)} -c "{popen_bootstrapline}"'
+        return ["sh", "-c", search_script("auto", start)]
     if spec.python:
         return [*shell_split_path(spec.python), *flags, "-c", popen_bootstrapline]
     # Then it is this program, and no interpreter.

@@ -54,6 +54,7 @@ FLOORS = {
     "_rsync": 5,
     "rsync": 5,
     "rsync_remote": 5,
+    "_xdeploy": 5,
     "service": 5,
     "xdeploy": 5,
     "_deprecated": 5,

@@ -1,0 +1,1 @@
+"""What ``execnet.xdeploy`` is made of; ``far`` is what is shipped.  Start at ``create``."""

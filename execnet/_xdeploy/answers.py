@@ -1,0 +1,112 @@
+"""Answers, from here, what installers on the far side ask an index for.
+
+What comes over the channel was written by somebody else: it is matched before it means anything.
+Start at ``Answers``.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import urllib.error
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from ..gateway_base import Channel
+from .sources import Sources
+
+THREADS = 4
+REQUESTS_MAX = 100_000  # of one installation
+WAITING_MAX = 1000
+HTML = "text/html"
+BYTES = "application/octet-stream"
+PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+FILE = re.compile(r"([0-9]{1,9})(m?)")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Answers:
+    """Serves one channel until it is closed; ``close`` waits for what is being answered.
+
+    ``_on_request`` runs in the receiver thread, the rest in threads of its own.  problems: what
+    could not be had, for the error that follows.
+    """
+
+    def __init__(self, channel: Channel, sources: Sources) -> None:
+        self._channel = channel
+        self._sources = sources
+        self._pool = ThreadPoolExecutor(THREADS, "execnet-index")
+        self._addresses: dict[str, str] = {}  # of files that have a digest
+        self._count = self._waiting = 0
+        self._lock = threading.Lock()
+        self._is_over = False
+        self.problems: list[str] = []
+        channel.setcallback(self._on_request)
+
+    def close(self) -> None:
+        """End it."""
+        self._is_over = True
+        self._channel.close()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _on_request(self, item: Any) -> None:
+        if type(item) is not tuple or len(item) != 3 or type(item[0]) is not int:
+            raise ValueError("no request to an index")
+        with self._lock:
+            self._count += 1
+            self._waiting += 1
+            if self._count > REQUESTS_MAX or self._waiting > WAITING_MAX:
+                raise ValueError("too many requests to an index")
+        with suppress(RuntimeError):  # it is being closed
+            self._pool.submit(self._answer, *item)
+
+    def _answer(self, number: int, kind: object, what: object) -> None:
+        try:
+            self._send_answer(number, str(kind), str(what))
+        except (OSError, EOFError, ValueError, LookupError) as exc:
+            # OSError may be the channel's own, which is closed then.
+            status = 404 if isinstance(exc, (LookupError, FileNotFoundError)) else 502
+            if isinstance(exc, urllib.error.HTTPError):
+                status = exc.code
+                exc.close()
+            self.problems.append(f"{kind} {what}: {exc}")
+            with suppress(OSError, EOFError):
+                self._channel.send((number, status, HTML, ""))
+                self._channel.send((number, None))
+        finally:
+            with self._lock:
+                self._waiting -= 1
+
+    def _send_answer(self, number: int, kind: str, what: str) -> None:
+        if kind == "simple" and PROJECT.fullmatch(what):
+            files = self._sources.project_files(what)
+            if not files:
+                raise LookupError("it is not in the index")
+            self._send(number, HTML, "", [self._sources.page(files, "../../")])
+        elif kind == "links" and not what:
+            self._send(number, HTML, "", [self._sources.page(self._sources.link_files(), "../")])
+        elif kind == "file" and (match := FILE.fullmatch(what)):
+            digest, url = self._sources.file(int(match[1]), bool(match[2]))
+            if digest:
+                self._addresses[digest] = url
+                self._send(number, BYTES, digest, ())
+            else:
+                self._send(number, BYTES, "", self._sources.pieces(url))
+        elif kind == "content" and DIGEST.fullmatch(what):
+            self._send(number, BYTES, "", self._sources.pieces(self._addresses[what]))
+        else:
+            raise ValueError("no request to an index")
+
+    def _send(self, number: int, type: str, digest: str, pieces: Any) -> None:
+        """Send an answer; what can't be read is told before its head is sent, where that can be."""
+        pieces = iter(pieces)
+        first = next(pieces, b"")
+        self._channel.send((number, 200, type, digest))
+        if first:
+            self._channel.send((number, first))
+        for piece in pieces:
+            if self._is_over:
+                return
+            self._channel.send((number, piece))
+        self._channel.send((number, None))

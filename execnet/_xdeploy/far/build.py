@@ -1,0 +1,221 @@
+"""Makes an environment, at the path that it keeps, by the first tool that can.
+
+What the coordinator is told, each as a tuple: ("step", text), ("line", text), ("need", what), which
+it answers, and at last ("done", tool) or ("failed", text, step, command, status, lines).
+This file is shipped.  Start at ``main``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+
+from .commands import Commands, Failure
+from .locks import Busy, Lock, NoLocks, exclusive
+from .places import (
+    PRIVATE,
+    key_folder,
+    make_folder,
+    native,
+    newest,
+    numbers_in,
+    remove,
+    root_folder,
+    text_of,
+    write_marker,
+)
+from .reach import reaches
+from .relay import Relay
+from .tools import RUNGS, Environment, NotHere
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def main(channel: Any) -> None:
+    """Make the environment of one request."""
+    request = channel.receive()
+    commands = Commands(channel, time.time() + request["timeout"], root_folder(request["root"]))
+    try:
+        tool = Build(channel, request, commands).run()
+    except Failure as exc:
+        channel.send((u"failed", exc.text, exc.step, exc.command, exc.status, exc.lines))
+    except Busy as exc:
+        text = u"%s makes it, and did not end in time" % text_of(str(exc))
+        channel.send((u"failed", text, commands.step, [], None, []))
+    except EnvironmentError as exc:
+        channel.send((u"failed", text_of(str(exc)), commands.step, [], None, []))
+    else:
+        channel.send((u"done", tool))
+
+
+class Build(object):
+    """One environment, from nothing to its marker."""
+
+    def __init__(self, channel: Any, request: Any, commands: Commands) -> None:
+        self._channel = channel
+        self._request = request
+        self._commands = commands
+        self._root = root_folder(request["root"])
+        self._folder = key_folder(request["root"], request["name"], request["key"])
+
+    def run(self) -> Any:
+        """Make it, unless somebody else just has; return which tool did."""
+        request, commands = self._request, self._commands
+        commands.begin(u"making the folder")
+        make_folder(self._root)
+        make_folder(os.path.dirname(self._folder))
+        make_folder(self._folder)
+        before = request["newer_than"]
+        deadline = time.time() + request["timeout"]
+        path = os.path.join(self._folder, "lock")
+        with Lock(path, deadline, self._tell_wait, commands.check):
+            found = newest(self._folder)
+            if found is not None and found[0] > before:
+                return found[1].get("tool", u"")
+            numbers = numbers_in(self._folder)
+            number = max(numbers or [0]) + 1
+            tool = self._make(number)
+            for old in numbers:
+                self._remove_if_free(old)
+            return tool
+
+    def _tell_wait(self, holder: Any) -> None:
+        self._commands.begin(u"waiting for %s, which makes the same" % holder)
+
+    def _make(self, number: int) -> Any:
+        venv = os.path.join(self._folder, str(number))
+        held = None
+        try:
+            held = exclusive(venv + ".held")
+        except NoLocks:
+            pass
+        try:
+            os.mkdir(venv + ".tmp", PRIVATE)
+            tool = self._fill(venv, held)
+            shutil.rmtree(venv + ".tmp", True)
+            write_marker(self._folder, number, self._marker(tool))
+            return tool
+        except BaseException:
+            remove(self._folder, number)
+            raise
+        finally:
+            if held is not None:
+                os.close(held)
+
+    def _marker(self, tool: Any) -> Any:
+        request = self._request
+        return {
+            "name": text_of(request["name"]), "tool": tool, "made": int(time.time()),
+            "facts": [text_of(fact) for fact in request["facts"]],
+            "requirements": text_of(request["shown"]),
+        }  # fmt: skip
+
+    def _remove_if_free(self, number: int) -> None:
+        """Remove an older environment, or what is left of one, unless somebody uses it."""
+        try:
+            held = exclusive(os.path.join(self._folder, "%d.held" % number))
+        except (Busy, NoLocks, OSError):
+            return
+        try:
+            remove(self._folder, number)
+        finally:
+            os.close(held)
+
+    def _fill(self, venv: Any, held: Any) -> Any:
+        """Make and fill the environment by the first tool that can; return its name."""
+        request = self._request
+        environment = Environment(
+            venv, native(request["interpreter"]), request["facts"], self._root, self._commands,
+            self._ask, held,
+        )  # fmt: skip
+        relay = self._open_relay()
+        try:
+            variables = self._index(relay)
+            missing = []
+            for name in request["ladder"]:
+                name = native(name)
+                self._commands.check()
+                try:
+                    rung = RUNGS[name](environment, variables)
+                    rung.create()
+                except (NotHere, Failure) as exc:
+                    self._commands.check()
+                    missing.append(u"%s: %s" % (text_of(name), text_of(str(exc))))
+                    environment.clear()
+                    continue
+                self._install(rung, relay)
+                environment.add_holder()
+                return text_of(name)
+            raise Failure(u"no tool can make it:\n" + u"\n".join(missing), u"making")
+        finally:
+            if relay is not None:
+                relay.close()
+
+    def _install(self, rung: Any, relay: Any) -> None:
+        request = self._request
+        if not request["lines"]:
+            return
+        self._commands.begin(u"installing")
+        url = native(relay.url) if relay is not None else ""
+        rung.install(
+            _written(rung.environment.temporary, "requirements.txt", request["lines"], url),
+            _written(rung.environment.temporary, "constraints.txt", request["constraints"], url),
+        )
+
+    def _open_relay(self) -> Any:
+        """Return the index on loopback if the coordinator is to be asked, else None.
+
+        In doubt it is seen whether the index is reached from here.
+        """
+        request = self._request
+        offline = request["offline"]
+        if offline == u"auto" and request["lines"]:
+            self._commands.begin(u"looking for the index")
+            offline = not reaches(request["index_url"], request["default_index"])
+        self._offline = offline is True
+        if not (self._offline or request["relays"]):
+            return None
+        kept = os.path.join(self._root, "files")
+        make_folder(kept)
+        return Relay(request["index"], kept)
+
+    def _index(self, relay: Any) -> Any:
+        """Return the variables that tell installers where packages are."""
+        request = self._request
+        found: Any = {}
+        url = request["index_url"]
+        if relay is not None:
+            hosts = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+            hosts = ",".join(filter(None, [hosts, "127.0.0.1"]))
+            found.update(no_proxy=hosts, NO_PROXY=hosts)
+            if request["links"]:
+                links = relay.url + "links/"
+                found.update(PIP_FIND_LINKS=links, UV_FIND_LINKS=links)
+            if self._offline or request["asks_index"]:
+                found.update(PIP_CONFIG_FILE=os.devnull, UV_NO_CONFIG="1")
+                url = relay.url + "simple/" if request["has_index"] else ""
+                if not url:
+                    found.update(PIP_NO_INDEX="1", UV_NO_INDEX="1")
+        if url:
+            found.update(PIP_INDEX_URL=url, UV_DEFAULT_INDEX=url, UV_INDEX_URL=url)
+        return found
+
+    def _ask(self, what: Any, *more: Any) -> Any:
+        """Return what the coordinator answers to a question."""
+        self._channel.send((u"need", text_of(what)) + more)
+        return self._channel.receive()
+
+
+def _written(folder: Any, name: str, lines: Any, url: str) -> Any:
+    """Write lines to a file that only this user can read; return its path, None for no lines."""
+    if not lines:
+        return None
+    path = os.path.join(folder, name)
+    text = u"".join(text_of(line) + u"\n" for line in lines).replace(u"{relay}", text_of(url))
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(text.encode("utf-8"))
+    return path

@@ -1,0 +1,129 @@
+"""Finds an environment that is there already: what a second call needs, and no more.
+
+The request is a dict; the answer another.  The environment that was found is held until the
+coordinator closes the channel ``hold``: until its worker holds it itself.
+This file is shipped.  Start at ``main``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+from .locks import Busy, NoLocks, shared
+from .places import key_folder, native, newest, python_of, read_marker, text_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PROBE_S = 30.0
+
+# What an interpreter says of itself; run in others too.
+PROBE = """
+import os, sys
+try:
+    from importlib.machinery import EXTENSION_SUFFIXES as suffixes
+except ImportError:
+    import imp
+    suffixes = [entry[0] for entry in imp.get_suffixes()]
+try:
+    libc = os.confstr("CS_GNU_LIBC_VERSION")
+except (AttributeError, ValueError, OSError):
+    libc = ""
+executable = getattr(sys, "_base_executable", None) or sys.executable
+facts = [
+    sys.implementation.name if hasattr(sys, "implementation") else "pypy"
+    if hasattr(sys, "pypy_version_info") else "cpython",
+    "%d.%d.%d" % sys.version_info[:3], sys.version, suffixes[0] if suffixes else "",
+    libc or "", sys.platform, os.uname()[4] if hasattr(os, "uname") else "",
+    str(sys.maxsize), str(sys.maxunicode),
+    getattr(sys, "real_prefix", getattr(sys, "base_prefix", sys.prefix)),
+    os.path.realpath(executable),
+]
+"""
+
+
+def facts_of(python: Any) -> Any:
+    """Return what an interpreter says of itself, None for the one that runs this.
+
+    Raises OSError or ValueError if it does not run.
+    """
+    if python is None:
+        found: Any = {}
+        exec(compile(PROBE, "<execnet>", "exec"), found)
+        return [text_of(fact) for fact in found["facts"]]
+    code = PROBE + "\nimport json\nsys.stdout.write(json.dumps(['execnet', facts]))"
+    environ = {name: os.environ[name] for name in os.environ if not name.startswith("PYTHON")}
+    process = subprocess.Popen(
+        [python, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ
+    )
+    answer = process.communicate()[0].decode("utf-8", "replace")
+    start = answer.rfind(u'["execnet"')
+    if process.returncode or start < 0:
+        raise ValueError("it is no Python that runs: %s" % python)
+    return json.loads(answer[start:])[1]
+
+
+def key_of(facts: Any, digest: Any) -> Any:
+    """Return the key of what is wanted, for an interpreter."""
+    text = json.dumps([facts, text_of(digest)], sort_keys=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+
+
+def find(request: Any) -> Any:
+    """Return (answer, descriptor of what is held or None)."""
+    python, words = None, request["python_search"]
+    if words:
+        python = search(words)
+        if python is None:
+            return {"error": u"no interpreter found"}, None
+    facts = facts_of(python)
+    key = key_of(facts, request["digest"])
+    folder = key_folder(request["root"], request["name"], key)
+    answer = {"facts": facts, "key": text_of(key), "found": False}
+    answer["interpreter"] = text_of(python or sys.executable)
+    found = newest(folder)
+    answer["newest"] = found[0] if found else 0
+    if found is None or request["recreate"]:
+        return answer, None
+    number, marker = found
+    venv = os.path.join(folder, str(number))
+    try:
+        held = shared(venv + ".held")
+    except NoLocks:
+        held = None
+    except Busy:  # it is being removed
+        return answer, None
+    if read_marker(folder, number) is None:
+        if held is not None:
+            os.close(held)
+        return answer, None
+    answer.update(found=True, venv=text_of(venv), python=text_of(python_of(venv)))
+    answer.update(tool=marker.get("tool", u""), made=marker.get("made", 0))
+    return answer, held
+
+
+def search(words: Any) -> Any:
+    """Return the path that a command prints, None if it finds none."""
+    process = subprocess.Popen(
+        [native(word) for word in words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    path = process.communicate()[0].decode("utf-8", "replace").strip()
+    return native(path) if process.returncode == 0 and path else None
+
+
+def main(channel: Any) -> None:
+    """Answer one request."""
+    request = channel.receive()
+    answer, held = find(request)
+    if held is not None:
+
+        def release(_: Any) -> None:
+            os.close(held)
+
+        request["hold"].setcallback(release, endmarker=None)
+    channel.send({text_of(name): value for name, value in answer.items()})

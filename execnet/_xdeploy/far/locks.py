@@ -1,0 +1,262 @@
+"""Locks between processes, perhaps of several machines that share a home.
+
+``flock``, which the kernel gives back when its holder has ended, however it did.  Where a file
+system refuses it, who makes something is a folder that names host, boot and process and is renewed
+while it is held; who uses something is not known there.  This file is shipped.  Start at ``Lock``.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+import socket
+import threading
+import time
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+POLL_S = 0.1
+RENEW_S = 5.0
+STALE_S = 60.0  # a holder on another machine that has not renewed its folder for so long is gone
+BUSY = errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK
+REFUSED = tuple(
+    getattr(errno, name)
+    for name in ("ENOLCK", "ENOSYS", "EOPNOTSUPP", "ENOTSUP", "EINVAL")
+    if hasattr(errno, name)
+)
+
+
+class NoLocks(Exception):
+    """The file system has no locks of processes."""
+
+
+class Busy(Exception):
+    """Somebody else holds it still; the text says who."""
+
+
+def shared(path: Any) -> Any:
+    """Hold a file shared; return its descriptor.
+
+    Raises ``Busy`` if somebody removes what it stands for, ``NoLocks`` where there are none.
+    """
+    return _locked(path, "LOCK_SH", os.O_RDWR | os.O_CREAT)
+
+
+def exclusive(path: Any) -> Any:
+    """Hold a file alone, if nobody holds it; return its descriptor.  Errors as for ``shared``."""
+    return _locked(path, "LOCK_EX", os.O_RDWR | os.O_CREAT)
+
+
+def _locked(path: Any, kind: str, flags: int) -> Any:
+    if fcntl is None:
+        raise NoLocks()
+    for _ in range(100):
+        fd = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
+        try:
+            fcntl.flock(fd, getattr(fcntl, kind) | fcntl.LOCK_NB)
+            if _is_at(fd, path):
+                return fd
+        except EnvironmentError as exc:
+            os.close(fd)
+            if exc.errno in BUSY:
+                raise Busy(path)
+            if exc.errno in REFUSED:
+                raise NoLocks()
+            raise
+        os.close(fd)  # it was removed meanwhile, by whoever held it
+    raise Busy(path)
+
+
+def _is_at(fd: int, path: Any) -> bool:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return False
+    mine = os.fstat(fd)
+    return (mine.st_dev, mine.st_ino) == (status.st_dev, status.st_ino)
+
+
+def boot_id() -> Any:
+    """Return what differs each time that this machine starts, "" if that is not known."""
+    try:
+        with io.open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except EnvironmentError:
+        return ""
+
+
+def identity() -> Any:
+    """Return how this process is told from others: host, boot, process."""
+    return u"%s %s %d" % (socket.gethostname(), boot_id() or u"-", os.getpid())
+
+
+class Lock(object):
+    """Held by one process at a time; ``with`` holds it.
+
+    deadline: when waiting ends, as ``time.time()``.  on_wait: called with who holds it, once.
+    check: called while it waits, to raise if there is no use in it any more.
+    """
+
+    def __init__(
+        self,
+        path: Any,
+        deadline: float,
+        on_wait: Callable[[Any], object],
+        check: Callable[[], object],
+    ) -> None:
+        self._path = path
+        self._deadline = deadline
+        self._on_wait = on_wait
+        self._check = check
+        self._fd: Any = None
+        self._renewer: Any = None
+
+    def __enter__(self) -> Lock:
+        told = None
+        while not self._try():
+            holder = self._holder()
+            if holder != told:
+                self._on_wait(holder)
+                told = holder
+            if time.time() > self._deadline:
+                raise Busy(holder)
+            self._check()
+            time.sleep(POLL_S)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._renewer is not None:
+            self._renewer.release()
+        if self._fd is not None:
+            os.close(self._fd)
+
+    def _try(self) -> bool:
+        try:
+            self._fd = exclusive(self._path)
+        except Busy:
+            return False
+        except NoLocks:
+            self._renewer = take_folder(self._path + ".d")
+            return self._renewer is not None
+        os.ftruncate(self._fd, 0)
+        os.write(self._fd, identity().encode("utf-8", "replace"))
+        return True
+
+    def _holder(self) -> Any:
+        for path in (self._path, os.path.join(self._path + ".d", "owner")):
+            try:
+                with io.open(path, encoding="utf-8", errors="replace") as file:
+                    words = file.read(1000).split()
+            except EnvironmentError:
+                continue
+            if len(words) >= 3:
+                return u"process %s on %s" % (words[2], words[0])
+        return u"another process"
+
+
+# ---------------------------------------------------------------- where there is no flock
+
+
+class _Renewer(object):
+    """Keeps a folder that is a lock new; ``release`` gives it back."""
+
+    def __init__(self, folder: Any) -> None:
+        self._folder = folder
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.daemon = True
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._over.wait(RENEW_S):
+            try:
+                os.utime(self._folder, None)
+            except OSError:
+                return
+
+    def release(self) -> None:
+        self._over.set()
+        self._thread.join()
+        shutil.rmtree(self._folder, True)
+
+
+def take_folder(folder: Any) -> Any:
+    """Make the folder that is a lock, and what keeps it new; None if somebody else has it."""
+    try:
+        os.mkdir(folder, 0o700)
+    except OSError as exc:
+        if exc.errno != errno.EEXIST:
+            raise
+        if not _is_left(folder) or not _move_away(folder):
+            return None
+        return take_folder(folder)
+    with io.open(os.path.join(folder, "owner"), "w", encoding="utf-8") as file:
+        file.write(identity())
+    return _Renewer(folder)
+
+
+def _is_left(folder: Any) -> bool:
+    """Whether the one who made a folder has ended."""
+    try:
+        age = _now_of(folder) - os.stat(folder).st_mtime
+        with io.open(os.path.join(folder, "owner"), encoding="utf-8") as file:
+            host, boot, pid = file.read(1000).split()
+    except (EnvironmentError, ValueError):
+        return os.path.isdir(folder) and _age_s(folder) > STALE_S
+    if host == socket.gethostname() and boot == boot_id() and pid.isdigit():
+        return not _is_running(int(pid))
+    return age > STALE_S
+
+
+def _age_s(folder: Any) -> float:
+    try:
+        return _now_of(folder) - os.stat(folder).st_mtime
+    except EnvironmentError:
+        return 0.0
+
+
+def _now_of(folder: Any) -> float:
+    """Return what the clock of the file system says, which may be another machine's."""
+    probe = "%s.%d.now" % (folder, os.getpid())
+    with open(probe, "wb"):
+        pass
+    try:
+        return os.stat(probe).st_mtime
+    finally:
+        os.unlink(probe)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as exc:
+        return exc.errno != errno.ESRCH
+    return True
+
+
+def _move_away(folder: Any) -> bool:
+    """Remove a folder whose maker has ended; False if somebody else was faster."""
+    away = "%s.%d.left" % (folder, os.getpid())
+    try:
+        os.rename(folder, away)
+    except OSError:
+        return False
+    is_left = _is_left(away)
+    if not is_left:  # it is new: between the look and the move somebody else has moved the old one
+        try:
+            os.rename(away, folder)
+        except OSError:
+            pass
+        return False
+    shutil.rmtree(away, True)
+    return True

@@ -1,0 +1,151 @@
+"""Where environments are, and which of them are complete.
+
+All of one name and key are in one folder, ``venvs/NAME-KEY``, counted from 1: ``1`` is the
+environment, at the path that it keeps; ``1.json`` is written last and says that it is complete;
+``1.held`` is locked by whoever uses it; ``lock`` by whoever makes one.  A number is never used
+twice: a process that outlived its maker may still write there.
+This file is shipped.  Start at ``newest``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import stat
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PRIVATE = 0o700
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+KEY = re.compile(r"[0-9a-f]{16}$")
+
+
+def native(text: Any) -> Any:
+    """Return a text as this Python's ``str``, which is bytes on Python 2."""
+    if isinstance(text, str):
+        return text
+    return text.encode("utf-8") if sys.version_info[0] == 2 else text.decode("utf-8", "replace")
+
+
+def text_of(value: Any) -> Any:
+    """Return what this Python calls ``str`` as text."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def root_folder(root: Any) -> Any:
+    """Return the folder that all is in: ``root``, or that of the user's caches."""
+    if root:
+        return os.path.abspath(os.path.expanduser(native(root)))
+    caches = os.environ.get("XDG_CACHE_HOME") or ""
+    if not os.path.isabs(caches):
+        caches = os.path.expanduser(os.path.join("~", ".cache"))
+    return os.path.join(os.path.abspath(caches), "execnet")
+
+
+def make_folder(path: Any) -> None:
+    """Make a folder that is this user's alone; OSError if it is somebody else's."""
+    if not os.path.isdir(path):
+        try:
+            os.makedirs(path, PRIVATE)
+        except OSError:
+            if not os.path.isdir(path):
+                raise
+    if hasattr(os, "geteuid"):
+        status = os.stat(path)
+        if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
+            raise OSError("%s can be written by somebody else: nothing is put there" % path)
+
+
+def key_folder(root: Any, name: Any, key: Any) -> Any:
+    """Return the folder of all environments of a name and a key."""
+    name, key = native(name), native(key)
+    if not NAME.match(name) or not KEY.match(key):
+        raise ValueError("no name of an environment: %r" % (name,))
+    return os.path.join(root_folder(root), "venvs", "%s-%s" % (name, key))
+
+
+def python_of(venv: Any) -> Any:
+    """Return the path of an environment's interpreter."""
+    names = ("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")
+    return os.path.join(venv, *names)
+
+
+def numbers_in(folder: Any) -> Any:
+    """Return the numbers that were used in a folder, complete or not, the newest first."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    heads = {name.partition(".")[0] for name in names}
+    return sorted((int(head) for head in heads if head.isdigit()), reverse=True)
+
+
+def read_marker(folder: Any, number: Any) -> Any:
+    """Return what the marker of an environment says, None if it is not complete."""
+    try:
+        with io.open(os.path.join(folder, "%d.json" % number), encoding="utf-8") as file:
+            marker = json.load(file)
+    except (EnvironmentError, ValueError):
+        return None
+    return marker if isinstance(marker, dict) else None
+
+
+def newest(folder: Any) -> Any:
+    """Return (number, marker) of the environment to use, or None.
+
+    One whose interpreter can't be run any more, as what it was made of has gone, is none.
+    """
+    for number in numbers_in(folder):
+        marker = read_marker(folder, number)
+        if marker is not None:
+            python = python_of(os.path.join(folder, str(number)))
+            return (number, marker) if os.access(python, os.X_OK) else None
+    return None
+
+
+def write_marker(folder: Any, number: Any, marker: Any) -> None:
+    """Say that an environment is complete; after this it never changes."""
+    path = os.path.join(folder, "%d.json" % number)
+    data = json.dumps(marker, sort_keys=True).encode("ascii")
+    with open(path + ".new", "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(path + ".new", path)
+
+
+def remove(folder: Any, number: Any) -> None:
+    """Remove an environment that nobody holds, its marker first."""
+    base = os.path.join(folder, str(number))
+    for end in (".json", ".json.new"):
+        _unlink(base + end)
+    for path in (base, base + ".tmp"):
+        if os.path.isdir(path):
+            shutil.rmtree(path, onerror=_make_writable_and_go_on)
+    _unlink(base + ".held")
+
+
+def _unlink(path: Any) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+def _make_writable_and_go_on(function: Any, path: Any, _: Any) -> None:
+    """Give a folder its write bit, without which nothing in it goes; packages have such."""
+    try:
+        os.chmod(os.path.dirname(path), PRIVATE)
+        if os.path.isdir(path) and not os.path.islink(path):
+            os.chmod(path, PRIVATE)
+            shutil.rmtree(path, True)
+        else:
+            function(path)
+    except OSError:
+        pass

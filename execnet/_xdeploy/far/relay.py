@@ -1,0 +1,207 @@
+"""A package index on loopback, whose requests the coordinator answers.
+
+Installers here resolve for themselves, and what they ask for comes over a channel.  Its path is
+random, so that no other user of this machine finds it.  Files that say what their digest is are
+kept, and do not come twice.  This file is shipped.  Start at ``Relay``.
+
+A request is (number, kind, what): ``simple`` and a project, ``links`` and "", ``file`` and an id.
+An answer is (number, status, type, digest), then (number, bytes) in pieces, and (number, None).
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import os
+import re
+import threading
+
+try:
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+    from queue import Empty, Queue
+    from socketserver import ThreadingMixIn
+except ImportError:  # Python 2
+    from BaseHTTPServer import BaseHTTPRequestHandler, HTTPServer  # type: ignore
+    from Queue import Empty, Queue  # type: ignore
+    from SocketServer import ThreadingMixIn  # type: ignore
+
+from .places import native, text_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+ANSWER_S = 300.0
+PIECE_BYTES = 1 << 18
+SHA256 = re.compile(r"[0-9a-f]{64}$")
+PATH = re.compile(r"/(?:(simple)/([A-Za-z0-9._-]{1,200})/?|(links)/|(file)/([0-9]{1,9})/[^/]+)$")
+
+
+class Relay(object):
+    """Serves while it is open; ``url`` is where.
+
+    channel: to the coordinator.  kept: the folder of files that came.
+    """
+
+    def __init__(self, channel: Any, kept: Any) -> None:
+        self._channel = channel
+        self._kept = kept
+        self._lock = threading.Lock()
+        self._waiting: Any = {}
+        self._last = 0
+        self._secret = binascii.hexlify(os.urandom(16)).decode("ascii")
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.relay = self
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.daemon = True
+        channel.setcallback(self._on_answer, endmarker=None)
+        self._thread.start()
+        self.url = "http://127.0.0.1:%d/%s/" % (self._server.server_address[1], self._secret)
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+        self._channel.close()
+
+    def _on_answer(self, item: Any) -> None:
+        with self._lock:
+            everyone = list(self._waiting.values())
+            inboxes = everyone if item is None else [self._waiting.get(item[0])]
+        for inbox in inboxes:
+            if inbox is not None:
+                inbox.put(item if item is None else item[1:])
+
+    def ask(self, kind: Any, what: Any) -> Any:
+        """Return (status, type, digest, pieces); raises EOFError if no answer comes."""
+        inbox: Any = Queue()
+        with self._lock:
+            self._last += 1
+            number = self._last
+            self._waiting[number] = inbox
+        try:
+            self._channel.send((number, text_of(kind), text_of(what)))
+            head = _taken(inbox)
+        except BaseException:
+            self._forget(number)
+            raise
+        return tuple(head) + (self._pieces(number, inbox),)
+
+    def _forget(self, number: int) -> None:
+        with self._lock:
+            self._waiting.pop(number, None)
+
+    def _pieces(self, number: int, inbox: Any) -> Any:
+        try:
+            while True:
+                (piece,) = _taken(inbox)
+                if piece is None:
+                    return
+                yield piece
+        finally:
+            self._forget(number)
+
+    # what handlers call
+
+    def answer(self, handler: Any, path: str) -> None:
+        """Answer a request of an installer."""
+        start = "/" + self._secret
+        match = PATH.match(path[len(start) :]) if path.startswith(start + "/") else None
+        if match is None:
+            handler.send_error(404)
+            return
+        kind = match.group(1) or match.group(3) or match.group(4)
+        what = match.group(2) or match.group(5) or ""
+        if kind == "file" and path.endswith(".metadata"):
+            what += "m"
+        status, type, digest, pieces = self.ask(kind, what)
+        if status != 200:
+            handler.send_error(status if status in (404, 502) else 502)
+            for _ in pieces:
+                pass
+            return
+        digest = native(digest or u"")
+        if kind == "file" and SHA256.match(digest):
+            self._send_kept(handler, digest, pieces)
+            return
+        data = b"".join(pieces)
+        handler.send_response(200)
+        handler.send_header("Content-Type", native(type))
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        if handler.command != "HEAD":
+            handler.wfile.write(data)
+
+    def _send_kept(self, handler: Any, digest: str, pieces: Any) -> None:
+        """Send a file that is kept, or is kept from now on.
+
+        The coordinator is asked first in any case: its answer has the digest.  It sends the
+        content only if it is told to go on.
+        """
+        path = os.path.join(self._kept, digest)
+        if not os.path.exists(path):
+            status, _, _, pieces = self.ask("content", digest)
+            if status != 200 or not _keep(path, digest, pieces):
+                handler.send_error(502)
+                return
+        size = os.stat(path).st_size
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/octet-stream")
+        handler.send_header("Content-Length", str(size))
+        handler.end_headers()
+        with open(path, "rb") as file:
+            piece = handler.command != "HEAD" and file.read(PIECE_BYTES)
+            while piece:
+                handler.wfile.write(piece)
+                piece = file.read(PIECE_BYTES)
+
+
+def _taken(inbox: Any) -> Any:
+    try:
+        item = inbox.get(True, ANSWER_S)
+    except Empty:
+        item = None
+    if item is None:
+        raise EOFError("the coordinator does not answer")
+    return item
+
+
+def _keep(path: str, digest: str, pieces: Any) -> bool:
+    """Write a file that comes in pieces; False if it is not what its digest says."""
+    temporary = "%s.%s" % (path, binascii.hexlify(os.urandom(4)).decode("ascii"))
+    seen = hashlib.sha256()
+    try:
+        with open(temporary, "wb") as file:
+            for piece in pieces:
+                seen.update(piece)
+                file.write(piece)
+        if seen.hexdigest() != digest:
+            return False
+        os.rename(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    return True
+
+
+class _Server(ThreadingMixIn, HTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    relay: Any = None
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """An installer that was killed is no news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = 60
+
+    def do_GET(self) -> None:
+        server: Any = self.server
+        server.relay.answer(self, self.path.partition("?")[0].partition("#")[0])
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        """The coordinator tells what is done."""

@@ -1,0 +1,291 @@
+"""The tools that make an environment and install into it: the ladder.
+
+A rung first says whether it is here (``NotHere`` if it is not) while it makes the environment; what
+fails after that fails for all of them.  This file is shipped.  Start at ``RUNGS``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+
+from .commands import Failure
+from .places import PRIVATE, native, python_of, text_of
+from .wheels import unpack
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# Run by each interpreter of the environment: it holds it shared, and notes that it is used.
+HOLDER = u"""\
+import os, sys
+def _hold():
+    try:
+        import fcntl
+        fd = os.open(sys.prefix + ".held", os.O_RDWR)
+        if fd < 3:
+            fd = fcntl.fcntl(fd, fcntl.F_DUPFD, 3)
+        fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        os.utime(sys.prefix + ".held", None)
+    except (ImportError, OSError, IOError):
+        pass
+_hold()
+"""
+
+
+class NotHere(Exception):
+    """A tool is not here, or can't be used with this interpreter."""
+
+
+class Environment(object):
+    """What is being made: ``path``, from ``interpreter``.
+
+    temporary: a folder for what is needed meanwhile.  ask: asks the coordinator.  held: a
+    descriptor that all commands inherit.
+    """
+
+    def __init__(
+        self, path: Any, interpreter: Any, facts: Any, root: Any, commands: Any, ask: Any, held: Any
+    ) -> None:
+        self.path = path
+        self.interpreter = interpreter
+        self.implementation = native(facts[0])
+        self.version = tuple(int(part) for part in native(facts[1]).split(".")[:3])
+        self.root = root
+        self.commands = commands
+        self.ask = ask
+        self.held = held
+        self.temporary = path + ".tmp"
+        self.python = python_of(path)
+        self._packages: Any = None
+
+    def run(self, words: Any, **variables: Any) -> Any:
+        """Run a command; errors as for ``Commands.run``."""
+        environ = self.commands.environ(self.temporary, variables)
+        return self.commands.run(words, environ, self.held)
+
+    def ask_python(self, expression: str) -> Any:
+        """Return what an expression is in the environment's interpreter."""
+        code = "import json, os, platform, sys, sysconfig; print(json.dumps(%s))" % expression
+        environ = self.commands.environ(self.temporary, {})
+        lines = self.commands.run([self.python, "-c", code], environ, self.held, True)
+        try:
+            return json.loads(lines[-1])
+        except (IndexError, ValueError):
+            raise Failure(u"its interpreter does not answer", u"making", (), None, lines)
+
+    def clear(self) -> None:
+        """Remove what a tool has left that could not go on."""
+        shutil.rmtree(self.path, True)
+        self._packages = None
+
+    def packages(self) -> Any:
+        """Return the folder of its packages."""
+        if self._packages is None:
+            folder = native(self.ask_python("sysconfig.get_path('purelib')"))
+            if not os.path.abspath(folder).startswith(os.path.abspath(self.path) + os.sep):
+                text = u"its packages would be elsewhere: %s" % text_of(folder)
+                raise Failure(text, u"making")
+            self._packages = folder
+        return self._packages
+
+    def add_holder(self) -> None:
+        """Have its interpreters hold it; this comes last."""
+        folder = self.packages()
+        files = [("_execnet_held.py", HOLDER), ("_execnet_held.pth", u"import _execnet_held\n")]
+        for name, text in files:
+            with io.open(os.path.join(folder, name), "w", encoding="ascii") as file:
+                file.write(text)
+
+    def sent(self, what: str) -> Any:
+        """Return the path of a file that the coordinator has, such as a pip; ``NotHere``."""
+        answer = self.ask(what, list(self.version))
+        if not answer:
+            version = "%d.%d" % self.version[:2]
+            raise NotHere("the coordinator has no %s for Python %s" % (what, version))
+        name, data = answer
+        path = os.path.join(self.temporary, os.path.basename(native(name)))
+        with open(path, "wb") as file:
+            file.write(data)
+        return path
+
+
+def find_program(name: str) -> Any:
+    """Return the path of a program in the PATH or where users install such, None for none."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    home = os.path.expanduser("~")
+    folders += [os.path.join(home, ".local", "bin"), os.path.join(home, ".cargo", "bin")]
+    for folder in folders:
+        path = os.path.join(folder, name)
+        if os.path.isabs(path) and os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
+
+
+def options_of(requirements: Any, constraints: Any) -> Any:
+    """Return the words that name the files."""
+    words = ["-r", requirements] if requirements else []
+    return words + (["-c", constraints] if constraints else [])
+
+
+class Rung(object):
+    """A tool; ``variables`` say where packages are."""
+
+    def __init__(self, environment: Environment, variables: Any) -> None:
+        self.environment = environment
+        self.variables = variables
+
+    def create(self) -> None:
+        """Make the environment.  Raises ``NotHere`` or ``Failure`` if another tool has to."""
+        raise NotImplementedError
+
+    def pip(self) -> Any:
+        """Return the words that start the installer."""
+        return [self.environment.python, "-m", "pip"]
+
+    def install(self, requirements: Any, constraints: Any) -> None:
+        """Install what is listed in two files, either of which may be None."""
+        words = self.pip() + ["install"] + options_of(requirements, constraints)
+        self.environment.run(words, **self.variables)
+
+
+class Uv(Rung):
+    """``uv``, where it is there; for the Pythons that it knows."""
+
+    def create(self) -> None:
+        environment = self.environment
+        self._uv = find_program("uv")
+        if self._uv is None:
+            raise NotHere("it is not there")
+        if environment.version < (3, 8):
+            raise NotHere("it does not know Python %d.%d" % environment.version[:2])
+        environment.commands.begin(u"making it by uv")
+        words = [self._uv, "venv", "--no-project", "--python", environment.interpreter]
+        environment.run(words + [environment.path], UV_NO_CONFIG="1")
+
+    def install(self, requirements: Any, constraints: Any) -> None:
+        words = [self._uv, "pip", "install", "--python", self.environment.python]
+        words += ["--index-strategy", "unsafe-best-match"] + options_of(requirements, constraints)
+        variables = dict(self.variables)
+        if variables.pop("UV_NO_INDEX", None):
+            words.append("--no-index")
+        self.environment.run(words, **variables)
+
+
+class Venv(Rung):
+    """The standard library's ``venv``, with the pip that it brings."""
+
+    options: Any = ()
+
+    def create(self) -> None:
+        environment = self.environment
+        if environment.version < (3, 3):
+            raise NotHere("Python 2 has none")
+        environment.commands.begin(u"making it by %s" % u" ".join(("venv",) + self.options))
+        words = [environment.interpreter, "-m", "venv"] + list(self.options)
+        environment.run(words + [environment.path])
+
+
+class VenvAndPip(Venv):
+    """``venv`` where pip is left out of Python, as Debian does; a pip comes from here."""
+
+    options = ("--without-pip",)
+
+    def create(self) -> None:
+        self._pip = self.environment.sent("pip")
+        Venv.create(self)
+
+    def pip(self) -> Any:
+        return [self.environment.python, os.path.join(self._pip, "pip")]
+
+
+class Virtualenv(Rung):
+    """``virtualenv``, for Python 2.7: the one that is there, or one that a pip of ours installs."""
+
+    def create(self) -> None:
+        environment = self.environment
+        if environment.version[:2] != (2, 7):
+            raise NotHere("it is for Python 2.7 alone")
+        words = [environment.interpreter, "-m", "virtualenv"]
+        variables = {"VIRTUALENV_OVERRIDE_APP_DATA": os.path.join(environment.root, "virtualenv")}
+        try:
+            environment.commands.begin(u"looking for virtualenv")
+            environment.run(words + ["--version"], **variables)
+        except Failure:
+            variables["PYTHONPATH"] = self._fetch()
+        environment.commands.begin(u"making it by virtualenv")
+        words += ["--no-periodic-update", "--no-setuptools", "--no-wheel", environment.path]
+        environment.run(words, **variables)
+
+    def _fetch(self) -> Any:
+        """Install the last one that runs there into a folder of ours."""
+        environment = self.environment
+        folder = os.path.join(environment.temporary, "virtualenv")
+        pip = os.path.join(environment.sent("pip"), "pip")
+        environment.commands.begin(u"fetching virtualenv")
+        words = [environment.interpreter, pip, "install", "--target", folder, "virtualenv==20.15.1"]
+        environment.run(words, **self.variables)
+        return folder
+
+
+class Unpack(Rung):
+    """No tool at all: an environment by hand, and pure wheels that the coordinator chooses."""
+
+    def create(self) -> None:
+        environment = self.environment
+        if environment.version < (3, 3) or os.name == "nt":
+            raise NotHere("Python 2 and Windows need more than that")
+        environment.commands.begin(u"making it by hand")
+        version = "python%d.%d" % environment.version[:2]
+        kind = "pypy%d.%d" % environment.version[:2]
+        name = kind if environment.implementation == "pypy" else version
+        folder = os.path.join(environment.path, "bin")
+        packages = os.path.join(environment.path, "lib", name, "site-packages")
+        os.makedirs(packages, PRIVATE)
+        os.makedirs(folder, PRIVATE)
+        base = os.path.realpath(environment.interpreter)
+        os.symlink(base, os.path.join(folder, "python"))
+        for other in ("python3", version):
+            os.symlink("python", os.path.join(folder, other))
+        home = text_of(os.path.dirname(base))
+        text = u"home = %s\ninclude-system-site-packages = false\n" % home
+        with io.open(os.path.join(environment.path, "pyvenv.cfg"), "w", encoding="utf-8") as file:
+            file.write(text)
+        environment.packages()  # which shows that it runs
+
+    def install(self, requirements: Any, constraints: Any) -> None:
+        environment = self.environment
+        answer = environment.ask(u"wheels", environment.ask_python(MARKERS))
+        if not isinstance(answer, list):
+            raise Failure(answer, u"choosing wheels")
+        for name, data in answer:
+            path = os.path.join(environment.temporary, "wheel.zip")
+            with open(path, "wb") as file:
+                file.write(data)
+            environment.commands.begin(u"unpacking %s" % name)
+            folder = os.path.dirname(environment.python)
+            unpack(path, environment.packages(), folder, environment.python)
+
+
+# What requirements can ask of an interpreter.
+MARKERS = """{
+    "os_name": os.name, "sys_platform": sys.platform, "platform_machine": platform.machine(),
+    "platform_python_implementation": platform.python_implementation(),
+    "platform_release": platform.release(), "platform_system": platform.system(),
+    "platform_version": platform.version(), "python_version": "%d.%d" % sys.version_info[:2],
+    "python_full_version": platform.python_version(),
+    "implementation_name": sys.implementation.name,
+    "implementation_version": "%d.%d.%d" % sys.implementation.version[:3]
+}"""
+
+RUNGS = {
+    "uv": Uv,
+    "venv": Venv,
+    "venv --without-pip": VenvAndPip,
+    "virtualenv": Virtualenv,
+    "unpack": Unpack,
+}

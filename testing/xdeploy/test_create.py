@@ -1,0 +1,202 @@
+"""Environments are made once, found again, and never taken half made."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from services import script
+from tools import BOUND_S, MakeGateway, run_all
+from wheels import Place, make_wheel, place_with_wheels, use_no_index, version_of
+
+from execnet import Gateway, Group, xdeploy
+from execnet._xdeploy import create
+from execnet._xdeploy.far import places
+
+Shared = tuple[Place, Gateway, Gateway]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """A place, a gateway, and one into an environment that no test changes."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_no_index(patch)
+        place = place_with_wheels(tmp_path_factory.mktemp("shared"))
+        group = Group()
+        gateway = group.makegateway()
+        yield place, gateway, place.create(gateway)
+        group.terminate(timeout=5)
+
+
+def venv_of(gateway: Gateway) -> xdeploy.Venv:
+    venv: xdeploy.Venv = gateway.venv  # type: ignore[attr-defined]
+    return venv
+
+
+class TestMaking:
+    def test_the_worker_is_the_environments_in_its_folder(self, shared: Shared) -> None:
+        place, _, made = shared
+        venv = venv_of(made)
+        assert venv == xdeploy.Venv("proj", venv.key, venv.path, venv.python, "unpack", True)
+        code = "import sys, os; channel.send((sys.prefix, os.getcwd()))"
+        assert made.remote_exec(code).receive(BOUND_S) == (venv.path, venv.path)
+        assert venv.path.startswith(f"{place.root}/venvs/proj-")
+        assert version_of(made, "tom") == "2.0"
+        script = made.remote_exec("import os; channel.send(os.popen('bin/sid').read())")
+        assert script.receive(BOUND_S) == "sid\n"
+
+    def test_it_is_private_and_nothing_else_is_left(self, shared: Shared) -> None:
+        place, _, made = shared
+        folders = [place.root, place.root / "venvs", Path(venv_of(made).path).parent]
+        assert [path.stat().st_mode & 0o077 for path in folders] == [0, 0, 0]
+        assert place.venvs() == ["1", "1.held", "1.json"]
+
+    def test_a_second_call_installs_nothing(
+        self, shared: Shared, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        place, gateway, made = shared
+        monkeypatch.setattr(create, "_Making", None)
+        again = place.create(gateway)
+        try:
+            assert venv_of(again) == dataclasses.replace(venv_of(made), is_new=False)
+        finally:
+            again.exit()
+            again.join(BOUND_S)
+
+    def test_other_wishes_are_another_environment(self, place: Place, gateway: Gateway) -> None:
+        made = [place.create(gateway, wish) for wish in ["tom==1.0", "tom"]]
+        assert [version_of(one, "tom") for one in made] == ["1.0", "2.0"]
+
+    def test_a_pip_that_is_sent_does_it_where_python_has_none(
+        self, place: Place, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        use_no_index(monkeypatch, ["venv --without-pip"])
+        lines: list[str] = []
+        made = place.create(gateway, on_output=lines.append)
+        assert venv_of(made).tool == "venv --without-pip"
+        assert version_of(made, "tom") == "2.0"
+        assert any(line.startswith("Successfully installed sid") for line in lines)
+
+    def test_what_is_done_goes_to_the_logger(
+        self, place: Place, gateway: Gateway, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.INFO, "execnet.xdeploy"):
+            place.create(gateway, "tom")
+        assert "unpacking tom-2.0-py2.py3-none-any.whl" in caplog.messages
+
+    def test_two_at_once_make_one(self, place: Place, makegateway: MakeGateway) -> None:
+        gateways = [makegateway() for _ in range(2)]
+        for number in range(int(os.environ.get("EXECNET_TEST_XDEPLOY_ROUNDS", "1"))):
+            calls = [partial(place.create, gateway, name=f"proj{number}") for gateway in gateways]
+            run_all(calls)
+            assert [path.name for path in place.root.glob(f"venvs/proj{number}-*/*.json")] == [
+                "1.json"
+            ]
+
+
+class TestMakingAgain:
+    def test_whoever_uses_the_old_one_keeps_it(self, place: Place, gateway: Gateway) -> None:
+        made = place.create(gateway)
+        again = place.create(gateway, recreate=True)
+        assert venv_of(again).path != venv_of(made).path
+        assert version_of(made, "sid") == version_of(again, "sid") == "1.0"
+        assert place.venvs() == ["1", "1.held", "1.json", "2", "2.held", "2.json"]
+        for one in made, again:
+            one.exit()
+            one.join(BOUND_S)
+        make_wheel(place.wheels, "tom", "3.0")
+        assert version_of(place.create(gateway, refresh=True), "tom") == "3.0"
+        assert place.venvs() == ["3", "3.held", "3.json"]
+
+    def test_without_its_marker_it_is_not_used(self, place: Place, gateway: Gateway) -> None:
+        made = place.create(gateway, ())
+        Path(venv_of(made).path + ".json").unlink()
+        assert venv_of(place.create(gateway, ())).path.endswith("/2")
+
+    @pytest.mark.parametrize("harm", ["gone", "no program"])
+    def test_one_whose_interpreter_does_not_run_is_made_again(
+        self, place: Place, gateway: Gateway, harm: str
+    ) -> None:
+        python = Path(venv_of(place.create(gateway, ())).python)
+        python.unlink()
+        if harm == "no program":
+            script(python, "exit 1")
+        assert venv_of(place.create(gateway, ())).is_new
+
+
+class TestFailures:
+    def test_a_requirement_that_is_not_there_leaves_nothing(
+        self, place: Place, gateway: Gateway
+    ) -> None:
+        with pytest.raises(xdeploy.DeployError, match="no pure wheel of nobody"):
+            place.create(gateway, "sid nobody")
+        assert place.venvs() == []
+        assert version_of(place.create(gateway), "sid") == "1.0"
+
+    def test_a_wheel_with_a_hostile_name_is_refused(self, place: Place, gateway: Gateway) -> None:
+        make_wheel(place.wheels, "evil", files={"../../../../evil.py": ""})
+        with pytest.raises(xdeploy.DeployError, match="hostile name"):
+            place.create(gateway, "evil")
+        assert not list(place.root.rglob("evil.py"))
+        assert place.venvs() == []
+
+    def test_where_nothing_can_be_written_the_error_says_so(
+        self, place: Place, gateway: Gateway
+    ) -> None:
+        with pytest.raises(xdeploy.DeployError, match="/proc/nowhere"):
+            place.create(gateway, root="/proc/nowhere")
+
+    def test_a_folder_that_others_can_write_to_is_not_used(
+        self, place: Place, gateway: Gateway
+    ) -> None:
+        place.root.mkdir()
+        place.root.chmod(0o777)
+        with pytest.raises(xdeploy.DeployError, match="somebody else"):
+            place.create(gateway)
+
+    def test_no_tool_at_all_tells_what_each_lacked(
+        self, place: Place, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        use_no_index(monkeypatch, ["virtualenv"])
+        with pytest.raises(xdeploy.DeployError, match="virtualenv: it is for Python"):
+            place.create(gateway)
+
+    def test_the_secret_of_an_index_stays_here(self, place: Place, gateway: Gateway) -> None:
+        url = "http://sid:geheim@127.0.0.1:1/simple"
+        lines: list[str] = []
+        with pytest.raises(xdeploy.DeployError) as caught:
+            place.create(gateway, "nobody", offline="auto", index_url=url, on_output=lines.append)
+        assert "geheim" not in str(caught.value) + "".join(lines + caught.value.lines)
+
+    @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 65, "a b"])
+    def test_a_name_is_a_name(self, place: Place, gateway: Gateway, name: str) -> None:
+        with pytest.raises(ValueError, match="no name of an environment"):
+            place.create(gateway, name=name)
+
+
+class TestPython:
+    def test_a_version_is_looked_for(self, place: Place, gateway: Gateway) -> None:
+        version = "{}.{}.{}".format(*sys.version_info)
+        wanted = f"pypy{version[:4]}" if sys.implementation.name == "pypy" else version
+        made = place.create(gateway, (), python=wanted)
+        assert made._rinfo().version_info[:3] == sys.version_info[:3]
+
+    def test_one_that_is_not_there_is_an_error(self, place: Place, gateway: Gateway) -> None:
+        with pytest.raises(xdeploy.DeployError, match=r"no Python '3\.99'"):
+            place.create(gateway, python="3.99")
+
+
+def test_what_an_interpreter_says_makes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    from execnet._xdeploy.far import find
+
+    facts = find.facts_of(None)
+    assert facts[:2] == [sys.implementation.name, "{}.{}.{}".format(*sys.version_info)]
+    assert facts == find.facts_of(sys.executable)
+    assert find.key_of(facts, "a") != find.key_of([*facts[:1], "3.99.0", *facts[2:]], "a")
+    assert places.KEY.match(find.key_of(facts, "a"))
