@@ -60,7 +60,24 @@ def for_shell(words: list[str]) -> str:
     A leading ``~/`` or ``~user/`` stays what it means.  The text of ``-c`` goes in double
     quotes where it can: what is no Unix shell knows only those.
     """
-    return " ".join(_quote(word) for word in words)
+    command = " ".join(_quote(word) for word in words)
+    return _in_sh(command) if any(map(_SHELLS_DIFFER.search, words)) else command
+
+
+# Also in single quotes, csh and tcsh act on "!" and end at a newline, and fish takes a backslash
+# before another one, or before a quote, for an escape.
+_SHELLS_DIFFER = re.compile(r"[!\n]|\\(?=[\\']|\Z)")
+
+
+def _in_sh(command: str) -> str:
+    """Have ``sh`` run a command, whose text other shells have nothing to read in."""
+
+    def octal(found: re.Match[str]) -> str:
+        octets = found[0].encode("utf-8", "surrogateescape")
+        return "".join(f"\\0{octet:03o}" for octet in octets)
+
+    text = re.sub(r"[^A-Za-z0-9 /._=:-]", octal, command)
+    return f"""sh -c 'eval "exec env $(printf %b "{text}")"'"""
 
 
 def _quote(word: str) -> str:

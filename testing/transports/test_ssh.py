@@ -141,6 +141,27 @@ class TestInterpreters:
         gateway = makegateway("ssh=host" + python.format(shlex.quote(sys.executable)))
         assert gateway.remote_exec("channel.send(1)").receive(BOUND_S) == 1
 
+    @pytest.mark.parametrize("shell", ["bash", "dash", "csh", "fish"])
+    @pytest.mark.parametrize(
+        "word", ["a!b", "a\nb", "ends\\", "a\\\\b", "a\\'b", "\\'; id; '", "\xe4 %s!"]
+    )
+    def test_a_word_that_shells_read_differently_arrives_in_all(
+        self,
+        makegateway: MakeGateway,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        shell: str,
+        word: str,
+    ) -> None:
+        path = need(shell, shell)
+        script(tmp_path / "ssh", f'for last; do :; done; exec {path} -c "$last"')
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        words = f"WORD={shlex.quote(word)} {shlex.quote(sys.executable)}"
+        gateway = makegateway(f"ssh=host//python=env {words}")
+        code = "import os; channel.send(os.environ['WORD'])"
+        assert gateway.remote_exec(code).receive(BOUND_S) == word
+
 
 class TestVagrant:
     def test_its_ssh_reaches_the_machine(
