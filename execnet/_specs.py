@@ -30,6 +30,7 @@ HEARTBEAT_S = 15.0  # between signs of life, where a network may be cut in betwe
 PLACE = "host", "user", "port", "options"
 PROOF = "key", "authentication", "bound", "fingerprint"
 MAX_ITEM = 1 << 30
+PROCESS_KEYS = "chdir", "nice", "umask", "kill", "dont_write_bytecode"
 SILENT_BEATS = 4  # after so many that are missing the other side is given up
 
 
@@ -114,6 +115,12 @@ def _address(value: str) -> Address:
     return parse_address(value)
 
 
+def _service_name(value: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9_.-]{1,60}", value):
+        raise ValueError("not a name of up to 60 letters, digits, '_', '.' and '-'")
+    return value
+
+
 # ---------------------------------------------------------------- the table
 
 
@@ -168,11 +175,14 @@ _ROWS = [
     Key("srun", "options of srun", ("srun",), "", shell_split_path, "A job step of Slurm."),
     Key("socket", "host:port, [IPv6 address]:port or unix:/path", ("socket",), "", _address,
         "A socket server."),
+    Key("socketservice", "a name", ("socketservice",), "", _service_name,
+        "A process of this user's on this machine that stays, started if it is not there."),
     # options of some types
     Key("host", "a host", ("ssh",), "that of ssh=", _name,
         "The host of a bare ssh, in place of a value of that, whatever the host is called."),
     Key("user", "a name", ("ssh",), "ssh's own", _name, "The user there.", needs="host"),
-    Key("port", "a whole number", ("ssh",), "ssh's own", _port, "The port there.", needs="host"),
+    Key("port", "a whole number", ("ssh", "socketservice"), "ssh's own; a Unix socket", _port,
+        "The port there; of a service, where it listens on the loopback interface.", needs="host"),
     Key("options", "options of ssh", ("ssh",), "none", shell_split_path,
         "Options of ssh, split into words as a shell does.", needs="host"),
     Key("ssh_config", "a path", SSH, "ssh's own", str,
@@ -190,6 +200,10 @@ _ROWS = [
         "The pod's namespace."),
     Key("container", "the name of a container", ("kubectl",), "kubectl's own", str,
         "Which container of the pod."),
+    Key("idle", "a number of seconds", ("socketservice",), "three hours", _seconds,
+        "After how long a service ends that nobody uses, 0 for never."),
+    Key("one_at_a_time", "yes or no", ("socketservice",), "code runs at once", _is_yes,
+        "yes: code of all connections that say so runs one after the other."),
     Key("installvia", "the id of a gateway", ("socket",), "", str,
         "The id of a gateway of the group whose worker starts the socket server."),
     Key("key", "a path", ("socket",), "~/.execnet/key, if it is there", str,
@@ -258,10 +272,10 @@ class Settings:
         self.spec = spec
         self.type = self._find_type()
         self.transport: Transport | None = None  # None: a connection to a socket
-        if self.type != "socket":
+        if self.type not in transports_table.CONNECTED:
             self.transport = transports_table.row_of(spec, self.type)
         values = self._read()
-        self.is_over_network = not spec.popen or bool(spec.via)
+        self.is_over_network = self.type not in ("popen", "socketservice") or bool(spec.via)
         self.nice: int = values.get("nice", 0)
         # None: for ever.
         self.connect_timeout_s: float | None = (
@@ -280,6 +294,9 @@ class Settings:
         self.kills_group: bool = values.get("kill", False)
         self.is_shared: bool = values.get("share", False)  # starts through a login of others, too
         self.address: Address | None = values.get("socket")  # None: an installed server chooses
+        self.idle_s: float | None = values.get("idle")
+        self.is_one_at_a_time: bool = values.get("one_at_a_time", False)
+        self.service_port: int | None = values.get("port")
         self.preload: tuple[str, ...] = values.get("preload", ())
         self._check_what_goes_together()
 
@@ -291,6 +308,8 @@ class Settings:
     @property
     def has_source(self) -> bool:
         """Whether the worker can import what the coordinator did."""
+        if self.type == "socketservice":  # which may be of another version
+            return False
         return not self.is_over_network and not self.spec.python
 
     @property
@@ -340,7 +359,8 @@ class Settings:
         if name in PLACE and self.type in OLD_TYPES and self.spec.ssh is not True:
             return None  # ssh= says all of it, and such a key is a program's own
         if row is not None and (not row.types or self.type in row.types):
-            is_used = not row.needs or vars(self.spec).get(row.needs) is not None
+            needs = row.needs if self.type in OLD_TYPES else ""
+            is_used = not needs or vars(self.spec).get(needs) is not None
             return row if is_used else None
         if name == self.type or (self.transport is not None and name in self.transport.options):
             return Key(name, "as its distribution says", (), "", str, "")
@@ -353,7 +373,9 @@ class Settings:
         if text is True and name == self.type:
             if self.type == "ssh":
                 return not isinstance(self.spec.host, str)
-            return not (self.transport.may_be_bare if self.transport else self.spec.installvia)
+            if self.transport is None:
+                return self.type == "socket" and not self.spec.installvia
+            return not self.transport.may_be_bare
         return text is True or text == ""
 
     def _check_what_goes_together(self) -> None:
@@ -363,6 +385,8 @@ class Settings:
             raise self._error(": output=inherit is for popen on this machine only")
         if self.type == "socket":
             self._check_proof()
+        if self.type == "socketservice":
+            self._check_service()
 
     def _check_proof(self) -> None:
         given = [key for key in PROOF if vars(self.spec).get(key) is not None]
@@ -378,6 +402,19 @@ class Settings:
         if reason:
             words = ", ".join(f"{key}=" for key in given if key != "authentication")
             raise self._error(f": {words or 'authentication='}: {reason}")
+
+    def _check_service(self) -> None:
+        spec = vars(self.spec)
+        given = [key for key in (*PROCESS_KEYS, "via") if spec.get(key) is not None]
+        given += ["env:"] if self.spec.env else []
+        given += ["execmodel"] if spec.get("execmodel") not in (None, "thread") else []
+        if "via" in given:
+            raise self._error(": a service is used on this machine, not via= another gateway")
+        if given or self.output == "inherit":
+            words = ", ".join(key if key == "env:" else f"{key}=" for key in given or ["output"])
+            raise self._error(f": {words} would be for the whole service, which others use as well")
+        if sys.platform == "win32":
+            raise self._error(": there are no services on Windows, which has no flock")
 
     def _check_forkserver(self) -> None:
         if self.spec.forkserver is not True:

@@ -443,6 +443,10 @@ def create_io(
             from ._via import stream as via_stream
 
             return via_stream.create_io(settings, execmodel, find_gateway)
+        if settings.type == "socketservice":
+            from ._service import near as service_near
+
+            return service_near.create_io(settings, execmodel)
         if settings.transport is None:
             from . import gateway_socket
 

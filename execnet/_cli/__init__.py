@@ -102,5 +102,5 @@ def _make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
 def _subcommands() -> Iterator[ModuleType]:
     from importlib import import_module
 
-    for name in ("exec", "run", "info", "sync", "clean"):
+    for name in ("exec", "run", "info", "sync", "service", "clean"):
         yield import_module(f"{__package__}.{name}")

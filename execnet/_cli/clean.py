@@ -10,11 +10,13 @@ import json
 from typing import Any
 
 from .. import _folders
+from .._service import admin
 from .session import STATUS_FAILED
 
 _DESCRIPTION = """\
 Remove what execnet has left on this machine and nobody needs any more: sockets of ssh connections
-that have ended, traces and temporary files of processes that have ended. Keys stay.
+that have ended, folders and logs of services that have ended, traces and temporary files of
+processes that have ended. Keys stay.
 """
 
 
@@ -34,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     status = 0
-    for path, what in _folders.leftovers():
+    for path, what in (*_folders.leftovers(), *admin.leftovers()):
         error = None
         try:
             if not args.dry_run:

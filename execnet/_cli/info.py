@@ -113,7 +113,7 @@ def _run(args: argparse.Namespace) -> int:
         gateways = group.start_all(specs)
         rows = [_describe(gateway, group.start_s[gateway.id]) for gateway in gateways]
         try:
-            session.out.write(_format_json(rows) if args.json else _format_table(rows))
+            session.out.write(_format_json(rows) if args.json else format_table(rows))
         except OSError as exc:
             session.stdout_failed(exc)
         return 0
@@ -176,9 +176,9 @@ def _format_json(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(map(json.dumps, found))
 
 
-def _format_table(found: Sequence[Sequence[str]]) -> str:
+def format_table(found: Sequence[Sequence[str]], columns: Sequence[str] = _COLUMNS) -> str:
     """Return lines with the columns one under the other, numbers to the right."""
-    rows = [_COLUMNS, *found]
+    rows = [columns, *found]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

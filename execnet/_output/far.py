@@ -78,14 +78,18 @@ def _end_of_character(data: bytes, end: int) -> int:
 
 
 class Pipe(object):
-    """A pipe in the place of descriptor ``fd``, which is 1 or 2."""
+    """A pipe for what is meant for descriptor ``fd``, which is 1 or 2; in its place if it is to be.
 
-    def __init__(self, fd: int) -> None:
+    ``write_fd`` is closed by ``end``.
+    """
+
+    def __init__(self, fd: int, replaces: bool = True) -> None:
         self.fd = fd
         self.dropped = 0  # lines, and not told yet
-        self._original = _private(os.dup(fd))
-        self._read_fd, self._write_fd = map(_private, os.pipe())
-        os.dup2(self._write_fd, fd)
+        self._original = _private(os.dup(fd)) if replaces else -1
+        self._read_fd, self.write_fd = map(_private, os.pipe())
+        if replaces:
+            os.dup2(self.write_fd, fd)
 
     def read(self) -> bytes:
         """Return what was written, at most ``LINE_BYTES``; wait for the first."""
@@ -103,13 +107,14 @@ class Pipe(object):
     def end(self, mark: bytes) -> None:
         """Put back what was there before, unless others did so, and write the mark."""
         try:
-            if os.path.sameopenfile(self.fd, self._write_fd):
+            if self._original >= 0 and os.path.sameopenfile(self.fd, self.write_fd):
                 os.dup2(self._original, self.fd)
-            os.write(self._write_fd, mark)
+            os.write(self.write_fd, mark)
         except EnvironmentError:
             pass  # the user's code closed the descriptor, or the reader is gone
-        os.close(self._write_fd)
-        os.close(self._original)
+        os.close(self.write_fd)
+        if self._original >= 0:
+            os.close(self._original)
 
 
 def _private(fd: int) -> int:
@@ -122,14 +127,14 @@ def _private(fd: int) -> int:
 
 
 class Forwarder(object):
-    """Reads two pipes and sends their lines over a channel.
+    """Reads two pipes, those for descriptors 1 and 2, and sends their lines over a channel.
 
     A thread per pipe reads, in all execution models: a print to a full pipe stops all
     greenlets.  One more thread or greenlet sends; a byte in a third pipe wakes it up.
     ``_changed`` guards the queue and what is counted of it.  is_patient: it drops nothing.
     """
 
-    def __init__(self, channel: Any, is_patient: bool) -> None:
+    def __init__(self, channel: Any, is_patient: bool, pipes: list[Pipe]) -> None:
         self._is_patient = is_patient
         self._channel = channel
         self._mark = b"\0execnet-end-" + binascii.hexlify(os.urandom(8))
@@ -144,7 +149,7 @@ class Forwarder(object):
         self._done = self._model.Event()
         wake_fd, self._wake_fd = map(_private, os.pipe())
         self._wake = self._model.fdopen(wake_fd, "rb")
-        self._pipes = [Pipe(1), Pipe(2)]
+        self._pipes = pipes
         self._readers = len(self._pipes)
 
     def start(self) -> None:
@@ -280,6 +285,6 @@ def serve(channel: Any, lines: Any, is_patient: bool = False) -> None:
     """Forward over the channel ``lines``; returns at once, the main thread is for other code."""
     lines._strconfig = (False, False)
     _flush_each_line()  # first, as it looks for the position in what was a file until now
-    forwarder = Forwarder(lines, is_patient)
+    forwarder = Forwarder(lines, is_patient, [Pipe(1), Pipe(2)])
     forwarder.start()
     channel.gateway.before_close = forwarder.finish

@@ -32,6 +32,7 @@ DRAIN_S = 10.0  # how long the end of a group waits for a callback, if it may wa
 LAST_S = 0.5  # the least that it waits for one
 NO_WINDOW = 1 << 60  # bytes
 STREAMS = {1: "stdout", 2: "stderr"}
+_IN_SERVICE = "def serve(channel, **how): channel.gateway.forward(**how)"
 
 
 class Output:
@@ -75,7 +76,10 @@ class Output:
         if gateway.settings.window_bytes is not None:
             lines.set_window(NO_WINDOW)  # it has one of its own, and in an end there is none
         arguments = {"lines": lines, "is_patient": self._is_patient}
-        task = (*source_to_send(output_far, gateway._is_old())[:2], "serve", arguments)
+        source, file_name, _ = source_to_send(output_far, gateway._is_old())
+        if gateway.settings.type == "socketservice":  # whose descriptors are those of all clients
+            source, file_name = _IN_SERVICE, None
+        task = source, file_name, "serve", arguments
         self._begin(gateway.execmodel)
         lines.setcallback(_Source(self._inbox, gateway, lines).on_item, endmarker=None)
         gateway._send(Message.CHANNEL_EXEC, code.id, dumps_internal(task, gateway))

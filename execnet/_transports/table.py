@@ -24,6 +24,7 @@ popen_bootstrapline = "import sys;exec(eval(sys.stdin.readline()))"
 is_freeze_supported = False  # whether this program has called ``freeze_support``
 
 # Specs of these may hold keys that are their program's own, as they always could.
+CONNECTED = "socket", "socketservice"  # reached by a connection, not by a command
 OLD_TYPES = frozenset(["popen", "ssh", "vagrant_ssh", "socket"])
 
 
@@ -181,19 +182,19 @@ def types_of(spec: XSpec) -> list[str]:
     The installed entry points are looked at only when no known key is there.
     """
     given = {key for key, value in vars(spec).items() if value not in (None, False)}
-    types = [key for key in (*TRANSPORTS, "socket") if key in given]
+    types = [key for key in (*TRANSPORTS, *CONNECTED) if key in given]
     return types or [name for name in _plugins() if name in given]
 
 
 def known_types() -> list[str]:
     """Return all keys that say how a worker is reached, those of entry points included."""
-    return sorted({*TRANSPORTS, "socket", *_plugins()})
+    return sorted({*TRANSPORTS, *CONNECTED, *_plugins()})
 
 
 def transport_of(spec: XSpec) -> Transport:
     """Return the row of a spec that has one; ValueError for a broken entry point."""
     for key in types_of(spec):
-        if key != "socket":
+        if key not in CONNECTED:
             return row_of(spec, key)
     raise ValueError(f"no command reaches spec {spec.shown()!r}")
 

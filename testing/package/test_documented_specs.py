@@ -57,7 +57,7 @@ def plain(cell: str) -> str:
 
 def specs_in_text() -> Iterator[str]:
     """Yield what pages show in running text as a spec with a value."""
-    types = "|".join([*table.TRANSPORTS, "socket"])
+    types = "|".join([*table.TRANSPORTS, *table.CONNECTED])
     for page in PAGES:
         for text in re.findall(rf"``((?:{types})=[^`]+)``", page.read_text("utf-8")):
             if "=HOST" not in text and "=NAME" not in text and "..." not in text:
@@ -105,7 +105,7 @@ class TestKeys:
 
     def test_the_types_are_the_rows_that_say_so(self) -> None:
         types = {key for key, row in KEYS.items() if key in row.types}
-        assert types == {*table.TRANSPORTS, "socket"}
+        assert types == {*table.TRANSPORTS, *table.CONNECTED}
         assert {type for row in KEYS.values() for type in row.types} == types
 
     def test_each_value_can_be_had_from_its_example(self) -> None:

@@ -42,6 +42,7 @@ FLOORS = {
     "_speclists": 1,
     "_specs": 2,
     "_transports": 2,
+    "_service": 2,
     "_via": 2,
     "gateway": 2,
     "gateway_io": 2,

@@ -1,0 +1,175 @@
+"""Ask the services of this user how they are, and end them.
+
+Start at ``find_all``, ``status`` and ``stop``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+
+from .._clock import monotonic, sleep
+from .._errors import AuthenticationError
+from . import far_find
+from .far_find import ServiceError
+from .near import Pid, prover
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+ANSWER_S = 5.0
+STOP_S = 12.0  # twice what a service takes at most
+LOOK_S = 0.005
+
+Found = tuple[str, "dict[str, Any]"]  # the folder of a service, and its record
+
+
+def folders() -> Iterator[str]:
+    """Yield the folders of services of this user; the services may have ended."""
+    services = far_find.services_folder(makes=False)
+    with suppress(FileNotFoundError):
+        for name in sorted(os.listdir(services)):
+            folder = os.path.join(services, name)
+            with suppress(ServiceError):
+                far_find.be_private(folder, makes=False)
+                yield folder
+
+
+def is_over(folder: str) -> bool:
+    """Whether no service has a folder, and nobody starts one there."""
+    lock = far_find.try_lock(folder)
+    if lock >= 0:
+        os.close(lock)
+    return lock >= 0
+
+
+def find_all() -> list[Found]:
+    """Return the services that run, ordered by name."""
+    found = [(folder, far_find.record_of(folder)) for folder in folders() if not is_over(folder)]
+    found = [one for one in found if one[1]]  # one that just starts has written none
+    return sorted(found, key=lambda one: (str(one[1].get("service")), one[0]))
+
+
+def find(name: str, python: str | None = None) -> Found:
+    """Return the service that has a name, which is its port if it has one.
+
+    python: the command of its interpreter, where several have the name.  Raises ``ServiceError``
+    if there is none, or more than one.
+    """
+    found = [one for one in find_all() if one[1].get("service") == name]
+    if python is not None:
+        found = [one for one in found if one[1].get("python") == python]
+    if not found:
+        raise ServiceError(f"no service {name!r} runs here")
+    if len(found) > 1:
+        pythons = ", ".join(str(record.get("python")) for _, record in found)
+        raise ServiceError(f"several services are named {name!r}, say which: --python {pythons}")
+    return found[0]
+
+
+def status(found: Found) -> dict[str, Any]:
+    """Return what a service tells of itself; ``ServiceError`` if it does not answer."""
+    answer, process = _ask(found, "status")
+    process.close()
+    return answer
+
+
+def _ask(found: Found, what: str) -> tuple[dict[str, Any], Pid]:
+    folder, record = found
+    deadline = monotonic() + ANSWER_S
+    port = record.get("port")
+    attached = process = None
+    try:
+        attached = far_find.attach(folder, port, deadline, prover(port, deadline) if port else int)
+        if attached is None:
+            raise ServiceError(f"the service {record.get('service')!r} has ended")
+        sock, greeting = attached
+        process = Pid(greeting["pid"])
+        far_find.say(sock, {"ask": what})
+        answer = far_find.read_dict(sock, deadline)
+        if "error" in answer:
+            raise ServiceError(str(answer["error"]))
+        return answer, process
+    except BaseException as exc:
+        if process is not None:
+            process.close()
+        if not isinstance(exc, (OSError, EOFError, AuthenticationError)):
+            raise
+        raise ServiceError(f"the service {record.get('service')!r} does not answer: {exc}") from exc
+    finally:
+        if attached is not None:
+            attached[0].close()
+
+
+def losses(told: dict[str, Any]) -> list[str]:
+    """Return in words what would be lost if a service that tells this of itself ended."""
+    lost = [f"the connection of {one['id']}, process {one['pid']}" for one in told["clients"]]
+    lost += [f"code that runs: {one['code']} ({one['client']})" for one in told["running"]]
+    lost += [f"state[{key}]" for key in told["state"]]
+    return lost + [f"the connection to {one['host']}" for one in told["kept"]]
+
+
+def stop(found: Found) -> None:
+    """End a service; returns when its process is gone.
+
+    Its code is interrupted and has some seconds; a service that does not end by then, or does
+    not answer, is killed.  Raises ``ServiceError`` if that can't be done.
+    """
+    try:
+        process = _ask(found, "stop")[1]
+        if _wait_ended(process, STOP_S):
+            return
+    except ServiceError:
+        if is_over(found[0]):
+            return
+    pid = _listener(found)
+    if pid:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        if _wait_ended(Pid(pid), STOP_S):
+            return
+    raise ServiceError(f"process {found[1].get('pid')} of the service does not end")
+
+
+def _listener(found: Found) -> int:
+    """Return the process that listens at a service's socket, as the system says; 0 if unknown."""
+    import socket
+
+    if found[1].get("port"):
+        return int(found[1].get("pid", 0))  # the record is this user's own
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(ANSWER_S)
+        sock.connect(far_find.socket_of(found[0]))
+        return far_find.peer_of(sock)[0]
+    return int(found[1].get("pid", 0))
+
+
+def _wait_ended(process: Pid, wait_s: float) -> bool:
+    deadline = monotonic() + wait_s
+    try:
+        while not process.has_ended():
+            if monotonic() > deadline:
+                return False
+            sleep(LOOK_S)
+        return True
+    finally:
+        process.close()
+
+
+def log_files(found: Found) -> list[str]:
+    """Return the files of a service's log that are there, the older first."""
+    paths = [os.path.join(found[0], name) for name in ("log.1", "log")]
+    return [path for path in paths if os.path.lexists(path)]
+
+
+def leftovers() -> Iterator[tuple[str, str]]:
+    """Yield (path, what it is) of the folders of services that have ended."""
+    try:
+        for folder in list(folders()):
+            if is_over(folder):
+                yield folder, "the folder of a service that has ended"
+    except ServiceError:  # it is not a folder that could be used
+        return

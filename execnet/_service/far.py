@@ -1,0 +1,442 @@
+"""The process of a service: it accepts connections, and each of them is a worker's gateway.
+
+The main thread executes what has to run there, and nothing else; one thread accepts, and each
+connection has one, which becomes the gateway's receiver thread.  What is asked of the service is
+answered there, so also while code of others runs.  The code of a connection that does not end with
+it is an orphan: it is listed, and ends with the service alone.
+
+This file is shipped, too; it keeps to what Python 2.7 and today's Python both accept.  Start at
+``run`` and ``Service``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+from ..gateway_base import (
+    _decoded,
+    _frame_of,
+    _hello,
+    _plain_stack,
+    _serve,
+    get_execmodel,
+    geterrortext,
+    load_part,
+    real_select,
+)
+from . import far_find, far_log
+from .far_find import PROTOCOL, ServiceError, clock
+from .far_gateway import (
+    ConnectionIO,
+    Running,
+    ServiceGateway,
+    ServiceProcess,
+    Turns,
+    state,
+    text_of,
+)
+from .far_log import keep_from_children
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+REQUEST_S = 30.0  # how long a connection may take to say what it wants
+LOOK_S = 5.0  # between looks whether the record is still there, and whether it idles
+TOUCH_S = 86400.0  # files that were not touched for long are taken for left behind
+STOP_S = 6.0  # how long code may take to end when the service does
+FLUSH_S = 0.5  # and what it has printed, to be in the log
+BACKLOG = 128
+NOT_FOR_ONE = "chdir", "nice", "env", "kill"  # as others have the same process
+
+
+class Service(object):
+    """What a service is, and what goes on in it.
+
+    Any thread may read; the thread that accepts ends it.
+    """
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        self.name = str(options["name"])
+        self.folder = options["folder"]
+        self.port = options["port"]
+        self.idle_s: float = options["idle"]
+        self.since = time.time()
+        self.process = ServiceProcess()
+        self.turns = Turns()
+        self.model = get_execmodel("thread")
+        self.running: dict[int, Running] = {}  # by the number of the thread
+        self.routes: dict[int, far_log.Route] = {}
+        self.files = [far_log.Router(number, self.routes) for number in (1, 2)]
+        self.clients: set[ServiceGateway] = set()
+        self._connections = 0  # that have not ended, those without a gateway as well
+        self._lock = threading.Lock()
+        self._listener: Any = None
+        self._log = far_log.Log(os.path.join(self.folder, "log"))
+        self._is_stopping = False
+        self._is_ended = False
+        self._idle_from = clock()
+        self._looked = self._touched = clock()
+        self._woken, self._wakes = _pipe()
+        self._main_woken, self._main_wakes = _pipe()
+
+    # ------------------------------------------------------------ the start
+
+    def begin(self) -> None:
+        """Listen, and say in the record who does; raises what goes wrong."""
+        _remove(os.path.join(self.folder, "record"))  # of one that was killed
+        self._listener = self._listen()
+        keep_from_children(self._listener.fileno())
+        self._listener.setblocking(False)
+        self._write_record()
+        self._log.begin()
+        sys.stdout, sys.stderr = self.files
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._leave)
+
+    def _listen(self) -> Any:
+        if self.port:
+            listener = socket.socket(socket.AF_INET)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((far_find.LOOPBACK, self.port))
+            except EnvironmentError as exc:
+                raise ServiceError("port %d: %s" % (self.port, exc.strerror))
+        else:
+            path = far_find.socket_of(self.folder)
+            _remove(path)  # we have the lock, so nobody listens there
+            listener = socket.socket(socket.AF_UNIX)
+            before = os.umask(0o177)
+            try:
+                listener.bind(path)
+            finally:
+                os.umask(before)
+        listener.listen(BACKLOG)
+        return listener
+
+    def _write_record(self) -> None:
+        import json
+
+        path = os.path.join(self.folder, "record")
+        fd = far_find.open_private(path + ".new", os.O_WRONLY | os.O_TRUNC)
+        os.write(fd, json.dumps(self.greeting(), sort_keys=True).encode("ascii") + b"\n")
+        os.close(fd)
+        os.rename(path + ".new", path)
+
+    def greeting(self) -> dict[str, Any]:
+        """Return what each connection and the record are told first."""
+        return {
+            "service": self.name,
+            "port": self.port,
+            "protocol": PROTOCOL,
+            "version": self._options["version"],
+            "python": text_of(self._options["python"]),
+            "executable": text_of(sys.executable),
+            "version_info": tuple(sys.version_info[:3]),
+            "pid": os.getpid(),
+            "since": self.since,
+        }
+
+    # ------------------------------------------------------------ the thread that accepts
+
+    def accept_all(self) -> None:
+        """Take connections until the service ends."""
+        select = real_select()
+        poll = select.poll()
+        for fd in self._listener.fileno(), self._woken:
+            poll.register(fd, select.POLLIN)
+        while not self._is_stopping:
+            try:
+                ready = dict(poll.poll(self._pause_s() * 1000))
+            except select.error:  # Python 2, at a signal
+                continue
+            if self._woken in ready:
+                os.read(self._woken, 4096)
+            if self._listener.fileno() in ready:
+                self._accept()
+            self._look()
+        self._end()
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except EnvironmentError:  # it has gone, or there is no descriptor left
+            time.sleep(0.01)
+            return
+        keep_from_children(sock.fileno())
+        sock.setblocking(True)
+        with self._lock:
+            self._connections += 1
+        try:
+            self.model.start(self._serve, (sock,), "execnet-service-client")
+        except RuntimeError:  # there can be no more threads
+            self._forget(sock)
+
+    def _pause_s(self) -> float:
+        """Return when to look again."""
+        if self._connections or self.running or not self.idle_s:
+            return LOOK_S
+        return min(LOOK_S, max(0.0, self._idle_from + self.idle_s - clock()) + 0.001)
+
+    def _look(self) -> None:
+        """See whether there is a reason to end."""
+        now = clock()
+        if self._connections or self.running:
+            self._idle_from = now
+        elif self.idle_s and now - self._idle_from > self.idle_s:
+            self.stop_soon()
+        if now - self._looked < LOOK_S:
+            return
+        self._looked = now
+        record = far_find.record_of(self.folder)
+        if record.get("pid") != os.getpid():
+            self.stop_soon()
+        elif now - self._touched > TOUCH_S:
+            self._touched = now
+            for name in "record", "lock", "socket", "log":
+                try:
+                    os.utime(os.path.join(self.folder, name), None)
+                except EnvironmentError:
+                    pass
+
+    def stop_soon(self) -> None:
+        """Have the service end; any thread may call, and a handler of signals."""
+        self._is_stopping = True
+        os.write(self._wakes, b".")
+
+    def _end(self) -> None:
+        """End what runs, then let the main thread go."""
+        self._listener.close()
+        for name in ("record",) if self.port else ("socket", "record"):
+            _remove(os.path.join(self.folder, name))
+        deadline = clock() + STOP_S
+        for client in list(self.clients):
+            client.stop()
+        while self.clients and clock() < deadline:
+            time.sleep(0.005)
+        self._is_ended = True
+        os.write(self._main_wakes, b".")
+
+    # ------------------------------------------------------------ the main thread
+
+    def wait(self) -> None:
+        """Wait until the service has ended, so that the process may."""
+        while not self._is_ended:
+            try:
+                os.read(self._main_woken, 1)
+            except EnvironmentError as exc:  # Python 2 does not go on after a signal
+                if exc.errno != errno.EINTR:
+                    raise
+
+    def exit(self) -> None:
+        """End the process; what does not end is no reason to wait."""
+        import atexit
+
+        try:
+            atexit._run_exitfuncs()
+        except BaseException:
+            sys.stderr.write(geterrortext(sys.exc_info()))
+        self._log.end(FLUSH_S)
+        os._exit(0)
+
+    # ------------------------------------------------------------ a connection's thread
+
+    def _serve(self, sock: Any) -> None:
+        try:
+            deadline = clock() + REQUEST_S
+            pid = self._admit(sock, deadline)
+            far_find.say(sock, self.greeting())
+            request = far_find.read_dict(sock, deadline)
+            sock.settimeout(None)
+            self._act(sock, request, pid)
+        except (EnvironmentError, EOFError, ServiceError):
+            pass  # it has gone, or is nobody who may be here
+        except Exception:
+            sys.stderr.write(geterrortext(sys.exc_info()))
+        finally:
+            self._forget(sock)
+
+    def _forget(self, sock: Any) -> None:
+        sock.close()
+        with self._lock:
+            self._connections -= 1
+        self._idle_from = clock()
+        os.write(self._wakes, b".")
+
+    def _admit(self, sock: Any, deadline: float) -> int:
+        """Return the process id of the other end, if it may be here."""
+        if self.port:
+            load_part("_service.far_proof").admit(sock, deadline)
+            return 0
+        pid, user = far_find.peer_of(sock)
+        if user != os.geteuid():
+            raise ServiceError("user %d is not the one of this service" % user)
+        return pid
+
+    def _act(self, sock: Any, request: dict[str, Any], pid: int) -> None:
+        ask = request.get("ask")
+        if request.get("idle") is not None:
+            self.idle_s = request["idle"]
+        if ask == "gateway":
+            self._be_gateway(sock, request, pid or request.get("pid", 0))
+        elif ask == "status":
+            far_find.say(sock, self.status())
+        elif ask == "stop":
+            far_find.say(sock, self.status())
+            self.stop_soon()
+        else:
+            far_find.say(sock, {"error": "this service, of version %s, does not know how to %s"
+                                         % (self._options["version"], ask)})
+
+    def _be_gateway(self, sock: Any, request: dict[str, Any], pid: int) -> None:
+        options = request["options"]
+        io = ConnectionIO(sock, self.model)
+        for name in NOT_FOR_ONE:
+            if options.get(name):
+                text = "%s= would be for the whole service, which serves others too" % name
+                io.write(options["marker"] + _frame_of({"error": text}))
+                return
+        io.write(options["marker"] + _hello())
+        one_at_a_time = bool(request.get("one_at_a_time"))
+        _serve(
+            io,
+            _decoded(options["id"]),
+            options["codecs"],
+            options["grace"],
+            lambda **more: ServiceGateway(
+                service=self, pid=pid, one_at_a_time=one_at_a_time, **more),
+            farewell=options["marker"],
+        )
+
+    # ------------------------------------------------------------ what is asked of it
+
+    def status(self) -> dict[str, Any]:
+        """Return what ``execnet service status`` tells."""
+        running = list(self.running.values())
+        found = self.greeting()
+        found.update(
+            idle=self.idle_s,
+            folder=text_of(self.folder),
+            log=text_of(os.path.join(self.folder, "log")),
+            memory=_memory_bytes(),
+            threads=len(sys._current_frames()),
+            state=sorted([text_of(repr(key)[:80]) for key in list(state)]),
+            clients=[
+                {
+                    "id": text_of(client.id),
+                    "pid": client.pid,
+                    "since": client.since,
+                    "executing": len([one for one in running if one.gateway is client]),
+                }
+                for client in list(self.clients)
+            ],
+            running=[_told(one) for one in running],
+            kept=[],
+        )
+        return found
+
+    # ------------------------------------------------------------ a process that code forked
+
+    def _leave(self) -> None:
+        """In a forked process: have nothing that would hide the end of the service."""
+        null = os.open(os.devnull, os.O_RDWR)
+        fds = [self._options["lock"]]
+        for client in list(self.clients):
+            fds += [client._io._sock.fileno()] + client._io.fds
+        for fd in fds + [self._listener.fileno()]:
+            try:
+                if fd >= 0:
+                    os.dup2(null, fd)
+            except EnvironmentError:
+                pass
+        os.close(null)
+
+
+def _told(running: Running) -> dict[str, Any]:
+    """Return what is told of code that runs."""
+    told = {
+        "client": text_of(running.gateway.id),
+        "code": running.code,
+        "since": running.since,
+        "waits": running.waits,
+        "orphan": running.gateway.is_given_up,
+    }
+    if running.gateway.is_given_up:
+        told["stack"] = text_of("".join(_plain_stack(sys._current_frames().get(running.ident))))
+    return told
+
+
+def _memory_bytes() -> int:
+    """Return how much memory the process has that is in use; 0 where it is not known."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (EnvironmentError, ValueError):
+        return 0
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except EnvironmentError:
+        pass
+
+
+def _pipe() -> tuple[int, int]:
+    ends = os.pipe()
+    for fd in ends:
+        keep_from_children(fd)
+    return ends
+
+
+def run(options: dict[str, Any]) -> None:
+    """Be a service; the options are what ``far_find.connect`` wants, and what it adds."""
+    options["folder"] = getattr(os, "fsdecode", str)(options["folder"])
+    lock, ready = options["lock"], options["ready"]
+    try:
+        os.setsid()
+    except EnvironmentError:
+        pass  # it leads a session already
+    for number in signal.SIGINT, signal.SIGQUIT:  # the shell that started it has them ignored
+        signal.signal(number, signal.SIG_DFL)
+    _close_others(lock, ready)
+    for fd in lock, ready:
+        keep_from_children(fd)
+    try:
+        os.chdir(os.path.expanduser("~"))
+    except EnvironmentError:
+        os.chdir("/")
+    sys.path[:] = [entry for entry in sys.path if entry]  # no folder is the one that it is in
+    sys.argv = ["execnet-service"]
+    try:
+        service = Service(options)
+        service.begin()
+    except Exception as exc:
+        text = "%s" % exc if isinstance(exc, ServiceError) else geterrortext(sys.exc_info())
+        os.write(ready, text.encode("utf-8", "backslashreplace"))
+        return
+    for number in signal.SIGTERM, signal.SIGHUP:
+        signal.signal(number, lambda signum, frame: service.stop_soon())
+    service.process.take_main_thread()
+    service.model.start(service.accept_all, (), "execnet-service")
+    os.write(ready, b"ready\n")
+    os.close(ready)
+    service.wait()
+    service.exit()
+
+
+def _close_others(*kept: int) -> None:
+    """Close what was inherited by chance, and have null devices as stdin."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    last = 2
+    for fd in sorted(kept) + [4096]:
+        os.closerange(last + 1, fd)
+        last = fd

@@ -1,0 +1,466 @@
+"""Finds a service of this user's on this machine, and starts it when there is none.
+
+A service has a folder that only its user can enter.  In it are its socket, its record, its log
+and a lock, which it holds for as long as it lives: whoever gets the lock knows that there is no
+service, and hands the locked descriptor on to the one that it starts.  The others wait and look.
+
+This file is shipped as well; it keeps to what Python 2.7 and today's Python both accept.  Start
+at ``connect``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import time
+
+from ..gateway_base import Message, _frame_of, loads_internal, new_lock, real_select
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+PROTOCOL = 1  # of what is said here; it is part of the key, so that others run beside it
+PATH_BYTES = 103  # of a socket's path, on all systems
+TRIES = 3  # at services that end before they have greeted
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.002, 0.05  # between looks while another one starts it
+LONGEST_S = 1e6  # of one wait
+LOG_BYTES = 4096  # what is told of the log when a service can't start
+LOOPBACK = "127.0.0.1"
+
+# The shell ends at once, so that the service is no child of the program's.
+_START = 'exec 3<&0; "$@" <&3 >&2 3<&- & echo $!'
+
+
+class ServiceError(Exception):
+    """A service can't be reached or started; the text says why."""
+
+
+class _Nobody(Exception):
+    """There is no service, or it has ended before it greeted."""
+
+
+clock = getattr(time, "monotonic", time.time)
+_starting = new_lock()  # only one thread lets descriptors be inherited
+
+
+# ---------------------------------------------------------------- where it is
+
+
+def key_of(name: str, words: list[str] | None, port: int | None = None) -> str:
+    """Return the key of a service: 16 hex digits, as the path of a socket has to be short.
+
+    words: the command of its interpreter.  A port is all of the key where there is one.
+    """
+    what = ["port", str(port)] if port else ["name", name, str(PROTOCOL)] + (words or [])
+    said = [str(_user()), socket.gethostname()] + what
+    data: Any = "\0".join(said)
+    if not isinstance(data, bytes):
+        data = data.encode("utf-8", "surrogateescape")
+    return str(_sha256()(data).hexdigest()[:16])
+
+
+def _sha256() -> Any:
+    for name in "_sha2", "_sha256", "hashlib":  # the last one takes long to import
+        try:
+            return __import__(name).sha256
+        except (ImportError, AttributeError):
+            pass
+    raise ServiceError("this Python has no SHA-256")
+
+
+def _user() -> int:
+    if sys.platform == "win32":
+        raise ServiceError("services need a system with Unix sockets and flock, not Windows")
+    return os.geteuid()
+
+
+def services_folder(makes: bool = True) -> str:
+    """Return the folder that the services of this user have theirs in.
+
+    makes: whether it is made.  Raises ``ServiceError`` if another user could change what is there.
+    """
+    user = _user()
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(runtime) and _is_own(runtime, user):  # after ``su`` it is another user's
+        folder = os.path.join(runtime, "execnet")
+    else:
+        home = os.environ.get("EXECNET_HOME") or os.path.expanduser("~/.execnet")
+        folder = os.path.join(os.path.realpath(home), "services")
+        if makes:
+            _make(os.path.dirname(folder))
+    if makes or os.path.lexists(folder):
+        _check_above(os.path.dirname(os.path.realpath(folder)), user)
+        be_private(folder, makes)
+    return folder
+
+
+def _is_own(folder: str, user: int) -> bool:
+    try:
+        found = os.lstat(folder)
+    except EnvironmentError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == user and not found.st_mode & 0o077
+
+
+def _make(folder: str) -> None:
+    try:
+        os.mkdir(folder, 0o700)
+    except EnvironmentError as exc:
+        if exc.errno != errno.EEXIST:
+            raise ServiceError("can't make the folder %s: %s" % (folder, exc.strerror))
+
+
+def _check_above(folder: str, user: int) -> None:
+    """Refuse a folder that others could put another one in the place of."""
+    while True:
+        found = os.lstat(folder)
+        open_to_others = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
+        if found.st_uid not in (0, user) or open_to_others:
+            raise ServiceError("%s can be changed by others, so no service can be below" % folder)
+        if folder == os.path.dirname(folder):
+            return
+        folder = os.path.dirname(folder)
+
+
+def be_private(folder: str, makes: bool = True) -> None:
+    """Refuse a folder that another user owns or can enter; what is wrong is not changed."""
+    if makes:
+        _make(folder)
+    try:
+        found = os.lstat(folder)
+    except EnvironmentError as exc:
+        raise ServiceError("can't use the folder %s: %s" % (folder, exc.strerror))
+    if not stat.S_ISDIR(found.st_mode):
+        raise ServiceError("%s is no folder" % folder)
+    if found.st_uid != _user():
+        raise ServiceError("%s belongs to user %d, not to this one" % (folder, found.st_uid))
+    if found.st_mode & 0o077:
+        mode = stat.S_IMODE(found.st_mode)
+        raise ServiceError("%s has mode %o: others can enter it; it has to be 700" % (folder, mode))
+
+
+def socket_of(folder: str) -> str:
+    """Return the path of a service's socket."""
+    path = os.path.join(folder, "socket")
+    if len(path if isinstance(path, bytes) else path.encode("utf-8", "replace")) > PATH_BYTES:
+        raise ServiceError("%s is too long for a socket; EXECNET_HOME may be a short path" % path)
+    return path
+
+
+def open_private(path: str, flags: int) -> int:
+    """Return a descriptor of a regular file of this user's; it is made if there is none."""
+    fd = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | getattr(os, "O_CLOEXEC", 0), 0o600)
+    found = os.fstat(fd)
+    if stat.S_ISREG(found.st_mode) and found.st_uid == _user():
+        return fd
+    os.close(fd)
+    raise ServiceError("%s is not a file of this user's" % path)
+
+
+def try_lock(folder: str) -> int:
+    """Return the locked descriptor, -1 if a service holds it, or somebody who starts one."""
+    import fcntl
+
+    path = os.path.join(folder, "lock")
+    fd = open_private(path, os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(fd), os.lstat(path)):  # else somebody has removed it
+            return fd
+    except EnvironmentError as exc:
+        if exc.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.ENOENT):
+            os.close(fd)
+            raise
+    os.close(fd)
+    return -1
+
+
+# ---------------------------------------------------------------- the connection
+
+
+class Reader(object):
+    """Reads exactly what is asked for from a socket, until a deadline."""
+
+    def __init__(self, sock: Any, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
+
+    def read(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            left = self._deadline - clock()
+            if left <= 0:
+                raise socket.timeout("timed out")
+            self._sock.settimeout(min(left, LONGEST_S))
+            more = self._sock.recv(size - len(data))
+            if not more:
+                raise EOFError("the connection has ended")
+            data += more
+        return data
+
+
+def read_dict(sock: Any, deadline: float) -> dict[str, Any]:
+    """Return what the other side says: greeting, request or answer."""
+    found = loads_internal(Message.from_io(Reader(sock, deadline)).data)
+    if type(found) is not dict:
+        raise ServiceError("what listens there is no service")
+    return found
+
+
+def say(sock: Any, said: dict[str, Any]) -> None:
+    """Send the same."""
+    sock.sendall(_frame_of(said))
+
+
+def peer_of(sock: Any) -> tuple[int, int]:
+    """Return (process id or 0, user) of the other end of a Unix socket."""
+    peercred = getattr(socket, "SO_PEERCRED", 17 if sys.platform.startswith("linux") else None)
+    if peercred is not None:
+        pid, user, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, peercred, 12))
+        return pid, user & 0xFFFFFFFF
+    if sys.platform == "darwin" or "bsd" in sys.platform:  # LOCAL_PEERCRED and its struct xucred
+        version, user = struct.unpack("2I", sock.getsockopt(0, 1, 76)[:8])
+        if version == 0:
+            return 0, user
+    return 0, _user()  # a folder that nobody else can enter is all that is left
+
+
+def _greeted(sock: Any, deadline: float, name: str) -> dict[str, Any]:
+    """Return the greeting of a service; ``_Nobody`` if it ends before."""
+    try:
+        return read_dict(sock, deadline)
+    except socket.timeout:
+        raise ServiceError("service %s does not answer; it may be stopped" % name)
+    except (EnvironmentError, EOFError):
+        raise _Nobody()
+    except Exception as exc:
+        raise ServiceError("what listens for %s is no service: %s" % (name, exc))
+
+
+def attach(
+    folder: str, port: int | None, deadline: float, prove: Callable[[Any], object] = int
+) -> tuple[Any, dict[str, Any]] | None:
+    """Return a connection to a service and its greeting, None if there is none.
+
+    prove: has both sides prove who they are, where they are connected by a port.
+    """
+    name = str(port) if port else folder
+    sock = socket.socket(socket.AF_INET if port else socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if sock.fileno() <= 2:
+            raise ServiceError("a standard descriptor is closed, so no service can be used")
+        sock.settimeout(min(max(0.001, deadline - clock()), LONGEST_S))
+        if port:
+            sock.connect((LOOPBACK, port))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            prove(sock)
+        else:
+            sock.connect(socket_of(folder))
+            pid, user = peer_of(sock)
+            if user != _user():
+                raise ServiceError("user %d listens at %s, not this one" % (user, folder))
+        greeting = _greeted(sock, deadline, name)
+        if not port and pid:
+            greeting["pid"] = pid  # as the system says
+        sock.settimeout(None)
+        return sock, greeting
+    except _Nobody:
+        sock.close()
+        return None
+    except BaseException as exc:
+        sock.close()
+        gone = errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ECONNRESET
+        if getattr(exc, "errno", None) in gone:
+            return None
+        raise
+
+
+def connect(
+    want: dict[str, Any],
+    deadline: float,
+    line_for: Callable[[dict[str, Any]], bytes],
+    prove: Callable[[Any], object] = int,
+) -> tuple[Any, dict[str, Any]]:
+    """Return a connection to a service and its greeting; it is started if it is not there.
+
+    want: ``name``, ``words`` (the command of an interpreter that reads a line), ``port`` (or
+    None) and what the service is told of itself besides.  line_for: returns that line for a dict
+    of what the service has to know.  Raises ``ServiceError``.
+    """
+    services = services_folder()
+    folder = os.path.join(services, key_of(want["name"], want["words"], want["port"]))
+    be_private(folder)
+    socket_of(folder)
+    pause_s, starts = FIRST_PAUSE_S, 0
+    while True:
+        found = attach(folder, want["port"], deadline, prove)
+        if found is not None:
+            return found
+        be_private(folder)  # "execnet clean" may have removed it
+        lock = try_lock(folder)
+        if lock >= 0:
+            try:
+                if starts == TRIES:
+                    text = "the service %s has ended %d times before it greeted: %s"
+                    raise ServiceError(text % (want["name"], starts, _said(folder + "/log", 0)))
+                starts += 1
+                found = attach(folder, want["port"], deadline, prove)
+                if found is not None:
+                    return found
+                _start(folder, lock, want, deadline, line_for)
+            finally:
+                os.close(lock)
+            continue
+        if clock() > deadline:
+            text = "another process holds the lock in %s, and no service answers: %s"
+            raise ServiceError(text % (folder, record_of(folder)))
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LAST_PAUSE_S)
+
+
+def record_of(folder: str) -> dict[str, Any]:
+    """Return what a service has written of itself; empty where nothing can be read."""
+    import json
+
+    try:
+        with open(os.path.join(folder, "record")) as file:
+            found: dict[str, Any] = json.load(file)
+        return found if isinstance(found, dict) else {}
+    except (EnvironmentError, ValueError):
+        return {}
+
+
+# ---------------------------------------------------------------- the start
+
+
+def _start(
+    folder: str,
+    lock: int,
+    want: dict[str, Any],
+    deadline: float,
+    line_for: Callable[[dict[str, Any]], bytes],
+) -> None:
+    """Start a service that holds a lock from now on; returns when it can be connected to."""
+    log = os.path.join(folder, "log")
+    log_fd = open_private(log, os.O_WRONLY | os.O_APPEND)
+    begins = os.fstat(log_fd).st_size
+    ready_fd, tells_fd = os.pipe()
+    passed: list[int] = []
+    boot = os.path.join(folder, "boot")
+    pid = 0
+    try:
+        with _starting:
+            passed += [_high(lock), _high(tells_fd)]
+            os.close(tells_fd)
+            tells_fd = -1
+            more = {"folder": folder, "lock": passed[0], "ready": passed[1]}
+            line = line_for(dict(want, **more))
+            boot_fd = _written(boot, line)
+            try:
+                pid = _spawn(want["words"], boot_fd, log_fd, passed)
+            finally:
+                os.close(boot_fd)
+                while passed:
+                    os.close(passed.pop())
+        said = _await(ready_fd, deadline)
+        if said != b"ready\n":
+            text = said.decode("utf-8", "replace").strip() or _said(log, begins)
+            if text:
+                raise ServiceError("the service %s can't start: %s" % (want["name"], text))
+        pid = 0
+    finally:
+        if pid:
+            _kill(pid)
+        for fd in [ready_fd, log_fd] + passed + [tells_fd] * (tells_fd >= 0):
+            os.close(fd)
+
+
+def _high(fd: int) -> int:
+    """Return a duplicate with a number that no shell uses, for a process that is started."""
+    import fcntl
+
+    found: int = fcntl.fcntl(fd, fcntl.F_DUPFD, 20)
+    if sys.version_info[0] > 2:  # ``pass_fds`` lets it be inherited
+        fcntl.fcntl(found, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    return found
+
+
+def _written(path: str, data: bytes) -> int:
+    """Return a descriptor to read data from; a file, as a pipe might be full."""
+    try:
+        os.unlink(path)
+    except EnvironmentError:
+        pass
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        os.unlink(path)
+        while data:
+            data = data[os.write(fd, data) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _spawn(words: list[str], boot_fd: int, log_fd: int, passed: list[int]) -> int:
+    """Start a command that is nobody's child; return its process id."""
+    more: dict[str, Any] = {"close_fds": False}  # the service closes what it does not know
+    if sys.version_info[0] > 2:
+        more = {"pass_fds": passed}
+    try:
+        shell = subprocess.Popen(
+            ["/bin/sh", "-c", _START, "sh"] + words,
+            stdin=boot_fd,
+            stdout=subprocess.PIPE,
+            stderr=log_fd,
+            **more
+        )
+        return int(shell.communicate()[0] or b"0")
+    except (EnvironmentError, ValueError) as exc:
+        raise ServiceError("can't start a service: %s" % exc)
+
+
+def _await(fd: int, deadline: float) -> bytes:
+    """Return what a service says before it closes a descriptor."""
+    said = b""
+    poll, poll_error = real_select().poll(), real_select().error
+    poll.register(fd, 1)  # POLLIN
+    while True:
+        left = deadline - clock()
+        try:
+            if left <= 0 or not poll.poll(min(left, LONGEST_S) * 1000):
+                return said or b"it does not become ready in time"
+            data = os.read(fd, 65536)
+        except (EnvironmentError, poll_error) as exc:
+            if exc.args[0] != errno.EINTR:
+                raise
+            continue
+        if not data:
+            return said
+        said += data
+
+
+def _said(path: str, begins: int) -> str:
+    """Return what a log says, from a place on."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(begins, file.tell() - LOG_BYTES))
+            return file.read().decode("utf-8", "replace").strip()
+    except EnvironmentError:
+        return ""
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, 9)
+    except EnvironmentError:
+        pass

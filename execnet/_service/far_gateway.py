@@ -1,0 +1,232 @@
+"""A connection to a service: the gateway of a worker whose process goes on without it.
+
+Code runs in threads, at once or one after the other.  Code that does not end with its connection
+is an orphan.  This file is shipped; it keeps to what Python 2.7 and today's Python both accept.
+Start at ``ServiceGateway``.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import deque
+
+from ..gateway_base import (
+    Popen2IO,
+    Process,
+    WorkerGateway,
+    WorkerPool,
+    _Flag,
+    get_ident,
+    load_part,
+    new_lock,
+)
+from . import far_log
+from .far_log import keep_from_children
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+state: dict[Any, Any] = {}  # what the code of a service keeps: ``execnet.service.state``
+
+
+class ConnectionIO(Popen2IO):
+    """The stream of a connection."""
+
+    def __init__(self, sock: Any, execmodel: Any) -> None:
+        self._sock = sock
+        fds = [os.dup(sock.fileno()), os.dup(sock.fileno())]
+        for fd in fds:
+            keep_from_children(fd)
+        self.fds = fds
+        outfile, infile = execmodel.fdopen(fds[0], "wb"), execmodel.fdopen(fds[1], "rb")
+        super(ConnectionIO, self).__init__(outfile, infile, execmodel)
+
+    def hang_up(self, how: int = socket.SHUT_RDWR) -> None:
+        """End the connection; whoever waits for it on either side goes on."""
+        try:
+            self._sock.shutdown(how)
+        except EnvironmentError:
+            pass  # the other side was faster
+
+    def close_write(self) -> None:
+        """Let the other side read the end."""
+        self.hang_up(socket.SHUT_WR)
+        super(ConnectionIO, self).close_write()
+
+    def close_read(self) -> None:
+        """Read no more."""
+        self.hang_up(socket.SHUT_RD)
+        super(ConnectionIO, self).close_read()
+
+
+class ServiceProcess(Process):
+    """Goes on when a gateway has ended, whatever its code does."""
+
+    def interrupt_main(self) -> None:
+        """Do nothing: no gateway's code runs there."""
+
+    def end(self, gateway: Any) -> None:
+        """Go on: what has not ended is an orphan."""
+        gateway.is_given_up = True
+        gateway.service.turns.wake()
+
+
+class Running(object):
+    """Code that runs in a thread, or waits for its turn."""
+
+    def __init__(self, gateway: Any, function: Any, arguments: Any) -> None:
+        self.gateway = gateway
+        self.ident = get_ident()
+        self.since = time.time()
+        self.waits = False
+        self.has_turn = _Flag(gateway.execmodel)
+        is_code = function == gateway.executetask
+        self.code = _described(arguments[0][1]) if is_code else "functions that are called"
+
+
+def _described(task: Any) -> str:
+    source, file_name, call_name = task[:3]
+    if file_name:
+        return str(text_of("%s of %s" % (call_name or "the module", file_name)))
+    lines = [text_of(line.strip()) for line in source.strip().split("\n")]
+    return "".join([lines[0][:80], " ..." if len(lines) > 1 else ""])
+
+
+def text_of(said: Any) -> Any:
+    """Return what is text in this Python, or was sent as bytes, as text."""
+    return said.decode("utf-8", "replace") if isinstance(said, bytes) else said
+
+
+class Turns(object):
+    """Whose turn it is of the code that is to run one at a time; ``_lock`` guards the queue.
+
+    Code whose gateway was given up has no turn any more, though it may run on.
+    """
+
+    def __init__(self) -> None:
+        self._lock = new_lock()
+        self._queue: deque[Running] = deque()  # the first has the turn
+
+    def take(self, running: Running) -> None:
+        """Wait for the turn; KeyboardInterrupt if the gateway ends before.  ``leave`` follows."""
+        running.waits = True
+        with self._lock:
+            self._queue.append(running)
+            self._advance()
+        running.has_turn.wait()
+        if running.gateway.is_over:
+            raise KeyboardInterrupt
+        running.waits = False
+
+    def leave(self, running: Running) -> None:
+        """Give the turn to the next."""
+        with self._lock:
+            if running in self._queue:
+                self._queue.remove(running)
+            self._advance()
+
+    def wake(self) -> None:
+        """A gateway has ended, or was given up."""
+        with self._lock:
+            for running in self._queue:
+                if running.gateway.is_over:
+                    running.has_turn.set()
+            self._advance()
+
+    def _advance(self) -> None:  # holds _lock
+        while self._queue and self._queue[0].gateway.is_given_up:
+            self._queue.popleft()
+        if self._queue:
+            self._queue[0].has_turn.set()
+
+
+class ServicePool(WorkerPool):
+    """Runs all code of a connection, in threads of their own, and notes what runs."""
+
+    def __init__(self, gateway: ServiceGateway) -> None:
+        super(ServicePool, self).__init__(gateway.execmodel)
+        self._gateway = gateway
+
+    def _perform(self, reply: Any) -> None:
+        gateway, service = self._gateway, self._gateway.service
+        running = Running(gateway, *reply.task[:2])
+        service.running[running.ident] = running
+        try:
+            if gateway.one_at_a_time:
+                service.turns.take(running)
+            if gateway.route is not None:
+                service.routes[running.ident] = gateway.route
+            super(ServicePool, self)._perform(reply)
+        except KeyboardInterrupt:  # its gateway has ended, so nobody is to be told
+            self._finished(reply)
+        finally:
+            for file in service.files:
+                file.flush()
+            service.routes.pop(running.ident, None)
+            service.running.pop(running.ident, None)
+            if gateway.one_at_a_time:
+                service.turns.leave(running)
+
+
+class ServiceGateway(WorkerGateway):
+    """A connection to a service: it ends as a worker does, the process goes on."""
+
+    def __init__(
+        self, io: Any, id: str, _startcount: int, service: Any, pid: int, one_at_a_time: bool
+    ) -> None:
+        super(ServiceGateway, self).__init__(io, id, _startcount, service.process)
+        self.service = service
+        self._execpool = ServicePool(self)
+        self.state = state
+        self.pid = pid  # of the program at the other end, 0 where it is not known
+        self.since = time.time()
+        self.one_at_a_time = one_at_a_time
+        self.is_over = self.is_given_up = False
+        self.route: far_log.Route | None = None  # where what it prints goes
+        self._forwarder: Any = None
+
+    def serve(self) -> None:
+        """Execute what comes, until the connection ends."""
+        self._go("hello")
+        self.service.clients.add(self)
+        try:
+            self._run_receiver()
+        finally:
+            self.service.clients.discard(self)
+            self._end_output()
+
+    def forward(self, lines: Any, is_patient: bool) -> None:
+        """Have what its code prints sent over a channel, as ``_output.far`` does."""
+        output_far = load_part("_output.far")
+        lines._strconfig = (False, False)
+        pipes = [output_far.Pipe(number, replaces=False) for number in (1, 2)]
+        self._forwarder = output_far.Forwarder(lines, is_patient, pipes)
+        self._forwarder.start()
+        self.route = far_log.Route(pipes[0].write_fd, pipes[1].write_fd)
+        self.before_close = self._end_output
+
+    def _end_output(self) -> None:
+        """Send what was printed; what an orphan prints goes to the log from now on."""
+        forwarder, self._forwarder = self._forwarder, None
+        if self.route is not None:
+            self.route.close()
+        if forwarder is not None:
+            forwarder.finish()
+
+    def _on_stream_end(self) -> None:
+        self.is_over = True
+        self.service.turns.wake()
+        super(ServiceGateway, self)._on_stream_end()
+
+    def _on_silence(self, reason: str) -> None:
+        self._writer.fail(reason)
+        self._io.hang_up()  # then the receiver thread does the rest
+
+    def stop(self) -> None:
+        """End it as the service does; the other side is told why."""
+        self._say_goodbye(1, "its service was stopped")
+        self._writer.close_soon()
+        self._io.hang_up(socket.SHUT_RD)

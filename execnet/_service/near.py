@@ -1,0 +1,278 @@
+"""``socketservice=NAME``: the stream to a service of this user's, which is started if need be.
+
+Where it is and how it starts is in ``far_find``, what it does in ``far``.  Start at ``create_io``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+
+from .._clock import monotonic
+from .._ends.poll import EndPoll
+from .._errors import AuthenticationError, BootstrapError
+from .._ship.loading import code_to_load
+from .._ship.parts import PACKAGE
+from .._transports.table import TRANSPORTS, interpreter_words
+from ..gateway_base import CAN_READ_DIRECTLY, printable, real_select
+from ..gateway_socket import SocketIO
+from . import far_find
+from .far_find import PROTOCOL, ServiceError, say
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .._specs import Settings
+    from ..gateway_base import ExecModel
+    from ..xspec import XSpec
+
+IDLE_S = 3 * 3600.0
+DEFAULT_NAME = "default"
+# What ``_service.far`` needs.
+PARTS = "_service.far_find", "_service.far_log", "_service.far_gateway", "_output.far"
+PORT_PARTS = "script.socketserver", "_service.far_proof"
+
+_BOOT = """\
+import sys
+def boot():
+ search, sys.path = sys.path, [entry for entry in sys.path if entry]
+ {load}
+ sys.path = search
+ part.run({options!r})
+boot()
+"""
+
+
+def name_of(spec: XSpec) -> str:
+    """Return the name of the service that a spec means."""
+    if isinstance(spec.socketservice, str):
+        return spec.socketservice
+    return str(spec.port or DEFAULT_NAME)
+
+
+def want_of(settings: Settings) -> dict[str, Any]:
+    """Return what ``far_find.connect`` is to find or to start."""
+    spec = settings.spec
+    return {
+        "name": name_of(spec),
+        "port": settings.service_port,
+        "words": interpreter_words(spec, TRANSPORTS["popen"], sys.executable),
+        "python": spec.python or sys.executable,
+        "idle": IDLE_S if settings.idle_s is None else settings.idle_s,
+        "ships": bool(spec.python),
+    }
+
+
+def line_for(want: dict[str, Any]) -> bytes:
+    """Return the line that makes an interpreter a service."""
+    options = {name: want[name] for name in ("name", "port", "idle", "lock", "ready")}
+    options["folder"] = os.fsencode(want["folder"])
+    options["python"] = want["python"].encode("utf-8", "surrogateescape")
+    options["version"] = sys.modules[PACKAGE].__version__
+    others = PARTS + (PORT_PARTS if want["port"] else ())
+    load = code_to_load("_service.far", others, want["ships"])
+    return (ascii(_BOOT.format(load=load.rstrip(), options=options)) + "\n").encode("ascii")
+
+
+def prover(port: int, deadline: float) -> Callable[[Any], object]:
+    """Return what has both ends of a connection prove that they have this user's key."""
+
+    def prove_both(sock: Any) -> None:
+        from .._transports.keys import Wish, own_key
+        from .._transports.proof import SocketTalk, prove
+        from ..xspec import XSpec
+
+        wish = Wish(XSpec("socketservice"), own_key())
+        prove(SocketTalk(sock), wish, f"port {port}", deadline)
+
+    return prove_both
+
+
+def create_io(settings: Settings, execmodel: ExecModel) -> ServiceIO:
+    """Connect to the service that a spec means, and start it if there is none.
+
+    Raises ``BootstrapError`` if it can't be had, or is another one than the spec says.
+    """
+    want = want_of(settings)
+    args = [f"socketservice={want['name']}"]
+    deadline = monotonic() + (settings.connect_timeout_s or far_find.LONGEST_S)
+    prove = prover(want["port"], deadline) if want["port"] else int
+    try:
+        sock, greeting = far_find.connect(want, deadline, line_for, prove)
+    except AuthenticationError as exc:
+        text = f"{exc}; what listens there is no service of this user's{_holder(want['port'])}"
+        raise BootstrapError(text, args) from exc
+    except (ServiceError, OSError) as exc:
+        holder = _holder(want["port"]) if "ddress already in use" in str(exc) else ""
+        raise BootstrapError(f"{printable(str(exc))}{holder}", args) from exc
+    try:
+        _check_greeting(want, greeting, settings)
+        sock = _for_model(sock, execmodel)
+        return ServiceIO(sock, execmodel, args[0], greeting, _request_of(settings))
+    except BaseException as exc:
+        sock.close()
+        if isinstance(exc, ServiceError):
+            raise BootstrapError(str(exc), args) from exc
+        raise
+
+
+def _request_of(settings: Settings) -> dict[str, Any]:
+    return {
+        "ask": "gateway",
+        "pid": os.getpid(),
+        "idle": settings.idle_s,
+        "one_at_a_time": settings.is_one_at_a_time,
+    }
+
+
+def _check_greeting(want: dict[str, Any], greeting: dict[str, Any], settings: Settings) -> None:
+    """Raise ``ServiceError`` for a service that this program can't use as the spec says."""
+    reason = ""
+    if greeting.get("protocol") != PROTOCOL:
+        reason = f"it speaks protocol {greeting.get('protocol')}, and this is {PROTOCOL}"
+    elif settings.spec.python and greeting.get("python") != settings.spec.python:
+        reason = f"the spec says python={settings.spec.python}"
+    elif greeting.get("service") != want["name"]:
+        reason = f"the spec says socketservice={want['name']}"
+    if reason:
+        place = f"port {want['port']}" if want["port"] else f"the name {want['name']}"
+        raise ServiceError(
+            f"{place} is held by another service, {described(greeting)}: {reason}; "
+            f'"execnet service stop" ends it, and says first what would be lost'
+        )
+
+
+def described(greeting: dict[str, Any]) -> str:
+    """Return in words what a service says of itself."""
+    version = ".".join(map(str, greeting.get("version_info", ())))
+    return printable(
+        f"{greeting.get('service')!r} of process {greeting.get('pid')}, execnet "
+        f"{greeting.get('version')}, Python {version} ({greeting.get('python')})"
+    )
+
+
+def _holder(port: int | None) -> str:
+    """Return in words which process listens at a port, as far as the system tells this user."""
+    pid = _listener_of(port) if port else None
+    if pid is None:
+        return ""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            command = file.read().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+    except OSError:
+        command = "?"
+    return printable(f"; process {pid} listens there: {command[:80]}")
+
+
+def _listener_of(port: int | None) -> int | None:
+    inodes = set()
+    with suppress(OSError), open("/proc/net/tcp", encoding="ascii") as file:
+        for line in file:
+            fields = line.split()
+            if fields[1].endswith(f":{port:04X}") and fields[3] == "0A":
+                inodes.add(f"socket:[{fields[9]}]")
+    with suppress(OSError):
+        for pid in filter(str.isdigit, os.listdir("/proc") if inodes else ()):
+            with suppress(OSError):
+                for fd in os.listdir(f"/proc/{pid}/fd"):
+                    if os.readlink(f"/proc/{pid}/fd/{fd}") in inodes:
+                        return int(pid)
+    return None
+
+
+def _for_model(sock: Any, execmodel: ExecModel) -> Any:
+    """Return a socket as the greenlets of a model use it."""
+    if execmodel.has_main_thread:
+        return sock
+    return execmodel.socket.socket(sock.family, sock.type, 0, sock.detach())
+
+
+class Pid:
+    """A process that is not ours, seen from outside; a process id may be used again."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._fd = -1
+        if hasattr(os, "pidfd_open"):
+            with suppress(OSError):
+                self._fd = os.pidfd_open(pid)
+
+    def has_ended(self) -> bool:
+        """Whether it has; as far as is known, where the system has no descriptor for it."""
+        if self._fd >= 0:
+            poll = real_select().poll()
+            poll.register(self._fd, 1)  # POLLIN
+            return bool(poll.poll(0))
+        try:
+            os.kill(self._pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class ServiceIO(SocketIO):
+    """The stream to a service; ``boot`` makes the connection a gateway's.
+
+    Processes that the service's code has forked may hold the connection open, and must not hide
+    the service's end, so its process is looked at as well.
+    """
+
+    needs_boot = True
+
+    def __init__(
+        self,
+        sock: Any,
+        execmodel: ExecModel,
+        name: str,
+        greeting: dict[str, Any],
+        request: dict[str, Any],
+    ) -> None:
+        super().__init__(sock, execmodel, name)
+        self.args = [name]
+        self.remoteaddress = None
+        self.greeting = greeting
+        self._request = request
+        self._process: Pid | None = None
+        self._poll: EndPoll | None = None
+        if CAN_READ_DIRECTLY and execmodel.has_main_thread:
+            self._process = Pid(greeting["pid"])
+            self._poll = EndPoll(sock.fileno(), self._process, lambda: None)
+
+    def boot(self, options: dict[str, Any]) -> None:
+        """Ask for a gateway; options: the arguments of ``gateway_base.start_worker``."""
+        try:
+            say(self._sock, dict(self._request, options=options))
+        except OSError as exc:
+            raise BootstrapError(f"the service has ended: {exc}", self.args) from exc
+
+    def read_some(self, limit: int) -> bytes:
+        """Return what is there, as the base class; b"" also when the process has ended."""
+        if self._poll is None:
+            return super().read_some(limit)
+        data = self._poll.read(super().read_some, limit)
+        if not data:
+            self._ended.set()
+        return data
+
+    def close_read(self) -> None:
+        """Close the connection, both ways."""
+        super().close_read()
+        if self._process is not None:
+            self._process.close()
+
+    def disown(self) -> None:
+        """In a forked process: let go of the connection, which is the parent's."""
+        super().disown()
+        if self._process is not None:
+            self._process.close()

@@ -1,0 +1,43 @@
+"""The code that loads modules of ours in an interpreter that is to become more than a worker.
+
+It imports them, or makes them of the source that it has in it.  Start at ``code_to_load``.
+"""
+
+from __future__ import annotations
+
+from . import parts
+
+# Lines within a function, indented by one space but for the first.
+_BY_IMPORT = """\
+path, sys.path = sys.path, [{folder!r}] + [entry for entry in sys.path if entry]
+ from execnet import gateway_base as base
+ part = base.load_part({name!r})
+ sys.path = path
+"""
+_BY_SOURCE = """\
+file_name, source = {base!r}
+ for name in "_execnet", "_execnet.gateway_base":
+  base = sys.modules[name] = type(sys)(name)
+  vars(base).pop("__spec__", None)
+  base.__path__ = []
+ del base.__path__
+ base.__file__ = file_name
+ exec(compile(source, file_name, "exec"), base.__dict__)
+ for sent in {parts!r}:
+  part = base.load_part(*sent)
+"""
+
+
+def code_to_load(name: str, others: tuple[str, ...] = (), ships: bool = False) -> str:
+    """Return code that defines ``base``, which is ``gateway_base``, and ``part``, a module.
+
+    name: of the module in the package.  others: those that it needs, in their order.
+    ships: whether the interpreter has no source of ours.
+    """
+    if not ships:
+        return _BY_IMPORT.format(folder=parts.import_folder(), name=name)
+    from .shipment import shipment_for
+
+    base = parts.file_of("gateway_base"), shipment_for("thread").whole()
+    sent = [(one, parts.file_of(one), parts.lowered(one)) for one in (*others, name)]
+    return _BY_SOURCE.format(base=base, parts=sent)
