@@ -17,10 +17,14 @@ author = "the execnet authors"
 project_copyright = author
 version = release = execnet.__version__
 
-extensions = ["sphinx.ext.autodoc"]
+extensions = ["sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
-html_theme = "alabaster"
-html_theme_options = {"description": "Python interpreters, anywhere", "fixed_sidebar": True}
+html_theme = "furo"
+html_title = f"execnet {version}"
+html_static_path = ["_static"]
+html_css_files = ["execnet.css"]
+copybutton_prompt_text = r"\$ |> "  # what follows a prompt is copied, what a command prints is not
+copybutton_prompt_is_regexp = True
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
