@@ -1,5 +1,14 @@
 """Start Python interpreters anywhere, run code in them, talk to it through channels.
 
+    import execnet
+
+    with execnet.Group(["popen", "ssh=user@host"]) as group:
+        for gateway in group:
+            channel = gateway.remote_exec("import sys; channel.send(sys.version)")
+            print(gateway.id, channel.receive())
+
+Nothing has to be installed on the other host but a Python, 2.7 or newer.
+
 Names are loaded when they are first used, so that ``import execnet`` costs little and a
 worker, which imports ``execnet.gateway_base``, loads that alone.
 """
@@ -13,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._deprecated import PopenGateway, SocketGateway, SshGateway
-    from ._errors import AuthenticationError, SecurityWarning
+    from ._errors import AuthenticationError, SecurityWarning, SpecWarning
     from ._frozen import freeze_support
     from .gateway import Gateway
     from .gateway_base import (
@@ -42,14 +51,14 @@ __all__ = [
     "AuthenticationError", "BootstrapError", "Channel", "DataFormatError", "DeadlockError",
     "DumpError", "ExecnetError", "Gateway", "Group", "HostNotFound", "LoadError", "MultiChannel",
     "PopenGateway", "ProtocolError", "RSync", "RemoteError", "SecurityWarning", "SocketGateway",
-    "SshGateway", "TimeoutError", "WorkerDied", "WorkerGone", "XSpec", "__version__",
+    "SpecWarning", "SshGateway", "TimeoutError", "WorkerDied", "WorkerGone", "XSpec", "__version__",
     "default_group", "dump", "dumps", "freeze_support", "load", "loads", "makegateway",
     "set_execmodel",
 ]  # fmt: skip
 
 _HOMES = {
     "_deprecated": ["PopenGateway", "SocketGateway", "SshGateway"],
-    "_errors": ["AuthenticationError", "SecurityWarning"],
+    "_errors": ["AuthenticationError", "SecurityWarning", "SpecWarning"],
     "_frozen": ["freeze_support"],
     "gateway": ["Gateway"],
     "gateway_base": [
@@ -81,4 +90,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({name for name in globals() if name.startswith("__")} | set(__all__))

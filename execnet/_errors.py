@@ -55,6 +55,12 @@ class SecurityWarning(UserWarning):
     __module__ = "execnet"
 
 
+class SpecWarning(UserWarning):
+    """A spec has what means nothing, and looks like a slip of the pen."""
+
+    __module__ = "execnet"
+
+
 def command_text(args: list[str]) -> str:
     """Return a command as one would type it."""
     import shlex

@@ -21,6 +21,10 @@ class MultiChannel:
         self._channels = list(channels)
         self._queue: Any = None
 
+    def __repr__(self) -> str:
+        parts = [f"{channel.gateway.id} {channel!r}" for channel in self._channels]
+        return f"<MultiChannel {', '.join(parts)}>"
+
     def __len__(self) -> int:
         return len(self._channels)
 

@@ -12,6 +12,7 @@ import re
 import sys
 
 from ._clock import monotonic
+from ._mistakes import LIKELY, host_meant, meant, place_meant
 from ._transports import table as transports_table
 from ._transports.table import OLD_TYPES, shell_split_path, split_place
 from .gateway_base import WorkerGateway, get_execmodel
@@ -271,6 +272,7 @@ class Settings:
     def __init__(self, spec: XSpec) -> None:
         self.spec = spec
         self.type = self._find_type()
+        self.unknown: list[str] = []  # keys that mean nothing here, and may be a program's own
         self.transport: Transport | None = None  # None: a connection to a socket
         if self.type not in transports_table.CONNECTED:
             self.transport = transports_table.row_of(spec, self.type)
@@ -330,8 +332,11 @@ class Settings:
     def _find_type(self) -> str:
         types = transports_table.types_of(self.spec)
         if not types:
-            known = ", ".join(transports_table.known_types())
-            raise ValueError(f"no gateway type in spec {self.spec.shown()!r}, there are: {known}")
+            known = transports_table.known_types()
+            text = f"no gateway type in spec {self.spec.shown()!r}"
+            guess = place_meant(self.spec.shown(), known)
+            hint = f", did you mean {guess!r}? There" if guess else ", there"
+            raise ValueError(f"{text}{hint} are: {', '.join(known)}")
         if len(types) > 1:
             raise self._error(f" has {len(types)} types: {', '.join(types)}")
         return types[0]
@@ -341,8 +346,14 @@ class Settings:
         values = {}
         for name, text in vars(self.spec).items():
             row = self._row_of(name)
-            if row is None or text is None or text is False:  # None, False: it was taken away
+            if text is None or text is False:  # it was taken away
                 continue
+            if row is None:
+                if not name.startswith("_") and name != "env":
+                    self.unknown.append(name)
+                continue
+            if name == "ssh" and ":" in str(text) and host_meant(str(text)):
+                self.unknown.append(name)
             if row.takes and self._is_missing(name, text):
                 or_else = ", or installvia=" if name == "socket" else ""
                 raise self._error(f": {name}= needs a value{or_else}: {row.takes}")
@@ -352,6 +363,27 @@ class Settings:
                 except ValueError as exc:
                     raise self._error(f": {name}={text}: {exc}") from exc
         return values
+
+    def slip(self, name: str, likeness: float = LIKELY) -> str:
+        """Return what is wrong with a key of ``unknown``, and what may be meant by it.
+
+        likeness: how much it must be like a key that is known, of 1; "" if it is like none.
+        """
+        if name == "ssh":
+            guess = host_meant(str(self.spec.ssh))
+            return f"ssh={self.spec.ssh}: did you mean {guess!r}?" if guess else ""
+        options = self.transport.options if self.transport is not None else ()
+        guess = meant(name, [key for key in [*KEYS, *options] if key != name], likeness)
+        return f"{name!r} is no key: did you mean {guess!r}?" if guess else ""
+
+    def complaint(self, name: str) -> str:
+        """Return why a key of ``unknown`` can't be what anybody wants."""
+        row = KEYS.get(name)
+        if row is not None and row.needs:
+            return f"{name}= needs {row.needs}"
+        if row is not None:
+            return f"{name}= means nothing with {self.type}="
+        return f"there is no key {name!r}"
 
     def _row_of(self, name: str) -> Key | None:
         """Return what a key means in this spec; None for one that is a program's own."""

@@ -36,6 +36,7 @@ from .gateway_base import (
     _refusal,
     dumps_internal,
     new_lock,
+    printable,
     threads_are_patched,
 )
 
@@ -69,6 +70,10 @@ if TYPE_CHECKING:
 NOISE_MAX = 64 * 1024  # bytes that may come before the worker's marker
 TERMINATE_S = 10.0  # how long a worker has at the end of a with statement
 _SERVER = "execnet.script.socketserver"  # it is told which key its clients have
+# Names without an underscore that are for other modules of ours; completion need not offer them.
+_INTERNAL = frozenset(
+    ["handshake", "is_hurried", "knows_via", "noise", "post_first_line", "settings"]
+)
 EXIT_STATUS_S = 1.0  # how long a process may take to end after its stream
 
 
@@ -225,7 +230,8 @@ class Gateway(Calling, BaseGateway):
     ) -> Channel:
         """Execute the text of a source in the worker, as above."""
         channel = self.newchannel()
-        self._last_asked = shown(source)
+        self._last_asked = asked = shown(source)
+        vars(channel)["whose"] = f"error of {self.id} in {asked}: "
         code = compiled(text, file_name) if self._shares_python else None
         task = (text, file_name, call_name, kwargs or {}) + ((code,) if code else ())
         self._send(Message.CHANNEL_EXEC, channel.id, dumps_internal(task))
@@ -285,6 +291,10 @@ class Gateway(Calling, BaseGateway):
 
         Its code has time to finish; ``Group.terminate`` waits for that, and ends what stays.
         """
+        self._exit()
+
+    def _exit(self, is_hurried: bool = False) -> None:
+        """Do that; is_hurried: the worker's code has no time to finish, and is interrupted."""
         with self._exit_lock:
             group, self._group = self._group, None
             first = self._state in (GatewayState.STARTING, GatewayState.LIVE)
@@ -294,7 +304,7 @@ class Gateway(Calling, BaseGateway):
             group._unregister(self)
         if first:
             self._trace("exit: asking the worker to end")
-            self._post(Message.GATEWAY_TERMINATE)
+            self._post(Message.GATEWAY_TERMINATE, 0, b"!" if is_hurried else b"")
             self._writer.close_soon()
             self._channelfactory.take_back()
 
@@ -315,6 +325,25 @@ class Gateway(Calling, BaseGateway):
         self._send(Message.STACKS, channel.id)
         return channel
 
+    def describe(self) -> str:
+        """Return in a line which worker this is: its spec, host, process and Python."""
+        info = vars(self._cache_rinfo or RInfo(self.handshake.hello))
+        version = ".".join(map(str, info.get("version_info", ())[:3]))
+        words = [
+            f"{self.id}: {self.spec.shown()}",
+            f"on {self.remoteaddress}" if self.remoteaddress else "on this machine",
+            f"pid {info.get('pid', '?')}",
+            f"{info.get('implementation', 'Python')} {version}",
+            "live" if self.hasreceiver() else "ended",
+        ]
+        return printable(", ".join(words))
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(f"<Gateway {self.describe()}>")  # in IPython and notebooks
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name not in _INTERNAL]
+
     def __enter__(self) -> Gateway:
         return self
 
@@ -324,9 +353,12 @@ class Gateway(Calling, BaseGateway):
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
-        """End the worker and wait until it is gone; after 10 s it is killed."""
+        """End the worker and wait until it is gone; after 10 s it is killed.
+
+        On the way out with an error its code is interrupted at once.
+        """
         try:
-            self.exit()
+            self._exit(is_hurried=error is not None)
             self._io.poll_until(monotonic() + TERMINATE_S)
         finally:
             self._io.kill()

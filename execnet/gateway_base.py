@@ -1275,11 +1275,11 @@ class RemoteError(ExecnetError):
     def __repr__(self) -> str:
         return "%s: %s" % (self.__class__.__name__, self)
 
-    def warn(self) -> None:
+    def warn(self, whose: str = "") -> None:
         """Write to stderr what nobody asked for; an interruption is not worth it."""
         if self.formatted != INTERRUPT_TEXT:
             try:
-                sys.stderr.write("[%d] Warning: unhandled %r\n" % (os.getpid(), self))
+                sys.stderr.write("[%d] Warning: unhandled %s%r\n" % (os.getpid(), whose, self))
             except Exception:  # there is no stderr, or it is anything
                 pass
 
@@ -2523,7 +2523,7 @@ class Channel(object):
             return
         for error in self._remoteerrors:
             if isinstance(error, RemoteError):
-                error.warn()
+                error.warn(self.__dict__.get("whose", ""))
         if state in ChannelState.SENDS:
             receives = self._items is None and state == ChannelState.OPEN
             code = Message.CHANNEL_LAST_MESSAGE if receives else Message.CHANNEL_CLOSE
@@ -3170,6 +3170,7 @@ def _on_reconfigure(message: Message, gateway: BaseGateway) -> None:
 
 
 def _on_terminate(message: Message, gateway: BaseGateway) -> None:
+    gateway.is_hurried = bool(message.data)
     raise GatewayReceivedTerminate(gateway.id)
 
 
@@ -3275,6 +3276,7 @@ class BaseGateway(object):
         self._state = GatewayState.STARTING
         self._error: BaseException | None = None
         self._stacks = ""  # what the peer told last of its own
+        self.is_hurried = False  # whether what runs here has no time to finish at the end
         self._heard = 0  # changes when something came
         self._reading = False  # whether the receiver thread waits for something
         self._writer: FrameWriter = getattr(io, "writer_class", FrameWriter)(io, id)
@@ -3696,7 +3698,7 @@ class WorkerGateway(BaseGateway):
 
     def _let_executions_finish(self) -> None:
         self._execpool.trigger_shutdown()
-        if not self._execpool.waitall(min(self.grace_s, STACKS_S)):
+        if not (self.is_hurried or self._execpool.waitall(min(self.grace_s, STACKS_S))):
             self._post(Message.STACKS, 0, _dump_text(format_stacks()))
             self._execpool.waitall(self.grace_s - STACKS_S)
 
@@ -3732,8 +3734,7 @@ def _remember_source(source: str) -> None:
     try:
         cache = getattr(_import("linecache"), "cache", None)  # None: another thread is importing it
         if cache is not None:
-            lines = [line + "\n" for line in source.splitlines()]
-            cache["<remote exec>"] = (len(source), None, lines, "<remote exec>")
+            cache["<remote exec>"] = len(source), None, source.splitlines(True), "<remote exec>"
     except Exception:  # it is shown without its lines then
         pass
 

@@ -6,14 +6,17 @@ Start at ``Group``; its ``terminate`` is the promise that nothing is left behind
 from __future__ import annotations
 
 import atexit
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
-from . import gateway_bootstrap, gateway_io
+from . import _errors, gateway_bootstrap, gateway_io
 from ._clock import monotonic
 from ._ends import fork
 from ._ends.terminate import KILL_S, foreign_pair, longest_end_s, wait_ended, warn_killed
 from ._ends.terminate import safe_terminate as safe_terminate
+from ._mistakes import SURE
 from ._multichannel import MultiChannel as MultiChannel
 from ._speclists import expand, is_list
 from ._specs import Settings
@@ -52,6 +55,7 @@ class Group:
         self._connections = Connections()  # which workers with share=yes start through
         self._ending: list[Gateway] = []  # whose end ``terminate`` waits for now
         self._at_exit = False
+        self._is_hurried = False  # code has no time to finish, and is interrupted at once
         self._terminating = new_rlock()
         self._lock = new_rlock()
         self._output: Output | None = None  # where forwarded lines go; made when it is needed
@@ -121,7 +125,15 @@ class Group:
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
-        self.terminate(timeout=TERMINATE_S)
+        """End all workers as ``terminate`` does, with 10 s to end by themselves.
+
+        On the way out with an error their code is interrupted at once.
+        """
+        self._is_hurried = error is not None
+        try:
+            self.terminate(timeout=TERMINATE_S)
+        finally:
+            self._is_hurried = False
 
     def _register(self, gateway: Gateway) -> None:
         if not gateway.id:
@@ -220,9 +232,22 @@ class Group:
         if not isinstance(spec, XSpec):
             raise TypeError(f"a spec is a string or an XSpec, not {spec!r}")
         settings = Settings(spec)
+        if settings.unknown:
+            self._on_unknown(settings)
         if spec.execmodel is None:
             spec.execmodel = self.remote_execmodel.backend
         return settings
+
+    def _on_unknown(self, settings: Settings) -> None:
+        """Warn, once a key, of one that means nothing and is like one that does."""
+        for name in settings.unknown:
+            if name in _LOOKED_AT:
+                continue
+            _LOOKED_AT.add(name)
+            text = settings.slip(name, SURE)
+            if text:
+                text = f"{text} (in spec {settings.spec.shown()!r})"
+                warnings.warn(text, _errors.SpecWarning, stacklevel=_levels_to_user())
 
     def _reserve(self, specs: list[Settings]) -> None:
         """Give ids to specs that have none; two starts at once never get the same."""
@@ -333,6 +358,8 @@ class Group:
             deadline = monotonic() + limit_s
         stuck: list[Gateway] = []
         try:
+            for gateway in own if self._is_hurried else ():
+                gateway._exit(is_hurried=True)
             for gateway in members:
                 gateway.exit()
             for gateway in own:
@@ -372,11 +399,24 @@ class Group:
 
     def _cleanup_atexit(self) -> None:
         self._at_exit = True
-        self.terminate(timeout=ATEXIT_S)
+        try:
+            self.terminate(timeout=ATEXIT_S)
+        except KeyboardInterrupt:
+            names = ", ".join(str(_name_of(member)) for member in self._ending)
+            with suppress(Exception):  # there may be no stderr
+                sys.stderr.write(f"execnet: interrupted while these were ending: {names}\n")
 
 
 def _expanded(spec: XSpec | str | None) -> list[Any]:
     return expand(spec) if isinstance(spec, str) and spec else [spec]
+
+
+def _levels_to_user() -> int:
+    """Return how many frames are ours, from the caller on, for a warning that names the user's."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("execnet."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _register_at_exit(function: Callable[[], object]) -> None:
@@ -402,6 +442,7 @@ def carriers_of(gateway: Any) -> list[str | None]:
     return [spec.via, spec.installvia, carrier.id if carrier is not None else None]
 
 
+_LOOKED_AT: set[str] = set()  # keys of specs that mean nothing to us
 MANY = 16  # gateways of one call, from which it is worth looking whether they are too many
 TERMINATE_S = 10.0  # for the end of a with statement
 ATEXIT_S = 1.0

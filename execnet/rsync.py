@@ -131,6 +131,10 @@ class RSync:
         self._targets: list[Target] = []
         self.result: Result | None = None  # of the last ``send``, also of one that failed
 
+    def __repr__(self) -> str:
+        targets = [f"{target.gateway.id}:{target.result.destdir}" for target in self._targets]
+        return f"<RSync {self._sourcedir!r} to {', '.join(targets) or 'no target'}>"
+
     def filter(self, path: str) -> bool:
         """Tell whether a path, below the source, takes part; a directory with all in it."""
         return True

@@ -111,6 +111,12 @@ class WatchedGroup(Group):
         self._stopping = False
         super().__init__()
 
+    def _on_unknown(self, settings: Settings) -> None:
+        """Refuse keys that mean nothing: here no program has keys of its own."""
+        for name in settings.unknown:
+            text = settings.slip(name) or settings.complaint(name)
+            raise ValueError(f"spec {settings.spec.shown()!r}: {text}")
+
     def _start(
         self, settings: Settings, find: Callable[[str], Gateway], through: Through | None
     ) -> Gateway:

@@ -42,6 +42,7 @@ NAMES = {
     "freeze_support": "_frozen",
     "ProtocolError": "gateway_base",
     "SecurityWarning": "_errors",
+    "SpecWarning": "_errors",
     "WorkerDied": "gateway_base",
     "WorkerGone": "gateway_base",
 }
