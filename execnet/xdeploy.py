@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import os
 
-from ._xdeploy.create import DEFAULT_S, Options, Venv, create, links_of
+from ._xdeploy.create import Venv, create
 from ._xdeploy.errors import DeployError
+from ._xdeploy.making import DEFAULT_S, Options, links_of
 from ._xdeploy.output import Output
-from ._xdeploy.requirements import Requirements, read
+from ._xdeploy.project import SetupFile, Sync, wanted_of
+from ._xdeploy.requirements import Requirements
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from .gateway import Gateway
 
-__all__ = ["DeployError", "Venv", "create_venv_gateway"]
+__all__ = ["DeployError", "SetupFile", "Sync", "Venv", "create_venv_gateway"]
 
 
 def create_venv_gateway(
@@ -47,8 +48,8 @@ def create_venv_gateway(
 
     name: a name of up to 64 letters, digits and ``.-_``.
     requirements: a string such as ``"numpy>=2 requests"``; the path of a requirements file, a
-        ``pyproject.toml``, a ``pylock.toml``, a ``uv.lock``, a wheel or a project's folder; or a
-        list of these.  Paths mean this machine, those that the files name as well.
+        ``pyproject.toml``, a ``pylock.toml``, a ``uv.lock``, a wheel, or the folder of a project
+        that is pure Python; or a list of these.  Paths mean this machine, in the files as well.
     python: the interpreter: a version such as "3.12" or "pypy3.11", "auto" for this program's
         version or else the newest, or a path there; None for that of ``gateway``.
     offline: True has all packages come from here; "auto" does so if the far side does not reach
@@ -76,10 +77,6 @@ def create_venv_gateway(
         recreate=recreate, refresh=refresh, root=root or "",
         timeout_s=DEFAULT_S if timeout is None else timeout,
     )  # fmt: skip
-    wanted = read(requirements, _no_project)
+    wanted = wanted_of(requirements)
     with Output(on_output) as output:
         return create(gateway, name, wanted, options, output)
-
-
-def _no_project(path: Path) -> Path:
-    raise ValueError(f"{path} is a project: make a wheel of it first")

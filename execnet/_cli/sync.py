@@ -17,6 +17,7 @@ from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
+from .._rsync.changes import changes
 from .._rsync.patterns import Rule, gitignore_rules, lines_of, parse_rules, pattern_rules
 from .._rsync.pull import pull
 from .._rsync.push import path_inside, place_here
@@ -27,7 +28,6 @@ from ..gateway_base import ExecnetError
 from ..rsync import RSync, pull_options
 from ..xspec import XSpec
 from .session import STATUS_FAILED, CommandError, Session, WatchedGroup, supervise
-from .watch import changes
 from .words import parse_specs
 
 _DESCRIPTION = """\

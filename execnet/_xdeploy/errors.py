@@ -21,6 +21,11 @@ def hidden(text: str) -> str:
     return printable(_USERINFO.sub(r"\1****@", text))
 
 
+def without_secret(url: str) -> str:
+    """Return an address without user name and password."""
+    return _USERINFO.sub(r"\1", url)
+
+
 def has_secret(url: str) -> bool:
     """Whether an address has a user name or a password in it."""
     return _USERINFO.match(url) is not None

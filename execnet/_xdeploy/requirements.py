@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import hidden
+from .errors import hidden, without_secret
 
 Requirements = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -61,7 +61,8 @@ class Wanted:
     def digest(self, *more: object) -> str:
         """Return what differs between all that is not the same: files count by their content."""
         files = [(path.name, digest_of(path)) for path in self.files]
-        wanted = [sorted(self.lines), sorted(self.constraints), files, self.find_links, *more]
+        urls = [without_secret(url) for url in [self.index_url, *self.extra_urls]]
+        wanted = [sorted(self.lines), sorted(self.constraints), files, self.find_links, urls, *more]
         return hashlib.sha256(json.dumps(wanted, default=str).encode()).hexdigest()
 
 
@@ -219,14 +220,14 @@ class _Reader:
     # pyproject.toml and locks
 
     def _add_pyproject(self, path: Path) -> None:
-        project = _load_toml(path).get("project", {})
+        project = load_toml(path).get("project", {})
         if "dependencies" in project.get("dynamic", ()):
             raise ValueError(f"{path}: its dependencies are dynamic; give its folder instead")
         for line in _strings(project.get("dependencies", []), path):
             self._add_line(line, path.parent, self.wanted.lines)
 
     def _add_pylock(self, path: Path) -> None:
-        lock = _load_toml(path)
+        lock = load_toml(path)
         for package in _tables(lock.get("packages"), path):
             name, version = package.get("name"), package.get("version")
             if not _is_name(name) or not _is_version(version):
@@ -236,7 +237,7 @@ class _Reader:
 
     def _add_uv_lock(self, path: Path) -> None:
         """Take what the projects of the lock need, and the versions of all others."""
-        packages = _tables(_load_toml(path).get("package"), path)
+        packages = _tables(load_toml(path).get("package"), path)
         versions: dict[str, set[str]] = {}
         for package in packages:
             source = package.get("source", {})
@@ -300,7 +301,8 @@ def _strings(value: object, path: Path) -> list[str]:
     return value
 
 
-def _load_toml(path: Path) -> dict[str, Any]:
+def load_toml(path: Path) -> dict[str, Any]:
+    """Return what a file in TOML says; ValueError if it is none."""
     from importlib import import_module
 
     for name in ("tomllib", "tomli", "pip._vendor.tomli"):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from execnet import Gateway, xdeploy
-from execnet._xdeploy import create
+from execnet._xdeploy import create, making
 
 
 def make_wheel(
@@ -41,7 +41,7 @@ def make_wheel(
     contents[record] = "\n".join([*lines, f"{record},,", ""])
     with zipfile.ZipFile(path, "w") as archive:
         for file, text in contents.items():
-            archive.writestr(file, text)
+            archive.writestr(zipfile.ZipInfo(file), text)  # no time: equal contents are equal
     return path
 
 
@@ -89,5 +89,5 @@ def version_of(gateway: Gateway, module: str) -> str:
 
 def use_no_index(patch: pytest.MonkeyPatch, ladder: Sequence[str] = ("unpack",)) -> None:
     """Ask no index, whatever pip is told on this machine, and use these tools alone."""
-    patch.setattr(create, "configured", lambda: {"no-index": "1"})
+    patch.setattr(making, "configured", lambda: {"no-index": "1"})
     patch.setattr(create, "LADDER", list(ladder))

@@ -61,7 +61,7 @@ class TestMaking:
         self, shared: Shared, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         place, gateway, made = shared
-        monkeypatch.setattr(create, "_Making", None)
+        monkeypatch.setattr(create, "Making", None)
         again = place.create(gateway)
         try:
             assert venv_of(again) == dataclasses.replace(venv_of(made), is_new=False)

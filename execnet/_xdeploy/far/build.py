@@ -18,9 +18,10 @@ from .places import (
     key_folder,
     make_folder,
     native,
-    newest,
+    newest_venv,
     numbers_in,
     remove,
+    remove_if_free,
     root_folder,
     text_of,
     write_marker,
@@ -36,10 +37,15 @@ if TYPE_CHECKING:
 
 def main(channel: Any) -> None:
     """Make the environment of one request."""
+    make(channel, Build)
+
+
+def make(channel: Any, kind: Any) -> None:
+    """Make what one request wants, by a ``Build``."""
     request = channel.receive()
     commands = Commands(channel, time.time() + request["timeout"], root_folder(request["root"]))
     try:
-        tool = Build(channel, request, commands).run()
+        tool = kind(channel, request, commands).run()
     except Failure as exc:
         channel.send((u"failed", exc.text, exc.step, exc.command, exc.status, exc.lines))
     except Busy as exc:
@@ -52,38 +58,43 @@ def main(channel: Any) -> None:
 
 
 class Build(object):
-    """One environment, from nothing to its marker."""
+    """One thing, from nothing to its marker; an environment, if no subclass says otherwise."""
+
+    kind = "venvs"
 
     def __init__(self, channel: Any, request: Any, commands: Commands) -> None:
         self._channel = channel
-        self._request = request
-        self._commands = commands
-        self._root = root_folder(request["root"])
-        self._folder = key_folder(request["root"], request["name"], request["key"])
+        self.request = request
+        self.commands = commands
+        self.root = root_folder(request["root"])
+        self._folder = key_folder(request["root"], self.kind, request["name"], request["key"])
+        self._offline = False
 
     def run(self) -> Any:
         """Make it, unless somebody else just has; return which tool did."""
-        request, commands = self._request, self._commands
+        request, commands = self.request, self.commands
         commands.begin(u"making the folder")
-        make_folder(self._root)
-        make_folder(os.path.dirname(self._folder))
-        make_folder(self._folder)
-        before = request["newer_than"]
+        for path in (self.root, os.path.dirname(self._folder), self._folder):
+            make_folder(path)
         deadline = time.time() + request["timeout"]
         path = os.path.join(self._folder, "lock")
         with Lock(path, deadline, self._tell_wait, commands.check):
-            found = newest(self._folder)
-            if found is not None and found[0] > before:
+            found = self.find(self._folder)
+            if found is not None and found[0] > request["newer_than"]:
                 return found[1].get("tool", u"")
             numbers = numbers_in(self._folder)
             number = max(numbers or [0]) + 1
             tool = self._make(number)
             for old in numbers:
-                self._remove_if_free(old)
+                remove_if_free(self._folder, old)
             return tool
 
+    def find(self, folder: Any) -> Any:
+        """Return (number, marker) of what is complete, or None."""
+        return newest_venv(folder)
+
     def _tell_wait(self, holder: Any) -> None:
-        self._commands.begin(u"waiting for %s, which makes the same" % holder)
+        self.commands.begin(u"waiting for %s, which makes the same" % holder)
 
     def _make(self, number: int) -> Any:
         venv = os.path.join(self._folder, str(number))
@@ -106,59 +117,56 @@ class Build(object):
                 os.close(held)
 
     def _marker(self, tool: Any) -> Any:
-        request = self._request
+        request = self.request
         return {
             "name": text_of(request["name"]), "tool": tool, "made": int(time.time()),
             "facts": [text_of(fact) for fact in request["facts"]],
             "requirements": text_of(request["shown"]),
         }  # fmt: skip
 
-    def _remove_if_free(self, number: int) -> None:
-        """Remove an older environment, or what is left of one, unless somebody uses it."""
-        try:
-            held = exclusive(os.path.join(self._folder, "%d.held" % number))
-        except (Busy, NoLocks, OSError):
-            return
-        try:
-            remove(self._folder, number)
-        finally:
-            os.close(held)
-
-    def _fill(self, venv: Any, held: Any) -> Any:
-        """Make and fill the environment by the first tool that can; return its name."""
-        request = self._request
-        environment = Environment(
-            venv, native(request["interpreter"]), request["facts"], self._root, self._commands,
-            self._ask, held,
-        )  # fmt: skip
+    def _fill(self, path: Any, held: Any) -> Any:
+        """Make and fill it by the first tool that can; return its name."""
+        request = self.request
+        environment = self.environment(path, held)
         relay = self._open_relay()
         try:
             variables = self._index(relay)
             missing = []
             for name in request["ladder"]:
-                name = native(name)
-                self._commands.check()
+                rung = self.rungs[native(name)](environment, variables)
                 try:
-                    rung = RUNGS[name](environment, variables)
                     rung.create()
                 except (NotHere, Failure) as exc:
-                    self._commands.check()
+                    self.commands.check()
                     missing.append(u"%s: %s" % (text_of(name), text_of(str(exc))))
                     environment.clear()
                     continue
                 self._install(rung, relay)
-                environment.add_holder()
+                self.finish(environment)
                 return text_of(name)
             raise Failure(u"no tool can make it:\n" + u"\n".join(missing), u"making")
         finally:
             if relay is not None:
                 relay.close()
 
+    rungs = RUNGS
+    environment_class: Any = Environment
+
+    def environment(self, path: Any, held: Any) -> Any:
+        """Return what the tools fill."""
+        interpreter = native(self.request["interpreter"])
+        more = self.request["facts"], self.root, self.commands, self._ask, held
+        return self.environment_class(path, interpreter, *more)
+
+    def finish(self, environment: Any) -> None:
+        """Do what comes last."""
+        environment.add_holder()
+
     def _install(self, rung: Any, relay: Any) -> None:
-        request = self._request
+        request = self.request
         if not request["lines"]:
             return
-        self._commands.begin(u"installing")
+        self.commands.begin(u"installing")
         url = native(relay.url) if relay is not None else ""
         rung.install(
             _written(rung.environment.temporary, "requirements.txt", request["lines"], url),
@@ -170,21 +178,21 @@ class Build(object):
 
         In doubt it is seen whether the index is reached from here.
         """
-        request = self._request
+        request = self.request
         offline = request["offline"]
         if offline == u"auto" and request["lines"]:
-            self._commands.begin(u"looking for the index")
+            self.commands.begin(u"looking for the index")
             offline = not reaches(request["index_url"], request["default_index"])
         self._offline = offline is True
         if not (self._offline or request["relays"]):
             return None
-        kept = os.path.join(self._root, "files")
+        kept = os.path.join(self.root, "files")
         make_folder(kept)
         return Relay(request["index"], kept)
 
     def _index(self, relay: Any) -> Any:
         """Return the variables that tell installers where packages are."""
-        request = self._request
+        request = self.request
         found: Any = {}
         url = request["index_url"]
         if relay is not None:
@@ -196,6 +204,8 @@ class Build(object):
                 found.update(PIP_FIND_LINKS=links, UV_FIND_LINKS=links)
             if self._offline or request["asks_index"]:
                 found.update(PIP_CONFIG_FILE=os.devnull, UV_NO_CONFIG="1")
+                # Caches go by addresses, and ours are new each time.
+                found.update(PIP_NO_CACHE_DIR="1", UV_NO_CACHE="1")
                 url = relay.url + "simple/" if request["has_index"] else ""
                 if not url:
                     found.update(PIP_NO_INDEX="1", UV_NO_INDEX="1")

@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 from .locks import Busy, NoLocks, shared
-from .places import key_folder, native, newest, python_of, read_marker, text_of
+from .places import key_folder, native, newest_venv, python_of, read_marker, text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,10 +83,10 @@ def find(request: Any) -> Any:
             return {"error": u"no interpreter found"}, None
     facts = facts_of(python)
     key = key_of(facts, request["digest"])
-    folder = key_folder(request["root"], request["name"], key)
+    folder = key_folder(request["root"], "venvs", request["name"], key)
     answer = {"facts": facts, "key": text_of(key), "found": False}
     answer["interpreter"] = text_of(python or sys.executable)
-    found = newest(folder)
+    found = newest_venv(folder)
     answer["newest"] = found[0] if found else 0
     if found is None or request["recreate"]:
         return answer, None

@@ -17,6 +17,8 @@ import shutil
 import stat
 import sys
 
+from .locks import Busy, NoLocks, exclusive
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -62,12 +64,12 @@ def make_folder(path: Any) -> None:
             raise OSError("%s can be written by somebody else: nothing is put there" % path)
 
 
-def key_folder(root: Any, name: Any, key: Any) -> Any:
-    """Return the folder of all environments of a name and a key."""
+def key_folder(root: Any, kind: str, name: Any, key: Any) -> Any:
+    """Return the folder of all that has a name and a key; kind: "venvs" or "layers"."""
     name, key = native(name), native(key)
     if not NAME.match(name) or not KEY.match(key):
         raise ValueError("no name of an environment: %r" % (name,))
-    return os.path.join(root_folder(root), "venvs", "%s-%s" % (name, key))
+    return os.path.join(root_folder(root), kind, "%s-%s" % (name, key))
 
 
 def python_of(venv: Any) -> Any:
@@ -97,16 +99,22 @@ def read_marker(folder: Any, number: Any) -> Any:
 
 
 def newest(folder: Any) -> Any:
-    """Return (number, marker) of the environment to use, or None.
-
-    One whose interpreter can't be run any more, as what it was made of has gone, is none.
-    """
+    """Return (number, marker) of what is to be used, or None."""
     for number in numbers_in(folder):
         marker = read_marker(folder, number)
         if marker is not None:
-            python = python_of(os.path.join(folder, str(number)))
-            return (number, marker) if os.access(python, os.X_OK) else None
+            return number, marker
     return None
+
+
+def newest_venv(folder: Any) -> Any:
+    """Return the same of environments.
+
+    One whose interpreter can't be run any more, as what it was made of has gone, is none.
+    """
+    found = newest(folder)
+    runs = found is not None and os.access(python_of(os.path.join(folder, str(found[0]))), os.X_OK)
+    return found if runs else None
 
 
 def write_marker(folder: Any, number: Any, marker: Any) -> None:
@@ -129,6 +137,22 @@ def remove(folder: Any, number: Any) -> None:
         if os.path.isdir(path):
             shutil.rmtree(path, onerror=_make_writable_and_go_on)
     _unlink(base + ".held")
+
+
+def remove_if_free(folder: Any, number: Any) -> bool:
+    """Remove it, or what is left of it, unless somebody uses it; whether that was done.
+
+    Where the file system has no locks nobody knows, and it stays.
+    """
+    try:
+        held = exclusive(os.path.join(folder, "%d.held" % number))
+    except (Busy, NoLocks, OSError):
+        return False
+    try:
+        remove(folder, number)
+    finally:
+        os.close(held)
+    return True
 
 
 def _unlink(path: Any) -> None:

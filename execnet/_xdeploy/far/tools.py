@@ -10,10 +10,11 @@ import io
 import json
 import os
 import shutil
+import zipfile
 
 from .commands import Failure
-from .places import PRIVATE, native, python_of, text_of
-from .wheels import unpack
+from .places import PRIVATE, make_folder, native, python_of, text_of
+from .wheels import check, unpack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,17 +102,31 @@ class Environment(object):
             with io.open(os.path.join(folder, name), "w", encoding="ascii") as file:
                 file.write(text)
 
-    def sent(self, what: str) -> Any:
-        """Return the path of a file that the coordinator has, such as a pip; ``NotHere``."""
-        answer = self.ask(what, list(self.version))
+    def sent_pip(self) -> Any:
+        """Return the folder of a pip that the coordinator sends, once; ``NotHere`` if it has none.
+
+        It is unpacked, as what comes from an archive is compiled each time.
+        """
+        tools = os.path.join(self.root, "tools")
+        make_folder(tools)
+        answer = self.ask(u"pip", list(self.version), [text_of(name) for name in os.listdir(tools)])
         if not answer:
             version = "%d.%d" % self.version[:2]
-            raise NotHere("the coordinator has no %s for Python %s" % (what, version))
+            raise NotHere("the coordinator has no pip for Python %s" % version)
         name, data = answer
-        path = os.path.join(self.temporary, os.path.basename(native(name)))
-        with open(path, "wb") as file:
-            file.write(data)
-        return path
+        folder = os.path.join(tools, os.path.basename(native(name)))
+        if data is not None:
+            new = os.path.join(self.temporary, "pip")
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                for entry in archive.infolist():
+                    check(entry)
+                archive.extractall(new)
+            try:
+                os.rename(new, folder)
+            except OSError:  # somebody else was faster
+                if not os.path.isdir(folder):
+                    raise
+        return os.path.join(folder, "pip")
 
 
 def find_program(name: str) -> Any:
@@ -150,7 +165,8 @@ class Rung(object):
     def install(self, requirements: Any, constraints: Any) -> None:
         """Install what is listed in two files, either of which may be None."""
         words = self.pip() + ["install"] + options_of(requirements, constraints)
-        self.environment.run(words, **self.variables)
+        variables = dict(self.variables, PYTHONDONTWRITEBYTECODE="")
+        self.environment.run(words, **variables)
 
 
 class Uv(Rung):
@@ -196,11 +212,11 @@ class VenvAndPip(Venv):
     options = ("--without-pip",)
 
     def create(self) -> None:
-        self._pip = self.environment.sent("pip")
+        self._pip = self.environment.sent_pip()
         Venv.create(self)
 
     def pip(self) -> Any:
-        return [self.environment.python, os.path.join(self._pip, "pip")]
+        return [self.environment.python, self._pip]
 
 
 class Virtualenv(Rung):
@@ -225,7 +241,7 @@ class Virtualenv(Rung):
         """Install the last one that runs there into a folder of ours."""
         environment = self.environment
         folder = os.path.join(environment.temporary, "virtualenv")
-        pip = os.path.join(environment.sent("pip"), "pip")
+        pip = environment.sent_pip()
         environment.commands.begin(u"fetching virtualenv")
         words = [environment.interpreter, pip, "install", "--target", folder, "virtualenv==20.15.1"]
         environment.run(words, **self.variables)
@@ -258,17 +274,20 @@ class Unpack(Rung):
         environment.packages()  # which shows that it runs
 
     def install(self, requirements: Any, constraints: Any) -> None:
-        environment = self.environment
-        answer = environment.ask(u"wheels", environment.ask_python(MARKERS))
-        if not isinstance(answer, list):
-            raise Failure(answer, u"choosing wheels")
-        for name, data in answer:
-            path = os.path.join(environment.temporary, "wheel.zip")
-            with open(path, "wb") as file:
-                file.write(data)
-            environment.commands.begin(u"unpacking %s" % name)
-            folder = os.path.dirname(environment.python)
-            unpack(path, environment.packages(), folder, environment.python)
+        install_wheels(self.environment, os.path.dirname(self.environment.python))
+
+
+def install_wheels(environment: Environment, scripts: Any) -> None:
+    """Unpack the wheels that the coordinator chooses; their commands go into a folder."""
+    answer = environment.ask(u"wheels", environment.ask_python(MARKERS))
+    if not isinstance(answer, list):
+        raise Failure(answer, u"choosing wheels")
+    for name, data in answer:
+        path = os.path.join(environment.temporary, "wheel.zip")
+        with open(path, "wb") as file:
+            file.write(data)
+        environment.commands.begin(u"unpacking %s" % name)
+        unpack(path, environment.packages(), scripts, environment.python)
 
 
 # What requirements can ask of an interpreter.

@@ -9,8 +9,9 @@ import ctypes
 import os
 import select
 import sys
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from typing import Any
 
 _MASK = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200  # IN_MODIFY ... IN_DELETE
@@ -19,27 +20,51 @@ _LOOK_S = 1.0  # between looks, where there is no inotify
 _QUIET_S = 0.05  # how long it has to be quiet before a change is told: many come at once
 
 
-def changes(path: str) -> Iterator[None]:
-    """Yield once at first, and then each time after something has changed below a path."""
+def changes(path: str, stop: Stop | None = None) -> Iterator[None]:
+    """Yield once at first, and then each time after something has changed below a path.
+
+    stop: ends it from another thread.
+    """
     yield None
-    try:
-        watch: Any = _Inotify(path)
-    except OSError:
-        watch = _Looks(path)
-    with watch:
-        while True:
+    with ExitStack() as stack:
+        stop = stop or stack.enter_context(closing(Stop()))
+        try:
+            watch: Any = _Inotify(path, stop)
+        except OSError:
+            watch = _Looks(path, stop)
+        stack.enter_context(watch)
+        while not stop.is_set():
             yield None  # what has changed before it was watched
             watch.wait()
+
+
+class Stop(threading.Event):
+    """Ends ``changes``; ``close`` it when that has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reader, self._writer = os.pipe()
+
+    def set(self) -> None:
+        """End it."""
+        super().set()
+        os.write(self._writer, b"x")
+
+    def close(self) -> None:
+        """Give its descriptors back."""
+        os.close(self.reader)
+        os.close(self._writer)
 
 
 class _Inotify:
     """The kernel's news of a directory and all below it, or of a file."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, stop: Stop) -> None:
         if not sys.platform.startswith("linux"):
             raise OSError("there is no inotify")
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._path = path
+        self._stop = stop
         self._fd = self._libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1")
@@ -71,7 +96,8 @@ class _Inotify:
                 raise OSError(code, os.strerror(code), folder)
 
     def wait(self) -> None:
-        select.select([self._fd], [], [])
+        if self._stop.reader in select.select([self._fd, self._stop.reader], [], [])[0]:
+            return
         while select.select([self._fd], [], [], _QUIET_S)[0]:
             os.read(self._fd, 65536)
         self._add_all()  # there may be new directories
@@ -80,8 +106,9 @@ class _Inotify:
 class _Looks:
     """What a tree looks like, again and again."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, stop: Stop) -> None:
         self._path = path
+        self._stop = stop
         self._last = self._look()
 
     def __enter__(self) -> None:
@@ -97,10 +124,9 @@ class _Looks:
                 found.append((path, _status(path)))
         return found or [_status(self._path)]
 
-    def wait(self, sleep: Callable[[float], object] = time.sleep) -> None:
+    def wait(self) -> None:
         now = self._look()
-        while now == self._last:
-            sleep(_LOOK_S)
+        while now == self._last and not self._stop.wait(_LOOK_S):
             now = self._look()
         self._last = now
 

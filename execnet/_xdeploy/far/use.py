@@ -1,0 +1,164 @@
+"""Puts layers and trees on the path of the worker that runs this.
+
+One layer and one tree of each project are used at a time; the last one comes first.  What was
+imported from the one before is forgotten, so that the next import takes the new one; what programs
+hold of it stays as it is.
+This file is shipped.  Start at ``main``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+
+from .find import facts_of, key_of
+from .locks import Busy, NoLocks, shared
+from .places import NAME, key_folder, make_folder, native, newest, root_folder, text_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+YOUNG_S = 2.0
+
+# By kind and project: the folder that is on the path, and the descriptor that holds what it is in.
+_used: Any = {}
+_held: Any = {}  # trees: the descriptors that hold them
+
+
+def main(channel: Any) -> None:
+    """Answer one request: a dict, as the answer is."""
+    request = channel.receive()
+    if request["kind"] == u"layer":
+        answer = use_layer(request)
+    elif request["kind"] == u"tree":
+        answer = {u"folder": text_of(tree_folder(request))}
+    else:
+        name = "tree", native(request["name"])
+        use(name, native(request["folder"]), None, request["changed"])
+        answer = {}
+    channel.send(answer)
+
+
+def use_layer(request: Any) -> Any:
+    """Put a layer on the path if it is there; return what is known of it."""
+    facts = facts_of(None)
+    key = key_of(facts, request["digest"])
+    folder = key_folder(request["root"], "layers", request["name"], key)
+    found = newest(folder)
+    answer = {u"facts": facts, u"key": text_of(key), u"found": False, u"newest": 0}
+    answer[u"interpreter"] = text_of(sys.executable)
+    if found is None:
+        return answer
+    layer = os.path.join(folder, str(found[0]))
+    try:
+        held = shared(layer + ".held")
+        os.utime(layer + ".held", None)
+    except NoLocks:
+        held = None
+    except Busy:  # it is being removed
+        return answer
+    if newest(folder) != found:
+        if held is not None:
+            os.close(held)
+        return answer
+    is_used = sys.path[:2].count(layer) > 0
+    use(("layer", native(request["name"])), layer, held, not is_used)
+    answer.update({u"found": True, u"folder": text_of(layer), u"tool": found[1].get("tool", u"")})
+    return answer
+
+
+def tree_folder(request: Any) -> Any:
+    """Return the folder for the tree of a project of the coordinator; it is made, and held."""
+    name, source = native(request["name"]), text_of(request["source"])
+    if not NAME.match(name):
+        raise ValueError("no name of a project: %r" % (name,))
+    key = hashlib.sha256(source.encode("utf-8", "replace")).hexdigest()[:16]
+    root = root_folder(request["root"])
+    trees = os.path.join(root, "trees")
+    folder = os.path.join(trees, "%s-%s" % (name, key))
+    for path in (root, trees, folder):
+        make_folder(path)
+    path = os.path.join(folder, "1")
+    make_folder(path)
+    try:
+        if path not in _held:
+            _held[path] = shared(path + ".held")  # for as long as this process lives
+        os.utime(path + ".held", None)
+    except (NoLocks, Busy):
+        pass
+    return path
+
+
+def use(name: Any, folder: Any, held: Any, is_changed: bool) -> None:
+    """Have a project's packages imported from a folder, which comes first."""
+    old, old_held = _used.get(name, (None, None))
+    if is_changed:
+        for other in {used[0] for used in _used.values()}:
+            forget(other, None if other == old else top_names(folder))
+    if is_changed or old != folder:
+        for place in {old, folder}:
+            _without(sys.path, place)
+            _remove_variable("PYTHONPATH", place)
+            _remove_variable("PATH", os.path.join(place or folder, "bin"))
+        sys.path.insert(1 if sys.path[:1] == [""] else 0, folder)
+        _add_variable("PYTHONPATH", folder)
+        if os.path.isdir(os.path.join(folder, "bin")):
+            _add_variable("PATH", os.path.join(folder, "bin"))
+    _used[name] = folder, held
+    if old_held is not None:
+        os.close(old_held)
+
+
+def top_names(folder: Any) -> Any:
+    """Return the names of what can be imported from a folder."""
+    return {name.partition(".")[0] for name in os.listdir(folder)}
+
+
+def forget(folder: Any, names: Any) -> None:
+    """Have what was imported from a folder imported anew; names: only these, None for all."""
+    start = folder + os.sep
+    for name, module in list(sys.modules.items()):
+        if names is not None and name.partition(".")[0] not in names:
+            continue
+        paths = [getattr(module, "__file__", None) or ""]
+        try:
+            paths += list(getattr(module, "__path__", ()))
+        except TypeError:  # it only looks like a module
+            continue
+        if any(isinstance(path, str) and path.startswith(start) for path in paths):
+            sys.modules.pop(name, None)
+            _remove_young_bytecode(module)
+    machinery = sys.modules.get("importlib")
+    if hasattr(machinery, "invalidate_caches"):
+        machinery.invalidate_caches()  # type: ignore[union-attr]
+
+
+def _remove_young_bytecode(module: Any) -> None:
+    """Remove bytecode as young as its source: Python would not see two changes in one second."""
+    source = getattr(module, "__file__", None) or ""
+    source = source[:-1] if source.endswith(".pyc") else source
+    compiled = getattr(module, "__cached__", None) or source + "c"
+    try:
+        if abs(os.stat(compiled).st_mtime - os.stat(source).st_mtime) < YOUNG_S:
+            os.unlink(compiled)
+    except OSError:
+        pass
+
+
+def _without(paths: Any, path: Any) -> None:
+    while path in paths:
+        paths.remove(path)
+
+
+def _add_variable(name: str, folder: Any) -> None:
+    """Put a folder first in a variable, for processes that the worker starts."""
+    paths = [path for path in os.environ.get(name, "").split(os.pathsep) if path]
+    os.environ[name] = os.pathsep.join([folder] + paths)
+
+
+def _remove_variable(name: str, folder: Any) -> None:
+    paths = [path for path in os.environ.get(name, "").split(os.pathsep) if path]
+    _without(paths, folder)
+    os.environ[name] = os.pathsep.join(paths)
