@@ -128,6 +128,7 @@ class Build(object):
         """Make and fill it by the first tool that can; return its name."""
         request = self.request
         environment = self.environment(path, held)
+        environment.is_to_be_filled = bool(request["lines"])
         relay = self._open_relay()
         try:
             variables = self._index(relay)

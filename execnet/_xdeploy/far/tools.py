@@ -61,6 +61,7 @@ class Environment(object):
         self.ask = ask
         self.held = held
         self.temporary = path + ".tmp"
+        self.is_to_be_filled = True
         self.python = python_of(path)
         self._packages: Any = None
 
@@ -195,21 +196,23 @@ class Uv(Rung):
 class Venv(Rung):
     """The standard library's ``venv``, with the pip that it brings."""
 
-    options: Any = ()
+    needs_pip = True
 
     def create(self) -> None:
         environment = self.environment
         if environment.version < (3, 3):
             raise NotHere("Python 2 has none")
-        environment.commands.begin(u"making it by %s" % u" ".join(("venv",) + self.options))
-        words = [environment.interpreter, "-m", "venv"] + list(self.options)
+        environment.commands.begin(u"making it by venv")
+        words = [environment.interpreter, "-m", "venv"]
+        if not (self.needs_pip and environment.is_to_be_filled):
+            words.append("--without-pip")  # which would take most of the time
         environment.run(words + [environment.path])
 
 
 class VenvAndPip(Venv):
     """``venv`` where pip is left out of Python, as Debian does; a pip comes from here."""
 
-    options = ("--without-pip",)
+    needs_pip = False
 
     def create(self) -> None:
         self._pip = self.environment.sent_pip()
