@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import types
     from typing import Any
 
+    from ._calls.executor import Executor
     from ._output.near import Output
     from .gateway_bootstrap import Through
 
@@ -58,6 +59,7 @@ class Group:
         self._is_hurried = False  # code has no time to finish, and is interrupted at once
         self._terminating = new_rlock()
         self._lock = new_rlock()
+        self._executors: list[Executor] = []  # that are told of new members
         self._output: Output | None = None  # where forwarded lines go; made when it is needed
         self.set_execmodel(execmodel)
         self._at_exit_registered = True
@@ -152,6 +154,11 @@ class Group:
             if gateway in self._gateways:
                 self._gateways.remove(gateway)
                 self._gateways_to_join.append(gateway)
+        self._tell_executors()
+
+    def _tell_executors(self) -> None:
+        for executor in list(self._executors):
+            executor.on_group_changed()
 
     # making
 
@@ -209,6 +216,7 @@ class Group:
             self._forward_output(started, starts.deadlines)
             for gateway in started:
                 self._register(gateway)
+            self._tell_executors()
         except BaseException:
             starts.abandon(self._forget)
             raise
@@ -303,6 +311,20 @@ class Group:
         """Execute code in all workers at once; arguments and errors as for a gateway's."""
         return MultiChannel([gateway.remote_exec(source, **kwargs) for gateway in self])
 
+    def executor(self, max_per_worker: int = 1, *, retries: int = 0) -> Executor:
+        """Return a ``concurrent.futures.Executor`` that calls functions in the workers.
+
+        Each call goes to whichever worker is free.  The executor uses the group as it is at each
+        moment: new members get calls, of one that has ended no more.
+        max_per_worker: calls that one worker runs at once, in several threads.  retries: how often
+        a call runs again elsewhere if its worker dies; above 0 you declare that all calls of this
+        executor may run more than once.  Else such a call fails with ``WorkerDied``.
+        Raises ValueError for numbers that make no sense.
+        """
+        from ._calls.executor import Executor
+
+        return Executor(self, max_per_worker, retries)
+
     # ending
 
     def terminate(self, timeout: float | None = None) -> None:
@@ -385,7 +407,7 @@ class Group:
     def _disown(self) -> None:
         """In a forked process: the gateways are the parent's."""
         self._gateways, self._gateways_to_join, self._ending = [], [], []
-        self._ids_starting = set()
+        self._ids_starting, self._executors = set(), []
         self._connections = Connections()
         self._terminating, self._lock = new_rlock(), new_rlock()
 

@@ -51,7 +51,25 @@ if TYPE_CHECKING:
 
 IDLE_MAX = 16  # lanes that are kept for later calls
 NO_WINDOW = 1 << 60  # bytes
-DESCRIBE = ":describe"  # a function of ``_features.calls``
+DESCRIBE, MANY = ":describe", ":many"  # what ``_features.calls`` does itself
+
+
+class Mapped:
+    """A function that is called often, and is sent as it is at the first time.
+
+    in_chunks: one call has several rows of arguments for it.
+    """
+
+    def __init__(self, function: Any, in_chunks: bool) -> None:
+        self.in_chunks = in_chunks
+        self.names: dict[Calls, str] = {}
+        self.before: tuple[Any, ...] = ()
+        self.named: dict[str, Any] = {}
+        while isinstance(function, functools.partial):
+            self.before = function.args + self.before
+            self.named = {**function.keywords, **self.named}
+            function = function.func
+        self.function = function
 
 
 class Calls:
@@ -74,7 +92,7 @@ class Calls:
         """Run a function in the worker and return its result; raises what it raised."""
         gateway = self.gateway
         _refuse_in_callback(gateway, function)
-        while True:
+        for is_last in (False, True):
             request = self.request(0, function, positional, named)
             try:
                 channel = self._idle.pop()
@@ -92,9 +110,10 @@ class Calls:
                 channel.close()
             if type(answer) is tuple and len(answer) == 2:
                 return answer[1]
-            error = self.error_of(answer, function)
+            error = self.error_of(answer, function, is_last)
             if error is not None:
                 raise error
+        raise AssertionError("it was asked for a third time")
 
     def describe(self, module: str, path: str) -> tuple[Any, ...]:
         """Import a module in the worker; return (value,) of what a path leads to there.
@@ -123,7 +142,16 @@ class Calls:
         if isinstance(function, functools.partial):
             positional, named = function.args + positional, {**function.keywords, **named}
             return self.request(number, function.func, positional, named)
-        name = self._name(function)
+        if isinstance(function, Mapped):
+            name = function.names.get(self) or self._name(function.function)
+            function.names[self] = name
+            if function.in_chunks:
+                name, positional = MANY, (name, *positional, function.before, function.named)
+            else:
+                positional, named = function.before + positional, function.named
+            function = function.function
+        else:
+            name = self._name(function)
         item: tuple[Any, ...] = (number, name, positional)
         if named:
             item = (number, name, positional, named)
@@ -170,15 +198,16 @@ class Calls:
 
     # what comes back
 
-    def error_of(self, answer: Any, function: Any) -> Exception | None:
+    def error_of(self, answer: Any, function: Any, is_last: bool) -> Exception | None:
         """Return the error that an answer tells of; None if the request is to be made again.
 
+        is_last: that has been done, and is not to be done once more.
         The worker may mean harm: it chooses among the errors that a function may raise, no more.
         """
         if type(answer) is tuple and len(answer) == 3:
             _, module, text = answer
             if type(module) is str and type(text) is str:
-                return self._on_missing(module, text, function)
+                return self._on_missing(module, text, function, is_last)
         if type(answer) is tuple and len(answer) == 5:
             _, type_name, arguments, message, formatted = answer
             if [type(told) for told in (type_name, message, formatted)] == [str, str, str]:
@@ -191,10 +220,13 @@ class Calls:
         error = self.gateway._error
         return EOFError(f"{self.gateway.id} was ended") if error is None else copy.copy(error)
 
-    def _on_missing(self, module: str, text: str, function: Any) -> Exception | None:
+    def _on_missing(self, module: str, text: str, function: Any, is_last: bool) -> Exception | None:
+        if isinstance(function, Mapped):
+            function.names.pop(self, None)
+            function = function.function
         name = function if isinstance(function, str) else name_of(function) or ""
         asked = name.partition(":")[0]
-        if not isinstance(function, str) and module == asked and module not in self._absent:
+        if not isinstance(function, str) and module == asked and not is_last:
             self._absent.add(module)
             return None
         error = ModuleNotFoundError(f"{self.gateway.id} can't import {module!r}: {text}")

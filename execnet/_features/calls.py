@@ -172,8 +172,15 @@ class Calls(object):
         if not colon:
             return self._defined.function(name)
         if not module:
-            return globals()[path]
+            return {"describe": describe, "many": self._many}[path]
         return attribute(import_module(module), path)
+
+    def _many(self, name: str, rows: Any, before: Any, named: dict[str, Any]) -> list[Any]:
+        """Call a function for each row of arguments."""
+        function = self._find(name)
+        if PY2:
+            named = {str(key): named[key] for key in named}
+        return [function(*(before + tuple(row)), **named) for row in rows]
 
     def _error(self, number: int, error: Any) -> tuple[Any, ...]:
         """Return the answer for what was raised: an exception, or (type, value, traceback)."""

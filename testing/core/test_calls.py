@@ -287,7 +287,10 @@ class TestErrors:
             ("anything", LoadError),
         ]
         for answer, kind in answers:
-            assert type(calls.error_of(answer, "a:b")) is kind
+            assert type(calls.error_of(answer, "a:b", False)) is kind
+        missing = 1, __name__, "text"
+        assert calls.error_of(missing, tripled, False) is None
+        assert type(calls.error_of(missing, tripled, True)) is ModuleNotFoundError
 
     def test_a_call_in_a_callback_of_its_gateway_is_refused(self, gateway: Gateway) -> None:
         channel = gateway.remote_exec("channel.send(1)")

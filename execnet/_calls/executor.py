@@ -1,0 +1,381 @@
+"""An executor over the workers of a group, as ``concurrent.futures`` has them.
+
+Start at ``Executor.submit``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from concurrent import futures
+
+from .._clock import monotonic
+from ..gateway_base import (
+    ExecnetError,
+    GatewayState,
+    TimeoutError,
+    _Flag,
+    _refuse_in_callback,
+    new_lock,
+)
+from .future import Future, Teller
+from .lane import Asked, Lane, Work
+from .near import Mapped
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any, ParamSpec, Protocol, TypeVar
+
+    from ..gateway_base import ExecModel
+
+    P = ParamSpec("P")
+    T = TypeVar("T")
+
+    class GroupLike(Protocol):
+        """What an executor needs of its group."""
+
+        _executors: list[Any]
+
+        @property
+        def execmodel(self) -> ExecModel: ...
+        def __iter__(self) -> Iterator[Any]: ...
+
+
+AHEAD = 2  # calls that a lane has at once, if they may run again
+
+
+class Executor(futures.Executor):
+    """Calls functions in the workers of a group, each by whichever is free.
+
+    Any thread may call.  ``_lock`` guards the lanes, what waits and the counts; nothing is sent
+    while it is held.  A call that was sent counts as begun.
+    """
+
+    def __init__(self, group: GroupLike, max_per_worker: int = 1, retries: int = 0) -> None:
+        for name, number, least in ("max_per_worker", max_per_worker, 1), ("retries", retries, 0):
+            if type(number) is not int or number < least:
+                raise ValueError(f"{name} is a number from {least} on, not {number!r}")
+        self._group = group
+        self._max_per_worker = max_per_worker
+        self._retries = retries
+        self._teller = Teller(group.execmodel)
+        self._lock = new_lock()
+        self._waiting: deque[Work] = deque()
+        self._lanes: dict[Any, list[Lane]] = {}  # by gateway
+        self._free: deque[Lane] = deque()
+        self._unfinished = 0
+        self._is_shut_down = False
+        self._finished: list[_Flag] = []  # of those that wait for the end of all calls
+        self._last_loss: BaseException | None = None  # why a worker was lost, if one was
+        group._executors.append(self)
+        self._meet_new_workers()
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Have a function called by the worker that is free first; return its future.
+
+        Arguments as for ``Gateway.call``; what that would raise the future has.  Raises
+        RuntimeError after ``shutdown``, and if the group has no worker.
+        """
+        future: Future[T] = Future(self._teller, self._group.execmodel, self._refuse)
+        self._submit(Work(future, fn, args, kwargs, self._retries))
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Return an iterator of ``fn(*items)`` for the items of the iterables, in their order.
+
+        timeout: seconds from now after which ``TimeoutError`` is raised instead of waiting.
+        chunksize: so many calls are one message, and fail together.  buffersize: so many results
+        at the most are there, or on their way, that were not yet taken; then the iterables are
+        taken from as results are.  None: all are asked for at once.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError("buffersize must be an integer or None")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError("buffersize must be None or > 0")
+        rows: Iterator[Any] = zip(*iterables)  # noqa: B905 - as the built-in map
+        if chunksize > 1:
+            rows = _chunks(rows, chunksize)
+        function = Mapped(fn, chunksize > 1)
+        deadline = None if timeout is None else monotonic() + timeout
+        asked: deque[_Slot] = deque()
+        ready = self._group.execmodel.inbox()
+
+        def ask(row: tuple[Any, ...]) -> None:
+            slot = _Slot(ready)
+            self._submit(Work(slot, function, row, {}, self._retries))
+            asked.append(slot)
+
+        for row in itertools.islice(rows, buffersize):
+            ask(row)
+        results = self._results(asked, rows if buffersize else iter(()), ask, ready, deadline)
+        return itertools.chain.from_iterable(results) if chunksize > 1 else results
+
+    def _results(
+        self,
+        asked: deque[_Slot],
+        rows: Iterator[Any],
+        ask: Callable[[Any], None],
+        ready: Any,
+        deadline: float | None,
+    ) -> Iterator[Any]:
+        try:
+            while asked:
+                slot = asked[0]
+                if not slot.has_ended:
+                    self._refuse()
+                slot.is_awaited = True
+                while not slot.has_ended:
+                    self._await(ready, deadline)
+                asked.popleft()
+                for row in itertools.islice(rows, 1):
+                    ask(row)
+                if slot.error is not None:
+                    raise slot.error
+                yield slot.value
+        finally:
+            for slot in asked:
+                slot.cancel()
+
+    def _await(self, ready: Any, deadline: float | None) -> None:
+        timeout = None if deadline is None else max(0.0, deadline - monotonic())
+        try:
+            ready.get(True, timeout)
+        except self._group.execmodel.Empty:
+            raise TimeoutError("no result in the time that was given for all") from None
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; the workers stay.
+
+        wait: until all that were submitted have ended.  cancel_futures: cancel those that were
+        not sent.  Raises ``DeadlockError`` in a callback of a worker's gateway, if it waits.
+        """
+        with self._lock:
+            self._is_shut_down = True
+            waiting = list(self._waiting) if cancel_futures else []
+        for work in waiting:
+            work.sink.cancel()
+        self._dispatch()
+        if wait:
+            self._refuse()
+            self._wait_finished()
+        self._close_if_finished()
+
+    def _wait_finished(self) -> None:
+        finished = _Flag(self._group.execmodel)
+        with self._lock:
+            if not self._unfinished:
+                return
+            self._finished.append(finished)
+        finished.wait()
+
+    def _close_if_finished(self) -> None:
+        """Give the lanes back to the gateways, once nothing can need them."""
+        with self._lock:
+            if self._unfinished or not self._is_shut_down:
+                return
+            lanes = [lane for lanes in self._lanes.values() for lane in lanes]
+            self._lanes.clear()
+            self._free.clear()
+            if self in self._group._executors:
+                self._group._executors.remove(self)
+        for lane in lanes:
+            lane.close()
+
+    def _refuse(self) -> None:
+        """Raise ``DeadlockError`` in a callback of a gateway whose answers are waited for."""
+        for gateway in list(self._lanes):
+            _refuse_in_callback(gateway, self)
+
+    # what goes out
+
+    def _submit(self, work: Work) -> None:
+        with self._lock:
+            if self._is_shut_down:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            if not self._lanes:
+                raise self._no_worker()
+            self._unfinished += 1
+            self._waiting.append(work)
+        self._dispatch()
+
+    def on_group_changed(self) -> None:
+        """There are other workers now; runs in the thread that changed the group."""
+        self._meet_new_workers()
+        self._dispatch()
+
+    def _meet_new_workers(self) -> None:
+        """Make lanes of the workers that have none yet, and can be called."""
+        new: list[list[Lane]] = []
+        for gateway in self._group:
+            with self._lock:
+                is_known = gateway in self._lanes or self._is_shut_down
+                if is_known or getattr(gateway, "_state", None) != GatewayState.LIVE:
+                    continue
+                self._lanes[gateway] = []  # so that no other thread makes them, too
+            lanes: list[Lane] = []
+            try:
+                calls = gateway._get_calls()
+                lanes += [Lane(calls, self) for _ in range(self._max_per_worker)]
+            except (ExecnetError, OSError):  # it knows no calls, or has just ended
+                pass
+            with self._lock:
+                self._lanes[gateway] = lanes
+                lanes[:] = [lane for lane in lanes if not lane.has_ended]
+                if not lanes:
+                    del self._lanes[gateway]
+            new.append(lanes)
+        with self._lock:  # one of each, so that no worker gets two calls while another has none
+            for some in itertools.zip_longest(*new):
+                for lane in filter(None, some):
+                    lane.is_free = True
+                    self._free.append(lane)
+
+    def _forget(self, gateway: Any, lane: Lane) -> None:  # holds _lock
+        lanes = self._lanes.get(gateway, [])
+        if lane in lanes:
+            lanes.remove(lane)
+        if not lanes:
+            self._lanes.pop(gateway, None)
+
+    def _dispatch(self) -> None:
+        """Send what waits to lanes that are free."""
+        while self._waiting:
+            with self._lock:
+                lane = self._take_free() if self._waiting else None
+                work = self._waiting.popleft() if lane is not None else None
+                lost = [] if self._lanes else list(self._waiting)
+                if lost:
+                    self._waiting.clear()
+            for one in lost:
+                one.sink.end(None, self._no_worker())
+                self._count_finished()
+            if lane is None or work is None:
+                return
+            if not self._post(lane, work):
+                self._give_back(lane)
+
+    def _take_free(self) -> Lane | None:  # holds _lock
+        """Return a lane that has nothing to do; or that has, if what waits is safe and much."""
+        while self._free:
+            lane = self._free.popleft()
+            lane.is_free = False
+            if lane.is_live():
+                return lane
+        if self._retries and len(self._waiting) > len(self._lanes) * self._max_per_worker:
+            lanes = (lane for lanes in self._lanes.values() for lane in lanes)
+            live = (lane for lane in lanes if lane.is_live())
+            return next((lane for lane in live if len(lane.asked) < AHEAD), None)
+        return None
+
+    def _post(self, lane: Lane, work: Work) -> bool:
+        """Send a call, if it was not cancelled; whether it was sent."""
+        if work.sink.begin():
+            try:
+                lane.post(work)
+                return True
+            except Exception as exc:  # the function or the arguments can't be sent
+                work.sink.end(None, exc)
+        self._count_finished()
+        return False
+
+    def _give_back(self, lane: Lane) -> None:
+        with self._lock:
+            if not lane.asked and not lane.is_free:
+                lane.is_free = True
+                self._free.append(lane)
+
+    def _count_finished(self) -> None:
+        with self._lock:
+            self._unfinished -= 1
+            is_last = self._is_shut_down and not self._unfinished
+            finished = [] if self._unfinished else self._finished
+            if not self._unfinished:
+                self._finished = []
+        for flag in finished:
+            flag.set()
+        if is_last:
+            self._close_if_finished()
+
+    def _no_worker(self) -> RuntimeError:
+        error = RuntimeError("the group has no worker that could be called")
+        error.__cause__ = self._last_loss
+        return error
+
+    # the threads that read
+
+    def on_answered(self, lane: Lane) -> None:
+        """Give the lane its next call."""
+        with self._lock:
+            work = None
+            if self._unfinished > 1 and self._waiting and lane.is_live():
+                self._unfinished -= 1
+                work = self._waiting.popleft()
+        if work is not None and self._post(lane, work):
+            return
+        if work is None:
+            self._count_finished()
+        self._give_back(lane)
+        self._dispatch()
+
+    def on_lost(self, lane: Lane, lost: list[Asked]) -> None:
+        """Have run elsewhere what may be, fail the rest."""
+        again: list[Work] = []
+        failed: list[Work] = []
+        for asked in lost:
+            if asked.was_sent() and not asked.work.retries:
+                failed.append(asked.work)
+                continue
+            asked.work.retries -= asked.was_sent()
+            again.append(asked.work)
+        with self._lock:
+            self._last_loss = lane.end_of_gateway()
+            self._forget(lane.gateway, lane)
+            self._waiting.extendleft(reversed(again))
+        for work in failed:
+            work.sink.end(None, lane.end_of_gateway())
+            self._count_finished()
+        self._dispatch()
+
+
+class _Slot:
+    """What gets the result of a call of ``map``.
+
+    ``ready`` gets something then, if it is the one that is waited for: to wake a thread takes
+    longer than all else.
+    """
+
+    __slots__ = ("_ready", "error", "has_ended", "is_awaited", "value")
+
+    def __init__(self, ready: Any) -> None:
+        self._ready = ready
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.has_ended = self.is_awaited = False
+
+    def begin(self) -> bool:
+        return not self.has_ended
+
+    def end(self, value: Any, error: BaseException | None) -> None:
+        self.value, self.error = value, error
+        self.has_ended = True
+        if self.is_awaited:
+            self._ready.put(None)
+
+    def cancel(self) -> None:
+        """Let it not begin; nobody waits for it any more."""
+        self.has_ended = True
+
+
+def _chunks(rows: Iterator[tuple[Any, ...]], size: int) -> Iterator[tuple[list[Any]]]:
+    while chunk := list(itertools.islice(rows, size)):
+        yield (chunk,)

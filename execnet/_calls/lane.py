@@ -1,0 +1,170 @@
+"""A lane: calls of one gateway that run one after the other, and are answered to a callback.
+
+Start at ``Lane.send``.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from ..gateway_base import _HEADER, ITEM_MAX, GatewayState, Message, _left
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    from .near import Calls
+
+    class Sink(Protocol):
+        """What gets the result of a call; ``Future`` is one."""
+
+        def begin(self) -> bool: ...
+        def cancel(self) -> object: ...
+        def end(self, value: Any, error: BaseException | None) -> object: ...
+
+    class Owner(Protocol):
+        """What has lanes; both methods run in the thread that reads the gateway, and don't wait."""
+
+        def on_answered(self, lane: Lane) -> None: ...
+        def on_lost(self, lane: Lane, lost: list[Asked]) -> None: ...
+
+
+class Work:
+    """A call that is to be made, and what gets its result."""
+
+    __slots__ = ("function", "named", "positional", "retries", "sink")
+
+    def __init__(
+        self,
+        sink: Sink,
+        function: Any,
+        positional: tuple[Any, ...],
+        named: dict[str, Any],
+        retries: int = 0,
+    ) -> None:
+        self.sink = sink
+        self.function = function
+        self.positional = positional
+        self.named = named
+        self.retries = retries  # how often it may run again where its worker died
+
+
+class Asked:
+    """A call that one worker is asked for."""
+
+    __slots__ = ("frame", "was_resent", "work")
+
+    def __init__(self, work: Work, was_resent: bool) -> None:
+        self.work = work
+        self.was_resent = was_resent  # as source, as the module was not there
+        self.frame: list[Any] | None = None  # that ends the request
+
+    def was_sent(self) -> bool:
+        """Whether the request has left, and the call may have begun."""
+        return self.frame is not None and not _left(self.frame)
+
+
+class Lane:
+    """Calls of one gateway that run one after the other.
+
+    ``asked`` has what was asked and not answered.  Any thread may send; answers come in the thread
+    that reads the gateway.
+    """
+
+    def __init__(self, calls: Calls, owner: Owner) -> None:
+        self.gateway: Any = calls.gateway
+        self.asked: dict[int, Asked] = {}
+        self.has_ended = False
+        self.is_free = False  # whether it has nothing to do: its owner says so
+        self._calls = calls
+        self._owner = owner
+        self._numbers = itertools.count(1)
+        self._channel = calls.new_lane()
+        self._channel.setcallback(self._on_answer, endmarker=None)
+        self._callback = self.gateway._channelfactory._callbacks.get(self._channel.id)
+
+    def is_live(self) -> bool:
+        """Whether calls can be sent."""
+        return not self.has_ended and self.gateway._state == GatewayState.LIVE
+
+    def send(self, work: Work) -> None:
+        """Send a call; waits as long as the stream takes nothing.
+
+        Raises what ``Calls.request`` does, OSError if the worker is gone.
+        """
+        number, request = self._prepare(Asked(work, False))
+        try:
+            self._calls.send(self._channel.id, request)
+        except BaseException:
+            self.asked.pop(number, None)
+            raise
+        self._look_for_end()
+
+    def post(self, work: Work, again: bool = False) -> None:
+        """Have a call sent soon; never waits.  Raises what ``Calls.request`` does."""
+        asked = Asked(work, again)
+        _, request = self._prepare(asked)
+        writer, id, size = self.gateway._writer, self._channel.id, len(request)
+        if size <= ITEM_MAX:
+            asked.frame = writer.frame(_HEADER.pack(Message.CALL, id, size), request)
+            writer.post_frame(asked.frame)
+        else:
+            writer.post(_HEADER.pack(Message.CALL, id, 0), b"")
+            for _, header, payload in self.gateway._channelfactory._frames_of(id, [request]):
+                asked.frame = writer.frame(header, payload)
+                writer.post_frame(asked.frame)
+        self._look_for_end()
+
+    def _prepare(self, asked: Asked) -> tuple[int, bytes]:
+        number, work = next(self._numbers), asked.work
+        request = self._calls.request(number, work.function, work.positional, work.named)
+        self.asked[number] = asked
+        if self._callback is not None:
+            self._callback.may_be_late = False  # no other thread is to read the stream now
+        self.gateway._channelfactory.take_back()
+        return number, request
+
+    def _look_for_end(self) -> None:
+        if self.has_ended or self._channel.isclosed():  # and nothing else will tell of it
+            self._lose_all()
+
+    def close(self) -> None:
+        """Give the lane up; nothing more is answered."""
+        self.has_ended = True
+        self._channel.close()
+
+    def end_of_gateway(self) -> BaseException:
+        """Return the error for calls that will not be answered."""
+        return self._calls.end_of_gateway()
+
+    # the thread that reads
+
+    def _on_answer(self, answer: Any) -> None:
+        if answer is None:
+            self.has_ended = True
+            self._lose_all()
+            return
+        asked = None
+        if type(answer) is tuple and len(answer) > 1 and type(answer[0]) is int:
+            asked = self.asked.pop(answer[0], None)
+        if asked is None:
+            return  # nothing was asked that this could answer
+        work = asked.work
+        if len(answer) == 2:
+            work.sink.end(answer[1], None)
+        else:
+            error = self._calls.error_of(answer, work.function, asked.was_resent)
+            if error is None:  # once more, as source
+                try:
+                    self.post(work, again=True)
+                    return
+                except Exception as exc:  # it can't be sent so
+                    error = exc
+            work.sink.end(None, error)
+        if not self.asked and self._callback is not None:
+            self._callback.may_be_late = True
+        self._owner.on_answered(self)
+
+    def _lose_all(self) -> None:
+        lost = [self.asked.pop(number, None) for number in list(self.asked)]
+        self._owner.on_lost(self, [asked for asked in lost if asked is not None])

@@ -1,0 +1,333 @@
+"""An executor over a group: who gets a call, and how each future ends whatever happens.
+
+``SEEDS`` rounds of faults by chance are more with EXECNET_TEST_EXECUTOR_SEEDS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import itertools
+import os
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tools import BOUND_S, MakeGateway, wait_until
+
+from execnet import DeadlockError, DumpError, Gateway, Group, TimeoutError, WorkerDied
+from execnet._calls.executor import Executor
+
+pytestmark = pytest.mark.core
+
+SEEDS = int(os.environ.get("EXECNET_TEST_EXECUTOR_SEEDS", "4"))
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Group]:
+    """Two workers that the tests of this module share, and leave as they are."""
+    with Group(["popen", "popen"]) as group:
+        yield group
+
+
+@pytest.fixture
+def executor(pair: Group) -> Iterator[Executor]:
+    with pair.executor() as executor:
+        yield executor
+
+
+def add(first: int, second: int = 0) -> int:
+    return first + second
+
+
+def pid() -> int:
+    import os
+
+    return os.getpid()
+
+
+def inverse(number: int) -> float:
+    return 1 / number
+
+
+def noted(path: str, number: int, kills: bool = False) -> int:
+    import os
+
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(fd, b"%d\n" % number)
+    os.close(fd)
+    if kills:
+        os._exit(1)
+    return number
+
+
+def dies() -> None:
+    import os
+
+    os._exit(7)
+
+
+def dies_once(path: str) -> str:
+    import os
+
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except OSError:
+        return "well"
+    os._exit(7)
+
+
+class Gate:
+    """Has a call of a worker wait until it is opened; only one at a time for each worker."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        code = (
+            "import threading; threading.gate, threading.came = [threading.Event() for _ in '12']"
+        )
+        gateway.remote_exec(code).waitclose(BOUND_S)
+
+    def wait_for_one(self) -> None:
+        assert self._gateway.call("threading:came.wait", BOUND_S)
+
+    def open(self) -> None:
+        self._gateway.call("threading:gate.set")
+
+
+def passes_gate(result: Any = None) -> Any:
+    import threading
+
+    threading.came.set()  # type: ignore[attr-defined]
+    threading.gate.wait()  # type: ignore[attr-defined]
+    return result
+
+
+class TestAnExecutor:
+    def test_it_is_one_of_concurrent_futures(self, executor: Executor) -> None:
+        assert isinstance(executor, concurrent.futures.Executor)
+        future = executor.submit(add, 1, second=2)
+        assert isinstance(future, concurrent.futures.Future)
+        assert future.result(BOUND_S) == 3
+        with pytest.raises(ZeroDivisionError):
+            executor.submit(inverse, 0).result(BOUND_S)
+
+    def test_asyncio_runs_calls_in_it(self, executor: Executor) -> None:
+        async def run() -> list[int]:
+            loop = asyncio.get_running_loop()
+            asked = [loop.run_in_executor(executor, add, number, 1) for number in range(5)]
+            return await asyncio.gather(*asked)
+
+        assert asyncio.run(run()) == [1, 2, 3, 4, 5]
+
+    def test_a_call_goes_to_the_worker_that_is_free(self, pair: Group, executor: Executor) -> None:
+        gates = [Gate(gateway) for gateway in pair]
+        held = executor.submit(passes_gate, 5)
+        wait_until(held.running)
+        pids = {executor.submit(pid).result(BOUND_S) for _ in range(10)}
+        assert len(pids) == 1
+        for gate in gates:
+            gate.open()
+        assert held.result(BOUND_S) == 5
+
+    def test_a_worker_has_as_many_at_once_as_it_may(self, gateway: Gateway, group: Group) -> None:
+        gateway.remote_exec("import threading; threading.two = threading.Barrier(2)").waitclose()
+        with group.executor(max_per_worker=2) as executor:
+            both = executor.map(lambda number: __import__("threading").two.wait(30), range(2))
+            assert sorted(both) == [0, 1]
+        with group.executor() as executor:
+            gate, asked = Gate(gateway), [executor.submit(passes_gate) for _ in range(3)]
+            gate.wait_for_one()
+            assert [future.running() for future in asked] == [True, False, False]
+            assert asked[2].cancel()
+            assert asked[2].cancelled()
+            gate.open()
+            assert concurrent.futures.wait(asked, BOUND_S).not_done == set()
+
+    @pytest.mark.parametrize("options", [{"max_per_worker": 0}, {"retries": -1}, {"retries": True}])
+    def test_numbers_that_make_no_sense_are_refused(self, options: dict[str, int]) -> None:
+        with pytest.raises(ValueError, match="is a number from"):
+            Group().executor(**options)
+
+    def test_what_can_t_be_sent_is_the_error_of_its_future(self, executor: Executor) -> None:
+        asked = [executor.submit(add, object()), executor.submit(threading.Lock().locked)]  # type: ignore[arg-type]
+        assert [type(future.exception(BOUND_S)) for future in asked] == [DumpError, ValueError]
+        assert executor.submit(add, 1).result(BOUND_S) == 1
+
+
+class TestMap:
+    @pytest.mark.parametrize("options", [{}, {"chunksize": 7}, {"buffersize": 3}])
+    def test_it_is_the_built_in_one(self, executor: Executor, options: dict[str, int]) -> None:
+        assert list(executor.map(add, range(50), range(100, 0, -1), **options)) == [100] * 50
+        after = functools.partial(add, second=1)
+        assert list(executor.map(after, range(5), **options)) == [1, 2, 3, 4, 5]
+        assert list(executor.map(add, [], **options)) == []
+
+    @pytest.mark.parametrize("chunksize", [1, 2])
+    def test_an_error_comes_in_its_place(self, executor: Executor, chunksize: int) -> None:
+        results = executor.map(inverse, [1, 2, 0, 4], chunksize=chunksize)
+        assert [next(results), next(results)] == [1, 0.5]
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+
+    def test_a_buffer_bounds_what_is_taken_ahead(self, executor: Executor) -> None:
+        taken = itertools.count()
+        results = executor.map(add, taken, buffersize=4)
+        assert [next(results) for _ in range(3)] == [0, 1, 2]
+        assert next(taken) == 7
+        results.close()  # type: ignore[attr-defined]
+
+    def test_time_runs_out_for_all_together(self, gateway: Gateway, group: Group) -> None:
+        gate = Gate(gateway)
+        with group.executor() as executor:
+            results = executor.map(passes_gate, range(3), timeout=0.05)
+            with pytest.raises(TimeoutError, match="no result in the time"):
+                next(results)
+            gate.open()
+
+    @pytest.mark.parametrize("options", [{"chunksize": 0}, {"buffersize": 0}])
+    def test_numbers_that_make_no_sense_are_refused(
+        self, executor: Executor, options: dict[str, int]
+    ) -> None:
+        with pytest.raises(ValueError, match="must be"):
+            executor.map(add, [1], **options)
+
+
+class TestShutdown:
+    def test_it_waits_for_all_and_takes_no_more(self, pair: Group) -> None:
+        executor = pair.executor()
+        asked = [executor.submit(add, number) for number in range(20)]
+        executor.shutdown()
+        assert all(future.done() for future in asked)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            executor.submit(add, 1)
+        executor.shutdown()
+        assert executor not in pair._executors
+        assert all(not lanes for lanes in executor._lanes.values())
+
+    def test_it_may_cancel_what_was_not_sent(self, gateway: Gateway, group: Group) -> None:
+        gate, executor = Gate(gateway), group.executor()
+        running, waiting = executor.submit(passes_gate, 1), executor.submit(add, 1)
+        executor.shutdown(wait=False, cancel_futures=True)
+        assert [running.cancelled(), waiting.cancelled()] == [False, True]
+        gate.open()
+        assert running.result(BOUND_S) == 1
+        wait_until(lambda: executor not in group._executors)
+
+    def test_a_callback_of_a_worker_can_t_wait_for_it(self, gateway: Gateway, group: Group) -> None:
+        gate, executor = Gate(gateway), group.executor()
+        held, caught = executor.submit(passes_gate), []
+
+        def wait(item: object) -> None:
+            for waits in (held.result, executor.shutdown, executor.map(add, [1]).__next__):
+                with pytest.raises(DeadlockError):
+                    waits()
+                caught.append(waits)
+
+        gateway.remote_exec("channel.send(1)").setcallback(wait)
+        wait_until(lambda: len(caught) == 2 or len(caught) == 3)
+        gate.open()
+        held.result(BOUND_S)
+
+
+class TestWorkersThatEnd:
+    def test_a_call_that_ran_fails_and_those_that_wait_go_elsewhere(
+        self, makegateway: MakeGateway, group: Group
+    ) -> None:
+        makegateway(), makegateway()
+        with group.executor() as executor:
+            dead = executor.submit(dies)
+            results = list(executor.map(add, range(20)))
+            assert results == list(range(20))
+            error = dead.exception(BOUND_S)
+            assert isinstance(error, WorkerDied)
+            assert error.exitcode == 7
+
+    def test_one_that_is_safe_runs_again(
+        self, makegateway: MakeGateway, group: Group, tmp_path: Path
+    ) -> None:
+        makegateway(), makegateway()
+        with group.executor(retries=1) as executor:
+            assert executor.submit(dies_once, str(tmp_path / "mark")).result(BOUND_S) == "well"
+            assert isinstance(executor.submit(dies).exception(BOUND_S), (WorkerDied, RuntimeError))
+
+    def test_without_a_worker_nothing_waits(self, gateway: Gateway, group: Group) -> None:
+        with group.executor() as executor:
+            asked = [executor.submit(dies), executor.submit(add, 1)]
+            errors = [future.exception(BOUND_S) for future in asked]
+            assert [type(error) for error in errors] == [WorkerDied, RuntimeError]
+            assert isinstance(errors[1].__cause__, WorkerDied)  # type: ignore[union-attr]
+            with pytest.raises(RuntimeError, match="no worker that could be called"):
+                executor.submit(add, 1)
+
+    def test_a_group_is_used_as_it_is(self, makegateway: MakeGateway, group: Group) -> None:
+        first = makegateway()
+        with group.executor() as executor:
+            gate, held = Gate(first), executor.submit(passes_gate, 1)
+            waiting = executor.submit(pid)
+            gate.wait_for_one()
+            second = makegateway()  # and it gets what waits
+            assert waiting.result(BOUND_S) == second._rinfo().pid
+            gate.open()
+            assert held.result(BOUND_S) == 1
+            first.exit()
+            pids = {executor.submit(pid).result(BOUND_S) for _ in range(10)}
+            assert pids == {second._rinfo().pid}
+
+    @pytest.mark.parametrize("seed", range(SEEDS))
+    def test_each_future_ends_whatever_happens(self, seed: int, tmp_path: Path) -> None:
+        """Workers are killed, ended and started by chance, and calls are cancelled."""
+        chance = random.Random(seed)
+        path, retries = str(tmp_path / "noted"), chance.choice([0, 0, 2])
+        Path(path).touch()
+        ended: Counter[int] = Counter()
+        asked: list[concurrent.futures.Future[int]] = []
+        at_once = chance.choice([1, 2])
+        with Group(["popen"] * 3) as group, group.executor(at_once, retries=retries) as executor:
+            for number in range(120):
+                drawn = chance.random()
+                try:
+                    future = executor.submit(noted, path, number, drawn < 0.02)
+                except RuntimeError:  # no worker is left
+                    group.makegateway()
+                    future = executor.submit(noted, path, number)
+                future.add_done_callback(functools.partial(_count, ended, number))
+                asked.append(future)
+                _do_by_chance(chance, drawn, group, asked)
+            concurrent.futures.wait(asked, BOUND_S)
+        wait_until(lambda: len(ended) == len(asked))
+        assert set(ended.values()) == {1}
+        ran = Counter(map(int, Path(path).read_text().split()))
+        for number, future in enumerate(asked):
+            if future.cancelled():
+                assert ran[number] <= 1 + retries
+                continue
+            error = future.exception(0)
+            if error is None:
+                assert future.result() == number
+                assert ran[number] >= 1
+            else:
+                assert isinstance(error, (WorkerDied, EOFError, RuntimeError))
+            assert ran[number] <= 1 + retries
+
+
+def _count(ended: Counter[int], number: int, future: concurrent.futures.Future[int]) -> None:
+    ended[number] += 1
+
+
+def _do_by_chance(chance: random.Random, drawn: float, group: Group, asked: list[Any]) -> None:
+    choices: list[Callable[[Gateway], object]] = [
+        lambda gateway: gateway._io.kill(),
+        lambda gateway: gateway.exit() if len(group) > 2 else None,
+        lambda gateway: group.makegateway(),
+    ]
+    if drawn > 0.95 and len(group):
+        chance.choice(choices)(chance.choice(list(group)))
+    if 0.5 < drawn < 0.6:
+        chance.choice(asked).cancel()
+    if 0.6 < drawn < 0.65:
+        concurrent.futures.wait(asked[:-3], BOUND_S)
