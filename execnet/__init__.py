@@ -45,13 +45,15 @@ if TYPE_CHECKING:
     from .gateway_io import BootstrapError, HostNotFound
     from .multi import Group, MultiChannel, default_group, makegateway, set_execmodel
     from .rsync import RSync
+    from .service import ChannelGateway
     from .xspec import XSpec
 
 __all__ = [
-    "AuthenticationError", "BootstrapError", "Channel", "DataFormatError", "DeadlockError",
-    "DumpError", "ExecnetError", "Gateway", "Group", "HostNotFound", "LoadError", "MultiChannel",
-    "PopenGateway", "ProtocolError", "RSync", "RemoteError", "SecurityWarning", "SocketGateway",
-    "SpecWarning", "SshGateway", "TimeoutError", "WorkerDied", "WorkerGone", "XSpec", "__version__",
+    "AuthenticationError", "BootstrapError", "Channel", "ChannelGateway", "DataFormatError",
+    "DeadlockError", "DumpError", "ExecnetError", "Gateway", "Group", "HostNotFound", "LoadError",
+    "MultiChannel", "PopenGateway", "ProtocolError", "RSync", "RemoteError", "SecurityWarning",
+    "SocketGateway", "SpecWarning", "SshGateway", "TimeoutError", "WorkerDied", "WorkerGone",
+    "XSpec", "__version__",
     "default_group", "dump", "dumps", "freeze_support", "load", "loads", "makegateway",
     "set_execmodel",
 ]  # fmt: skip
@@ -69,6 +71,7 @@ _HOMES = {
     "gateway_io": ["BootstrapError", "HostNotFound"],
     "multi": ["Group", "MultiChannel", "default_group", "makegateway", "set_execmodel"],
     "rsync": ["RSync"],
+    "service": ["ChannelGateway"],
     "xspec": ["XSpec"],
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

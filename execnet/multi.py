@@ -224,6 +224,25 @@ class Group:
             self._ids_starting.difference_update(settings.id for settings in prepared)
         return started
 
+    def _make_through(self, spec: XSpec | str, through: Through) -> Gateway:
+        """Start one worker over a stream that a function makes; errors as ``makegateway``."""
+        settings = self._prepare(spec)
+        self._reserve([settings])
+        gateway = None
+        try:
+            deadline = settings.deadline()
+            gateway = self._start(settings, self._find, through)
+            gateway_bootstrap.wait_ready(gateway, deadline)
+            self._forward_output([gateway], {gateway.id: deadline})
+            self._register(gateway)
+        except BaseException:
+            if gateway is not None and gateway.hasreceiver():
+                gateway_bootstrap.abandon(gateway)
+            raise
+        finally:
+            self._ids_starting.discard(settings.id)
+        return gateway
+
     def _find(self, id: str) -> Gateway:
         if id not in self:
             raise KeyError(id, [gateway.id for gateway in self])

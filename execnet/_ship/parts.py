@@ -147,6 +147,13 @@ def run(gateway: Any, name: str, is_there: bool = False) -> Channel:
     already, which ``is_there`` tells.  Raises OSError if the worker is gone.
     """
     channel: Channel = gateway.remote_exec(LOADER)
+    send_parts(channel, name, is_there)
+    return channel
+
+
+def send_parts(channel: Channel, name: str, is_there: bool = False) -> None:
+    """Send what the loader at the other end of a channel receives; as ``run``."""
+    gateway = channel.gateway
     channel.reconfigure(py2str_as_py3str=False)  # what Python 2 calls str are bytes here
     if is_there or gateway._imports_parts():
         parts: list[tuple[str, str | None, str | None]] = [(name, None, None)]
@@ -154,7 +161,6 @@ def run(gateway: Any, name: str, is_there: bool = False) -> Channel:
         read = lowered if gateway._is_old() else source_of
         parts = [(one, file_of(one), read(one)) for one in _with_imports(name)]
     channel.send(parts)
-    return channel
 
 
 @lru_cache(maxsize=32)

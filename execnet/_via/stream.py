@@ -9,7 +9,7 @@ from __future__ import annotations
 from .._clock import monotonic
 from .._endpoint import Endpoint
 from .._errors import BootstrapError
-from .._ship.parts import run
+from .._ship.parts import run, send_parts
 from .._transports.table import address_of, command
 from ..gateway_base import (
     ExecModel,
@@ -87,7 +87,8 @@ class ViaIO(Endpoint):
     """The stream to a worker behind another gateway.
 
     via: that gateway.  request: what its worker is to do, for ``_via.far``.  args: the same in
-    words.  on_gone: called by whoever has waited for its end.  ``_on_news`` runs in the receiver
+    words.  on_gone: called by whoever has waited for its end.  code: a channel whose other end
+    loads parts already; else code is executed for that.  ``_on_news`` runs in the receiver
     thread of ``via`` and never waits; one thread reads and one at a time writes, as with every
     stream.
     """
@@ -104,6 +105,7 @@ class ViaIO(Endpoint):
         remoteaddress: str | None,
         execmodel: ExecModel,
         on_gone: Callable[[], object] = int,
+        code: Channel | None = None,
     ) -> None:
         self.execmodel = execmodel
         self.args = args
@@ -133,23 +135,31 @@ class ViaIO(Endpoint):
         self._data._set_inbox(BoundedInbox(self._data._items, self))
         self._news: Channel = via.newchannel()  # what comes when nobody reads, too
         self._news._strconfig = (False, False)
-        self._start(request)
+        self._start(request, code)
 
-    def _start(self, request: dict[str, object]) -> None:
+    def _start(self, request: dict[str, object], code: Channel | None) -> None:
         self._news.setcallback(self._on_news, endmarker=None)
         # Once is enough; whether it has come is known when the code has ended well.
-        self._code = run(self._via, "_via.far", self._via.knows_via)
+        if code is None:
+            code = run(self._via, "_via.far", self._via.knows_via)
+        else:
+            send_parts(code, "_via.far", self._via.knows_via)
+        self._code = code
         self._code.setcallback(self._on_code_end, endmarker=None)
         self._code.send((self._data, self._news, request))
 
     # the receiver thread of the gateway that it goes via
 
-    def _on_code_end(self, item: None) -> None:
+    def _on_code_end(self, item: Any) -> None:
+        if item is not None:  # a user's code may have more to say
+            return
         error = self._code._getremoteerror()
         if error is None:
             self._via.knows_via = True
         else:
-            self._lose(f"{self._via.id} can't start it: {error}")
+            kind, message = getattr(error, "type_name", None), getattr(error, "message", None)
+            why = f"{kind}: {message}" if kind else str(error)
+            self._lose(f"{self._via.id} can't start it: {why}")
 
     def _on_news(self, item: Any) -> None:
         self._silent = False
@@ -400,10 +410,19 @@ def create_io(settings: Settings, execmodel: ExecModel, find_gateway: Find | Non
     is the ids there are.  Raises ValueError
     if there is none, ``BootstrapError`` if it can't take anything any more.
     """
-    via = _find(settings.spec.via, find_gateway)
+    return create_io_over(settings, execmodel, _find(settings.spec.via, find_gateway))
+
+
+def create_io_over(
+    settings: Settings, execmodel: ExecModel, via: Gateway, code: Channel | None = None
+) -> ViaIO:
+    """Have a gateway's worker start what a spec says, as ``create_io``.
+
+    code: a channel of the gateway whose other end is ``execnet.service.gatewaymaker``.
+    """
     try:
         request, args = _request_of(settings, via)
-        io = ViaIO(via, request, args, _remoteaddress(settings, via), execmodel)
+        io = ViaIO(via, request, args, _remoteaddress(settings, via), execmodel, code=code)
         if isinstance(settings.address, tuple):
             from .proof import prove
 

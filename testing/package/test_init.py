@@ -38,6 +38,7 @@ NAMES = {
     # not in 2.1
     "AuthenticationError": "_errors",
     "BootstrapError": "gateway_io",
+    "ChannelGateway": "service",
     "ExecnetError": "gateway_base",
     "freeze_support": "_frozen",
     "ProtocolError": "gateway_base",
