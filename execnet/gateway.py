@@ -95,7 +95,7 @@ class Handshake:
         self.answered = _Flag(execmodel)  # set also when there will be no hello
         self.on_answer: Callable[[], object] = int  # called when that was set
         self._shipment = shipment
-        self._is_plain = False  # the worker's interpreter has no zlib
+        self.is_plain = False  # the worker's interpreter has no zlib
         self._received = b""
         self._reply = b""
 
@@ -109,9 +109,9 @@ class Handshake:
         if marker:
             self._received = b""
             return after
-        if self._shipment is not None and not self._is_plain:
-            self._is_plain = self.marker.rstrip() + b"?" in self._received
-            self._reply = self._shipment.plain_line if self._is_plain else b""
+        if self._shipment is not None and not self.is_plain:
+            self.is_plain = self.marker.rstrip() + b"?" in self._received
+            self._reply = self._shipment.plain_line if self.is_plain else b""
         if not data:
             raise EOFError("the stream ended before a worker answered")
         if len(self._received) > NOISE_MAX:
@@ -132,7 +132,7 @@ class Handshake:
         shipment, self._shipment = self._shipment, None
         if shipment is None:
             return None
-        if self._is_plain:
+        if self.is_plain:
             return shipment.plain_rest
         return shipment.compiled_rest if is_alike and is_near else shipment.rest
 
