@@ -1,13 +1,15 @@
-"""The pages of the documentation, and the code blocks in them."""
+"""The pages of the documentation, the code blocks in them, and what those need to run."""
 
 from __future__ import annotations
 
+import doctest
 import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from services import script
 from tools import ROOT
 
 PAGES = sorted([*(ROOT / "doc").glob("*.rst"), ROOT / "README.txt"])
@@ -48,3 +50,44 @@ def blocks_in(page: str) -> Iterator[Block]:
 
 def read(page: Path) -> list[Block]:
     return list(blocks_in(page.read_text("utf-8")))
+
+
+def prints(expected: str, got: str) -> bool:
+    """Whether `got` is what is expected, but for empty lines and a traceback's marks."""
+    expected, got = (re.sub(r"(?m)^[ ~^]*\n", "", text) for text in (expected, got))
+    return doctest.OutputChecker().check_output(expected, got, doctest.ELLIPSIS)
+
+
+def write_files(blocks: list[Block], folder: Path) -> None:
+    """Write the files of a page; its ``pyproject.toml`` is as if it was installed."""
+    for block in blocks:
+        if block.caption.endswith(".py"):
+            (folder / block.caption).write_text(block.text, "utf-8")
+        elif block.caption == "pyproject.toml":
+            info = folder / "page-1.0.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text("Metadata-Version: 2.1\nName: page\nVersion: 1.0\n")
+            points = re.search(r'\[project\.entry-points\."(.+)"\]\n((?:.+\n)+)', block.text)
+            assert points, f"line {block.line}: no entry points"
+            lines = points[2].replace('"', "")
+            (info / "entry_points.txt").write_text(f"[{points[1]}]\n{lines}")
+
+
+# Is ssh, docker, ...: runs the command that stands behind the options.
+STAND_IN = """\
+for last; do :; done
+case "$last" in "sh -c "* | python*" -c "*) exec sh -c "exec $last"; esac
+while [ $# -gt 0 ]; do
+    case "$1" in sh | python*) exec "$@"; esac
+    shift
+done
+echo "$0: no command" >&2
+exit 1
+"""
+STOOD_IN = ("ssh", "docker", "podman", "sudo", "srun")
+
+
+def stand_in(folder: Path) -> None:
+    """Write the programs that pages run and no machine has to have."""
+    for name in STOOD_IN:
+        script(folder / name, STAND_IN)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import xdist_project as projects
+from pages import stand_in
 from tools import missing
 from xdist_runs import REQUIREMENTS, Environment, Finished, copy_of_checkout, installed
 
@@ -100,3 +101,12 @@ def spread(xdist: Environment, big_project: Path, common: Path) -> Callable[[str
 def project(tmp_path: Path) -> Callable[[str], Path]:
     """Write a project that has one file of tests."""
     return lambda text: projects.write_project(tmp_path / "project", {"test_it.py": text})
+
+
+@pytest.fixture
+def programs(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder, first in the PATH, of the programs that pages run and no machine has to have."""
+    folder = tmp_path_factory.mktemp("programs")
+    stand_in(folder)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder

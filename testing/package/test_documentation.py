@@ -19,9 +19,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from pages import PAGES, Block, blocks_in, read
+from pages import PAGES, Block, blocks_in, prints, read, write_files
 from services import script
 from tools import ROOT, interpreters, missing
+
+pytestmark = pytest.mark.usefixtures("programs")
 
 LANGUAGES = {"python", "console", "sh", "text"}
 
@@ -32,19 +34,6 @@ python3() { "$PYTHON" "$@"; }
 execnet() { "$PYTHON" -m execnet "$@"; }
 """
 
-# Is ssh, docker, ...: runs the command that stands behind the options.
-STAND_IN = """\
-for last; do :; done
-case "$last" in "sh -c "* | python*" -c "*) exec sh -c "exec $last"; esac
-while [ $# -gt 0 ]; do
-    case "$1" in sh | python*) exec "$@"; esac
-    shift
-done
-echo "$0: no command" >&2
-exit 1
-"""
-STOOD_IN = ("ssh", "docker", "podman", "sudo", "srun")
-
 
 def program_of(blocks: list[Block]) -> str:
     """Join the Python blocks; each line keeps its number on the page, for tracebacks."""
@@ -53,10 +42,6 @@ def program_of(blocks: list[Block]) -> str:
         if block.language == "python" and not block.caption:
             program += "\n" * (block.line - 1 - program.count("\n")) + block.text
     return program
-
-
-def prints(expected: str, got: str) -> bool:
-    return doctest.OutputChecker().check_output(expected, got, doctest.ELLIPSIS)
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -70,31 +55,6 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=60,
     )
-
-
-def write_files(blocks: list[Block], folder: Path) -> None:
-    """Write the files of a page; its ``pyproject.toml`` is as if it was installed."""
-    for block in blocks:
-        if block.caption.endswith(".py"):
-            (folder / block.caption).write_text(block.text, "utf-8")
-        elif block.caption == "pyproject.toml":
-            info = folder / "page-1.0.dist-info"
-            info.mkdir()
-            (info / "METADATA").write_text("Metadata-Version: 2.1\nName: page\nVersion: 1.0\n")
-            points = re.search(r'\[project\.entry-points\."(.+)"\]\n((?:.+\n)+)', block.text)
-            assert points, f"line {block.line}: no entry points"
-            lines = points[2].replace('"', "")
-            (info / "entry_points.txt").write_text(f"[{points[1]}]\n{lines}")
-
-
-@pytest.fixture(autouse=True)
-def programs(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder, first in the PATH, of the programs that pages run and no machine has to have."""
-    folder = tmp_path_factory.mktemp("programs")
-    for name in STOOD_IN:
-        script(folder / name, STAND_IN)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    return folder
 
 
 def provide_python2(folder: Path) -> None:
@@ -210,3 +170,6 @@ class TestTheReader:
         assert prints("pid ...\n", "pid 12\n")
         assert not prints("pid 11\n", "pid 12\n")
         assert not prints("", "pid 12\n")
+
+    def test_marks_below_a_line_of_a_traceback_differ_between_pythons(self) -> None:
+        assert prints("    a / b\nError\n", "    a / b\n    ~~^~~\nError\n\n")
