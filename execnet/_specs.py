@@ -295,6 +295,9 @@ class Settings:
         self.output: str = values.get("output", "")  # or forward, or inherit
         self.kills_group: bool = values.get("kill", False)
         self.is_shared: bool = values.get("share", False)  # starts through a login of others, too
+        self.through: Callable[..., Any] | None = (
+            None  # makes the stream, in place of the transport
+        )
         self.address: Address | None = values.get("socket")  # None: an installed server chooses
         self.idle_s: float | None = values.get("idle")
         self.is_one_at_a_time: bool = values.get("one_at_a_time", False)

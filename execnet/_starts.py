@@ -36,7 +36,8 @@ class Start:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.id = settings.id
-        self.address = address_of(settings.spec)  # None: it takes no login, and needs no turn
+        # None: it takes no login, and needs no turn.
+        self.address = None if settings.through else address_of(settings.spec)
         self.shares = settings.is_shared  # the login of others, and has none of its own
         self.connection: Gateway | None = None  # through which it has started
         self.is_connection = False  # for those that share it

@@ -62,7 +62,9 @@ def worker_options(
         options["stdout"] = stdout
     if spec.popen:  # elsewhere stderr is captured, or the server's own
         options["faults"] = True if settings.has_source else _lowered("_ends.far_faults")
-    elif transport is not None and not (transport.is_local or settings.is_shared):
+    elif transport is not None and not (
+        transport.is_local or settings.is_shared or settings.through
+    ):
         options["watcher"] = _lowered("_ends.far_watcher")  # no end shows through a network
     if settings.type == "sudo":
         options["terminal"] = _lowered("_ends.far_terminal")
@@ -99,6 +101,7 @@ def start(
     find_gateway: as for ``gateway_io.create_io``.  through: makes the stream, in place of what
     the spec says.  Errors are those of the stream, and ``BootstrapError``; nothing is left then.
     """
+    through = through or settings.through
     if through is None:
         io = gateway_io.create_io(settings.spec, execmodel, find_gateway, settings)
     else:

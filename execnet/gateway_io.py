@@ -217,8 +217,9 @@ class Popen2IOMaster(Popen2IO, Endpoint):
                 passed = [self.stdout_fd]
             if not captures:
                 theirs[2] = stderr_of_children(execmodel.subprocess.DEVNULL)
-            files = dict(zip(("stdin", "stdout", "stderr"), theirs, strict=True))
+            files: dict[str, Any] = dict(zip(("stdin", "stdout", "stderr"), theirs, strict=True))
             with _without_interrupts() if command.is_remote else nullcontext():
+                files.update(env=command.env, cwd=command.folder)
                 popen = execmodel.subprocess.Popen(args, bufsize=0, pass_fds=passed, **files)
                 self.popen: Any = popen
         except BaseException as exc:

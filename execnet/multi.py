@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from ._calls.executor import Executor
     from ._output.near import Output
+    from ._service.factory import LocalFactory
     from .gateway_bootstrap import Through
 
 
@@ -54,6 +55,7 @@ class Group:
         self._ids_starting: set[str] = set()
         self._autoid = 0
         self._connections = Connections()  # which workers with share=yes start through
+        self._factory: LocalFactory | None = None
         self._ending: list[Gateway] = []  # whose end ``terminate`` waits for now
         self._at_exit = False
         self._is_hurried = False  # code has no time to finish, and is interrupted at once
@@ -90,6 +92,20 @@ class Group:
             raise ValueError(f"can't set the execution model, there are gateways: {self}")
         remote = execmodel if remote_execmodel is None else remote_execmodel
         self._execmodel, self._remote_execmodel = get_execmodel(execmodel), get_execmodel(remote)
+
+    def setlocalfactory(
+        self, port: int | None = None, *, name: str | None = None, idle: float = 600
+    ) -> None:
+        """Have a service of this user's make gateways that need a login, from now on.
+
+        It keeps one login to each distinct address, and further gateways there, of whatever
+        program, start through it.  What needs no login is made as before.
+        port, name: of the service, as in ``socketservice=``.  idle: for how many seconds a login
+        is kept that has no gateway.  Raises ValueError for a name or a port that is none.
+        """
+        from ._service.factory import LocalFactory
+
+        self._factory = LocalFactory(self._connections, port, name, idle)
 
     # container
 
@@ -259,6 +275,8 @@ class Group:
         if not isinstance(spec, XSpec):
             raise TypeError(f"a spec is a string or an XSpec, not {spec!r}")
         settings = Settings(spec)
+        if self._factory is not None and self._factory.takes(settings):
+            settings.through = self._factory.make_io
         if settings.unknown:
             self._on_unknown(settings)
         if spec.execmodel is None:
@@ -428,6 +446,7 @@ class Group:
         self._gateways, self._gateways_to_join, self._ending = [], [], []
         self._ids_starting, self._executors = set(), []
         self._connections = Connections()
+        self._factory = None  # it has the parent's connections
         self._terminating, self._lock = new_rlock(), new_rlock()
 
     def dump_stacks(self, timeout: float | None = 10.0) -> dict[str, str]:

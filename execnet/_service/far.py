@@ -38,6 +38,7 @@ from .far_gateway import (
     ServiceGateway,
     ServiceProcess,
     Turns,
+    kept,
     state,
     text_of,
 )
@@ -181,14 +182,14 @@ class Service(object):
 
     def _pause_s(self) -> float:
         """Return when to look again."""
-        if self._connections or self.running or not self.idle_s:
+        if self._connections or self.running or kept or not self.idle_s:
             return LOOK_S
         return min(LOOK_S, max(0.0, self._idle_from + self.idle_s - clock()) + 0.001)
 
     def _look(self) -> None:
         """See whether there is a reason to end."""
         now = clock()
-        if self._connections or self.running:
+        if self._connections or self.running or kept:
             self._idle_from = now
         elif self.idle_s and now - self._idle_from > self.idle_s:
             self.stop_soon()
@@ -338,7 +339,7 @@ class Service(object):
                 for client in list(self.clients)
             ],
             running=[_told(one) for one in running],
-            kept=[],
+            kept=list(kept.values()),
         )
         return found
 

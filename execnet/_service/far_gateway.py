@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 state: dict[Any, Any] = {}  # what the code of a service keeps: ``execnet.service.state``
+kept: dict[str, dict[str, Any]] = {}  # connections that are kept for programs, and what is told
 
 
 class ConnectionIO(Popen2IO):

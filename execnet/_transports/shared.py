@@ -16,11 +16,18 @@ from .table import address_of as host_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
     from .._via.stream import ViaIO
     from ..gateway import Gateway
     from ..gateway_base import ExecModel
     from .logins import Address
+
+    class Leaves(Protocol):
+        """What is told that a user of a connection has ended."""
+
+        def leave(self, gateway: Gateway, user: object) -> None: ...
+
 
 # What a spec says of the connection; all else is said of the worker.
 KEYS = (
@@ -138,7 +145,7 @@ class Connections:
 
 
 def way_through(
-    connections: Connections, connection: Gateway, user: object
+    connections: Leaves, connection: Gateway, user: object
 ) -> Callable[[Settings, ExecModel], ViaIO]:
     """Return what has a connection's worker start the interpreter of a spec, over a stream.
 

@@ -56,7 +56,13 @@ class Transport:
 
 
 class Command(list[str]):
-    """The words of a command, with what is known of its transport."""
+    """The words of a command, with what is known of its transport.
+
+    ``env`` and ``folder`` are what it is run with and in, None for this process's.
+    """
+
+    env: dict[str, str] | None = None
+    folder: str | None = None
 
     def __init__(
         self,

@@ -88,9 +88,9 @@ class ViaIO(Endpoint):
 
     via: that gateway.  request: what its worker is to do, for ``_via.far``.  args: the same in
     words.  on_gone: called by whoever has waited for its end.  code: a channel whose other end
-    loads parts already; else code is executed for that.  ``_on_news`` runs in the receiver
-    thread of ``via`` and never waits; one thread reads and one at a time writes, as with every
-    stream.
+    loads parts already; else code is executed for that.  far: another part than ``_via.far``,
+    which is there.  ``_on_news`` runs in the receiver thread of ``via`` and never waits; one
+    thread reads and one at a time writes, as with every stream.
     """
 
     writer_class = ViaWriter
@@ -106,12 +106,14 @@ class ViaIO(Endpoint):
         execmodel: ExecModel,
         on_gone: Callable[[], object] = int,
         code: Channel | None = None,
+        far: str = "",
     ) -> None:
         self.execmodel = execmodel
         self.args = args
         self.remoteaddress = remoteaddress
         self.carrier = self._via = via
         self._on_gone = on_gone
+        self._is_special = bool(far)
         self._verb = "start it" if request["args"] else f"connect to {remoteaddress}"
         self._ended = _Flag(execmodel)  # the far process has, or nothing is known any more
         self._over = _Flag(execmodel)  # it has, or it was killed
@@ -135,13 +137,13 @@ class ViaIO(Endpoint):
         self._data._set_inbox(BoundedInbox(self._data._items, self))
         self._news: Channel = via.newchannel()  # what comes when nobody reads, too
         self._news._strconfig = (False, False)
-        self._start(request, code)
+        self._start(request, code, far)
 
-    def _start(self, request: dict[str, object], code: Channel | None) -> None:
+    def _start(self, request: dict[str, object], code: Channel | None, far: str) -> None:
         self._news.setcallback(self._on_news, endmarker=None)
         # Once is enough; whether it has come is known when the code has ended well.
         if code is None:
-            code = run(self._via, "_via.far", self._via.knows_via)
+            code = run(self._via, far or "_via.far", bool(far) or self._via.knows_via)
         else:
             send_parts(code, "_via.far", self._via.knows_via)
         self._code = code
@@ -155,7 +157,7 @@ class ViaIO(Endpoint):
             return
         error = self._code._getremoteerror()
         if error is None:
-            self._via.knows_via = True
+            self._via.knows_via |= not self._is_special
         else:
             kind, message = getattr(error, "type_name", None), getattr(error, "message", None)
             why = f"{kind}: {message}" if kind else str(error)

@@ -50,6 +50,8 @@ FLOORS = {
     "gateway_socket": 2,
     "_frozen": 3,
     "_output": 3,
+    "_service.factory": 3,
+    "_service.keeper": 3,
     "_starts": 3,
     "gateway_bootstrap": 3,
     "multi": 4,

@@ -1,0 +1,92 @@
+"""``Group.setlocalfactory``: gateways that need a login are made through a service, which keeps it.
+
+The program's half: it has the service start what a spec says, over a channel of a connection to the
+service.  What the service does is ``keeper``.  Start at ``LocalFactory``.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .. import gateway_bootstrap
+from .._specs import Settings
+from .._transports.shared import KEYS, Connections
+from .._via.stream import ViaIO
+from ..xspec import XSpec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .._endpoint import Endpoint
+    from .._transports.logins import Address
+    from ..gateway import Gateway
+    from ..gateway_base import ExecModel
+
+KEEPER = "_service.keeper"
+OF_WORKER = "python", "dont_write_bytecode", "kill"  # what the service has to know of it besides
+# What differs between programs of one shell, and says nothing of how a host is reached.
+OF_MOMENT = ("_", "SHLVL", "PWD", "OLDPWD", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST")
+
+
+class LocalFactory:
+    """The service that makes a group's gateways to hosts that one has to log in to.
+
+    The connection to it is one of the group's shared connections, and ends with the last gateway.
+    """
+
+    def __init__(
+        self, connections: Connections, port: int | None, name: str | None, idle_s: float
+    ) -> None:
+        parts = ["socketservice" if name is None else f"socketservice={name}"]
+        parts += [] if port is None else [f"port={port}"]
+        self._text = "//".join(parts)
+        Settings(XSpec(self._text))  # which raises for what is no name, or no port
+        self._connections = connections
+        self._idle_s = idle_s
+        self._address: Address = ("local factory", self._text)
+
+    def takes(self, settings: Settings) -> bool:
+        """Whether a spec needs a login, so that the service is to make it."""
+        return settings.type in ("ssh", "vagrant_ssh") and not settings.spec.via
+
+    def make_io(self, settings: Settings, execmodel: ExecModel) -> Endpoint:
+        """Have the service start what a spec says; return the stream."""
+        user = object()
+        service = self._connected(execmodel, user)
+
+        def leave() -> None:
+            self._connections.leave(service, user)
+
+        try:
+            request = self._request_of(settings)
+            words = [f"{settings.type} of {self._text}"]
+            host = str(settings.spec.host or vars(settings.spec)[settings.type])
+            return ViaIO(service, request, words, host, execmodel, leave, far=KEEPER)
+        except BaseException:
+            leave()
+            raise
+
+    def _connected(self, execmodel: ExecModel, user: object) -> Gateway:
+        """Return the connection to the service, which has one more user."""
+        service = self._connections.claim(self._address, user)
+        if service is not None:
+            return service
+        spec = XSpec(self._text)
+        spec.id, spec.execmodel = f"local factory of process {os.getpid()}", "thread"
+        settings = Settings(spec)
+        service = gateway_bootstrap.start(settings, execmodel)
+        gateway_bootstrap.wait_ready(service, settings.deadline())
+        self._connections.add(self._address, service, user)
+        return service
+
+    def _request_of(self, settings: Settings) -> dict[str, object]:
+        given = dict(vars(settings.spec))
+        if given.get("ssh_config"):
+            given["ssh_config"] = os.path.abspath(given["ssh_config"])
+        values = [(key, given[key]) for key in (*KEYS, *OF_WORKER) if given.get(key) is not None]
+        return {
+            "args": [settings.type],
+            "spec": "//".join(key if value is True else f"{key}={value}" for key, value in values),
+            "env": {name: text for name, text in os.environ.items() if name not in OF_MOMENT},
+            "folder": os.getcwd(),
+            "idle": self._idle_s,
+        }

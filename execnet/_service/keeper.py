@@ -1,0 +1,254 @@
+"""What a service does for ``Group.setlocalfactory``: it keeps logins and starts workers by them.
+
+A login is an ssh whose worker runs no code of anybody's but starts the interpreters of gateways, as
+with ``share=yes``.  It is made with the environment and in the folder of the program that asks, and
+kept for those that ask with the same.  Nobody can be asked for a password here, so that fails at
+once.  This runs in the service, where the package can be imported.  Start at ``main``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+
+from .. import gateway_bootstrap
+from .._errors import BootstrapError
+from .._specs import Settings
+from .._transports import table
+from .._transports.shared import settings_of_connection, way_through
+from .._via.far import Forwarder
+from ..gateway_base import GatewayState
+from ..gateway_io import Popen2IOMaster
+from ..xspec import XSpec
+from .far_gateway import kept
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .._endpoint import Endpoint
+    from .._via.stream import ViaIO
+    from ..gateway import Gateway
+    from ..gateway_base import ExecModel
+
+SMALL_BYTES = 4096
+ASKS = "Permission denied", "Host key verification failed"
+
+
+class Login:
+    """One kept login; ``lock`` is held while it is made."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.lock = threading.Lock()
+        self.gateway: Gateway | None = None
+        self.users: set[object] = set()
+        self.unused = 0  # how often it came to have no user
+        self.tries = 0
+        self.error: Exception | None = None  # of the last try
+
+
+class Keeper:
+    """The logins of this service; ``_lock`` guards the table and who uses what."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._logins: dict[str, Login] = {}
+        self._idle_s: dict[Gateway, float] = {}
+
+    def claim(self, request: dict[str, Any], execmodel: ExecModel, user: object) -> Gateway:
+        """Return a login that is used from now on; those who ask at once wait for one try."""
+        command = command_of(request)
+        key = _key_of(command, request)
+        with self._lock:
+            login = self._logins.setdefault(key, Login(key))
+            login.users.add(user)
+            tries = login.tries
+        with login.lock:
+            gateway = login.gateway
+            if gateway is None or gateway._state != GatewayState.LIVE:
+                if login.tries != tries and login.error is not None:
+                    self._drop(login, user)
+                    raise login.error
+                gateway = self._make(login, command, request, execmodel, user)
+            self._idle_s[gateway] = request["idle"]
+            self._tell(login)
+            return gateway
+
+    def _make(
+        self,
+        login: Login,
+        command: table.Command,
+        request: dict[str, Any],
+        execmodel: ExecModel,
+        user: object,
+    ) -> Gateway:
+        settings = settings_of_connection(Settings(XSpec(request["spec"])))
+        login.tries += 1
+        try:
+            login.error = None
+            gateway = gateway_bootstrap.start(
+                settings, execmodel, through=lambda settings, model: _start(command, model)
+            )
+            gateway_bootstrap.wait_ready(gateway, settings.deadline())
+        except Exception as exc:
+            login.error = _explained(exc, command)
+            self._drop(login, user)
+            raise login.error from exc
+        login.gateway = gateway
+        kept[login.key] = {"host": _host_of(settings), "since": time.time(), "users": 0}
+        return gateway
+
+    def _tell(self, login: Login) -> None:
+        kept.get(login.key, {})["users"] = len(login.users)
+
+    def _drop(self, login: Login, user: object) -> None:
+        with self._lock:
+            login.users.discard(user)
+
+    def leave(self, gateway: Gateway, user: object) -> None:
+        """A user has ended; without any, the login is kept for some time; never waits."""
+        with self._lock:
+            for login in self._logins.values():
+                if login.gateway is gateway:
+                    break
+            else:
+                return
+            if user not in login.users:
+                return
+            login.users.discard(user)
+            self._tell(login)
+            login.unused += 1
+            is_used, turn = bool(login.users), login.unused
+        if gateway._state != GatewayState.LIVE:
+            self._end(login, gateway)
+        elif not is_used:
+            timer = threading.Timer(self._idle_s[gateway], self._end_unused, (login, gateway, turn))
+            timer.daemon = True
+            timer.start()
+
+    def _end_unused(self, login: Login, gateway: Gateway, turn: int) -> None:
+        if login.unused == turn and not login.users:
+            self._end(login, gateway)
+
+    def _end(self, login: Login, gateway: Gateway) -> None:
+        with self._lock:
+            if login.users and gateway._state == GatewayState.LIVE:
+                return
+            if login.gateway is gateway:
+                login.gateway = None
+                kept.pop(login.key, None)
+            self._idle_s.pop(gateway, None)
+        gateway.exit()
+
+
+def command_of(request: dict[str, Any]) -> table.Command:
+    """Return the command of a login; it asks nobody."""
+    settings = settings_of_connection(Settings(XSpec(request["spec"])))
+    words = table.command(settings.spec, row=settings.transport)
+    place = 1 if words[0] == "ssh" else words.index("--") + 1
+    words[place:place] = ["-o", "BatchMode=yes"]
+    words.env, words.folder = request["env"], request["folder"]
+    return words
+
+
+def _key_of(command: table.Command, request: dict[str, Any]) -> str:
+    said = repr((list(command), sorted(request["env"].items()), request["folder"]))
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _start(command: table.Command, execmodel: ExecModel) -> Endpoint:
+    io = Popen2IOMaster(command, execmodel)
+    io.remoteaddress = "a host"
+    return io
+
+
+def _host_of(settings: Settings) -> str:
+    assert settings.transport is not None
+    return str(table.address_of(settings.spec, settings.transport))
+
+
+def _explained(exc: Exception, command: table.Command) -> Exception:
+    """Return an error that says what to do, where ssh would have asked."""
+    if isinstance(exc, BootstrapError) and any(text in str(exc.stderr) for text in ASKS):
+        shown = " ".join(word for word in command[:-1] if word not in ("-o", "BatchMode=yes", "-T"))
+        first, _, others = str(exc).partition("\n")
+        hint = f"a service can ask nobody: see that '{shown} true' works without a question"
+        return BootstrapError(f"{first}; {hint}\n{others}", list(command), exc.exitcode, exc.stderr)
+    return exc
+
+
+keeper = Keeper()
+
+
+# ---------------------------------------------------------------- the bytes of a gateway
+
+
+class Passage:
+    """The worker of a gateway and the stream to it, as ``_via.far`` has processes."""
+
+    def __init__(self, io: ViaIO) -> None:
+        self._io = io
+
+    def kill(self, worker_pid: int | None) -> None:
+        """Kill it, if it has not ended."""
+        self._io.worker_pid = worker_pid
+        self._io.kill()
+
+    def wait(self, read_all: Any) -> tuple[int | None, bytes]:
+        """Wait for its end; return exit status and the last of its stderr."""
+        status = self._io.wait()
+        return status, self._io.stderr_tail().encode("utf-8", "replace")
+
+    def read_some(self, limit: int) -> bytes:
+        """Return what is there; wait for the first, b"" at the end."""
+        try:
+            return self._io.read_some(limit)
+        except EOFError:
+            return b""
+
+    def write_now(self, data: bytes) -> int:
+        """Return how many bytes went out without waiting."""
+        try:
+            if len(data) <= SMALL_BYTES and self._io.can_write_now():
+                return self._io.write_some(data)
+        except OSError:  # errors show when one waits
+            pass
+        return 0
+
+    def write(self, data: bytes) -> None:
+        """Write all of it."""
+        self._io.write(data)
+
+    def close_write(self) -> None:
+        """Let it read the end."""
+        self._io.close_write()
+
+    def close_read(self) -> None:
+        """Read no more."""
+        self._io.close_read()
+
+    def on_end(self) -> None:
+        """Whoever waits for the stream meets its end there."""
+
+
+class KeptForwarder(Forwarder):
+    """Forwards between a channel of the program's and a worker behind a kept login."""
+
+    def _open(self) -> tuple[Any, Any]:
+        user = object()
+        gateway = keeper.claim(self._request, self._model, user)
+        try:
+            settings = Settings(XSpec(self._request["spec"]))
+            passage = Passage(way_through(keeper, gateway, user)(settings, self._model))
+        except BaseException:
+            keeper.leave(gateway, user)
+            raise
+        return passage, passage
+
+
+def main(channel: Any) -> None:
+    """Start what the next item asks for, and forward its bytes; returns at once."""
+    data, news, request = channel.receive()
+    KeptForwarder(data, news, request).start()
