@@ -22,6 +22,7 @@ examples:
   execnet run ssh=user@host docker=web -- uname -a
   execnet info popen popen//python=python3.12 ssh=user@host
   execnet doctor ssh=user@host
+  execnet shell ssh=user@host
 
 "execnet COMMAND --help" tells more about a command.
 """
@@ -103,5 +104,5 @@ def _make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
 def _subcommands() -> Iterator[ModuleType]:
     from importlib import import_module
 
-    for name in ("exec", "run", "info", "doctor", "sync", "service", "clean"):
+    for name in ("exec", "run", "info", "doctor", "shell", "sync", "service", "clean"):
         yield import_module(f"{__package__}.{name}")

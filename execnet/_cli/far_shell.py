@@ -1,0 +1,211 @@
+"""The worker's half of ``execnet shell``: an interpreter that reads statements from a channel.
+
+This file is shipped; it keeps to what Python 2.7 and today's Python both accept.  It gets
+(what to do, its number, a text) and sends (kind, number, what it is):
+
+- "check" is answered by "more" and whether the statement goes on in the next line;
+- "run" by "output" with (descriptor, bytes) while it runs, then by "done" with its exit status,
+  which is None unless it asked for the end;
+- "complete" by "completed" and a list of words.
+
+Start at ``Shell``.
+"""
+
+from __future__ import annotations
+
+import binascii
+import codeop
+import keyword
+import os
+import re
+import signal
+import sys
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+NAME = "<shell>"
+READ_BYTES = 1 << 16
+SYNC_S = 5.0  # how long the end of a statement waits for what it has written
+
+
+class Pipe(object):
+    """A pipe in the place of descriptor ``fd``; its thread sends what is written at once."""
+
+    def __init__(self, fd: int, send: Any) -> None:
+        self._fd = fd
+        self._send = send
+        self._mark = b"\0" + binascii.hexlify(os.urandom(8)) + b"\0"
+        self._is_synced = threading.Event()
+        self._read_fd, write_fd = os.pipe()
+        os.dup2(write_fd, fd)
+        os.close(write_fd)
+        thread = threading.Thread(target=self._read, name="execnet-shell-%d" % fd)
+        thread.daemon = True
+        thread.start()
+
+    def sync(self) -> None:
+        """Wait until all that was written was sent."""
+        self._is_synced.clear()
+        os.write(self._fd, self._mark)
+        self._is_synced.wait(SYNC_S)
+
+    def _read(self) -> None:
+        rest = b""
+        while True:
+            data = rest + os.read(self._read_fd, READ_BYTES)
+            parts = data.split(self._mark)
+            rest = parts.pop()
+            kept = self._begun_mark(rest)
+            parts.append(rest[: len(rest) - kept])
+            rest = rest[len(rest) - kept :]
+            for number, part in enumerate(parts):
+                if number:
+                    self._is_synced.set()
+                if part:
+                    self._send(self._fd, part)
+            if not data:
+                return
+
+    def _begun_mark(self, data: bytes) -> int:
+        """Return how many bytes at the end may be the begin of the mark."""
+        for size in range(min(len(data), len(self._mark) - 1), 0, -1):
+            if self._mark.startswith(data[-size:]):
+                return size
+        return 0
+
+
+class Shell(object):
+    """Runs statements in the main thread, one after the other.
+
+    ``interrupt`` is called in the receiver thread.  Only while a statement runs may an interrupt
+    be raised, so that no message gets lost.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        self._process = channel.gateway.process
+        self._base = sys.modules[channel.__class__.__module__]
+        self._number = 0  # of the statement that runs, 0 for none
+        self._names = {"__name__": "__main__", "__doc__": None, "channel": channel}
+        self._compile = codeop.CommandCompiler()
+        for file in sys.stdout, sys.stderr:
+            if hasattr(file, "reconfigure"):
+                file.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+        self._pipes = [Pipe(1, self._output), Pipe(2, self._output)]
+        self._is_interrupted = False
+        self._interrupt_main = self._process.interrupt_main
+        self._process.interrupt_main = self._on_wish
+        try:
+            signal.signal(signal.SIGINT, self._on_signal)
+        except ValueError:  # it is not the main thread that executes here
+            pass
+
+    def _output(self, fd: int, data: bytes) -> None:
+        try:
+            self._channel.send(("output", self._number, (fd, data)))
+        except (EnvironmentError, EOFError):  # nobody is there any more
+            pass
+
+    def _on_wish(self) -> None:
+        self._is_interrupted = True
+        self._interrupt_main()
+
+    def _on_signal(self, signum: int, frame: object) -> None:
+        """Raise an interrupt that was wished for; Ctrl-C in a terminal may come here as well."""
+        is_wished, self._is_interrupted = self._is_interrupted, False
+        if is_wished and self._process.is_interruptible:
+            raise KeyboardInterrupt
+
+    def interrupt(self, number: int) -> None:
+        """Interrupt the statement of a number, if it still runs."""
+        if number == self._number:
+            self._on_wish()
+
+    def serve(self) -> None:
+        """Do what comes, until the end."""
+        self._process.is_interruptible = False
+        for kind, number, text in self._channel:
+            if kind == "check":
+                answer: Any = ("more", number, self._goes_on(text))
+            elif kind == "complete":
+                answer = ("completed", number, self._completions(text))
+            else:
+                answer = ("done", number, self._run(number, text))
+                for pipe in self._pipes:
+                    pipe.sync()
+                self._number = 0
+            self._channel.send(answer)
+
+    def _goes_on(self, text: str) -> bool:
+        try:
+            return self._compile(self._source(text), NAME, "single") is None
+        except (SyntaxError, OverflowError, ValueError):
+            return False
+
+    def _source(self, text: Any) -> str:
+        return text.encode("utf-8") if self._base.PY2 else text  # type: ignore[no-any-return]
+
+    def _run(self, number: int, text: str) -> int | None:
+        """Run a statement; return the exit status that it asks for, None for none."""
+        status = None
+        try:
+            code: Any = self._compile(self._source(text), NAME, "single")
+            self._number = number
+            try:
+                self._process.is_interruptible = True
+                exec(code, self._names)
+            finally:
+                self._process.is_interruptible = False
+        except SystemExit:
+            status = self._status_of(sys.exc_info()[1])
+        except KeyboardInterrupt:
+            sys.stderr.write("KeyboardInterrupt\n")
+        except:  # noqa: E722 - Python 2 can raise anything
+            self._show(*sys.exc_info())
+        for file in sys.stdout, sys.stderr:
+            try:
+                file.flush()
+            except Exception:  # it may be anything, and closed
+                pass
+        return status
+
+    def _show(self, kind: Any, error: Any, traceback: Any) -> None:
+        while traceback is not None and traceback.tb_frame.f_globals is globals():
+            traceback = traceback.tb_next
+        try:
+            sys.stderr.write(self._base.geterrortext((kind, error, traceback)))
+        except Exception:  # the user's code may have put anything in its place
+            pass
+
+    def _status_of(self, error: Any) -> int:
+        code = getattr(error, "code", None)
+        if code is None or isinstance(code, int):
+            return (code or 0) & 0xFF
+        sys.stderr.write("%s\n" % (code,))
+        return 1
+
+    def _completions(self, text: Any) -> list[str]:
+        head, dot, tail = str(text).rpartition(".")
+        if not dot:
+            words = list(self._names) + dir(sys.modules[len.__module__]) + list(keyword.kwlist)
+        elif re.match(r"[^\W\d][\w.]*$", head):
+            try:
+                words = dir(eval(head, self._names))
+            except Exception:  # whatever an attribute does
+                words = []
+        else:
+            words = []
+        found = {head + dot + word for word in words if word.startswith(tail)}
+        is_private = tail.startswith("_")
+        start = len(head + dot)
+        return sorted(one for one in found if is_private or one[start] != "_")
+
+
+def run(channel: Any, control: Any) -> None:
+    """Serve a shell; interrupts come over the channel ``control``."""
+    shell = Shell(channel)
+    control.setcallback(shell.interrupt)
+    shell.serve()
