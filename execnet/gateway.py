@@ -25,6 +25,7 @@ from ._specs import Settings
 from .gateway_base import (
     BaseGateway,
     Channel,
+    DumpError,
     ExecnetError,
     FrameWriter,
     GatewayState,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from ._ends.death import Source
+    from ._features.codecs import Codec
     from .gateway_base import ExecModel
     from .xspec import XSpec
 
@@ -153,6 +155,7 @@ class Gateway(Calling, BaseGateway):
     """
 
     _group: GroupLike | None = None
+    codec: Codec | None = None  # of the channels that ``remote_exec`` makes
     knows_via = False  # whether its worker has what forwards the bytes of others
 
     _bound_sizes = BoundedSizes
@@ -230,12 +233,32 @@ class Gateway(Calling, BaseGateway):
     ) -> Channel:
         """Execute the text of a source in the worker, as above."""
         channel = self.newchannel()
+        if self.codec is not None:
+            channel.codec = self.codec
         self._last_asked = asked = shown(source)
         vars(channel)["whose"] = f"error of {self.id} in {asked}: "
         code = compiled(text, file_name) if self._shares_python else None
         task = (text, file_name, call_name, kwargs or {}) + ((code,) if code else ())
-        self._send(Message.CHANNEL_EXEC, channel.id, dumps_internal(task))
+        try:
+            data = dumps_internal(task)
+        except DumpError as exc:
+            raise DumpError(str(exc).replace("item[3]", "kwargs", 1)) from None
+        self._send(Message.CHANNEL_EXEC, channel.id, data)
         return channel
+
+    def announce_codec(self, channel: Channel, codec: Codec | None) -> Codec | None:
+        """Tell the worker what a channel's codec has; return the one to use on this side.
+
+        Raises ``ExecnetError`` if the worker knows no codecs.
+        """
+        hello = self.handshake.hello
+        if "codecs" not in hello.get("features", "").split():
+            raise ExecnetError(f"{self.id} has a worker that knows no codecs")
+        if codec is not None:
+            codec = codec.for_python(hello["version_info"])
+        description = None if codec is None else codec.describe()
+        self._send(Message.CODEC, channel.id, dumps_internal(description))
+        return codec
 
     def _imports_parts(self) -> bool:
         """Whether the worker can import modules of ours, as it has them where we have them."""

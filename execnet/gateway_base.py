@@ -436,6 +436,7 @@ class Message(object):
     STACKS = 11  # asks for the stacks of all threads, answered as STATUS is; or tells them
     SOURCE = 10  # the part of this module that a shipped worker needs only after its hello
     CALL, DEFINE = 40, 41  # a function that is to run, what such functions are made of
+    CODEC = 52  # what the codec of a channel has, or None for no codec
 
     _types: dict[int, tuple[str, Callable[[Message, Any], None]]] = {}
     # Of a large frame that is handed on as it comes, in several messages:
@@ -756,7 +757,8 @@ Message._types = {Message.SOURCE: ("SOURCE", _on_source)}  # what a worker knows
 
 # ---------------------------------------------------------------- boot
 
-FEATURES = "goodbye stacks" + " heartbeat window calls" * HAS_PARTS  # their messages are understood
+# Whose messages are understood.
+FEATURES = "goodbye stacks" + " heartbeat window calls codecs" * HAS_PARTS
 
 
 def _describe_process() -> dict[str, Any]:
@@ -1329,7 +1331,7 @@ def _keep_spare_fd() -> None:
         pass  # there is none, so nothing is lost
 
 
-_FEATURES = "codec", "direct", "window", "pulse", "calls", "defined"
+_FEATURES = "codec", "direct", "window", "pulse", "calls", "defined", "codecs"
 FEATURE_PARTS = ["_features." + name for name in _FEATURES] * HAS_PARTS
 # What a worker was sent: by the name of each part, its file and its source or compiled code.
 _sent_parts: dict[str, tuple[str, Any]] = {}
@@ -2495,6 +2497,11 @@ class Channel(object):
     TimeoutError = TimeoutError
     _INTERNALWAKEUP = 1000  # nothing wakes up in between; programs look for the name
     _executing = False
+    # What makes items of other types than builtins; None: nothing does.  See ``_features.codecs``.
+    codec: Any = property(
+        lambda channel: channel.__dict__.get("_codec"),
+        lambda channel, codec: load_part("_features.codecs").use(channel, codec),
+    )
 
     def __init__(self, gateway: Any, id: int, _factory: ChannelFactory | None = None) -> None:
         self.gateway = gateway
@@ -2764,7 +2771,7 @@ class Channel(object):
         py3str_as_py2str: Python 3's str is read as str (UTF-8) by Python 2, else as unicode.
         """
         strconfig = (py2str_as_py3str, py3str_as_py2str)
-        self._factory.reconfigure(self.id, strconfig)
+        self._factory.prepare(self.id, lambda holder: setattr(holder, "_strconfig", strconfig))
         self.gateway._send(Message.RECONFIGURE, self.id, dumps_internal(strconfig))
 
 
@@ -2825,7 +2832,7 @@ class ChannelFactory(object):
         self._parts: dict[tuple[int, int | None], tuple[bytes, BytesIO]] = {}
         self._part: Any = None  # the key of the one that is coming, and whether it is the last
         self.max_item: int | None = None  # bytes of all items of which some pieces have come
-        self._early: dict[int, StrConfig] = {}  # of channels that have not come yet
+        self._early: dict[int, list[Any]] = {}  # prepares channels that have not come yet
         self.arrived: deque[int] = deque(maxlen=10000)  # ids that the peer gave, the last ones
         self._item_numbers = itertools.count(1)
         self._lock = new_rlock()  # held for moments only, so it does for greenlets as well
@@ -2851,20 +2858,19 @@ class ChannelFactory(object):
                 channel = self._channels[id] = Channel(self.gateway, id, self)
                 if (id ^ self.count) & 1:
                     self.arrived.append(id)
-                if id in self._early:
-                    channel._strconfig = self._early.pop(id)
+                for prepare in self._early.pop(id, ()):
+                    prepare(channel)
                 if self.windows is not None:
                     self.windows.adopt(channel)
             return channel
 
-    def reconfigure(self, id: int, strconfig: StrConfig) -> None:
-        """Set how strings are read on a channel, whether its object or a callback takes them."""
-        holders = self._channels.get(id), self._callbacks.get(id)
+    def prepare(self, id: int, prepare: Callable[[Any], object]) -> None:
+        """Pass what takes the items of a channel, itself or its callback, to a function."""
+        holders = [holder for holder in (self._channels.get(id), self._callbacks.get(id)) if holder]
         for holder in holders:
-            if holder is not None:
-                holder._strconfig = strconfig
-        if holders == (None, None):
-            self._early[id] = strconfig  # the item that brings it is on its way
+            prepare(holder)
+        if not holders:
+            self._early.setdefault(id, []).append(prepare)  # the item that brings it is on its way
 
     def channels(self) -> list[Channel]:
         """Return the channels that somebody holds."""
@@ -3164,7 +3170,8 @@ def _on_reconfigure(message: Message, gateway: BaseGateway) -> None:
     py2str_as_py3str, py3str_as_py2str = loads_internal(message.data)
     strconfig = bool(py2str_as_py3str), bool(py3str_as_py2str)
     if message.channelid:
-        gateway._channelfactory.reconfigure(message.channelid, strconfig)
+        factory = gateway._channelfactory
+        factory.prepare(message.channelid, lambda holder: setattr(holder, "_strconfig", strconfig))
     else:
         gateway._strconfig = strconfig
 
@@ -3210,14 +3217,6 @@ def _on_close_error(message: Message, gateway: BaseGateway) -> None:
     gateway._channelfactory._local_close(message.channelid, told.as_error())
 
 
-def _on_credit(message: Message, gateway: BaseGateway) -> None:
-    windows, size = gateway._channelfactory.windows, loads_internal(message.data)
-    if type(size) is not int or size < 0:
-        raise LoadError("no number of bytes: %.40r" % (size,))
-    if windows is not None:
-        windows.on_credit(message.channelid, size)
-
-
 _HANDLERS = [
     ("STATUS", lambda m, gateway: _answer(m, gateway, gateway._status())),
     ("RECONFIGURE", _on_reconfigure),
@@ -3233,12 +3232,13 @@ _HANDLERS = [
     ("STACKS", _on_stacks),
     ("PING", lambda m, gateway: load_part("_features.pulse").on_ping(m, gateway)),
     ("WINDOW", lambda m, gateway: load_part("_features.window").on_window(m, gateway)),
-    ("CREDIT", _on_credit),
+    ("CREDIT", lambda m, gateway: load_part("_features.window").on_credit(m, gateway)),
     ("GOODBYE", lambda m, gateway: gateway._on_goodbye(m.data)),
 ]
 Message._types = dict(enumerate(_HANDLERS))
 Message._types[40] = "CALL", lambda m, gateway: load_part("_features.calls").on_call(m, gateway)
 Message._types[41] = "DEFINE", lambda m, gateway: load_part("_features.calls").on_define(m, gateway)
+Message._types[52] = "CODEC", lambda m, gateway: load_part("_features.codecs").on_codec(m, gateway)
 
 
 class GatewayState(object):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._calls.executor import Executor
+    from ._features.codecs import Codec
     from ._output.near import Output
     from ._service.factory import LocalFactory
     from .gateway_bootstrap import Through
@@ -62,6 +63,7 @@ class Group:
         self._terminating = new_rlock()
         self._lock = new_rlock()
         self._executors: list[Executor] = []  # that are told of new members
+        self._codec: Codec | None = None
         self._output: Output | None = None  # where forwarded lines go; made when it is needed
         self.set_execmodel(execmodel)
         self._at_exit_registered = True
@@ -161,6 +163,7 @@ class Group:
                 raise ValueError(f"there is a gateway {gateway.id!r} already")
             self._gateways.append(gateway)
             gateway._group = self
+            gateway.codec = self._codec
             if not self._at_exit_registered:
                 self._at_exit_registered = True
                 _register_at_exit(self._cleanup_atexit)
@@ -361,6 +364,16 @@ class Group:
         from ._calls.executor import Executor
 
         return Executor(self, max_per_worker, retries)
+
+    def codec(self, codec: Codec | None) -> None:
+        """Give all channels a codec that ``remote_exec`` of a member makes from now on.
+
+        codec: such as ``execnet.codecs.standard``; None for items of plain builtins only.
+        """
+        with self._lock:
+            self._codec = codec
+            for gateway in self._gateways:
+                gateway.codec = codec
 
     # ending
 

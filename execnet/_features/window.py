@@ -185,3 +185,12 @@ def on_window(message: Any, gateway: Any) -> None:
         raise LoadError("no window: %.40r" % (window_bytes,))
     factory.windows = factory.windows or Windows(factory)
     factory.windows.set(message.channelid, window_bytes)
+
+
+def on_credit(message: Any, gateway: Any) -> None:
+    """Act on a CREDIT frame: so many bytes of a channel were read over there."""
+    windows, size = gateway._channelfactory.windows, loads_internal(message.data)
+    if type(size) is not int or size < 0:
+        raise LoadError("no number of bytes: %.40r" % (size,))
+    if windows is not None:
+        windows.on_credit(message.channelid, size)

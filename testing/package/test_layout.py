@@ -28,6 +28,7 @@ FLOORS = {
     "gateway_base": 0,
     "xspec": 0,
     "_clock": 0,
+    "codecs": 2,
     "_rsync.far": 0,
     "script": 0,
     "_endpoint": 1,

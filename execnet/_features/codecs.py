@@ -1,0 +1,550 @@
+"""Codecs: items of more than plain builtins, on channels that were given one.
+
+A value of a registered type travels as ``(MARK, name, plain item)``, within an item that is
+otherwise as ever; a tuple that happens to begin with the mark as ``(MARK, "", its parts)``.  What
+a coordinator has registered is told to the worker, which makes a codec of its own of it: there a
+type is imported when the first value comes.  A coordinator imports nothing that a worker names.
+Start at ``Codec``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ..gateway_base import (
+    _CONTAINERS,
+    _SAVERS,
+    NO_ENDMARKER_WANTED,
+    PY2,
+    Channel,
+    DumpError,
+    LoadError,
+    Message,
+    _import,
+    _save_channel,
+    loads_internal,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+_TEXT = type(u"")
+MARK = u"\0codec"
+TEXT_MAX = 10000  # characters of a number that is written out
+_DTYPE = r"[<>|=][biufcSUmM][1-9][0-9]*(\[[0-9a-zA-Z]+\])?\Z"
+
+
+class Codec(object):
+    """Turns values of some types into plain items, and back.
+
+    sets: names of ready ones: "standard", "numpy" or "pickle".  A codec may belong to many
+    channels; types are registered before it is used, by one thread.
+    """
+
+    def __init__(self, sets: Iterable[str] = ()) -> None:
+        self.sets = tuple(sets)
+        self.protocol = 5  # of pickles
+        self._names: dict[type, str] = {}
+        self._to_item: dict[str, Callable[[Any], Any]] = {}
+        self._from_item: dict[str, Callable[[Any], Any]] = {}
+        self._described: dict[str, tuple[str, str, str]] = {}  # by name: what a worker imports
+        self._expected: dict[str, tuple[str, str, str]] = {}  # the same, as a coordinator told it
+        for name in self.sets:
+            if name not in _SETS:
+                raise ValueError("there is no codec %r, only %s" % (name, ", ".join(sorted(_SETS))))
+            _SETS[name](self)
+
+    def __repr__(self) -> str:
+        names = list(self.sets) + sorted(set(self._described) | set(self._expected))
+        return "<Codec %s>" % (", ".join(names) or "of nothing")
+
+    def __or__(self, other: Any) -> Codec:
+        """Return a codec that has what both have."""
+        if not isinstance(other, Codec):
+            return NotImplemented
+        both = Codec(self.sets + tuple(name for name in other.sets if name not in self.sets))
+        for codec in (self, other):
+            for mine, theirs in zip(both._tables(), codec._tables()):
+                mine.update(theirs)
+        return both
+
+    def _tables(self) -> list[dict[Any, Any]]:
+        return [self._names, self._to_item, self._from_item, self._described, self._expected]
+
+    def register(
+        self,
+        type: Any,
+        to_item: Callable[[Any], Any] | None = None,
+        from_item: Callable[[Any], Any] | None = None,
+        name: str | None = None,
+    ) -> Codec:
+        """Have values of exactly this type sent; return the codec itself.
+
+        to_item: returns a plain item for a value, which may have values of registered types in
+        it.  from_item: returns a value for such an item, which came from the other side.  Both
+        may be left out for a dataclass, an enum or a named tuple.  name: what both sides call
+        the type, its module and qualified name if not given.  A worker imports type and functions
+        by their names; where it can't, code there registers the type under the same name.
+        Raises TypeError for a type that needs functions, or for one function alone.
+        """
+        key = name or _name_of(type)
+        words = _name_of(type), "", ""
+        if to_item is None and from_item is None:
+            to_item, from_item = _functions_for(type)
+        elif to_item is None or from_item is None:
+            raise TypeError("to register %r takes two functions, or none" % (type,))
+        else:
+            words = _name_of(type), _name_of(to_item), _name_of(from_item)
+        self._names[type] = key
+        self._to_item[key], self._from_item[key] = to_item, from_item
+        self._described[key] = words
+        return self
+
+    def _add(self, type: Any, name: str, to_item: Any, from_item: Any) -> None:
+        """Register one of a ready set, which the other side has as well."""
+        self._names[type] = name
+        self._to_item[name], self._from_item[name] = to_item, from_item
+
+    def describe(self) -> tuple[Any, ...]:
+        """Return a plain item, of which ``described`` makes a codec on the other side."""
+        return self.sets, self.protocol, list(self._described.items())
+
+    def for_python(self, version_info: Any) -> Codec:
+        """Return the codec to use with a worker of this version."""
+        protocol = 2 if version_info[0] < 3 else 4 if tuple(version_info[:2]) < (3, 8) else 5
+        if protocol == self.protocol or "pickle" not in self.sets:
+            return self
+        codec = self | Codec()
+        codec.protocol = protocol
+        return codec
+
+    # to a plain item
+
+    def dump(self, item: Any) -> Any:
+        """Return an item that has no registered types in it.
+
+        Raises ``DumpError`` if an item is nested too deeply.  What neither is plain nor has a
+        registered type stays, for whoever serializes it to refuse.
+        """
+        if "pickle" in self.sets:
+            return _pickled(item, self.protocol)
+        try:
+            return self._plain(item)
+        except RuntimeError:  # RecursionError is one
+            raise DumpError("item: nested too deeply, or it contains itself")
+
+    def _plain(self, item: Any) -> Any:
+        kind = type(item)
+        if kind not in _CONTAINERS:
+            name = self._names.get(kind) or (kind not in _SAVERS and self._name_for(kind))
+            return (MARK, _TEXT(name), self._plain(self._item(name, item))) if name else item
+        if kind is dict:
+            if set(map(type, item)) | set(map(type, item.values())) <= _ATOMS:
+                return item
+            return {self._plain(key): self._plain(item[key]) for key in item}
+        if set(map(type, item)) <= _ATOMS and not _is_marked(item):
+            return item
+        parts = kind([self._plain(part) for part in item])
+        return (MARK, "", parts) if _is_marked(item) else parts
+
+    def _item(self, name: str, value: Any) -> Any:
+        try:
+            return self._to_item[name](value)
+        except DumpError:
+            raise
+        except Exception as exc:
+            raise DumpError("no item of %s: %s: %s" % (name, type(exc).__name__, exc))
+
+    def _name_for(self, kind: type) -> str | None:
+        """Return the name of a type that is asked for the first time, None if it has none."""
+        if "numpy" in self.sets and kind.__module__ == "numpy":
+            _register_numpy(self)
+        elif any(words[0] == _name_of(kind) for words in self._expected.values()):
+            names = [name for name in self._expected if self._expected[name][0] == _name_of(kind)]
+            self._import(names[0])
+        elif "standard" in self.sets and _is_of_standard_kind(kind):
+            raise DumpError("%r has to be registered: codec.register(%s)" % (kind, kind.__name__))
+        return self._names.get(kind)
+
+    # from one
+
+    def load(self, item: Any) -> Any:
+        """Return the item that the other side's ``dump`` made this of; ``LoadError`` if none."""
+        try:
+            return self._value(item)
+        except LoadError:
+            raise
+        except Exception as exc:
+            raise LoadError("%s: %s" % (type(exc).__name__, exc))
+
+    def _value(self, item: Any) -> Any:
+        kind = type(item)
+        if kind not in _CONTAINERS:
+            return item
+        if kind is dict:
+            if set(map(type, item)) | set(map(type, item.values())) <= _ATOMS:
+                return item
+            return {self._value(key): self._value(item[key]) for key in item}
+        if set(map(type, item)) <= _ATOMS and not _is_marked(item):
+            return item
+        if not _is_marked(item):
+            return kind([self._value(part) for part in item])
+        _, name, inner = item
+        if name == "" and type(inner) is tuple:
+            return tuple([self._value(part) for part in inner])
+        if name not in self._from_item:
+            self._import(name)
+        try:
+            return self._from_item[name](self._value(inner))
+        except LoadError:
+            raise
+        except Exception as exc:
+            raise LoadError("no value of %s: %s: %s" % (name, type(exc).__name__, exc))
+
+    def _import(self, name: Any) -> None:
+        """Get what a coordinator has registered under a name."""
+        if name == "numpy.ndarray" and "numpy" in self.sets:
+            _register_numpy(self)
+            return
+        advice = "register it on this side, too: channel.codec.register(..., name=%r)" % (name,)
+        if name not in self._expected:
+            raise LoadError("nothing is registered as %.80r here; %s" % (name, advice))
+        try:
+            kind, to_item, from_item = [_found(word) for word in self._expected[name]]
+            if not isinstance(kind, type):
+                raise ImportError("%r is no type" % (kind,))
+            self.register(kind, to_item, from_item, name)
+        except (ImportError, TypeError) as exc:
+            words = name, exc, advice
+            raise LoadError("what is registered as %s can't be had here: %s; %s" % words)
+
+
+def described(description: Any) -> Codec:
+    """Return a codec as the coordinator describes its own."""
+    sets, protocol, entries = description
+    codec = Codec(sets)
+    codec.protocol = protocol
+    codec._expected.update(entries)
+    return codec
+
+
+def _is_marked(item: Any) -> bool:
+    if type(item) is not tuple or len(item) != 3:
+        return False
+    return isinstance(item[0], (str, _TEXT)) and item[0] == MARK
+
+
+def _name_of(what: Any) -> str:
+    name = getattr(what, "__qualname__", None) or getattr(what, "__name__", "")
+    return "%s:%s" % (getattr(what, "__module__", None), name)
+
+
+def _found(name: str) -> Any:
+    """Return what has this module and qualified name; None for no name."""
+    if not name:
+        return None
+    module, _, path = name.partition(":")
+    if module == "__main__" or "<" in path:
+        raise ImportError("%s is in no module that can be imported" % name)
+    __import__(module)
+    found: Any = sys.modules[module]
+    try:
+        for word in path.split("."):
+            found = getattr(found, word)
+    except AttributeError as exc:
+        raise ImportError(str(exc))
+    return found
+
+
+_ATOMS = frozenset(_SAVERS) - frozenset(_CONTAINERS)
+
+
+# ---------------------------------------------------------------- channels
+
+
+class CodecChannel(Channel):
+    """A channel that has a codec; one without pays nothing for it."""
+
+    _codec: Codec | None
+    _untaken: list[Any]  # what came as an interrupt did
+
+    def send(self, item: Any) -> None:
+        """Send an item, as ``Channel.send`` does; also of the types that the codec has."""
+        codec = self._codec
+        Channel.send(self, codec.dump(item) if codec else item)
+
+    def receive(self, timeout: float | None = None) -> Any:
+        """Return the next item, as ``Channel.receive`` does, with values of the codec's types.
+
+        Raises ``LoadError`` too, for an item of which the codec can make no values.
+        """
+        taken: list[Any] = []
+        try:
+            if self._untaken:
+                taken.append(self._untaken.pop(0))
+            else:
+                taken += map(Channel.receive, (self,), (timeout,))
+            codec = self._codec  # which may have been taken away meanwhile
+            return codec.load(taken[0]) if codec else taken[0]
+        except Exception:
+            raise
+        except:
+            self._untaken += taken
+            raise
+
+    def setcallback(
+        self, callback: Callable[[Any], object], endmarker: Any = NO_ENDMARKER_WANTED
+    ) -> None:
+        """Have ``callback(item)`` called for every item, as ``Channel.setcallback`` does."""
+        codec = self._codec
+
+        def loading(item: Any) -> None:
+            callback(item if item is endmarker or codec is None else codec.load(item))
+
+        while self._untaken:
+            loading(self._untaken.pop(0))
+        Channel.setcallback(self, loading, endmarker)
+
+
+_SAVERS[CodecChannel] = _save_channel
+
+
+def use(channel: Any, codec: Any) -> None:
+    """Give a channel a codec; the worker is told by its coordinator.
+
+    Raises TypeError for what is no codec, OSError if the channel has a callback.
+    """
+    if codec is not None and not isinstance(codec, Codec):
+        raise TypeError("a codec is wanted, such as execnet.codecs.standard, not %r" % (codec,))
+    if channel._items is None:
+        raise OSError("%r has a callback already: its codec comes first" % (channel,))
+    announce = getattr(channel.gateway, "announce_codec", None)
+    if announce is not None:
+        codec = announce(channel, codec)
+    _set(channel, codec)
+
+
+def _set(channel: Any, codec: Codec | None) -> None:
+    if not isinstance(channel, Channel):
+        return  # its callback has the items already
+    vars(channel)["_codec"] = codec
+    vars(channel)["_untaken"] = vars(channel).get("_untaken", [])
+    channel.__class__ = Channel if codec is None else CodecChannel
+
+
+def on_codec(message: Message, gateway: Any) -> None:
+    """Act on a CODEC frame in a worker: give a channel a codec, also before it is there."""
+    description = loads_internal(message.data)
+    codec = None if description is None else described(description)
+    gateway._channelfactory.prepare(message.channelid, lambda holder: _set(holder, codec))
+
+
+# ---------------------------------------------------------------- dataclasses, enums, named tuples
+
+
+def _is_of_standard_kind(kind: type) -> bool:
+    try:
+        _functions_for(kind)
+    except TypeError:
+        return False
+    return True
+
+
+def _functions_for(kind: Any) -> tuple[Any, Any]:
+    """Return what turns values of a type into items and back; TypeError: that is not known."""
+    if hasattr(kind, "__dataclass_fields__"):
+        return _fields_of, lambda item: _of_fields(kind, item)
+    if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        return tuple, kind._make  # type: ignore[attr-defined]
+    enum = sys.modules.get("enum")
+    if enum is not None and isinstance(kind, enum.EnumMeta):
+        return _name_or_value, lambda item: kind[item[0]] if item[0] else kind(item[1])
+    raise TypeError(
+        "%r is no dataclass, enum or named tuple: register it with two functions, "
+        "one that makes an item of a value and one that makes a value of an item" % (kind,)
+    )
+
+
+def _fields_of(value: Any) -> tuple[Any, ...]:
+    fields: Any = type(value).__dataclass_fields__
+    return tuple([(name, getattr(value, name)) for name in fields if hasattr(value, name)])
+
+
+def _of_fields(kind: Any, item: Any) -> Any:
+    fields = kind.__dataclass_fields__
+    given: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    for name, value in item:
+        if name not in fields:
+            raise LoadError("%s has no field %.80r" % (kind.__name__, name))
+        (given if fields[name].init else rest)[str(name)] = value
+    made = kind(**given)
+    for name, value in rest.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
+def _name_or_value(member: Any) -> tuple[Any, Any]:
+    kind = type(member)  # a combination of flags has no name of its own
+    if member.name in kind.__members__:
+        return member.name, None
+    return None, member.value
+
+
+# ---------------------------------------------------------------- the ready sets
+
+
+def _add_standard(codec: Codec) -> None:
+    datetime, decimal, uuid = map(_import, ("datetime", "decimal", "uuid"))
+    fractions = _import("fractions")
+    zone_of, zoned = _zone_of, _zoned
+    codec._add(
+        datetime.date, "date", lambda d: (d.year, d.month, d.day), lambda item: datetime.date(*item)
+    )
+    codec._add(
+        datetime.time,
+        "time",
+        lambda t: ((t.hour, t.minute, t.second, t.microsecond), zone_of(t), getattr(t, "fold", 0)),
+        lambda item: zoned(datetime.time, *item),
+    )
+    codec._add(
+        datetime.datetime,
+        "datetime",
+        lambda t: (
+            (t.year, t.month, t.day, t.hour, t.minute, t.second, t.microsecond),
+            zone_of(t),
+            getattr(t, "fold", 0),
+        ),
+        lambda item: zoned(datetime.datetime, *item),
+    )
+    codec._add(
+        datetime.timedelta,
+        "timedelta",
+        lambda d: (d.days, d.seconds, d.microseconds),
+        lambda item: datetime.timedelta(*item),
+    )
+    if not PY2:
+        codec._add(
+            datetime.timezone, "timezone", lambda z: _seconds(z.utcoffset(None)), _fixed_zone
+        )
+    codec._add(decimal.Decimal, "decimal", str, lambda text: decimal.Decimal(_short(text)))
+    codec._add(
+        fractions.Fraction,
+        "fraction",
+        lambda f: (f.numerator, f.denominator),
+        lambda item: fractions.Fraction(*item),
+    )
+    codec._add(uuid.UUID, "uuid", lambda u: u.int, lambda number: uuid.UUID(int=number))
+    _add_paths(codec)
+
+
+def _add_paths(codec: Codec) -> None:
+    try:
+        pathlib = _import("pathlib")
+    except ImportError:  # Python 2: a path is the text of one there
+        for name in ("path", "posixpath", "windowspath"):
+            codec._from_item[name] = lambda text: text
+        return
+    codec._add(type(pathlib.Path()), "path", str, pathlib.Path)
+    codec._add(pathlib.PurePosixPath, "posixpath", str, pathlib.PurePosixPath)
+    codec._add(pathlib.PureWindowsPath, "windowspath", str, pathlib.PureWindowsPath)
+
+
+def _seconds(offset: Any) -> Any:
+    return None if offset is None else offset.total_seconds()
+
+
+def _zone_of(moment: Any) -> Any:
+    """Return the offset of a time to UTC in seconds; None: it is not known."""
+    return _seconds(moment.utcoffset())
+
+
+def _fixed_zone(seconds: Any) -> Any:
+    datetime = _import("datetime")
+    if PY2:
+        raise LoadError("Python 2 has no time zones")
+    return datetime.timezone(datetime.timedelta(seconds=seconds))
+
+
+def _zoned(kind: Any, numbers: Any, seconds: Any, fold: Any) -> Any:
+    zone = None if seconds is None else _fixed_zone(seconds)
+    made = kind(*numbers, tzinfo=zone)
+    return made.replace(fold=fold) if fold else made
+
+
+def _short(text: Any) -> str:
+    if len(text) > TEXT_MAX:
+        raise LoadError("a number of %d characters" % len(text))
+    return str(text)
+
+
+def _add_numpy(codec: Codec) -> None:
+    """Nothing yet: numpy is imported with the first array, or never."""
+
+
+def _register_numpy(codec: Codec) -> None:
+    numpy = __import__("numpy")
+    codec._add(numpy.ndarray, "numpy.ndarray", _array_item, lambda item: _array(numpy, *item))
+    codec._from_item["numpy.scalar"] = lambda item: _array(numpy, *item)[()]
+    codec._to_item["numpy.scalar"] = _array_item
+    for kind in set(numpy.sctypeDict.values()):
+        codec._names.setdefault(kind, "numpy.scalar")
+
+
+def _array_item(array: Any) -> tuple[str, tuple[int, ...], bytes]:
+    text = array.dtype.str
+    if array.dtype.hasobject or not _import("re").match(_DTYPE, text):
+        raise DumpError("an array of %s can't be sent, only one of numbers or text" % array.dtype)
+    return text, tuple(map(int, array.shape)), array.tobytes()
+
+
+def _array(numpy: Any, text: Any, shape: Any, data: Any) -> Any:
+    if not _import("re").match(_DTYPE, text) or len(shape) > 32:
+        raise LoadError("no array: %.40r" % (text,))
+    dtype, count, data = numpy.dtype(str(text)), 1, _octets(data)
+    for size in shape:
+        if type(size) is bool or size < 0:
+            raise LoadError("an array of the shape %.80r" % (shape,))
+        count *= size
+    if count * dtype.itemsize != len(data):
+        raise LoadError("an array of %d values in %d bytes" % (count, len(data)))
+    if not count:
+        return numpy.zeros(shape, dtype)
+    return numpy.frombuffer(data, dtype).reshape(shape).copy()  # what is received can be written
+
+
+def _octets(data: Any) -> Any:
+    """Return bytes, which those of Python 2 are not when they arrive."""
+    return data if isinstance(data, bytes) else data.encode("latin-1")
+
+
+def _add_pickle(codec: Codec) -> None:
+    codec._from_item["pickle"] = _unpickled
+
+
+def _pickled(item: Any, protocol: int) -> Any:
+    pickle = _import("pickle")
+    protocol = min(protocol, pickle.HIGHEST_PROTOCOL)
+    buffers: list[Any] = []
+    more = {"buffer_callback": buffers.append} if protocol > 4 else {}
+    try:
+        data = pickle.dumps(item, protocol, **more)
+    except Exception as exc:
+        raise DumpError("item: can't be pickled: %s: %s" % (type(exc).__name__, exc))
+    return MARK, "pickle", (data, [bytes(buffer.raw()) for buffer in buffers])
+
+
+def _unpickled(item: Any) -> Any:
+    data, buffers = _octets(item[0]), item[1]
+    pickle = _import("pickle")
+    # Of bytearrays, so that arrays made of them can be written.
+    return pickle.loads(data, buffers=map(bytearray, buffers)) if buffers else pickle.loads(data)
+
+
+_SETS: dict[str, Callable[[Codec], None]] = {
+    "standard": _add_standard,
+    "numpy": _add_numpy,
+    "pickle": _add_pickle,
+}
