@@ -104,5 +104,6 @@ def _make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
 def _subcommands() -> Iterator[ModuleType]:
     from importlib import import_module
 
-    for name in ("exec", "run", "info", "doctor", "shell", "sync", "service", "clean"):
+    names = "exec", "run", "info", "doctor", "shell", "sync", "venv", "service", "clean"
+    for name in names:
         yield import_module(f"{__package__}.{name}")

@@ -345,6 +345,11 @@ class Sync:
     ) -> None:
         self.close()
 
+    @property
+    def folder(self) -> str:
+        """The folder of the tree over there, "" before it was brought there."""
+        return self._folder or ""
+
     def once(self) -> int:
         """Bring it there as it is now; return how many files were sent or removed."""
         with self._lock:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,14 @@ def use_no_index(patch: pytest.MonkeyPatch, ladder: Sequence[str] = ("unpack",))
     """Ask no index, whatever pip is told on this machine, and use these tools alone."""
     patch.setattr(making, "configured", lambda: {"no-index": "1"})
     patch.setattr(create, "LADDER", list(ladder))
+
+
+def wheel_of_installed(folder: Path, name: str) -> Path:
+    """Pack a pure distribution that is installed here as a wheel again."""
+    found = distribution(name)
+    path = folder / f"{name.replace('-', '_')}-{found.version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in found.files or ():
+            if not file.as_posix().startswith("../") and file.suffix != ".pyc":
+                archive.write(str(found.locate_file(file)), file.as_posix())
+    return path

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 from services import script
-from tools import BOUND_S, MakeGateway, run_all
+from tools import BOUND_S, MakeGateway, run_all, wait_until
 from wheels import Place, make_wheel, place_with_wheels, use_no_index, version_of
 
 from execnet import Gateway, Group, xdeploy
 from execnet._xdeploy import create
 from execnet._xdeploy.far import places
+from execnet._xdeploy.kept import kept
 
 Shared = tuple[Place, Gateway, Gateway]
 
@@ -110,6 +111,9 @@ class TestMakingAgain:
         for one in made, again:
             one.exit()
             one.join(BOUND_S)
+        wait_until(
+            lambda: not any(e.state == "used" for e in kept(gateway, str(place.root))), BOUND_S
+        )
         make_wheel(place.wheels, "tom", "3.0")
         assert version_of(place.create(gateway, refresh=True), "tom") == "3.0"
         assert place.venvs() == ["3", "3.held", "3.json"]

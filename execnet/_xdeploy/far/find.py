@@ -96,7 +96,7 @@ def find(request: Any) -> Any:
         held = shared(venv + ".held")
     except NoLocks:
         held = None
-    except Busy:  # it is being removed
+    except (Busy, EnvironmentError):  # it is being removed
         return answer, None
     if read_marker(folder, number) is None:
         if held is not None:

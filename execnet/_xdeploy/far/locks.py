@@ -47,9 +47,10 @@ class Busy(Exception):
 def shared(path: Any) -> Any:
     """Hold a file shared; return its descriptor.
 
-    Raises ``Busy`` if somebody removes what it stands for, ``NoLocks`` where there are none.
+    Raises ``Busy`` if somebody removes what it stands for, ``NoLocks`` where there are none, and
+    OSError if it is not there.
     """
-    return _locked(path, "LOCK_SH", os.O_RDWR | os.O_CREAT)
+    return _locked(path, "LOCK_SH", os.O_RDWR)
 
 
 def exclusive(path: Any) -> Any:
@@ -144,6 +145,11 @@ class Lock(object):
         try:
             self._fd = exclusive(self._path)
         except Busy:
+            return False
+        except EnvironmentError as exc:
+            if exc.errno != errno.ENOENT:
+                raise
+            os.makedirs(os.path.dirname(self._path), 0o700)  # it was pruned this moment
             return False
         except NoLocks:
             self._renewer = take_folder(self._path + ".d")

@@ -145,6 +145,7 @@ class Relay(object):
             if status != 200 or not _keep(path, digest, pieces):
                 handler.send_error(502)
                 return
+        os.utime(path, None)  # noted as its last use
         size = os.stat(path).st_size
         handler.send_response(200)
         handler.send_header("Content-Type", "application/octet-stream")

@@ -21,16 +21,22 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Run by each interpreter of the environment: it holds it shared, and notes that it is used.
+# Whoever looks whether it is used holds it alone for a moment.
 HOLDER = u"""\
 import os, sys
 def _hold():
     try:
-        import fcntl
+        import fcntl, time
         fd = os.open(sys.prefix + ".held", os.O_RDWR)
         if fd < 3:
             fd = fcntl.fcntl(fd, fcntl.F_DUPFD, 3)
         fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        for _ in range(100):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                break
+            except (OSError, IOError):
+                time.sleep(0.01)
         os.utime(sys.prefix + ".held", None)
     except (ImportError, OSError, IOError):
         pass

@@ -54,10 +54,10 @@ def use_layer(request: Any) -> Any:
     layer = os.path.join(folder, str(found[0]))
     try:
         held = shared(layer + ".held")
-        os.utime(layer + ".held", None)
+        os.utime(layer + ".held", None)  # noted as its last use
     except NoLocks:
         held = None
-    except Busy:  # it is being removed
+    except (Busy, EnvironmentError):  # it is being removed
         return answer
     if newest(folder) != found:
         if held is not None:
@@ -83,6 +83,7 @@ def tree_folder(request: Any) -> Any:
     path = os.path.join(folder, "1")
     make_folder(path)
     try:
+        open(path + ".held", "ab").close()
         if path not in _held:
             _held[path] = shared(path + ".held")  # for as long as this process lives
         os.utime(path + ".held", None)

@@ -1,0 +1,207 @@
+"""``execnet venv``: make an environment over there, list those that are there, prune them.
+
+Start at ``_run``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..gateway import Gateway
+from ..gateway_base import ExecnetError
+from ..xspec import XSpec
+from .info import format_table
+from .session import STATUS_FAILED, CommandError, Session, supervise
+from .words import SPEC_HELP, parse_specs, seconds
+
+if TYPE_CHECKING:
+    from .. import xdeploy
+    from .._xdeploy.kept import Kept
+
+_USAGE = """\
+execnet venv SPEC NAME [REQUIREMENT...] [-r FILE]... [--project DIR]
+       execnet venv list SPEC
+       execnet venv prune SPEC [NAME...]"""
+_DESCRIPTION = f"""\
+Make a virtual environment where SPEC leads to, unless it is there, and print a spec for workers of
+its interpreter. "list" prints what is kept there, "prune" removes what nobody uses.
+
+{SPEC_HELP}
+A REQUIREMENT is what pip takes, a requirements file, a pyproject.toml, a pylock.toml, a uv.lock, a
+wheel, or the folder of a project that is pure Python.
+"""
+_EPILOG = """\
+exit status:
+  0    the environment is there; its spec was printed
+  1    it could not be made, or the interpreter of SPEC could not be started
+  2    the command line is wrong
+  124  the time-out has passed
+  130  Ctrl-C (143 after SIGTERM, 129 after SIGHUP)
+
+examples:
+  execnet venv ssh=host proj 'numpy>=2' requests
+  pytest -d --tx "$(execnet venv ssh=host proj -r requirements.txt --project .)"
+  execnet venv prune ssh=host --unused 7
+"""
+_COLUMNS = "kind", "name", "python", "tool", "size", "last use", "state", "path"
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the parser of ``execnet venv``."""
+    parser = subparsers.add_parser(
+        "venv",
+        usage=_USAGE,
+        help="make environments on the far side, list and prune them",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("words", nargs="+", metavar="WORD", help="as above")
+    add = parser.add_argument
+    add("-r", "--requirement", action="append", default=[], metavar="FILE", help="what it lists")
+    add("--project", metavar="DIR", help="a project, which is installed and brought there as well")
+    add("--python", metavar="VERSION", help='the interpreter: "3.12", "auto", or a path over there')
+    add("--offline", action="store_true", help="all packages come from here")
+    add("--find-links", action="append", default=[], metavar="DIR", help="wheels of this machine")
+    add("--index-url", metavar="URL", help="the index; a secret in it stays here")
+    add("--recreate", action="store_true", help="make it again, also if it is there")
+    add("--refresh", action="store_true", help="the same, for newer versions")
+    add("--root", metavar="FOLDER", help="where all is kept there (default: ~/.cache/execnet)")
+    add("--timeout", type=seconds, metavar="SECONDS", help="end everything after that time")
+    add("--verbose", "-v", action="store_true", help="print what installers print, to stderr")
+    add("--unused", type=float, default=30.0, metavar="DAYS", help="prune: not used for so long")
+    add("--dry-run", action="store_true", help="prune: only print what would be removed")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.words[0] in _ACTIONS and len(args.words) > 1:
+        action, (word, *rest) = _ACTIONS[args.words[0]], args.words[1:]
+    elif len(args.words) > 1:
+        action, (word, *rest) = _make, args.words
+    else:
+        raise CommandError("it takes SPEC and NAME, list SPEC, or prune SPEC")
+    specs = parse_specs([word])
+    if len(specs) != 1:
+        raise CommandError(f"{word!r} is more than one spec")
+
+    def job(session: Session) -> int:
+        [gateway] = session.group.start_all(specs)
+        try:
+            lines = action(args, rest, gateway, session)
+        except ValueError as exc:
+            raise CommandError(str(exc)) from exc
+        except (ExecnetError, OSError, EOFError) as exc:
+            raise CommandError(str(exc), STATUS_FAILED) from exc
+        try:
+            if lines:
+                session.out.write("\n".join(lines))
+        except OSError as exc:
+            session.stdout_failed(exc)
+        return 0
+
+    return supervise("venv", job, args.timeout)
+
+
+# ---------------------------------------------------------------- making
+
+
+def _make(
+    args: argparse.Namespace, words: list[str], gateway: Gateway, session: Session
+) -> list[str]:
+    from .. import xdeploy
+
+    def tell(line: str) -> None:
+        session.err.write(line, "  ")
+
+    name, *requirements = words
+    options: dict[str, Any] = {
+        "offline": args.offline or "auto",
+        "find_links": args.find_links or None,
+        "index_url": args.index_url,
+        "root": args.root,
+        "on_output": tell if args.verbose else None,
+    }
+    wanted: list[str | os.PathLike[str]] = [*requirements]
+    for path in args.requirement:
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"there is no file {path!r}")
+        wanted.append(os.path.join(os.path.curdir, path))
+    worker = xdeploy.create_venv_gateway(
+        gateway, name, wanted, python=args.python, recreate=args.recreate, refresh=args.refresh,
+        **options,
+    )  # fmt: skip
+    venv: xdeploy.Venv = worker.venv  # type: ignore[attr-defined]
+    words, chdir = [venv.python], None
+    if args.project:
+        layer, chdir = _bring(xdeploy.SetupFile(args.project), worker, options)
+        words = ["env", f"PYTHONPATH={layer}", *words]
+    return [spec_for(gateway.spec, words, chdir)]
+
+
+def _bring(setup: xdeploy.SetupFile, worker: Gateway, options: dict[str, Any]) -> tuple[str, str]:
+    """Bring a project there; return the folders of its installation and of its tree."""
+    if setup.wheel(options["on_output"]).name.endswith("-none-any.whl"):
+        layer = setup.wheel_remote_install(worker, **options)
+    else:
+        layer = setup.sdist_remote_install(worker, **options)
+    return layer, setup.sync_remote(worker, root=options["root"]).folder
+
+
+def spec_for(spec: XSpec, words: list[str], chdir: str | None) -> str:
+    """Return a spec of another interpreter at the same place; what else a spec says is kept."""
+    replaced = {"id", "python", *(["chdir"] if chdir else [])}
+    parts = [part for part in str(spec).split("//") if part.partition("=")[0] not in replaced]
+    parts.append(f"python={shlex.join(words)}")
+    return "//".join([*parts, f"chdir={chdir}"] if chdir else parts)
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def _list(
+    args: argparse.Namespace, words: list[str], gateway: Gateway, session: Session
+) -> list[str]:
+    from .._xdeploy.kept import kept
+
+    if words:
+        raise CommandError(f"list takes one SPEC, and no {words[0]!r}")
+    return _table(kept(gateway, args.root))
+
+
+def _prune(
+    args: argparse.Namespace, words: list[str], gateway: Gateway, session: Session
+) -> list[str]:
+    from .._xdeploy.kept import prune
+
+    entries = prune(gateway, args.unused, words, args.dry_run, args.root)
+    verb = "would remove" if args.dry_run else "removed"
+    return [f"{verb} {entry.path}: {_size(entry.bytes)}, {entry.state}" for entry in entries]
+
+
+_ACTIONS = {"list": _list, "prune": _prune}
+
+
+def _table(entries: Sequence[Kept]) -> list[str]:
+    rows = []
+    for entry in entries:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        row = entry.kind, entry.name, entry.python, entry.tool, _size(entry.bytes), used
+        rows.append((*row, entry.state, entry.path))
+    return [format_table(rows, _COLUMNS)]
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes as people read it."""
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

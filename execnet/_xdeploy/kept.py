@@ -1,0 +1,79 @@
+"""What is kept on the far side, listed and pruned.  Start at ``kept``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .._ship.parts import run
+from ..gateway_base import RemoteError
+from .errors import DeployError, hidden
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..gateway import Gateway
+
+DAY_S = 86400.0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An environment, a layer or a tree on the far side.
+
+    kind: "venvs", "layers" or "trees".  state: "used" by a process, "free", "incomplete",
+    "replaced" by a newer one, or "unknown" where the file system has no locks.  used: when it was
+    used last, in seconds since the epoch over there.  bytes: how much it takes.
+    """
+
+    kind: str
+    name: str
+    path: str
+    state: str
+    python: str
+    tool: str
+    requirements: str
+    used: float
+    bytes: int
+
+
+def kept(gateway: Gateway, root: str | None = None) -> list[Kept]:
+    """Return what is kept there.  Raises ``DeployError`` if the worker can't tell."""
+    return _asked(gateway, {"prune": False, "root": root or ""})
+
+
+def prune(
+    gateway: Gateway,
+    unused_days: float = 30.0,
+    names: Iterable[str] = (),
+    dry_run: bool = False,
+    root: str | None = None,
+) -> list[Kept]:
+    """Remove what nobody uses, and return what that was.
+
+    That is what was not used for so many days, what is not complete and what was replaced.
+    names: only of these environments and projects; all if there are none.  dry_run: only tell.
+    Raises ``DeployError`` if the worker can't do so.
+    """
+    request = {
+        "prune": True, "root": root or "", "unused_s": unused_days * DAY_S,
+        "names": list(names), "dry_run": dry_run,
+    }  # fmt: skip
+    return _asked(gateway, request)
+
+
+def _asked(gateway: Gateway, request: dict[str, Any]) -> list[Kept]:
+    try:
+        channel = run(gateway, "_xdeploy.far.kept")
+        channel.send(request)
+        return [_kept(item) for item in channel]
+    except (RemoteError, EOFError) as exc:
+        raise DeployError(f"{gateway.id} does not tell what is kept: {exc}", "listing") from exc
+
+
+def _kept(item: Any) -> Kept:
+    texts = {
+        name: hidden(str(item[name]))
+        for name in ("kind", "name", "path", "state", "python", "tool", "requirements")
+    }
+    return Kept(**texts, used=float(item["used"]), bytes=int(item["bytes"]))

@@ -1,0 +1,152 @@
+"""What is kept on the far side is listed, and pruned unless somebody uses it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pages import read
+from shell import Shell
+from tools import BOUND_S, IS_THOROUGH, ROOT, wait_until
+from wheels import Place, make_wheel, wheel_of_installed
+
+from execnet import Gateway, Group, XSpec
+from execnet._cli import main
+from execnet._cli.venv import spec_for
+from execnet._xdeploy.kept import kept, prune
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> object:
+    shell = Shell(tmp_path)
+    yield shell
+    shell.finish()
+
+
+def states(place: Place, gateway: Gateway) -> list[tuple[str, str]]:
+    return [(entry.name, entry.state) for entry in kept(gateway, str(place.root))]
+
+
+def test_only_what_nobody_uses_is_pruned(place: Place, gateway: Gateway) -> None:
+    root = str(place.root)
+    used, free = (place.create(gateway, (), name=name) for name in ("used", "free"))
+    assert states(place, gateway) == [("free", "used"), ("used", "used")]
+    free.exit()
+    free.join(BOUND_S)
+    wait_until(lambda: states(place, gateway) == [("free", "free"), ("used", "used")], BOUND_S)
+    assert prune(gateway, root=root) == []
+    for path in place.root.glob("venvs/*/1*"):
+        os.utime(path, (time.time() - 31 * 86400,) * 2)
+    assert [entry.name for entry in prune(gateway, root=root, dry_run=True)] == ["free"]
+    assert prune(gateway, names=["other"], root=root) == []
+    [pruned] = prune(gateway, root=root)
+    assert (pruned.name, pruned.tool, pruned.bytes > 0) == ("free", "unpack", True)
+    assert [path.name[:5] for path in (place.root / "venvs").iterdir()] == ["used-"]
+    assert used.remote_exec("import json; channel.send(1)").receive(BOUND_S) == 1
+
+
+def test_what_is_half_made_or_replaced_is_pruned_at_once(place: Place, gateway: Gateway) -> None:
+    made = place.create(gateway, ())
+    place.create(gateway, (), recreate=True)
+    for one in list(gateway._group)[1:]:  # type: ignore[call-overload]
+        one.exit()
+        one.join(BOUND_S)
+    wait_until(lambda: "used" not in dict(states(place, gateway)).values(), BOUND_S)
+    left = Path(made.venv.path).parent / "7"  # type: ignore[attr-defined]
+    (left / "bin").mkdir(parents=True)
+    (left / "bin").chmod(0o500)
+    found = [entry.state for entry in prune(gateway, root=str(place.root))]
+    assert found == ["incomplete", "replaced"]
+    assert states(place, gateway) == [("proj", "free")]
+    assert not left.exists()
+
+
+class TestCommand:
+    def test_it_prints_a_spec_that_works(self, shell: Shell, group: Group, tmp_path: Path) -> None:
+        place = "--root", str(tmp_path / "cache")
+        made = shell.run("venv", "popen//id=x//env:A=b", "proj", *place)
+        assert (made.returncode, made.stderr) == (0, "")
+        spec = made.stdout.strip()
+        assert spec.startswith(f"popen//env:A=b//python={tmp_path}/cache/venvs/proj-")
+        worker = group.makegateway(spec)
+        code = "import sys, os; channel.send((sys.prefix, os.environ['A']))"
+        prefix = spec.rpartition("=")[2].removesuffix("/bin/python")
+        assert worker.remote_exec(code).receive(BOUND_S) == (prefix, "b")
+        group.terminate(timeout=5)
+        removed = shell.run("venv", "prune", "popen", "--unused", "0", *place)
+        assert removed.stdout.startswith("removed ")
+
+    @pytest.mark.parametrize(
+        ("words", "status", "text"),
+        [
+            (["popen", "x", "a b!"], 2, "no requirement"),
+            (["popen", "x", "-r", "nothing.txt"], 1, "no file 'nothing.txt'"),
+        ],
+    )
+    def test_mistakes(self, shell: Shell, words: list[str], status: int, text: str) -> None:
+        result = shell.run("venv", *words)
+        assert (result.returncode, result.stdout) == (status, "")
+        assert text in result.stderr
+        assert "Traceback" not in result.stderr
+
+    @pytest.mark.parametrize(
+        ("words", "text"), [("popen", "SPEC and NAME"), ("2*popen x", "more than one spec")]
+    )
+    def test_mistakes_in_words(
+        self, words: str, text: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["venv", *words.split()]) == 2
+        assert text in capsys.readouterr().err
+
+    def test_a_spec_keeps_all_else(self) -> None:
+        spec = XSpec("ssh=-p 22 host//python=x//id=y//chdir=/z//nice=5")
+        there = "ssh=-p 22 host//chdir=/z//nice=5//python='/a b/python'"
+        assert spec_for(spec, ["/a b/python"], None) == there
+        assert spec_for(spec, ["p"], "/t") == "ssh=-p 22 host//nice=5//python=p//chdir=/t"
+
+
+@pytest.mark.skipif(not IS_THOROUGH, reason="half a minute's work, for a thorough run")
+@pytest.mark.timeout(600)
+def test_the_how_to_runs_a_projects_tests_over_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("build")
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    needed = ["pytest", "pytest-xdist", "pluggy", "iniconfig", "packaging", "pygments"]
+    for name in [*needed, "setuptools"]:
+        wheel_of_installed(wheels, name)
+    make_wheel(wheels, "execnet", "3.0", files=sources_of(ROOT / "execnet"))  # is here to be edited
+    project = tmp_path / "project"
+    blocks = read(ROOT / "doc" / "remote_tests.rst")
+    for block in blocks:
+        if block.language in ("toml", "python", "text") and "." in block.caption:
+            path = project / block.caption
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text)
+    [command] = [block.text for block in blocks if block.language == "sh"]
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text('#!/bin/sh\nfor last; do :; done; exec sh -c "$last"\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert shutil.which("execnet")
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=project, capture_output=True, text=True, timeout=500
+    )
+    assert "2 passed" in result.stdout, result.stdout + result.stderr
+
+
+def sources_of(package: Path) -> dict[str, str]:
+    paths = package.rglob("*.py")
+    return {str(path.relative_to(package.parent)): path.read_text("utf-8") for path in paths}
