@@ -58,17 +58,20 @@ def prints(expected: str, got: str) -> bool:
     return doctest.OutputChecker().check_output(expected, got, doctest.ELLIPSIS)
 
 
+ENTRY_POINTS = re.compile(r'\[project\.entry-points\."(.+)"\]\n((?:.+\n)+)')
+
+
 def write_files(blocks: list[Block], folder: Path) -> None:
-    """Write the files of a page; its ``pyproject.toml`` is as if it was installed."""
+    """Write the files of a page; entry points of its ``pyproject.toml`` are as if installed."""
     for block in blocks:
         if block.caption.endswith(".py"):
-            (folder / block.caption).write_text(block.text, "utf-8")
-        elif block.caption == "pyproject.toml":
+            path = folder / block.caption
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text, "utf-8")
+        elif block.caption == "pyproject.toml" and (points := ENTRY_POINTS.search(block.text)):
             info = folder / "page-1.0.dist-info"
             info.mkdir()
             (info / "METADATA").write_text("Metadata-Version: 2.1\nName: page\nVersion: 1.0\n")
-            points = re.search(r'\[project\.entry-points\."(.+)"\]\n((?:.+\n)+)', block.text)
-            assert points, f"line {block.line}: no entry points"
             lines = points[2].replace('"', "")
             (info / "entry_points.txt").write_text(f"[{points[1]}]\n{lines}")
 
