@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parent))
 
 import execnet  # the checkout's, also where another one is installed
 
@@ -17,7 +18,7 @@ author = "the execnet authors"
 project_copyright = author
 version = release = execnet.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx_copybutton"]
+extensions = ["sphinx.ext.autodoc", "sphinx_copybutton", "linked_names"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"execnet {version}"
@@ -42,10 +43,12 @@ def arrange_arguments(app: Any, what: str, name: str, obj: Any, options: Any, li
         parameters = list(inspect.signature(obj).parameters)
     except (TypeError, ValueError):  # a property, or an exception without an ``__init__``
         parameters = []
-    argument = re.compile(rf"(?:^|(?<=\S)  )({'|'.join(parameters) or '(?!)'}): ")
+    name = "|".join(parameters) or "(?!)"
+    argument = re.compile(rf"(?:^|(?<=\S)  )((?:{name})(?:, (?:{name}))*): ")
+    joined = re.sub(rf"(?m)^((?:{name})(?:, (?:{name}))*,)\n +", r"\1 ", "\n".join(lines))
     arranged: list[str] = []
     follows = False  # whether an indented line goes on with a part
-    for line in lines:
+    for line in joined.split("\n"):
         starts = bool(argument.match(line) or RAISES.match(line))
         follows = starts or (follows and line.startswith(" "))
         text = argument.sub(r"\n\n**\1**: ", line.strip() if follows else line)
