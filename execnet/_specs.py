@@ -12,7 +12,6 @@ import re
 import sys
 
 from ._clock import monotonic
-from ._mistakes import LIKELY, host_meant, meant, place_meant
 from ._transports import table as transports_table
 from ._transports.table import OLD_TYPES, shell_split_path, split_place
 from .gateway_base import WorkerGateway, get_execmodel
@@ -337,6 +336,8 @@ class Settings:
         if not types:
             known = transports_table.known_types()
             text = f"no gateway type in spec {self.spec.shown()!r}"
+            from ._mistakes import place_meant
+
             guess = place_meant(self.spec.shown(), known)
             hint = f", did you mean {guess!r}? There" if guess else ", there"
             raise ValueError(f"{text}{hint} are: {', '.join(known)}")
@@ -355,8 +356,11 @@ class Settings:
                 if not name.startswith("_") and name != "env":
                     self.unknown.append(name)
                 continue
-            if name == "ssh" and ":" in str(text) and host_meant(str(text)):
-                self.unknown.append(name)
+            if name == "ssh" and ":" in str(text):
+                from ._mistakes import host_meant
+
+                if host_meant(str(text)):
+                    self.unknown.append(name)
             if row.takes and self._is_missing(name, text):
                 or_else = ", or installvia=" if name == "socket" else ""
                 raise self._error(f": {name}= needs a value{or_else}: {row.takes}")
@@ -367,16 +371,20 @@ class Settings:
                     raise self._error(f": {name}={text}: {exc}") from exc
         return values
 
-    def slip(self, name: str, likeness: float = LIKELY) -> str:
+    def slip(self, name: str, is_sure: bool = False) -> str:
         """Return what is wrong with a key of ``unknown``, and what may be meant by it.
 
-        likeness: how much it must be like a key that is known, of 1; "" if it is like none.
+        is_sure: whether it must be very much like a key that is known.  "" if it is like none.
         """
+        from ._mistakes import LIKELY, SURE, host_meant, meant
+
         if name == "ssh":
             guess = host_meant(str(self.spec.ssh))
             return f"ssh={self.spec.ssh}: did you mean {guess!r}?" if guess else ""
         options = self.transport.options if self.transport is not None else ()
-        guess = meant(name, [key for key in [*KEYS, *options] if key != name], likeness)
+        guess = meant(
+            name, [key for key in [*KEYS, *options] if key != name], SURE if is_sure else LIKELY
+        )
         return f"{name!r} is no key: did you mean {guess!r}?" if guess else ""
 
     def complaint(self, name: str) -> str:

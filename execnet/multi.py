@@ -16,9 +16,7 @@ from ._clock import monotonic
 from ._ends import fork
 from ._ends.terminate import KILL_S, foreign_pair, longest_end_s, wait_ended, warn_killed
 from ._ends.terminate import safe_terminate as safe_terminate
-from ._mistakes import SURE
 from ._multichannel import MultiChannel as MultiChannel
-from ._speclists import expand, is_list
 from ._specs import Settings
 from ._starts import Starts
 from ._transports.shared import Connections
@@ -206,9 +204,12 @@ class Group:
         Raises ValueError for a spec that says no known place, or an id that is taken, and
         ``BootstrapError`` for a worker that can't be started; nothing is left of it then.
         """
-        if isinstance(spec, str) and is_list(spec):
-            count = len(expand(spec))
-            raise ValueError(f"spec {spec!r} is a list of {count}, makegateways([...]) takes it")
+        if isinstance(spec, str) and ("*" in spec or "[" in spec):
+            from ._speclists import expand, is_list
+
+            if is_list(spec):
+                text = f"is a list of {len(expand(spec))}, makegateways([...]) takes it"
+                raise ValueError(f"spec {spec!r} {text}")
         return self.makegateways([spec])[0]
 
     def makegateways(self, specs: Iterable[XSpec | str | None]) -> list[Gateway]:
@@ -292,7 +293,7 @@ class Group:
             if name in _LOOKED_AT:
                 continue
             _LOOKED_AT.add(name)
-            text = settings.slip(name, SURE)
+            text = settings.slip(name, is_sure=True)
             if text:
                 text = f"{text} (in spec {settings.spec.shown()!r})"
                 warnings.warn(text, _errors.SpecWarning, stacklevel=_levels_to_user())
@@ -481,7 +482,11 @@ class Group:
 
 
 def _expanded(spec: XSpec | str | None) -> list[Any]:
-    return expand(spec) if isinstance(spec, str) and spec else [spec]
+    if isinstance(spec, str) and ("*" in spec or "[" in spec):  # else it is no list in short
+        from ._speclists import expand
+
+        return [*expand(spec)]
+    return [spec]
 
 
 def _levels_to_user() -> int:
