@@ -104,6 +104,7 @@ def _make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
 def _subcommands() -> Iterator[ModuleType]:
     from importlib import import_module
 
-    names = "exec", "run", "info", "doctor", "shell", "sync", "venv", "service", "clean"
+    names = ("exec", "run", "info", "doctor", "shell", "sync", "venv")
+    names += ("service", "sessions", "clean")
     for name in names:
         yield import_module(f"{__package__}.{name}")

@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 
 from ..gateway_base import (
     _decoded,
@@ -46,6 +47,7 @@ from .far_log import keep_from_children
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 REQUEST_S = 30.0  # how long a connection may take to say what it wants
@@ -77,6 +79,7 @@ class Service(object):
         self.routes: dict[int, far_log.Route] = {}
         self.files = [far_log.Router(number, self.routes) for number in (1, 2)]
         self.clients: set[ServiceGateway] = set()
+        self._main_tasks: deque[Callable[[], object]] = deque()
         self._connections = 0  # that have not ended, those without a gateway as well
         self._lock = threading.Lock()
         self._listener: Any = None
@@ -227,14 +230,23 @@ class Service(object):
 
     # ------------------------------------------------------------ the main thread
 
-    def wait(self) -> None:
-        """Wait until the service has ended, so that the process may."""
+    def run_in_main(self) -> None:
+        """Run what is to run there, until the service has ended."""
         while not self._is_ended:
             try:
                 os.read(self._main_woken, 1)
+                while self._main_tasks:
+                    self._main_tasks.popleft()()
+            except KeyboardInterrupt:
+                pass  # it came too late for the code that it was meant for
             except EnvironmentError as exc:  # Python 2 does not go on after a signal
                 if exc.errno != errno.EINTR:
                     raise
+
+    def call_in_main(self, function: Callable[[], object]) -> None:
+        """Have the main thread call a function, after those before it."""
+        self._main_tasks.append(function)
+        os.write(self._main_wakes, b".")
 
     def exit(self) -> None:
         """End the process; what does not end is no reason to wait."""
@@ -287,6 +299,8 @@ class Service(object):
             self.idle_s = request["idle"]
         if ask == "gateway":
             self._be_gateway(sock, request, pid or request.get("pid", 0))
+        elif ask == "session":
+            load_part("_service.far_session").serve(self, sock, request)
         elif ask == "status":
             far_find.say(sock, self.status())
         elif ask == "stop":
@@ -328,7 +342,7 @@ class Service(object):
             log=text_of(os.path.join(self.folder, "log")),
             memory=_memory_bytes(),
             threads=len(sys._current_frames()),
-            state=sorted([text_of(repr(key)[:80]) for key in list(state)]),
+            state=sorted([text_of(repr(key)[:80]) for key in list(state) if _is_of_users(key)]),
             clients=[
                 {
                     "id": text_of(client.id),
@@ -372,6 +386,11 @@ def _told(running: Running) -> dict[str, Any]:
     if running.gateway.is_given_up:
         told["stack"] = text_of("".join(_plain_stack(sys._current_frames().get(running.ident))))
     return told
+
+
+def _is_of_users(key: Any) -> bool:
+    """Whether a key of the state is none that each module has."""
+    return not (isinstance(key, str) and key.startswith("__"))
 
 
 def _memory_bytes() -> int:
@@ -429,7 +448,7 @@ def run(options: dict[str, Any]) -> None:
     service.model.start(service.accept_all, (), "execnet-service")
     os.write(ready, b"ready\n")
     os.close(ready)
-    service.wait()
+    service.run_in_main()
     service.exit()
 
 

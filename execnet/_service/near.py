@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 IDLE_S = 3 * 3600.0
 DEFAULT_NAME = "default"
 # What ``_service.far`` needs.
-PARTS = "_service.far_find", "_service.far_log", "_service.far_gateway", "_output.far"
+PARTS = (
+    *("_service.far_find", "_service.far_log", "_service.far_gateway", "_service.far_session"),
+    "_output.far",
+)
 PORT_PARTS = "script.socketserver", "_service.far_proof"
 
 _BOOT = """\

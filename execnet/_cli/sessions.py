@@ -1,0 +1,185 @@
+"""``execnet session``: named interpreters that keep what code defines between commands.
+
+A session is a service, here or where a spec leads to; it runs code in its main thread, one after
+the other.  Start at ``add_parser``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from .. import Group
+from .._rsync.result import printable, printable_lines
+from .._service import far_talk
+from .._service.near import IDLE_S, line_for
+from .._ship.parts import run as run_part
+from ..gateway import Gateway
+from ..gateway_base import Channel, ExecnetError, WorkerDied
+from ..xspec import XSpec
+from .info import format_table
+from .session import STATUS_FAILED, STATUS_SIGNAL, CommandError
+from .words import seconds
+
+_DESCRIPTION = """\
+A session is an interpreter with a name that keeps its globals between commands, here or on another
+machine.
+"""
+_EPILOG = """\
+exit status of exec: 0, or that of the code: 1 after an exception, the number of sys.exit(), 130
+after Ctrl-C; 1 also when there can be no session
+
+examples:
+  execnet session exec work -c 'import re; words = 0'
+  execnet session exec work -c 'words += 1; print(words)'
+  execnet session exec far -c 'import os; print(os.uname())' --spec ssh=user@host
+"""
+_COLUMNS = ("session", "pid", "python", "names", "running")
+END_S = 5.0
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the parser of ``execnet session``."""
+    parser = subparsers.add_parser(
+        "session",
+        help="run code in a named interpreter that keeps its globals",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    execute = _add(actions, "exec", _exec, "run code in a session, which is started if need be")
+    execute.add_argument("name", help="the name of the session")
+    execute.add_argument("file", nargs="?", help="a file with the code; - is the standard input")
+    execute.add_argument("-c", dest="code", help="the code")
+    execute.add_argument("--python", help="its interpreter, when it is started")
+    execute.add_argument("--idle", type=seconds, help="seconds without use, after which it ends")
+    _add(actions, "list", _list, "print a table of the sessions that run")
+    stop = _add(actions, "stop", _stop, "end a session and forget what it has")
+    stop.add_argument("name", help="the name of the session")
+
+
+def _add(
+    actions: Any, name: str, run: Callable[[argparse.Namespace, Channel], int], text: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+    )
+    parser.add_argument("--spec", default="popen", help="where, such as ssh=user@host; else here")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.set_defaults(run=lambda args: _there(run, args))
+    return parser
+
+
+def _there(run: Callable[[argparse.Namespace, Channel], int], args: argparse.Namespace) -> int:
+    """Do something in a worker where the sessions are."""
+    if not re.fullmatch("[A-Za-z0-9_.-]{1,40}", getattr(args, "name", "list")):
+        raise CommandError("the name of a session has up to 40 letters, digits, '_', '.' and '-'")
+    with Group() as group:
+        try:
+            gateway = group.makegateway(XSpec(args.spec))
+            code, channel = run_part(gateway, "_service.far_talk"), gateway.newchannel()
+            code.send(channel)
+            return run(args, channel)
+        except (ValueError, AttributeError) as exc:
+            raise CommandError(str(exc)) from exc
+        except (ExecnetError, WorkerDied, OSError) as exc:
+            raise CommandError(str(exc), STATUS_FAILED) from exc
+        except EOFError as exc:
+            raise CommandError("the worker has ended", STATUS_FAILED) from exc
+
+
+def _code_of(args: argparse.Namespace) -> str:
+    if (args.code is None) == (args.file is None):
+        raise CommandError("the code is given by -c CODE, or as a file")
+    if args.code is not None:
+        return str(args.code)
+    if args.file == "-":
+        return sys.stdin.read()
+    try:
+        with open(args.file, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise CommandError(f"can't read the code from {args.file}: {exc}") from exc
+
+
+def _exec(args: argparse.Namespace, channel: Channel) -> int:
+    channel.send(
+        {
+            "do": "exec",
+            "name": args.name,
+            "words": shlex.split(args.python) if args.python else None,
+            "code": _code_of(args),
+            "idle": args.idle,
+            "client": f"process {os.getpid()}",
+        }
+    )
+    interrupts = 0
+    while True:
+        try:
+            said = channel.receive()
+            if "wants" in said:
+                channel.send(_line(args, channel.gateway, said["wants"]))
+            elif "data" in said:
+                _print(args, said["stream"], said["data"])
+            elif "error" in said:
+                raise CommandError(said["error"], STATUS_FAILED)
+            elif "status" in said:
+                if args.json:
+                    print(json.dumps(said), flush=True)
+                return int(said["status"])
+        except KeyboardInterrupt:
+            interrupts += 1
+            if interrupts > 1:  # its code goes on
+                return STATUS_SIGNAL + 2
+            channel.send({"interrupt": True})
+
+
+def _line(args: argparse.Namespace, gateway: Gateway, wants: dict[str, Any]) -> bytes:
+    """Return what makes an interpreter over there the session."""
+    idle_s = IDLE_S if args.idle is None else args.idle
+    more = {"name": far_talk.PREFIX + args.name, "port": None, "idle": idle_s}
+    ships = bool(args.python) or not gateway.settings.has_source
+    return line_for({**wants, **more, "ships": ships})
+
+
+def _print(args: argparse.Namespace, number: int, text: str) -> None:
+    if args.json:
+        name = "stdout" if number == 1 else "stderr"
+        print(json.dumps({"stream": name, "data": text}), flush=True)
+        return
+    file = sys.stdout if number == 1 else sys.stderr
+    file.write(printable_lines(text) if file.isatty() else text)
+    file.flush()
+
+
+def _list(args: argparse.Namespace, channel: Channel) -> int:
+    channel.send({"do": "list"})
+    told = []
+    for one in channel:
+        if "error" in one:
+            raise CommandError(one["error"], STATUS_FAILED)
+        told.append(one)
+    if args.json:
+        print(json.dumps(told, indent=2, sort_keys=True, default=repr))
+    elif told:
+        rows = [
+            (one["session"], one["pid"], one["python"], len(one["state"]), len(one["running"]))
+            for one in told
+        ]
+        print(format_table([[printable(str(cell)) for cell in row] for row in rows], _COLUMNS))
+    return 0
+
+
+def _stop(args: argparse.Namespace, channel: Channel) -> int:
+    channel.send({"do": "stop", "name": args.name})
+    for one in channel:
+        raise CommandError(one["error"], STATUS_FAILED)
+    return 0

@@ -1,0 +1,155 @@
+"""A session: code that one program after the other sends runs in the main thread of a service.
+
+What it defines stays, as in an interpreter at a terminal: its globals are the service's ``state``.
+What it prints goes to whoever has sent it.  This file is shipped; it keeps to what Python 2.7 and
+today's Python both accept.  Start at ``serve``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from ..gateway_base import PY2, _interrupt, _marked_as_utf8, geterrortext, new_lock
+from . import far_find
+from .far_gateway import state, text_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+FOREVER_S = 1e9
+INTERRUPTED = 130  # exit statuses, as shells have them
+FAILED = 1
+
+
+class Client(object):
+    """Whoever has sent code, as the service tells of it."""
+
+    def __init__(self, name: str) -> None:
+        self.id = name
+        self.is_over = self.is_given_up = False
+
+
+class Job(object):
+    """Code that runs, or waits until that of others has ended; ``_lock`` guards what is said."""
+
+    def __init__(self, service: Any, sock: Any, request: dict[str, Any]) -> None:
+        self._service = service
+        self._sock = sock
+        self._source = request["code"]
+        self._lock = new_lock()
+        self._runs = False
+        self.gateway = Client(str(request.get("client", "")))
+        self.ident = service.process.main_ident
+        self.since = time.time()
+        self.waits = True
+        self.code = text_of(self._source.strip().split("\n")[0][:80])
+
+    # the thread of the connection
+
+    def follow(self) -> None:
+        """Hear what the client says until the code has ended; its end interrupts the code."""
+        try:
+            while True:
+                if far_find.read_dict(self._sock, far_find.clock() + FOREVER_S).get("interrupt"):
+                    self._interrupt()
+        except (EnvironmentError, EOFError):
+            self.gateway.is_over = True
+            if self._runs:
+                self.gateway.is_given_up = True
+                self._interrupt()
+
+    def _interrupt(self) -> None:
+        if self._runs:
+            _interrupt(self.ident)
+
+    # the main thread
+
+    def run(self) -> None:
+        """Run the code, and tell its exit status."""
+        service, self.waits = self._service, False
+        if self.gateway.is_over:
+            return
+        service.running[self.ident] = self
+        service.routes[self.ident] = self
+        try:
+            status = self._execute()
+        finally:
+            self._runs = service.process.is_interruptible = False
+            for file in service.files:
+                file.flush()
+            service.routes.pop(self.ident, None)
+            service.running.pop(self.ident, None)
+        self._say({"status": status})
+        try:
+            self._sock.shutdown(0)  # so that the connection's thread hears an end
+        except EnvironmentError:
+            pass
+
+    def _execute(self) -> int:
+        process, name = self._service.process, "<session>"
+        try:
+            try:
+                self._runs = process.is_interruptible = True
+                source = self._source + "\n"
+                if PY2:
+                    source = _marked_as_utf8(source.encode("utf-8"))
+                code = compile(source, name, "exec", 0, True)
+                self._remember(name)
+                exec(code, state)
+            finally:
+                self._runs = process.is_interruptible = False
+            return 0
+        except SystemExit as exc:
+            return self._status_of(exc)
+        except KeyboardInterrupt:
+            sys.stderr.write("KeyboardInterrupt\n")
+            return INTERRUPTED
+        except:  # noqa: E722 - in Python 2 not all that is raised is a BaseException
+            text = geterrortext(self._without_ours(sys.exc_info()))
+            sys.stderr.write(text)
+            return FAILED
+
+    def _without_ours(self, error: Any) -> Any:
+        kind, exc, tb = error
+        while tb is not None and tb.tb_frame.f_globals is globals():
+            tb = tb.tb_next
+        return kind, exc, tb
+
+    def _remember(self, name: str) -> None:
+        import linecache
+
+        lines = [line + "\n" for line in self._source.splitlines()]
+        linecache.cache[name] = len(self._source), None, lines, name
+
+    def _status_of(self, exc: SystemExit) -> int:
+        code = exc.code
+        if code is None or isinstance(code, int):
+            return (code or 0) & 255
+        sys.stderr.write("%s\n" % (code,))
+        return FAILED
+
+    def write(self, number: int, data: bytes) -> bool:
+        """Send what was printed; False if nobody is there, so that it goes to the log."""
+        return self._say({"stream": number, "data": text_of(data)})
+
+    def _say(self, said: dict[str, Any]) -> bool:
+        if self.gateway.is_over:
+            return False
+        try:
+            with self._lock:
+                far_find.say(self._sock, said)
+            return True
+        except EnvironmentError:
+            return False
+
+
+def serve(service: Any, sock: Any, request: dict[str, Any]) -> None:
+    """Have code run in the main thread; returns when it has ended, or its client has gone."""
+    state.setdefault("__name__", "__main__")
+    state.setdefault("__builtins__", __import__("__builtin__" if PY2 else "builtins"))
+    job = Job(service, sock, request)
+    service.call_in_main(job.run)
+    job.follow()
+

@@ -1,0 +1,143 @@
+"""Talks to the sessions of a machine, for ``execnet session``: in a worker there.
+
+This file is shipped; it keeps to what Python 2.7 and today's Python both accept.  Start at
+``main``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+
+from . import far_find
+from .far_find import ServiceError, clock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PREFIX = "session-"
+BOOT = ["-u", "-c", "import sys;exec(eval(sys.stdin.readline()))"]
+START_S = 60.0
+ANSWER_S = 5.0
+STOP_S = 12.0
+FOREVER_S = 1e9
+
+
+def main(channel: Any) -> None:
+    """Do what is asked for on the channel that comes next; returns at once.
+
+    So a Ctrl-C in the terminal, which reaches the main thread here too, interrupts nothing.
+    """
+    thread = threading.Thread(target=_do, args=(channel.receive(),))
+    thread.daemon = True
+    thread.start()
+
+
+def _do(channel: Any) -> None:
+    """Do what the next item asks for; what comes of it is sent, and an end of the channel."""
+    try:
+        said = channel.receive()
+    except EOFError:
+        return
+    try:
+        do = {"exec": _execute, "list": _list, "stop": _stop}[said["do"]]
+        do(channel, said)
+    except (ServiceError, EnvironmentError, EOFError) as exc:
+        if not channel.isclosed():
+            channel.send({"error": "%s" % (exc,)})
+    finally:
+        channel.close()
+
+
+def _execute(channel: Any, said: dict[str, Any]) -> None:
+    words = said["words"] or [sys.executable]
+    want = {"name": PREFIX + said["name"], "port": None, "words": words + BOOT}
+
+    def line_for(more: dict[str, Any]) -> Any:
+        known = {name: more[name] for name in ("folder", "lock", "ready")}
+        known["python"] = " ".join(words)
+        channel.send({"wants": known})
+        return channel.receive()
+
+    sock, _ = far_find.connect(want, clock() + START_S, line_for)
+    try:
+        request = {"ask": "session", "code": said["code"], "idle": said["idle"]}
+        far_find.say(sock, dict(request, client=said["client"]))
+        thread = threading.Thread(target=_hand_on, args=(channel, sock))
+        thread.daemon = True
+        thread.start()
+        answer: dict[str, Any] = {}
+        while "status" not in answer and "error" not in answer:
+            answer = far_find.read_dict(sock, clock() + FOREVER_S)
+            channel.send(answer)
+    except EOFError:
+        raise ServiceError("the session has ended")
+    finally:
+        sock.close()
+
+
+def _hand_on(channel: Any, sock: Any) -> None:
+    """Hand on what is said while code runs; the client's end ends the connection."""
+    try:
+        while True:
+            far_find.say(sock, channel.receive())
+    except (EnvironmentError, EOFError):
+        try:
+            sock.shutdown(2)
+        except EnvironmentError:
+            pass  # it is closed
+
+
+def _found() -> list[tuple[str, dict[str, Any]]]:
+    """Return (folder, record) of the sessions that run."""
+    services, found = far_find.services_folder(makes=False), []
+    for name in sorted(os.listdir(services)) if os.path.isdir(services) else ():
+        folder = os.path.join(services, name)
+        far_find.be_private(folder, makes=False)
+        lock = far_find.try_lock(folder)
+        if lock >= 0:  # it has ended
+            os.close(lock)
+            continue
+        record = far_find.record_of(folder)
+        if str(record.get("service")).startswith(PREFIX):
+            found.append((folder, record))
+    return found
+
+
+def _asked(folder: str, what: str) -> dict[str, Any]:
+    deadline = clock() + ANSWER_S
+    attached = far_find.attach(folder, None, deadline)
+    if attached is None:
+        raise ServiceError("the session has ended")
+    try:
+        far_find.say(attached[0], {"ask": what})
+        return far_find.read_dict(attached[0], deadline)
+    finally:
+        attached[0].close()
+
+
+def _list(channel: Any, said: dict[str, Any]) -> None:
+    for folder, _ in _found():
+        told = _asked(folder, "status")
+        told["session"] = told["service"][len(PREFIX) :]
+        channel.send(told)
+
+
+def _stop(channel: Any, said: dict[str, Any]) -> None:
+    found = [one for one in _found() if one[1]["service"] == PREFIX + said["name"]]
+    if not found:
+        raise ServiceError("no session %r runs there" % said["name"])
+    for folder, _ in found:
+        _asked(folder, "stop")
+        deadline = clock() + STOP_S
+        while True:
+            lock = far_find.try_lock(folder)
+            if lock >= 0:
+                os.close(lock)
+                break
+            if clock() > deadline:
+                raise ServiceError("the session %r does not end" % said["name"])
+            time.sleep(0.01)

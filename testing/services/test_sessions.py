@@ -1,0 +1,143 @@
+"""``execnet session``: named interpreters that keep their globals, as users run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from interpreters import Interpreter, found
+from services import FakeSsh
+from tools import BOUND_S, wait_until
+
+from execnet import service
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no services there")
+
+COMMAND = [sys.executable, "-m", "execnet", "session"]
+
+
+def session(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *args], input=stdin, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def output(*args: str) -> str:
+    done = session(*args)
+    assert (done.stderr, done.returncode) == ("", 0)
+    return done.stdout
+
+
+def test_what_code_defines_is_there_for_the_next(home: Path) -> None:
+    assert output("exec", "work", "-c", "import os\nx = 20\ndef add(n): return x + n") == ""
+    assert output("exec", "work", "-c", "print(add(1))") == "21\n"
+    assert output("exec", "other", "-c", "print('x' in globals())") == "False\n"
+    assert {line.split()[0] for line in output("list").splitlines()} == {"session", "work", "other"}
+    output("stop", "work")
+    assert output("exec", "work", "-c", "print('x' in globals())") == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "stdout", "stderr"),
+    [
+        ("print(1); import sys; sys.exit(7)", 7, "1\n", ""),
+        ("raise SystemExit('why')", 1, "", "why\n"),
+        ("print('no end', end='')", 0, "no end", ""),
+        ("1/0", 1, "", "ZeroDivisionError: division by zero\n"),
+        ("this is no code", 1, "", "SyntaxError: invalid syntax\n"),
+    ],
+)
+def test_output_and_exit_status_are_those_of_the_code(
+    home: Path, code: str, status: int, stdout: str, stderr: str
+) -> None:
+    done = session("exec", "work", "-c", code)
+    assert (done.returncode, done.stdout) == (status, stdout)
+    assert done.stderr.endswith(stderr)
+    assert "far_session" not in done.stderr
+
+
+def test_code_comes_from_a_file_or_stdin_and_goes_as_json(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text("x = '\N{EURO SIGN}'", "utf-8")
+    output("exec", "work", str(tmp_path / "code.py"))
+    done = session("exec", "work", "-", "--json", stdin="print(x)")
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [
+        {"stream": "stdout", "data": "\N{EURO SIGN}\n"},
+        {"status": 0},
+    ]
+    assert json.loads(output("list", "--json"))[0]["state"] == ["'x'"]
+
+
+def test_ctrl_c_interrupts_the_code_in_its_main_thread(home: Path) -> None:
+    code = "import time, threading\nmain = threading.main_thread() is threading.current_thread()\n"
+    code += "print(main, flush=True)\nwhile True: time.sleep(60)"
+    process = subprocess.Popen(
+        [*COMMAND, "exec", "work", "-c", code], stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == b"True\n"
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(BOUND_S) == 130
+    process.stdout.close()
+    assert output("exec", "work", "-c", "print(main)") == "True\n"
+
+
+def test_the_end_of_a_program_interrupts_its_code(home: Path) -> None:
+    code = "import time\ntry:\n print(1)\n while True: time.sleep(60)\n"
+    code += "except KeyboardInterrupt: x = 2"
+    command = [*COMMAND, "exec", "work", "-c", code]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == b"1\n"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert output("exec", "work", "-c", "print(x)") == "2\n"  # which waited for that
+
+
+@pytest.mark.parametrize("python", [found()[0], found()[-1]], ids=str)
+def test_a_session_elsewhere_and_on_another_python(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: Interpreter
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{Path(sys.executable).parent}", prepend=":")
+    ssh = FakeSsh(tmp_path)
+    ssh(FakeSsh.RUN)
+    there = "--spec", f"ssh=there//python={shlex.quote(python.path)}"
+    output("exec", "work", "-c", "import sys", *there)
+    told = output("exec", "work", "-c", "print(list(sys.version_info[:2]))", *there)
+    assert told == f"{list(python.version[:2])}\n"
+    assert "work" in output("list", *there)
+    output("stop", "work", *there)
+    assert service.find_all() == []
+    assert len(ssh.runs()) == 4
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "said"),
+    [
+        (["exec", "a b", "-c", "1"], 2, "letters, digits"),
+        (["exec", "work"], 2, "-c CODE"),
+        (["exec", "work", "absent.py"], 2, "absent.py"),
+        (["exec", "work", "-c", "1", "--python", "nosuchpython"], 1, "nosuchpython"),
+        (["exec", "work", "-c", "1", "--spec", "nonsense"], 2, "no gateway type"),
+        (["stop", "work"], 1, "no session"),
+    ],
+)
+def test_what_goes_wrong_is_told(home: Path, args: list[str], status: int, said: str) -> None:
+    done = session(*args)
+    assert done.returncode == status
+    assert said in done.stderr
+
+
+def test_code_of_several_programs_runs_one_after_the_other(home: Path) -> None:
+    output("exec", "work", "-c", "import time; log = []")
+    code = "log.append('+'); time.sleep(0.01); log.append('-')"
+    processes = [subprocess.Popen([*COMMAND, "exec", "work", "-c", code]) for _ in range(3)]
+    assert [process.wait(BOUND_S) for process in processes] == [0] * 3
+    assert output("exec", "work", "-c", "print(''.join(log))") == "+-+-+-\n"
+    wait_until(lambda: service.find("session-work").status()["running"] == [])
