@@ -104,7 +104,6 @@ def _make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
 def _subcommands() -> Iterator[ModuleType]:
     from importlib import import_module
 
-    names = ("exec", "run", "info", "doctor", "shell", "sync", "venv")
-    names += ("service", "sessions", "clean")
-    for name in names:
+    names = "exec", "run", "info", "doctor", "shell", "sync", "venv", "service", "sessions"
+    for name in (*names, "clean"):
         yield import_module(f"{__package__}.{name}")

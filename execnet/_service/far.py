@@ -50,10 +50,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+PROOF_S = 10.0  # how long a connection may take to show that it may be here
+STRANGERS = 64  # as many may do so at once
 REQUEST_S = 30.0  # how long a connection may take to say what it wants
 LOOK_S = 5.0  # between looks whether the record is still there, and whether it idles
 TOUCH_S = 86400.0  # files that were not touched for long are taken for left behind
 STOP_S = 6.0  # how long code may take to end when the service does
+EXIT_S = 2.0  # and what is registered with ``atexit``
 FLUSH_S = 0.5  # and what it has printed, to be in the log
 BACKLOG = 128
 NOT_FOR_ONE = "chdir", "nice", "env", "kill"  # as others have the same process
@@ -75,11 +78,12 @@ class Service(object):
         self.process = ServiceProcess()
         self.turns = Turns()
         self.model = get_execmodel("thread")
-        self.running: dict[int, Running] = {}  # by the number of the thread
+        self.running: dict[int, Any] = {}  # ``Running``, by the number of the thread
         self.routes: dict[int, far_log.Route] = {}
         self.files = [far_log.Router(number, self.routes) for number in (1, 2)]
         self.clients: set[ServiceGateway] = set()
         self._main_tasks: deque[Callable[[], object]] = deque()
+        self._strangers = 0  # connections that have not shown who they are
         self._connections = 0  # that have not ended, those without a gateway as well
         self._lock = threading.Lock()
         self._listener: Any = None
@@ -178,9 +182,16 @@ class Service(object):
         sock.setblocking(True)
         with self._lock:
             self._connections += 1
+            self._strangers += 1
+            is_crowd = self._strangers > STRANGERS
+        if is_crowd:
+            self._know(sock)
+            self._forget(sock)
+            return
         try:
             self.model.start(self._serve, (sock,), "execnet-service-client")
         except RuntimeError:  # there can be no more threads
+            self._know(sock)
             self._forget(sock)
 
     def _pause_s(self) -> float:
@@ -216,17 +227,21 @@ class Service(object):
         os.write(self._wakes, b".")
 
     def _end(self) -> None:
-        """End what runs, then let the main thread go."""
+        """End what runs, then have the main thread end the process, or do it."""
         self._listener.close()
         for name in ("record",) if self.port else ("socket", "record"):
             _remove(os.path.join(self.folder, name))
-        deadline = clock() + STOP_S
+        deadline, main = clock() + STOP_S, self.process.main_ident
         for client in list(self.clients):
             client.stop()
-        while self.clients and clock() < deadline:
+        if main in self.running:
+            self.running[main].stop()
+        while (self.clients or main in self.running) and clock() < deadline:
             time.sleep(0.005)
         self._is_ended = True
         os.write(self._main_wakes, b".")
+        time.sleep(FLUSH_S + EXIT_S)  # within which the main thread exits, if it can
+        os._exit(1)
 
     # ------------------------------------------------------------ the main thread
 
@@ -263,8 +278,11 @@ class Service(object):
 
     def _serve(self, sock: Any) -> None:
         try:
+            try:
+                pid = self._admit(sock, clock() + PROOF_S)
+            finally:
+                self._know(sock)
             deadline = clock() + REQUEST_S
-            pid = self._admit(sock, deadline)
             far_find.say(sock, self.greeting())
             request = far_find.read_dict(sock, deadline)
             sock.settimeout(None)
@@ -275,6 +293,11 @@ class Service(object):
             sys.stderr.write(geterrortext(sys.exc_info()))
         finally:
             self._forget(sock)
+
+    def _know(self, sock: Any) -> None:
+        """It is decided whether a connection may be here."""
+        with self._lock:
+            self._strangers -= 1
 
     def _forget(self, sock: Any) -> None:
         sock.close()
@@ -364,7 +387,8 @@ class Service(object):
         null = os.open(os.devnull, os.O_RDWR)
         fds = [self._options["lock"]]
         for client in list(self.clients):
-            fds += [client._io._sock.fileno()] + client._io.fds
+            files = client._io.outfile, client._io.infile, client._io._sock
+            fds += [file.fileno() for file in files if not getattr(file, "closed", False)]
         for fd in fds + [self._listener.fileno()]:
             try:
                 if fd >= 0:

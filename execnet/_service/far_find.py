@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 
-from ..gateway_base import Message, _frame_of, loads_internal, new_lock, real_select
+from ..gateway_base import Message, _frame_of, above_stdio, loads_internal, new_lock, real_select
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -254,8 +254,8 @@ def attach(
     name = str(port) if port else folder
     sock = socket.socket(socket.AF_INET if port else socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if sock.fileno() <= 2:
-            raise ServiceError("a standard descriptor is closed, so no service can be used")
+        if sock.fileno() <= 2 and hasattr(sock, "detach"):  # a standard one is closed
+            sock = socket.socket(sock.family, sock.type, 0, above_stdio(sock.detach()))
         sock.settimeout(min(max(0.001, deadline - clock()), LONGEST_S))
         if port:
             sock.connect((LOOPBACK, port))

@@ -41,7 +41,6 @@ class ConnectionIO(Popen2IO):
         fds = [os.dup(sock.fileno()), os.dup(sock.fileno())]
         for fd in fds:
             keep_from_children(fd)
-        self.fds = fds
         outfile, infile = execmodel.fdopen(fds[0], "wb"), execmodel.fdopen(fds[1], "rb")
         super(ConnectionIO, self).__init__(outfile, infile, execmodel)
 

@@ -60,6 +60,10 @@ class Job(object):
                 self.gateway.is_given_up = True
                 self._interrupt()
 
+    def stop(self) -> None:
+        """End it, as the service does."""
+        self._interrupt()
+
     def _interrupt(self) -> None:
         if self._runs:
             _interrupt(self.ident)

@@ -44,7 +44,7 @@ class Login:
         self.lock = threading.Lock()
         self.gateway: Gateway | None = None
         self.users: set[object] = set()
-        self.unused = 0  # how often it came to have no user
+        self.timer: threading.Timer | None = None  # runs while it has no user
         self.tries = 0
         self.error: Exception | None = None  # of the last try
 
@@ -64,7 +64,10 @@ class Keeper:
         with self._lock:
             login = self._logins.setdefault(key, Login(key))
             login.users.add(user)
-            tries = login.tries
+            tries, timer = login.tries, login.timer
+            login.timer = None
+        if timer is not None:
+            timer.cancel()
         with login.lock:
             gateway = login.gateway
             if gateway is None or gateway._state != GatewayState.LIVE:
@@ -110,26 +113,20 @@ class Keeper:
     def leave(self, gateway: Gateway, user: object) -> None:
         """A user has ended; without any, the login is kept for some time; never waits."""
         with self._lock:
-            for login in self._logins.values():
-                if login.gateway is gateway:
-                    break
-            else:
-                return
-            if user not in login.users:
+            login = next((one for one in self._logins.values() if user in one.users), None)
+            if login is None:
                 return
             login.users.discard(user)
             self._tell(login)
-            login.unused += 1
-            is_used, turn = bool(login.users), login.unused
-        if gateway._state != GatewayState.LIVE:
-            self._end(login, gateway)
-        elif not is_used:
-            timer = threading.Timer(self._idle_s[gateway], self._end_unused, (login, gateway, turn))
-            timer.daemon = True
-            timer.start()
-
-    def _end_unused(self, login: Login, gateway: Gateway, turn: int) -> None:
-        if login.unused == turn and not login.users:
+            if login.gateway is not gateway:  # it has another one by now
+                return
+            is_over = gateway._state != GatewayState.LIVE
+            if not login.users and not is_over:
+                arguments = self._idle_s[gateway], self._end, (login, gateway)
+                login.timer = threading.Timer(*arguments)
+                login.timer.daemon = True
+                login.timer.start()
+        if is_over:
             self._end(login, gateway)
 
     def _end(self, login: Login, gateway: Gateway) -> None:

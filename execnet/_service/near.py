@@ -5,6 +5,7 @@ Where it is and how it starts is in ``far_find``, what it does in ``far``.  Star
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from contextlib import suppress
@@ -85,11 +86,14 @@ def prover(port: int, deadline: float) -> Callable[[Any], object]:
 
     def prove_both(sock: Any) -> None:
         from .._transports.keys import Wish, own_key
-        from .._transports.proof import SocketTalk, prove
+        from .._transports.proof import SocketTalk, TurnedAway, prove
         from ..xspec import XSpec
 
         wish = Wish(XSpec("socketservice"), own_key())
-        prove(SocketTalk(sock), wish, f"port {port}", deadline)
+        try:
+            prove(SocketTalk(sock), wish, f"port {port}", deadline)
+        except TurnedAway as exc:  # as by a service that is about to end
+            raise ConnectionResetError(errno.ECONNRESET, str(exc)) from exc
 
     return prove_both
 

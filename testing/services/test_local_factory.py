@@ -123,6 +123,20 @@ def test_a_login_is_given_up_when_nobody_has_used_it_for_long(ssh: FakeSsh) -> N
         wait_until(lambda: kept() == [] and not is_running(parent))
 
 
+def test_a_login_that_is_used_again_and_again_costs_no_more_threads(factory: Group) -> None:
+    def use() -> None:
+        factory.makegateway(SPEC)
+        factory.terminate(timeout=5)
+        wait_until(lambda: kept()[0]["users"] == 0)
+
+    use()
+    wait_until(lambda: not service.find("fac").status()["clients"])
+    before = service.find("fac").status()["threads"]
+    for _ in range(2):
+        use()
+    wait_until(lambda: service.find("fac").status()["threads"] <= before)
+
+
 def test_popen_is_made_here_as_before(factory: Group) -> None:
     assert parent_of(factory.makegateway("popen")) == os.getpid()
     assert service.find_all() == []

@@ -190,4 +190,8 @@ def test_a_port_tells_nothing_to_whoever_has_no_key(
     monkeypatch.setenv(HOME_VARIABLE, str(other))
     with pytest.raises(execnet.BootstrapError, match="the key"):
         makegateway(f"socketservice//port={port}")
+    strangers = [socket.create_connection(("127.0.0.1", port), BOUND_S) for _ in range(70)]
+    assert strangers[-1].recv(4096) == b""  # there are too many
+    for stranger in strangers:
+        stranger.close()
     monkeypatch.setenv(HOME_VARIABLE, str(home))

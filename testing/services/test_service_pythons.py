@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import shlex
-import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from models import GREENLET_MODELS, need_model
 from tools import BOUND_S, MakeGateway, wait_until
 
 from execnet import Group, service
+from execnet._cli import main
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no services there")
 
@@ -25,7 +28,7 @@ print("printed")
 """
 
 
-@pytest.mark.parametrize("python", found(), ids=str)
+@pytest.mark.parametrize("python", [*found()[:2], found()[-1]], ids=str)
 def test_a_service_on_each_python(home: Path, group: Group, python: Interpreter) -> None:
     lines: list[str] = []
     group.on_output(lambda gateway, stream, line: lines.append(line))
@@ -64,31 +67,31 @@ def test_greenlets_of_a_program_use_one(home: Path, execmodel: str) -> None:
     group.terminate(timeout=5)
 
 
-class TestCommand:
-    def run(self, *args: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "execnet", "service", *args]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def run(*args: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = main([*args])
+    return status, out.getvalue(), err.getvalue()
 
+
+class TestCommand:
     def test_it_says_what_would_be_lost_before_it_ends_anything(
         self, home: Path, makegateway: MakeGateway
     ) -> None:
-        import json
-
         gateway = makegateway("socketservice=work")
         gateway.remote_exec(COUNT).receive(BOUND_S)
         busy = gateway.remote_exec("channel.receive()")
-        assert "work" in self.run("list").stdout
-        wait_until(lambda: self.run("logs", "work").stdout == "printed\n")
-        told = json.loads(self.run("status", "work", "--json").stdout)
+        assert "work" in run("service", "list")[1]
+        wait_until(lambda: run("service", "logs", "work")[1] == "printed\n")
+        told = json.loads(run("service", "status", "work", "--json")[1])
         assert told["clients"][0]["pid"] == os.getpid()
-        refused = self.run("stop", "work")
-        assert refused.returncode == 1
+        status, _, refused = run("service", "stop", "work")
+        assert status == 1
         for lost in "state['count']", "channel.receive()", f"process {os.getpid()}":
-            assert lost in refused.stderr
+            assert lost in refused
         assert not busy.isclosed()
-        assert self.run("stop", "work", "--force").returncode == 0
-        assert self.run("list").stdout == ""
-        assert "no service 'work' runs" in self.run("status", "work").stderr
-        clean = [sys.executable, "-m", "execnet", "clean"]
-        assert "a service that has ended" in subprocess.check_output(clean, text=True)
+        assert run("service", "stop", "work", "--force") == (0, "", "")
+        assert run("service", "list")[1] == ""
+        assert "no service 'work' runs" in run("service", "status", "work")[2]
+        assert "a service that has ended" in run("clean")[1]
         assert list((home / "services").iterdir()) == []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from interpreters import Interpreter, found
@@ -16,16 +19,26 @@ from services import FakeSsh
 from tools import BOUND_S, wait_until
 
 from execnet import service
+from execnet._cli import main
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no services there")
 
 COMMAND = [sys.executable, "-m", "execnet", "session"]
 
 
-def session(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *args], input=stdin, capture_output=True, text=True, timeout=60, check=False
-    )
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def session(*args: str, stdin: str = "") -> Done:
+    """Run the command in this process, which takes a tenth of the time."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        status = main(["session", *args])
+    return Done(status, out.getvalue(), err.getvalue())
 
 
 def output(*args: str) -> str:
@@ -98,6 +111,17 @@ def test_the_end_of_a_program_interrupts_its_code(home: Path) -> None:
     process.wait()
     process.stdout.close()
     assert output("exec", "work", "-c", "print(x)") == "2\n"  # which waited for that
+
+
+def test_stop_ends_code_that_runs(home: Path) -> None:
+    command = [*COMMAND, "exec", "work", "-c", "print(1)\nwhile True: __import__('time').sleep(60)"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == b"1\n"
+    output("stop", "work")
+    assert process.wait(BOUND_S) in (1, 130)
+    process.stdout.close()
+    assert output("list") == ""
 
 
 @pytest.mark.parametrize("python", [found()[0], found()[-1]], ids=str)
