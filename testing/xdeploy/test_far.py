@@ -89,7 +89,7 @@ class TestLocks:
         path = str(tmp_path / "held")
         first = locks.exclusive(path)
         os.unlink(path)
-        second = locks.shared(path)
+        second = locks.exclusive(path)
         assert not os.path.samestat(os.fstat(first), os.fstat(second))
         os.close(first)
         os.close(second)
