@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 PROOFS = {
+    "deploy": ("50 seeded kills while an environment is made", "testing/kit/deploy_faults.py"),
     "faults": ("10,000 seeded faults; no call hangs, nothing is left", "testing/kit/faults.py"),
     "hostile": (
         "10,000 seeded sessions of workers, clients and servers that mean harm",
