@@ -16,7 +16,7 @@ SURE, LIKELY = 0.8, 0.7  # how alike words are, of 1
 
 def meant(word: str, known: Iterable[str], likeness: float = SURE) -> str | None:
     """Return the known word that was meant, if one is close to it."""
-    from difflib import get_close_matches  # few programs need it
+    from difflib import get_close_matches
 
     names = list(known)
     turned = [name for name in names if len(name) > 1 and sorted(name) == sorted(word)]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 60.0
 HEARTBEAT_S = 15.0  # between signs of life, where a network may be cut in between
+_LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 PLACE = "host", "user", "port", "options"
 PROOF = "key", "authentication", "bound", "fingerprint"
 MAX_ITEM = 1 << 30
@@ -76,6 +77,13 @@ def _output(value: str) -> str:
     if value not in ("forward", "inherit"):
         raise ValueError("neither forward nor inherit")
     return value
+
+
+def _level(value: str) -> int:
+    number = _LEVELS.get(value) or (int(value) if value.isascii() and value.isdigit() else 0)
+    if number < 1:
+        raise ValueError(f"neither a number above 0 nor one of {', '.join(_LEVELS)}")
+    return number
 
 
 def _name(value: str) -> str:
@@ -252,6 +260,8 @@ _ROWS = [
         _bytes, "How many bytes the items may have that the worker is about to send in pieces."),
     Key("output", "forward or inherit", ALL, "stdout: nowhere", _output,
         "What becomes of what the worker writes to stdout and stderr."),
+    Key("logging", "a level such as INFO, or its number", ALL, "nothing is sent", _level,
+        "From which level on what is logged in the worker comes to the loggers here."),
 ]
 # fmt: on
 KEYS = {row.name: row for row in _ROWS}
@@ -292,6 +302,7 @@ class Settings:
         if self.max_item_bytes is None and not self.has_source:
             self.max_item_bytes = MAX_ITEM
         self.output: str = values.get("output", "")  # or forward, or inherit
+        self.logging_level: int | None = values.get("logging")
         self.kills_group: bool = values.get("kill", False)
         self.is_shared: bool = values.get("share", False)  # starts through a login of others, too
         self.through: Callable[..., Any] | None = (

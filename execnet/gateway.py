@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from ._calls.calling import Calling
 from ._clock import monotonic
@@ -17,7 +17,9 @@ from ._endpoint import Endpoint, endpoint_of
 from ._ends import fork
 from ._ends.admission import Admission, BoundedSizes
 from ._ends.death import describe_exit, shown, worker_died
+from ._ends.handshake import Handshake
 from ._ends.last_words import LastWords, show
+from ._log import DEBUG, INFO, WARNING, note
 from ._ship.source import _find_non_builtin_globals as _find_non_builtin_globals
 from ._ship.source import _source_of_function as _source_of_function
 from ._ship.source import compiled, source_to_send
@@ -47,19 +49,7 @@ if TYPE_CHECKING:
 
     from ._ends.death import Source
     from ._features.codecs import Codec
-    from .gateway_base import ExecModel
     from .xspec import XSpec
-
-    class Shipment(Protocol):
-        """What is sent to a worker that can't import it."""
-
-        rest: bytes
-        compiled_rest: bytes
-
-        @property
-        def plain_line(self) -> bytes: ...
-        @property
-        def plain_rest(self) -> bytes: ...
 
     class GroupLike(Protocol):
         """What a gateway needs of the group that it is in."""
@@ -69,7 +59,6 @@ if TYPE_CHECKING:
         def __getitem__(self, id: str) -> Gateway: ...
 
 
-NOISE_MAX = 64 * 1024  # bytes that may come before the worker's marker
 TERMINATE_S = 10.0  # how long a worker has at the end of a with statement
 _SERVER = "execnet.script.socketserver"  # it is told which key its clients have
 # Names without an underscore that are for other modules of ours; completion need not offer them.
@@ -77,73 +66,6 @@ _INTERNAL = frozenset(
     ["handshake", "is_hurried", "knows_via", "noise", "post_first_line", "settings"]
 )
 EXIT_STATUS_S = 1.0  # how long a process may take to end after its stream
-
-
-class Handshake:
-    """What comes before the first frame, and the hello, which is the first.
-
-    marker: bytes that the worker sends before its first frame; what comes before them is noise.
-    shipment: what is sent to a worker that can't import it.
-    The receiver thread feeds it, and never waits here.  Others may wait for ``answered``, and
-    find the rest as it is then.
-    """
-
-    def __init__(
-        self, execmodel: ExecModel, marker: bytes = b"", shipment: Shipment | None = None
-    ) -> None:
-        self.marker = marker
-        self.noise = b""
-        self.hello: dict[str, Any] = {}  # empty where none came
-        self.answered = _Flag(execmodel)  # set also when there will be no hello
-        self.on_answer: Callable[[], object] = int  # called when that was set
-        self._shipment = shipment
-        self.is_plain = False  # the worker's interpreter has no zlib
-        self._received = b""
-        self._reply = b""
-
-    def feed(self, data: bytes) -> bytes | None:
-        """Take what was read, b"" for the end; return what came after the marker.
-
-        None: it has not come yet.  Raises EOFError where no worker answers.
-        """
-        self._received += data
-        self.noise, marker, after = self._received.partition(self.marker)
-        if marker:
-            self._received = b""
-            return after
-        if self._shipment is not None and not self.is_plain:
-            self.is_plain = self.marker.rstrip() + b"?" in self._received
-            self._reply = self._shipment.plain_line if self.is_plain else b""
-        if not data:
-            raise EOFError("the stream ended before a worker answered")
-        if len(self._received) > NOISE_MAX:
-            raise EOFError(f"no worker answered within {NOISE_MAX} bytes")
-        return None
-
-    def take_reply(self) -> bytes:
-        """Return what is to be sent before more can come, once; b"" for nothing."""
-        reply, self._reply = self._reply, b""
-        return reply
-
-    def take_rest(self, is_alike: bool, is_near: bool) -> bytes | None:
-        """Return the rest of the source as it is quickest for the worker; None: it needs none.
-
-        is_alike: whether the worker's Python is ours.  is_near: whether it is no network that
-        leads there; else so many bytes may take longer than to compile the source.
-        """
-        shipment, self._shipment = self._shipment, None
-        if shipment is None:
-            return None
-        if self.is_plain:
-            return shipment.plain_rest
-        return shipment.compiled_rest if is_alike and is_near else shipment.rest
-
-    def end(self, hello: dict[str, Any] | None = None) -> None:
-        """Note the hello, if there is one, and wake those who wait for it."""
-        if hello is not None:
-            self.hello = hello
-        self.answered.set()
-        self.on_answer()
 
 
 class Gateway(Calling, BaseGateway):
@@ -236,6 +158,8 @@ class Gateway(Calling, BaseGateway):
         if self.codec is not None:
             channel.codec = self.codec
         self._last_asked = asked = shown(source)
+        if "logging" in sys.modules:
+            note("gateway", DEBUG, lambda: f"{self.id} executes {asked}", self.id)
         vars(channel)["whose"] = f"error of {self.id} in {asked}: "
         code = compiled(text, file_name) if self._shares_python else None
         task = (text, file_name, call_name, kwargs or {}) + ((code,) if code else ())
@@ -500,6 +424,9 @@ class Gateway(Calling, BaseGateway):
         if isinstance(self._error, EOFError) and not isinstance(self._error, ProtocolError):
             self._error = self._explain_end(self._error)
         super()._on_stream_end()
+        if self.handshake.hello:
+            is_orderly = str(self._error) == f"{self.id} was ended"
+            note("gateway", INFO if is_orderly else WARNING, lambda: self._error, self.id)
         self.handshake.end()
 
     def _explain_end(self, error: EOFError) -> EOFError:

@@ -10,7 +10,8 @@ import os
 
 from . import gateway_io
 from ._clock import monotonic
-from .gateway import Gateway, Handshake
+from ._ends.handshake import Handshake
+from .gateway import Gateway
 from .gateway_base import CODECS, GatewayState
 from .gateway_io import BootstrapError
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._endpoint import Endpoint
+    from ._ends.handshake import Shipment
     from ._specs import Settings
-    from .gateway import Shipment
     from .gateway_base import ExecModel
 
     Through = Callable[[Settings, ExecModel], Endpoint]  # makes the stream to a worker

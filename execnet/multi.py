@@ -16,6 +16,7 @@ from ._clock import monotonic
 from ._ends import fork
 from ._ends.terminate import KILL_S, foreign_pair, longest_end_s, wait_ended, warn_killed
 from ._ends.terminate import safe_terminate as safe_terminate
+from ._log import INFO, note
 from ._multichannel import MultiChannel as MultiChannel
 from ._specs import Settings
 from ._starts import Starts
@@ -236,6 +237,7 @@ class Group:
             self._forward_output(started, starts.deadlines)
             for gateway in started:
                 self._register(gateway)
+                note("gateway", INFO, gateway.describe, gateway.id)
             self._tell_executors()
         except BaseException:
             starts.abandon(self._forget)
@@ -255,6 +257,7 @@ class Group:
             gateway_bootstrap.wait_ready(gateway, deadline)
             self._forward_output([gateway], {gateway.id: deadline})
             self._register(gateway)
+            note("gateway", INFO, gateway.describe, gateway.id)
         except BaseException:
             if gateway is not None and gateway.hasreceiver():
                 gateway_bootstrap.abandon(gateway)
@@ -345,6 +348,11 @@ class Group:
             from ._output.near import forward_all
 
             forward_all(self._get_output(), workers, deadlines)
+        logging = [gateway for gateway in started if gateway.settings.logging_level is not None]
+        if logging:
+            from ._output.logs import forward_all as forward_logs
+
+            forward_logs(logging, deadlines)
 
     def remote_exec(
         self, source: str | types.FunctionType | types.ModuleType, **kwargs: Any

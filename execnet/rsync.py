@@ -8,8 +8,11 @@ what the two say to each other.
 from __future__ import annotations
 
 import os
+from functools import partial
 
 # What does the work is imported where it begins: programs import this class and never use it.
+from ._log import INFO, note
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -96,6 +99,14 @@ def pull_options(
         "max_files": max_files,
         "max_bytes": max_bytes,
     }
+
+
+def _told(source: str, target: Target) -> str:
+    """Return what came of a target, for a log."""
+    result = target.result
+    sent = f"{result.files_sent} files, {result.bytes_sent} bytes sent"
+    where = f"{source} to {target.gateway.id}:{result.destdir}"
+    return f"{where}: {sent}" if result.error is None else f"{where}: {result.error}"
 
 
 class RSync:
@@ -221,6 +232,7 @@ class RSync:
         finally:
             for target in targets:
                 target.channel.close()
+                note("rsync", INFO, partial(_told, self._sourcedir, target), target.gateway.id)
         for target in targets:
             if target.result.error is not None:
                 raise target.result.error

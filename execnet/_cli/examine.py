@@ -17,12 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .._ends.handshake import Handshake
 from .._errors import BootstrapError, HostNotFound
 from .._rsync.result import printable
 from .._specs import Settings
 from .._transports import table
 from .._transports.ssh import options
-from ..gateway import Gateway, Handshake
+from ..gateway import Gateway
 from ..gateway_base import ExecnetError
 from ..xspec import XSpec
 from .session import WatchedGroup

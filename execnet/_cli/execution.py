@@ -162,7 +162,9 @@ class Execution:
         self._report: Any = None
         self._has_said_something = False
         self._lock = threading.Lock()
-        self._awaited = {"code", "lines"} if gateway.settings.output == "forward" else {"code"}
+        # A service forwards the lines of all its clients, and does not end them with a program.
+        ends_lines = gateway.settings.output == "forward" and not gateway.spec.socketservice
+        self._awaited = {"code", "lines"} if ends_lines else {"code"}
         self._error: BaseException | None = None
 
     def start(self, begin: Callable[[Execution], Channel]) -> None:

@@ -75,7 +75,7 @@ def _prepare(
     """Make this process look like one that was started to run the program."""
     sys.argv = [_native(word) for word in argv]
     namespace: dict[str, Any] = {"__name__": str(name)}
-    if name == "__main__":
+    if name == "__main__" and not hasattr(channel.gateway, "service"):  # which has its own
         channel.gateway.main_before = sys.modules.get(name)  # Python 2 would clear its names
         sys.modules[str(name)] = module = types.ModuleType(str(name))
         namespace = module.__dict__

@@ -19,8 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .._endpoint import Endpoint
     from .._specs import Settings
-    from ..gateway import Handshake
     from ..xspec import XSpec
+    from .handshake import Handshake
 
 NOISE_SHOWN = 2000  # bytes of what came in place of an answer
 SSH_FAILED = 255  # its exit status where it was ssh itself that failed

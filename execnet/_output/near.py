@@ -35,6 +35,18 @@ STREAMS = {1: "stdout", 2: "stderr"}
 _IN_SERVICE = "def serve(channel, **how): channel.gateway.forward(**how)"
 
 
+def send_code(gateway: Gateway, code: Any, arguments: dict[str, Any]) -> Channel:
+    """Have a worker run ``serve(channel, **arguments)`` of a module; return the channel.
+
+    It does not count as something that a user has asked for.
+    """
+    channel: Channel = gateway.newchannel()
+    source, file_name, _ = source_to_send(code, gateway._is_old())
+    task = source, file_name, "serve", arguments
+    gateway._send(Message.CHANNEL_EXEC, channel.id, dumps_internal(task, gateway))
+    return channel
+
+
 class Output:
     """Hands the lines of a group's workers on, one after the other.
 
@@ -71,20 +83,16 @@ class Output:
 
         Raises OSError if the gateway has ended.
         """
-        lines, code = gateway.newchannel(), gateway.newchannel()
+        lines = gateway.newchannel()
         lines._strconfig = (False, False)  # Python 2's str are bytes
         if gateway.settings.window_bytes is not None:
             lines.set_window(NO_WINDOW)  # it has one of its own, and in an end there is none
         arguments = {"lines": lines, "is_patient": self._is_patient}
-        source, file_name, _ = source_to_send(output_far, gateway._is_old())
-        if gateway.settings.type == "socketservice":  # whose descriptors are those of all clients
-            source, file_name = _IN_SERVICE, None
-        task = source, file_name, "serve", arguments
         self._begin(gateway.execmodel)
         lines.setcallback(_Source(self._inbox, gateway, lines).on_item, endmarker=None)
-        gateway._send(Message.CHANNEL_EXEC, code.id, dumps_internal(task, gateway))
-        channel: Channel = code
-        return channel
+        if gateway.settings.type == "socketservice":  # whose descriptors are those of all clients
+            return send_code(gateway, _IN_SERVICE, arguments)
+        return send_code(gateway, output_far, arguments)
 
     def _begin(self, execmodel: ExecModel) -> None:
         with self._lock:

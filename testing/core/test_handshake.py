@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from execnet.gateway import NOISE_MAX, Handshake
+from execnet._ends.handshake import NOISE_MAX, Handshake
 from execnet.gateway_base import get_execmodel
 
 pytestmark = pytest.mark.core

@@ -55,12 +55,13 @@ LOWERING = {"_ast", "_ast_unparse", "ast", "zlib"}
 OURS = {
     *("execnet._calls", "execnet._calls.calling"),
     *("execnet", "execnet._clock", "execnet._endpoint", "execnet._errors", "execnet._starts"),
-    *("execnet._multichannel", "execnet._specs"),
+    *("execnet._log", "execnet._multichannel", "execnet._specs"),
     *(
         "execnet._ends",
         "execnet._ends.admission",
         "execnet._ends.death",
         "execnet._ends.fork",
+        "execnet._ends.handshake",
         "execnet._ends.last_words",
     ),
     *("execnet._features", "execnet._features.codec", "execnet._features.direct"),

@@ -35,6 +35,7 @@ FLOORS = {
     "_errors": 1,
     "_features": 1,
     "_folders": 1,
+    "_log": 1,
     "_mistakes": 1,
     "_multichannel": 1,
     "_calls": 2,

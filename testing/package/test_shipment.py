@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from tools import MakeGateway, find_python
 
 from execnet import XSpec, gateway_base, gateway_bootstrap
+from execnet._ends.handshake import Handshake
 from execnet._ship import shipment
 from execnet._ship.lower import cut, lower, pack
 from execnet._ship.shipment import FIRST_PACKET_MAX, boot_code, shipment_for
 from execnet._specs import Settings
 from execnet._transports import table as transports_table
-from execnet.gateway import Handshake
 
 MARKER = b"\0execnet\0" + b"0123456789abcdef" + b"\n"
 NO_ZLIB = """\
