@@ -31,10 +31,10 @@ PAGE = read(ROOT / "doc" / "tutorial.rst")
 PASTE_ON, PASTE_BEGINS, PASTE_ENDS = "\x1b[?2004h", "\x1b[200~", "\x1b[201~"
 
 
-def steps() -> list[tuple[Block, str]]:
+def steps(page: list[Block]) -> list[tuple[Block, str]]:
     """Return what is typed, each with what it prints."""
     found = []
-    for block, after in pairwise(PAGE):
+    for block, after in pairwise(page):
         if block.language == "python" and not block.caption:
             found.append((block, after.text if after.caption == "Output" else ""))
     return found
@@ -128,9 +128,9 @@ class PastingPrompt(Prompt):
         self.write("\n\n" if "\n" in text else "\n")  # an empty line ends what has several
 
 
-def follow(prompt: Prompt) -> None:
+def follow(prompt: Prompt, page: list[Block] = PAGE) -> None:
     prompt.enter("import sys; sys.stdout = open('printed', 'w', buffering=1)")
-    for number, (block, expected) in enumerate(steps()):
+    for number, (block, expected) in enumerate(steps(page)):
         got = prompt.printed_by(block.text, f"step {number}")
         assert prints(expected, got), f"line {block.line}: {got}\n{prompt.shown}"
     prompt.enter("exit()")
@@ -144,9 +144,9 @@ class TestPrompts:
         with contextlib.closing(Prompt(sys.executable, folder, "dumb")) as prompt:
             follow(prompt)
 
-    def test_it_can_be_typed_into_the_oldest_python(self, folder: Path) -> None:
+    def test_it_and_the_readme_can_be_typed_into_the_oldest_python(self, folder: Path) -> None:
         with contextlib.closing(Prompt(find_python("3.10"), folder, "dumb")) as prompt:
-            follow(prompt)
+            follow(prompt, [*PAGE, *read(ROOT / "README.txt")])
 
     @pytest.mark.parametrize("version", ["3.13", pytest.param("3.15", marks=pytest.mark.core)])
     def test_it_can_be_pasted_into_a_prompt_that_edits_lines(
@@ -159,7 +159,7 @@ class TestPrompts:
 class TestNotebook:
     def test_its_cells_print_what_the_page_shows(self, folder: Path) -> None:
         env = {**os.environ, "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder / "ipython")}
-        cells = json.dumps([block.text for block, _ in steps()])
+        cells = json.dumps([block.text for block, _ in steps(PAGE)])
         run = subprocess.run(
             [sys.executable, str(ROOT / "testing" / "kit" / "cells.py")],
             input=cells, cwd=folder, env=env, capture_output=True, text=True, timeout=100,
@@ -167,5 +167,5 @@ class TestNotebook:
         if run.returncode == 3:
             missing("no Jupyter here: install ipykernel")
         assert run.returncode == 0, run.stderr
-        for (block, expected), got in zip(steps(), json.loads(run.stdout), strict=True):
+        for (block, expected), got in zip(steps(PAGE), json.loads(run.stdout), strict=True):
             assert prints(expected, got), f"line {block.line}: {got}"
