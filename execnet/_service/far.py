@@ -83,6 +83,7 @@ class Service(object):
         self.files = [far_log.Router(number, self.routes) for number in (1, 2)]
         self.clients: set[ServiceGateway] = set()
         self._main_tasks: deque[Callable[[], object]] = deque()
+        self._socks: set[Any] = set()
         self._strangers = 0  # connections that have not shown who they are
         self._connections = 0  # that have not ended, those without a gateway as well
         self._lock = threading.Lock()
@@ -181,6 +182,7 @@ class Service(object):
         keep_from_children(sock.fileno())
         sock.setblocking(True)
         with self._lock:
+            self._socks.add(sock)
             self._connections += 1
             self._strangers += 1
             is_crowd = self._strangers > STRANGERS
@@ -300,9 +302,10 @@ class Service(object):
             self._strangers -= 1
 
     def _forget(self, sock: Any) -> None:
-        sock.close()
         with self._lock:
+            self._socks.discard(sock)
             self._connections -= 1
+        sock.close()
         self._idle_from = clock()
         os.write(self._wakes, b".")
 
@@ -386,9 +389,11 @@ class Service(object):
         """In a forked process: have nothing that would hide the end of the service."""
         null = os.open(os.devnull, os.O_RDWR)
         fds = [self._options["lock"]]
+        self.routes.clear()  # what it prints goes to the log
+        fds += [sock.fileno() for sock in list(self._socks)]
         for client in list(self.clients):
-            files = client._io.outfile, client._io.infile, client._io._sock
-            fds += [file.fileno() for file in files if not getattr(file, "closed", False)]
+            files = client._io.outfile, client._io.infile
+            fds += [file.fileno() for file in files if not file.closed]
         for fd in fds + [self._listener.fileno()]:
             try:
                 if fd >= 0:

@@ -111,14 +111,12 @@ class Turns(object):
         self._queue: deque[Running] = deque()  # the first has the turn
 
     def take(self, running: Running) -> None:
-        """Wait for the turn; KeyboardInterrupt if the gateway ends before.  ``leave`` follows."""
+        """Wait for the turn, or the end of the gateway.  ``leave`` follows."""
         running.waits = True
         with self._lock:
             self._queue.append(running)
             self._advance()
         running.has_turn.wait()
-        if running.gateway.is_over:
-            raise KeyboardInterrupt
         running.waits = False
 
     def leave(self, running: Running) -> None:
@@ -151,24 +149,36 @@ class ServicePool(WorkerPool):
         self._gateway = gateway
 
     def _perform(self, reply: Any) -> None:
-        gateway, service = self._gateway, self._gateway.service
-        running = Running(gateway, *reply.task[:2])
-        service.running[running.ident] = running
+        running = Running(self._gateway, *reply.task[:2])
         try:
-            if gateway.one_at_a_time:
-                service.turns.take(running)
-            if gateway.route is not None:
-                service.routes[running.ident] = gateway.route
-            super(ServicePool, self)._perform(reply)
+            try:
+                self._run_noted(running, reply)
+            finally:
+                self._forget(running)
         except KeyboardInterrupt:  # its gateway has ended, so nobody is to be told
             self._finished(reply)
-        finally:
-            for file in service.files:
-                file.flush()
-            service.routes.pop(running.ident, None)
-            service.running.pop(running.ident, None)
-            if gateway.one_at_a_time:
-                service.turns.leave(running)
+            self._forget(running)
+
+    def _run_noted(self, running: Running, reply: Any) -> None:
+        gateway, service = self._gateway, self._gateway.service
+        # First, as an end that does not find the thread by it comes before the look at the end.
+        reply.ident = running.ident
+        service.running[running.ident] = running
+        if gateway.one_at_a_time:
+            service.turns.take(running)
+        if gateway.is_over:
+            raise KeyboardInterrupt
+        if gateway.route is not None:
+            service.routes[running.ident] = gateway.route
+        super(ServicePool, self)._perform(reply)
+
+    def _forget(self, running: Running) -> None:
+        service = self._gateway.service
+        for file in service.files:
+            file.flush()
+        service.routes.pop(running.ident, None)
+        service.running.pop(running.ident, None)
+        service.turns.leave(running)
 
 
 class ServiceGateway(WorkerGateway):

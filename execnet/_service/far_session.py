@@ -7,10 +7,11 @@ today's Python both accept.  Start at ``serve``.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
-from ..gateway_base import PY2, _interrupt, _marked_as_utf8, geterrortext, new_lock
+from ..gateway_base import PY2, _end_fork, _interrupt, _marked_as_utf8, geterrortext, new_lock
 from . import far_find
 from .far_gateway import state, text_of
 
@@ -92,10 +93,12 @@ class Job(object):
             pass
 
     def _execute(self) -> int:
-        process, name = self._service.process, "<session>"
+        process, name, pid = self._service.process, "<session>", os.getpid()
         try:
             try:
                 self._runs = process.is_interruptible = True
+                if self.gateway.is_over:  # its client went just now
+                    raise KeyboardInterrupt
                 source = self._source + "\n"
                 if PY2:
                     source = _marked_as_utf8(source.encode("utf-8"))
@@ -104,6 +107,8 @@ class Job(object):
                 exec(code, state)
             finally:
                 self._runs = process.is_interruptible = False
+                if os.getpid() != pid:
+                    _end_fork(sys.exc_info()[1])
             return 0
         except SystemExit as exc:
             return self._status_of(exc)

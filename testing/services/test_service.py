@@ -149,6 +149,15 @@ def test_code_that_does_not_end_is_an_orphan_that_only_stop_ends(
     assert service.find_all() == []
 
 
+def test_code_that_has_just_come_ends_with_its_client(work: Callable[[], Gateway]) -> None:
+    for _ in range(30):
+        gateway = work()
+        gateway.remote_exec("while True: channel.gateway.execmodel.sleep(0.01)")
+        gateway._io.kill()
+    wait_until(lambda: not status()["clients"])
+    assert status()["running"] == []
+
+
 def test_exit_ends_the_connection_and_not_the_service(work: Callable[[], Gateway]) -> None:
     first = work()
     count, pid = ask(first, COUNT)  # type: ignore[misc]

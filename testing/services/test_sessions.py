@@ -113,6 +113,14 @@ def test_the_end_of_a_program_interrupts_its_code(home: Path) -> None:
     assert output("exec", "work", "-c", "print(x)") == "2\n"  # which waited for that
 
 
+def test_a_process_that_code_forks_ends_with_its_code(home: Path) -> None:
+    code = "import os, sys\npid = os.fork()\nif pid: status = os.waitpid(pid, 0)[1]\n"
+    assert output("exec", "work", "-c", code + "print('here')") == "here\n"
+    assert output("exec", "work", "-c", "print(status)") == "0\n"
+    output("exec", "work", "-c", code + "else: raise SystemExit(3)")
+    assert output("exec", "work", "-c", "print(status >> 8)") == "3\n"
+
+
 def test_stop_ends_code_that_runs(home: Path) -> None:
     command = [*COMMAND, "exec", "work", "-c", "print(1)\nwhile True: __import__('time').sleep(60)"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
