@@ -436,6 +436,7 @@ class Message(object):
     STACKS = 11  # asks for the stacks of all threads, answered as STATUS is; or tells them
     SOURCE = 10  # the part of this module that a shipped worker needs only after its hello
     CALL, DEFINE = 40, 41  # a function that is to run, what such functions are made of
+    INTERRUPT = 42  # of the code of a channel, or of the call of a lane with that number
     CODEC = 52  # what the codec of a channel has, or None for no codec
 
     _types: dict[int, tuple[str, Callable[[Message, Any], None]]] = {}
@@ -758,7 +759,7 @@ Message._types = {Message.SOURCE: ("SOURCE", _on_source)}  # what a worker knows
 # ---------------------------------------------------------------- boot
 
 # Whose messages are understood.
-FEATURES = "goodbye stacks" + " heartbeat window calls codecs" * HAS_PARTS
+FEATURES = "goodbye stacks" + " heartbeat window calls interrupts codecs" * HAS_PARTS
 
 
 def _describe_process() -> dict[str, Any]:
@@ -1331,7 +1332,7 @@ def _keep_spare_fd() -> None:
         pass  # there is none, so nothing is lost
 
 
-_FEATURES = "codec", "direct", "window", "pulse", "calls", "defined", "codecs"
+_FEATURES = "codec", "direct", "window", "pulse", "calls", "defined", "interrupts", "codecs", "idle"
 FEATURE_PARTS = ["_features." + name for name in _FEATURES] * HAS_PARTS
 # What a worker was sent: by the name of each part, its file and its source or compiled code.
 _sent_parts: dict[str, tuple[str, Any]] = {}
@@ -2612,6 +2613,18 @@ class Channel(object):
         if self._factory._channels.get(self.id, self) is self:  # else its id was used again
             self._factory._no_longer_opened(self.id)
 
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt in the code that this channel was made for; does not wait.
+
+        It does nothing if that has ended.  In the main thread of the worker it also ends waiting;
+        in other threads what waits in C meets it afterwards, and on PyPy and with greenlets there
+        is none.  Raises OSError if the worker is gone, or executes nothing for this side.
+        """
+        interrupt = getattr(self.gateway, "_interrupt", None)
+        if interrupt is None:
+            raise _OSError("%r can't be interrupted from this side" % (self,))
+        interrupt(self.id)
+
     def _disown(self) -> None:
         self._state = ChannelState.RECEIVE_CLOSED
         self._lock = self.gateway.execmodel.Lock()
@@ -3217,6 +3230,11 @@ def _on_close_error(message: Message, gateway: BaseGateway) -> None:
     gateway._channelfactory._local_close(message.channelid, told.as_error())
 
 
+def _in_part(name: str, function: str) -> Callable[[Message, Any], None]:
+    """Return a handler that is in a part of ``_features``, which is loaded for it."""
+    return lambda *told: getattr(load_part("_features." + name), function)(*told)
+
+
 _HANDLERS = [
     ("STATUS", lambda m, gateway: _answer(m, gateway, gateway._status())),
     ("RECONFIGURE", _on_reconfigure),
@@ -3230,15 +3248,16 @@ _HANDLERS = [
     ("CHANNEL_DATA_PART", lambda m, gateway: gateway._channelfactory._local_receive_part(m)),
     ("SOURCE", _on_source),
     ("STACKS", _on_stacks),
-    ("PING", lambda m, gateway: load_part("_features.pulse").on_ping(m, gateway)),
-    ("WINDOW", lambda m, gateway: load_part("_features.window").on_window(m, gateway)),
-    ("CREDIT", lambda m, gateway: load_part("_features.window").on_credit(m, gateway)),
+    ("PING", _in_part("pulse", "on_ping")),
+    ("WINDOW", _in_part("window", "on_window")),
+    ("CREDIT", _in_part("window", "on_credit")),
     ("GOODBYE", lambda m, gateway: gateway._on_goodbye(m.data)),
 ]
 Message._types = dict(enumerate(_HANDLERS))
-Message._types[40] = "CALL", lambda m, gateway: load_part("_features.calls").on_call(m, gateway)
-Message._types[41] = "DEFINE", lambda m, gateway: load_part("_features.calls").on_define(m, gateway)
-Message._types[52] = "CODEC", lambda m, gateway: load_part("_features.codecs").on_codec(m, gateway)
+Message._types[40] = "CALL", _in_part("calls", "on_call")
+Message._types[41] = "DEFINE", _in_part("calls", "on_define")
+Message._types[42] = "INTERRUPT", _in_part("interrupts", "on_interrupt")
+Message._types[52] = "CODEC", _in_part("codecs", "on_codec")
 
 
 class GatewayState(object):
@@ -3448,31 +3467,6 @@ class BaseGateway(object):
 # ---------------------------------------------------------------- worker
 
 IDLE_MS = 50  # without anything to read, before a worker loads a module that it may need later
-# What an established worker needs, in the order in which it is loaded, and what that brings along.
-_LOADED_LATER = ["select", "_pickle", "threading", "queue", "ctypes"]
-_BROUGHT_ALONG = (
-    "_compat_pickle _weakrefset collections contextlib copyreg enum errno functools heapq keyword "
-    "linecache operator pickle re reprlib sysconfig token tokenize traceback types warnings weakref"
-)
-# A fork waits for it, or locks of the import system stay taken in the child.
-_loading = getattr(_thread, "RLock", _thread.allocate_lock)()
-
-
-def _modules_to_load() -> list[str]:
-    """Return what can be loaded while a worker idles; no file of the user's is to run for it."""
-    names = set(_LOADED_LATER + _BROUGHT_ALONG.split())
-    try:
-        home = os.path.dirname(os.__file__)
-        for folder in sys.path[: sys.path.index(home)]:
-            if os.path.isdir(folder or os.curdir):
-                found = os.listdir(folder or os.curdir)
-                if names.intersection(name.partition(".")[0] for name in found):
-                    return []
-        free = _loading.release
-        os.register_at_fork(before=_loading.acquire, after_in_parent=free, after_in_child=free)
-    except (AttributeError, ValueError, OSError):  # an old Python, or one from a zip
-        return []
-    return FEATURE_PARTS + [name for name in _LOADED_LATER if name not in sys.modules]
 
 
 class Process(object):
@@ -3484,6 +3478,7 @@ class Process(object):
     before_exit: Callable[[], object] = int  # called where ``atexit`` has no chance
     main_ident = 0  # of the thread that serves, if it executes tasks
     is_interruptible = False  # whether that runs one
+    is_meant: Callable[[], bool] | None = None  # whether that is what the next interrupt is for
 
     def take_main_thread(self) -> None:
         """The calling thread is going to execute tasks."""
@@ -3493,7 +3488,8 @@ class Process(object):
         _handle_interrupts(self._on_interrupt)
 
     def _on_interrupt(self, signum: int, frame: object) -> None:
-        if self.is_interruptible:
+        is_meant, self.is_meant = self.is_meant, None
+        if self.is_interruptible and (is_meant is None or is_meant()):
             raise KeyboardInterrupt
 
     def interrupt_main(self) -> None:
@@ -3562,19 +3558,10 @@ class WorkerGateway(BaseGateway):
             self._enable_direct_reads()
 
     def _load_while_idle(self) -> None:
-        """Import what may be needed when nothing can be imported any more, module by module."""
         try:
-            while self._to_load and not self._io.has_more(IDLE_MS):
-                name = self._to_load.pop(0)
-                if not name:  # the first time
-                    self._to_load = _modules_to_load()
-                    continue
-                with _loading:
-                    if name in FEATURE_PARTS:
-                        load_part(name)
-                    else:
-                        _threading() if name == "threading" else _import(name)
-        except Exception:  # they can't be imported, or it can't be told whether it idles
+            if not self._io.has_more(IDLE_MS):
+                load_part("_features.idle").load(self)
+        except Exception:  # that can't be imported, or it can't be told whether it idles
             self._to_load = []
 
     def _await_primary(self, task: tuple[Channel, Task]) -> None:

@@ -360,7 +360,9 @@ class Group:
         """Execute code in all workers at once; arguments and errors as for a gateway's."""
         return MultiChannel([gateway.remote_exec(source, **kwargs) for gateway in self])
 
-    def executor(self, max_per_worker: int = 1, *, retries: int = 0) -> Executor:
+    def executor(
+        self, max_per_worker: int = 1, *, retries: int = 0, cancel: str | None = None
+    ) -> Executor:
         """Return a ``concurrent.futures.Executor`` that calls functions in the workers.
 
         Each call goes to whichever worker is free.  The executor uses the group as it is at each
@@ -368,11 +370,14 @@ class Group:
         max_per_worker: calls that one worker runs at once, in several threads.  retries: how often
         a call runs again elsewhere if its worker dies; above 0 you declare that all calls of this
         executor may run more than once.  Else such a call fails with ``WorkerDied``.
-        Raises ValueError for numbers that make no sense.
+        cancel: what ``cancel()`` of a future does to a call that runs: None: nothing, as it is in
+        ``concurrent.futures``; "interrupt": it gets a KeyboardInterrupt, as by
+        ``Channel.interrupt``; "kill": its worker is killed, with all that it runs.
+        Raises ValueError for what makes no sense.
         """
         from ._calls.executor import Executor
 
-        return Executor(self, max_per_worker, retries)
+        return Executor(self, max_per_worker, retries, cancel)
 
     def codec(self, codec: Codec | None) -> None:
         """Give all channels a codec that ``remote_exec`` of a member makes from now on.

@@ -5,6 +5,8 @@ The rest of calls is imported with the first one.  Start at ``Calling.call``.
 
 from __future__ import annotations
 
+from ..gateway_base import Message, _refusal, dumps_internal
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +92,14 @@ class Calling:
         calls = self._get_calls()
         calls.describe(name, "")
         return RemoteModule(calls, name)
+
+    def _interrupt(self: Any, channel_id: int, number: int = 0) -> None:
+        """Interrupt the code of a channel, or a call of a lane; never waits."""
+        if "interrupts" not in self.handshake.hello.get("features", "").split():
+            raise OSError(f"{self.id} can't be interrupted: its worker knows nothing of that")
+        if not self.hasreceiver():
+            raise _refusal(self, f"cannot interrupt code of {self!r}")
+        self._post(Message.INTERRUPT, channel_id, dumps_internal(number) if number else b"")
 
     def _get_calls(self) -> Calls:
         if self._calls is None:

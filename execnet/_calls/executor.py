@@ -5,6 +5,7 @@ Start at ``Executor.submit``.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import deque
 from concurrent import futures
@@ -52,13 +53,22 @@ class Executor(futures.Executor):
     while it is held.  A call that was sent counts as begun.
     """
 
-    def __init__(self, group: GroupLike, max_per_worker: int = 1, retries: int = 0) -> None:
+    def __init__(
+        self,
+        group: GroupLike,
+        max_per_worker: int = 1,
+        retries: int = 0,
+        cancel: str | None = None,
+    ) -> None:
         for name, number, least in ("max_per_worker", max_per_worker, 1), ("retries", retries, 0):
             if type(number) is not int or number < least:
                 raise ValueError(f"{name} is a number from {least} on, not {number!r}")
         self._group = group
         self._max_per_worker = max_per_worker
+        if cancel not in (None, "interrupt", "kill"):
+            raise ValueError(f"cancel is 'interrupt', 'kill' or None, not {cancel!r}")
         self._retries = retries
+        self._cancel = cancel
         self._teller = Teller(group.execmodel)
         self._lock = new_lock()
         self._waiting: deque[Work] = deque()
@@ -280,6 +290,8 @@ class Executor(futures.Executor):
     def _post(self, lane: Lane, work: Work) -> bool:
         """Send a call, if it was not cancelled; whether it was sent."""
         if work.sink.begin():
+            if self._cancel is not None:
+                work.sink.interrupt = functools.partial(self._interrupt, lane, work)
             try:
                 lane.post(work)
                 return True
@@ -287,6 +299,13 @@ class Executor(futures.Executor):
                 work.sink.end(None, exc)
         self._count_finished()
         return False
+
+    def _interrupt(self, lane: Lane, work: Work) -> None:
+        """End a call that was cancelled, in the thread that did so."""
+        if self._cancel == "interrupt":
+            lane.interrupt(work)
+        elif any(asked.work is work for asked in list(lane.asked.values())):
+            lane.gateway._io.kill()
 
     def _give_back(self, lane: Lane) -> None:
         with self._lock:
@@ -354,13 +373,14 @@ class _Slot:
     longer than all else.
     """
 
-    __slots__ = ("_ready", "error", "has_ended", "is_awaited", "value")
+    __slots__ = ("_ready", "error", "has_ended", "interrupt", "is_awaited", "value")
 
     def __init__(self, ready: Any) -> None:
         self._ready = ready
         self.value: Any = None
         self.error: BaseException | None = None
         self.has_ended = self.is_awaited = False
+        self.interrupt: Callable[[], object] | None = None
 
     def begin(self) -> bool:
         return not self.has_ended
@@ -372,8 +392,11 @@ class _Slot:
             self._ready.put(None)
 
     def cancel(self) -> None:
-        """Let it not begin; nobody waits for it any more."""
+        """Let it not begin, or end it; nobody waits for it any more."""
+        interrupt = None if self.has_ended else self.interrupt
         self.has_ended = True
+        if interrupt is not None:
+            interrupt()
 
 
 def _chunks(rows: Iterator[tuple[Any, ...]], size: int) -> Iterator[tuple[list[Any]]]:

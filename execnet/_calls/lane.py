@@ -6,17 +6,21 @@ Start at ``Lane.send``.
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 
 from ..gateway_base import _HEADER, ITEM_MAX, GatewayState, Message, _left
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Protocol
 
     from .near import Calls
 
     class Sink(Protocol):
         """What gets the result of a call; ``Future`` is one."""
+
+        interrupt: Callable[[], object] | None
 
         def begin(self) -> bool: ...
         def cancel(self) -> object: ...
@@ -127,6 +131,13 @@ class Lane:
     def _look_for_end(self) -> None:
         if self.has_ended or self._channel.isclosed():  # and nothing else will tell of it
             self._lose_all()
+
+    def interrupt(self, work: Work) -> None:
+        """Interrupt a call, if it still runs; never waits."""
+        for number, asked in list(self.asked.items()):
+            if asked.work is work:
+                with suppress(OSError):  # the worker is gone
+                    self.gateway._interrupt(self._channel.id, number)
 
     def close(self) -> None:
         """Give the lane up; nothing more is answered."""

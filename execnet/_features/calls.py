@@ -21,6 +21,8 @@ from ..gateway_base import (
     Message,
     _decoded,
     _end_fork,
+    _interrupt_others,
+    _let_import,
     _told,
     dumps_internal,
     get_ident,
@@ -50,6 +52,8 @@ class Calls(object):
         self._pool = gateway._execpool
         self._factory = gateway._channelfactory
         self._lanes: dict[int, deque[Any]] = {}  # requests that wait, of lanes that are served
+        self._current: dict[int, tuple[int, int]] = {}  # number and thread of what a lane runs
+        self._interrupted: set[tuple[int, int]] = set()  # of lane and number, once is enough
         self._large: dict[int, Any] = {}  # channels on which requests come that fit in no frame
         self._lock = new_lock()
         self._defined = load_part("_features.defined").Defined()
@@ -92,7 +96,7 @@ class Calls(object):
         with self._lock:
             request = self._lanes[id].popleft()
         while request is not None:
-            number, answer = self._answer(request)
+            number, answer = self._answer(id, request)
             request = self._go_on(id, number, answer)
 
     def _go_on(self, id: int, number: int, answer: Any) -> Any:
@@ -124,6 +128,7 @@ class Calls(object):
             again = bool(self._lanes[id])
             if not again:
                 del self._lanes[id]
+                self._interrupted = {one for one in self._interrupted if one[0] != id}
         if answer is not None:
             self._send(id, number, answer)
         if again:  # it came just now
@@ -135,7 +140,36 @@ class Calls(object):
             return load_item(request, self._factory, self._gateway._strconfig)
         return request.receive()
 
-    def _answer(self, request: Any) -> tuple[int, Any]:
+    def interrupt(self, id: int, number: int) -> None:
+        """Interrupt a call of a lane, or have it not begin; runs in the receiver thread."""
+        main_ident = self._gateway.process.main_ident
+        interrupts = load_part("_features.interrupts")
+        _let_import({self._current.get(id, (0, 0))[1]})
+        with self._lock:
+            current = self._current.get(id, (0, 0))
+            if id not in self._lanes or number < current[0] or (id, number) in self._interrupted:
+                return  # it has ended, or was interrupted
+            self._interrupted.add((id, number))
+            if current[0] == number and current[1] != main_ident:
+                _interrupt_others({current[1]}, main_ident)
+        if current == (number, main_ident):
+            interrupts.interrupt_main(self._gateway, lambda: self._current.get(id) == current)
+
+    def _begin(self, id: int, number: int) -> None:
+        with self._lock:
+            self._current[id] = number, get_ident()
+            if (id, number) in self._interrupted:
+                raise KeyboardInterrupt
+
+    def _end(self, id: int, number: int) -> None:
+        """Note that a call has ended; after it no interrupt of it comes.  Once more is well."""
+        with self._lock:
+            self._current.pop(id, None)
+            if (id, number) in self._interrupted:
+                self._interrupted.discard((id, number))
+                load_part("_features.interrupts").take_back()
+
+    def _answer(self, id: int, request: Any) -> tuple[int, Any]:
         """Execute a request; return its number and the answer."""
         process, number, pid = self._gateway.process, 0, os.getpid()
         in_main_thread = get_ident() == process.main_ident
@@ -144,6 +178,7 @@ class Calls(object):
             try:
                 request = self._load(request)
                 number, function, positional = request[:3]
+                self._begin(id, number)
                 process.is_interruptible |= in_main_thread
                 function = self._find(function)
                 if len(request) > 3:
@@ -157,10 +192,12 @@ class Calls(object):
                     _end_fork(None)
             finally:
                 process.is_interruptible &= not in_main_thread
+                self._end(id, number)
         except Missing as exc:
             answer = number, exc.module, exc.text
         except:  # noqa: E722 - in Python 2 not all that is raised is a BaseException
             process.is_interruptible &= not in_main_thread
+            self._end(id, number)  # the first time may have been interrupted
             error: Any = sys.exc_info()
             if os.getpid() != pid:
                 _end_fork(error[1])

@@ -74,7 +74,17 @@ _CONNECTION = """,None if globals().get("in_own_process") else globals().get("cl
 # without until then.
 CUT_BEFORE_GREENLETS = f"# {'=' * 64} after hello, but for"
 CUT = f"# {'=' * 64} after hello, for all"
-FEATURES = ("calls", "codec", "codecs", "defined", "direct", "pulse", "window")
+FEATURES = (
+    "calls",
+    "codec",
+    "codecs",
+    "defined",
+    "direct",
+    "idle",
+    "interrupts",
+    "pulse",
+    "window",
+)
 
 
 class Shipment:

@@ -18,6 +18,7 @@ from tools import BOUND_S, MakeGateway, run_python, wait_until
 from workers import ask
 
 from execnet import Gateway, RemoteError, gateway_base
+from execnet._features import idle
 
 pytest_plugins = ["worker_fixtures"]
 
@@ -202,7 +203,7 @@ execnet.default_group.terminate(1)
     @pytest.mark.skipif(sys.platform == "win32", reason="nothing tells there when it idles")
     def test_a_worker_that_idles_loads_what_it_may_need(self, makegateway: MakeGateway) -> None:
         gateway = makegateway(f"popen//python={sys.executable} -S -E")
-        names = set(gateway_base._LOADED_LATER)
+        names = set(idle._LOADED_LATER)
         loaded = f"import sys\nchannel.send({names!r} <= set(sys.modules))"
         idle_s = 2 * gateway_base.IDLE_MS / 1000  # else asking is what keeps it busy
         wait_until(lambda: ask(gateway, loaded), sleep=lambda _: time.sleep(idle_s))
@@ -210,7 +211,7 @@ execnet.default_group.terminate(1)
     def test_it_runs_no_file_of_the_user_for_that(
         self, makegateway: MakeGateway, tmp_path: Path
     ) -> None:
-        for name in gateway_base._LOADED_LATER[1:] + gateway_base._BROUGHT_ALONG.split():
+        for name in idle._LOADED_LATER[1:] + idle._BROUGHT_ALONG.split():
             (tmp_path / f"{name}.py").write_text("raise SystemExit('it was run')")
         gateway = makegateway(f"popen//python={sys.executable} -S -E//chdir={tmp_path}")
         gateway.remote_exec("pass").waitclose(BOUND_S)
@@ -225,12 +226,12 @@ execnet.default_group.terminate(1)
         """Else the locks of the import system stay taken in the child."""
         code = """
             import os, sys, threading
-            base = sys.modules[type(channel).__module__]
-            base._modules_to_load()
+            idle = sys.modules[type(channel).__module__].load_part("_features.idle")
+            idle._modules_to_load()
             begun, ended = threading.Event(), []
 
             def load():
-                with base._loading:
+                with idle._loading:
                     begun.set()
                     threading.Event().wait(0.1)
                     ended.append(True)
@@ -240,7 +241,7 @@ execnet.default_group.terminate(1)
             begun.wait()
             pid = os.fork()
             if not pid:
-                with base._loading:  # it is free again
+                with idle._loading:  # it is free again
                     os._exit(len(ended))
             thread.join()
             channel.send(os.waitpid(pid, 0)[1])

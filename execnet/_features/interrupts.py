@@ -1,0 +1,56 @@
+"""Interrupts that the coordinator asks for: KeyboardInterrupt in code that runs here.
+
+One that comes late must hit nothing else.  In the main thread it is a signal, whose handler looks
+whether what it is meant for still runs.  Elsewhere it is set for a thread, which takes it back at
+the end of a call.  Start at ``on_interrupt``.
+"""
+
+from __future__ import annotations
+
+from ..gateway_base import PY2, _import, _interrupt_others, _let_import, get_ident, loads_internal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def on_interrupt(message: Any, gateway: Any) -> None:
+    """Act on an INTERRUPT; runs in the receiver thread."""
+    if not gateway.execmodel.has_main_thread:
+        return
+    if message.data:
+        if gateway.calls is not None:
+            gateway.calls.interrupt(message.channelid, loads_internal(message.data))
+        return
+    pool = gateway._execpool
+    for reply in list(pool._running):
+        task = reply.task[1][:1]
+        if task and type(task[0]) is tuple and task[0][0].id == message.channelid:
+            _interrupt_reply(gateway, pool, reply)
+
+
+def _interrupt_reply(gateway: Any, pool: Any, reply: Any) -> None:
+    if reply.ident == gateway.process.main_ident:
+        interrupt_main(gateway, lambda: pool._primary_owner is reply)
+    elif reply.ident:
+        _let_import({reply.ident})
+        with pool._lock:  # so that the thread does not end meanwhile, and another gets its number
+            if reply in pool._running:
+                _interrupt_others({reply.ident}, 0)
+
+
+def interrupt_main(gateway: Any, is_meant: Any) -> None:
+    """Interrupt the main thread, if by then it still runs what is meant."""
+    gateway.process.is_meant = is_meant
+    gateway.process.interrupt_main()
+
+
+def take_back() -> None:
+    """Forget an interrupt that was set for this thread and has not come yet."""
+    try:
+        ctypes = _import("ctypes")
+    except Exception:  # then none was set either
+        return
+    raise_in = getattr(getattr(ctypes, "pythonapi", None), "PyThreadState_SetAsyncExc", None)
+    if raise_in is not None:
+        raise_in((ctypes.c_long if PY2 else ctypes.c_ulong)(get_ident()), None)
