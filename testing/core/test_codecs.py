@@ -7,6 +7,7 @@ import datetime
 import decimal
 import enum
 import fractions
+import itertools
 import pathlib
 import uuid
 from typing import Any, NamedTuple
@@ -95,7 +96,9 @@ def registered() -> codecs.Codec:
     return codec
 
 
-@pytest.mark.parametrize("item", STANDARD + ZONED + PATHS + TYPES + NESTED, ids=repr)
+@pytest.mark.parametrize(
+    "item", STANDARD + ZONED + PATHS + TYPES + NESTED, ids=map(str, itertools.count())
+)
 def test_an_item_is_what_it_was(item: Any) -> None:
     codec = registered()
     got = codec.load(codec.dump(item))
