@@ -14,7 +14,7 @@ from .gateway_base import FrameWriter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, Protocol
 
     from .gateway_base import DirectReads, ExecModel
@@ -41,6 +41,7 @@ class Endpoint(ABC):
     args: Sequence[str] = ()  # the command, or what stands for it in messages
     remoteaddress: str | None = None  # of the worker's host, for one over a network
     carrier: Carrier | None = None
+    facts: Mapping[str, Any] = {}  # what is known of the worker before it says hello
     stdout_fd: int | None = None  # the number by which the worker finds our stdout, if it has it
     needs_boot = False  # ``boot`` starts the worker, in place of a first line
 

@@ -32,6 +32,8 @@ PLACE = "host", "user", "port", "options"
 PROOF = "key", "authentication", "bound", "fingerprint"
 MAX_ITEM = 1 << 30
 PROCESS_KEYS = "chdir", "nice", "umask", "kill", "dont_write_bytecode"
+JOINED = "listen"  # the type of workers that have dialled in
+PRESENT = "id", "via", "python", "dont_write_bytecode"  # keys that say how one is started
 SILENT_BEATS = 4  # after so many that are missing the other side is given up
 
 
@@ -283,7 +285,7 @@ class Settings:
         self.type = self._find_type()
         self.unknown: list[str] = []  # keys that mean nothing here, and may be a program's own
         self.transport: Transport | None = None  # None: a connection to a socket
-        if self.type not in transports_table.CONNECTED:
+        if self.type not in (*transports_table.CONNECTED, JOINED):
             self.transport = transports_table.row_of(spec, self.type)
         values = self._read()
         self.is_over_network = self.type not in ("popen", "socketservice") or bool(spec.via)
@@ -331,6 +333,14 @@ class Settings:
     def is_in_server(self) -> bool:
         """Whether the worker is run by a server that was there before."""
         return self.type == "socket" and not self.spec.installvia
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a process beside the worker tells of its end, which no network shows."""
+        if self.transport is None:
+            return self.type == JOINED
+        is_near = self.spec.popen or self.transport.is_local
+        return not (is_near or self.is_shared or self.through)
 
     def deadline(self) -> float | None:
         """Return when a worker that is started now must have answered; None for never."""
@@ -477,3 +487,13 @@ class Settings:
             raise self._error(": forkserver is for popen on this machine only")
         if not hasattr(os, "fork"):
             raise self._error(f": there is no forkserver on {sys.platform}: it has no fork")
+
+
+class JoinedSettings(Settings):
+    """Those of a worker that dials in: it is there, and is only told how to be one."""
+
+    def _find_type(self) -> str:
+        for key in PRESENT:
+            if vars(self.spec).get(key) is not None:
+                raise self._error(f": {key}= can't be, as nothing starts a worker that dials in")
+        return JOINED

@@ -215,9 +215,10 @@ class Gateway(Calling, BaseGateway):
         timeout: as for ``remote_status``, which is what asks.
         """
         if self._cache_rinfo is None and self.handshake.hello:
-            self._cache_rinfo = RInfo(self.handshake.hello)
+            self._cache_rinfo = RInfo({**self._io.facts, **self.handshake.hello})
         if update or self._cache_rinfo is None:
-            self._cache_rinfo = RInfo(self.remote_status(timeout).__dict__)
+            status = self.remote_status(timeout).__dict__
+            self._cache_rinfo = RInfo({**self._io.facts, **status})
         return self._cache_rinfo
 
     def reconfigure(self, py2str_as_py3str: bool = True, py3str_as_py2str: bool = False) -> None:

@@ -46,7 +46,7 @@ def worker_options(
 
     stdout: the number of a descriptor that it has, for its own stdout.
     """
-    spec, transport = settings.spec, settings.transport
+    spec = settings.spec
     options: dict[str, object] = {
         "id": f"{spec.id}-worker",
         "marker": marker,
@@ -63,10 +63,8 @@ def worker_options(
         options["stdout"] = stdout
     if spec.popen:  # elsewhere stderr is captured, or the server's own
         options["faults"] = True if settings.has_source else _lowered("_ends.far_faults")
-    elif transport is not None and not (
-        transport.is_local or settings.is_shared or settings.through
-    ):
-        options["watcher"] = _lowered("_ends.far_watcher")  # no end shows through a network
+    elif settings.is_watched:
+        options["watcher"] = _lowered("_ends.far_watcher")
     if settings.type == "sudo":
         options["terminal"] = _lowered("_ends.far_terminal")
     return options

@@ -16,6 +16,7 @@ from ._clock import monotonic
 from ._ends import fork
 from ._ends.terminate import KILL_S, foreign_pair, longest_end_s, wait_ended, warn_killed
 from ._ends.terminate import safe_terminate as safe_terminate
+from ._join.listening import Listening
 from ._log import INFO, note
 from ._multichannel import MultiChannel as MultiChannel
 from ._specs import Settings
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from .gateway_bootstrap import Through
 
 
-class Group:
+class Group(Listening):
     """Gateways that are made, used and ended together.
 
     xspecs: specs of gateways to start at once, as for ``makegateways``.  execmodel: how both
@@ -163,6 +164,10 @@ class Group:
             self._gateways.append(gateway)
             gateway._group = self
             gateway.codec = self._codec
+            self._end_at_exit()
+
+    def _end_at_exit(self) -> None:
+        with self._lock:
             if not self._at_exit_registered:
                 self._at_exit_registered = True
                 _register_at_exit(self._cleanup_atexit)
@@ -246,9 +251,11 @@ class Group:
             self._ids_starting.difference_update(settings.id for settings in prepared)
         return started
 
-    def _make_through(self, spec: XSpec | str, through: Through) -> Gateway:
+    def _make_through(
+        self, spec: XSpec | str, through: Through, kind: type[Settings] = Settings
+    ) -> Gateway:
         """Start one worker over a stream that a function makes; errors as ``makegateway``."""
-        settings = self._prepare(spec)
+        settings = self._prepare(spec, kind)
         self._reserve([settings])
         gateway = None
         try:
@@ -275,13 +282,13 @@ class Group:
         if gateway in self._gateways:
             self._gateways.remove(gateway)
 
-    def _prepare(self, spec: XSpec | str | None) -> Settings:
+    def _prepare(self, spec: XSpec | str | None, kind: type[Settings] = Settings) -> Settings:
         spec = spec or self.defaultspec
         if isinstance(spec, str):
             spec = XSpec(spec)
         if not isinstance(spec, XSpec):
             raise TypeError(f"a spec is a string or an XSpec, not {spec!r}")
-        settings = Settings(spec)
+        settings = kind(spec)
         if self._factory is not None and self._factory.takes(settings):
             settings.through = self._factory.make_io
         if settings.unknown:
@@ -409,6 +416,7 @@ class Group:
                 (taken,) = map(self._terminating.acquire, (True,), (KILL_S,))
                 if not taken:
                     return
+            self._stop_listening()
             while self._gateways or self._gateways_to_join or self._connections.gateways():
                 self._terminate_all(timeout, deadline)
             self._at_exit_registered = False  # so the group can go when nobody has it any more
@@ -474,6 +482,7 @@ class Group:
         self._ids_starting, self._executors = set(), []
         self._connections = Connections()
         self._factory = None  # it has the parent's connections
+        self._disown_joins()
         self._terminating, self._lock = new_rlock(), new_rlock()
 
     def dump_stacks(self, timeout: float | None = 10.0) -> dict[str, str]:

@@ -113,7 +113,7 @@ def _prove(talk: Talk, wish: Wish, name: str, deadline: float | None) -> None:
         return
     is_patient = wish.is_needed or wish.fingerprint is not None
     try:
-        line = _line(talk, until if is_patient else min(until, monotonic() + SILENT_S))
+        line = read_line(talk, until if is_patient else min(until, monotonic() + SILENT_S))
     except TimeoutError:
         if is_patient:
             raise ValueError(
@@ -157,7 +157,7 @@ def _go_on(
         if not is_tls:
             binding = wish.bound.encode() if wish.bound else talk.dialled(until - monotonic())
         talk.write(prover.answer(binding) + b"\n")
-        proof = _line(talk, until)
+        proof = read_line(talk, until)
         if not proof:
             raise _Ended("what listens there has not proved that it has the key")
         prover.proved(proof)
@@ -168,7 +168,7 @@ def _check_secrets(wish: Wish) -> None:
         raise ValueError("env: is for servers that have proved that they have the key")
 
 
-def _line(talk: Talk, until: float) -> bytes:
+def read_line(talk: Talk, until: float) -> bytes:
     """Return a line without its end; b"" at the end of the connection."""
     line = b""
     while not line.endswith(b"\n"):

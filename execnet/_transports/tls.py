@@ -25,22 +25,27 @@ class Tls:
     """Encrypts and decrypts; bytes go in and come out, and nothing here waits.
 
     ``_lock`` guards the object of OpenSSL, and is never held while somebody waits: one thread may
-    wait for bytes while another writes.
+    wait for bytes while another writes.  context: of a server; without one this is a client.
     """
 
-    def __init__(self) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE  # whose certificate it is tells the proof
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        is_server = context is not None
+        if context is None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE  # whose certificate it is tells the proof
         self._lock = threading.Lock()
         self._incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self.outgoing)
+        self._tls = context.wrap_bio(self._incoming, self.outgoing, is_server)
         # In C: an interrupt can't come between the encryption and the note of it.
         self._encrypt = getattr(self._tls, "_sslobj", self._tls).write
 
     def begin(self, receive: Callable[[int], bytes], send_all: Callable[[bytes], object]) -> bytes:
-        """Agree with the server; return the SHA-256 of its certificate, in hex."""
+        """Agree with the other side; return the SHA-256 of its certificate, in hex.
+
+        What ``receive`` raises ends it; a further call goes on.
+        """
         while True:
             try:
                 self._tls.do_handshake()

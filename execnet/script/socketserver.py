@@ -523,8 +523,7 @@ class Certificate(object):
             mark + text.partition(mark)[2].partition("-----END ")[0] + "-----END CERTIFICATE-----\n"
         )
         self.fingerprint = fingerprint_of(der)
-        kind = getattr(ssl, "PROTOCOL_TLS_SERVER", ssl.PROTOCOL_SSLv23)
-        self._context = ssl.SSLContext(kind)
+        self._context = ssl.SSLContext(getattr(ssl, "PROTOCOL_TLS_SERVER", ssl.PROTOCOL_SSLv23))
         if hasattr(self._context, "minimum_version"):
             self._context.minimum_version = ssl.TLSVersion.TLSv1_2
         else:
@@ -686,8 +685,12 @@ class Visitor(object):
             reached = binding_of(self.conn.getsockname()).decode("ascii")
             said = "the client has dialled %s, and this is %s: through a forwarded port, its "
             raise Refused((said + "spec needs bound=%s") % (printable(binding), reached, reached))
-        self._say(b"ok", proof(key, b"server", self._words))
         self.is_known = True
+        self._admit(proof(key, b"server", self._words))
+
+    def _admit(self, proved):
+        # type: (bytes) -> None
+        self._say(b"ok", proved)
         self.deadline = clock() + GREETING_S
         self._line = b""
         self._step = self._take_first
@@ -846,9 +849,8 @@ class Way(object):
         # type: (Dict[Any, int]) -> bool
         """Move something; False if that has to wait, for what is noted in ``waits``."""
         if not self.data and not self.is_read:
-            self.data = (
-                self._tried(self.source, lambda: self.source.recv(65536), waits, READ) or b""
-            )
+            data = self._tried(self.source, lambda: self.source.recv(65536), waits, READ)
+            self.data = data or b""
             return bool(self.data) or self.is_read
         if self.data:
             sent = self._tried(self.sink, lambda: self.sink.send(self.data), waits, WRITE)
@@ -926,6 +928,8 @@ class Server(object):
     thread; no thread is started then.  Any thread may call ``stop`` and ``wake``, and signal
     handlers; all else is done by the thread that calls ``run``.
     """
+
+    visitor_class = Visitor
 
     def __init__(
         self,
@@ -1134,7 +1138,7 @@ class Server(object):
             except EnvironmentError:  # it has gone already
                 conn.close()
                 continue
-            visitor = Visitor(self, conn, place[0] if isinstance(place, tuple) else "")
+            visitor = self.visitor_class(self, conn, place[0] if isinstance(place, tuple) else "")
             if not visitor.advance():
                 continue
             if len(self._visitors) >= self._room:  # one of those that had time to say something

@@ -53,7 +53,7 @@ SHIPPING = {"importlib._abc", "importlib.util", "shlex"}
 LOWERING = {"_ast", "_ast_unparse", "ast", "zlib"}
 
 OURS = {
-    *("execnet._calls", "execnet._calls.calling"),
+    *("execnet._calls", "execnet._calls.calling", "execnet._join", "execnet._join.listening"),
     *("execnet", "execnet._clock", "execnet._endpoint", "execnet._errors", "execnet._starts"),
     *("execnet._log", "execnet._multichannel", "execnet._specs"),
     *(

@@ -51,6 +51,7 @@ FLOORS = {
     "gateway_io": 2,
     "gateway_socket": 2,
     "_frozen": 3,
+    "_join": 3,
     "_output": 3,
     "_service.factory": 3,
     "_service.keeper": 3,

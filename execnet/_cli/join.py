@@ -1,0 +1,78 @@
+"""``execnet join``: be a worker of a group that listens.
+
+It does what the line of ``Group.join_command`` does; what a worker runs is the coordinator's.
+Start at ``_run``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from .._errors import AuthenticationError
+from .._join.command import KEY_VARIABLE, ticket_of
+from .._transports.keys import client_key
+from ..script.socketserver import key_of
+from .session import STATUS_FAILED, CommandError
+
+_DESCRIPTION = f"""\
+Dial a program that has called Group.listen(), and be a worker of its group until that ends it.
+ADDRESS is what listen() has returned, HOST:PORT//fingerprint=...; only the program that has that
+certificate is talked to. The key is in a FILE that nobody else can read, "-" for a line of stdin;
+without --key it is the variable {KEY_VARIABLE}, which code in the worker does not see, or
+~/.execnet/key.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the parser of this subcommand."""
+    parser = subparsers.add_parser(
+        "join",
+        help="be a worker of a program that listens",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("address", metavar="ADDRESS", help="what Group.listen() has returned")
+    parser.add_argument("--key", metavar="FILE", help='the file of the key, "-" for stdin')
+    parser.add_argument(
+        "--via", metavar="HOST:PORT", help="dial this instead, a relay or a port that leads there"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        ticket = ticket_of(args.address).through(args.via)
+        code = ticket.code('globals().pop("KEY")')
+    except ValueError as exc:
+        raise CommandError(str(exc)) from exc
+    return _join(code, _key(args.key))
+
+
+def _join(code: str, key: bytes) -> int:
+    try:
+        exec(compile(code, "<execnet join>", "exec"), {"__name__": "__main__", "KEY": key.hex()})
+    except SystemExit as exc:
+        if isinstance(exc.code, str):
+            print(exc.code, file=sys.stderr)
+            return STATUS_FAILED
+        return int(exc.code or 0)
+    return 0
+
+
+def _key(path: str | None) -> bytes:
+    text = os.environ.pop(KEY_VARIABLE, None)
+    try:
+        if path == "-":
+            return key_of(sys.stdin.readline().encode("ascii", "replace"))
+        if path is None and text is not None:
+            return key_of(text.encode("ascii", "replace"))
+        key = client_key(path)
+    except (AuthenticationError, ValueError) as exc:
+        raise CommandError(str(exc)) from exc
+    if key is None:
+        raise CommandError(f"there is no key: give --key FILE, or set {KEY_VARIABLE}")
+    return key

@@ -1,0 +1,392 @@
+"""Workers that dial in, as a group sees them: who may, who has, who waits for them.
+
+A thread of ``Door`` looks at keys; each joiner that has it gets a thread until its worker is
+ready, up to ``AT_ONCE`` of them.  Start at ``Joins``.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from collections import deque
+from contextlib import suppress
+
+from .._clock import monotonic
+from .._folders import HOME_VARIABLE, key_file
+from .._ship.parts import lowered
+from .._transports.keys import own_key
+from .._transports.proof import SocketTalk, read_line
+from .._transports.tls import TlsIO
+from ..gateway_base import TimeoutError
+from ..gateway_socket import ANY_HOST, LOOPBACK, SocketIO
+from ..script import socketserver
+from .command import Ticket
+from .facts import Facts
+from .visitor import Connection, Door, DoorCertificate
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    from .._endpoint import Endpoint
+    from ..gateway import Gateway
+    from ..gateway_base import ExecModel
+
+    class Makes(Protocol):
+        """Makes a gateway of a joiner's stream, and adds it to a group."""
+
+        def __call__(self, io: Endpoint, address: str) -> Gateway: ...
+
+
+AT_ONCE = 32  # joiners that become workers at the same time; others wait
+QUEUE = 1024  # joiners that wait for that
+FACTS_S = 10.0  # for a joiner to say who it is
+END_S = 5.0  # for threads to see that it is over
+REASONS = 5  # that are kept, for the message of a wait that was in vain
+
+
+class _Refused(Exception):
+    """A joiner is turned away; ``word`` begins the line that tells it."""
+
+    def __init__(self, text: str, word: str = "error") -> None:
+        super().__init__(text)
+        self.word = word
+
+
+class Joins:
+    """The door of a group, and those that came in.
+
+    key: a file, or the key itself.  tls: a file with a certificate and its private key, or True
+    for one that is made now.  count: how many may be there at once.  make: see above.
+    ``_changed`` guards all lists; any thread may call.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        key: str | bytes | None,
+        tls: bool | str,
+        count: int | None,
+        execmodel: ExecModel,
+        make: Makes,
+    ) -> None:
+        self.count = count
+        self.gateways: list[Gateway] = []  # that have joined and were not replaced
+        self.key_file: str | None = None
+        if isinstance(key, bytes):
+            secret = key if len(key) == 32 else socketserver.key_of(key)
+        elif key is None:
+            secret, self.key_file = own_key(), _default_file()
+        else:
+            secret, self.key_file = socketserver.read_key(key), key
+        self._make, self._execmodel = make, execmodel
+        self._changed = threading.Condition()
+        self._seen: set[str] = set()  # ids of joiners
+        self._starting = 0  # joiners that have a place, and are no gateways yet
+        self._busy: set[Connection] = set()  # theirs
+        self._ranks: dict[object, Gateway | None] = {}  # None: one that is about to join
+        self._waiting: deque[tuple[Connection, str]] = deque()
+        self._threads: set[threading.Thread] = set()
+        self._reasons: deque[str] = deque(maxlen=REASONS)
+        self._callback: Callable[[Gateway], object] | None = None
+        self._to_call: deque[Gateway] = deque()  # for whom it has not been called
+        self._is_calling = False
+        self._is_over = False
+        certificate = DoorCertificate(_certificate(tls))
+        place = socketserver.parse_address(address)
+        if isinstance(place, str):
+            raise ValueError(f"{address!r}: joiners connect to host:port")
+        self._door = Door(
+            socketserver.listen(place), secret, certificate, self._on_proof, self._on_refusal
+        )
+        assert isinstance(self._door.address, tuple)
+        self.address: tuple[str, int] = self._door.address
+        host, port = self.address
+        self.ticket = Ticket(
+            (_own_host(host) if host in ANY_HOST else host, port),
+            certificate.fingerprint.decode("ascii"),
+        )
+        self._thread = threading.Thread(target=self._door.run, name="execnet-join", daemon=True)
+        self._thread.start()
+
+    # ---------------------------------------------------------------- for users
+
+    def live(self) -> list[Gateway]:
+        """Return the gateways of those that have joined and have not ended, in their order."""
+        with self._changed:
+            return [gateway for gateway in self.gateways if gateway.hasreceiver()]
+
+    def wait_for(self, count: int, timeout: float | None) -> list[Gateway]:
+        """Wait until so many are there; ``TimeoutError`` says how many are, and who was refused."""
+        deadline = None if timeout is None else monotonic() + timeout
+        with self._changed:
+            while True:
+                found = self.live()
+                if len(found) >= count:
+                    return found[:count]
+                left = None if deadline is None else deadline - monotonic()
+                if self._is_over or (left is not None and left <= 0):
+                    break
+                self._changed.wait(left)
+            what = "the group was ended" if self._is_over else f"after {timeout:g} s"
+            text = f"{len(found)} of {count} workers have joined, {what}"
+            if self._reasons:
+                text += "; turned away: " + "; ".join(self._reasons)
+            raise TimeoutError(text)
+
+    def on_join(self, callback: Callable[[Gateway], object] | None) -> None:
+        """Have a callback get each gateway, those that are there already as well."""
+        with self._changed:
+            self._callback = callback
+            self._to_call = deque(self.live() if callback is not None else ())
+        self._call()
+
+    # ---------------------------------------------------------------- the end
+
+    def stop(self) -> None:
+        """Let nobody in any more; those that are about to become workers don't."""
+        with self._changed:
+            self._is_over = True
+            waiting, self._waiting = list(self._waiting), deque()
+            for connection in self._busy:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            self._changed.notify_all()
+        for connection, _ in waiting:
+            connection.close()
+        self._door.stop()
+        with self._changed:
+            threads = [self._thread, *self._threads]
+        deadline = monotonic() + END_S
+        for thread in threads:
+            if thread is not threading.current_thread():  # a callback ends the group
+                thread.join(max(0.0, deadline - monotonic()))
+
+    def disown(self) -> None:
+        """In a forked process: the door is the parent's, and no thread of it is here."""
+        self._door.disown()
+        for connection in [*(one for one, _ in self._waiting), *self._busy]:
+            connection.close()
+
+    # ---------------------------------------------------------------- the thread of the door
+
+    def _on_refusal(self, host: str, reason: str) -> None:
+        with self._changed:
+            self._reasons.append(f"{host}: {reason}")
+
+    def _on_proof(self, connection: Connection, id: str) -> None:
+        """Take a joiner that has the key, or tell it why not; nothing here waits."""
+        try:
+            with self._changed:
+                self._reserve(id)
+                self._waiting.append((connection, id))
+                if len(self._threads) >= AT_ONCE:
+                    return
+                thread = threading.Thread(target=self._work, name="execnet-join", daemon=True)
+                self._threads.add(thread)
+            thread.start()
+        except _Refused as exc:
+            self._on_refusal(_host_of(connection), str(exc))
+            with suppress(OSError):
+                connection.send(_line(exc.word, str(exc)))
+            connection.close()
+        except RuntimeError:  # there can be no more threads; those that are there go on
+            with self._changed:
+                self._threads.discard(thread)
+                if not self._threads and self._waiting:
+                    self._waiting.pop()[0].close()
+                    self._starting -= 1
+
+    def _reserve(self, id: str) -> None:  # holds _changed
+        if self._is_over:
+            raise _Refused("the group was ended", "late")
+        if id in self._seen:
+            raise _Refused("a joiner with this id has come already")
+        there = len(self.live()) + self._starting
+        if self.count is not None and there >= self.count:
+            raise _Refused(f"too late: the group has the {self.count} workers it wants", "late")
+        if len(self._waiting) >= QUEUE:
+            raise _Refused("too many join at the same time")
+        self._seen.add(id)
+        self._starting += 1
+
+    # ---------------------------------------------------------------- a thread for some joiners
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                if not self._waiting:
+                    self._threads.discard(threading.current_thread())
+                    return
+                connection, id = self._waiting.popleft()
+                self._busy.add(connection)
+            try:
+                self._become_worker(connection, id)
+            except Exception as exc:
+                self._on_refusal(_host_of(connection), f"{exc}".partition("\n")[0])
+                connection.close()
+            finally:
+                with self._changed:
+                    self._busy.discard(connection)
+                    self._starting -= 1
+                    self._changed.notify_all()
+            self._call()
+
+    def _become_worker(self, connection: Connection, id: str) -> None:
+        sock = connection.sock
+        name = socketserver.format_address(sock.getpeername()[:2])
+        talk = SocketTalk(sock)
+        talk.tls = connection.tls
+        code = _code()
+        sock.settimeout(FACTS_S)
+        talk.write(_line("ok", str(len(code))) + code)
+        try:
+            facts = Facts(id, read_line(talk, monotonic() + FACTS_S))
+            self._take_rank(facts)
+        except (_Refused, ValueError) as exc:
+            talk.write(f"error {exc}\n".encode("ascii", "replace"))
+            raise
+        gateway = None
+        try:
+            talk.write(b"go on\n")
+            sock.settimeout(None)
+            io = SocketIO(sock, self._execmodel, name)
+            address = socketserver.format_address(self.address)
+            io.args = [f"listen={address}", f"joined={name}"]
+            stream = TlsIO(io, connection.tls)
+            stream.facts = facts.shown()
+            gateway = self._make(stream, address)
+        finally:
+            self._add(gateway, facts)
+
+    def _take_rank(self, facts: Facts) -> None:
+        """Make sure that nobody else has that rank; one whose worker has ended is replaced."""
+        if facts.place is None:
+            return
+        with self._changed:
+            rival = self._ranks.get(facts.place)
+            if rival is None and facts.place in self._ranks:
+                raise _Refused(f"another that is {facts} is about to join")
+            self._ranks[facts.place] = None
+        if rival is None:
+            return
+        if _lives(rival):
+            with self._changed:
+                self._ranks[facts.place] = rival
+            raise _Refused(f"{facts} has joined already: {rival.id}")
+        rival.exit()
+
+    def _add(self, gateway: Gateway | None, facts: Facts) -> None:
+        """Note that a joiner has become a worker, or None."""
+        with self._changed:
+            if facts.place is not None:
+                del self._ranks[facts.place]
+            if gateway is None:
+                return
+            if facts.place is not None:
+                self._ranks[facts.place] = gateway
+            self.gateways = [*self.live(), gateway]
+            if self._callback is not None:
+                self._to_call.append(gateway)
+
+    def _call(self) -> None:
+        """Call the callback for those that it has not been called for, in one thread at a time."""
+        while True:
+            with self._changed:
+                if self._is_calling or self._is_over or not self._to_call:
+                    return
+                self._is_calling = True
+                gateway, callback = self._to_call.popleft(), self._callback
+            try:
+                if callback is not None:
+                    callback(gateway)
+            except Exception:
+                import traceback
+
+                print(f"execnet: on_join of {gateway.id} failed", file=sys.stderr)
+                traceback.print_exc()
+            finally:
+                self._is_calling = False
+
+
+def _lives(gateway: Gateway) -> bool:
+    """Whether a worker is there; asked if need be, for one heartbeat."""
+    if not gateway.hasreceiver():
+        return False
+    try:
+        gateway.remote_status(gateway.settings.heartbeat_s or 1.0)
+    except (OSError, EOFError):
+        gateway._on_silence("another with its rank has joined, and it does not answer")
+        return False
+    return True
+
+
+def _default_file() -> str | None:
+    """Return where joiners find the default key, as they say it; None if no file has it."""
+    if not os.path.lexists(key_file()):
+        return None
+    return key_file() if HOME_VARIABLE in os.environ else "~/.execnet/key"
+
+
+def _certificate(tls: bool | str) -> bytes:
+    if tls is False:
+        raise ValueError("tls= can't be off: joiners know the coordinator by its certificate")
+    if tls is True:
+        return socketserver.make_certificate()
+    with open(tls, "rb") as file:
+        return file.read()
+
+
+def _line(word: str, rest: str) -> bytes:
+    text = " ".join([socketserver.VERSION.decode("ascii"), word, rest])
+    return text.encode("ascii", "replace") + b"\n"
+
+
+def _host_of(connection: Connection) -> str:
+    try:
+        return str(connection.sock.getpeername()[0])
+    except OSError:
+        return "somebody"
+
+
+def _own_host(bound: str) -> str:
+    """Return the address of this machine on the network that leads to others."""
+    family = socket.AF_INET6 if ":" in bound else socket.AF_INET
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        # Addresses for documentation: nothing is sent, only a route is looked for.
+        probe.connect(("2001:db8::1" if ":" in bound else "192.0.2.1", 9))
+        return str(probe.getsockname()[0])
+    return "::1" if ":" in bound else LOOPBACK
+
+
+_LOADER = """\
+import base64,sys,zlib
+def load(n,t):
+ m=type(sys)(n)
+ exec(compile(zlib.decompress(base64.b64decode(t)),n,"exec"),m.__dict__)
+ return m
+base=load("<execnet socket server>","{server}")
+far=load("<execnet join>","{far}")
+sys.exit(far.join(s,base))
+"""
+
+
+def _code() -> bytes:
+    """Return what a joiner executes once it is known."""
+    import base64
+    import zlib
+
+    global _made
+    if not _made:
+        packed = [
+            base64.b64encode(zlib.compress(lowered(name).encode("ascii"), 9)).decode("ascii")
+            for name in ("script.socketserver", "_join.far")
+        ]
+        _made = _LOADER.format(server=packed[0], far=packed[1]).encode("ascii")
+    return _made
+
+
+_made = b""

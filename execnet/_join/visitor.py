@@ -1,0 +1,106 @@
+"""The door for joiners: TLS and the proof, until a joiner is known to have the key.
+
+What waits for connections, how many may be at the door and for how long is the socket server's:
+``script/socketserver.py``.  Start at ``Door``.
+"""
+
+from __future__ import annotations
+
+from .._transports.tls import Tls
+from ..script import socketserver
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Any
+
+WORD = b"join"  # in the proof, so that none for a socket server serves here, nor the other way
+
+
+class Connection:
+    """A connection with TLS that never waits, as a visitor has it; ``tls`` lasts longer."""
+
+    def __init__(self, sock: socket.socket, tls: Tls) -> None:
+        self.sock, self.tls = sock, tls
+        self.fileno, self.shutdown, self.close = sock.fileno, sock.shutdown, sock.close
+
+    def do_handshake(self) -> None:
+        """Go on with the beginning of TLS; OSError if it has to wait, or can't be."""
+        try:
+            self.tls.begin(self.sock.recv, self._send_all)
+        except ValueError as exc:
+            raise OSError(str(exc)) from exc
+
+    def recv(self, limit: int) -> bytes:
+        """Return what has come, b"" at the end; OSError if it has to wait."""
+        return self.tls.read_some(limit, self.sock.recv)
+
+    def send(self, data: bytes) -> int:
+        """Send all, or raise OSError."""
+        self._send_all(self.tls.sealed(data))
+        return len(data)
+
+    def _send_all(self, data: bytes) -> None:
+        # What is sent here is less than any system takes at once.
+        try:
+            if self.sock.send(data) == len(data):
+                return
+        except BlockingIOError:
+            pass
+        raise OSError("it takes nothing")
+
+
+class DoorCertificate(socketserver.Certificate):
+    """What the coordinator shows, over connections whose reader and writer are two threads."""
+
+    def wrap(self, conn: socket.socket) -> Connection:
+        """Return a connection with TLS; nothing waits."""
+        return Connection(conn, Tls(self._context))
+
+
+class JoinVisitor(socketserver.Visitor):
+    """A connection at the door."""
+
+    _server: Door
+
+    def _greet(self) -> None:
+        super()._greet()
+        self._words.append(WORD)
+
+    def _say(self, *words: bytes) -> None:
+        if words[0] == b"error":
+            self._server.on_refusal(self.host, socketserver.printable(words[1]))
+        super()._say(*words)
+
+    def _admit(self, proved: bytes) -> None:
+        self._step = None  # type: ignore[assignment]
+        self._server.on_proof(self.conn, self._words[-2].decode("ascii"))
+
+
+class Door(socketserver.Server):
+    """Gives those that have proved that they have the key to ``on_proof``.
+
+    on_proof: gets the connection and the id of a joiner; it must not wait.  on_refusal: gets the
+    host of one that is turned away, and why.  Threads as for ``socketserver.Server``.
+    """
+
+    visitor_class = JoinVisitor
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        key: bytes,
+        certificate: DoorCertificate,
+        on_proof: Callable[[Any, str], object],
+        on_refusal: Callable[[str, str], object],
+    ) -> None:
+        super().__init__(listener, key=key, certificate=certificate)
+        self.on_proof, self.on_refusal = on_proof, on_refusal
+
+    def disown(self) -> None:
+        """In a forked process: let go of what is the parent's, and leave it as it is."""
+        for sock in (self._listener, self._woken, self._waker):
+            sock.close()
+        for visitor in self._visitors:
+            visitor.conn.close()
