@@ -62,6 +62,7 @@ class Group(Listening):
         self._is_hurried = False  # code has no time to finish, and is interrupted at once
         self._terminating = new_rlock()
         self._lock = new_rlock()
+        self._launchers = []
         self._executors: list[Executor] = []  # that are told of new members
         self._codec: Codec | None = None
         self._output: Output | None = None  # where forwarded lines go; made when it is needed
@@ -419,6 +420,7 @@ class Group(Listening):
             self._stop_listening()
             while self._gateways or self._gateways_to_join or self._connections.gateways():
                 self._terminate_all(timeout, deadline)
+            self._end_launchers(deadline)
             self._at_exit_registered = False  # so the group can go when nobody has it any more
             atexit.unregister(self._cleanup_atexit)
             if self._output is not None:

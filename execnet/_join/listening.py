@@ -5,24 +5,29 @@ The rest is imported when a group begins to listen.  Start at ``Listening.listen
 
 from __future__ import annotations
 
+from .._clock import monotonic
 from .._specs import JoinedSettings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from .._endpoint import Endpoint
     from .._specs import Settings
     from ..gateway import Gateway
     from ..gateway_base import ExecModel
+    from .launcher import Launcher
     from .near import Joins
+
+LAUNCHER_S = 10.0  # how long a program may take to see that its tasks have ended
 
 
 class Listening:
     """The part of a group that has a door; any thread may call."""
 
     _joins: Joins | None = None
+    _launchers: list[Launcher]  # that may not have ended
     _lock: Any  # these are a group's
     _end_at_exit: Callable[[], None]
     _tell_executors: Callable[[], None]
@@ -88,11 +93,34 @@ class Listening:
         joins = self._get_joins()
         return joins.ticket.through(via).command(key, joins.key_file, python)
 
+    def launch(
+        self, command: str | Sequence[str], via: str | None = None, python: str = "python3"
+    ) -> None:
+        """Start a program that runs the words after its own, once or more: "srun -N4 -n64".
+
+        These are those of ``join_command``, so that each task becomes a worker; ``wait_for``
+        is to follow.  command: a string is split as a shell does.  via, python: as for
+        ``join_command``.  The group listens on all networks, with ``~/.execnet/key``, if it does
+        not listen yet.  Joiners find the key in the file that ``listen`` was given, or else in
+        the variable EXECNET_KEY, which the program has to hand on.  The program ends with the
+        group.  Raises OSError if it can't be started, and errors of ``listen``.
+        """
+        import shlex
+
+        words = shlex.split(command) if isinstance(command, str) else list(command)
+        if not words:
+            raise ValueError("there is no command to launch")
+        if self._joins is None:
+            self.listen()
+        joins = self._get_joins()
+        joins.launch([*words, *shlex.split(self.join_command(via, joins.key_file, python))])
+
     def wait_for(self, count: int, timeout: float | None = None) -> list[Gateway]:
         """Wait until so many workers have dialled in and are there; return their gateways.
 
         timeout: seconds, None for any time.  Raises ``TimeoutError``, which says how many there
-        are and who was turned away, and ValueError if the group does not listen.
+        are and who was turned away, ``BootstrapError`` as soon as a program that ``launch`` has
+        started fails before so many are there, and ValueError if the group does not listen.
         """
         return self._get_joins().wait_for(count, timeout)
 
@@ -115,9 +143,17 @@ class Listening:
         joins, self._joins = self._joins, None
         if joins is not None:
             joins.stop()
+            self._launchers += joins.launchers
+
+    def _end_launchers(self, deadline: float | None) -> None:
+        """End the programs that have started joiners, which have ended."""
+        until = monotonic() + LAUNCHER_S if deadline is None else deadline
+        while self._launchers:
+            self._launchers.pop().end(until)
 
     def _disown_joins(self) -> None:
         joins, self._joins = self._joins, None
+        self._launchers = []
         if joins is not None:
             joins.disown()
 

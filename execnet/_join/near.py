@@ -14,6 +14,7 @@ from collections import deque
 from contextlib import suppress
 
 from .._clock import monotonic
+from .._errors import BootstrapError
 from .._folders import HOME_VARIABLE, key_file
 from .._ship.parts import lowered
 from .._transports.keys import own_key
@@ -22,13 +23,14 @@ from .._transports.tls import TlsIO
 from ..gateway_base import TimeoutError
 from ..gateway_socket import ANY_HOST, LOOPBACK, SocketIO
 from ..script import socketserver
-from .command import Ticket
+from .command import KEY_VARIABLE, Ticket
 from .facts import Facts
+from .launcher import Launcher
 from .visitor import Connection, Door, DoorCertificate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Protocol
 
     from .._endpoint import Endpoint
@@ -82,6 +84,8 @@ class Joins:
             secret, self.key_file = own_key(), _default_file()
         else:
             secret, self.key_file = socketserver.read_key(key), key
+        self.secret = secret
+        self.launchers: list[Launcher] = []
         self._make, self._execmodel = make, execmodel
         self._changed = threading.Condition()
         self._seen: set[str] = set()  # ids of joiners
@@ -110,7 +114,22 @@ class Joins:
             certificate.fingerprint.decode("ascii"),
         )
         self._thread = threading.Thread(target=self._door.run, name="execnet-join", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # there can be no more threads
+            self._door.disown()
+            raise
+
+    def launch(self, words: Sequence[str]) -> None:
+        """Start what starts joiners; where no file has the key, it has it in its environment."""
+        key = None if self.key_file is not None else self.secret
+        launcher = Launcher(words, KEY_VARIABLE, key, self._on_launcher_end)
+        with self._changed:
+            self.launchers.append(launcher)
+
+    def _on_launcher_end(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     # ---------------------------------------------------------------- for users
 
@@ -120,22 +139,24 @@ class Joins:
             return [gateway for gateway in self.gateways if gateway.hasreceiver()]
 
     def wait_for(self, count: int, timeout: float | None) -> list[Gateway]:
-        """Wait until so many are there; ``TimeoutError`` says how many are, and who was refused."""
+        """Wait until so many are there; an error says how many are, and who was refused."""
         deadline = None if timeout is None else monotonic() + timeout
         with self._changed:
             while True:
                 found = self.live()
                 if len(found) >= count:
                     return found[:count]
+                failures = [one.failure() for one in self.launchers if one.failure()]
                 left = None if deadline is None else deadline - monotonic()
-                if self._is_over or (left is not None and left <= 0):
+                if self._is_over or failures or (left is not None and left <= 0):
                     break
                 self._changed.wait(left)
-            what = "the group was ended" if self._is_over else f"after {timeout:g} s"
+            why = ["the group was ended"] if self._is_over else failures or [f"after {timeout} s"]
+            what = "; ".join(why)
             text = f"{len(found)} of {count} workers have joined, {what}"
             if self._reasons:
                 text += "; turned away: " + "; ".join(self._reasons)
-            raise TimeoutError(text)
+            raise BootstrapError(text) if failures else TimeoutError(text)
 
     def on_join(self, callback: Callable[[Gateway], object] | None) -> None:
         """Have a callback get each gateway, those that are there already as well."""

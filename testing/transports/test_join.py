@@ -233,6 +233,35 @@ class TestCommand:
             group.wait_for(1, 0)
 
 
+TWICE = 'for rank in 0 1; do PMI_RANK=$rank "$@" & done; wait'
+
+
+class TestLaunch:
+    def test_each_task_of_a_launcher_is_a_worker_and_it_ends_with_them(
+        self, group: Group, pem: str, tmp_path: Path
+    ) -> None:
+        done = tmp_path / "done"
+        group.listen("127.0.0.1:0", KEY, pem)
+        group.launch(["sh", "-c", f"{TWICE}; touch {done}", "sh"], python=sys.executable)
+        gateways = group.wait_for(2, BOUND_S)
+        assert {gateway._rinfo().rank for gateway in gateways} == {0, 1}
+        group.terminate(timeout=BOUND_S)
+        assert done.exists()
+
+    def test_one_that_fails_ends_the_wait(self, group: Group, ticket: str) -> None:
+        group.launch("sh -c 'exit 3' sh")
+        with pytest.raises(execnet.BootstrapError, match=r"0 of 2 .* sh has failed, .* is 3"):
+            group.wait_for(2)
+        with pytest.raises(FileNotFoundError):
+            group.launch("absent-launcher -n 2")
+
+    def test_one_that_stays_is_ended(self, group: Group, ticket: str) -> None:
+        group.launch("sh -c 'exec sleep 600'")
+        (launcher,) = group._get_joins().launchers
+        group.terminate(timeout=0.1)
+        assert launcher.failure() == "sh has failed, signal 15 has ended it"
+
+
 class TestTurnedAway:
     def test_one_with_another_key_is_told_and_named(
         self, group: Group, ticket: str, start: Start

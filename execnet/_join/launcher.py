@@ -1,0 +1,70 @@
+"""Programs that start joiners: srun, mpirun, a script.
+
+Start at ``Launcher``.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+
+from .._clock import monotonic
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+END_S = 2.0  # for one that was told to end, until it is killed
+
+
+class Launcher:
+    """A program that was started to start joiners; any thread may call.
+
+    words: the command.  key: for joiners, in the variable ``variable`` of its environment; None
+    where they find it elsewhere.  on_end: called in a thread when it has ended.  Its stderr is
+    ours, its stdin is empty.  A Ctrl-C of the terminal is for the program that waits for it.
+    """
+
+    def __init__(
+        self, words: Sequence[str], variable: str, key: bytes | None, on_end: Callable[[], object]
+    ) -> None:
+        import os
+        import subprocess
+
+        environment = dict(os.environ)
+        if key is not None:
+            environment[variable] = key.hex()
+        self.name = words[0]
+        self._process = subprocess.Popen(
+            list(words), env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        self._on_end = on_end
+        self._thread = threading.Thread(target=self._wait, name="execnet-launcher", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # there can be no more threads
+            self._process.kill()
+            self._process.wait()
+            raise
+
+    def _wait(self) -> None:
+        self._process.wait()
+        self._on_end()
+
+    def failure(self) -> str:
+        """Return how it has failed, "" if it has not."""
+        status = self._process.poll()
+        if not status:
+            return ""
+        how = f"signal {-status} has ended it" if status < 0 else f"its exit status is {status}"
+        return f"{self.name} has failed, {how}"
+
+    def end(self, deadline: float) -> None:
+        """Wait until it has ended, which it does with the last joiner; then make it end."""
+        for stop in (int, self._process.terminate, self._process.kill):
+            with suppress(OSError):
+                stop()
+            self._thread.join(max(0.0, deadline - monotonic()))
+            if not self._thread.is_alive():
+                return
+            deadline = monotonic() + END_S
