@@ -49,8 +49,15 @@ def _wait_for(pid: int) -> int | None:
         signal: Any = __import__("_signal")  # quicker than the module around it
     except ImportError:  # Python 2
         signal = __import__("signal")
+
+    def pass_on(signum: int, frame: object) -> None:
+        try:
+            os.kill(pid, signum)
+        except EnvironmentError:  # it has ended, and its status is about to be told
+            pass
+
     for number in signal.SIGTERM, signal.SIGHUP:
-        signal.signal(number, lambda signum, frame: os.kill(pid, signum))
+        signal.signal(number, pass_on)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored no status is kept
     for fd in 0, 2:
         try:

@@ -479,3 +479,26 @@ class TestOnJoin:
         assert ended(start(command(group)))[0] == 0
         assert over.wait(BOUND_S)
         assert len(group) == 0
+
+
+def test_a_signal_that_comes_late_does_not_hide_how_a_worker_has_ended() -> None:
+    code = """
+import os, signal
+from execnet._ends import far_watcher
+
+def gone(pid, number):
+    raise ProcessLookupError(3, "no such process")
+
+def wait(pid, options, wait=os.waitpid):
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    return wait(pid, options)
+
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+pid = os.fork()
+if not pid:
+    os.kill(os.getppid(), signal.SIGTERM)
+    os._exit(3)
+os.kill, os.waitpid = gone, wait
+print(far_watcher._wait_for(pid))
+"""
+    assert run_python(code).stdout == "3\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from services import common_python, need
 from services_more import Podman, Slurm
 from tools import BOUND_S, ROOT, MakeGateway, Resources, wait_until
 
-from execnet import Gateway, Group
+from execnet import Gateway, Group, WorkerDied
 
 OTHER_USER = "nobody"
 
@@ -175,6 +176,23 @@ class TestSlurm:
         gateways = group.makegateways([f"srun//python={sys.executable}"] * 2)
         channels = [gateway.remote_exec("channel.send(1)") for gateway in gateways]
         assert [channel.receive(BOUND_S) for channel in channels] == [1, 1]
+
+    def test_tasks_dial_in_and_are_told_of_when_they_are_cancelled(self, group: Group) -> None:
+        need("openssl", "openssl")
+        group.listen("127.0.0.1:0")
+        group.launch("srun --overcommit -n 4", python=sys.executable)
+        gateways = group.wait_for(4, BOUND_S)
+        infos = [gateway._rinfo() for gateway in gateways]
+        assert {(info.launcher, info.rank, info.size) for info in infos} == {
+            ("Slurm", rank, 4) for rank in range(4)
+        }
+        channels = [gateway.remote_exec("channel.receive()") for gateway in gateways]
+        (job,) = {info.job.partition(".")[0] for info in infos}
+        subprocess.run(["scancel", job], check=True)
+        for gateway, channel in zip(gateways, channels, strict=True):
+            with pytest.raises(WorkerDied, match="SIGTERM"):
+                channel.receive(BOUND_S)
+            assert gateway.exitcode == -signal.SIGTERM
 
     def test_options_that_it_does_not_know_are_told(self, group: Group) -> None:
         with pytest.raises(OSError, match="srun --ntasks=1") as caught:
