@@ -138,6 +138,7 @@ class TestJoiner:
             text = os.urandom(150_000).hex()
             assert ask(gateway, "channel.send(channel.receive())", text) == text
 
+    @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="/proc shows all there is")
     def test_the_key_is_gone_before_code_runs(
         self, group: Group, ticket: str, start: Start
     ) -> None:
