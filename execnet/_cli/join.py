@@ -7,16 +7,19 @@ Start at ``_run``.
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shlex
 import sys
 from typing import Any
 
 from .._errors import AuthenticationError
-from .._join.command import KEY_VARIABLE, ticket_of
+from .._join.command import KEY_VARIABLE, Ticket, ticket_of
 from .._transports.keys import client_key
 from ..script.socketserver import key_of
 from .session import STATUS_FAILED, CommandError
 
+PODS = 100_000  # more no Indexed Job of Kubernetes can have
 _DESCRIPTION = f"""\
 Dial a program that has called Group.listen(), and be a worker of its group until that ends it.
 ADDRESS is what listen() has returned, HOST:PORT//fingerprint=...; only the program that has that
@@ -40,16 +43,50 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--via", metavar="HOST:PORT", help="dial this instead, a relay or a port that leads there"
     )
+    parser.add_argument(
+        "--print-kubernetes-job",
+        nargs=2,
+        metavar=("IMAGE", "N"),
+        help="print a manifest of N such workers, for kubectl, and do nothing else",
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     try:
         ticket = ticket_of(args.address).through(args.via)
+        if args.print_kubernetes_job:
+            print(_manifest(ticket, *args.print_kubernetes_job))
+            return 0
         code = ticket.code('globals().pop("KEY")')
     except ValueError as exc:
         raise CommandError(str(exc)) from exc
     return _join(code, _key(args.key))
+
+
+def _manifest(ticket: Ticket, image: str, count: str) -> str:
+    """Return a Job of Kubernetes, as JSON, whose pods join; ValueError for no number."""
+    if not count.isascii() or not count.isdigit() or not 0 < int(count) <= PODS:
+        raise ValueError(f"{count!r} is no number of workers from 1 to {PODS}")
+    secret = {"secretKeyRef": {"name": "execnet-key", "key": "key"}}
+    container = {
+        "name": "worker",
+        "image": image,
+        "command": shlex.split(ticket.command(f"env:{KEY_VARIABLE}", None, "python3")),
+        "env": [{"name": KEY_VARIABLE, "valueFrom": secret}],
+    }
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"generateName": "execnet-"},
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": int(count),
+            "parallelism": int(count),
+            "template": {"spec": {"restartPolicy": "OnFailure", "containers": [container]}},
+        },
+    }
+    return json.dumps(job, indent=2)
 
 
 def _join(code: str, key: bytes) -> int:

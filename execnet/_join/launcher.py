@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-END_S = 2.0  # for one that was told to end, until it is killed
+END_S = 0.5  # for those that were told to end, until they are killed
 
 
 class Launcher:
@@ -59,12 +59,22 @@ class Launcher:
         how = f"signal {-status} has ended it" if status < 0 else f"its exit status is {status}"
         return f"{self.name} has failed, {how}"
 
-    def end(self, deadline: float) -> None:
-        """Wait until it has ended, which it does with the last joiner; then make it end."""
-        for stop in (int, self._process.terminate, self._process.kill):
-            with suppress(OSError):
-                stop()
-            self._thread.join(max(0.0, deadline - monotonic()))
-            if not self._thread.is_alive():
-                return
-            deadline = monotonic() + END_S
+    def has_ended(self, deadline: float) -> bool:
+        """Whether it has until then, by ``time.monotonic()``."""
+        self._thread.join(max(0.0, deadline - monotonic()))
+        return not self._thread.is_alive()
+
+    def stop(self, how: str) -> None:
+        """Have it end: "terminate" asks it to, "kill" does not."""
+        with suppress(OSError):  # it has just ended
+            getattr(self._process, how)()
+
+
+def end_all(launchers: list[Launcher], deadline: float) -> None:
+    """Wait until all have ended, as they do with the last of their joiners; then make them end."""
+    left = [one for one in launchers if not one.has_ended(deadline)]
+    for how in "terminate", "kill":
+        for launcher in left:
+            launcher.stop(how)
+        deadline = monotonic() + END_S
+        left = [one for one in left if not one.has_ended(deadline)]

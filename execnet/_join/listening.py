@@ -148,8 +148,11 @@ class Listening:
     def _end_launchers(self, deadline: float | None) -> None:
         """End the programs that have started joiners, which have ended."""
         until = monotonic() + LAUNCHER_S if deadline is None else deadline
-        while self._launchers:
-            self._launchers.pop().end(until)
+        launchers, self._launchers = self._launchers, []
+        if launchers:
+            from .launcher import end_all
+
+            end_all(launchers, until)
 
     def _disown_joins(self) -> None:
         joins, self._joins = self._joins, None
