@@ -83,6 +83,10 @@ class Making:
 
         more: what that part wants to know beside the rest.  ladder: the tools that it may use.
         """
+        for execmodel in (self._gateway.execmodel.backend, self._gateway.spec.execmodel):
+            if execmodel in ("gevent", "eventlet"):
+                text = f"{self._what} can't be made by greenlets: use a gateway with threads"
+                raise DeployError(text, "making")
         channel = run(self._gateway, part)
         index = self._gateway.newchannel()
         answers = Answers(index, self._sources)

@@ -96,7 +96,7 @@ def _make_again(place: Place, ladder: list[str]) -> None:
         use_no_index(patch, ladder)
         made = place.create(group.makegateway())
         assert (version_of(made, "sid"), version_of(made, "tom")) == ("1.0", "2.0")
-        for marker in place.root.glob("venvs/*/*.json"):
+        for marker in place.root.glob("venvs/*/*.done"):
             python = marker.with_suffix("") / "bin" / "python"
             subprocess.run([python, "-c", "import sid, tom"], check=True)
 

@@ -57,7 +57,7 @@ class TestMaking:
         place, _, made = shared
         folders = [place.root, place.root / "venvs", Path(venv_of(made).path).parent]
         assert [path.stat().st_mode & 0o077 for path in folders] == [0, 0, 0]
-        assert place.venvs() == ["1", "1.held", "1.json"]
+        assert place.venvs() == ["1", "1.done", "1.held"]
 
     def test_a_second_call_installs_nothing(
         self, shared: Shared, monkeypatch: pytest.MonkeyPatch
@@ -97,8 +97,8 @@ class TestMaking:
         for number in range(some_of(20, 0.05)):
             calls = [partial(place.create, gateway, name=f"proj{number}") for gateway in gateways]
             run_all(calls)
-            assert [path.name for path in place.root.glob(f"venvs/proj{number}-*/*.json")] == [
-                "1.json"
+            assert [path.name for path in place.root.glob(f"venvs/proj{number}-*/*.done")] == [
+                "1.done"
             ]
 
 
@@ -108,7 +108,7 @@ class TestMakingAgain:
         again = place.create(gateway, recreate=True)
         assert venv_of(again).path != venv_of(made).path
         assert version_of(made, "sid") == version_of(again, "sid") == "1.0"
-        assert place.venvs() == ["1", "1.held", "1.json", "2", "2.held", "2.json"]
+        assert place.venvs() == ["1", "1.done", "1.held", "2", "2.done", "2.held"]
         for one in made, again:
             one.exit()
             one.join(BOUND_S)
@@ -117,11 +117,11 @@ class TestMakingAgain:
         )
         make_wheel(place.wheels, "tom", "3.0")
         assert version_of(place.create(gateway, refresh=True), "tom") == "3.0"
-        assert place.venvs() == ["3", "3.held", "3.json"]
+        assert place.venvs() == ["3", "3.done", "3.held"]
 
     def test_without_its_marker_it_is_not_used(self, place: Place, gateway: Gateway) -> None:
         made = place.create(gateway, ())
-        Path(venv_of(made).path + ".json").unlink()
+        Path(venv_of(made).path + ".done").unlink()
         assert venv_of(place.create(gateway, ())).path.endswith("/2")
 
     def test_one_whose_interpreter_does_not_run_is_made_again(
@@ -205,5 +205,6 @@ def test_what_an_interpreter_says_makes_the_key(monkeypatch: pytest.MonkeyPatch)
     facts = find.facts_of(None)
     assert facts[:2] == [sys.implementation.name, "{}.{}.{}".format(*sys.version_info)]
     assert facts == find.facts_of(sys.executable)
-    assert find.key_of(facts, "a") != find.key_of([*facts[:1], "3.99.0", *facts[2:]], "a")
-    assert places.KEY.match(find.key_of(facts, "a"))
+    digest = "0" * 64
+    assert find.key_of(facts, digest) != find.key_of([*facts[:1], "3.99.0", *facts[2:]], digest)
+    assert places.KEY.match(find.key_of(facts, digest))

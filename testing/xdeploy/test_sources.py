@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import BOUND_S, wait_until
+from tools import BOUND_S, MakeGateway, wait_until
 from wheels import make_wheel
 
+from execnet import XSpec
 from execnet._transports.pythons import search_words
+from execnet._transports.table import command
 from execnet._xdeploy import pips
 from execnet._xdeploy.answers import Answers
 from execnet._xdeploy.far.relay import PATH
@@ -106,6 +108,12 @@ def make_pip(bounds: str) -> bytes:
 
 
 class TestSearch:
+    def test_a_spec_may_ask_for_it(self, makegateway: MakeGateway) -> None:
+        words = command(XSpec("ssh=host//python=auto"))
+        assert not {"\n", "!"} & set(words[-1])
+        gateway = makegateway("popen//python=auto")
+        assert gateway._rinfo().version_info[0] == 3
+
     def run(self, wanted: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(search_words(wanted), capture_output=True, text=True)
 

@@ -119,9 +119,9 @@ class Build(object):
     def _marker(self, tool: Any) -> Any:
         request = self.request
         return {
-            "name": text_of(request["name"]), "tool": tool, "made": int(time.time()),
-            "facts": [text_of(fact) for fact in request["facts"]],
-            "requirements": text_of(request["shown"]),
+            u"name": text_of(request["name"]), u"tool": tool, u"made": u"%d" % time.time(),
+            u"python": u" ".join(text_of(fact) for fact in request["facts"][:2]),
+            u"requirements": text_of(request["shown"]),
         }  # fmt: skip
 
     def _fill(self, path: Any, held: Any) -> Any:
@@ -207,6 +207,7 @@ class Build(object):
                 found.update(PIP_CONFIG_FILE=os.devnull, UV_NO_CONFIG="1")
                 # Caches go by addresses, and ours are new each time.
                 found.update(PIP_NO_CACHE_DIR="1", UV_NO_CACHE="1")
+                found.update(PIP_NO_INDEX="0", PIP_EXTRA_INDEX_URL="", UV_EXTRA_INDEX_URL="")
                 url = relay.url + "simple/" if request["has_index"] else ""
                 if not url:
                     found.update(PIP_NO_INDEX="1", UV_NO_INDEX="1")

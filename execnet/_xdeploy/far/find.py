@@ -7,11 +7,9 @@ This file is shipped.  Start at ``main``.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import subprocess
 import sys
+import zlib
 
 from .locks import Busy, NoLocks, shared
 from .places import key_folder, native, newest_venv, python_of, read_marker, text_of
@@ -26,8 +24,9 @@ PROBE_S = 30.0
 PROBE = """
 import os, sys
 try:
-    from importlib.machinery import EXTENSION_SUFFIXES as suffixes
-except ImportError:
+    import _imp
+    suffixes = _imp.extension_suffixes()
+except (ImportError, AttributeError):
     import imp
     suffixes = [entry[0] for entry in imp.get_suffixes()]
 try:
@@ -56,6 +55,9 @@ def facts_of(python: Any) -> Any:
         found: Any = {}
         exec(compile(PROBE, "<execnet>", "exec"), found)
         return [text_of(fact) for fact in found["facts"]]
+    import json
+    import subprocess  # both take a while, and others are seldom asked
+
     code = PROBE + "\nimport json\nsys.stdout.write(json.dumps(['execnet', facts]))"
     environ = {name: os.environ[name] for name in os.environ if not name.startswith("PYTHON")}
     process = subprocess.Popen(
@@ -69,9 +71,13 @@ def facts_of(python: Any) -> Any:
 
 
 def key_of(facts: Any, digest: Any) -> Any:
-    """Return the key of what is wanted, for an interpreter."""
-    text = json.dumps([facts, text_of(digest)], sort_keys=True)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+    """Return the key of what is wanted, for an interpreter.
+
+    That is what the coordinator calls it, and a checksum of the little that interpreters differ by:
+    a real digest would take longer to import than all else here.
+    """
+    text = u"\n".join(facts).encode("utf-8", "replace")
+    return "%s%08x" % (native(digest)[:16], zlib.crc32(text) & 0xFFFFFFFF)
 
 
 def find(request: Any) -> Any:
@@ -103,12 +109,14 @@ def find(request: Any) -> Any:
             os.close(held)
         return answer, None
     answer.update(found=True, venv=text_of(venv), python=text_of(python_of(venv)))
-    answer.update(tool=marker.get("tool", u""), made=marker.get("made", 0))
+    answer.update(tool=marker.get("tool", u""))
     return answer, held
 
 
 def search(words: Any) -> Any:
     """Return the path that a command prints, None if it finds none."""
+    import subprocess
+
     process = subprocess.Popen(
         [native(word) for word in words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

@@ -58,11 +58,10 @@ def _entry(kind: str, name: Any, folder: Any, number: int, is_newest: bool) -> A
         state = u"incomplete"
     elif not (is_newest or kind == "trees") and state == u"free":
         state = u"replaced"
-    facts = marker.get("facts") or [u"", u""]
     return {
         u"kind": text_of(kind), u"folder": text_of(name), u"number": number,
         u"name": text_of(name).rpartition(u"-")[0], u"path": text_of(path), u"state": state,
-        u"python": u"%s %s" % (facts[0], facts[1]), u"tool": marker.get("tool", u""),
+        u"python": marker.get("python", u""), u"tool": marker.get("tool", u""),
         u"requirements": marker.get("requirements", u""),
         u"used": _last_use(path), u"bytes": _size(path),
     }  # fmt: skip
@@ -83,7 +82,7 @@ def _state(path: Any) -> Any:
 
 def _last_use(path: Any) -> float:
     times = [0.0]
-    for name in (path, path + ".json", path + ".held"):
+    for name in (path, path + ".done", path + ".held"):
         try:
             times.append(os.stat(name).st_mtime)
         except OSError:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import shutil
-import socket
 import threading
 import time
 
@@ -87,6 +85,13 @@ def _is_at(fd: int, path: Any) -> bool:
     return (mine.st_dev, mine.st_ino) == (status.st_dev, status.st_ino)
 
 
+def host_name() -> Any:
+    """Return what this machine calls itself."""
+    import socket  # which takes a while, and is not needed to find an environment
+
+    return socket.gethostname()
+
+
 def boot_id() -> Any:
     """Return what differs each time that this machine starts, "" if that is not known."""
     try:
@@ -98,7 +103,7 @@ def boot_id() -> Any:
 
 def identity() -> Any:
     """Return how this process is told from others: host, boot, process."""
-    return u"%s %s %d" % (socket.gethostname(), boot_id() or u"-", os.getpid())
+    return u"%s %s %d" % (host_name(), boot_id() or u"-", os.getpid())
 
 
 class Lock(object):
@@ -193,7 +198,7 @@ class _Renewer(object):
     def release(self) -> None:
         self._over.set()
         self._thread.join()
-        shutil.rmtree(self._folder, True)
+        _remove(self._folder)
 
 
 def take_folder(folder: Any) -> Any:
@@ -219,7 +224,7 @@ def _is_left(folder: Any) -> bool:
             host, boot, pid = file.read(1000).split()
     except (EnvironmentError, ValueError):
         return os.path.isdir(folder) and _age_s(folder) > STALE_S
-    if host == socket.gethostname() and boot == boot_id() and pid.isdigit():
+    if host == host_name() and boot == boot_id() and pid.isdigit():
         return not _is_running(int(pid))
     return age > STALE_S
 
@@ -264,5 +269,11 @@ def _move_away(folder: Any) -> bool:
         except OSError:
             pass
         return False
-    shutil.rmtree(away, True)
+    _remove(away)
     return True
+
+
+def _remove(folder: Any) -> None:
+    import shutil
+
+    shutil.rmtree(folder, True)

@@ -1,7 +1,7 @@
 """Where environments are, and which of them are complete.
 
 All of one name and key are in one folder, ``venvs/NAME-KEY``, counted from 1: ``1`` is the
-environment, at the path that it keeps; ``1.json`` is written last and says that it is complete;
+environment, at the path that it keeps; ``1.done`` is written last and says that it is complete;
 ``1.held`` is locked by whoever uses it; ``lock`` by whoever makes one.  A number is never used
 twice: a process that outlived its maker may still write there.
 This file is shipped.  Start at ``newest``.
@@ -10,10 +10,8 @@ This file is shipped.  Start at ``newest``.
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
-import shutil
 import stat
 import sys
 
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
 PRIVATE = 0o700
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-KEY = re.compile(r"[0-9a-f]{16}$")
+KEY = re.compile(r"[0-9a-f]{24}$")
 
 
 def native(text: Any) -> Any:
@@ -91,11 +89,12 @@ def numbers_in(folder: Any) -> Any:
 def read_marker(folder: Any, number: Any) -> Any:
     """Return what the marker of an environment says, None if it is not complete."""
     try:
-        with io.open(os.path.join(folder, "%d.json" % number), encoding="utf-8") as file:
-            marker = json.load(file)
+        with io.open(os.path.join(folder, "%d.done" % number), encoding="utf-8") as file:
+            lines = file.read().split(u"\n")
     except (EnvironmentError, ValueError):
         return None
-    return marker if isinstance(marker, dict) else None
+    marker = {line.partition(u"\t")[0]: line.partition(u"\t")[2] for line in lines[:-2]}
+    return marker if lines[-2:] == [u"done", u""] else None
 
 
 def newest(folder: Any) -> Any:
@@ -118,9 +117,13 @@ def newest_venv(folder: Any) -> Any:
 
 
 def write_marker(folder: Any, number: Any, marker: Any) -> None:
-    """Say that an environment is complete; after this it never changes."""
-    path = os.path.join(folder, "%d.json" % number)
-    data = json.dumps(marker, sort_keys=True).encode("ascii")
+    """Say that an environment is complete; after this it never changes.
+
+    It is read whenever one is looked for: so it is lines and no JSON, which is slow to import.
+    """
+    path = os.path.join(folder, "%d.done" % number)
+    lines = [u"%s\t%s" % (name, u" ".join(text.split())) for name, text in sorted(marker.items())]
+    data = u"".join(line + u"\n" for line in lines + [u"done"]).encode("utf-8")
     with open(path + ".new", "wb") as file:
         file.write(data)
         file.flush()
@@ -130,8 +133,10 @@ def write_marker(folder: Any, number: Any, marker: Any) -> None:
 
 def remove(folder: Any, number: Any) -> None:
     """Remove an environment that nobody holds, its marker first."""
+    import shutil  # which takes a while, and is not needed to find one
+
     base = os.path.join(folder, str(number))
-    for end in (".json", ".json.new"):
+    for end in (".done", ".done.new"):
         _unlink(base + end)
     for path in (base, base + ".tmp"):
         if os.path.isdir(path):
@@ -167,6 +172,8 @@ def _make_writable_and_go_on(function: Any, path: Any, _: Any) -> None:
     try:
         os.chmod(os.path.dirname(path), PRIVATE)
         if os.path.isdir(path) and not os.path.islink(path):
+            import shutil
+
             os.chmod(path, PRIVATE)
             shutil.rmtree(path, True)
         else:
