@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .. import Group
 from .._rsync.result import printable, printable_lines
 from .._service import admin
 from .._service.far_find import ServiceError
+from ..xspec import build
 from .info import format_table
 from .session import STATUS_FAILED, CommandError
 
@@ -45,8 +47,10 @@ def add_parser(subparsers: Any) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     _add(actions, "list", _list, "print a table of those that run")
     _add(actions, "status", _status, "print what one tells of itself")
-    stop = _add(actions, "stop", _stop, "end one; returns when its process is gone")
-    stop.add_argument("--force", action="store_true", help="also if something is lost by that")
+    ends = [_add(actions, "stop", _stop, "end one; returns when its process is gone")]
+    ends += [_add(actions, "restart", _restart, "end one and start it anew")]
+    for end in ends:
+        end.add_argument("--force", action="store_true", help="also if something is lost by that")
     _add(actions, "logs", _logs, "print what its code has written")
 
 
@@ -141,20 +145,40 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _stop(args: argparse.Namespace) -> int:
+    told, lost = _end(args)
+    if args.json:
+        _print_json({"stopped": told.get("pid"), "lost": lost})
+    return 0
+
+
+def _restart(args: argparse.Namespace) -> int:
+    told, lost = _end(args)
+    python = told["python"] if told["python"] != sys.executable else None
+    name = None if told["port"] else told["service"]
+    keys = {"port": told["port"], "python": python, "idle": told.get("idle")}
+    with Group() as group:
+        gateway = group.makegateway(build(socketservice=name or True, **keys))
+        pid = gateway._rinfo().pid
+    if args.json:
+        _print_json({"stopped": told.get("pid"), "lost": lost, "started": pid})
+    return 0
+
+
+def _end(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """End a service; return what it has told of itself, and what was lost by that."""
     found = admin.find(args.name, args.python)
     try:
-        lost = admin.losses(admin.status(found))
+        told = admin.status(found)
+        lost = admin.losses(told)
     except ServiceError as exc:
-        lost = [f"what it has, as it can't be asked: {exc}"]
+        told, lost = found[1], [f"what it has, as it can't be asked: {exc}"]
     if lost and not args.force:
         text = "".join(f"\n  {one}" for one in lost)
         raise CommandError(
             f"this would be lost, --force ends it all the same:{text}", STATUS_FAILED
         )
     admin.stop(found)
-    if args.json:
-        _print_json({"stopped": found[1].get("pid"), "lost": lost})
-    return 0
+    return told, lost
 
 
 def _logs(args: argparse.Namespace) -> int:

@@ -140,8 +140,9 @@ def _check_greeting(want: dict[str, Any], greeting: dict[str, Any], settings: Se
     reason = ""
     if greeting.get("protocol") != PROTOCOL:
         reason = f"it speaks protocol {greeting.get('protocol')}, and this is {PROTOCOL}"
-    elif settings.spec.python and greeting.get("python") != settings.spec.python:
-        reason = f"the spec says python={settings.spec.python}"
+    elif want["port"] and greeting.get("python") != want["python"]:
+        which = "the spec says" if settings.spec.python else "without a word it is"
+        reason = f"{which} python={want['python']}"
     elif greeting.get("service") != want["name"]:
         reason = f"the spec says socketservice={want['name']}"
     if reason:

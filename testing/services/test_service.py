@@ -286,6 +286,10 @@ class TestPort:
         for spec in f"socketservice//port={port}//python={python}", f"socketservice=a//port={port}":
             with pytest.raises(execnet.BootstrapError, match=f"of process {pid}, execnet 3"):
                 makegateway(spec)
+        other = free_port()
+        makegateway(f"socketservice//port={other}//python={python}")
+        with pytest.raises(execnet.BootstrapError, match="without a word it is python="):
+            makegateway(f"socketservice//port={other}")
 
     def test_what_else_listens_there_is_told(self, home: Path, group: Group) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:

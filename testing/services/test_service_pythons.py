@@ -90,6 +90,9 @@ class TestCommand:
         for lost in "state['count']", "channel.receive()", f"process {os.getpid()}":
             assert lost in refused
         assert not busy.isclosed()
+        started = json.loads(run("service", "restart", "work", "--force", "--json")[1])["started"]
+        assert service.find("work").status()["pid"] == started != told["pid"]
+        assert service.find("work").status()["state"] == []
         assert run("service", "stop", "work", "--force") == (0, "", "")
         assert run("service", "list")[1] == ""
         assert "no service 'work' runs" in run("service", "status", "work")[2]
