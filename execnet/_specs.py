@@ -119,6 +119,16 @@ def _modules(value: str) -> tuple[str, ...]:
     return names
 
 
+def _imports(value: str) -> tuple[str, ...]:
+    """Return names of modules; none for those below the folder of the main program."""
+    if value == "True":
+        return ()
+    try:
+        return _modules(value)
+    except ValueError:
+        raise ValueError("it needs names of modules, or True: imports=a,b.c") from None
+
+
 def _address(value: str) -> Address:
     from .script.socketserver import parse_address
 
@@ -260,6 +270,9 @@ _ROWS = [
         "How many bytes a channel may have on its way and unread before send waits."),
     Key("max_item", "a number of bytes", ALL, "1 GiB, any number for popen with this interpreter",
         _bytes, "How many bytes the items may have that the worker is about to send in pieces."),
+    Key("imports", "names of modules, joined by commas, or True", ALL, "none", _imports,
+        "Modules of this program that the worker can import; True: those in the folder of the "
+        "main program."),
     Key("output", "forward or inherit", ALL, "stdout: nowhere", _output,
         "What becomes of what the worker writes to stdout and stderr."),
     Key("logging", "a level such as INFO, or its number", ALL, "nothing is sent", _level,
@@ -305,6 +318,7 @@ class Settings:
             self.max_item_bytes = MAX_ITEM
         self.output: str = values.get("output", "")  # or forward, or inherit
         self.logging_level: int | None = values.get("logging")
+        self.imports: tuple[str, ...] | None = values.get("imports")  # (): see ``_imports``
         self.kills_group: bool = values.get("kill", False)
         self.is_shared: bool = values.get("share", False)  # starts through a login of others, too
         self.through: Callable[..., Any] | None = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ._calls.calling import Calling
 from ._clock import monotonic
@@ -49,12 +49,15 @@ if TYPE_CHECKING:
 
     from ._ends.death import Source
     from ._features.codecs import Codec
+    from ._imports.library import Library
+    from ._imports.near import Forwarding
     from .xspec import XSpec
 
     class GroupLike(Protocol):
         """What a gateway needs of the group that it is in."""
 
         def _unregister(self, gateway: Gateway) -> None: ...
+        def _get_library(self) -> Library: ...
         def __contains__(self, gateway: object) -> bool: ...
         def __getitem__(self, id: str) -> Gateway: ...
 
@@ -99,6 +102,7 @@ class Gateway(Calling, BaseGateway):
         self._silence = ""  # why it was given up
         self._last_words = LastWords(self.handshake.marker)
         self._has_pulse = False
+        self._forwarding: Forwarding | None = None
         self._shares_python = False  # so the worker can be sent code that is compiled
         self._last_asked = ""  # what the worker was told to execute last
         self._exit_lock = new_lock()
@@ -183,6 +187,44 @@ class Gateway(Calling, BaseGateway):
         description = None if codec is None else codec.describe()
         self._send(Message.CODEC, channel.id, dumps_internal(description))
         return codec
+
+    def forward_imports(
+        self, names: Iterable[str], allow: Iterable[str] = (), deny: Iterable[str] = ()
+    ) -> None:
+        """Have code in the worker import modules of this program, which come as source.
+
+        names: modules and packages, with all that is below them; in the worker they come before
+        what is installed there.  allow: more of them, or patterns with ``*``, for where none is
+        installed.  deny: what never leaves this machine, though it is below one of these.
+        Further calls add to what was named before.
+        Raises ValueError for a module that is not here or is the standard library's, TypeError
+        for a text in place of a list, OSError if the worker is gone.
+        """
+        self._get_forwarding().allow(names, allow, deny)
+
+    def reload_imports(self) -> list[str]:
+        """Read forwarded modules anew; return the names of those that the worker has otherwise.
+
+        If there are some, the worker's next imports execute all forwarded modules anew.  Raises
+        OSError if the worker is gone.
+        """
+        forwarding = self._get_forwarding()
+        forwarding.library.forget()
+        return forwarding.reload()
+
+    def _get_forwarding(self, library: Library | None = None) -> Forwarding:
+        if self._forwarding is None:
+            from ._imports.near import forwarding_of
+
+            if library is None and self._group is not None:
+                library = self._group._get_library()
+            self._forwarding = forwarding_of(self, library)
+        return self._forwarding
+
+    def _on_import(self, message: Message) -> None:
+        if self._forwarding is None:
+            raise ProtocolError("a worker asked for a module, and none is forwarded")
+        self._forwarding.on_request(message)
 
     def _imports_parts(self) -> bool:
         """Whether the worker can import modules of ours, as it has them where we have them."""

@@ -78,7 +78,6 @@ if TYPE_CHECKING:
         def of(self, id: int) -> int: ...
         def send(self, id: int, size: int, frames: Iterator[tuple[bool, bytes, Any]]) -> None: ...
         def on_read(self, id: int, size: int) -> None: ...
-        def on_credit(self, id: int, size: int) -> None: ...
         def forget(self, id: int) -> None: ...
         def wake(self) -> None: ...
 PY2 = sys.version_info[0] == 2
@@ -437,6 +436,7 @@ class Message(object):
     SOURCE = 10  # the part of this module that a shipped worker needs only after its hello
     CALL, DEFINE = 40, 41  # a function that is to run, what such functions are made of
     INTERRUPT = 42  # of the code of a channel, or of the call of a lane with that number
+    IMPORT, SOURCES = 44, 45  # a worker asks for a module; answers, and what it may ask for
     CODEC = 52  # what the codec of a channel has, or None for no codec
 
     _types: dict[int, tuple[str, Callable[[Message, Any], None]]] = {}
@@ -759,7 +759,7 @@ Message._types = {Message.SOURCE: ("SOURCE", _on_source)}  # what a worker knows
 # ---------------------------------------------------------------- boot
 
 # Whose messages are understood.
-FEATURES = "goodbye stacks" + " heartbeat window calls interrupts codecs" * HAS_PARTS
+FEATURES = "goodbye stacks" + " heartbeat window calls interrupts codecs imports" * HAS_PARTS
 
 
 def _describe_process() -> dict[str, Any]:
@@ -3235,6 +3235,12 @@ def _in_part(name: str, function: str) -> Callable[[Message, Any], None]:
     return lambda *told: getattr(load_part("_features." + name), function)(*told)
 
 
+def _on_sources(message: Message, gateway: BaseGateway) -> None:
+    if not message.channelid:  # answers were taken by whoever waited for them
+        parts, told = loads_internal(message.data, None, (True, True))
+        [load_part(*part) for part in parts][-1].tell(gateway, told)
+
+
 _HANDLERS = [
     ("STATUS", lambda m, gateway: _answer(m, gateway, gateway._status())),
     ("RECONFIGURE", _on_reconfigure),
@@ -3257,6 +3263,8 @@ Message._types = dict(enumerate(_HANDLERS))
 Message._types[40] = "CALL", _in_part("calls", "on_call")
 Message._types[41] = "DEFINE", _in_part("calls", "on_define")
 Message._types[42] = "INTERRUPT", _in_part("interrupts", "on_interrupt")
+Message._types[44] = "IMPORT", lambda m, gateway: gateway._on_import(m)
+Message._types[45] = "SOURCES", _on_sources
 Message._types[52] = "CODEC", _in_part("codecs", "on_codec")
 
 
@@ -3270,17 +3278,11 @@ class GatewayState(object):
     LOST = "lost"  # ended otherwise
 
     TRANSITIONS = {
-        (STARTING, "hello"): LIVE,
-        (STARTING, "exit"): CLOSING,
-        (STARTING, "end"): LOST,
-        (LIVE, "hello"): LIVE,
-        (LIVE, "exit"): CLOSING,
-        (LIVE, "end"): LOST,
-        (CLOSING, "hello"): CLOSING,
-        (CLOSING, "exit"): CLOSING,
-        (CLOSING, "end"): CLOSED,
-        (CLOSED, "exit"): CLOSED,
-        (LOST, "exit"): LOST,
+        STARTING: {"hello": LIVE, "exit": CLOSING, "end": LOST},
+        LIVE: {"hello": LIVE, "exit": CLOSING, "end": LOST},
+        CLOSING: {"hello": CLOSING, "exit": CLOSING, "end": CLOSED},
+        CLOSED: {"exit": CLOSED},
+        LOST: {"exit": LOST},
     }
 
 
@@ -3319,7 +3321,7 @@ class BaseGateway(object):
         trace(self.id, *msg)
 
     def _go(self, event: str) -> None:
-        self._state = GatewayState.TRANSITIONS[self._state, event]
+        self._state = GatewayState.TRANSITIONS[self._state][event]
 
     def _send(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
         """Send a frame; in the receiver thread, which must go on reading, without waiting."""
@@ -3350,10 +3352,10 @@ class BaseGateway(object):
         self._enable_direct_reads()
 
     _on_goodbye: Any = None  # only workers say any
+    _on_import: Any = None  # only workers ask
+    _on_cut_frame: Any = id  # gets what was read last, if it ends within a frame or is none
+    _load_while_idle: Any = None  # only a worker has something to load
     _admits: Any = None  # which frames the peer may send; None: any
-
-    def _on_cut_frame(self, data: bytes) -> None:
-        """Look at what was read last, which ends within a frame or is none."""
 
     def _local_schedulexec(self, channel: Channel, sourcetask: Task) -> None:
         channel.close("execution is not allowed on this side")
@@ -3396,7 +3398,7 @@ class BaseGateway(object):
 
     def _receive_until_end(self, data: bytes = b"") -> None:
         """Act on all messages, beginning with those in ``data``; ends with an exception."""
-        decoder = FrameDecoder(True, self._admits)
+        decoder = self._decoder = FrameDecoder(True, self._admits)
         receive_item = self._channelfactory._local_receive
         while True:
             try:
@@ -3438,8 +3440,6 @@ class BaseGateway(object):
         if self._to_load:
             self._load_while_idle()
         return self._read_some(limit)
-
-    _load_while_idle: Any = None  # only a worker has something to load
 
     def _nobody_else_waits(self, direct: DirectReads) -> bool:
         callbacks = list(self._channelfactory._callbacks.values())

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from ._calls.executor import Executor
     from ._features.codecs import Codec
+    from ._imports.library import Library
     from ._output.near import Output
     from ._service.factory import LocalFactory
     from .gateway_bootstrap import Through
@@ -66,6 +67,7 @@ class Group(Listening):
         self._executors: list[Executor] = []  # that are told of new members
         self._codec: Codec | None = None
         self._output: Output | None = None  # where forwarded lines go; made when it is needed
+        self._library: Library | None = None  # modules that workers import; as well
         self.set_execmodel(execmodel)
         self._at_exit_registered = True
         _register_at_exit(self._cleanup_atexit)
@@ -236,11 +238,17 @@ class Group(Listening):
         prepared = [self._prepare(one) for spec in specs for one in _expanded(spec)]
         if len(prepared) > MANY:
             gateway_io.check_descriptors(prepared)
+        if any(settings.imports is not None for settings in prepared):
+            from ._imports.near import names_in_spec
+
+            for settings in prepared:
+                names_in_spec(self._get_library(), settings)
         self._reserve(prepared)
         starts = Starts(prepared, self.execmodel, self._start, self._find, self._connections)
         try:
             started = starts.run()
             self._forward_output(started, starts.deadlines)
+            self._forward_imports(started)
             for gateway in started:
                 self._register(gateway)
                 note("gateway", INFO, gateway.describe, gateway.id)
@@ -361,6 +369,36 @@ class Group(Listening):
             from ._output.logs import forward_all as forward_logs
 
             forward_logs(logging, deadlines)
+
+    def reload_imports(self) -> list[str]:
+        """Read the modules anew that workers import from here; return what some have otherwise.
+
+        As ``Gateway.reload_imports``, for all members to which something is forwarded.
+        """
+        self._get_library().forget()
+        changed: set[str] = set()
+        for gateway in self:
+            forwarding = getattr(gateway, "_forwarding", None)
+            if forwarding is not None:
+                changed.update(forwarding.reload())
+        return sorted(changed)
+
+    def _get_library(self) -> Library:
+        with self._lock:
+            if self._library is None:
+                from ._imports.library import Library
+
+                self._library = Library()
+            return self._library
+
+    def _forward_imports(self, started: list[Gateway]) -> None:
+        for gateway in started:
+            if gateway.settings.imports is not None:
+                from ._imports.near import names_in_spec
+
+                library = self._get_library()
+                names = names_in_spec(library, gateway.settings)
+                gateway._get_forwarding(library).allow(names)
 
     def remote_exec(
         self, source: str | types.FunctionType | types.ModuleType, **kwargs: Any

@@ -22,7 +22,7 @@ EARLY_MAX = 1000  # channels that were configured before they came
 
 # What a worker may send -> bytes at the most, and whether it is about a channel.  Items are
 # bounded where they are put together.  Not here, so never from a worker: STATUS,
-# GATEWAY_TERMINATE, CHANNEL_EXEC and SOURCE.
+# GATEWAY_TERMINATE, CHANNEL_EXEC, SOURCE and SOURCES.
 ADMITTED: dict[int, tuple[int, bool]] = {
     Message.CHANNEL_DATA: (1 << 31, True),
     Message.CHANNEL_DATA_PART: (1 << 31, True),
@@ -36,6 +36,7 @@ ADMITTED: dict[int, tuple[int, bool]] = {
     Message.PING: (0, False),  # those with intervals would start a thread each
     Message.STACKS: (TEXT_MAX, False),  # tells them; one without text would ask for ours
     Message.GOODBYE: (HELLO_MAX, False),
+    Message.IMPORT: (4 * SMALL_MAX, True),  # about a request of its own, to one that forwards
 }
 # An honest worker sends these before a channel has come here, and after it was closed here.
 ABOUT_CHANNELS = Message.RECONFIGURE, Message.WINDOW, Message.CREDIT

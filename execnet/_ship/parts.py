@@ -155,12 +155,15 @@ def send_parts(channel: Channel, name: str, is_there: bool = False) -> None:
     """Send what the loader at the other end of a channel receives; as ``run``."""
     gateway = channel.gateway
     channel.reconfigure(py2str_as_py3str=False)  # what Python 2 calls str are bytes here
-    if is_there or gateway._imports_parts():
-        parts: list[tuple[str, str | None, str | None]] = [(name, None, None)]
-    else:
-        read = lowered if gateway._is_old() else source_of
-        parts = [(one, file_of(one), read(one)) for one in _with_imports(name)]
-    channel.send(parts)
+    channel.send([(name, None, None)] if is_there else sent_parts(gateway, name))
+
+
+def sent_parts(gateway: Any, name: str) -> list[tuple[str, str | None, str | None]]:
+    """Return what ``load_part`` of a worker needs for a module of ours and what that imports."""
+    if gateway._imports_parts():
+        return [(name, None, None)]
+    read = lowered if gateway._is_old() else source_of
+    return [(one, file_of(one), read(one)) for one in _with_imports(name)]
 
 
 @lru_cache(maxsize=32)

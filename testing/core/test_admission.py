@@ -19,6 +19,8 @@ REFUSED = {
     "EXEC": (3, 2, EXEC, "may not send CHANNEL_EXEC"),
     "a second HELLO": (8, 0, dumps_internal({}), "a second HELLO"),
     "SOURCE": (10, 0, b"1/0", "may not send SOURCE"),
+    "SOURCES": (45, 1, b"p", "may not send SOURCES"),
+    "an IMPORT, where nothing is forwarded": (44, 1, b"", "none is forwarded"),
     "asks for stacks": (11, 2, b"", "STACKS for channel 2"),
     "asks for stacks of all": (11, 0, b"", "may not ask for stacks"),
     "a PING that starts a thread": (12, 0, dumps_internal((0.1, 1)), "PING of"),

@@ -480,10 +480,10 @@ def gateway_outcome(operation: Callable[[], Any], io: PipeIO) -> str:
 class TestGatewayStates:
     def test_the_table_of_the_core_is_this_one(self) -> None:
         expected = {
-            (state, event): to
+            state: {
+                event: to for event, to in zip(GATEWAY_EVENTS, moves, strict=True) if to is not None
+            }
             for state, moves in GATEWAY_MOVES.items()
-            for event, to in zip(GATEWAY_EVENTS, moves, strict=True)
-            if to is not None
         }
         assert expected == GatewayState.TRANSITIONS
 

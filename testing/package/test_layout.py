@@ -41,6 +41,7 @@ FLOORS = {
     "_calls": 2,
     "_ends": 2,
     "_forkserver": 2,
+    "_imports": 2,
     "_ship": 2,
     "_speclists": 1,
     "_specs": 2,

@@ -1,0 +1,1 @@
+"""Imports that travel: modules of the coordinator that workers import as source."""

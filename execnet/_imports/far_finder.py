@@ -1,0 +1,485 @@
+"""Finds in a worker what the coordinator forwards, and asks for it where it has not come yet.
+
+It decides alone which names it is asked about: those that were named, and after the first answer
+only modules that are there.  What it was sent stays in memory; nothing is written.  The stream
+brings answers, so whoever waits for one may have to read that: see ``Tap``.  ``tell`` acts on what
+the coordinator says by itself.  Start at ``Finder.find_spec``.
+
+This file is shipped; it keeps to what Python 2.7 and today's Python both accept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+
+from ..gateway_base import (
+    PY2,
+    Message,
+    _marked_as_utf8,
+    dumps_internal,
+    loads_internal,
+)
+from .far_files import Resources
+from .far_tap import Tap
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    Known = tuple[str, Any, Any, Any]  # "package" or "", file, source, why it can't be imported
+
+PLACE = "<execnet>"  # in front of what stands for the folder of a package here
+INSTALL = "xdeploy installs it"
+_IMPORTS = "_find_and_load_unlocked"  # an import statement goes through it, ``util.find_spec`` not
+_not_found: Any = ImportError if PY2 else __import__("builtins").__dict__.get("ModuleNotFoundError")
+
+
+def _error(text: str, name: str, kind: Any = ImportError) -> Any:
+    return kind(text) if PY2 else kind(text, name=name)
+
+
+def tell(gateway: Any, told: Any) -> None:
+    """Do what the coordinator says; in the receiver thread, before what it sends after that."""
+    finder = getattr(gateway, "_finder", None)
+    if finder is None:
+        finder = gateway._finder = Finder(gateway)
+    getattr(finder, "on_" + told[0])(*told[1:])
+
+
+class Finder(object):
+    """Stands in front of ``sys.path`` for names that the coordinator forwards.
+
+    ``_lock`` guards what has come.  Any thread may import; each request has a number.
+    """
+
+    def __init__(self, gateway: Any) -> None:
+        self._gateway = gateway
+        self._pid = os.getpid()  # a forked process has no stream of its own
+        self.tap = Tap(gateway)
+        self._lock = gateway.execmodel.Lock()
+        self._numbers = itertools.count(1)
+        self._prefixes: list[str] = []  # what comes from the coordinator, with all below
+        self._reserve: list[str] = []  # what does where there is none here; "*" for any
+        self._names: dict[str, int] = {}  # modules that are there, and whether they are packages
+        self._listed: set[str] = set()  # prefixes of which all names have come
+        self._modules: dict[str, Known] = {}
+        self._answered: set[int] = set()
+        self._data: dict[int, Any] = {}
+        self._absent: set[str] = set()
+        self.loaded: set[str] = set()
+        self._has_zlib = _has_zlib()
+        self._last = _Last(self)
+        # After the one that finds the standard library for our own code.
+        finders: list[Any] = sys.meta_path
+        finders.insert(int(bool(finders) and hasattr(finders[0], "places")), self)
+        if not PY2:
+            finders.append(self._last)
+        sys.path_hooks.insert(0, self._below)
+        self._before_close = gateway.before_close
+        gateway.before_close = self._leave
+
+    def _leave(self) -> None:
+        """Leave the interpreter as it was: it may be a server's, which goes on."""
+        for places, own in [(sys.meta_path, self), (sys.meta_path, self._last)]:
+            if own in places:
+                places.remove(own)
+        if self._below in sys.path_hooks:
+            sys.path_hooks.remove(self._below)
+        for place in [place for place in sys.path_importer_cache if place.startswith(PLACE)]:
+            del sys.path_importer_cache[place]
+        self._forget_loaded()
+        self._before_close()
+
+    # what the coordinator says
+
+    def on_forward(self, names: dict[str, int], prefixes: list[str], reserve: list[str]) -> None:
+        """More is forwarded from now on; names: some that are there, as in ``_names``."""
+        self._names.update(names)
+        for one in prefixes:
+            if not is_of_library(one.partition(".")[0]):
+                self._prefixes.append(one)
+        self._reserve += reserve
+        self._absent.clear()
+
+    def on_reload(self, names: dict[str, int], changed: list[str]) -> None:
+        """Forget modules whose source has changed, and import all that are forwarded anew."""
+        with self._lock:
+            for name in changed:
+                self._modules.pop(name, None)
+            self._listed.clear()
+            self._names = dict(names)
+            self._absent.clear()
+        if changed:
+            self._forget_loaded()
+
+    def _forget_loaded(self) -> None:
+        for name in list(self.loaded):
+            self.loaded.discard(name)
+            sys.modules.pop(name, None)
+
+    # finding
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Return where a module is, if it is forwarded; None for all others."""
+        if not self._is_forwarded(name):
+            return None
+        spec = self.spec_of(name)
+        if spec is not None:
+            return spec
+        parent = self._modules.get(name.rpartition(".")[0])
+        if parent is not None and parent[1] and sys._getframe(2).f_code.co_name == _IMPORTS:
+            text = "No module named %r: it was looked for at the coordinator, in the package %s"
+            raise _error(text % (name, parent[1]), name, _not_found)
+        return None
+
+    def find_module(self, name: str, path: Any = None) -> Any:
+        """As ``find_spec``, for Python 2."""
+        reserved = not self._is_forwarded(name)
+        if reserved and not (self.is_reserve(name) and _is_absent_here(name, path)):
+            return None
+        loader = Loader(self, name)
+        try:
+            if self.get(name) is None:
+                return None
+        except ImportError as exc:  # which Python 2 takes for "not here", unless a loader raises it
+            loader._known = "", None, None, str(exc)
+        return loader
+
+    def _is_forwarded(self, name: str) -> bool:
+        parent = name.rpartition(".")[0]
+        if name in self._prefixes or parent in self.loaded:
+            return True
+        if parent and parent in sys.modules:
+            return False  # it was imported from elsewhere, before
+        above, below = (name + ".").startswith, name + "."
+        return any(above(one + ".") or one.startswith(below) for one in self._prefixes)
+
+    def is_reserve(self, name: str) -> bool:
+        """Whether a module is asked for where there is none here."""
+        top = name.partition(".")[0]
+        if not self._reserve or name in self._absent or is_of_library(top):
+            return False
+        parent = name.rpartition(".")[0]
+        if parent and parent not in self.loaded:
+            return False
+        return "*" in self._reserve or top in self._reserve
+
+    def get(self, name: str) -> Known | None:
+        """Return what is known of a module, and ask for it if that is nothing; None: absent."""
+        self._take_in()
+        known = self._modules.get(name)
+        if known is None and not self._is_known_absent(name):
+            number = self.ask("module", name)
+            self._wait(number, name)
+            known = self._modules.get(name)
+            if known is None:
+                self._absent.add(name)
+        return known
+
+    def _is_known_absent(self, name: str) -> bool:
+        if name in self._names:
+            return False
+        if name in self._absent:
+            return True
+        return any(name == one or name.startswith(one + ".") for one in self._listed)
+
+    def ask(self, kind: str, name: str, place: str = "") -> int:
+        """Send a request and return its number."""
+        if os.getpid() != self._pid:
+            raise _error("%s has not come before this process was forked" % name, name)
+        number: int = next(self._numbers)
+        data = dumps_internal((kind, name, place, self._has_zlib))
+        try:
+            self._gateway._send(Message.IMPORT, number, data)
+        except EnvironmentError as exc:
+            raise _error("%s can't be asked for: %s" % (name, exc), name)
+        return number
+
+    def _wait(self, number: int, name: str) -> None:
+        def is_done() -> bool:
+            self._take_in()
+            return number in self._answered
+
+        self.tap.wait(is_done)
+        if not is_done():
+            raise _error("%s did not come: the coordinator has gone" % name, name)
+
+    def _take_in(self) -> None:
+        """Unpack the answers that have come."""
+        answers = self.tap.answers
+        while answers:
+            with self._lock:
+                if answers:
+                    number, payload = answers[0]
+                    if payload[:1] == b"z":
+                        payload = b"p" + __import__("zlib").decompress(payload[1:])
+                    kind, answer = loads_internal(payload[1:], None, (True, True))
+                    if kind == "modules":
+                        self._take_modules(*answer)
+                    else:
+                        self._data[number] = answer
+                    self._answered.add(number)
+                    del answers[0]
+
+    def _take_modules(self, names: Any, listed: Any, modules: Any) -> None:
+        self._names.update(names)
+        self._listed.update(listed)
+        for name, package, file_name, source, refusal in modules:
+            self._modules[name] = package, file_name, source, refusal
+
+    def data(self, kind: str, name: str, place: str) -> Any:
+        """Return the bytes of a file of a package, or what is in a folder of it."""
+        number = self.ask(kind, name, place)
+        self._wait(number, name)
+        error, answer = self._data.pop(number)
+        if error:
+            raise (IOError if PY2 else __import__("builtins").FileNotFoundError)(2, error, place)
+        return answer
+
+    def compiles_there(self, name: str) -> bool:
+        """Whether the coordinator's own Python takes the source of a module."""
+        number = self.ask("syntax", name)
+        self._wait(number, name)
+        return bool(self._data.pop(number)[1])
+
+    def spec_of(self, name: str) -> Any:
+        """Return the spec of a module; None where there is none.
+
+        It need not have come: CPython lets nobody else begin an import while a finder waits.
+        """
+        if name in self._names:
+            is_package = self._names[name]
+        else:
+            known = self.get(name)
+            if known is None:
+                return None
+            is_package = bool(known[0])
+        spec_class: Any = type(sys.__spec__)
+        return spec_class(name, Loader(self, name), is_package=bool(is_package))
+
+    def path_of(self, name: str) -> list[str]:
+        """Return the path of a package: what stands for it, and what a namespace has here."""
+        path = [PLACE + name]
+        _, _, source, refusal = self._modules[name]
+        if source is None and not refusal and not PY2:
+            find = sys.modules["_frozen_importlib_external"].PathFinder.find_spec
+            parent = sys.modules.get(name.rpartition(".")[0])
+            here = find(name, parent and [p for p in parent.__path__ if not p.startswith(PLACE)])
+            if here is not None and here.origin in (None, "namespace"):
+                path += here.submodule_search_locations or ()
+        return path
+
+    def names_below(self, name: str) -> list[tuple[str, int]]:
+        """Return the modules of a package."""
+        self.get(name)
+        start = len(name) + 1
+        inside = [one for one in list(self._names) if one.startswith(name + ".")]
+        return [(one[start:], self._names[one]) for one in sorted(inside) if "." not in one[start:]]
+
+    def _below(self, place: str) -> Any:
+        """Return what ``pkgutil`` asks about an entry of a path; ImportError for others'."""
+        if type(place) is not str or not place.startswith(PLACE):
+            raise ImportError(place)
+        return _Below(self, place[len(PLACE) :])
+
+
+class _Last(object):
+    """Comes after all others: asks for what may be forwarded, or says why there is nothing."""
+
+    def __init__(self, finder: Finder) -> None:
+        self._finder = finder
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        finder = self._finder
+        if finder.is_reserve(name):
+            spec = finder.spec_of(name)
+            if spec is not None:
+                return spec
+        top = name.partition(".")[0]
+        if sys.meta_path[-1:] != [self] or sys._getframe(2).f_code.co_name != _IMPORTS:
+            return None  # there may be one for it after this
+        if top != name or is_of_library(top):
+            return None
+        raise _error(_text_of_missing(finder, name), name, _not_found)
+
+
+def _text_of_missing(finder: Finder, name: str) -> str:
+    text = "No module named %r in Python %d.%d of %s, nor among what the coordinator forwards (%s)"
+    names = ", ".join(finder._prefixes + finder._reserve) or "nothing"
+    version = sys.version_info[:2]
+    text %= (name,) + version + (finder._gateway.id, names)
+    return text + ": forward_imports(allow=[%r]) has it sent, %s" % (name, INSTALL)
+
+
+def _has_zlib() -> bool:
+    try:
+        __import__("zlib")
+    except ImportError:
+        return False
+    return True
+
+
+def is_of_library(top: str) -> bool:
+    """Whether this Python has a module of that name in its standard library."""
+    names: Any = getattr(sys, "stdlib_module_names", None)
+    if names is not None:
+        return top in names
+    if top in sys.builtin_module_names:
+        return True
+    home = os.path.dirname(os.__file__)
+    folders = [home] + [p for p in sys.path if os.path.basename(p) in ("lib-dynload", "DLLs")]
+    for folder in folders:
+        package = os.path.join(folder, top)
+        if os.path.isfile(package + ".py") or os.path.isfile(os.path.join(package, "__init__.py")):
+            return True
+        there = os.listdir(folder) if folder != home and os.path.isdir(folder) else []
+        if top in [found.partition(".")[0] for found in there]:
+            return True
+    return False
+
+
+def _is_absent_here(name: str, path: Any) -> bool:
+    """Whether this Python 2 finds nothing of that name by itself."""
+    imp = __import__("imp")
+    try:
+        found = imp.find_module(name.rpartition(".")[2], path)
+    except ImportError:
+        return True
+    if found[0] is not None:
+        found[0].close()
+    return False
+
+
+class Loader(object):
+    """Makes a module of what has come, or comes when it is needed."""
+
+    def __init__(self, finder: Finder, name: str) -> None:
+        self._finder = finder
+        self._name = name
+        self._known: Known | None = None
+
+    def _get(self) -> Known:
+        if self._known is None:
+            self._known = self._finder.get(self._name)
+        if self._known is None:
+            raise _error("No module named %r: it has gone" % self._name, self._name, _not_found)
+        return self._known
+
+    _package = property(lambda self: self._get()[0])
+    _file = property(lambda self: self._get()[1])
+    _source = property(lambda self: self._get()[2])
+    _refusal = property(lambda self: self._get()[3])
+
+    def create_module(self, spec: Any) -> Any:
+        """Say where it is, and have the import system make it."""
+        spec.origin = self._file
+        spec.has_location = self._source is not None
+        if self._package:
+            spec.submodule_search_locations[:] = self._finder.path_of(self._name)
+
+    def exec_module(self, module: Any) -> None:
+        """Execute the source."""
+        if self._refusal:
+            raise _error(self._refusal, self._name)
+        self._finder.loaded.add(self._name)
+        code = self.get_code(self._name)
+        if code is not None:
+            exec(code, module.__dict__)
+
+    def load_module(self, name: str) -> Any:
+        """Make and execute a module; for Python 2."""
+        if name in sys.modules:
+            module = sys.modules[name]
+        else:
+            module = sys.modules[name] = type(sys)(name)
+        module.__file__ = self._file or "%s%s" % (PLACE, name)
+        module.__loader__ = self
+        module.__package__ = name.rpartition(".")[0]
+        if self._package:
+            module.__path__ = self._finder.path_of(name)
+            module.__package__ = name
+        try:
+            self.exec_module(module)
+        except ImportError as exc:
+            sys.modules.pop(name, None)
+            missing = str(exc).rpartition("No module named ")[2]
+            if missing and str(exc) == "No module named " + missing and "." not in missing:
+                exc.args = (_text_of_missing(self._finder, missing),)
+            raise
+        except:
+            sys.modules.pop(name, None)
+            raise
+        return sys.modules[name]
+
+    def get_code(self, name: str) -> Any:
+        """Return the compiled source; None for a namespace."""
+        if self._source is None:
+            return None
+        source: Any = self._source
+        if PY2:
+            source = _marked_as_utf8(source)
+        try:
+            return compile(source, self._file or "<%s>" % name, "exec", 0, True)
+        except SyntaxError as exc:
+            if not self._finder.compiles_there(name):
+                raise
+            text = "%s, %s at the coordinator, is for another Python than %d.%d of %s: line %s: %s"
+            place = name, self._file, sys.version_info[0], sys.version_info[1]
+            where = self._finder._gateway.id, exc.lineno, exc.msg
+            raise _error(text % (place + where), name)
+
+    def get_source(self, name: str) -> Any:
+        """Return the source as text; for tracebacks and ``inspect``."""
+        if self._source is None:
+            return None
+        if PY2:
+            return self._source
+        return __import__("importlib.util").util.decode_source(self._source)
+
+    def is_package(self, name: str) -> bool:
+        """Whether it is a package."""
+        return bool(self._package)
+
+    def get_filename(self, name: str) -> str:
+        """Return the name of the file that it has at the coordinator."""
+        if not self._file:
+            raise _error("%s has no file" % name, name)
+        return str(self._file)
+
+    def get_data(self, path: str) -> bytes:
+        """Return the bytes of a file of the package, named by where it would be; OSError."""
+        folder = os.path.dirname(self._file or "")
+        if not path.startswith(folder):
+            raise IOError(2, "no file of package %s" % self._name, path)
+        data: bytes = self.data("file", path[len(folder) :].replace(os.sep, "/").strip("/"))
+        return data
+
+    def data(self, kind: str, place: str) -> Any:
+        """Ask for a file of the package, or for what is in a folder of it; OSError."""
+        name = self._name if self._package else self._name.rpartition(".")[0]
+        return self._finder.data(kind, name, place)
+
+    def get_resource_reader(self, name: str) -> Any:
+        """Return what ``importlib.resources`` reads with; None for a module."""
+        return Resources(self) if self._package and self._source is not None else None
+
+
+class _Below(object):
+    """Tells ``pkgutil`` what is below a package, as an entry of its path."""
+
+    def __init__(self, finder: Finder, name: str) -> None:
+        self._finder = finder
+        self._name = name
+
+    def iter_modules(self, prefix: str = "") -> Iterator[tuple[str, bool]]:
+        for name, package in self._finder.names_below(self._name):
+            yield prefix + name, bool(package)
+
+    def find_spec(self, name: str, target: Any = None) -> Any:
+        return None  # ``Finder`` was asked before
+
+    def find_module(self, name: str) -> Any:
+        return None

@@ -1,0 +1,165 @@
+"""Reads a worker's stream for threads that wait for an answer, beside the receiver thread.
+
+This file is shipped; it keeps to what Python 2.7 and today's Python both accept.  Start at
+``Tap.wait``.
+"""
+
+from __future__ import annotations
+
+from ..gateway_base import _HEADER, Message, _import
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable
+    from typing import Any
+if not TYPE_CHECKING:
+    deque = __import__("_collections").deque  # without the rest of ``collections``
+
+
+class Tap(object):
+    """Reads the worker's stream for whoever waits for an answer, and looks what is in it.
+
+    One thread at a time reads: the receiver thread, unless that runs user's code (a callback may
+    wait for the very import that waits here).  What was read is in ``_ready``, for the receiver
+    thread.  While a finder waits, CPython lets no other thread begin an import, so whoever reads
+    must not import anything.
+
+    Whoever finds that another one reads waits in an inbox of its own; each chunk that was read
+    wakes all of those up.  An interrupt may come anywhere in a thread that waits, so a read and the
+    append are one step, and so is the note of how far was looked.
+    """
+
+    def __init__(self, gateway: Any) -> None:
+        self._gateway = gateway
+        self._next_data = gateway._next_data
+        self._read: Any = getattr(gateway._io, "_read", gateway._io.read_some)
+        self._lock = gateway.execmodel.Lock()  # held by the thread that reads
+        # What was read, each alone in a tuple, which makes it one that no other is.
+        self._unseen: list[tuple[bytes]] = []
+        self._ready: deque[tuple[bytes]] = deque()
+        # What was looked at last; how many bytes are no concern of ours in the next ones; or else
+        # a frame that is not whole yet, and how many bytes of it there must be.
+        self._seen: tuple[Any, int, tuple[bytes, ...], int] = (None, 0, (), 0)
+        self._inbox = gateway.execmodel.inbox()  # the receiver thread's
+        self._waiting: dict[object, Any] = {}  # inboxes
+        self.answers: list[tuple[int, bytes]] = []  # (number of the request, payload)
+        self.ended = False
+        # The receiver thread is at work on these, which begin with a header, and which have no
+        # answers yet; it comes for more after the last whole frame.
+        self._look((b"".join(gateway._decoder._chunks),))
+        gateway._next_data = self.next_data
+        self._load_while_idle = gateway._load_while_idle
+        gateway._load_while_idle = int  # it would be called by the one that reads
+        for name in ("select", "_socket", "errno"):
+            _import(name)
+
+    def next_data(self, limit: int, decoder: Any) -> bytes:
+        """Return the next chunk; in the receiver thread, in place of the gateway's own."""
+        while not self._ready:
+            if self._gateway._to_load and not self._waiting:
+                self._load_while_idle()
+            if not self._read_one(self._has_ready, (limit, decoder)):
+                self._waiting[self] = self._inbox  # before it looks again
+                try:
+                    if not (self._ready or self._read_one(self._has_ready, (limit, decoder))):
+                        self._inbox.get()
+                finally:
+                    del self._waiting[self]
+        return self._ready.popleft()[0]
+
+    def _has_ready(self) -> bool:
+        return bool(self._ready)
+
+    def wait(self, is_done: Callable[[], bool]) -> None:
+        """Wait until that is so, or the stream has ended; reads it where nobody else does."""
+        gateway = self._gateway
+        direct = gateway._channelfactory.direct
+        me, inbox = object(), gateway.execmodel.inbox()
+        self._waiting[me] = inbox
+        if direct is not None:
+            direct.waiting[me] = _Empty  # so that the receiver thread keeps the stream
+            direct.take_back()
+        try:
+            while not (is_done() or self.ended):
+                if not self._read_one(is_done, None):
+                    inbox.get()
+        finally:
+            del self._waiting[me]
+            if direct is not None:
+                del direct.waiting[me]
+
+    def _read_one(self, is_done: Callable[[], bool], how: tuple[int, Any] | None) -> bool:
+        """Read a chunk and look at it, unless another thread is at it; whether that was done.
+
+        is_done: whether there is nothing to wait for, as another thread has just read it.  how: the
+        arguments of the gateway's own function, in the receiver thread.
+        """
+        (taken,) = map(self._lock.acquire, (False,))  # doc/interrupts.rst, "Locks"
+        try:
+            if not taken or self._look_at_all() or is_done():
+                pass
+            elif how is not None:
+                self._unseen.append((self._next_data(*how),))
+                self._look_at_all()
+            elif not self.ended:
+                direct = self._gateway._channelfactory.direct
+                if direct is not None and direct.chunks:
+                    self._unseen += zip(map(direct.chunks.pop, (0,)))
+                else:
+                    self._gateway._heard += 1
+                    self._unseen += zip(map(self._read, (65536,)))  # one step
+                self._look_at_all()
+        except (EnvironmentError, EOFError, ValueError):
+            self.ended = True
+            if how is not None:
+                raise
+        finally:
+            if taken:
+                self._lock.release()
+                for inbox in list(self._waiting.values()):
+                    inbox.put(None)
+        return bool(taken)
+
+    def _look_at_all(self) -> bool:
+        """Look at what was read, and have it taken; whether there was anything."""
+        found = bool(self._unseen)
+        while self._unseen:
+            if self._seen[0] is not self._unseen[0]:
+                self._look(self._unseen[0])
+            self._ready += map(self._unseen.pop, (0,))
+        return found
+
+    def _look(self, entry: tuple[bytes]) -> None:
+        """Find the answers in what was read; after an interrupt it is looked at once more."""
+        last, skip, held, need = self._seen
+        data = entry[0]
+        self.ended |= not (data or last is None)
+        if held:
+            held += (data,)
+            if sum(map(len, held)) < need:
+                self._seen = entry, 0, held, need
+                return
+            data = b"".join(held)
+        start, need = min(skip, len(data)), 0
+        skip -= start
+        while start < len(data):
+            need = _HEADER.size
+            if start + need > len(data):
+                break
+            code, id, size = _HEADER.unpack_from(data, start)
+            end = start + need + size
+            if code == Message.SOURCES and id:
+                if end > len(data):
+                    need += size
+                    break
+                self.answers.append((id, data[start + need : end]))
+            start = min(end, len(data))
+            skip = end - start
+        self._seen = entry, skip, (data[start:],) if start < len(data) else (), need
+
+
+class _Empty(object):
+    """Stands for an inbox that waits, to those who read directly."""
+
+    empty = staticmethod(lambda: True)

@@ -1,0 +1,362 @@
+"""Answers a worker that asks for modules: with the source of what was allowed, and nothing else.
+
+Requests come in the gateway's receiver thread and are answered in a thread that is there while
+there are some, so no callback, and no other worker, has to wait for it.  What finds and reads
+modules is in ``library``.  Start at ``Forwarding``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import zlib
+from functools import partial
+
+from .._ship import parts
+from ..gateway_base import (
+    LoadError,
+    Message,
+    ProtocolError,
+    dumps_internal,
+    loads_internal,
+    new_lock,
+)
+from .library import (
+    Library,
+    Module,
+    Rules,
+    check_names,
+    closure,
+    compiles,
+    main_folder,
+    names_of_folder,
+    with_parents,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+PART = "_imports.far_finder"
+PACKED_MAX = 1 << 20  # bytes of one answer, unless a single module has more
+RAW_MAX = 4 * PACKED_MAX  # about so many bytes may become as few as that
+WAITING_MAX = 1000  # requests of one worker
+DATA_MAX = 64 << 20  # bytes of a file
+KINDS = "module", "file", "folder", "syntax"
+
+
+class Forwarding:
+    """What one worker may ask for, and what it was sent.
+
+    ``on_request`` runs in the receiver thread.  ``_lock`` guards the requests; ``_sending`` is
+    held while something is sent, so that the worker gets it in the order of its being true.
+    """
+
+    def __init__(self, gateway: Any, library: Library) -> None:
+        self._gateway: Any = gateway
+        self.library = library
+        self._rules = Rules()
+        self._lock = new_lock()
+        self._sending = gateway.execmodel.Lock()
+        self._requests: list[tuple[int, Any]] = []
+        self._is_answering = False
+        self._part_sent = False
+        self._sent: dict[str, bytes] = {}  # the digests of modules
+        self._listed: set[str] = set()  # what the worker knows all names below
+        self._asked_in: set[str] = set()  # tops of which it asked for something
+
+    def allow(
+        self, names: Iterable[str], allow: Iterable[str] = (), deny: Iterable[str] = ()
+    ) -> None:
+        """Have more forwarded, or less; errors as ``Gateway.forward_imports``."""
+        names = check_names(names, "forward_imports", False)
+        allow = check_names(allow, "allow", True)
+        deny = check_names(deny, "deny", True)
+        check_found(self.library, names)
+        with self._sending:
+            rules = self._rules
+            rules.names += [name for name in names if name not in rules.names]
+            rules.allow += [name for name in allow if name not in rules.allow]
+            rules.deny += [name for name in deny if name not in rules.deny]
+            tops = [name.partition(".")[0] for name in allow]
+            reserve = ["*" if "*" in top else top for top in tops]
+            self._tell("forward", self._kinds(), names, reserve)
+
+    def reload(self) -> list[str]:
+        """Tell the worker which modules have changed since they were sent; return their names."""
+        with self._sending:
+            changed = []
+            for name, digest in self._sent.items():
+                module = self.library.find(name)
+                if module is None or module.digest != digest:
+                    changed.append(name)
+            for name in changed:
+                del self._sent[name]
+            self._listed.clear()
+            self._tell("reload", self._kinds(), changed)
+        return sorted(changed)
+
+    def _kinds(self) -> dict[str, bool]:
+        """Return whether what was named, and what that is in, are packages."""
+        names = {one for name in self._rules.names for one in with_parents(name)}
+        found = [self._find(name) for name in sorted(names)]
+        return {one.name: one.locations is not None for one in found if one is not None}
+
+    def _tell(self, *told: object) -> None:
+        gateway = self._gateway
+        sent = [(PART, None, None)] if self._part_sent else parts.sent_parts(gateway, PART)
+        gateway._send(Message.SOURCES, 0, dumps_internal((sent, told)))
+        self._part_sent = True
+
+    # requests
+
+    def on_request(self, message: Message) -> None:
+        """Note a request; ``ProtocolError`` for what no honest worker asks."""
+        try:
+            kind, name, place, has_zlib = loads_internal(message.data, None, (True, True))
+            texts = all(type(one) is str and len(one) < 1000 for one in (kind, name, place))
+            if not texts or kind not in KINDS:
+                raise ValueError("no such request")
+        except (ValueError, TypeError, LoadError) as exc:
+            raise ProtocolError(f"a worker asked for no module: {exc}") from None
+        with self._lock:
+            if len(self._requests) >= WAITING_MAX:
+                raise ProtocolError(f"a worker asked for more than {WAITING_MAX} modules at once")
+            self._requests.append((message.channelid, (kind, name, place, bool(has_zlib))))
+            starts, self._is_answering = not self._is_answering, True
+        if starts:
+            gateway = self._gateway
+            try:
+                gateway.execmodel.start(self._answer_all, (), f"execnet-imports-{gateway.id}")
+            except RuntimeError:  # there can be no more threads
+                self._is_answering = False
+                number = message.channelid
+                told = self._pack(("modules", ([], [], [(name, "", None, None, NO_THREAD)])), False)
+                gateway._post(Message.SOURCES, number, told)
+
+    def _answer_all(self) -> None:
+        while True:
+            with self._lock:
+                if not self._requests:
+                    self._is_answering = False
+                    return
+                number, request = self._requests.pop(0)
+            try:
+                with self._sending:
+                    for payload in self._answers(*request):
+                        self._gateway._send(Message.SOURCES, number, payload)
+            except OSError:  # the gateway has ended
+                with self._lock:
+                    self._requests.clear()
+
+    def _answers(self, kind: str, name: str, place: str, has_zlib: bool) -> Iterable[bytes]:
+        packs = has_zlib and bool(self._gateway.settings.is_over_network)
+        try:
+            if kind == "module":
+                yield from self._answer_module(name, packs)
+            elif kind == "syntax":
+                module = self._find(name)
+                well = module is not None and compiles(module.source or b"")
+                yield self._pack(("data", ("", well)), packs)
+            else:
+                yield self._pack(("data", self._read(kind, name, place)), packs)
+        except OSError:
+            raise
+        except Exception as exc:  # whatever it is, somebody waits for an answer
+            text = f"{name} could not be read at the coordinator: {exc!r}"
+            if kind == "module":
+                answer: Any = "modules", ([], [], [(name, "", None, None, text)])
+            else:
+                answer = "data", (text, None)
+            yield self._pack(answer, packs)
+
+    def _pack(self, answer: object, packs: bool) -> bytes:
+        data = dumps_internal(answer)
+        return b"z" + zlib.compress(data, 6) if packs else b"p" + data
+
+    def _find(self, name: str) -> Module | None:
+        return self.library.find(name) if self._rules.may_leave(name) else None
+
+    # modules
+
+    def _answer_module(self, name: str, packs: bool) -> Iterable[bytes]:
+        """Yield answers: what a module needs; for another one of its package, all of that."""
+        top = name.partition(".")[0]
+        names, listed = self._new_names(name)
+        wanted = {one.name: one for one in closure(self.library, name, self._rules.may_leave)}
+        if wanted and top in self._asked_in:
+            below = (self._find(one) for one in self.library.names_below(top))
+            wanted.update((one.name, one) for one in below if one is not None)
+        found = [one for one in wanted.values() if self._sent.get(one.name) != one.digest]
+        if wanted:
+            self._asked_in.add(top)
+        while True:
+            part: list[Module] = []
+            size = 0
+            while found and (not part or size < RAW_MAX):
+                part.append(found.pop(0))
+                size += len(part[-1].source or b"")
+            payload, part = self._packed(names, listed, part, found, packs)
+            for module in part:
+                self._sent[module.name] = module.digest
+            yield payload
+            self._listed.update(listed)
+            names, listed = {}, []
+            if not found:
+                return
+
+    def _packed(
+        self,
+        names: dict[str, bool],
+        listed: list[str],
+        part: list[Module],
+        found: list[Module],
+        packs: bool,
+    ) -> tuple[bytes, list[Module]]:
+        """Return an answer of at most ``PACKED_MAX`` bytes, and what is in it of ``part``."""
+        is_python2 = self._gateway.handshake.hello["version_info"][0] == 2
+        while True:
+            rows = [_row(module, is_python2) for module in part]
+            digests = tuple(module.digest for module in part)
+            key = (tuple(names), tuple(listed), digests, is_python2, packs)
+            answer = "modules", (names, listed, rows)
+            payload = self.library.packed(key, partial(self._pack, answer, packs))
+            if len(payload) <= PACKED_MAX or len(part) < 2:
+                return payload, part
+            half = len(part) // 2
+            found[:0] = part[half:]
+            part = part[:half]
+
+    def _new_names(self, name: str) -> tuple[dict[str, bool], list[str]]:
+        """Return the names that the worker is not asked about any more: of the whole package."""
+        prefixes = [*self._rules.names, name.partition(".")[0]]
+        for one in prefixes:
+            is_new = one not in self._listed and (name == one or name.startswith(f"{one}."))
+            if is_new and self._find(one) is not None:
+                names = self.library.names_below(one).items()
+                may_leave = self._rules.may_leave
+                return {one: package for one, package in names if may_leave(one)}, [one]
+        return {}, []
+
+    # files of packages
+
+    def _read(self, kind: str, name: str, place: str) -> tuple[str, Any]:
+        """Return ("", what was asked for) or (why not, None)."""
+        module = self._find(name)
+        segments = place.split("/") if place else []
+        text = f"no such file of package {name}, or none that is sent"
+        if module is None or module.locations is None or module.file is None:
+            return text, None
+        if any(not _may_be_sent(segment) for segment in segments):
+            return text, None
+        dotted = ".".join([name, *segments])
+        if self._rules.is_denied_file(dotted) or self._rules.is_denied_file(
+            dotted.removesuffix(".py")
+        ):
+            return text, None
+        folder = os.path.dirname(module.file)
+        try:
+            if not os.path.isdir(folder):
+                return "", self._from_loader(module, folder, segments, kind)
+            path = _below(folder, segments)
+            if kind == "folder":
+                return "", self._list(path, dotted)
+            return "", _content(path)
+        except (OSError, AttributeError) as exc:
+            return f"{text}: {getattr(exc, 'strerror', None) or exc}", None
+
+    def _list(self, path: str, dotted: str) -> list[tuple[str, bool]]:
+        found = []
+        with os.scandir(path) as entries:
+            for entry in entries:
+                inner = f"{dotted}.{entry.name}"
+                denied = self._rules.is_denied_file(inner) or self._rules.is_denied_file(
+                    inner.removesuffix(".py")
+                )
+                if _may_be_sent(entry.name) and not entry.is_symlink() and not denied:
+                    found.append((entry.name, entry.is_dir()))
+        return sorted(found)
+
+    def _from_loader(self, module: Module, folder: str, segments: list[str], kind: str) -> Any:
+        """Read from what is no folder, a zip for one."""
+        if kind == "file":
+            data = module.loader.get_data(os.path.join(folder, *segments))
+            return data if isinstance(data, bytes) else bytes(data)
+        entry = module.loader.get_resource_reader(module.name).files()
+        for segment in segments:
+            entry = entry / segment
+        dotted = ".".join([module.name, *segments])
+        found = [(one.name, one.is_dir()) for one in entry.iterdir()]
+        return sorted(
+            (name, is_folder)
+            for name, is_folder in found
+            if _may_be_sent(name)
+            and not self._rules.is_denied_file(f"{dotted}.{name}".removesuffix(".py"))
+        )
+
+
+NO_THREAD = "the coordinator could not start a thread to send it"
+
+
+def _row(module: Module, is_python2: bool) -> tuple[Any, ...]:
+    source, refusal = module.for_python2() if is_python2 else (module.source, "")
+    package = "package" if module.locations is not None else ""
+    return module.name, package, module.file, source, module.refusal or refusal
+
+
+def _may_be_sent(segment: str) -> bool:
+    """Whether a part of a path is neither hidden, nor bytecode, nor leads elsewhere."""
+    is_plain = bool(segment) and not segment.startswith(".") and not set(segment) & set("\\/:\0")
+    return is_plain and segment.casefold() != "__pycache__" and not segment.endswith(".pyc")
+
+
+def _below(folder: str, segments: list[str]) -> str:
+    """Return a path below a folder; OSError where a link is on the way."""
+    for segment in segments:
+        folder = os.path.join(folder, segment)
+        if stat.S_ISLNK(os.lstat(folder).st_mode):
+            raise OSError("a link leads there")
+    return folder
+
+
+def _content(path: str) -> bytes:
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise OSError("it is no file")
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
+        if os.fstat(file.fileno()).st_size > DATA_MAX:
+            raise OSError(f"it has more than {DATA_MAX >> 20} MiB, so send it with execnet.RSync")
+        return file.read(DATA_MAX + 1)
+
+
+def check_found(library: Library, names: Iterable[str]) -> None:
+    """Raise ValueError for a name that no module has here, or that is the library's."""
+    for name in names:
+        if name.partition(".")[0] in sys.stdlib_module_names:
+            raise ValueError(f"{name} is of the standard library, which is never forwarded")
+        if library.find(name) is None:
+            raise ValueError(f"there is no module {name} here, so it can't be forwarded")
+
+
+def names_in_spec(library: Library, settings: Any) -> list[str]:
+    """Return the names that ``imports=`` of a spec stands for; errors as above."""
+    names = settings.imports
+    if names is None:
+        return []
+    if not names:
+        return names_of_folder(library, main_folder())
+    try:
+        check_found(library, names)
+    except ValueError as exc:
+        raise ValueError(f"spec {settings.spec.shown()!r}: {exc}") from None
+    return list(names)
+
+
+def forwarding_of(gateway: Any, library: Library | None) -> Forwarding:
+    """Return what forwards modules to a worker; OSError for one that can't take any."""
+    features = gateway.handshake.hello.get("features", "")
+    if "imports" not in features.split():
+        raise OSError(f"the worker of {gateway.id} can't import what is forwarded")
+    return Forwarding(gateway, library or Library())
