@@ -60,6 +60,7 @@ PEERS = (
     Peer("mitogen", "mitogen", "mitogen==0.3.54"),
     Peer("rpyc", "rpyc", "rpyc==6.0.2"),
     Peer("multiprocessing", "multiprocessing"),
+    Peer("futures", "futures"),
     Peer("forkserver", "forkserver"),
     Peer("pipe", "pipe"),
     Peer("pipe-1m", "pipe1m"),
@@ -106,6 +107,17 @@ def _transport(how: str, title: str) -> Benchmark:
     families = ("execnet", "tcp" if how == "socket" else "mitogen")
     words = ("transport", (how,), "µs")
     return Benchmark(name, title, *words, tail=True, pinned=True, families=families)
+
+
+def _call(how: str, title: str) -> Benchmark:
+    without = ("execnet-2.1.2",)  # it knows no calls
+    return Benchmark(f"call-{how}", title, "call", (how,), "µs", tail=True, without=without)
+
+
+def _map(name: str, chunksize: int, title: str) -> Benchmark:
+    words = f"10,000 small calls on 4 workers, {title}"
+    without = ("execnet-2.1.2",)
+    return Benchmark(f"map-{name}", words, "map", (str(chunksize),), "ms", without=without)
 
 
 def _mixed(direction: str, pieces: str) -> Benchmark:
@@ -222,6 +234,11 @@ BENCHMARKS = (
     *_fresh("shared", "over a connection of ssh's that is there"),
     _round_trip("int", "an int"),
     _round_trip("nested", "a nested item of 2,400 values"),
+    _call("call", "a call of a function by its name"),
+    _call("submit", "the same, submitted and waited for"),
+    _call("channel", "the same items there and back over a channel"),
+    _map("single", 1, "one at a time"),
+    _map("chunks", 100, "in chunks of 100"),
     _transport("socket", "by TCP on loopback (socket=)"),
     _transport("via", "with a worker behind another (via=)"),
     *(_mixed(direction, pieces) for direction in _DIRECTIONS for pieces in ("items", "whole")),

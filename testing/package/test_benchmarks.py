@@ -86,9 +86,9 @@ def test_a_peer_that_is_not_installed_is_skipped_with_the_reason(tmp_path: Path)
 
 
 def test_every_program_of_the_standard_library_peers_and_ours_measures(tmp_path: Path) -> None:
-    peers = ("--peers", "multiprocessing,forkserver,pipe,pipe-1m")
+    peers = ("--peers", "multiprocessing,futures,forkserver,pipe,pipe-1m")
     starts = ("startup-first", "startup-one", "startup-threads")
-    others = ("import", "oneway-*-int", "bulk-*-64k", "dumps-nested")
+    others = ("import", "oneway-*-int", "bulk-*-64k", "dumps-nested", "call", "map")
     _, data = measure(tmp_path, *peers, "--runs", 1, *starts, *others)
     for benchmark in data["benchmarks"]:
         for row in benchmark["rows"]:

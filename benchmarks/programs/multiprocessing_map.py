@@ -1,0 +1,28 @@
+"""10,000 small calls by a ``multiprocessing.Pool`` of four, in milliseconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+from time import perf_counter
+
+from _measure import Result, Scaled, main
+
+
+def increased(number: int) -> int:
+    return number + 1
+
+
+def measure(scaled: Scaled, chunksize: str) -> Result:
+    numbers = range(scaled(10_000))
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        pool.map(increased, range(100))
+        start = perf_counter()
+        results = list(pool.imap(increased, numbers, chunksize=int(chunksize)))
+        taken_s = perf_counter() - start
+    if results != [number + 1 for number in numbers]:
+        raise ValueError("other results came back")
+    return {"samples": [1e3 * taken_s]}
+
+
+if __name__ == "__main__":
+    main(measure)
