@@ -16,7 +16,7 @@ from ._clock import monotonic
 from ._endpoint import Endpoint, endpoint_of
 from ._ends import fork
 from ._ends.admission import Admission, BoundedSizes
-from ._ends.death import describe_exit, shown, worker_died
+from ._ends.death import describe_exit, place_of, shown, worker_died
 from ._ends.handshake import Handshake
 from ._ends.last_words import LastWords, show
 from ._log import DEBUG, INFO, WARNING, note
@@ -487,6 +487,7 @@ class Gateway(Calling, BaseGateway):
             how = f"was given up: {self._silence}"
         elif words.reason:
             how = f"gave up, {describe_exit(self.exitcode)}: {words.reason}"
+        how = place_of(self._io.facts) + how
         stderr = "\n".join(filter(None, [self._io.stderr_tail(), trace.strip()]))
         return worker_died(self.id, self.spec, self.exitcode, how, stderr, self._last_asked)
 

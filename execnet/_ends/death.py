@@ -7,7 +7,8 @@ from ..gateway_base import WorkerDied, printable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import types
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
     from ..xspec import XSpec
 
@@ -31,6 +32,19 @@ def worker_died(
     died.signal = -exitcode if exitcode and exitcode < 0 else None
     died.id, died.spec, died.stderr, died.last_asked = id, spec.shown(), stderr, last_asked
     return died
+
+
+def place_of(facts: Mapping[str, Any]) -> str:
+    """Return in words where a worker was that has dialled in, "" for others."""
+    if not facts:
+        return ""
+    words = []
+    if facts["rank"] is not None:
+        job = f" job {facts['job']}" if facts["job"] else ""
+        words.append(f"rank {facts['rank']} of {facts['launcher']}{job}")
+    if facts["host"]:
+        words.append(f"on {facts['host']}")
+    return f"({', '.join(words)}) " if words else ""
 
 
 def shown(source: Source) -> str:

@@ -22,7 +22,7 @@ from interpreters import found
 from processes import is_gone
 from socketservers import read_to_end
 from test_socket_proof import relay_to
-from tools import BOUND_S, FORKING, clean_environment, missing, run_python, wait_until
+from tools import BOUND_S, FORKING, Resources, clean_environment, missing, run_python, wait_until
 from workers import ask
 
 import execnet
@@ -34,6 +34,7 @@ from execnet.script import socketserver
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the command is for a Unix shell")
 
 KEY = bytes(range(32))
+ROUNDS, AT_ONCE = "EXECNET_TEST_JOIN_ROUNDS", "EXECNET_TEST_JOINERS"  # 16 and 64 take long
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -255,6 +256,22 @@ def test_a_job_of_kubernetes_runs_the_command_as_often_as_was_asked_for(
     assert "no number of workers" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", range(int(os.environ.get(ROUNDS, "2"))))
+def test_many_at_once_leave_nothing_however_often_they_come(pem: str, number: int) -> None:
+    many = int(os.environ.get(AT_ONCE, "4"))
+    before = Resources.now()
+    group = Group()
+    group.listen("127.0.0.1:0", KEY, pem, count=many)
+    each = f'i=0; while [ $i -lt {many} ]; do PMI_RANK=$i "$@" & i=$((i+1)); done; wait'
+    group.launch(["sh", "-c", each, "sh"], python=sys.executable)
+    gateways = group.wait_for(many, 10 * BOUND_S)
+    pids = [gateway._rinfo().pid for gateway in gateways]
+    assert {gateway._rinfo().rank for gateway in gateways} == set(range(many))
+    group.terminate(timeout=BOUND_S)
+    wait_until(lambda: all(map(is_gone, pids)), BOUND_S)
+    before.assert_nothing_new()
+
+
 TWICE = 'for rank in 0 1; do PMI_RANK=$rank "$@" & done; wait'
 
 
@@ -411,10 +428,11 @@ class TestEnds:
     def test_of_a_worker_by_a_signal_is_told_on_both_sides(
         self, group: Group, ticket: str, start: Start
     ) -> None:
-        joiner = start(command(group))
+        joiner = start(command(group), PMI_RANK="4")
         (gateway,) = group.wait_for(1, BOUND_S)
         channel = gateway.remote_exec("import os; os.kill(os.getpid(), 9)")
-        with pytest.raises(WorkerDied, match="SIGKILL"):
+        place = rf"worker {gateway.id} \(rank 4 of MPI, on {socket.gethostname()}\) died"
+        with pytest.raises(WorkerDied, match=f"{place}, killed by SIGKILL"):
             channel.waitclose(BOUND_S)
         assert gateway.exitcode == -9
         assert ended(joiner)[0] == 128 + 9

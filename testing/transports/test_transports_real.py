@@ -190,7 +190,8 @@ class TestSlurm:
         (job,) = {info.job.partition(".")[0] for info in infos}
         subprocess.run(["scancel", job], check=True)
         for gateway, channel in zip(gateways, channels, strict=True):
-            with pytest.raises(WorkerDied, match="SIGTERM"):
+            rank = gateway._rinfo().rank
+            with pytest.raises(WorkerDied, match=rf"\(rank {rank} of Slurm job {job}.*SIGTERM"):
                 channel.receive(BOUND_S)
             assert gateway.exitcode == -signal.SIGTERM
 
