@@ -204,22 +204,23 @@ class Joins:
             with self._changed:
                 self._reserve(id)
                 self._waiting.append((connection, id))
-                if len(self._threads) >= AT_ONCE:
-                    return
-                thread = threading.Thread(target=self._work, name="execnet-join", daemon=True)
-                self._threads.add(thread)
-            thread.start()
+                if len(self._threads) < AT_ONCE:
+                    self._start_thread()
         except _Refused as exc:
             self._on_refusal(_host_of(connection), str(exc))
             with suppress(OSError):
                 connection.send(_line(exc.word, str(exc)))
             connection.close()
+
+    def _start_thread(self) -> None:  # holds _changed: stop() waits for each that is noted
+        thread = threading.Thread(target=self._work, name="execnet-join", daemon=True)
+        try:
+            thread.start()
+            self._threads.add(thread)
         except RuntimeError:  # there can be no more threads; those that are there go on
-            with self._changed:
-                self._threads.discard(thread)
-                if not self._threads and self._waiting:
-                    self._waiting.pop()[0].close()
-                    self._starting -= 1
+            if not self._threads:
+                self._waiting.pop()[0].close()  # it tries again
+                self._starting -= 1
 
     def _reserve(self, id: str) -> None:  # holds _changed
         if self._is_over:
