@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..gateway import Gateway
     from ..gateway_base import Channel
 
+ANSWERED = {"found", "key", "facts", "interpreter", "newest"}
 TRIES = 3  # another process may remove what was found
 LADDER = ["uv", "venv", "venv --without-pip", "virtualenv", "unpack"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -127,6 +128,8 @@ class _Job:
             raise DeployError(f"{gateway.id} does not answer in time", "finding") from exc
         except (RemoteError, EOFError) as exc:
             raise DeployError(f"environments can't be looked for: {exc}", "finding") from exc
+        if type(answer) is not dict or not ("error" in answer or answer.keys() >= ANSWERED):
+            raise DeployError(f"{gateway.id} does not say what is there", "finding")
         if "error" in answer:
             raise DeployError(
                 f"there is no Python {options.python!r} on {gateway.id}: looked for in the PATH, "

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 from services import script
-from tools import BOUND_S, MakeGateway, run_all, some_of, threads, wait_until
+from tools import (
+    BOUND_S,
+    Interpreter,
+    MakeGateway,
+    interpreters,
+    run_all,
+    some_of,
+    threads,
+    wait_until,
+)
 from wheels import Place, make_wheel, place_with_wheels, use_no_index, version_of
 
 from execnet import Gateway, Group, xdeploy
@@ -197,6 +206,19 @@ class TestPython:
     def test_one_that_is_not_there_is_an_error(self, place: Place, gateway: Gateway) -> None:
         with pytest.raises(xdeploy.DeployError, match=r"no Python '3\.99'"):
             place.create(gateway, python="3.99")
+
+
+@pytest.mark.parametrize("python", [p for p in interpreters() if p.version[:2] <= (3, 6)], ids=str)
+def test_old_pythons_understand_what_they_are_sent(
+    python: Interpreter, place: Place, makegateway: MakeGateway
+) -> None:
+    gateway = makegateway(python.spec)
+    if python.version < (3,):
+        with pytest.raises(xdeploy.DeployError, match="Python 2 and Windows need more"):
+            place.create(gateway)
+        assert place.venvs() == []
+    else:
+        assert version_of(place.create(gateway), "tom") == "2.0"
 
 
 def test_what_an_interpreter_says_makes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
