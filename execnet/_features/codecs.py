@@ -1,7 +1,7 @@
 """Codecs: items of more than plain builtins, on channels that were given one.
 
 A value of a registered type travels as ``(MARK, name, plain item)``, within an item that is
-otherwise as ever; a tuple that happens to begin with the mark as ``(MARK, "", its parts)``.  What
+otherwise as always; a tuple that happens to begin with the mark as ``(MARK, "", its parts)``.  What
 a coordinator has registered is told to the worker, which makes a codec of its own of it: there a
 type is imported when the first value comes.  A coordinator imports nothing that a worker names.
 Start at ``Codec``.

@@ -149,7 +149,7 @@ class Making:
             try:
                 found = pip_for(version, self._sources)
             except OSError as exc:
-                self._output.line(hidden(f"no pip is to be had: {exc}"))
+                self._output.line(hidden(f"there is no pip: {exc}"))
                 return None
             if found is None:
                 return None
