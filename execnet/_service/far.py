@@ -79,8 +79,8 @@ class Service(object):
         self.turns = Turns()
         self.model = get_execmodel("thread")
         self.running: dict[int, Any] = {}  # ``Running``, by the number of the thread
-        self.routes: dict[int, far_log.Route] = {}
-        self.files = [far_log.Router(number, self.routes) for number in (1, 2)]
+        self.routes: dict[int, Any] = {}  # ``far_log.Route``, by the same
+        self.files = [far_log.Router(number, self.routes, self.running) for number in (1, 2)]
         self.clients: set[ServiceGateway] = set()
         self._main_tasks: deque[Callable[[], object]] = deque()
         self._socks: set[Any] = set()

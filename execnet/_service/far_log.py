@@ -129,26 +129,29 @@ def write_all(fd: int, data: bytes) -> None:
 class Router(object):
     """In the place of ``sys.stdout`` or ``sys.stderr``: whole lines go where a thread's go.
 
-    number: 1 or 2.  routes: by the number of the thread; of others, it is the log.
+    number: 1 or 2.  routes: by the number of the thread; of others, it is the log.  noted: has
+    the threads whose begun lines are kept, until ``flush`` in them; others may end unseen.
     """
 
     encoding, errors = "utf-8", "backslashreplace"
     closed = False
     name = "<the output of a service>"
 
-    def __init__(self, number: int, routes: dict[int, Route]) -> None:
+    def __init__(self, number: int, routes: dict[int, Any], noted: dict[int, Any]) -> None:
         self._number = number
         self._routes = routes
+        self._noted = noted
         self._begun: dict[int, bytes] = {}  # a line that is not whole, by thread
         self.buffer = self  # takes bytes as well
         self.softspace = 0  # Python 2's print sets it
 
     def write(self, text: Any) -> int:
         """Write text, or bytes."""
-        data = text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace")
+        is_text = isinstance(text, type(u""))
+        data = text.encode("utf-8", "backslashreplace") if is_text else bytes(text)
         ident = get_ident()
         data = self._begun.pop(ident, b"") + data
-        end = data.rfind(b"\n") + 1
+        end = data.rfind(b"\n") + 1 if ident in self._noted else len(data)
         if data[end:]:
             self._begun[ident] = data[end:]
         self._out(ident, data[:end])
