@@ -234,9 +234,11 @@ class Calls(object):
     def _send(self, id: int, number: int, answer: Any) -> None:
         try:
             self._factory.send_item(id, answer)
-        except DumpError as exc:
-            text = str(exc).replace("item[1]", "result", 1)
-            self._factory.send_item(id, self._error(number, DumpError(text)))
+        except Exception as exc:  # a result that is no item, no memory for it, or no stream
+            error: Exception = exc
+            if isinstance(exc, DumpError):
+                error = DumpError(str(exc).replace("item[1]", "result", 1))
+            self._factory.send_item(id, self._error(number, error))
 
 
 def _arguments(exc: Any) -> Any:

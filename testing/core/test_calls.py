@@ -272,6 +272,22 @@ class TestErrors:
             worker.call(lambda: [object()])
         assert caught.value.type_name == "DumpError"
 
+    def test_an_answer_that_fails_is_told(self, gateway: Gateway) -> None:
+        fails_once = """
+            factory = channel.gateway._channelfactory
+            send = factory.send_item
+
+            def fail(id, item):
+                factory.send_item = send
+                raise MemoryError("no room")
+
+            factory.send_item = fail
+            """
+        gateway.remote_exec(fails_once).waitclose(BOUND_S)
+        with pytest.raises(MemoryError, match="no room"):
+            gateway.call(len, "")
+        assert gateway.call(len, "") == 0
+
     def test_a_worker_chooses_only_among_errors_that_a_function_may_raise(
         self, worker: Gateway
     ) -> None:
