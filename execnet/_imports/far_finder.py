@@ -63,7 +63,7 @@ class Finder(object):
         self._numbers = itertools.count(1)
         self._prefixes: list[str] = []  # what comes from the coordinator, with all below
         self._reserve: list[str] = []  # what does where there is none here; "*" for any
-        self._names: dict[str, int] = {}  # modules that are there, and whether they are packages
+        self._names: dict[str, int] = {}  # that are there; 1: a package, 2: a namespace, 0: neither
         self._listed: set[str] = set()  # prefixes of which all names have come
         self._modules: dict[str, Known] = {}
         self._answered: set[int] = set()
@@ -475,8 +475,9 @@ class _Below(object):
         self._name = name
 
     def iter_modules(self, prefix: str = "") -> Iterator[tuple[str, bool]]:
-        for name, package in self._finder.names_below(self._name):
-            yield prefix + name, bool(package)
+        for name, kind in self._finder.names_below(self._name):
+            if kind < 2:  # as Python itself tells of folders
+                yield prefix + name, bool(kind)
 
     def find_spec(self, name: str, target: Any = None) -> Any:
         return None  # ``Finder`` was asked before

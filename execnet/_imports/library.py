@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-    Names = dict[str, bool]  # of modules, and whether they are packages
+    Names = dict[str, int]  # of modules; 0: no package, 1: a package, 2: a namespace
     Imports = tuple[tuple[int, str, tuple[str, ...]], ...]  # dots, module, names taken from it
 
 INSTALL = "xdeploy installs it there"
@@ -60,6 +60,7 @@ class Module:
         self.source = source
         self.refusal = refusal
         self.loader: Any = None
+        self.kind = 0 if locations is None else 1 if file or source is not None else 2
         self.digest = sha256(repr((file, locations is None, source, refusal)).encode()).digest()
 
     def for_python2(self) -> tuple[bytes | None, str]:
@@ -139,7 +140,7 @@ class Library:
             if name not in self._listings:
                 module, names = self.find(name), {}
                 if module is not None:
-                    names[name] = module.locations is not None
+                    names[name] = module.kind
                     for place in module.locations or ():
                         names.update(_names_in(place, name + "."))
                 self._listings[name] = names
@@ -236,7 +237,7 @@ def _names_in(place: str, prefix: str) -> Names:
     if archive is not None:
         inside = f"{importer.prefix}".replace(os.sep, "/")
         return _names_in_archive(archive, inside, prefix)
-    return {found.name: found.ispkg for found in iter_modules([place], prefix)}
+    return {found.name: int(found.ispkg) for found in iter_modules([place], prefix)}
 
 
 def _names_in_folder(folder: str, prefix: str, depth: int = 0) -> Names:
@@ -251,21 +252,20 @@ def _names_in_folder(folder: str, prefix: str, depth: int = 0) -> Names:
         if entry.is_dir():
             if entry.name.isidentifier() and entry.name != "__pycache__":
                 path = os.path.join(folder, entry.name)
-                below = _names_in_folder(path, f"{prefix}{entry.name}.", depth + 1)
-                if below or os.path.isfile(os.path.join(path, "__init__.py")):
-                    names[prefix + entry.name] = True
-                    names.update(below)
+                is_regular = os.path.isfile(os.path.join(path, "__init__.py"))
+                names[prefix + entry.name] = 1 if is_regular else 2
+                names.update(_names_in_folder(path, f"{prefix}{entry.name}.", depth + 1))
         else:
             name = _module_of(entry.name)
             if name and name != "__init__":
-                names.setdefault(prefix + name, False)
+                names.setdefault(prefix + name, 0)
     return names
 
 
 def _is_package(folder: str) -> bool:
     """Whether there is a module in a folder or below."""
     is_regular = os.path.isfile(os.path.join(folder, "__init__.py"))
-    return is_regular or bool(_names_in_folder(folder, ""))
+    return is_regular or 0 in _names_in_folder(folder, "").values()
 
 
 def _names_in_archive(archive: str, inside: str, prefix: str) -> Names:
@@ -278,9 +278,11 @@ def _names_in_archive(archive: str, inside: str, prefix: str) -> Names:
             name = _module_of(leaf)
             if name and all(folder.isidentifier() for folder in folders):
                 for depth in range(1, len(folders) + 1):
-                    names[prefix + ".".join(folders[:depth])] = True
+                    names.setdefault(prefix + ".".join(folders[:depth]), 2)
                 if name != "__init__":
-                    names.setdefault(prefix + ".".join([*folders, name]), False)
+                    names.setdefault(prefix + ".".join([*folders, name]), 0)
+                elif folders:
+                    names[prefix + ".".join(folders)] = 1
     return names
 
 

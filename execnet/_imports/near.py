@@ -98,11 +98,11 @@ class Forwarding:
             self._tell("reload", self._kinds(), changed)
         return sorted(changed)
 
-    def _kinds(self) -> dict[str, bool]:
-        """Return whether what was named, and what that is in, are packages."""
+    def _kinds(self) -> dict[str, int]:
+        """Return which kinds of modules those are that were named, and what they are in."""
         names = {one for name in self._rules.names for one in with_parents(name)}
         found = [self._find(name) for name in sorted(names)]
-        return {one.name: one.locations is not None for one in found if one is not None}
+        return {one.name: one.kind for one in found if one is not None}
 
     def _tell(self, *told: object) -> None:
         gateway = self._gateway
@@ -209,7 +209,7 @@ class Forwarding:
 
     def _packed(
         self,
-        names: dict[str, bool],
+        names: dict[str, int],
         listed: list[str],
         part: list[Module],
         found: list[Module],
@@ -229,7 +229,7 @@ class Forwarding:
             found[:0] = part[half:]
             part = part[:half]
 
-    def _new_names(self, name: str) -> tuple[dict[str, bool], list[str]]:
+    def _new_names(self, name: str) -> tuple[dict[str, int], list[str]]:
         """Return the names that the worker is not asked about any more: of the whole package."""
         prefixes = [*self._rules.names, name.partition(".")[0]]
         for one in prefixes:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from import_trees import compare
 from tools import BOUND_S, MakeGateway, find_python, run_python
 
 from execnet import Gateway, Group, ProtocolError, RemoteError
@@ -181,6 +182,7 @@ found = len([name for name, module in sys.modules.items() if name[:3] == "big" a
 
     def test_pkgutil_sees_what_is_below(self, any_worker: Worker, project: Project) -> None:
         project.write(pkg__init="", pkg__one="", pkg__sub__init="", pkg__sub__two="")
+        project.write(pkg__space__three="")  # of which Python tells nothing
         any_worker.gateway.forward_imports(["pkg"], deny=["pkg.sub.two"])
         code = """
 import pkg, pkgutil
@@ -233,6 +235,12 @@ class Told:
 
     def exec_module(self, module: types.ModuleType) -> None:
         exec(self.source, vars(module))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_random_package_imports_there_as_here(tmp_path: Path, seed: int) -> None:
+    here, there = compare(tmp_path, seed)
+    assert there == here
 
 
 class TestWhatDoesNotCome:
