@@ -104,6 +104,6 @@ def _make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
 def _subcommands() -> Iterator[ModuleType]:
     from importlib import import_module
 
-    names = "exec run info doctor shell sync venv service sessions join clean"
+    names = "exec run info doctor shell top sync venv service sessions join clean"
     for name in names.split():
         yield import_module(f"{__package__}.{name}")

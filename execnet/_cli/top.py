@@ -1,0 +1,264 @@
+"""``execnet top``: what workers do, again and again.
+
+The worker's half is ``far_top``.  Start at ``_run``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from .._rsync.result import printable
+from .._ship.source import source_to_send
+from ..gateway import Gateway
+from ..gateway_base import ExecnetError
+from . import far_top
+from .session import STATUS_FAILED, Session, WatchedGroup, supervise
+from .words import SPEC_HELP, parse_specs, seconds
+
+_DESCRIPTION = f"""\
+Start an interpreter for each SPEC, and show what its process does, again and again: whether it
+answers, the share of a processor that it takes, its memory, the load of its machine, which code it
+executes and for how long that was seen, and how it has ended. That tells most of a service, whose
+process was there before: socketservice=NAME.
+
+{SPEC_HELP}"""
+_EPILOG = """\
+On a terminal the view is drawn anew each time; a digit shows the stacks of that row's threads, any
+other key goes back, and q ends. Elsewhere a line is printed for each worker each time.
+
+exit status:
+  0    it was ended by q, or after --count
+  1    a worker could not be started, or none is left
+  2    the command line is wrong: nothing was started
+  130  Ctrl-C (143 after SIGTERM, 129 after SIGHUP)
+
+examples:
+  execnet top socketservice=work 'ssh=node[1-4]'
+  execnet top ssh=host --count 1 --json
+"""
+_TITLES = ("", "id", "state", "pid", "cpu %", "MB", "load", "executes")
+_CLEAR = "\x1b[H\x1b[2J"
+_STACKS_S = 5.0
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the parser of ``execnet top``."""
+    parser = subparsers.add_parser(
+        "top",
+        usage="execnet top SPEC... [--interval SECONDS] [--count N] [--json]",
+        help="show what workers do, again and again",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("words", nargs="+", metavar="SPEC", help="what to look at")
+    parser.add_argument(
+        "--interval", type=seconds, default=2.0, metavar="SECONDS", help="between two looks: 2"
+    )
+    parser.add_argument("--count", type=int, metavar="N", help="end after so many looks")
+    parser.add_argument("--json", action="store_true", help="print each row as a JSON object")
+    parser.set_defaults(run=_run)
+
+
+class Watched:
+    """One worker, and what it told last; ``_take`` runs in a receiver thread."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.id = gateway.id
+        self.has_ended = False
+        self._last: dict[str, Any] = {}
+        self._before: dict[str, Any] = {}
+        self._answered = threading.Event()
+        self._is_asked = False
+        text, file_name, _ = source_to_send(far_top, gateway._is_old())
+        self._channel = gateway._execute("execnet top", text, file_name, "run")
+        self._channel.setcallback(self._take, endmarker=None)
+
+    def ask(self) -> None:
+        """Ask for news, unless the last question is not answered yet."""
+        if self.has_ended or (self._is_asked and not self._answered.is_set()):
+            return
+        self._is_asked = True
+        self._answered.clear()
+        if self.has_ended:  # just now
+            self._answered.set()
+        with suppress(OSError):
+            self._channel.send(None)
+
+    def look(self, timeout_s: float) -> dict[str, Any]:
+        """Return a row: what was told last, after a wait for the answer."""
+        has_answered = self._answered.wait(timeout_s)
+        state = "ended" if self.has_ended else "live" if has_answered else "silent"
+        told, before = self._last, self._before
+        row: dict[str, Any] = {"gateway": self.id, "state": state, "pid": told.get("pid")}
+        row["cpu_percent"] = None
+        with suppress(KeyError, TypeError, ZeroDivisionError):
+            share = (told["cpu_s"] - before["cpu_s"]) / (told["now"] - before["now"])
+            row["cpu_percent"] = round(share * 100, 1)
+        row.update(memory_bytes=told.get("memory") and int(told["memory"]), load=told.get("load"))
+        row.update(executes=told.get("tasks") or [], last_words=None)
+        if state == "ended":
+            row["last_words"] = str(self.gateway._error)
+        return row
+
+    def _take(self, item: Any) -> None:
+        if item is None:
+            self.has_ended = True
+        else:
+            with suppress(TypeError, ValueError, KeyError, OverflowError):
+                self._before, self._last = self._last, _checked(item)
+        self._answered.set()
+
+
+def _checked(item: dict[str, Any]) -> dict[str, Any]:
+    """Return what a worker told, as numbers and texts; raises what another item leads to."""
+    found: dict[str, Any] = {
+        name: None if item[name] is None else float(item[name])
+        for name in ("cpu_s", "now", "memory", "load")
+    }
+    found["pid"] = int(item["pid"])
+    found["tasks"] = [[printable(str(place)), float(age_s)] for place, age_s in item["tasks"]]
+    return found
+
+
+def _run(args: argparse.Namespace) -> int:
+    specs = parse_specs(args.words)
+    group = WatchedGroup()
+    is_drawn = not args.json and sys.stdout.isatty() and sys.stdin.isatty()
+
+    def job(session: Session) -> int:
+        watched = [Watched(gateway) for gateway in group.start_all(specs)]
+        view = View(session, watched, is_drawn, args.json)
+        looks = 0
+        while args.count is None or looks < args.count:
+            view.show(args.interval)
+            looks += 1
+            if all(one.has_ended for one in watched):
+                return STATUS_FAILED
+            if looks != args.count and view.wait(args.interval):
+                break
+        return 0
+
+    with _keys_at_once(is_drawn):
+        return supervise("top", job, group=group)
+
+
+@contextmanager
+def _keys_at_once(is_wanted: bool) -> Iterator[None]:
+    """Have keys come without the return key, and unseen."""
+    if not is_wanted:
+        yield
+        return
+    import termios
+    import tty
+
+    before = termios.tcgetattr(0)
+    try:
+        tty.setcbreak(0)
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+class View:
+    """Prints rows; on a terminal in the place of those before, with keys to look closer."""
+
+    def __init__(
+        self, session: Session, watched: Sequence[Watched], is_drawn: bool, as_json: bool
+    ) -> None:
+        self._session = session
+        self._watched = watched
+        self._is_drawn = is_drawn
+        self._as_json = as_json
+
+    def show(self, interval_s: float) -> None:
+        """Ask all, and print what they told."""
+        for one in self._watched:
+            one.ask()
+        until = time.monotonic() + interval_s
+        rows = [one.look(max(0.0, until - time.monotonic())) for one in self._watched]
+        if self._as_json:
+            self._write("\n".join(map(json.dumps, rows)))
+        elif self._is_drawn:
+            cells = [_TITLES, *(_cells(number, row) for number, row in enumerate(rows, 1))]
+            self._draw([*_aligned(cells), "", "1-9: stacks, q: end"])
+        else:
+            self._write("\n".join(" ".join(_line(row)) for row in rows))
+
+    def wait(self, interval_s: float) -> bool:
+        """Wait until the next look, and act on keys; whether to end."""
+        if not self._is_drawn:
+            return self._session.stopping.wait(interval_s)
+        key = self._key(interval_s)
+        if key.isdigit() and 0 < int(key) <= len(self._watched):
+            try:
+                text = self._watched[int(key) - 1].gateway.dump_stacks(_STACKS_S)
+            except (ExecnetError, OSError, EOFError) as exc:
+                text = str(exc)
+            self._draw([*text.expandtabs().split("\n"), "any key: back"])
+            key = self._key(None)
+        return key == "q"
+
+    def _key(self, timeout_s: float | None) -> str:
+        if not select.select([0], [], [], timeout_s)[0]:
+            return ""
+        return os.read(0, 1).decode("ascii", "replace") or "q"
+
+    def _draw(self, lines: Sequence[str]) -> None:
+        width, height = shutil.get_terminal_size()
+        shown = [printable(line)[: width - 1] for line in lines][-height + 1 :]
+        self._write(_CLEAR + "\n".join(shown))
+
+    def _write(self, text: str) -> None:
+        try:
+            self._session.out.write(text)
+        except OSError as exc:
+            self._session.stdout_failed(exc)
+
+
+def _cells(number: int, row: dict[str, Any]) -> tuple[str, ...]:
+    tasks = [f"{place} ({_number(seconds, 0)} s)" for place, seconds in row["executes"]]
+    megabytes = None if row["memory_bytes"] is None else row["memory_bytes"] / 1e6
+    cells = (
+        *(number if number < 10 else "", row["gateway"], row["state"], row["pid"] or "-"),
+        *(_number(row["cpu_percent"], 0), _number(megabytes, 1), _number(row["load"], 2)),
+        row["last_words"] or ", ".join(tasks) or "-",
+    )
+    return tuple(printable(str(cell)) for cell in cells)
+
+
+def _line(row: dict[str, Any]) -> list[str]:
+    """Return the words of a line without a terminal."""
+    _, id, *values, task = _cells(0, row)
+    return [
+        f"[{id}]",
+        *(f"{name}={value}" for name, value in zip(_NAMES, values, strict=True)),
+        task,
+    ]
+
+
+_NAMES = ("state", "pid", "cpu", "mb", "load")
+
+
+def _number(value: Any, digits: int) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else "-"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
