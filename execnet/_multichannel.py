@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import partial
 
+from ._clock import monotonic
 from .gateway_base import Channel, RemoteError
 
 TYPE_CHECKING = False
@@ -20,6 +21,8 @@ class MultiChannel:
     def __init__(self, channels: Iterable[Channel]) -> None:
         self._channels = list(channels)
         self._queue: Any = None
+        self._end: object = None  # what the queue gets for a channel that has ended
+        self._open = len(self._channels)  # those whose end nobody has taken from the queue
 
     def __repr__(self) -> str:
         parts = [f"{channel.gateway.id} {channel!r}" for channel in self._channels]
@@ -54,6 +57,7 @@ class MultiChannel:
         endmarker: put as the item of a channel that has ended.
         """
         if self._queue is None and self._channels:
+            self._end = endmarker
             self._queue = self._channels[0].gateway.execmodel.queue.Queue()
             for channel in self._channels:
                 put = partial(self._put, channel)
@@ -63,18 +67,43 @@ class MultiChannel:
                     channel.setcallback(put, endmarker=endmarker)
         return self._queue
 
+    def as_received(self) -> Iterator[tuple[Channel, Any]]:
+        """Yield (channel, item) as they come, until all channels have ended.
+
+        What ended a channel, such as a ``RemoteError``, is raised after its items; calling this
+        again goes on with the other channels.  Raises OSError if a queue was made before.
+        """
+        if self._queue is None:
+            self.make_receive_queue(endmarker=object())
+        elif self._end is NO_ENDMARKER_WANTED:
+            raise OSError("a receive queue was made that gets no endmarker: take items from that")
+        while self._open:
+            channel, item = self._queue.get()
+            if item is self._end:
+                self._open -= 1
+                channel.waitclose()
+            else:
+                yield channel, item
+
     def _put(self, channel: Channel, item: object) -> None:
         self._queue.put((channel, item))
 
-    def waitclose(self) -> None:
+    def close(self, error: str | None = None) -> None:
+        """Close all channels; the far sides get ``error`` as a RemoteError."""
+        for channel in self._channels:
+            channel.close(error)
+
+    def waitclose(self, timeout: float | None = None) -> None:
         """Wait until all channels are closed; then raise the first RemoteError of them.
 
-        Where there is none, the error of the first gateway that was lost.
+        Where there is none, the error of the first gateway that was lost.  timeout: seconds for
+        all of them together, None for as long as it takes; ``TimeoutError`` then.
         """
         errors: list[BaseException] = []
+        deadline = None if timeout is None else monotonic() + timeout
         for channel in self._channels:
             try:
-                channel.waitclose()
+                channel.waitclose(None if deadline is None else max(0.0, deadline - monotonic()))
             except (channel.RemoteError, EOFError) as exc:
                 errors.append(exc)
         errors.sort(key=lambda error: not isinstance(error, RemoteError))

@@ -596,3 +596,46 @@ except execnet.gateway_io.BootstrapError as exc:
 """)
         assert "40 gateways need 86 descriptors" in result.stdout
         assert "of 60 are in use: raise the limit (ulimit -n" in result.stdout
+
+
+class TestAsReceived:
+    def test_items_come_with_their_channels_until_all_have_ended(self, group: Group) -> None:
+        group.makegateways(["popen"] * 2)
+        channels = group.remote_exec("for item in range(3): channel.send(item)")
+        got = list(channels.as_received())
+        assert sorted(item for _, item in got) == [0, 0, 1, 1, 2, 2]
+        assert [item for channel, item in got if channel is channels[0]] == [0, 1, 2]
+        assert list(channels.as_received()) == []
+
+    def test_an_error_is_raised_after_its_items_and_the_others_go_on(self, group: Group) -> None:
+        first, second = group.makegateways(["popen"] * 2)
+        channels = MultiChannel(
+            [first.remote_exec("channel.send(1); 1 / 0"), second.remote_exec("channel.receive()")]
+        )
+        items = channels.as_received()
+        assert next(items) == (channels[0], 1)
+        with pytest.raises(RemoteError, match="ZeroDivisionError"):
+            next(items)
+        channels[1].send(None)
+        assert list(channels.as_received()) == []
+
+    def test_a_worker_that_dies_is_an_error(self, group: Group) -> None:
+        channels = MultiChannel([group.makegateway("popen").remote_exec("import os; os._exit(3)")])
+        with pytest.raises(WorkerDied, match="exit status 3"):
+            list(channels.as_received())
+
+    def test_a_queue_without_an_endmarker_can_not_serve_it(self, group: Group) -> None:
+        channels = MultiChannel([group.makegateway("popen").remote_exec("channel.receive()")])
+        channels.make_receive_queue()
+        with pytest.raises(OSError, match="gets no endmarker"):
+            list(channels.as_received())
+        channels.close()
+
+    def test_all_are_closed_and_waited_for_within_a_time(self, group: Group) -> None:
+        group.makegateways(["popen"] * 2)
+        channels = group.remote_exec("channel.receive()")
+        with pytest.raises(TimeoutError):
+            channels.waitclose(0.01)
+        channels.close("enough")
+        assert all(channel.isclosed() for channel in channels)
+        channels.waitclose(BOUND_S)
