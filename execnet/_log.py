@@ -6,6 +6,7 @@ Silent, and free, in a program that does not use ``logging``.  Start at ``note``
 from __future__ import annotations
 
 import sys
+from _thread import get_ident
 from contextlib import suppress
 
 TYPE_CHECKING = False
@@ -38,4 +39,10 @@ def note(
     with suppress(Exception):
         logger = logger_of(topic)
         if logger is not None and logger.isEnabledFor(level):
-            logger.log(level, "%s", describe(), extra={"gateway": gateway})
+            threads: dict[int, object] = getattr(sys.modules["threading"], "_active", {})
+            is_known = get_ident() in threads
+            try:
+                logger.log(level, "%s", describe(), extra={"gateway": gateway})
+            finally:
+                if not is_known:  # a record asks for the thread's name, and one is made up for good
+                    threads.pop(get_ident(), None)

@@ -169,7 +169,8 @@ def test_the_command_line_may_be_a_zipapp(
 
 
 def test_a_module_that_is_run_from_a_zip_is_found(tmp_path: Path) -> None:
-    write(tmp_path / "lib.zip", {**package(), **program()})
-    command = [sys.executable, "-m", "execnet", "exec", "popen", "-m", "zipped_latin"]
+    module = LATIN.replace("__channelexec__", "__main__").encode("latin-1")
+    write(tmp_path / "lib.zip", {**package(), "zipped_main.py": module})
+    command = [sys.executable, "-m", "execnet", "exec", "popen", "-m", "zipped_main"]
     result = run(command, PYTHONPATH=str(tmp_path / "lib.zip"))
     assert (result.stdout, result.stderr) == ("[gw0] 1\n", "")
