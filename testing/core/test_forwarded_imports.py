@@ -462,8 +462,9 @@ class TestSpecs:
         folder = tmp_path / place
         folder.mkdir(parents=True, exist_ok=True)
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        monkeypatch.setattr(sys.modules["__main__"], "__file__", str(folder / "main.py"))
-        monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+        main = sys.modules["__main__"]  # in a worker of pytest-xdist it has no file
+        monkeypatch.setattr(main, "__file__", str(folder / "main.py"), raising=False)
+        monkeypatch.setattr(main, "__spec__", None, raising=False)
         with pytest.raises(ValueError, match=r"imports=True .* so say which modules"):
             group.makegateway("popen//imports=True")
         assert len(group) == 0
