@@ -33,6 +33,9 @@ if TYPE_CHECKING:
         def on_lost(self, lane: Lane, lost: list[Asked]) -> None: ...
 
 
+NOTE_S = 1.0  # more than a write takes where nobody reads any more
+
+
 class Work:
     """A call that is to be made, and what gets its result."""
 
@@ -177,5 +180,10 @@ class Lane:
         self._owner.on_answered(self)
 
     def _lose_all(self) -> None:
+        # A thread that is about to note how much it wrote holds this lock.
+        lock = self.gateway._writer._lock
+        (taken,) = map(lock.acquire, (True,), (NOTE_S,))
+        if taken:
+            lock.release()
         lost = [self.asked.pop(number, None) for number in list(self.asked)]
         self._owner.on_lost(self, [asked for asked in lost if asked is not None])
