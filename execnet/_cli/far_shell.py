@@ -112,6 +112,12 @@ class Shell(object):
     def _on_wish(self) -> None:
         self._is_interrupted = True
         self._interrupt_main()
+        number = self._number
+        self._base.load_part("_features.interrupts").insist(
+            self._channel.gateway.execmodel,
+            lambda: self._is_interrupted and number == self._number,
+            self._interrupt_main,
+        )
 
     def _on_signal(self, signum: int, frame: object) -> None:
         """Raise an interrupt that was wished for; Ctrl-C in a terminal may come here as well."""

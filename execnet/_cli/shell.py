@@ -304,10 +304,14 @@ class Prompt:
         """Run a statement; return the exit status if it ends the shell."""
         for far in targets:
             far.ask("run", text)
-        interrupts = 0
+        interrupts = passed_on = 0
         for far in targets:
             while True:
                 try:
+                    while passed_on < interrupts:  # in here, as the next one may come meanwhile
+                        passed_on += 1
+                        for one in targets:
+                            one.interrupt()
                     if far.wait():
                         break
                 except KeyboardInterrupt:
@@ -315,8 +319,6 @@ class Prompt:
                     if interrupts >= _CTRL_C_MOST:
                         self._writer.say("it can't be interrupted: the shell ends, and it as well")
                         raise
-                    for one in targets:
-                        one.interrupt()
         self._writer.end_lines()
         for far in [far for far in targets if far.error is not None]:
             self._writer.say(f"[{far.id}] {far.error}")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from ..gateway_base import PY2, _import, _interrupt_others, _let_import, get_ident, loads_internal
 
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.05, 30.0  # each is twice the one before
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -41,8 +43,50 @@ def _interrupt_reply(gateway: Any, pool: Any, reply: Any) -> None:
 
 def interrupt_main(gateway: Any, is_meant: Any) -> None:
     """Interrupt the main thread, if by then it still runs what is meant."""
-    gateway.process.is_meant = is_meant
-    gateway.process.interrupt_main()
+    process = gateway.process
+    seen: list[None] = []
+
+    def is_meant_once() -> bool:
+        if seen:
+            return False
+        seen.append(None)
+        process.is_meant = is_meant_once  # a signal that follows is the same interrupt
+        return bool(is_meant())
+
+    process.is_meant = is_meant_once
+    process.interrupt_main()
+
+    def again() -> None:
+        process.is_meant = is_meant_once
+        process.interrupt_main()
+
+    def settle() -> None:
+        if process.is_meant is is_meant_once:
+            process.is_meant = None
+
+    insist(gateway.execmodel, lambda: not seen and is_meant(), again, settle)
+
+
+def insist(execmodel: Any, is_wanted: Any, interrupt: Any, settle: Any = int) -> None:
+    """Interrupt again as long as the interrupt was not seen; then call ``settle``.
+
+    Python does not see a signal that comes in the moment before it begins to wait.
+    """
+
+    def run() -> None:
+        pause_s = FIRST_PAUSE_S
+        while pause_s < LAST_PAUSE_S:
+            execmodel.sleep(pause_s)
+            if not is_wanted():
+                break
+            interrupt()
+            pause_s *= 2
+        settle()
+
+    try:
+        execmodel.start(run, (), "execnet-interrupt")
+    except RuntimeError:  # there can be no more threads: once has to do
+        pass
 
 
 def take_back() -> None:

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import is_asleep
 from shell import Shell
 from terminals import Terminal
-from tools import find_python
+from tools import find_python, wait_until
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(), reason="what is left running is looked up in /proc"
@@ -33,7 +34,10 @@ def test_is_like_pythons_own_prompt(terminals: list[Terminal], tmp_path: Path) -
     terminal.type("a_lo\t")
     terminal.until("a_long_name")
     assert "12345" in terminal.run(" + 0")
-    terminal.type("1 +" + CTRL_C)
+    terminal.type("1 +")
+    terminal.until("1 +")
+    wait_until(is_asleep(terminal.pid))  # else Python might not see the signal
+    terminal.type(CTRL_C)
     terminal.until("KeyboardInterrupt\n>>> ")
     terminal.type("print('up', flush=True); import time; time.sleep(600)\n")
     terminal.until("\nup\n")

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tools import BOUND_S, MakeGateway, find_python, wait_until
+from tools import BOUND_S, MakeGateway, find_python, threads, wait_until
 
 from execnet import Gateway, Group, RemoteError, WorkerDied
 from execnet._calls.executor import Executor
-from execnet.gateway_base import Process
+from execnet._features.interrupts import interrupt_main
+from execnet.gateway_base import Process, get_execmodel
 
 pytestmark = pytest.mark.core
 
@@ -192,6 +193,7 @@ class TestACancelledCall:
         assert ended[True]
 
     def test_one_that_was_asked_to_end_leaves_nothing(self, worker: Gateway) -> None:
+        assert worker.call("builtins:len", "ab") == 2
         calls = worker.remote_exec(
             "calls = channel.gateway.calls\n"
             "channel.send([len(calls._lanes), len(calls._current), len(calls._interrupted)])"
@@ -230,3 +232,29 @@ class TestACancelledCall:
     def test_other_words_are_refused(self, group: Group) -> None:
         with pytest.raises(ValueError, match="cancel is 'interrupt', 'kill' or None"):
             group.executor(cancel="stop")
+
+
+def test_one_that_python_did_not_see_is_sent_again_and_is_the_same_one() -> None:
+    class Deaf:
+        """A process that does not see the first signal, and sees the second one twice."""
+
+        is_meant: Any = None
+        raised: list[bool] = []  # noqa: RUF012
+        signals = 0
+
+        def interrupt_main(self) -> None:
+            self.signals += 1
+            for _ in range(0 if self.signals == 1 else 2):
+                is_meant, self.is_meant = self.is_meant, None
+                self.raised.append(is_meant())
+
+    class Worker:
+        process = Deaf()
+        execmodel = get_execmodel("thread")
+
+    interrupt_main(Worker, lambda: True)
+    process = Worker.process
+    wait_until(lambda: len(process.raised) == 2 and process.is_meant is None)
+    assert process.raised == [True, False]
+    wait_until(lambda: "execnet-interrupt" not in {thread.name for thread in threads()})
+    assert process.signals == 2

@@ -220,7 +220,7 @@ for _ in range(4):
     def test_a_silent_coordinator_is_given_up(self, server: ReleasedServer, group: Group) -> None:
         code = f"""
 import execnet, sys
-options = "authentication=none//heartbeat=0.1//dead_after=0.3//grace=0.2"
+options = "authentication=none//heartbeat=0.2//dead_after=2//grace=0.2"
 gateway = execnet.makegateway("socket={server.address}//" + options)
 channel = gateway.remote_exec("channel.send(1); import time; time.sleep(1000)")
 channel.receive()
