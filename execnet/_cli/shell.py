@@ -10,6 +10,7 @@ import argparse
 import codecs
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -79,6 +80,12 @@ def _run(args: argparse.Namespace) -> int:
         raise
     finally:
         group.terminate(END_S)
+
+
+def _hold_interrupts(are_held: bool) -> None:
+    if hasattr(signal, "pthread_sigmask"):  # Windows has none
+        how = signal.SIG_BLOCK if are_held else signal.SIG_UNBLOCK
+        signal.pthread_sigmask(how, [signal.SIGINT])
 
 
 class Far:
@@ -302,12 +309,18 @@ class Prompt:
 
     def _execute(self, targets: Sequence[Far], text: str) -> int | None:
         """Run a statement; return the exit status if it ends the shell."""
-        for far in targets:
-            far.ask("run", text)
+        _hold_interrupts(bool(targets))  # a statement is asked for once; what comes meanwhile comes below
+        try:
+            for far in targets:
+                far.ask("run", text)
+        except BaseException:
+            _hold_interrupts(False)
+            raise
         interrupts = passed_on = 0
         for far in targets:
             while True:
                 try:
+                    _hold_interrupts(False)
                     while passed_on < interrupts:  # in here, as the next one may come meanwhile
                         passed_on += 1
                         for one in targets:
