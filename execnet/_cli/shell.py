@@ -13,8 +13,8 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from .. import _folders
@@ -49,6 +49,7 @@ examples:
 """
 _HISTORY = "shell_history"
 _HISTORY_LINES = 10_000
+_SLICE_S = 0.05  # how soon a Ctrl-C is passed on
 _CTRL_C_MOST = 3  # for one statement, until the shell gives up
 _ANSWER_S = 5.0  # for completions
 _KEPT = re.compile(r"(\x1b\[[0-9;]*m|\r)")  # colours and progress bars may pass
@@ -82,10 +83,19 @@ def _run(args: argparse.Namespace) -> int:
         group.terminate(END_S)
 
 
-def _hold_interrupts(are_held: bool) -> None:
-    if hasattr(signal, "pthread_sigmask"):  # Windows has none
-        how = signal.SIG_BLOCK if are_held else signal.SIG_UNBLOCK
-        signal.pthread_sigmask(how, [signal.SIGINT])
+@contextmanager
+def _counted_interrupts() -> Iterator[list[int]]:
+    """Count what Ctrl-C sends, in place of having it raise wherever this thread is."""
+    pressed: list[int] = []
+    try:
+        before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    except ValueError:  # it is another thread, which no signal reaches
+        yield pressed
+        return
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Far:
@@ -309,29 +319,19 @@ class Prompt:
 
     def _execute(self, targets: Sequence[Far], text: str) -> int | None:
         """Run a statement; return the exit status if it ends the shell."""
-        _hold_interrupts(bool(targets))  # a statement is asked for once; what comes meanwhile comes below
-        try:
+        with _counted_interrupts() as pressed:
             for far in targets:
                 far.ask("run", text)
-        except BaseException:
-            _hold_interrupts(False)
-            raise
-        interrupts = passed_on = 0
-        for far in targets:
-            while True:
-                try:
-                    _hold_interrupts(False)
-                    while passed_on < interrupts:  # in here, as the next one may come meanwhile
-                        passed_on += 1
+            passed_on = 0
+            for far in targets:
+                while not far.wait(_SLICE_S):
+                    if len(pressed) >= _CTRL_C_MOST:
+                        self._writer.say("it can't be interrupted: the shell ends, and it as well")
+                        raise KeyboardInterrupt
+                    if passed_on < len(pressed):
+                        passed_on = len(pressed)
                         for one in targets:
                             one.interrupt()
-                    if far.wait():
-                        break
-                except KeyboardInterrupt:
-                    interrupts += 1
-                    if interrupts >= _CTRL_C_MOST:
-                        self._writer.say("it can't be interrupted: the shell ends, and it as well")
-                        raise
         self._writer.end_lines()
         for far in [far for far in targets if far.error is not None]:
             self._writer.say(f"[{far.id}] {far.error}")
