@@ -112,6 +112,16 @@ def is_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+def dies_with(path: str) -> None:
+    """End as soon as there is a file."""
+    import os
+    import time
+
+    while not os.path.exists(path):
+        time.sleep(0.001)
+    os._exit(3)
+
+
 def dies() -> None:
     import os
 
@@ -471,9 +481,12 @@ class TestSubmitted:
         assert gateway.call(len, "") == 0
         assert len(caught) == 1
 
-    def test_those_that_are_left_end_with_the_worker(self, gateway: Gateway) -> None:
+    def test_those_that_are_left_end_with_the_worker(
+        self, gateway: Gateway, tmp_path: Path
+    ) -> None:
         assert gateway.call(tripled, 1) == 3  # so it is known how functions of here go
-        asked = [gateway.submit(dies), gateway.submit(len, "")]
+        asked = [gateway.submit(dies_with, str(tmp_path / "word")), gateway.submit(len, "")]
+        (tmp_path / "word").touch()
         assert [type(future.exception(BOUND_S)) for future in asked] == [WorkerDied, WorkerDied]
         with pytest.raises(WorkerGone):
             gateway.submit(len, "")
