@@ -12,13 +12,12 @@ from . import gateway_bootstrap
 from ._clock import monotonic
 from ._transports.logins import SSH_FAILED, address_of, logins, pause_s, was_refused
 from ._transports.shared import settings_of_connection, way_through
-from .gateway_base import HAVE_FAST_CODEC, load_part
+from .gateway_base import HAVE_FAST_CODEC, load_part, timed_inbox
 from .gateway_io import BootstrapError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
     from ._specs import Settings
     from ._transports.logins import Address
@@ -69,7 +68,7 @@ class Starts:
         self._begin_one, self._find_outside = begin, find
         self._connections = connections
         self._execmodel = execmodel
-        self._answers: Any = execmodel.inbox()  # gets something for each gateway that has one
+        self._answers = timed_inbox(execmodel)  # gets something for each gateway that has one
         self._connecting: set[Address] = set()  # to which this call starts a connection now
         self._connected: set[Address] = set()  # to which it has begun one
         self._by_id = {settings.id: Start(settings) for settings in specs}

@@ -1332,7 +1332,7 @@ def _keep_spare_fd() -> None:
         pass  # there is none, so nothing is lost
 
 
-_FEATURES = "codec", "direct", "window", "pulse", "calls", "defined", "interrupts", "codecs", "idle"
+_FEATURES = "codec direct window pulse calls defined interrupts codecs idle waits".split()  # noqa: SIM905
 FEATURE_PARTS = ["_features." + name for name in _FEATURES] * HAS_PARTS
 # What a worker was sent: by the name of each part, its file and its source or compiled code.
 _sent_parts: dict[str, tuple[str, Any]] = {}
@@ -1922,6 +1922,21 @@ def new_rlock() -> Any:
     return _with_lock((_threading() if PY2 else _thread).RLock())
 
 
+_TIMED_GET_ENDS = not HAS_PARTS or ISPYPY or not (3, 7) <= sys.version_info[:2] < (3, 13)
+
+
+def _timed(items: Any, timeout: float | None) -> tuple[Any, ...]:
+    """Return the arguments of ``map(items.get, ...)`` that take an item within a time."""
+    if timeout is None or timeout <= 0 or _TIMED_GET_ENDS or type(items).__module__ != "_queue":
+        return (timeout is None or timeout > 0,), (timeout and max(timeout, 0),)
+    return (load_part("_features.waits").Timed(items, timeout),)
+
+
+def timed_inbox(execmodel: ExecModel) -> Any:
+    """Return a queue whose waits with a timeout end, and at once when an item comes."""
+    return _Inbox() if execmodel.has_main_thread and not PY2 else execmodel.inbox()
+
+
 class _Inbox(object):
     """A queue of ours where Python has none in C: an interrupt leaves no lock of it taken."""
 
@@ -1947,8 +1962,7 @@ class _Inbox(object):
             pass
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        import time
-
+        time = _import("time")
         deadline = None if timeout is None else time.time() + timeout
         while True:
             try:
@@ -1959,13 +1973,10 @@ class _Inbox(object):
             if not block or (deadline is not None and left <= 0):
                 raise ExecModel().Empty
             try:
-                self._arrived.acquire(True, left)
+                block = self._arrived.acquire(True, left)  # False: a clock may stand still
             finally:
                 if self._items:  # there may be something for another one, too
                     self._wake()
-
-    def get_nowait(self) -> Any:
-        return self.get(False)
 
 
 class _PolledLock(object):
@@ -2464,9 +2475,8 @@ class _Flag(object):
     """
 
     def __init__(self, execmodel: ExecModel) -> None:
-        self._execmodel = execmodel
+        self._execmodel, self._is_set = execmodel, False
         self._tokens: Any = execmodel.inbox()
-        self._is_set = False
 
     def is_set(self) -> bool:
         return self._is_set
@@ -2477,13 +2487,14 @@ class _Flag(object):
 
     def wait(self, timeout: float | None = None) -> bool:
         if not self._is_set:
-            timeout = timeout and max(0.0, timeout)
+            timed = _timed(self._tokens, timeout)
             try:
-                for token in map(self._tokens.get, (True,), (timeout,)):
+                for token in map(self._tokens.get, *timed):
                     self._tokens.put(token)  # others may be waiting too
                     self._is_set = True
             except self._execmodel.Empty:
-                pass
+                if getattr(timed[0], "left", 0) > 0:  # it is another one that has the token
+                    return self.wait(timed[0].left)
         return self._is_set
 
 
@@ -2603,11 +2614,9 @@ class Channel(object):
         if self._executing:
             raise _OSError("cannot explicitly close channel within remotely executed code")
         if self._go("close") in ChannelState.SENDS:
+            code = Message.CHANNEL_CLOSE if error is None else Message.CHANNEL_CLOSE_ERROR
             try:
-                if error is None:
-                    self.gateway._send(Message.CHANNEL_CLOSE, self.id)
-                else:
-                    self.gateway._send(Message.CHANNEL_CLOSE_ERROR, self.id, _dump_text(error))
+                self.gateway._send(code, self.id, b"" if error is None else _dump_text(error))
             except OSError:  # the gateway is gone, so the far side is closed as well
                 pass
         if self._factory._channels.get(self.id, self) is self:  # else its id was used again
@@ -2652,8 +2661,10 @@ class Channel(object):
         if items is None:
             raise _OSError("cannot receive(), %r has a callback" % (self,))
         arrivals = self._arrivals
+        timed: Any = (None,)
         if timeout is not None:
-            arrivals = map(items.get, (True,), (max(timeout, 0),))
+            timed = _timed(items, timeout)
+            arrivals = map(items.get, *timed)
         direct = self._factory.direct
         me: Any = None
         waiting: dict[Any, Any] = {me: items}  # in place of the real one: no jump in the end
@@ -2678,6 +2689,8 @@ class Channel(object):
                 items.put(item)  # others may be waiting too
                 break
         except self.gateway.execmodel.Empty:
+            if getattr(timed[0], "left", 0) > 0:  # another thread was faster
+                return self.receive(timed[0].left)
             raise self.TimeoutError("no item after %r seconds from %r" % (timeout, self))
         finally:
             del waiting[me]

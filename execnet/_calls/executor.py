@@ -18,6 +18,7 @@ from ..gateway_base import (
     _Flag,
     _refuse_in_callback,
     new_lock,
+    timed_inbox,
 )
 from .future import Future, Teller
 from .lane import Asked, Lane, Work
@@ -118,7 +119,7 @@ class Executor(futures.Executor):
         function = Mapped(fn, chunksize > 1)
         deadline = None if timeout is None else monotonic() + timeout
         asked: deque[_Slot] = deque()
-        ready = self._group.execmodel.inbox()
+        ready = timed_inbox(self._group.execmodel)
 
         def ask(row: tuple[Any, ...]) -> None:
             slot = _Slot(ready)

@@ -12,7 +12,7 @@ from concurrent import futures
 from concurrent.futures import _base
 from contextlib import suppress
 
-from ..gateway_base import ExecModel, TimeoutError, _Flag, new_lock
+from ..gateway_base import ExecModel, TimeoutError, _Flag, new_lock, timed_inbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Teller:
 
     def __init__(self, execmodel: ExecModel) -> None:
         self._execmodel = execmodel
-        self._inbox = execmodel.inbox()
+        self._inbox = timed_inbox(execmodel)
         self._empty = execmodel.Empty
         self._lock = new_lock()
         self._runs = False

@@ -9,6 +9,7 @@ from ..gateway_base import (
     _Flag,
     _OSError,
     _refuse_in_callback,
+    _timed,
     dumps_internal,
     loads_internal,
 )
@@ -155,7 +156,13 @@ class _CountedInbox:
         if len(self.sizes) > self._items.qsize():
             with self._lock:
                 self._tell()
-        (item,) = map(self._items.get, (block,), (timeout,))  # as in ``Channel.receive``
+        timed = _timed(self._items, timeout if block else 0)
+        try:
+            (item,) = map(self._items.get, *timed)  # as in ``Channel.receive``
+        except self._gateway.execmodel.Empty:
+            if getattr(timed[0], "left", 0) <= 0:
+                raise
+            return self.get(True, timed[0].left)  # another thread was faster
         return item
 
     def _tell(self) -> None:  # holds _lock

@@ -83,6 +83,7 @@ FEATURES = (
     "idle",
     "interrupts",
     "pulse",
+    "waits",
     "window",
 )
 
