@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROOFS = {
     "deploy": ("50 seeded kills while an environment is made", "testing/kit/deploy_faults.py"),
     "faults": ("10,000 seeded faults; no call hangs, nothing is left", "testing/kit/faults.py"),
+    "fuzz": ("an hour of coverage-guided fuzzing of each decoder", "benchmarks/proofs/fuzz.py"),
     "hostile": (
         "10,000 seeded sessions of workers, clients and servers that mean harm",
         "benchmarks/proofs/hostile.py",

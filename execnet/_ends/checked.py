@@ -67,47 +67,61 @@ class Scan:
         return re.compile(b"(?:" + b"|".join(ops) + b"){0,4000}", re.DOTALL)
 
     def check(self, data: bytes) -> bool:
-        """Return whether it is to be loaded with care; ``LoadError`` for what we don't write."""
+        """Return whether it is to be loaded with care; ``LoadError`` for what we don't write.
+
+        A frame has to end where an opcode does: of one that it cuts, the unpickler in C reads the
+        rest after the frame, and takes other bytes for opcodes than are looked at here.
+        """
         if data[:2] != b"\x80\x04":
             raise LoadError("a pickle of another protocol")
         pos, end, risky, hashes = 2, len(data) - 1, 0, False
+        limit, is_framed = end, False  # of the frame, or of the pickle
         run = self._harmless
         while True:
             start = pos
-            pos = run(data, pos).end()  # type: ignore[union-attr]
+            pos = run(data, pos, limit).end()  # type: ignore[union-attr]
             if pos == end and data[pos:] == b".":
                 return risky > FEW and hashes
-            if pos > end:
+            if pos == limit < end:
+                limit, is_framed = end, False
+            elif pos >= limit:
                 raise LoadError("a pickle without an end")
-            if pos == start:
+            elif data[pos : pos + 1] == b"\x95":
+                if is_framed:
+                    raise LoadError("a pickle with a frame within a frame")
+                pos, size = self._length(data, pos + 1, end, "<Q", end + 1)
+                limit, is_framed = min(pos + size, end), True
+            elif pos == start:
                 op = data[pos : pos + 1]
                 if op in HASHING and risky > FEW:
                     hashes, run = True, self._any
                 risky += op in RISKY
                 if risky == FEW + 1 and run is self._harmless:
                     run, pos = self._hashless, 2  # once more: nothing is hashed, perhaps
+                    limit, is_framed = end, False
                 else:
-                    pos = self._skip(data, pos, end)
+                    pos = self._skip(data, pos, limit)
 
-    def _skip(self, data: bytes, pos: int, end: int) -> int:
+    def _skip(self, data: bytes, pos: int, limit: int) -> int:
         """Return the position after one opcode."""
         op = data[pos : pos + 1]
         if op not in self._opcodes:
             raise LoadError(f"a pickle with opcode {op!r}, which nobody writes")
         if op in STRUCTURE:
             return pos + 1
-        if op == b"\x95":  # a frame: what is in it is scanned as well
-            return self._length(data, pos + 1, end, "<Q")[0]
-        start, size = self._length(data, pos + 1, end, LONG.get(op, "<B"))
+        start, size = self._length(data, pos + 1, limit, LONG.get(op, "<B"), limit)
         return start + size
 
-    def _length(self, data: bytes, pos: int, end: int, form: str) -> tuple[int, int]:
+    def _length(
+        self, data: bytes, pos: int, limit: int, form: str, size_limit: int
+    ) -> tuple[int, int]:
+        """Return where what follows a length begins, and that length."""
         start = pos + struct.calcsize(form)
-        if start > end:
+        if start > limit:
             raise LoadError("a pickle that is cut")
         (size,) = struct.unpack_from(form, data, pos)
-        if not 0 <= size <= end + 1 - start:
-            raise LoadError(f"a pickle says {size} bytes, and has {end + 1 - start}")
+        if not 0 <= size <= size_limit - start:
+            raise LoadError(f"a pickle says {size} bytes, and has {size_limit - start}")
         return start, size
 
 
@@ -314,19 +328,20 @@ class _Classic(_Guarded):
             elif name == opcode.SETITEM:
                 self._set_item(stack)
             else:
-                self._with_number(name, self._number(pos), stack)
+                number = self._number(pos)
                 pos += 4
+                self._with_number(name, number, stack, len(data) - pos)
 
     def _number(self, pos: int) -> int:
         number: int = struct.unpack_from("!i", self._data, pos)[0]
         return number
 
-    def _with_number(self, name: bytes, number: int, stack: list[Any]) -> None:
+    def _with_number(self, name: bytes, number: int, stack: list[Any], left: int) -> None:
         if name in (opcode.INT, opcode.LONG):
             stack.append(number)
         elif name == opcode.NEWLIST:
-            if not 0 <= number * 7 <= len(self._data):
-                raise LoadError(f"a list of {number} items in {len(self._data)} bytes")
+            if not 0 <= number * 7 <= left:  # no item takes less than 7 bytes
+                raise LoadError(f"a list of {number} items in {left} bytes")
             stack.append([])
         elif name == opcode.CHANNEL:
             self._channels += 1

@@ -28,6 +28,13 @@ PICKLED = {
     "another protocol": pickle.dumps([1], 2),
     "a name": b"\x80\x04\x8c\x02os\x8c\x06system\x93.",
     "a frame that lies": b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f].",
+    # To the unpickler in C, what begins with "]" is no part of the bytes.
+    "a frame that ends within text": b"\x80\x04\x95\x0a"
+    + bytes(7)
+    + b"]X\x14\0\0\0"
+    + b"abcd" * 5
+    + b"C\x0aNNNN]\x94h\0a.a.",
+    "a frame within a frame": b"\x80\x04\x95\x0a" + bytes(7) + b"\x95\1" + bytes(7) + b"N.",
     "bytes that are not there": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 31) + b".",
     "text that is not there": b"\x80\x04X" + struct.pack("<I", 1 << 31) + b".",
     "a number that is not there": b"\x80\x04\x8b" + struct.pack("<i", -1) + b".",

@@ -1,4 +1,4 @@
-"""``python -m benchmarks faults``, ``interrupts``, ``logins``, ``soak`` and ``window``: little."""
+"""What ``python -m benchmarks`` shows and does not measure: little of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from services import need
 
 from benchmarks._environments import ROOT
 from benchmarks._proofs import PROOFS
-from benchmarks.proofs import soak
+from benchmarks.proofs import fuzz, soak
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="they read Linux's /proc")
 
@@ -32,6 +32,14 @@ def test_hostile_peers_disturb_nothing_else() -> None:
     done = prove("hostile", "--count", 60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("60 hostile sessions in ")
+
+
+@pytest.mark.parametrize("name", fuzz.SUBJECTS)
+def test_what_is_fuzzed_holds_for_the_inputs_that_it_begins_with(name: str) -> None:
+    try_one, inputs = fuzz.SUBJECTS[name]()
+    for data in [b"", *inputs]:
+        try_one(data)
+    assert inputs
 
 
 def test_interrupts_are_taken_in_all_ways() -> None:
