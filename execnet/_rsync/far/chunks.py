@@ -16,7 +16,6 @@ from __future__ import annotations
 import re
 import struct
 from collections import Counter
-from itertools import islice
 
 from .wire import PIECE_BYTES, Violation
 
@@ -59,28 +58,32 @@ def choose_marks(sample: bytes, average: int) -> Any:
 
 def _candidates(sample: bytes, wanted: int) -> Iterator[Any]:
     """Yield marks that are about as frequent as wanted: one byte and others, or more of them."""
-    data = bytearray(sample)
     pairs: Any = {}
-    for pair, count in Counter(zip(data, islice(data, 1, None))).items():
-        pairs.setdefault(pair[0], {})[pair[1]] = count
-    for first, counts in sorted(pairs.items()):
-        for followers in _some_followers(counts, wanted):
-            yield bytes(bytearray([first])), followers
+    for count, byte in sorted((count, byte) for byte, count in Counter(bytearray(sample)).items()):
+        if count >= wanted:
+            first = bytes(bytearray([byte]))
+            pairs[first] = _counts_after(first, sample)
+            for followers in _some_followers(pairs[first], wanted):
+                yield first, followers
     frequent = sorted(
-        (count, first, second)
+        (count, first + bytes(bytearray([second])))
         for first, counts in pairs.items()
         for second, count in counts.items()
         if count > wanted
     )
-    for _, first, second in frequent:
-        prefix = bytes(bytearray([first, second]))
+    for _, prefix in frequent:
         while prefix and len(prefix) < MARK_BYTES:
-            found = re.findall(_expression(prefix) + b"(?=(.))", sample, re.DOTALL)
-            counts = Counter(bytearray(b"".join(found)))
+            counts = _counts_after(prefix, sample)
             for followers in _some_followers(counts, wanted):
                 yield prefix, followers
             rest = [(count, byte) for byte, count in counts.items() if count > 2 * wanted]
             prefix = prefix + bytes(bytearray(min(rest)[1:])) if rest else b""
+
+
+def _counts_after(prefix: bytes, sample: bytes) -> Any:
+    """Return how often each byte follows some others."""
+    found = re.findall(_expression(prefix) + b"(?=(.))", sample, re.DOTALL)
+    return Counter(bytearray(b"".join(found)))
 
 
 def _some_followers(counts: Any, wanted: int) -> Iterator[bytes]:
