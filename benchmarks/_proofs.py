@@ -27,6 +27,10 @@ PROOFS = {
     ),
     "logins": ("64 workers over ssh at once, ten times", "benchmarks/proofs/logins.py"),
     "soak": ("2,000 gateways in one process, 100 at a time", "benchmarks/proofs/soak.py"),
+    "sync": (
+        "RSync: 2,000 trees beside the program rsync, 2,000 seeded faults, 5,000 rounds of swaps",
+        "benchmarks/proofs/sync.py",
+    ),
     "window": ("2 GB to a slow reader stay out of memory", "benchmarks/proofs/window.py"),
 }
 ALWAYS = {"faults": ["--count", "10000"]}  # in front of the options, which may say otherwise

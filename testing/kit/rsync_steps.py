@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from execnet._rsync.far.wire import SMALL_MAX
@@ -164,6 +165,13 @@ STEPS: list[Callable[[bytes, int, int, int], None]] = [
 ]  # fmt: skip
 
 
-def take(root: Path, chosen: list[Step]) -> None:
+def take(root: Path, chosen: list[Step], first_time: int | None = None) -> None:
+    """Take steps; one that modes forbid an ordinary user is left out.
+
+    first_time: with the same one, the same steps set the same times.
+    """
+    if first_time is not None:
+        set_time.count = first_time  # type: ignore[attr-defined]
     for which, *arguments in chosen:
-        STEPS[which](os.fsencode(root), *arguments)
+        with suppress(PermissionError):
+            STEPS[which](os.fsencode(root), *arguments)

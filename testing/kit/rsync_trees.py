@@ -41,8 +41,7 @@ def snapshot(root: Path | str) -> Snapshot:
         name = os.path.relpath(path, base)
         mode = found.st_mode & 0o7777
         if stat.S_ISREG(found.st_mode):
-            with open(path, "rb") as file:
-                entries[name] = ("file", mode, found.st_mtime_ns, file.read())
+            entries[name] = ("file", mode, found.st_mtime_ns, _content_of(path, mode))
             inodes.setdefault((found.st_dev, found.st_ino), []).append(name)
         elif stat.S_ISDIR(found.st_mode):
             entries[name] = ("directory", mode, found.st_mtime_ns, None)
@@ -50,6 +49,17 @@ def snapshot(root: Path | str) -> Snapshot:
             entries[name] = ("link", 0, found.st_mtime_ns, os.readlink(path))
     groups = {frozenset(names) for names in inodes.values() if len(names) > 1}
     return Snapshot(entries, groups)
+
+
+def _content_of(path: bytes, mode: int) -> bytes:
+    if os.access(path, os.R_OK):
+        with open(path, "rb") as file:
+            return file.read()
+    os.chmod(path, 0o400)  # it is ours
+    try:
+        return _content_of(path, mode)
+    finally:
+        os.chmod(path, mode)
 
 
 def _paths_below(base: bytes) -> Iterator[bytes]:

@@ -1,6 +1,6 @@
 """Faults by chance: no file is ever half, and after the next run all is there and nothing is left.
 
-``EXECNET_FAULT_SEEDS=2000`` and ``-o timeout=0`` try many.
+``python -m benchmarks sync`` tries 2,000.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rsync_steps import STEPS, set_time, take
+from rsync_steps import STEPS, take
 from rsync_trees import assert_same, make_tree, send, snapshot, sync_and_die
 from tools import MakeGateway
 
@@ -81,15 +81,12 @@ def test_no_file_is_half_and_the_next_run_completes(
     healthy = makegateway()
     for number in range(part, SEEDS, 4):
         seed = random.Random(number)
-        set_time.count = 0  # type: ignore[attr-defined]
         base = tmp_path / str(number)
         source, dest = make_tree(base / "source", {}), make_tree(base / "dest", {})
         first = by_chance(seed, 30)
         for root in (source, dest):
-            set_time.count = 0  # type: ignore[attr-defined]
-            take(root, first)
-        set_time.count = 10_000  # type: ignore[attr-defined]
-        take(source, by_chance(seed, 12))
+            take(root, first, 0)
+        take(source, by_chance(seed, 12), 10_000)
         take(dest, by_chance(seed, 4))
         old, new = contents(dest), contents(source)
         options = {"delete": True, "partial": seed.random() < 0.5}
