@@ -35,8 +35,7 @@ def _parsed(rules: Iterable[str | Rule]) -> list[Rule]:
 
 _OPTIONS = {
     "bwlimit", "compress", "delete", "delete_excluded", "dry_run", "expanduser", "links", "modes",
-    "modify_window",
-    "partial", "times",
+    "modify_window", "owners", "partial", "times",
 }  # fmt: skip
 
 
@@ -74,8 +73,8 @@ def _refuse_home(path: str | os.PathLike[str]) -> None:
 
 def pull_options(
     gateway: Any, *, delete: bool = False, delete_excluded: bool = False, dry_run: bool = False,
-    modes: bool = True, times: bool = True, modify_window: float = 0, partial: bool = False,
-    compress: bool = False, bwlimit: float | None = None, mask: int = 0o022,
+    modes: bool = True, times: bool = True, owners: bool = False, modify_window: float = 0,
+    partial: bool = False, compress: bool = False, bwlimit: float | None = None, mask: int = 0o022,
     links: str = "inside", max_files: int | None = None, max_bytes: int | None = None,
     expands: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
@@ -89,6 +88,7 @@ def pull_options(
         "delete_excluded": delete_excluded,
         "modes": modes,
         "times": times,
+        "owners": owners,
         "window_ns": _nanoseconds(modify_window),
         "partial": partial,
         "compress": compress and not _is_local(gateway),
@@ -167,13 +167,14 @@ class RSync:
             nothing and puts into the result what would be done; with ``expanduser``, a "~" at
             the beginning of destdir is the home there, and "~name" that of a user; ``modes``
             and ``times`` can be False, then those of new files are as for any other there, and
-            existing ones keep theirs; times that differ by at most ``modify_window`` seconds
-            are taken to be the same; with ``partial``, what has come of a large file when a run
-            ends early is kept there, and the next run with it goes on from there; with
-            ``compress``, content is compressed on its way where that makes it smaller, except
-            to a worker on this machine; ``bwlimit`` is how many bytes a second may be sent, on
-            average; ``links`` is
-            "as-is", "inside" for those that cannot lead out of the tree, or "none".
+            existing ones keep theirs; with ``owners``, users and groups are those of the same
+            names there, or of the same numbers if there are no such names; times that differ by
+            at most ``modify_window`` seconds are taken to be the same; with ``partial``, what has
+            come of a large file when a run ends early is kept there, and the next run with it
+            goes on from there; with ``compress``, content is compressed on its way where that
+            makes it smaller, except to a worker on this machine; ``bwlimit`` is how many bytes a
+            second may be sent, on average; ``links`` is "as-is",
+            "inside" for those that cannot lead out of the tree, or "none".
         Raises TypeError for any other option, ValueError for a "~" without ``expanduser`` or
         another value of ``links``, and OSError if the gateway is gone.
         """
@@ -196,6 +197,7 @@ class RSync:
             "expanduser": bool(options.get("expanduser")),
             "modes": bool(options.get("modes", True)),
             "times": bool(options.get("times", True)),
+            "owners": bool(options.get("owners")),
             "window_ns": _nanoseconds(options.get("modify_window", 0)),
             "mask": 0,
             "links": _checked_links(options.get("links", "as-is")),
@@ -249,6 +251,7 @@ class RSync:
         dry_run: bool = False,
         modes: bool = True,
         times: bool = True,
+        owners: bool = False,
         modify_window: float = 0,
         partial: bool = False,
         compress: bool = False,
@@ -264,8 +267,8 @@ class RSync:
         """Bring a file or a directory tree from a worker here; return what came of it.
 
         remote_dir, local_dir: as the source and the target of ``send``.
-        delete, delete_excluded, dry_run, modes, times, modify_window, partial, compress,
-            bwlimit: as the options of ``add_target``.
+        delete, delete_excluded, dry_run, modes, times, owners, modify_window, partial,
+            compress, bwlimit: as the options of ``add_target``.
         mask: bits that are dropped from modes; 0 keeps them as they are.
         links: which are made: those that lead "inside" of the tree, all "as-is", or "none".
         max_files, max_bytes: how many entries there may be, and how large all files together;
@@ -283,7 +286,7 @@ class RSync:
 
         options = pull_options(
             gateway, delete=delete, delete_excluded=delete_excluded, dry_run=dry_run,
-            modes=modes, times=times, modify_window=modify_window, partial=partial,
+            modes=modes, times=times, owners=owners, modify_window=modify_window, partial=partial,
             compress=compress, bwlimit=bwlimit, mask=mask, links=links, max_files=max_files,
             max_bytes=max_bytes,
         )  # fmt: skip

@@ -99,6 +99,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--no-perms", action="store_true", help="do not keep modes")
     parser.add_argument("--no-times", action="store_true", help="do not keep times")
     parser.add_argument(
+        "--owner", action="store_true", help="keep users and groups, by name or else by number"
+    )
+    parser.add_argument(
         "--modify-window",
         type=_seconds,
         default=0.0,
@@ -292,6 +295,7 @@ class _Work:
             "dry_run": args.dry_run,
             "modes": not args.no_perms,
             "times": not args.no_times,
+            "owners": args.owner,
             "modify_window": args.modify_window,
             "partial": args.partial,
             "compress": args.compress,

@@ -49,7 +49,9 @@ def pull(
     try:
         with Deadline(channel, place, timeout):
             inner = _inner(gateway, remote_dir, local_dir)
-            sending = {name: wishes[name] for name in ("compress", "most_per_s", "expands")}
+            sending = {
+                name: wishes[name] for name in ("compress", "most_per_s", "expands", "owners")
+            }
             channel.send((os.fsencode(remote_dir), inner, rules, {**sending, "reports": False}))
             root, costs = root_of(channel.receive(), place, os.fsencode(remote_dir))
             options = {

@@ -214,9 +214,9 @@ class _Service(Watcher):
     def plans(self) -> bool:
         return bool(self.target.options["dry_run"])
 
-    def ended(self, unchanged: int, settled: int, deleted: int, times: int, modes: int) -> None:
+    def ended(self, unchanged: int, settled: int, deleted: int, refused: Any) -> None:
         result = self.target.result
-        result.take_refusals(times, modes)
+        result.take_refusals(*refused)
         result.unchanged, result.settled, result.deleted = unchanged, settled, deleted
 
     def accept(self, path: bytes) -> bool:
@@ -288,6 +288,8 @@ class Run:
             Rules(rules) if rules else None,
         )  # fmt: skip
         tree.shared = len(targets) > 1
+        if any(target.options["owners"] for target in targets):
+            tree.tell_owners()
         tree.tells_left_out = any(target.options["asks"] for target in targets)
         queue = targets[0].gateway.execmodel.queue
         self._tree = tree

@@ -33,7 +33,7 @@ def relay(
     place = f"{source.id}:{os.fsdecode(path)}"
     inlet, outlet = run(source, "_rsync.far.server"), run(target, "_rsync.far.target")
     try:
-        sending = {name: wishes[name] for name in ("compress", "most_per_s", "expands")}
+        sending = {name: wishes[name] for name in ("compress", "most_per_s", "expands", "owners")}
         inlet.send((path, None, rules, {**sending, "reports": True}))
         root, costs = root_of(inlet.receive(), place, path)
         options = {**wishes, "dest": dest, "root": root, "hashes": costs, "asks": False}
@@ -133,10 +133,8 @@ class _Relay:
         for path in deleted:
             self._result.add("planned_deletions", os.fsdecode(path))
 
-    def _on_told_ended(
-        self, unchanged: int, settled: int, deleted: int, times: int, modes: int
-    ) -> None:
+    def _on_told_ended(self, unchanged: int, settled: int, deleted: int, *refused: int) -> None:
         self._result.unchanged, self._result.settled, self._result.deleted = (
             unchanged, settled, deleted,
         )  # fmt: skip
-        self._result.take_refusals(times, modes)
+        self._result.take_refusals(*refused)

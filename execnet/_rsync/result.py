@@ -74,8 +74,8 @@ class TargetResult:
     ``settled`` only had a mode, a time or a hard link set; ``unchanged`` were as they should
     be.  ``bytes_sent`` counts content that travelled.  A dry run fills ``planned`` with what it
     would send or make, and ``planned_deletions``.  ``refused`` says of how many entries the
-    target could not set "times" or "modes"; their content is there.  The lists hold 100,000
-    items at most; ``unlisted`` counts by the name of a list what there was besides.
+    target could not set "times", "modes" or "owners"; their content is there.  The lists hold
+    100,000 items at most; ``unlisted`` counts by the name of a list what there was besides.
     """
 
     gateway: Any
@@ -106,9 +106,9 @@ class TargetResult:
         else:
             self.unlisted[name] = self.unlisted.get(name, 0) + 1
 
-    def take_refusals(self, times: int, modes: int) -> None:
+    def take_refusals(self, times: int, modes: int, owners: int) -> None:
         """Take of how many entries these could not be set."""
-        counts = {"times": times, "modes": modes}
+        counts = {"times": times, "modes": modes, "owners": owners}
         self.refused = {name: count for name, count in counts.items() if count}
 
 

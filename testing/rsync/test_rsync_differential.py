@@ -4,6 +4,7 @@ Known differences, which are left out of the comparison:
 
 - Set-user-id and set-group-id bits, and sticky bits of files, which we drop.
 - Links into the tree, which become links into the copy here and stay as they are there.
+- Owners of what an ordinary user copies, which we report and rsync does not.
 - A directory that cannot make way for something else, because what is left out is in it: here it
   stays as it was, and there all else in it has gone.
 
@@ -22,7 +23,7 @@ from typing import Any
 
 import pytest
 from rsync_steps import STEPS, hard_link, take
-from rsync_trees import make_tree, snapshot
+from rsync_trees import NOBODY, make_tree, snapshot
 from services import need
 from tools import MakeGateway
 
@@ -44,6 +45,20 @@ def by_chance(seed: random.Random, count: int, links: bool) -> list[Any]:
     return [(seed.choice(chosen), *(seed.randrange(1000) for _ in range(3))) for _ in range(count)]
 
 
+def give_some_away(roots: list[Path], seed: random.Random) -> None:
+    """Have others own some of the trees; the second and third are alike and stay so."""
+    for root, *more in [roots[:1], roots[1:]]:
+        for path in [root, *sorted(root.rglob("*"))]:
+            owner = seed.choice([(0, 0), (NOBODY, 0), (12345, 54321), (1, 2)])
+            for one in [path, *(other / path.relative_to(root) for other in more)]:
+                os.chown(one, *owner, follow_symlinks=False)
+
+
+def owner_of(path: bytes) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_uid, found.st_gid
+
+
 def outcome(root: Path, *others: Path) -> Any:
     """Return what there is in a tree, without the known differences."""
     found = snapshot(root)
@@ -52,7 +67,8 @@ def outcome(root: Path, *others: Path) -> Any:
         kept = 0o1777 if kind == "directory" else 0o777
         if kind == "link" and content is not None:
             content = leads_to(name, content, [os.fsencode(one) for one in (root, *others)])
-        entries[name] = kind, mode & kept, time_ns, content
+        owner = owner_of(os.path.join(os.fsencode(root), name))
+        entries[name] = kind, mode & kept, time_ns, content, owner
     return entries, found.hard_links
 
 
@@ -61,7 +77,7 @@ def differences(ours: Any, theirs: Any) -> list[Any]:
     names = sorted(ours[0].keys() | theirs[0].keys())
     pairs = [(name, ours[0].get(name), theirs[0].get(name)) for name in names]
     found: list[Any] = [
-        (name[-30:], *[one and (*one[:3], one[3] and one[3][:20]) for one in pair])
+        (name[-30:], *[one and (*one[:3], one[3] and one[3][:20], one[4]) for one in pair])
         for name, *pair in pairs
         if pair[0] != pair[1]
     ]
@@ -130,12 +146,16 @@ def test_the_outcome_is_that_of_rsync(gateway: Gateway, tmp_path: Path, part: in
         deletes, excludes = hidden is None and seed.random() < 0.6, seed.random() < 0.4
         words = ["--delete"] * deletes
         words += [f"--exclude={pattern}" for pattern in EXCLUDED if excludes]
+        owned = os.geteuid() == 0 and seed.random() < 0.5
+        if owned:
+            give_some_away([source, dest, other], seed)
+        words += ["-og"] * owned
         done = subprocess.run(
             [rsync, "-rlptH", "--modify-window=-1", *words, f"{source}/", f"{other}/"],
             capture_output=True,
         )
         ours = RSync(source, verbose=False, rules=[f"- {one}" for one in EXCLUDED if excludes])
-        ours.add_target(gateway, dest, delete=deletes)
+        ours.add_target(gateway, dest, delete=deletes, owners=owned)
         found = ours.send()
         assert found is not None
         assert (found.ok, number) == (done.returncode == 0, number), done.stderr

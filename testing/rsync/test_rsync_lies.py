@@ -46,6 +46,7 @@ IDS = pack_ids([1])
 TRUE_ANSWERS: dict[int, tuple[Any, ...]] = {
     wire.LIST: (9, [unit([(b"z", FILE, 1)], directory=3, first=8)]),
     wire.LIST_END: (),
+    wire.OWNERS: (0, b"\0" * 8, {0: b"root"}, {0: b"root"}),
     wire.FILES: (IDS, IDS, {0: (0o644, 5)}, b"x", False),
     wire.PACKED: (2, 0, 5, zlib.compress(b"12345")),
     wire.OPEN: (1, 5, 0o644, 5, 0),
@@ -74,7 +75,7 @@ TRUE_REQUESTS: dict[int, tuple[Any, ...]] = {
     wire.NOTE: (1, b"why"),
     wire.PLAN: ([1, b"path"],),
     wire.NOLINK: (4,),
-    wire.END: (1, 1, 1, 0, 0),
+    wire.END: (1, 1, 1, 0, 0, 0),
     wire.FATAL: (1, 28, b"why"),
     wire.DOOMED: ([b"path"],),
 }
@@ -121,7 +122,12 @@ def test_whatever_a_source_says_a_target_ends_with_a_violation_or_wants_more(
         if state != "empty":
             make_tree(dest, {"a": b"0", "large": bytes(LARGE), "l": b"", "old": b"1"})
         options = {"dest": os.fsencode(dest), "root": (DIRECTORY, 0o755, 1), **OPTIONS}
-        options |= {"delete": True, "asks": state == "full", "dry_run": state == "dry"}
+        options |= {
+            "delete": True,
+            "asks": state == "full",
+            "owners": state != "empty",
+            "dry_run": state == "dry",
+        }
         start = [(LIST, 9, [unit(ENTRIES, [1, os.fsencode(outside), b"/d"])])]
         sent: list[Any] = []
         with pytest.raises((Violation, StopIteration)):

@@ -98,6 +98,8 @@ class Linking(Sweeping):
             self._unchanged += 1
             if HAS_NS and found.st_mtime_ns != mtime and not self._dry_run:
                 self._set_link_time(directory, name, mtime)
+            if not self._dry_run:
+                self._owners.give_link(number, self._places.handle(directory), name, found)
             return
         if found is not None and not is_link and not self._may_replace(
             entry, found, self._make_link, there, text
@@ -114,6 +116,10 @@ class Linking(Sweeping):
             return
         directory.settled = False
         self._set_link_time(directory, temp, mtime)
+        if self._owners.is_wanted:
+            handle = self._places.handle(directory)
+            path, where = at(handle, temp)
+            self._owners.give_link(number, handle, temp, os.lstat(path, **where))
         self._place(entry, temp)
 
     def _set_link_time(self, directory: Any, name: bytes, mtime: int) -> None:

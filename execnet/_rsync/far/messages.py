@@ -136,6 +136,13 @@ def is_costs(value: Any) -> bool:
     )
 
 
+def is_names(value: Any) -> bool:
+    """Tell whether it is {number of a user or group: name}."""
+    return isinstance(value, dict) and all(
+        is_count(number) and number < 2**32 and is_bytes(name) for number, name in value.items()
+    )
+
+
 def fits(value: Any, kinds: Any) -> bool:
     return (
         isinstance(value, tuple)
@@ -147,6 +154,7 @@ def fits(value: Any, kinds: Any) -> bool:
 FROM_SOURCE = {
     wire.LIST: (is_count, is_units),
     wire.LIST_END: (),
+    wire.OWNERS: (is_count, is_bytes, is_names, is_names),
     wire.FILES: (is_ids, is_ids, is_changes, is_bytes, is_flag),
     wire.OPEN: (is_count, is_count, is_mode, is_time, is_how),
     wire.COPY: (is_count,) * 4,
@@ -179,7 +187,7 @@ FROM_TARGET = {
     wire.NOTE: (is_count, is_bytes),
     wire.PLAN: (is_plan,),
     wire.NOLINK: (is_count,),
-    wire.END: (is_count,) * 5,
+    wire.END: (is_count,) * 6,
     wire.FATAL: (is_count, is_count, is_bytes),
     wire.DOOMED: (is_paths,),
 }

@@ -28,6 +28,9 @@ O_FILE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os
 O_NEW = O_FILE | os.O_CREAT | os.O_EXCL | os.O_RDWR
 O_OLD = O_FILE | os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
 SEP = os.sep.encode()
+# what a host says that does not let us set an attribute
+REFUSAL_NAMES = ("EPERM", "EACCES", "EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP")
+REFUSALS = frozenset([getattr(errno, name) for name in REFUSAL_NAMES if hasattr(errno, name)])
 
 
 class Directory(object):
@@ -183,20 +186,28 @@ def open_same(handle: Any, name: bytes, identity: Any) -> int:
 
 def chmod_same(handle: Any, name: bytes, found: Any, mode: int) -> Any:
     """Set the mode of the very file that was found; return what is found of it then."""
+    return change_same(handle, name, found, lambda path: os.chmod(path, mode))
+
+
+def change_same(handle: Any, name: bytes, found: Any, change: Any) -> Any:
+    """Change the very file that was found; return what is found of it then.
+
+    change: takes a descriptor or a path.
+    """
     if not HAS_FDS:
         path = handle + SEP + name
         if identity_of(os.lstat(path)) != identity_of(found):
             raise OSError(errno.ENOENT, "was replaced meanwhile")
-        os.chmod(path, mode)
+        change(path)
         return os.lstat(path)
     fd = open_same(handle, name, identity_of(found))
     try:
         try:
-            os.chmod(fd, mode)
+            change(fd)
         except OSError as exc:
             if exc.errno != errno.EBADF:
                 raise
-            os.chmod(b"/proc/self/fd/%d" % fd, mode)  # it could not be opened for reading
+            change(b"/proc/self/fd/%d" % fd)  # it could not be opened for reading
         return os.fstat(fd)
     finally:
         os.close(fd)

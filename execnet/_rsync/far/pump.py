@@ -266,9 +266,9 @@ class Pump(Sending):
                 raise Violation("not a path below the root: %.100r" % (path,))
         self._send((wire.SPARED, self._watcher.spared(paths)))
 
-    def _on_end(self, unchanged: int, settled: int, deleted: int, times: int, modes: int) -> None:
+    def _on_end(self, unchanged: int, settled: int, deleted: int, *refused: int) -> None:
         self._ended = True
-        self._watcher.ended(unchanged, settled, deleted, times, modes)
+        self._watcher.ended(unchanged, settled, deleted, refused)
 
     def _on_fatal(self, number: int, code: int, reason: bytes) -> None:
         raise TargetFailed(self._path_of(number), code, bytes(reason[:TEXT_MAX]))

@@ -11,9 +11,11 @@ import os
 import stat
 from collections import deque
 
+from .owners import Owners
 from .places import (
     HAS_FDS,
     O_OLD,
+    REFUSALS,
     Places,
     at,
     identity_of,
@@ -54,8 +56,6 @@ ACK_BYTES = PIECE_BYTES
 ASKED_MAX = 1000  # requests in one message
 # after these there is no use in trying the next file
 FATAL_NAMES = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "EMFILE", "ENFILE")
-REFUSAL_NAMES = ("EPERM", "EACCES", "EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP")
-REFUSALS = frozenset([getattr(errno, name) for name in REFUSAL_NAMES if hasattr(errno, name)])
 COARSE_NS = 2 * 10**9  # no file system in use rounds times more than FAT does
 ODD_TIME_NS = 1000000001123456789  # that every rounding changes
 IN_THE_WAY = (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EACCES)  # the last on Windows
@@ -147,6 +147,7 @@ class Requests(object):
         # id -> (whether a directory goes for it, or another kind, and what in there stays)
         self._replaced: Any = {}
         self._keeps_modes, self._keeps_times = options["modes"], options["times"]
+        self._owners = Owners(options["owners"], options["max_files"])
         mask = options["mask"]
         self._file_bits, self._directory_bits = 0o777 & ~mask, 0o1777 & ~mask  # kept of modes
         self._is_resumed = options["partial"]
@@ -320,12 +321,13 @@ class Requests(object):
         return 0o600 if self._keeps_modes else int(entry[3])  # the umask is applied to the latter
 
     def _seal(self, fd: int, entry: Any, temp: bytes, mode: int, mtime: int) -> None:
-        """Set time and mode of a temporary file."""
+        """Set time, owner and mode of a temporary file."""
         path, where = (fd, {}) if HAS_FDS else at(self._places.handle(entry[0]), temp)
         if self._keeps_times:
             self._set_time(path, where, mtime)
         found = os.fstat(fd)
         self._count_refused_time(entry[0], found, mtime)
+        found = self._owners.give_open(entry[1], fd, found)
         if not self._keeps_modes:
             mode = self._mode_there(entry, found)
         if stat.S_IMODE(found.st_mode) != mode:
@@ -477,7 +479,7 @@ class Requests(object):
             self._end_request(True)
 
     def _settle_file(self, entry: Any, mode: int, mtime: int) -> None:
-        """Set mode and time of the very file that was compared, never of what a link names."""
+        """Set time, owner and mode of the file that was compared, never of what a link names."""
         handle, name = self._places.handle(entry[0]), entry[2]
         fd = open_same(handle, name, self._compared[entry[1]])
         try:
@@ -486,6 +488,7 @@ class Requests(object):
                 self._set_time(path, where, mtime)
             found = os.fstat(fd)
             self._count_refused_time(entry[0], found, mtime)
+            found = self._owners.give_same(entry[1], handle, name, found)
             if self._keeps_modes and stat.S_IMODE(found.st_mode) != mode:
                 self._set_mode_of(path, where, mode, fd)
         finally:

@@ -36,8 +36,8 @@ class Reporter(Watcher):
     def planned(self, paths: Any, deleted: Any) -> None:
         self._send((wire.TOLD, "planned", (list(paths), list(deleted))))
 
-    def ended(self, unchanged: int, settled: int, deleted: int, times: int, modes: int) -> None:
-        self._send((wire.TOLD, "ended", (unchanged, settled, deleted, times, modes)))
+    def ended(self, unchanged: int, settled: int, deleted: int, refused: Any) -> None:
+        self._send((wire.TOLD, "ended", (unchanged, settled, deleted) + tuple(refused)))
 
 
 def main(channel: Any) -> None:
@@ -59,6 +59,8 @@ def main(channel: Any) -> None:
     except OSError as exc:
         channel.send((None, exc.errno or 0, wire.reason_of(exc)))
         return
+    if options["owners"]:
+        tree.tell_owners()
     channel.send((tree.root_entry, wire.hash_costs()))
     _offer(channel, tree, remarks, options)
 

@@ -27,6 +27,7 @@ from . import wire
 from .linking import Linking
 from .messages import FROM_SOURCE, checked, fits, is_bytes, is_count, is_mode, is_time
 from .places import (
+    REFUSALS,
     SEP,
     Directory,
     Places,
@@ -37,7 +38,7 @@ from .places import (
     path_of,
     same_time,
 )
-from .requests import REFUSALS, Fatal
+from .requests import Fatal
 from .spelling import Spelling, blindness
 from .temps import tag_in
 from .wire import SMALL_MAX, Violation, numbers, reason_of
@@ -64,9 +65,9 @@ class Target(Linking):
     send: takes a message for the source.  options: ``dest`` (path), ``root`` (kind, mode,
     time), ``name`` of a source that is a file, ``hashes`` with what they cost the source,
     ``expanduser`` for ``dest``, ``delete``, ``rules`` for what stays then, and ``asks``, whether
-    the source is to be asked what else stays; ``dry_run``; ``modes`` and ``times``, whether
-    they are kept, and ``window_ns``; ``mask``, bits of modes that are dropped; ``links``, which
-    are made: "as-is" (all), "inside" (those that cannot lead out of the tree) or "none";
+    the source is to be asked what else stays; ``dry_run``; ``modes``, ``times`` and ``owners``,
+    whether they are kept, and ``window_ns``; ``mask``, bits of modes that are dropped; ``links``,
+    which are made: "as-is" (all), "inside" (those that cannot lead out of the tree) or "none";
     ``partial``, whether what has come of a large file is kept when a run ends early, and used;
     ``max_files`` and ``max_bytes``, how much may be announced, None for any.
     """
@@ -100,6 +101,7 @@ class Target(Linking):
         self._handlers: Any = {
             wire.LIST: self._on_list,
             wire.LIST_END: self._on_list_end,
+            wire.OWNERS: self._on_owners,
             wire.FILES: self._on_files,
             wire.GO: self._on_go,
             wire.SEEK: self._on_seek,
@@ -132,7 +134,7 @@ class Target(Linking):
                 self._work()
                 self._out.flush()
             self._settle_directories()
-            refused = self._times_refused, self._modes_refused
+            refused = self._times_refused, self._modes_refused, self._owners.refused
             self._out.say(wire.END, self._unchanged, self._settled, self._deleted, *refused)
         except Fatal as exc:
             self._temps.drop_all()  # before the other half goes on
@@ -225,6 +227,11 @@ class Target(Linking):
         return True
 
     # what is announced
+
+    def _on_owners(self, first: int, pairs: bytes, users: Any, groups: Any) -> None:
+        if self._owners.is_wanted:  # else it is for other targets
+            self._owners.learn(first, pairs, users, groups)
+            self._directories[0].settled = False  # it was looked at before this came
 
     def _on_list(self, cost: int, units: Any) -> None:
         self._units.extend(units)
@@ -430,8 +437,9 @@ class Target(Linking):
         """Find out whether a directory that is there has its mode and time, as far as wanted."""
         if not self._keeps_modes:
             directory.mode = stat.S_IMODE(found.st_mode)
-        is_in_time = not self._keeps_times or same_time(found, directory.mtime)
-        directory.settled = is_in_time and stat.S_IMODE(found.st_mode) == directory.mode
+        is_right = not self._keeps_times or same_time(found, directory.mtime)
+        is_right = is_right and self._owners.is_right(directory.number, found)
+        directory.settled = is_right and stat.S_IMODE(found.st_mode) == directory.mode
 
     def _add_directory(self, entry: Any) -> Directory:
         parent, number, name, mode, _, mtime = entry
@@ -447,7 +455,7 @@ class Target(Linking):
         self._on_file(entry, there)
 
     def _on_file(self, entry: Any, there: bool, _: Any = None) -> None:
-        directory, _, name, mode, size, mtime = entry
+        directory, _, name, _, size, mtime = entry
         is_large = size > SMALL_MAX
         if not there:
             if not (is_large and self._leftovers and self._has_left(entry)):
@@ -464,12 +472,7 @@ class Target(Linking):
             and (same_time(found, mtime) or self._is_near(directory, found, mtime))
             and self._is_alone(found)
         ):
-            if stat.S_IMODE(found.st_mode) == mode or not self._keeps_modes:
-                self._unchanged += 1
-            elif found.st_nlink == 1:
-                self._set_mode(entry, found)
-            else:
-                self._ask(wire.WANT, entry)  # its other names are not ours to change
+            self._settle_content(entry, found)
         elif self._dry_run:
             self._ask(wire.WANT, entry)
         elif is_large and self._leftovers and found.st_nlink == 1 and self._has_left(entry):
@@ -490,22 +493,40 @@ class Target(Linking):
         self._inodes.add(inode)
         return is_alone
 
-    def _set_mode(self, entry: Any, found: Any) -> None:
+    def _settle_content(self, entry: Any, found: Any) -> None:
+        """Set what is to be set of an old file of which the content stays."""
+        is_owned = self._owners.is_right(entry[1], found)
+        is_mode = stat.S_IMODE(found.st_mode) == entry[3] or not self._keeps_modes
+        if is_mode and is_owned:
+            self._unchanged += 1
+        elif found.st_nlink == 1:
+            self._set_attributes(entry, found)
+        elif is_mode and self._owners.may_be_refused():  # of a new file as well
+            self._owners.refused += 1
+            self._unchanged += 1
+        else:
+            self._ask(wire.WANT, entry)  # its other names are not ours to change
+
+    def _set_attributes(self, entry: Any, found: Any) -> None:
         self._settled += 1
         if self._dry_run:
             self.plan(entry)
-        else:
-            try:
-                found = chmod_same(self._places.handle(entry[0]), entry[2], found, entry[3])
-            except OSError as exc:
-                if exc.errno not in REFUSALS:
-                    raise
-            self._count_refused_mode(found, entry[3])
+            return
+        handle = self._places.handle(entry[0])
+        found = self._owners.give_same(entry[1], handle, entry[2], found)
+        if not self._keeps_modes or stat.S_IMODE(found.st_mode) == entry[3]:
+            return
+        try:
+            found = chmod_same(handle, entry[2], found, entry[3])
+        except OSError as exc:
+            if exc.errno not in REFUSALS:
+                raise
+        self._count_refused_mode(found, entry[3])
 
     # the end
 
     def _settle_directories(self) -> None:
-        """Set modes and times of directories, innermost first."""
+        """Set times, owners and modes of directories, innermost first."""
         for number in sorted(self._directories, reverse=True):
             directory = self._directories[number]
             if directory.settled or directory.broken or directory.mode is None or self._dry_run:
@@ -516,6 +537,7 @@ class Target(Linking):
                     self._set_time(handle, {}, directory.mtime)
                 found = os.stat(handle)
                 self._count_refused_time(directory, found, directory.mtime)
+                found = self._give_directory(directory.number, handle, found)
                 if stat.S_IMODE(found.st_mode) != directory.mode:
                     try:
                         os.chmod(handle, directory.mode)
@@ -525,6 +547,12 @@ class Target(Linking):
                     self._count_refused_mode(os.stat(handle), directory.mode)
             except OSError as exc:
                 self._note(directory.entry(), exc)
+
+    def _give_directory(self, number: int, handle: Any, found: Any) -> Any:
+        def chown(user: int, group: int) -> None:
+            os.chown(handle, user, group)
+
+        return self._owners.give(number, found, chown, lambda: os.stat(handle))
 
 
 def main(channel: Any) -> None:

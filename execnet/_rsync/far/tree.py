@@ -17,6 +17,7 @@ from collections import deque
 
 from .folders import Folders
 from .links import SEP, Links
+from .owners import Told
 from .places import at
 from .wire import (
     COMPLETE,
@@ -161,6 +162,7 @@ class Entries(object):
         self._sizes = array("d" if sys.version_info[0] == 2 else "q")
         self._modes = array("H")
         self._times: Any = []
+        self._owners: Any = None  # ``Told``, if these are announced
 
     def check_source(self, exc: Any) -> None:
         """Raise ``SourceGone`` if that is why something could not be had."""
@@ -188,6 +190,8 @@ class Entries(object):
         self._sizes.append(size)
         self._modes.append(mode)
         self._times.append(mtime)
+        if self._owners is not None:
+            self._owners.add(found)
         return self.count() - 1, mode, mtime
 
     def path_of(self, number: int) -> bytes:
@@ -380,6 +384,16 @@ class Tree(Entries):
         self._cache_bytes = 0
         self._cache_lock = threading.Lock()
 
+    def tell_owners(self) -> None:
+        """Announce who owns what, too; not after the walk began."""
+        if hasattr(os, "chown"):  # else they have no meaning
+            self._owners = Told()
+            self._owners.add(self._found)
+
+    def _owners_told(self) -> Any:
+        messages = [] if self._owners is None else self._owners.messages()
+        return [(self.count(), 0, message) for message in messages]
+
     def walk(self) -> Generator[Any, None, None]:
         """Yield (ids announced by then, cost, message); the last message is ``LIST_END``.
 
@@ -392,8 +406,12 @@ class Tree(Entries):
             units.append(unit)
             cost += unit_cost
             if cost >= limit:
+                for told in self._owners_told():
+                    yield told
                 yield self.count(), cost, (LIST, cost, units)
                 units, cost, limit = [], 0, LIST_BYTES
+        for told in self._owners_told():
+            yield told
         if units:
             yield self.count(), cost, (LIST, cost, units)
         yield self.count(), 0, (LIST_END,)

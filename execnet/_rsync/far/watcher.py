@@ -50,8 +50,8 @@ class Watcher(object):
         """Return a byte for each path that the target is to delete: 1 if it has to stay."""
         return b"\0" * len(paths)
 
-    def ended(self, unchanged: int, settled: int, deleted: int, times: int, modes: int) -> None:
-        """The target is done; the last two are of how many entries it could not set them."""
+    def ended(self, unchanged: int, settled: int, deleted: int, refused: Any) -> None:
+        """The target is done; refused: on how many entries it set no time, mode or owner."""
 
     def accept(self, path: bytes) -> bool:
         """Tell whether an entry takes part; asked only for copies in place of links."""

@@ -27,7 +27,7 @@ LIST, LIST_END, FILES, OPEN, CLOSE, SAME, FAIL, INSTEAD, REMARK, SPARED, GONE = 
 HELLO, ACK, WANT, CHECK, DELTA, DIGESTS, LISTED = range(20, 27)
 DONE, NOTE, PLAN, NOLINK, END, FATAL, DOOMED, CHUNKS = range(27, 35)
 # source to target again
-GO, SEEK, COPY, HOLE, PACKED, TOLD = range(12, 18)
+GO, SEEK, COPY, HOLE, PACKED, TOLD, OWNERS = range(12, 19)
 # how the content of a file comes: all of it, blocks into the old one, chunks of the old one, too
 WHOLE, BLOCKS, CHUNKED = range(3)
 # kinds of entries; LEADER is a file that others are hard links to, ROOTED a link into the tree

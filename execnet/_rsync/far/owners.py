@@ -1,0 +1,182 @@
+"""Who owns what: told by the source by number and by name, and set at the target if that is wanted.
+
+This file is shipped, to either side: it keeps to what Python 2.7 and today's Python both accept.
+A name counts where the target knows it, otherwise the number.  Start at ``Owners``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from array import array
+
+from .places import HAS_FDS, O_FILE, REFUSALS, at, change_same
+from .wire import OWNERS, PY2, TooMuch, Violation
+
+try:
+    import grp
+    import pwd
+except ImportError:  # Windows
+    grp = pwd = None  # type: ignore[assignment]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+NAMES_MAX = 100000  # of users, and of groups
+
+
+class Told(object):
+    """What a source has to tell of the owners of its entries, in their order."""
+
+    def __init__(self) -> None:
+        self._pairs = array("I")
+        self._told = 0  # entries
+        self._users: Any = {}  # number -> name, if it has one
+        self._groups: Any = {}
+
+    def add(self, found: Any) -> None:
+        self._pairs.append(found.st_uid)
+        self._pairs.append(found.st_gid)
+
+    def messages(self) -> Any:
+        """Return what there is to tell since the last time."""
+        pairs = self._pairs
+        self._pairs = array("I")
+        if not pairs:
+            return []
+        users = new_names(self._users, pairs[::2], lambda number: pwd.getpwuid(number).pw_name)
+        groups = new_names(self._groups, pairs[1::2], lambda number: grp.getgrgid(number).gr_name)
+        first, self._told = self._told, self._told + len(pairs) // 2
+        return [(OWNERS, first, struct.pack("!%dI" % len(pairs), *pairs), users, groups)]
+
+
+def new_names(known: Any, numbers: Any, name_of: Callable[[int], Any]) -> Any:
+    """Return {number: name} of those numbers that are not known yet, and have one."""
+    new = {}
+    for number in set(numbers) - set(known):
+        try:
+            name = name_of(number)
+        except (KeyError, OverflowError):
+            name = b""
+        known[number] = name if isinstance(name, bytes) else os.fsencode(name)
+        if known[number]:
+            new[number] = known[number]
+    return new
+
+
+class Owners(object):
+    """Whom the entries of a target are to belong to.
+
+    is_wanted: whether that is kept at all.  most_files: entries that may be announced, or None.
+    """
+
+    def __init__(self, is_wanted: bool, most_files: Any) -> None:
+        self.is_wanted = is_wanted
+        self._most_files = most_files
+        self._pairs = array("I")  # as the source told, by id
+        self._users: Any = {}  # number there -> number here
+        self._groups: Any = {}
+        self.refused = 0  # entries that could not be given away
+
+    def learn(self, first: int, pairs: bytes, users: Any, groups: Any) -> None:
+        """Take what a source tells of the entries from an id on."""
+        count = len(pairs) // 8
+        if first * 2 != len(self._pairs) or len(pairs) % 8:
+            raise Violation("%d bytes of owners from entry %d on" % (len(pairs), first))
+        if self._most_files is not None and first + count > self._most_files + 1:
+            raise TooMuch("more than %d entries" % self._most_files)
+        if max(len(self._users) + len(users), len(self._groups) + len(groups)) > NAMES_MAX:
+            raise TooMuch("more than %d names of owners" % NAMES_MAX)
+        if not hasattr(os, "chown"):
+            self.refused += count
+            return
+        self._pairs.extend(struct.unpack("!%dI" % (2 * count), pairs))
+        for number, name in users.items():
+            self._users[number] = number_of(lambda name: pwd.getpwnam(name).pw_uid, name, number)
+        for number, name in groups.items():
+            self._groups[number] = number_of(lambda name: grp.getgrnam(name).gr_gid, name, number)
+
+    def _owner_of(self, number: int) -> Any:
+        """Return (user, group) of an entry by the numbers here, None if it is not told."""
+        if 2 * number >= len(self._pairs):
+            return None
+        user, group = self._pairs[2 * number : 2 * number + 2]
+        return self._users.get(user, user), self._groups.get(group, group)
+
+    def is_right(self, number: int, found: Any) -> bool:
+        """Tell whether what was found belongs to whom it shall, as far as that is wanted."""
+        return self._owner_of(number) in (None, (found.st_uid, found.st_gid))
+
+    def may_be_refused(self) -> bool:
+        """Tell whether this process may give away only some of what it makes."""
+        return bool(getattr(os, "geteuid", int)())
+
+    def give(self, number: int, found: Any, chown: Any, look: Any) -> Any:
+        """Give something to whom it shall belong; return what is found of it then.
+
+        chown: takes a user and a group, -1 for as it is.  look: returns what is found.  What is
+        refused is counted; the group may be changed all the same.
+        """
+        if self.is_right(number, found):
+            return found
+        user, group = self._owner_of(number)
+        for pair in ((user, group), (-1, group)):
+            try:
+                chown(*pair)
+                break
+            except OSError as exc:
+                if exc.errno not in REFUSALS:
+                    raise
+        found = look()
+        self.refused += not self.is_right(number, found)
+        return found
+
+    def give_open(self, number: int, fd: int, found: Any) -> Any:
+        """Do that with what a descriptor is open on."""
+
+        def chown(user: int, group: int) -> None:
+            os.fchown(fd, user, group)
+
+        return self.give(number, found, chown, lambda: os.fstat(fd))
+
+    def give_same(self, number: int, handle: Any, name: bytes, found: Any) -> Any:
+        """Do that with the very file that was found under a name."""
+
+        def chown(user: int, group: int) -> None:
+            change_same(handle, name, found, lambda path: os.chown(path, user, group))
+
+        path, where = at(handle, name)
+        return self.give(number, found, chown, lambda: os.lstat(path, **where))
+
+    def give_link(self, number: int, handle: Any, name: bytes, found: Any) -> None:
+        """Do that with a link, never with a file that has its name by now."""
+        path, where = at(handle, name)
+
+        def chown(user: int, group: int) -> None:
+            if not HAS_FDS:
+                os.lchown(path, user, group)
+                return
+            if not hasattr(os, "O_PATH"):
+                os.chown(path, user, group, follow_symlinks=False, **where)
+                return
+            fd = os.open(path, os.O_PATH | O_FILE, **where)
+            try:
+                if not stat.S_ISLNK(os.fstat(fd).st_mode):
+                    raise OSError(errno.ENOENT, "was replaced meanwhile")
+                os.chown(b"/proc/self/fd/%d" % fd, user, group)
+            finally:
+                os.close(fd)
+
+        self.give(number, found, chown, lambda: os.lstat(path, **where))
+
+
+def number_of(find: Callable[[Any], int], name: bytes, number: int) -> int:
+    """Return the number that a name has here, or that which it has there."""
+    try:
+        return find(name if PY2 else os.fsdecode(name))
+    except (KeyError, ValueError):  # no such name, or none at all
+        return number
