@@ -76,7 +76,16 @@ _HOMES = {
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _SUBMODULES = frozenset(
-    [*_HOMES, "gateway_bootstrap", "gateway_socket", "rsync_remote", "script", "service", "xdeploy"]
+    [
+        *_HOMES,
+        "aio",
+        "gateway_bootstrap",
+        "gateway_socket",
+        "rsync_remote",
+        "script",
+        "service",
+        "xdeploy",
+    ]
 )
 
 

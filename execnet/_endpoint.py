@@ -8,9 +8,11 @@ at any moment, by several at once as well.  Start at ``Endpoint``.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
+from functools import partial
 
-from .gateway_base import FrameWriter
+from .gateway_base import FrameWriter, Popen2IO
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from .gateway_base import DirectReads, ExecModel
+
+    # What an event loop polls for reading, what reads it, and what it polls for writing.
+    LoopEnds = tuple[int, Callable[[int], bytes], int]
 
     class Carrier(Protocol):
         """A gateway whose worker passes bytes on."""
@@ -28,6 +33,10 @@ if TYPE_CHECKING:
 
         @property
         def _io(self) -> Endpoint: ...
+
+
+class StreamFull(Exception):
+    """A stream that never waits takes nothing now."""
 
 
 class Endpoint(ABC):
@@ -43,6 +52,7 @@ class Endpoint(ABC):
     carrier: Carrier | None = None
     facts: Mapping[str, Any] = {}  # what is known of the worker before it says hello
     stdout_fd: int | None = None  # the number by which the worker finds our stdout, if it has it
+    has_process = False  # of this machine, whose end ``has_ended`` sees while the stream is open
     needs_boot = False  # ``boot`` starts the worker, in place of a first line
 
     # Set by the thread that waits for the worker's hello.
@@ -93,6 +103,21 @@ class Endpoint(ABC):
     def direct_reads(self) -> DirectReads | None:
         """Return what lets threads read that wait for an item; None: the receiver alone reads."""
         return None
+
+    def in_loop(self) -> LoopEnds | None:
+        """Never wait from now on; return what an event loop polls, None for what has nothing.
+
+        Then reads, ``write_some`` and ``write_pieces`` raise BlockingIOError, or return None, in
+        place of waiting, and ``wait_writable`` raises ``StreamFull``.
+        """
+        return None
+
+    def open_end(self) -> int:
+        """Return a descriptor that can be read once the worker's process has ended.
+
+        Whoever asked closes it.  -1: the system has none, or there is no process here.
+        """
+        return -1
 
     @abstractmethod
     def close_read(self) -> None:
@@ -152,6 +177,27 @@ class Endpoint(ABC):
 
     def disown(self) -> None:
         """In a forked process: the worker and the stream to it are the parent's."""
+
+
+class PipeEndpoint(Popen2IO, Endpoint):
+    """A stream to a process of this machine, over two pipes."""
+
+    has_process = True
+    _never_waits = False
+
+    def in_loop(self) -> LoopEnds | None:
+        """Never wait from now on; return what an event loop polls."""
+        self._never_waits = True
+        read_fd, write_fd = self.infile.fileno(), self.outfile.fileno()
+        os.set_blocking(read_fd, False)
+        os.set_blocking(write_fd, False)
+        return read_fd, partial(os.read, read_fd), write_fd
+
+    def wait_writable(self) -> None:
+        """Wait until something can be written; ``StreamFull`` if this never waits."""
+        if self._never_waits:
+            raise StreamFull
+        super().wait_writable()
 
 
 class _Foreign(Endpoint):

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
     from ._ends.death import Source
     from ._features.codecs import Codec
+    from ._features.pulse import Pulse
     from ._imports.library import Library
     from ._imports.near import Forwarding
     from .xspec import XSpec
@@ -65,9 +66,8 @@ if TYPE_CHECKING:
 TERMINATE_S = 10.0  # how long a worker has at the end of a with statement
 _SERVER = "execnet.script.socketserver"  # it is told which key its clients have
 # Names without an underscore that are for other modules of ours; completion need not offer them.
-_INTERNAL = frozenset(
-    ["handshake", "is_hurried", "knows_via", "noise", "post_first_line", "settings"]
-)
+_INTERNAL = frozenset(["await_receiver", "handshake", "is_hurried", "knows_via", "noise"])
+_INTERNAL |= {"post_first_line", "settings"}
 EXIT_STATUS_S = 1.0  # how long a process may take to end after its stream
 
 
@@ -84,6 +84,7 @@ class Gateway(Calling, BaseGateway):
     knows_via = False  # whether its worker has what forwards the bytes of others
 
     _bound_sizes = BoundedSizes
+    _io: Endpoint
 
     def __init__(
         self,
@@ -93,7 +94,6 @@ class Gateway(Calling, BaseGateway):
         settings: Settings | None = None,
     ) -> None:
         super().__init__(endpoint_of(io), spec.id or "gw?", _startcount=1)
-        self._io: Endpoint
         self.spec = spec
         self.settings = settings or Settings(spec)
         self._cache_rinfo: RInfo | None = None
@@ -353,7 +353,11 @@ class Gateway(Calling, BaseGateway):
         finally:
             self._io.kill()
             self._io.wait()
-            self.join()
+            self.await_receiver()
+
+    def await_receiver(self) -> None:
+        """Wait until nothing reads the stream any more: for the group, of a worker that ended."""
+        self.join()
 
     def _disown(self) -> None:
         """In a forked process: the worker belongs to its parent, whatever it was about to do.
@@ -415,10 +419,13 @@ class Gateway(Calling, BaseGateway):
             if not self.execmodel.has_main_thread or threads_are_patched():
                 self.execmodel.start(pulse.run, (), "execnet-pulse")
                 return
-            from ._ends import heartbeat
+            self._watch_pulse(pulse)
 
-            heartbeat.watch(pulse)
-            self._has_pulse = True
+    def _watch_pulse(self, pulse: Pulse) -> None:
+        from ._ends import heartbeat
+
+        heartbeat.watch(pulse)
+        self._has_pulse = True
 
     def _refusal(self, text: str) -> Exception:
         if self._state not in (GatewayState.CLOSING, GatewayState.CLOSED):

@@ -49,14 +49,6 @@ if TYPE_CHECKING:
         def close_read(self) -> None: ...
         def close_write(self) -> None: ...
 
-    class GatewayLike(Protocol):
-        """What channels need of their gateway."""
-
-        execmodel: ExecModel
-
-        def _send(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None: ...
-        def _trace(self, *msg: object) -> None: ...
-
     class DirectReads(Protocol):
         """Lets threads read the stream that wait for an item: ``_features.direct``."""
 
@@ -1871,6 +1863,10 @@ class FrameDecoder(object):
         """Return the beginning of the message that is not complete."""
         return self._header if self.left else b"".join(self._chunks)[:40]
 
+    def describe_end(self) -> str:
+        """Return what is told of a stream that ends here."""
+        return "the stream ended" + (" within %r" % (self.pending(),) if self.pending() else "")
+
 
 def _try_threading() -> None:
     try:
@@ -2870,6 +2866,7 @@ class ChannelFactory(object):
         self.windows: Windows | None = None
         self.post: Callable[..., None] = getattr(gateway, "_post", gateway._send)
         self._send_frame: Any = getattr(gateway, "_send_frame", self._send_message)
+        self._make_channel: Any = getattr(gateway, "make_channel", Channel)
 
     def new(self, id: int | None = None) -> Channel:
         """Return the channel with that id, a new one if it has to be made."""
@@ -2881,7 +2878,7 @@ class ChannelFactory(object):
                 self.count += 2
             channel = self._channels.get(id)
             if channel is None:
-                channel = self._channels[id] = Channel(self.gateway, id, self)
+                channel = self._channels[id] = self._make_channel(self.gateway, id, self)
                 if (id ^ self.count) & 1:
                     self.arrived.append(id)
                 for prepare in self._early.pop(id, ()):
@@ -3412,28 +3409,31 @@ class BaseGateway(object):
     def _receive_until_end(self, data: bytes = b"") -> None:
         """Act on all messages, beginning with those in ``data``; ends with an exception."""
         decoder = self._decoder = FrameDecoder(True, self._admits)
-        receive_item = self._channelfactory._local_receive
         while True:
-            try:
-                for message in decoder.feed(data):
-                    if message.msgcode == 4 and message.begins is None:  # as nearly all are
-                        receive_item(message.channelid, message.data)
-                    else:
-                        message.received(self)
-            except (GatewayReceivedTerminate, StreamEnded):
-                raise
-            except Exception as exc:
-                self._on_cut_frame(data)
-                raise ProtocolError("%s sent what can't be understood: %s" % (self.id, exc))
-            if decoder.left or decoder._have:
-                self._on_cut_frame(data)
-            # A large buffer costs more than a small item, so it is for when much arrives.
-            limit = READ_BYTES if len(data) >= 65536 else 65536
-            need = min(max(decoder.left, decoder.missing), PART_BYTES)
-            data = self._next_data(max(need, limit), decoder)
+            limit = self._act_on(data)  # first, as it may change what reads
+            data = self._next_data(limit, decoder)
             if not data:
-                pending = decoder.pending()
-                raise EOFError("the stream ended" + (" within %r" % (pending,) if pending else ""))
+                raise EOFError(decoder.describe_end())
+
+    def _act_on(self, data: bytes) -> int:
+        """Act on the messages that these bytes complete; return how much to read next."""
+        decoder, receive_item = self._decoder, self._channelfactory._local_receive
+        try:
+            for message in decoder.feed(data):
+                if message.msgcode == 4 and message.begins is None:  # as nearly all are
+                    receive_item(message.channelid, message.data)
+                else:
+                    message.received(self)
+        except (GatewayReceivedTerminate, StreamEnded):
+            raise
+        except Exception as exc:
+            self._on_cut_frame(data)
+            raise ProtocolError("%s sent what can't be understood: %s" % (self.id, exc))
+        if decoder.left or decoder._have:
+            self._on_cut_frame(data)
+        # A large buffer costs more than a small item, so it is for when much arrives.
+        limit = READ_BYTES if len(data) >= 65536 else 65536
+        return max(min(max(decoder.left, decoder.missing), PART_BYTES), limit)
 
     def _enable_direct_reads(self) -> None:
         if self.execmodel.has_main_thread and CAN_READ_DIRECTLY:

@@ -94,21 +94,23 @@ def start(
     execmodel: ExecModel,
     find_gateway: Callable[[str], Gateway] | None = None,
     through: Through | None = None,
+    kind: Callable[..., Gateway] = Gateway,
 ) -> Gateway:
     """Start what a spec says; return its gateway at once, ``wait_ready`` comes next.
 
     find_gateway: as for ``gateway_io.create_io``.  through: makes the stream, in place of what
-    the spec says.  Errors are those of the stream, and ``BootstrapError``; nothing is left then.
+    the spec says.  kind: makes the gateway over it.  Errors are those of the stream, and
+    ``BootstrapError``; nothing is left then.
     """
     through = through or settings.through
     if through is None:
         io = gateway_io.create_io(settings.spec, execmodel, find_gateway, settings)
     else:
         io = through(settings, execmodel)
-    return start_over(io, settings)
+    return start_over(io, settings, kind)
 
 
-def start_over(io: Endpoint, settings: Settings) -> Gateway:
+def start_over(io: Endpoint, settings: Settings, kind: Callable[..., Gateway] = Gateway) -> Gateway:
     """Have a stream's other end become a worker; as ``start``, which makes the stream."""
     gateway = None
     try:
@@ -119,7 +121,7 @@ def start_over(io: Endpoint, settings: Settings) -> Gateway:
         else:
             line, shipment = first_line(settings, marker, io.stdout_fd), _shipment_for(settings)
         handshake = Handshake(io.execmodel, marker, shipment)
-        gateway = Gateway(io, settings.spec, handshake, settings)
+        gateway = kind(io, settings.spec, handshake, settings)
         if line:
             gateway.post_first_line(line)
         return gateway
@@ -177,7 +179,7 @@ def abandon(*gateways: Gateway) -> None:
         io.kill()
     for gateway, io in zip(gateways, streams, strict=True):
         io.wait()
-        gateway.join()  # its receiver thread closes the stream
+        gateway.await_receiver()  # which closes the stream
 
 
 def carriers_first(specs: list[Settings]) -> list[Settings]:

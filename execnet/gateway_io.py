@@ -13,7 +13,7 @@ import sys
 from contextlib import contextmanager, nullcontext, suppress
 
 from ._clock import monotonic, sleep
-from ._endpoint import Endpoint, endpoint_of
+from ._endpoint import Endpoint, PipeEndpoint, endpoint_of
 from ._ends.fork import stderr_of_children
 from ._ends.poll import EndPoll
 from ._errors import BootstrapError as BootstrapError
@@ -25,7 +25,7 @@ from ._transports import table as transports_table
 from ._transports.table import Command
 from ._transports.table import popen_bootstrapline as popen_bootstrapline
 from ._transports.table import shell_split_path as shell_split_path
-from .gateway_base import ExecModel, Popen2IO, above_stdio, new_lock, real_select
+from .gateway_base import ExecModel, above_stdio, new_lock, real_select
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _watch_children() -> EndWatch | None:
     return watch.of_children()
 
 
-class Popen2IOMaster(Popen2IO, Endpoint):
+class Popen2IOMaster(PipeEndpoint):
     """The stream to a process of our own, over two pipes.
 
     args: the command; its stderr is captured if it is a ``Command`` that says so.
@@ -246,6 +246,13 @@ class Popen2IOMaster(Popen2IO, Endpoint):
         if self._end_poll is None:
             return super().read_some(limit)
         return self._end_poll.read(super().read_some, limit)
+
+    def open_end(self) -> int:
+        """Return a descriptor that can be read once the process has ended; -1 if there is none."""
+        try:
+            return above_stdio(os.pidfd_open(self.popen.pid))
+        except (AttributeError, OSError):  # another system, or too many descriptors
+            return -1
 
     def has_ended(self) -> bool:
         """Whether the process has."""

@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 
 from ._clock import monotonic
-from ._endpoint import Endpoint
+from ._endpoint import Endpoint, StreamFull
 from ._errors import AuthenticationError, BootstrapError, HostNotFound
 from ._ship.source import source_to_send
 from ._specs import CONNECT_TIMEOUT_S
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from ._endpoint import LoopEnds
     from ._features.direct import DirectReads
     from ._specs import Settings
     from .gateway import Gateway
@@ -51,7 +52,7 @@ class SocketIO(Endpoint):
         self._ended = _Flag(execmodel)  # nothing more will be read
         self._was_asked = False  # the other side has been told that we are done
         self._was_seen = False  # the gateway has taken note of the end
-        self._closed_read = self._closed_write = False
+        self._closed_read = self._closed_write = self._never_waits = False
         self.small_bytes = 4096 if execmodel.has_main_thread else 0
         # Those of greenlet libraries have another one within, which does not wait.
         within = sock
@@ -62,13 +63,24 @@ class SocketIO(Endpoint):
 
     def read_some(self, limit: int) -> bytes:
         """Return what is there, up to ``limit`` bytes; wait for the first, b"" at the end."""
-        data: bytes = b""
+        goes_on = False
         try:
-            data = self._sock.recv(limit)
+            data: bytes = self._sock.recv(limit)
+            goes_on = bool(data)
+        except BlockingIOError:  # it never waits, and nothing is there
+            goes_on = True
+            raise
         finally:
-            if not data:
+            if not goes_on:
                 self._ended.set()
         return data
+
+    def in_loop(self) -> LoopEnds | None:
+        """Never wait from now on; return what an event loop polls."""
+        self._never_waits = True
+        self._sock.setblocking(False)
+        fd: int = self._sock.fileno()
+        return fd, self.read_some, fd
 
     def direct_reads(self) -> DirectReads | None:
         """Return what lets other threads read, None once it is closed."""
@@ -82,7 +94,9 @@ class SocketIO(Endpoint):
         write_all(self, data)
 
     def wait_writable(self) -> None:
-        """Wait until something can be written."""
+        """Wait until something can be written; ``StreamFull`` if this never waits."""
+        if self._never_waits:
+            raise StreamFull
         self.execmodel.wait_writable(self._sock.fileno())
 
     def can_write_now(self) -> bool:

@@ -64,6 +64,10 @@ class LastWords:
             start = self._tail.rfind(bytes([Message.GOODBYE, 0, 0, 0, 0, 0, 0]))
             self.take_goodbye(Message.from_io(BytesIO(self._tail[start:])).data)
 
+    def has_trace(self) -> bool:
+        """Whether the trace of a fatal signal has begun."""
+        return FAULT in self._tail
+
     def read_trace(self, read: Callable[[int], bytes]) -> bool:
         """Read the trace of a fatal signal to its end, if one has begun; whether it had."""
         start = self._tail.rfind(FAULT)

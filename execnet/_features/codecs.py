@@ -331,7 +331,8 @@ def _set(channel: Any, codec: Codec | None) -> None:
         return  # its callback has the items already
     vars(channel)["_codec"] = codec
     vars(channel)["_untaken"] = vars(channel).get("_untaken", [])
-    channel.__class__ = Channel if codec is None else CodecChannel
+    if type(channel) in (Channel, CodecChannel):  # one of an event loop looks for it by itself
+        channel.__class__ = Channel if codec is None else CodecChannel
 
 
 def on_codec(message: Message, gateway: Any) -> None:

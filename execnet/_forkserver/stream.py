@@ -12,11 +12,11 @@ import signal
 from contextlib import suppress
 
 from .._clock import monotonic
-from .._endpoint import Endpoint
+from .._endpoint import PipeEndpoint
 from .._ends import fork as ends_fork
 from .._errors import BootstrapError
 from .._transports import table as transports_table
-from ..gateway_base import ExecModel, Popen2IO, above_stdio, new_lock
+from ..gateway_base import ExecModel, above_stdio, new_lock
 from . import templates
 from .templates import SLICE_S, Fork, Template, TemplateLost
 
@@ -34,7 +34,7 @@ NEWS_S = 1.0  # how long the news of an end may take to follow the end
 GREEN_S = 0.005  # between two looks, where waiting would stop all greenlets
 
 
-class ForkedIO(Popen2IO, Endpoint):
+class ForkedIO(PipeEndpoint):
     """The stream to a worker that a template forks, over two pipes.
 
     ``boot`` has it forked; ``find_template`` returns a new template where the first is gone.

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from .._endpoint import LoopEnds
+
 PIECE_BYTES = 1 << 18  # of a frame, encrypted at once
 
 
@@ -117,6 +119,11 @@ class TlsIO(Endpoint):
     def read_some(self, limit: int) -> bytes:
         """Return what is there, up to ``limit`` bytes; wait for the first, b"" at the end."""
         return self._tls.read_some(limit, self._io.read_some)
+
+    def in_loop(self) -> LoopEnds | None:
+        """Never wait from now on; return what an event loop polls."""
+        ends = self._io.in_loop()
+        return ends and (ends[0], self.read_some, ends[2])
 
     def write(self, data: bytes) -> None:
         """Write all of it."""

@@ -38,6 +38,8 @@ FLOORS = {
     "_log": 1,
     "_mistakes": 1,
     "_multichannel": 1,
+    "_aio": 5,
+    "aio": 5,
     "_calls": 2,
     "_ends": 2,
     "_forkserver": 2,

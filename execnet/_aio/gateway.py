@@ -1,0 +1,377 @@
+"""A gateway whose stream an asyncio loop reads.
+
+All of the protocol is that of ``gateway.Gateway``.  ``_on_readable`` feeds it with what has come,
+where other gateways have a thread that waits for it; ``_finish`` is the end.  What waits for an
+answer, or for the worker's end, is a coroutine here.
+"""
+
+# mypy: disable-error-code="override"
+# What waits returns an awaitable here: a gateway is for threads or for a loop, never for both.
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+
+from .. import gateway
+from .._clock import monotonic
+from .._errors import BootstrapError
+from .._transports.tls import TlsWriter
+from ..gateway import EXIT_STATUS_S, RemoteStatus
+from ..gateway_base import (
+    BaseGateway,
+    Channel,
+    FrameDecoder,
+    GatewayState,
+    LoadError,
+    Message,
+    ProtocolError,
+    get_ident,
+)
+from . import channel as channels
+from .threads import in_thread, to_its_end
+from .writer import LoopTlsWriter, LoopWriter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from .._ends.handshake import Handshake
+    from .._features.pulse import Pulse
+    from .._specs import Settings
+    from ..xspec import XSpec
+
+GRACE_S = 0.02  # in which the stream of a process that has ended does so, too
+LOOK_S = 1.0  # how often to look for a process's end where the system has no descriptor for it
+FORBIDDEN = "a gateway of execnet.aio is used with 'async with' and 'await'"
+
+
+class Gateway(gateway.Gateway):
+    """A worker, seen from an asyncio loop; ``Group.makegateway`` makes it.
+
+    What it is told, ``remote_exec`` too, goes out without waiting; what waits for something is
+    awaited.  Only the loop's thread may use it.  Callbacks run in the loop.
+    """
+
+    _writer: LoopWriter
+
+    def __init__(
+        self,
+        io: Any,
+        spec: XSpec,
+        handshake: Handshake | None = None,
+        settings: Settings | None = None,
+        *,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._loop = loop
+        self._has_begun = False  # whether the worker has said its marker
+        self._wanted = 65536  # bytes to read next
+        self._end_fd = -1  # can be read when the process has ended
+        self._is_over = False
+        self._drains = False  # whether there may be more to read than the descriptor tells
+        self._read_now: Callable[[int], bytes]
+        self._then: Callable[[], object] | None = None  # what waits for the process's end
+        self._timer: asyncio.TimerHandle | None = None
+        self._ended: asyncio.Future[None] | None = None
+        super().__init__(io, spec, handshake, settings)
+
+    def _initreceive(self) -> None:
+        ends = self._io.in_loop()
+        if ends is None:
+            text = f"{self.id}: execnet.aio can't use this kind of stream yet, execnet.Group can"
+            raise BootstrapError(text, self._io.args)
+        self._read_fd, self._read_now, write_fd = ends
+        kind = LoopTlsWriter if issubclass(self._io.writer_class, TlsWriter) else LoopWriter
+        self._writer = kind(self._io, self.id, self._loop, write_fd)
+        self._writer.refusal = self._refusal
+        self._drains = kind is LoopTlsWriter
+        self._loop.call_soon_threadsafe(self._attach)
+
+    def make_channel(self, gateway: Any, id: int, factory: Any) -> Channel:
+        """Return a new channel for the thread that asks: elsewhere than in the loop it waits."""
+        kind = channels.Channel if get_ident() == self._receiver_ident else Channel
+        return kind(gateway, id, factory)
+
+    # ---------------------------------------------------------------- calls
+
+    def _get_calls(self) -> Any:
+        if self._calls is None:
+            from .calls import Calls
+
+            self._calls = Calls(self)
+        return self._calls
+
+    async def call(self, func: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function in the worker; return its result, raise what it raises.
+
+        As ``execnet.Gateway.call``.  Calls of several tasks run at once; cancelling one leaves
+        it running over there.
+        """
+        return await self._get_calls().call(func, args, kwargs)
+
+    def submit(self, func: Any, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+        """Have a function called in the worker; return an ``asyncio.Future``; does not wait.
+
+        As ``execnet.Gateway.submit``: what is submitted to one gateway runs there one after the
+        other.  Cancelling the future leaves the call running over there.
+        """
+        if self._submitted is None:
+            from .calls import Submitted
+
+            self._submitted = Submitted(self._get_calls())  # type: ignore[assignment]
+        return self._submitted.submit(func, args, kwargs)  # type: ignore[union-attr, return-value]
+
+    def module(self, name: str) -> Any:
+        """Refuse: attributes of a remote module can't be awaited."""
+        raise TypeError(f"execnet.aio has no modules: await gateway.call('{name}:FUNCTION')")
+
+    async def forward_imports(
+        self, names: Iterable[str], allow: Iterable[str] = (), deny: Iterable[str] = ()
+    ) -> None:
+        """Have code in the worker import modules of this program; as ``execnet.Gateway``'s."""
+        forward = super().forward_imports
+        await to_its_end(in_thread(self._loop, forward, names, tuple(allow), tuple(deny)), int)
+
+    async def reload_imports(self) -> list[str]:
+        """Read forwarded modules anew; as ``execnet.Gateway.reload_imports``."""
+        return await to_its_end(in_thread(self._loop, super().reload_imports), int)
+
+    # ---------------------------------------------------------------- what users wait for
+
+    async def remote_status(self, timeout: float | None = None) -> RemoteStatus:
+        """Ask the worker how it is; as ``execnet.Gateway.remote_status``."""
+        channel = self.newchannel()
+        channel._strconfig = (True, False)
+        self._send(Message.STATUS, channel.id)
+        status = await channel.receive(timeout)
+        if not isinstance(status, dict):
+            raise LoadError(f"{self.id} answered {repr(status)[:80]} when asked for its status")
+        return RemoteStatus(status)
+
+    async def dump_stacks(self, timeout: float | None = 10.0) -> str:
+        """Return the Python stacks of all threads of the worker; as ``execnet.Gateway``'s."""
+        stacks: str = await self._ask_stacks().receive(timeout)
+        return stacks
+
+    async def join(self, timeout: float | None = None) -> None:
+        """Wait up to ``timeout`` seconds (None: for ever) until nothing more can come."""
+        if not self._receiver_done.is_set():
+            if self._ended is None:
+                self._ended = self._loop.create_future()
+            await asyncio.wait([self._ended], timeout=timeout)
+
+    async def __aenter__(self) -> Gateway:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        """End the worker and wait until it is gone; after 10 s, or if cancelled, it is killed."""
+
+        def leave() -> None:
+            gateway.Gateway.__exit__(self, kind, error, traceback)
+
+        await to_its_end(in_thread(self._loop, leave), lambda: in_thread(self._loop, self._io.kill))
+
+    def __enter__(self) -> Gateway:
+        raise TypeError(FORBIDDEN)
+
+    if TYPE_CHECKING:
+
+        def newchannel(self) -> channels.Channel: ...
+        def remote_exec(self, source: Any, **kwargs: Any) -> channels.Channel: ...
+        def _ask_stacks(self) -> channels.Channel: ...
+
+    # ---------------------------------------------------------------- the loop's thread
+
+    def _attach(self) -> None:
+        self._receiver_ident = self._writer.loop_ident = get_ident()
+        self._reading = True
+        self._loop.add_reader(self._read_fd, self._on_readable)
+
+    def _enable_direct_reads(self) -> None:
+        """The loop reads, nobody else."""
+
+    def _on_readable(self) -> None:
+        if self._is_over:
+            return
+        try:
+            data = self._read_now(self._wanted)
+        except (BlockingIOError, InterruptedError):
+            return
+        except (OSError, ValueError) as exc:
+            self._on_end(EOFError(f"reading failed: {exc}"))
+            return
+        self._heard += 1
+        try:
+            if self._has_begun and data:
+                self._wanted = self._act_on(data)
+            else:
+                self._begin(data)
+            if self._drains:
+                self._loop.call_soon(self._on_readable)
+        except BaseException as exc:  # whoever waits on a channel is told
+            self._on_end(exc)
+            if isinstance(exc, (KeyboardInterrupt, SystemExit)):
+                raise
+
+    def _begin(self, data: bytes) -> None:
+        """Take what comes up to the worker's marker, or the end."""
+        if self._has_begun:
+            raise EOFError(self._decoder.describe_end())
+        after = self.handshake.feed(data) if self.handshake.marker else data
+        if after is None:
+            reply = self.handshake.take_reply()
+            if reply:
+                self._writer.post(reply, b"")
+            return
+        self._decoder = FrameDecoder(True, self._admits)
+        self._has_begun = True
+        self._end_fd = self._io.open_end()
+        if self._end_fd >= 0:
+            self._loop.add_reader(self._end_fd, self._on_process_end)
+        elif self._io.has_process:
+            self._timer = self._loop.call_later(LOOK_S, self._look_for_end)
+        self._wanted = self._act_on(after)
+
+    # ---------------------------------------------------------------- the end
+
+    def _look_for_end(self) -> None:
+        if self._io.has_ended():
+            self._on_process_end()
+        else:
+            self._timer = self._loop.call_later(LOOK_S, self._look_for_end)
+
+    def _on_process_end(self) -> None:
+        """The process has ended; one that it forked may hold its stream open."""
+        self._close_end_fd()
+        then, self._then = self._then, None
+        if then is not None:
+            then()
+        elif not self._is_over:
+            self._timer = self._loop.call_later(GRACE_S, self._read_the_rest)
+
+    def _read_the_rest(self) -> None:
+        heard = self._heard
+        self._on_readable()
+        if self._is_over:
+            return
+        if self._heard == heard:
+            self._on_end(EOFError("the stream ended"))
+        else:
+            self._timer = self._loop.call_later(0, self._read_the_rest)
+
+    def _on_end(self, error: BaseException) -> None:
+        """Read no more; go on when the process has ended too, or some time later."""
+        if self._is_over:
+            return
+        self._is_over, self._reading = True, False
+        self._loop.remove_reader(self._read_fd)
+        self._trace("receiving ended", repr(error))
+        self._error = error
+        died = isinstance(error, EOFError) and self._state != GatewayState.CLOSING
+        if isinstance(error, ProtocolError):
+            died = self._last_words.has_trace()
+        if not died or self._io.has_ended():
+            self._finish()
+        elif self._end_fd >= 0:
+            self._then = self._finish
+            self._stop_timer()
+            self._timer = self._loop.call_later(EXIT_STATUS_S, self._on_process_end)
+        else:
+            self._in_thread(self._io.poll_until, monotonic() + EXIT_STATUS_S, then=self._finish)
+
+    def _in_thread(self, function: Callable[..., object], *args: Any, then: Any) -> None:
+        """Call a function in a thread, then another one in the loop, whatever came of the first."""
+
+        def go_on(future: asyncio.Future[object]) -> None:
+            future.exception()
+            then()
+
+        try:
+            in_thread(self._loop, function, *args).add_done_callback(go_on)
+        except RuntimeError:  # there can be no more threads
+            then()
+
+    def _finish(self) -> None:
+        self._stop_timer()
+        if isinstance(self._error, ProtocolError) and self._last_words.read_trace(self._read_rest):
+            self._error = EOFError("the stream ended")
+        if self._last_words.is_certain and not self._io.has_ended():
+            # What carries the bytes, such as ssh, is given a moment.
+            self._in_thread(self._io.end, then=self._close)
+        else:
+            self._close()
+
+    def _read_rest(self, limit: int) -> bytes:
+        try:
+            return self._read_now(limit)
+        except (OSError, ValueError):
+            return b""
+
+    def _close(self) -> None:
+        try:
+            self._on_stream_end()
+        finally:
+            self._receiver_ident = None
+            self._receiver_done.set()
+            if self._ended is not None and not self._ended.done():
+                self._ended.set_result(None)
+            if self._io.has_ended():
+                self._close_end_fd()
+                self._io.wait()  # so that it leaves no zombie
+            elif self._end_fd >= 0:
+                self._then = self._io.wait
+            else:
+                self._in_thread(self._io.wait, then=int)
+
+    def _on_stream_end(self) -> None:
+        self._writer.detach()
+        super()._on_stream_end()
+
+    def _close_end_fd(self) -> None:
+        fd, self._end_fd = self._end_fd, -1
+        if fd >= 0:
+            self._loop.remove_reader(fd)
+            os.close(fd)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # ---------------------------------------------------------------- any thread
+
+    def await_receiver(self) -> None:
+        """Wait in a thread until the loop has seen the end, which has come.
+
+        If the loop does not run, nobody else does what is to be done then.
+        """
+        while not self._receiver_done.wait(LOOK_S if self._loop.is_running() else 0.0):
+            if not self._loop.is_running():
+                self._error = self._error or EOFError(f"{self.id} was ended")
+                with suppress(Exception):  # it is closed
+                    self._loop.remove_reader(self._read_fd)
+                with suppress(Exception):  # what else is missing is nobody's to do
+                    BaseGateway._on_stream_end(self)
+                self._receiver_done.set()
+
+    def _watch_pulse(self, pulse: Pulse) -> None:
+        """Beat in the loop: one that was held up reads what has come before it judges."""
+
+        def beat() -> None:
+            if not self._is_over and pulse.beat():
+                self._loop.call_later(pulse.interval_s, beat)
+
+        self._loop.call_later(pulse.interval_s, beat)
+
+    def _on_silence(self, reason: str) -> None:
+        self._silence = reason
+        self._in_thread(self._io.kill, then=int)

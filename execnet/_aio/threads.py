@@ -1,0 +1,64 @@
+"""What a loop leaves to threads: starts and ends of processes, which wait in the system.
+
+Each is a thread of its own, not one of the loop's executor: that may be full of the program's own
+work, which may wait for just this.  Start at ``in_thread``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from ..gateway_base import get_execmodel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
+
+def in_thread(
+    loop: asyncio.AbstractEventLoop, function: Callable[..., T], *args: Any
+) -> asyncio.Future[T]:
+    """Call a function in a thread; return the loop's future of what comes of it.
+
+    Raises RuntimeError if there can be no more threads.
+    """
+    future: asyncio.Future[T] = loop.create_future()
+
+    def run() -> None:
+        try:
+            told = future.set_result, function(*args)
+        except BaseException as exc:
+            told = future.set_exception, exc  # type: ignore[assignment]
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, *told)
+
+    def tell(what: Callable[[Any], object], value: Any) -> None:
+        if not future.done():
+            what(value)
+
+    get_execmodel("thread").start(run, (), "execnet-aio")
+    return future
+
+
+async def to_its_end(future: asyncio.Future[T], hurry: Callable[[], object]) -> T:
+    """Wait until a thread has done its work, whatever comes, and return what came of it.
+
+    A cancellation has it hurry, and is raised when it has ended.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as exc:
+            if cancelled is None:
+                cancelled = exc
+                hurry()
+    if cancelled is not None:
+        if not future.cancelled():
+            future.exception()  # nobody else takes it
+        raise cancelled
+    return future.result()

@@ -1,0 +1,146 @@
+"""Frames go out as the stream takes them; what it does not take waits here for the loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+
+from .._endpoint import StreamFull
+from .._transports.tls import TlsWriter
+from ..gateway_base import FrameWriter, get_ident
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class LoopWriter(FrameWriter):
+    """The writer of a gateway whose stream never waits, and whose waits are a loop's.
+
+    Any thread may hand frames in.  The loop's writes the rest when the stream takes more; if
+    the loop does not run (any more), a thread does, as for other gateways.
+    """
+
+    def __init__(self, io: Any, name: str, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+        super().__init__(io, name)
+        self._loop, self._fd = loop, fd
+        self.loop_ident = 0  # of the thread that the loop runs in, once it has been seen there
+        self._polls = False
+        self._waiting: deque[asyncio.Future[None]] = deque()  # of those that wait for room
+
+    def send(self, header: bytes, payload: bytes | memoryview) -> None:
+        """Have a frame written soon, as ``post``; OSError if it can't be."""
+        if (
+            self._takes_whole
+            and len(payload) < self._small_bytes
+            and not (self._frames or self._begun or self._closing or self._error)
+        ):
+            # One call, which takes all or nothing, so there is nothing to note.
+            try:
+                with self._lock:
+                    if not self._frames and self._write_some(header + payload):
+                        return
+            except (OSError, ValueError) as exc:
+                self.fail(str(exc))
+        if self._error is not None or self._closing:
+            raise self.refusal_now()
+        self.post(header, payload)
+
+    def refusal_now(self) -> Exception:
+        """Return the error for what can't be sent."""
+        return self.refusal(f"cannot send (already closed?): {self._error or 'it was ended'}")
+
+    # the loop's thread
+
+    def is_full(self) -> bool:
+        """Whether something waits to be written."""
+        return bool(self._frames or self._begun)
+
+    async def room(self) -> None:
+        """Wait until nothing waits to be written before ours, or nothing can be any more."""
+        while (self._waiting or self.is_full()) and self._error is None:
+            waiter = self._loop.create_future()
+            self._waiting.append(waiter)
+            try:
+                await waiter
+                return
+            except BaseException:
+                if not waiter.cancelled():  # its turn had come: it is the next one's
+                    self.pass_on()
+                raise
+            finally:
+                with suppress(ValueError):
+                    self._waiting.remove(waiter)
+
+    def pass_on(self) -> None:
+        """Let the next one write: for whoever had waited for room, and for the writer."""
+        if self.is_full():
+            return
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def fail(self, reason: str) -> None:
+        """Refuse all frames from now on, and forget those that are waiting."""
+        super().fail(reason)
+        if get_ident() == self.loop_ident:
+            self._wake_all()
+        else:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._wake_all)
+
+    def _wake_all(self) -> None:
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # any thread
+
+    def _flush(self, may_wait: bool = True) -> bool:  # holds _lock
+        try:
+            return super()._flush(True)  # in place of waiting it raises
+        except StreamFull:
+            return False
+
+    def _start_flusher(self) -> None:
+        self._flusher_runs = True
+        if self._loop.is_running():
+            if get_ident() == self.loop_ident:
+                self._poll()
+                return
+            with suppress(RuntimeError):  # it was closed just now
+                self._loop.call_soon_threadsafe(self._poll)
+                return
+        super()._start_flusher()
+
+    def _run_flusher(self) -> None:  # in a thread of its own
+        with self._lock:
+            self._flusher_runs = False
+            while not self._flush():
+                self._io.execmodel.wait_writable(self._fd)
+        self._flush_left_behind()
+
+    def _poll(self) -> None:
+        if not self._polls:
+            self._polls = True
+            self._loop.add_writer(self._fd, self._on_writable)
+
+    def _on_writable(self) -> None:
+        self._polls = False
+        self._loop.remove_writer(self._fd)
+        self._flusher_runs = False
+        self._flush_left_behind()
+        self.pass_on()
+
+    def detach(self) -> None:
+        """Let go of the loop: the stream is closed next."""
+        if self._polls:
+            self._polls = False
+            self._loop.remove_writer(self._fd)
+        self._wake_all()
+
+
+class LoopTlsWriter(LoopWriter, TlsWriter):
+    """The same, where the stream has TLS."""
