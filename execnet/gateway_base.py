@@ -7,7 +7,7 @@ Python both accept.  It is imported, executed as a script or executed from a str
 
 It is ordered as a worker lives: what it needs up to its hello, which is sent in the first line;
 then the execution models of greenlets; then the rest.  ``_ship.shipment`` cuts it at the two
-lines that say so.  Start reading at ``Message`` for what crosses the wire, at ``Channel`` for
+lines that say so.  Start at ``Message`` for what crosses the wire, at ``Channel`` for
 what users hold, at ``start_worker`` for a worker's life.  What a gateway can do beyond this is
 in ``_features``.
 """

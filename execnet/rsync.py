@@ -1,8 +1,8 @@
-"""RSync: bring one tree to many places, sending only what is not there.
+"""RSync: copy one tree to many places, sending only what is not there yet.
 
-``RSync`` is what users hold.  A run of it is in ``_rsync.push``, what reads the source in
-``_rsync.far.tree``, what is shipped to the targets in ``_rsync.far.target``, whose docstring tells
-what the two say to each other.
+``RSync`` is the public class.  Its runs are in ``_rsync.push``, the code that reads the source in
+``_rsync.far.tree``, the code that is shipped to the targets in ``_rsync.far.target``; the docstring
+of the latter explains the messages.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from functools import partial
 
-# What does the work is imported where it begins: programs import this class and never use it.
+# The machinery is imported when work begins: many programs import this class and never use it.
 from ._log import INFO, note
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def _parsed(rules: Iterable[str | Rule]) -> list[Rule]:
     if not rules:
         return []
-    from ._rsync.patterns import parse_rules  # few programs have some
+    from ._rsync.patterns import parse_rules  # few programs have rules
 
     return parse_rules(rules)
 
@@ -62,7 +62,7 @@ def _checked_links(links: str) -> str:
 
 
 def _refuse_home(path: str | os.PathLike[str]) -> None:
-    """Refuse what a shell would expand, and what would be a directory of that name here."""
+    """Refuse a path that a shell would expand, but that would be taken literally here."""
     text = os.fspath(path)
     if text[:1] in ("~", b"~"):
         raise ValueError(
@@ -78,9 +78,9 @@ def pull_options(
     links: str = "inside", max_files: int | None = None, max_bytes: int | None = None,
     expands: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what ``_rsync.pull`` and ``_rsync.relay`` take; ValueError for what is no value.
+    """Return the options of ``_rsync.pull`` and ``_rsync.relay``; ValueError for a bad value.
 
-    expands: a "~" at the beginning of the source is the home there.
+    expands: a "~" at the beginning of the source is the home directory there.
     """
     return {
         "delete": delete or delete_excluded,
@@ -102,7 +102,7 @@ def pull_options(
 
 
 def _told(source: str, target: Target) -> str:
-    """Return what came of a target, for a log."""
+    """Return the outcome of a target, for a log."""
     result = target.result
     sent = f"{result.files_sent} files, {result.bytes_sent} bytes sent"
     where = f"{source} to {target.gateway.id}:{result.destdir}"
@@ -112,17 +112,17 @@ def _told(source: str, target: Target) -> str:
 class RSync:
     """Sends a file or a directory tree to any number of gateways at once.
 
-    sourcedir: what to send.
-    callback: called with ("list", bytes that are needed, channel) once a target knows what it
-        needs, then with ("ack", bytes of the file, channel) for each file that is there.
+    sourcedir: the file or directory to send.
+    callback: called with ("list", bytes needed, channel) once a target knows what it needs, then
+        with ("ack", bytes of the file, channel) for each file that has arrived.
     verbose: print what is sent and what is left out.
-    progress: called with (bytes to do, bytes done, current path); see ``Progress``.
-    rules: filter rules as those of the program rsync, such as ``- *.o`` or ``+ /keep/``; the first
-        that matches a path below the source tells whether it takes part.
+    progress: called with (bytes to transfer, bytes done, current path); see ``Progress``.
+    rules: filter rules like those of the program rsync, such as ``- *.o`` or ``+ /keep/``; the
+        first one that matches a path below the source decides whether it is included.
 
-    Raises ValueError for what is no rule.
-    Subclasses may override ``filter`` and ``_report_send_file``.  All of these run in the
-    thread that calls ``send``.
+    Raises ValueError for a rule that is malformed.
+    Subclasses may override ``filter`` and ``_report_send_file``.  All of these run in the thread
+    that calls ``send``.
     """
 
     def __init__(
@@ -140,14 +140,14 @@ class RSync:
         self._callback = callback
         self._progress = progress
         self._targets: list[Target] = []
-        self.result: Result | None = None  # of the last ``send``, also of one that failed
+        self.result: Result | None = None  # of the last ``send``, even if it failed
 
     def __repr__(self) -> str:
         targets = [f"{target.gateway.id}:{target.result.destdir}" for target in self._targets]
         return f"<RSync {self._sourcedir!r} to {', '.join(targets) or 'no target'}>"
 
     def filter(self, path: str) -> bool:
-        """Tell whether a path, below the source, takes part; a directory with all in it."""
+        """Return whether a path below the source is sent; a directory takes its content along."""
         return True
 
     def add_target(
@@ -159,24 +159,24 @@ class RSync:
     ) -> None:
         """Add a place that the next ``send`` goes to.
 
-        destdir: a directory there, which is made if needed.  If the source is a single file,
-            the path that it gets, or a directory that it is put into.
+        destdir: a directory there, which is made if needed.  If the source is a single file, the
+            path that it gets, or a directory that it is put into.
         finishedcallback: called when this target is done.
-        options: ``delete`` removes what the source does not have, but for what ``filter`` and
-            the rules leave out; ``delete_excluded`` removes that too; ``dry_run`` changes
-            nothing and puts into the result what would be done; with ``expanduser``, a "~" at
-            the beginning of destdir is the home there, and "~name" that of a user; ``modes``
-            and ``times`` can be False, then those of new files are as for any other there, and
-            existing ones keep theirs; with ``owners``, users and groups are those of the same
-            names there, or of the same numbers if there are no such names; times that differ by
-            at most ``modify_window`` seconds are taken to be the same; with ``partial``, what has
-            come of a large file when a run ends early is kept there, and the next run with it
-            goes on from there; with ``compress``, content is compressed on its way where that
-            makes it smaller, except to a worker on this machine; ``bwlimit`` is how many bytes a
-            second may be sent, on average; ``links`` is "as-is",
-            "inside" for those that cannot lead out of the tree, or "none".
-        Raises TypeError for any other option, ValueError for a "~" without ``expanduser`` or
-        another value of ``links``, and OSError if the gateway is gone.
+        options: ``delete`` removes what the source does not have, except what ``filter`` and the
+            rules leave out; ``delete_excluded`` removes that too.  ``dry_run`` changes nothing and
+            puts into the result what would be done.  With ``expanduser``, a "~" at the beginning of
+            destdir is the home directory there, and "~name" that of a user.  With ``modes=False``
+            or ``times=False``, new files get the defaults there, and existing ones keep theirs.
+            With ``owners``, files belong to the users and groups with the same names there, or with
+            the same numbers where there are no such names.  Times that differ by at most
+            ``modify_window`` seconds count as the same.  With ``partial``, the parts of a large
+            file that had arrived when a run ended early are kept there, and the next run with
+            ``partial`` continues from them.  With ``compress``, content is compressed in transit
+            where that makes it smaller, except to a worker on this machine.  ``bwlimit`` is how
+            many bytes a second may be sent, on average.  ``links`` is "as-is", "inside" for those
+            that cannot lead out of the tree, or "none".
+        Raises TypeError for any other option, ValueError for a "~" without ``expanduser`` or any
+        other value of ``links``, and OSError if the gateway is gone.
         """
         from ._rsync.push import Target
         from ._ship.parts import run
@@ -213,12 +213,12 @@ class RSync:
         )
 
     def send(self, raises: bool = True) -> Result | None:
-        """Send to all targets that were added since the last time; return what came of it.
+        """Send to all targets that were added since the last time; return the result.
 
-        raises: without targets, raise OSError; else return None.
-        Entries that could not be read or written are in the result, and the rest is sent.  When a
-        target fails altogether the others are served to their ends, then its error is
-        raised: ``RSyncError``, ``RemoteError`` or an EOFError; ``result`` has the rest.
+        raises: whether to raise OSError if there are no targets, or to return None.
+        Entries that could not be read or written are listed in the result, and the rest is sent.
+        When a target fails altogether, the others are still served; then its error is raised:
+        ``RSyncError``, ``RemoteError`` or an EOFError.  ``result`` has the rest.
         """
         from ._rsync.push import Run
         from ._rsync.result import Result
@@ -264,25 +264,25 @@ class RSync:
         progress: Progress | None = None,
         rules: Iterable[str | Rule] = (),
     ) -> TargetResult:
-        """Bring a file or a directory tree from a worker here; return what came of it.
+        """Copy a file or a directory tree from a worker to this machine; return the result.
 
-        remote_dir, local_dir: as the source and the target of ``send``.
-        delete, delete_excluded, dry_run, modes, times, owners, modify_window, partial,
-            compress, bwlimit: as the options of ``add_target``.
-        mask: bits that are dropped from modes; 0 keeps them as they are.
-        links: which are made: those that lead "inside" of the tree, all "as-is", or "none".
-        max_files, max_bytes: how many entries there may be, and how large all files together;
-            None for any number.
-        timeout: seconds that all of it may take; None for any time.
-        progress, rules: as for ``RSync``; the first is called in this thread.
+        remote_dir, local_dir: like the source and the target of ``send``.
+        delete, delete_excluded, dry_run, modes, times, owners, modify_window, partial, compress,
+            bwlimit: like the options of ``add_target``.
+        mask: bits to drop from modes; 0 keeps modes as they are.
+        links: which links are made: those that lead "inside" the tree, all "as-is", or "none".
+        max_files, max_bytes: how many entries there may be, and how many bytes all files together
+            may have; None for any number.
+        timeout: seconds that the whole copy may take; None for any time.
+        progress, rules: as for ``RSync``; the former is called in this thread.
         Nothing outside of ``local_dir`` is touched, whatever the worker says.  Raises
-        ``RSyncError`` if there is no source, if no more can be written here, if there is more
-        than was allowed, or if the worker breaks the protocol; ``RemoteError`` or an EOFError if
-        it fails; ValueError for a path that begins with "~", and for other values of ``links``.
+        ``RSyncError`` if the source does not exist, if nothing more can be written here, if there
+        is more than was allowed, or if the worker breaks the protocol; ``RemoteError`` or EOFError
+        if it fails; ValueError for a path that begins with "~", and for other values of ``links``.
         """
         _refuse_home(local_dir)
         _refuse_home(remote_dir)
-        from ._rsync.pull import pull  # most programs do not need it
+        from ._rsync.pull import pull  # most programs never need it
 
         options = pull_options(
             gateway, delete=delete, delete_excluded=delete_excluded, dry_run=dry_run,
@@ -298,13 +298,13 @@ class RSync:
         return lambda path: self.filter(os.path.join(self._sourcedir, os.fsdecode(path)))
 
     def _report_send_file(self, gateway: Any, modified_rel_path: str) -> None:
-        """Tell that a file is sent; to be overridden."""
+        """Report that a file is being sent; meant to be overridden."""
         if self._verbose:
             from ._rsync.result import print_line
 
             print_line(f"{gateway} <= {modified_rel_path}")
 
-    # what a run tells
+    # reports of a run
 
     def on_sending(self, target: Target, paths: list[bytes]) -> None:
         report = self._report_send_file

@@ -1,7 +1,7 @@
-"""Environments on the far side, made when they are needed and found again when they are there.
+"""Environments on the far side, made when they are needed and found again later.
 
-``create_venv_gateway`` returns a gateway to a worker of an environment's interpreter.  What it is
-made of is in ``_xdeploy``.
+``create_venv_gateway`` returns a gateway to a worker of an environment's interpreter.  Its parts
+are in ``_xdeploy``.
 """
 
 from __future__ import annotations
@@ -41,32 +41,31 @@ def create_venv_gateway(
 ) -> Gateway:
     """Return a gateway to a worker in a virtual environment on the other side of a gateway.
 
-    The environment is made if it is not there.  It is there if there is one of this name that was
-    made for the same interpreter from the same requirements and addresses; then nothing is
-    installed.  The worker runs in the environment's folder; ``venv`` of the gateway that comes
-    back, a ``Venv``, tells where that is and which tool has made it.
+    The environment is made unless there is one of this name for the same interpreter, requirements
+    and addresses; then nothing is installed.  The worker runs in the environment's folder.  The
+    returned gateway's attribute ``venv``, a ``Venv``, says where that is and which tool made it.
 
     name: a name of up to 64 letters, digits and ``.-_``.
     requirements: a string such as ``"numpy>=2 requests"``; the path of a requirements file, a
         ``pyproject.toml``, a ``pylock.toml``, a ``uv.lock``, a wheel, or the folder of a project
-        that is pure Python; or a list of these.  Paths mean this machine, in the files as well.
+        that is pure Python; or a list of these.  Paths, also those in files, mean this machine.
     python: the interpreter: a version such as "3.12" or "pypy3.11", "auto" for this program's
         version or else the newest, or a path there; None for that of ``gateway``.
-    offline: True has all packages come from here; "auto" does so if the far side does not reach
-        its index; False never does.
+    offline: True sends all packages from here; "auto" does so if the far side can't reach its
+        index; False never does.
     find_links: folders with wheels here, or addresses of pages that name some.
-    index_url: the index that is asked; None for the one that is configured.  An index whose
-        address has a secret in it is asked from here, and the secret stays here.
-    recreate: make it again, whether it is there or not.
-    refresh: the same, to have newer versions of what is not pinned.  Whoever uses the old one
-        keeps it.
-    timeout: seconds that finding, waiting for another process that makes the same, and making may
-        take; None for half an hour.
-    on_output: called with each line that installers print; None has them go to the logger
+    index_url: the index to ask; None for the configured one.  An index whose address contains a
+        secret is asked from here, and the secret stays here.
+    recreate: make it again, even if it exists.
+    refresh: the same, to get newer versions of what is not pinned.  Processes that use the old
+        one keep it.
+    timeout: seconds for finding it, waiting for another process that is making the same, and
+        making it; None for half an hour.
+    on_output: called with each line that installers print; None sends them to the logger
         ``execnet.xdeploy``.
-    root: the folder there that all is in; None for ``~/.cache/execnet``.
-    Raises ``DeployError`` if it can't be made, ValueError for arguments that mean nothing, OSError
-    for files that can't be read and ``BootstrapError`` if the worker can't be started.
+    root: the folder there that holds everything; None for ``~/.cache/execnet``.
+    Raises ``DeployError`` if it can't be made, ValueError for bad arguments, OSError for files
+    that can't be read and ``BootstrapError`` if the worker can't be started.
     """
     if offline not in (True, False, "auto"):
         raise ValueError(f"offline must be True, False or 'auto', and is {offline!r}")

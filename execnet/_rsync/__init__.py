@@ -1,1 +1,1 @@
-"""RSync: its two near halves, what it returns, its patterns.  Shipped: ``far``."""
+"""RSync: its two near halves, its results and its patterns.  ``far`` is shipped."""

@@ -1,4 +1,4 @@
-"""Waits for changes below a directory: by inotify where the system has it, otherwise by looking.
+"""Waits for changes below a directory: with inotify where the system has it, else by polling.
 
 Start at ``changes``.
 """
@@ -17,11 +17,11 @@ from typing import Any
 _MASK = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200  # IN_MODIFY ... IN_DELETE
 _ONLY_DIRECTORIES = 0x01000000  # IN_ONLYDIR
 _LOOK_S = 1.0  # between looks, where there is no inotify
-_QUIET_S = 0.05  # how long it has to be quiet before a change is told: many come at once
+_QUIET_S = 0.05  # how long it must be quiet before a change is reported: many come at once
 
 
 def changes(path: str, stop: Stop | None = None) -> Iterator[None]:
-    """Yield once at first, and then each time after something has changed below a path.
+    """Yield once at first, and then each time something has changed below a path.
 
     stop: ends it from another thread.
     """
@@ -34,12 +34,12 @@ def changes(path: str, stop: Stop | None = None) -> Iterator[None]:
             watch = _Looks(path, stop)
         stack.enter_context(watch)
         while not stop.is_set():
-            yield None  # what has changed before it was watched
+            yield None  # what changed before it was watched
             watch.wait()
 
 
 class Stop(threading.Event):
-    """Ends ``changes``; ``close`` it when that has ended."""
+    """Ends ``changes``; ``close`` it after that has ended."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,17 +51,17 @@ class Stop(threading.Event):
         os.write(self._writer, b"x")
 
     def close(self) -> None:
-        """Give its descriptors back."""
+        """Close its descriptors."""
         os.close(self.reader)
         os.close(self._writer)
 
 
 class _Inotify:
-    """The kernel's news of a directory and all below it, or of a file."""
+    """The kernel's notifications about a file, or a directory and everything below it."""
 
     def __init__(self, path: str, stop: Stop) -> None:
         if not sys.platform.startswith("linux"):
-            raise OSError("there is no inotify")
+            raise OSError("this system has no inotify")
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._path = path
         self._stop = stop
@@ -88,11 +88,11 @@ class _Inotify:
             self._add(folder)
 
     def _add(self, folder: str) -> None:
-        """Watch a directory, also if it is watched already; one that has gone does not matter."""
+        """Watch a directory, even if it is watched already; one that is gone does not matter."""
         mask = _MASK | _ONLY_DIRECTORIES
         if self._libc.inotify_add_watch(self._fd, os.fsencode(folder), mask) < 0:
             code = ctypes.get_errno()
-            if os.path.isdir(folder):  # the user has no more watches
+            if os.path.isdir(folder):  # the user has no watches left
                 raise OSError(code, os.strerror(code), folder)
 
     def wait(self) -> None:
@@ -104,7 +104,7 @@ class _Inotify:
 
 
 class _Looks:
-    """What a tree looks like, again and again."""
+    """Looks at a tree again and again."""
 
     def __init__(self, path: str, stop: Stop) -> None:
         self._path = path

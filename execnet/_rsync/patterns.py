@@ -1,7 +1,7 @@
-"""Patterns of what takes part in a synchronisation: those of rsync, and of ``.gitignore``.
+"""Patterns that select what is synchronised: those of rsync, and of ``.gitignore``.
 
-Each becomes a regular expression here, which either side can apply (``_rsync.far.rules``).  Start
-at ``parse_rules``; for the semantics see "FILTER RULES" in rsync(1), and gitignore(5).
+Each becomes a regular expression, which either side can apply (``_rsync.far.rules``).  Start at
+``parse_rules``; for the semantics see "FILTER RULES" in rsync(1), and gitignore(5).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 
-# (regular expression for a path, whether it takes part, whether that is for directories only)
+# (regular expression for a path, whether it is included, whether it applies to directories only)
 Rule = tuple[bytes, bool, bool]
 
 _WILD = re.compile(r"[*?[]")
@@ -29,8 +29,8 @@ _LONG = {"exclude": "-", "include": "+", "merge": ".", "clear": "!"}
 def parse_rules(rules: Iterable[str | Rule]) -> list[Rule]:
     """Turn filter rules of rsync, such as "- *.o", "+ /keep/" and "merge FILE", into ours.
 
-    Raises ValueError for what is no rule, or one that is not supported, and OSError for a file
-    to be merged that cannot be read.
+    Raises ValueError for text that is not a rule, or a rule that is not supported, and OSError for
+    a file to be merged that cannot be read.
     """
     parsed: list[Rule] = []
     for rule in rules:
@@ -68,7 +68,7 @@ def lines_of(path: str) -> Iterator[str]:
 
 
 def pattern_rules(text: str, takes_part: bool) -> list[Rule]:
-    """Return the rule of an ``--exclude`` or ``--include``, or a line of a file of those."""
+    """Return the rule of an ``--exclude`` or ``--include``, or of a line in a file of them."""
     if text[:2] in ("- ", "+ ") and text[2:]:
         return rules_of(text[2:], text[0] == "+")
     return rules_of(text, takes_part)
@@ -101,7 +101,7 @@ def _rule(expression: str, takes_part: bool, is_for_directories: bool) -> Rule:
 
 
 def _translate(glob: str, double: str = ".*") -> str:
-    """Return what matches as a shell pattern does; double: what two asterisks match."""
+    """Translate a shell pattern into a regular expression; double: what two asterisks match."""
     parts, place = [], 0
     while place < len(glob):
         char = glob[place]
@@ -146,9 +146,9 @@ def _escape(text: str) -> str:
 
 
 def gitignore_rules(root: str) -> list[Rule]:
-    """Return rules for what the ``.gitignore`` files in a tree leave out of it.
+    """Return rules that leave out what the ``.gitignore`` files in a tree ignore.
 
-    Deeper files come first, and the last lines of each, since the first rule that matches counts.
+    The first rule that matches counts, so deeper files come first, and each from its last line up.
     """
     from .far.rules import Rules
 

@@ -1,6 +1,6 @@
 """``RSync.pull``: the coordinator is the target, a worker the source.
 
-What writes here is ``far.target``, the same code that writes at the targets of ``RSync.send``.
+Files are written by ``far.target``, the same code that writes at the targets of ``RSync.send``.
 Start at ``pull``.
 """
 
@@ -24,7 +24,7 @@ from .patterns import Rule
 from .push import path_inside, place_here
 from .result import Progress, RSyncError, Skipped, TargetResult
 
-_WORKER_S = 5.0  # how long after ``timeout`` a worker may leave unread what it is sent
+_WORKER_S = 5.0  # how long after ``timeout`` a worker may leave its input unread
 
 
 def pull(
@@ -39,8 +39,8 @@ def pull(
 ) -> TargetResult:
     """Do what ``RSync.pull`` promises.
 
-    wishes: what a ``Target`` has as options.  tell: called with the path of each file that comes,
-    and the gateway.
+    wishes: the options of a ``Target``.  tell: called with the path of each file that arrives, and
+    the gateway.
     """
     if wishes["delete"]:
         _check_source_stays(gateway, remote_dir, local_dir)
@@ -65,7 +65,7 @@ def pull(
             target.announced_by = Rules(rules) if rules else None
             target.tell = tell
             _receive(target)
-            channel.waitclose()  # the worker can be asked for other things, one at a time
+            channel.waitclose()  # now the worker is free, even if it does one thing at a time
         result.seconds = time.monotonic() - started
         return result
     finally:
@@ -73,9 +73,9 @@ def pull(
 
 
 def root_of(answer: Any, place: str, path: bytes) -> Any:
-    """Return (what the source is, what hashes cost there) from its first answer.
+    """Return (what the source is, the cost of hashes there) from its first answer.
 
-    Raises RSyncError if there is no source, or if this is no such answer.
+    Raises RSyncError if the source does not exist, or the answer is malformed.
     """
     if fits(answer, (lambda item: item is None, is_count, is_bytes)):
         _, code, reason = answer
@@ -92,12 +92,12 @@ def root_of(answer: Any, place: str, path: bytes) -> Any:
 def _make_target(channel: Any, place: str, *arguments: Any) -> _LocalTarget:
     try:
         return _LocalTarget(channel, place, *arguments)
-    except wire.Violation as exc:  # there is no hash that both have
+    except wire.Violation as exc:  # they have no hash in common
         raise RSyncError(f"{place} broke the protocol: {exc}") from exc
 
 
 def _receive(target: _LocalTarget) -> None:
-    """Let a target work; a source that breaks the protocol is named in an RSyncError."""
+    """Let a target work; if the source breaks the protocol, an RSyncError names it."""
     try:
         target.run(target.receive)
     except wire.TooMuch as exc:
@@ -111,9 +111,9 @@ def _receive(target: _LocalTarget) -> None:
 
 
 class Deadline:
-    """A context that ends with an RSyncError once a time is over, whatever a worker does.
+    """A context that ends with an RSyncError after a time, whatever a worker does.
 
-    A thread closes the channel then, and ends the worker if it has left its input unread.
+    A thread then closes the channel, and ends the worker if it has left its input unread.
     """
 
     def __init__(self, channel: Any, place: str, timeout: float | None) -> None:
@@ -130,7 +130,7 @@ class Deadline:
     def __exit__(self, kind: Any, exc: BaseException | None, traceback: Any) -> None:
         self._is_over.set()
         if self._has_passed and isinstance(exc, (OSError, EOFError)):
-            text = f"{self._place} was not there within {self._timeout} seconds"
+            text = f"{self._place} was not copied within {self._timeout} seconds"
             raise RSyncError(errno.ETIMEDOUT, text) from exc
 
     def _wait(self) -> None:
@@ -153,7 +153,7 @@ def name_of(gateway: Any, path: str | os.PathLike[str]) -> bytes:
 def _inner(
     gateway: Any, remote_dir: str | os.PathLike[str], local_dir: str | os.PathLike[str]
 ) -> bytes | None:
-    """Return the path of the target below the source, where it is in there."""
+    """Return the path of the target relative to the source, if it is in there."""
     place = place_here(gateway, os.fsencode(remote_dir))
     return path_inside(os.fsencode(local_dir), place) if place else None
 
@@ -168,7 +168,7 @@ def _check_source_stays(
 
 
 class _LocalTarget(remote.Target):
-    """A target in this process, which fills in a result.  Belongs to the thread of ``pull``."""
+    """A target in this process that fills in a result.  Used by the thread of ``pull``."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class _LocalTarget(remote.Target):
         self._channel = channel
         self.source = place
         self.tell: Any = None
-        self._is_same = False  # what ends has only other times or modes
+        self._is_same = False  # what ends now only differs in time or mode
         self.of_progress: BaseException | None = None  # what ``progress`` raised
         self._result = result
         self._progress = progress
@@ -189,7 +189,7 @@ class _LocalTarget(remote.Target):
         super().__init__(self._on_sent, options)
 
     def _on_sent(self, message: Any) -> None:
-        """Let the source have a message, and take for the result what is meant for it."""
+        """Send a message to the source, and note what it means for the result."""
         self._to_source(message)
         if message[0] == wire.END:
             _, self._result.unchanged, self._result.settled, self._result.deleted, *rest = message
@@ -201,7 +201,7 @@ class _LocalTarget(remote.Target):
             )
 
     def _on_gone(self, code: int, reason: bytes) -> None:
-        """End, since the source is not there any more."""
+        """End because the source is gone."""
         raise RSyncError(code, f"{self.source}: {reason.decode('utf-8', 'backslashreplace')}")
 
     def _to_source(self, message: Any) -> None:

@@ -1,7 +1,7 @@
 """One run of ``RSync.send``: a walk that serves all targets, each in a thread of its own.
 
-The thread that called ``send`` walks the source and runs everything that users passed in.
-Each target's thread answers what its worker asks for, so that a slow one holds up no other.
+The thread that called ``send`` walks the source and runs everything that the user passed in.
+Each target's thread answers its worker's requests, so that a slow one does not hold up the others.
 Start at ``Run.execute``.
 """
 
@@ -24,7 +24,7 @@ _END = object()  # what a channel's callback gets last
 
 
 class Hooks(Protocol):
-    """What a run tells its user, in the user's thread."""
+    """What a run reports to its user, in the user's thread."""
 
     def on_sending(self, target: Target, paths: list[bytes]) -> None: ...
     def on_list(self, target: Target, total: int) -> None: ...
@@ -35,7 +35,7 @@ class Hooks(Protocol):
 
 
 def place_here(gateway: Any, path: bytes) -> bytes | None:
-    """Return where a worker's path is on this machine, None if it is another or may be."""
+    """Return a worker's path on this machine, None if it is, or may be, on another one."""
     spec = gateway.spec
     if not spec.popen or spec.python or spec.via:
         return None
@@ -43,7 +43,7 @@ def place_here(gateway: Any, path: bytes) -> bytes | None:
 
 
 def path_inside(path: bytes, directory: bytes) -> bytes | None:
-    """Return the path of something below a directory, None if it is elsewhere."""
+    """Return a path relative to a directory, None if it is not in there."""
     try:
         inner = os.path.relpath(os.path.realpath(path), os.path.realpath(directory))
     except ValueError:  # on another drive of Windows
@@ -52,7 +52,7 @@ def path_inside(path: bytes, directory: bytes) -> bytes | None:
 
 
 def without_targets(root: bytes, targets: list[Target], accept: Any) -> Any:
-    """Return ``accept`` made to refuse targets that are in the source, which would never end."""
+    """Return ``accept`` wrapped to refuse targets inside the source, which would never end."""
     places = [place_here(target.gateway, target.options["dest"]) for target in targets]
     inner = {path_inside(place, root) for place in places if place} - {None}
     if not inner:
@@ -70,11 +70,11 @@ def check_source_stays(root: bytes, targets: list[Target]) -> None:
 
 
 class ChannelGone(Exception):
-    """A channel could not be sent on; what it got last says why."""
+    """Sending on a channel failed; the last item that it got says why."""
 
 
 class Target:
-    """One gateway and directory that the source is sent to; ``result`` says what came of it."""
+    """One gateway and directory that the source is sent to; ``result`` is its outcome."""
 
     def __init__(
         self,
@@ -96,13 +96,13 @@ def gone_error(exc: SourceGone) -> RSyncError:
 
 
 class Gone(Exception):
-    """The thread that called ``send`` has left; there is nobody to answer."""
+    """The thread that called ``send`` has left, so nobody answers."""
 
 
 class _Service(Watcher):
     """Serves one target in a thread of its own.
 
-    What the user shall learn goes as calls into ``events``, which the user's thread makes.
+    Reports to the user go into ``events`` as calls, which the user's thread makes.
     """
 
     def __init__(self, run: Run, target: Target, tree: Tree) -> None:
@@ -113,7 +113,7 @@ class _Service(Watcher):
         self.inbox = target.gateway.execmodel.queue.Queue()
         self.total = self.moved_bytes = 0
         self.is_done = False
-        self._acks: list[int] | None = []  # held back until the list was told
+        self._acks: list[int] | None = []  # held back until the list was reported
         self._started = time.monotonic()
 
     def start(self) -> None:
@@ -142,7 +142,7 @@ class _Service(Watcher):
             error = gone_error(exc)
         except Violation as exc:
             error = RSyncError(f"{self._place()} broke the protocol: {exc}")
-        except BaseException as exc:  # told to the user by ``send``
+        except BaseException as exc:  # ``send`` tells the user
             error = exc
         finally:
             if error is not None:
@@ -174,15 +174,15 @@ class _Service(Watcher):
         if message is not _END:
             return message
         self.target.channel.waitclose()
-        raise EOFError(f"{self._place()} ended before all was there")
+        raise EOFError(f"{self._place()} ended before everything was there")
 
     def _wait_for_end(self) -> None:
-        """Wait until the worker can be asked for other things, also if it does one at a time."""
+        """Wait until the worker is free for other work, even if it does one thing at a time."""
         while self.inbox.get() is not _END:
             pass
         self.target.channel.waitclose()
 
-    # what the pump tells, in the target's thread
+    # reports of the pump, in the target's thread
 
     def asked(self, count: int) -> None:
         self.total += count
@@ -222,7 +222,7 @@ class _Service(Watcher):
     def accept(self, path: bytes) -> bool:
         answer = self.target.gateway.execmodel.queue.Queue()
         self._run.events.put((self._on_accept, path, answer))
-        if self._run.is_over:  # set before what is in ``events`` is answered for the last time
+        if self._run.is_over:  # set before the calls in ``events`` are made for the last time
             raise Gone
         return bool(answer.get())
 
@@ -275,7 +275,7 @@ class _Service(Watcher):
 
 
 class Run:
-    """One walk of a source for some targets.  Belongs to the thread that calls ``execute``."""
+    """One walk of a source for some targets.  Used by the thread that calls ``execute``."""
 
     def __init__(
         self, root: bytes, targets: list[Target], accept: Any, rules: Any, hooks: Hooks
@@ -302,7 +302,7 @@ class Run:
         self._services = [_Service(self, target, tree) for target in targets]
 
     def execute(self) -> None:
-        """Serve all targets to their ends; errors of targets are in their results."""
+        """Serve all targets until they end; their errors are in their results."""
         walk = self._tree.walk()
         try:
             for service in self._services:
@@ -322,7 +322,7 @@ class Run:
             raise
         finally:
             walk.close()
-            self._services = []  # they know the run; what they hold is not to wait for a collector
+            self._services = []  # they refer to the run, and should not wait for a collector
 
     def _abandon(self) -> None:
         """Let the services end: their channels are closed, their questions answered."""
@@ -355,10 +355,10 @@ class Run:
         return self._accept is None or bool(self._accept(path))
 
     def may_go(self, path: bytes) -> bool:
-        """Tell whether what only a target has may be deleted: it would be sent if it were here."""
+        """Return whether a path that only a target has may be deleted: it would be sent."""
         try:
             return self.accepts(path)
-        except OSError:  # a filter that wanted to look at it
+        except OSError:  # the filter wanted to look at the file itself
             return False
 
     def tell_progress(self, current: str) -> None:

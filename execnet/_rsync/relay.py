@@ -1,7 +1,7 @@
-"""From one worker to another: what they say passes through here.
+"""Copies from one worker to another: their messages pass through the coordinator.
 
-The source is as in ``RSync.pull``, the target as in ``RSync.send``; each defends itself against the
-other, and the coordinator only takes from the source what it tells of the target.  Start at
+The source behaves as in ``RSync.pull``, the target as in ``RSync.send``.  Each defends itself
+against the other; the coordinator only reads what the source reports about the target.  Start at
 ``relay``.
 """
 
@@ -24,11 +24,11 @@ def relay(
     source: Any, path: bytes, target: Any, dest: bytes, wishes: dict[str, Any], rules: Any,
     on_sending: Any,
 ) -> TargetResult:  # fmt: skip
-    """Bring a path of one worker to another worker; return what came of it.
+    """Copy a path from one worker to another worker; return the result.
 
-    wishes: as for a target, and for what a source gets.  on_sending: called with the path of each
-    file that is sent, in some thread.  Raises ``RSyncError`` if there is no source, or the target
-    can write no more, and what else either worker fails with.
+    wishes: options of the target and of the source.  on_sending: called with the path of each file
+    that is sent, in any thread.  Raises ``RSyncError`` if the source does not exist or the target
+    cannot write any more, and any other error that either worker fails with.
     """
     place = f"{source.id}:{os.fsdecode(path)}"
     inlet, outlet = run(source, "_rsync.far.server"), run(target, "_rsync.far.target")
@@ -48,7 +48,7 @@ def relay(
 
 
 class _Relay:
-    """Two threads, each of which hands on what comes from one of two channels."""
+    """Two threads; each hands on what arrives on one of two channels."""
 
     def __init__(
         self, inlet: Any, outlet: Any, place: str, result: TargetResult, on_sending: Any
@@ -74,7 +74,7 @@ class _Relay:
         self._result.seconds = time.monotonic() - started
 
     def _bring(self) -> None:
-        """Hand on what the source says, until it has seen the end of the target."""
+        """Hand on what the source sends, until it has seen the end of the target."""
         try:
             for message in self._inlet:
                 if isinstance(message, tuple) and message[:1] == (wire.TOLD,):
@@ -96,7 +96,7 @@ class _Relay:
             raise RSyncError(f"{self._place} broke the protocol: {exc}") from exc
 
     def _bring_back(self) -> None:
-        """Hand on what the target says, until it ends."""
+        """Hand on what the target sends, until it ends."""
         try:
             for message in self._outlet:
                 self._inlet.send(message)

@@ -1,4 +1,4 @@
-"""What came of a synchronisation: ``Result`` for all targets, ``TargetResult`` for one."""
+"""The outcome of a synchronisation: ``Result`` for all targets, ``TargetResult`` for one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ LISTED_MAX = 100_000  # items of a list in a result, which a far side could make
 
 
 def printable(text: str) -> str:
-    """Return a text without what could confuse a terminal or not be encoded.
+    """Return a text without characters that confuse a terminal or cannot be encoded.
 
-    Control characters and bytes of names that are no UTF-8 are escaped.
+    Control characters, and bytes of names that are not UTF-8, are escaped.
     """
     if text.isprintable():
         return text
@@ -39,9 +39,9 @@ def print_line(text: str) -> None:
 
 
 class RSyncError(ExecnetError, OSError):
-    """A target, or the source of a pull, could not go on; the text says which and why.
+    """A target, or the source of a pull, had to stop; the text says which one and why.
 
-    Control characters in it are escaped, since it may hold what the far side said.
+    Control characters are escaped, since parts of the text may come from the far side.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -49,10 +49,10 @@ class RSyncError(ExecnetError, OSError):
 
 
 class Progress(Protocol):
-    """What ``progress=`` takes.  Called in the thread that called ``send`` or ``pull``."""
+    """The type of ``progress=``.  It is called in the thread that called ``send`` or ``pull``."""
 
     def __call__(self, total: int, done: int, current: str, /) -> object:
-        """Take how many bytes there are to do, as far as is known, and how many are done.
+        """Take how many bytes there are to transfer, as far as known, and how many are done.
 
         current: the path of the file that is being sent, below the source.
         """
@@ -68,14 +68,15 @@ class Skipped:
 
 @dataclass
 class TargetResult:
-    """What one target got.
+    """What one target received.
 
-    Entries are counted once: ``files_sent`` had content sent, in whole or in part;
-    ``settled`` only had a mode, a time or a hard link set; ``unchanged`` were as they should
-    be.  ``bytes_sent`` counts content that travelled.  A dry run fills ``planned`` with what it
-    would send or make, and ``planned_deletions``.  ``refused`` says of how many entries the
-    target could not set "times", "modes" or "owners"; their content is there.  The lists hold
-    100,000 items at most; ``unlisted`` counts by the name of a list what there was besides.
+    Each entry is counted once: in ``files_sent`` if content was sent, in whole or in part; in
+    ``settled`` if only a mode, a time, an owner or a hard link was set; in ``unchanged`` if nothing
+    had to be done.  ``bytes_sent`` counts the content that travelled.  A dry run fills ``planned``
+    with what it would send or make, and ``planned_deletions``.  ``refused`` says for how many
+    entries the target could not set "times", "modes" or "owners"; their content has arrived.  Each
+    list holds at most 100,000 items; ``unlisted`` counts, by the name of the list, the items beyond
+    that.
     """
 
     gateway: Any
@@ -95,7 +96,7 @@ class TargetResult:
 
     @property
     def ok(self) -> bool:
-        """Whether everything is there: no error, nothing skipped, nothing refused."""
+        """Whether everything arrived: no error, nothing skipped, nothing refused."""
         return self.error is None and not self.skipped and not self.refused
 
     def add(self, name: str, item: Any) -> None:
@@ -107,18 +108,18 @@ class TargetResult:
             self.unlisted[name] = self.unlisted.get(name, 0) + 1
 
     def take_refusals(self, times: int, modes: int, owners: int) -> None:
-        """Take of how many entries these could not be set."""
+        """Note for how many entries the target could not set each of these."""
         counts = {"times": times, "modes": modes, "owners": owners}
         self.refused = {name: count for name, count in counts.items() if count}
 
 
 @dataclass
 class Result:
-    """What all targets got, in the order in which they were added."""
+    """What all targets received, in the order in which they were added."""
 
     targets: list[TargetResult]
 
     @property
     def ok(self) -> bool:
-        """Whether everything is everywhere."""
+        """Whether everything arrived everywhere."""
         return all(target.ok for target in self.targets)

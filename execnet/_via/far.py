@@ -10,7 +10,7 @@ here, and nobody waits in this gateway's receiver thread.  The coordinator also 
 last byte.  A second channel has what it has to learn though it does not read: those numbers, the
 address of a server that was connected to and, when the process has ended, (exit status or None, the
 last of its stderr, why it could not start).
-Start reading at ``Forwarder``.
+Start at ``Forwarder``.
 """
 
 from __future__ import annotations

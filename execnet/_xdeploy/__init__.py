@@ -1,1 +1,1 @@
-"""What ``execnet.xdeploy`` is made of; ``far`` is what is shipped.  Start at ``create``."""
+"""The parts of ``execnet.xdeploy``; ``far`` is shipped.  Start at ``create``."""

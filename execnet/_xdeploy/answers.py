@@ -1,6 +1,6 @@
-"""Answers, from here, what installers on the far side ask an index for.
+"""Answers, from here, the requests that installers on the far side make to an index.
 
-What comes over the channel was written by somebody else: it is matched before it means anything.
+What arrives on the channel is not trusted: each request must match a pattern before it is used.
 Start at ``Answers``.
 """
 
@@ -27,10 +27,10 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Answers:
-    """Serves one channel until it is closed; ``close`` waits for what is being answered.
+    """Serves one channel until it is closed; ``close`` waits for requests in progress.
 
     ``_on_request`` runs in the receiver thread, the rest in threads of its own.  problems: what
-    could not be had, for the error that follows.
+    could not be fetched, for the error that follows.
     """
 
     def __init__(self, channel: Channel, sources: Sources) -> None:
@@ -99,7 +99,7 @@ class Answers:
             raise ValueError("no request to an index")
 
     def _send(self, number: int, type: str, digest: str, pieces: Any) -> None:
-        """Send an answer; what can't be read is told before its head is sent, where that can be."""
+        """Send an answer; a read that fails is reported before the head is sent, if it can be."""
         pieces = iter(pieces)
         first = next(pieces, b"")
         self._channel.send((number, 200, type, digest))

@@ -1,7 +1,7 @@
-"""Chooses pure wheels for an environment that has no installer.
+"""Chooses pure wheels for a host without an installer.
 
-It takes the newest of each project that all that was read so far allows, and does not look back: it
-says so where that does not do.  Start at ``choose``.
+It takes the newest version of each project that the requirements read so far allow, and does not
+backtrack: where that leads nowhere, it says so.  Start at ``choose``.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def _packaging(name: str) -> Any:
 def choose(
     lines: list[str], constraints: list[str], markers: object, sources: Sources
 ) -> list[tuple[str, bytes]]:
-    """Return names and contents of the wheels that requirements need.
+    """Return the names and contents of the wheels that the requirements need.
 
-    markers: what the far interpreter says of itself, for the markers of requirements.
-    Raises ``DeployError`` if there are none, or if they do not go together.
+    markers: the far interpreter's values for the markers of requirements.
+    Raises ``DeployError`` if a wheel is missing, or the requirements conflict.
     """
     if not isinstance(markers, Mapping) or markers.keys() != MARKER_NAMES:
-        raise DeployError("the far side does not say what it is", _STEP)
+        raise DeployError("the far side did not describe its interpreter", _STEP)
     environment = {str(name): str(value)[:300] for name, value in markers.items()}
     chooser = _Chooser(environment, sources)
     for line in constraints:
@@ -64,7 +64,7 @@ class _Chooser:
         self._environment = environment
         self._sources = sources
         self._links = sources.link_files()
-        self._wanted: dict[str, Any] = {}  # by project: what versions may be
+        self._wanted: dict[str, Any] = {}  # by project: the versions allowed
         self._extras: dict[str, set[str]] = {}
         self._local: dict[str, File] = {}
         self._chosen: dict[str, tuple[Any, File, Any]] = {}  # version, file, metadata
@@ -79,7 +79,7 @@ class _Chooser:
             self._wanted[name] = before & wanted.specifier
 
     def add(self, line: str, whose: str, extra: str = "") -> None:
-        """Take a requirement in, if its marker holds."""
+        """Add a requirement, if its marker holds."""
         wanted = self._parse(line, extra)
         if wanted is None:
             return
@@ -89,7 +89,7 @@ class _Chooser:
             digest, url = self._sources.file(int(local[1]), False)
             self._local[name] = File(local[2], url, digest)
         elif wanted.url:
-            raise DeployError(f"{name}: without an installer, no address can be installed", _STEP)
+            raise DeployError(f"{name}: installing from an address needs an installer", _STEP)
         before = self._wanted.get(name, self._specifiers.SpecifierSet())
         self._wanted[name] = before & wanted.specifier
         new_extras = wanted.extras - self._extras.setdefault(name, set())
@@ -105,11 +105,11 @@ class _Chooser:
             self._todo.append(name)
 
     def _parse(self, line: str, extra: str = "") -> Any:
-        """Return a requirement, None if its marker does not hold there."""
+        """Return a requirement, None if its marker does not hold on the far side."""
         try:
             wanted = self._requirements.Requirement(line.replace("{relay}", "relay:///"))
         except ValueError as exc:
-            raise DeployError(f"no requirement: {exc}", _STEP) from exc
+            raise DeployError(f"not a requirement: {exc}", _STEP) from exc
         environment = dict(self._environment, extra=extra)
         return wanted if wanted.marker is None or wanted.marker.evaluate(environment) else None
 
@@ -149,7 +149,7 @@ class _Chooser:
         stable = [pair for pair in found if wanted.contains(pair[0])]
         allowed = stable or [pair for pair in found if wanted.contains(pair[0], prereleases=True)]
         if not allowed:
-            raise DeployError(f"there is no pure wheel of {name}{wanted} for this Python", _STEP)
+            raise DeployError(f"no pure wheel of {name}{wanted} for this Python", _STEP)
         return max(allowed, key=lambda pair: pair[0])
 
     def _fits(self, tags: Any) -> bool:
@@ -177,5 +177,5 @@ def _metadata_of(wheel: bytes, name: str) -> Any:
             inside = next(n for n in names if re.fullmatch(r"[^/]+\.dist-info/METADATA", n))
             text = archive.read(inside).decode("utf-8", "replace")
     except (StopIteration, zipfile.BadZipFile) as exc:
-        raise DeployError(f"{name} is no wheel", _STEP) from exc
+        raise DeployError(f"{name} is not a wheel", _STEP) from exc
     return HeaderParser().parsestr(text, headersonly=True)

@@ -1,6 +1,6 @@
-"""Environments on the far side: found in one round trip, made where they are not there.
+"""Environments on the far side: found in one round trip, made if they do not exist.
 
-What runs there is in ``far``.  Start at ``create``.
+The far half is in ``far``.  Start at ``create``.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from ..gateway_base import Channel
 
 ANSWERED = {"found", "key", "facts", "interpreter", "newest"}
-TRIES = 3  # another process may remove what was found
+TRIES = 3  # another process may remove the one that was found
 LADDER = ["uv", "venv", "venv --without-pip", "virtualenv", "unpack"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
 class Venv:
-    """An environment on the far side, as ``gateway.venv`` tells.
+    """An environment on the far side, as in ``gateway.venv``.
 
-    name, key: what it is found by.  path, python: its folder and its interpreter there.
+    name, key: identify it.  path, python: its folder and its interpreter there.
     tool: what made it, such as "uv" or "venv".  is_new: whether this call had it made.
     """
 
@@ -52,10 +52,10 @@ def create(
 ) -> Gateway:
     """Return a gateway to a worker of an environment's interpreter, in its folder."""
     if not NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name of an environment")
+        raise ValueError(f"{name!r} is not the name of an environment")
     group: Any = gateway._group
     if group is None:
-        raise ValueError(f"{gateway!r} belongs to no group, which starts workers")
+        raise ValueError(f"{gateway!r} belongs to no group, and only a group starts workers")
     job = _Job(gateway, name, wanted, options, output)
     for attempt in range(TRIES):
         venv, hold = job.find_or_make()
@@ -65,7 +65,7 @@ def create(
         except BootstrapError:
             if attempt == TRIES - 1 or gateway._error is not None or venv.is_new:
                 raise
-            job.is_broken = True  # it was complete, and is no more
+            job.is_broken = True  # it was complete, and is gone now
             continue
         finally:
             hold.close()
@@ -75,7 +75,7 @@ def create(
 
 
 class _Job:
-    """One call; ``find_or_make`` is called again if what it found does not run."""
+    """One call; ``find_or_make`` is called again if the environment found does not run."""
 
     def __init__(
         self, gateway: Gateway, name: str, wanted: Wanted, options: Options, output: Output
@@ -90,7 +90,7 @@ class _Job:
         self._is_made = False
 
     def find_or_make(self) -> tuple[Venv, Channel]:
-        """Return an environment, and what holds it there until it is closed."""
+        """Return an environment, and the channel that holds it there until it is closed."""
         for _ in range(TRIES):
             again = self._options.recreate or self._options.refresh or self.is_broken
             found, hold = self._find(recreate=again and not self._is_made)
@@ -125,15 +125,15 @@ class _Job:
         try:
             answer = channel.receive(self._left_s())
         except TimeoutError as exc:
-            raise DeployError(f"{gateway.id} does not answer in time", "finding") from exc
+            raise DeployError(f"{gateway.id} did not answer in time", "finding") from exc
         except (RemoteError, EOFError) as exc:
-            raise DeployError(f"environments can't be looked for: {exc}", "finding") from exc
+            raise DeployError(f"can't look for environments: {exc}", "finding") from exc
         if type(answer) is not dict or not ("error" in answer or answer.keys() >= ANSWERED):
-            raise DeployError(f"{gateway.id} does not say what is there", "finding")
+            raise DeployError(f"{gateway.id} broke the protocol", "finding")
         if "error" in answer:
             raise DeployError(
-                f"there is no Python {options.python!r} on {gateway.id}: looked for in the PATH, "
-                "/usr/bin, /usr/local/bin and among those of pyenv and uv", "finding"
+                f"no Python {options.python!r} on {gateway.id}: looked in the PATH, "
+                "/usr/bin, /usr/local/bin and the versions of pyenv and uv", "finding"
             )  # fmt: skip
         return answer, hold
 

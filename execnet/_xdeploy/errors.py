@@ -1,4 +1,4 @@
-"""What is raised when an environment can't be made, and how texts lose their secrets."""
+"""The error for an environment that can't be made, and the removal of secrets from texts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-SHOWN_LINES = 20  # of those that are kept, in the text
+SHOWN_LINES = 20  # of the lines kept, in the text
 _USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s@'\"]+@")
 
 
 def hidden(text: str) -> str:
-    """Return a text without user names and passwords of addresses, and fit for a terminal."""
+    """Return a text fit for a terminal, without the user names and passwords of addresses."""
     return printable(_USERINFO.sub(r"\1****@", text))
 
 
@@ -32,11 +32,11 @@ def has_secret(url: str) -> bool:
 
 
 class DeployError(ExecnetError, OSError):
-    """An environment could not be made, or a project not be installed; nothing half made is used.
+    """An environment could not be made, or a project not installed; nothing half made is used.
 
     step: what was being done.  command: the words of the command that failed, empty if none did.
-    status: its exit status, negative for a signal, None if it has none.  lines: the last 100 that
-    it printed.  Addresses in all of them are without their secrets.
+    status: its exit status, negative for a signal, None if it has none.  lines: the last 100 lines
+    that it printed.  Secrets are removed from the addresses in all of them.
     """
 
     __module__ = "execnet.xdeploy"
@@ -58,5 +58,5 @@ class DeployError(ExecnetError, OSError):
             whole += f"\nthe command: {command_text(self.command)}"
         shown = self.lines[-SHOWN_LINES:]
         if shown:
-            whole += "\nthe last that it printed:\n" + "\n".join(f"  {line}" for line in shown)
+            whole += "\nits last output:\n" + "\n".join(f"  {line}" for line in shown)
         super().__init__(whole)

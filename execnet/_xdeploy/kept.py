@@ -1,4 +1,4 @@
-"""What is kept on the far side, listed and pruned.  Start at ``kept``."""
+"""Lists and prunes what is kept on the far side.  Start at ``kept``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Kept:
 
     kind: "venvs", "layers" or "trees".  state: "used" by a process, "free", "incomplete",
     "replaced" by a newer one, or "unknown" where the file system has no locks.  used: when it was
-    used last, in seconds since the epoch over there.  bytes: how much it takes.
+    used last, in seconds since the epoch by the clock there.  bytes: how much it takes up.
     """
 
     kind: str
@@ -38,7 +38,7 @@ class Kept:
 
 
 def kept(gateway: Gateway, root: str | None = None) -> list[Kept]:
-    """Return what is kept there.  Raises ``DeployError`` if the worker can't tell."""
+    """Return what is kept there.  Raises ``DeployError`` if the worker can't say."""
     return _asked(gateway, {"prune": False, "root": root or ""})
 
 
@@ -49,11 +49,11 @@ def prune(
     dry_run: bool = False,
     root: str | None = None,
 ) -> list[Kept]:
-    """Remove what nobody uses, and return what that was.
+    """Remove what nobody uses, and return the entries removed.
 
-    That is what was not used for so many days, what is not complete and what was replaced.
-    names: only of these environments and projects; all if there are none.  dry_run: only tell.
-    Raises ``DeployError`` if the worker can't do so.
+    That is everything not used for this many days, not complete, or replaced.
+    names: only of these environments and projects; of all if empty.  dry_run: only report.
+    Raises ``DeployError`` if the worker can't do that.
     """
     request = {
         "prune": True, "root": root or "", "unused_s": unused_days * DAY_S,
@@ -68,7 +68,7 @@ def _asked(gateway: Gateway, request: dict[str, Any]) -> list[Kept]:
         channel.send(request)
         return [_kept(item) for item in channel]
     except (RemoteError, EOFError) as exc:
-        raise DeployError(f"{gateway.id} does not tell what is kept: {exc}", "listing") from exc
+        raise DeployError(f"{gateway.id} did not list what is kept: {exc}", "listing") from exc
 
 
 def _kept(item: Any) -> Kept:

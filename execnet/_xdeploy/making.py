@@ -1,6 +1,6 @@
-"""Has something made on the far side, and answers what is asked meanwhile.
+"""Has something made on the far side, and answers its questions meanwhile.
 
-What runs there is in ``far``, ``build`` first.  Start at ``Making``.
+The far half is in ``far``, ``build`` first.  Start at ``Making``.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from ..gateway_base import Channel
 
 DEFAULT_S = 1800.0  # for finding, waiting for others and making
-GRACE_S = 10.0  # how much longer than its time the far side may take to tell that it is over
+GRACE_S = 10.0  # how much longer than its time limit the far side may take to say that it is over
 
 
 @dataclass
 class Options:
-    """What a user asks for beside the requirements."""
+    """What the user asks for, apart from the requirements."""
 
     python: str | None = None
     offline: bool | str = "auto"
@@ -47,7 +47,7 @@ class Options:
 
 
 class Making:
-    """One thing that is made; ``what`` it is, for errors."""
+    """Makes one thing; ``what`` names it in errors."""
 
     def __init__(
         self, gateway: Gateway, what: str, wanted: Wanted, options: Options, output: Output
@@ -60,7 +60,7 @@ class Making:
         self._sources = self._make_sources()
 
     def _make_sources(self) -> Sources:
-        """Return what is handed out from here."""
+        """Return the sources that packages are served from."""
         options, wanted = self._options, self._wanted
         self._config = configured() if options.offline or has_secret(self._index_url()) else {}
         indexes: list[str] = []
@@ -79,13 +79,13 @@ class Making:
         return self._options.index_url or self._wanted.index_url
 
     def run(self, part: str, more: dict[str, Any], ladder: list[str], timeout_s: float) -> None:
-        """Have it made by a part that is shipped; ``DeployError`` if that fails.
+        """Have a shipped part make it; ``DeployError`` if that fails.
 
-        more: what that part wants to know beside the rest.  ladder: the tools that it may use.
+        more: what else that part has to know.  ladder: the tools that it may use.
         """
         for execmodel in (self._gateway.execmodel.backend, self._gateway.spec.execmodel):
             if execmodel in ("gevent", "eventlet"):
-                text = f"{self._what} can't be made by greenlets: use a gateway with threads"
+                text = f"{self._what} can't be made with greenlets: use a gateway with threads"
                 raise DeployError(text, "making")
         channel = run(self._gateway, part)
         index = self._gateway.newchannel()
@@ -97,11 +97,11 @@ class Making:
             while self._handle(channel, channel.receive(max(0.0, deadline - monotonic())), answers):
                 pass
         except TimeoutError as exc:
-            raise DeployError(f"{self._gateway.id} does not end in time", "making") from exc
+            raise DeployError(f"{self._gateway.id} did not finish in time", "making") from exc
         except (RemoteError, EOFError) as exc:
             raise DeployError(f"{self._what} can't be made: {exc}", "making") from exc
         except (TypeError, ValueError, LookupError) as exc:
-            text = f"{self._gateway.id} says what is no part of making: {exc}"
+            text = f"{self._gateway.id} broke the protocol: {exc}"
             raise DeployError(text, "making") from exc
         finally:
             with suppress(OSError, EOFError):
@@ -124,7 +124,7 @@ class Making:
         }  # fmt: skip
 
     def _handle(self, channel: Channel, item: Any, answers: Answers) -> bool:
-        """Act on what the far side says; False after its last word."""
+        """Act on a message of the far side; False after the last one."""
         kind = item[0]
         if kind == "step":
             self._output.step(hidden(str(item[1])))
@@ -135,7 +135,7 @@ class Making:
         elif kind == "failed":
             text, step, command, status, lines = item[1:]
             where = f"{self._what} was not made: "
-            said = "".join(f"\nnot had from here: {line}" for line in answers.problems[-5:])
+            said = "".join(f"\nnot found from here: {line}" for line in answers.problems[-5:])
             raise DeployError(
                 f"{where}{text}{said}", str(step), [str(word) for word in command],
                 status if type(status) is int else None, [str(line) for line in lines],
@@ -143,13 +143,13 @@ class Making:
         return bool(kind != "done")
 
     def _answer(self, what: str, argument: Any, known: Any = ()) -> Any:
-        """Return what answers a question; known: names of what needs not be sent."""
+        """Return the answer to a question; known: names of what need not be sent."""
         if what == "pip":
             version = tuple(int(part) for part in argument)
             try:
                 found = pip_for(version, self._sources)
             except OSError as exc:
-                self._output.line(hidden(f"there is no pip: {exc}"))
+                self._output.line(hidden(f"no pip found: {exc}"))
                 return None
             if found is None:
                 return None
@@ -165,7 +165,7 @@ class Making:
 def links_of(
     find_links: str | os.PathLike[str] | list[str | os.PathLike[str]] | None,
 ) -> list[str]:
-    """Return folders, absolute, and addresses; ValueError for a folder that is not there."""
+    """Return folders as absolute paths, and addresses; ValueError for a missing folder."""
     if find_links is None:
         return []
     listed = find_links if isinstance(find_links, (list, tuple)) else [find_links]
@@ -175,7 +175,7 @@ def links_of(
         if "://" not in link:
             path = Path(link).expanduser()
             if not path.exists():
-                raise ValueError(f"find_links: there is no {str(path)!r} here")
+                raise ValueError(f"find_links: no folder {str(path)!r} here")
             link = str(path.absolute())
         found.append(link)
     return found

@@ -1,6 +1,6 @@
 """Where what installers print goes: to the user's function, or to the logger ``execnet.xdeploy``.
 
-On a terminal, where neither is set up, the step that is being done is shown meanwhile.
+On a terminal, if neither is set up, the current step is shown meanwhile.
 Start at ``Output``.
 """
 
@@ -17,7 +17,7 @@ WIDTH = 100
 
 
 class Output:
-    """Takes steps and lines; ``with`` removes what it has shown on a terminal.
+    """Takes steps and lines; leaving ``with`` removes what it showed on a terminal.
 
     on_output: called with each line; None for the logger.
     """
@@ -42,14 +42,14 @@ class Output:
             self._show("")
 
     def step(self, text: str) -> None:
-        """Tell what is done now."""
+        """Report the current step."""
         if self._on_output is None:
             self._logger.info("%s", text)
         if self._shows:
             self._show(f"execnet: {text} ...")
 
     def line(self, text: str) -> None:
-        """Pass on a line that a command has printed."""
+        """Pass on a line that a command printed."""
         if self._on_output is not None:
             self._on_output(text)
         else:

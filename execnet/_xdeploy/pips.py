@@ -1,8 +1,8 @@
 """A pip for a far side that has none: one that runs on its Python.
 
-That is one that is on this machine, as a wheel in a folder of ``find_links``, as Python brings it
-or as it is installed; for Pythons that are too old for it, the last one for them, as the index has
-it.  Start at ``pip_for``.
+It is one from this machine: a wheel in a folder of ``find_links``, the one bundled with Python, or
+the installed one.  A Python that is too old for it gets the last one for it, from the index.
+Start at ``pip_for``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .sources import File, Sources
 
-# The last that runs on a Python; newer Pythons take the newest that there is.
+# The last pip that runs on a Python; newer Pythons take the newest one.
 LAST = {(2, 7): "20.3.4", (3, 5): "20.3.4", (3, 6): "21.3.1", (3, 7): "24.0", (3, 8): "25.0.1"}
 _WHEEL = re.compile(r"pip-(\d+(?:\.\d+)*)-[a-z0-9.]+-none-any\.whl")
 _CLAUSE = re.compile(r"(>=|!=|<|==)\s*(\d+(?:\.\d+)*)(\.\*)?")
@@ -25,7 +25,7 @@ Version = tuple[int, ...]
 
 
 def pip_for(version: Version, sources: Sources) -> tuple[str, bytes] | None:
-    """Return the name and the content of a wheel of pip that runs on a Python, None for none."""
+    """Return the name and the content of a wheel of pip that runs on a Python, or None."""
     listed = [file for file in sources.link_files() if _WHEEL.fullmatch(file.name)]
     for file in _newest_first(listed):
         data = sources.content(file)
@@ -58,7 +58,7 @@ def _newest_first(files: list[File]) -> list[File]:
 
 
 def _wheels_here() -> list[Path]:
-    """Return the wheels that this Python, or the distribution that it is of, brings."""
+    """Return the wheels bundled with this Python, or with its Linux distribution."""
     import sysconfig
 
     folders = [Path(sysconfig.get_path("stdlib"), "ensurepip", "_bundled")]
@@ -69,7 +69,7 @@ def _wheels_here() -> list[Path]:
 
 
 def _packed() -> tuple[str, bytes] | None:
-    """Return the pip that is installed here as a wheel again."""
+    """Return the pip that is installed here, packed as a wheel again."""
     try:
         installed = distribution("pip")
     except PackageNotFoundError:

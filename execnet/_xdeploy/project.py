@@ -1,4 +1,4 @@
-"""A project of this machine: built once per content, and brought to the far side.
+"""A project of this machine: built once per content, and installed on the far side.
 
 Start at ``SetupFile``.
 """
@@ -41,7 +41,7 @@ LADDER = ["uv", "pip", "a pip that is sent", "unpack"]
 TRIES = 3
 ANSWER_S = 60.0
 KEPT_BUILDS = 5  # of one project
-# What a tree has that is no source; of a name with a "/" in front only at its top.
+# What in a tree is not source; a name with a "/" in front counts only at the top.
 LEFT_OUT = [
     "__pycache__/", "*.pyc", ".git/", ".hg/", ".svn/", ".tox/", ".nox/", ".venv/", "*.egg-info/",
     ".pytest_cache/", ".mypy_cache/", ".ruff_cache/", ".hypothesis/", "node_modules/",
@@ -54,11 +54,11 @@ Links = str | os.PathLike[str] | list[str | os.PathLike[str]]
 
 
 class SetupFile:
-    """A project that is installed on the far side from this working copy.
+    """A project to install on the far side from this working copy.
 
     path: its ``setup.py`` or ``pyproject.toml``, or the folder that these are in.  isolated:
-    whether it is built in an environment of its own, for which the index is asked; False takes
-    what is installed here.  Raises FileNotFoundError if there is no project.
+    whether to build it in an environment of its own, which needs the index; False uses what is
+    installed here.  Raises FileNotFoundError if there is no project.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, isolated: bool = True) -> None:
@@ -73,14 +73,14 @@ class SetupFile:
     # building
 
     def wheel(self, on_output: OnOutput | None = None) -> Path:
-        """Return a wheel of what the project is now; it is built once per content.
+        """Return a wheel of the project as it is now; it is built once per content.
 
         on_output: called with each line of the build.  Raises ``DeployError`` if it can't be built.
         """
         return self._built("wheel", on_output)
 
     def sdist(self, on_output: OnOutput | None = None) -> Path:
-        """Return a source distribution; else as ``wheel``."""
+        """Return a source distribution; otherwise like ``wheel``."""
         return self._built("sdist", on_output)
 
     def _built(self, kind: str, on_output: OnOutput | None) -> Path:
@@ -117,21 +117,21 @@ class SetupFile:
             if found is None:
                 raise DeployError(f"no {kind} came of building {self.folder}", "building", command)
             os.rename(temporary, place)
-            os.mkdir(temporary)  # which is removed now
+            os.mkdir(temporary)  # the latter is removed now
         return place / found.name
 
     def _digest(self) -> str:
-        """Return what differs between contents of the project."""
+        """Return a digest of the content of the project."""
         seen = hashlib.sha256(f"{sys.version} {self._isolated}".encode())
         for name in sorted(self._files()):
             path = self.folder / name
-            with suppress(OSError):  # it has gone meanwhile
+            with suppress(OSError):  # it is gone by now
                 content = os.readlink(path) if path.is_symlink() else digest_of(path)
                 seen.update(f"{name}\0{path.lstat().st_mode:o}\0{content}\0".encode())
         return seen.hexdigest()[:32]
 
     def _files(self) -> Iterator[str]:
-        """Yield the names of its files, as git knows them or else all that may be sources."""
+        """Yield the names of its files: those that git knows, or else all that may be sources."""
         command = ["git", "-C", str(self.folder), "ls-files", "-coz", "--exclude-standard"]
         with suppress(OSError):
             result = subprocess.run(command, capture_output=True)
@@ -159,9 +159,9 @@ class SetupFile:
     ) -> str:
         """Install a wheel of the project, with what it needs, for the worker of a gateway.
 
-        It goes into a folder of its own, a layer, which is on the path of this worker alone, and of
-        the processes that it starts from now on.  A layer of the same content is found again.
-        Arguments and errors: as for ``create_venv_gateway``.  Returns the folder over there.
+        It goes into a folder of its own, a layer, which is on the path of this worker only, and of
+        the processes that it starts from now on.  A layer with the same content is found again.
+        Arguments and errors: as for ``create_venv_gateway``.  Returns the folder there.
         """
         file = self.wheel(on_output)
         options = _options(offline, find_links, index_url, timeout, root)
@@ -178,9 +178,9 @@ class SetupFile:
         on_output: OnOutput | None = None,
         root: str | None = None,
     ) -> str:
-        """Install a source distribution, which is built over there; else as for a wheel.
+        """Install a source distribution, which is built there; otherwise like a wheel.
 
-        That is for projects that have to be compiled for the far side.
+        Use it for projects that have to be compiled for the far side.
         """
         file = self.sdist(on_output)
         options = _options(offline, find_links, index_url, timeout, root)
@@ -189,14 +189,14 @@ class SetupFile:
     def sync_remote(
         self, gateway: Gateway, watch: bool = False, *, root: str | None = None
     ) -> Sync:
-        """Bring the tree of the project to the far side and put it on the path of the worker.
+        """Copy the tree of the project to the far side and put it on the path of the worker.
 
-        That is for the loop of editing and trying: nothing is built or installed, and only what has
-        changed is sent.  Modules of the project that were imported before are imported anew.
+        Use it while you edit and try: nothing is built or installed, and only changes are sent.
+        Modules of the project that were imported before are imported again.
 
-        watch: go on doing so after each change, in a thread, until what is returned is closed.
-        Raises ``RSyncError`` if the tree can't be brought there, ``DeployError`` if the worker
-        does not use it.
+        watch: repeat this after each change, in a thread, until the returned object is closed.
+        Raises ``RSyncError`` if the tree can't be copied, ``DeployError`` if the worker can't use
+        it.
         """
         sync = Sync(self.folder, self.name, gateway, root or "")
         sync.once()
@@ -206,12 +206,12 @@ class SetupFile:
 
 
 def normalized(name: str) -> str:
-    """Return the name of a project as all its spellings have it."""
+    """Return the normalized name of a project, the same for all its spellings."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:64] or "project"
 
 
 def _name_of(folder: Path) -> str:
-    """Return the name of a project, that of its folder where it is not written down."""
+    """Return the name of a project, or that of its folder if it has none."""
     path = folder / "pyproject.toml"
     name = load_toml(path).get("project", {}).get("name") if path.is_file() else None
     return normalized(name if isinstance(name, str) else folder.name)
@@ -236,7 +236,7 @@ def _only_file(folder: Path) -> Path | None:
 
 
 def _remove_old(builds: Path, kind: str) -> None:
-    """Keep the last builds of a project only."""
+    """Keep only the last builds of a project."""
     found = sorted(builds.glob(f"{kind}-*"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found[KEPT_BUILDS:]:
         shutil.rmtree(path, ignore_errors=True)
@@ -276,7 +276,7 @@ def _options(
 
 
 def _install(gateway: Gateway, file: Path, options: Options, on_output: OnOutput | None) -> str:
-    """Have a wheel or a source distribution in a layer; return its folder over there."""
+    """Have a wheel or a source distribution installed in a layer; return its folder there."""
     match = _FILE.fullmatch(file.name)
     assert match is not None
     name = normalized(match[1])
@@ -316,9 +316,9 @@ def _asked(gateway: Gateway, request: dict[str, Any], timeout_s: float) -> dict[
 
 
 class Sync:
-    """A tree that is brought to the far side, once or after each change.
+    """A tree that is copied to the far side, once or after each change.
 
-    As a context manager it ends watching on the way out.  ``error`` is what went wrong the last
+    As a context manager it stops watching at the end.  ``error`` is what went wrong the last
     time, None if nothing did.  A thread of its own watches; any thread may call.
     """
 
@@ -332,7 +332,7 @@ class Sync:
         self._folder: str | None = None
         self._thread: threading.Thread | None = None
         self._stop: Stop | None = None
-        self.count = 0  # of times that something was sent
+        self.count = 0  # how often something was sent
 
     def __enter__(self) -> Sync:
         return self
@@ -347,11 +347,11 @@ class Sync:
 
     @property
     def folder(self) -> str:
-        """The folder of the tree over there, "" before it was brought there."""
+        """The folder of the tree there, "" before the first copy."""
         return self._folder or ""
 
     def once(self) -> int:
-        """Bring it there as it is now; return how many files were sent or removed."""
+        """Copy it as it is now; return how many files were sent or removed."""
         with self._lock:
             is_first = self._folder is None
             if self._folder is None:
@@ -373,7 +373,7 @@ class Sync:
         return f"{socket.gethostname()}\0{self._source}"
 
     def _path(self, folder: str) -> str:
-        """Return what is imported from: ``src``, where a project has that."""
+        """Return the folder that modules are imported from: ``src``, if the project has one."""
         return f"{folder}/src" if (self._source / "src").is_dir() else folder
 
     def _ask(self, kind: str, **more: Any) -> dict[str, Any]:
@@ -381,7 +381,7 @@ class Sync:
         return _asked(self._gateway, request, ANSWER_S)
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start watching."""
         self._stop = Stop()
         self._thread = threading.Thread(target=self._watch, name="execnet-sync", daemon=True)
         self._thread.start()
@@ -405,10 +405,10 @@ class Sync:
 
     def _failed(self, exc: Exception) -> None:
         self.error = exc
-        logging.getLogger("execnet.xdeploy").warning("can't bring %s: %s", self._source, exc)
+        logging.getLogger("execnet.xdeploy").warning("can't copy %s: %s", self._source, exc)
 
     def close(self) -> None:
-        """End watching; what is there stays."""
+        """Stop watching; the copy stays."""
         if self._thread is not None and self._stop is not None:
             self._stop.set()
             self._thread.join()

@@ -1,6 +1,6 @@
-"""What is to be installed, from strings, requirements files, ``pyproject.toml`` and lock files.
+"""Reads what to install: strings, requirements files, ``pyproject.toml`` and lock files.
 
-All of it is read here: files that others include, variables and local paths mean those of this
+All of it is read on this machine: included files, variables and local paths are those of this
 machine.  A local wheel or project becomes a file that is sent.  Start at ``read``.
 """
 
@@ -21,7 +21,7 @@ Requirements = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _EXTRAS = r"(?:\[[^\]]*\])?"
-# A requirement of a string of many: a name, extras, and versions with spaces where they may be.
+# One of several requirements in a string: a name, extras, and versions, perhaps with spaces.
 _VERSION = r"\s*(?:===|[<>=!~]=|[<>])\s*[A-Za-z0-9.*+!_-]+"
 _ONE = re.compile(rf"\s*({_NAME}\s*{_EXTRAS}(?:{_VERSION}(?:\s*,{_VERSION})*)?)(?:\s+|$)")
 _OPTION = re.compile(r"(--[a-z-]+|-[a-zA-Z])(?:\s*=\s*|\s+|(?<=^-[a-zA-Z]))?(.*)$")
@@ -35,11 +35,11 @@ FILES_MAX = 100  # that include each other
 
 @dataclass
 class Wanted:
-    """What is to be installed.
+    """What to install.
 
     lines: of the requirements file that is written there; ``{relay}`` stands for the index on
-    loopback.  files: local ones that they name, in their order.  index_url, find_links: what a
-    file says of them.  shown: what it is, for a list of environments.
+    loopback.  files: local ones that the lines name, in the same order.  index_url, find_links:
+    as a file sets them.  shown: a description, for a list of environments.
     """
 
     lines: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Wanted:
 
     @property
     def shown(self) -> str:
-        """What is wanted, in a line, without the secrets of addresses."""
+        """What is wanted, in one line, without the secrets of addresses."""
         names = {f"{{relay}}file/{n}/{path.name}": path.name for n, path in enumerate(self.files)}
         text = " ".join(line for line in self.lines if not line.startswith("-"))
         for address, name in names.items():
@@ -59,7 +59,7 @@ class Wanted:
         return hidden(text)[:500]
 
     def digest(self, *more: object) -> str:
-        """Return what differs between all that is not the same: files count by their content."""
+        """Return a digest of what is wanted; files count by their content."""
         files = [(path.name, digest_of(path)) for path in self.files]
         urls = [without_secret(url) for url in [self.index_url, *self.extra_urls]]
         wanted = [sorted(self.lines), sorted(self.constraints), files, self.find_links, urls, *more]
@@ -78,10 +78,10 @@ def digest_of(path: Path) -> str:
 def read(requirements: Requirements, build: Callable[[Path], Path]) -> Wanted:
     """Return what is wanted.
 
-    requirements: a string of requirements, one or several in a line; a file, of requirements, a
+    requirements: a string of requirements, one or several in a line; a requirements file, a
     ``pyproject.toml``, a ``pylock.toml`` or a ``uv.lock``; or a list of all these.  build: makes a
-    wheel of a local project.  Raises ValueError for what is none of these, and OSError for files
-    that can't be read.
+    wheel of a local project.  Raises ValueError for anything else, and OSError for files that
+    can't be read.
     """
     reader = _Reader(build)
     if isinstance(requirements, (str, os.PathLike)):
@@ -114,7 +114,7 @@ class _Reader:
                 self._add_words(line)
 
     def _add_words(self, line: str) -> None:
-        """Add a line of a string, in which there may be several requirements."""
+        """Add a line of a string, which may hold several requirements."""
         line = _without_comment(line)
         if line.startswith("-") or ";" in line or "@" in line or "://" in line:
             self._add_line(line, Path(), self.wanted.lines)
@@ -123,7 +123,7 @@ class _Reader:
         while rest:
             match = _ONE.match(rest)
             if match is None:
-                raise ValueError(f"no requirement: {hidden(rest)!r}")
+                raise ValueError(f"not a requirement: {hidden(rest)!r}")
             self.wanted.lines.append(re.sub(r"\s+", "", match[1]))
             rest = rest[match.end() :]
 
@@ -157,7 +157,7 @@ class _Reader:
                 raise ValueError(f"{path}: {exc}") from None
 
     def _add_line(self, line: str, folder: Path, to: list[str]) -> None:
-        """Add a line of a requirements file that stands in ``folder``."""
+        """Add a line of a requirements file in ``folder``."""
         line = _VARIABLE.sub(lambda found: os.environ.get(found[1], found[0]), line).strip()
         if not line:
             return
@@ -187,7 +187,7 @@ class _Reader:
             self._add_requirements(folder / value, self.wanted.constraints)
         elif name in ("-e", "--editable"):
             if "://" in value and not value.startswith("file:"):
-                raise ValueError(f"can't install {hidden(value)!r} to be edited: leave the -e out")
+                raise ValueError(f"can't install {hidden(value)!r} in editable mode: leave out -e")
             self._add_line(value if _is_local(value, folder) else f"./{value}", folder, to)
         elif name in ("-i", "--index-url"):
             self.wanted.index_url = value
@@ -199,17 +199,17 @@ class _Reader:
         elif name in _KEPT:
             to.append(line)
         elif name not in _DROPPED:
-            raise ValueError(f"option {name} of requirements files is not understood")
+            raise ValueError(f"option {name} of requirements files is not supported")
 
     def _add_local(self, text: str, extras: str, rest: str, folder: Path) -> None:
         path = folder / os.path.expanduser(text)
         self._add_file(path if path.suffix == ".whl" else self._build(path), extras, rest)
 
     def _add_file(self, path: Path, extras: str, rest: str) -> None:
-        """Add a wheel of this machine; it is sent when it is asked for."""
+        """Add a wheel of this machine; it is sent when the far side asks for it."""
         match = _WHEEL.fullmatch(path.name)
         if match is None:
-            raise ValueError(f"{path} is no wheel by its name")
+            raise ValueError(f"{path} does not have the name of a wheel")
         if not path.is_file():
             raise FileNotFoundError(f"no file {str(path)!r}")
         number = len(self.wanted.files)
@@ -231,19 +231,19 @@ class _Reader:
         for package in _tables(lock.get("packages"), path):
             name, version = package.get("name"), package.get("version")
             if not _is_name(name) or not _is_version(version):
-                raise ValueError(f"{path}: {name!r} has no version there, which is not understood")
+                raise ValueError(f"{path}: {name!r} has no version, which is not supported")
             marker = package.get("marker")
             self.wanted.lines.append(f"{name}=={version}" + (f" ; {marker}" if marker else ""))
 
     def _add_uv_lock(self, path: Path) -> None:
-        """Take what the projects of the lock need, and the versions of all others."""
+        """Take what the lock's own projects need, and the versions of all others."""
         packages = _tables(load_toml(path).get("package"), path)
         versions: dict[str, set[str]] = {}
         for package in packages:
             source = package.get("source", {})
             name, version = package.get("name"), package.get("version")
             if not _is_name(name):
-                raise ValueError(f"{path}: {name!r} is no name of a package")
+                raise ValueError(f"{path}: {name!r} is not the name of a package")
             if {"editable", "virtual", "directory"} & source.keys():
                 for needed in _tables(package.get("dependencies", []), path):
                     extras = ",".join(_strings(needed.get("extra", []), path))
@@ -252,11 +252,11 @@ class _Reader:
                     marker = f" ; {needed['marker']}" if "marker" in needed else ""
                     self._add_line(line + pin + marker, path.parent, self.wanted.lines)
             elif "registry" not in source:
-                raise ValueError(f"{path}: the source of {name} is not understood: {source}")
+                raise ValueError(f"{path}: the source of {name} is not supported: {source}")
             elif _is_version(version):
                 versions.setdefault(str(name), set()).add(str(version))
         for name, found in versions.items():
-            if len(found) == 1:  # others differ by markers, which the requirements have
+            if len(found) == 1:  # the others differ by markers, which the requirements have
                 self.wanted.constraints.append(f"{name}=={found.pop()}")
 
 
@@ -291,18 +291,18 @@ def _is_version(value: object) -> bool:
 
 def _tables(value: object, path: Path) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
-        raise ValueError(f"{path}: it is no lock file that is understood")
+        raise ValueError(f"{path}: not a lock file of a supported kind")
     return value
 
 
 def _strings(value: object, path: Path) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValueError(f"{path}: a list of texts is expected, not {value!r}")
+        raise ValueError(f"{path}: expected a list of strings, not {value!r}")
     return value
 
 
 def load_toml(path: Path) -> dict[str, Any]:
-    """Return what a file in TOML says; ValueError if it is none."""
+    """Return the content of a TOML file; ValueError if it is malformed."""
     from importlib import import_module
 
     for name in ("tomllib", "tomli", "pip._vendor.tomli"):

@@ -1,7 +1,7 @@
-"""Where packages come from, as this machine sees it: an index, more of them, folders.
+"""Where this machine gets packages from: indexes, pages and folders.
 
-Installers on the far side ask for projects and files; the answers are made here.  A file is handed
-out only if a page of the index, or a folder, has named it before: whoever asks can name no other.
+Installers on the far side ask for projects and files, and are answered from here.  A file is
+handed out only if a page of the index, or a folder, named it before; no request can name another.
 Start at ``Sources``.
 """
 
@@ -28,7 +28,7 @@ from .requirements import digest_of
 ACCEPT = "application/vnd.pypi.simple.v1+html;q=1, text/html;q=0.5"
 PAGE_BYTES_MAX = 64 << 20
 FILE_BYTES_MAX = 8 << 30
-FILES_MAX = 1_000_000  # that are named in one installation
+FILES_MAX = 1_000_000  # named in one installation
 PIECE_BYTES = 1 << 18
 FETCH_S = 60.0
 CONFIG_S = 30.0
@@ -39,7 +39,7 @@ KEPT_ATTRIBUTES = (
 
 
 def configured() -> dict[str, str]:
-    """Return what pip is told on this machine, by option; nothing where there is no pip."""
+    """Return pip's configuration on this machine, by option; nothing if there is no pip."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=CONFIG_S)
@@ -54,7 +54,7 @@ def configured() -> dict[str, str]:
 
 
 def default_index() -> str:
-    """Return the index that pip asks where it is told none, "" where there is no pip."""
+    """Return the index that pip asks by default, "" if there is no pip."""
     from importlib import import_module
 
     try:
@@ -93,13 +93,13 @@ class Sources:
 
     @property
     def has_index(self) -> bool:
-        """Whether there is any to be asked."""
+        """Whether there is any index or folder to ask."""
         return bool(self._indexes)
 
     # pages
 
     def project_files(self, name: str) -> list[File]:
-        """Return the files that the indexes have of a project; it is normalized here."""
+        """Return the files that the indexes have of a project, whose name is normalized here."""
         name = re.sub(r"[-_.]+", "-", name).lower()
         found: list[File] = []
         for index in self._indexes:
@@ -121,7 +121,7 @@ class Sources:
         return found
 
     def page(self, files: list[File], up: str) -> bytes:
-        """Return a page that names files; ``up`` leads to the folder that theirs is in."""
+        """Return a page that names files; ``up`` leads to the parent of their folder."""
         lines = ["<!DOCTYPE html><html><body>"]
         for file in files:
             address = f"{up}file/{self._id_of(file)}/{file.name}"
@@ -160,7 +160,7 @@ class Sources:
     # files
 
     def file(self, number: int, wants_metadata: bool) -> tuple[str, str]:
-        """Return the digest and the address of a file that was named; LookupError else."""
+        """Return the digest and the address of a file named before, or raise LookupError."""
         with self._lock:
             file = self._files[number]
         if wants_metadata:
@@ -189,10 +189,10 @@ class Sources:
             path = _path_of(url)
             return open(path / "index.html" if path.is_dir() else path, "rb")
         if urlsplit(url).scheme not in ("http", "https"):
-            raise OSError(f"no address of an index: {urlsplit(url).scheme}")
+            raise OSError(f"an index can't have an address with {urlsplit(url).scheme!r}")
         bare, authorization = _split_userinfo(url)
         request = urllib.request.Request(bare, headers={"Accept": ACCEPT})
-        if authorization:  # unredirected: another host is not told
+        if authorization:  # unredirected: it does not go to another host
             request.add_unredirected_header("Authorization", authorization)
         context = None
         if self._cert and bare.startswith("https:"):
@@ -207,7 +207,7 @@ def _path_of(url: str) -> Path:
 
 
 def _split_userinfo(url: str) -> tuple[str, str]:
-    """Return an address without its secret, and the header that tells it."""
+    """Return an address without its secret, and the header that carries the secret."""
     parts = urlsplit(url)
     info, at, host = parts.netloc.rpartition("@")
     if not at:
@@ -217,7 +217,7 @@ def _split_userinfo(url: str) -> tuple[str, str]:
 
 
 def _with_userinfo(base: str, url: str) -> str:
-    """Return the address of a page with the secret that it was asked for with, on that host."""
+    """Return an address with the secret of the page that named it, if on the same host."""
     info, at, host = urlsplit(url).netloc.rpartition("@")
     parts = urlsplit(base)
     if not at or parts.netloc != host:
@@ -240,7 +240,7 @@ class _Anchors(HTMLParser):
 
 
 def _files_of(text: str, url: str) -> Iterator[File]:
-    """Yield the files that a page names; of a page from elsewhere, only files from elsewhere."""
+    """Yield the files that a page names; a page from elsewhere can't name local files."""
     parser = _Anchors()
     parser.feed(text)
     base = urljoin(url, parser.base)

@@ -70,7 +70,7 @@ def test_a_target_that_can_take_nothing_is_told(shell: Shell, source: Path, way:
     (shell.folder / "dest").write_bytes(b"")
     done = shell.run("sync", *WAYS[way])
     assert (done.returncode, done.stdout) == (1, "")
-    assert "a directory cannot take the place of a file" in done.stderr
+    assert "a directory cannot replace a file" in done.stderr
 
 
 @pytest.mark.parametrize(

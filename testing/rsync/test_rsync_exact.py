@@ -358,9 +358,9 @@ def test_a_file_that_is_another_thing_when_it_is_read_is_reported(
     assert skipped.path == "b"
     assert {
         "vanish": "No such file or directory",
-        "fifo": "is no file any more",
+        "fifo": "is not a file any more",
         "link": "became a link since it was listed",
-        "directory": "is no file any more" if size > SMALL_MAX else "Is a directory",
+        "directory": "is not a file any more" if size > SMALL_MAX else "Is a directory",
     }[change] == skipped.reason
     assert (dest / "b").read_bytes() == b"old"
     assert ((dest / "a").read_bytes(), (dest / "z").read_bytes()) == (b"1", b"2")

@@ -122,7 +122,7 @@ def make_replacements(source: Path) -> Path:
 
 
 KEPT = ["file", "large", "link", "second"]
-REASON = "a directory that is not empty has its name"
+REASON = "a non-empty directory has its name"
 
 
 def test_without_delete_no_full_directory_goes_for_a_file_or_link(
@@ -152,7 +152,7 @@ def test_a_tree_is_not_put_in_place_of_a_file(
     make_tree(source, {"a": b"1"})
     dest.write_bytes(b"precious")
     for delete in (False, True):
-        with pytest.raises(RSyncError, match="cannot take the place of a file"):
+        with pytest.raises(RSyncError, match="cannot replace a file"):
             sync(gateway, source, dest, delete=delete)
     assert dest.read_bytes() == b"precious"
 
@@ -298,7 +298,7 @@ def test_a_directory_with_what_is_left_out_does_not_go_for_a_file(
     for name in ("file", "link", "second"):
         make_tree(dest / name, {"x": b"", "d/.env": b"kept"})
     make_tree(dest / "free", {"d/x": b""})
-    reason = "a directory in which something is left out has its name"
+    reason = "a directory that holds excluded entries has its name"
     for dry_run in (True, False):
         result = leaving_out(gateway, source, dest, delete=True, dry_run=dry_run)
         assert sorted(item.path for item in result.skipped) == ["file", "link", "second"]
@@ -552,7 +552,7 @@ def test_a_file_that_is_appended_to_is_copied_as_it_was_and_reported(
     copied = (dest / "log").read_bytes()
     assert copied == content[: len(copied)] or copied[:size] == content
     assert len(copied) >= size
-    reason = "grew while it was read, and is there as it was before"
+    reason = "grew while it was read; the copy has its content from before"
     assert result.skipped == [Skipped("log", reason)]
     monkeypatch.undo()
     assert send(gateway, source, dest).ok

@@ -206,7 +206,7 @@ def test_a_link_that_gets_no_copy_is_named_and_the_rest_arrives(
         (source / name).symlink_to(text)
     forbid_links(gateway)
     result = send(gateway, source, dest)
-    why = "the target can make no links, and there is no copy instead: "
+    why = "the target cannot make links, and a copy is not possible: "
     assert {skipped.path: skipped.reason.removeprefix(why) for skipped in result.skipped} == {
         "fifo": "is a FIFO, left out",
         "out": "it leads out of the tree",

@@ -87,8 +87,8 @@ def test_names_that_collide_are_reported_and_the_first_one_arrives(
     make_tree(tmp_path / "dest", there)
     result = pull(gateway, source, tmp_path / "dest")
     assert {skipped.path: skipped.reason for skipped in result.skipped} == {
-        "a": "is the same name here as A",
-        "d": "is the same name here as D",
+        "a": "has the same name on this file system as A",
+        "d": "has the same name on this file system as D",
     }
     assert contents(tmp_path / "dest") == {"A": b"1", "D/x": b"3"} | there
 

@@ -173,9 +173,9 @@ class TestWheels:
     @pytest.mark.parametrize(
         ("files", "is_pure", "why"),
         [
-            ({}, False, "no pure wheel"),
+            ({}, False, "not a pure wheel"),
             ({"sid-1.0.data/scripts/x": ""}, True, "needs an installer"),
-            ({"other-1.dist-info/METADATA": ""}, True, "no wheel"),
+            ({"other-1.dist-info/METADATA": ""}, True, "not a wheel"),
         ],
     )
     def test_what_needs_an_installer_is_refused(

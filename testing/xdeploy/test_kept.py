@@ -84,7 +84,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("words", "status", "text"),
         [
-            (["popen", "x", "a b!"], 2, "no requirement"),
+            (["popen", "x", "a b!"], 2, "not a requirement"),
             (["popen", "x", "-r", "nothing.txt"], 1, "no file 'nothing.txt'"),
         ],
     )

@@ -38,7 +38,7 @@ def test_a_string_may_have_several(text: Requirements, lines: list[str]) -> None
 
 @pytest.mark.parametrize("text", ["a b!", "a=1", "-e https://x/y", "--target /x", "$(x)"])
 def test_what_is_no_requirement_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"requirement|option|edited"):
+    with pytest.raises(ValueError, match=r"requirement|option|editable"):
         lines_of(text)
 
 

@@ -3,10 +3,10 @@
 This file is shipped: it keeps to what Python 2.7 and today's Python both accept.  Start at
 ``Bases._ask_for_blocks``.
 
-The digests of the first blocks of an old file go with the request; for the rest the source has to
-say ``GO``, so that nothing is read and copied in vain when all is new.  When many blocks in a row
-differ it says ``SEEK`` instead, and gets ``CHUNKS``: of a few parts of a very large old file first,
-and of all of it if the new one has any of those.
+The digests of the first blocks of an old file go with the request.  For the rest the source has
+to say ``GO``, so that nothing is read and copied in vain when the whole content is new.  When
+many blocks in a row differ it says ``SEEK`` instead, and gets ``CHUNKS``: of a few parts of a
+very large old file first, and of all of it if the new one has any of those.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ DIGESTS_AT_ONCE = 4 * PIECE_BYTES  # bytes of a file whose digests go in one mes
 
 
 class Bases(Requests):
-    """Offers old files to the source, and builds on them what it says."""
+    """Offers old files to the source, and builds the new ones from them as it says."""
 
     def _ask_for_blocks(self, entry: Any, path: bytes, where: Any) -> None:
         """Send the digests of an old file's first blocks while they are copied to a new one."""
@@ -76,9 +76,9 @@ class Bases(Requests):
             os.close(old)
 
     def _has_left(self, entry: Any) -> bool:
-        """Ask for what is not in what an earlier run has left of a file; tell whether there is any.
+        """Ask for what a file that an earlier run left is missing; return whether there is one.
 
-        It is compared as an old file is, and not trusted.
+        It is compared like an old file, not trusted.
         """
         directory, _, name, _, size, _ = entry
         tag = tag_of(name)
@@ -123,7 +123,7 @@ class Bases(Requests):
     def _send_digests(self, number: int, old: Any, incoming: Incoming, limit: int) -> None:
         """Read, copy and digest in one go, so that what is proved later is what was copied.
 
-        old: None if it is not there any more.  limit: where to stop, unless the end is near.
+        old: None if it is gone.  limit: where to stop, unless the end is near.
         """
         block, digests = incoming.block, incoming.digests
         base, told = incoming.base, len(incoming.digests)
@@ -159,7 +159,7 @@ class Bases(Requests):
         return open_same(self._places.handle(entry[0]), entry[2], self._compared[entry[1]])
 
     def _on_go(self, number: int) -> None:
-        """Send the rest of the digests; of a file that has gone those of nothing."""
+        """Send the rest of the digests; for a file that is gone, those of nothing."""
         entry, incoming = self._unopened_base(number)
         if incoming.known >= incoming.common:
             raise Violation("there are no more digests of entry %d" % number)
@@ -176,7 +176,7 @@ class Bases(Requests):
     # moved data
 
     def _on_seek(self, number: int) -> None:
-        """Send the chunks of an old file, or ask for all of the new one if it has gone."""
+        """Send the chunks of an old file, or ask for all of the new one if it is gone."""
         entry, incoming = self._unopened_base(number)
         is_all = incoming.marks is not None or incoming.base.st_size <= SEARCHED_BYTES
         if incoming.old >= 0:

@@ -1,4 +1,4 @@
-"""What is sent of files: batches of small ones, what differs from old ones, what is no hole.
+"""What is sent of files: batches of small ones, differences from old ones, data between holes.
 
 This file is shipped for ``RSync.pull`` too: it keeps to what Python 2.7 and today's Python
 both accept.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Comparison(object):
-    """An old file of a target: digests of its blocks, as they arrive.
+    """An old file of a target: the digests of its blocks, as they arrive.
 
     size: of the old file.  announced: that of the new one, when it was listed.
     """
@@ -27,12 +27,12 @@ class Comparison(object):
     def __init__(self, size: int, announced: int, digest: Any) -> None:
         self.size = size
         self.block = block_bytes(max(size, announced))
-        self._common = min(size, announced)  # bytes that can be the same in old and new
+        self._common = min(size, announced)  # bytes that can be the same in both
         self._count = -(-self._common // self.block)
         self._digests = bytearray()
         self._digest = digest
-        self.is_wanted = False  # what follows the first digests was asked for
-        self.run = 0  # blocks up to here that differ, one after the other
+        self.is_wanted = False  # the digests after the first ones were asked for
+        self.run = 0  # how many blocks in a row, up to here, differ
 
     def add(self, digests: bytes) -> None:
         self._digests += digests
@@ -43,18 +43,18 @@ class Comparison(object):
         return len(self._digests) == self._count * SENT_BYTES
 
     def common_bytes(self) -> int:
-        """Return how many bytes are in blocks that the old file has, too."""
+        """Return how many bytes are in blocks that the old file has as well."""
         return self._count * self.block
 
     def is_known(self, offset: int) -> bool:
-        """Tell whether the digests up to the block at ``offset`` have arrived."""
+        """Return whether the digests up to the block at ``offset`` have arrived."""
         number = min(offset // self.block, self._count - 1)
         return len(self._digests) >= (number + 1) * SENT_BYTES
 
     def same_bytes(self, offset: int, data: Any, digest: bytes) -> int:
-        """Return how many bytes of the block at ``offset`` are as they were: all, or none.
+        """Return how many bytes of the block at ``offset`` are unchanged: all, or none.
 
-        In the block in which the old file ended it is all of what was there, or none.
+        In the block where the old file ended, that is all or none of what it had there.
         """
         number = offset // self.block
         known = self._digests[number * SENT_BYTES : (number + 1) * SENT_BYTES]
@@ -82,7 +82,7 @@ class Comparison(object):
 
 
 class Batch(object):
-    """Answers for small files that go in one message, all of one code."""
+    """Answers for small files that go in one message, all with the same code."""
 
     def __init__(self, code: int) -> None:
         self.code = code
@@ -95,7 +95,7 @@ class Batch(object):
         self._parts: Any = []
 
     def add(self, number: int, path: bytes, size: int, data: bytes, changed: Any) -> None:
-        """Take a file in.  size: as it was listed.  changed: None or what is new, (mode, time)."""
+        """Add a file.  size: as it was listed.  changed: None, or its new (mode, time)."""
         if changed is not None:
             self._changed[len(self.ids)] = changed
         self.ids.append(number)
@@ -110,7 +110,7 @@ class Batch(object):
         return self.bytes + 32 * len(self.ids) if self.code == FILES else 0
 
     def message(self, pack: Any) -> Any:
-        """Return the message.  pack: what compresses content, or returns None."""
+        """Return the message.  pack: compresses content, or returns None."""
         ids = pack_ids(self.ids)
         if self.code == SAME:
             return SAME, ids, self._changed, None
@@ -148,6 +148,6 @@ def data_ranges(fd: int, found: Any) -> Iterator[Any]:
                 return
             if exc.errno != errno.EINVAL or stop:
                 raise
-            start, stop = 0, size  # a file system that does not tell
+            start, stop = 0, size  # the file system does not say where holes are
         if start < size:
             yield start, stop

@@ -1,11 +1,11 @@
-"""Data that has moved within a file: it is found by cutting old and new where their content says.
+"""Finds data that moved within a file, by cutting old and new file where their content says.
 
 This file is shipped, to either side: it keeps to what Python 2.7 and today's Python both accept.
 
-A file is cut after each "mark", a few bytes that are about as frequent as chunks shall be; which
-ones is taken from the old file.  What was put in front of some data, or taken away there, does not
-change where the data itself is cut, and so its chunks have the same digests as before.  Regular
-expressions find marks faster than any loop in Python could roll a checksum.  Start at ``cut``.
+A file is cut after each "mark", a sequence of a few bytes about as frequent as chunks should be;
+the old file determines which.  Inserting or removing something before some data does not change
+where the data itself is cut, so its chunks have the same digests as before.  Regular expressions
+find marks faster than any loop in Python could roll a checksum.  Start at ``cut``.
 
 The idea of content-defined chunks is that of LBFS: Muthitacharoen, Chen, Mazieres, "A
 Low-bandwidth Network File System", 2001.
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-KEY_BYTES = 8  # kept of a chunk's digest; the whole is proved by a longer one
-MARK_BYTES = 8  # that a mark has at most
-SEARCHED_BYTES = 4 * 1024 * 1024  # in so much of the old file there is a sample
+KEY_BYTES = 8  # kept of a chunk's digest; a longer one proves the whole
+MARK_BYTES = 8  # of a mark, at most
+SEARCHED_BYTES = 4 * 1024 * 1024  # the old file is sampled once in this many bytes
 SAMPLE_BYTES = 256 * 1024
-BUCKETS = 32  # parts of what is looked at, over which marks are to be spread
+BUCKETS = 32  # parts of the sample that marks must be spread over
 CANDIDATES_MAX = 60  # marks that are tried
-LOOKED_AT_BYTES = 128 * 1024  # of the old file, to choose marks
+LOOKED_AT_BYTES = 128 * 1024  # of the old file, to choose marks from
 
 
 def average_bytes(size: int) -> int:
-    """Return how large chunks of an old file of this size are, more or less."""
+    """Return roughly how large the chunks of an old file of this size are."""
     return max(1024, 2 * int(size**0.5))
 
 
 def choose_marks(sample: bytes, average: int) -> Any:
     """Return (bytes, bytes one of which follows them), once in ``average`` bytes or so.
 
-    Those are taken that are spread over the whole sample.  Nothing follows if there are none: the
-    content is too regular.
+    They have to be spread over the whole sample.  If there are none, because the content is too
+    regular, the second part is empty.
     """
     wanted = max(1, len(sample) // average)
     expected = BUCKETS * (1 - (1 - 1.0 / BUCKETS) ** wanted)  # if they were spread by chance
@@ -57,7 +57,7 @@ def choose_marks(sample: bytes, average: int) -> Any:
 
 
 def _candidates(sample: bytes, wanted: int) -> Iterator[Any]:
-    """Yield marks that are about as frequent as wanted: one byte and others, or more of them."""
+    """Yield candidate marks about as frequent as wanted, of one byte and its followers, or more."""
     pairs: Any = {}
     for count, byte in sorted((count, byte) for byte, count in Counter(bytearray(sample)).items()):
         if count >= wanted:
@@ -81,13 +81,13 @@ def _candidates(sample: bytes, wanted: int) -> Iterator[Any]:
 
 
 def _counts_after(prefix: bytes, sample: bytes) -> Any:
-    """Return how often each byte follows some others."""
+    """Return how often each byte follows a prefix."""
     found = re.findall(_expression(prefix) + b"(?=(.))", sample, re.DOTALL)
     return Counter(bytearray(b"".join(found)))
 
 
 def _some_followers(counts: Any, wanted: int) -> Iterator[bytes]:
-    """Yield bytes that are together about as frequent as wanted: a single one, and rare ones."""
+    """Yield sets of bytes about as frequent together as wanted: a single byte, and rare ones."""
     for byte, count in sorted(counts.items()):
         if wanted <= count <= 2 * wanted:
             yield bytes(bytearray([byte]))
@@ -117,7 +117,7 @@ def finder(marks: Any) -> Any:
 
 
 def cut(pieces: Any, marks: Any, average: int) -> Iterator[Any]:
-    """Yield the chunks of some content, which comes in pieces; of some pieces, if that is all."""
+    """Yield the chunks of content that arrives in pieces."""
     find = finder(marks)
     low, high = average // 4, average * 4
     rest = b""
@@ -159,12 +159,12 @@ def lengths_of(lengths: bytes) -> Any:
 
 
 class Table(object):
-    """The chunks of an old file.  size: of the file.  is_sample: they are a few of them only."""
+    """The chunks of an old file.  size: of the file.  is_sample: these are only a few of them."""
 
     def __init__(self, size: int, is_sample: bool, marks: Any, keys: bytes, lengths: bytes) -> None:
         if len(keys) // KEY_BYTES * 4 != len(lengths) or len(keys) % KEY_BYTES:
             raise Violation("%d bytes of keys, %d of lengths" % (len(keys), len(lengths)))
-        finder(marks)  # refuses those that are none
+        finder(marks)  # refuses bad marks
         self.size = size
         self.is_sample = is_sample
         self.average = average_bytes(size)
@@ -180,7 +180,7 @@ class Table(object):
         self._next = 0  # the place after the one that was found last
 
     def find(self, key: bytes, length: int) -> Any:
-        """Return the offset of a chunk in the old file, None if it is not there."""
+        """Return the offset of a chunk in the old file, None if the file does not have it."""
         place = self._next
         if place >= len(self._keys) or self._keys[place] != key:
             place = self._places.get(key, -1)
@@ -207,13 +207,13 @@ class Table(object):
             yield run
 
     def has_any(self, keys: bytes, lengths: bytes) -> bool:
-        """Tell whether any chunk of some content is in the old file."""
+        """Return whether any chunk of some content is in the old file."""
         found = zip(keys_of(keys), lengths_of(lengths))
         return any(self.find(key, length) is not None for key, length in found)
 
 
 def pieces_of(read: Any, start: int, stop: int) -> Iterator[bytes]:
-    """Yield what is in a part of a file; read: takes a number of bytes, at most a piece."""
+    """Yield the content of a part of a file; read: takes a number of bytes, at most a piece."""
     while start < stop:
         data = read(min(PIECE_BYTES // 4, stop - start))
         start += len(data)
@@ -221,5 +221,5 @@ def pieces_of(read: Any, start: int, stop: int) -> Iterator[bytes]:
 
 
 def sample_starts(size: int) -> Any:
-    """Return where samples of an old file begin: one in all that the new one is searched for."""
+    """Return where samples of an old file begin: spread over what the new one is searched for."""
     return range(0, size, SEARCHED_BYTES)

@@ -1,4 +1,4 @@
-"""Directories of a source, and what is looked at in them; no link below the root is followed.
+"""Directories of a source, and access to what is in them; no link below the root is followed.
 
 This file is shipped for ``RSync.pull`` too: it keeps to what Python 2.7 and today's Python
 both accept.  Start at ``Folders``.
@@ -21,9 +21,9 @@ O_READ = O_OLD
 
 
 class Folders(Handles):
-    """How one thread reaches what is in a source.
+    """One thread's way into a source.
 
-    A path is one below the root, b"" for the root itself.  identity: of the root, None if it is
+    Paths are relative to the root; b"" is the root itself.  identity: of the root, None if it is
     a file.
     """
 
@@ -34,7 +34,7 @@ class Folders(Handles):
         Handles.__init__(self, max(1, min(HANDLES_MAX, files_max() // 16)))
 
     def handle(self, path: bytes) -> Any:
-        """Return the handle of a directory; OSError if it is none any more."""
+        """Return the handle of a directory; OSError if it is not a directory any more."""
         handle = self._handles.get(path)
         missing = []
         while handle is None and path:
@@ -79,7 +79,7 @@ class Folders(Handles):
         handle = self.handle(path)
         found = os.listdir(handle)
         if not found:
-            self._check_there(path, handle)  # one that was removed is empty, and no error
+            self._check_there(path, handle)  # a removed one reads as empty, without an error
         if found and not isinstance(found[0], bytes):
             found = [os.fsencode(name) for name in found]
         return sorted(found)
@@ -91,7 +91,7 @@ class Folders(Handles):
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def look(self, path: bytes) -> Any:
-        """Return what ``lstat`` says of a path that is not the root's."""
+        """Return the ``lstat`` of a path other than the root's."""
         outer, _, name = path.rpartition(SEP)
         name, where = at(self.handle(outer), name)
         return os.lstat(name, **where)

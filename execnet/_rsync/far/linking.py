@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-# PyPy passes a flag that the kernel refuses; what was linked is looked at afterwards
+# PyPy passes a flag that the kernel refuses; so we check afterwards what was linked
 LINK_OPTIONS: Any = {} if hasattr(sys, "pypy_version_info") else {"follow_symlinks": False}
 
 
 NO_LINKS = b"links are left out"
-OUTSIDE = b"a link that leads out of the tree, or may"
+OUTSIDE = b"a link that leads, or may lead, out of the tree"
 
 
 def leads_inside(depth: int, text: bytes) -> bool:
-    """Tell whether a link stays in the tree, so many directories deep.
+    """Return whether a link this many directories deep stays in the tree.
 
-    It may go up first, and then only down: whatever it passes through may be a link, and the way
-    up from there is another one.
+    It may first go up, then only down: whatever it passes through may be a link, and going up from
+    there leads elsewhere.
     """
     if os.name == "nt":
         text = text.replace(SEP, b"/")
@@ -48,7 +48,7 @@ def leads_inside(depth: int, text: bytes) -> bool:
 
 
 def stays_inside(text: bytes) -> bool:
-    """Tell whether a path never goes up from where it began, if it meets no link."""
+    """Return whether a path never rises above where it began, unless it meets a link."""
     depth = 0
     for part in text.replace(SEP, b"/").split(b"/"):
         if part not in (b"", b"."):
@@ -59,12 +59,12 @@ def stays_inside(text: bytes) -> bool:
 
 
 class Linking(Sweeping):
-    """Makes links, and asks for a copy where the host makes none."""
+    """Makes links, and asks for a copy where the host cannot make them."""
 
     def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
         Sweeping.__init__(self, send, options)
         self._announced = Announced(options["max_files"], options["max_bytes"])
-        self._hardlinks: Any = deque()  # to be made when all leaders are there
+        self._hardlinks: Any = deque()  # made once all of their leaders are there
         self._links = options["links"]
         self._makers: Any = {}  # kind -> what is called for an entry; see ``Target``
 
@@ -127,12 +127,12 @@ class Linking(Sweeping):
             try:
                 set_link_time(self._places.handle(directory), name, mtime)
             except (OSError, NotImplementedError):
-                pass  # a link's time is for show
+                pass  # a link's time is of no importance
 
     def _on_instead(
         self, number: int, kind: int, new_number: int, mode: int, size: int, mtime: int
     ) -> None:  # fmt: skip
-        """Take a file or directory in place of a link that cannot be made."""
+        """Accept a file or directory in place of a link that cannot be made."""
         if kind not in (FILE, DIRECTORY) or number not in self._unlinked:
             raise Violation("kind %.100r in place of entry %.100r" % (kind, number))
         self._announced.add(new_number, 1, size)
@@ -151,7 +151,7 @@ class Linking(Sweeping):
         self._hardlinks.append((entry, there, leader))
 
     def _link(self, entry: Any, there: bool, leader: int) -> None:
-        """Make a hard link to a file that is there by now, or ask for the content."""
+        """Make a hard link to a file that has arrived by now, or ask for the content."""
         directory, _, name = entry[:3]
         try:
             source, source_name = self._leaders[leader]
@@ -174,7 +174,7 @@ class Linking(Sweeping):
             self._try(self._makers[FILE], entry, there, None)
 
     def _may_lose(self, entry: Any, there: bool, leader: int) -> bool:
-        """Tell whether what has an entry's name may go for a file; note it if not."""
+        """Return whether a file may replace what has its name now; note it if not."""
         path, where = at(self._places.handle(entry[0]), entry[2])
         found = os.lstat(path, **where)
         if stat.S_ISREG(found.st_mode):
@@ -182,7 +182,7 @@ class Linking(Sweeping):
         return self._may_replace(entry, found, self._on_hardlink, there, leader)
 
     def _is_linked(self, directory: Any, name: bytes, source: Any, source_name: bytes) -> bool:
-        """Tell whether two names are one file already; renaming would then do nothing."""
+        """Return whether two names are already one file; then renaming would do nothing."""
         path, where = at(self._places.handle(directory), name)
         found = os.lstat(path, **where)
         path, where = at(self._places.handle(source), source_name)

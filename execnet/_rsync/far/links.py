@@ -18,7 +18,7 @@ SEP = os.sep.encode()
 
 
 class Links(object):
-    """Tells links into a tree from links out of it."""
+    """Distinguishes links into a tree from links out of it."""
 
     def __init__(self, root: bytes) -> None:
         self._root = os.path.abspath(root)
@@ -27,9 +27,9 @@ class Links(object):
     def convert(self, path: bytes, text: bytes) -> Any:
         """Return (kind, text) to announce for the link at ``path``, relative to the root.
 
-        The text of a rooted one follows the path of the target's root.  An absolute link into
-        the tree becomes one into the copy; a relative one stays, but is made to stay inside
-        where it went out and in again.
+        The text of a ROOTED one is appended to the path of the target's root.  An absolute link
+        into the tree becomes one into the copy; a relative one stays, unless it leaves the tree
+        and comes back: then it is rewritten to stay inside.
         """
         if os.path.isabs(text):
             inner = self._inside(os.path.normpath(text))

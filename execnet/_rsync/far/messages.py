@@ -1,7 +1,7 @@
-"""What each message of RSync has after its code; nothing else is let in, on either side.
+"""What each message of RSync holds after its code; either side rejects anything else.
 
 This file is shipped: it keeps to what Python 2.7 and today's Python both accept.  What the
-messages mean is told in ``target``.  Start at ``checked``.
+messages mean is explained in ``target``.  Start at ``checked``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ TEXT = type(b"".decode("ascii"))
 
 
 class Announced(object):
-    """What a source has announced so far: ids, each once and in order, and how much it is.
+    """What a source has announced so far: ids, each once and in order, and the total size.
 
-    most_files, most_bytes: bounds that the user of a target has set, None for none.
+    most_files, most_bytes: limits that the target's user has set, None for none.
     """
 
     def __init__(self, most_files: Any, most_bytes: Any) -> None:
@@ -32,7 +32,7 @@ class Announced(object):
         self._next_ids = {False: 1, True: FIRST_STANDIN}  # of the walk, and of stand-ins
 
     def add(self, first: int, count: int, size: int) -> None:
-        """Note entries from an id on; ``Violation`` and ``TooMuch`` if that may not be."""
+        """Note entries from an id on; raise ``Violation`` or ``TooMuch`` if that is not allowed."""
         is_standin = first >= FIRST_STANDIN
         if first < self._next_ids[is_standin]:
             raise Violation("entry %d was announced before" % first)
@@ -41,7 +41,7 @@ class Announced(object):
         self.grow(size)
 
     def grow(self, size: int) -> None:
-        """Note bytes more, and look at the bounds."""
+        """Add to the bytes announced, and check the limits."""
         self._bytes += size
         if self._most_files is not None and self._files > self._most_files:
             raise TooMuch("more than %d entries" % self._most_files)
@@ -74,17 +74,17 @@ def is_ids(value: Any) -> bool:
 
 
 def is_name(value: Any) -> bool:
-    """Tell whether it is text; Python 2 writes it as bytes."""
+    """Return whether it is text; Python 2 writes it as bytes."""
     return isinstance(value, (bytes, TEXT))
 
 
 def is_proof(value: Any) -> bool:
-    """Tell whether it is a checksum, a digest, or that there is none."""
+    """Return whether it is a checksum, a digest, or says that there is none."""
     return value is None or is_count(value) or isinstance(value, bytes)
 
 
 def is_changes(value: Any) -> bool:
-    """Tell whether it is {place: (mode, time)}."""
+    """Return whether it is {place: (mode, time)}."""
     return isinstance(value, dict) and all(
         is_count(place) and isinstance(pair, tuple) and len(pair) == 2
         and is_mode(pair[0]) and is_time(pair[1])
@@ -130,7 +130,7 @@ def is_plan(value: Any) -> bool:
 
 
 def is_costs(value: Any) -> bool:
-    """Tell whether it is {name of a hash: seconds}."""
+    """Return whether it is {name of a hash: seconds}."""
     return isinstance(value, dict) and all(
         is_name(name) and isinstance(cost, float) for name, cost in value.items()
     )
@@ -194,7 +194,7 @@ FROM_TARGET = {
 
 
 def checked(message: Any, table: Any) -> Any:
-    """Return a message that is as a table says; raise ``Violation`` for any other."""
+    """Return a message that matches the table; raise ``Violation`` for any other."""
     if isinstance(message, tuple) and message and is_count(message[0]):
         kinds = table.get(message[0])
         if kinds is not None and fits(message[1:], kinds):

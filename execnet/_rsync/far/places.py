@@ -1,4 +1,4 @@
-"""Directories of a target, and what is done to names in them; no link below the root is followed.
+"""Directories of a target, and operations on names in them; no link below the root is followed.
 
 This file is shipped: it keeps to what Python 2.7 and today's Python both accept.
 Start at ``Places``.
@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-HANDLES_MAX = 64  # directories that are kept open, where so many files may be open
+HANDLES_MAX = 64  # directories kept open, where the limit on open files allows it
 WRITE_BYTES = 256 * 1024  # at once; measured to be faster than more
 HAS_NS = hasattr(os.stat_result, "st_mtime_ns")
 HAS_FDS = (
@@ -34,7 +34,7 @@ REFUSALS = frozenset([getattr(errno, name) for name in REFUSAL_NAMES if hasattr(
 
 
 class Directory(object):
-    """A directory of the target.  ``existing`` holds the names in it, None before a look."""
+    """A directory of the target.  ``existing`` holds the names in it, None until it was read."""
 
     __slots__ = (
         "blind", "broken", "existing", "fresh", "identity", "listed", "mode", "mtime", "name",
@@ -49,19 +49,19 @@ class Directory(object):
         self.mtime = mtime
         self.existing: Any = None
         self.blind: Any = None  # which names are the same there, see ``spelling``
-        self.identity: Any = None  # what it was when it was entered first
+        self.identity: Any = None  # its identity when it was first entered
         self.fresh = False  # made by this run
-        self.listed = False  # all its entries were announced
-        self.broken = False  # cannot be had; its entries are left out
+        self.listed = False  # all of its entries were announced
+        self.broken = False  # could not be made; its entries are left out
         self.settled = False  # mode and time are as they should be
 
     def entry(self) -> Any:
-        """Return what stands for it where an entry is wanted."""
+        """Return the directory in the form of an entry."""
         return self.parent, self.number, self.name
 
 
 def path_of(directory: Any, name: bytes) -> bytes:
-    """Return the path below the root of a name in a directory; b"" for the root itself."""
+    """Return the path, relative to the root, of a name in a directory; b"" for the root."""
     if directory is None:
         return b""
     parts = [name]
@@ -81,7 +81,7 @@ def depth_of(directory: Any) -> int:
 
 
 class Handles(object):
-    """Directories that are kept open, those that were used last.
+    """The directories used last, kept open.
 
     A handle is a descriptor where the system has those for directories, and elsewhere a path.
     """
@@ -106,13 +106,13 @@ class Handles(object):
 
 
 class Places(Handles):
-    """How directories of the target are reached: without following a link below the root."""
+    """Reaches directories of the target without following a link below the root."""
 
     def __init__(self) -> None:
         Handles.__init__(self, min(HANDLES_MAX, files_max() // 8))
 
     def handle(self, directory: Any) -> Any:
-        """Return the handle of a directory; OSError if it is none any more."""
+        """Return the handle of a directory; OSError if it is not a directory any more."""
         handle = self._handles.get(directory)
         if handle is not None:
             return handle
@@ -135,7 +135,7 @@ class Places(Handles):
         else:
             handle = directory.name if parent is None else parent + SEP + directory.name
             if parent is not None and not stat.S_ISDIR(os.lstat(handle).st_mode):
-                raise OSError(errno.ENOTDIR, "no directory any more")
+                raise OSError(errno.ENOTDIR, "is not a directory any more")
         identity = identity_of(os.stat(handle))
         if directory.identity not in (None, identity):
             self._leave(handle)
@@ -145,7 +145,7 @@ class Places(Handles):
 
 
 def files_max() -> int:
-    """Return how many files this process may have open; something large if it is not limited."""
+    """Return how many files this process may have open; a large number if there is no limit."""
     try:
         import resource
     except ImportError:  # Windows
@@ -155,21 +155,21 @@ def files_max() -> int:
 
 
 def at(handle: Any, name: bytes) -> Any:
-    """Return (path, keyword arguments) that reach a name in a directory."""
+    """Return (path, keyword arguments) for calls of ``os`` on a name in a directory."""
     if HAS_FDS:
         return name, {"dir_fd": handle}
     return handle + SEP + name, {}
 
 
 def identity_of(found: Any) -> Any:
-    """Return what tells a file from every other one."""
+    """Return what distinguishes a file from every other one."""
     return found.st_dev, found.st_ino
 
 
 def open_same(handle: Any, name: bytes, identity: Any) -> int:
-    """Return a descriptor of a name in a directory; OSError if it is another file by now.
+    """Return a descriptor of a file in a directory; OSError if the name is another file by now.
 
-    It may be good for changing attributes only, and by ``own_path`` only.
+    It may only be good for changing attributes, through ``own_path``.
     """
     path, where = at(handle, name)
     try:
@@ -185,12 +185,12 @@ def open_same(handle: Any, name: bytes, identity: Any) -> int:
 
 
 def chmod_same(handle: Any, name: bytes, found: Any, mode: int) -> Any:
-    """Set the mode of the very file that was found; return what is found of it then."""
+    """Set the mode of the very file that was found; return its new status."""
     return change_same(handle, name, found, lambda path: os.chmod(path, mode))
 
 
 def change_same(handle: Any, name: bytes, found: Any, change: Any) -> Any:
-    """Change the very file that was found; return what is found of it then.
+    """Change the very file that was found; return its new status.
 
     change: takes a descriptor or a path.
     """
@@ -214,13 +214,13 @@ def change_same(handle: Any, name: bytes, found: Any, change: Any) -> Any:
 
 
 def make_directories(path: bytes) -> bool:
-    """Make a directory and those that it is in; tell whether it was not there."""
+    """Make a directory and its parents; return whether it did not exist."""
     try:
         os.makedirs(path)
     except OSError as exc:
         if exc.errno != errno.EEXIST or not os.path.isdir(path):
             raise
-        return False  # somebody else was faster
+        return False  # somebody else made it first
     return True
 
 
@@ -263,7 +263,7 @@ def set_link_time(handle: Any, name: bytes, mtime: int) -> None:
 def same_time(found: Any, mtime: int) -> bool:
     if HAS_NS:
         return bool(found.st_mtime_ns == mtime)
-    return bool(abs(found.st_mtime - mtime / 1e9) < 2e-6)  # all that this Python can tell
+    return bool(abs(found.st_mtime - mtime / 1e9) < 2e-6)  # all that this Python can find out
 
 
 def time_of(found: Any) -> int:

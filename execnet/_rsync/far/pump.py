@@ -1,7 +1,7 @@
 """The source's half of RSync: announces a tree to one target, and answers what it asks for.
 
 This file is shipped for ``RSync.pull`` too: it keeps to what Python 2.7 and today's Python
-both accept.  What crosses the wire is told in ``target``.  Start reading at ``Pump.run``.
+both accept.  The messages are explained in ``target``.  Start at ``Pump.run``.
 """
 
 from __future__ import annotations
@@ -32,20 +32,19 @@ if TYPE_CHECKING:
 
     from .tree import Entries, Tree
 
-LIST_WINDOW_BYTES = 2 * 1024 * 1024  # announced and not yet looked at
+LIST_WINDOW_BYTES = 2 * 1024 * 1024  # announced and not yet processed
 BATCH_BYTES = 256 * 1024  # of small files in one message
 BATCH_FILES = 500
 LARGE_CODES = (wire.DELTA, wire.CHUNKS)
-WAKE = None  # what ``receive`` returns when there is no message, but more of the walk
+WAKE = None  # what ``receive`` returns when there is no message, but the walk has gone on
 
 
 class Pump(Sending):
     """Serves one target: announces the tree as it is walked, and answers requests.
 
-    One thread runs it.  supply: returns the next (ids announced by then, cost, message) of
-    the walk, None when there is none yet.  receive: returns the next message, or ``WAKE``.
-    What is on its way is bounded by two windows: announcements that the target has not
-    looked at, and data that it has not worked off.
+    One thread runs it.  supply: returns the next (ids announced by then, cost, message) of the
+    walk, None when there is none yet.  receive: returns the next message, or ``WAKE``.  Two
+    windows bound what is in transit: announcements and data that the target has not processed.
     """
 
     def __init__(self, tree: Tree, supply: Any, send: Any, receive: Any, watcher: Watcher) -> None:
@@ -96,7 +95,7 @@ class Pump(Sending):
                 self._standins.close()
 
     def take_rest(self) -> None:
-        """Take what the target said before it went; raises what it ends with."""
+        """Take what the target said before it ended; raises the error that it ended with."""
         while not self._ended:
             self._take()
 
@@ -108,7 +107,7 @@ class Pump(Sending):
         self._handlers[code](*message[1:])
 
     def _announce(self) -> bool:
-        """Send the next part of the walk, if there is one and the target can take it."""
+        """Send the next part of the walk, if there is one and the target has room."""
         if self._list_sent - self._list_done >= LIST_WINDOW_BYTES:
             return False
         if self._listed:
@@ -145,7 +144,7 @@ class Pump(Sending):
             return True
 
     def _entries_of(self, number: Any) -> Entries:
-        """Return where an id belongs; refuse what was not announced."""
+        """Return the tree or copy that an id belongs to; refuse an id that was not announced."""
         if isinstance(number, INTEGERS):
             if 0 <= number < self._announced:
                 return self._tree
@@ -166,14 +165,14 @@ class Pump(Sending):
     def _on_ack(self, list_done: int, data_done: int) -> None:
         known = self._list_done <= list_done <= self._list_sent
         if not known or not self._data_done <= data_done <= self._data_sent:
-            raise Violation("it worked off %.100r and %.100r bytes" % (list_done, data_done))
+            raise Violation("it processed %.100r and %.100r bytes" % (list_done, data_done))
         self._list_done, self._data_done = list_done, data_done
 
     def _ask(self, number: Any, often: int) -> None:
-        """Note that a file was asked for; refuse what is none, or was asked for too often."""
+        """Note that a file was asked for; refuse other entries, and files asked for too often."""
         entries = self._entries_of(number)
         if not entries.is_file(number) or self._asked.get(number, 0) >= often:
-            raise Violation("it asked for entry %r, which is no file or was sent" % number)
+            raise Violation("it asked for entry %r, which is no file or was sent already" % number)
         self._asked[number] = self._asked.get(number, 0) + 1
         if self._asked[number] == 1:
             self._watcher.asked(entries.size_of(number))
@@ -189,7 +188,7 @@ class Pump(Sending):
                 continue
             if size is None or number in self._asked:
                 self._ask(number, 2)  # again when the proof of a delta failed
-            else:  # the same, without its calls: there may be many
+            else:  # the same, but inline: there may be many
                 self._asked[number] = 1
                 total += size
             self._requests.append((wire.WANT, number, None))
@@ -206,7 +205,7 @@ class Pump(Sending):
     def _on_delta(self, number: int, size: int) -> None:
         self._ask(number, 1)
         if self._digest is None:
-            raise Violation("an old file, and no digest to compare it by")
+            raise Violation("an old file without a digest to compare it by")
         comparison = Comparison(size, self._size_of(number), self._digest)
         self._requests.append((wire.DELTA, number, comparison))
         if not comparison.is_complete():
@@ -232,7 +231,7 @@ class Pump(Sending):
 
     def _on_listed(self, total: int) -> None:
         if self._has_listed:
-            raise Violation("the list was done before")
+            raise Violation("it finished the list twice")
         self._has_listed = True
         self._watcher.listed(total)
 
@@ -240,7 +239,7 @@ class Pump(Sending):
         numbers = wire.unpack_ids(ids)
         self._placed += len(numbers)
         if self._placed > self._answered or not all(map(self._asked.__contains__, numbers)):
-            raise Violation("files are done that were not sent")
+            raise Violation("it finished files that were not sent")
         self._watcher.done([self._size_of(number) for number in numbers])
 
     def _on_note(self, number: int, reason: bytes) -> None:
@@ -248,19 +247,19 @@ class Pump(Sending):
 
     def _on_plan(self, items: Any) -> None:
         if not self._watcher.plans():
-            raise Violation("a plan, and the run is not dry")
+            raise Violation("a plan in a run that is not dry")
         paths = [self._path_of(item) for item in items if not isinstance(item, bytes)]
         self._watcher.planned(paths, [item for item in items if isinstance(item, bytes)])
 
     def _on_nolink(self, number: int) -> None:
         entries = self._entries_of(number)
         if not entries.is_link(number) or number in self._asked:
-            raise Violation("entry %r is no link, or has its copy" % number)
+            raise Violation("entry %r is not a link, or was copied already" % number)
         self._asked[number] = 1
         self._links.append(number)
 
     def _on_doomed(self, paths: Any) -> None:
-        """Tell which of some paths, which only the target has, the user's filter leaves out."""
+        """Answer which of some paths, which only the target has, the user's filter leaves out."""
         for path in paths:
             if {b"", b".", b".."} & set(path.split(b"/")):
                 raise Violation("not a path below the root: %.100r" % (path,))
@@ -276,7 +275,7 @@ class Pump(Sending):
     # answers
 
     def _answer(self) -> bool:
-        """Answer the next requests, if there are any and the target can take it."""
+        """Answer the next requests, if there are any and the target has room."""
         if not self._requests or self._is_window_full():
             return False
         code, number, extra = self._requests[0]
@@ -288,7 +287,7 @@ class Pump(Sending):
         return True
 
     def _send_small(self) -> None:
-        """Answer a run of requests for small files in few messages."""
+        """Answer a run of requests for small files in as few messages as possible."""
         batch = Batch(wire.FILES)
         while self._requests and batch.bytes < BATCH_BYTES and len(batch.ids) < BATCH_FILES:
             code, number, digest = self._requests[0]

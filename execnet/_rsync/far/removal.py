@@ -1,4 +1,4 @@
-"""Removing from a target: names with all that is below them, however deep; no link is followed.
+"""Removes names from a target with everything below them, however deep; follows no link.
 
 This file is shipped: it keeps to what Python 2.7 and today's Python both accept.
 Start at ``Removal.remove``.
@@ -25,17 +25,17 @@ class Frame:
     def __init__(self, name: bytes, names: Any, identity: Any) -> None:
         self.name = name
         self.names = names  # still to be removed, the first one last
-        self.identity = identity  # by which it is known again on the way up
+        self.identity = identity  # recognises it on the way up
         self.has_rest = False  # something stays in it, and so it stays
 
 
 class Removal:
-    """Removes names of one directory; ``count`` says how many went, below them too.
+    """Removes names of one directory; ``count`` says how many, those below them included.
 
-    handle: of the directory.  path: its own, below the root, for the next two.
-    spare: takes (path, whether it is a directory) and tells what stays, with all in it.
-    tell: takes the same of what would go, in order, and then nothing is removed.
-    One descriptor is open at a time, two for a moment, however deep it goes.
+    handle: of the directory.  path: its path below the root, for the next two.
+    spare: takes (path, whether it is a directory) and returns whether that stays, with its content.
+    tell: takes the same of what would be removed, in order; then nothing is removed.
+    However deep it goes, one descriptor is open at a time, two for a moment.
     """
 
     def __init__(self, handle: Any, path: bytes = b"", spare: Any = None, tell: Any = None) -> None:
@@ -48,9 +48,9 @@ class Removal:
         self._error: Any = None  # the first one
 
     def remove(self, name: bytes) -> bool:
-        """Remove a name; tell whether it is gone, or would be.
+        """Remove a name; return whether it is gone, or would be.
 
-        What cannot be removed stays, the rest goes; then its OSError is raised.
+        What cannot be removed stays, and the rest is removed; then its OSError is raised.
         """
         here, self._error = self._handle, None
         self._frames = [Frame(b"", [name], None)]
@@ -126,7 +126,7 @@ class Removal:
         here = os.open(b"..", O_OLD | os.O_DIRECTORY, dir_fd=inner)
         if identity_of(here) != self._frames[-2].identity:
             os.close(here)
-            raise OSError(errno.ENOENT, "moved while it was emptied")
+            raise OSError(errno.ENOENT, "was moved while it was being emptied")
         os.close(inner)
         return here
 
@@ -135,7 +135,7 @@ class Removal:
             os.close(here)
 
     def _fail(self, frame: Frame, exc: OSError) -> None:
-        if exc.errno != errno.ENOENT:  # else somebody else was faster
+        if exc.errno != errno.ENOENT:  # else somebody else removed it first
             frame.has_rest = True
             self._error = self._error or exc
 
@@ -150,12 +150,12 @@ class Removal:
 
 
 def enter(handle: Any, name: bytes, may_open_up: bool) -> Any:
-    """Return a handle of a directory in another, whatever its mode if that may be changed."""
+    """Return a handle of a directory in another, changing its mode if it has to and may."""
     if not HAS_FDS:
         path = handle + SEP + name
         mode = os.lstat(path).st_mode
         if not stat.S_ISDIR(mode):
-            raise OSError(errno.ENOTDIR, "no directory any more")
+            raise OSError(errno.ENOTDIR, "is not a directory any more")
         if may_open_up and mode & 0o700 != 0o700:
             os.chmod(path, stat.S_IMODE(mode) | 0o700)
         return path
@@ -177,7 +177,7 @@ def enter(handle: Any, name: bytes, may_open_up: bool) -> Any:
 
 
 def make_readable(handle: Any, name: bytes) -> None:
-    """Let us into a directory of ours that cannot be opened as it is; never what a link names."""
+    """Make a directory of ours accessible that cannot be opened as it is; never a link's target."""
     if not hasattr(os, "O_PATH"):
         os.chmod(name, 0o700, dir_fd=handle, follow_symlinks=False)
         return
@@ -194,7 +194,7 @@ def identity_of(handle: Any) -> Any:
 
 
 def is_empty(handle: Any, name: bytes) -> bool:
-    """Tell whether a directory in another is empty; OSError if it cannot be looked at."""
+    """Return whether a directory in another is empty; OSError if it cannot be looked at."""
     inner = enter(handle, name, False)
     try:
         return not names_in(inner)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from abc import abstractmethod
 from collections import deque
 
 from .owners import Owners
@@ -54,20 +55,20 @@ if TYPE_CHECKING:
 
 ACK_BYTES = PIECE_BYTES
 ASKED_MAX = 1000  # requests in one message
-# after these there is no use in trying the next file
+# after these, trying the next file is pointless
 FATAL_NAMES = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "EMFILE", "ENFILE")
-COARSE_NS = 2 * 10**9  # no file system in use rounds times more than FAT does
+COARSE_NS = 2 * 10**9  # no file system in use rounds times more coarsely than FAT does
 ODD_TIME_NS = 1000000001123456789  # that every rounding changes
 IN_THE_WAY = (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EACCES)  # the last on Windows
 FATAL_ERRORS = frozenset([getattr(errno, name) for name in FATAL_NAMES if hasattr(errno, name)])
 
 
 class Fatal(Exception):
-    """Nothing more can be written: (entry id, errno, reason)."""
+    """Nothing can be written any more: (entry id, errno, reason)."""
 
 
 class Outbox(object):
-    """What a target has to say, gathered into few messages.  ``send`` takes each."""
+    """What a target has to say, gathered into a few messages.  ``send`` takes each."""
 
     def __init__(self, send: Callable[[Any], object]) -> None:
         self._send = send
@@ -118,7 +119,7 @@ class Outbox(object):
 
 
 class Requests(object):
-    """Asks for files, and puts what comes in its place; ``Target`` finds out what is needed.
+    """Asks for files, and puts them in place; ``Target`` finds out which are needed.
 
     An entry is (directory, id, name, mode, size, time).  A request is (entry, incoming), with
     an ``Incoming`` if there is a temporary file for it already.
@@ -138,7 +139,7 @@ class Requests(object):
         self._places = Places()
         self._temps = Temps(self._places)
         self._out = Outbox(send)
-        self._pending: Any = deque()  # in the order in which answers will come
+        self._pending: Any = deque()  # in the order in which the answers will come
         self._bases = self._bases_bytes = 0  # of requests that hold a copy of an old file
         self._compared: Any = {}  # id -> identity of the old file that is compared with the new
         self._refused = -1  # a file that cannot be written, of which pieces still come
@@ -151,49 +152,49 @@ class Requests(object):
         mask = options["mask"]
         self._file_bits, self._directory_bits = 0o777 & ~mask, 0o1777 & ~mask  # kept of modes
         self._is_resumed = options["partial"]
-        self._leftovers: Any = {}  # tag -> name of what was left in the directory that is looked at
-        self._again: Any = set()  # what was asked for once more, since it came wrong
-        self._window_ns = options["window_ns"]  # by which times may differ and be the same
+        self._leftovers: Any = {}  # tag -> name of what was left in the directory at hand
+        self._again: Any = set()  # what was asked for again, since it arrived damaged
+        self._window_ns = options["window_ns"]  # by which equal times may differ
         self._grain_ns: Any = None  # by which the file system rounds them; None: not known yet
-        self._times_refused = self._modes_refused = 0  # entries, of which the content is there
+        self._times_refused = self._modes_refused = 0  # entries whose content is there
         self._total = 0  # bytes that are needed
         self._unchanged = self._settled = self._deleted = 0
         self._out.say(HELLO, hash_name, crc32 is not None)
 
-    # what is told; a target in the coordinator's process overrides these
+    # reports; a target in the coordinator's process overrides these
 
     def skip(self, entry: Any, reason: bytes) -> None:
-        """Tell that an entry cannot be had."""
+        """Report that an entry could not be transferred."""
         self._out.say(NOTE, entry[1], reason)
 
     def plan(self, entry: Any) -> None:
-        """Tell that a run that is not dry would make this."""
+        """Report that a run that is not dry would make this."""
         self._out.plan(entry[1])
 
     def plan_deletion(self, path: bytes) -> None:
-        """Tell that a run that is not dry would delete this."""
+        """Report that a run that is not dry would delete this."""
         self._out.plan(path)
 
     def _on_remark(self, path: bytes, reason: bytes) -> None:
-        """Take note of what the source leaves out."""
+        """Note what the source leaves out."""
 
     def _on_gone(self, code: int, reason: bytes) -> None:
-        """End, since the source is not there any more; only a worker says so."""
+        """End because the source is gone; only a worker says so."""
         raise Violation("the source is gone: %r" % (reason,))
 
     def _note(self, entry: Any, exc: Any, what: bytes = b"") -> None:
-        """Tell why an entry cannot be had; raise ``Fatal`` if no other can be either."""
+        """Report why an entry was not transferred; raise ``Fatal`` if no other can be either."""
         reason = reason_of(exc)
         if getattr(exc, "errno", None) in FATAL_ERRORS:
             raise Fatal(entry[1], exc.errno, reason)
         self.skip(entry, what + reason)
 
+    @abstractmethod
     def _clear(self, directory: Any, name: bytes, spare: Any) -> None:
         """Remove a directory that is in the way."""
-        raise NotImplementedError
 
     def _place(self, entry: Any, temp: bytes) -> None:
-        """Give a temporary file its name, when what may go for it has gone."""
+        """Give a temporary file its final name, after removing what may be removed for it."""
         directory, number, name = entry[:3]
         try:
             self._temps.keep(directory, temp, name)
@@ -240,7 +241,7 @@ class Requests(object):
         return self._pending[0]
 
     def _opened(self, number: int) -> Any:
-        """Return the request that is answered now, for which a file was opened."""
+        """Return the request that is being answered, for which a file was opened."""
         entry, incoming = self._request(number)
         if incoming is None or incoming.size < 0:
             raise Violation("content of entry %d, which was not opened" % number)
@@ -262,7 +263,7 @@ class Requests(object):
                 self._temps.drop(incoming.temp)
 
     def _refuse(self, entry: Any, exc: Any) -> None:
-        """Note that a file cannot be written; what is still sent of it is dropped."""
+        """Note that a file cannot be written; the rest of it is dropped as it arrives."""
         self._note(entry, exc)
         self._end_request(False)
         self._refused = entry[1]
@@ -290,7 +291,7 @@ class Requests(object):
                 self._note(entry, exc)
                 self._end_request(False)
             else:
-                if incoming is not None:  # it has become small since it was announced
+                if incoming is not None:  # it became small since it was announced
                     self._temps.drop(incoming.temp)
                 self._end_request(True)
             start = stop
@@ -313,7 +314,7 @@ class Requests(object):
             raise
 
     def _create_large(self, entry: Any) -> Any:
-        """Create the temporary file of a large one; what has come of it may be of use later."""
+        """Create the temporary file of a large one; a later run may use what has arrived."""
         tag = tag_of(entry[2]) if self._is_resumed else b""
         return self._temps.create(entry[0], self._mode_while_coming(entry), tag)
 
@@ -334,7 +335,7 @@ class Requests(object):
             self._set_mode_of(path, where, mode, fd)
 
     def _mode_there(self, entry: Any, new: Any) -> int:
-        """Return the mode of a file that is replaced, or that of the new one."""
+        """Return the mode of the file that is being replaced, or that of the new one."""
         path, where = at(self._places.handle(entry[0]), entry[2])
         try:
             old = os.lstat(path, **where)
@@ -343,7 +344,7 @@ class Requests(object):
         return stat.S_IMODE(old.st_mode if stat.S_ISREG(old.st_mode) else new.st_mode)
 
     def _set_time(self, path: Any, where: Any, mtime: int) -> None:
-        """Set a time.  If the host refuses it, the content counts; who looks again tells."""
+        """Set a time.  If the host refuses, the content still counts; a second look reports it."""
         try:
             set_time(path, mtime, **where)
         except OSError as exc:
@@ -351,7 +352,7 @@ class Requests(object):
                 raise
 
     def _set_mode_of(self, path: Any, where: Any, mode: int, fd: int) -> None:
-        """Set a mode, look by a descriptor whether that was of use, and count it if not."""
+        """Set a mode, check through a descriptor that it took effect, and count it if not."""
         try:
             os.chmod(path, mode, **where)
         except OSError as exc:
@@ -360,7 +361,7 @@ class Requests(object):
         self._count_refused_mode(os.fstat(fd), mode)
 
     def _count_refused_time(self, directory: Any, found: Any, mtime: int) -> None:
-        """Count a time that was to be set, if the file system does not only round it."""
+        """Count a time that could not be set, unless the file system just rounds it."""
         difference = abs(time_of(found) - mtime)
         if difference == 0 or not self._keeps_times or same_time(found, mtime):
             return
@@ -373,7 +374,7 @@ class Requests(object):
             self._modes_refused += stat.S_IMODE(found.st_mode) != mode
 
     def _is_near(self, directory: Any, found: Any, mtime: int) -> bool:
-        """Tell whether times that differ are the same for all that the target can store."""
+        """Return whether two times are the same as far as the target can store them."""
         difference = abs(time_of(found) - mtime)
         if difference <= self._window_ns:
             return True
@@ -394,7 +395,7 @@ class Requests(object):
             os.close(fd)
             self._temps.drop(temp)
             directory.settled = False
-        if difference >= COARSE_NS:  # it does not let us set any
+        if difference >= COARSE_NS:  # it does not let us set any time
             return 0
         grains = [10**power for power in range(1, 10)] + [COARSE_NS]
         return min([grain for grain in grains if grain > difference]) if difference else 0
@@ -413,7 +414,7 @@ class Requests(object):
             self._refuse(entry, exc)
 
     def _check_growth(self, entry: Any, size: int) -> None:
-        """Refuse a file that is larger than it may have become; only a pull does."""
+        """Refuse a file that grew beyond what is allowed; only a pull does."""
 
     def _on_piece(self, number: int, offset: int, data: Any) -> None:
         self._out.data_done += len(data) + 32
@@ -441,14 +442,14 @@ class Requests(object):
             self._end_request(True)
 
     def _ask_again(self, entry: Any) -> None:
-        """Ask for all of a file whose base changed meanwhile, or that came over a faulty line."""
+        """Ask for the whole file if its base changed meanwhile, or it arrived damaged."""
         if entry[1] in self._again:
-            raise Violation("content of entry %d that does not prove true, twice" % entry[1])
+            raise Violation("the content of entry %d failed its check twice" % entry[1])
         self._again.add(entry[1])
         self._without_base(entry)
 
     def _without_base(self, entry: Any) -> None:
-        """Ask for all of a file, in place of the request that is answered now."""
+        """Ask for the whole file, in place of the request that is being answered."""
         leader = self._leaders.get(entry[1])
         self._end_request(False)
         if leader is not None:
@@ -457,12 +458,12 @@ class Requests(object):
         self._ask(WANT, entry)
 
     def _on_same(self, ids: bytes, changed: Any, proof: Any) -> None:
-        """Keep the content of old files, set what else is new of them."""
+        """Keep the content of old files; set their new modes and times."""
         for place, number in enumerate(unpack_ids(ids)):
             entry, incoming = self._request(number)
             mode, mtime = changed.get(place, (entry[3], entry[5]))
             if number not in self._compared:
-                raise Violation("the same as nothing that it was asked to compare: %d" % number)
+                raise Violation("SAME for entry %d, which was not to be compared" % number)
             if incoming is not None and proof != self._digest(bytes(incoming.digests)):
                 self._ask_again(entry)
                 continue
@@ -479,7 +480,7 @@ class Requests(object):
             self._end_request(True)
 
     def _settle_file(self, entry: Any, mode: int, mtime: int) -> None:
-        """Set time, owner and mode of the file that was compared, never of what a link names."""
+        """Set time, owner and mode of the file that was compared, never of a link's target."""
         handle, name = self._places.handle(entry[0]), entry[2]
         fd = open_same(handle, name, self._compared[entry[1]])
         try:
@@ -495,7 +496,7 @@ class Requests(object):
             os.close(fd)
 
     def _keep_own(self, entry: Any, incoming: Incoming, mode: int, mtime: int) -> None:
-        """Give a file its name that an earlier run has left whole."""
+        """Give its final name to a file that an earlier run left complete."""
         self._seal(incoming.fd, entry, incoming.temp, mode, mtime)
         self._place(entry, incoming.temp)
 

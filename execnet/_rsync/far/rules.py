@@ -1,4 +1,4 @@
-"""Which paths take part in a synchronisation, as rules tell: the first that matches counts.
+"""Which paths are synchronised according to rules: the first that matches counts.
 
 This file is shipped: it keeps to what Python 2.7 and today's Python both accept.
 """
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Rules(object):
-    """rules: (regular expression for a path, whether it takes part, for directories only)."""
+    """rules: (regular expression for a path, whether it is included, for directories only)."""
 
     def __init__(self, rules: Any) -> None:
         import re  # few runs have rules
@@ -22,7 +22,7 @@ class Rules(object):
         ]
 
     def leaves_out(self, path: bytes, is_directory: bool) -> bool:
-        """Tell whether a path below the root is left out; what is in a directory goes with it."""
+        """Return whether a path below the root is left out; a directory takes its content along."""
         for match, takes_part, is_for_directories in self._rules:
             if (is_directory or not is_for_directories) and match(path):
                 return not takes_part

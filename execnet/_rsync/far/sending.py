@@ -1,4 +1,4 @@
-"""Sends one file to a target: all of it, what differs from an old one, or what has not moved there.
+"""Sends one file to a target: all of it, or the parts that the target's old file does not have.
 
 This file is shipped for ``RSync.pull`` too: it keeps to what Python 2.7 and today's Python
 both accept.  Start at ``Sending._send_large``.
@@ -29,7 +29,7 @@ DATA_WINDOW_BYTES = 8 * 1024 * 1024  # sent and not yet worked off
 SOUGHT_MIN = 64 * 1024  # bytes of an old file in which moved data is searched
 MOVED_BLOCKS = 16  # that differ one after the other, before moved data is searched
 PACE_S = 0.05  # by which sending may be ahead of a pace that is to be kept
-GREW = b"grew while it was read, and is there as it was before"
+GREW = b"grew while it was read; the copy has its content from before"
 
 
 class Sending(object):
@@ -45,7 +45,7 @@ class Sending(object):
         self._failures = self._incompressible = 0  # contents in a row; how many not to try
         self.most_per_s = 0  # bytes, 0 for any number
         self.sleep: Any = time.sleep
-        self._next_time = 0.0  # when what was sent is through, at that pace
+        self._next_time = 0.0  # when everything sent so far would be through, at that pace
         self._digest: Any = None
         self._stream: Any = None  # makes a digest that takes data part by part
         self._wants_crc = False
@@ -55,7 +55,7 @@ class Sending(object):
         self._data_sent = self._data_done = 0
         self._answered = 0  # files
 
-    if TYPE_CHECKING:  # what ``Pump`` goes on with while a large file waits for room
+    if TYPE_CHECKING:  # what ``Pump`` does meanwhile, while a large file waits for room
 
         def _take(self) -> None: ...
         def _announce(self) -> bool: ...
@@ -75,12 +75,12 @@ class Sending(object):
         self._watcher.skipped(self._path_of(number), reason)
 
     def _remark(self, number: int, reason: bytes) -> None:
-        """Tell of something that is not quite as it should be, but was sent."""
+        """Report something that was sent but is not quite as it should be."""
         self._send((wire.REMARK, self._path_of(number), reason))
         self._watcher.skipped(self._path_of(number), reason)
 
     def _send_large(self, number: int, code: int, extra: Any, told: int = 0) -> None:
-        """Answer with a large file, in pieces, or ask for what helps to send less of it.
+        """Answer with a large file, in pieces, or ask for digests that allow sending less of it.
 
         extra: what came with the request, a ``Comparison`` or a ``Table``.
         """
@@ -93,9 +93,9 @@ class Sending(object):
         try:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
-                raise Unstable("is no file any more")
+                raise Unstable("is not a file any more")
             if self.is_bounded and found.st_size > wire.may_become(self._size_of(number)):
-                raise Unstable("has become very much larger since it was listed")
+                raise Unstable("grew too much since it was listed")
             self._moved_bytes = told
             self._failures = self._incompressible = 0
             send = {wire.DELTA: self._send_changes, wire.CHUNKS: self._send_moved}
@@ -116,9 +116,9 @@ class Sending(object):
             os.close(fd)
 
     def _has_grown(self, fd: int, before: Any, proof: Any, prove: Any) -> bool:
-        """Tell whether a file has only grown while it was sent, which reading it again proves.
+        """Return whether a file only grew while it was sent; reading it again proves that.
 
-        Raises ``Unstable`` if it has changed otherwise: what was sent is then of no moment.
+        Raises ``Unstable`` if it changed in any other way: then what was sent is worthless.
         """
         after = os.fstat(fd)
         if identity_of(after) == identity_of(before):
@@ -133,7 +133,7 @@ class Sending(object):
         self._send((wire.OPEN, number) + meta + (how,))
 
     def _send_range(self, number: int, fd: int, start: int, stop: int) -> None:
-        """Send a part of a file, as the window lets it; announce meanwhile."""
+        """Send a part of a file as the window allows; announce more entries meanwhile."""
         os.lseek(fd, start, os.SEEK_SET)
         while start < stop:
             data = read_exactly(fd, min(CHUNK_BYTES, stop - start))
@@ -157,7 +157,7 @@ class Sending(object):
             pass
 
     def _packed(self, data: bytes) -> Any:
-        """Return some content compressed; None if it is not, and for a while after that."""
+        """Return some content compressed; None if that does not pay, and for a while after that."""
         if not self.compresses or not data:
             return None
         if self._incompressible > 0:
@@ -172,7 +172,7 @@ class Sending(object):
         return short
 
     def _keep_pace(self, count: int) -> None:
-        """Wait until so many more bytes may be sent."""
+        """Wait until this many more bytes may be sent."""
         if self.most_per_s:
             now = wire.clock()
             self._next_time = max(self._next_time, now) + float(count) / self.most_per_s
@@ -180,7 +180,7 @@ class Sending(object):
                 self.sleep(self._next_time - now)
 
     def _moved(self, number: int, position: int) -> None:
-        """Tell of the progress to ``position``, when another piece or the whole file is done."""
+        """Report progress up to ``position``, when another piece or the whole file is done."""
         size = self._size_of(number)
         count = min(position, size) - self._moved_bytes
         if count >= PIECE_BYTES or (count > 0 and position >= size):
@@ -216,9 +216,9 @@ class Sending(object):
     # blocks that differ from those of an old file
 
     def _send_changes(self, number: int, fd: int, found: Any, old: Any) -> Any:
-        """Compare all that old and new file have in common, then send what differs."""
+        """Compare the old and the new file as far as both reach, then send what differs."""
         size = found.st_size
-        if size > wire.BLOCKS_MAX * old.block:  # it has grown very much
+        if size > wire.BLOCKS_MAX * old.block:  # it grew far beyond its announced size
             return self._send_whole(number, fd, found, old)
         digests, changes = bytearray(), []
         position, stop = 0, min(size, old.common_bytes())
@@ -254,7 +254,7 @@ class Sending(object):
         self, number: int, fd: int, position: int, size: int, block: int, digests: bytearray,
         ranges: Any,
     ) -> None:  # fmt: skip
-        """Send what the old file had nothing of."""
+        """Send the part of the file beyond the end of the old one."""
         is_dense, begin = ranges == [(0, size)], position
         os.lseek(fd, position, os.SEEK_SET)
         while position < size:
@@ -270,7 +270,7 @@ class Sending(object):
             self._send_parts(number, fd, [(begin, size)], ranges)
 
     def _send_parts(self, number: int, fd: int, parts: Any, ranges: Any) -> None:
-        """Send parts of a file, or say that they are holes.  ranges: of what is none."""
+        """Send parts of a file, or say that they are holes.  ranges: of the data between holes."""
         for start, stop, is_hole in with_holes(parts, ranges):
             if is_hole:
                 self._send((wire.HOLE, number, start, stop - start))
@@ -278,7 +278,7 @@ class Sending(object):
                 self._send_range(number, fd, start, stop)
 
     def _prover(self, block: int) -> Any:
-        """Return a function that makes the proof of a file again, by its blocks."""
+        """Return a function that computes the proof of a file again, from its blocks."""
 
         def prove(fd: int, found: Any) -> bytes:
             os.lseek(fd, 0, os.SEEK_SET)
@@ -292,7 +292,7 @@ class Sending(object):
     # chunks that were elsewhere in an old file
 
     def _may_seek(self, old: Any, found: Any) -> bool:
-        """Tell whether moved data can be searched; holes would have to be sent as zeros."""
+        """Return whether moved data can be searched for; holes would have to be sent as zeros."""
         is_sparse = getattr(found, "st_blocks", 1 << 60) * 512 < found.st_size
         return bool(min(old.size, found.st_size) >= SOUGHT_MIN and not is_sparse)
 
@@ -340,7 +340,7 @@ class Sending(object):
 
 
 def joined(ranges: Any) -> Any:
-    """Return [[start, stop]] with those made one that touch."""
+    """Return [[start, stop]] with those merged that touch."""
     whole: Any = []
     for start, stop in ranges:
         if whole and whole[-1][1] == start:
@@ -351,7 +351,7 @@ def joined(ranges: Any) -> Any:
 
 
 def with_holes(parts: Any, ranges: Any) -> Iterator[Any]:
-    """Yield (start, stop, whether it is a hole) of parts of a file.  ranges: of what is none."""
+    """Yield (start, stop, whether it is a hole) of parts of a file.  ranges: of the data."""
     rest = deque(ranges)
     for start, stop in parts:
         while start < stop:

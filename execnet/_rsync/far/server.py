@@ -1,6 +1,6 @@
 """The far half of ``RSync.pull``: offers a tree to the coordinator, which is the target.
 
-This file is shipped, after the other modules that say so; see ``_rsync.pull``.
+This file is shipped, after the modules that it imports; see ``_rsync.pull``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Reporter(Watcher):
-    """Tells the coordinator what a target that is another worker does."""
+    """Tells the coordinator what a target that is another worker is doing."""
 
     def __init__(self, send: Any) -> None:
         self._send = send
@@ -41,9 +41,9 @@ class Reporter(Watcher):
 
 
 def main(channel: Any) -> None:
-    """Offer a tree as the next item asks: (its root, a path that is left out, rules, options).
+    """Offer a tree as the next item says: (its root, a path that is left out, rules, options).
 
-    First comes what the root is, or (None, errno, reason) if it can't be offered.
+    The first answer says what the root is, or is (None, errno, reason) if it can't be offered.
     """
     remarks: Any = []
     root, left_out, rules, options = channel.receive()
@@ -66,7 +66,7 @@ def main(channel: Any) -> None:
 
 
 def _offer(channel: Any, tree: Tree, remarks: Any, options: dict[str, Any]) -> None:
-    """Serve a tree until the target has all; remarks: of the walk, to be told between its steps."""
+    """Serve a tree until the target has all; remarks: of the walk, sent between its steps."""
     walk = tree.walk()
 
     def supply() -> Any:

@@ -1,4 +1,4 @@
-"""Names on a file system that takes some of them to be the same: those of other case or other form.
+"""Names on a file system that ignores differences of case or of Unicode normal form.
 
 This file is shipped: it keeps to what Python 2.7 and today's Python both accept.
 Start at ``Spelling``.
@@ -16,14 +16,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-LOOKED_AT = 50  # names, to find one that has another spelling
+LOOKED_AT = 50  # names looked at, to find one that has another spelling
 ESCAPE = "replace" if sys.version_info[0] == 2 else "surrogateescape"
 
 
 class Spelling(object):
     """The names of one directory, and how each is spelled there.
 
-    names: that are there.  blind: what the file system does not tell apart, see ``blindness``.
+    names: that exist.  blind: what the file system does not distinguish, see ``blindness``.
     """
 
     def __init__(self, names: Any, blind: Any) -> None:
@@ -32,7 +32,7 @@ class Spelling(object):
         self._taken: Any = {}  # by the names that were announced
 
     def take(self, name: bytes) -> Any:
-        """Return (how an announced name is spelled, another one that was announced for it)."""
+        """Return (how an announced name is spelled here, another announced name that means it)."""
         folded = self._folded(name)
         other = self._taken.setdefault(folded, name)
         return self._there.get(folded, name), None if other == name else other
@@ -51,10 +51,10 @@ def normalized(form: str, text: Any) -> Any:
 
 
 def blindness(handle: Any, names: Any, assumed: Any) -> Any:
-    """Return (whether case is ignored, whether normal forms are) in a directory.
+    """Return (whether a directory ignores case, whether it ignores normal forms).
 
-    names: that are there, of which some are looked for in another spelling.  assumed: what to
-    return where none of them can tell.
+    names: that exist; some are looked up in another spelling.  assumed: what to return if none of
+    them shows it.
     """
     ignores_case = ignores_form = None
     for name in islice(names, LOOKED_AT):
@@ -73,7 +73,7 @@ def blindness(handle: Any, names: Any, assumed: Any) -> Any:
 
 
 def _is_also(handle: Any, name: bytes, text: Any, names: Any) -> Any:
-    """Tell whether a name is found in another spelling; None if that is no other, or there."""
+    """Return whether a name is found in another spelling; None if that is the same, or exists."""
     try:
         other = text.encode("utf-8", ESCAPE)
     except UnicodeError:

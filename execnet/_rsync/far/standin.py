@@ -1,7 +1,7 @@
-"""What a target gets in place of links that it cannot make: copies of what they point to.
+"""What a target gets instead of links that it cannot make: copies of what they point to.
 
 This file is shipped for ``RSync.pull`` too: it keeps to what Python 2.7 and today's Python
-both accept.  Start reading at ``StandIns.announce``.
+both accept.  Start at ``StandIns.announce``.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 DEPTH_MAX = 8  # links within what links point to
 ENTRIES_MAX = 1000000
-WHY = "the target can make no links, and there is no copy instead: "
+WHY = "the target cannot make links, and a copy is not possible: "
 
 
 class Refused(Exception):
-    """There can be no copy in place of a link; the text says why."""
+    """A link cannot be replaced by a copy; the text says why."""
 
 
 class StandIns(object):
-    """Copies of what links point to; belongs to one pump, and so to one thread."""
+    """Copies of what links point to; used by one pump, and so by one thread."""
 
     def __init__(self, tree: Tree, accept: Any, remark: Any) -> None:
         rules, root = tree.rules, tree.root
@@ -48,9 +48,9 @@ class StandIns(object):
         self._folders.close()
 
     def announce(self, number: int, path: bytes) -> Iterator[Any]:
-        """Yield (cost, message) that announce a copy in place of the link at ``path``.
+        """Yield (cost, message) pairs that announce a copy in place of the link at ``path``.
 
-        Raises ``Refused`` before the first when there can be none.
+        Raises ``Refused`` before the first one if a copy is not possible.
         """
         target = self._resolve(path)
         try:
@@ -66,7 +66,7 @@ class StandIns(object):
         elif stat.S_ISREG(found.st_mode):
             new, mode, mtime = self.entries.add(target, FILE, found, found.st_size)
             yield 0, (INSTEAD, number, FILE, new, mode, found.st_size, mtime)
-        elif stat.S_ISLNK(found.st_mode):  # to itself, or it has only now become one
+        elif stat.S_ISLNK(found.st_mode):  # to itself, or it became a link just now
             raise Refused(WHY + os.strerror(errno.ELOOP))
         else:
             raise Refused(WHY + "it points to a special file")
@@ -83,7 +83,7 @@ class StandIns(object):
         parts = inner.split(SEP)
         for count in range(1, len(parts) + 1 if inner else 0):
             if self._is_left_out(SEP.join(parts[:count])):
-                raise Refused(WHY + "it points to what is left out")
+                raise Refused(WHY + "it points to an excluded entry")
         return inner
 
     def _is_left_out(self, path: bytes) -> bool:
@@ -98,7 +98,7 @@ class StandIns(object):
         return bool(self._rules.leaves_out(path, is_directory))
 
     def _enter(self, number: int, path: bytes, target: bytes) -> None:
-        """Begin a copy of the directory ``target``; refuse what would never end."""
+        """Begin a copy of the directory ``target``; refuse one that would never end."""
         chain = [os.path.dirname(path)]
         if number >= FIRST_STANDIN:
             place = bisect.bisect_right(self._firsts, number) - 1
@@ -106,7 +106,7 @@ class StandIns(object):
         if [outer for outer in chain if is_below(outer, target)]:
             raise Refused(WHY + "it leads in a loop")
         if len(chain) > DEPTH_MAX or self.entries.count() - FIRST_STANDIN > ENTRIES_MAX:
-            raise Refused(WHY + "the copies become too many")
+            raise Refused(WHY + "there would be too many copies")
         self._firsts.append(self.entries.count())
         self._chains.append(chain)
 
@@ -120,5 +120,5 @@ class StandIns(object):
 
 
 def is_below(path: bytes, directory: bytes) -> bool:
-    """Tell whether a path is a directory or in it; the root is b""."""
+    """Return whether a path is a directory or in it; the root is b""."""
     return not directory or path == directory or path.startswith(directory + SEP)

@@ -1,4 +1,4 @@
-"""What a target removes: names that the source does not have, and what is in the way of others.
+"""What a target removes: names that the source does not have, and whatever is in an entry's way.
 
 This file is shipped: it keeps to what Python 2.7 and today's Python both accept.
 Start at ``Sweeping``.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from abc import abstractmethod
 from collections import deque
 
 from .bases import Bases
@@ -24,30 +25,31 @@ if TYPE_CHECKING:
     from typing import Any
 
 ASKED_MAX = 1000  # paths in one question
-FULL = b"a directory that is not empty has its name"
-GUARDED = b"a directory in which something is left out has its name"
+FULL = b"a non-empty directory has its name"
+GUARDED = b"a directory that holds excluded entries has its name"
 
 
 class Sweeping(Bases):
-    """Decides what may go, and lets it go; a dry run only tells it.
+    """Decides what may be removed, and removes it; a dry run only reports it.
 
-    Rules for what stays are applied here.  What a filter of the source's user says is asked
-    for: a question is (paths, their answers, what to call with a function that tells what stays).
+    Rules for what stays are applied here.  The filter of the source's user has to be asked: a
+    question is (paths, their answers, what to call with a function that says what stays).
     """
 
     def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
         Bases.__init__(self, send, options)
         self._spare: Any = Rules(options["rules"]).leaves_out if options["rules"] else None
         self._asks = options["asks"]
-        self._questions: Any = deque()  # in the order in which answers will come
+        self._questions: Any = deque()  # in the order in which the answers will come
 
+    @abstractmethod
     def _try(self, maker: Any, entry: Any, *args: Any) -> None:
-        raise NotImplementedError
+        """Process one entry; what the host refuses is noted, and the rest goes on."""
 
     # what the source does not have
 
     def _sweep(self, directory: Any, names: Any, is_complete: bool) -> None:
-        """Remove what was not announced, if that is wanted, and what dead runs have left."""
+        """Remove what was not announced, if that is wanted, and what dead runs left."""
         doomed = []
         for name in sorted(names):
             if name.startswith(PREFIX) and self._is_left_over(directory, name):
@@ -69,7 +71,7 @@ class Sweeping(Bases):
             return False
 
     def _remove(self, directory: Any, names: Any, spare: Any, tell: Any = None) -> int:
-        """Remove names of a directory with all that is below them; return how many went."""
+        """Remove names of a directory and everything below them; return how many were removed."""
         if tell is None and self._dry_run:
             tell = self._tell
         try:
@@ -98,7 +100,7 @@ class Sweeping(Bases):
     # what the source's user wants to stay
 
     def _ask_what_stays(self, directory: Any, names: Any, then: Any) -> bool:
-        """Ask about names and all below them; ``then`` gets what tells what stays.
+        """Ask about names and everything below them; ``then`` gets a function that says what stays.
 
         Returns False if all of it stays anyway.
         """
@@ -126,9 +128,9 @@ class Sweeping(Bases):
     # what is in the way
 
     def _may_replace(self, entry: Any, found: Any, maker: Any, *args: Any) -> bool:
-        """Tell whether what has an entry's name, and is of another kind, may go; note if not.
+        """Return whether something of another kind with an entry's name may go; note it if not.
 
-        It says no as well when the source is to be asked first; then ``maker`` is called again.
+        It says no as well when the source has to be asked first; then ``maker`` is called again.
         """
         directory, number, name = entry[:3]
         if number in self._replaced:
@@ -153,7 +155,7 @@ class Sweeping(Bases):
         return True
 
     def _replace(self, entry: Any, spare: Any, maker: Any, args: Any) -> None:
-        """Go on with an entry for which a directory may have to go, now that it was asked about."""
+        """Go on with an entry that is in conflict with a directory, now that we have asked."""
         directory, number, name = entry[:3]
         try:
             can_go = self._can_go(directory, name, spare)
@@ -174,7 +176,7 @@ class Sweeping(Bases):
         return self._removal(directory, spare, lambda path, _: None).remove(name)
 
     def _clear(self, directory: Any, name: bytes, spare: Any) -> None:
-        """Remove a directory that is in the way; all that is in it only with ``delete``."""
+        """Remove a directory that is in the way; its content is removed only with ``delete``."""
         if not self._delete:
             path, where = at(self._places.handle(directory), name)
             os.rmdir(path, **where)
@@ -187,7 +189,7 @@ class Sweeping(Bases):
             self._deleted += removal.count
 
     def _make_directory(self, directory: Any, name: bytes, found: Any, mode: int) -> bool:
-        """Make a directory; what has its name and is none goes when it is sure to be replaced.
+        """Make a directory; what else has its name is removed once it is sure to be replaced.
 
         Returns False if another run has made it just now.
         """

@@ -1,18 +1,18 @@
 """The target's half of RSync: turns what a source announces into files.
 
 This file is shipped, with those that it imports: they keep to what Python 2.7 and today's
-Python both accept.  It trusts nobody: names are single components, a path is entered component by
-component without following links, and every file is written under a temporary name and
-renamed when it is whole.
+Python both accept.  It trusts no source: names are single components, a path is entered
+component by component without following links, and every file is written under a temporary name
+and renamed when it is complete.
 
 Messages are tuples that start with a code, or bytes, which are a piece of a large file.  The
 source announces entries in ``LIST``; an entry's id is its place in the order of announcement.
 The target asks for files with ``WANT`` (nothing to build on), ``CHECK`` (small, same size,
 here is my digest) and ``DELTA`` (large, ``DIGESTS`` of my blocks follow; see ``bases``), and gets
 its answers in the order of its requests: ``FILES`` (many small ones), ``OPEN``, bytes and
-``COPY``, ``CLOSE`` (a large one), ``SAME`` or ``FAIL``.  ``ACK`` says how much was worked off, so
-that the source can bound what is on its way.  For a link that cannot be made, ``NOLINK`` asks for
-a copy, which comes as ``INSTEAD``.  Start reading at ``Target.run``.
+``COPY``, ``CLOSE`` (a large one), ``SAME`` or ``FAIL``.  ``ACK`` says how much has been
+processed, so that the source can bound what is in transit.  For a link that cannot be made,
+``NOLINK`` asks for a copy, which comes as ``INSTEAD``.  Start at ``Target.run``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 BASES_BYTES = 256 * 1024 * 1024  # of old files whose new versions are awaited, unless one alone
 BASES_MAX = 8  # each is an open file
 BAD_NAMES = frozenset([b"", b".", b".."])
-# what else is said of an entry, by its kind
+# what else is announced of an entry, by its kind
 EXTRAS = {wire.HARDLINK: is_count, wire.SYMLINK: is_bytes, wire.ROOTED: is_bytes}
 
 
@@ -60,16 +60,16 @@ def bounds_of(values: Any) -> Any:
 
 
 class Target(Linking):
-    """The receiving end of one synchronisation; belongs to one thread.
+    """The receiving end of one synchronisation; used by one thread.
 
-    send: takes a message for the source.  options: ``dest`` (path), ``root`` (kind, mode,
-    time), ``name`` of a source that is a file, ``hashes`` with what they cost the source,
-    ``expanduser`` for ``dest``, ``delete``, ``rules`` for what stays then, and ``asks``, whether
-    the source is to be asked what else stays; ``dry_run``; ``modes``, ``times`` and ``owners``,
-    whether they are kept, and ``window_ns``; ``mask``, bits of modes that are dropped; ``links``,
-    which are made: "as-is" (all), "inside" (those that cannot lead out of the tree) or "none";
-    ``partial``, whether what has come of a large file is kept when a run ends early, and used;
-    ``max_files`` and ``max_bytes``, how much may be announced, None for any.
+    send: takes a message for the source.  options: ``dest`` (path), ``root`` (kind, mode, time),
+    ``name`` of a source that is a file, ``hashes`` with their cost to the source, ``expanduser``
+    for ``dest``, ``delete``, ``rules`` for what stays then, and ``asks``, whether to ask the
+    source what else stays; ``dry_run``; ``modes``, ``times`` and ``owners``, whether they are
+    preserved, and ``window_ns``; ``mask``, bits dropped from modes; ``links``, which are made:
+    "as-is" (all), "inside" (those that cannot lead out of the tree) or "none"; ``partial``,
+    whether parts of large files are kept when a run ends early, and used by the next;
+    ``max_files`` and ``max_bytes``, how much may be announced, None for any amount.
     """
 
     def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
@@ -80,12 +80,12 @@ class Target(Linking):
         self.announced_by: Any = None  # rules that a source which is not trusted keeps to
         # announcements
         self._only_name: Any = None  # of a source that is a single file
-        self._units: Any = deque()  # announced and not yet looked at; an int acknowledges
-        self._unit: Any = None  # the one that is being looked at
+        self._units: Any = deque()  # announced and not yet processed; an int acknowledges
+        self._unit: Any = None  # the one that is being processed
         self._directories: Any = {}
-        self._unlisted = 0  # directories of which entries are still to come
-        self._spelling: Any = None  # of names in it, where some are the same
-        self._listing: Any = None  # the directory of which they come now
+        self._unlisted = 0  # directories whose entries are still to come
+        self._spelling: Any = None  # of names in it, where different names can be the same file
+        self._listing: Any = None  # the directory whose entries are coming now
         self._seen: Any = set()  # names announced in it
         self._is_listed = False  # all was announced
         self._has_told_total = False
@@ -119,7 +119,7 @@ class Target(Linking):
         }
 
     def run(self, receive: Callable[[], Any]) -> None:
-        """Work until all that was announced is there; raises what ``receive`` raises."""
+        """Work until everything announced is there; raises what ``receive`` raises."""
         try:
             self._make_root()
             while not self._is_finished():
@@ -166,7 +166,7 @@ class Target(Linking):
         kind, mode, mtime = self._root
         try:
             if self._has_no_home:
-                raise OSError(errno.ENOENT, "there is no such home")
+                raise OSError(errno.ENOENT, "no such home directory")
             if kind == wire.DIRECTORY:
                 root = Directory(0, None, self._dest, mode & self._directory_bits, mtime)
                 root.fresh = self._make_root_directory()
@@ -187,7 +187,7 @@ class Target(Linking):
         self._unlisted = 1
 
     def _make_root_directory(self) -> bool:
-        """Make the root if it is not there; tell whether it was not."""
+        """Make the root if it does not exist; return whether it was made."""
         try:
             found = os.stat(self._dest)
         except OSError as exc:
@@ -195,7 +195,7 @@ class Target(Linking):
                 raise
             return self._dry_run or make_directories(self._dest)
         if not stat.S_ISDIR(found.st_mode):
-            raise OSError(errno.ENOTDIR, "a directory cannot take the place of a file")
+            raise OSError(errno.ENOTDIR, "a directory cannot replace a file")
         outer, name = os.path.split(os.path.realpath(self._dest))
         if name and found.st_mode & 0o700 != 0o700:
             self._open_up_root(outer, name, found)
@@ -217,7 +217,7 @@ class Target(Linking):
             places.close()
 
     def _open_up(self, handle: Any, name: bytes, found: Any) -> bool:
-        """Let us into a directory of ours if its mode does not; tell whether that was tried."""
+        """Make a directory of ours accessible if its mode forbids it; return whether we tried."""
         if found.st_mode & 0o700 == 0o700 or self._dry_run:
             return False
         try:
@@ -226,7 +226,7 @@ class Target(Linking):
             pass  # what needs it will fail with a better message
         return True
 
-    # what is announced
+    # announcements
 
     def _on_owners(self, first: int, pairs: bytes, users: Any, groups: Any) -> None:
         if self._owners.is_wanted:  # else it is for other targets
@@ -241,7 +241,7 @@ class Target(Linking):
         self._is_listed = True
 
     def _work(self) -> None:
-        """Look at announced entries, until too many old files wait for their new content."""
+        """Process announced entries, until too many old files wait for their new content."""
         while self._bases < BASES_MAX and self._bases_bytes < BASES_BYTES:
             if self._unit is None:
                 if not self._units:
@@ -258,7 +258,7 @@ class Target(Linking):
         self, number: int, first: int, blob: bytes, kinds: bytes, modes: Any, sizes: Any,
         times: Any, extras: Any, kept: Any, last: int,
     ) -> Iterator[bool]:  # fmt: skip
-        """Act on the entries of one unit, and yield after each."""
+        """Process the entries of one unit; yield after each."""
         directory = self._directories.get(number)
         if directory is None:
             raise Violation("entries of directory %d, which was not announced" % number)
@@ -300,7 +300,7 @@ class Target(Linking):
     def _check_unit(
         self, first: int, kinds: bytes, modes: Any, sizes: Any, times: Any, extras: Any, count: int
     ) -> None:  # fmt: skip
-        """Refuse a unit that does not fit together, or with which there is too much."""
+        """Refuse a unit that is inconsistent, or that exceeds the limits."""
         of_extras = [EXTRAS[kind] for kind in bytearray(kinds) if kind in EXTRAS]
         if (
             len(kinds) != count
@@ -312,7 +312,7 @@ class Target(Linking):
             or not all(is_time(mtime) for mtime in bounds_of(times))
             or (self._only_name is not None and bytearray(kinds) != bytearray([wire.FILE]))
         ):
-            raise Violation("entries that do not fit together: %.200r" % (kinds,))
+            raise Violation("inconsistent entries: %.200r" % (kinds,))
         self._announced.add(first, count, sum(sizes))
 
     def _begin_listing(self, directory: Any) -> None:
@@ -333,17 +333,17 @@ class Target(Linking):
                 self._note(directory.entry(), exc)
         try:
             self._find_spelling(directory)
-        except OSError:  # what is written there will fail as well
+        except OSError:  # writing there will fail as well
             self._spelling, directory.blind = None, (False, False)
 
     def _leave_out(self, entry: Any, kind: int, other: bytes) -> None:
-        """Report an entry of which the name is that of another one here."""
-        self.skip(entry, b"is the same name here as " + other)
+        """Report an entry whose name means the same file as another one's here."""
+        self.skip(entry, b"has the same name on this file system as " + other)
         if kind == wire.DIRECTORY:  # its entries will come all the same
             self._add_directory(entry).broken = True
 
     def _find_spelling(self, directory: Any) -> None:
-        """Find out whether some names are the same in a directory whose names are known."""
+        """Find out whether names can coincide in a directory whose names are known."""
         assumed = directory.parent.blind if directory.parent is not None else None
         if not directory.broken:
             handle = self._places.handle(directory) if directory.existing else None
@@ -354,7 +354,7 @@ class Target(Linking):
         self._spelling = Spelling(directory.existing, directory.blind) if is_blind else None
 
     def _root_blindness(self, root: Any) -> Any:
-        """Find out by a temporary file whether case is ignored, if nothing there can tell."""
+        """Find out with a temporary file whether case is ignored, if no existing name shows it."""
         forms = sys.platform == "darwin"
         if self._dry_run and root.fresh:
             return os.name == "nt" or forms, forms
@@ -369,7 +369,7 @@ class Target(Linking):
             root.settled = False
 
     def _left_in(self, directory: Any) -> Any:
-        """Return {tag: name} of what earlier runs have left of files in a directory."""
+        """Return {tag: name} of unfinished files that earlier runs left in a directory."""
         names = [name for name in directory.existing if tag_in(name)]
         return {tag_in(name): name for name in names if self._is_left_over(directory, name)}
 
@@ -382,7 +382,7 @@ class Target(Linking):
 
     def _check_rules(self, path: bytes, is_directory: bool) -> None:
         if self._only_name is None and self.announced_by.leaves_out(path, is_directory):
-            raise Violation("announced what the rules leave out: %.1000r" % (path,))
+            raise Violation("announced an entry that the rules leave out: %.1000r" % (path,))
 
     def _end_listing(self, directory: Any, is_complete: bool) -> None:
         if directory.mode is not None and not directory.broken:
@@ -394,7 +394,7 @@ class Target(Linking):
         self._unlisted -= 1
 
     def _try(self, maker: Any, entry: Any, *args: Any) -> None:
-        """Act on one entry; what the host refuses is noted and the rest goes on."""
+        """Process one entry; what the host refuses is noted, and the rest goes on."""
         try:
             if not entry[0].broken:
                 maker(entry, *args)
@@ -434,7 +434,7 @@ class Target(Linking):
             self._find_settled(directory, os.lstat(path, **where))
 
     def _find_settled(self, directory: Directory, found: Any) -> None:
-        """Find out whether a directory that is there has its mode and time, as far as wanted."""
+        """Find out whether an existing directory has the mode and time that it should."""
         if not self._keeps_modes:
             directory.mode = stat.S_IMODE(found.st_mode)
         is_right = not self._keeps_times or same_time(found, directory.mtime)
@@ -485,7 +485,7 @@ class Target(Linking):
             self._ask(wire.WANT, entry)
 
     def _is_alone(self, found: Any) -> bool:
-        """Tell whether no other announced name is the same file."""
+        """Return whether no other announced name is the same file."""
         if found.st_nlink == 1:
             return True
         inode = found.st_dev, found.st_ino
@@ -556,5 +556,5 @@ class Target(Linking):
 
 
 def main(channel: Any) -> None:
-    """Serve one source: the first item tells what it wants, then its messages follow."""
+    """Serve one source: the first item says what it wants, then its messages follow."""
     Target(channel.send, channel.receive()).run(channel.receive)

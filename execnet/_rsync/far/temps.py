@@ -1,4 +1,4 @@
-"""Temporary files of a target: made beside what they will replace, proved whole, renamed.
+"""Temporary files of a target: made next to what they will replace, verified, then renamed.
 
 This file is shipped: it keeps to what Python 2.7 and today's Python both accept.
 Start at ``Temps``.
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 PREFIX = b".execnet-rsync-"
 PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE and FALLOC_FL_KEEP_SIZE of Linux
-STRANGE_TEMP_S = 24 * 3600.0  # how long another host's temporary file is left in peace
+STRANGE_TEMP_S = 24 * 3600.0  # how long another host's temporary file is left alone
 
 
 class Temps(object):
-    """The temporary files of one run.  Names tell those of dead runs, which are swept.
+    """The temporary files of one run.  Their names identify those of dead runs, which are swept.
 
-    Whether a run is dead can be told of processes that are counted where this one is; files of
-    others are swept when they are old.
+    Only for processes in this one's PID namespace can we see that they are dead; files of others
+    are swept when they are old.
     """
 
     def __init__(self, places: Places) -> None:
@@ -46,7 +46,7 @@ class Temps(object):
             self._count += 1
             name = self._stem + str(self._count).encode() + tag
             path, where = at(handle, name)
-            self._live[name] = directory  # before it is made, so that no end loses it
+            self._live[name] = directory  # noted first, so that no end loses it
             try:
                 return maker(path, **where), name
             except OSError as exc:
@@ -57,12 +57,12 @@ class Temps(object):
     def create(self, directory: Any, mode: int, tag: bytes = b"") -> Any:
         """Return (descriptor, name) of a new file in a directory.
 
-        tag: by which its content is found again if this run does not end well.
+        tag: finds its content again if this run ends early.
         """
         if not HAS_FDS:
             return self.make(directory, lambda path: os.open(path, O_NEW, mode), tag)
         handle = self._places.handle(directory)
-        while True:  # as ``make`` does, without its calls: there may be many
+        while True:  # the same as ``make``, but inline: there may be many
             self._count += 1
             name = b"%s%d%s" % (self._stem, self._count, tag)
             self._live[name] = directory
@@ -74,7 +74,7 @@ class Temps(object):
                     raise
 
     def keep(self, directory: Any, temp: bytes, name: bytes) -> None:
-        """Give a temporary file its name; what has it now goes, unless it is a directory."""
+        """Give a temporary file its final name, replacing whatever has it but a directory."""
         rename(self._places.handle(directory), temp, name)
         del self._live[temp]
 
@@ -85,12 +85,12 @@ class Temps(object):
             try:
                 os.unlink(path, **where)
             except OSError:
-                os.rmdir(path, **where)  # it may be to become a directory
+                os.rmdir(path, **where)  # it may be about to become a directory
         except OSError:
             pass  # the next run sweeps it
 
     def drop_all(self) -> None:
-        """Remove all that is left, but for what has a tag: that is for the next run."""
+        """Remove everything that is left, except files with a tag: those are for the next run."""
         for temp, directory in list(self._live.items()):
             tag = tag_in(temp)
             if not tag:
@@ -102,7 +102,7 @@ class Temps(object):
                 self.drop(temp)
 
     def take_over(self, directory: Any, left: bytes, tag: bytes) -> bytes:
-        """Give what a run has left a name of this run; return it."""
+        """Rename what a run left to a name of this run; return that."""
         self._count += 1
         name = self._stem + str(self._count).encode() + tag
         rename(self._places.handle(directory), left, name)
@@ -113,7 +113,7 @@ class Temps(object):
         return PREFIX + self._host + b"-" + str(pid).encode() + b"-"
 
     def is_left_over(self, handle: Any, name: bytes) -> bool:
-        """Tell whether a file was left by a run that is dead."""
+        """Return whether a file was left by a run that is dead."""
         tag = tag_in(name)
         host, _, rest = name[len(PREFIX) : len(name) - len(tag)].partition(b"-")
         pid, _, count = rest.partition(b"-")
@@ -128,7 +128,7 @@ class Temps(object):
 
 
 def tag_of(name: bytes) -> bytes:
-    """Return the tag of what becomes a file of this name."""
+    """Return the tag for the temporary file of this name."""
     return b"." + hashlib.sha256(name).hexdigest()[:16].encode("ascii")
 
 
@@ -139,11 +139,11 @@ def tag_in(temp: bytes) -> bytes:
 
 
 def host_tag() -> bytes:
-    """Return what tells this host, and who counts processes on it, from others."""
+    """Return what identifies this host, and the PID namespace on it."""
     host: Any = os.uname()[1] if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
     if not isinstance(host, bytes):
         host = host.encode("utf-8", "replace")
-    try:  # a container counts its own
+    try:  # a container has PIDs of its own
         host += os.readlink(b"/proc/self/ns/pid")
     except OSError:
         pass
@@ -164,9 +164,9 @@ def is_running(pid: int) -> bool:
 
 
 def punch(fd: int, offset: int, length: int) -> bool:
-    """Make a hole in a file; tell whether that could be done."""
+    """Make a hole in a file; return whether that worked."""
     try:
-        import ctypes  # there is no other way to it in the standard library
+        import ctypes  # the standard library offers no other way
 
         fallocate = ctypes.CDLL(None, use_errno=True).fallocate
         fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -177,27 +177,27 @@ def punch(fd: int, offset: int, length: int) -> bool:
 
 
 class Incoming(object):
-    """A large file that is being received under a temporary name.
+    """A large file being received under a temporary name.
 
-    With a base, the old content is there already, and ``digests`` has its blocks' digests;
-    what comes replaces blocks, and the digest of all digests proves the whole.
+    With a base, the old content is already in it, and ``digests`` has the digests of its blocks;
+    what arrives replaces blocks, and the digest of all digests proves the whole.
     """
 
     def __init__(self, fd: int, temp: bytes, digest: Any, stream: Any) -> None:
         self.fd = fd
         self.temp = temp
         self.base: Any = None  # status of the old file, if there is one to build on
-        self._no_copy: Any = None  # the error for which it could not be copied
+        self._no_copy: Any = None  # the error that kept it from being copied
         self.block = 0  # bytes; 0: what comes is the whole file
         self.digests = bytearray()
-        self.is_own = False  # the base is what an earlier run has left, and was taken over
-        self.common = 0  # bytes of the old file that may be in the new one, at their place
-        self.known = 0  # of those, how many were digested
+        self.is_own = False  # the base is what an earlier run left, taken over
+        self.common = 0  # bytes of the old file that the new one may have in the same place
+        self.known = 0  # how many of those were digested
         self.marks: Any = None  # by which the old file was cut into chunks
         self.old = -1  # descriptor of the old file, if its chunks are copied
         self._digest = digest
         self._new_stream = stream
-        self._stream: Any = None  # of all that has come, if chunks are copied
+        self._stream: Any = None  # of everything that arrived, if chunks are copied
         self._torn: Any = set()  # blocks that a piece covers in part
         self._crc = 0
         self._end = 0  # of the last piece
@@ -239,7 +239,7 @@ class Incoming(object):
             self._stream = self._new_stream()
 
     def copy(self, data: Any, is_hole: bool) -> None:
-        """Take the next part of the old file, if there is room; it may not be needed."""
+        """Take in the next part of the old file, if there is room; it may not be needed."""
         try:
             if self.is_own:
                 return
@@ -252,7 +252,7 @@ class Incoming(object):
             os.ftruncate(self.fd, 0)
 
     def check_copy(self) -> None:
-        """Raise what has kept the old file from being copied."""
+        """Raise the error that kept the old file from being copied."""
         if self._no_copy is not None:
             raise self._no_copy
 
@@ -275,7 +275,7 @@ class Incoming(object):
         self._stream.update(data)
 
     def copy_old(self, offset: int, old_offset: int, length: int) -> None:
-        """Take a part of the new file from the old one."""
+        """Copy a part of the new file from the old one."""
         if self.old < 0 or self._stream is None or old_offset + length > self.base.st_size:
             raise Violation("%d bytes at %d of an old file" % (length, old_offset))
         for done in range(0, length, WRITE_BYTES):
@@ -312,7 +312,7 @@ class Incoming(object):
         self.digests[start : start + DIGEST_BYTES] = self._digest(data)
 
     def is_whole(self, proof: Any) -> bool:
-        """Set the length; tell whether the content is what the source read."""
+        """Set the length; return whether the content is what the source read."""
         if os.fstat(self.fd).st_size != self.size:  # it ends in a hole, or was longer
             os.ftruncate(self.fd, self.size)
         if self._stream is not None:

@@ -1,8 +1,8 @@
-"""What a source has to offer: a walk of its tree, and its files' content.
+"""What a source offers: a walk of its tree, and the content of its files.
 
 This file is shipped for ``RSync.pull`` too: it keeps to what Python 2.7 and today's Python
-both accept.  One ``Tree`` is walked once and serves any number of targets: an entry's id is
-its place in the order of the walk, for all of them.  Start reading at ``Tree.walk``.
+both accept.  One ``Tree`` is walked once and serves any number of targets: an entry's id is its
+place in the order of the walk, the same for all of them.  Start at ``Tree.walk``.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ KINDS = [
 
 
 class SourceGone(OSError):
-    """The directory that is the source is not there any more, so nothing of it can be read."""
+    """The source directory is gone, so nothing in it can be read."""
 
 
 class Unstable(Exception):
-    """A file cannot be had as a whole: it changed while it was read, or is no file any more."""
+    """A file could not be read whole: it changed meanwhile, or is not a file any more."""
 
 
 def mtime_of(found: Any) -> int:
@@ -72,17 +72,17 @@ def mtime_of(found: Any) -> int:
 
 
 def identity_of(found: Any) -> Any:
-    """Return what changes when a file's content does."""
+    """Return values that change when a file's content does."""
     return found.st_ino, found.st_size, mtime_of(found), getattr(found, "st_ctime", 0)
 
 
 def has_grown(before: Any, after: Any) -> bool:
-    """Tell whether a file may have only been appended to."""
+    """Return whether a file may just have been appended to."""
     return bool(after.st_ino == before.st_ino and after.st_size > before.st_size)
 
 
 def status_of(handle: Any, name: bytes) -> Any:
-    """Return what ``lstat`` says of a name in a directory, or the OSError that it raises."""
+    """Return the ``lstat`` of a name in a directory, or the OSError that it raises."""
     path, where = at(handle, name)
     try:
         return os.lstat(path, **where)
@@ -120,12 +120,12 @@ class Unit(object):
         self.cost += len(name) + 32 + (len(extra) if isinstance(extra, bytes) else 0)
 
     def keep(self, name: bytes) -> None:
-        """Take in a name that is not sent, and whose counterpart is not to be deleted."""
+        """Add a name that is not sent, and whose counterpart must not be deleted."""
         self._kept.append(name)
         self.cost += len(name) + 32
 
     def leave_out(self, name: bytes) -> None:
-        """Take in a name that is left out, for a target that deletes what it is not told."""
+        """Add a name that is left out, for a target that deletes what is not announced."""
         self._left_out.append(name)
         self.cost += len(name) + 32
 
@@ -139,11 +139,10 @@ class Unit(object):
 
 
 class Entries(object):
-    """What is known of announced entries, by id.  Ids count from ``first``.
+    """What is known about announced entries, by id.  Ids count from ``first``.
 
-    accept and rules tell which entries take part, None for all.  tells_left_out: announce the
-    names of those that ``accept`` refuses, too.  identity: of the root, by which it is known
-    again, None for a file.
+    accept and rules say which entries are included, None for all.  tells_left_out: announce the
+    names that ``accept`` refuses, too.  identity: recognises the root later, None for a file.
     """
 
     def __init__(
@@ -165,7 +164,7 @@ class Entries(object):
         self._owners: Any = None  # ``Told``, if these are announced
 
     def check_source(self, exc: Any) -> None:
-        """Raise ``SourceGone`` if that is why something could not be had."""
+        """Raise ``SourceGone`` if that is why something could not be read."""
         if getattr(exc, "errno", None) not in GONE_ERRORS:
             return
         try:
@@ -203,7 +202,7 @@ class Entries(object):
         return int(self._sizes[number - self.first])
 
     def file_size(self, number: int) -> Any:
-        """Return the size of a file, None if the entry is none."""
+        """Return the size of a file, None if the entry is not a file."""
         place = number - self.first
         return int(self._sizes[place]) if self._kinds[place] in FILE_KINDS else None
 
@@ -214,7 +213,7 @@ class Entries(object):
         return self._kinds[number - self.first] in (SYMLINK, ROOTED)
 
     def folders(self) -> Folders:
-        """Return what one thread reaches these entries by; the caller closes it."""
+        """Return one thread's way to these entries; the caller closes it."""
         return Folders(self.root, self.identity)
 
     # a directory
@@ -222,7 +221,7 @@ class Entries(object):
     def units_of(self, number: int, inner: Any, folders: Folders) -> Iterator[Any]:
         """Yield (cost, unit) of a directory; add the ids of directories in it to ``inner``.
 
-        folders: is not used for anything else until that has ended.
+        folders: must not be used for anything else until this has ended.
         """
         here = self.path_of(number)
         names, last = [], COMPLETE
@@ -258,7 +257,7 @@ class Entries(object):
         if isinstance(found, OSError):
             self.check_source(found)
             self._remark(path, reason_of(found))
-            if found.errno != errno.ENOENT:  # it has not gone: nobody knows what it is
+            if found.errno != errno.ENOENT:  # it is not gone, and we cannot know what it is
                 unit.keep(name)
         elif stat.S_ISREG(found.st_mode):
             if found.st_nlink < 2:
@@ -309,17 +308,17 @@ class Entries(object):
             raise
 
     def read_small(self, number: int, folders: Folders) -> Any:
-        """Return (content, None or its new (mode, time), whether it grew meanwhile).
+        """Return (content, None or the new (mode, time), whether the file grew meanwhile).
 
-        Returns None if it is not small any more; raises OSError, or ``Unstable`` for a file that
-        changes.
+        Returns None if the file is not small any more; raises OSError, or ``Unstable`` for a file
+        that changes.
         """
         fd = self.open(number, folders)
         try:
             data = os.read(fd, SMALL_MAX + 1)
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
-                raise Unstable("is no file any more")
+                raise Unstable("is not a file any more")
             if len(data) > SMALL_MAX:
                 return None
             if len(data) == found.st_size and self._is_as_listed(number - self.first, found):
@@ -333,7 +332,7 @@ class Entries(object):
         return listed == (found.st_size, found.st_mode & 0o777, mtime_of(found))
 
     def _read_changed(self, fd: int, before: Any) -> Any:
-        """Read a file that is not as it was listed; it must stay the same while it is read."""
+        """Read a file that is not as it was listed; it must not change while it is read."""
         os.lseek(fd, 0, os.SEEK_SET)
         data = os.read(fd, SMALL_MAX + 1)
         if len(data) > SMALL_MAX:
@@ -351,11 +350,11 @@ class Entries(object):
 
 
 class Tree(Entries):
-    """A source: walked once, by one thread; its content may be read by any.
+    """A source: one thread walks it, once; any thread may read its content.
 
-    accept: takes an entry's path below the root, tells whether it takes part; None for all.
-    remark: takes (path, reason) of what is left out.  rules: ``Rules`` that leave paths out, or
-    None.  Raises OSError if there is no source.
+    accept: takes an entry's path below the root and returns whether it is included; None for all.
+    remark: called with (path, reason) of what is left out.  rules: ``Rules`` that leave paths out,
+    or None.  Raises OSError if the source does not exist.
     """
 
     def __init__(
@@ -377,7 +376,7 @@ class Tree(Entries):
             raise OSError(errno.EINVAL, "neither a file nor a directory", root)
         _, mode, mtime = self.add(b"", DIRECTORY, self._found, 0)
         self.root_entry = self.root_kind, mode, mtime
-        self.shared = False  # several targets will ask for the same
+        self.shared = False  # several targets will ask for the same files
         self._leaders: Any = {}  # inode -> id
         self._cache: Any = {}
         self._cache_order: Any = deque()
@@ -397,7 +396,7 @@ class Tree(Entries):
     def walk(self) -> Generator[Any, None, None]:
         """Yield (ids announced by then, cost, message); the last message is ``LIST_END``.
 
-        It holds directories open: close it if it is not taken to the end.
+        It holds directories open: close it if you do not take it to the end.
         """
         units: Any = []
         cost = 0
@@ -441,7 +440,7 @@ class Tree(Entries):
             self._add(unit, path, name, HARDLINK, found, found.st_size, leader)
 
     def read_small(self, number: int, folders: Folders) -> Any:
-        """The same; files that several targets will ask for are kept for a while."""
+        """Read a small file; keep it for a while if several targets will ask for it."""
         found = self._cache.get(number)
         if found is None:
             found = Entries.read_small(self, number, folders)

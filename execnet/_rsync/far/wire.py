@@ -1,7 +1,7 @@
 """What both halves of RSync must agree on: codes, sizes, packing, digests.
 
 This file is shipped: it keeps to what Python 2.7 and today's Python both accept.  What the
-messages mean is told in ``target``.
+messages mean is explained in ``target``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 try:
     import zlib
     from zlib import crc32 as crc32
-except ImportError:  # an interpreter that was built without it
+except ImportError:  # an interpreter built without it
     zlib = crc32 = None  # type: ignore[assignment]
 
 TYPE_CHECKING = False
@@ -28,26 +28,26 @@ HELLO, ACK, WANT, CHECK, DELTA, DIGESTS, LISTED = range(20, 27)
 DONE, NOTE, PLAN, NOLINK, END, FATAL, DOOMED, CHUNKS = range(27, 35)
 # source to target again
 GO, SEEK, COPY, HOLE, PACKED, TOLD, OWNERS = range(12, 19)
-# how the content of a file comes: all of it, blocks into the old one, chunks of the old one, too
+# how a file's content arrives: whole, as blocks for the old one, or with chunks of the old one
 WHOLE, BLOCKS, CHUNKED = range(3)
 # kinds of entries; LEADER is a file that others are hard links to, ROOTED a link into the tree
 FILE, LEADER, HARDLINK, SYMLINK, ROOTED, DIRECTORY = range(1, 7)
 MORE, COMPLETE, INCOMPLETE = range(3)  # what follows a directory's entries
 
-# blake2b where both have it; sha256 where both compute that faster, with instructions of the
-# processor, or one is too old for blake2b; md5 where a host has neither
+# blake2b where both have it; sha256 where both compute that faster, thanks to instructions of
+# the processor, or where one is too old for blake2b; md5 where a host has neither
 HASHES = ("blake2b", "sha256", "md5")
 DIGEST_BYTES = 16  # kept of each digest
-SENT_BYTES = 6  # of the digest of a block, which longer ones prove in the end
-SMALL_MAX = 32 * 1024  # bytes of a file that travels with others, and not by blocks
+SENT_BYTES = 6  # of the digest of a block; a longer one proves the file in the end
+SMALL_MAX = 32 * 1024  # bytes of a file that travels together with others, not in blocks
 PIECE_BYTES = 1024 * 1024
-FIRST_BYTES = PIECE_BYTES // 2  # of an old file that are compared before more are
+FIRST_BYTES = PIECE_BYTES // 2  # of an old file that are compared first
 # Of a large file in one message: what C libraries allocate without asking the system, which would
 # have to clear each page, so that this is faster than more.
 CHUNK_BYTES = 127 * 1024
-BLOCKS_MAX = 2 * 1024 * 1024  # of a file that is compared; larger ones are sent whole
+BLOCKS_MAX = 2 * 1024 * 1024  # of a file that is compared at all; larger ones are sent whole
 TEXT_MAX = 1000
-SLACK_BYTES = 1024 * 1024  # by which a file may outgrow twice the size that was announced
+SLACK_BYTES = 1024 * 1024  # by which a file may exceed twice its announced size
 FIRST_STANDIN = 1 << 40  # ids from here on are copies in place of links, for one target only
 PIECE = struct.Struct("!QQ")  # id and offset; a message of bytes is a piece: this, then content
 
@@ -59,22 +59,22 @@ clock = getattr(time, "perf_counter", time.time)
 
 
 class Violation(Exception):
-    """The other half said something that the protocol, or the safety of this host, forbids."""
+    """The other half sent something that the protocol, or the safety of this host, forbids."""
 
 
 class TooMuch(Exception):
-    """The other half has more than its user wants; the text says of what."""
+    """The other half has more than the user allows; the text says of what."""
 
 
 def hash_costs() -> Any:
-    """Return {name: seconds for some data} of the hashes that this Python has."""
+    """Return {name: seconds for some data} for the hashes that this Python has."""
     return {name: cost for name, cost in [(name, hash_cost(name)) for name in HASHES] if cost}
 
 
 def hash_cost(name: str) -> Any:
-    """Return the seconds that some data takes, None if there is no such hash here.
+    """Return the seconds that hashing some data takes, None if this Python lacks the hash.
 
-    The best of a few counts: others may be at work on this host.
+    The best of a few counts: other processes may be using this host.
     """
     data = b"x" * 16384
     try:
@@ -107,7 +107,7 @@ def stream_of(name: str) -> Any:
 
 
 def choose_hash(source_costs: Any) -> str:
-    """Return the hash that is fastest for the slower of both; md5 if there is no other."""
+    """Return the hash that is fastest for the slower of the two; md5 if there is no other."""
     costs = {name: (hash_cost(name), source_costs.get(name)) for name in HASHES}
     common = [(max(pair), name) for name, pair in costs.items() if all(pair)]
     strong = [item for item in common if item[1] != "md5"]
@@ -117,9 +117,9 @@ def choose_hash(source_costs: Any) -> str:
 
 
 def block_bytes(size: int) -> int:
-    """Return the bytes of a block of a file of this size: the power of two from its root on.
+    """Return the block size for a file of this size: the power of two at or above its root.
 
-    It is 1 KiB at least and a piece at most.  The program rsync takes the root as well.
+    It is 1 KiB at least and a piece at most.  The program rsync uses the root as well.
     """
     block = 1024
     while size > block * block and block < PIECE_BYTES:
@@ -150,7 +150,7 @@ def pack_numbers(code: str, values: Any) -> Any:
 
 
 def numbers(code: str, value: Any, count: int) -> Any:
-    """Return ``count`` numbers that came packed, or as a list because one was too large."""
+    """Return ``count`` numbers that arrived packed, or as a list because one was too large."""
     if not isinstance(value, bytes):
         if len(value) != count or [item for item in value if not isinstance(item, INTEGERS)]:
             raise Violation("not %d numbers: %.200r" % (count, value))
@@ -161,13 +161,13 @@ def numbers(code: str, value: Any, count: int) -> Any:
 
 
 def packed(data: bytes) -> Any:
-    """Return some content compressed, None if that makes it not much smaller."""
+    """Return some content compressed, None if that does not make it much smaller."""
     short = zlib.compress(data, 1)
     return short if len(short) < len(data) * 0.9 else None
 
 
 def unpacked(short: bytes, size: int) -> bytes:
-    """Return the content of this size that was compressed; ``Violation`` if it is no such."""
+    """Decompress content of this size; raise ``Violation`` if it is anything else."""
     if zlib is None or size > PIECE_BYTES:
         raise Violation("%d compressed bytes of %d" % (len(short), size))
     try:
@@ -180,12 +180,12 @@ def unpacked(short: bytes, size: int) -> bytes:
 
 
 def may_become(announced: int) -> int:
-    """Return how large a file may be that was announced with a size and has grown since."""
+    """Return how large a file may be that was announced with a size and grew since."""
     return 2 * announced + SLACK_BYTES
 
 
 def reason_of(exc: Any) -> bytes:
-    """Return what a message says of an error."""
+    """Return the text that a message has for an error."""
     text = getattr(exc, "strerror", None) or str(exc)
     if not isinstance(text, bytes):
         text = text.encode("utf-8", "replace")

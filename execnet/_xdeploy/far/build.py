@@ -1,7 +1,7 @@
-"""Makes an environment, at the path that it keeps, by the first tool that can.
+"""Makes an environment, at its final path, with the first tool that can.
 
-What the coordinator is told, each as a tuple: ("step", text), ("line", text), ("need", what), which
-it answers, and at last ("done", tool) or ("failed", text, step, command, status, lines).
+It sends tuples to the coordinator: ("step", text), ("line", text), ("need", what), which is
+answered, and finally ("done", tool) or ("failed", text, step, command, status, lines).
 This file is shipped.  Start at ``main``.
 """
 
@@ -41,7 +41,7 @@ def main(channel: Any) -> None:
 
 
 def make(channel: Any, kind: Any) -> None:
-    """Make what one request wants, by a ``Build``."""
+    """Make what one request wants, with a ``Build``."""
     request = channel.receive()
     commands = Commands(channel, time.time() + request["timeout"], root_folder(request["root"]))
     try:
@@ -49,7 +49,7 @@ def make(channel: Any, kind: Any) -> None:
     except Failure as exc:
         channel.send((u"failed", exc.text, exc.step, exc.command, exc.status, exc.lines))
     except Busy as exc:
-        text = u"%s makes it, and did not end in time" % text_of(str(exc))
+        text = u"%s is making it, and did not finish in time" % text_of(str(exc))
         channel.send((u"failed", text, commands.step, [], None, []))
     except EnvironmentError as exc:
         channel.send((u"failed", text_of(str(exc)), commands.step, [], None, []))
@@ -58,7 +58,7 @@ def make(channel: Any, kind: Any) -> None:
 
 
 class Build(object):
-    """One thing, from nothing to its marker; an environment, if no subclass says otherwise."""
+    """Makes one thing, from nothing to its marker: an environment, unless a subclass differs."""
 
     kind = "venvs"
 
@@ -71,7 +71,7 @@ class Build(object):
         self._offline = False
 
     def run(self) -> Any:
-        """Make it, unless somebody else just has; return which tool did."""
+        """Make it, unless another process just did; return which tool did."""
         request, commands = self.request, self.commands
         commands.begin(u"making the folder")
         for path in (self.root, os.path.dirname(self._folder), self._folder):
@@ -90,11 +90,11 @@ class Build(object):
             return tool
 
     def find(self, folder: Any) -> Any:
-        """Return (number, marker) of what is complete, or None."""
+        """Return (number, marker) of a complete one, or None."""
         return newest_venv(folder)
 
     def _tell_wait(self, holder: Any) -> None:
-        self.commands.begin(u"waiting for %s, which makes the same" % holder)
+        self.commands.begin(u"waiting for %s, which is making the same" % holder)
 
     def _make(self, number: int) -> Any:
         venv = os.path.join(self._folder, str(number))
@@ -125,7 +125,7 @@ class Build(object):
         }  # fmt: skip
 
     def _fill(self, path: Any, held: Any) -> Any:
-        """Make and fill it by the first tool that can; return its name."""
+        """Make and fill it with the first tool that can; return its name."""
         request = self.request
         environment = self.environment(path, held)
         environment.is_to_be_filled = bool(request["lines"])
@@ -145,22 +145,22 @@ class Build(object):
                 self._install(rung, relay)
                 self.finish(environment)
                 return text_of(name)
-            raise Failure(u"no tool can make it:\n" + u"\n".join(missing), u"making")
+            raise Failure(u"none of the tools can make it:\n" + u"\n".join(missing), u"making")
         finally:
             if relay is not None:
                 relay.close()
 
-    rungs = RUNGS
+    rungs: Any = RUNGS
     environment_class: Any = Environment
 
     def environment(self, path: Any, held: Any) -> Any:
-        """Return what the tools fill."""
+        """Return the object that the tools fill."""
         interpreter = native(self.request["interpreter"])
         more = self.request["facts"], self.root, self.commands, self._ask, held
         return self.environment_class(path, interpreter, *more)
 
     def finish(self, environment: Any) -> None:
-        """Do what comes last."""
+        """Finish it."""
         environment.add_holder()
 
     def _install(self, rung: Any, relay: Any) -> None:
@@ -175,9 +175,9 @@ class Build(object):
         )
 
     def _open_relay(self) -> Any:
-        """Return the index on loopback if the coordinator is to be asked, else None.
+        """Return the index on loopback if packages come through the coordinator, else None.
 
-        In doubt it is seen whether the index is reached from here.
+        With "auto", that depends on whether the index can be reached from here.
         """
         request = self.request
         offline = request["offline"]
@@ -192,7 +192,7 @@ class Build(object):
         return Relay(request["index"], kept)
 
     def _index(self, relay: Any) -> Any:
-        """Return the variables that tell installers where packages are."""
+        """Return the environment variables that tell installers where packages are."""
         request = self.request
         found: Any = {}
         url = request["index_url"]
@@ -205,7 +205,7 @@ class Build(object):
                 found.update(PIP_FIND_LINKS=links, UV_FIND_LINKS=links)
             if self._offline or request["asks_index"]:
                 found.update(PIP_CONFIG_FILE=os.devnull, UV_NO_CONFIG="1")
-                # Caches go by addresses, and ours are new each time.
+                # Caches are keyed by address, and ours are new each time.
                 found.update(PIP_NO_CACHE_DIR="1", UV_NO_CACHE="1")
                 found.update(PIP_NO_INDEX="0", PIP_EXTRA_INDEX_URL="", UV_EXTRA_INDEX_URL="")
                 url = relay.url + "simple/" if request["has_index"] else ""
@@ -216,13 +216,13 @@ class Build(object):
         return found
 
     def _ask(self, what: Any, *more: Any) -> Any:
-        """Return what the coordinator answers to a question."""
+        """Ask the coordinator, and return its answer."""
         self._channel.send((u"need", text_of(what)) + more)
         return self._channel.receive()
 
 
 def _written(folder: Any, name: str, lines: Any, url: str) -> Any:
-    """Write lines to a file that only this user can read; return its path, None for no lines."""
+    """Write lines to a file that only this user can read; return its path, None without lines."""
     if not lines:
         return None
     path = os.path.join(folder, name)

@@ -1,7 +1,7 @@
 """Runs the commands that make an environment, and passes on what they print.
 
-Each has a session of its own, and all of it is killed when the command has ended, when its time is
-up or when nobody waits for it any more.  This file is shipped.  Start at ``Commands``.
+Each has a session of its own, which is killed when the command has ended, when its time is up or
+when nobody waits for it any more.  This file is shipped.  Start at ``Commands``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LAST_LINES = 100
 LINE_BYTES = 1 << 14  # the rest of a longer line is dropped
 LOOK_S = 0.05
-# What a user has set for commands of their own would lead ours astray.
+# What users have set for their own commands would lead ours astray.
 DROPPED = (
     "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_REQUIRE_VIRTUALENV", "PIP_PYTHON",
     "PIP_REPORT", "PIP_LOG", "PIP_DRY_RUN", "PIP_SRC", "PIP_BUILD", "VIRTUAL_ENV", "CONDA_PREFIX",
@@ -31,7 +31,7 @@ DROPPED = (
 
 
 class Failure(Exception):
-    """A step did not succeed."""
+    """A step failed."""
 
     def __init__(
         self, text: Any, step: Any = u"", command: Any = (), status: Any = None, lines: Any = ()
@@ -47,7 +47,7 @@ class Failure(Exception):
 class Commands(object):
     """Runs one command after the other.
 
-    channel: where lines go, as ("line", text); when it is closed, what runs is killed.
+    channel: where lines go, as ("line", text); when it is closed, the running command is killed.
     deadline: as ``time.time()``.
     """
 
@@ -58,7 +58,7 @@ class Commands(object):
         self.step = u""
 
     def begin(self, step: Any) -> None:
-        """Tell what is done now."""
+        """Report the current step."""
         self.step = text_of(step)
         self._channel.send((u"step", self.step))
 
@@ -70,7 +70,7 @@ class Commands(object):
             raise Failure(u"the time is up", self.step)
 
     def environ(self, temporary: Any, more: Any) -> Any:
-        """Return the variables of a command: all that it keeps stays below our folder."""
+        """Return the variables of a command; they keep its caches below our folder."""
         found = {name: value for name, value in os.environ.items() if name not in DROPPED}
         for name in list(found):
             if name.startswith("PYTHON"):
@@ -87,11 +87,11 @@ class Commands(object):
         return found
 
     def run(self, words: Any, environ: Any, fd: Any = None, is_silent: bool = False) -> Any:
-        """Run a command to its end; return the last of its lines.
+        """Run a command to its end; return its last lines.
 
         is_silent: its lines are not passed on.
-        fd: a descriptor that it inherits, so that what it stands for is held until it has ended,
-        even if this process ends first.  Raises ``Failure``.
+        fd: a descriptor that it inherits, so that the lock behind it is held until the command has
+        ended, even if this process ends first.  Raises ``Failure``.
         """
         self.check()
         words = [native(word) for word in words]
@@ -139,7 +139,7 @@ class Commands(object):
             raise Failure(text, self.step, words)
 
     def _watch(self, process: Any, given_up: Any) -> None:
-        """Kill all that a command has started once it has ended, is late or is not wanted."""
+        """Kill all that a command started, once it has ended, is late or is not wanted any more."""
         while not (given_up.is_set() or self._channel.isclosed() or _has_ended(process)):
             if time.time() > self._deadline:
                 break
@@ -154,7 +154,7 @@ class Commands(object):
 
 
 def _has_ended(process: Any) -> bool:
-    """Whether a process has ended; where that can be, it is not reaped: its id stays its own."""
+    """Whether a process has ended; if possible it is not reaped, so that its id is not reused."""
     if hasattr(os, "waitid") and hasattr(os, "WNOWAIT"):
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
         try:

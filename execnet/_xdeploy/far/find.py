@@ -1,7 +1,7 @@
-"""Finds an environment that is there already: what a second call needs, and no more.
+"""Finds an environment that exists already: all that a second call needs.
 
-The request is a dict; the answer another.  The environment that was found is held until the
-coordinator closes the channel ``hold``: until its worker holds it itself.
+The request is a dict, and so is the answer.  The environment that was found is held until the
+coordinator closes the channel ``hold``, when its worker holds the environment itself.
 This file is shipped.  Start at ``main``.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PROBE_S = 30.0
 
-# What an interpreter says of itself; run in others too.
+# What an interpreter reports about itself; run in others too.
 PROBE = """
 import os, sys
 try:
@@ -47,7 +47,7 @@ facts = [
 
 
 def facts_of(python: Any) -> Any:
-    """Return what an interpreter says of itself, None for the one that runs this.
+    """Return what an interpreter reports about itself, None for the one that runs this.
 
     Raises OSError or ValueError if it does not run.
     """
@@ -56,7 +56,7 @@ def facts_of(python: Any) -> Any:
         exec(compile(PROBE, "<execnet>", "exec"), found)
         return [text_of(fact) for fact in found["facts"]]
     import json
-    import subprocess  # both take a while, and others are seldom asked
+    import subprocess  # both take a while, and other interpreters are seldom asked
 
     code = PROBE + "\nimport json\nsys.stdout.write(json.dumps(['execnet', facts]))"
     environ = {name: os.environ[name] for name in os.environ if not name.startswith("PYTHON")}
@@ -66,22 +66,22 @@ def facts_of(python: Any) -> Any:
     answer = process.communicate()[0].decode("utf-8", "replace")
     start = answer.rfind(u'["execnet"')
     if process.returncode or start < 0:
-        raise ValueError("it is no Python that runs: %s" % python)
+        raise ValueError("it is not a working Python: %s" % python)
     return json.loads(answer[start:])[1]
 
 
 def key_of(facts: Any, digest: Any) -> Any:
     """Return the key of what is wanted, for an interpreter.
 
-    That is what the coordinator calls it, and a checksum of the little that interpreters differ by:
-    a real digest would take longer to import than all else here.
+    It is the coordinator's name for it, and a checksum of the few facts that interpreters differ
+    in: a real digest would take longer to import than everything else here.
     """
     text = u"\n".join(facts).encode("utf-8", "replace")
     return "%s%08x" % (native(digest)[:16], zlib.crc32(text) & 0xFFFFFFFF)
 
 
 def find(request: Any) -> Any:
-    """Return (answer, descriptor of what is held or None)."""
+    """Return (answer, descriptor of the held environment or None)."""
     python, words = None, request["python_search"]
     if words:
         python = search(words)

@@ -1,4 +1,4 @@
-"""Tells what is kept, and removes what nobody uses any more.
+"""Lists what is kept, and removes what nobody uses any more.
 
 This file is shipped.  Start at ``main``.
 """
@@ -20,7 +20,7 @@ LISTED_MAX = 100000
 
 
 def main(channel: Any) -> None:
-    """Answer one request: send the entries that there are, or that were removed."""
+    """Answer one request: send the entries that exist, or that were removed."""
     request = channel.receive()
     root = root_folder(request["root"])
     for entry in entries(root):
@@ -35,7 +35,7 @@ def main(channel: Any) -> None:
 
 
 def entries(root: Any) -> Any:
-    """Yield a dict for all that is there: environments, layers and trees, complete or not."""
+    """Yield a dict for each environment, layer and tree, complete or not."""
     for kind in KINDS:
         try:
             names = sorted(os.listdir(os.path.join(root, kind)))
@@ -91,7 +91,7 @@ def _last_use(path: Any) -> float:
 
 
 def _size(path: Any) -> int:
-    """Return how many bytes a folder takes."""
+    """Return how many bytes a folder takes up."""
     total = 0
     for folder, _, files in os.walk(path):
         for name in files:
@@ -104,7 +104,7 @@ def _size(path: Any) -> int:
 
 
 def _is_wanted(entry: Any, request: Any) -> bool:
-    """Whether an entry is to be removed."""
+    """Whether an entry should be removed."""
     if request["names"] and entry[u"name"] not in request["names"]:
         return False
     if entry[u"state"] in (u"incomplete", u"replaced"):
@@ -114,7 +114,7 @@ def _is_wanted(entry: Any, request: Any) -> bool:
 
 
 def _remove(root: Any, entry: Any) -> bool:
-    """Remove an entry unless somebody uses it by now; its folder too, if nothing else is there."""
+    """Remove an entry unless it is in use by now; its folder too, if nothing else is in there."""
     folder = os.path.join(root, native(entry[u"kind"]), native(entry[u"folder"]))
     if not remove_if_free(folder, entry[u"number"]):
         return False
@@ -128,13 +128,13 @@ def _remove(root: Any, entry: Any) -> bool:
         os.close(lock)
         try:
             os.rmdir(folder)
-        except OSError:  # somebody has begun to make another one
+        except OSError:  # another one is being made
             pass
     return True
 
 
 def _remove_files(folder: Any, unused_s: float) -> None:
-    """Remove files of packages that were not installed for so long."""
+    """Remove files of packages that were not installed for this long."""
     try:
         names = os.listdir(folder)
     except OSError:

@@ -1,6 +1,6 @@
 """Makes a layer: a folder of packages for the path of one gateway's worker.
 
-A layer is made as an environment is, and never changes either; the difference is where things go.
+A layer is made like an environment, and never changes either; only its place differs.
 This file is shipped.  Start at ``main``.
 """
 
@@ -36,12 +36,12 @@ class Folder(Environment):
 
 
 class LayerUv(Rung):
-    """``uv``, where it is there."""
+    """``uv``, if it is installed."""
 
     def create(self) -> None:
         self._uv = find_program("uv")
         if self._uv is None or self.environment.version < (3, 8):
-            raise NotHere("it is not there, or does not know this Python")
+            raise NotHere("it is not installed, or does not support this Python")
 
     def install(self, requirements: Any, constraints: Any) -> None:
         environment = self.environment
@@ -71,7 +71,7 @@ class LayerPip(Rung):
 
 
 class LayerSentPip(LayerPip):
-    """A pip that comes from here."""
+    """A pip that the coordinator sends."""
 
     def create(self) -> None:
         self._pip = self.environment.sent_pip()
@@ -92,7 +92,7 @@ class LayerUnpack(Rung):
 
 
 class LayerBuild(Build):
-    """One layer, from nothing to its marker."""
+    """Makes one layer, from nothing to its marker."""
 
     kind = "layers"
     rungs: Any = {

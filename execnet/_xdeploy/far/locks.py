@@ -1,8 +1,8 @@
 """Locks between processes, perhaps of several machines that share a home.
 
-``flock``, which the kernel gives back when its holder has ended, however it did.  Where a file
-system refuses it, who makes something is a folder that names host, boot and process and is renewed
-while it is held; who uses something is not known there.  This file is shipped.  Start at ``Lock``.
+They use ``flock``, which the kernel releases however its holder ends.  Where a file system refuses
+it, the lock for making something is a folder that names host, boot and process and is renewed while
+it is held; who uses something is not known there.  This file is shipped.  Start at ``Lock``.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ REFUSED = tuple(
 
 
 class NoLocks(Exception):
-    """The file system has no locks of processes."""
+    """The file system does not support locks."""
 
 
 class Busy(Exception):
-    """Somebody else holds it still; the text says who."""
+    """Another process still holds it; the text says which."""
 
 
 def shared(path: Any) -> Any:
     """Hold a file shared; return its descriptor.
 
-    Raises ``Busy`` if somebody removes what it stands for, ``NoLocks`` where there are none, and
-    OSError if it is not there.
+    Raises ``Busy`` if a process is removing what the file stands for, ``NoLocks`` where there are
+    no locks, and OSError if it does not exist.
     """
     return _locked(path, "LOCK_SH", os.O_RDWR)
 
 
 def exclusive(path: Any) -> Any:
-    """Hold a file alone, if nobody holds it; return its descriptor.  Errors as for ``shared``."""
+    """Hold a file exclusively, if nobody holds it; return its descriptor.  Errors as ``shared``."""
     return _locked(path, "LOCK_EX", os.O_RDWR | os.O_CREAT)
 
 
@@ -86,14 +86,14 @@ def _is_at(fd: int, path: Any) -> bool:
 
 
 def host_name() -> Any:
-    """Return what this machine calls itself."""
+    """Return the name of this machine."""
     import socket  # which takes a while, and is not needed to find an environment
 
     return socket.gethostname()
 
 
 def boot_id() -> Any:
-    """Return what differs each time that this machine starts, "" if that is not known."""
+    """Return an id that changes each time this machine boots, "" if it is not known."""
     try:
         with io.open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
@@ -102,15 +102,15 @@ def boot_id() -> Any:
 
 
 def identity() -> Any:
-    """Return how this process is told from others: host, boot, process."""
+    """Return what identifies this process: host, boot, process."""
     return u"%s %s %d" % (host_name(), boot_id() or u"-", os.getpid())
 
 
 class Lock(object):
     """Held by one process at a time; ``with`` holds it.
 
-    deadline: when waiting ends, as ``time.time()``.  on_wait: called with who holds it, once.
-    check: called while it waits, to raise if there is no use in it any more.
+    deadline: when waiting ends, as ``time.time()``.  on_wait: called once, with the holder.
+    check: called while waiting; it raises if waiting has become pointless.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Lock(object):
         except EnvironmentError as exc:
             if exc.errno != errno.ENOENT:
                 raise
-            os.makedirs(os.path.dirname(self._path), 0o700)  # it was pruned this moment
+            os.makedirs(os.path.dirname(self._path), 0o700)  # it was pruned just now
             return False
         except NoLocks:
             self._renewer = take_folder(self._path + ".d")
@@ -179,7 +179,7 @@ class Lock(object):
 
 
 class _Renewer(object):
-    """Keeps a folder that is a lock new; ``release`` gives it back."""
+    """Keeps renewing a folder that is a lock; ``release`` gives it back."""
 
     def __init__(self, folder: Any) -> None:
         self._folder = folder
@@ -202,7 +202,7 @@ class _Renewer(object):
 
 
 def take_folder(folder: Any) -> Any:
-    """Make the folder that is a lock, and what keeps it new; None if somebody else has it."""
+    """Make the folder that is a lock, and renew it; None if somebody else has it."""
     try:
         os.mkdir(folder, 0o700)
     except OSError as exc:
@@ -217,7 +217,7 @@ def take_folder(folder: Any) -> Any:
 
 
 def _is_left(folder: Any) -> bool:
-    """Whether the one who made a folder has ended."""
+    """Whether the process that made a folder has ended."""
     try:
         age = _now_of(folder) - os.stat(folder).st_mtime
         with io.open(os.path.join(folder, "owner"), encoding="utf-8") as file:
@@ -237,7 +237,7 @@ def _age_s(folder: Any) -> float:
 
 
 def _now_of(folder: Any) -> float:
-    """Return what the clock of the file system says, which may be another machine's."""
+    """Return the time by the file system's clock, which may be another machine's."""
     probe = "%s.%d.now" % (folder, os.getpid())
     with open(probe, "wb"):
         pass
@@ -256,14 +256,14 @@ def _is_running(pid: int) -> bool:
 
 
 def _move_away(folder: Any) -> bool:
-    """Remove a folder whose maker has ended; False if somebody else was faster."""
+    """Remove a folder whose maker has ended; False if somebody else did first."""
     away = "%s.%d.left" % (folder, os.getpid())
     try:
         os.rename(folder, away)
     except OSError:
         return False
     is_left = _is_left(away)
-    if not is_left:  # it is new: between the look and the move somebody else has moved the old one
+    if not is_left:  # it is new: somebody else moved the old one between our look and our move
         try:
             os.rename(away, folder)
         except OSError:

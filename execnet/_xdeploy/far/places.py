@@ -1,9 +1,9 @@
 """Where environments are, and which of them are complete.
 
-All of one name and key are in one folder, ``venvs/NAME-KEY``, counted from 1: ``1`` is the
-environment, at the path that it keeps; ``1.done`` is written last and says that it is complete;
-``1.held`` is locked by whoever uses it; ``lock`` by whoever makes one.  A number is never used
-twice: a process that outlived its maker may still write there.
+All of one name and key are in one folder, ``venvs/NAME-KEY``, numbered from 1: ``1`` is the
+environment, at its final path; ``1.done`` is written last and says that it is complete; ``1.held``
+is locked by whoever uses it, ``lock`` by whoever makes one.  A number is never used twice: a
+process that outlived its maker may still write there.
 This file is shipped.  Start at ``newest``.
 """
 
@@ -34,12 +34,12 @@ def native(text: Any) -> Any:
 
 
 def text_of(value: Any) -> Any:
-    """Return what this Python calls ``str`` as text."""
+    """Return a ``str`` of this Python as text."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def root_folder(root: Any) -> Any:
-    """Return the folder that all is in: ``root``, or that of the user's caches."""
+    """Return the folder that everything is in: ``root``, or one in the user's cache folder."""
     if root:
         return os.path.abspath(os.path.expanduser(native(root)))
     caches = os.environ.get("XDG_CACHE_HOME") or ""
@@ -49,7 +49,7 @@ def root_folder(root: Any) -> Any:
 
 
 def make_folder(path: Any) -> None:
-    """Make a folder that is this user's alone; OSError if it is somebody else's."""
+    """Make a folder that only this user can write; OSError if somebody else could."""
     if not os.path.isdir(path):
         try:
             os.makedirs(path, PRIVATE)
@@ -59,14 +59,14 @@ def make_folder(path: Any) -> None:
     if hasattr(os, "geteuid"):
         status = os.stat(path)
         if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
-            raise OSError("%s can be written by somebody else: nothing is put there" % path)
+            raise OSError("%s can be written by other users, so it is not used" % path)
 
 
 def key_folder(root: Any, kind: str, name: Any, key: Any) -> Any:
-    """Return the folder of all that has a name and a key; kind: "venvs" or "layers"."""
+    """Return the folder for a name and a key; kind: "venvs" or "layers"."""
     name, key = native(name), native(key)
     if not NAME.match(name) or not KEY.match(key):
-        raise ValueError("no name of an environment: %r" % (name,))
+        raise ValueError("not the name of an environment: %r" % (name,))
     return os.path.join(root_folder(root), kind, "%s-%s" % (name, key))
 
 
@@ -77,7 +77,7 @@ def python_of(venv: Any) -> Any:
 
 
 def numbers_in(folder: Any) -> Any:
-    """Return the numbers that were used in a folder, complete or not, the newest first."""
+    """Return the numbers used in a folder, complete or not, the newest first."""
     try:
         names = os.listdir(folder)
     except OSError:
@@ -87,7 +87,7 @@ def numbers_in(folder: Any) -> Any:
 
 
 def read_marker(folder: Any, number: Any) -> Any:
-    """Return what the marker of an environment says, None if it is not complete."""
+    """Return the content of an environment's marker, None if it is not complete."""
     try:
         with io.open(os.path.join(folder, "%d.done" % number), encoding="utf-8") as file:
             lines = file.read().split(u"\n")
@@ -98,7 +98,7 @@ def read_marker(folder: Any, number: Any) -> Any:
 
 
 def newest(folder: Any) -> Any:
-    """Return (number, marker) of what is to be used, or None."""
+    """Return (number, marker) of the one to use, or None."""
     for number in numbers_in(folder):
         marker = read_marker(folder, number)
         if marker is not None:
@@ -107,9 +107,9 @@ def newest(folder: Any) -> Any:
 
 
 def newest_venv(folder: Any) -> Any:
-    """Return the same of environments.
+    """Return the same for environments.
 
-    One whose interpreter can't be run any more, as what it was made of has gone, is none.
+    One whose interpreter can't run any more, as the one it was made from is gone, does not count.
     """
     found = newest(folder)
     runs = found is not None and os.access(python_of(os.path.join(folder, str(found[0]))), os.X_OK)
@@ -117,9 +117,9 @@ def newest_venv(folder: Any) -> Any:
 
 
 def write_marker(folder: Any, number: Any, marker: Any) -> None:
-    """Say that an environment is complete; after this it never changes.
+    """Mark an environment as complete; after this it never changes.
 
-    It is read whenever one is looked for: so it is lines and no JSON, which is slow to import.
+    The marker is read at every look-up, so it has plain lines: JSON is slow to import.
     """
     path = os.path.join(folder, "%d.done" % number)
     lines = [u"%s\t%s" % (name, u" ".join(text.split())) for name, text in sorted(marker.items())]
@@ -133,7 +133,7 @@ def write_marker(folder: Any, number: Any, marker: Any) -> None:
 
 def remove(folder: Any, number: Any) -> None:
     """Remove an environment that nobody holds, its marker first."""
-    import shutil  # which takes a while, and is not needed to find one
+    import shutil  # it takes a while, and is not needed to find one
 
     base = os.path.join(folder, str(number))
     for end in (".done", ".done.new"):
@@ -145,9 +145,9 @@ def remove(folder: Any, number: Any) -> None:
 
 
 def remove_if_free(folder: Any, number: Any) -> bool:
-    """Remove it, or what is left of it, unless somebody uses it; whether that was done.
+    """Remove it, or what is left of it, unless somebody uses it; return whether it was removed.
 
-    Where the file system has no locks nobody knows, and it stays.
+    Where the file system has no locks we cannot know, and it stays.
     """
     try:
         held = exclusive(os.path.join(folder, "%d.held" % number))
@@ -168,7 +168,7 @@ def _unlink(path: Any) -> None:
 
 
 def _make_writable_and_go_on(function: Any, path: Any, _: Any) -> None:
-    """Give a folder its write bit, without which nothing in it goes; packages have such."""
+    """Make a folder writable, since its content can't be removed otherwise; packages have such."""
     try:
         os.chmod(os.path.dirname(path), PRIVATE)
         if os.path.isdir(path) and not os.path.islink(path):

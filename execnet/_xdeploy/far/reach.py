@@ -1,6 +1,6 @@
 """Whether the index of packages can be reached from here.
 
-It is asked for no more than a connection, to it or to the proxy on the way.  This file is shipped.
+Only a connection is tried, to the index or to the proxy on the way.  This file is shipped.
 Start at ``reaches``.
 """
 
@@ -25,10 +25,10 @@ ADDRESS = re.compile(r"(https?)://(?:[^@/]*@)?(\[[0-9A-Fa-f:.]+\]|[^:/]+)(?::(\d
 
 
 def reaches(index_url: Any, default: Any) -> bool:
-    """Whether a connection to the index is made.
+    """Whether the index accepts a connection.
 
-    index_url: what the user has said, or "".  default: what is asked if nothing here names one;
-    "" if that is not known, and then it is taken to be reached.
+    index_url: the user's, or "".  default: the one to ask if nothing here names one; if it is ""
+    as well, the index counts as reachable.
     """
     url = native(index_url) or _configured() or native(default)
     match = ADDRESS.match(url)
@@ -53,7 +53,7 @@ def _proxy(scheme: str, host: str) -> str:
 
 
 def _connects(host: str, port: int) -> bool:
-    """Connect in a thread: a look-up of a name can take longer than anybody waits."""
+    """Connect in a thread: looking up a name can take longer than anyone would wait."""
     found: Any = []
 
     def connect() -> None:

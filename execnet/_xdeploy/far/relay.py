@@ -1,8 +1,8 @@
 """A package index on loopback, whose requests the coordinator answers.
 
-Installers here resolve for themselves, and what they ask for comes over a channel.  Its path is
-random, so that no other user of this machine finds it.  Files that say what their digest is are
-kept, and do not come twice.  This file is shipped.  Start at ``Relay``.
+Installers here resolve requirements themselves, and what they ask for comes over a channel.  The
+path is random, so that other users of this machine can't find it.  Files with a known digest are
+kept, and not sent twice.  This file is shipped.  Start at ``Relay``.
 
 A request is (number, kind, what): ``simple`` and a project, ``links`` and "", ``file`` and an id.
 An answer is (number, status, type, digest), then (number, bytes) in pieces, and (number, None).
@@ -38,9 +38,9 @@ PATH = re.compile(r"/(?:(simple)/([A-Za-z0-9._-]{1,200})/?|(links)/|(file)/([0-9
 
 
 class Relay(object):
-    """Serves while it is open; ``url`` is where.
+    """Serves at ``url`` while it is open.
 
-    channel: to the coordinator.  kept: the folder of files that came.
+    channel: to the coordinator.  kept: the folder of files that were received.
     """
 
     def __init__(self, channel: Any, kept: Any) -> None:
@@ -102,7 +102,7 @@ class Relay(object):
         finally:
             self._forget(number)
 
-    # what handlers call
+    # called by handlers
 
     def answer(self, handler: Any, path: str) -> None:
         """Answer a request of an installer."""
@@ -134,10 +134,10 @@ class Relay(object):
             handler.wfile.write(data)
 
     def _send_kept(self, handler: Any, digest: str, pieces: Any) -> None:
-        """Send a file that is kept, or is kept from now on.
+        """Send a file from those kept, or keep it from now on.
 
-        The coordinator is asked first in any case: its answer has the digest.  It sends the
-        content only if it is told to go on.
+        The coordinator is asked first in any case: its answer has the digest.  It sends the content
+        only when told to go on.
         """
         path = os.path.join(self._kept, digest)
         if not os.path.exists(path):
@@ -145,7 +145,7 @@ class Relay(object):
             if status != 200 or not _keep(path, digest, pieces):
                 handler.send_error(502)
                 return
-        os.utime(path, None)  # noted as its last use
+        os.utime(path, None)  # this notes its last use
         size = os.stat(path).st_size
         handler.send_response(200)
         handler.send_header("Content-Type", "application/octet-stream")
@@ -164,12 +164,12 @@ def _taken(inbox: Any) -> Any:
     except Empty:
         item = None
     if item is None:
-        raise EOFError("the coordinator does not answer")
+        raise EOFError("the coordinator did not answer")
     return item
 
 
 def _keep(path: str, digest: str, pieces: Any) -> bool:
-    """Write a file that comes in pieces; False if it is not what its digest says."""
+    """Write a file that arrives in pieces; False if it does not match its digest."""
     temporary = "%s.%s" % (path, binascii.hexlify(os.urandom(4)).decode("ascii"))
     seen = hashlib.sha256()
     try:
@@ -192,7 +192,7 @@ class _Server(ThreadingMixIn, HTTPServer):
     relay: Any = None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """An installer that was killed is no news."""
+        """Say nothing: an installer may have been killed."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -205,4 +205,4 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def log_message(self, *_: Any) -> None:
-        """The coordinator tells what is done."""
+        """Log nothing: the coordinator reports what is done."""

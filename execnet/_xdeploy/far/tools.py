@@ -1,7 +1,7 @@
-"""The tools that make an environment and install into it: the ladder.
+"""The tools that make an environment and install into it, as a ladder.
 
-A rung first says whether it is here (``NotHere`` if it is not) while it makes the environment; what
-fails after that fails for all of them.  This file is shipped.  Start at ``RUNGS``.
+A rung that cannot be used here raises ``NotHere`` while it makes the environment, and the next one
+is tried; a failure after that is final.  This file is shipped.  Start at ``RUNGS``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import zipfile
+from abc import abstractmethod
 
 from .commands import Failure
 from .places import PRIVATE, make_folder, native, python_of, text_of
@@ -20,8 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# Run by each interpreter of the environment: it holds it shared, and notes that it is used.
-# Whoever looks whether it is used holds it alone for a moment.
+# Run by each interpreter of the environment: it takes a shared lock, and notes that it is used.
+# Whoever checks whether it is used takes an exclusive lock for a moment.
 HOLDER = u"""\
 import os, sys
 def _hold():
@@ -45,14 +46,14 @@ _hold()
 
 
 class NotHere(Exception):
-    """A tool is not here, or can't be used with this interpreter."""
+    """A tool is not installed here, or can't be used with this interpreter."""
 
 
 class Environment(object):
-    """What is being made: ``path``, from ``interpreter``.
+    """The environment being made: ``path``, from ``interpreter``.
 
-    temporary: a folder for what is needed meanwhile.  ask: asks the coordinator.  held: a
-    descriptor that all commands inherit.
+    temporary: a folder for files needed meanwhile.  ask: asks the coordinator.  held: a descriptor
+    that all commands inherit.
     """
 
     def __init__(
@@ -77,17 +78,17 @@ class Environment(object):
         return self.commands.run(words, environ, self.held)
 
     def ask_python(self, expression: str) -> Any:
-        """Return what an expression is in the environment's interpreter."""
+        """Return the value of an expression in the environment's interpreter."""
         code = "import json, os, platform, sys, sysconfig; print(json.dumps(%s))" % expression
         environ = self.commands.environ(self.temporary, {})
         lines = self.commands.run([self.python, "-c", code], environ, self.held, True)
         try:
             return json.loads(lines[-1])
         except (IndexError, ValueError):
-            raise Failure(u"its interpreter does not answer", u"making", (), None, lines)
+            raise Failure(u"its interpreter did not answer", u"making", (), None, lines)
 
     def clear(self) -> None:
-        """Remove what a tool has left that could not go on."""
+        """Remove what was left by a tool that could not go on."""
         shutil.rmtree(self.path, True)
         self._packages = None
 
@@ -96,13 +97,13 @@ class Environment(object):
         if self._packages is None:
             folder = native(self.ask_python("sysconfig.get_path('purelib')"))
             if not os.path.abspath(folder).startswith(os.path.abspath(self.path) + os.sep):
-                text = u"its packages would be elsewhere: %s" % text_of(folder)
+                text = u"its packages would go elsewhere: %s" % text_of(folder)
                 raise Failure(text, u"making")
             self._packages = folder
         return self._packages
 
     def add_holder(self) -> None:
-        """Have its interpreters hold it; this comes last."""
+        """Make its interpreters hold it; this comes last."""
         folder = self.packages()
         files = [("_execnet_held.py", HOLDER), ("_execnet_held.pth", u"import _execnet_held\n")]
         for name, text in files:
@@ -110,9 +111,9 @@ class Environment(object):
                 file.write(text)
 
     def sent_pip(self) -> Any:
-        """Return the folder of a pip that the coordinator sends, once; ``NotHere`` if it has none.
+        """Return the folder of a pip that the coordinator sends once; ``NotHere`` if it has none.
 
-        It is unpacked, as what comes from an archive is compiled each time.
+        It is unpacked, since modules in an archive are compiled at every start.
         """
         tools = os.path.join(self.root, "tools")
         make_folder(tools)
@@ -130,14 +131,14 @@ class Environment(object):
                 archive.extractall(new)
             try:
                 os.rename(new, folder)
-            except OSError:  # somebody else was faster
+            except OSError:  # another process did it first
                 if not os.path.isdir(folder):
                     raise
         return os.path.join(folder, "pip")
 
 
 def find_program(name: str) -> Any:
-    """Return the path of a program in the PATH or where users install such, None for none."""
+    """Return the path of a program in the PATH or where users install programs, or None."""
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     home = os.path.expanduser("~")
     folders += [os.path.join(home, ".local", "bin"), os.path.join(home, ".cargo", "bin")]
@@ -155,15 +156,15 @@ def options_of(requirements: Any, constraints: Any) -> Any:
 
 
 class Rung(object):
-    """A tool; ``variables`` say where packages are."""
+    """A tool; ``variables`` say where to find packages."""
 
     def __init__(self, environment: Environment, variables: Any) -> None:
         self.environment = environment
         self.variables = variables
 
+    @abstractmethod
     def create(self) -> None:
-        """Make the environment.  Raises ``NotHere`` or ``Failure`` if another tool has to."""
-        raise NotImplementedError
+        """Make it; raise ``NotHere`` if another tool has to, ``Failure`` if this one fails."""
 
     def pip(self) -> Any:
         """Return the words that start the installer."""
@@ -177,16 +178,16 @@ class Rung(object):
 
 
 class Uv(Rung):
-    """``uv``, where it is there; for the Pythons that it knows."""
+    """``uv``, if it is installed and supports this Python."""
 
     def create(self) -> None:
         environment = self.environment
         self._uv = find_program("uv")
         if self._uv is None:
-            raise NotHere("it is not there")
+            raise NotHere("it is not installed")
         if environment.version < (3, 8):
-            raise NotHere("it does not know Python %d.%d" % environment.version[:2])
-        environment.commands.begin(u"making it by uv")
+            raise NotHere("it does not support Python %d.%d" % environment.version[:2])
+        environment.commands.begin(u"making it with uv")
         words = [self._uv, "venv", "--no-project", "--python", environment.interpreter]
         environment.run(words + [environment.path], UV_NO_CONFIG="1")
 
@@ -200,23 +201,23 @@ class Uv(Rung):
 
 
 class Venv(Rung):
-    """The standard library's ``venv``, with the pip that it brings."""
+    """The standard library's ``venv``, with the pip that comes with it."""
 
     needs_pip = True
 
     def create(self) -> None:
         environment = self.environment
         if environment.version < (3, 3):
-            raise NotHere("Python 2 has none")
-        environment.commands.begin(u"making it by venv")
+            raise NotHere("Python 2 has no venv")
+        environment.commands.begin(u"making it with venv")
         words = [environment.interpreter, "-m", "venv"]
         if not (self.needs_pip and environment.is_to_be_filled):
-            words.append("--without-pip")  # which would take most of the time
+            words.append("--without-pip")  # that would take most of the time
         environment.run(words + [environment.path])
 
 
 class VenvAndPip(Venv):
-    """``venv`` where pip is left out of Python, as Debian does; a pip comes from here."""
+    """``venv`` where Python comes without pip, as on Debian; the coordinator sends a pip."""
 
     needs_pip = False
 
@@ -229,12 +230,12 @@ class VenvAndPip(Venv):
 
 
 class Virtualenv(Rung):
-    """``virtualenv``, for Python 2.7: the one that is there, or one that a pip of ours installs."""
+    """``virtualenv``, for Python 2.7: the installed one, or one that a pip of ours installs."""
 
     def create(self) -> None:
         environment = self.environment
         if environment.version[:2] != (2, 7):
-            raise NotHere("it is for Python 2.7 alone")
+            raise NotHere("it is only for Python 2.7")
         words = [environment.interpreter, "-m", "virtualenv"]
         variables = {"VIRTUALENV_OVERRIDE_APP_DATA": os.path.join(environment.root, "virtualenv")}
         try:
@@ -242,12 +243,12 @@ class Virtualenv(Rung):
             environment.run(words + ["--version"], **variables)
         except Failure:
             variables["PYTHONPATH"] = self._fetch()
-        environment.commands.begin(u"making it by virtualenv")
+        environment.commands.begin(u"making it with virtualenv")
         words += ["--no-periodic-update", "--no-setuptools", "--no-wheel", environment.path]
         environment.run(words, **variables)
 
     def _fetch(self) -> Any:
-        """Install the last one that runs there into a folder of ours."""
+        """Install the last version that supports Python 2.7 into a folder of ours."""
         environment = self.environment
         folder = os.path.join(environment.temporary, "virtualenv")
         pip = environment.sent_pip()
@@ -258,12 +259,12 @@ class Virtualenv(Rung):
 
 
 class Unpack(Rung):
-    """No tool at all: an environment by hand, and pure wheels that the coordinator chooses."""
+    """No tool at all: an environment made by hand, and pure wheels that the coordinator chooses."""
 
     def create(self) -> None:
         environment = self.environment
         if environment.version < (3, 3) or os.name == "nt":
-            raise NotHere("Python 2 and Windows need more than that")
+            raise NotHere("it works neither on Python 2 nor on Windows")
         environment.commands.begin(u"making it by hand")
         version = "python%d.%d" % environment.version[:2]
         kind = "pypy%d.%d" % environment.version[:2]
@@ -280,7 +281,7 @@ class Unpack(Rung):
         text = u"home = %s\ninclude-system-site-packages = false\n" % home
         with io.open(os.path.join(environment.path, "pyvenv.cfg"), "w", encoding="utf-8") as file:
             file.write(text)
-        environment.packages()  # which shows that it runs
+        environment.packages()  # this shows that it runs
 
     def install(self, requirements: Any, constraints: Any) -> None:
         install_wheels(self.environment, os.path.dirname(self.environment.python))
@@ -299,7 +300,7 @@ def install_wheels(environment: Environment, scripts: Any) -> None:
         unpack(path, environment.packages(), scripts, environment.python)
 
 
-# What requirements can ask of an interpreter.
+# What requirements can ask about an interpreter.
 MARKERS = """{
     "os_name": os.name, "sys_platform": sys.platform, "platform_machine": platform.machine(),
     "platform_python_implementation": platform.python_implementation(),

@@ -1,8 +1,8 @@
 """Puts layers and trees on the path of the worker that runs this.
 
-One layer and one tree of each project are used at a time; the last one comes first.  What was
-imported from the one before is forgotten, so that the next import takes the new one; what programs
-hold of it stays as it is.
+One layer and one tree of each project are used at a time; the last one comes first.  Modules from
+the one before are forgotten, so that the next import takes the new one; objects that programs
+already hold stay as they are.
 This file is shipped.  Start at ``main``.
 """
 
@@ -42,7 +42,7 @@ def main(channel: Any) -> None:
 
 
 def use_layer(request: Any) -> Any:
-    """Put a layer on the path if it is there; return what is known of it."""
+    """Put a layer on the path if it exists; return what is known about it."""
     facts = facts_of(None)
     key = key_of(facts, request["digest"])
     folder = key_folder(request["root"], "layers", request["name"], key)
@@ -54,7 +54,7 @@ def use_layer(request: Any) -> Any:
     layer = os.path.join(folder, str(found[0]))
     try:
         held = shared(layer + ".held")
-        os.utime(layer + ".held", None)  # noted as its last use
+        os.utime(layer + ".held", None)  # this notes its last use
     except NoLocks:
         held = None
     except (Busy, EnvironmentError):  # it is being removed
@@ -70,10 +70,10 @@ def use_layer(request: Any) -> Any:
 
 
 def tree_folder(request: Any) -> Any:
-    """Return the folder for the tree of a project of the coordinator; it is made, and held."""
+    """Make and hold the folder for the tree of one of the coordinator's projects; return it."""
     name, source = native(request["name"]), text_of(request["source"])
     if not NAME.match(name):
-        raise ValueError("no name of a project: %r" % (name,))
+        raise ValueError("not the name of a project: %r" % (name,))
     key = hashlib.sha256(source.encode("utf-8", "replace")).hexdigest()[:16]
     root = root_folder(request["root"])
     trees = os.path.join(root, "trees")
@@ -85,7 +85,7 @@ def tree_folder(request: Any) -> Any:
     try:
         open(path + ".held", "ab").close()
         if path not in _held:
-            _held[path] = shared(path + ".held")  # for as long as this process lives
+            _held[path] = shared(path + ".held")  # as long as this process lives
         os.utime(path + ".held", None)
     except (NoLocks, Busy):
         pass
@@ -93,7 +93,7 @@ def tree_folder(request: Any) -> Any:
 
 
 def use(name: Any, folder: Any, held: Any, is_changed: bool) -> None:
-    """Have a project's packages imported from a folder, which comes first."""
+    """Have a project's packages imported from a folder; it comes first in the path."""
     old, old_held = _used.get(name, (None, None))
     if is_changed:
         for other in {used[0] for used in _used.values()}:
@@ -118,7 +118,7 @@ def top_names(folder: Any) -> Any:
 
 
 def forget(folder: Any, names: Any) -> None:
-    """Have what was imported from a folder imported anew; names: only these, None for all."""
+    """Have modules from a folder imported again; names: only these, None for all."""
     start = folder + os.sep
     for name, module in list(sys.modules.items()):
         if names is not None and name.partition(".")[0] not in names:
@@ -126,7 +126,7 @@ def forget(folder: Any, names: Any) -> None:
         paths = [getattr(module, "__file__", None) or ""]
         try:
             paths += list(getattr(module, "__path__", ()))
-        except TypeError:  # it only looks like a module
+        except TypeError:  # something that only looks like a module
             continue
         if any(isinstance(path, str) and path.startswith(start) for path in paths):
             sys.modules.pop(name, None)
@@ -154,7 +154,7 @@ def _without(paths: Any, path: Any) -> None:
 
 
 def _add_variable(name: str, folder: Any) -> None:
-    """Put a folder first in a variable, for processes that the worker starts."""
+    """Put a folder first in an environment variable, for processes that the worker starts."""
     paths = [path for path in os.environ.get(name, "").split(os.pathsep) if path]
     os.environ[name] = os.pathsep.join([folder] + paths)
 

@@ -1,7 +1,7 @@
-"""Unpacks pure wheels where there is no installer.
+"""Unpacks pure wheels on a host without an installer.
 
-Nothing that a wheel names gets out of the folder of packages, whatever it names: a hostile name
-ends it.  This file is shipped.  Start at ``unpack``.
+Whatever a wheel names, nothing is written outside the folder of packages: a hostile name ends it.
+This file is shipped.  Start at ``unpack``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if __name__ == "__main__":
 
 
 def unpack(path: Any, packages: Any, scripts: Any, python: Any) -> None:
-    """Unpack a pure wheel; ``Failure`` for one that is none, or names what it must not.
+    """Unpack a pure wheel; ``Failure`` for anything else, or a wheel with a hostile name in it.
 
     packages: the folder that it goes into.  scripts: where its commands go.  python: the
     interpreter that they name.
@@ -49,10 +49,10 @@ def unpack(path: Any, packages: Any, scripts: Any, python: Any) -> None:
             raise Failure(u"the wheel is too large", STEP)
         info = {e.filename.split("/")[0] for e in entries if ".dist-info/" in e.filename}
         if len(info) != 1:
-            raise Failure(u"it is no wheel", STEP)
+            raise Failure(u"it is not a wheel", STEP)
         folder = info.pop()
         if b"Root-Is-Purelib: true" not in archive.read(folder + "/WHEEL"):
-            raise Failure(u"it is no pure wheel", STEP)
+            raise Failure(u"it is not a pure wheel", STEP)
         if any(e.filename.split("/")[0].endswith(".data") for e in entries):
             raise Failure(u"the wheel has files for other places, which needs an installer", STEP)
         for entry in entries:
@@ -67,7 +67,7 @@ def unpack(path: Any, packages: Any, scripts: Any, python: Any) -> None:
 
 
 def check(entry: Any) -> None:
-    """Refuse an entry whose name leads out of the folder, or that is no ordinary file."""
+    """Refuse an entry whose name leads out of the folder, or that is not an ordinary file."""
     name = entry.filename
     parts = name.rstrip("/").split("/")
     kind = stat.S_IFMT(entry.external_attr >> 16)
@@ -88,7 +88,7 @@ def _write(packages: Any, name: Any, archive: Any, entry: Any) -> None:
     if not os.path.isdir(folder):
         os.makedirs(folder)
     if os.path.lexists(path):
-        raise Failure(u"two packages have one file: %s" % text_of(name), STEP)
+        raise Failure(u"two packages have the same file: %s" % text_of(name), STEP)
     with archive.open(entry) as source, open(path, "wb") as file:
         shutil.copyfileobj(source, file)
 
@@ -105,7 +105,7 @@ def _write_scripts(text: Any, folder: Any, python: Any) -> None:
         name, module, call = match.group(1), match.group(2), match.group(3)
         path = os.path.join(folder, name)
         if os.path.lexists(path):
-            raise Failure(u"two packages have one command: %s" % name, STEP)
+            raise Failure(u"two packages have the same command: %s" % name, STEP)
         with io.open(path, "w", encoding="utf-8") as file:
             file.write(
                 START.format(
