@@ -188,6 +188,11 @@ def _memory(name: str, title: str, unit: str, *arguments: str) -> Benchmark:
     return Benchmark(f"rsync-memory-{name}", title, "memory", arguments, unit, without=without)
 
 
+def _deploy(what: str, title: str, unit: str) -> Benchmark:
+    without = ("execnet-2.1.2",)  # it makes no environments
+    return Benchmark(f"xdeploy-{what}", title, "deploy", (what,), unit, needs=_SSH, without=without)
+
+
 _DIRECTIONS = ("send", "collect")
 _SIZES = {"64k": "64 KiB", "1m": "1 MiB", "64m": "64 MiB"}
 _SHAPES = {
@@ -265,6 +270,8 @@ BENCHMARKS = (
     _memory("file-first", "a file of 4 GiB, first copy", "MiB", "file", "first"),
     _memory("file-changed", "a file of 4 GiB, some bytes changed", "MiB", "file", "changed"),
     _memory("tree-first", "200,000 small files", "bytes a file", "tree", "first"),
+    _deploy("warm", "a worker in an environment over ssh that is there, beside a plain one", "x"),
+    _deploy("sync", "a project over there of which one file of 200 has changed", "ms"),
     _rsync("ssh", "connect", "a gateway, or ssh to its end", "tree", "connect"),
 )
 

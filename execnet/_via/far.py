@@ -43,16 +43,20 @@ class Forwarder(object):
 
     request: a dict of ``args`` (a command) or ``address``, ``stderr`` (whether its last lines
     are kept), ``timeout`` (seconds to connect, None for none), ``leads_group`` (whether its
-    process group is killed with it).
+    process group is killed with it).  owner: a process that was started already, for
+    ``PolledStream``.
     ``on_item`` runs in the receiver thread and never waits; one thread reads, one writes and
     one waits for the end.  ``_lock`` guards the queue: whoever finds it empty may write.
     """
 
-    def __init__(self, channel: Any, news: Any, request: dict[str, Any]) -> None:
+    def __init__(
+        self, channel: Any, news: Any, request: dict[str, Any], owner: Any = None
+    ) -> None:
         self._channel = channel
         self._news = news
         self._request = request
         self._model = channel.gateway.execmodel
+        self._started = owner
         self._owner: Any = None  # a Process or a Connection, and the stream to it; None until
         self._stream: Any = None  # it is there
         self._lock = threading.Lock() if self._model.has_main_thread else self._model.Lock()
@@ -170,8 +174,10 @@ class Forwarder(object):
         self._read()
 
     def _open(self) -> tuple[Any, Any]:
-        kind = far_ends.Process if self._request["args"] else far_ends.Connection
-        owner = kind(self._model, self._request)
+        owner = self._started
+        if owner is None:
+            kind = far_ends.Process if self._request["args"] else far_ends.Connection
+            owner = kind(self._model, self._request)
         if self._model.has_main_thread and hasattr(select, "poll"):
             return owner, far_ends.PolledStream(owner.read_fd, owner.write_fd)
         return owner, far_ends.WaitingStream(Popen2IO, owner, self._model)

@@ -14,7 +14,9 @@ from .._errors import BootstrapError
 from .._ship.parts import run
 from .._transports.pythons import search_words
 from ..gateway_base import RemoteError, TimeoutError
+from ..xspec import XSpec
 from ..xspec import build as build_spec
+from . import quick
 from .errors import DeployError, without_secret
 from .making import Making, Options
 from .output import Output
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from ..gateway import Gateway
     from ..gateway_base import Channel
 
-ANSWERED = {"found", "key", "facts", "interpreter", "newest"}
+ANSWERED = {"found", "key", "facts", "interpreter", "newest", "core", "has_core"}
 TRIES = 3  # another process may remove the one that was found
 LADDER = ["uv", "venv", "venv --without-pip", "virtualenv", "unpack"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -57,11 +59,15 @@ def create(
     if group is None:
         raise ValueError(f"{gateway!r} belongs to no group, and only a group starts workers")
     job = _Job(gateway, name, wanted, options, output)
+    place = XSpec("popen")
+    group.allocate_id(place)  # which all tries share
     for attempt in range(TRIES):
-        venv, hold = job.find_or_make()
+        found = job.start_found(str(place.id))
+        if found is not None:
+            return found
+        venv, core, hold = job.find_or_make()
         try:
-            spec = build_spec(popen=True, via=gateway.id, python=[venv.python], chdir=venv.path)
-            made: Gateway = group.makegateway(spec)
+            made: Gateway = group.makegateway(_spec_of(venv, gateway, str(place.id)))
         except BootstrapError:
             if attempt == TRIES - 1 or gateway._error is not None or venv.is_new:
                 raise
@@ -70,8 +76,14 @@ def create(
         finally:
             hold.close()
         made.venv = venv  # type: ignore[attr-defined]
+        if core:
+            quick.keep_core(made, core)
         return made
     raise DeployError(f"environment {name!r} is removed as soon as it is made", "finding")
+
+
+def _spec_of(venv: Venv, gateway: Gateway, id: str) -> XSpec:
+    return build_spec(popen=True, via=gateway.id, id=id, python=[venv.python], chdir=venv.path)
 
 
 class _Job:
@@ -88,18 +100,45 @@ class _Job:
         self._deadline = monotonic() + options.timeout_s
         self.is_broken = False
         self._is_made = False
+        self._has_bad_core = False  # no worker came of what is kept
 
-    def find_or_make(self) -> tuple[Venv, Channel]:
-        """Return an environment, and the channel that holds it there until it is closed."""
+    def start_found(self, id: str) -> Gateway | None:
+        """Return a worker of the environment if it is there, None if that needs more."""
+        if self._is_made or self._again():
+            return None
+        made, found, hold = quick.start(self._gateway, id, self._request(recreate=False))
+        if made is None or hold is None:
+            if type(found) is dict:
+                self._has_bad_core = bool(found.get("found") and found.get("has_core"))
+            return None
+        hold.close()
+        self._check(found)
+        venv = self._venv_of(found)
+        vars(made.spec).update(vars(_spec_of(venv, self._gateway, id)))
+        made.venv = venv  # type: ignore[attr-defined]
+        return made
+
+    def _again(self) -> bool:
+        return bool(self._options.recreate or self._options.refresh or self.is_broken)
+
+    def _venv_of(self, found: dict[str, Any]) -> Venv:
+        return Venv(
+            self._name, str(found["key"]), str(found["venv"]), str(found["python"]),
+            str(found["tool"]), self._is_made,
+        )  # fmt: skip
+
+    def find_or_make(self) -> tuple[Venv, str, Channel]:
+        """Return an environment, the file for its core if that is not there, and what holds it.
+
+        What holds it there does so until it is closed.
+        """
         for _ in range(TRIES):
-            again = self._options.recreate or self._options.refresh or self.is_broken
+            again = self._again()
             found, hold = self._find(recreate=again and not self._is_made)
             if found["found"]:
-                venv = Venv(
-                    self._name, str(found["key"]), str(found["venv"]), str(found["python"]),
-                    str(found["tool"]), self._is_made,
-                )  # fmt: skip
-                return venv, hold
+                is_kept = found["has_core"] and not self._has_bad_core
+                core = "" if is_kept else str(found["core"])
+                return self._venv_of(found), core, hold
             hold.close()
             more = {
                 "name": self._name, "newer_than": found["newest"] if again else 0,
@@ -115,27 +154,32 @@ class _Job:
         options, gateway = self._options, self._gateway
         hold = gateway.newchannel()
         channel = run(gateway, "_xdeploy.far.find")
-        digest = self._wanted.digest(without_secret(options.index_url), options.find_links)
-        channel.send(
-            {
-                "name": self._name, "root": options.root, "digest": digest, "hold": hold,
-                "recreate": recreate, "python_search": search_words(options.python),
-            }
-        )  # fmt: skip
+        channel.send({**self._request(recreate), "hold": hold})
         try:
             answer = channel.receive(self._left_s())
         except TimeoutError as exc:
             raise DeployError(f"{gateway.id} did not answer in time", "finding") from exc
         except (RemoteError, EOFError) as exc:
             raise DeployError(f"can't look for environments: {exc}", "finding") from exc
-        if type(answer) is not dict or not ("error" in answer or answer.keys() >= ANSWERED):
-            raise DeployError(f"{gateway.id} broke the protocol", "finding")
+        self._check(answer)
         if "error" in answer:
             raise DeployError(
                 f"no Python {options.python!r} on {gateway.id}: looked in the PATH, "
                 "/usr/bin, /usr/local/bin and the versions of pyenv and uv", "finding"
             )  # fmt: skip
         return answer, hold
+
+    def _check(self, answer: object) -> None:
+        if type(answer) is not dict or not ("error" in answer or answer.keys() >= ANSWERED):
+            raise DeployError(f"{self._gateway.id} broke the protocol", "finding")
+
+    def _request(self, recreate: bool) -> dict[str, Any]:
+        options = self._options
+        return {
+            "name": self._name, "root": options.root, "recreate": recreate,
+            "digest": self._wanted.digest(without_secret(options.index_url), options.find_links),
+            "python_search": search_words(options.python), "core": quick.core_digest(),
+        }  # fmt: skip
 
     def _left_s(self) -> float:
         left = self._deadline - monotonic()

@@ -45,6 +45,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
         group.terminate(timeout=5)
 
 
+def cores(place: Place) -> list[Path]:
+    """Return what is kept for the next workers."""
+    return [path for path in place.root.glob("core/*") if path.suffix != ".new"]
+
+
 def venv_of(gateway: Gateway) -> xdeploy.Venv:
     venv: xdeploy.Venv = gateway.venv  # type: ignore[attr-defined]
     return venv
@@ -73,9 +78,15 @@ class TestMaking:
     ) -> None:
         place, gateway, made = shared
         monkeypatch.setattr(create, "Making", None)
+        assert wait_until(lambda: cores(place), BOUND_S)
+        monkeypatch.setattr(create._Job, "_find", None)  # one step finds and starts
         again = place.create(gateway)
         try:
             assert venv_of(again) == dataclasses.replace(venv_of(made), is_new=False)
+            assert (again.spec.python, again.spec.chdir) == (made.spec.python, made.spec.chdir)
+            code = "import sys, os; channel.send((sys.prefix, os.getcwd(), sys.argv))"
+            path = venv_of(made).path
+            assert again.remote_exec(code).receive(BOUND_S) == (path, path, ["-c"])
         finally:
             again.exit()
             again.join(BOUND_S)
@@ -109,6 +120,33 @@ class TestMaking:
             assert [path.name for path in place.root.glob(f"venvs/proj{number}-*/*.done")] == [
                 "1.done"
             ]
+
+
+class TestWhatIsKeptOfWorkers:
+    def test_a_broken_one_is_replaced(self, place: Place, gateway: Gateway) -> None:
+        place.create(gateway, ())
+        [core] = wait_until(lambda: cores(place), BOUND_S)
+        size = core.stat().st_size
+        core.write_bytes(b"x")
+        made = place.create(gateway, ())
+        assert not venv_of(made).is_new
+        wait_until(lambda: core.stat().st_size == size, BOUND_S)
+
+    def test_a_worker_made_of_it_is_killed_as_any_other(self, place: Place, group: Group) -> None:
+        gateway = group.makegateway()
+        place.create(gateway, ())
+        wait_until(lambda: cores(place), BOUND_S)
+        killed = place.create(gateway, ())
+        killed.remote_exec("import os; os.kill(os.getpid(), 9)")
+        killed.join(BOUND_S)
+        wait_until(lambda: killed.exitcode == -9, BOUND_S)
+        made = place.create(gateway, ())
+        channel = made.remote_exec(
+            "import os, re\nchannel.send(os.getpid())\nre.match('(a+)+b', 'a' * 100)"
+        )
+        pid = channel.receive(BOUND_S)
+        group.terminate(timeout=0.1)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), BOUND_S)
 
 
 class TestMakingAgain:
@@ -171,10 +209,12 @@ class TestFailures:
     def test_a_folder_that_others_can_write_to_is_not_used(
         self, place: Place, gateway: Gateway
     ) -> None:
-        place.root.mkdir()
-        place.root.chmod(0o777)
-        with pytest.raises(xdeploy.DeployError, match="other users"):
-            place.create(gateway)
+        place.create(gateway, ())
+        for folder in place.root, next(place.root.glob("venvs/*")):
+            folder.chmod(0o777)
+            with pytest.raises(xdeploy.DeployError, match="other users"):
+                place.create(gateway, ())
+            folder.chmod(0o700)
 
     def test_no_tool_at_all_tells_what_each_lacked(
         self, place: Place, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
@@ -229,4 +269,4 @@ def test_what_an_interpreter_says_makes_the_key(monkeypatch: pytest.MonkeyPatch)
     assert facts == find.facts_of(sys.executable)
     digest = "0" * 64
     assert find.key_of(facts, digest) != find.key_of([*facts[:1], "3.99.0", *facts[2:]], digest)
-    assert places.KEY.match(find.key_of(facts, digest))
+    assert places.is_key(find.key_of(facts, digest))

@@ -17,7 +17,7 @@ import pytest
 from tools import BOUND_S, Task, wait_until
 from wheels import make_wheel
 
-from execnet._xdeploy.far import locks, reach, wheels
+from execnet._xdeploy.far import flocks, locks, reach, wheels
 from execnet._xdeploy.far.commands import Commands, Failure
 from execnet.gateway_base import get_execmodel
 
@@ -37,7 +37,7 @@ class TestLocks:
             def refuse(*_: object) -> None:
                 raise OSError(errno.ENOLCK, "no locks here")
 
-            monkeypatch.setattr(locks.fcntl, "flock", refuse)
+            monkeypatch.setattr(flocks.fcntl, "flock", refuse)
         kind: str = request.param
         return kind
 
@@ -58,7 +58,7 @@ class TestLocks:
             pass
 
     def test_waiting_is_bounded(self, kind: str, tmp_path: Path) -> None:
-        busy = pytest.raises(locks.Busy, match=str(os.getpid()))
+        busy = pytest.raises(flocks.Busy, match=str(os.getpid()))
         with self.lock(tmp_path / "lock"), busy, self.lock(tmp_path / "lock", seconds=0):
             pass
 
@@ -87,9 +87,9 @@ class TestLocks:
 
     def test_a_file_that_was_removed_is_no_lock(self, tmp_path: Path) -> None:
         path = str(tmp_path / "held")
-        first = locks.exclusive(path)
+        first = flocks.exclusive(path)
         os.unlink(path)
-        second = locks.exclusive(path)
+        second = flocks.exclusive(path)
         assert not os.path.samestat(os.fstat(first), os.fstat(second))
         os.close(first)
         os.close(second)

@@ -56,7 +56,7 @@ def test_what_is_half_made_or_replaced_is_pruned_at_once(place: Place, gateway: 
     for one in list(gateway._group)[1:]:  # type: ignore[call-overload]
         one.exit()
         one.join(BOUND_S)
-    wait_until(lambda: "used" not in dict(states(place, gateway)).values(), BOUND_S)
+    wait_until(lambda: "used" not in {state for _, state in states(place, gateway)}, BOUND_S)
     left = Path(made.venv.path).parent / "7"  # type: ignore[attr-defined]
     (left / "bin").mkdir(parents=True)
     (left / "bin").chmod(0o500)

@@ -12,23 +12,21 @@ import shutil
 import time
 
 from .commands import Commands, Failure
-from .locks import Busy, Lock, NoLocks, exclusive
+from .flocks import Busy, NoLocks, exclusive
+from .locks import Lock
 from .places import (
     PRIVATE,
     key_folder,
-    make_folder,
     native,
     newest_venv,
     numbers_in,
-    remove,
-    remove_if_free,
     root_folder,
     text_of,
-    write_marker,
 )
 from .reach import reaches
 from .relay import Relay
 from .tools import RUNGS, Environment, NotHere
+from .writing import make_folder, remove, remove_if_free, write_marker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

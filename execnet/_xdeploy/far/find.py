@@ -11,8 +11,18 @@ import os
 import sys
 import zlib
 
-from .locks import Busy, NoLocks, shared
-from .places import key_folder, native, newest_venv, python_of, read_marker, text_of
+from .flocks import Busy, NoLocks, shared
+from .places import (
+    check_owner,
+    core_path,
+    key_folder,
+    native,
+    newest_venv,
+    python_of,
+    read_marker,
+    root_folder,
+    text_of,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,6 +102,11 @@ def find(request: Any) -> Any:
     folder = key_folder(request["root"], "venvs", request["name"], key)
     answer = {"facts": facts, "key": text_of(key), "found": False}
     answer["interpreter"] = text_of(python or sys.executable)
+    core = core_path(request["root"], key_of(facts, request["core"]))
+    answer.update(core=text_of(core), has_core=is_mine(core))
+    if os.path.isdir(folder):  # what somebody else has put there is not run
+        for path in (root_folder(request["root"]), os.path.dirname(folder), folder):
+            check_owner(path)
     found = newest_venv(folder)
     answer["newest"] = found[0] if found else 0
     if found is None or request["recreate"]:
@@ -111,6 +126,16 @@ def find(request: Any) -> Any:
     answer.update(found=True, venv=text_of(venv), python=text_of(python_of(venv)))
     answer.update(tool=marker.get("tool", u""))
     return answer, held
+
+
+def is_mine(path: Any) -> bool:
+    """Whether a file is there, in a folder that only this user can write to."""
+    try:
+        check_owner(os.path.dirname(path))
+        check_owner(path)
+    except OSError:
+        return False
+    return True
 
 
 def search(words: Any) -> Any:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import time
 
-from .locks import Busy, NoLocks, exclusive
-from .places import native, numbers_in, read_marker, remove_if_free, root_folder, text_of
+from .flocks import Busy, NoLocks, exclusive
+from .places import native, numbers_in, read_marker, root_folder, text_of
+from .writing import remove_if_free
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def main(channel: Any) -> None:
                 continue
         channel.send(entry)
     if request["prune"] and not request["dry_run"] and not request["names"]:
-        _remove_files(os.path.join(root, "files"), request["unused_s"])
+        for name in "files", "core":
+            _remove_files(os.path.join(root, name), request["unused_s"])
 
 
 def entries(root: Any) -> Any:
@@ -134,7 +136,7 @@ def _remove(root: Any, entry: Any) -> bool:
 
 
 def _remove_files(folder: Any, unused_s: float) -> None:
-    """Remove files of packages that were not installed for this long."""
+    """Remove files that were not used for so long: of packages, and what workers are made of."""
     try:
         names = os.listdir(folder)
     except OSError:

@@ -13,10 +13,7 @@ import os
 import threading
 import time
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from .flocks import Busy, NoLocks, exclusive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,63 +23,6 @@ if TYPE_CHECKING:
 POLL_S = 0.1
 RENEW_S = 5.0
 STALE_S = 60.0  # a holder on another machine that has not renewed its folder for so long is gone
-BUSY = errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK
-REFUSED = tuple(
-    getattr(errno, name)
-    for name in ("ENOLCK", "ENOSYS", "EOPNOTSUPP", "ENOTSUP", "EINVAL")
-    if hasattr(errno, name)
-)
-
-
-class NoLocks(Exception):
-    """The file system does not support locks."""
-
-
-class Busy(Exception):
-    """Another process still holds it; the text says which."""
-
-
-def shared(path: Any) -> Any:
-    """Hold a file shared; return its descriptor.
-
-    Raises ``Busy`` if a process is removing what the file stands for, ``NoLocks`` where there are
-    no locks, and OSError if it does not exist.
-    """
-    return _locked(path, "LOCK_SH", os.O_RDWR)
-
-
-def exclusive(path: Any) -> Any:
-    """Hold a file exclusively, if nobody holds it; return its descriptor.  Errors as ``shared``."""
-    return _locked(path, "LOCK_EX", os.O_RDWR | os.O_CREAT)
-
-
-def _locked(path: Any, kind: str, flags: int) -> Any:
-    if fcntl is None:
-        raise NoLocks()
-    for _ in range(100):
-        fd = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
-        try:
-            fcntl.flock(fd, getattr(fcntl, kind) | fcntl.LOCK_NB)
-            if _is_at(fd, path):
-                return fd
-        except EnvironmentError as exc:
-            os.close(fd)
-            if exc.errno in BUSY:
-                raise Busy(path)
-            if exc.errno in REFUSED:
-                raise NoLocks()
-            raise
-        os.close(fd)  # it was removed meanwhile, by whoever held it
-    raise Busy(path)
-
-
-def _is_at(fd: int, path: Any) -> bool:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return False
-    mine = os.fstat(fd)
-    return (mine.st_dev, mine.st_ino) == (status.st_dev, status.st_ino)
 
 
 def host_name() -> Any:

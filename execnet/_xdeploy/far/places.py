@@ -11,19 +11,15 @@ from __future__ import annotations
 
 import io
 import os
-import re
-import stat
 import sys
-
-from .locks import Busy, NoLocks, exclusive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 PRIVATE = 0o700
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-KEY = re.compile(r"[0-9a-f]{24}$")
+LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
+HEX = frozenset("0123456789abcdef")
 
 
 def native(text: Any) -> Any:
@@ -48,26 +44,35 @@ def root_folder(root: Any) -> Any:
     return os.path.join(os.path.abspath(caches), "execnet")
 
 
-def make_folder(path: Any) -> None:
-    """Make a folder that only this user can write; OSError if somebody else could."""
-    if not os.path.isdir(path):
-        try:
-            os.makedirs(path, PRIVATE)
-        except OSError:
-            if not os.path.isdir(path):
-                raise
+def check_owner(path: Any) -> None:
+    """Raise OSError if a folder is somebody else's, or others can write to it."""
     if hasattr(os, "geteuid"):
         status = os.stat(path)
-        if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise OSError("%s can be written by other users, so it is not used" % path)
+
+
+def is_name(text: str) -> bool:
+    """Whether a text is a name of an environment or a project."""
+    return 0 < len(text) <= 64 and text[0] in LETTERS and LETTERS.union("._-").issuperset(text)
+
+
+def is_key(text: str) -> bool:
+    """Whether a text is a key, and so no path."""
+    return len(text) == 24 and HEX.issuperset(text)
 
 
 def key_folder(root: Any, kind: str, name: Any, key: Any) -> Any:
     """Return the folder for a name and a key; kind: "venvs" or "layers"."""
     name, key = native(name), native(key)
-    if not NAME.match(name) or not KEY.match(key):
+    if not is_name(name) or not is_key(key):
         raise ValueError("not the name of an environment: %r" % (name,))
     return os.path.join(root_folder(root), kind, "%s-%s" % (name, key))
+
+
+def core_path(root: Any, key: Any) -> Any:
+    """Return the file that workers of an interpreter are made of."""
+    return os.path.join(root_folder(root), "core", key)
 
 
 def python_of(venv: Any) -> Any:
@@ -114,69 +119,3 @@ def newest_venv(folder: Any) -> Any:
     found = newest(folder)
     runs = found is not None and os.access(python_of(os.path.join(folder, str(found[0]))), os.X_OK)
     return found if runs else None
-
-
-def write_marker(folder: Any, number: Any, marker: Any) -> None:
-    """Mark an environment as complete; after this it never changes.
-
-    The marker is read at every look-up, so it has plain lines: JSON is slow to import.
-    """
-    path = os.path.join(folder, "%d.done" % number)
-    lines = [u"%s\t%s" % (name, u" ".join(text.split())) for name, text in sorted(marker.items())]
-    data = u"".join(line + u"\n" for line in lines + [u"done"]).encode("utf-8")
-    with open(path + ".new", "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(path + ".new", path)
-
-
-def remove(folder: Any, number: Any) -> None:
-    """Remove an environment that nobody holds, its marker first."""
-    import shutil  # it takes a while, and is not needed to find one
-
-    base = os.path.join(folder, str(number))
-    for end in (".done", ".done.new"):
-        _unlink(base + end)
-    for path in (base, base + ".tmp"):
-        if os.path.isdir(path):
-            shutil.rmtree(path, onerror=_make_writable_and_go_on)
-    _unlink(base + ".held")
-
-
-def remove_if_free(folder: Any, number: Any) -> bool:
-    """Remove it, or what is left of it, unless somebody uses it; return whether it was removed.
-
-    Where the file system has no locks we cannot know, and it stays.
-    """
-    try:
-        held = exclusive(os.path.join(folder, "%d.held" % number))
-    except (Busy, NoLocks, OSError):
-        return False
-    try:
-        remove(folder, number)
-    finally:
-        os.close(held)
-    return True
-
-
-def _unlink(path: Any) -> None:
-    try:
-        os.unlink(path)
-    except OSError:
-        pass
-
-
-def _make_writable_and_go_on(function: Any, path: Any, _: Any) -> None:
-    """Make a folder writable, since its content can't be removed otherwise; packages have such."""
-    try:
-        os.chmod(os.path.dirname(path), PRIVATE)
-        if os.path.isdir(path) and not os.path.islink(path):
-            import shutil
-
-            os.chmod(path, PRIVATE)
-            shutil.rmtree(path, True)
-        else:
-            function(path)
-    except OSError:
-        pass

@@ -14,8 +14,9 @@ import zipfile
 from abc import abstractmethod
 
 from .commands import Failure
-from .places import PRIVATE, make_folder, native, python_of, text_of
+from .places import PRIVATE, native, python_of, text_of
 from .wheels import check, unpack
+from .writing import make_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,8 +13,17 @@ import os
 import sys
 
 from .find import facts_of, key_of
-from .locks import Busy, NoLocks, shared
-from .places import NAME, key_folder, make_folder, native, newest, root_folder, text_of
+from .flocks import Busy, NoLocks, shared
+from .places import (
+    check_owner,
+    is_name,
+    key_folder,
+    native,
+    newest,
+    root_folder,
+    text_of,
+)
+from .writing import make_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +55,9 @@ def use_layer(request: Any) -> Any:
     facts = facts_of(None)
     key = key_of(facts, request["digest"])
     folder = key_folder(request["root"], "layers", request["name"], key)
+    if os.path.isdir(folder):  # what somebody else has put there is not used
+        for path in (root_folder(request["root"]), os.path.dirname(folder), folder):
+            check_owner(path)
     found = newest(folder)
     answer = {u"facts": facts, u"key": text_of(key), u"found": False, u"newest": 0}
     answer[u"interpreter"] = text_of(sys.executable)
@@ -72,7 +84,7 @@ def use_layer(request: Any) -> Any:
 def tree_folder(request: Any) -> Any:
     """Make and hold the folder for the tree of one of the coordinator's projects; return it."""
     name, source = native(request["name"]), text_of(request["source"])
-    if not NAME.match(name):
+    if not is_name(name):
         raise ValueError("not the name of a project: %r" % (name,))
     key = hashlib.sha256(source.encode("utf-8", "replace")).hexdigest()[:16]
     root = root_folder(request["root"])

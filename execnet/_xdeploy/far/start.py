@@ -1,0 +1,108 @@
+"""Finds an environment and starts a worker of its interpreter, in one step.
+
+That is for an environment that is there, where a worker can start from what is kept of earlier
+ones; else it only tells what there is.  The interpreter starts while what forwards its bytes,
+``_via.far``, is being loaded.  This file is shipped, with that.  Start at ``main``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from .find import find
+from .places import native, text_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def main(channel: Any) -> None:
+    """Answer one item, which is as that for ``_via.far``."""
+    data, news, request = channel.receive()
+    told = request["told"]
+    answer, held = find(request)
+    told.send({text_of(name): value for name, value in answer.items()})
+    if held is not None:
+
+        def release(_: Any) -> None:
+            os.close(held)
+
+        told.setcallback(release, endmarker=None)
+    if not (answer.get("found") and answer["has_core"]):
+        news.send((None, b"", b"it is not there"))
+        data.send(0)
+        return
+    try:
+        os.utime(answer["core"], None)  # noted as its last use
+    except OSError:  # it is being pruned
+        pass
+    words = [answer["python"]] + request["args"][1:] + [answer["core"], answer["venv"]]
+    spawned = spawn(words) if can_spawn(channel.gateway.execmodel) else None
+    via_far = sys.modules[channel.__class__.__module__].load_part("_via.far")
+    child = Child(via_far.far_ends.descendants, *spawned) if spawned else None
+    via_far.Forwarder(data, news, dict(request, args=words), child).start()
+
+
+def can_spawn(model: Any) -> bool:
+    """Whether a process can be started without ``subprocess``, which takes long to import."""
+    return model.has_main_thread and hasattr(os, "posix_spawn") and hasattr(os, "waitid")
+
+
+class Child(object):
+    """A process that was spawned, as ``_via.far_ends.Process``."""
+
+    def __init__(self, descendants: Any, pid: int, read_fd: int, write_fd: int) -> None:
+        import threading  # which takes a while, and is there by now
+
+        self.read_fd, self.write_fd = read_fd, write_fd
+        self._descendants = descendants
+        self._pid = pid
+        self._lock = threading.Lock()
+        self._has_ended = False  # and its id may be another's
+
+    def kill(self, worker_pid: int | None) -> None:
+        """Kill it, if it has not ended, and what it started: all, if no worker is known."""
+        for pid in self._descendants(self._pid):
+            if worker_pid in (None, pid):  # what a worker started is its own
+                _kill(pid)
+        with self._lock:
+            if not self._has_ended:
+                _kill(self._pid)
+
+    def close_write(self) -> None:
+        """Its stdin is a file of its own, which was closed."""
+
+    def wait(self, read_all: Any) -> tuple[int, bytes]:
+        """Wait for its end; return exit status and nothing of its stderr, which is ours."""
+        os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
+        with self._lock:
+            _, status = os.waitpid(self._pid, 0)
+            self._has_ended = True
+        is_killed = os.WIFSIGNALED(status)
+        return -os.WTERMSIG(status) if is_killed else os.WEXITSTATUS(status), b""
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, 9)
+    except OSError:  # it has ended
+        pass
+
+
+def spawn(words: Any) -> Any:
+    """Start a command; return its id and our ends of its pipes, None if it can't be started."""
+    stdin, write_fd = os.pipe()
+    read_fd, stdout = os.pipe()
+    actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stdout, 1)]
+    try:
+        pid = os.posix_spawn(native(words[0]), words, os.environ, file_actions=actions)
+    except OSError:  # the usual way tells why
+        os.close(write_fd)
+        os.close(read_fd)
+        return None
+    finally:
+        os.close(stdin)
+        os.close(stdout)
+    return pid, read_fd, write_fd
