@@ -67,7 +67,7 @@ TRUE_REQUESTS: dict[int, tuple[Any, ...]] = {
     wire.ACK: (0, 0),
     wire.WANT: (IDS,),
     wire.CHECK: (IDS, b"x" * 16),
-    wire.DELTA: (3, LARGE),
+    wire.DELTA: (3, LARGE, False),
     wire.DIGESTS: (3, b"x" * wire.SENT_BYTES),
     wire.CHUNKS: (3, True, b"a", b"b", b"x" * 8, b"\0\0\0\1"),
     wire.LISTED: (5,),

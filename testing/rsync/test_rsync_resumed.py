@@ -13,6 +13,8 @@ from rsync_trees import assert_same, make_tree, send
 from tools import MakeGateway
 
 from execnet import Gateway, RemoteError, RSync
+from execnet._rsync.far import messages, pump, wire
+from execnet._rsync.far.places import Places
 from execnet._rsync.far.temps import PREFIX, Temps, tag_of
 
 SIZE = 10 << 20
@@ -83,25 +85,25 @@ def test_what_was_left_goes_when_the_next_run_does_not_want_it(
     assert_same(source, tmp_path / "other")
 
 
-def leave(gateway: Gateway, dest: Path, name: str, content: bytes) -> Path:
+def leave(dest: Path, name: str, content: bytes, *version: int) -> Path:
     """Leave something as a run would that is over."""
-    from execnet._rsync.far.places import Places
-
-    left = Temps(Places())._stem_of(0) + b"0" + tag_of(os.fsencode(name))
+    left = Temps(Places())._stem_of(0) + b"0" + tag_of(os.fsencode(name), *version)
     path = dest / os.fsdecode(left)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
 
 
+@pytest.mark.parametrize("has_version", [True, False])
 @pytest.mark.parametrize("kind", ["all", "garbage", "longer", "shifted", "link", "hard link"])
 def test_what_is_there_is_not_trusted(
-    makegateway: MakeGateway, source: Path, tmp_path: Path, kind: str
+    gateway: Gateway, source: Path, tmp_path: Path, kind: str, has_version: bool
 ) -> None:
-    gateway, dest = makegateway(), tmp_path / "dest"
+    dest, found = tmp_path / "dest", (source / "d/large").stat()
+    version = (found.st_size, found.st_mtime_ns) if has_version else ()
     content = (source / "d/large").read_bytes()
     contents = {"garbage": os.urandom(SIZE), "longer": content + b"x" * 99, "shifted": content[9:]}
-    path = leave(gateway, dest / "d", "large", contents.get(kind, content))
+    path = leave(dest / "d", "large", contents.get(kind, content), *version)
     outside = tmp_path / "outside"
     if "link" in kind:
         path.rename(outside)
@@ -114,6 +116,51 @@ def test_what_is_there_is_not_trusted(
     if "link" in kind:
         assert outside.read_bytes() == content
         assert outside.stat().st_mtime_ns != (source / "d/large").stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("name", ["hashlib", "checksum"])
+def test_a_checksum_is_enough_for_what_is_of_the_version_that_is_sent(
+    gateway: Gateway, source: Path, tmp_path: Path, name: str
+) -> None:
+    found, content = (source / "d/large").stat(), (source / "d/large").read_bytes()
+    dest, damaged = tmp_path / "dest", bytearray(content[: SIZE // 2])
+    damaged[12_345] ^= 1
+    time_ns = found.st_mtime_ns + (name == "hashlib")
+    leave(dest / "d", "large", bytes(damaged), found.st_size, time_ns)
+    said = []
+    inner = messages.checked
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pump, "checked", lambda *args: said.append(args[0]) or inner(*args))
+        result = send(gateway, source, dest, partial=True)
+    assert [message[3] for message in said if message[0] == wire.DELTA] == [name == "checksum"]
+    assert result.ok
+    assert SIZE // 2 < result.bytes_sent < SIZE // 2 + 200_000
+    assert_same(source, dest)
+
+
+def test_a_file_that_changes_once_more_is_of_no_version(
+    makegateway: MakeGateway, source: Path, tmp_path: Path
+) -> None:
+    large, dest = source / "d/large", tmp_path / "dest"
+    found = large.stat()
+    leave(dest / "d", "large", large.read_bytes()[: SIZE // 2], found.st_size, found.st_mtime_ns)
+
+    class Changing(RSync):
+        def filter(self, path: str) -> bool:
+            if path.endswith("small"):  # what is in the same directory was listed before
+                large.write_bytes(os.urandom(SIZE))
+            return True
+
+    gateway = makegateway()
+    gateway.remote_exec(END_AT.format(limit=SIZE // 2, end="raise ValueError")).waitclose()
+    rsync = Changing(source, verbose=False)
+    rsync.add_target(gateway, dest, partial=True)
+    with pytest.raises(RemoteError):
+        rsync.send()
+    [left] = left_in(dest)
+    assert left.name.endswith("-" * 8)
+    assert send(makegateway(), source, dest, partial=True).ok
+    assert_same(source, dest)
 
 
 def test_a_pull_is_continued(makegateway: MakeGateway, source: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from .chunks import (
 )
 from .places import O_FILE, O_OLD, at, identity_of, open_same, read_full
 from .requests import Requests
-from .temps import Incoming, tag_of
+from .temps import Incoming, tag_in, tag_of
 from .wire import (
     BLOCKS_MAX,
     CHUNKS,
@@ -41,7 +41,10 @@ from .wire import (
     WANT,
     Violation,
     block_bytes,
+    checked_bytes,
+    checksum,
     chunk_bytes,
+    crc32,
 )
 
 TYPE_CHECKING = False
@@ -78,11 +81,11 @@ class Bases(Requests):
     def _has_left(self, entry: Any) -> bool:
         """Ask for what a file that an earlier run left is missing; return whether there is one.
 
-        It is compared like an old file, not trusted.
+        It is compared like an old file, not trusted.  Where all of it is of the very version that was
+        announced now, checksums are enough: only the disk can have changed it.
         """
-        directory, _, name, _, size, _ = entry
-        tag = tag_of(name)
-        left = self._leftovers.pop(tag, None)
+        directory, _, name, _, size, mtime = entry
+        left = self._leftovers.pop(tag_of(name)[:-8], None)
         if left is None or self._dry_run:
             return False
         try:
@@ -91,33 +94,37 @@ class Bases(Requests):
         except OSError:
             return False
         found = os.fstat(fd)
-        largest = max(found.st_size, size)
+        tag = tag_in(left)
+        is_same = tag == tag_of(name, size, mtime) and crc32 is not None
+        block = (checked_bytes if is_same else block_bytes)(max(found.st_size, size))
         is_ours = found.st_nlink == 1 and found.st_uid == getattr(os, "geteuid", int)()
         if (
             not (stat.S_ISREG(found.st_mode) and is_ours and found.st_size > SMALL_MAX)
-            or largest > BLOCKS_MAX * block_bytes(largest)
+            or max(found.st_size, size) > BLOCKS_MAX * block
         ):
             os.close(fd)
             return False
         try:
-            temp = self._temps.take_over(directory, left, tag)
+            temp = self._temps.take_over(directory, left, tag if is_same else tag_of(name))
         except OSError:
             os.close(fd)
             return False
         directory.settled = False
-        incoming = Incoming(fd, temp, self._digest, self._stream)
-        incoming.set_base(found, block_bytes(largest), min(found.st_size, size))
+        incoming = Incoming(fd, temp, checksum if is_same else self._digest, self._stream)
+        incoming.set_base(found, block, min(found.st_size, size))
         incoming.is_own = True
-        self._add_base(entry, incoming, fd)
+        self._add_base(entry, incoming, fd, is_same)
         return True
 
-    def _add_base(self, entry: Any, incoming: Incoming, old: int) -> None:
+    def _add_base(
+        self, entry: Any, incoming: Incoming, old: int, is_checked: bool = False
+    ) -> None:  # fmt: skip
         self._total += entry[4]
         self._compared[entry[1]] = identity_of(incoming.base)
         self._pending.append((entry, incoming))
         self._bases += 1
         self._bases_bytes += entry[4]
-        self._out.say(DELTA, entry[1], incoming.base.st_size)
+        self._out.say(DELTA, entry[1], incoming.base.st_size, is_checked)
         self._send_digests(entry[1], old, incoming, FIRST_BYTES)
 
     def _send_digests(self, number: int, old: Any, incoming: Incoming, limit: int) -> None:
@@ -136,7 +143,7 @@ class Bases(Requests):
             data = b"" if old is None else read_full(old, size)
             view = memoryview(data)
             for start in range(0, size, block):
-                digests += self._digest(view[start : start + block]) if data else NO_DIGEST
+                digests += incoming.digest(view[start : start + block]) if data else NO_DIGEST
             incoming.copy(view, is_sparse and data.count(b"\0") == len(data))
             incoming.known += size
             is_over = incoming.known >= min(limit, incoming.common)

@@ -10,7 +10,16 @@ import errno
 import os
 
 from .tree import Unstable
-from .wire import FILES, SAME, SENT_BYTES, Violation, block_bytes, pack_ids
+from .wire import (
+    FILES,
+    SAME,
+    SENT_BYTES,
+    Violation,
+    block_bytes,
+    checked_bytes,
+    checksum,
+    pack_ids,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,16 +30,18 @@ if TYPE_CHECKING:
 class Comparison(object):
     """An old file of a target: the digests of its blocks, as they arrive.
 
-    size: of the old file.  announced: that of the new one, when it was listed.
+    size: of the old file.  announced: that of the new one, when it was listed.  is_checked: it is
+    the beginning of what was listed, if nothing has damaged it.
     """
 
-    def __init__(self, size: int, announced: int, digest: Any) -> None:
+    def __init__(self, size: int, announced: int, digest: Any, is_checked: bool = False) -> None:
         self.size = size
-        self.block = block_bytes(max(size, announced))
+        self.is_checked = is_checked
+        self.block = (checked_bytes if is_checked else block_bytes)(max(size, announced))
         self._common = min(size, announced)  # bytes that can be the same in both
         self._count = -(-self._common // self.block)
         self._digests = bytearray()
-        self._digest = digest
+        self.digest = checksum if is_checked else digest
         self.is_wanted = False  # the digests after the first ones were asked for
         self.run = 0  # how many blocks in a row, up to here, differ
 
@@ -60,7 +71,7 @@ class Comparison(object):
         known = self._digests[number * SENT_BYTES : (number + 1) * SENT_BYTES]
         old = min(self.block, self._common - offset)
         if old < len(data):
-            digest = self._digest(data[:old])
+            digest = self.digest(data[:old])
         return min(old, len(data)) if known == digest[:SENT_BYTES] else 0
 
     def changes(self, position: int, data: bytes, digests: bytearray) -> Any:
@@ -72,7 +83,7 @@ class Comparison(object):
         view = memoryview(data)
         for start in range(0, len(data), self.block):
             block = view[start : start + self.block]
-            digest = self._digest(block)
+            digest = self.digest(block)
             digests += digest
             same = self.same_bytes(position + start, block, digest)
             self.run = 0 if same else self.run + 1

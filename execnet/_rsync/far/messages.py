@@ -179,7 +179,7 @@ FROM_TARGET = {
     wire.ACK: (is_count, is_count),
     wire.WANT: (is_ids,),
     wire.CHECK: (is_ids, is_bytes),
-    wire.DELTA: (is_count, is_count),
+    wire.DELTA: (is_count, is_count, is_flag),
     wire.DIGESTS: (is_count, is_bytes),
     wire.CHUNKS: (is_count, is_flag, is_bytes, is_bytes, is_bytes, is_bytes),
     wire.LISTED: (is_count,),

@@ -202,11 +202,11 @@ class Pump(Sending):
             digest = digests[place * DIGEST_BYTES : (place + 1) * DIGEST_BYTES]
             self._requests.append((wire.CHECK, number, digest))
 
-    def _on_delta(self, number: int, size: int) -> None:
+    def _on_delta(self, number: int, size: int, is_checked: bool) -> None:
         self._ask(number, 1)
         if self._digest is None:
             raise Violation("an old file without a digest to compare it by")
-        comparison = Comparison(size, self._size_of(number), self._digest)
+        comparison = Comparison(size, self._size_of(number), self._digest, is_checked)
         self._requests.append((wire.DELTA, number, comparison))
         if not comparison.is_complete():
             self._comparisons[number] = comparison

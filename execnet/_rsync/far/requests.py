@@ -313,9 +313,12 @@ class Requests(object):
             self._temps.drop(temp)
             raise
 
-    def _create_large(self, entry: Any) -> Any:
-        """Create the temporary file of a large one; a later run may use what has arrived."""
-        tag = tag_of(entry[2]) if self._is_resumed else b""
+    def _create_large(self, entry: Any, *version: int) -> Any:
+        """Create the temporary file of a large one; a later run may use what has arrived.
+
+        version: size and time of the source's file, if everything in it will be of one version.
+        """
+        tag = tag_of(entry[2], *version) if self._is_resumed else b""
         return self._temps.create(entry[0], self._mode_while_coming(entry), tag)
 
     def _mode_while_coming(self, entry: Any) -> int:
@@ -405,10 +408,12 @@ class Requests(object):
         self._check_growth(entry, size)
         try:
             if incoming is None:
-                fd, temp = self._create_large(entry)
+                fd, temp = self._create_large(entry, size, mtime)
                 entry[0].settled = False
                 incoming = Incoming(fd, temp, self._digest, self._stream)
                 self._pending[0] = entry, incoming
+            elif incoming.is_own and (size, mtime) != (entry[4], entry[5]):  # another version
+                incoming.temp = self._temps.take_over(entry[0], incoming.temp, tag_of(entry[2]))
             incoming.open(size, mode & self._file_bits, mtime, how)
         except OSError as exc:
             self._refuse(entry, exc)
@@ -464,7 +469,7 @@ class Requests(object):
             mode, mtime = changed.get(place, (entry[3], entry[5]))
             if number not in self._compared:
                 raise Violation("SAME for entry %d, which was not to be compared" % number)
-            if incoming is not None and proof != self._digest(bytes(incoming.digests)):
+            if incoming is not None and proof != incoming.digest(bytes(incoming.digests)):
                 self._ask_again(entry)
                 continue
             try:

@@ -218,7 +218,10 @@ class Sending(object):
     def _send_changes(self, number: int, fd: int, found: Any, old: Any) -> Any:
         """Compare the old and the new file as far as both reach, then send what differs."""
         size = found.st_size
-        if size > wire.BLOCKS_MAX * old.block:  # it grew far beyond its announced size
+        is_listed = (size, mtime_of(found)) == self._entries_of(number).version_of(number)
+        if size > wire.BLOCKS_MAX * old.block or (  # it grew far beyond its announced size
+            old.is_checked and (crc32 is None or not is_listed)
+        ):
             return self._send_whole(number, fd, found, old)
         digests, changes = bytearray(), []
         position, stop = 0, min(size, old.common_bytes())
@@ -234,14 +237,14 @@ class Sending(object):
                 return None
         if not changes and size == old.size:
             changed = {0: (found.st_mode & 0o777, mtime_of(found))}
-            proof = self._digest(bytes(digests))
-            return (wire.SAME, wire.pack_ids([number]), changed, proof), self._prover(old.block)
+            proof = old.digest(bytes(digests))
+            return (wire.SAME, wire.pack_ids([number]), changed, proof), self._prover(old)
         self._open_far(number, found, BLOCKS)
         ranges = list(data_ranges(fd, found))
         self._send_parts(number, fd, joined(changes), ranges)
-        self._send_tail(number, fd, position, size, old.block, digests, ranges)
-        proof = self._digest(bytes(digests))
-        return (wire.CLOSE, number, proof), self._prover(old.block)
+        self._send_tail(number, fd, position, size, old, digests, ranges)
+        proof = old.digest(bytes(digests))
+        return (wire.CLOSE, number, proof), self._prover(old)
 
     def _await_digests(self, number: int, old: Any, position: int) -> None:
         while not old.is_known(position):
@@ -251,17 +254,17 @@ class Sending(object):
             self._take()
 
     def _send_tail(
-        self, number: int, fd: int, position: int, size: int, block: int, digests: bytearray,
+        self, number: int, fd: int, position: int, size: int, old: Any, digests: bytearray,
         ranges: Any,
     ) -> None:  # fmt: skip
         """Send the part of the file beyond the end of the old one."""
-        is_dense, begin = ranges == [(0, size)], position
+        block, is_dense, begin = old.block, ranges == [(0, size)], position
         os.lseek(fd, position, os.SEEK_SET)
         while position < size:
             data = read_exactly(fd, min(wire.chunk_bytes(block), size - position))
             view = memoryview(data)
             for start in range(0, len(data), block):
-                digests += self._digest(view[start : start + block])
+                digests += old.digest(view[start : start + block])
             for start in range(0, len(data) if is_dense else 0, CHUNK_BYTES):
                 self._send_piece(number, position + start, data[start : start + CHUNK_BYTES])
             position += len(data)
@@ -277,15 +280,15 @@ class Sending(object):
             else:
                 self._send_range(number, fd, start, stop)
 
-    def _prover(self, block: int) -> Any:
+    def _prover(self, old: Any) -> Any:
         """Return a function that computes the proof of a file again, from its blocks."""
 
         def prove(fd: int, found: Any) -> bytes:
             os.lseek(fd, 0, os.SEEK_SET)
             digests = bytearray()
-            for position in range(0, found.st_size, block):
-                digests += self._digest(read_exactly(fd, min(block, found.st_size - position)))
-            return bytes(self._digest(bytes(digests)))
+            for position in range(0, found.st_size, old.block):
+                digests += old.digest(read_exactly(fd, min(old.block, found.st_size - position)))
+            return bytes(old.digest(bytes(digests)))
 
         return prove
 

@@ -369,9 +369,9 @@ class Target(Linking):
             root.settled = False
 
     def _left_in(self, directory: Any) -> Any:
-        """Return {tag: name} of unfinished files that earlier runs left in a directory."""
+        """Return {tag without version: name} of unfinished files of earlier runs in a directory."""
         names = [name for name in directory.existing if tag_in(name)]
-        return {tag_in(name): name for name in names if self._is_left_over(directory, name)}
+        return {tag_in(name)[:-8]: name for name in names if self._is_left_over(directory, name)}
 
     def _check_name(self, name: bytes) -> None:
         if name in BAD_NAMES or b"/" in name or SEP in name or name in self._seen:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .places import Places
 
 PREFIX = b".execnet-rsync-"
+NO_VERSION = b"-" * 8  # in a tag: the content may be of several
 PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE and FALLOC_FL_KEEP_SIZE of Linux
 STRANGE_TEMP_S = 24 * 3600.0  # how long another host's temporary file is left alone
 
@@ -106,6 +107,7 @@ class Temps(object):
         self._count += 1
         name = self._stem + str(self._count).encode() + tag
         rename(self._places.handle(directory), left, name)
+        self._live.pop(left, None)
         self._live[name] = directory
         return name
 
@@ -127,9 +129,17 @@ class Temps(object):
         return bool(time.time() - os.lstat(path, **where).st_mtime > STRANGE_TEMP_S)
 
 
-def tag_of(name: bytes) -> bytes:
-    """Return the tag for the temporary file of this name."""
-    return b"." + hashlib.sha256(name).hexdigest()[:16].encode("ascii")
+def tag_of(name: bytes, size: int = -1, mtime: int = 0) -> bytes:
+    """Return the tag for the temporary file of this name.
+
+    size, mtime: of the source's file, if all of the content is of that one version.
+    """
+    version = ("%d %d" % (size, mtime)).encode("ascii")
+    return b"." + short_of(name) + (NO_VERSION if size < 0 else short_of(version))
+
+
+def short_of(data: bytes) -> bytes:
+    return hashlib.sha256(data).hexdigest()[:8].encode("ascii")
 
 
 def tag_in(temp: bytes) -> bytes:
@@ -195,7 +205,7 @@ class Incoming(object):
         self.known = 0  # how many of those were digested
         self.marks: Any = None  # by which the old file was cut into chunks
         self.old = -1  # descriptor of the old file, if its chunks are copied
-        self._digest = digest
+        self.digest = digest
         self._new_stream = stream
         self._stream: Any = None  # of everything that arrived, if chunks are copied
         self._torn: Any = set()  # blocks that a piece covers in part
@@ -295,7 +305,7 @@ class Incoming(object):
         first, last = -(-offset // self.block), self._end // self.block
         self._torn.update((offset // self.block, (self._end - 1) // self.block))
         if last > first:
-            zeros = self._digest(bytes(bytearray(self.block)))
+            zeros = self.digest(bytes(bytearray(self.block)))
             self.digests[first * DIGEST_BYTES : last * DIGEST_BYTES] = zeros * (last - first)
 
     def _note_digests(self, offset: int, data: Any) -> None:
@@ -309,7 +319,7 @@ class Incoming(object):
 
     def _store(self, number: int, data: Any) -> None:
         start = number * DIGEST_BYTES
-        self.digests[start : start + DIGEST_BYTES] = self._digest(data)
+        self.digests[start : start + DIGEST_BYTES] = self.digest(data)
 
     def is_whole(self, proof: Any) -> bool:
         """Set the length; return whether the content is what the source read."""
@@ -322,4 +332,4 @@ class Incoming(object):
         for number in self._torn:
             os.lseek(self.fd, number * self.block, os.SEEK_SET)
             self._store(number, os.read(self.fd, self.block))
-        return bool(self._digest(bytes(self.digests)) == proof)
+        return bool(self.digest(bytes(self.digests)) == proof)

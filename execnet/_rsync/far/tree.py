@@ -201,6 +201,10 @@ class Entries(object):
     def size_of(self, number: int) -> int:
         return int(self._sizes[number - self.first])
 
+    def version_of(self, number: int) -> Any:
+        """Return size and time of an entry, as it was listed."""
+        return self.size_of(number), self._times[number - self.first]
+
     def file_size(self, number: int) -> Any:
         """Return the size of a file, None if the entry is not a file."""
         place = number - self.first

@@ -45,6 +45,7 @@ FIRST_BYTES = PIECE_BYTES // 2  # of an old file that are compared first
 # Of a large file in one message: what C libraries allocate without asking the system, which would
 # have to clear each page, so that this is faster than more.
 CHUNK_BYTES = 127 * 1024
+CHECKED_BYTES = 64 * 1024  # of a file of which checksums are compared
 BLOCKS_MAX = 2 * 1024 * 1024  # of a file that is compared at all; larger ones are sent whole
 TEXT_MAX = 1000
 SLACK_BYTES = 1024 * 1024  # by which a file may exceed twice its announced size
@@ -101,6 +102,12 @@ def digest_function(name: Any) -> Any:
     return lambda data: new(data).digest()[:DIGEST_BYTES]
 
 
+def checksum(data: Any) -> bytes:
+    """Return what takes the place of a digest where only damage is to be found, not changes."""
+    code = crc32(data.tobytes() if PY2 and isinstance(data, memoryview) else data)
+    return struct.pack("!I", code & 0xFFFFFFFF).ljust(DIGEST_BYTES, b"\0")
+
+
 def stream_of(name: str) -> Any:
     """Return a function that makes an object of ``hashlib``."""
     return getattr(hashlib, name)
@@ -125,6 +132,11 @@ def block_bytes(size: int) -> int:
     while size > block * block and block < PIECE_BYTES:
         block *= 2
     return block
+
+
+def checked_bytes(size: int) -> int:
+    """Return the bytes of a block of which a checksum is made."""
+    return max(CHECKED_BYTES, block_bytes(size))
 
 
 def chunk_bytes(block: int) -> int:
