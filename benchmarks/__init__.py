@@ -31,7 +31,7 @@ How to read the table
     Compare ratios, and figures of one run. Figures of different runs or machines say little.
 
 What is shown, not measured
-    ``faults``, ``logins``, ``soak`` and ``window`` stand alone, take options of their own
+    ``faults``, ``logins``, ``soak``, ``sync`` and ``window`` stand alone, take options of their own
     (``--help``) and print what they found; the exit status is 1 when it did not hold.
 
 Where to start reading

@@ -171,14 +171,20 @@ def _serializer(function: str, shape: str, title: str) -> Benchmark:
 
 
 def _rsync(how: str, name: str, title: str, *arguments: str) -> Benchmark:
-    where = "over ssh on loopback" if how == "ssh" else "on this machine"
+    where = {
+        "local": "on this machine",
+        "ssh": "over ssh on loopback",
+        "defaults": "over ssh on loopback, with each one's defaults",
+    }[how]
+    without = ("execnet-2.1.2",) if "resumed" in arguments else ()  # it begins again
     return Benchmark(
         f"rsync-{how}-{name}",
         f"{title}, {where}",
         "rsync",
         (how, *arguments),
         "s",
-        needs=_SSH if how == "ssh" else (),
+        needs=() if how == "local" else _SSH,
+        without=without,
     )
 
 
@@ -209,6 +215,8 @@ _SYNCS = (
     ("file-first", "a file of 512 MB, first copy", "file", "first"),
     ("file-changed", "a file of 512 MB, 1 byte changed", "file", "changed"),
     ("file-appended", "a file of 512 MB, 1 MB appended", "file", "appended"),
+    ("file-renewed", "a file of 512 MB, all of it changed", "file", "renewed"),
+    ("file-resumed", "a file of 512 MB, cut off after 80 %", "file", "resumed"),
     ("file-shifted", "a file of 50 MB, 1 byte put in front", "moved", "shifted"),
     ("project-first", "1,008 files of 21 MB, first copy", "project", "first"),
     ("project-unchanged", "1,008 files of 21 MB, unchanged", "project", "unchanged"),
@@ -266,7 +274,7 @@ BENCHMARKS = (
     _idle("cpu", "ms/s", "time on the processors of the coordinator and its 100 idle workers"),
     _xdist("run", "s", "the whole run"),
     _xdist("share", "%", "execnet's share of the processors' time, by samples"),
-    *(_rsync(how, *sync) for how in ("local", "ssh") for sync in _SYNCS),
+    *(_rsync(how, *sync) for how in ("local", "ssh", "defaults") for sync in _SYNCS),
     _memory("file-first", "a file of 4 GiB, first copy", "MiB", "file", "first"),
     _memory("file-changed", "a file of 4 GiB, some bytes changed", "MiB", "file", "changed"),
     _memory("tree-first", "200,000 small files", "bytes a file", "tree", "first"),

@@ -1,6 +1,7 @@
 """An sshd of one's own on loopback, with its own keys, and a client's config for it.
 
-Compression is refused, and there is one cipher, so that all who use it do the same work.
+Compression is refused, and there is one cipher, so that all who use it do the same work; unless
+everybody's own defaults are what is to be compared.
 """
 
 from __future__ import annotations
@@ -27,8 +28,6 @@ PidFile none
 StrictModes no
 UsePAM no
 PasswordAuthentication no
-Compression no
-Ciphers {cipher}
 MaxStartups 100
 """
 CLIENT = """\
@@ -42,14 +41,17 @@ IdentityAgent none
 UserKnownHostsFile {folder}/known_hosts
 GlobalKnownHostsFile none
 BatchMode yes
+"""
+SAME_WORK = """\
 Compression no
 Ciphers {cipher}
 """
 
 
 @contextmanager
-def sshd(folder: Path) -> Iterator[Path]:
+def sshd(folder: Path, defaults: bool = False) -> Iterator[Path]:
     """Run an sshd; yield the config with which ``ssh -F CONFIG loop`` comes in."""
+    more = "" if defaults else SAME_WORK
     port = free_port()
     for name in "host_key", "user_key":
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name]
@@ -58,9 +60,9 @@ def sshd(folder: Path) -> Iterator[Path]:
     host_key = (folder / "host_key.pub").read_text()
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}")
     words = {"port": port, "folder": folder, "cipher": CIPHER, "host": HOST}
-    (folder / "sshd_config").write_text(SERVER.format(**words))
+    (folder / "sshd_config").write_text((SERVER + more).format(**words))
     config = folder / "ssh_config"
-    config.write_text(CLIENT.format(**words, user=getpass.getuser()))
+    config.write_text((CLIENT + more).format(**words, user=getpass.getuser()))
     process = start(folder / "sshd_config")
     try:
         yield config

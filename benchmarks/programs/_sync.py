@@ -42,6 +42,9 @@ class Syncer(Protocol):
     def __init__(self, config: Path | None) -> None: ...
     def connect(self, count: int) -> None: ...
     def sync(self, source: Path, dests: list[Path]) -> None: ...
+    def cut_off(self, source: Path, dest: Path) -> None:
+        """Begin to bring a file, end that at 80 %, and have later runs go on from there."""
+
     def close(self) -> None: ...
 
 
@@ -101,6 +104,14 @@ def shift(folder: Path, scaled: Scaled, chance: random.Random) -> None:
     make_newer(folder / "file")
 
 
+def renew(folder: Path, scaled: Scaled, chance: random.Random) -> None:
+    """Change all of a file, but not its size."""
+    size = os.path.getsize(folder / "file")
+    shutil.rmtree(folder)
+    make_file(folder, lambda whole: size, chance)
+    make_newer(folder / "file")
+
+
 def append(folder: Path, scaled: Scaled, chance: random.Random) -> None:
     with open(folder / "file", "ab") as file:
         file.write(chance.randbytes(PIECE_BYTES))
@@ -118,18 +129,22 @@ MAKERS: dict[str, Step] = {
     "moved": partial(make_file, size=MOVED_BYTES),
 }  # fmt: skip
 STEPS: dict[str, Step | None] = {
-    "first": None, "unchanged": leave, "touched": touch, "changed": change, "appended": append,
-    "shifted": shift,
+    "first": None, "resumed": None, "unchanged": leave, "touched": touch, "changed": change,
+    "appended": append, "shifted": shift, "renewed": renew,
 }  # fmt: skip
 
 
 def measure_with(make: type[Syncer]) -> Callable[..., Result]:
-    """Return a ``measure`` function; its arguments: local or ssh, tree or file, step, targets."""
+    """Return a ``measure`` function; its arguments: local, ssh or defaults, tree or file,
+    step, targets.
+    """
 
     def measure(scaled: Scaled, how: str, what: str, step: str, targets: str = "1") -> Result:
         with ExitStack() as stack:
             folder = Path.cwd()
-            config = stack.enter_context(sshd(folder)) if how == "ssh" else None
+            config = (
+                stack.enter_context(sshd(folder, how == "defaults")) if how != "local" else None
+            )
             syncer = make(config)
             stack.callback(syncer.close)
             dests = [folder / f"dest{number}" for number in range(int(targets))]
@@ -140,7 +155,8 @@ def measure_with(make: type[Syncer]) -> Callable[..., Result]:
             syncer.connect(len(dests))
             alter = STEPS[step] and partial(STEPS[step], scaled=scaled, chance=chance)
             samples = [
-                sample(syncer, folder / "source", dests, alter) for _ in range(SAMPLES[what])
+                sample(syncer, folder / "source", dests, alter, step == "resumed")
+                for _ in range(SAMPLES[what])
             ]
             return {"samples": samples}
 
@@ -148,8 +164,9 @@ def measure_with(make: type[Syncer]) -> Callable[..., Result]:
 
 
 def sample(
-    syncer: Syncer, source: Path, dests: list[Path], alter: Callable[[Path], None] | None
-) -> float:
+    syncer: Syncer, source: Path, dests: list[Path], alter: Callable[[Path], None] | None,
+    is_resumed: bool,
+) -> float:  # fmt: skip
     """Return the seconds of one synchronisation, and see to it that it did what it should.
 
     alter: what is done to a source that has been copied before; None for a first copy.
@@ -157,6 +174,8 @@ def sample(
     if alter is None:
         for dest in dests:
             shutil.rmtree(dest, ignore_errors=True)
+            if is_resumed:
+                syncer.cut_off(source, dest)
     else:
         syncer.sync(source, dests)
         alter(source)

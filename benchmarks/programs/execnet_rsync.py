@@ -6,7 +6,9 @@ Arguments: see ``_sync``.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
+from time import sleep
 
 from _measure import main
 from _sshd import HOST
@@ -15,11 +17,16 @@ from _sync import measure_with
 import execnet
 
 
+class CutOff(Exception):
+    """Enough has come."""
+
+
 class Syncer:
     """``RSync`` to gateways that stay."""
 
     def __init__(self, config: Path | None) -> None:
         self._spec = "popen"
+        self._options: dict[str, bool] = {}
         if config is not None:
             self._spec = f"ssh={HOST}//ssh_config={config}//python={sys.executable}"
         self._group = execnet.Group()
@@ -32,8 +39,22 @@ class Syncer:
     def sync(self, source: Path, dests: list[Path]) -> None:
         rsync = execnet.RSync(str(source), verbose=False)
         for gateway, dest in zip(self._group, dests, strict=True):
-            rsync.add_target(gateway, str(dest))
+            rsync.add_target(gateway, str(dest), **self._options)
         rsync.send()
+
+    def cut_off(self, source: Path, dest: Path) -> None:
+        self._options = {"partial": True}
+
+        def cut(total: int, done: int, current: str) -> None:
+            if done >= total * 0.8:
+                raise CutOff
+
+        rsync = execnet.RSync(str(source), verbose=False, progress=cut)
+        rsync.add_target(self._group[0], str(dest), partial=True)
+        with suppress(CutOff):
+            rsync.send()
+        while not list(dest.glob(".execnet-rsync-*-0-0.*")):
+            sleep(0.01)  # until the worker has let go of it
 
     def close(self) -> None:
         self._group.terminate(10)
