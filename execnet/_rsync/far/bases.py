@@ -81,7 +81,7 @@ class Bases(Requests):
     def _has_left(self, entry: Any) -> bool:
         """Ask for what a file that an earlier run left is missing; return whether there is one.
 
-        It is compared like an old file, not trusted.  Where all of it is of the very version that was
+        It is compared like an old file, not trusted.  Where all of it is of the version that was
         announced now, checksums are enough: only the disk can have changed it.
         """
         directory, _, name, _, size, mtime = entry
