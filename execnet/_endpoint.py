@@ -59,12 +59,24 @@ class Endpoint(ABC):
     worker_pid: int | None = None
     # Set by any thread, before the stream ends.
     could_not_start = False  # there was never anything that could end
+    given_up = ""  # why the worker was, by the stream itself
 
     def boot(self, options: dict[str, object]) -> None:
         """Start the worker; called once, before anything is read or written.
 
         options: the arguments of ``gateway_base.start_worker``.  Raises ``BootstrapError``.
         """
+
+    def on_hello(self, gateway: Any, finish: Callable[[dict[str, Any]], object]) -> bool:
+        """Whether there is more to be done before the gateway can be used, after its source.
+
+        finish: called then, with an empty dict or with what went wrong as ``error``.
+        """
+        return False
+
+    def on_silence(self, reason: str) -> bool:
+        """Whether the stream sees to it itself that the worker is silent."""
+        return False
 
     # ---------------------------------------------------------------- bytes, written
 

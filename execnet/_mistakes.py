@@ -6,6 +6,7 @@ Knows names and texts only, and starts nothing.  Start at ``meant`` and ``place_
 from __future__ import annotations
 
 import re
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,3 +56,11 @@ def host_meant(value: str) -> str | None:
     port = f"-p {match[2]} " if match[2] and not match[3] else ""
     folder = f"{match[2] or ''}{match[3]}" if not port else ""
     return f"ssh={port}{match[1]}{f'//chdir={folder}' if folder else ''}"
+
+
+def levels_to_user() -> int:
+    """Return how many frames are ours, from the caller on, for a warning that names the user's."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("execnet."):
+        level, frame = level + 1, frame.f_back
+    return level

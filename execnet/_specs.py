@@ -262,6 +262,8 @@ _ROWS = [
         "The time between two signs of life, 0 for none."),
     Key("dead_after", "a number of seconds", ALL, "four heartbeats", _seconds,
         "After how long a silence the other side is given up."),
+    Key("resume", "a number of seconds", ALL, "it ends with its connection", _lifetime,
+        "How long the worker waits for another connection when its network was lost."),
     Key("grace", "a number of seconds", ALL, f"{WorkerGateway.grace_s:g}", _seconds,
         "How long code in the worker may go on when it is to end."),
     Key("kill", "group", ALL, "only the worker ends", _is_group,
@@ -312,6 +314,7 @@ class Settings:
             "heartbeat", HEARTBEAT_S if self.is_over_network else 0.0
         )
         self.dead_after_s: float = values.get("dead_after", SILENT_BEATS * self.heartbeat_s)
+        self.resume_s: float | None = values.get("resume")
         self.window_bytes: int | None = values.get("window")
         self.max_item_bytes: int | None = values.get("max_item")
         if self.max_item_bytes is None and not self.has_source:
@@ -461,10 +464,29 @@ class Settings:
             self._check_forkserver()
         if self.output == "inherit" and not transports_table.can_inherit(self.spec):
             raise self._error(": output=inherit is for popen on this machine only")
+        if self.resume_s is not None:
+            self._check_resume()
         if self.type == "socket":
             self._check_proof()
         if self.type == "socketservice":
             self._check_service()
+
+    def _check_resume(self) -> None:
+        reason = ""
+        if self.spec.via:
+            reason = "not via= another gateway, which may be lost as well"
+        elif self.transport is None or self.transport.is_local or self.spec.popen:
+            reason = f"not {self.type}=: there is no login to do again"
+        elif self.type == "srun":
+            reason = "not srun=, which ends a job step with its connection"
+        elif self.is_shared:
+            reason = "not share=yes, where the connection is that of others, too"
+        elif sys.platform == "win32":
+            reason = "not on Windows, which passes no connection from process to process"
+        elif self.spec.execmodel in ("gevent", "eventlet"):
+            reason = "not with greenlets: a thread sees to the connection"
+        if reason:
+            raise self._error(f": resume= is for ssh and other logins, {reason}")
 
     def _check_proof(self) -> None:
         given = [key for key in PROOF if vars(self.spec).get(key) is not None]

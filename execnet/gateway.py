@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     class GroupLike(Protocol):
         """What a gateway needs of the group that it is in."""
 
+        _teller: Any
+
         def _unregister(self, gateway: Gateway) -> None: ...
         def _get_library(self) -> Library: ...
         def __contains__(self, gateway: object) -> bool: ...
@@ -67,7 +69,7 @@ TERMINATE_S = 10.0  # how long a worker has at the end of a with statement
 _SERVER = "execnet.script.socketserver"  # it is told which key its clients have
 # Names without an underscore that are for other modules of ours; completion need not offer them.
 _INTERNAL = frozenset(["await_receiver", "handshake", "is_hurried", "knows_via", "noise"])
-_INTERNAL |= {"post_first_line", "settings"}
+_INTERNAL |= {"post_first_line", "settings", "tell_state"}
 EXIT_STATUS_S = 1.0  # how long a process may take to end after its stream
 
 
@@ -394,12 +396,15 @@ class Gateway(Calling, BaseGateway):
             rest = self.handshake.take_rest(alike, self.remoteaddress is None)
             if rest is not None:
                 self._post(Message.SOURCE, 0, rest)
+            waits = self._io.on_hello(self, lambda more: self.handshake.end({**hello, **more}))
             try:
                 self._configure_peer()
             except (RuntimeError, ImportError, OSError) as exc:
-                hello = {"error": f"here no heartbeat could be begun: {exc}"}
+                hello, waits = {"error": f"here no heartbeat could be begun: {exc}"}, False
             is_ours = self.spec.popen and hello.get("executable") == sys.executable
             self._shares_python = bool(alike and is_ours and not self.spec.via)
+            if waits:
+                return
         self.handshake.end(hello)
 
     def _configure_peer(self) -> None:
@@ -436,9 +441,19 @@ class Gateway(Calling, BaseGateway):
                 return _refusal(self, text)
         return OSError(text)
 
-    def _on_silence(self, reason: str) -> None:
+    def _on_silence(self, reason: str) -> bool:
+        if self._io.on_silence(reason):
+            return True
         self._silence = reason
         self._io.kill()
+        return False
+
+    def tell_state(self, state: str) -> None:
+        """Tell the group what became of the connection: "lost" or "resumed"."""
+        note("gateway", WARNING, lambda: f"the connection of {self.id} was {state}", self.id)
+        teller = None if self._group is None else self._group._teller
+        if teller is not None:
+            teller.tell(self, state)
 
     def _receive_until_end(self, data: bytes = b"") -> None:
         if self.handshake.marker:
@@ -490,8 +505,8 @@ class Gateway(Calling, BaseGateway):
         if trace:
             show(trace)
         how = f"died, {describe_exit(self.exitcode)}: {error}"
-        if self._silence:
-            how = f"was given up: {self._silence}"
+        if self._silence or (self._io.given_up and self.exitcode is None):
+            how = f"was given up: {self._silence or self._io.given_up}"
         elif words.reason:
             how = f"gave up, {describe_exit(self.exitcode)}: {words.reason}"
         how = place_of(self._io.facts) + how

@@ -429,7 +429,7 @@ class Message(object):
     CALL, DEFINE = 40, 41  # a function that is to run, what such functions are made of
     INTERRUPT = 42  # of the code of a channel, or of the call of a lane with that number
     IMPORT, SOURCES = 44, 45  # a worker asks for a module; answers, and what it may ask for
-    CODEC = 52  # what the codec of a channel has, or None for no codec
+    CODEC, ACK = 52, 48  # what the codec of a channel has, or None; how many bytes were read
 
     _types: dict[int, tuple[str, Callable[[Message, Any], None]]] = {}
     # Of a large frame that is handed on as it comes, in several messages:

@@ -64,7 +64,8 @@ def worker_options(
     if spec.popen:  # elsewhere stderr is captured, or the server's own
         options["faults"] = True if settings.has_source else _lowered("_ends.far_faults")
     elif settings.is_watched:
-        options["watcher"] = _lowered("_ends.far_watcher")
+        resumes = settings.resume_s is not None
+        options["watcher"] = _lowered("_resume.far_fork" if resumes else "_ends.far_watcher")
     if settings.type == "sudo":
         options["terminal"] = _lowered("_ends.far_terminal")
     return options

@@ -463,7 +463,13 @@ def create_io(
             from ._forkserver import stream as forkserver_stream
 
             return forkserver_stream.create_io(settings, execmodel, _pipes, end_poll)
-        io = Popen2IOMaster(transports_table.command(spec, row=settings.transport), execmodel)
+        command = transports_table.command(spec, row=settings.transport)
+        if settings.resume_s is not None:
+            from ._resume import near as resume_near
+
+            io: Any = resume_near.create_io(settings, execmodel, command, Popen2IOMaster)
+        else:
+            io = Popen2IOMaster(command, execmodel)
         io.remoteaddress = transports_table.address_of(spec, settings.transport)
         return endpoint_of(io)  # a program may have put a class of its own there
     except BootstrapError as exc:

@@ -14,7 +14,14 @@ from contextlib import suppress
 from . import _errors, gateway_bootstrap, gateway_io
 from ._clock import monotonic
 from ._ends import fork
-from ._ends.terminate import KILL_S, foreign_pair, longest_end_s, wait_ended, warn_killed
+from ._ends.terminate import (
+    KILL_S,
+    carriers_of,
+    foreign_pair,
+    longest_end_s,
+    wait_ended,
+    warn_killed,
+)
 from ._ends.terminate import safe_terminate as safe_terminate
 from ._join.listening import Listening
 from ._log import INFO, note
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
     from ._features.codecs import Codec
     from ._imports.library import Library
     from ._output.near import Output
+    from ._resume.states import Teller
     from ._service.factory import LocalFactory
     from .gateway_bootstrap import Through
 
@@ -48,6 +56,7 @@ class Group(Listening):
     """
 
     defaultspec = "popen"
+    _teller: Teller | None = None  # calls who wants to know of connections
 
     def __init__(
         self, xspecs: Iterable[XSpec | str | None] = (), execmodel: str | ExecModel = "thread"
@@ -314,8 +323,10 @@ class Group(Listening):
             _LOOKED_AT.add(name)
             text = settings.slip(name, is_sure=True)
             if text:
+                from ._mistakes import levels_to_user
+
                 text = f"{text} (in spec {settings.spec.shown()!r})"
-                warnings.warn(text, _errors.SpecWarning, stacklevel=_levels_to_user())
+                warnings.warn(text, _errors.SpecWarning, stacklevel=levels_to_user())
 
     def _reserve(self, specs: list[Settings]) -> None:
         """Give ids to specs that have none; two starts at once never get the same."""
@@ -349,6 +360,16 @@ class Group(Listening):
         to stderr, once.  None: lines are printed as "[gw0] line", as without a callback.
         """
         self._get_output().set_callback(callback)
+
+    def on_state(self, callback: Callable[[Gateway, str], object] | None) -> None:
+        """Have a callback told when a gateway with ``resume=`` loses its connection, or has one.
+
+        callback: called with the gateway and "lost" or "resumed", in a thread that no gateway
+        needs, one call at a time.  What it raises is written to stderr.  None: nobody is told.
+        """
+        from ._resume.states import Teller
+
+        self._teller = None if callback is None else Teller(callback)
 
     def _get_output(self) -> Output:
         with self._lock:
@@ -551,14 +572,6 @@ def _expanded(spec: XSpec | str | None) -> list[Any]:
     return [spec]
 
 
-def _levels_to_user() -> int:
-    """Return how many frames are ours, from the caller on, for a warning that names the user's."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("execnet."):
-        level, frame = level + 1, frame.f_back
-    return level
-
-
 def _register_at_exit(function: Callable[[], object]) -> None:
     """Have a function called when the interpreter ends, while threads can still be waited for."""
     atexit.register(function)
@@ -571,15 +584,6 @@ def _register_at_exit(function: Callable[[], object]) -> None:
 def _name_of(member: object) -> object:
     """Return the id of a gateway, or what else somebody has put into a group."""
     return getattr(member, "id", member)
-
-
-def carriers_of(gateway: Any) -> list[str | None]:
-    """Return the ids of the gateways that another one goes via, or was installed via."""
-    spec = gateway.spec
-    if not isinstance(gateway, Gateway):
-        return [spec.via, getattr(spec, "installvia", None)]
-    carrier = gateway._io.carrier
-    return [spec.via, spec.installvia, carrier.id if carrier is not None else None]
 
 
 _LOOKED_AT: set[str] = set()  # keys of specs that mean nothing to us

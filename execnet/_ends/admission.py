@@ -37,6 +37,7 @@ ADMITTED: dict[int, tuple[int, bool]] = {
     Message.STACKS: (TEXT_MAX, False),  # tells them; one without text would ask for ours
     Message.GOODBYE: (HELLO_MAX, False),
     Message.IMPORT: (4 * SMALL_MAX, True),  # about a request of its own, to one that forwards
+    Message.ACK: (4 * SMALL_MAX, False),  # where the spec says resume=
 }
 # An honest worker sends these before a channel has come here, and after it was closed here.
 ABOUT_CHANNELS = Message.RECONFIGURE, Message.WINDOW, Message.CREDIT
@@ -63,6 +64,8 @@ class Admission:
         if has_channel != (channel_id > 0):
             about = "without a channel" if has_channel else f"for channel {channel_id}"
             raise ProtocolError(f"{name} {about}")
+        if code == Message.ACK and self._gateway.settings.resume_s is None:
+            raise ProtocolError("an ACK, without resume=")
         if code == Message.HELLO and self._gateway.handshake.answered.is_set():
             raise ProtocolError("a second HELLO")
         if code == Message.STACKS and not size:

@@ -71,6 +71,13 @@ def longest_end_s(gateways: Iterable[Gateway]) -> float:
     return 2 * max(graces_s, default=WorkerGateway.grace_s) + MARGIN_S
 
 
+def carriers_of(gateway: Any) -> list[str | None]:
+    """Return the ids of the gateways that another one goes via, or was installed via."""
+    spec = gateway.spec
+    carrier = getattr(getattr(gateway, "_io", None), "carrier", None)
+    return [spec.via, getattr(spec, "installvia", None), getattr(carrier, "id", None)]
+
+
 def wait_ended(gateway: Gateway, deadline: float) -> bool:
     """Wait for a worker's end until the deadline; whether it came to that."""
     io = gateway._io

@@ -43,8 +43,9 @@ class Pulse:
         self._beats_left = self._beats_left - (not is_late) if silent else self._beats
         if self._beats_left > 0:
             return True
-        gateway._on_silence("silent for %g s" % (self._beats * self.interval_s))
-        return False
+        self._beats_left = self._beats
+        # True if another connection may reach it.
+        return bool(gateway._on_silence("silent for %g s" % (self._beats * self.interval_s)))
 
     def ended(self) -> bool:
         """Whether there is nothing left to watch."""

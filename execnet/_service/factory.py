@@ -46,7 +46,9 @@ class LocalFactory:
 
     def takes(self, settings: Settings) -> bool:
         """Whether a spec needs a login, so that the service is to make it."""
-        return settings.type in ("ssh", "vagrant_ssh") and not settings.spec.via
+        if settings.spec.via or settings.resume_s is not None:  # whose connections are its own
+            return False
+        return settings.type in ("ssh", "vagrant_ssh")
 
     def make_io(self, settings: Settings, execmodel: ExecModel) -> Endpoint:
         """Have the service start what a spec says; return the stream."""

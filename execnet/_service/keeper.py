@@ -17,6 +17,7 @@ from .._errors import BootstrapError
 from .._specs import Settings
 from .._transports import table
 from .._transports.shared import settings_of_connection, way_through
+from .._transports.ssh import asking_nobody
 from .._via.far import Forwarder
 from ..gateway_base import GatewayState
 from ..gateway_io import Popen2IOMaster
@@ -144,8 +145,7 @@ def command_of(request: dict[str, Any]) -> table.Command:
     """Return the command of a login; it asks nobody."""
     settings = settings_of_connection(Settings(XSpec(request["spec"])))
     words = table.command(settings.spec, row=settings.transport)
-    place = 1 if words[0] == "ssh" else words.index("--") + 1
-    words[place:place] = ["-o", "BatchMode=yes"]
+    words[:] = asking_nobody(words)
     words.env, words.folder = request["env"], request["folder"]
     return words
 

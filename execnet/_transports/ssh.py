@@ -54,6 +54,12 @@ def without_terminal(words: list[str]) -> list[str]:
     return [*before, "-T", command]
 
 
+def asking_nobody(words: list[str]) -> list[str]:
+    """Return a command of ssh's that fails where it would have asked for something."""
+    place = 1 if words[0] == "ssh" else words.index("--") + 1
+    return [*words[:place], "-o", "BatchMode=yes", *words[place:]]
+
+
 def for_shell(words: list[str]) -> str:
     """Return words as one command for a shell over there, which may be any.
 

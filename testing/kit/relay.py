@@ -6,6 +6,7 @@ Stands alone. What the command reads and writes passes through here, late or in 
 --log FILE     a line for each piece: its direction ("<" is from the command), when, how many
 --crowd DIR N  nothing passes before N such programs have started
 --trickle N    the command gets its first N bytes a few at a time
+--cut N        it ends after N bytes of both directions, as a network does
 --chatter TEXT is written first, in place of the command's answer, without a line's end
 --shell        COMMAND's last word is for a shell, and the others are ignored, as if this was ssh
 """
@@ -21,6 +22,29 @@ import threading
 import time
 
 TRICKLE_BYTES = 37
+CUT_STATUS = 255  # as that of ssh
+
+
+class Budget:
+    """How many bytes may still pass, in both directions together; None: any number."""
+
+    def __init__(self, left: int | None) -> None:
+        self._left = left
+        self._lock = threading.Lock()
+
+    def take(self, data: bytes) -> bytes:
+        """Return what of it may pass now."""
+        with self._lock:
+            if self._left is None:
+                return data
+            taken = data[: self._left]
+            self._left -= len(taken)
+            return taken
+
+    def check(self) -> None:
+        """End the program if nothing may pass any more."""
+        if self._left == 0:
+            os._exit(CUT_STATUS)
 
 
 def main() -> int:
@@ -33,9 +57,10 @@ def main() -> int:
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
     assert child.stdin is not None
     assert child.stdout is not None
+    budget = Budget(options.cut)
     log = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if options.log else -1
-    there = Link(0, child.stdin.fileno(), ">", options.delay, log, options.trickle)
-    back = Link(child.stdout.fileno(), 1, "<", options.delay, log, 0)
+    there = Link(0, child.stdin.fileno(), ">", options.delay, log, options.trickle, budget)
+    back = Link(child.stdout.fileno(), 1, "<", options.delay, log, 0, budget)
     there.start(on_end=child.stdin.close)
     back.start()
     back.ended.wait()
@@ -48,6 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--log")
     parser.add_argument("--crowd", nargs=2)
     parser.add_argument("--trickle", type=int, default=0)
+    parser.add_argument("--cut", type=int)
     parser.add_argument("--chatter")
     parser.add_argument("--shell", action="store_true")
     parser.add_argument("command", nargs="+")
@@ -64,8 +90,16 @@ class Link:
     """One direction."""
 
     def __init__(
-        self, source: int, target: int, sign: str, delay: float, log: int, trickle: int
+        self,
+        source: int,
+        target: int,
+        sign: str,
+        delay: float,
+        log: int,
+        trickle: int,
+        budget: Budget,
     ) -> None:
+        self.budget = budget
         self.source, self.target, self.sign = source, target, sign
         self.delay, self.log, self.trickle = delay, log, trickle
         self.ended = threading.Event()
@@ -100,8 +134,9 @@ class Link:
 
     def _pass_on(self, data: bytes) -> None:
         while data:
-            piece = data[:TRICKLE_BYTES] if self.trickle > 0 else data
-            sent = os.write(self.target, piece)
+            piece = self.budget.take(data[:TRICKLE_BYTES] if self.trickle > 0 else data)
+            sent = os.write(self.target, piece) if piece else 0
+            self.budget.check()
             data = data[sent:]
             if self.trickle > 0:
                 self.trickle -= sent

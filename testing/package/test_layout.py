@@ -48,6 +48,7 @@ FLOORS = {
     "_speclists": 1,
     "_specs": 2,
     "_transports": 2,
+    "_resume": 2,
     "_service": 2,
     "_via": 2,
     "gateway": 2,

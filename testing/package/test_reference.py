@@ -9,6 +9,7 @@ import re
 
 from tools import ROOT
 
+import execnet._resume.far_link  # it brings a code of its own  # noqa: F401
 from execnet._cli import session
 from execnet.gateway_base import Message, opcode
 

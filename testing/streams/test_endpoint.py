@@ -45,7 +45,7 @@ class TestTheBase:
             if isinstance(node, ast.Attribute)
             and (of := ast.unparse(node.value)).endswith("._io")
             and not (of == "self._io" and path.parent.name == "_via")  # which is a ``ViaIO``
-            and path.parent.name != "_service"  # which makes its own
+            and path.parent.name not in ("_service", "_resume")  # which make their own
         }
         of_workers, of_writers = {"has_more"}, {"hand_in"}
         assert {"wait", "kill", "read_some", "carrier"} <= asked

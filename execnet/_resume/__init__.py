@@ -1,0 +1,1 @@
+"""Gateways that outlive their connections: ``resume=SECONDS``.  Start at ``far_link``."""

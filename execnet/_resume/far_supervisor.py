@@ -1,0 +1,398 @@
+"""The process beside a worker whose gateway outlives its connections; it is the worker's parent.
+
+It waits for the worker's end, keeps the time while there is no connection, and hands the
+descriptors of a new login over to the worker.  It is not in the way of any byte but those of
+stderr, so that nothing breaks where a connection has gone.
+
+This file comes from the worker, as text, to a process that has nothing else; it stands alone and
+keeps to what Python 2.7 and today's Python both accept.  Start at ``supervise``.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+OPTIONS: dict[str, Any] = {}  # set by the lines that follow in what is sent
+GOODBYE = 15
+OF_WATCHER = 2
+REQUEST_S = 10.0  # how long a connector may take to say what it wants
+TELL_S = 30.0  # how long the news of the end may take to be taken
+TOUCH_S = 3600.0  # so often its files are touched, which others clean up by their age
+FULL = errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR
+
+clock = getattr(time, "monotonic", time.time)
+
+
+def supervise(
+    pid: int, fd: int, frame_of: Callable[[Any, int], bytes], farewell: bytes
+) -> None:
+    """Be the supervisor of a child, to which the socket leads; ends the process."""
+    status = None
+    supervisor = None
+    try:
+        supervisor = Supervisor(pid, fd)
+        status = supervisor.run(lambda told: frame_of((told, "", OF_WATCHER, farewell), GOODBYE))
+    finally:
+        if supervisor is not None:
+            supervisor.leave()
+        os._exit(255 if status is None else status if status >= 0 else 128 - status)
+
+
+def send_fd(sock: Any, fd: int) -> None:
+    """Send a descriptor over a Unix socket, with one byte."""
+    if hasattr(sock, "sendmsg"):
+        data = struct.pack("i", fd)
+        sock.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, data)])
+    else:
+        __import__("_multiprocessing").sendfd(sock.fileno(), fd)
+
+
+def receive_fd(sock: Any) -> int:
+    """Return a descriptor that comes over a Unix socket, with one byte."""
+    if not hasattr(sock, "recvmsg"):
+        if not select.select([sock], [], [], REQUEST_S)[0]:  # the call itself knows no timeout
+            raise EOFError("no descriptor came in time")
+        fd: int = __import__("_multiprocessing").recvfd(sock.fileno())
+        return fd
+    found = sock.recvmsg(1, socket.CMSG_SPACE(4))[1]
+    if not found or found[0][1] != socket.SCM_RIGHTS:
+        raise EOFError("no descriptor came")
+    number: int = struct.unpack("i", found[0][2][:4])[0]
+    return number
+
+
+class Login(object):
+    """What carries a connection: stdout and stderr of a login, and what waits in it."""
+
+    def __init__(self, epoch: int, out_fd: int, error_fd: int, sock: Any = None) -> None:
+        self.epoch = epoch
+        self.out_fd = out_fd
+        self.error_fd = error_fd
+        self._sock = sock
+
+    def end(self, status: int = 0) -> None:
+        """Close all, and have the connector end."""
+        if self._sock is not None:
+            try:
+                self._sock.sendall(("bye %d\n" % status).encode("ascii"))
+            except (EnvironmentError, socket.error):
+                pass
+            self._sock.close()
+        os.close(self.out_fd)
+        os.close(self.error_fd)
+
+
+class Supervisor(object):
+    """One thread does everything, and waits in one place: ``run``."""
+
+    def __init__(self, pid: int, fd: int) -> None:
+        self._pid = pid
+        self._control: Any = socket.fromfd(fd, socket.AF_UNIX, socket.SOCK_STREAM)
+        os.close(fd)
+        self._status: int | None = None
+        self._has_ended = False
+        self._ends_at: float | None = None  # when the time is over, while there is no connection
+        self._kill_at: float | None = None
+        self._epoch = 0  # the highest that was asked for
+        self._killers: list[Any] = []  # connectors that wait for the worker's end
+        self._bell_fd, self._ring_fd = os.pipe()
+        self._handle_signals()
+        self._login: Login | None = Login(0, os.dup(1), os.dup(2))
+        self._listener: Any = None
+        self._errors_fd, errors_in = os.pipe()
+        for end in self._bell_fd, self._ring_fd, self._errors_fd, errors_in:
+            fcntl.fcntl(end, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+        for end in self._bell_fd, self._ring_fd, self._errors_fd:
+            fcntl.fcntl(end, fcntl.F_SETFL, os.O_NONBLOCK)
+        try:
+            self._listen()
+            self._control.sendall(b"ready\n")
+            send_fd(self._control, errors_in)
+        except Exception as exc:
+            self._control.sendall(("%s: %s\n" % (type(exc).__name__, exc)).encode("utf-8"))
+        os.close(errors_in)
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in 0, 1, 2:
+            os.dup2(null, number)
+
+    def _handle_signals(self) -> None:
+        def pass_on(signum: int, frame: object) -> None:
+            try:
+                os.kill(self._pid, signum)
+            except EnvironmentError:  # it has ended, and its status is about to be told
+                pass
+
+        def ring(signum: int, frame: object) -> None:
+            try:
+                os.write(self._ring_fd, b"!")
+            except EnvironmentError:
+                pass
+
+        try:
+            os.setsid()  # a terminal that goes is no reason to end
+        except EnvironmentError:  # it leads one
+            pass
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, pass_on)
+        signal.signal(signal.SIGCHLD, ring)
+
+    def _listen(self) -> None:
+        folder = OPTIONS["folder"]
+        os.mkdir(folder, 0o700)  # fails if anything is there
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(os.path.join(folder, "socket"))
+        self._listener.listen(16)
+        self._listener.setblocking(False)
+
+    def leave(self) -> None:
+        """Leave nothing behind."""
+        for remove, path in (os.unlink, "socket"), (os.rmdir, ""):
+            try:
+                remove(os.path.join(OPTIONS["folder"], path))
+            except EnvironmentError:
+                pass
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self, goodbye: Callable[[int | None], bytes]) -> int | None:
+        """Do what there is to do until nobody needs this process; return the worker's status."""
+        touch_at = clock() + TOUCH_S
+        os.write(self._ring_fd, b"!")  # it may have ended before there was a handler
+        while True:
+            ready = self._await(touch_at)
+            if clock() >= touch_at:
+                self._touch()
+                touch_at = clock() + TOUCH_S
+            if self._bell_fd in ready and not self._has_ended:
+                self._look(goodbye)
+            if self._listener is not None and self._listener.fileno() in ready:
+                self._accept()
+            if self._control is not None and self._control.fileno() in ready:
+                self._read_control()
+            if self._errors_fd in ready:
+                self._pass_errors()
+            now = clock()
+            if self._has_ended and (self._ends_at is None or now >= self._ends_at):
+                return self._status
+            if self._ends_at is not None and now >= self._ends_at and self._kill_at is None:
+                self._tell_worker(0)  # the time is over
+                self._kill_at = now + OPTIONS["end_s"]
+            if self._kill_at is not None and now >= self._kill_at and not self._has_ended:
+                self._kill()
+                self._kill_at = now + TELL_S
+
+    def _await(self, touch_at: float) -> dict[int, int]:
+        poll = select.poll()
+        poll.register(self._bell_fd, select.POLLIN)
+        for sock in self._listener, self._control:
+            if sock is not None:
+                poll.register(sock.fileno(), select.POLLIN)
+        if self._errors_fd >= 0:
+            poll.register(self._errors_fd, select.POLLIN)
+        ends = [touch_at, self._kill_at]
+        ends += [self._ends_at] if self._kill_at is None else []
+        left_s = min([end for end in ends if end is not None]) - clock()
+        try:
+            return dict(poll.poll(int(1000 * max(0.0, min(left_s, 1e5))) + 1))
+        except (EnvironmentError, select.error):  # a signal, in Python 2
+            return {self._bell_fd: 1}
+
+    def _touch(self) -> None:
+        for name in "", "socket":
+            try:
+                os.utime(os.path.join(OPTIONS["folder"], name), None)
+            except EnvironmentError:
+                pass
+
+    def _look(self, goodbye: Callable[[int | None], bytes]) -> None:
+        """See whether the worker has ended, and tell of it."""
+        try:
+            os.read(self._bell_fd, 4096)
+        except EnvironmentError:
+            pass
+        try:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if not pid:
+                return
+            self._status = -(status & 127) or status >> 8
+        except EnvironmentError as exc:
+            if exc.errno == errno.EINTR:
+                return
+        self._has_ended = True
+        self._pass_errors()
+        for sock in self._killers:
+            self._answer(sock, self._ended_text())
+            self._ends_at = None  # whoever wanted that knows
+        if self._login is not None:
+            is_told = self._tell(self._login.out_fd, goodbye(self._status))
+            self._drop_login(self._status or 0)
+            self._ends_at = None if is_told else clock() + OPTIONS["seconds"]
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+
+    def _ended_text(self) -> str:
+        return "ended %s" % ("unknown" if self._status is None else self._status)
+
+    def _tell(self, fd: int, data: bytes) -> bool:
+        """Write to a login as long as that takes it; whether it has taken all."""
+        ends_at = clock() + TELL_S
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT)
+        while data and clock() < ends_at:
+            try:
+                poll.poll(1000)
+                data = data[os.write(fd, data) :]
+            except (EnvironmentError, select.error) as exc:
+                if (getattr(exc, "errno", None) or exc.args[0]) not in FULL:
+                    return False
+        return not data
+
+    def _pass_errors(self) -> None:
+        """Hand on what the worker wrote to stderr, or drop it where nobody is there."""
+        try:
+            data = os.read(self._errors_fd, 65536)
+        except EnvironmentError:
+            return
+        if not data:
+            os.close(self._errors_fd)
+            self._errors_fd = -1
+        elif self._login is not None:
+            poll = select.poll()
+            poll.register(self._login.error_fd, select.POLLOUT)
+            try:
+                if poll.poll(0):
+                    os.write(self._login.error_fd, data[:4096])
+            except (EnvironmentError, select.error):
+                pass
+
+    # ------------------------------------------------------------ the worker
+
+    def _read_control(self) -> None:
+        """Act on what the worker says of its connection: that it lost it, or that it uses one."""
+        data = self._control.recv(4096)
+        if not data:  # it is ending
+            self._control.close()
+            self._control = None
+            return
+        for word in data.decode("ascii").split():
+            epoch = int(word[1:])
+            if word[0] == "l" and self._login is not None and self._login.epoch == epoch:
+                self._drop_login()
+                self._ends_at = clock() + OPTIONS["seconds"]
+            elif word[0] == "u" and self._kill_at is None:
+                self._ends_at = None
+
+    def _tell_worker(self, epoch: int, fds: tuple[int, ...] = ()) -> None:
+        if self._control is not None:
+            try:
+                self._control.sendall(struct.pack("!Q", epoch))
+                for fd in fds:
+                    send_fd(self._control, fd)
+            except (EnvironmentError, socket.error):  # it is ending
+                pass
+
+    def _drop_login(self, status: int = 0) -> None:
+        login, self._login = self._login, None
+        if login is not None:
+            login.end(status)
+
+    def _kill(self) -> None:
+        try:
+            os.kill(self._pid, signal.SIGKILL)
+        except EnvironmentError:
+            pass
+
+    # ------------------------------------------------------------ connectors
+
+    def _accept(self) -> None:
+        try:
+            sock = self._listener.accept()[0]
+        except (EnvironmentError, socket.error):
+            return
+        sock.settimeout(REQUEST_S)
+        try:
+            if not is_of_user(sock):
+                sock.close()
+                return
+            secret, verb, epoch = read_line(sock).split()
+            self._act(sock, secret, verb, int(epoch))
+        except (EnvironmentError, socket.error, ValueError, EOFError):
+            sock.close()
+
+    def _act(self, sock: Any, secret: str, verb: str, epoch: int) -> None:
+        if not is_equal(secret, OPTIONS["secret"]):
+            self._answer(sock, "refused the secret is another one")
+        elif self._has_ended:
+            self._answer(sock, self._ended_text())
+            self._ends_at = None  # nobody else will ask
+        elif verb == "kill":
+            self._killers.append(sock)
+            self._kill()
+        elif epoch <= self._epoch or self._kill_at is not None:
+            self._answer(sock, "older" if self._kill_at is None else "refused its time is over")
+        else:
+            self._epoch = epoch
+            self._hand_over(sock, epoch)
+
+    def _hand_over(self, sock: Any, epoch: int) -> None:
+        sock.sendall(b"ok\n")
+        fds = []
+        try:
+            for _ in range(3):
+                fds.append(receive_fd(sock))
+            self._drop_login()
+            self._ends_at = self._ends_at or clock() + OPTIONS["seconds"]  # until it is used
+            self._login = Login(epoch, os.dup(fds[1]), os.dup(fds[2]), sock)
+            self._tell_worker(epoch, (fds[0], fds[1]))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _answer(self, sock: Any, text: str) -> None:
+        try:
+            sock.sendall((text + "\n").encode("ascii"))
+        except (EnvironmentError, socket.error):
+            pass
+        sock.close()
+
+
+def is_equal(told: str, secret: str) -> bool:
+    """Compare in a time that does not tell where two texts differ."""
+    differs = len(told) != len(secret)
+    for one, other in zip(told, secret):
+        differs |= one != other
+    return not differs
+
+
+def is_of_user(sock: Any) -> bool:
+    """Whether this user is at the other end, as far as the system tells."""
+    option = getattr(socket, "SO_PEERCRED", 17 if os.path.isdir("/proc/self") else None)
+    if option is None:  # the folder that nobody else can enter is all that is left
+        return True
+    user = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, option, 12))[1]
+    return bool(user & 0xFFFFFFFF == os.getuid())
+
+
+def read_line(sock: Any) -> str:
+    """Return a line, and nothing of what follows it."""
+    line = b""
+    while not line.endswith(b"\n"):
+        data = sock.recv(1)
+        if not data or len(line) > 200:
+            raise EOFError("no request")
+        line += data
+    return str(line.decode("ascii"))

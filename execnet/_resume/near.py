@@ -1,0 +1,306 @@
+"""The coordinator's end of a gateway that outlives its connections.
+
+The first connection is the command of the spec, as without ``resume=``.  When it is lost, that
+command is run anew, and what it starts hands its stdin and stdout over to the worker.  Start at
+``ResumeIO``; what is said over connections is in ``far_link``.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import warnings
+from contextlib import suppress
+
+from .._clock import monotonic
+from .._endpoint import Endpoint
+from .._ship import parts
+from .._transports.ssh import asking_nobody
+from .._transports.table import Command
+from ..gateway_base import (
+    Message,
+    _Flag,
+    dumps_internal,
+    get_execmodel,
+    loads_internal,
+    new_lock,
+    printable,
+)
+from .far_link import BARRIER, Connection, Link
+from .logins import Ended, Login, Refused, Session, Unreachable, discard
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .._specs import Settings
+    from ..gateway import Gateway
+    from ..gateway_base import ExecModel
+
+    Make = Callable[[], Any]  # runs the command of the spec; returns its stream
+
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0  # between two attempts, at the most
+NOT_HERE = 0  # in place of the worker's process, which is no child of a command's
+KILL_S = 5.0  # how long the login may take that ends a worker
+PART = "_resume.far_worker"
+MARGIN_S = 10.0  # after its two times of grace, before a worker is killed whose time is over
+
+
+def create_io(
+    settings: Settings, execmodel: ExecModel, command: Command, run: Callable[..., Any]
+) -> ResumeIO:
+    """Run the command of a spec; return the stream, which runs it anew when it has to.
+
+    run: called with a command and the execution model; returns a stream.  Raises
+    ``BootstrapError`` if it can't be started, ValueError for greenlets.
+    """
+    models = execmodel, get_execmodel(str(settings.spec.execmodel))
+    if not all(model.has_main_thread for model in models):
+        raise ValueError("resume= is not for greenlets: a thread sees to the connection")
+    anew = command
+    if command[0] == "ssh" or settings.type == "vagrant_ssh":  # nobody may be there to answer
+        words = asking_nobody(command)
+        anew = Command(words, command.captures_stderr, is_remote=command.is_remote)
+    return ResumeIO(settings, execmodel, run(command, execmodel), lambda: run(anew, execmodel))
+
+
+class _Carried(Connection):
+    """The connection of a command's pipes."""
+
+    def __init__(self, carrier: Any, epoch: int) -> None:
+        fds = [os.dup(file.fileno()) for file in (carrier.infile, carrier.outfile)]
+        super().__init__(fds[0], fds[1], epoch)
+        self.carrier = carrier
+
+    def has_ended(self) -> bool:
+        """Whether the command has, whose pipes others may hold open."""
+        ended: bool = self.carrier.has_ended()
+        return ended
+
+
+class ResumeIO(Link, Endpoint):
+    """The stream to a worker that outlives its connections.
+
+    ``_lock`` guards the state of the session and which command carries it.  Attempts at another
+    connection are made in a thread of their own, one at a time.
+    """
+
+    def __init__(self, settings: Settings, execmodel: ExecModel, carrier: Any, make: Make) -> None:
+        self._settings = settings
+        self._id = str(settings.spec.id)
+        self._make = make
+        self._lock = new_lock()
+        self._carrier = carrier
+        self.args = self._carrier.args
+        Link.__init__(self, execmodel, _Carried(self._carrier, 0))
+        self.is_numbered = False
+        self._gateway: Gateway | None = None
+        self._on_ready: Callable[[dict[str, Any]], object] | None = None
+        self._session: Session | None = None
+        self._is_killed = False
+        self._status: int | None = None
+        self.given_up = ""
+        self._gone = _Flag(execmodel)  # the worker has ended, or was given up
+        self._pause = _Flag(execmodel)
+
+    # ------------------------------------------------------------ the beginning
+
+    def on_hello(self, gateway: Gateway, finish: Callable[[dict[str, Any]], object]) -> bool:
+        """Send what makes the worker one that resumes; in the receiver thread.
+
+        finish: called with what went wrong, or an empty dict, when it has answered.
+        """
+        settings = self._settings
+        assert settings.resume_s is not None
+        self._gateway, self._on_ready = gateway, finish
+        self._session = Session(settings)
+        told = {
+            "folder": self._session.folder,
+            "secret": self._session.secret,
+            "seconds": settings.resume_s,
+            "end_s": 2 * settings.grace_s + MARGIN_S,
+            "supervisor": parts.lowered("_resume.far_supervisor"),
+        }
+        item = dumps_internal((parts.sent_parts(gateway, PART), told))
+        self.read_bytes = 0  # nothing comes before the worker has what is sent now
+        gateway._post(Message.SOURCES, 0, item)
+        self.writer.post_frame([BARRIER, b"", [], []])
+        return True
+
+    def on_ack(self, message: Message) -> None:
+        """Act on an ACK frame; the first says where the worker can be had."""
+        if self._on_ready is None:
+            super().on_ack(message)
+            return
+        ready = loads_internal(message.data, None, (True, False))
+        finish, self._on_ready = self._on_ready, None
+        if "error" in ready:
+            finish({"error": f"resume= is not possible there: {printable(str(ready['error']))}"})
+            return
+        assert self._session is not None
+        self._session.place(ready)
+        self._carrier.worker_pid = NOT_HERE
+        self.count_ack(message)
+        self.is_held = False
+        self.bell.ring()
+        finish({})
+
+    # ------------------------------------------------------------ another connection
+
+    def on_lost(self, connection: Connection, why: str) -> None:
+        """Begin to connect anew, for as long as the spec says."""
+        carrier = self._carrier
+        if not self._is_placed() or self._is_killed or self._has_said_goodbye():
+            self.stop(why)
+            return
+        try:
+            self.execmodel.start(self._reconnect, (carrier, why), f"execnet-resume-{self._id}")
+        except RuntimeError as exc:
+            self._give_up(f"no thread could be started to connect anew: {exc}")
+
+    def _is_placed(self) -> bool:
+        return self._session is not None and self._session.is_placed
+
+    def _has_said_goodbye(self) -> bool:
+        return self._gateway is not None and self._gateway._last_words.status is not None
+
+    def _reconnect(self, carrier: Any, why: str) -> None:
+        """Make attempts until there is a connection, the worker has ended or the time is over."""
+        session, seconds = self._session, self._settings.resume_s
+        assert session is not None
+        assert seconds is not None
+        ends_at, pause_s, last = monotonic() + seconds, FIRST_PAUSE_S, why
+        discard(carrier)
+        self._tell_state("lost")
+        while not self.is_over:
+            left_s = ends_at - monotonic()
+            if left_s <= 0:
+                self._give_up(f"it was out of reach for {seconds:g} s; {last}")
+                return
+            self._pause.wait(min(left_s, pause_s * random.uniform(0.5, 1.0)))
+            pause_s = min(2 * pause_s, LAST_PAUSE_S)
+            if self.is_over:
+                return
+            try:
+                login = Login(session, self._make, ends_at)
+                carrier, peer_read = login.resume(self._keep, self.read_bytes)
+            except Unreachable as exc:
+                last = str(exc) if monotonic() < ends_at else last
+            except (Ended, Refused) as exc:
+                self._status = exc.status if isinstance(exc, Ended) else None
+                self._give_up(str(exc))
+                return
+            else:
+                self.use(_Carried(carrier, session.epoch), peer_read)
+                self._tell_state("resumed")
+                return
+
+    def _keep(self, carrier: Any) -> None:
+        """Take over a command that makes an attempt; it ends with the stream."""
+        carrier.worker_pid = NOT_HERE
+        with self._lock:
+            self._carrier = carrier
+            is_over = self.is_over
+        if is_over:
+            carrier.kill()
+
+    def _tell_state(self, state: str) -> None:
+        if self._gateway is not None:
+            self._gateway.tell_state(state)
+
+    def _give_up(self, text: str) -> None:
+        self.given_up = text
+        self.stop(text)
+
+    # ------------------------------------------------------------ the worker's end
+
+    def stop(self, text: str) -> None:
+        """End the stream, and attempts at another connection; never waits."""
+        super().stop(text)
+        self._pause.set()
+        self._gone.set()
+
+    def close_read(self) -> None:
+        """End the stream, and close what carries it."""
+        super().close_read()
+        with self._lock:
+            carrier = self._carrier
+        if self.given_up or self._is_killed:
+            carrier.kill()  # it may wait for a host that does not answer
+        carrier.close_write()
+        carrier.close_read()
+
+    def end(self) -> None:
+        """End the command, whose worker has ended."""
+        self._gone.set()
+        self._carrier.end()
+
+    def has_ended(self) -> bool:
+        """Whether the worker has, or was given up."""
+        ended: bool = self._gone.is_set() and self._carrier.has_ended()
+        return ended
+
+    def poll_until(self, deadline: float) -> int | None:
+        """Wait for the worker's end until the deadline, as the base class."""
+        if not self._gone.wait(max(0.0, deadline - monotonic())):
+            return None
+        status: int | None = self._carrier.poll_until(deadline)
+        return self._status if self.given_up or self._is_killed else status
+
+    def wait(self) -> int | None:
+        """Wait until the worker has ended, or was given up, and nothing of it is left here."""
+        self._gone.wait()
+        status: int | None = self._carrier.wait()
+        return self._status if self.given_up or self._is_killed else status
+
+    def kill(self) -> None:
+        """Kill the worker by a login of its own, if it has not ended; waits for 5 s at the most.
+
+        Where that can't be, a ``ResourceWarning`` says so: its supervisor ends it later.
+        """
+        if not self._is_placed():
+            self._carrier.kill()
+            self.stop("the worker was killed")
+            return
+        with self._lock:
+            is_first, self._is_killed = not self._is_killed, True
+        if self._gone.is_set() or not is_first:
+            self._carrier.kill()
+            return
+        self._pause.set()
+        carriers: list[Any] = []
+        assert self._session is not None
+        try:
+            login = Login(self._session, self._make, monotonic() + KILL_S)
+            self._status = login.kill(carriers.append)
+        except (Unreachable, Refused) as exc:
+            self._warn_unreachable(str(exc))
+        self.stop("the worker was killed")
+        self._carrier.kill()
+
+    def _warn_unreachable(self, why: str) -> None:
+        seconds = self._settings.resume_s
+        text = (
+            f"worker {self._id} could not be reached to be killed ({why}); "
+            f"its supervisor ends it once it was out of reach for {seconds:g} s"
+        )
+        with suppress(Exception):  # warnings are errors
+            warnings.warn(text, ResourceWarning, stacklevel=4)
+
+    def stderr_tail(self) -> str:
+        """Return the last that came over stderr of the connection in use."""
+        tail: str = self._carrier.stderr_tail()
+        return tail
+
+    def is_connecting(self) -> bool:
+        """Whether it still waits for a host to answer, as far as the system tells."""
+        waits: bool = self._carrier.is_connecting()
+        return waits
+
+    def disown(self) -> None:
+        """In a forked process: the worker and the stream to it are the parent's."""
+        self.is_over = True
+        self._gone = _Flag(self.execmodel)
+        self._gone.set()
+        self._carrier.disown()

@@ -1,0 +1,125 @@
+"""An ``ssh`` without a network, whose connections a test cuts, stops and refuses.
+
+It runs the command here, behind ``relay``.  Start at ``CutLink``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from processes import is_gone
+from services import FakeSsh
+from tools import KIT, wait_until
+
+from execnet import Gateway
+
+EXCHANGE_S = 60.0  # for one item, across cuts
+RUN = """
+if [ -e $here/down ]; then echo 'Network is unreachable' >&2; exit 255; fi
+cut=$(sed -n "$(wc -l < $here/runs)p" $here/cuts)
+exec {python} {relay} --shell ${{cut:+--cut $cut}} -- "$@"
+"""
+
+
+class CutLink:
+    """What leads to a host.
+
+    folder: has to be in the PATH.  cuts: after how many bytes the first connections are cut.
+    """
+
+    def __init__(self, folder: Path, cuts: list[int] | None = None) -> None:
+        self._ssh = FakeSsh(folder)
+        self._down = folder / "down"
+        (folder / "runs").write_text("")
+        (folder / "cuts").write_text("".join(f"{cut}\n" for cut in cuts or []))
+        self._ssh(RUN.format(python=sys.executable, relay=KIT / "relay.py"))
+
+    def runs(self) -> int:
+        """Return how many connections were tried."""
+        return len(self._ssh.runs())
+
+    def flag(self, name: str) -> Path:
+        """Return a file that is there, for code to wait for its end."""
+        path = self._down.with_name(name)
+        path.touch()
+        return path
+
+    def cut(self) -> None:
+        """Cut the connection in use."""
+        os.kill(self._ssh.runs()[-1], signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Have the connection in use pass nothing any more, without an end."""
+        os.kill(self._ssh.runs()[-1], signal.SIGSTOP)
+
+    def go_down(self) -> None:
+        """Have no connections from now on, until ``go_up``."""
+        self._down.touch()
+        self.cut()
+
+    def go_up(self) -> None:
+        """Have connections again."""
+        self._down.unlink()
+
+
+def assert_gone(*pids: int) -> None:
+    """Processes have ended, or do so soon."""
+    for pid in pids:
+        wait_until(lambda pid=pid: is_gone(pid))  # type: ignore[misc]
+
+
+def supervisor_of(pid: int) -> int:
+    """Return the process that is a worker's supervisor."""
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+FAR = """
+asked = channel.receive()
+back = channel.receive()
+back.setcallback(lambda item: back.send(item))
+for number, item in enumerate(channel):
+    if item is None:
+        break
+    channel.send([number, item])
+"""
+
+
+def exchange(gateway: Gateway, sizes: list[int]) -> None:
+    """Send items of these sizes there and back, with callbacks beside them, and compare.
+
+    Half of the bytes go over a channel whose ends receive, half over one with callbacks.
+    """
+    channel = gateway.remote_exec(FAR)
+    other = gateway.newchannel()
+    channel.send("go")
+    channel.send(other)
+    came: list[str] = []
+    done = threading.Event()
+
+    def take(item: str) -> None:
+        came.append(item)
+        if len(came) == len(sizes):
+            done.set()
+
+    other.setcallback(take)
+    texts = [f"{number}:".ljust(size, "x") for number, size in enumerate(sizes)]
+
+    def send() -> None:
+        for text in texts:
+            channel.send(text)
+            other.send(text)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    for number, text in enumerate(texts):
+        assert channel.receive(EXCHANGE_S) == [number, text]
+    sender.join()
+    assert done.wait(EXCHANGE_S)
+    assert came == texts
+    channel.send(None)
+    channel.waitclose(EXCHANGE_S)

@@ -1,0 +1,299 @@
+"""``resume=``: a gateway goes on over another connection when one is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cut_links import CutLink, assert_gone, exchange, supervisor_of
+from interpreters import found
+from pages import read
+from tools import BOUND_S, ROOT, SOURCE, some_of, wait_until
+
+from execnet import Gateway, Group, WorkerDied
+from execnet._resume.logins import Ended, Session, Unreachable
+from execnet._specs import Settings
+from execnet.xspec import XSpec
+
+WAITS = "channel.send(1); channel.receive()"
+
+
+@pytest.fixture
+def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CutLink:
+    """A network that the test cuts."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    return CutLink(tmp_path)
+
+
+@pytest.fixture
+def group() -> Iterator[Group]:
+    with Group() as group:
+        yield group
+
+
+def states_of(group: Group) -> list[str]:
+    """Return the list that gets what the group tells."""
+    states: list[str] = []
+    group.on_state(lambda gateway, state: states.append(f"{gateway.id} {state}"))
+    return states
+
+
+def spec_of(seconds: float, python: str = sys.executable, more: str = "") -> str:
+    return f"ssh=host//python={python}//resume={seconds:g}{more}"
+
+
+def pid_of(gateway: Gateway) -> int:
+    return int(gateway._rinfo().pid)
+
+
+OLDEST = [str(one.path) for one in found() if one.meets("2.7") or one.meets("3.6")]
+
+
+@pytest.mark.parametrize("python", [sys.executable, *OLDEST])
+def test_all_that_is_sent_comes_once_and_in_order_over_a_link_that_is_cut_at_random_bytes(
+    python: str, group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    draw = random.Random(f"cuts {python}")
+    count = some_of(15)
+    boot = 40_000  # so many bytes pass before the worker can be found again
+    cuts = [boot + 200_000] + [draw.randrange(12_000, 300_000) for _ in range(count)]
+    link = CutLink(tmp_path, cuts)
+    gateway = group.makegateway(spec_of(BOUND_S, python))
+    exchange(gateway, [draw.choice((3, 300, 30_000)) for _ in range(40 * count)])
+    assert link.runs() > count // 2
+
+
+def test_over_a_real_ssh_it_goes_on_when_that_is_killed(group: Group, spec: str) -> None:
+    states = states_of(group)
+    gateway = group.makegateway(f"{spec}//resume={BOUND_S}//python={sys.executable}")
+    channel = gateway.remote_exec("for item in channel: channel.send(item)")
+    channel.send(1)
+    assert channel.receive(BOUND_S) == 1
+    gateway._io._carrier.popen.kill()  # type: ignore[attr-defined]
+    channel.send(2)
+    assert channel.receive(BOUND_S) == 2
+    wait_until(lambda: states == ["gw0 lost", "gw0 resumed"])
+
+
+def test_the_job_of_the_page_survives_a_cut_network(link: CutLink, tmp_path: Path) -> None:
+    program = tmp_path / "page.py"
+    page = read(ROOT / "doc" / "resume.rst")
+    program.write_text("".join(block.text for block in page if block.language == "python"))
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    with subprocess.Popen(
+        [sys.executable, "-u", str(program)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as job:
+        assert job.stdout is not None
+        first = job.stdout.readline()
+        link.cut()
+        others, errors = job.communicate(timeout=BOUND_S)
+    assert (first + others).split("\n") == [f"step {number}" for number in range(5)] + [""]
+    assert "gw0 lost\ngw0 resumed\n" in errors
+
+
+def test_a_silent_connection_is_taken_for_a_lost_one(group: Group, link: CutLink) -> None:
+    states = states_of(group)
+    gateway = group.makegateway(spec_of(BOUND_S, more="//heartbeat=0.2//dead_after=1"))
+    channel = gateway.remote_exec("for item in channel: channel.send(item)")
+    link.stop()
+    channel.send(1)
+    assert channel.receive(BOUND_S) == 1
+    assert states[:2] == ["gw0 lost", "gw0 resumed"]
+
+
+def test_stderr_and_what_is_sent_without_a_network_break_nothing(
+    group: Group, link: CutLink
+) -> None:
+    gateway = group.makegateway(spec_of(BOUND_S))
+    channel = gateway.remote_exec(
+        "import os, sys\n"
+        "go, done = channel.receive()\n"
+        "while os.path.exists(go): pass\n"
+        "for n in range(1000): sys.stderr.write('x' * 1000); channel.send(n)\n"
+        "sys.stderr.flush()\n"
+        "os.unlink(done)\n"
+    )
+    go, done = link.flag("go"), link.flag("done")
+    channel.send((str(go), str(done)))
+    assert gateway.remote_status(BOUND_S).numexecuting == 1
+    link.go_down()
+    go.unlink()
+    wait_until(lambda: not done.exists())
+    link.go_up()
+    assert [channel.receive(BOUND_S) for _ in range(1000)] == list(range(1000))
+    channel.waitclose(BOUND_S)
+
+
+def test_send_waits_when_8_MiB_are_not_acknowledged(group: Group, link: CutLink) -> None:
+    gateway = group.makegateway(spec_of(BOUND_S))
+    channel = gateway.remote_exec("for item in channel: channel.send(len(item))")
+    link.go_down()
+    sent: list[int] = []
+
+    def send() -> None:
+        for number in range(12):
+            channel.send(b"x" * (1 << 20))
+            sent.append(number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        wait_until(lambda: len(sent) >= 7)
+        for _ in range(10):
+            gateway._post(12)  # frames that must not wait pass
+        assert len(sent) <= 9
+    finally:
+        link.go_up()
+    assert [channel.receive(BOUND_S) for _ in range(12)] == [1 << 20] * 12
+    sender.join()
+
+
+def test_errors_come_only_when_the_time_is_over_and_then_nothing_is_left(
+    group: Group, link: CutLink
+) -> None:
+    gateway = group.makegateway(spec_of(1, more="//grace=0.2"))
+    pid = pid_of(gateway)
+    folder = gateway._io._session.folder  # type: ignore[attr-defined]
+    channel = gateway.remote_exec(WAITS)
+    assert channel.receive(BOUND_S) == 1
+    supervisor = supervisor_of(pid)
+    link.go_down()
+    channel.send("kept")
+    with pytest.raises(WorkerDied, match=r"was given up: it was out of reach for 1 s; .*Network"):
+        channel.receive(BOUND_S)
+    with pytest.raises(OSError, match="out of reach"):
+        channel.send(1)
+    assert_gone(pid, supervisor)
+    assert not os.path.exists(folder)
+
+
+def test_a_worker_that_ended_meanwhile_is_told_with_its_status(group: Group, link: CutLink) -> None:
+    gateway = group.makegateway(spec_of(BOUND_S))
+    pid = pid_of(gateway)
+    channel = gateway.remote_exec(WAITS)
+    assert channel.receive(BOUND_S) == 1
+    supervisor = supervisor_of(pid)
+    link.go_down()
+    os.kill(pid, signal.SIGKILL)
+    link.go_up()
+    with pytest.raises(WorkerDied, match=r"SIGKILL.*it ended while it was out of reach") as caught:
+        channel.receive(BOUND_S)
+    assert caught.value.exitcode == -signal.SIGKILL
+    assert_gone(supervisor)
+
+
+@pytest.mark.parametrize("victim", ["worker", "supervisor"])
+def test_who_waits_is_told_of_a_death_while_connected(
+    group: Group, link: CutLink, victim: str
+) -> None:
+    gateway = group.makegateway(spec_of(BOUND_S, more="//grace=0.2"))
+    pid = pid_of(gateway)
+    channel = gateway.remote_exec(WAITS)
+    assert channel.receive(BOUND_S) == 1
+    supervisor = supervisor_of(pid)
+    folder = gateway._io._session.folder  # type: ignore[attr-defined]
+    os.kill(pid if victim == "worker" else supervisor, signal.SIGKILL)
+    how = "SIGKILL" if victim == "worker" else "its supervisor ended"
+    with pytest.raises(WorkerDied, match=how):
+        channel.receive(BOUND_S)
+    assert_gone(pid, supervisor)
+    assert not os.path.exists(folder)
+
+
+def test_a_worker_ends_when_its_program_was_killed_and_the_time_is_over(link: CutLink) -> None:
+    code = (
+        "import execnet, sys\n"
+        f"gateway = execnet.makegateway({spec_of(1, more='//grace=0.2')!r})\n"
+        "print(gateway._rinfo().pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    program = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
+    assert program.stdin is not None
+    assert program.stdout is not None
+    with program, program.stdout, program.stdin:
+        pid = int(program.stdout.readline())
+        supervisor = supervisor_of(pid)
+        program.kill()
+        program.wait()
+    assert_gone(pid, supervisor)
+
+
+def test_a_kill_goes_by_a_login_of_its_own(group: Group, link: CutLink) -> None:
+    gateway = group.makegateway(spec_of(BOUND_S))
+    pid = pid_of(gateway)
+    supervisor = supervisor_of(pid)
+    os.kill(pid, signal.SIGSTOP)  # so that it does not end as it is asked to
+    link.stop()
+    gateway._io.kill()
+    assert gateway._io.wait() == -signal.SIGKILL
+    assert_gone(pid, supervisor)
+    assert link.runs() == 2
+
+
+def test_a_kill_without_a_network_returns_and_warns(group: Group, link: CutLink) -> None:
+    gateway = group.makegateway(spec_of(1, more="//grace=0.2"))
+    pid = pid_of(gateway)
+    link.go_down()
+    with pytest.warns(ResourceWarning, match=r"could not be reached to be killed .*out of reach"):
+        gateway._io.kill()
+    gateway.join(BOUND_S)
+    assert_gone(pid)
+
+
+def test_whoever_has_no_secret_or_comes_late_gets_nothing(group: Group, link: CutLink) -> None:
+    gateway = group.makegateway(spec_of(BOUND_S))
+    session = gateway._io._session  # type: ignore[attr-defined]
+    assert os.stat(session.folder).st_mode & 0o777 == 0o700
+    answers = []
+    for request in (f"{'0' * 32} kill 0", f"{session.secret} resume 0", "nonsense"):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(BOUND_S)
+            sock.connect(f"{session.folder}/socket")
+            sock.sendall(f"{request}\n".encode())
+            answers.append(sock.recv(100))
+    assert answers == [b"refused the secret is another one\n", b"older\n", b""]
+    channel = gateway.remote_exec("channel.send(1)")
+    assert channel.receive(BOUND_S) == 1
+
+
+def test_a_host_that_does_not_know_the_session_was_rebooted_or_is_another_one() -> None:
+    session = Session(Settings(XSpec("ssh=host//id=gw0//resume=1")))
+    session.place({"boot": "b", "host": "h"})
+    rebooted = session.explain_unknown("c", "h")
+    assert isinstance(rebooted, Ended)
+    assert "rebooted" in str(rebooted)
+    assert isinstance(session.explain_unknown("b", "h"), Ended)
+    assert isinstance(session.explain_unknown("c", "other"), Unreachable)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["popen", "socket=h:1", "socketservice", "sudo=a", "srun", "ssh=a//via=gw", "ssh=a//share=yes"],
+)
+def test_what_has_no_login_to_do_again_is_refused(spec: str) -> None:
+    with pytest.raises(ValueError, match="resume= is for ssh and other logins, not "):
+        Settings(XSpec(f"{spec}//resume=10"))
+
+
+def test_greenlets_are_refused(group: Group, link: CutLink) -> None:
+    with pytest.raises(ValueError, match="greenlets"):
+        group.makegateway(spec_of(10, more="//execmodel=gevent"))
