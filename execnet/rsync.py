@@ -89,6 +89,7 @@ def pull_options(
         "modes": modes,
         "times": times,
         "owners": owners,
+        "is_bounded": max_bytes is None,
         "window_ns": _nanoseconds(modify_window),
         "partial": partial,
         "compress": compress and not _is_local(gateway),
@@ -206,6 +207,7 @@ class RSync:
             "most_per_s": _positive("bwlimit", options.get("bwlimit")),
             "max_files": None,
             "max_bytes": None,
+            "is_bounded": False,
         }
         channel = run(gateway, "_rsync.far.target")
         self._targets.append(
@@ -272,7 +274,8 @@ class RSync:
         mask: bits to drop from modes; 0 keeps modes as they are.
         links: which links are made: those that lead "inside" the tree, all "as-is", or "none".
         max_files, max_bytes: how many entries there may be, and how many bytes all files together
-            may have; None for any number.
+            may have; None for any number, but without max_bytes no file larger than the whole
+            file system here.
         timeout: seconds that the whole copy may take; None for any time.
         progress, rules: as for ``RSync``; the former is called in this thread.
         Nothing outside of ``local_dir`` is touched, whatever the worker says.  Raises

@@ -12,17 +12,20 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
-from .._rsync.changes import changes
+from .._rsync.direct import direct
+from .._rsync.far.changes import changes
 from .._rsync.patterns import Rule, gitignore_rules, lines_of, parse_rules, pattern_rules
 from .._rsync.pull import pull
 from .._rsync.push import path_inside, place_here
 from .._rsync.relay import relay
 from .._rsync.result import TargetResult, printable
+from .._ship.parts import run as run_part
 from ..gateway import Gateway
 from ..gateway_base import ExecnetError
 from ..rsync import RSync, pull_options
@@ -38,7 +41,8 @@ replaced as a whole when its new content is complete.  Missing directories are m
 A SPEC says where an interpreter is and how to start it, such as "ssh=user@host" or "popen"; DEST
 is what follows the last colon, a path on that host; "~" and "~user" are homes there.  SRC may be
 of the same form, with one DEST: then it is brought from there, to here or to another interpreter,
-through this program.  What is named like that and exists here is meant to be here.
+through this program unless --direct is given.  What is named like that and exists here is meant to
+be here.
 """
 _EPILOG = """\
 PATTERN is one of rsync: "*.o" is compared with the name of each file and directory, "a/*.o" with
@@ -62,6 +66,7 @@ examples:
   execnet sync --delete --exclude '*.pyc' src ssh=host1:/srv/app ssh=host2:/srv/app
   execnet sync ssh=host1:/var/log/app logs
   execnet sync ssh=host1:/srv/data ssh=host2:/srv/data
+  execnet sync --direct ssh=host1:/srv/data ssh=host2:/srv/data
   execnet sync --watch src ssh=host1:/srv/app
 """
 _REFRESH_S = 0.1
@@ -122,6 +127,11 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--watch", action="store_true", help="go on, and bring over what changes below SRC"
+    )
+    parser.add_argument(
+        "--direct",
+        action="store_true",
+        help="have the interpreter at SRC start that at DEST, so that nothing passes through here",
     )
     parser.add_argument(
         "--links",
@@ -200,26 +210,31 @@ def run(args: argparse.Namespace) -> int:
     far = None if os.path.exists(args.source) else _far_place(args.source)
     if far is None and not os.path.exists(args.source):
         raise CommandError(f"there is no {args.source!r}")
-    if far is not None and (None in args.rules or args.watch or len(args.words) > 1):
-        raise CommandError("--watch, --gitignore and several DESTs need a SRC that is here")
+    if far is not None and (None in args.rules or len(args.words) > 1):
+        raise CommandError("--gitignore and several DESTs need a SRC that is here")
     if far is None:
         targets = parse_targets(args.words)
     else:
         place = _far_place(args.words[0])
         targets = [place] if place else []
+    if args.direct and not (far and targets):
+        raise CommandError("--direct needs a SRC and a DEST of the form SPEC:PATH")
     rules = _rules_of(args)
     bar = _new_bar(args)
 
     def job(session: Session) -> int:
         if bar is not None:
             bar.start()
-        specs = [spec for spec, _ in ([far, *targets] if far else targets)]
+        others = [] if args.direct else targets
+        specs = [spec for spec, _ in ([far, *others] if far else targets)]
         gateways = session.group.start_all(specs)
         work = _Work(args, rules, session, bar)
         if far is None:
             return work.send(list(zip(gateways, [dest for _, dest in targets], strict=True)))
         if not targets:
             return work.pull(gateways[0], far[1], args.words[0])
+        if args.direct:
+            return work.direct(gateways[0], far[1], targets[0])
         return work.relay(gateways[0], far[1], gateways[1], targets[0][1])
 
     try:
@@ -322,17 +337,16 @@ class _Work:
 
     def pull(self, gateway: Gateway, source: str, dest: str) -> int:
         """Bring what is at a worker here; return the status."""
-        found = self._try(
-            lambda: pull(
-                gateway, source, dest,
-                pull_options(
-                    gateway, mask=self._args.mask, links=self._args.links or "inside",
-                    expands=True, **self._options,
-                ),
-                parse_rules(self._rules), self._bar and self._bar.tell, None, self.tell_file,
-            )
+        options = pull_options(
+            gateway, mask=self._args.mask, links=self._args.links or "inside", expands=True,
+            **self._options,
         )  # fmt: skip
-        return self.finish([found])
+        rules, tell = parse_rules(self._rules), self._bar and self._bar.tell
+
+        def work() -> TargetResult:
+            return pull(gateway, source, dest, options, rules, tell, None, self.tell_file)
+
+        return self._bring(gateway, source, work)
 
     def relay(self, source: Gateway, path: str, target: Gateway, dest: str) -> int:
         """Bring what is at a worker to another one; return the status."""
@@ -340,17 +354,31 @@ class _Work:
             source, mask=0, links=self._args.links or "as-is", expands=True, **self._options
         )
         options |= {"expanduser": True}
+        rules = parse_rules(self._rules)
 
-        def tell(path: str) -> None:
-            self.tell_file(path, target)
+        def work() -> TargetResult:
+            places = source, os.fsencode(path), target, os.fsencode(dest)
+            return relay(*places, options, rules, lambda path: self.tell_file(path, target))
 
-        found = self._try(
-            lambda: relay(
-                source, os.fsencode(path), target, os.fsencode(dest), options,
-                parse_rules(self._rules), tell,
-            )
-        )  # fmt: skip
-        return self.finish([found])
+        return self._bring(source, path, work)
+
+    def direct(self, source: Gateway, path: str, target: tuple[XSpec, str]) -> int:
+        """Have a worker bring what it has to another that it starts; return the status."""
+        options = {**self._options, "links": self._args.links or "as-is"}
+        rules, spec, dest = parse_rules(self._rules), target[0]._spec, os.fsencode(target[1])
+
+        def work() -> TargetResult:
+            places = source, os.fsencode(path), spec, dest
+            return direct(*places, options, rules, lambda path: self.tell_file(path, source))
+
+        return self._bring(source, path, work)
+
+    def _bring(self, source: Gateway, path: str, work: Callable[[], TargetResult]) -> int:
+        """Bring something from a worker, again and again if that is wanted; return the status."""
+        status = 0
+        for _ in _far_changes(source, path) if self._args.watch else [None]:
+            status = self.finish([self._try(work)])
+        return status
 
     def _try(self, work: Callable[[], Any], so_far: Callable[[], Any] = lambda: None) -> Any:
         """Do something; what goes wrong and is not a target's ends the command."""
@@ -424,6 +452,16 @@ class _Work:
         if self._args.stats and target.error is None:
             for line in _statistics(target):
                 self._print(line, target.gateway)
+
+
+def _far_changes(gateway: Gateway, path: str) -> Iterator[None]:
+    """Yield each time something has changed below a path of a worker."""
+    with closing(run_part(gateway, "_rsync.far.changes")) as channel:
+        channel.send(os.fsencode(path))
+        while True:
+            channel.receive()
+            yield None
+            channel.send(True)
 
 
 class _Sync(RSync):

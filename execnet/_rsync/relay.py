@@ -47,73 +47,24 @@ def relay(
         outlet.close()
 
 
-class _Relay:
-    """Two threads; each hands on what arrives on one of two channels."""
+class Reports:
+    """What a source tells of its target, for a result.
 
-    def __init__(
-        self, inlet: Any, outlet: Any, place: str, result: TargetResult, on_sending: Any
-    ) -> None:
-        self._inlet, self._outlet = inlet, outlet
+    place: of the source.  on_sending: called with the path of each file that is sent.
+    """
+
+    def __init__(self, place: str, result: TargetResult, on_sending: Any) -> None:
         self._place = place
         self._result = result
         self._on_sending = on_sending
-        self._failed: BaseException | None = None
+        self.failed: str | None = None  # why a target that the source serves alone has not all
 
-    def run(self) -> None:
-        started = time.monotonic()
-        back = threading.Thread(target=self._bring_back, daemon=True)
-        back.start()
-        error: BaseException | None = None
-        try:
-            self._bring()
-        except (ExecnetError, EOFError, OSError) as exc:
-            error = exc
-        back.join()
-        if self._failed is not None or error is not None:
-            raise self._failed or error  # type: ignore[misc]
-        self._result.seconds = time.monotonic() - started
-
-    def _bring(self) -> None:
-        """Hand on what the source sends, until it has seen the end of the target."""
-        try:
-            for message in self._inlet:
-                if isinstance(message, tuple) and message[:1] == (wire.TOLD,):
-                    self._take(message)
-                elif isinstance(message, tuple) and message[:1] == (wire.GONE,):
-                    text = message[2].decode("utf-8", "backslashreplace")
-                    raise RSyncError(message[1], f"{self._place}: {text}")
-                else:
-                    self._outlet.send(message)
-            self._inlet.waitclose()
-        finally:
-            self._outlet.close()
-
-    def _take(self, message: Any) -> None:
+    def take(self, message: Any) -> None:
         try:
             _, name, values = checked(message, FROM_REPORTER)
             getattr(self, "_on_told_" + os.fsdecode(name))(*values)
         except (wire.Violation, AttributeError, TypeError, ValueError) as exc:
             raise RSyncError(f"{self._place} broke the protocol: {exc}") from exc
-
-    def _bring_back(self) -> None:
-        """Hand on what the target sends, until it ends."""
-        try:
-            for message in self._outlet:
-                self._inlet.send(message)
-                if message[0] == wire.FATAL:
-                    _, _, code, reason = checked(message, FROM_TARGET)
-                    text = reason.decode("utf-8", "backslashreplace")
-                    raise RSyncError(
-                        code, f"{self._result.gateway.id}:{self._result.destdir}: {text}"
-                    )
-            self._outlet.waitclose()
-        except (wire.Violation, TypeError, IndexError) as exc:
-            self._failed = RSyncError(f"{self._result.gateway.id} broke the protocol: {exc}")
-        except (ExecnetError, EOFError, OSError) as exc:
-            self._failed = exc
-        finally:
-            if self._failed is not None:
-                self._inlet.close()
 
     def _on_told_sending(self, paths: Any) -> None:
         self._result.files_sent += len(paths)
@@ -138,3 +89,68 @@ class _Relay:
             unchanged, settled, deleted,
         )  # fmt: skip
         self._result.take_refusals(*refused)
+
+    def _on_told_failed(self, text: bytes) -> None:
+        self.failed = f"{self._place}: {text.decode('utf-8', 'backslashreplace')}"
+
+
+class _Relay:
+    """Two threads; each hands on what arrives on one of two channels."""
+
+    def __init__(
+        self, inlet: Any, outlet: Any, place: str, result: TargetResult, on_sending: Any
+    ) -> None:
+        self._inlet, self._outlet = inlet, outlet
+        self._place = place
+        self._result = result
+        self._reports = Reports(place, result, on_sending)
+        self._failed: BaseException | None = None
+
+    def run(self) -> None:
+        started = time.monotonic()
+        back = threading.Thread(target=self._bring_back, daemon=True)
+        back.start()
+        error: BaseException | None = None
+        try:
+            self._bring()
+        except (ExecnetError, EOFError, OSError) as exc:
+            error = exc
+        back.join()
+        if self._failed is not None or error is not None:
+            raise self._failed or error  # type: ignore[misc]
+        self._result.seconds = time.monotonic() - started
+
+    def _bring(self) -> None:
+        """Hand on what the source sends, until it has seen the end of the target."""
+        try:
+            for message in self._inlet:
+                if isinstance(message, tuple) and message[:1] == (wire.TOLD,):
+                    self._reports.take(message)
+                elif isinstance(message, tuple) and message[:1] == (wire.GONE,):
+                    text = message[2].decode("utf-8", "backslashreplace")
+                    raise RSyncError(message[1], f"{self._place}: {text}")
+                else:
+                    self._outlet.send(message)
+            self._inlet.waitclose()
+        finally:
+            self._outlet.close()
+
+    def _bring_back(self) -> None:
+        """Hand on what the target sends, until it ends."""
+        try:
+            for message in self._outlet:
+                self._inlet.send(message)
+                if message[0] == wire.FATAL:
+                    _, _, code, reason = checked(message, FROM_TARGET)
+                    text = reason.decode("utf-8", "backslashreplace")
+                    raise RSyncError(
+                        code, f"{self._result.gateway.id}:{self._result.destdir}: {text}"
+                    )
+            self._outlet.waitclose()
+        except (wire.Violation, TypeError, IndexError) as exc:
+            self._failed = RSyncError(f"{self._result.gateway.id} broke the protocol: {exc}")
+        except (ExecnetError, EOFError, OSError) as exc:
+            self._failed = exc
+        finally:
+            if self._failed is not None:
+                self._inlet.close()

@@ -23,7 +23,7 @@ from typing import Any
 
 from .. import _folders
 from .._clock import monotonic
-from .._rsync.changes import Stop, changes
+from .._rsync.far.changes import Stop, changes
 from .._ship.parts import run
 from ..gateway_base import RemoteError, TimeoutError
 from ..rsync import RSync

@@ -6,11 +6,16 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rsync_trees import assert_same, make_tree
 from shell import Shell
 from tools import wait_until
+
+from execnet._rsync.direct import direct
+from execnet._rsync.result import RSyncError
 
 
 @pytest.fixture
@@ -22,6 +27,7 @@ WAYS = {
     "to": ["source", "popen:dest"],
     "from": ["popen:source", "dest"],
     "between": ["popen//id=one:source", "popen//id=two:dest"],
+    "directly": ["--direct", "popen//id=one:source", "popen//id=two:dest"],
 }
 
 
@@ -58,14 +64,14 @@ def test_what_is_left_out_and_what_would_be_done_is_told(
     assert os.listdir(shell.folder / "dest") == ["old"]
 
 
-@pytest.mark.parametrize("way", ["from", "between"])
+@pytest.mark.parametrize("way", ["from", "between", "directly"])
 def test_a_source_that_is_not_there_is_told(shell: Shell, way: str) -> None:
     done = shell.run("sync", *WAYS[way])
     assert (done.returncode, done.stdout) == (1, "")
     assert "No such file or directory" in done.stderr
 
 
-@pytest.mark.parametrize("way", ["from", "between"])
+@pytest.mark.parametrize("way", ["from", "between", "directly"])
 def test_a_target_that_can_take_nothing_is_told(shell: Shell, source: Path, way: str) -> None:
     (shell.folder / "dest").write_bytes(b"")
     done = shell.run("sync", *WAYS[way])
@@ -75,7 +81,8 @@ def test_a_target_that_can_take_nothing_is_told(shell: Shell, source: Path, way:
 
 @pytest.mark.parametrize(
     "words",
-    [["--watch", "popen:source", "dest"], ["popen:source", "dest", "popen:x"],
+    [["--direct", "popen:source", "dest"], ["--direct", "source", "popen:dest"],
+     ["popen:source", "dest", "popen:x"],
      ["--gitignore", "popen:source", "dest"], ["--bwlimit=0", "source", "popen:dest"],
      ["--mask=9", "popen:source", "dest"], ["source", "dest"]],
 )  # fmt: skip
@@ -96,8 +103,22 @@ def test_modes_and_links_from_a_worker_are_as_is_only_if_asked_for(
     assert_same(source, shell.folder / "dest")
 
 
-def test_changes_are_brought_over_as_they_come(shell: Shell, source: Path) -> None:
-    process = shell.start("sync", "--watch", "source", "popen:dest")
+def test_a_target_that_the_source_does_not_reach_is_told(shell: Shell, source: Path) -> None:
+    done = shell.run("sync", "--direct", "popen:source", "popen//python=nowhere:dest")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "gw0:source: " in done.stderr
+    assert "nowhere" in done.stderr
+
+
+def test_a_source_with_an_old_python_starts_nothing() -> None:
+    gateway: Any = SimpleNamespace(id="old", _rinfo=lambda: SimpleNamespace(version_info=(3, 9, 1)))
+    with pytest.raises(RSyncError, match=r"old:here: only Python 3\.10 or later"):
+        direct(gateway, b"here", "popen", b"there", {}, [], None)
+
+
+@pytest.mark.parametrize("way", ["to", "from", "directly"])
+def test_changes_are_brought_over_as_they_come(shell: Shell, source: Path, way: str) -> None:
+    process = shell.start("sync", "--watch", *WAYS[way])
     dest = shell.folder / "dest"
     wait_until(lambda: (dest / "d/b").exists())
     make_tree(source, {"new/deep/file": b"1"})

@@ -29,5 +29,5 @@ OPTIONS: dict[str, Any] = {
     "hashes": {"md5": 1.0}, "name": b"source", "rules": [], "asks": False, "expanduser": False,
     "modes": True, "times": True, "window_ns": 0, "delete": False, "dry_run": False,
     "mask": 0, "links": "as-is", "max_files": None, "max_bytes": None, "owners": False,
-    "partial": False,
+    "is_bounded": False, "partial": False,
 }  # fmt: skip

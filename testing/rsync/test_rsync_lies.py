@@ -19,7 +19,7 @@ from tools import SOURCE, MakeGateway
 
 from execnet import Gateway, RSync
 from execnet._rsync import result
-from execnet._rsync.far import wire
+from execnet._rsync.far import target, wire
 from execnet._rsync.far.messages import FROM_SOURCE, FROM_TARGET
 from execnet._rsync.far.pump import Pump
 from execnet._rsync.far.target import Target
@@ -232,6 +232,18 @@ def test_a_pull_brings_no_more_than_it_may(gateway: Gateway, tmp_path: Path) -> 
         with pytest.raises(RSyncError, match=r"gw0:.*has more than (2 entries|99 bytes), which"):
             RSync.pull(gateway, source, tmp_path / "dest", **options)
     assert RSync.pull(gateway, source, tmp_path / "dest", max_files=3, max_bytes=100).ok
+
+
+def test_a_pull_makes_no_file_that_is_larger_than_the_file_system_unless_that_is_allowed(
+    gateway: Gateway, source: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.truncate(make_tree(source, {"a": b"1", "sparse": b""}) / "sparse", 5_000_001)
+    monkeypatch.setattr(target, "room_at", lambda path: 5_000_000)
+    result = RSync.pull(gateway, source, dest)
+    assert [(one.path, "max_bytes=" in one.reason) for one in result.skipped] == [("sparse", True)]
+    assert os.listdir(dest) == ["a"]
+    assert RSync.pull(gateway, source, dest, max_bytes=6_000_000).ok
+    assert send(gateway, source, dest.with_name("other")).ok
 
 
 @pytest.mark.parametrize("is_stopped", [False, True])

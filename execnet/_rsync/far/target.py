@@ -55,6 +55,16 @@ BAD_NAMES = frozenset([b"", b".", b".."])
 EXTRAS = {wire.HARDLINK: is_count, wire.SYMLINK: is_bytes, wire.ROOTED: is_bytes}
 
 
+def room_at(path: bytes) -> Any:
+    """Return the bytes of the file system that a path is or will be in, used ones as well."""
+    if not hasattr(os, "statvfs"):  # Windows, where files have holes only if they are asked for
+        return float("inf")
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    found = os.statvfs(path)
+    return found.f_blocks * found.f_frsize or float("inf")  # some tell nothing
+
+
 def bounds_of(values: Any) -> Any:
     return (min(values), max(values)) if values else ()
 
@@ -69,7 +79,8 @@ class Target(Linking):
     preserved, and ``window_ns``; ``mask``, bits dropped from modes; ``links``, which are made:
     "as-is" (all), "inside" (those that cannot lead out of the tree) or "none"; ``partial``,
     whether parts of large files are kept when a run ends early, and used by the next;
-    ``max_files`` and ``max_bytes``, how much may be announced, None for any amount.
+    ``max_files`` and ``max_bytes``, how much may be announced, None for any amount;
+    ``is_bounded``, whether a file has to fit into the file system, free or not.
     """
 
     def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
@@ -89,6 +100,8 @@ class Target(Linking):
         self._seen: Any = set()  # names announced in it
         self._is_listed = False  # all was announced
         self._has_told_total = False
+        self._is_bounded = options["is_bounded"]
+        self._room: Any = None  # bytes of the file system; None: not known yet
         self._inodes: Any = set()  # of old files with several names, when one was announced
         self._makers: Any = {
             wire.FILE: self._on_file,
@@ -457,6 +470,9 @@ class Target(Linking):
     def _on_file(self, entry: Any, there: bool, _: Any = None) -> None:
         directory, _, name, _, size, mtime = entry
         is_large = size > SMALL_MAX
+        if is_large and self._is_bounded and self._is_too_large(size):
+            self.skip(entry, b"is larger than the whole file system, so max_bytes= has to allow it")
+            return
         if not there:
             if not (is_large and self._leftovers and self._has_left(entry)):
                 self._ask(wire.WANT, entry)
@@ -483,6 +499,12 @@ class Target(Linking):
             self._ask_with_digest(entry, path, where)
         else:
             self._ask(wire.WANT, entry)
+
+    def _is_too_large(self, size: int) -> bool:
+        """Return whether only holes, which cost a source nothing, would let a file be here."""
+        if self._room is None:
+            self._room = room_at(self._dest)
+        return bool(size > self._room)
 
     def _is_alone(self, found: Any) -> bool:
         """Return whether no other announced name is the same file."""

@@ -1,6 +1,7 @@
 """Waits for changes below a directory: with inotify where the system has it, else by polling.
 
-Start at ``changes``.
+This file is shipped: it keeps to what Python 2.7 and today's Python both accept.  Start at
+``changes``.
 """
 
 from __future__ import annotations
@@ -10,44 +11,60 @@ import os
 import select
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
-from typing import Any
+
+from .tree import mtime_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
 
 _MASK = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200  # IN_MODIFY ... IN_DELETE
 _ONLY_DIRECTORIES = 0x01000000  # IN_ONLYDIR
+_CLOEXEC_AND_NONBLOCK = 0o2000000 | 0o4000
 _LOOK_S = 1.0  # between looks, where there is no inotify
 _QUIET_S = 0.05  # how long it must be quiet before a change is reported: many come at once
 
 
-def changes(path: str, stop: Stop | None = None) -> Iterator[None]:
+def changes(path: Any, stop: Any = None) -> Iterator[None]:
     """Yield once at first, and then each time something has changed below a path.
 
-    stop: ends it from another thread.
+    stop: a ``Stop`` with which another thread can end it.
     """
     yield None
-    with ExitStack() as stack:
-        stop = stop or stack.enter_context(closing(Stop()))
+    own = Stop() if stop is None else None
+    try:
+        watch = _watch(path, own or stop)
         try:
-            watch: Any = _Inotify(path, stop)
-        except OSError:
-            watch = _Looks(path, stop)
-        stack.enter_context(watch)
-        while not stop.is_set():
-            yield None  # what changed before it was watched
-            watch.wait()
+            while not (own or stop).is_set():
+                yield None  # what changed before it was watched
+                watch.wait()
+        finally:
+            watch.close()
+    finally:
+        if own is not None:
+            own.close()
 
 
-class Stop(threading.Event):
+def _watch(path: Any, stop: Any) -> Any:
+    try:
+        return _Inotify(path, stop)
+    except OSError:
+        return _Looks(path, stop)
+
+
+class Stop(object):
     """Ends ``changes``; ``close`` it after that has ended."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._is_set = threading.Event()
+        self.is_set = self._is_set.is_set
+        self.wait = self._is_set.wait
         self.reader, self._writer = os.pipe()
 
     def set(self) -> None:
         """End it."""
-        super().set()
+        self._is_set.set()
         os.write(self._writer, b"x")
 
     def close(self) -> None:
@@ -56,16 +73,16 @@ class Stop(threading.Event):
         os.close(self._writer)
 
 
-class _Inotify:
+class _Inotify(object):
     """The kernel's notifications about a file, or a directory and everything below it."""
 
-    def __init__(self, path: str, stop: Stop) -> None:
+    def __init__(self, path: Any, stop: Stop) -> None:
         if not sys.platform.startswith("linux"):
             raise OSError("this system has no inotify")
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._path = path
         self._stop = stop
-        self._fd = self._libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._fd = self._libc.inotify_init1(_CLOEXEC_AND_NONBLOCK)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1")
         try:
@@ -74,10 +91,7 @@ class _Inotify:
             os.close(self._fd)
             raise
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         os.close(self._fd)
 
     def _add_all(self) -> None:
@@ -87,10 +101,10 @@ class _Inotify:
         for folder, _, _ in os.walk(self._path):
             self._add(folder)
 
-    def _add(self, folder: str) -> None:
+    def _add(self, folder: Any) -> None:
         """Watch a directory, even if it is watched already; one that is gone does not matter."""
-        mask = _MASK | _ONLY_DIRECTORIES
-        if self._libc.inotify_add_watch(self._fd, os.fsencode(folder), mask) < 0:
+        name = folder if isinstance(folder, bytes) else os.fsencode(folder)
+        if self._libc.inotify_add_watch(self._fd, name, _MASK | _ONLY_DIRECTORIES) < 0:
             code = ctypes.get_errno()
             if os.path.isdir(folder):  # the user has no watches left
                 raise OSError(code, os.strerror(code), folder)
@@ -103,24 +117,21 @@ class _Inotify:
         self._add_all()  # there may be new directories
 
 
-class _Looks:
+class _Looks(object):
     """Looks at a tree again and again."""
 
-    def __init__(self, path: str, stop: Stop) -> None:
+    def __init__(self, path: Any, stop: Stop) -> None:
         self._path = path
         self._stop = stop
         self._last = self._look()
 
-    def __enter__(self) -> None:
+    def close(self) -> None:
         pass
 
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def _look(self) -> list[Any]:
-        found: list[Any] = []
+    def _look(self) -> Any:
+        found: Any = []
         for folder, _, files in os.walk(self._path):
-            for path in [folder, *(os.path.join(folder, name) for name in files)]:
+            for path in [folder] + [os.path.join(folder, name) for name in files]:
                 found.append((path, _status(path)))
         return found or [_status(self._path)]
 
@@ -131,9 +142,31 @@ class _Looks:
         self._last = now
 
 
-def _status(path: str) -> Any:
+def _status(path: Any) -> Any:
     try:
         found = os.lstat(path)
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_mode, found.st_ino
+    return mtime_of(found), found.st_size, found.st_mode, found.st_ino
+
+
+def main(channel: Any) -> None:
+    """Say when something has changed below a path, which comes first; each item asks for more."""
+    path = os.path.expanduser(channel.receive())
+    stop, wanted = Stop(), threading.Event()
+
+    def take(item: Any) -> None:
+        if item is None:  # the channel is closed
+            stop.set()
+        wanted.set()
+
+    channel.setcallback(take, endmarker=None)
+    try:
+        for _ in changes(path, stop):
+            if stop.is_set():
+                break
+            channel.send(True)
+            wanted.wait()
+            wanted.clear()
+    except EOFError:
+        pass
