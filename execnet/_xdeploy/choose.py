@@ -118,8 +118,13 @@ class _Chooser:
         contents: list[tuple[str, bytes]] = []
         while self._todo:
             name = self._todo.pop(0)
-            version, file = self._newest(name)
-            data = self._sources.content(file)
+            try:
+                version, file = self._newest(name)
+                data = self._sources.content(file)
+            except DeployError:
+                raise
+            except OSError as exc:
+                raise DeployError(f"can't get {name}: {exc}", _STEP) from exc
             metadata = _metadata_of(data, file.name)
             self._chosen[name] = version, file, metadata
             contents.append((file.name, data))

@@ -7,6 +7,7 @@ Start at ``Sources``.
 
 from __future__ import annotations
 
+import hashlib
 import html
 import re
 import subprocess
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from html.parser import HTMLParser
+from http.client import HTTPException
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -145,7 +147,7 @@ class Sources:
     def _page_files(self, url: str) -> list[File]:
         try:
             with closing(self._open(url)) as response:
-                data = response.read(PAGE_BYTES_MAX + 1)
+                data = _read(response, PAGE_BYTES_MAX + 1)
                 base = response.url if not url.startswith("file:") else url
         except urllib.error.HTTPError as exc:
             if exc.code in (403, 404, 410):
@@ -174,15 +176,18 @@ class Sources:
         """Yield the content of a file.  Raises OSError."""
         left = FILE_BYTES_MAX
         with closing(self._open(url)) as response:
-            while piece := response.read(PIECE_BYTES):
+            while piece := _read(response, PIECE_BYTES):
                 left -= len(piece)
                 if left < 0:
                     raise OSError(f"a file of more than {FILE_BYTES_MAX} bytes")
                 yield piece
 
     def content(self, file: File) -> bytes:
-        """Return a whole file."""
-        return b"".join(self.pieces(file.url))
+        """Return a whole file; OSError if it is not the one that its digest says."""
+        data = b"".join(self.pieces(file.url))
+        if file.digest and hashlib.sha256(data).hexdigest() != file.digest:
+            raise OSError(f"{file.name} is not what its digest says")
+        return data
 
     def _open(self, url: str) -> Any:
         if url.startswith("file:"):
@@ -199,7 +204,18 @@ class Sources:
             import ssl
 
             context = ssl.create_default_context(cafile=self._cert)
-        return urllib.request.urlopen(request, timeout=FETCH_S, context=context)
+        try:
+            return urllib.request.urlopen(request, timeout=FETCH_S, context=context)
+        except HTTPException as exc:
+            raise OSError(f"{urlsplit(bare).hostname} does not speak HTTP: {exc!r}") from exc
+
+
+def _read(response: Any, size: int) -> bytes:
+    try:
+        data: bytes = response.read(size)
+        return data
+    except HTTPException as exc:
+        raise OSError(f"an answer was cut: {exc!r}") from exc
 
 
 def _path_of(url: str) -> Path:

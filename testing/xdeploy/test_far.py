@@ -85,6 +85,22 @@ class TestLocks:
             taken.release()
         assert folder.exists() != is_left
 
+    def test_one_that_can_not_say_who_it_is_leaves_nothing(
+        self, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full() -> str:
+            raise OSError(errno.ENOSPC, "no space left")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(locks, "identity", full)
+            try:
+                with self.lock(tmp_path / "lock"):
+                    pass
+            except OSError:
+                assert kind == "folder"
+        with self.lock(tmp_path / "lock", seconds=0):
+            pass
+
     def test_a_file_that_was_removed_is_no_lock(self, tmp_path: Path) -> None:
         path = str(tmp_path / "held")
         first = flocks.exclusive(path)

@@ -129,7 +129,7 @@ class Build(object):
         environment.is_to_be_filled = bool(request["lines"])
         relay = self._open_relay()
         try:
-            variables = self._index(relay)
+            variables = self._index(relay, environment.temporary)
             missing = []
             for name in request["ladder"]:
                 rung = self.rungs[native(name)](environment, variables)
@@ -189,7 +189,7 @@ class Build(object):
         make_folder(kept)
         return Relay(request["index"], kept)
 
-    def _index(self, relay: Any) -> Any:
+    def _index(self, relay: Any, temporary: Any) -> Any:
         """Return the environment variables that tell installers where packages are."""
         request = self.request
         found: Any = {}
@@ -204,7 +204,8 @@ class Build(object):
             if self._offline or request["asks_index"]:
                 found.update(PIP_CONFIG_FILE=os.devnull, UV_NO_CONFIG="1")
                 # Caches are keyed by address, and ours are new each time.
-                found.update(PIP_NO_CACHE_DIR="1", UV_NO_CACHE="1")
+                # Versions of pip before 19 understand no value of PIP_NO_CACHE_DIR.
+                found.update(PIP_CACHE_DIR=os.path.join(temporary, "cache"), UV_NO_CACHE="1")
                 found.update(PIP_NO_INDEX="0", PIP_EXTRA_INDEX_URL="", UV_EXTRA_INDEX_URL="")
                 url = relay.url + "simple/" if request["has_index"] else ""
                 if not url:

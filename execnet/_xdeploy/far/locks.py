@@ -99,8 +99,11 @@ class Lock(object):
         except NoLocks:
             self._renewer = take_folder(self._path + ".d")
             return self._renewer is not None
-        os.ftruncate(self._fd, 0)
-        os.write(self._fd, identity().encode("utf-8", "replace"))
+        try:
+            os.ftruncate(self._fd, 0)
+            os.write(self._fd, identity().encode("utf-8", "replace"))
+        except EnvironmentError:  # on a full disk it only can't be told who holds it
+            pass
         return True
 
     def _holder(self) -> Any:
@@ -151,9 +154,13 @@ def take_folder(folder: Any) -> Any:
         if not _is_left(folder) or not _move_away(folder):
             return None
         return take_folder(folder)
-    with io.open(os.path.join(folder, "owner"), "w", encoding="utf-8") as file:
-        file.write(identity())
-    return _Renewer(folder)
+    try:
+        with io.open(os.path.join(folder, "owner"), "w", encoding="utf-8") as file:
+            file.write(identity())
+        return _Renewer(folder)
+    except BaseException:  # such as a full disk: nobody else is to wait for it
+        _remove(folder)
+        raise
 
 
 def _is_left(folder: Any) -> bool:
