@@ -3,6 +3,7 @@
     python -m benchmarks                        all, in about half an hour
     python -m benchmarks roundtrip startup-one  some
     python -m benchmarks --list                 what there is
+    python -m benchmarks aio                    asyncio: nothing is lost, 1,000 gateways
     python -m benchmarks faults                 10,000 seeded faults: no hang, no leak
     python -m benchmarks logins                 64 workers over ssh at once, ten times
     python -m benchmarks soak                   2,000 gateways: nothing of them stays
@@ -31,8 +32,8 @@ How to read the table
     Compare ratios, and figures of one run. Figures of different runs or machines say little.
 
 What is shown, not measured
-    ``faults``, ``logins``, ``soak``, ``sync`` and ``window`` stand alone, take options of their own
-    (``--help``) and print what they found; the exit status is 1 when it did not hold.
+    ``aio``, ``faults``, ``logins``, ``soak``, ``sync`` and ``window`` stand alone, take options of
+    their own (``--help``) and print what they found; the exit status is 1 when it did not hold.
 
 Where to start reading
     ``_catalog`` has the tables of benchmarks and peers and says how to add to them, ``_rounds``

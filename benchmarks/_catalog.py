@@ -56,6 +56,7 @@ class Benchmark:
 
 PEERS = (
     Peer(OURS, "execnet", from_tree=True),
+    Peer("ours-asyncio", "aio", from_tree=True),
     Peer("execnet-2.1.2", "execnet", "execnet==2.1.2"),
     Peer("mitogen", "mitogen", "mitogen==0.3.54"),
     Peer("rpyc", "rpyc", "rpyc==6.0.2"),
@@ -129,8 +130,10 @@ def _mixed(direction: str, pieces: str) -> Benchmark:
 
 
 def _idle(what: str, unit: str, title: str) -> Benchmark:
-    families = None if what == "worker" else ("execnet",)
-    return Benchmark(f"idle-{what}", title, "idle", (what,), unit, families=families)
+    families = None if what == "worker" else ("execnet", "aio")
+    without = ("ours-asyncio",) if what in ("worker", "cpu") else ()
+    words = (f"idle-{what}", title, "idle", (what,), unit)
+    return Benchmark(*words, families=families, without=without)
 
 
 def _xdist(what: str, unit: str, title: str) -> Benchmark:

@@ -14,6 +14,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 PROOFS = {
+    "aio": (
+        "asyncio: 100,000 cancelled receives, 1,000 idle gateways in one loop",
+        "benchmarks/proofs/aio.py",
+    ),
     "deploy": ("50 seeded kills while an environment is made", "testing/kit/deploy_faults.py"),
     "faults": ("10,000 seeded faults; no call hangs, nothing is left", "testing/kit/faults.py"),
     "fuzz": ("an hour of coverage-guided fuzzing of each decoder", "benchmarks/proofs/fuzz.py"),

@@ -20,6 +20,8 @@ from .._errors import BootstrapError
 from .._transports.tls import TlsWriter
 from ..gateway import EXIT_STATUS_S, RemoteStatus
 from ..gateway_base import (
+    _HEADER,
+    LARGE_BYTES,
     BaseGateway,
     Channel,
     FrameDecoder,
@@ -196,6 +198,10 @@ class Gateway(gateway.Gateway):
         self._reading = True
         self._loop.add_reader(self._read_fd, self._on_readable)
 
+    def _send_frame(self, header: bytes, payload: bytes | memoryview) -> None:
+        """Send a frame without waiting, in whatever thread."""
+        self._writer.send(header, payload)
+
     def _enable_direct_reads(self) -> None:
         """The loop reads, nobody else."""
 
@@ -211,7 +217,10 @@ class Gateway(gateway.Gateway):
             return
         self._heard += 1
         try:
-            if self._has_begun and data:
+            id = self._id_of_one(data)
+            if id:
+                self._channelfactory._local_receive(id, data[_HEADER.size :])
+            elif self._has_begun and data:
                 self._wanted = self._act_on(data)
             else:
                 self._begin(data)
@@ -221,6 +230,16 @@ class Gateway(gateway.Gateway):
             self._on_end(exc)
             if isinstance(exc, (KeyboardInterrupt, SystemExit)):
                 raise
+
+    def _id_of_one(self, data: bytes) -> int:
+        """Return the channel of an item if these bytes are its frame and no more, as most often."""
+        size = len(data) - _HEADER.size
+        if not (self._has_begun and 0 < size < LARGE_BYTES) or self._channelfactory.windows:
+            return 0
+        decoder, (code, id, said) = self._decoder, _HEADER.unpack_from(data)
+        is_one = code == Message.CHANNEL_DATA and said == size and id > 0
+        is_between = decoder.missing == _HEADER.size and not decoder.left
+        return id if is_one and is_between else 0
 
     def _begin(self, data: bytes) -> None:
         """Take what comes up to the worker's marker, or the end."""

@@ -48,6 +48,13 @@ def test_interrupts_are_taken_in_all_ways() -> None:
     assert done.stdout.endswith(" interrupts, 0 of 16 ways failed\n")
 
 
+def test_a_loop_loses_nothing_and_holds_gateways_in_one_thread() -> None:
+    done = prove("aio", "--cancelled", 300, "--gateways", 3)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("300 cancelled receives, ")
+    assert "3 idle gateways in one loop: 3 answered, 1 thread, " in done.stdout
+
+
 def test_of_many_gateways_nothing_stays() -> None:
     done = prove("soak", "--gateways", 30, "--at-once", 10)
     assert done.returncode == 0, done.stdout + done.stderr
