@@ -117,12 +117,25 @@ class Endpoint(ABC):
         return None
 
     def in_loop(self) -> LoopEnds | None:
-        """Never wait from now on; return what an event loop polls, None for what has nothing.
+        """Never wait from now on; return what an event loop polls, None for what can't do so.
 
-        Then reads, ``write_some`` and ``write_pieces`` raise BlockingIOError, or return None, in
-        place of waiting, and ``wait_writable`` raises ``StreamFull``.
+        Descriptors of -1 mean that it tells by itself, by ``tell_loop``.  Reads, ``write_some`` and
+        ``write_pieces`` raise BlockingIOError, or return None, in place of waiting, and
+        ``wait_writable`` raises ``StreamFull``.
         """
         return None
+
+    def tell_loop(
+        self, on_readable: Callable[[], object], on_writable: Callable[[], object]
+    ) -> None:
+        """Call these when there is something to read, and when more can be written, from now on.
+
+        For a stream without descriptors; called in the loop's thread, and so are they.
+        """
+
+    def why_ended(self) -> str:
+        """Return what is known of the stream's end beside the worker's; "" for nothing."""
+        return ""
 
     def open_end(self) -> int:
         """Return a descriptor that can be read once the worker's process has ended.

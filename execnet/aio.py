@@ -11,5 +11,6 @@ from ._aio.channel import Channel
 from ._aio.gateway import Gateway
 from ._aio.group import Group
 from ._aio.multichannel import MultiChannel
+from ._aio.rsync import RSync
 
-__all__ = ["Channel", "Gateway", "Group", "MultiChannel"]
+__all__ = ["Channel", "Gateway", "Group", "MultiChannel", "RSync"]

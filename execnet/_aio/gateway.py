@@ -17,7 +17,6 @@ from contextlib import suppress
 from .. import gateway
 from .._clock import monotonic
 from .._errors import BootstrapError
-from .._transports.tls import TlsWriter
 from ..gateway import EXIT_STATUS_S, RemoteStatus
 from ..gateway_base import (
     _HEADER,
@@ -33,7 +32,7 @@ from ..gateway_base import (
 )
 from . import channel as channels
 from .threads import in_thread, to_its_end
-from .writer import LoopTlsWriter, LoopWriter
+from .writer import KINDS, LoopTlsWriter, LoopWriter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,15 +78,16 @@ class Gateway(gateway.Gateway):
         self._then: Callable[[], object] | None = None  # what waits for the process's end
         self._timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[None] | None = None
+        self.made_in: dict[int, list[Channel]] = {}  # channels that certain threads have made
         super().__init__(io, spec, handshake, settings)
 
     def _initreceive(self) -> None:
-        ends = self._io.in_loop()
-        if ends is None:
+        kind = KINDS.get(self._io.writer_class)
+        ends = self._io.in_loop() if kind is not None else None
+        if kind is None or ends is None:
             text = f"{self.id}: execnet.aio can't use this kind of stream yet, execnet.Group can"
             raise BootstrapError(text, self._io.args)
         self._read_fd, self._read_now, write_fd = ends
-        kind = LoopTlsWriter if issubclass(self._io.writer_class, TlsWriter) else LoopWriter
         self._writer = kind(self._io, self.id, self._loop, write_fd)
         self._writer.refusal = self._refusal
         self._drains = kind is LoopTlsWriter
@@ -95,8 +95,13 @@ class Gateway(gateway.Gateway):
 
     def make_channel(self, gateway: Any, id: int, factory: Any) -> Channel:
         """Return a new channel for the thread that asks: elsewhere than in the loop it waits."""
-        kind = channels.Channel if get_ident() == self._receiver_ident else Channel
-        return kind(gateway, id, factory)
+        ident = get_ident()
+        if ident == self._receiver_ident:
+            return channels.Channel(gateway, id, factory)
+        channel = Channel(gateway, id, factory)
+        if ident in self.made_in:
+            self.made_in[ident].append(channel)
+        return channel
 
     # ---------------------------------------------------------------- calls
 
@@ -196,7 +201,10 @@ class Gateway(gateway.Gateway):
     def _attach(self) -> None:
         self._receiver_ident = self._writer.loop_ident = get_ident()
         self._reading = True
-        self._loop.add_reader(self._read_fd, self._on_readable)
+        if self._read_fd >= 0:
+            self._loop.add_reader(self._read_fd, self._on_readable)
+        else:
+            self._io.tell_loop(self._on_readable, self._writer.on_writable)
 
     def _send_frame(self, header: bytes, payload: bytes | memoryview) -> None:
         """Send a frame without waiting, in whatever thread."""
@@ -292,7 +300,8 @@ class Gateway(gateway.Gateway):
         if self._is_over:
             return
         self._is_over, self._reading = True, False
-        self._loop.remove_reader(self._read_fd)
+        if self._read_fd >= 0:
+            self._loop.remove_reader(self._read_fd)
         self._trace("receiving ended", repr(error))
         self._error = error
         died = isinstance(error, EOFError) and self._state != GatewayState.CLOSING
@@ -321,6 +330,9 @@ class Gateway(gateway.Gateway):
 
     def _finish(self) -> None:
         self._stop_timer()
+        why = self._io.why_ended()
+        if why and isinstance(self._error, EOFError):
+            self._error = EOFError(why)
         if isinstance(self._error, ProtocolError) and self._last_words.read_trace(self._read_rest):
             self._error = EOFError("the stream ended")
         if self._last_words.is_certain and not self._io.has_ended():
@@ -367,6 +379,11 @@ class Gateway(gateway.Gateway):
             self._timer = None
 
     # ---------------------------------------------------------------- any thread
+
+    def refuse_blocking(self) -> None:
+        """Raise TypeError where something is about to wait in a thread that must not."""
+        if get_ident() not in self.made_in:
+            raise TypeError(f"{self.id} belongs to a loop: use what execnet.aio has for it")
 
     def await_receiver(self) -> None:
         """Wait in a thread until the loop has seen the end, which has come.

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from .._endpoint import StreamFull
 from .._transports.tls import TlsWriter
+from .._via.stream import ViaWriter
 from ..gateway_base import FrameWriter, get_ident
 
 TYPE_CHECKING = False
@@ -30,7 +31,13 @@ class LoopWriter(FrameWriter):
         self._waiting: deque[asyncio.Future[None]] = deque()  # of those that wait for room
 
     def send(self, header: bytes, payload: bytes | memoryview) -> None:
-        """Have a frame written soon, as ``post``; OSError if it can't be."""
+        """Have a frame written soon, as ``post``; OSError if it can't be.
+
+        Only in the loop's thread it never waits: that awaits ``room`` before.
+        """
+        if self.is_full() and get_ident() != self.loop_ident:
+            self._send_from_thread(header, payload)
+            return
         if (
             self._takes_whole
             and len(payload) < self._small_bytes
@@ -46,6 +53,20 @@ class LoopWriter(FrameWriter):
         if self._error is not None or self._closing:
             raise self.refusal_now()
         self.post(header, payload)
+
+    def _send_from_thread(self, header: bytes, payload: bytes | memoryview) -> None:
+        """Wait until it is this frame's turn, and have it written soon."""
+        try:
+            asyncio.run_coroutine_threadsafe(self.room(), self._loop).result()
+            if self._error is not None or self._closing:
+                raise self.refusal_now()
+            self.post(header, payload)
+        finally:
+            self._loop.call_soon_threadsafe(self.pass_on)
+
+    def deliver(self, frame: list[Any]) -> None:
+        """Have a frame written soon, as ``post_frame``."""
+        self.post_frame(frame)
 
     def refusal_now(self) -> Exception:
         """Return the error for what can't be sent."""
@@ -118,29 +139,47 @@ class LoopWriter(FrameWriter):
     def _run_flusher(self) -> None:  # in a thread of its own
         with self._lock:
             self._flusher_runs = False
-            while not self._flush():
+            while not self._flush() and self._fd >= 0:
                 self._io.execmodel.wait_writable(self._fd)
         self._flush_left_behind()
 
     def _poll(self) -> None:
         if not self._polls:
             self._polls = True
-            self._loop.add_writer(self._fd, self._on_writable)
+            if self._fd >= 0:  # else the stream tells by itself
+                self._loop.add_writer(self._fd, self.on_writable)
 
-    def _on_writable(self) -> None:
-        self._polls = False
-        self._loop.remove_writer(self._fd)
+    def on_writable(self) -> None:
+        """The stream takes more."""
+        if not self._polls:
+            return
+        self._stop_polling()
         self._flusher_runs = False
         self._flush_left_behind()
         self.pass_on()
 
-    def detach(self) -> None:
-        """Let go of the loop: the stream is closed next."""
+    def _stop_polling(self) -> None:
         if self._polls:
             self._polls = False
-            self._loop.remove_writer(self._fd)
+            if self._fd >= 0:
+                self._loop.remove_writer(self._fd)
+
+    def detach(self) -> None:
+        """Let go of the loop: the stream is closed next."""
+        self._stop_polling()
         self._wake_all()
+
+
+class LoopViaWriter(LoopWriter, ViaWriter):
+    """The same, where the stream is a channel of another gateway."""
 
 
 class LoopTlsWriter(LoopWriter, TlsWriter):
     """The same, where the stream has TLS."""
+
+
+KINDS: dict[type[FrameWriter], type[LoopWriter]] = {
+    FrameWriter: LoopWriter,
+    TlsWriter: LoopTlsWriter,
+    ViaWriter: LoopViaWriter,
+}

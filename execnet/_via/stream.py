@@ -6,8 +6,10 @@ both ends say is described in ``_via.far``, the far half.  Start at ``create_io`
 
 from __future__ import annotations
 
+from collections import deque
+
 from .._clock import monotonic
-from .._endpoint import Endpoint
+from .._endpoint import Endpoint, StreamFull
 from .._errors import BootstrapError
 from .._ship.parts import run, send_parts
 from .._transports.table import address_of, command
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .._endpoint import Carrier
+    from .._endpoint import Carrier, LoopEnds
     from .._specs import Settings
     from ..gateway import Gateway
     from ..gateway_base import Channel
@@ -128,6 +130,8 @@ class ViaIO(Endpoint):
         self._sent = 0  # by the writing thread alone
         self._taken = 0  # by the receiver thread of ``via`` alone
         self._credit = _Flag(execmodel)  # another one for each wait
+        self._on_writable: Callable[[], object] | None = None  # of a loop, where nothing waits
+        self._arrived: deque[Any] = deque()  # for that loop
         self._handing: Any = None  # the piece of a frame that is handed in
         self.peer = b""  # the host and the port of a server, as they were found over there
         self.is_connected = _Flag(execmodel)
@@ -170,7 +174,7 @@ class ViaIO(Endpoint):
             self._lose(f"{self._via.id}, which it goes via, has ended: {error}")
         elif type(item) is int:
             self._taken += item
-            self._credit.set()
+            self._set_credit()
         elif type(item) is bytes:
             self.peer = item
             self.is_connected.set()
@@ -208,7 +212,12 @@ class ViaIO(Endpoint):
             self._status, self._reason = status, reason
             self._ended.set()
             self._over.set()
-            self._credit.set()
+            self._set_credit()
+
+    def _set_credit(self) -> None:
+        self._credit.set()
+        if self._on_writable is not None:
+            self._on_writable()
 
     # reading
 
@@ -222,6 +231,32 @@ class ViaIO(Endpoint):
         except (EOFError, OSError):  # that gateway has ended, or this one was given up
             return self.take(EOF)
 
+    def in_loop(self) -> LoopEnds | None:
+        """Never wait from now on; return that there is nothing to be polled."""
+        self._on_writable = int
+        return -1, self._read_now, -1
+
+    def tell_loop(
+        self, on_readable: Callable[[], object], on_writable: Callable[[], object]
+    ) -> None:
+        """Call these when something has come, and when there is room."""
+        self._on_writable = on_writable
+
+        def on_data(item: Any) -> None:
+            self._arrived.append(item)
+            on_readable()
+
+        self._data.setcallback(on_data, endmarker=EOF)
+
+    def _read_now(self, limit: int) -> bytes:
+        if not self._arrived:
+            raise BlockingIOError
+        return self.take(self._arrived.popleft())
+
+    def why_ended(self) -> str:
+        """Return why the stream has ended, where that was no ordinary end."""
+        return "" if self._closed_write else self._reason
+
     def take(self, item: Any) -> bytes:
         """Return the bytes that came over the channel; b"" for the end."""
         if type(item) is bytes:
@@ -229,7 +264,8 @@ class ViaIO(Endpoint):
             return item
         self._at_end = True
         self._close_channels()
-        self._explain_end()
+        if self._on_writable is None:
+            self._explain_end()
         return b""
 
     def account(self, size: int) -> None:
@@ -309,6 +345,8 @@ class ViaIO(Endpoint):
         # What an interrupt kept from being counted is known to have been taken in the end.
         self._sent = max(self._sent, self._taken)
         while self._sent - self._taken >= WINDOW_BYTES and not self._ended.is_set():
+            if self._on_writable is not None:
+                raise StreamFull
             credit = self._credit = _Flag(self.execmodel)
             if self._sent - self._taken >= WINDOW_BYTES and not self._ended.is_set():
                 credit.wait()

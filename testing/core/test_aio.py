@@ -128,6 +128,26 @@ class TestChannels:
 
         run(body)
 
+    def test_threads_wait_too_while_the_worker_reads_nothing(self) -> None:
+        async def body(group: aio.Group) -> None:
+            def send_many() -> None:
+                channel = group[0].remote_exec("for item in channel: pass")
+                for _ in range(20):
+                    execnet.Channel.send(channel, b"x" * (1 << 20))
+
+            pid = (await group[0].remote_status()).pid
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                sending = asyncio.get_running_loop().run_in_executor(None, send_many)
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(sending), 0.3)
+                assert len(group[0]._writer._frames) <= 4  # of two items
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            await sending
+
+        run(body)
+
     @pytest.mark.parametrize("side", ["here", "there"])
     def test_a_window_bounds_what_is_unread(self, side: str) -> None:
         source = (
