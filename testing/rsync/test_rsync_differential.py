@@ -137,7 +137,7 @@ def hide_some(source: Path, seed: random.Random) -> Path | None:
 
 @pytest.mark.parametrize("part", range(4))
 def test_the_outcome_is_that_of_rsync(gateway: Gateway, tmp_path: Path, part: int) -> None:
-    rsync = need("rsync", "rsync")
+    rsync, hung = need("rsync", "rsync"), 0
     for number in range(part, SEEDS, 4):
         seed = random.Random(number)
         base = tmp_path / str(number)
@@ -150,10 +150,12 @@ def test_the_outcome_is_that_of_rsync(gateway: Gateway, tmp_path: Path, part: in
         if owned:
             give_some_away([source, dest, other], seed)
         words += ["-og"] * owned
-        done = subprocess.run(
-            [rsync, "-rlptH", "--modify-window=-1", *words, f"{source}/", f"{other}/"],
-            capture_output=True,
-        )
+        command = [rsync, "-rlptH", "--modify-window=-1", *words, f"{source}/", f"{other}/"]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=20)
+        except subprocess.TimeoutExpired:  # its processes wait for each other, as with seed 228
+            hung += 1
+            continue
         ours = RSync(source, verbose=False, rules=[f"- {one}" for one in EXCLUDED if excludes])
         ours.add_target(gateway, dest, delete=deletes, owners=owned)
         found = ours.send()
@@ -168,3 +170,4 @@ def test_the_outcome_is_that_of_rsync(gateway: Gateway, tmp_path: Path, part: in
         pair = outcome(dest, source), outcome(other, source, dest)
         assert differences(*(without(kept, one) for one in pair)) == [], number
         shutil.rmtree(base)
+    assert hung <= SEEDS // 100
