@@ -35,6 +35,25 @@ def write(path: Path, parts: str) -> None:
         missing("a file system with holes")
 
 
+def test_data_that_has_moved_is_found_between_holes(
+    sync: Sync, gateway: Gateway, source: Path, dest: Path
+) -> None:
+    content, front = os.urandom(4 * PART), os.urandom(5000)
+    for root, parts in (
+        (dest, [content[:PART], 2 * PART, content[PART:]]),
+        (source, [front, content[:PART], 3 * PART, content[PART:], PART]),
+    ):
+        with open(make_tree(root, {}) / "file", "wb") as file:
+            for part in parts:
+                file.seek(part, os.SEEK_CUR) if isinstance(part, int) else file.write(part)
+            file.truncate()
+    result = sync(gateway, source, dest)
+    assert_same(source, dest)
+    assert len(front) <= result.bytes_sent < PART // 4
+    spare = (dest / "file").stat().st_blocks - (source / "file").stat().st_blocks
+    assert spare * 512 < PART // 4
+
+
 @pytest.mark.parametrize(
     ("old", "new", "sent"),
     [("dddddd", "dd--dd", 0), ("dd-ddd", "d---dd", 0), ("dddd", "dddd--", 0), ("dd", "dd--d", 1),

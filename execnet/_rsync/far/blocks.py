@@ -86,7 +86,10 @@ class Comparison(object):
             digest = self.digest(block)
             digests += digest
             same = self.same_bytes(position + start, block, digest)
-            self.run = 0 if same else self.run + 1
+            if same:
+                self.run = 0
+            elif data.count(b"\0", start, start + self.block) < len(block):  # nobody moves zeros
+                self.run += 1
             if same < len(block):
                 changes.append([position + start + same, position + start + len(block)])
         return changes

@@ -232,7 +232,7 @@ class Sending(object):
             changes += old.changes(position, data, digests)
             position += len(data)
             self._moved(number, position)
-            if old.run >= MOVED_BLOCKS and self._may_seek(old, found):
+            if old.run >= MOVED_BLOCKS and min(old.size, size) >= SOUGHT_MIN:
                 self._seek(number, old.size)
                 return None
         if not changes and size == old.size:
@@ -294,11 +294,6 @@ class Sending(object):
 
     # chunks that were elsewhere in an old file
 
-    def _may_seek(self, old: Any, found: Any) -> bool:
-        """Return whether moved data can be searched for; holes would have to be sent as zeros."""
-        is_sparse = getattr(found, "st_blocks", 1 << 60) * 512 < found.st_size
-        return bool(min(old.size, found.st_size) >= SOUGHT_MIN and not is_sparse)
-
     def _seek(self, number: int, old_size: int) -> None:
         self._sought[number] = old_size, self._moved_bytes
         self._send((wire.SEEK, number))
@@ -317,15 +312,32 @@ class Sending(object):
             cuts = self._cut(fd, found, table)
         _, keys, lengths, proof = cuts
         self._open_far(number, found, CHUNKED)
-        for old, start, length in table.runs(keys, lengths):
-            if old is None:
-                self._send_range(number, fd, start, start + length)
-                continue
-            for done in range(0, length, PIECE_BYTES):
-                part = min(PIECE_BYTES, length - done)
-                self._send((wire.COPY, number, start + done, old + done, part))
-                self._moved(number, start + done + part)
+        self._send_runs(number, fd, table.runs(keys, lengths), list(data_ranges(fd, found)))
         return (wire.CLOSE, number, proof), self._whole_digest
+
+    def _send_runs(self, number: int, fd: int, runs: Any, ranges: Any) -> None:
+        """Send parts of a file, say where the old one has them, or that they are holes."""
+        olds: Any = deque()  # of the parts that ``with_holes`` has taken
+
+        def taken() -> Iterator[Any]:
+            for old, start, length in runs:
+                olds.append((old, start, start + length))
+                yield start, start + length
+
+        for start, stop, is_hole in with_holes(taken(), ranges):
+            while olds[0][2] <= start:
+                olds.popleft()
+            old, begin, _ = olds[0]
+            if old is None and not is_hole:
+                self._send_range(number, fd, start, stop)
+                continue
+            for position in range(start, stop, PIECE_BYTES):
+                part = min(PIECE_BYTES, stop - position)
+                if is_hole:
+                    self._send((wire.HOLE, number, position, part))
+                else:
+                    self._send((wire.COPY, number, position, old + position - begin, part))
+                self._moved(number, position + part)
 
     def _cut(self, fd: int, found: Any, table: Any) -> Any:
         """Return (identity, keys and lengths of the chunks, digest) of a whole file."""

@@ -12,7 +12,16 @@ import os
 import time
 
 from .places import HAS_FDS, O_NEW, WRITE_BYTES, at, read_full, rename, write_all
-from .wire import BLOCKS, BLOCKS_MAX, CHUNKED, DIGEST_BYTES, PY2, Violation, crc32
+from .wire import (
+    BLOCKS,
+    BLOCKS_MAX,
+    CHUNKED,
+    DIGEST_BYTES,
+    PIECE_BYTES,
+    PY2,
+    Violation,
+    crc32,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -293,7 +302,11 @@ class Incoming(object):
             self.piece(offset + done, read_full(self.old, min(WRITE_BYTES, length - done)))
 
     def hole(self, offset: int, length: int) -> None:
-        """Make a hole in what was copied from the old file."""
+        """Make a hole in what was copied from the old file, or leave one where parts of it go."""
+        if self._stream is not None and length <= PIECE_BYTES and offset + length <= self.size:
+            self._add_to_stream(offset, bytes(bytearray(length)))
+            self._end = offset + length
+            return
         if not (self.block and self._end <= offset <= offset + length <= self.size):
             raise Violation("a hole of %d bytes at %d of %d" % (length, offset, self.size))
         self._end = offset + length
