@@ -1324,7 +1324,7 @@ def _keep_spare_fd() -> None:
         pass  # there is none, so nothing is lost
 
 
-_FEATURES = "codec direct window pulse calls defined interrupts codecs idle waits".split()  # noqa: SIM905
+_FEATURES = "codec direct window pulse calls defined interrupts codecs files idle".split()  # noqa: SIM905
 FEATURE_PARTS = ["_features." + name for name in _FEATURES] * HAS_PARTS
 # What a worker was sent: by the name of each part, its file and its source or compiled code.
 _sent_parts: dict[str, tuple[str, Any]] = {}
@@ -1918,14 +1918,49 @@ def new_rlock() -> Any:
     return _with_lock((_threading() if PY2 else _thread).RLock())
 
 
-_TIMED_GET_ENDS = not HAS_PARTS or ISPYPY or not (3, 7) <= sys.version_info[:2] < (3, 13)
+_TIMED_GET_ENDS = PY2 or ISPYPY or not (3, 7) <= sys.version_info[:2] < (3, 13)
 
 
-def _timed(items: Any, timeout: float | None) -> tuple[Any, ...]:
+def _now() -> float:
+    """Return seconds of a clock that nobody sets, and that tests do not replace."""
+    time = _import("time")
+    has_clocks = hasattr(time, "clock_gettime")  # not on Windows
+    seconds: float = time.clock_gettime(time.CLOCK_MONOTONIC) if has_clocks else time.monotonic()
+    return seconds
+
+
+class _Timed(object):
+    """Makes ``map(items.get, timed)`` wait for one item, which is then taken by a single call.
+
+    It has ``get`` wait no more: that of ``SimpleQueue`` may never end (doc/interrupts.rst, "Waits
+    with a timeout").  Where another thread takes the item, ``Empty`` comes though ``left`` is > 0.
+    """
+
+    def __init__(self, items: Any, timeout: float) -> None:
+        self._items, self.left = items, timeout  # seconds
+
+    def __iter__(self) -> _Timed:
+        return self
+
+    def __next__(self) -> bool:
+        items, self._items = self._items, None
+        if items is None:
+            raise StopIteration
+        start = now = _now()
+        until, never = now + self.left, _thread.allocate_lock()
+        never.acquire()
+        while items.empty() and self.left > 0:  # from 50 us on, a twentieth of what was waited
+            never.acquire(True, min(self.left, 0.005, max(5e-5, (now - start) / 20)))
+            now = _now()
+            self.left = until - now
+        return False
+
+
+def _timed(items: Any, timeout: float | None) -> Any:
     """Return the arguments of ``map(items.get, ...)`` that take an item within a time."""
     if timeout is None or timeout <= 0 or _TIMED_GET_ENDS or type(items).__module__ != "_queue":
         return (timeout is None or timeout > 0,), (timeout and max(timeout, 0),)
-    return (load_part("_features.waits").Timed(items, timeout),)
+    return (_Timed(items, timeout),)
 
 
 def timed_inbox(execmodel: ExecModel) -> Any:
@@ -2775,16 +2810,15 @@ class Channel(object):
         except self.gateway.execmodel.Empty:  # or somebody in receive() was faster
             return ENDMARKER
 
-    def makefile(self, mode: str = "w", proxyclose: bool = False) -> ChannelFile:
+    def makefile(self, mode: str = "w", proxyclose: bool = False) -> Any:
         """Return a file over this channel.
 
         mode: "w" sends what is written, "r" reads the items' text one after the other.
         proxyclose: closing the file closes the channel.  Other modes: ValueError.
         """
-        kinds = {"w": ChannelFileWrite, "r": ChannelFileRead}
-        if mode not in kinds:
+        if mode not in ("w", "r"):
             raise ValueError("mode %r is not available, it must be 'w' or 'r'" % (mode,))
-        return kinds[mode](channel=self, proxyclose=proxyclose)
+        return load_part("_features.files").KINDS[mode](channel=self, proxyclose=proxyclose)
 
     def reconfigure(self, py2str_as_py3str: bool = True, py3str_as_py2str: bool = False) -> None:
         """Set how strings between Python 2 and 3 are read, on both sides of this channel.
@@ -3095,82 +3129,6 @@ class ChannelFactory(object):
             self._no_longer_opened(channel.id, forget=event == "stream_end")
         for id in list(self._callbacks):
             self._no_longer_opened(id)
-
-
-class ChannelFile(object):
-    """A file over a channel; closing it closes the channel if ``proxyclose`` is true."""
-
-    def __init__(self, channel: Channel, proxyclose: bool = True) -> None:
-        self.channel = channel
-        self._proxyclose = proxyclose
-
-    def isatty(self) -> bool:
-        """A channel is no terminal."""
-        return False
-
-    def close(self) -> None:
-        """Close the channel, if that was asked for."""
-        if self._proxyclose:
-            self.channel.close()
-
-    def __repr__(self) -> str:
-        state = "closed" if self.channel.isclosed() else "open"
-        return "<%s %s on channel %d>" % (self.__class__.__name__, state, self.channel.id)
-
-
-class ChannelFileWrite(ChannelFile):
-    """Sends what is written to it, an item per call."""
-
-    def write(self, out: Any) -> None:
-        """Send ``out`` as one item."""
-        self.channel.send(out)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-
-class ChannelFileRead(ChannelFile):
-    """Reads the items of a channel, all text or all bytes, as one text; "" at its end."""
-
-    def __init__(self, channel: Channel, proxyclose: bool = True) -> None:
-        super(ChannelFileRead, self).__init__(channel, proxyclose)
-        self._buffer: Any = None
-
-    def _fill(self) -> bool:
-        try:
-            item = self.channel.receive()
-        except EOFError:
-            return False
-        if not isinstance(item, (bytes, type(u""))):  # Python 2 has both
-            raise LoadError("a file over %r got no text: %.60r" % (self.channel, item))
-        self._buffer = item if self._buffer is None else self._buffer + item
-        return True
-
-    def _take(self, size: int) -> Any:
-        if self._buffer is None:
-            return ""
-        taken, self._buffer = self._buffer[:size], self._buffer[size:]
-        return taken
-
-    def read(self, n: int) -> Any:
-        """Return ``n`` characters, fewer only at the end."""
-        while len(self._buffer or "") < n and self._fill():
-            pass
-        return self._take(n)
-
-    def readline(self) -> Any:
-        """Return the next line with its end, or what is left when there is none."""
-        searched = 0
-        while True:
-            buffer = self._buffer
-            if buffer:
-                newline = "\n" if isinstance(buffer, type("")) else b"\n"
-                end = buffer.find(newline, searched)
-                if end >= 0:
-                    return self._take(end + 1)
-                searched = len(buffer)
-            if not self._fill():
-                return self._take(searched)
 
 
 # ---------------------------------------------------------------- gateways

@@ -80,10 +80,10 @@ FEATURES = (
     "codecs",
     "defined",
     "direct",
+    "files",
     "idle",
     "interrupts",
     "pulse",
-    "waits",
     "window",
 )
 

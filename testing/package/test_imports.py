@@ -70,8 +70,6 @@ OURS = {
     *("execnet._transports.table", "execnet.gateway", "execnet.gateway_base"),
     *("execnet.gateway_bootstrap", "execnet.gateway_io", "execnet.multi", "execnet.xspec"),
 }
-if sys.implementation.name == "cpython" and sys.version_info < (3, 13):
-    OURS |= {"execnet._features.waits"}  # where the standard library's waits may not end
 FAR = ("", ".gateway_base", "._features", "._features.direct")
 OURS_IDLE = {"execnet._ends.watch"}  # once a gateway had nothing to read for a while
 OURS_SHIPPING = {"execnet._ends.checked", "execnet._ship.parts", "execnet._ship.shipment"}

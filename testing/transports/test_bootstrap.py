@@ -529,7 +529,7 @@ def interrupt():
         while frame is not None:
             names.append(frame.f_code.co_name)
             frame = frame.f_back
-        if "wait_ready" in names and names[0] in ("wait", "get"):
+        if "wait_ready" in names and names[0] in ("wait", "get", "__next__"):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.5)  # and again: one that comes just before the wait is not seen
 interrupted = []
