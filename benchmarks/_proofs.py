@@ -19,6 +19,10 @@ PROOFS = {
         "benchmarks/proofs/aio.py",
     ),
     "deploy": ("50 seeded kills while an environment is made", "testing/kit/deploy_faults.py"),
+    "environments": (
+        "an environment on each Python here, by each tool that can; the index is asked",
+        "testing/kit/deploy_pythons.py",
+    ),
     "faults": ("10,000 seeded faults; no call hangs, nothing is left", "testing/kit/faults.py"),
     "fuzz": ("an hour of coverage-guided fuzzing of each decoder", "benchmarks/proofs/fuzz.py"),
     "hostile": (

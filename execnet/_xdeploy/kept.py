@@ -19,9 +19,9 @@ DAY_S = 86400.0
 
 @dataclass(frozen=True)
 class Kept:
-    """An environment, a layer or a tree on the far side.
+    """An environment, a layer, a tree or a cache of installers on the far side.
 
-    kind: "venvs", "layers" or "trees".  state: "used" by a process, "free", "incomplete",
+    kind: "venvs", "layers", "trees" or "caches".  state: "used" by a process, "free", "incomplete",
     "replaced" by a newer one, or "unknown" where the file system has no locks.  used: when it was
     used last, in seconds since the epoch by the clock there.  bytes: how much it takes up.
     """

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pages import read
@@ -18,6 +20,8 @@ from wheels import Place, make_wheel, wheel_of_installed
 from execnet import Gateway, Group, XSpec
 from execnet._cli import main
 from execnet._cli.venv import spec_for
+from execnet._xdeploy.far import flocks
+from execnet._xdeploy.far import kept as far_kept
 from execnet._xdeploy.kept import kept, prune
 
 
@@ -64,6 +68,56 @@ def test_what_is_half_made_or_replaced_is_pruned_at_once(place: Place, gateway: 
     assert found == ["incomplete", "replaced"]
     assert states(place, gateway) == [("proj", "free")]
     assert not left.exists()
+
+
+def test_caches_of_installers_are_pruned_as_a_whole(place: Place, gateway: Gateway) -> None:
+    place.create(gateway, (), name="venv")
+    root = str(place.root)
+    cached = place.root / "pip" / "http" / "file"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"x" * 1000)
+    [entry] = [entry for entry in kept(gateway, root) if entry.kind == "caches"]
+    assert (entry.name, entry.state, entry.bytes) == ("pip", "free", 1000)
+    held = flocks.shared(str(place.root / "caches.held"))  # as while something is made
+    assert prune(gateway, 0, root=root) == []
+    os.close(held)
+    assert prune(gateway, 1, root=root) == []
+    assert [entry.name for entry in prune(gateway, 0, root=root)] == ["pip"]
+    assert not list(place.root.glob("pip*"))
+
+
+def test_without_locks_only_what_is_named_is_pruned(
+    place: Place, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = place.create(gateway, ())
+    made.exit()
+    made.join(BOUND_S)
+    wait_until(lambda: states(place, gateway) == [("proj", "free")], BOUND_S)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    monkeypatch.setattr(flocks.fcntl, "flock", refuse)
+
+    def pruned(**request: object) -> list[Any]:
+        request = {"prune": True, "root": str(place.root), "dry_run": False, **request}
+        channel = Sent(request)
+        far_kept.main(channel)
+        return [entry["state"] for entry in channel.items]
+
+    assert pruned(unused_s=0, names=[]) == []
+    assert pruned(unused_s=86400, names=["proj"]) == []
+    assert pruned(unused_s=0, names=["proj"]) == ["unknown"]
+    assert not list(place.root.glob("venvs/*/1*"))
+
+
+class Sent:
+    """Stands in for a channel with one request."""
+
+    def __init__(self, request: object) -> None:
+        self.items: list[Any] = []
+        self.receive = lambda: request
+        self.send = self.items.append
 
 
 class TestCommand:

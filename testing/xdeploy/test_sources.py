@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import BOUND_S, MakeGateway, wait_until
+from tools import BOUND_S, MakeGateway, run_python, wait_until
 from wheels import make_wheel
 
 from execnet import XSpec
@@ -16,6 +17,7 @@ from execnet._transports.pythons import search_words
 from execnet._transports.table import command
 from execnet._xdeploy import pips
 from execnet._xdeploy.answers import Answers
+from execnet._xdeploy.far import relay
 from execnet._xdeploy.far.relay import PATH
 from execnet._xdeploy.sources import Sources, _files_of
 
@@ -85,6 +87,44 @@ def test_a_page_from_elsewhere_names_no_file_of_this_machine() -> None:
 def test_the_index_on_loopback_knows_three_kinds_of_paths(path: str) -> None:
     assert PATH.match(path) is None
     assert PATH.match("/simple/a.b-c/")
+
+
+TCP = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     {me}        0 1 1
+   1: 0100007F:C350 0100007F:1F90 01 00000000:00000000 00:00000000 00000000     {me}        0 2 1
+   2: 0100007F:C351 0100007F:1F90 01 00000000:00000000 00:00000000 00000000 4000000        0 3 1
+   3: 0100007F:C352 0100007F:1F91 01 00000000:00000000 00:00000000 00000000 4000000        0 4 1
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no such users there")
+def test_the_index_on_loopback_is_for_this_user_alone(tmp_path: Path) -> None:
+    table = tmp_path / "tcp"
+    assert relay.is_ours(50001, 8080, str(table))  # where nobody knows
+    table.write_text(TCP.format(me=os.geteuid()))
+    mine = [relay.is_ours(port, 8080, str(table)) for port in (50000, 50001, 50002)]
+    assert mine == [True, False, True]
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="only root can be another user as well"
+)
+def test_another_user_who_knows_its_path_is_refused(tmp_path: Path) -> None:
+    channel: Any = FakeChannel()
+    channel.setcallback = lambda *_, **__: None
+    served = relay.Relay(channel, str(tmp_path))
+    code = (
+        "import os, sys, urllib.request as r\nos.setuid(int(sys.argv[2]))\n"
+        "try: r.build_opener(r.ProxyHandler({})).open(sys.argv[1] + 'nothing')\n"
+        "except Exception as error: print(type(error).__name__)"
+    )
+    try:
+        said = [run_python(code, served.url, uid).stdout.strip() for uid in ("0", "65534")]
+    finally:
+        served.close()
+    assert said[0] == "HTTPError"  # of one that is served
+    assert said[1] != "HTTPError"
 
 
 def test_a_pip_is_chosen_for_the_far_python() -> None:

@@ -12,10 +12,11 @@ import shutil
 import time
 
 from .commands import Commands, Failure
-from .flocks import Busy, NoLocks, exclusive
+from .flocks import Busy, NoLocks, exclusive, shared
 from .locks import Lock
 from .places import (
     PRIVATE,
+    cache_lock,
     key_folder,
     native,
     newest_venv,
@@ -76,9 +77,29 @@ class Build(object):
             make_folder(path)
         deadline = time.time() + request["timeout"]
         path = os.path.join(self._folder, "lock")
-        with Lock(path, deadline, self._tell_wait, commands.check):
+        caches = self._hold_caches()
+        try:
+            return self._run_alone(Lock(path, deadline, self._tell_wait, commands.check))
+        finally:
+            if caches is not None:
+                os.close(caches)
+
+    def _hold_caches(self) -> Any:
+        """Hold the caches of installers, so that they are not pruned; return a descriptor or None.
+
+        If they are being pruned right now, nothing of them is there any more.
+        """
+        path = cache_lock(self.root)
+        try:
+            open(path, "ab").close()
+            return shared(path)
+        except (Busy, NoLocks, EnvironmentError):
+            return None
+
+    def _run_alone(self, lock: Lock) -> Any:
+        with lock:
             found = self.find(self._folder)
-            if found is not None and found[0] > request["newer_than"]:
+            if found is not None and found[0] > self.request["newer_than"]:
                 return found[1].get("tool", u"")
             numbers = numbers_in(self._folder)
             number = max(numbers or [0]) + 1

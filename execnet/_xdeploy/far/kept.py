@@ -9,14 +9,15 @@ import os
 import time
 
 from .flocks import Busy, NoLocks, exclusive
-from .places import native, numbers_in, read_marker, root_folder, text_of
-from .writing import remove_if_free
+from .places import cache_lock, native, numbers_in, read_marker, root_folder, text_of
+from .writing import remove, remove_if_free, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 KINDS = "venvs", "layers", "trees"
+CACHES = "pip", "uv", "virtualenv", "tools"  # of installers, and installers that were sent
 LISTED_MAX = 100000
 
 
@@ -37,7 +38,7 @@ def main(channel: Any) -> None:
 
 
 def entries(root: Any) -> Any:
-    """Yield a dict for each environment, layer and tree, complete or not."""
+    """Yield a dict for each environment, layer and tree, complete or not, and for each cache."""
     for kind in KINDS:
         try:
             names = sorted(os.listdir(os.path.join(root, kind)))
@@ -49,32 +50,45 @@ def entries(root: Any) -> Any:
             newest = [number for number in numbers if read_marker(folder, number)][:1]
             for number in numbers:
                 yield _entry(kind, name, folder, number, newest == [number])
+    for name in CACHES:
+        path = os.path.join(root, name)
+        if os.path.isdir(path):
+            used, size = _used_and_size(path)
+            yield _dict_of("caches", name, name, 0, path, _state(cache_lock(root)), {}, used, size)
 
 
 def _entry(kind: str, name: Any, folder: Any, number: int, is_newest: bool) -> Any:
     marker = read_marker(folder, number) or {}
     path = os.path.join(folder, str(number))
     is_complete = bool(marker) or kind == "trees"
-    state = _state(path)
+    state = _state(path + ".held")
     if not is_complete and state == u"free":
         state = u"incomplete"
     elif not (is_newest or kind == "trees") and state == u"free":
         state = u"replaced"
+    bare = name.rpartition("-")[0]
+    used, size = _last_use(path), _used_and_size(path)[1]
+    return _dict_of(kind, name, bare, number, path, state, marker, used, size)
+
+
+def _dict_of(
+    kind: str, folder: Any, name: Any, number: int, path: Any, state: Any, marker: Any,
+    used: float, size: int,
+) -> Any:  # fmt: skip
     return {
-        u"kind": text_of(kind), u"folder": text_of(name), u"number": number,
-        u"name": text_of(name).rpartition(u"-")[0], u"path": text_of(path), u"state": state,
+        u"kind": text_of(kind), u"folder": text_of(folder), u"number": number,
+        u"name": text_of(name), u"path": text_of(path), u"state": state,
         u"python": marker.get("python", u""), u"tool": marker.get("tool", u""),
-        u"requirements": marker.get("requirements", u""),
-        u"used": _last_use(path), u"bytes": _size(path),
+        u"requirements": marker.get("requirements", u""), u"used": used, u"bytes": size,
     }  # fmt: skip
 
 
 def _state(path: Any) -> Any:
     """Return "used", "free", or "unknown" where there are no locks."""
-    if not os.path.exists(path + ".held"):
+    if not os.path.exists(path):
         return u"free"
     try:
-        os.close(exclusive(path + ".held"))
+        os.close(exclusive(path))
     except Busy:
         return u"used"
     except (NoLocks, OSError):
@@ -92,33 +106,41 @@ def _last_use(path: Any) -> float:
     return max(times)
 
 
-def _size(path: Any) -> int:
-    """Return how many bytes a folder takes up."""
-    total = 0
+def _used_and_size(path: Any) -> Any:
+    """Return when a file in a folder was last read or written, and how many bytes all take."""
+    used, total = 0.0, 0
     for folder, _, files in os.walk(path):
         for name in files:
             try:
                 status = os.lstat(os.path.join(folder, name))
             except OSError:
                 continue
+            used = max(used, status.st_mtime, status.st_atime)
             total += status.st_size // max(1, status.st_nlink)
-    return total
+    return used, total
 
 
 def _is_wanted(entry: Any, request: Any) -> bool:
     """Whether an entry should be removed."""
-    if request["names"] and entry[u"name"] not in request["names"]:
+    is_named = bool(entry[u"kind"] != u"caches" and entry[u"name"] in request["names"])
+    if request["names"] and not is_named:
         return False
     if entry[u"state"] in (u"incomplete", u"replaced"):
         return True
     is_old = bool(time.time() - entry[u"used"] >= request["unused_s"])
-    return is_old and bool(entry[u"state"] == u"free")
+    # Where nobody knows what is in use, the user has to, who names it.
+    states = (u"free", u"unknown") if is_named else (u"free",)
+    return is_old and entry[u"state"] in states
 
 
 def _remove(root: Any, entry: Any) -> bool:
     """Remove an entry unless it is in use by now; its folder too, if nothing else is in there."""
+    if entry[u"kind"] == u"caches":
+        return _remove_cache(root, native(entry[u"folder"]))
     folder = os.path.join(root, native(entry[u"kind"]), native(entry[u"folder"]))
-    if not remove_if_free(folder, entry[u"number"]):
+    if entry[u"state"] == u"unknown":
+        remove(folder, entry[u"number"])
+    elif not remove_if_free(folder, entry[u"number"]):
         return False
     if not numbers_in(folder):
         try:
@@ -132,6 +154,24 @@ def _remove(root: Any, entry: Any) -> bool:
             os.rmdir(folder)
         except OSError:  # another one is being made
             pass
+    return True
+
+
+def _remove_cache(root: Any, name: Any) -> bool:
+    """Remove a cache unless something is being made; who begins meanwhile finds none."""
+    path = os.path.join(root, name)
+    old = "%s.%d.old" % (path, os.getpid())
+    try:
+        lock = exclusive(cache_lock(root))
+    except (Busy, NoLocks, OSError):
+        return False
+    try:
+        os.rename(path, old)
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    remove_tree(old)
     return True
 
 

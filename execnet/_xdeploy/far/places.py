@@ -75,6 +75,11 @@ def core_path(root: Any, key: Any) -> Any:
     return os.path.join(root_folder(root), "core", key)
 
 
+def cache_lock(root: Any) -> Any:
+    """Return the file that is held, shared, while something is made with the installers' caches."""
+    return os.path.join(root, "caches.held")
+
+
 def python_of(venv: Any) -> Any:
     """Return the path of an environment's interpreter."""
     names = ("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")

@@ -1,8 +1,9 @@
 """A package index on loopback, whose requests the coordinator answers.
 
 Installers here resolve requirements themselves, and what they ask for comes over a channel.  The
-path is random, so that other users of this machine can't find it.  Files with a known digest are
-kept, and not sent twice.  This file is shipped.  Start at ``Relay``.
+path is random, so that other users of this machine can't find it.  Pip tells it to its children by
+an argument, so other users are refused as well, where the system tells whose a connection is.
+Files with a known digest are kept, and not sent twice.  This file is shipped.  Start at ``Relay``.
 
 A request is (number, kind, what): ``simple`` and a project, ``links`` and "", ``file`` and an id.
 An answer is (number, status, type, digest), then (number, bytes) in pieces, and (number, None).
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import binascii
 import hashlib
+import io
 import os
 import re
 import threading
@@ -186,10 +188,35 @@ def _keep(path: str, digest: str, pieces: Any) -> bool:
     return True
 
 
+def is_ours(port: int, server_port: int, table: str = "/proc/net/tcp") -> bool:
+    """Whether the connection from one port to another is this user's or root's.
+
+    table: where Linux tells whose a connection is; without it, nothing is known, and it is ours.
+    """
+    try:
+        lines = [line for name in (table, table + "6") for line in _lines_of(name)]
+    except EnvironmentError:
+        return True
+    ends = ":%04X" % port, ":%04X" % server_port
+    found = [w for w in lines if w[1].endswith(ends[0]) and w[2].endswith(ends[1])]
+    return {int(words[7]) for words in found} <= {0, os.geteuid()}
+
+
+def _lines_of(path: str) -> Any:
+    if path.endswith("6") and not os.path.exists(path):
+        return []
+    with io.open(path, encoding="ascii") as file:
+        return [line.split() for line in file][1:]
+
+
 class _Server(ThreadingMixIn, HTTPServer):
     daemon_threads = True
     block_on_close = False
     relay: Any = None
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether a connection is this user's, as far as that is known."""
+        return is_ours(client_address[1], self.server_address[1])
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: an installer may have been killed."""

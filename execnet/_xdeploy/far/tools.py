@@ -28,7 +28,7 @@ HOLDER = u"""\
 import os, sys
 def _hold():
     try:
-        import fcntl, time
+        import errno, fcntl, time
         fd = os.open(sys.prefix + ".held", os.O_RDWR)
         if fd < 3:
             fd = fcntl.fcntl(fd, fcntl.F_DUPFD, 3)
@@ -37,7 +37,9 @@ def _hold():
             try:
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 break
-            except (OSError, IOError):
+            except (OSError, IOError) as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    break
                 time.sleep(0.01)
         os.utime(sys.prefix + ".held", None)
     except (ImportError, OSError, IOError):

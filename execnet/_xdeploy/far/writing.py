@@ -49,8 +49,13 @@ def remove(folder: Any, number: Any) -> None:
         _unlink(base + end)
     for path in (base, base + ".tmp"):
         if os.path.isdir(path):
-            shutil.rmtree(path, onerror=_make_writable_and_go_on)
+            remove_tree(path)
     _unlink(base + ".held")
+
+
+def remove_tree(path: Any) -> None:
+    """Remove a folder with all that is in it, also what nobody may write to."""
+    shutil.rmtree(path, onerror=_make_writable_and_go_on)
 
 
 def remove_if_free(folder: Any, number: Any) -> bool:
