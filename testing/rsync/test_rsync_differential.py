@@ -31,7 +31,7 @@ from execnet import Gateway, RSync
 
 SEEDS = int(os.environ.get("EXECNET_RSYNC_SEEDS", "40"))
 EXCLUDED = ["a", "/b/*", "x*"]
-STAYS = "a directory in which something is left out"
+STAYS = "a directory that holds excluded entries"
 
 
 @pytest.fixture
