@@ -7,6 +7,8 @@ Known differences, which are left out of the comparison:
 - Owners of what an ordinary user copies, which we report and rsync does not.
 - A directory that cannot make way for something else, because what is left out is in it: here it
   stays as it was, and there all else in it has gone.
+- What has the name of a file that can't be read and is none itself: it stays here, and has gone
+  there.
 
 Where a directory can't be read, rsync deletes nothing in the whole tree, so those are compared
 without ``--delete``.  ``python -m benchmarks sync`` compares 2,000 trees, also as another user.
@@ -31,7 +33,8 @@ from execnet import Gateway, RSync
 
 SEEDS = int(os.environ.get("EXECNET_RSYNC_SEEDS", "40"))
 EXCLUDED = ["a", "/b/*", "x*"]
-STAYS = "a directory that holds excluded entries"
+PARTIAL = 23  # what rsync ends with when something is not there
+STAYS = "a directory that holds excluded entries", "Permission denied"
 
 
 @pytest.fixture
@@ -137,7 +140,7 @@ def hide_some(source: Path, seed: random.Random) -> Path | None:
 
 @pytest.mark.parametrize("part", range(4))
 def test_the_outcome_is_that_of_rsync(gateway: Gateway, tmp_path: Path, part: int) -> None:
-    rsync, hung = need("rsync", "rsync"), 0
+    rsync, broken = need("rsync", "rsync"), 0
     for number in range(part, SEEDS, 4):
         seed = random.Random(number)
         base = tmp_path / str(number)
@@ -153,8 +156,10 @@ def test_the_outcome_is_that_of_rsync(gateway: Gateway, tmp_path: Path, part: in
         command = [rsync, "-rlptH", "--modify-window=-1", *words, f"{source}/", f"{other}/"]
         try:
             done = subprocess.run(command, capture_output=True, timeout=20)
-        except subprocess.TimeoutExpired:  # its processes wait for each other, as with seed 228
-            hung += 1
+        except subprocess.TimeoutExpired:
+            done = None
+        if done is None or done.returncode not in (0, PARTIAL):
+            broken += 1  # with some hard links its processes lose or wait for each other
             continue
         ours = RSync(source, verbose=False, rules=[f"- {one}" for one in EXCLUDED if excludes])
         ours.add_target(gateway, dest, delete=deletes, owners=owned)
@@ -166,8 +171,9 @@ def test_the_outcome_is_that_of_rsync(gateway: Gateway, tmp_path: Path, part: in
                 path = root / hidden.relative_to(source)
                 if path.is_dir():
                     path.chmod(0o755)
-        kept = {os.fsencode(one.path) for one in found.targets[0].skipped if STAYS in one.reason}
+        skipped = found.targets[0].skipped
+        kept = {os.fsencode(one.path) for one in skipped if one.reason.startswith(STAYS)}
         pair = outcome(dest, source), outcome(other, source, dest)
         assert differences(*(without(kept, one) for one in pair)) == [], number
         shutil.rmtree(base)
-    assert hung <= SEEDS // 100
+    assert broken <= SEEDS // 100
