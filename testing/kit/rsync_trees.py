@@ -110,6 +110,12 @@ def pull(gateway: Gateway, source: Path | str, dest: Path | str, **options: Any)
     return RSync.pull(gateway, source, dest, mask=0, links="as-is", **options)
 
 
+def owners_in(root: Path) -> dict[str, tuple[int, int]]:
+    """Return who owns what in a tree: (user, group)."""
+    found = {str(path.relative_to(root)): path.lstat() for path in [root, *root.rglob("*")]}
+    return {name: (one.st_uid, one.st_gid) for name, one in found.items()}
+
+
 def give_away(*roots: Path, recursive: bool = True) -> None:
     """Have them belong to another user, if we are one who may do that."""
     if os.geteuid() == 0:

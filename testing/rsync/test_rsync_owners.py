@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rsync_trees import NOBODY, Sync, pull, send
+from rsync_trees import NOBODY, Sync, owners_in, pull, send
 
 from execnet import Gateway
 from execnet._rsync.far.owners import Owners, Told
@@ -19,11 +19,6 @@ from execnet._rsync.far.wire import TooMuch, Violation
 FILES = {"a": b"1", "d/b": b"2", "d/large": bytes(100_000), "twice": b"3"}
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-
-
-def owners_in(root: Path) -> dict[str, tuple[int, int]]:
-    found = {str(path.relative_to(root)): path.lstat() for path in [root, *root.rglob("*")]}
-    return {name: (one.st_uid, one.st_gid) for name, one in found.items()}
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from rsync_trees import make_tree, send, snapshot
+from rsync_trees import give_away, make_tree, owners_in, send, snapshot
 from tools import MakeGateway, clean_environment
 
 from execnet import Gateway, RSync
@@ -104,19 +104,21 @@ def test_a_target_in_which_links_come_and_go_is_never_left(
 ) -> None:
     source, outside = tree(tmp_path / "source", b"i"), tree(tmp_path / "outside", b"o")
     dest = tree(tmp_path / "dest", b"o")
-    before = snapshot(outside)
+    give_away(source)
+    before = snapshot(outside), owners_in(outside)
     with swapping(dest, outside):
         for number in range(ROUNDS):
             for path in [source, *source.rglob("*")]:  # times, modes and some content differ
                 os.utime(path, (number, number))
                 path.chmod((0o700 if path.is_dir() else 0o600) + number % 8)
             (source / "d/x").write_bytes(b"i" * (number % 3))
+            options = {"delete": number % 2 > 0, "owners": number % 3 > 0}
             with suppress(RSyncError):  # the root's own directories may not be there
                 if direction == "push":
-                    send(gateway, source, dest, delete=number % 2 > 0)
+                    send(gateway, source, dest, **options)
                 else:
-                    RSync.pull(gateway, source, dest, delete=number % 2 > 0)
-            assert snapshot(outside) == before
+                    RSync.pull(gateway, source, dest, **options)
+            assert (snapshot(outside), owners_in(outside)) == before
 
 
 def test_a_source_that_is_removed_while_it_is_read_does_not_count_as_empty(
@@ -153,6 +155,9 @@ def test_paths_are_used_for_the_roots_only(tmp_path: Path, direction: str) -> No
     (source / "mode").chmod(0o600)
     make_tree(tmp_path / "dest", {"old/x": b"", "d/old": b"", "linked/x": b""})
     (tmp_path / "dest/d").chmod(0o500)
+    (source / "link").symlink_to("a")
+    (tmp_path / "dest/link").symlink_to("a")
+    give_away(source)
     done = subprocess.run(
         [sys.executable, "-c", AUDITED.replace("DIRECTION", direction)],
         cwd=tmp_path, capture_output=True, text=True, env=clean_environment(),
@@ -196,7 +201,7 @@ def hook(event, args):
             seen.append((event, args))
 sys.addaudithook(hook)
 is_on.append(1)
-result = run("dest", delete=True)
+result = run("dest", delete=True, owners=True)
 is_on.clear()
 print(result.ok, result.deleted, seen)
 """
