@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # PyPy passes a flag that the kernel refuses; so we check afterwards what was linked
 LINK_OPTIONS: Any = {} if hasattr(sys, "pypy_version_info") else {"follow_symlinks": False}
+LINK_ERRORS = (OSError, NotImplementedError, AttributeError)
 
 
 NO_LINKS = b"links are left out"
@@ -58,6 +59,11 @@ def stays_inside(text: bytes) -> bool:
     return True
 
 
+def link_maker(text: bytes) -> Any:
+    """Return a function that makes a link at a path."""
+    return lambda path, **where: os.symlink(text, path, **where)
+
+
 class Linking(Sweeping):
     """Makes links, and asks for a copy where the host cannot make them."""
 
@@ -66,6 +72,7 @@ class Linking(Sweeping):
         self._announced = Announced(options["max_files"], options["max_bytes"])
         self._hardlinks: Any = deque()  # made once all of their leaders are there
         self._links = options["links"]
+        self._makes_links: Any = None  # whether the host does; None: not known yet
         self._makers: Any = {}  # kind -> what is called for an entry; see ``Target``
 
     def _on_rooted(self, entry: Any, there: bool, text: bytes) -> None:
@@ -101,18 +108,19 @@ class Linking(Sweeping):
             if not self._dry_run:
                 self._owners.give_link(number, self._places.handle(directory), name, found)
             return
-        if found is not None and not is_link and not self._may_replace(
-            entry, found, self._make_link, there, text
-        ):
-            return
+        if found is not None and not is_link:
+            if not self._can_link(directory):  # it may be the copy that an earlier run has made
+                self._ask_for_copy(entry)
+                return
+            if not self._may_replace(entry, found, self._make_link, there, text):
+                return
         if self._dry_run:
             self.plan(entry)
             return
         try:
-            _, temp = self._temps.make(directory, lambda path, **at: os.symlink(text, path, **at))
-        except (OSError, NotImplementedError, AttributeError):
-            self._unlinked[number] = directory, name
-            self._out.say(NOLINK, number)
+            _, temp = self._temps.make(directory, link_maker(text))
+        except LINK_ERRORS:
+            self._ask_for_copy(entry)
             return
         directory.settled = False
         self._set_link_time(directory, temp, mtime)
@@ -121,6 +129,23 @@ class Linking(Sweeping):
             path, where = at(handle, temp)
             self._owners.give_link(number, handle, temp, os.lstat(path, **where))
         self._place(entry, temp)
+
+    def _can_link(self, directory: Any) -> bool:
+        """Return whether links can be made here, as far as a run that is dry may find out."""
+        if self._makes_links is None and not self._dry_run:
+            try:
+                _, temp = self._temps.make(directory, link_maker(b"-"))
+            except LINK_ERRORS:
+                self._makes_links = False
+            else:
+                self._temps.drop(temp)
+                directory.settled, self._makes_links = False, True
+        return self._makes_links is not False
+
+    def _ask_for_copy(self, entry: Any) -> None:
+        directory, number, name = entry[:3]
+        self._unlinked[number] = directory, name
+        self._out.say(NOLINK, number)
 
     def _set_link_time(self, directory: Any, name: bytes, mtime: int) -> None:
         if HAS_NS and self._keeps_times and os.utime in os.supports_follow_symlinks:
