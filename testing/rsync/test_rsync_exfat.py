@@ -63,7 +63,7 @@ def test_content_arrives_and_a_second_run_sends_nothing(
 def test_another_spelling_is_used_and_two_names_that_are_one_are_told(
     sync: Sync, gateway: Gateway, source: Path, dest: Path
 ) -> None:
-    make_tree(dest, {"D/B": b"old", "D/old": b"", "A": b"0"})
+    make_tree(dest, {"D/B": b"old", "D/old": b"", "A": b"old"})
     make_tree(source, {"readme": b"first", "README": b"second"})
     result = sync(gateway, source, dest, delete=True)
     [skipped] = result.skipped
