@@ -10,7 +10,7 @@ import os
 import sys
 from itertools import islice
 
-from .places import at, identity_of, time_of
+from .places import at, identity_of, names_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,13 +85,9 @@ def _is_also(handle: Any, name: bytes, text: Any, names: Any) -> Any:
         known = os.lstat(path, **where)
         path, where = at(handle, other)
         found = os.lstat(path, **where)
+        if identity_of(found) == identity_of(known):
+            return True
+        # by FUSE a file may have a number for each spelling; or somebody has made another one
+        return other not in names_in(handle)
     except OSError:
         return False
-    if identity_of(found) == identity_of(known):
-        return True
-    # FUSE may number a file once for each spelling, and it was not there when names were listed
-    return looks_of(found) == looks_of(known)
-
-
-def looks_of(found: Any) -> Any:
-    return found.st_dev, found.st_mode, found.st_size, time_of(found), found.st_ctime
