@@ -34,6 +34,10 @@ PROOFS = {
         "benchmarks/proofs/interrupts.py",
     ),
     "logins": ("64 workers over ssh at once, ten times", "benchmarks/proofs/logins.py"),
+    "resume": (
+        "1,000 cuts of a connection while 64 MiB go each way; nothing is lost or doubled",
+        "benchmarks/proofs/resume.py",
+    ),
     "soak": ("2,000 gateways in one process, 100 at a time", "benchmarks/proofs/soak.py"),
     "sync": (
         "RSync: 2,000 trees beside the program rsync, 2,000 seeded faults, 5,000 rounds of swaps",

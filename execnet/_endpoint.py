@@ -59,6 +59,7 @@ class Endpoint(ABC):
     worker_pid: int | None = None
     # Set by any thread, before the stream ends.
     could_not_start = False  # there was never anything that could end
+    kills_by_login = False  # so that ``kill`` takes longer than a moment
     given_up = ""  # why the worker was, by the stream itself
 
     def boot(self, options: dict[str, object]) -> None:

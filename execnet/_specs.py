@@ -472,6 +472,11 @@ class Settings:
             self._check_service()
 
     def _check_resume(self) -> None:
+        if vars(self.spec).get("attach") is not None:
+            raise self._error(
+                ": there is no attach=: resume= goes on with the program that started the worker; "
+                "a service (socketservice=) keeps state for others"
+            )
         reason = ""
         if self.spec.via:
             reason = "not via= another gateway, which may be lost as well"

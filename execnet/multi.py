@@ -18,6 +18,7 @@ from ._ends.terminate import (
     KILL_S,
     carriers_of,
     foreign_pair,
+    kill_all,
     longest_end_s,
     wait_ended,
     warn_killed,
@@ -526,7 +527,7 @@ class Group(Listening):
             for gateway, io in zip(own, streams, strict=True):
                 if gateway.settings.kills_group and gateway in stuck:
                     io.kill_group()
-                io.kill()
+            kill_all(self.execmodel, streams)
             for gateway, io in zip(own, streams, strict=True):
                 io.wait()
                 with suppress(DeadlockError):  # a callback of its own ends before its receiver

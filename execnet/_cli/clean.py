@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from .. import _folders
 from .._service import admin
+from .._specs import Settings
+from .._transports import table
+from ..gateway_base import get_execmodel
+from ..gateway_io import Popen2IOMaster
 from .session import STATUS_FAILED
 
 _DESCRIPTION = """\
 Remove what execnet has left on this machine and nobody needs any more: sockets of ssh connections
 that have ended, folders and logs of services that have ended, traces and temporary files of
-processes that have ended. Keys stay.
+processes that have ended. Keys stay. Workers with resume= whose program has gone are ended, by a
+login to their host.
 """
 
 
@@ -50,4 +57,36 @@ def _run(args: argparse.Namespace) -> int:
             print(f"can't remove {path}: {error}")
         else:
             print(f"{'would remove' if args.dry_run else 'removed'} {path}: {what}")
+    if sys.platform != "win32":  # where there is no resume=
+        from .._resume import records
+
+        statuses = [_end_worker(path, told, args) for path, told in records.left()]
+        status = max([status, *statuses])
     return status
+
+
+def _end_worker(path: str, told: dict[str, Any], args: argparse.Namespace) -> int:
+    """End a worker that was left behind; return the exit status of that."""
+    who = f"worker {told['worker']} of process {told['pid']} on {told['host']}"
+    from .._resume import records
+
+    error, what = None, "would be ended"
+    try:
+        if not args.dry_run:
+            what = records.end(path, told, _maker_for)
+    except (records.Unreachable, records.Refused, ValueError, OSError) as exc:
+        error = str(exc)
+    if args.json:
+        found = {"path": path, "what": f"{who} {what}", "error": error}
+        print(json.dumps(found | {"removed": not args.dry_run and error is None}))
+    else:
+        print(f"{who} {what}" if error is None else f"can't end {who}: {error}")
+    return STATUS_FAILED if error is not None else 0
+
+
+def _maker_for(settings: Settings) -> Callable[[], Any]:
+    """Return what runs the command of a spec, without a question, and returns its stream."""
+    from .._resume.near import command_of_login
+
+    command = command_of_login(table.command(settings.spec, row=settings.transport))
+    return lambda: Popen2IOMaster(command, get_execmodel("thread"))

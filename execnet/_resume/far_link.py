@@ -96,6 +96,7 @@ class Connection(object):
         self.write_fd = write_fd
         self.epoch = epoch
         self.is_lost = False
+        self.is_broken = False  # what is written goes nowhere; what has come can still be read
         self.is_closed = False
         for fd in read_fd, write_fd:
             make_private(fd)
@@ -260,7 +261,7 @@ class Link(object):
                     return data
                 if data is not None:
                     self.lose(connection, "the connection ended")
-            elif not ready and connection.has_ended():
+            elif connection.is_broken or (not ready and connection.has_ended()):
                 self.lose(connection, "the connection ended")
         raise EOFError(self.end_text)
 
@@ -403,10 +404,10 @@ class Link(object):
             self.writer.wake()
         due_s = self._acknowledge()
         connection = self.connection
-        wants = connection is not None and bool(self._ahead) and not self.is_held
-        if connection is not None and wants and self._write_some(connection):
-            return  # there may be more by now
-        self._await(connection if wants else None, due_s)
+        if connection is None or connection.is_broken or self.is_held or not self._ahead:
+            self._await(None, due_s)
+        elif not self._write_some(connection):  # else there may be more by now
+            self._await(connection, due_s)
 
     def _take_frames(self) -> None:
         frame = self.writer.take()
@@ -476,7 +477,8 @@ class Link(object):
             taken = os.write(connection.write_fd, data)
         except EnvironmentError as exc:
             if exc.errno not in FULL:
-                self.lose(connection, "writing failed: %s" % exc)
+                connection.is_broken = True
+                self._reader_bell.ring()
             return False
         self._part += taken
         while self._ahead and self._ahead[0] is not BARRIER and self._part >= len(self._ahead[0]):
@@ -505,7 +507,7 @@ class Link(object):
         """Wait until something is to be done; connection: one that can't be written to now."""
         poll = select.poll()
         poll.register(self.bell.fd, select.POLLIN)
-        if connection is not None and not connection.is_lost:
+        if connection is not None and not (connection.is_lost or connection.is_broken):
             poll.register(connection.write_fd, select.POLLOUT)
         for fd in self.watched():
             poll.register(fd, select.POLLIN)

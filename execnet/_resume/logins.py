@@ -113,11 +113,14 @@ class Login:
     def kill(self, keep: Callable[[Any], object]) -> int | None:
         """Have the supervisor kill the worker; return its exit status, None if not known.
 
-        Raises ``Unreachable`` or ``Refused`` if that is not known to have happened.
+        Raises ``Ended`` if neither was there any more, ``Unreachable`` or ``Refused`` if it may
+        run on.
         """
         try:
             self._ask("kill", keep)
         except Ended as exc:
+            if exc.status is None:
+                raise
             return exc.status
         finally:
             self._discard()

@@ -28,6 +28,7 @@ from ..gateway_base import (
 )
 from .far_link import BARRIER, Connection, Link
 from .logins import Ended, Login, Refused, Session, Unreachable, discard
+from .records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,11 +59,14 @@ def create_io(
     models = execmodel, get_execmodel(str(settings.spec.execmodel))
     if not all(model.has_main_thread for model in models):
         raise ValueError("resume= is not for greenlets: a thread sees to the connection")
-    anew = command
-    if command[0] == "ssh" or settings.type == "vagrant_ssh":  # nobody may be there to answer
-        words = asking_nobody(command)
-        anew = Command(words, command.captures_stderr, is_remote=command.is_remote)
+    anew = command_of_login(command)
     return ResumeIO(settings, execmodel, run(command, execmodel), lambda: run(anew, execmodel))
+
+
+def command_of_login(command: Command) -> Command:
+    """Return the command of a spec as it is run anew: nobody may be there to answer."""
+    words = asking_nobody(command) if command[0] in ("ssh", "vagrant") else command
+    return Command(words, command.captures_stderr, is_remote=command.is_remote)
 
 
 class _Carried(Connection):
@@ -86,6 +90,8 @@ class ResumeIO(Link, Endpoint):
     connection are made in a thread of their own, one at a time.
     """
 
+    kills_by_login = True
+
     def __init__(self, settings: Settings, execmodel: ExecModel, carrier: Any, make: Make) -> None:
         self._settings = settings
         self._id = str(settings.spec.id)
@@ -98,6 +104,7 @@ class ResumeIO(Link, Endpoint):
         self._gateway: Gateway | None = None
         self._on_ready: Callable[[dict[str, Any]], object] | None = None
         self._session: Session | None = None
+        self._record: Record | None = None
         self._is_killed = False
         self._status: int | None = None
         self.given_up = ""
@@ -140,6 +147,8 @@ class ResumeIO(Link, Endpoint):
             return
         assert self._session is not None
         self._session.place(ready)
+        self._record = Record(self._session, 2 * self._settings.grace_s + MARGIN_S)
+        self._record.write()
         self._carrier.worker_pid = NOT_HERE
         self.count_ack(message)
         self.is_held = False
@@ -189,7 +198,7 @@ class ResumeIO(Link, Endpoint):
                 last = str(exc) if monotonic() < ends_at else last
             except (Ended, Refused) as exc:
                 self._status = exc.status if isinstance(exc, Ended) else None
-                self._give_up(str(exc))
+                self._give_up(str(exc), has_ended=isinstance(exc, Ended))
                 return
             else:
                 self.use(_Carried(carrier, session.epoch), peer_read)
@@ -209,8 +218,11 @@ class ResumeIO(Link, Endpoint):
         if self._gateway is not None:
             self._gateway.tell_state(state)
 
-    def _give_up(self, text: str) -> None:
+    def _give_up(self, text: str, has_ended: bool = False) -> None:
         self.given_up = text
+        if self._record is not None and not has_ended:
+            self._record.leave()
+            self._record = None
         self.stop(text)
 
     # ------------------------------------------------------------ the worker's end
@@ -230,6 +242,8 @@ class ResumeIO(Link, Endpoint):
             carrier.kill()  # it may wait for a host that does not answer
         carrier.close_write()
         carrier.close_read()
+        if self._record is not None:
+            self._record.remove()
 
     def end(self) -> None:
         """End the command, whose worker has ended."""
@@ -274,7 +288,12 @@ class ResumeIO(Link, Endpoint):
         try:
             login = Login(self._session, self._make, monotonic() + KILL_S)
             self._status = login.kill(carriers.append)
+        except Ended:
+            pass
         except (Unreachable, Refused) as exc:
+            record, self._record = self._record, None
+            if record is not None:
+                record.leave()
             self._warn_unreachable(str(exc))
         self.stop("the worker was killed")
         self._carrier.kill()
@@ -282,8 +301,8 @@ class ResumeIO(Link, Endpoint):
     def _warn_unreachable(self, why: str) -> None:
         seconds = self._settings.resume_s
         text = (
-            f"worker {self._id} could not be reached to be killed ({why}); "
-            f"its supervisor ends it once it was out of reach for {seconds:g} s"
+            f"worker {self._id} could not be reached to be killed ({why}); its supervisor ends it "
+            f'once it was out of reach for {seconds:g} s, or "execnet clean" does'
         )
         with suppress(Exception):  # warnings are errors
             warnings.warn(text, ResourceWarning, stacklevel=4)
@@ -301,6 +320,7 @@ class ResumeIO(Link, Endpoint):
     def disown(self) -> None:
         """In a forked process: the worker and the stream to it are the parent's."""
         self.is_over = True
+        self._record = None
         self._gone = _Flag(self.execmodel)
         self._gone.set()
         self._carrier.disown()

@@ -26,17 +26,19 @@ exec {python} {relay} --shell ${{cut:+--cut $cut}} -- "$@"
 
 
 class CutLink:
-    """What leads to a host.
+    """What leads to a host; its folder has to be in the PATH."""
 
-    folder: has to be in the PATH.  cuts: after how many bytes the first connections are cut.
-    """
-
-    def __init__(self, folder: Path, cuts: list[int] | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self._ssh = FakeSsh(folder)
+        self._cuts = folder / "cuts"
         self._down = folder / "down"
         (folder / "runs").write_text("")
-        (folder / "cuts").write_text("".join(f"{cut}\n" for cut in cuts or []))
+        self.set_cuts([])
         self._ssh(RUN.format(python=sys.executable, relay=KIT / "relay.py"))
+
+    def set_cuts(self, cuts: list[int]) -> None:
+        """Have the first connections cut after so many bytes each."""
+        self._cuts.write_text("".join(f"{cut}\n" for cut in cuts))
 
     def runs(self) -> int:
         """Return how many connections were tried."""

@@ -55,6 +55,12 @@ def test_a_loop_loses_nothing_and_holds_gateways_in_one_thread() -> None:
     assert "3 idle gateways in one loop: 3 answered, 1 thread, " in done.stdout
 
 
+def test_nothing_is_lost_over_a_connection_that_is_cut() -> None:
+    done = prove("resume", "--cuts", 3, "--mib", 0.5)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing lost or doubled, 0 processes stayed" in done.stdout
+
+
 def test_of_many_gateways_nothing_stays() -> None:
     done = prove("soak", "--gateways", 30, "--at-once", 10)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -19,6 +19,7 @@ from pages import read
 from tools import BOUND_S, ROOT, SOURCE, some_of, wait_until
 
 from execnet import Gateway, Group, WorkerDied
+from execnet._resume import records
 from execnet._resume.logins import Ended, Session, Unreachable
 from execnet._specs import Settings
 from execnet.xspec import XSpec
@@ -34,7 +35,8 @@ def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CutLink:
 
 
 @pytest.fixture
-def group() -> Iterator[Group]:
+def group(link: CutLink) -> Iterator[Group]:
+    """A group whose gateways go over that."""
     with Group() as group:
         yield group
 
@@ -59,29 +61,28 @@ OLDEST = [str(one.path) for one in found() if one.meets("2.7") or one.meets("3.6
 
 @pytest.mark.parametrize("python", [sys.executable, *OLDEST])
 def test_all_that_is_sent_comes_once_and_in_order_over_a_link_that_is_cut_at_random_bytes(
-    python: str, group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    python: str, group: Group, link: CutLink
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     draw = random.Random(f"cuts {python}")
-    count = some_of(15)
+    count = some_of(10)
     boot = 40_000  # so many bytes pass before the worker can be found again
-    cuts = [boot + 200_000] + [draw.randrange(12_000, 300_000) for _ in range(count)]
-    link = CutLink(tmp_path, cuts)
+    link.set_cuts([boot + 200_000] + [draw.randrange(12_000, 300_000) for _ in range(count)])
     gateway = group.makegateway(spec_of(BOUND_S, python))
     exchange(gateway, [draw.choice((3, 300, 30_000)) for _ in range(40 * count)])
     assert link.runs() > count // 2
 
 
-def test_over_a_real_ssh_it_goes_on_when_that_is_killed(group: Group, spec: str) -> None:
-    states = states_of(group)
-    gateway = group.makegateway(f"{spec}//resume={BOUND_S}//python={sys.executable}")
-    channel = gateway.remote_exec("for item in channel: channel.send(item)")
-    channel.send(1)
-    assert channel.receive(BOUND_S) == 1
-    gateway._io._carrier.popen.kill()  # type: ignore[attr-defined]
-    channel.send(2)
-    assert channel.receive(BOUND_S) == 2
-    wait_until(lambda: states == ["gw0 lost", "gw0 resumed"])
+def test_over_a_real_ssh_it_goes_on_when_that_is_killed(spec: str) -> None:
+    with Group() as group:
+        states = states_of(group)
+        gateway = group.makegateway(f"{spec}//resume={BOUND_S}//python={sys.executable}")
+        channel = gateway.remote_exec("for item in channel: channel.send(item)")
+        channel.send(1)
+        assert channel.receive(BOUND_S) == 1
+        gateway._io._carrier.popen.kill()  # type: ignore[attr-defined]
+        channel.send(2)
+        assert channel.receive(BOUND_S) == 2
+        wait_until(lambda: states == ["gw0 lost", "gw0 resumed"])
 
 
 def test_the_job_of_the_page_survives_a_cut_network(link: CutLink, tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_a_silent_connection_is_taken_for_a_lost_one(group: Group, link: CutLink
     link.stop()
     channel.send(1)
     assert channel.receive(BOUND_S) == 1
-    assert states[:2] == ["gw0 lost", "gw0 resumed"]
+    wait_until(lambda: states[:2] == ["gw0 lost", "gw0 resumed"])
 
 
 def test_stderr_and_what_is_sent_without_a_network_break_nothing(
@@ -213,27 +214,36 @@ def test_who_waits_is_told_of_a_death_while_connected(
     assert not os.path.exists(folder)
 
 
-def test_a_worker_ends_when_its_program_was_killed_and_the_time_is_over(link: CutLink) -> None:
+@pytest.mark.parametrize("ends_it", ["its time", "execnet clean"])
+def test_a_worker_whose_program_was_killed_ends(link: CutLink, ends_it: str) -> None:
+    spec = spec_of(1 if ends_it == "its time" else 600, more="//grace=0.2//env:SECRET=x")
     code = (
         "import execnet, sys\n"
-        f"gateway = execnet.makegateway({spec_of(1, more='//grace=0.2')!r})\n"
+        f"gateway = execnet.makegateway({spec!r})\n"
         "print(gateway._rinfo().pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    program = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
-    )
-    assert program.stdin is not None
-    assert program.stdout is not None
-    with program, program.stdout, program.stdin:
+    ) as program:
+        assert program.stdout is not None
         pid = int(program.stdout.readline())
         supervisor = supervisor_of(pid)
+        (record,) = os.listdir(records.folder())
+        path = Path(records.folder(), record)
+        assert (path.stat().st_mode & 0o777, "SECRET" in path.read_text()) == (0o600, False)
+        assert list(records.left()) == []
         program.kill()
-        program.wait()
+    if ends_it == "execnet clean":
+        command = [sys.executable, "-m", "execnet", "clean"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert f"worker gw0 of process {program.pid} on " in done.stdout
+        assert done.stdout.endswith(" was ended\n"), done.stdout + done.stderr
+        assert list(records.left()) == []
     assert_gone(pid, supervisor)
 
 
@@ -252,11 +262,16 @@ def test_a_kill_goes_by_a_login_of_its_own(group: Group, link: CutLink) -> None:
 def test_a_kill_without_a_network_returns_and_warns(group: Group, link: CutLink) -> None:
     gateway = group.makegateway(spec_of(1, more="//grace=0.2"))
     pid = pid_of(gateway)
+    supervisor = supervisor_of(pid)
     link.go_down()
     with pytest.warns(ResourceWarning, match=r"could not be reached to be killed .*out of reach"):
-        gateway._io.kill()
-    gateway.join(BOUND_S)
-    assert_gone(pid)
+        group.terminate(0.1)
+    ((path, told),) = records.left()
+    assert_gone(pid, supervisor)
+    link.go_up()
+    ended = records.end(path, told, lambda settings: gateway._io._make)  # type: ignore[attr-defined]
+    assert ended == "has ended before: neither it nor its supervisor is there any more"
+    assert list(records.left()) == []
 
 
 def test_whoever_has_no_secret_or_comes_late_gets_nothing(group: Group, link: CutLink) -> None:
@@ -292,6 +307,11 @@ def test_a_host_that_does_not_know_the_session_was_rebooted_or_is_another_one() 
 def test_what_has_no_login_to_do_again_is_refused(spec: str) -> None:
     with pytest.raises(ValueError, match="resume= is for ssh and other logins, not "):
         Settings(XSpec(f"{spec}//resume=10"))
+
+
+def test_another_program_can_not_take_up_a_worker() -> None:
+    with pytest.raises(ValueError, match="there is no attach="):
+        Settings(XSpec("ssh=host//resume=10//attach=work"))
 
 
 def test_greenlets_are_refused(group: Group, link: CutLink) -> None:

@@ -1,0 +1,84 @@
+"""A connection that is cut again and again while items go both ways: nothing is lost or doubled.
+
+The command of ``ssh`` runs here behind a relay that ends after a random number of bytes, in each
+connection anew, also while that is being made.  Half of the items go to code that receives, half
+to callbacks.  The exit status is 1 if an item was another one, or something stayed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "testing" / "kit"))
+
+from cut_links import CutLink, exchange, supervisor_of
+from processes import is_gone
+
+import execnet
+
+BOOT_BYTES = 200_000  # so many pass before the first cut, as a start is not what is shown
+ITEM_SIZES = 10, 1000, 30_000, 200_000
+RESUME_S = 600
+END_S = 20.0
+
+
+def sizes_of(mib: float, draw: random.Random) -> list[int]:
+    """Return the sizes of items that make so many MiB each way, over two channels."""
+    sizes, left = [], int(mib * (1 << 20)) // 2
+    while left > 0:
+        sizes.append(draw.choice(ITEM_SIZES))
+        left -= sizes[-1]
+    return sizes
+
+
+def run(options: argparse.Namespace, folder: Path) -> bool:
+    """Do it once; whether it held."""
+    draw = random.Random(options.seed)
+    most = int(2 * options.mib * (1 << 20) * 2 / max(1, options.cuts))
+    link = CutLink(folder)
+    link.set_cuts([BOOT_BYTES, *(draw.randrange(1, max(2, most)) for _ in range(options.cuts - 1))])
+    states: list[str] = []
+    began = time.monotonic()
+    with execnet.Group() as group:
+        group.on_state(lambda gateway, state: states.append(state))
+        gateway = group.makegateway(f"ssh=host//python={options.python}//resume={RESUME_S}")
+        pid = gateway._rinfo().pid
+        processes = pid, supervisor_of(pid)
+        try:
+            exchange(gateway, sizes_of(options.mib, draw))
+        except (AssertionError, OSError, EOFError) as exc:
+            print(f"seed {options.seed}, after {link.runs()} connections: {exc!r:.1000}")
+            return False
+    deadline = time.monotonic() + END_S
+    while not all(map(is_gone, processes)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stays = [pid for pid in processes if not is_gone(pid)]
+    print(
+        f"{min(options.cuts, link.runs() - 1)} cuts, {options.mib:g} MiB each way, in "
+        f"{time.monotonic() - began:.0f} s: resumed {states.count('resumed')} times, nothing lost "
+        f"or doubled, {len(stays)} processes stayed"
+    )
+    return not stays
+
+
+def main() -> int:
+    """Do what the command line asks for; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cuts", type=int, default=1000, help="(1000)")
+    parser.add_argument("--mib", type=float, default=64.0, help="each way (64)")
+    parser.add_argument("--seed", type=int, default=0, help="(0)")
+    parser.add_argument("--python", default=sys.executable, help="of the worker (this one)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
+        return int(not run(options, Path(folder)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
