@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 TERMINATE_S = 10.0  # how long a worker has at the end of a with statement
 _SERVER = "execnet.script.socketserver"  # it is told which key its clients have
 # Names without an underscore that are for other modules of ours; completion need not offer them.
-_INTERNAL = frozenset(["await_receiver", "handshake", "is_hurried", "knows_via", "noise"])
+_INTERNAL = frozenset(["handshake", "is_hurried", "knows_via", "noise"])
 _INTERNAL |= {"post_first_line", "settings", "tell_state"}
 EXIT_STATUS_S = 1.0  # how long a process may take to end after its stream
 
@@ -355,9 +355,9 @@ class Gateway(Calling, BaseGateway):
         finally:
             self._io.kill()
             self._io.wait()
-            self.await_receiver()
+            self._await_receiver()
 
-    def await_receiver(self) -> None:
+    def _await_receiver(self) -> None:
         """Wait until nothing reads the stream any more: for the group, of a worker that ended."""
         self.join()
 

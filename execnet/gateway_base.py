@@ -2900,7 +2900,7 @@ class ChannelFactory(object):
         self.windows: Windows | None = None
         self.post: Callable[..., None] = getattr(gateway, "_post", gateway._send)
         self._send_frame: Any = getattr(gateway, "_send_frame", self._send_message)
-        self._make_channel: Any = getattr(gateway, "make_channel", Channel)
+        self._make_channel: Any = getattr(gateway, "_make_channel", Channel)
 
     def new(self, id: int | None = None) -> Channel:
         """Return the channel with that id, a new one if it has to be made."""

@@ -180,7 +180,7 @@ def abandon(*gateways: Gateway) -> None:
         io.kill()
     for gateway, io in zip(gateways, streams, strict=True):
         io.wait()
-        gateway.await_receiver()  # which closes the stream
+        gateway._await_receiver()  # which closes the stream
 
 
 def carriers_first(specs: list[Settings]) -> list[Settings]:

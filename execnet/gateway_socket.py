@@ -213,7 +213,7 @@ def start_via(gateway: Gateway, hostport: tuple[str, int] | None = None) -> tupl
     interface for a worker on this machine; for one elsewhere it is all interfaces, with TLS.
     Raises ``BootstrapError`` if the server can't listen.
     """
-    getattr(gateway, "refuse_blocking", int)()  # one of ``execnet.aio`` does
+    getattr(gateway, "_refuse_blocking", int)()  # one of ``execnet.aio`` does
     options = {"clients": 0, "key": own_key().hex()}
     return _install(gateway, hostport, options, CONNECT_TIMEOUT_S)
 

@@ -531,7 +531,7 @@ class Group(Listening):
             for gateway, io in zip(own, streams, strict=True):
                 io.wait()
                 with suppress(DeadlockError):  # a callback of its own ends before its receiver
-                    gateway.await_receiver()
+                    gateway._await_receiver()
         for gateway in [] if self._at_exit else stuck:  # there, to be cut short is usual
             warn_killed(gateway)
         if foreign:

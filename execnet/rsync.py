@@ -182,7 +182,7 @@ class RSync:
         from ._rsync.push import Target
         from ._ship.parts import run
 
-        getattr(gateway, "refuse_blocking", int)()  # one of ``execnet.aio`` does
+        getattr(gateway, "_refuse_blocking", int)()  # one of ``execnet.aio`` does
         unknown = sorted(options.keys() - _OPTIONS)
         if unknown:
             raise TypeError(f"add_target() got unknown options: {', '.join(unknown)}")
@@ -284,7 +284,7 @@ class RSync:
         is more than was allowed, or if the worker breaks the protocol; ``RemoteError`` or EOFError
         if it fails; ValueError for a path that begins with "~", and for other values of ``links``.
         """
-        getattr(gateway, "refuse_blocking", int)()
+        getattr(gateway, "_refuse_blocking", int)()
         _refuse_home(local_dir)
         _refuse_home(remote_dir)
         from ._rsync.pull import pull  # most programs never need it

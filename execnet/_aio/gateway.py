@@ -93,7 +93,7 @@ class Gateway(gateway.Gateway):
         self._drains = kind is LoopTlsWriter
         self._loop.call_soon_threadsafe(self._attach)
 
-    def make_channel(self, gateway: Any, id: int, factory: Any) -> Channel:
+    def _make_channel(self, gateway: Any, id: int, factory: Any) -> Channel:
         """Return a new channel for the thread that asks: elsewhere than in the loop it waits."""
         ident = get_ident()
         if ident == self._receiver_ident:
@@ -380,12 +380,12 @@ class Gateway(gateway.Gateway):
 
     # ---------------------------------------------------------------- any thread
 
-    def refuse_blocking(self) -> None:
+    def _refuse_blocking(self) -> None:
         """Raise TypeError where something is about to wait in a thread that must not."""
         if get_ident() not in self.made_in:
             raise TypeError(f"{self.id} belongs to a loop: use what execnet.aio has for it")
 
-    def await_receiver(self) -> None:
+    def _await_receiver(self) -> None:
         """Wait in a thread until the loop has seen the end, which has come.
 
         If the loop does not run, nobody else does what is to be done then.
