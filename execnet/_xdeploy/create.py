@@ -83,7 +83,10 @@ def create(
 
 
 def _spec_of(venv: Venv, gateway: Gateway, id: str) -> XSpec:
-    return build_spec(popen=True, via=gateway.id, id=id, python=[venv.python], chdir=venv.path)
+    try:
+        return build_spec(popen=True, via=gateway.id, id=id, python=[venv.python], chdir=venv.path)
+    except ValueError as exc:
+        raise DeployError(f"{gateway.id} names a path that no spec can say: {exc}") from exc
 
 
 class _Job:
@@ -106,15 +109,21 @@ class _Job:
         """Return a worker of the environment if it is there, None if that needs more."""
         if self._is_made or self._again():
             return None
-        made, found, hold = quick.start(self._gateway, id, self._request(recreate=False))
+        request, timeout_s = self._request(recreate=False), self._left_s()
+        made, found, hold = quick.start(self._gateway, id, request, timeout_s)
         if made is None or hold is None:
             if type(found) is dict:
                 self._has_bad_core = bool(found.get("found") and found.get("has_core"))
             return None
         hold.close()
-        self._check(found)
-        venv = self._venv_of(found)
-        vars(made.spec).update(vars(_spec_of(venv, self._gateway, id)))
+        try:
+            self._check(found)
+            venv = self._venv_of(found)
+            spec = _spec_of(venv, self._gateway, id)
+        except BaseException:
+            made.exit()
+            raise
+        vars(made.spec).update(vars(spec))
         made.venv = venv  # type: ignore[attr-defined]
         return made
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from .._errors import BootstrapError
 from .._ship import parts, shipment
+from .._specs import CONNECT_TIMEOUT_S
 from .._transports.table import command
 from .._via.stream import ViaIO
 from ..gateway_base import RemoteError, TimeoutError
@@ -78,12 +79,13 @@ class EnvironmentIO(ViaIO):
 
 
 def start(
-    gateway: Gateway, id: str, wanted: dict[str, Any]
+    gateway: Gateway, id: str, wanted: dict[str, Any], timeout_s: float
 ) -> tuple[Gateway | None, Any, Channel | None]:
     """Return a worker of an environment, what is known of that, and what holds it until closed.
 
-    wanted: the request to ``far.find``.  There is no worker if it can't be had so: if the
-    environment is not there or does not run, or nothing is kept of earlier workers.
+    wanted: the request to ``far.find``.  timeout_s: how long the start may take.  There is no
+    worker if this way does not lead to one: if the environment is not there or does not run, or
+    nothing is kept of earlier workers.
     """
     group: Any = gateway._group
     streams: list[EnvironmentIO] = []
@@ -92,8 +94,11 @@ def start(
         streams.append(EnvironmentIO(gateway, wanted, execmodel))
         return streams[0]
 
+    spec = XSpec(f"popen//via={gateway.id}//id={id}")
+    vars(spec)["connect_timeout"] = f"{min(timeout_s, CONNECT_TIMEOUT_S):f}"
     with suppress(BootstrapError, OSError, EOFError):
-        made: Gateway = group._make_through(f"popen//via={gateway.id}//id={id}", through)
+        made: Gateway = group._make_through(spec, through)
+        del vars(made.spec)["connect_timeout"]
         with suppress(TimeoutError, RemoteError):
             return made, streams[0].told.receive(ANSWER_S), streams[0].told
     found: Any = {}

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from services import script
@@ -24,7 +25,7 @@ from tools import (
 from wheels import Place, make_wheel, place_with_wheels, use_no_index, version_of
 
 from execnet import Gateway, Group, xdeploy
-from execnet._xdeploy import create
+from execnet._xdeploy import create, quick
 from execnet._xdeploy.far import places
 from execnet._xdeploy.kept import kept
 
@@ -120,6 +121,19 @@ class TestMaking:
             assert [path.name for path in place.root.glob(f"venvs/proj{number}-*/*.done")] == [
                 "1.done"
             ]
+
+
+@pytest.mark.parametrize("answer", [None, {}, {"found": True}, "path"])
+def test_a_far_side_that_lies_gets_no_gateway(
+    answer: Any, place: Place, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if answer == "path":
+        answer = dict.fromkeys(create.ANSWERED | {"venv", "python", "tool"}, "a//b")
+    started = gateway._group.makegateway()  # type: ignore[union-attr]
+    monkeypatch.setattr(quick, "start", lambda *_: (started, answer, gateway.newchannel()))
+    with pytest.raises(xdeploy.DeployError, match=r"protocol|no spec can say"):
+        place.create(gateway)
+    started.join(BOUND_S)
 
 
 class TestWhatIsKeptOfWorkers:
