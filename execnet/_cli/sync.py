@@ -376,9 +376,18 @@ class _Work:
     def _bring(self, source: Gateway, path: str, work: Callable[[], TargetResult]) -> int:
         """Bring something from a worker, again and again if that is wanted; return the status."""
         status = 0
-        for _ in _far_changes(source, path) if self._args.watch else [None]:
+        for _ in self._far_changes(source, path) if self._args.watch else [None]:
             status = self.finish([self._try(work)])
         return status
+
+    def _far_changes(self, gateway: Gateway, path: str) -> Iterator[None]:
+        """Yield each time something has changed below a path of a worker."""
+        with closing(run_part(gateway, "_rsync.far.changes")) as channel:
+            channel.send(os.fsencode(path))
+            while True:
+                self._try(channel.receive)
+                yield None
+                self._try(lambda: channel.send(True))
 
     def _try(self, work: Callable[[], Any], so_far: Callable[[], Any] = lambda: None) -> Any:
         """Do something; what goes wrong and is not a target's ends the command."""
@@ -452,16 +461,6 @@ class _Work:
         if self._args.stats and target.error is None:
             for line in _statistics(target):
                 self._print(line, target.gateway)
-
-
-def _far_changes(gateway: Gateway, path: str) -> Iterator[None]:
-    """Yield each time something has changed below a path of a worker."""
-    with closing(run_part(gateway, "_rsync.far.changes")) as channel:
-        channel.send(os.fsencode(path))
-        while True:
-            channel.receive()
-            yield None
-            channel.send(True)
 
 
 class _Sync(RSync):

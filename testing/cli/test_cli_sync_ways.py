@@ -103,6 +103,17 @@ def test_modes_and_links_from_a_worker_are_as_is_only_if_asked_for(
     assert_same(source, shell.folder / "dest")
 
 
+def test_a_watched_worker_that_dies_is_told(shell: Shell, source: Path) -> None:
+    process = shell.start("sync", "--watch", "popen:source", "dest")
+    wait_until(lambda: (shell.folder / "dest/d/b").exists())
+    threads = Path(f"/proc/{process.pid}/task").iterdir()
+    [worker] = [pid for thread in threads for pid in (thread / "children").read_text().split()]
+    os.kill(int(worker), signal.SIGKILL)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, "Traceback" in said) == (1, False)
+    assert "worker gw0 died, killed by SIGKILL" in said
+
+
 def test_a_target_that_the_source_does_not_reach_is_told(shell: Shell, source: Path) -> None:
     done = shell.run("sync", "--direct", "popen:source", "popen//python=nowhere:dest")
     assert (done.returncode, done.stdout) == (1, "")

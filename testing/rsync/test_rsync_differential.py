@@ -62,14 +62,19 @@ def owner_of(path: bytes) -> tuple[int, int]:
     return found.st_uid, found.st_gid
 
 
-def outcome(root: Path, *others: Path) -> Any:
-    """Return what there is in a tree, without the known differences."""
-    found = snapshot(root)
+def outcome(root: Path, source: Path, *others: Path) -> Any:
+    """Return what there is in a tree, without the known differences.
+
+    A directory that the source does not have gets the time at which something in it is deleted.
+    """
+    found, others = snapshot(root), (source, *others)
     entries: dict[bytes, Any] = {}
     for name, (kind, mode, time_ns, content) in found.entries.items():
         kept = 0o1777 if kind == "directory" else 0o777
         if kind == "link" and content is not None:
             content = leads_to(name, content, [os.fsencode(one) for one in (root, *others)])
+        if kind == "directory" and not os.path.isdir(os.path.join(os.fsencode(source), name)):
+            time_ns = 0
         owner = owner_of(os.path.join(os.fsencode(root), name))
         entries[name] = kind, mode & kept, time_ns, content, owner
     return entries, found.hard_links
