@@ -1,1 +1,1 @@
-"""Functions that are called in workers: what is asked, and what comes of it."""
+"""Calls of functions in workers: requests, answers, futures and executors."""

@@ -1,6 +1,6 @@
-"""What a gateway offers for calls: functions of the worker, called as if they were here.
+"""The methods of a gateway for calls: functions of the worker, called as if they were here.
 
-The rest of calls is imported with the first one.  Start at ``Calling.call``.
+The rest is imported with the first call.  Start at ``Calling.call``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class Calling:
-    """The part of a gateway that calls functions; any thread may."""
+    """The part of a gateway that calls functions; any thread may call."""
 
-    _exit_lock: Any  # a gateway's
+    _exit_lock: Any  # of a gateway
     _calls: Calls | None = None  # made for the first one
     _submitted: Submitted | None = None
 
@@ -41,14 +41,15 @@ class Calling:
         def call(self, func, /, *args, **kwargs):
             """Call a function in the worker; return its result, raise what it raises.
 
-            func: a function or a class, which goes by its name where the worker can import it,
-            else as source with the names of its module that it uses; or a string, "module:name",
-            for what can be imported only there.  args, kwargs, and the result: items, as for
-            ``Channel.send``.  Calls of several threads run at once.
-            Raises ValueError for a function that can't be sent, ``DumpError`` for arguments,
-            ``WorkerDied`` if the worker dies meanwhile, ``DeadlockError`` in a callback of this
-            gateway.  Python's own exceptions come as themselves, with the ``RemoteError`` that has
-            the traceback as their cause; all others as a ``RemoteError``.
+            func: a function or a class, which goes by its name if the worker can import it, else as
+            source with the names of its module that it uses; or a string, "module:name", for
+            something that only the worker can import.  args, kwargs, and the result: items, as for
+            ``Channel.send``.  Calls from several threads run at once.
+            Raises ValueError for a function that can't be sent, ``DumpError`` for arguments that
+            can't, ``WorkerDied`` if the worker dies meanwhile, ``DeadlockError`` in a callback of
+            this gateway.  Builtin exceptions of the function are raised as themselves; the
+            ``RemoteError`` with the traceback is their cause.  All others are raised as a
+            ``RemoteError``.
             """
             return self._get_calls().call(func, args, kwargs)
 
@@ -65,11 +66,11 @@ class Calling:
     else:
 
         def submit(self, func, /, *args, **kwargs):
-            """Have a function called in the worker; return a ``concurrent.futures.Future``.
+            """Submit a call of a function to the worker; return a ``concurrent.futures.Future``.
 
-            Arguments as for ``call``; what that would raise the future has.  What is submitted
-            to one gateway runs there one after the other.  Callbacks of the future run in a
-            thread that no gateway needs; ``result()`` in a callback of this gateway raises
+            Arguments as for ``call``; whatever that would raise, the future holds.  Calls submitted
+            to one gateway run there one after the other.  Callbacks of the future run in a thread
+            that no gateway needs; ``result()`` in a callback of this gateway raises
             ``DeadlockError``.
             Raises ValueError, ``DumpError`` and, if the worker is gone, OSError.
             """
@@ -82,10 +83,10 @@ class Calling:
             return self._submitted.submit(func, args, kwargs)
 
     def module(self, name: str) -> RemoteModule:
-        """Import a module in the worker; return an object that has its attributes.
+        """Import a module in the worker; return an object with its attributes.
 
-        Functions are called there, as by ``call``; values are copies.  Raises
-        ModuleNotFoundError if it is not there, and whatever its import raises, as ``call`` does.
+        Functions run there, as with ``call``; values are copies.  Raises ModuleNotFoundError if
+        the worker can't find it, and whatever its import raises, as ``call`` does.
         """
         from .module import RemoteModule
 
@@ -96,7 +97,7 @@ class Calling:
     def _interrupt(self: Any, channel_id: int, number: int = 0) -> None:
         """Interrupt the code of a channel, or a call of a lane; never waits."""
         if "interrupts" not in self.handshake.hello.get("features", "").split():
-            raise OSError(f"{self.id} can't be interrupted: its worker knows nothing of that")
+            raise OSError(f"{self.id} can't be interrupted: its worker does not support that")
         if not self.hasreceiver():
             raise _refusal(self, f"cannot interrupt code of {self!r}")
         self._post(Message.INTERRUPT, channel_id, dumps_internal(number) if number else b"")

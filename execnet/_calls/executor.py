@@ -1,4 +1,4 @@
-"""An executor over the workers of a group, as ``concurrent.futures`` has them.
+"""An executor over the workers of a group, as in ``concurrent.futures``.
 
 Start at ``Executor.submit``.
 """
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
     class GroupLike(Protocol):
-        """What an executor needs of its group."""
+        """What an executor needs from its group."""
 
         _executors: list[Any]
 
@@ -48,10 +48,10 @@ AHEAD = 2  # calls that a lane has at once, if they may run again
 
 
 class Executor(futures.Executor):
-    """Calls functions in the workers of a group, each by whichever is free.
+    """Calls functions in the workers of a group, each call in whichever is free.
 
-    Any thread may call.  ``_lock`` guards the lanes, what waits and the counts; nothing is sent
-    while it is held.  A call that was sent counts as begun.
+    Any thread may call.  ``_lock`` guards the lanes, the waiting calls and the counts; nothing is
+    sent while it is held.  A call that was sent counts as begun.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Executor(futures.Executor):
         self._group = group
         self._max_per_worker = max_per_worker
         if cancel not in (None, "interrupt", "kill"):
-            raise ValueError(f"cancel is 'interrupt', 'kill' or None, not {cancel!r}")
+            raise ValueError(f"cancel must be 'interrupt', 'kill' or None, not {cancel!r}")
         self._retries = retries
         self._cancel = cancel
         self._teller = Teller(group.execmodel)
@@ -77,16 +77,16 @@ class Executor(futures.Executor):
         self._free: deque[Lane] = deque()
         self._unfinished = 0
         self._is_shut_down = False
-        self._finished: list[_Flag] = []  # of those that wait for the end of all calls
-        self._last_loss: BaseException | None = None  # why a worker was lost, if one was
+        self._finished: list[_Flag] = []  # of threads that wait for the end of all calls
+        self._last_loss: BaseException | None = None  # why a worker was lost, if one was lost
         group._executors.append(self)
         self._meet_new_workers()
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Have a function called by the worker that is free first; return its future.
+        """Have a function called by the first worker that is free; return its future.
 
-        Arguments as for ``Gateway.call``; what that would raise the future has.  Raises
-        RuntimeError after ``shutdown``, and if the group has no worker.
+        Arguments as for ``Gateway.call``; whatever that would raise, the future holds.  Raises
+        RuntimeError after ``shutdown``, and if the group has no workers.
         """
         future: Future[T] = Future(self._teller, self._group.execmodel, self._refuse)
         self._submit(Work(future, fn, args, kwargs, self._retries))
@@ -102,10 +102,10 @@ class Executor(futures.Executor):
     ) -> Iterator[T]:
         """Return an iterator of ``fn(*items)`` for the items of the iterables, in their order.
 
-        timeout: seconds from now after which ``TimeoutError`` is raised instead of waiting.
-        chunksize: so many calls are one message, and fail together.  buffersize: so many results
-        at the most are there, or on their way, that were not yet taken; then the iterables are
-        taken from as results are.  None: all are asked for at once.
+        timeout: seconds from now after which waiting raises ``TimeoutError``.
+        chunksize: how many calls travel in one message, and fail together.  buffersize: how many
+        results may be in progress or waiting to be taken; items are then taken from the iterables
+        as results are taken.  None asks for all of them at once.
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
@@ -162,13 +162,13 @@ class Executor(futures.Executor):
         try:
             ready.get(True, timeout)
         except self._group.execmodel.Empty:
-            raise TimeoutError("no result in the time that was given for all") from None
+            raise TimeoutError("no result within the timeout for all") from None
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; the workers stay.
 
-        wait: until all that were submitted have ended.  cancel_futures: cancel those that were
-        not sent.  Raises ``DeadlockError`` in a callback of a worker's gateway, if it waits.
+        wait: until all submitted calls have ended.  cancel_futures: cancel those that were not
+        sent yet.  Raises ``DeadlockError`` if it would wait in a callback of a worker's gateway.
         """
         with self._lock:
             self._is_shut_down = True
@@ -190,7 +190,7 @@ class Executor(futures.Executor):
         finished.wait()
 
     def _close_if_finished(self) -> None:
-        """Give the lanes back to the gateways, once nothing can need them."""
+        """Give the lanes back to the gateways once nothing can need them."""
         with self._lock:
             if self._unfinished or not self._is_shut_down:
                 return
@@ -203,11 +203,11 @@ class Executor(futures.Executor):
             lane.close()
 
     def _refuse(self) -> None:
-        """Raise ``DeadlockError`` in a callback of a gateway whose answers are waited for."""
+        """Raise ``DeadlockError`` in a callback of a gateway that the wait is for."""
         for gateway in list(self._lanes):
             _refuse_in_callback(gateway, self)
 
-    # what goes out
+    # requests
 
     def _submit(self, work: Work) -> None:
         with self._lock:
@@ -220,24 +220,24 @@ class Executor(futures.Executor):
         self._dispatch()
 
     def on_group_changed(self) -> None:
-        """There are other workers now; runs in the thread that changed the group."""
+        """The workers changed; runs in the thread that changed the group."""
         self._meet_new_workers()
         self._dispatch()
 
     def _meet_new_workers(self) -> None:
-        """Make lanes of the workers that have none yet, and can be called."""
+        """Make lanes for the workers that have none yet and can be called."""
         new: list[list[Lane]] = []
         for gateway in self._group:
             with self._lock:
                 is_known = gateway in self._lanes or self._is_shut_down
                 if is_known or getattr(gateway, "_state", None) != GatewayState.LIVE:
                     continue
-                self._lanes[gateway] = []  # so that no other thread makes them, too
+                self._lanes[gateway] = []  # so that no other thread makes them as well
             lanes: list[Lane] = []
             try:
                 calls = gateway._get_calls()
                 lanes += [Lane(calls, self) for _ in range(self._max_per_worker)]
-            except (ExecnetError, OSError):  # it knows no calls, or has just ended
+            except (ExecnetError, OSError):  # it does not support calls, or has just ended
                 pass
             with self._lock:
                 self._lanes[gateway] = lanes
@@ -245,7 +245,7 @@ class Executor(futures.Executor):
                 if not lanes:
                     del self._lanes[gateway]
             new.append(lanes)
-        with self._lock:  # one of each, so that no worker gets two calls while another has none
+        with self._lock:  # interleaved, so that no worker gets two calls while another has none
             for some in itertools.zip_longest(*new):
                 for lane in filter(None, some):
                     lane.is_free = True
@@ -259,7 +259,7 @@ class Executor(futures.Executor):
             self._lanes.pop(gateway, None)
 
     def _dispatch(self) -> None:
-        """Send what waits to lanes that are free."""
+        """Send waiting calls to free lanes."""
         while self._waiting:
             with self._lock:
                 lane = self._take_free() if self._waiting else None
@@ -276,7 +276,7 @@ class Executor(futures.Executor):
                 self._give_back(lane)
 
     def _take_free(self) -> Lane | None:  # holds _lock
-        """Return a lane that has nothing to do; or that has, if what waits is safe and much."""
+        """Return an idle lane; or a busy one, if many calls wait and these may run again."""
         while self._free:
             lane = self._free.popleft()
             lane.is_free = False
@@ -289,7 +289,7 @@ class Executor(futures.Executor):
         return None
 
     def _post(self, lane: Lane, work: Work) -> bool:
-        """Send a call, if it was not cancelled; whether it was sent."""
+        """Send a call unless it was cancelled; return whether it was sent."""
         if work.sink.begin():
             if self._cancel is not None:
                 work.sink.interrupt = functools.partial(self._interrupt, lane, work)
@@ -327,11 +327,11 @@ class Executor(futures.Executor):
             self._close_if_finished()
 
     def _no_worker(self) -> RuntimeError:
-        error = RuntimeError("the group has no worker that could be called")
+        error = RuntimeError("the group has no workers that can be called")
         error.__cause__ = self._last_loss
         return error
 
-    # the threads that read
+    # in the threads that read
 
     def on_answered(self, lane: Lane) -> None:
         """Give the lane its next call."""
@@ -348,7 +348,7 @@ class Executor(futures.Executor):
         self._dispatch()
 
     def on_lost(self, lane: Lane, lost: list[Asked]) -> None:
-        """Have run elsewhere what may be, fail the rest."""
+        """Run elsewhere the calls that may run again; fail the rest."""
         again: list[Work] = []
         failed: list[Work] = []
         for asked in lost:
@@ -368,10 +368,10 @@ class Executor(futures.Executor):
 
 
 class _Slot:
-    """What gets the result of a call of ``map``.
+    """Receives the result of a call of ``map``.
 
-    ``ready`` gets something then, if it is the one that is waited for: to wake a thread takes
-    longer than all else.
+    ``ready`` gets an item only if this call is the one being waited for: waking a thread takes
+    longer than everything else.
     """
 
     __slots__ = ("_ready", "error", "has_ended", "interrupt", "is_awaited", "value")
@@ -393,7 +393,7 @@ class _Slot:
             self._ready.put(None)
 
     def cancel(self) -> None:
-        """Let it not begin, or end it; nobody waits for it any more."""
+        """Keep it from beginning, or end it; nobody waits for it any more."""
         interrupt = None if self.has_ended else self.interrupt
         self.has_ended = True
         if interrupt is not None:

@@ -1,8 +1,8 @@
-"""What becomes of a call that nobody waits for: a future, as ``concurrent.futures`` has them.
+"""The result of a call that nobody waits for: a future, as in ``concurrent.futures``.
 
-It is given its result by a thread that reads a gateway and must not wait, for the locks of those
-who look at futures least of all.  What they are told is told by another thread: ``Teller``.
-Start at ``Future``.
+Its result comes from the thread that reads a gateway, which must not wait: least of all for a lock
+that a thread looking at futures may hold.  So another thread, ``Teller``, notifies waiters and runs
+callbacks.  Start at ``Future``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
     class _Base(futures.Future[T], Generic[T]):
-        """What the stubs do not tell of it."""
+        """The attributes that the type stubs leave out."""
 
         _done_callbacks: list[Callable[[Future[T]], object]]
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 else:
     _Base = futures.Future
 
-LINGER_S = 0.1  # how long a teller waits for more to tell
+LINGER_S = 0.1  # how long a teller waits for more work
 
 
 class _Condition(threading.Condition):
@@ -43,7 +43,7 @@ class _Condition(threading.Condition):
         lock = threading.RLock()
         super().__init__(lock)
         self.__exit__ = lock.__exit__  # type: ignore[method-assign]
-        self._takes = iter(lock.acquire, None)  # each step takes it
+        self._takes = iter(lock.acquire, None)  # each step takes the lock
 
     def __enter__(self) -> bool:
         for taken in self._takes:
@@ -52,7 +52,7 @@ class _Condition(threading.Condition):
 
 
 class Teller:
-    """Runs functions, one after the other, in a thread that is there while there are any."""
+    """Runs functions one after the other, in a thread that exists while there are any."""
 
     def __init__(self, execmodel: ExecModel) -> None:
         self._execmodel = execmodel
@@ -70,7 +70,7 @@ class Teller:
             self._runs = True
         try:
             self._execmodel.start(self._run, (), "execnet-futures")
-        except RuntimeError:  # there can be no more threads
+        except RuntimeError:  # no more threads can be started
             self._run(0)
 
     def _run(self, linger_s: float = LINGER_S) -> None:
@@ -84,22 +84,22 @@ class Teller:
                         return
                 continue
             function()
-            del function  # it keeps a future
+            del function  # it would keep a future alive
 
 
 class Future(_Base["T"]):
     """The result of a call that was submitted: a ``concurrent.futures.Future``.
 
     ``result`` and ``exception`` take no lock, so that an interrupt leaves none taken.  Callbacks
-    run in a thread of their own, one after the other.  Who takes the one item of ``_unbegun``
-    begins it or cancels it, who takes that of ``_unended`` ends it.
+    run in a thread of their own, one after the other.  Whichever thread takes the only item of
+    ``_unbegun`` begins the call or cancels it; whichever takes that of ``_unended`` ends it.
     """
 
     def __init__(self, teller: Teller, execmodel: ExecModel, refuse: Callable[[], object]) -> None:
         super().__init__()
         self._condition = _Condition()
         self._teller = teller
-        self._refuse = refuse  # raises where waiting would last for ever
+        self._refuse = refuse  # raises where the wait would last for ever
         self._unbegun, self._unended = [None], [None]
         self._ended = _Flag(execmodel)
         self._is_cancelled = False
@@ -130,10 +130,10 @@ class Future(_Base["T"]):
                 raise self._exception
             return self._result  # type: ignore[return-value]
         finally:
-            del self  # which the traceback would keep
+            del self  # the traceback would keep it alive
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return what the function raised, None if it returned; waits as ``result`` does."""
+        """Return what the function raised, None if it returned; waits like ``result``."""
         self._wait(timeout)
         return self._exception
 
@@ -147,14 +147,14 @@ class Future(_Base["T"]):
             raise futures.CancelledError
 
     def begin(self) -> bool:
-        """Note that the call is sent; False if it was cancelled before.  Once more is well."""
+        """Note that the call is sent; False if it was cancelled before.  May be called again."""
         if self._unbegun:
             with suppress(IndexError):
                 self._unbegun.pop()
         return not self._ended.is_set() and not self._is_cancelled
 
     def cancel(self) -> bool:
-        """Cancel a call that was not sent, and where that was asked for, one that runs.
+        """Cancel a call that was not sent yet, or, if the executor was asked to, a running one.
 
         Returns whether it is cancelled.
         """
@@ -199,7 +199,7 @@ class Future(_Base["T"]):
         return True
 
     def _publish_waiting(self) -> None:
-        """Tell those that wait for several futures, and the callbacks."""
+        """Notify threads that wait for several futures, and run the callbacks."""
         with self._condition:
             if self._is_cancelled:
                 self._state = _base.CANCELLED_AND_NOTIFIED

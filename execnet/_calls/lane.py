@@ -1,4 +1,4 @@
-"""A lane: calls of one gateway that run one after the other, and are answered to a callback.
+"""A lane: calls of one gateway that run one after the other, with a callback for each answer.
 
 Start at ``Lane.send``.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .near import Calls
 
     class Sink(Protocol):
-        """What gets the result of a call; ``Future`` is one."""
+        """Receives the result of a call; ``Future`` is one."""
 
         interrupt: Callable[[], object] | None
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
         def end(self, value: Any, error: BaseException | None) -> object: ...
 
     class Owner(Protocol):
-        """What has lanes; both methods run in the thread that reads the gateway, and don't wait."""
+        """Owns lanes; both methods run in the thread that reads the gateway, and must not wait."""
 
         def on_answered(self, lane: Lane) -> None: ...
         def on_lost(self, lane: Lane, lost: list[Asked]) -> None: ...
 
 
-NOTE_S = 1.0  # more than a write takes where nobody reads any more
+NOTE_S = 1.0  # more than a write takes when nobody reads
 
 
 class Work:
-    """A call that is to be made, and what gets its result."""
+    """A call to be made, and what receives its result."""
 
     __slots__ = ("function", "named", "positional", "retries", "sink")
 
@@ -53,36 +53,36 @@ class Work:
         self.function = function
         self.positional = positional
         self.named = named
-        self.retries = retries  # how often it may run again where its worker died
+        self.retries = retries  # how often it may run again after its worker died
 
 
 class Asked:
-    """A call that one worker is asked for."""
+    """A call that one worker was asked to make."""
 
     __slots__ = ("frame", "was_resent", "work")
 
     def __init__(self, work: Work, was_resent: bool) -> None:
         self.work = work
-        self.was_resent = was_resent  # as source, as the module was not there
-        self.frame: list[Any] | None = None  # that ends the request
+        self.was_resent = was_resent  # as source, since the module was missing
+        self.frame: list[Any] | None = None  # the one that ends the request
 
     def was_sent(self) -> bool:
-        """Whether the request has left, and the call may have begun."""
+        """Whether the request has left, so that the call may have begun."""
         return self.frame is not None and not _left(self.frame)
 
 
 class Lane:
     """Calls of one gateway that run one after the other.
 
-    ``asked`` has what was asked and not answered.  Any thread may send; answers come in the thread
-    that reads the gateway.
+    ``asked`` holds requests without an answer so far.  Any thread may send; answers arrive in the
+    thread that reads the gateway.
     """
 
     def __init__(self, calls: Calls, owner: Owner) -> None:
         self.gateway: Any = calls.gateway
         self.asked: dict[int, Asked] = {}
         self.has_ended = False
-        self.is_free = False  # whether it has nothing to do: its owner says so
+        self.is_free = False  # whether it has nothing to do; its owner sets this
         self._calls = calls
         self._owner = owner
         self._numbers = itertools.count(1)
@@ -95,9 +95,9 @@ class Lane:
         return not self.has_ended and self.gateway._state == GatewayState.LIVE
 
     def send(self, work: Work) -> None:
-        """Send a call; waits as long as the stream takes nothing.
+        """Send a call; waits while the stream takes nothing.
 
-        Raises what ``Calls.request`` does, OSError if the worker is gone.
+        Raises what ``Calls.request`` raises, and OSError if the worker is gone.
         """
         number, request = self._prepare(Asked(work, False))
         try:
@@ -108,7 +108,7 @@ class Lane:
         self._look_for_end()
 
     def post(self, work: Work, again: bool = False) -> None:
-        """Have a call sent soon; never waits.  Raises what ``Calls.request`` does."""
+        """Have a call sent soon; never waits.  Raises what ``Calls.request`` raises."""
         asked = Asked(work, again)
         _, request = self._prepare(asked)
         writer, id, size = self.gateway._writer, self._channel.id, len(request)
@@ -127,12 +127,12 @@ class Lane:
         request = self._calls.request(number, work.function, work.positional, work.named)
         self.asked[number] = asked
         if self._callback is not None:
-            self._callback.may_be_late = False  # no other thread is to read the stream now
+            self._callback.may_be_late = False  # no other thread may read the stream now
         self.gateway._channelfactory.take_back()
         return number, request
 
     def _look_for_end(self) -> None:
-        if self.has_ended or self._channel.isclosed():  # and nothing else will tell of it
+        if self.has_ended or self._channel.isclosed():  # nothing else will report it
             self._lose_all()
 
     def interrupt(self, work: Work) -> None:
@@ -143,15 +143,15 @@ class Lane:
                     self.gateway._interrupt(self._channel.id, number)
 
     def close(self) -> None:
-        """Give the lane up; nothing more is answered."""
+        """Give up the lane; nothing more is answered."""
         self.has_ended = True
         self._channel.close()
 
     def end_of_gateway(self) -> BaseException:
-        """Return the error for calls that will not be answered."""
+        """Return the error for calls that will never be answered."""
         return self._calls.end_of_gateway()
 
-    # the thread that reads
+    # in the thread that reads
 
     def _on_answer(self, answer: Any) -> None:
         if answer is None:
@@ -162,17 +162,17 @@ class Lane:
         if type(answer) is tuple and len(answer) > 1 and type(answer[0]) is int:
             asked = self.asked.pop(answer[0], None)
         if asked is None:
-            return  # nothing was asked that this could answer
+            return  # this answers nothing that was asked
         work = asked.work
         if len(answer) == 2:
             work.sink.end(answer[1], None)
         else:
             error = self._calls.error_of(answer, work.function, asked.was_resent)
-            if error is None:  # once more, as source
+            if error is None:  # again, as source
                 try:
                     self.post(work, again=True)
                     return
-                except Exception as exc:  # it can't be sent so
+                except Exception as exc:  # it can't be sent as source
                     error = exc
             work.sink.end(None, error)
         if not self.asked and self._callback is not None:

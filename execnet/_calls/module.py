@@ -1,4 +1,4 @@
-"""A module of the worker, whose functions are called as if it were here."""
+"""A module of the worker, whose functions you call as if it were here."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 class RemoteModule:
-    """What a module of a worker has: functions are called there, values are copies.
+    """A module of a worker: its functions are called there, its values are copies.
 
-    An attribute that can be called, or is a module, is one of these again; the worker is asked
-    once what it is, and a call takes one round trip.  Any other attribute is read anew each time.
+    An attribute that is callable, or is a module, is again an object like this; the worker is asked
+    once what it is, and a call takes one round trip.  Any other attribute is read again each time.
     """
 
     def __init__(self, calls: Calls, module: str, path: str = "") -> None:
@@ -35,7 +35,7 @@ class RemoteModule:
         return known
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it in the worker: as ``Gateway.call``."""
+        """Call it in the worker, like ``Gateway.call``."""
         if not self.__path:
             raise TypeError(f"module {self.__module!r} can't be called, its functions can")
         return self.__calls.call(f"{self.__module}:{self.__path}", args, kwargs)

@@ -1,4 +1,4 @@
-"""What a function is called on the far side.  Runs nothing.  Start at ``name_of``."""
+"""Names of functions on the far side.  Runs no user code.  Start at ``name_of``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def name_of(function: Any) -> str | None:
-    """Return "module:name" where that leads to the very function; else None.
+    """Return "module:name" if that leads to this very function; else None.
 
-    What is of the main module has no such name: elsewhere there is another one.
+    Functions of the main module have no such name: elsewhere, the main module is another one.
     """
     module: Any = getattr(function, "__module__", None)
     path: Any = getattr(function, "__qualname__", None)
@@ -30,7 +30,7 @@ def name_of(function: Any) -> str | None:
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module is the standard library's or was installed, or has no source at all."""
+    """Whether a module is of the standard library, was installed, or has no source at all."""
     if module.partition(".")[0] in sys.stdlib_module_names:
         return True
     path = getattr(sys.modules.get(module), "__file__", None) or ""
@@ -38,7 +38,7 @@ def is_installed(module: str) -> bool:
 
 
 def shown(function: Any) -> str:
-    """Return what a function is called in messages."""
+    """Return the name of a function for messages."""
     if isinstance(function, str):
         return function
     kind = "class" if isinstance(function, type) else "function"

@@ -1,8 +1,8 @@
 """Calls of one gateway: requests go out, answers come back.
 
-A call has a lane, a channel that carries nothing but answers.  ``call`` waits in ``receive`` of
-one that no other thread uses meanwhile, so that it may read the stream itself.  What requests and
-answers look like is told in ``_features.calls``.  Start at ``Calls.call``.
+A call has a lane, a channel that carries nothing but answers.  ``call`` waits in ``receive`` of a
+lane that no other thread uses meanwhile, so that it may read the stream itself.  The format of
+requests and answers is in ``_features.calls``.  Start at ``Calls.call``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..gateway_base import ChannelFactory, ExecModel
 
     class GatewayLike(Protocol):
-        """What calls need of their gateway."""
+        """What calls need from their gateway."""
 
         id: str
         execmodel: ExecModel
@@ -49,15 +49,15 @@ if TYPE_CHECKING:
         def _send_frame(self, header: bytes, payload: bytes | memoryview) -> None: ...
 
 
-IDLE_MAX = 16  # lanes that are kept for later calls
+IDLE_MAX = 16  # lanes kept for later calls
 NO_WINDOW = 1 << 60  # bytes
 DESCRIBE, MANY = ":describe", ":many"  # what ``_features.calls`` does itself
 
 
 class Mapped:
-    """A function that is called often, and is sent as it is at the first time.
+    """A function that is called often, and is sent as it was the first time.
 
-    in_chunks: one call has several rows of arguments for it.
+    in_chunks: one call carries several rows of arguments.
     """
 
     def __init__(self, function: Any, in_chunks: bool) -> None:
@@ -79,12 +79,12 @@ class Calls:
         features = gateway.handshake.hello.get("features", "").split()
         if "calls" not in features:
             raise ExecnetError(
-                f"{gateway.id} can't be called: its worker runs code that knows no calls;"
-                " remote_exec does what you need"
+                f"{gateway.id} can't be called: its worker runs code that does not support calls;"
+                " use remote_exec instead"
             )
         self.gateway = gateway
         self._idle: list[Channel] = []
-        self._absent: set[str] = set()  # modules that the worker does not find
+        self._absent: set[str] = set()  # modules that the worker can't find
         self._sent: set[str] = set()  # keys of plans and hashes of entries
         self._lock = new_lock()
 
@@ -102,7 +102,7 @@ class Calls:
                 self.send(channel.id, request)
                 answer = channel.receive()
             except BaseException:
-                channel.close()  # whatever comes is for nobody
+                channel.close()  # nobody wants the answer any more
                 raise
             if len(self._idle) < IDLE_MAX:
                 self._idle.append(channel)
@@ -113,12 +113,12 @@ class Calls:
             error = self.error_of(answer, function, is_last)
             if error is not None:
                 raise error
-        raise AssertionError("it was asked for a third time")
+        raise AssertionError("the worker asked for the call a third time")
 
     def describe(self, module: str, path: str) -> tuple[Any, ...]:
-        """Import a module in the worker; return (value,) of what a path leads to there.
+        """Import a module in the worker; return (value,) of the attribute that a path leads to.
 
-        (): it is no value, but something that can be called, or has what can be called.
+        () means that it is not a value, but something callable, or something with callables in it.
         """
         found: tuple[Any, ...] = self.call(DESCRIBE, (module, path), {})
         return found
@@ -127,15 +127,15 @@ class Calls:
         """Return a channel for answers."""
         channel = self.gateway.newchannel()
         if self.gateway.settings.window_bytes is not None:
-            channel.set_window(NO_WINDOW)  # no more is on its way than was asked for
+            channel.set_window(NO_WINDOW)  # no more is in transit than was asked for
         return channel
 
-    # what goes out
+    # requests
 
     def request(
         self, number: int, function: Any, positional: tuple[Any, ...], named: dict[str, Any]
     ) -> bytes:
-        """Return a request, with what the worker needs for it already sent.
+        """Return a request, after sending what the worker needs for it.
 
         Raises ``DumpError`` for arguments, ValueError for a function that can't be sent.
         """
@@ -164,7 +164,7 @@ class Calls:
         raise error
 
     def _name(self, function: Any) -> str:
-        """Return what the worker is to call a function."""
+        """Return the worker's name for a function."""
         if isinstance(function, str):
             module, _, path = function.partition(":")
             if not (module and path) and function != DESCRIBE:
@@ -179,7 +179,7 @@ class Calls:
 
         plan = plan_of(function, self.gateway._is_old())
         if plan.key not in self._sent:
-            with self._lock:  # so nothing is named before it was sent
+            with self._lock:  # so that no name goes out before what it names
                 entries = [entry for entry in plan.entries if entry[0] not in self._sent]
                 define = plan.key, plan.hashes, entries
                 self.gateway._post(Message.DEFINE, 0, dumps_internal(define))
@@ -196,13 +196,13 @@ class Calls:
         for _, header, payload in gateway._channelfactory._frames_of(id, [request]):
             gateway._send_frame(header, payload)
 
-    # what comes back
+    # answers
 
     def error_of(self, answer: Any, function: Any, is_last: bool) -> Exception | None:
-        """Return the error that an answer tells of; None if the request is to be made again.
+        """Return the error in an answer; None if the request should be made again.
 
-        is_last: that has been done, and is not to be done once more.
-        The worker may mean harm: it chooses among the errors that a function may raise, no more.
+        is_last: it was made again already, and will not be another time.
+        The worker may be hostile: it can only choose among the errors that a function may raise.
         """
         if type(answer) is tuple and len(answer) == 3:
             _, module, text = answer
@@ -216,7 +216,7 @@ class Calls:
         return LoadError(f"{self.gateway.id} answered a call with {repr(answer)[:80]}")
 
     def end_of_gateway(self) -> BaseException:
-        """Return the error for calls that will not be answered."""
+        """Return the error for calls that will never be answered."""
         error = self.gateway._error
         return EOFError(f"{self.gateway.id} was ended") if error is None else copy.copy(error)
 
@@ -236,7 +236,7 @@ class Calls:
 
 
 def _itself(error: RemoteError, arguments: Any) -> Exception | None:
-    """Return what was raised, if that is an exception of Python's own; else None."""
+    """Return what was raised, if that is a builtin exception; else None."""
     kind = getattr(builtins, error.type_name or "", None)
     if type(arguments) is not tuple or not isinstance(kind, type):
         return None
@@ -244,7 +244,7 @@ def _itself(error: RemoteError, arguments: Any) -> Exception | None:
         return None
     try:
         raised = kind(*arguments)
-    except Exception:  # arguments that it does not take
+    except Exception:  # it does not take these arguments
         return None
     raised.__cause__ = error
     return raised

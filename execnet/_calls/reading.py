@@ -1,4 +1,4 @@
-"""The source of a function or a class, made ready to be executed elsewhere.
+"""Reads the source of a function or a class, ready to be executed elsewhere.
 
 Start at ``read``.
 """
@@ -24,9 +24,9 @@ _MAKE = "__make__"
 
 
 class Text:
-    """What is sent of a function or a class, and what goes with it.
+    """The source of a function or a class, as it is sent.
 
-    sent: the text, whose lines have their numbers.  defines: the name that it gives to it, or,
+    sent: the text, padded so that its lines keep their numbers.  defines: the name that it defines;
     if it ``makes`` it, the function ``__make__`` gets the values of ``cells`` and returns it.
     """
 
@@ -56,7 +56,7 @@ def read(function: types.FunctionType | type, is_old: bool) -> Text:
 
 
 class _Code:
-    """A code object as a key: of another file it is another one, even if it is equal."""
+    """A code object as a key: equal code of another file is another key."""
 
     def __init__(self, code: types.CodeType) -> None:
         self.code = code
@@ -83,7 +83,7 @@ def _read_function(key: _Code, cells: tuple[str, ...], is_old: bool) -> tuple[st
 
 
 def _lines_of(found: Any) -> tuple[list[str], int, str]:
-    """Return the lines of a code object or a class, the number of the first, and their file."""
+    """Return the lines of a code object or a class, the number of the first one, and the file."""
     defined = found.__name__ if isinstance(found, type) else found.co_name
     name = f"{'class' if isinstance(found, type) else 'function'} {defined!r}"
     try:
@@ -93,7 +93,7 @@ def _lines_of(found: Any) -> tuple[list[str], int, str]:
         raise no_source(name, exc, found) from exc
     block = "if True:\n" if lines[0][:1] in " \t" else ""
     if not _defines(block + "".join(lines), defined):
-        raise no_source(name, "other code is in its place", found)
+        raise no_source(name, "its file has changed", found)
     return lines, max(first_line, 1), file_name
 
 
@@ -125,7 +125,7 @@ def _last(node: ast.Lambda) -> int:
 
 
 def _is_text_of(text: str, code: types.CodeType) -> bool:
-    """Whether a code object was made of the text of a lambda."""
+    """Whether a code object was compiled from the text of a lambda."""
     variables = ", ".join(code.co_freevars)
     made = compile(f"def f({variables}):\n return ({text})", code.co_filename, "exec", 0, True)
     level = [made]
@@ -138,7 +138,7 @@ def _is_text_of(text: str, code: types.CodeType) -> bool:
 
 
 def _signature(code: types.CodeType) -> tuple[object, ...]:
-    """Return what two code objects of the same text have in common, wherever that stands."""
+    """Return what code objects of the same text have in common, wherever the text is."""
     plain = [c for c in code.co_consts if not isinstance(c, (types.CodeType, str))]
     texts = [c for c in code.co_consts if isinstance(c, str) and "<lambda>" not in c]
     names = code.co_names, code.co_varnames, code.co_freevars
@@ -148,7 +148,7 @@ def _signature(code: types.CodeType) -> tuple[object, ...]:
 def _composed(
     text: str, first_line: int, defines: str, cells: tuple[str, ...], is_old: bool
 ) -> tuple[str, bool]:
-    """Return what is sent, and whether it makes what it defines in a function of its own."""
+    """Return the text to send, and whether it defines the function inside another one."""
     indent = text[: len(text) - len(text.lstrip(" \t"))]
     makes = bool(cells or indent)
     if makes:
@@ -159,7 +159,7 @@ def _composed(
 
 
 def _cells_of(function: Any) -> dict[str, types.CellType]:
-    """Return what a function closes over, or the functions of a class do."""
+    """Return what a function, or the functions of a class, close over."""
     functions = [function]
     if isinstance(function, type):
         functions = [one for one in vars(function).values() if isinstance(one, types.FunctionType)]

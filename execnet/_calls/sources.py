@@ -1,8 +1,8 @@
-"""Functions as source that can be sent, with all that they use of their modules.
+"""Turns functions into source that can be sent, with everything that they use of their modules.
 
-What is followed: functions, classes, constants, imports, and what a function closes over, each
-into the modules of the user's own programs.  What is installed is only named.  Nothing is run.
-``_features.defined`` makes functions of it again.  Start at ``plan_of``.
+It follows functions, classes, constants, imports, and what a function closes over, into the modules
+of the user's own programs.  Installed modules are only named.  No user code is run.
+``_features.defined`` turns the source into functions again.  Start at ``plan_of``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Plan:
-    """A function as what it is made of; ``entries`` are in the order in which they are needed."""
+    """A function and its parts; ``entries`` are in the order in which they are needed."""
 
     def __init__(self, entries: list[Entry], seen: list[_Seen]) -> None:
         self.entries = entries
@@ -36,16 +36,16 @@ class Plan:
         self._seen = seen
 
     def is_current(self) -> bool:
-        """Whether all that the function uses is as it was."""
+        """Whether everything that the function uses is unchanged."""
         return all(seen.is_same() for seen in self._seen)
 
 
 class _Seen:
-    """What a name stood for, and of what can change also what was in it."""
+    """What a name stood for; if that is mutable, also what was in it."""
 
     def __init__(self, read_value: Callable[[], Any], value: Any) -> None:
         self._read = read_value
-        # Functions may refer to themselves, and would never go.
+        # Functions may refer to themselves, and would never be freed.
         self._value = weakref.ref(value) if isinstance(value, types.FunctionType) else value
         self._content = _content(value)
 
@@ -76,15 +76,15 @@ _plans: dict[bool, weakref.WeakKeyDictionary[Any, Plan]] = {
 
 
 def plan_of(function: Any, is_old: bool) -> Plan:
-    """Return what a function, a class or a decorated function is made of.
+    """Return the parts of a function, a class or a decorated function.
 
-    is_old: for a Python that does not understand annotations, not even those of classes.
-    Raises ValueError that names what can't be sent.
+    is_old: for a Python without annotations, including those of classes.
+    Raises a ValueError that names what can't be sent.
     """
     if isinstance(function, types.MethodType):
         if not isinstance(function.__self__, type):
             raise ValueError(
-                f"{shown(function)} can't be sent: the object that it is a method of can't go along"
+                f"{shown(function)} can't be sent: the object of the method can't go along"
             )
         return _made(function, is_old)  # there is a new one each time
     plan = None
@@ -92,8 +92,8 @@ def plan_of(function: Any, is_old: bool) -> Plan:
         plan = _plans[is_old].get(function)
         if plan is None or not plan.is_current():
             plan = _plans[is_old][function] = _made(function, is_old)
-    except TypeError:  # nothing can refer to it weakly, so it is no function of Python code
-        raise ValueError(f"{function!r} can't be sent: it is no function or class") from None
+    except TypeError:  # it has no weak references, so it is not a Python function
+        raise ValueError(f"{function!r} can't be sent: it is not a function or a class") from None
     return plan
 
 
@@ -104,7 +104,7 @@ def _made(function: Any, is_old: bool) -> Plan:
 
 
 class _Collector:
-    """Follows the names that a function uses; what is needed first comes first."""
+    """Follows the names that a function uses; the parts come in the order of need."""
 
     def __init__(self, is_old: bool) -> None:
         self.entries: dict[tuple[str, str], Entry] = {}
@@ -113,11 +113,11 @@ class _Collector:
         self._begun: set[tuple[str, str]] = set()
 
     def follow_root(self, function: Any) -> None:
-        """Add a function and all that it needs; it is the last entry."""
+        """Add a function and everything that it needs; it is the last entry."""
         module = getattr(function, "__module__", None)
         name = getattr(function, "__qualname__", None)
         if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError(f"{function!r} can't be sent: it is no function or class")
+            raise ValueError(f"{function!r} can't be sent: it is not a function or a class")
         names = vars(sys.modules[module]) if module in sys.modules else {}
         if "." in name and "<" not in name and name.partition(".")[0] in names:
             first = name.partition(".")[0]
@@ -125,7 +125,7 @@ class _Collector:
             self._add(module, f"<{name}>", "import", (module, name))
             return
         self._add_source(module, name, function)
-        # Of what needs each other, the one asked for may have come first.
+        # Where functions need each other, the requested one may have come first.
         self.entries[module, name] = self.entries.pop((module, name))
 
     def _add(self, module: str, name: str, kind: str, made_of: tuple[Any, ...]) -> str:
@@ -136,7 +136,7 @@ class _Collector:
 
     def _follow(self, module: str, name: str, names: dict[str, Any], user: str) -> None:
         if name not in names:
-            return  # it will be missing there as it is here
+            return  # it will be missing there just as it is here
         value = names[name]
         self.seen.append(_Seen(lambda: names.get(name), value))
         self._add_name(module, name, value, user)
@@ -160,7 +160,7 @@ class _Collector:
                 raise ValueError(
                     f"{user} can't be sent: it uses {used!r}, which is of type"
                     f" {type(value).__name__}; only functions, classes, modules and values of"
-                    " builtin types can go along"
+                    " builtin types can be sent along"
                 ) from None
 
     def _add_callable(self, module: str, name: str, value: Any, user: str) -> None:
@@ -177,7 +177,7 @@ class _Collector:
                 self._add(module, name, "alias", (self.entries[home, private][0],))
             return
         home, _, path = known.partition(":")
-        if not is_installed(home):  # it may not be there: then it is made of its source, too
+        if not is_installed(home):  # it may be missing there: then its source is needed, too
             first = path.partition(".")[0]
             try:
                 self._follow(home, first, vars(sys.modules[home]), user)
@@ -190,7 +190,7 @@ class _Collector:
         self._begun.add((module, name))
         function = inspect.unwrap(value)
         if not isinstance(function, (types.FunctionType, type)):
-            raise ValueError(f"{shown(value)} can't be sent: it is no function of Python code")
+            raise ValueError(f"{shown(value)} can't be sent: it is not a Python function")
         text = read(function, self._is_old)
         names = _globals_of(function, module)
         for used in _find_non_builtin_globals(text.sent, text.code):

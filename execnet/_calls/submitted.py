@@ -1,4 +1,4 @@
-"""Calls that are submitted to one gateway, which runs them one after the other.
+"""Calls submitted to one gateway, which runs them one after the other.
 
 Start at ``Submitted.submit``.
 """
@@ -27,7 +27,7 @@ class Submitted:
     def submit(
         self, function: Any, positional: tuple[Any, ...], named: dict[str, Any]
     ) -> Future[Any]:
-        """Send a call and return its future; raises as ``Lane.send`` does."""
+        """Send a call and return its future; raises what ``Lane.send`` raises."""
         gateway = self._gateway
         future: Future[Any] = Future(
             self._teller, gateway.execmodel, lambda: _refuse_in_callback(gateway, function)
@@ -37,9 +37,9 @@ class Submitted:
         return future
 
     def on_answered(self, lane: Lane) -> None:
-        """Nothing waits for that."""
+        """Do nothing: nobody waits for that."""
 
     def on_lost(self, lane: Lane, lost: list[Asked]) -> None:
-        """Tell all that will not be answered why."""
+        """Fail all calls that will not be answered."""
         for asked in lost:
             asked.work.sink.end(None, lane.end_of_gateway())

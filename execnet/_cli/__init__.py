@@ -1,10 +1,10 @@
 """The command line: ``execnet exec``, ``execnet run``, ``execnet info`` and others.
 
-Finds the subcommands and turns what goes wrong into a line on stderr and an exit status.  A
-subcommand is a module ``_cli.NAME`` with a function ``add_parser(subparsers)``, which adds its
-parser and sets the parser's default ``run`` to a function that takes the parsed arguments and
-returns the exit status.  Its positional arguments, if their number varies, are ``words``.  How it
-starts and ends workers is in ``_cli.session``.  Start at ``main``.
+Finds the subcommands, and turns errors into a line on stderr and an exit status.  A subcommand is a
+module ``_cli.NAME`` with a function ``add_parser(subparsers)``, which adds its parser and sets the
+parser's default ``run`` to a function that takes the parsed arguments and returns the exit status.
+Positional arguments of varying number are ``words``.  ``_cli.session`` starts and ends workers.
+Start at ``main``.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ examples:
   execnet doctor ssh=user@host
   execnet shell ssh=user@host
 
-"execnet COMMAND --help" tells more about a command.
+"execnet COMMAND --help" explains a command.
 """
-_RUNNING = "exec", "run"  # the subcommands that give words after "--" to what they run
+_RUNNING = "exec", "run"  # the subcommands that pass words after "--" to what they run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    argv: the arguments, without the name of the program.  None takes those of the process, which
-    is taken to end after this: a late Ctrl-C is ignored then, for there is nothing left to stop.
+    argv: the arguments, without the name of the program.  None means those of the process, which
+    should end after this: a late Ctrl-C is then ignored, since there is nothing left to stop.
     """
     try:
         status = _run(argv)
-    except KeyboardInterrupt:  # before a worker was started; ``supervise`` catches the others
+    except KeyboardInterrupt:  # before any worker was started; ``supervise`` catches the others
         status = 128 + signal.SIGINT
     if argv is None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -70,7 +70,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     unknown = [word for word in rest if word.startswith("-") and word != "-"]
     if unknown or (rest and "words" not in args):
         commands[args.command].error(f"unrecognized arguments: {' '.join(unknown or rest)}")
-    if rest:  # argparse takes positional arguments in one piece; these came after an option
+    if rest:  # argparse takes positional arguments in one run; these came after an option
         args.words += rest
     return args
 
@@ -84,7 +84,7 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """Return the parser, and those of the subcommands by their names."""
+    """Return the parser, and the subcommands' parsers by name."""
     from .. import __version__
 
     parser = argparse.ArgumentParser(

@@ -1,4 +1,4 @@
-"""``execnet clean``: remove what ended processes of this user have left in the folders of execnet.
+"""``execnet clean``: remove what processes of this user left in the folders of execnet.
 
 Start at ``_run``.
 """
@@ -18,24 +18,19 @@ from .._transports import table
 from ..gateway_base import get_execmodel
 from ..gateway_io import Popen2IOMaster
 from .session import STATUS_FAILED
+from .words import add_command
 
 _DESCRIPTION = """\
-Remove what execnet has left on this machine and nobody needs any more: sockets of ssh connections
-that have ended, folders and logs of services that have ended, traces and temporary files of
-processes that have ended. Keys stay. Workers with resume= whose program has gone are ended, by a
-login to their host.
+Remove what execnet left on this machine and nobody needs any more: sockets of ssh connections that
+have ended, folders and logs of services that have ended, traces and temporary files of processes
+that have ended. Keys stay. Workers with resume= whose program is gone are ended, through a login to
+their host.
 """
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the parser of this subcommand."""
-    parser = subparsers.add_parser(
-        "clean",
-        help="remove what ended processes have left",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = add_command(subparsers, "clean", "remove what ended processes left", _DESCRIPTION)
     parser.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     parser.add_argument("--json", action="store_true", help="print each path as a JSON object")
     parser.set_defaults(run=_run)

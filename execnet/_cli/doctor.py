@@ -1,4 +1,4 @@
-"""``execnet doctor``: start a worker in stages, and tell which of them fails, and why.
+"""``execnet doctor``: start a worker in stages, and find out which one fails, and why.
 
 Start at ``_run``; the stages are in ``examine``.
 """
@@ -13,22 +13,22 @@ from typing import Any
 from .._rsync.result import printable_lines
 from .examine import ExaminedGroup, Findings, Stage, examine
 from .session import STATUS_FAILED, Session, supervise
-from .words import SPEC_HELP, parse_specs
+from .words import SPEC_HELP, add_command, parse_specs
 
 _DESCRIPTION = f"""\
 Start an interpreter for each SPEC, one after the other, in stages: look up the name of the host,
-connect to it, log in, start the shell and the interpreter, send it what makes it a worker, hear
-from it, measure a round trip and how many bytes go through. Print how long each takes. Of a stage
+connect to it, log in, start the shell and the interpreter, send it the worker's source, wait for
+its hello, measure a round trip and the throughput. Print how long each stage takes. For a stage
 that fails, print what was run, what came back, and what to try.
 
 {SPEC_HELP}"""
 _EPILOG = """\
-There is one login for each SPEC. A shell over there prints a word when it is over, so a place
-without "sh" fails at the stage "shell". A SPEC with via=ID comes after the one with id=ID.
+There is one login for each SPEC. A shell on the far side prints a word when the login is over, so a
+place without "sh" fails at the stage "shell". A SPEC with via=ID comes after the one with id=ID.
 
 exit status:
-  0    all stages of all SPECs are fine
-  1    one has failed
+  0    all stages of all SPECs succeeded
+  1    a stage failed
   2    the command line is wrong: nothing was started
   130  Ctrl-C (143 after SIGTERM, 129 after SIGHUP)
 
@@ -41,14 +41,13 @@ examples:
 
 def add_parser(subparsers: Any) -> None:
     """Add the parser of ``execnet doctor``."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "doctor",
+        "find out why a worker can't be started, or is slow to start",
+        _DESCRIPTION,
+        _EPILOG,
         usage="execnet doctor SPEC... [--json]",
-        help="find out why a worker can't be started, or takes long",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("words", nargs="+", metavar="SPEC", help="what to start")
     parser.add_argument("--json", action="store_true", help="print an object for each SPEC")
@@ -91,5 +90,5 @@ def _as_text(found: Findings) -> str:
 
 def _line_of(stage: Stage) -> str:
     duration = "" if stage.ms is None else f"{stage.ms:.1f} ms"
-    text = "" if stage.state == "failed" else stage.text  # it is told below
+    text = "" if stage.state == "failed" else stage.text  # it is reported below
     return f"  {stage.state:7} {stage.name:12} {duration:>11}  {text}".rstrip()

@@ -1,7 +1,7 @@
-"""One worker's start in stages: how long each takes, and which of them fails, and why.
+"""Examines the start of one worker in stages: how long each takes, which one fails, and why.
 
-A word that a shell over there prints tells when the login is over, so one login is enough; the rest
-is what a gateway goes through anyway.  Start at ``examine``.
+A shell on the far side prints a word when the login is over, so one login is enough; the rest is
+what any gateway goes through.  Start at ``examine``.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from .session import WatchedGroup
 if TYPE_CHECKING:
     from ..gateway_bootstrap import Through
 
-REACH_S = 10.0  # how long a host may take to take a connection
+REACH_S = 10.0  # how long a host may take to accept a connection
 ANSWER_S = 60.0
 ROUND_TRIPS = 20
 LOAD_BYTES = 1 << 20
 NOISE_SHOWN = 60  # characters
-FULL_BYTES = 1 << 20  # what is less is as good as nothing
+FULL_BYTES = 1 << 20  # less than this counts as full
 
 _ECHO = """\
 import os, tempfile
@@ -58,14 +58,14 @@ while 1:
 """
 _OTHER_HOST = (
     "the way there leads through another host, which can't be reached or can't reach it: examine "
-    "that one first"
+    "the other host first"
 )
 _ADVICE = [
     (
         "login",
         r"Permission denied \([^)]*(password|keyboard-interactive)",
         "the host accepts none of the keys that it was offered, and would ask for a password: "
-        "ssh-copy-id puts a key there, ssh -v tells which keys it was offered",
+        "install a key with ssh-copy-id; ssh -v shows which keys were offered",
     ),
     (
         "login",
@@ -73,13 +73,13 @@ _ADVICE = [
         _OTHER_HOST,
     ),
     ("", r"No space left on device", "a disk there is full"),
-    ("", r"Read-only file system", "a file system there can only be read"),
+    ("", r"Read-only file system", "a file system there is read-only"),
 ]
 
 
 @dataclass
 class Stage:
-    """What came of one: "ok", "failed" or "skipped"; ``ms`` is None where it can't be told."""
+    """The outcome of one: "ok", "failed" or "skipped"; ``ms`` is None if it is not known."""
 
     name: str
     state: str
@@ -89,10 +89,10 @@ class Stage:
 
 @dataclass
 class Findings:
-    """What was found for a spec.
+    """The findings for a spec.
 
-    stages: in their order, a failed one comes last.  notes: what works, and may surprise.
-    command, answer, advice: of the failed one, what was run, what came back and what to try.
+    stages: in order; a failed one comes last.  notes: what works, but may surprise.
+    command, answer, advice: for the failed one, what was run, what came back and what to try.
     """
 
     spec: str
@@ -120,7 +120,7 @@ class Findings:
 
 
 class ExaminedGroup(WatchedGroup):
-    """A group that notes when the parts of a worker's answer come, in ``record``."""
+    """A group that notes in ``record`` when the parts of a worker's answer arrive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,16 +162,16 @@ class _Record:
         return after
 
     def noise(self, all_of_it: bytes) -> tuple[str, str]:
-        """Return what the shell said before the worker's answer, and what Python did."""
+        """Return what the shell printed before the worker's answer, and what Python printed."""
         before, token, after = all_of_it.partition(self._token)
         parts = [before, after] if token else [b"", all_of_it]
-        parts[1] = parts[1].partition(b"\0execnet\0")[0]  # with which it asks for another source
+        parts[1] = parts[1].partition(b"\0execnet\0")[0]  # it asks for another source with this
         shell, python = (part.decode("utf-8", "replace").strip() for part in parts)
         return shell, python
 
 
 def examine(group: ExaminedGroup, spec: XSpec) -> Findings:
-    """Start a worker, measure it, and tell what was found; the worker goes on running."""
+    """Start a worker, measure it, and return the findings; the worker keeps running."""
     found = Findings(spec.shown())
     try:
         settings = Settings(spec)
@@ -217,7 +217,7 @@ def _reach(spec: XSpec, found: Findings) -> bool:
     try:
         addresses = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as exc:
-        advice = "there is no host of this name; it may be misspelt, or be known by another one"
+        advice = "there is no host of this name; it may be misspelt, or known by another name"
         found.answer = str(exc)
         found.fail("name", time.perf_counter() - begin, f"{host}: {exc}", advice)
         return False
@@ -229,7 +229,7 @@ def _reach(spec: XSpec, found: Findings) -> bool:
     except OSError as exc:
         advice = "no ssh server listens there; check the host and the port"
         if not isinstance(exc, ConnectionRefusedError):
-            advice = "the host does not answer: it is down, or a firewall drops what comes"
+            advice = "the host does not answer: it is down, or a firewall drops the packets"
         found.answer = str(exc)
         found.fail("TCP", time.perf_counter() - begin, f"port {port}: {exc}", advice)
         return False
@@ -250,7 +250,7 @@ def _config_of(command: list[str]) -> dict[str, str]:
 
 
 def _tell_login(spec: XSpec, settings: Settings, token: bytes) -> bool:
-    """Have a shell print the token before it starts the interpreter; whether there is one."""
+    """Have a shell print the token before it starts the interpreter; return whether one does."""
     row = settings.transport
     if row is None or row.is_local:
         return False
@@ -273,7 +273,7 @@ def _explain_value(found: Findings, spec: XSpec, text: str) -> None:
 def _explain(
     found: Findings, settings: Settings, record: _Record, error: Exception, is_told: bool
 ) -> None:
-    """Tell which stage failed, from what was said and how far it came."""
+    """Find out which stage failed, from what was printed and how far it got."""
     seconds = time.perf_counter() - record.begin
     cause = str(error).partition("\n")[0].partition("could not be started: ")
     advice = cause[2] or cause[0]
@@ -293,11 +293,11 @@ def _explain(
             break
     if stage == "shell" and not settings.spec.ssh:
         stage = "start"
-        advice = f"{settings.type} could not run it, or has no sh there: see what it said"
+        advice = f"{settings.type} could not run it, or there is no sh: see its output"
     elif stage == "shell":
         advice = (
-            "the login runs something else than it was told: a forced command (command= in "
-            "authorized_keys, ForceCommand in sshd_config), or a shell that does not know sh"
+            "the login runs something else: a forced command (command= in "
+            "authorized_keys, ForceCommand in sshd_config), or a shell that does not understand sh"
         )
     found.command = shlex.join(known.command) or str(error).partition("\nthe command: ")[2]
     said = [stderr, shell, python] if record.login is None else [stderr, python]
@@ -338,7 +338,7 @@ def _tell_start(found: Findings, gateway: Gateway, record: _Record, is_told: boo
         found.add("login", record.login - record.begin)
         found.add("shell", None, _quoted_noise("it says", shell))
     if shell:
-        found.note("the shell prints something at a login, which is skipped")
+        found.note("the shell prints something at login, which is skipped")
     if python:
         found.note(f"Python prints something at its start, which is skipped: {python[:80]!r}")
     begin = record.login or record.begin
@@ -349,9 +349,9 @@ def _tell_start(found: Findings, gateway: Gateway, record: _Record, is_told: boo
     found.add("bootstrap", marker - begin)
     found.add("hello", now - marker, f"pid {info.get('pid')}, {info.get('platform')}")
     if tuple(info.get("version_info", (3, 9)))[:2] < (3, 8):
-        found.note(f"Python {version} has the classic codec, in which items take longer")
+        found.note(f"Python {version} uses the classic codec, which is slower")
     if gateway.handshake.is_plain:
-        found.note("this Python has no zlib: the source was sent as it is")
+        found.note("this Python has no zlib, so the source was sent uncompressed")
 
 
 def _measure(found: Findings, gateway: Gateway) -> None:
@@ -376,13 +376,13 @@ def _measure(found: Findings, gateway: Gateway) -> None:
     channel.close()
     for path, is_writable, free in _checked(folders):
         if not is_writable:
-            found.note(f"{path} can't be written to")
+            found.note(f"{path} is not writable")
         elif free is not None and free < FULL_BYTES:
             found.note(f"the disk of {path} is full")
 
 
 def _checked(folders: Any) -> list[tuple[str, bool, int | None]]:
-    """Return what a worker said of its folders, each once; whatever it said."""
+    """Return a worker's report of its folders, each once; it may have said anything."""
     try:
         return list({str(path): (str(path), bool(ok), free) for path, ok, free in folders}.values())
     except (TypeError, ValueError):

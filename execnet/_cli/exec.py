@@ -1,4 +1,4 @@
-"""``execnet exec``: run code in several workers at once, print what they print and send.
+"""``execnet exec``: run code in several workers at once, and print what it prints and sends.
 
 Start at ``_run``; how it runs in a worker is ``far_exec``.
 """
@@ -18,20 +18,20 @@ from ..gateway_base import Channel
 from . import far_exec
 from .execution import Execution, PatientGroup, Printer, execute
 from .session import CommandError, Session, supervise
-from .words import SPEC_HELP, parse_specs, seconds
+from .words import SPEC_HELP, add_command, parse_specs, seconds
 
 _USAGE = """\
 execnet exec SPEC... (-c CODE | FILE | -m MODULE) [--timeout SECONDS]
                     [--quiet-output] [--json] [-- ARGUMENT...]"""
 _DESCRIPTION = f"""\
-Start one interpreter per SPEC, all at once, run the code in all of them, and print what each
-prints and sends, a line after the id of its gateway. Of what it sends, a str is shown as it is,
+Start one interpreter per SPEC, all at once, run the code in all of them, and print what each one
+prints and sends, each line after the id of its gateway. A str that it sends is shown as it is,
 anything else as its repr().
 
 {SPEC_HELP}
-The code runs as a program does, under the name "__main__"; words after "--" are its arguments. It
-finds its channel under the name "channel", and can send with channel.send(...). Nothing is ever
-sent to it. A file that has "__channelexec__" in it runs under that name instead.
+The code runs like a program, with the name "__main__"; words after "--" are its arguments. Its
+channel has the name "channel", so it can send with channel.send(...). Nothing is ever sent to it. A
+file that contains "__channelexec__" runs under that name instead.
 """
 _EPILOG = """\
 With neither -c nor -m the last of the positional arguments is the FILE and those before it are
@@ -39,15 +39,15 @@ the SPECs; "-" as the FILE is the standard input. With -c or -m all of them are 
 come before, between or after them.
 
 exit status:
-  0    the code has run in all workers
+  0    the code succeeded in all workers
   1    it failed in one of them, one of them died, or one could not be started
   2    the command line is wrong: nothing was run
   N    the code ended with sys.exit(N); of several, the largest
   124  the time-out has passed
   130  Ctrl-C (143 after SIGTERM, 129 after SIGHUP)
   141  nobody reads the output any more
-Whatever the status is, no worker is left. Where code still runs it is interrupted first, which
-raises KeyboardInterrupt in it, and killed 3 seconds later; a second Ctrl-C kills at once.
+Whatever the status is, no worker is left. Code that is still running is interrupted first, with a
+KeyboardInterrupt, and killed 3 seconds later; a second Ctrl-C kills it at once.
 
 examples:
   execnet exec '3*popen' -c 'import os; print(os.getpid())'
@@ -61,14 +61,13 @@ examples:
 
 def add_parser(subparsers: Any) -> None:
     """Add the parser of ``execnet exec``."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "exec",
+        "run code in several interpreters, print what it prints and sends",
+        _DESCRIPTION,
+        _EPILOG,
         usage=_USAGE,
-        help="run code in several interpreters, print what they print and send",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("words", nargs="+", metavar="SPEC", help="where to run; FILE comes last")
     code = parser.add_mutually_exclusive_group()
@@ -77,14 +76,14 @@ def add_parser(subparsers: Any) -> None:
         "-m",
         dest="module",
         metavar="MODULE",
-        help="run the source of this module, which is looked for in the current folder and on "
-        "sys.path, and not imported; of a package it is its __main__, or else its __init__",
+        help="run the source of this module, found in the current folder or on sys.path without "
+        "importing it; for a package that is its __main__, or else its __init__",
     )
     parser.add_argument(
         "--timeout",
         type=seconds,
         metavar="SECONDS",
-        help="end everything after that time; default: wait until the code has ended",
+        help="end everything after this time; default: wait until the code ends",
     )
     parser.add_argument(
         "--quiet-output",
@@ -99,7 +98,7 @@ def _run(args: argparse.Namespace) -> int:
     code, words = _find_code(args)
     specs = parse_specs(words)
     if hasattr(sys, "set_int_max_str_digits"):
-        sys.set_int_max_str_digits(0)  # what was computed is to be shown, however long
+        sys.set_int_max_str_digits(0)  # the result should be shown, however long it is
     group = PatientGroup(forwards=not args.quiet_output)
 
     def begin(execution: Execution) -> Channel:
@@ -117,16 +116,16 @@ def _run(args: argparse.Namespace) -> int:
 
 @dataclass
 class _Code:
-    """What is run; without a file name it shows as ``<remote exec>`` in tracebacks."""
+    """The code to run; without a file name it shows as ``<remote exec>`` in tracebacks."""
 
     source: str
-    word: str  # the first of its arguments
+    word: str  # its first argument
     file_name: str | None = None
     name: str = "__main__"
     package: str | None = None
 
     def arguments(self, rest: Sequence[str]) -> dict[str, object]:
-        """Return what the worker's half is told beside its channels."""
+        """Return the arguments of the worker's half, apart from its channels."""
         return {
             "source": self.source,
             "place": self.file_name or "<remote exec>",
@@ -168,7 +167,7 @@ def _read_file(name: str) -> _Code:
             f"can't read the code from file {name!r}: {exc.strerror} "
             "(without -c or -m the last argument is the file)"
         ) from exc
-    except (UnicodeError, SyntaxError) as exc:  # SyntaxError: an encoding that is not known
+    except (UnicodeError, SyntaxError) as exc:  # SyntaxError: an unknown encoding
         raise CommandError(f"can't read the code from file {name!r}: {exc}") from exc
 
 
@@ -183,7 +182,7 @@ def _read_module(name: str) -> _Code:
         raise CommandError(f"can't read the source of module {name!r}: {exc}") from exc
     if source is None:
         kind = spec.origin or "a folder without __init__.py"
-        raise CommandError(f"module {name!r} has no source to be run, it is {kind}")
+        raise CommandError(f"module {name!r} has no source to run, it is {kind}")
     is_package = spec.submodule_search_locations is not None or spec.name == "__main__"
     package = name if is_package else name.rpartition(".")[0]
     return _Code(source, str(spec.origin), spec.origin, package=package)
@@ -200,9 +199,9 @@ def _find_program(name: str) -> ModuleSpec:
 
 
 def _find_module(name: str) -> ModuleSpec:
-    """Return the spec of a module without importing anything, its packages neither."""
+    """Return the spec of a module without importing anything, not even its packages."""
     before = sys.path[:]
-    sys.path.insert(0, "")  # it is not there in a console script
+    sys.path.insert(0, "")  # a console script does not have it
     try:
         return _find_in_package("", name.split("."), None)
     finally:
@@ -224,9 +223,9 @@ def _find_in_package(package: str, parts: list[str], path: list[str] | None) -> 
 
 
 def _ask_finders(name: str, path: list[str] | None) -> ModuleSpec | None:
-    """Do what ``importlib.util.find_spec`` does, which would import the packages around.
+    """Do what ``importlib.util.find_spec`` does, but without importing the packages around it.
 
-    Within a package the name is the last part alone: for the full one, a folder that has no
+    Within a package the name is only the last part: with the full name, a folder without
     ``__init__`` would need the packages around it to be imported.
     """
     if path is not None:

@@ -1,6 +1,6 @@
-"""Code or a program in workers: what it sends and prints is printed here, its ends are reported.
+"""Runs code or a program in workers, prints what it sends and prints, and reports how it ends.
 
-``_cli.far_exec`` and ``_cli.far_run`` are the workers' halves.  Start at ``execute``.
+The workers' halves are ``_cli.far_exec`` and ``_cli.far_run``.  Start at ``execute``.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _END = object()
 
 
 class PatientGroup(WatchedGroup):
-    """A group whose workers wait for whoever reads what they print, as for a pipe.
+    """A group whose workers wait for the reader of their output, as they would at a pipe.
 
-    ``executions`` has what runs, by the id of its gateway.
+    ``executions`` has the running code, by the id of its gateway.
     """
 
     def __init__(self, forwards: bool) -> None:
@@ -52,7 +52,7 @@ class PatientGroup(WatchedGroup):
 
 
 class Printer:
-    """Prints what comes from workers, each line after the id of its gateway, or as JSON.
+    """Prints what workers send and print, each line after the gateway's id, or as JSON.
 
     Any thread may call.  On a terminal, control characters are escaped.
     """
@@ -78,11 +78,11 @@ class Printer:
             self.error(gateway, line)
 
     def error(self, gateway: Gateway, text: str) -> None:
-        with suppress(OSError):  # the exit status tells
+        with suppress(OSError):  # the exit status says it
             self._session.err.write(printable_lines(text), f"[{gateway.id}] ")
 
     def end(self, gateway: Gateway, status: int, text: str | None, is_one_of_many: bool) -> None:
-        """Print how it ended; a status alone is told only where there are several."""
+        """Print how it ended; a mere status is printed only if there are several workers."""
         if self._as_json:
             self._json(gateway, status=status, error=text)
         elif text is not None:
@@ -104,7 +104,7 @@ class Printer:
 
 
 def _as_json(item: object) -> dict[str, Any]:
-    """Return an item as JSON has it, or its repr if JSON can't say it."""
+    """Return an item as JSON, or its repr if JSON can't express it."""
     try:
         text = json.dumps(item, allow_nan=False)
         if json.loads(text) == item:
@@ -122,10 +122,10 @@ def execute(
     begin: Callable[[Execution], Channel],
     begun: Callable[[], object] = int,
 ) -> int:
-    """Run something in all workers, to its end everywhere; return the largest exit status.
+    """Run something in all workers until it ends everywhere; return the largest exit status.
 
     begin: starts it in a worker, and returns the channel whose items are printed.  begun: called
-    when it has begun in all.
+    when it has started in all of them.
     """
     session.pending.update(dict.fromkeys(gateway.id for gateway in gateways))
     for gateway in gateways:
@@ -140,11 +140,11 @@ def execute(
 
 
 class Execution:
-    """What runs in one worker; ``ended`` is set when nothing more will come from it.
+    """What runs in one worker; ``ended`` is set when nothing more will arrive from it.
 
-    ``_take`` runs in the receiver thread of the gateway, which does not go on reading while
-    it waits for whoever reads our stdout; so a worker can't send faster than that.  Lines come in
-    a thread of their own.  ``_lock`` guards which of the two has ended.
+    ``_take`` runs in the receiver thread of the gateway, which stops reading while it waits for
+    the reader of our stdout; so a worker can't send faster than that.  Lines arrive in a thread of
+    their own.  ``_lock`` guards which of the two has ended.
     """
 
     def __init__(
@@ -162,13 +162,13 @@ class Execution:
         self._report: Any = None
         self._has_said_something = False
         self._lock = threading.Lock()
-        # A service forwards the lines of all its clients, and does not end them with a program.
+        # A service forwards the lines of all of its clients, and they do not end with a program.
         ends_lines = gateway.settings.output == "forward" and not gateway.spec.socketservice
         self._awaited = {"code", "lines"} if ends_lines else {"code"}
         self._error: BaseException | None = None
 
     def start(self, begin: Callable[[Execution], Channel]) -> None:
-        """Begin; what goes wrong is reported."""
+        """Start it; report what goes wrong."""
         try:
             self._channel = begin(self)
         except OSError as exc:  # it died meanwhile
@@ -177,9 +177,9 @@ class Execution:
             self._channel.setcallback(self._take, endmarker=_END)
 
     def send(self, code: ModuleType, what: str, **arguments: Any) -> Channel:
-        """Have a module of ours run in the worker; return the channel of what it does.
+        """Run a module of ours in the worker; return its channel.
 
-        code: has a function ``run(channel, report, **arguments)``.  what: what is run, for errors.
+        code: has a function ``run(channel, report, **arguments)``.  what: describes it in errors.
         """
         gateway = self.gateway
         report = gateway.newchannel()
@@ -212,7 +212,7 @@ class Execution:
     def _on_end_of_code(self, error: BaseException | None) -> None:
         self._error = error
         self.on_over()
-        if isinstance(error, RemoteError):  # our half failed, and has not ended the lines
+        if isinstance(error, RemoteError):  # our half there failed, and did not end the lines
             self._on_end("code", "lines")
         else:
             self._on_end("code")
@@ -233,7 +233,7 @@ class Execution:
                 return
         text, lost = self._read_report()
         self._session.pending.pop(self.gateway.id, None)
-        # Ctrl-C reaches the workers of a terminal as well, and their news may be here first.
+        # Ctrl-C on a terminal reaches local workers as well, and their report may arrive first.
         if not self._session.stopping.wait(0.2 if text == INTERRUPT_TEXT else 0):
             self._printer.end(self.gateway, self.status, text, self._is_one_of_many)
             if lost is not None and not self._has_said_something:
@@ -241,7 +241,7 @@ class Execution:
         self.ended.set()
 
     def _read_report(self) -> tuple[str | None, str | None]:
-        """Note the exit status; return the text of an error, and the value that was lost."""
+        """Note the exit status; return the text of an error, and a value that was lost."""
         error = self._error
         if error is not None:
             self.status = STATUS_FAILED
@@ -251,10 +251,10 @@ class Execution:
             self.status = int(status) & 0xFF
         except (TypeError, ValueError):
             self.status = STATUS_FAILED
-            return "it has not reported how it ended", None
+            return "it did not report how it ended", None
         return text, lost
 
 
 _LOST = """\
-the code printed and sent nothing: the value of its last line, %s, is lost
+the code printed and sent nothing, so the value of its last line, %s, is lost
 show it with print(...), or send it with channel.send(...)"""

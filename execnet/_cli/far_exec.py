@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FUTURE_FLAGS = 0
 for _feature in __future__.all_feature_names:
     FUTURE_FLAGS |= getattr(__future__, _feature).compiler_flag
-LOST_CHARACTERS = 200  # of a value that nobody takes
+LOST_CHARACTERS = 200  # of a value that is lost
 SHOWN = bool, int, float, complex, bytes, str, type(u""), list, tuple, dict, set, frozenset
 
 
@@ -35,9 +35,9 @@ def run(
     name: str,
     package: str | None = None,
 ) -> None:
-    """Run the source of a program, whose ``channel`` this is, and send a report.
+    """Run the source of a program, which uses ``channel``, and send a report.
 
-    place: what tracebacks call it.  file_name: its ``__file__``.  name: its ``__name__``.
+    place: its name in tracebacks.  file_name: its ``__file__``.  name: its ``__name__``.
     """
     base = sys.modules[channel.__class__.__module__]
     pid = os.getpid()
@@ -45,11 +45,7 @@ def run(
     value = text = None
     status = 0
     try:
-        try:
-            value = _run(base._marked_as_utf8(source) if base.PY2 else source, place, namespace)
-        finally:
-            if os.getpid() == pid:
-                _flush(channel)
+        value = _run_flushed(channel, source, place, namespace)
     except KeyboardInterrupt:
         raise
     except SystemExit:
@@ -65,8 +61,19 @@ def run(
         text = _text(base.geterrortext((kind, error, _users_part(traceback))))
         status = 1
     if os.getpid() == pid:
-        channel.gateway.before_close()  # which sends all that was printed
+        channel.gateway.before_close()  # this sends all that was printed
         report.send((status, text, _shown(value)))
+
+
+def _run_flushed(channel: Any, source: str, place: str, namespace: dict[str, Any]) -> Any:
+    """Run a source; flush what it printed, unless it forked and this is the child."""
+    base = sys.modules[channel.__class__.__module__]
+    pid = os.getpid()
+    try:
+        return _run(base._marked_as_utf8(source) if base.PY2 else source, place, namespace)
+    finally:
+        if os.getpid() == pid:
+            _flush(channel)
 
 
 def _prepare(
@@ -75,7 +82,7 @@ def _prepare(
     """Make this process look like one that was started to run the program."""
     sys.argv = [_native(word) for word in argv]
     namespace: dict[str, Any] = {"__name__": str(name)}
-    if name == "__main__" and not hasattr(channel.gateway, "service"):  # which has its own
+    if name == "__main__" and not hasattr(channel.gateway, "service"):  # a service has its own
         channel.gateway.main_before = sys.modules.get(name)  # Python 2 would clear its names
         sys.modules[str(name)] = module = types.ModuleType(str(name))
         namespace = module.__dict__
@@ -92,7 +99,7 @@ def _native(word: Any) -> str:
 
 
 def _shown(value: object) -> str | None:
-    """Return what tells a value that may have been meant to be shown; None for other objects."""
+    """Return the repr of a value that may have been meant for display; None for other objects."""
     return _text(repr(value)[:LOST_CHARACTERS]) if type(value) in SHOWN else None
 
 
@@ -129,7 +136,7 @@ def _remember(source: str, place: str) -> None:
 
 
 def _status_of(error: Any) -> int:
-    """Return the exit status of a SystemExit, after it was treated as Python does."""
+    """Handle a SystemExit as Python does; return its exit status."""
     code = getattr(error, "code", None)
     if code is None:
         return 0
@@ -143,5 +150,5 @@ def _flush(channel: Any) -> None:
     for file in sys.stdout, sys.stderr:
         try:
             file.flush()
-        except Exception:  # it may be anything, and closed
+        except Exception:  # it may be any object, or closed
             pass

@@ -1,7 +1,7 @@
 """The worker's half of ``execnet run``: starts a program and reports how it ended.
 
-This file is shipped; it keeps to what Python 2.7 and today's Python both accept.  What the program
-writes goes where the worker's own output goes.  A report is (exit status, text or None, None).
+This file is shipped; it keeps to what Python 2.7 and today's Python both accept.  The program's
+output goes where the worker's own output goes.  A report is (exit status, text or None, None).
 Start at ``run``.
 """
 
@@ -16,12 +16,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as shells have it
+NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as in shells
 END_S = 2.0  # how long an interrupted program may take to end
 
 
 def run(channel: Any, report: Any, command: list[bytes], has_input: bool) -> None:
-    """Run a command to its end; its stdin is what ``channel`` gets, or nothing."""
+    """Run a command to its end; its stdin is what arrives on ``channel``, or nothing."""
     words = [_native(word) for word in command]
     try:
         process = _start(words, has_input)
@@ -30,7 +30,7 @@ def run(channel: Any, report: Any, command: list[bytes], has_input: bool) -> Non
         text: str | None = "can't run %s: %s" % (words[0], exc.strerror)
     else:
         status, text = _wait(process, channel if has_input else None), None
-    channel.gateway.before_close()  # which sends all that was written
+    channel.gateway.before_close()  # this sends all that was written
     report.send((status, text, None))
 
 
@@ -40,7 +40,7 @@ def _start(words: list[str], has_input: bool) -> Any:
 
 
 def _wait(process: Any, inputs: Any) -> int:
-    """Wait until a program ends, which gets what comes from a channel; return its status."""
+    """Wait until a program ends, feeding it from a channel; return its status."""
     try:
         if inputs is not None:
             thread = threading.Thread(target=_feed, args=(inputs, process.stdin))
@@ -63,12 +63,12 @@ def _feed(channel: Any, stdin: Any) -> None:
         for data in channel:
             _write(stdin, data)
             channel.send(len(data))
-    except (EnvironmentError, EOFError):  # the command has ended, or the coordinator
+    except (EnvironmentError, EOFError):  # the command or the coordinator has ended
         pass
 
 
 def _write(stdin: Any, data: bytes) -> None:
-    """Write data, or close where there is none; whoever reads no more need not."""
+    """Write data, or close if there is none; ignore a program that stopped reading."""
     try:
         if data:
             stdin.write(data)
@@ -80,7 +80,7 @@ def _write(stdin: Any, data: bytes) -> None:
 
 
 def _end(process: Any) -> None:
-    """End a program; it may have been interrupted as well, and be about to end."""
+    """End a program; it may have been interrupted too, and be about to end."""
     try:
         process.terminate()
         timer = threading.Timer(END_S, process.kill)

@@ -1,9 +1,9 @@
 """The worker's half of ``execnet shell``: an interpreter that reads statements from a channel.
 
 This file is shipped; it keeps to what Python 2.7 and today's Python both accept.  It gets
-(what to do, its number, a text) and sends (kind, number, what it is):
+(what to do, its number, a text) and sends (kind, number, value):
 
-- "check" is answered by "more" and whether the statement goes on in the next line;
+- "check" is answered by "more" and whether the statement continues in the next line;
 - "run" by "output" with (descriptor, bytes) while it runs, then by "done" with its exit status,
   which is None unless it asked for the end;
 - "complete" by "completed" and a list of words.
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 NAME = "<shell>"
 READ_BYTES = 1 << 16
-SYNC_S = 5.0  # how long the end of a statement waits for what it has written
+SYNC_S = 5.0  # how long the end of a statement waits for its output
 
 
 class Pipe(object):
-    """A pipe in the place of descriptor ``fd``; its thread sends what is written at once."""
+    """A pipe in place of descriptor ``fd``; its thread sends what is written at once."""
 
     def __init__(self, fd: int, send: Any) -> None:
         self._fd = fd
@@ -70,7 +70,7 @@ class Pipe(object):
                 return
 
     def _begun_mark(self, data: bytes) -> int:
-        """Return how many bytes at the end may be the begin of the mark."""
+        """Return how many bytes at the end may be the beginning of the mark."""
         for size in range(min(len(data), len(self._mark) - 1), 0, -1):
             if self._mark.startswith(data[-size:]):
                 return size
@@ -80,15 +80,15 @@ class Pipe(object):
 class Shell(object):
     """Runs statements in the main thread, one after the other.
 
-    ``interrupt`` is called in the receiver thread.  Only while a statement runs may an interrupt
-    be raised, so that no message gets lost.
+    ``interrupt`` is called in the receiver thread.  An interrupt is raised only while a statement
+    runs, so that no message gets lost.
     """
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
         self._process = channel.gateway.process
         self._base = sys.modules[channel.__class__.__module__]
-        self._number = 0  # of the statement that runs, 0 for none
+        self._number = 0  # of the running statement, 0 for none
         self._names = {"__name__": "__main__", "__doc__": None, "channel": channel}
         self._compile = codeop.CommandCompiler()
         for file in sys.stdout, sys.stderr:
@@ -100,13 +100,13 @@ class Shell(object):
         self._process.interrupt_main = self._on_wish
         try:
             signal.signal(signal.SIGINT, self._on_signal)
-        except ValueError:  # it is not the main thread that executes here
+        except ValueError:  # code is not executed in the main thread here
             pass
 
     def _output(self, fd: int, data: bytes) -> None:
         try:
             self._channel.send(("output", self._number, (fd, data)))
-        except (EnvironmentError, EOFError):  # nobody is there any more
+        except (EnvironmentError, EOFError):  # nobody is listening any more
             pass
 
     def _on_wish(self) -> None:
@@ -120,18 +120,18 @@ class Shell(object):
         )
 
     def _on_signal(self, signum: int, frame: object) -> None:
-        """Raise an interrupt that was wished for; Ctrl-C in a terminal may come here as well."""
+        """Raise a requested interrupt; Ctrl-C in a terminal may arrive here as well."""
         is_wished, self._is_interrupted = self._is_interrupted, False
         if is_wished and self._process.is_interruptible:
             raise KeyboardInterrupt
 
     def interrupt(self, number: int) -> None:
-        """Interrupt the statement of a number, if it still runs."""
+        """Interrupt the statement with a number, if it is still running."""
         if number == self._number:
             self._on_wish()
 
     def serve(self) -> None:
-        """Do what comes, until the end."""
+        """Serve requests until the end."""
         self._process.is_interruptible = False
         for kind, number, text in self._channel:
             if kind == "check":
@@ -155,7 +155,7 @@ class Shell(object):
         return text.encode("utf-8") if self._base.PY2 else text  # type: ignore[no-any-return]
 
     def _run(self, number: int, text: str) -> int | None:
-        """Run a statement; return the exit status that it asks for, None for none."""
+        """Run a statement; return the exit status that it asks for, or None."""
         status = None
         try:
             code: Any = self._compile(self._source(text), NAME, "single")
@@ -174,7 +174,7 @@ class Shell(object):
         for file in sys.stdout, sys.stderr:
             try:
                 file.flush()
-            except Exception:  # it may be anything, and closed
+            except Exception:  # it may be any object, or closed
                 pass
         return status
 
@@ -183,7 +183,7 @@ class Shell(object):
             traceback = traceback.tb_next
         try:
             sys.stderr.write(self._base.geterrortext((kind, error, traceback)))
-        except Exception:  # the user's code may have put anything in its place
+        except Exception:  # the user's code may have replaced it with anything
             pass
 
     def _status_of(self, error: Any) -> int:
@@ -200,7 +200,7 @@ class Shell(object):
         elif re.match(r"[^\W\d][\w.]*$", head):
             try:
                 words = dir(eval(head, self._names))
-            except Exception:  # whatever an attribute does
+            except Exception:  # attributes can do anything
                 words = []
         else:
             words = []
@@ -211,7 +211,7 @@ class Shell(object):
 
 
 def run(channel: Any, control: Any) -> None:
-    """Serve a shell; interrupts come over the channel ``control``."""
+    """Serve a shell; interrupts arrive on the channel ``control``."""
     shell = Shell(channel)
     control.setcallback(shell.interrupt)
     shell.serve()

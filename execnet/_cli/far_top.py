@@ -1,4 +1,4 @@
-"""The worker's half of ``execnet top``: tells, each time it is asked, how its process is.
+"""The worker's half of ``execnet top``: reports the state of its process when asked.
 
 This file is shipped; it keeps to what Python 2.7 and today's Python both accept.  Start at ``run``.
 """
@@ -13,18 +13,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-TOLD = 5  # pieces of code that run
+TOLD = 5  # pieces of running code
 
 
 class Tasks(object):
-    """What is executed in this process; ``_since`` has when each piece of code was first seen."""
+    """What this process executes; ``_since`` says when each piece of code was first seen."""
 
     def __init__(self, base: Any) -> None:
         self._names = base.__dict__
         self._since: dict[Any, float] = {}
 
     def look(self, now: float) -> list[Any]:
-        """Return [where it is, for how many seconds it was seen] of each, the oldest first."""
+        """Return [where it is, for how many seconds it has been seen] for each, oldest first."""
         found: list[Any] = []
         seen: dict[Any, float] = {}
         for ident, frame in sys._current_frames().items():
@@ -37,7 +37,7 @@ class Tasks(object):
         return sorted(found, key=lambda item: -item[1])[:TOLD]
 
     def _task_of(self, frame: Any) -> Any:
-        """Return what tells a thread's task from others, and where it is; None for no task."""
+        """Return what identifies a thread's task, and where it is; None if it has no task."""
         innermost = outermost = None
         while frame is not None:
             if frame.f_globals is globals():
@@ -52,7 +52,7 @@ class Tasks(object):
 
 
 def _memory() -> int | None:
-    """Return the bytes of memory that this process has now, or had at most."""
+    """Return the bytes of memory that this process has now, or had at its peak."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -68,7 +68,7 @@ def _memory() -> int | None:
 
 
 def run(channel: Any) -> None:
-    """Answer each item with what is known of this process now."""
+    """Answer each item with the current state of this process."""
     tasks = Tasks(sys.modules[channel.__class__.__module__])
     for _ in channel:
         times = os.times()

@@ -1,4 +1,4 @@
-"""``execnet info``: start workers and print a table of what they are.
+"""``execnet info``: start workers and print a table that describes them.
 
 Start at ``_run``.
 """
@@ -19,21 +19,21 @@ from ..gateway import Gateway
 from ..gateway_base import ExecnetError
 from ..xspec import XSpec
 from .session import STATUS_FAILED, CommandError, Session, WatchedGroup, supervise
-from .words import SPEC_HELP, parse_specs
+from .words import SPEC_HELP, add_command, parse_specs
 
 if TYPE_CHECKING:
     from ..gateway_bootstrap import Through
 
 _DESCRIPTION = f"""\
-Start one interpreter per SPEC, all at once, and print a table of them: the id and the spec of the
-gateway, the interpreter's Python version, implementation and platform, its process id and working
-directory, how long it took to start and how long one round trip takes, both in milliseconds.
+Start one interpreter per SPEC, all at once, and print a table: the id and the spec of the gateway,
+the interpreter's Python version, implementation and platform, its process id and working
+directory, how long it took to start and how long a round trip takes, both in milliseconds.
 
 {SPEC_HELP}"""
 _EPILOG = """\
-Interpreters that start together on one machine take time from each other: for the time that one
-takes alone, give one SPEC. The round trip is the median of up to 21, each an int that is sent to
-the interpreter and comes back, measured for one gateway after the other.
+Interpreters that start together on one machine slow each other down: give one SPEC to see how long
+one takes alone. The round trip is the median of up to 21 round trips of an int, measured for one
+gateway after the other.
 
 exit status:
   0    the table is complete
@@ -56,20 +56,19 @@ _NUMBERS = frozenset(["pid", "start ms", "trip ms"])
 _ECHO = "while 1: channel.send(channel.receive())"
 _WARM_UP = 3
 _ROUND_TRIPS = 21
-_ENOUGH_S = 0.5  # no further round trips to a gateway once they took that long
-_ANSWER_S = 30.0  # how long one round trip may take
+_ENOUGH_S = 0.5  # no further round trips to a gateway after this long
+_ANSWER_S = 30.0  # how long a round trip may take
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the parser of ``execnet info``."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "info",
+        "print a table of interpreters: version, platform, time to start, ...",
+        _DESCRIPTION,
+        _EPILOG,
         usage="execnet info SPEC... [--json]",
-        help="print a table of interpreters: version, platform, time to start, ...",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("words", nargs="+", metavar="SPEC", help="what to start")
     parser.add_argument("--json", action="store_true", help="print each row as a JSON object")
@@ -77,7 +76,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 class _TimedGroup(WatchedGroup):
-    """Notes how long each worker takes until it says hello, in ``start_s`` by its id."""
+    """Notes in ``start_s``, by id, how long each worker takes until it says hello."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +138,7 @@ def _describe(gateway: Gateway, start_s: float) -> tuple[str, ...]:
         f"{start_s * 1e3:.1f}",
         f"{trip_s * 1e3:.3f}",
     )
-    return tuple(map(printable, cells))  # the far side said much of it
+    return tuple(map(printable, cells))  # most of it comes from the far side
 
 
 def _format_version(version: Sequence[object]) -> str:
@@ -151,7 +150,7 @@ def _format_version(version: Sequence[object]) -> str:
 
 
 def _measure_round_trip(gateway: Gateway) -> float:
-    """Return the median of the seconds that an int takes there and back."""
+    """Return the median time, in seconds, for an int to travel there and back."""
     channel = gateway.remote_exec(_ECHO)
     durations: list[float] = []
     stop = time.perf_counter() + _ENOUGH_S
@@ -168,7 +167,7 @@ def _measure_round_trip(gateway: Gateway) -> float:
 
 
 def _format_json(rows: Sequence[Sequence[str]]) -> str:
-    """Return an object a line; its names are the titles of the columns."""
+    """Return one object per line; its names are the titles of the columns."""
     names = [title.replace(" ", "_") for title in _COLUMNS]
     found = [dict(zip(names, row, strict=True)) for row in rows]
     for row in found:
@@ -177,7 +176,7 @@ def _format_json(rows: Sequence[Sequence[str]]) -> str:
 
 
 def format_table(found: Sequence[Sequence[str]], columns: Sequence[str] = _COLUMNS) -> str:
-    """Return lines with the columns one under the other, numbers to the right."""
+    """Return lines with aligned columns, numbers to the right."""
     rows = [columns, *found]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []

@@ -1,6 +1,6 @@
 """``execnet join``: be a worker of a group that listens.
 
-It does what the line of ``Group.join_command`` does; what a worker runs is the coordinator's.
+It does the same as the line of ``Group.join_command``; the coordinator sends the worker's code.
 Start at ``_run``.
 """
 
@@ -18,12 +18,13 @@ from .._join.command import KEY_VARIABLE, Ticket, ticket_of
 from .._transports.keys import client_key
 from ..script.socketserver import key_of
 from .session import STATUS_FAILED, CommandError
+from .words import add_command
 
-PODS = 100_000  # more no Indexed Job of Kubernetes can have
+PODS = 100_000  # the most that an Indexed Job of Kubernetes can have
 _DESCRIPTION = f"""\
-Dial a program that has called Group.listen(), and be a worker of its group until that ends it.
-ADDRESS is what listen() has returned, HOST:PORT//fingerprint=...; only the program that has that
-certificate is talked to. The key is in a FILE that nobody else can read, "-" for a line of stdin;
+Connect to a program that has called Group.listen(), and be a worker of its group until it ends.
+ADDRESS is what listen() returned, HOST:PORT//fingerprint=...; only a program with that certificate
+is accepted. The key is in a FILE that nobody else can read, "-" for a line of stdin;
 without --key it is the variable {KEY_VARIABLE}, which code in the worker does not see, or
 ~/.execnet/key.
 """
@@ -31,23 +32,17 @@ without --key it is the variable {KEY_VARIABLE}, which code in the worker does n
 
 def add_parser(subparsers: Any) -> None:
     """Add the parser of this subcommand."""
-    parser = subparsers.add_parser(
-        "join",
-        help="be a worker of a program that listens",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("address", metavar="ADDRESS", help="what Group.listen() has returned")
+    parser = add_command(subparsers, "join", "be a worker of a program that listens", _DESCRIPTION)
+    parser.add_argument("address", metavar="ADDRESS", help="what Group.listen() returned")
     parser.add_argument("--key", metavar="FILE", help='the file of the key, "-" for stdin')
     parser.add_argument(
-        "--via", metavar="HOST:PORT", help="dial this instead, a relay or a port that leads there"
+        "--via", metavar="HOST:PORT", help="connect to this instead, such as a relay"
     )
     parser.add_argument(
         "--print-kubernetes-job",
         nargs=2,
         metavar=("IMAGE", "N"),
-        help="print a manifest of N such workers, for kubectl, and do nothing else",
+        help="print a manifest for N such workers, for kubectl, and do nothing else",
     )
     parser.set_defaults(run=_run)
 
@@ -65,9 +60,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _manifest(ticket: Ticket, image: str, count: str) -> str:
-    """Return a Job of Kubernetes, as JSON, whose pods join; ValueError for no number."""
+    """Return a Job of Kubernetes, as JSON, whose pods join; ValueError for a bad number."""
     if not count.isascii() or not count.isdigit() or not 0 < int(count) <= PODS:
-        raise ValueError(f"{count!r} is no number of workers from 1 to {PODS}")
+        raise ValueError(f"{count!r} is not a number of workers from 1 to {PODS}")
     secret = {"secretKeyRef": {"name": "execnet-key", "key": "key"}}
     container = {
         "name": "worker",
@@ -111,5 +106,5 @@ def _key(path: str | None) -> bytes:
     except (AuthenticationError, ValueError) as exc:
         raise CommandError(str(exc)) from exc
     if key is None:
-        raise CommandError(f"there is no key: give --key FILE, or set {KEY_VARIABLE}")
+        raise CommandError(f"no key: give --key FILE, or set {KEY_VARIABLE}")
     return key

@@ -1,4 +1,4 @@
-"""``execnet run``: run a program on several hosts at once and print what it writes.
+"""``execnet run``: run a program on several hosts at once and print its output.
 
 Start at ``_run``; how it runs in a worker is ``far_run``.
 """
@@ -16,30 +16,30 @@ from ..gateway_base import Channel
 from . import far_run
 from .execution import Execution, PatientGroup, Printer, execute
 from .session import CommandError, Session, supervise
-from .words import SPEC_HELP, parse_specs, seconds
+from .words import SPEC_HELP, add_command, parse_specs, seconds
 
 _USAGE = """\
 execnet run SPEC... [--timeout SECONDS] [--stdin] [--json] -- COMMAND [ARGUMENT...]"""
 _DESCRIPTION = f"""\
-Start one interpreter per SPEC, all at once, have each run the COMMAND, and print what that writes
-to its stdout and stderr, a line after the id of its gateway.
+Start one interpreter per SPEC, all at once, have each run the COMMAND, and print its stdout and
+stderr, each line after the id of its gateway.
 
 {SPEC_HELP}
-The COMMAND is a program and its arguments; a shell is one, too: -- sh -c 'ls | wc -l'. It reads
-/dev/null, or with --stdin what we read.
+The COMMAND is a program and its arguments; that may be a shell: -- sh -c 'ls | wc -l'. Its input is
+/dev/null, or with --stdin a copy of this command's.
 """
 _EPILOG = """\
 exit status:
-  0    the COMMAND has ended well everywhere
+  0    the COMMAND succeeded everywhere
   1    an interpreter could not be started, or died
   2    the command line is wrong: nothing was run
   N    the exit status of the COMMAND; of several, the largest
   124  the time-out has passed
-  126  the COMMAND can't be run (127: there is none of that name)
-  130  Ctrl-C (143 after SIGTERM, 129 after SIGHUP), or 128 + N if signal N has ended the COMMAND
+  126  the COMMAND can't be run (127: it was not found)
+  130  Ctrl-C (143 after SIGTERM, 129 after SIGHUP), or 128 + N if signal N ended the COMMAND
   141  nobody reads the output any more
-Whatever the status is, no worker is left. A COMMAND that still runs then gets SIGTERM, and SIGKILL
-2 seconds later; what it has started itself is left to it.
+Whatever the status is, no worker is left. A COMMAND that is still running gets SIGTERM, and SIGKILL
+2 seconds later; processes that it started are its own business.
 
 examples:
   execnet run ssh=user@host docker=web -- uname -a
@@ -47,28 +47,27 @@ examples:
   execnet run @hosts --stdin -- tar -xC /srv <site.tar
 """
 _CHUNK_BYTES = 1 << 16
-_AHEAD_BYTES = 1 << 20  # of our stdin that a program may not have read yet
+_AHEAD_BYTES = 1 << 20  # of our stdin that a program may have left unread
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the parser of ``execnet run``."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "run",
+        "run a program on several hosts, print its output",
+        _DESCRIPTION,
+        _EPILOG,
         usage=_USAGE,
-        help="run a program on several hosts, print what it writes",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("words", nargs="+", metavar="SPEC", help="where to run")
     parser.add_argument(
         "--timeout",
         type=seconds,
         metavar="SECONDS",
-        help="end everything after that time; default: wait until the program has ended",
+        help="end everything after this time; default: wait until the program ends",
     )
-    parser.add_argument("--stdin", action="store_true", help="send our stdin to each")
+    parser.add_argument("--stdin", action="store_true", help="send this command's stdin to each")
     parser.add_argument("--json", action="store_true", help="print each line as a JSON object")
     parser.set_defaults(run=_run, rest=[])
 
@@ -101,9 +100,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 class _Inputs:
-    """Our stdin for each of several programs; the slowest of them decides how fast it is read.
+    """Our stdin, copied to several programs; it is read as fast as the slowest one takes it.
 
-    ``_changed`` guards ``_ahead``, which has what each channel was sent and has not taken.
+    ``_changed`` guards ``_ahead``: how much each channel was sent and has not taken.
     """
 
     def __init__(self) -> None:
@@ -114,12 +113,12 @@ class _Inputs:
         self._ahead[channel] = 0
 
     def start(self) -> None:
-        """Begin to read, if there is any program that does so."""
+        """Start reading, if any program wants it."""
         if self._ahead:
             threading.Thread(target=self._feed, daemon=True).start()
 
     def on_taken(self, channel: Channel, count: int) -> None:
-        """Note that a program has read; runs in a receiver thread."""
+        """Note that a program read some; runs in a receiver thread."""
         with self._changed:
             if channel in self._ahead:
                 self._ahead[channel] -= count
@@ -136,7 +135,7 @@ class _Inputs:
         while data and self._ahead:
             try:
                 data = os.read(sys.stdin.fileno(), _CHUNK_BYTES)
-            except (OSError, ValueError):  # as if there was no more
+            except (OSError, ValueError):  # as if it were at its end
                 data = b""
             for channel in list(self._ahead):
                 self._send(channel, data)

@@ -1,4 +1,4 @@
-"""``execnet service``: list services, ask one how it is, read its log, end it.
+"""``execnet service``: list services, show the state of one, read its log, end it.
 
 Start at ``add_parser``.
 """
@@ -19,14 +19,15 @@ from .._service.far_find import ServiceError
 from ..xspec import build
 from .info import format_table
 from .session import STATUS_FAILED, CommandError
+from .words import add_command
 
 _DESCRIPTION = """\
-Services are processes of yours that stay and keep state: the spec socketservice=NAME connects to
-one, and starts it if it is not there.
+Services are your processes that keep running and keep state: the spec socketservice=NAME connects
+to one, and starts it if necessary.
 """
 _EPILOG = """\
 exit status:
-  0    it was done
+  0    done
   1    there is no such service, it does not answer, or something would be lost
   2    the command line is wrong
 """
@@ -36,22 +37,17 @@ Found = tuple[str, "dict[str, Any]"]
 
 def add_parser(subparsers: Any) -> None:
     """Add the parser of ``execnet service``."""
-    parser = subparsers.add_parser(
-        "service",
-        help="list, ask or end the services of this user",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = add_command(
+        subparsers, "service", "list, ask or end the services of this user", _DESCRIPTION, _EPILOG
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    _add(actions, "list", _list, "print a table of those that run")
-    _add(actions, "status", _status, "print what one tells of itself")
-    ends = [_add(actions, "stop", _stop, "end one; returns when its process is gone")]
-    ends += [_add(actions, "restart", _restart, "end one and start it anew")]
+    _add(actions, "list", _list, "print a table of the running services")
+    _add(actions, "status", _status, "print the state of a service")
+    ends = [_add(actions, "stop", _stop, "end a service; returns when its process is gone")]
+    ends += [_add(actions, "restart", _restart, "end a service and start it again")]
     for end in ends:
-        end.add_argument("--force", action="store_true", help="also if something is lost by that")
-    _add(actions, "logs", _logs, "print what its code has written")
+        end.add_argument("--force", action="store_true", help="even if something is lost")
+    _add(actions, "logs", _logs, "print what the code of a service wrote")
 
 
 def _add(
@@ -62,7 +58,7 @@ def _add(
     )
     if name != "list":
         parser.add_argument("name", nargs="?", default="default", help="its name, or its port")
-        parser.add_argument("--python", help="its interpreter, where several have the name")
+        parser.add_argument("--python", help="its interpreter, if several services have the name")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.set_defaults(run=lambda args: _explained(run, args))
     return parser
@@ -165,18 +161,16 @@ def _restart(args: argparse.Namespace) -> int:
 
 
 def _end(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """End a service; return what it has told of itself, and what was lost by that."""
+    """End a service; return its last state, and what was lost."""
     found = admin.find(args.name, args.python)
     try:
         told = admin.status(found)
         lost = admin.losses(told)
     except ServiceError as exc:
-        told, lost = found[1], [f"what it has, as it can't be asked: {exc}"]
+        told, lost = found[1], [f"its state, since it can't be asked: {exc}"]
     if lost and not args.force:
         text = "".join(f"\n  {one}" for one in lost)
-        raise CommandError(
-            f"this would be lost, --force ends it all the same:{text}", STATUS_FAILED
-        )
+        raise CommandError(f"this would be lost (--force ends it anyway):{text}", STATUS_FAILED)
     admin.stop(found)
     return told, lost
 

@@ -1,9 +1,9 @@
-"""What the subcommands share: the job runs in a thread, the main thread keeps watch over it.
+"""What the subcommands share: the job runs in a thread, and the main thread watches over it.
 
-A signal must find a worker that is just being started as surely as one that is at work.  So no
-signal raises anything within the code that starts workers: the job has a thread of its own, and
-the main thread does nothing but wait for the job's end, a signal or the time-out.  Whichever comes
-first, all workers are ended after it.  Start at ``supervise``.
+A signal must reach a worker that is just being started as surely as one that is running.  So no
+signal raises anything inside the code that starts workers: the job has a thread of its own, and the
+main thread only waits for the end of the job, a signal or the time-out.  Whichever comes first, all
+workers are ended after it.  Start at ``supervise``.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ Result = TypeVar("Result")
 
 STATUS_FAILED = 1
 STATUS_USAGE = 2
-STATUS_TIMEOUT = 124  # as ``timeout(1)`` has it
-STATUS_SIGNAL = 128  # plus its number, as shells have it
-STATUS_STDOUT_CLOSED = STATUS_SIGNAL + 13  # as if SIGPIPE had ended it
+STATUS_TIMEOUT = 124  # as with ``timeout(1)``
+STATUS_SIGNAL = 128  # plus its number, as in shells
+STATUS_STDOUT_CLOSED = STATUS_SIGNAL + 13  # as if ended by SIGPIPE
 
 END_S = 5.0  # how long a worker may take to end when its code is done
-STOP_S = 3.0  # how long code may take to clean up once it was interrupted
-KILL_S = 2.0  # how long a killed process may take to be gone
-SAY_S = 1.0  # how long a last word may take
-WAIT_S = 3600.0  # how long the main thread waits at once; a system may limit it
+STOP_S = 3.0  # how long code may take to clean up after an interrupt
+KILL_S = 2.0  # how long a killed process may take to disappear
+SAY_S = 1.0  # how long writing the last message may take
+WAIT_S = 3600.0  # how long the main thread waits at a time; systems may limit it
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class CommandError(Exception):
-    """What the command can't do, for its user to read; ``status`` is the exit status."""
+    """Why the command can't do its work, for its user; ``status`` is the exit status."""
 
     def __init__(self, text: str, status: int = STATUS_USAGE) -> None:
         super().__init__(text)
@@ -68,10 +68,10 @@ class _Stopped(Exception):
 
 
 class Output:
-    """Lines on stdout or stderr, those of one call together; any thread may call.
+    """Writes lines to stdout or stderr, those of one call together; any thread may call.
 
-    Writes past the stream's buffer: a thread that waits there for a reader holds no lock that
-    the interpreter needs in order to end.  ``_lock`` keeps the lines of one call together.
+    It bypasses the stream's buffer: so a thread that waits for a reader holds no lock that the
+    interpreter needs in order to end.  ``_lock`` keeps the lines of one call together.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -79,10 +79,10 @@ class Output:
         buffer = getattr(stream, "buffer", None)
         self._raw = getattr(buffer, "raw", buffer)
         self._lock = threading.Lock()
-        self.closed = False  # True: what comes from now on is dropped
+        self.closed = False  # True: everything from now on is dropped
 
     def write(self, text: str, prefix: str = "") -> None:
-        """Write the lines of a text, each after the prefix; OSError if that can't be done."""
+        """Write the lines of a text, each after the prefix; OSError if that fails."""
         lines = text.removesuffix("\n").split("\n")
         data = "".join(f"{prefix}{line}\n" for line in lines)
         view = memoryview(data.encode(self._encoding, "backslashreplace"))
@@ -91,7 +91,7 @@ class Output:
                 if self._raw is None:
                     raise OSError(errno.EBADF, "it is not open")
                 written = self._raw.write(view)
-                if written is None:  # somebody has set the stream to non-blocking
+                if written is None:  # somebody set the stream to non-blocking
                     select.select([], [self._raw], [])
                 view = view[written or 0 :]
 
@@ -100,9 +100,9 @@ class Output:
 
 
 class WatchedGroup(Group):
-    """A group that can be stopped at any moment by another thread, even while it starts.
+    """A group that another thread can stop at any moment, even while it is starting.
 
-    ``_gate`` guards ``_started`` and ``_stopping``: what passed it is found by ``stop``.
+    ``_gate`` guards ``_started`` and ``_stopping``: ``stop`` finds every worker that passed it.
     """
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class WatchedGroup(Group):
         super().__init__()
 
     def _on_unknown(self, settings: Settings) -> None:
-        """Refuse keys that mean nothing: here no program has keys of its own."""
+        """Refuse unknown keys: on the command line, no program has keys of its own."""
         for name in settings.unknown:
             text = settings.slip(name) or settings.complaint(name)
             raise ValueError(f"spec {settings.spec.shown()!r}: {text}")
@@ -122,7 +122,7 @@ class WatchedGroup(Group):
     ) -> Gateway:
         with self._gate:
             if self._stopping:
-                raise BootstrapError(f"{settings.id} was not started, the command is ending")
+                raise BootstrapError(f"{settings.id} was not started, since the command is ending")
             try:
                 gateway = super()._start(settings, find, through)
             except ValueError as exc:
@@ -140,17 +140,17 @@ class WatchedGroup(Group):
             raise CommandError(str(exc), STATUS_FAILED) from exc
 
     def kill(self) -> None:
-        """Kill all workers at once; does not wait, and may be called by a signal's handler."""
+        """Kill all workers at once; does not wait, and may be called from a signal handler."""
         for gateway in list(self._started):
             gateway._io.kill()
 
     def stop(self, grace_s: float, busy: Collection[str] = ()) -> list[str]:
-        """End all workers without asking, and return the ids of those that are still there.
+        """End all workers without asking, and return the ids of those that are still running.
 
         busy: the ids of those whose code is interrupted and has ``grace_s`` seconds to clean up;
         the others are killed at once.
         """
-        passed = self._gate.acquire(timeout=STOP_S)  # else the system hangs at a start
+        passed = self._gate.acquire(timeout=STOP_S)  # otherwise the system hangs while starting one
         self._stopping = True
         if passed:
             self._gate.release()
@@ -162,12 +162,12 @@ class WatchedGroup(Group):
                 gateway._io.kill()
         _wait_until_gone(gateways, grace_s)
         self.kill()
-        atexit.unregister(self._cleanup_atexit)  # it would wait for threads that wait for stdout
+        atexit.unregister(self._cleanup_atexit)  # this would wait for threads that wait for stdout
         return [gateway.id for gateway in _wait_until_gone(gateways, KILL_S)]
 
 
 def _wait_until_gone(gateways: Sequence[Gateway], timeout_s: float) -> list[Gateway]:
-    """Wait for the ends of processes; return the gateways whose process has not ended."""
+    """Wait until processes end; return the gateways whose process has not ended."""
     deadline = time.monotonic() + timeout_s
     return [gateway for gateway in gateways if gateway._io.poll_until(deadline) is None]
 
@@ -176,12 +176,12 @@ def _wait_until_gone(gateways: Sequence[Gateway], timeout_s: float) -> list[Gate
 
 
 class Session:
-    """What a job works with, and what the main thread watches.
+    """The objects of a job, and what the main thread watches.
 
-    ``pending`` has the ids of the gateways whose code runs, and is interrupted before they are
-    killed; the job keeps it.  ``_events`` gets what the main thread waits for, and a byte on the
-    socket wakes it up: a signal that comes before the wait begins ends a wait for a socket that
-    it has written to, but no wait for a lock.
+    ``pending`` has the ids of gateways with running code, which is interrupted before they are
+    killed; the job maintains it.  ``_events`` gets what the main thread waits for, and a byte on
+    the socket wakes it up: a signal just before the wait begins writes to the socket and so ends
+    the wait, while it would not end a wait for a lock.
     """
 
     def __init__(self, group: WatchedGroup) -> None:
@@ -196,38 +196,38 @@ class Session:
         self._signal: int | None = None
 
     def close(self) -> None:
-        """Give up the sockets; nothing is waited for any more."""
+        """Close the sockets; nothing is waited for any more."""
         self._wakeup.close()
         self._waker.close()
 
     def wakeup_fd(self) -> int:
-        """Return what ``signal.set_wakeup_fd`` is to be given."""
+        """Return the descriptor for ``signal.set_wakeup_fd``."""
         return self._waker.fileno()
 
     def _post(self, kind: str, value: object) -> None:
         self._events.append((kind, value))
-        with suppress(OSError):  # it is full and wakes up anyway, or nobody waits any more
+        with suppress(OSError):  # it is full and wakes the thread anyway, or nobody waits any more
             self._waker.send(b"\0")
 
     def stdout_failed(self, error: OSError) -> None:
-        """Have the command ended: nobody reads what it prints."""
+        """End the command: nobody reads its output."""
         self.out.closed = True
         self._post("stdout", error)
 
     def on_signal(self, number: int, frame: object = None) -> None:
-        """Have the command ended; a second signal does not wait for code that cleans up."""
+        """End the command; a second signal does not wait for code to clean up."""
         if self._signal is not None:
             self.group.kill()
         self._signal = number
 
     def run(self, job: Callable[[], Result], deadline: float | None) -> Result:
-        """Run a job in a thread of its own, return what it returns or raise what it raises.
+        """Run a job in a thread of its own; return what it returns or raise what it raises.
 
-        Raises ``_Stopped`` if something else comes first; the job's thread is left then.
+        Raises ``_Stopped`` if something else comes first; the job's thread is then abandoned.
         """
         threading.Thread(target=self._perform, args=(job,), daemon=True).start()
         kind, value = self._next_event(deadline)
-        if self._signal is not None:  # it may also be why the job has ended
+        if self._signal is not None:  # it may also be why the job ended
             raise _Stopped(STATUS_SIGNAL + self._signal, _describe_signal(self._signal))
         if kind == "raised":
             raise value
@@ -265,7 +265,7 @@ class Session:
         self.stop(0.0)
 
     def stop(self, grace_s: float) -> None:
-        """End all workers, and say which can't be ended."""
+        """End all workers, and report those that can't be ended."""
         self.out.closed = True
         self.stopping.set()
         left = self.group.stop(grace_s, list(self.pending))
@@ -273,14 +273,14 @@ class Session:
             self.say(f"could not end {', '.join(left)}")
 
     def say(self, text: str) -> None:
-        """Write a line to stderr, also when somebody else is stuck there."""
+        """Write a line to stderr, even if another thread is stuck there."""
         thread = threading.Thread(target=_write_or_not, args=(self.err, text), daemon=True)
         thread.start()
         thread.join(SAY_S)
 
 
 def _write_or_not(output: Output, text: str) -> None:
-    with suppress(OSError):  # there is nowhere left to say so
+    with suppress(OSError):  # there is nowhere left to report it
         output.write(text)
 
 
@@ -289,14 +289,14 @@ def _describe_signal(number: int) -> str:
 
 
 def _stdout_stopped(error: OSError) -> _Stopped:
-    if isinstance(error, BrokenPipeError):  # what reads it has enough, as ``head`` does
+    if isinstance(error, BrokenPipeError):  # the reader has enough, like ``head``
         return _Stopped(STATUS_STDOUT_CLOSED)
     return _Stopped(STATUS_FAILED, f"can't write to stdout: {error.strerror}")
 
 
 @contextmanager
 def _signals_go_to(session: Session) -> Iterator[None]:
-    """Have signals handled that would end the process, except those that it ignores."""
+    """Handle the signals that would end the process, except those that it ignores."""
     before: dict[int, Any] = {}
     former_fd = None
     try:
@@ -323,11 +323,11 @@ def supervise(
 ) -> int:
     """Run a job with workers and return the exit status, with no worker left.
 
-    name: the subcommand, for messages.  job: gets a ``Session`` whose ``group`` it uses, runs in
-    a thread of its own and returns the exit status.  timeout_s: for all of it.
-    group: one of a kind that the job needs.  Raises ``CommandError`` and what the job raises.
+    name: the subcommand, for messages.  job: called with a ``Session``, whose ``group`` it uses, in
+    a thread of its own; returns the exit status.  timeout_s: for everything.  group: one of a
+    special kind, if the job needs it.  Raises ``CommandError`` and what the job raises.
     """
-    session = Session(WatchedGroup() if group is None else group)  # an empty one is falsy
+    session = Session(WatchedGroup() if group is None else group)  # an empty group is false
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     with _signals_go_to(session):
         try:

@@ -1,7 +1,7 @@
 """``execnet session``: named interpreters that keep what code defines between commands.
 
-A session is a service, here or where a spec leads to; it runs code in its main thread, one after
-the other.  Start at ``add_parser``.
+A session is a service, here or where a spec leads; it runs code in its main thread, one piece at a
+time.  Start at ``add_parser``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..gateway_base import Channel, ExecnetError, WorkerDied
 from ..xspec import XSpec
 from .info import format_table
 from .session import STATUS_FAILED, STATUS_SIGNAL, CommandError
-from .words import seconds
+from .words import add_command, seconds
 
 _DESCRIPTION = """\
 A session is an interpreter with a name that keeps its globals between commands, here or on another
@@ -33,7 +33,7 @@ machine.
 """
 _EPILOG = """\
 exit status of exec: 0, or that of the code: 1 after an exception, the number of sys.exit(), 130
-after Ctrl-C; 1 also when there can be no session
+after Ctrl-C; also 1 if the session can't be started
 
 examples:
   execnet session exec work -c 'import re; words = 0'
@@ -46,23 +46,22 @@ END_S = 5.0
 
 def add_parser(subparsers: Any) -> None:
     """Add the parser of ``execnet session``."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "session",
-        help="run code in a named interpreter that keeps its globals",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "run code in a named interpreter that keeps its globals",
+        _DESCRIPTION,
+        _EPILOG,
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    execute = _add(actions, "exec", _exec, "run code in a session, which is started if need be")
+    execute = _add(actions, "exec", _exec, "run code in a session, which is started if necessary")
     execute.add_argument("name", help="the name of the session")
-    execute.add_argument("file", nargs="?", help="a file with the code; - is the standard input")
+    execute.add_argument("file", nargs="?", help="a file with the code; - for standard input")
     execute.add_argument("-c", dest="code", help="the code")
-    execute.add_argument("--python", help="its interpreter, when it is started")
-    execute.add_argument("--idle", type=seconds, help="seconds without use, after which it ends")
+    execute.add_argument("--python", help="the interpreter to start it with")
+    execute.add_argument("--idle", type=seconds, help="end it after this many seconds without use")
     _add(actions, "list", _list, "print a table of the sessions that run")
-    stop = _add(actions, "stop", _stop, "end a session and forget what it has")
+    stop = _add(actions, "stop", _stop, "end a session and forget its state")
     stop.add_argument("name", help="the name of the session")
 
 
@@ -72,14 +71,14 @@ def _add(
     parser: argparse.ArgumentParser = actions.add_parser(
         name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
     )
-    parser.add_argument("--spec", default="popen", help="where, such as ssh=user@host; else here")
+    parser.add_argument("--spec", default="popen", help="where, such as ssh=user@host (here)")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.set_defaults(run=lambda args: _there(run, args))
     return parser
 
 
 def _there(run: Callable[[argparse.Namespace, Channel], int], args: argparse.Namespace) -> int:
-    """Do something in a worker where the sessions are."""
+    """Run an action in a worker on the host of the sessions."""
     if not re.fullmatch("[A-Za-z0-9_.-]{1,40}", getattr(args, "name", "list")):
         raise CommandError("the name of a session has up to 40 letters, digits, '_', '.' and '-'")
     with Group() as group:
@@ -98,7 +97,7 @@ def _there(run: Callable[[argparse.Namespace, Channel], int], args: argparse.Nam
 
 def _code_of(args: argparse.Namespace) -> str:
     if (args.code is None) == (args.file is None):
-        raise CommandError("the code is given by -c CODE, or as a file")
+        raise CommandError("give the code with -c CODE, or as a file")
     if args.code is not None:
         return str(args.code)
     if args.file == "-":
@@ -137,13 +136,13 @@ def _exec(args: argparse.Namespace, channel: Channel) -> int:
                 return int(said["status"])
         except KeyboardInterrupt:
             interrupts += 1
-            if interrupts > 1:  # its code goes on
+            if interrupts > 1:  # the code keeps running
                 return STATUS_SIGNAL + 2
             channel.send({"interrupt": True})
 
 
 def _line(args: argparse.Namespace, gateway: Gateway, wants: dict[str, Any]) -> bytes:
-    """Return what makes an interpreter over there the session."""
+    """Return the line that turns an interpreter there into the session."""
     idle_s = IDLE_S if args.idle is None else args.idle
     more = {"name": far_talk.PREFIX + args.name, "port": None, "idle": idle_s}
     ships = bool(args.python) or not gateway.settings.has_source

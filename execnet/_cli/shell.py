@@ -1,7 +1,7 @@
-"""``execnet shell``: talk to the interpreters of workers as at Python's own prompt.
+"""``execnet shell``: an interactive prompt for the interpreters of workers.
 
-The worker's half is ``far_shell``.  All of this runs in the main thread, where Ctrl-C comes; what
-workers say is taken in the receiver threads.  Start at ``_run``.
+The worker's half is ``far_shell``.  All of this runs in the main thread, which gets Ctrl-C; what
+workers send is handled in the receiver threads.  Start at ``_run``.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from ..gateway import Gateway
 from ..gateway_base import ExecnetError, printable
 from . import far_shell
 from .session import END_S, STATUS_FAILED, WatchedGroup
-from .words import SPEC_HELP, parse_specs
+from .words import SPEC_HELP, add_command, parse_specs
 
 _DESCRIPTION = f"""\
-Start one interpreter per SPEC, all at once, and talk to them as at Python's own prompt: with
-history, completion by the tab key, statements of several lines. What is printed comes as it is
-written. Ctrl-C interrupts the statement that runs there; Ctrl-D or exit() ends the shell.
+Start one interpreter per SPEC, all at once, and use them as at Python's own prompt: with history,
+completion with the tab key, and multi-line statements. Output appears as it is written. Ctrl-C
+interrupts the running statement; Ctrl-D or exit() ends the shell.
 
 {SPEC_HELP}"""
 _EPILOG = """\
 With several SPECs each statement runs in all of them, and each line that is printed comes after
 the id of its gateway.
 
-  %ID [CODE]   talk to one gateway from now on, or run this line there
-  %all [CODE]  talk to all from now on, or run this line in all
-  %who         tell which gateways there are
+  %ID [CODE]   use one gateway from now on, or run this line there
+  %all [CODE]  use all of them from now on, or run this line in all
+  %who         list the gateways
 
 exit status: that of exit(N), else 0; 1 if no interpreter is left, or one could not be started; 2 if
 the command line is wrong; 130 after a third Ctrl-C, for code that can't be interrupted.
@@ -52,20 +52,19 @@ _HISTORY_LINES = 10_000
 _SLICE_S = 0.05  # how soon a Ctrl-C is passed on
 _CTRL_C_MOST = 3  # for one statement, until the shell gives up
 _ANSWER_S = 5.0  # for completions
-_KEPT = re.compile(r"(\x1b\[[0-9;]*m|\r)")  # colours and progress bars may pass
+_KEPT = re.compile(r"(\x1b\[[0-9;]*m|\r)")  # colours and progress bars are let through
 _LIFE_S = 1.0  # how often the main thread looks up from a wait
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the parser of ``execnet shell``."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "shell",
+        "an interactive prompt for one or several interpreters",
+        _DESCRIPTION,
+        _EPILOG,
         usage="execnet shell SPEC...",
-        help="talk to interpreters as at Python's own prompt",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("words", nargs="+", metavar="SPEC", help="where to run")
     parser.set_defaults(run=_run)
@@ -85,11 +84,11 @@ def _run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _counted_interrupts() -> Iterator[list[int]]:
-    """Count what Ctrl-C sends, in place of having it raise wherever this thread is."""
+    """Count Ctrl-C, instead of having it raise wherever this thread is."""
     pressed: list[int] = []
     try:
         before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
-    except ValueError:  # it is another thread, which no signal reaches
+    except ValueError:  # no signal reaches another thread
         yield pressed
         return
     try:
@@ -99,16 +98,16 @@ def _counted_interrupts() -> Iterator[list[int]]:
 
 
 class Far:
-    """The interpreter of one worker, and what it says.
+    """The interpreter of one worker, and its answers.
 
-    ``_answered`` is set when the answer to the last thing that it was asked is there, or when
-    none will come; ``take`` runs in a receiver thread.  ``writer`` gets the output.
+    ``_answered`` is set when the answer to the last request has arrived, or when none will come;
+    ``take`` runs in a receiver thread.  ``writer`` gets the output.
     """
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self.id = gateway.id
-        self.error: str | None = None  # why it is not there any more
+        self.error: str | None = None  # why it is gone
         self.answer: Any = None
         self.writer: Writer | None = None
         self._number = 0
@@ -122,22 +121,22 @@ class Far:
         self._channel.setcallback(self._take, endmarker=None)
 
     def ask(self, kind: str, text: str) -> None:
-        """Ask for something; ``wait`` comes next."""
+        """Send a request; ``wait`` comes next."""
         self._number += 1
         self.answer = None
         self._answered.clear()
         if self.error is not None:
             self._answered.set()
             return
-        with suppress(OSError):  # its end is about to be told
+        with suppress(OSError):  # its end is about to be reported
             self._channel.send((kind, self._number, text))
 
     def wait(self, timeout_s: float = _LIFE_S) -> bool:
-        """Whether the answer is there, or none will come."""
+        """Whether the answer has arrived, or none will come."""
         return self._answered.wait(timeout_s)
 
     def interrupt(self) -> None:
-        """Interrupt what runs; it is told in the answer whether that has helped."""
+        """Interrupt the running statement; the answer says whether that helped."""
         with suppress(OSError):
             self._control.send(self._number)
 
@@ -155,7 +154,7 @@ class Far:
                 self.answer = value
                 self._answered.set()
         except (TypeError, ValueError, KeyError):
-            self.error = "it answers in another way than a shell does"
+            self.error = "it broke the protocol of the shell"
             self._answered.set()
 
     def _end(self) -> None:
@@ -168,9 +167,9 @@ class Far:
 
 
 class Writer:
-    """Prints what interpreters print; of several, whole lines after the ids of their gateways.
+    """Prints what interpreters print; for several, whole lines after the ids of their gateways.
 
-    ``_lock`` keeps the parts of one from getting into those of another.
+    ``_lock`` keeps their outputs apart.
     """
 
     def __init__(self, is_tagged: bool) -> None:
@@ -180,7 +179,7 @@ class Writer:
         self._lock = threading.Lock()
 
     def write(self, far: Far, text: str, is_error: bool) -> None:
-        """Print a part of what was printed there, to its stderr or its stdout."""
+        """Print some output, to stderr or stdout as it was there."""
         with self._lock:
             if not self._is_tagged:
                 text = _harmless(text)
@@ -191,7 +190,7 @@ class Writer:
                 self._print(f"{self.coloured(f'[{far.id}]', 36)} {_harmless(line)}\n")
 
     def end_lines(self) -> None:
-        """Print what has no end of a line yet, as nothing more will come."""
+        """Print an incomplete last line, as nothing more will come."""
         with self._lock:
             rests, self._rest = self._rest, {}
             for id, rest in rests.items():
@@ -213,18 +212,18 @@ class Writer:
 
 
 def _harmless(text: str) -> str:
-    """Return what a worker wrote, without what would do more to a terminal than to colour it."""
+    """Return what a worker wrote, without control sequences other than colours and the like."""
     parts = _KEPT.split(text.replace("\r\n", "\n"))
     return "".join(part if number % 2 else printable(part) for number, part in enumerate(parts))
 
 
 class Prompt:
-    """Reads lines, and has them run by the gateways that are talked to."""
+    """Reads lines, and runs them in the current gateways."""
 
     def __init__(self, far: Sequence[Far]) -> None:
         self._all = list(far)
         self._targets = list(far)
-        self._lines: list[str] = []  # of a statement that is not complete
+        self._lines: list[str] = []  # of an incomplete statement
         self._is_typed = sys.stdin.isatty()
         self._writer = Writer(len(far) > 1)
         for one in far:
@@ -253,7 +252,7 @@ class Prompt:
                 readline.save()
 
     def _end(self) -> int:
-        """Run what was begun, at the end of the input; return the exit status."""
+        """Run an unfinished statement at the end of the input; return the exit status."""
         if self._is_typed:
             print()
         elif self._lines and self._living():
@@ -263,7 +262,7 @@ class Prompt:
     def _greet(self) -> None:
         for far in self._all:
             print(printable(far.gateway.describe()))
-        print("Ctrl-C interrupts what runs there, Ctrl-D ends the shell")
+        print("Ctrl-C interrupts the running code, Ctrl-D ends the shell")
 
     def _prompt(self) -> str:
         if not self._is_typed:
@@ -276,7 +275,7 @@ class Prompt:
         return f"{name}>>> "
 
     def _take(self, line: str) -> int | None:
-        """Do what a line says; return the exit status if it ends the shell."""
+        """Execute a line; return the exit status if it ends the shell."""
         if not self._lines and line.startswith("%"):
             return self._command(line[1:])
         if not self._lines and not line.strip():
@@ -292,7 +291,7 @@ class Prompt:
         return self._execute(self._targets, text)
 
     def _goes_on(self, text: str) -> bool:
-        """Whether a statement goes on in the next line, as the first of the targets knows it."""
+        """Whether a statement continues in the next line, according to the first target."""
         first = self._targets[0]
         first.ask("check", text)
         while not first.wait():
@@ -326,7 +325,9 @@ class Prompt:
             for far in targets:
                 while not far.wait(_SLICE_S):
                     if len(pressed) >= _CTRL_C_MOST:
-                        self._writer.say("it can't be interrupted: the shell ends, and it as well")
+                        self._writer.say(
+                            "the code can't be interrupted, so the shell ends it and itself"
+                        )
                         raise KeyboardInterrupt
                     if passed_on < len(pressed):
                         passed_on = len(pressed)
@@ -351,7 +352,7 @@ class Prompt:
 
 
 class _Readline:
-    """History and completion, where Python has the module for it."""
+    """History and completion, if Python has the module for it."""
 
     def __init__(self, complete: Any) -> None:
         self._path = os.path.join(_folders.home(), _HISTORY)
@@ -378,7 +379,7 @@ class _Readline:
         return self._words[state] if state < len(self._words) else None
 
     def save(self) -> None:
-        """Keep the history for the next time, if there is a place for it."""
+        """Save the history for the next time, if there is a place for it."""
         if self._readline is None:
             return
         self._readline.set_completer(None)

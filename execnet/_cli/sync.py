@@ -1,6 +1,6 @@
-"""``execnet sync``: bring a file or a directory tree to one or many places.
+"""``execnet sync``: copy a file or a directory tree to one or many places.
 
-What it does is ``RSync``; here are its arguments, and what it prints.  Start at ``run``.
+``RSync`` does the work; this module has the arguments and the output.  Start at ``run``.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ from ..gateway_base import ExecnetError
 from ..rsync import RSync, pull_options
 from ..xspec import XSpec
 from .session import STATUS_FAILED, CommandError, Session, WatchedGroup, supervise
-from .words import parse_specs
+from .words import add_command, parse_specs
 
 _DESCRIPTION = """\
-Bring SRC, a file or a directory, to the place DEST of one interpreter per SPEC, all at once, and
-send only what is not there: new files, and the parts of old ones that changed.  Each file is
+Copy SRC, a file or a directory, to the path DEST of one interpreter per SPEC, all at once, and
+send only what is missing there: new files, and the changed parts of old ones.  Each file is
 replaced as a whole when its new content is complete.  Missing directories are made.
 
 A SPEC says where an interpreter is and how to start it, such as "ssh=user@host" or "popen"; DEST
-is what follows the last colon, a path on that host; "~" and "~user" are homes there.  SRC may be
-of the same form, with one DEST: then it is brought from there, to here or to another interpreter,
-through this program unless --direct is given.  What is named like that and exists here is meant to
-be here.
+is what follows the last colon, a path on that host; "~" and "~user" are home directories there.
+SRC may have the same form, with one DEST: then it is copied from there to here, or to another
+interpreter, through this program unless --direct is given.  If a local file has such a name, it
+means that file.
 """
 _EPILOG = """\
-PATTERN is one of rsync: "*.o" is compared with the name of each file and directory, "a/*.o" with
-the end of its path, "/a" with the whole path below SRC; "name/" is for directories only, and "**"
-matches slashes too.  RULE is "- PATTERN", "+ PATTERN", "merge FILE" with a rule in each line, or
-"merge,- FILE" with a pattern in each.  The first pattern that matches counts, in the order of the
-command line.  A directory that is left out is left out with all in it.  What is left out is not
-deleted either.
+A PATTERN is like those of rsync: "*.o" is compared with the name of each file and directory,
+"a/*.o" with the end of its path, "/a" with the whole path below SRC; "name/" is for directories
+only, and "**" matches slashes too.  A RULE is "- PATTERN", "+ PATTERN", "merge FILE" for a file
+with a rule in each line, or "merge,- FILE" for one with a pattern in each.  The first pattern that
+matches counts, in the order of the command line.  Leaving out a directory leaves out everything
+in it.  What is left out is not deleted either.
 
 On a terminal a bar shows the progress if "rich" is installed (pip install execnet[cli]);
-otherwise there is a line for each file that is sent.
+otherwise a line is printed for each file that is sent.
 
 exit status:
-  0    all is there
+  0    everything was copied
   1    something could not be read or written, or a target failed
   2    the command line is wrong: nothing was started
   130  Ctrl-C (143 after SIGTERM, 129 after SIGHUP)
@@ -74,16 +74,15 @@ _REFRESH_S = 0.1
 
 def add_parser(subparsers: Any) -> None:
     """Add the parser of ``execnet sync``."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "sync",
+        "copy a directory tree to other hosts, sending only what changed",
+        _DESCRIPTION,
+        _EPILOG,
         usage="execnet sync [options] SRC SPEC:DEST...\n"
         "       execnet sync [options] SPEC:SRC DEST\n"
         "       execnet sync [options] SPEC:SRC SPEC:DEST",
-        help="bring a directory tree to other hosts, sending only what changed",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("source", metavar="SRC", help="what to send; PATH or SPEC:PATH")
     parser.add_argument("words", nargs="+", metavar="DEST", help="where to; PATH or SPEC:PATH")
@@ -94,24 +93,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--delete-excluded",
         action="store_true",
-        help="remove what SRC does not have, and what is left out",
+        help="remove what SRC does not have, and what the patterns leave out",
     )
     parser.add_argument(
         "--partial",
         action="store_true",
-        help="keep what has come of large files when it ends early, and go on from there",
-    )
-    parser.add_argument("--no-perms", action="store_true", help="do not keep modes")
-    parser.add_argument("--no-times", action="store_true", help="do not keep times")
-    parser.add_argument(
-        "--owner", action="store_true", help="keep users and groups, by name or else by number"
-    )
-    parser.add_argument(
-        "--modify-window",
-        type=_seconds,
-        default=0.0,
-        metavar="SECONDS",
-        help="take times to be the same that differ by so much (0)",
+        help="if it ends early, keep the parts of large files, and continue from them next time",
     )
     parser.add_argument(
         "-z",
@@ -123,37 +110,62 @@ def add_parser(subparsers: Any) -> None:
         "--bwlimit",
         type=_rate,
         metavar="RATE",
-        help="send so many KiB a second on average; or bytes, MiB or GiB with B, M or G",
+        help="send this many KiB a second on average; or bytes, MiB or GiB with B, M or G",
     )
     parser.add_argument(
-        "--watch", action="store_true", help="go on, and bring over what changes below SRC"
+        "--watch", action="store_true", help="keep running, and copy what changes below SRC"
     )
     parser.add_argument(
         "--direct",
         action="store_true",
-        help="have the interpreter at SRC start that at DEST, so that nothing passes through here",
+        help="have the interpreter at SRC start the one at DEST, so that nothing passes through here",
+    )
+    _add_attributes(parser)
+    _add_rules(parser)
+    _add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_attributes(parser: Any) -> None:
+    """Add the options for modes, times, owners and links."""
+    parser.add_argument("--no-perms", action="store_true", help="do not preserve modes")
+    parser.add_argument("--no-times", action="store_true", help="do not preserve times")
+    parser.add_argument(
+        "--owner", action="store_true", help="preserve users and groups, by name or else by number"
+    )
+    parser.add_argument(
+        "--modify-window",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="treat times as equal that differ by at most this (0)",
     )
     parser.add_argument(
         "--links",
         choices=("as-is", "inside", "none"),
-        help="which links are made (as-is; from a worker to here: those that stay inside)",
+        help="which links to make (as-is; when copying to here: those that stay inside)",
     )
     parser.add_argument(
         "--mask",
         type=lambda text: int(text, 8),
         default=0o022,
         metavar="OCTAL",
-        help="bits dropped from modes of what comes from a worker to here (022)",
+        help="bits to drop from modes when copying from a worker to here (022)",
     )
+
+
+def _add_output(parser: Any) -> None:
+    """Add the options for what is printed."""
     parser.add_argument(
-        "-v", "--verbose", action="store_true", help="print each file, also where there is a bar"
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="print each file, even if there is a progress bar",
     )
-    parser.add_argument("--stats", action="store_true", help="print more of what was done")
+    parser.add_argument("--stats", action="store_true", help="print statistics")
     parser.add_argument(
-        "--json", action="store_true", help="print what was done as one line of JSON per DEST"
+        "--json", action="store_true", help="print the result as one line of JSON per DEST"
     )
-    _add_rules(parser)
-    parser.set_defaults(run=run)
 
 
 def _rate(text: str) -> float:
@@ -172,7 +184,7 @@ def _seconds(text: str) -> float:
 
 
 def _add_rules(parser: Any) -> None:
-    """Add the options that tell what takes part; their order counts."""
+    """Add the options that select what is copied; their order counts."""
 
     def add(
         name: str, parse: Callable[[str], Sequence[Rule | str]], metavar: str, text: str
@@ -192,9 +204,9 @@ def _add_rules(parser: Any) -> None:
         return lambda path: [r for line in lines_of(path) for r in pattern_rules(line, takes_part)]
 
     add("--exclude", lambda text: pattern_rules(text, False), "PATTERN", "leave out what matches")
-    add("--include", lambda text: pattern_rules(text, True), "PATTERN", "keep what matches in")
+    add("--include", lambda text: pattern_rules(text, True), "PATTERN", "keep what matches")
     add("--exclude-from", from_file(False), "FILE", "leave out what a line of FILE matches")
-    add("--include-from", from_file(True), "FILE", "keep in what a line of FILE matches")
+    add("--include-from", from_file(True), "FILE", "keep what a line of FILE matches")
     add("--filter", _checked_rule, "RULE", "add a rule")
     parser.add_argument(
         "--gitignore",
@@ -245,7 +257,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _checked_rule(text: str) -> list[str]:
-    """Return a rule as it is, since "!" is for all before it; ValueError if it is none."""
+    """Return a rule as it is, since "!" clears all before it; ValueError if it is malformed."""
     parse_rules([text])
     return [text]
 
@@ -258,7 +270,7 @@ def _rules_of(args: argparse.Namespace) -> list[Rule | str]:
 
 
 def _far_place(word: str) -> tuple[XSpec, str] | None:
-    """Return the spec and path of a word, None if it is no ``SPEC:PATH``."""
+    """Return the spec and path of a word, None if it is not ``SPEC:PATH``."""
     try:
         [place] = parse_targets([word])
     except (CommandError, ValueError):
@@ -274,7 +286,7 @@ def parse_targets(words: Sequence[str]) -> list[tuple[XSpec, str]]:
 
 
 def _check_apart(source: str, gateway: Gateway, dest: str) -> None:
-    """Refuse a target inside of the source, and a source inside of the target."""
+    """Refuse a target inside the source, and a source inside the target."""
     place = place_here(gateway, os.fsencode(os.path.expanduser(dest)))
     root = os.fsencode(source)
     if place is None or not os.path.isdir(root):
@@ -295,7 +307,7 @@ def _split_target(word: str) -> tuple[str, str]:
 
 
 class _Work:
-    """What is to be done once all interpreters run, and what is printed of it."""
+    """The work once all interpreters run, and its output."""
 
     def __init__(
         self, args: argparse.Namespace, rules: list[Rule | str], session: Session, bar: Any
@@ -318,7 +330,7 @@ class _Work:
         }
 
     def send(self, targets: list[tuple[Gateway, str]]) -> int:
-        """Bring what is here to workers, again and again if that is wanted; return the status."""
+        """Copy from here to workers, again after each change if wanted; return the status."""
         status = 0
         for gateway, dest in targets:
             _check_apart(self._args.source, gateway, dest)
@@ -336,7 +348,7 @@ class _Work:
         return self.finish(rsync.result.targets)
 
     def pull(self, gateway: Gateway, source: str, dest: str) -> int:
-        """Bring what is at a worker here; return the status."""
+        """Copy from a worker to here; return the status."""
         options = pull_options(
             gateway, mask=self._args.mask, links=self._args.links or "inside", expands=True,
             **self._options,
@@ -349,7 +361,7 @@ class _Work:
         return self._bring(gateway, source, work)
 
     def relay(self, source: Gateway, path: str, target: Gateway, dest: str) -> int:
-        """Bring what is at a worker to another one; return the status."""
+        """Copy from one worker to another one; return the status."""
         options = pull_options(
             source, mask=0, links=self._args.links or "as-is", expands=True, **self._options
         )
@@ -363,7 +375,7 @@ class _Work:
         return self._bring(source, path, work)
 
     def direct(self, source: Gateway, path: str, target: tuple[XSpec, str]) -> int:
-        """Have a worker bring what it has to another that it starts; return the status."""
+        """Have a worker copy to another one that it starts; return the status."""
         options = {**self._options, "links": self._args.links or "as-is"}
         rules, spec, dest = parse_rules(self._rules), target[0]._spec, os.fsencode(target[1])
 
@@ -374,7 +386,7 @@ class _Work:
         return self._bring(source, path, work)
 
     def _bring(self, source: Gateway, path: str, work: Callable[[], TargetResult]) -> int:
-        """Bring something from a worker, again and again if that is wanted; return the status."""
+        """Copy from a worker, again after each change if wanted; return the status."""
         status = 0
         for _ in self._far_changes(source, path) if self._args.watch else [None]:
             status = self.finish([self._try(work)])
@@ -390,7 +402,7 @@ class _Work:
                 self._try(lambda: channel.send(True))
 
     def _try(self, work: Callable[[], Any], so_far: Callable[[], Any] = lambda: None) -> Any:
-        """Do something; what goes wrong and is not a target's ends the command."""
+        """Do something; an error that is not of one target ends the command."""
         try:
             return work()
         except (ExecnetError, EOFError, OSError) as exc:
@@ -400,7 +412,7 @@ class _Work:
             return done
 
     def tell_file(self, path: str, gateway: Gateway) -> None:
-        """Print that a file is sent, where no bar shows that and no program reads it."""
+        """Print that a file is sent, unless a bar shows it or a program reads the output."""
         if self._args.json or (self._bar is not None and not self._args.verbose):
             return
         self._print(path or os.path.basename(self._args.source), gateway)
@@ -416,7 +428,7 @@ class _Work:
             self._session.stdout_failed(exc)
 
     def finish(self, targets: list[TargetResult]) -> int:
-        """Print what came of targets; return the exit status."""
+        """Print the results of targets; return the exit status."""
         if self._bar is not None and not self._args.watch:
             self._bar.stop()
         for target in targets:
@@ -542,13 +554,13 @@ class _Bar:
         self._is_over = False
 
     def start(self) -> None:
-        """Begin to draw, once it is sure that ``stop`` will be called."""
+        """Start drawing, once it is sure that ``stop`` will be called."""
         with self._lock:
             if not self._is_over:
                 self._progress.start()
 
     def tell(self, total: int, done: int, current: str) -> None:
-        """Take what ``RSync`` tells of its progress."""
+        """Take the progress that ``RSync`` reports."""
         description = printable(current)[-40:]
         with self._lock:
             if self._is_over:
@@ -559,7 +571,7 @@ class _Bar:
                 self._next = time.monotonic() + _REFRESH_S
 
     def stop(self) -> None:
-        """Draw it for the last time; a second call does nothing."""
+        """Draw the final state; a second call does nothing."""
         with self._lock:
             if not self._is_over and self._progress.live.is_started:
                 self._progress.refresh()

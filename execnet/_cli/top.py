@@ -1,4 +1,4 @@
-"""``execnet top``: what workers do, again and again.
+"""``execnet top``: a live view of what workers do.
 
 The worker's half is ``far_top``.  Start at ``_run``.
 """
@@ -23,21 +23,21 @@ from ..gateway import Gateway
 from ..gateway_base import ExecnetError
 from . import far_top
 from .session import STATUS_FAILED, Session, WatchedGroup, supervise
-from .words import SPEC_HELP, parse_specs, seconds
+from .words import SPEC_HELP, add_command, parse_specs, seconds
 
 _DESCRIPTION = f"""\
-Start an interpreter for each SPEC, and show what its process does, again and again: whether it
-answers, the share of a processor that it takes, its memory, the load of its machine, which code it
-executes and for how long that was seen, and how it has ended. That tells most of a service, whose
-process was there before: socketservice=NAME.
+Start an interpreter for each SPEC, and keep showing what its process does: whether it answers, its
+share of a processor, its memory, the load of its machine, which code it executes and since when
+that has been seen, and how it ended. This is most useful for a service, whose process was running
+before: socketservice=NAME.
 
 {SPEC_HELP}"""
 _EPILOG = """\
-On a terminal the view is drawn anew each time; a digit shows the stacks of that row's threads, any
-other key goes back, and q ends. Elsewhere a line is printed for each worker each time.
+On a terminal the view is redrawn each time; a digit shows the stacks of that row's threads, any
+other key goes back, and q quits. Elsewhere a line is printed for each worker each time.
 
 exit status:
-  0    it was ended by q, or after --count
+  0    it was ended with q, or by --count
   1    a worker could not be started, or none is left
   2    the command line is wrong: nothing was started
   130  Ctrl-C (143 after SIGTERM, 129 after SIGHUP)
@@ -53,26 +53,25 @@ _STACKS_S = 5.0
 
 def add_parser(subparsers: Any) -> None:
     """Add the parser of ``execnet top``."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "top",
+        "show what workers are doing",
+        _DESCRIPTION,
+        _EPILOG,
         usage="execnet top SPEC... [--interval SECONDS] [--count N] [--json]",
-        help="show what workers do, again and again",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("words", nargs="+", metavar="SPEC", help="what to look at")
+    parser.add_argument("words", nargs="+", metavar="SPEC", help="what to watch")
     parser.add_argument(
-        "--interval", type=seconds, default=2.0, metavar="SECONDS", help="between two looks: 2"
+        "--interval", type=seconds, default=2.0, metavar="SECONDS", help="time between updates (2)"
     )
-    parser.add_argument("--count", type=int, metavar="N", help="end after so many looks")
+    parser.add_argument("--count", type=int, metavar="N", help="end after this many updates")
     parser.add_argument("--json", action="store_true", help="print each row as a JSON object")
     parser.set_defaults(run=_run)
 
 
 class Watched:
-    """One worker, and what it told last; ``_take`` runs in a receiver thread."""
+    """One worker, and its last report; ``_take`` runs in a receiver thread."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
@@ -87,7 +86,7 @@ class Watched:
         self._channel.setcallback(self._take, endmarker=None)
 
     def ask(self) -> None:
-        """Ask for news, unless the last question is not answered yet."""
+        """Ask for a report, unless the last question is still unanswered."""
         if self.has_ended or (self._is_asked and not self._answered.is_set()):
             return
         self._is_asked = True
@@ -98,7 +97,7 @@ class Watched:
             self._channel.send(None)
 
     def look(self, timeout_s: float) -> dict[str, Any]:
-        """Return a row: what was told last, after a wait for the answer."""
+        """Return a row: the last report, after a wait for the answer."""
         has_answered = self._answered.wait(timeout_s)
         state = "ended" if self.has_ended else "live" if has_answered else "silent"
         told, before = self._last, self._before
@@ -123,7 +122,7 @@ class Watched:
 
 
 def _checked(item: dict[str, Any]) -> dict[str, Any]:
-    """Return what a worker told, as numbers and texts; raises what another item leads to."""
+    """Return a worker's report, as numbers and texts; raises if it is malformed."""
     found: dict[str, Any] = {
         name: None if item[name] is None else float(item[name])
         for name in ("cpu_s", "now", "memory", "load")
@@ -157,7 +156,7 @@ def _run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _keys_at_once(is_wanted: bool) -> Iterator[None]:
-    """Have keys come without the return key, and unseen."""
+    """Read keys without waiting for the return key, and without echo."""
     if not is_wanted:
         yield
         return
@@ -173,7 +172,7 @@ def _keys_at_once(is_wanted: bool) -> Iterator[None]:
 
 
 class View:
-    """Prints rows; on a terminal in the place of those before, with keys to look closer."""
+    """Prints rows; on a terminal in place of the previous ones, with keys for a closer look."""
 
     def __init__(
         self, session: Session, watched: Sequence[Watched], is_drawn: bool, as_json: bool
@@ -184,7 +183,7 @@ class View:
         self._as_json = as_json
 
     def show(self, interval_s: float) -> None:
-        """Ask all, and print what they told."""
+        """Ask all workers, and print their reports."""
         for one in self._watched:
             one.ask()
         until = time.monotonic() + interval_s
@@ -193,12 +192,12 @@ class View:
             self._write("\n".join(map(json.dumps, rows)))
         elif self._is_drawn:
             cells = [_TITLES, *(_cells(number, row) for number, row in enumerate(rows, 1))]
-            self._draw([*_aligned(cells), "", "1-9: stacks, q: end"])
+            self._draw([*_aligned(cells), "", "1-9: stacks, q: quit"])
         else:
             self._write("\n".join(" ".join(_line(row)) for row in rows))
 
     def wait(self, interval_s: float) -> bool:
-        """Wait until the next look, and act on keys; whether to end."""
+        """Wait until the next update, and act on keys; return whether to quit."""
         if not self._is_drawn:
             return self._session.stopping.wait(interval_s)
         key = self._key(interval_s)
@@ -240,7 +239,7 @@ def _cells(number: int, row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _line(row: dict[str, Any]) -> list[str]:
-    """Return the words of a line without a terminal."""
+    """Return the words of a line for output that is not a terminal."""
     _, id, *values, task = _cells(0, row)
     return [
         f"[{id}]",

@@ -1,4 +1,4 @@
-"""``execnet venv``: make an environment over there, list those that are there, prune them.
+"""``execnet venv``: make an environment on the far side, list environments, prune them.
 
 Start at ``_run``.
 """
@@ -17,7 +17,7 @@ from ..gateway_base import ExecnetError
 from ..xspec import XSpec
 from .info import format_table
 from .session import STATUS_FAILED, CommandError, Session, supervise
-from .words import SPEC_HELP, parse_specs, seconds
+from .words import SPEC_HELP, add_command, parse_specs, seconds
 
 if TYPE_CHECKING:
     from .. import xdeploy
@@ -28,16 +28,16 @@ execnet venv SPEC NAME [REQUIREMENT...] [-r FILE]... [--project DIR]
        execnet venv list SPEC
        execnet venv prune SPEC [NAME...]"""
 _DESCRIPTION = f"""\
-Make a virtual environment where SPEC leads to, unless it is there, and print a spec for workers of
-its interpreter. "list" prints what is kept there, "prune" removes what nobody uses.
+Make a virtual environment where SPEC leads, unless it exists, and print a spec for workers of its
+interpreter. "list" prints what is kept there, "prune" removes what nobody uses.
 
 {SPEC_HELP}
-A REQUIREMENT is what pip takes, a requirements file, a pyproject.toml, a pylock.toml, a uv.lock, a
-wheel, or the folder of a project that is pure Python.
+A REQUIREMENT is one that pip accepts, a requirements file, a pyproject.toml, a pylock.toml, a
+uv.lock, a wheel, or the folder of a project that is pure Python.
 """
 _EPILOG = """\
 exit status:
-  0    the environment is there; its spec was printed
+  0    the environment exists; its spec was printed
   1    it could not be made, or the interpreter of SPEC could not be started
   2    the command line is wrong
   124  the time-out has passed
@@ -53,29 +53,43 @@ _COLUMNS = "kind", "name", "python", "tool", "size", "last use", "state", "path"
 
 def add_parser(subparsers: Any) -> None:
     """Add the parser of ``execnet venv``."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "venv",
+        "make, list and prune environments on the far side",
+        _DESCRIPTION,
+        _EPILOG,
         usage=_USAGE,
-        help="make environments on the far side, list and prune them",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("words", nargs="+", metavar="WORD", help="as above")
     add = parser.add_argument
-    add("-r", "--requirement", action="append", default=[], metavar="FILE", help="what it lists")
-    add("--project", metavar="DIR", help="a project, which is installed and brought there as well")
-    add("--python", metavar="VERSION", help='the interpreter: "3.12", "auto", or a path over there')
-    add("--offline", action="store_true", help="all packages come from here")
-    add("--find-links", action="append", default=[], metavar="DIR", help="wheels of this machine")
-    add("--index-url", metavar="URL", help="the index; a secret in it stays here")
-    add("--recreate", action="store_true", help="make it again, also if it is there")
-    add("--refresh", action="store_true", help="the same, for newer versions")
-    add("--root", metavar="FOLDER", help="where all is kept there (default: ~/.cache/execnet)")
+    add(
+        "-r",
+        "--requirement",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a requirements file",
+    )
+    add("--project", metavar="DIR", help="also install this project, and copy its tree there")
+    add("--python", metavar="VERSION", help='interpreter: "3.12", "auto", or a path there')
+    add("--offline", action="store_true", help="send all packages from here")
+    add(
+        "--find-links", action="append", default=[], metavar="DIR", help="a folder with wheels here"
+    )
+    add("--index-url", metavar="URL", help="the index; a secret in its address stays here")
+    add("--recreate", action="store_true", help="make it again, even if it exists")
+    add("--refresh", action="store_true", help="the same, to get newer versions")
+    add("--root", metavar="FOLDER", help="folder there for everything (~/.cache/execnet)")
     add("--timeout", type=seconds, metavar="SECONDS", help="end everything after that time")
     add("--verbose", "-v", action="store_true", help="print what installers print, to stderr")
-    add("--unused", type=float, default=30.0, metavar="DAYS", help="prune: not used for so long")
+    add(
+        "--unused",
+        type=float,
+        default=30.0,
+        metavar="DAYS",
+        help="prune: after this long without use (30)",
+    )
     add("--dry-run", action="store_true", help="prune: only print what would be removed")
     parser.set_defaults(run=_run)
 
@@ -86,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
     elif len(args.words) > 1:
         action, (word, *rest) = _make, args.words
     else:
-        raise CommandError("it takes SPEC and NAME, list SPEC, or prune SPEC")
+        raise CommandError("give SPEC and NAME, list SPEC, or prune SPEC")
     specs = parse_specs([word])
     if len(specs) != 1:
         raise CommandError(f"{word!r} is more than one spec")
@@ -146,7 +160,7 @@ def _make(
 
 
 def _bring(setup: xdeploy.SetupFile, worker: Gateway, options: dict[str, Any]) -> tuple[str, str]:
-    """Bring a project there; return the folders of its installation and of its tree."""
+    """Copy a project there; return the folders of its installation and of its tree."""
     if setup.wheel(options["on_output"]).name.endswith("-none-any.whl"):
         layer = setup.wheel_remote_install(worker, **options)
     else:
@@ -155,7 +169,7 @@ def _bring(setup: xdeploy.SetupFile, worker: Gateway, options: dict[str, Any]) -
 
 
 def spec_for(spec: XSpec, words: list[str], chdir: str | None) -> str:
-    """Return a spec of another interpreter at the same place; what else a spec says is kept."""
+    """Return a spec for another interpreter at the same place; other keys are kept."""
     replaced = {"id", "python", *(["chdir"] if chdir else [])}
     parts = [part for part in str(spec).split("//") if part.partition("=")[0] not in replaced]
     parts.append(f"python={shlex.join(words)}")
@@ -198,7 +212,7 @@ def _table(entries: Sequence[Kept]) -> list[str]:
 
 
 def _size(count: int) -> str:
-    """Return a number of bytes as people read it."""
+    """Return a number of bytes in readable form."""
     value, unit = float(count), "B"
     for larger in ("KiB", "MiB", "GiB"):
         if value < 1024:

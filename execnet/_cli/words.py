@@ -1,4 +1,4 @@
-"""What the words of a command line mean: specs, numbers of seconds.
+"""The words of a command line: subcommands, specs, numbers of seconds.
 
 Start at ``parse_specs``.
 """
@@ -8,24 +8,41 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from .._speclists import expand
 from ..xspec import XSpec
 from .session import CommandError
 
 SPEC_HELP = """\
-A SPEC says where an interpreter is to run and how: "popen" is one like this one, on this machine,
-"popen//python=python3.12" another one, "ssh=user@host" one on another host. There are docker=,
-podman=, kubectl=, lxc=, sudo=, srun= and socket= as well, and "ssh=inner//via=ID" goes through the
-gateway of another SPEC. N*SPEC means N of them, "ssh=node[01-16]" is sixteen hosts, and @FILE
-stands for the lines of a file, which may have comments after "#".
+A SPEC says where and how to run an interpreter: "popen" means this machine and this Python,
+"popen//python=python3.12" another Python, "ssh=user@host" another host. There are docker=, podman=,
+kubectl=, lxc=, sudo=, srun= and socket= as well, and "ssh=inner//via=ID" goes through the gateway
+of another SPEC. N*SPEC means N of them, "ssh=node[01-16]" is sixteen hosts, and @FILE stands for
+the lines of a file, which may have comments after "#".
 """
 
 
-def parse_specs(words: Sequence[str]) -> list[XSpec]:
-    """Return the specs of the words, ``3*popen`` as three; ``CommandError`` for a bad one.
+def add_command(
+    subparsers: Any, name: str, text: str, description: str, epilog: str | None = None, **more: str
+) -> argparse.ArgumentParser:
+    """Add the parser of a subcommand and return it; text: what the list of subcommands says."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=text,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        **more,
+    )
+    return parser
 
-    ``@FILE`` stands for the lines of a file, so that no list of processes shows what is in there.
+
+def parse_specs(words: Sequence[str]) -> list[XSpec]:
+    """Return the specs in the words, ``3*popen`` as three; ``CommandError`` for a bad one.
+
+    ``@FILE`` stands for the lines of a file, so that its content shows in no list of processes.
     """
     words = [line for word in words for line in _lines_of(word)]
     specs: list[XSpec] = []
@@ -71,11 +88,11 @@ def _shown(word: str) -> str:
 
 
 def seconds(text: str) -> float:
-    """Return a number of seconds above 0, or raise what ``argparse`` expects."""
+    """Return a positive number of seconds, or raise what ``argparse`` expects."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
     return value

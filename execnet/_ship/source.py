@@ -101,7 +101,7 @@ def _read_function(function: types.FunctionType) -> tuple[str, str]:
         before -= 1
     if not _defines(source, inspect.unwrap(function).__code__.co_name):
         # From Python 3.13 on, what a string made is looked for in the text of ``python -c``.
-        raise no_source(name, "other code is in its place", function.__code__)
+        raise no_source(name, "its file has changed", function.__code__)
     sent = without_annotations(source)
     used = _find_non_builtin_globals(sent, function.__code__)
     if used:

@@ -85,7 +85,7 @@ def test_gives_up_code_that_can_not_be_interrupted(
     for _ in range(3):
         terminal.until("up\n")
         terminal.type(CTRL_C)
-    terminal.until("it can't be interrupted")
+    terminal.until("the code can't be interrupted")
     assert terminal.status() == 130
 
 

@@ -92,10 +92,10 @@ def test_it_ends_when_no_worker_is_left(
 def test_it_draws_and_shows_stacks_at_a_key(terminals: list[Terminal], tmp_path: Path) -> None:
     terminal = Terminal(tmp_path, tmp_path.name, "top", "popen", "--interval", "60")
     terminals.append(terminal)
-    assert "gw0  live" in terminal.until("1-9: stacks, q: end")
+    assert "gw0  live" in terminal.until("1-9: stacks, q: quit")
     terminal.type("1")
     assert "execnet" in terminal.until("any key: back")
     terminal.type("x")
-    terminal.until("1-9: stacks, q: end")
+    terminal.until("1-9: stacks, q: quit")
     terminal.type("q")
     assert terminal.status() == 0

@@ -185,7 +185,7 @@ class TestWhatIsCalled:
                 uses_a_lock,
                 "function uses_a_lock can't be sent: it uses 'LOCK', which is of type lock",
             ),
-            (Doubling(1).__init__, "the object that it is a method of"),  # type: ignore[misc]
+            (Doubling(1).__init__, "the object of the method"),  # type: ignore[misc]
             ("os.getpid", "is 'module:name', not 'os.getpid'"),
         ],
     )
@@ -496,5 +496,5 @@ def test_a_worker_that_knows_no_calls_is_told(worker: Gateway, monkeypatch: Any)
     hello = dict(worker.handshake.hello, features="goodbye")
     handshake = types.SimpleNamespace(hello=hello)
     monkeypatch.setattr(worker, "handshake", handshake)
-    with pytest.raises(Exception, match="remote_exec does what you need"):
+    with pytest.raises(Exception, match="use remote_exec instead"):
         Calls(worker)  # type: ignore[arg-type]

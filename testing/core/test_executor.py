@@ -185,7 +185,7 @@ class TestMap:
         gate = Gate(gateway)
         with group.executor() as executor:
             results = executor.map(passes_gate, range(3), timeout=0.05)
-            with pytest.raises(TimeoutError, match="no result in the time"):
+            with pytest.raises(TimeoutError, match="no result within the timeout"):
                 next(results)
             gate.open()
 
@@ -261,7 +261,7 @@ class TestWorkersThatEnd:
             errors = [future.exception(BOUND_S) for future in asked]
             assert [type(error) for error in errors] == [WorkerDied, RuntimeError]
             assert isinstance(errors[1].__cause__, WorkerDied)  # type: ignore[union-attr]
-            with pytest.raises(RuntimeError, match="no worker that could be called"):
+            with pytest.raises(RuntimeError, match="no workers that can be called"):
                 executor.submit(add, 1)
 
     def test_a_group_is_used_as_it_is(self, makegateway: MakeGateway, group: Group) -> None:

@@ -253,7 +253,7 @@ def test_a_job_of_kubernetes_runs_the_command_as_often_as_was_asked_for(
     info = gateway._rinfo()
     assert (info.launcher, info.job, info.rank) == ("Kubernetes", "execnet-x7k2p", 2)
     assert main(["join", ticket, "--print-kubernetes-job", "python:3.13", "0"]) == 2
-    assert "no number of workers" in capsys.readouterr().err
+    assert "not a number of workers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", range(int(os.environ.get(ROUNDS, "2"))))
