@@ -1,1 +1,1 @@
-"""How gateways and their processes end, and how that is noticed and told.  Shipped: ``far_*``."""
+"""How gateways and processes end, and how that is noticed and reported.  Shipped: ``far_*``."""

@@ -1,7 +1,7 @@
-"""Which frames a worker may send, how large they may be, and for which channels.
+"""Which frames a worker may send, how large, and for which channels.
 
-A coordinator serves many workers, and one that means harm must cost it no more than that one
-gateway.  What a coordinator may send is not looked at: a worker runs whatever that wants anyway.
+A coordinator serves many workers, and a hostile one must cost it no more than that one gateway.
+What a coordinator sends is not checked: a worker runs whatever the coordinator wants anyway.
 Start at ``Admission``.
 """
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 HELLO_MAX = 1 << 16
 TEXT_MAX = 1 << 24  # of errors and stacks
 SMALL_MAX = 1 << 10
-EXACT = 100  # so many items are counted to the byte
-QUEUED_MAX = 10_000  # frames that a worker did not read, and that tell it what was read here
-EARLY_MAX = 1000  # channels that were configured before they came
+EXACT = 100  # this many items are counted to the byte
+QUEUED_MAX = 10_000  # frames that a worker left unread, which tell it what was read here
+EARLY_MAX = 1000  # channels that were configured before they appeared
 
-# What a worker may send -> bytes at the most, and whether it is about a channel.  Items are
-# bounded where they are put together.  Not here, so never from a worker: STATUS,
+# What a worker may send -> the most bytes, and whether it is about a channel.  Items are limited
+# where they are put together.  Not in this table, so never from a worker: STATUS,
 # GATEWAY_TERMINATE, CHANNEL_EXEC, SOURCE and SOURCES.
 ADMITTED: dict[int, tuple[int, bool]] = {
     Message.CHANNEL_DATA: (1 << 31, True),
@@ -34,24 +34,24 @@ ADMITTED: dict[int, tuple[int, bool]] = {
     Message.CREDIT: (SMALL_MAX, True),
     Message.HELLO: (HELLO_MAX, False),  # once, as its first frame
     Message.PING: (0, False),  # those with intervals would start a thread each
-    Message.STACKS: (TEXT_MAX, False),  # tells them; one without text would ask for ours
+    Message.STACKS: (TEXT_MAX, False),  # these are stacks; one without text would ask for ours
     Message.GOODBYE: (HELLO_MAX, False),
     Message.IMPORT: (4 * SMALL_MAX, True),  # about a request of its own, to one that forwards
     Message.ACK: (4 * SMALL_MAX, False),  # where the spec says resume=
 }
-# An honest worker sends these before a channel has come here, and after it was closed here.
+# An honest worker may send these before a channel exists here, and after it was closed here.
 ABOUT_CHANNELS = Message.RECONFIGURE, Message.WINDOW, Message.CREDIT
 
 
 class Admission:
-    """Looks at the header of each frame of one worker, in the receiver thread of its gateway."""
+    """Checks the header of each frame of one worker, in the receiver thread of its gateway."""
 
     def __init__(self, gateway: Any) -> None:
         self._gateway = gateway
         self._early: set[int] = set()
 
     def __call__(self, code: int, channel_id: int, size: int) -> bool:
-        """Return whether to act on a frame; False for one to be dropped in silence.
+        """Return whether to act on a frame; False for one to drop silently.
 
         Raises ``ProtocolError`` for one that no honest worker sends.
         """
@@ -94,19 +94,19 @@ class Admission:
 class BoundedSizes(list[int]):
     """The sizes of the unread items of a channel with a window, from a worker that may ignore it.
 
-    What a worker may have on its way is one item, or as many as the window holds; here it may be
-    one more.  ``append`` runs in the receiver thread, and sums up only now and then.
+    A worker may have one item in transit, or as many as fit the window; here one more is allowed.
+    ``append`` runs in the receiver thread, and adds up only now and then.
     """
 
     def __init__(self, window_bytes: int) -> None:
         super().__init__()
-        self._window = window_bytes  # the largest since there was nothing unread, or just before
+        self._window = window_bytes  # the largest since everything was read, or just before
         self._now = self._recent = window_bytes
         self._room = 0  # bytes that may come before the next sum
-        self.credited = 0  # how many of the first the worker may know to have been read
+        self.credited = 0  # how many of the first ones the worker may know to have been read
 
     def announce(self, window_bytes: int) -> None:
-        """The worker is, or was, told another window."""
+        """The worker was given another window, or is about to be."""
         self._now = window_bytes
         self._recent = max(self._recent, window_bytes)
         self._window = max(self._window, window_bytes)
@@ -114,7 +114,10 @@ class BoundedSizes(list[int]):
     def append(self, size: int) -> None:
         """Note an item; ``ProtocolError`` if there are too many already."""
         if not self:
-            self._window, self._recent = self._recent, self._now  # it may not know of the last yet
+            self._window, self._recent = (
+                self._recent,
+                self._now,
+            )  # it may not know the last yet
         self._room -= size
         if len(self) > 1 and (self._room < 0 or len(self) < EXACT):
             unread = sum(self[self.credited :])
@@ -126,6 +129,6 @@ class BoundedSizes(list[int]):
 
     @staticmethod
     def check_queue(gateway: Any) -> None:
-        """End a worker that sends, and takes nothing of what it is told about that."""
+        """End a worker that keeps sending, but does not read what it is told about that."""
         if len(gateway._writer._frames) > QUEUED_MAX:
             gateway._on_silence("it reads nothing")

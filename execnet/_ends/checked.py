@@ -1,10 +1,10 @@
-"""Items of workers that may mean harm: looked at before they are loaded.
+"""Checks items of workers that may be hostile before they are loaded.
 
-Loading can't name, import or call anything in any case.  Here it is seen to that it takes no more
-time and memory than its bytes are worth: nothing is shared within an item, nothing nested without
-end, and no many keys of one dict have the same hash.  ``SCANNED`` is what our own pickler writes.
+Loading can't name, import or call anything in any case.  This module makes sure that it takes no
+more time and memory than the bytes justify: nothing is shared within an item, nothing is nested
+without end, and few keys of a dict have the same hash.  ``SCANNED`` is what our own pickler writes.
 
-Of workers that this process started with its own interpreter items are not looked at: they run as
+Items of workers that this process started with its own interpreter are not checked: these run as
 the same user, on the same machine.  Start at ``load_checked``.
 """
 
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
 NESTING_MAX = 1000
 SAME_HASH_MAX = 64  # keys of one dict or set
 CHANNELS_MAX = 1000  # in one item
-DIGITS_MAX = 1 << 24  # of all numbers of one item that are written in decimal
+DIGITS_MAX = 1 << 24  # of all decimal numbers of one item
 
-# Opcodes of a pickle, and how many bytes follow; True: a length in so many bytes comes first.
+# Opcodes of a pickle, and how many bytes follow; True: a length of that many bytes comes first.
 LEAVES = {b"N": 0, b"\x88": 0, b"\x89": 0, b"K": 1, b"M": 2, b"J": 4, b"G": 8}
 SHORT = b"\x8a", b"\x8c", b"C"  # a length in one byte
 LONG = {b"\x8b": "<i", b"X": "<I", b"B": "<I", b"\x8d": "<Q", b"\x8e": "<Q"}
 STRUCTURE = b"]})(eaust\x85\x86\x87\x8f\x90\x91"
 SCANNED = {*LEAVES, *SHORT, *LONG, b"\x95"} | {bytes([byte]) for byte in STRUCTURE}
 SHORT_IN_PATTERN = 64  # longer ones are rare, and each length makes the pattern longer
-# What makes keys that can have the same hash, or be nested: tuples, frozensets, large numbers.
+# Opcodes of keys that can have the same hash, or be nested: tuples, frozensets, large numbers.
 RISKY = {b"\x85", b"\x86", b"\x87", b"t", b"\x91", b"\x8a", b"\x8b"}
 HASHING = {b"s", b"u", b"\x90", b"\x91"}
-SMALL_BYTES = 7  # numbers of so many bytes have a hash of their own
+SMALL_BYTES = 7  # numbers of this many bytes have distinct hashes
 RISKY_CLASSIC = (
     opcode.BUILDTUPLE, opcode.FROZENSET, opcode.LONGINT, opcode.LONGLONG, opcode.COMPLEX,
     opcode.CHANNEL,
 )  # fmt: skip
-FEW = 64  # so many of these can do no harm
+FEW = 64  # this many of them are harmless
 
 
 class Scan:
-    """Tells whether a pickle has nothing but certain opcodes; in C, where nothing is long.
+    """Finds out whether a pickle has only certain opcodes; in C, unless something is long.
 
     opcodes: those that pass, each as one byte.
     """
@@ -56,7 +56,7 @@ class Scan:
         self._any = self._pattern(opcodes).match
 
     def _pattern(self, opcodes: set[bytes]) -> re.Pattern[bytes]:
-        """Return what matches many opcodes; in pieces, as the matcher remembers each round."""
+        """Return a pattern for many opcodes; in parts, as the matcher remembers each round."""
         ops = [re.escape(op) + b".{%d}" % size for op, size in LEAVES.items() if op in opcodes]
         ops.append(b"[" + re.escape(bytes(b for b in STRUCTURE if bytes([b]) in opcodes)) + b"]")
         lengths = [re.escape(bytes([n])) + b".{%d}" % n for n in range(SHORT_IN_PATTERN)]
@@ -67,10 +67,10 @@ class Scan:
         return re.compile(b"(?:" + b"|".join(ops) + b"){0,4000}", re.DOTALL)
 
     def check(self, data: bytes) -> bool:
-        """Return whether it is to be loaded with care; ``LoadError`` for what we don't write.
+        """Return whether to load it with care; ``LoadError`` for a pickle that we don't write.
 
-        A frame has to end where an opcode does: of one that it cuts, the unpickler in C reads the
-        rest after the frame, and takes other bytes for opcodes than are looked at here.
+        A frame has to end where an opcode does: if it cuts one, the unpickler in C reads the rest
+        after the frame, and takes other bytes for opcodes than we check here.
         """
         if data[:2] != b"\x80\x04":
             raise LoadError("a pickle of another protocol")
@@ -97,7 +97,7 @@ class Scan:
                     hashes, run = True, self._any
                 risky += op in RISKY
                 if risky == FEW + 1 and run is self._harmless:
-                    run, pos = self._hashless, 2  # once more: nothing is hashed, perhaps
+                    run, pos = self._hashless, 2  # again: maybe nothing is hashed
                     limit, is_framed = end, False
                 else:
                     pos = self._skip(data, pos, limit)
@@ -115,7 +115,7 @@ class Scan:
     def _length(
         self, data: bytes, pos: int, limit: int, form: str, size_limit: int
     ) -> tuple[int, int]:
-        """Return where what follows a length begins, and that length."""
+        """Return where the data after a length begins, and that length."""
         start = pos + struct.calcsize(form)
         if start > limit:
             raise LoadError("a pickle that is cut")
@@ -129,7 +129,7 @@ _scan: Scan | None = None
 
 
 def load_checked(data: bytes, channel_or_factory: Any, strconfig: Any) -> Any:
-    """Return an item of a worker that is not trusted; ``LoadError`` for what is refused."""
+    """Return an item of an untrusted worker; ``LoadError`` if it is refused."""
     global _scan
     if data[:1] == b"\x80":
         if _scan is None:
@@ -149,14 +149,14 @@ def _carefully(load: Callable[[], Any]) -> Any:
         return load()
     except LoadError:
         raise
-    except Exception as exc:  # there is an opcode where none can be, or too little of something
+    except Exception as exc:  # an opcode is out of place, or something is too short
         raise LoadError(f"inconsistent data: {exc!r}") from None
 
 
 class _Guarded:
-    """Builds an item and bounds how deep its keys are nested and how many hashes are equal.
+    """Builds an item, with limits on the nesting of keys and on equal hashes.
 
-    Every part is looked at once, as it is made.
+    Each part is checked once, as it is made.
     """
 
     def __init__(self) -> None:
@@ -165,7 +165,7 @@ class _Guarded:
         self._hashes: dict[int, dict[int, int]] = {}  # of keys, by container
 
     def nested(self, value: Any) -> Any:
-        """Return a tuple or a frozenset that was made, unless it is nested too deeply."""
+        """Return a new tuple or frozenset, unless it is nested too deeply."""
         depth = 1 + max([self._depths.get(id(part), 0) for part in value], default=0)
         if depth > NESTING_MAX:
             raise LoadError("inconsistent data: a key is nested too deeply")
@@ -174,7 +174,7 @@ class _Guarded:
         return value
 
     def key(self, container: Any, key: Any) -> Any:
-        """Return a key for a dict or a set, unless too many there have its hash."""
+        """Return a key for a dict or a set, unless too many keys have its hash."""
         if type(key) is not str and type(key) is not bytes:
             counts, value = self._hashes.setdefault(id(container), {}), hash(key)
             counts[value] = counts.get(value, 0) + 1

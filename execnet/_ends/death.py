@@ -1,4 +1,4 @@
-"""What is told of a worker that died, in words and as attributes."""
+"""The error for a worker that died, in words and as attributes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def worker_died(
 ) -> WorkerDied:
     """Return the error for a worker whose stream has ended.
 
-    how: what is known of that, after "worker ID".  stderr: its last words.  last_asked: what it
-    was told to execute last.
+    how: what is known about that, continuing "worker ID".  stderr: its last words.  last_asked:
+    what it was last asked to execute.
     """
     text = f"worker {id} {printable(how)}"
     if last_asked:
-        text += f"\nit was asked last to execute {last_asked}"
+        text += f"\nit was last asked to execute {last_asked}"
     if stderr:
         text += f"\nits last words on stderr:\n{printable(stderr)}"
     died = WorkerDied(text, exitcode)
@@ -35,7 +35,7 @@ def worker_died(
 
 
 def place_of(facts: Mapping[str, Any]) -> str:
-    """Return in words where a worker was that has dialled in, "" for others."""
+    """Return in words where a worker that dialled in was, "" for others."""
     if not facts:
         return ""
     words = []
@@ -48,7 +48,7 @@ def place_of(facts: Mapping[str, Any]) -> str:
 
 
 def shown(source: Source) -> str:
-    """Return what code is called in messages."""
+    """Return the name of code for messages."""
     if isinstance(source, str):
         line = next((line.strip() for line in source.splitlines() if line.strip()), "")
         return f"{line[:60]!r}" + (" ..." if source.strip() != line[:60] else "")
@@ -58,7 +58,7 @@ def shown(source: Source) -> str:
 def describe_exit(status: int | None) -> str:
     """Return in words how a process ended."""
     if status is None:
-        return "its process runs on or its exit status is not known"
+        return "its process is still running, or its exit status is not known"
     if status >= 0:
         return f"exit status {status}"
     import signal

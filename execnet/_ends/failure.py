@@ -1,7 +1,7 @@
-"""What is told of a worker that could not be started.
+"""The error for a worker that could not be started.
 
-What happened and what to do about it comes first, then what was said there, and the command,
-which may be long, comes last.  Start at ``failure_of``.
+What happened and what to do about it comes first, then the output from there; the command, which
+may be long, comes last.  Start at ``failure_of``.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from ..xspec import XSpec
     from .handshake import Handshake
 
-NOISE_SHOWN = 2000  # bytes of what came in place of an answer
-SSH_FAILED = 255  # its exit status where it was ssh itself that failed
-NOT_FOUND = 127  # what shells say of a program that is not there
+NOISE_SHOWN = 2000  # bytes of what arrived instead of an answer
+SSH_FAILED = 255  # its exit status if ssh itself failed
+NOT_FOUND = 127  # what shells say about a missing program
 
 SYN_SENT = "02"  # in /proc/net/tcp
 
 _SILENT_HOST = "the host does not answer; check its name, the port and the network in between"
 
-# What ssh says, and what helps; the first that fits is told.  {host} is the last of the words
-# that the spec says to ssh.
+# What ssh says, and what helps; the first that matches is used.  {host} is the last of the words
+# that the spec has for ssh.
 _ADVICE = [
     (
         r"Could not resolve hostname \S+:\d+:",
@@ -39,15 +39,15 @@ _ADVICE = [
     ),
     (
         r"Could not resolve hostname",
-        "there is no host of this name; it may be misspelt, or stand in a configuration that "
+        "there is no host of this name; it may be misspelt, or be in a configuration that "
         "ssh_config= hides",
     ),
     (r"Connection refused", "no ssh server listens there; check the host and the port"),
     (r"timed out|No route to host|Network is unreachable", _SILENT_HOST),
     (
         r"IDENTIFICATION HAS CHANGED|differs from the key",
-        "the host has another key than known_hosts says; if that is as it should be, remove "
-        "the old one by ssh-keygen -R",
+        "the host has another key than known_hosts says; if that is expected, remove "
+        "the old one with ssh-keygen -R",
     ),
     (
         r"Host key verification failed",
@@ -57,7 +57,7 @@ _ADVICE = [
     (
         r"Permission denied \(",
         "the host accepts none of the keys that it was offered, and got no password; "
-        "ssh -v {host} tells which keys",
+        "ssh -v {host} shows which keys",
     ),
     (
         r"remote command",
@@ -66,13 +66,13 @@ _ADVICE = [
     ),
     (
         r"kex_exchange_identification|ssh_exchange_identification|banner exchange",
-        "the host takes no login now; it limits them (MaxStartups), or bars this machine",
+        "the host accepts no logins now; it limits them (MaxStartups), or bars this machine",
     ),
 ]
 
 
 def is_connecting(pid: int) -> bool:
-    """Whether a process waits for the other side of a TCP connection; only Linux tells."""
+    """Whether a process waits for the other side of a TCP connection; known only on Linux."""
     with suppress(OSError):
         fds = f"/proc/{pid}/fd"
         sockets = {os.readlink(f"{fds}/{name}") for name in os.listdir(fds)}
@@ -95,9 +95,9 @@ def failure_of(
 ) -> BootstrapError:
     """Return the error for a worker that was abandoned.
 
-    error: the end of its stream.  in_time: whether the end of its start came by itself.
-    status: the exit status of its process if that came by itself as well.  is_connecting:
-    whether the host had not answered at all by then.
+    error: the end of its stream.  in_time: whether its start ended by itself.  status: the exit
+    status of its process if that ended by itself as well.  is_connecting: whether the host had not
+    answered at all by then.
     """
     spec, timeout_s = settings.spec, settings.connect_timeout_s
     args, noise, stderr = io.args, handshake.noise, io.stderr_tail()
@@ -125,13 +125,13 @@ def failure_of(
 
 
 def _why_unprepared(spec: XSpec, problem: str) -> str:
-    """Return what a worker's traceback says, and which key of the spec it is about."""
+    """Return what a worker's traceback says, and the key of the spec that it is about."""
     last = problem.splitlines()[-1]
     if spec.execmodel in ("gevent", "eventlet") and "No module named" in last:
         return f"execmodel={spec.execmodel} needs {spec.execmodel} to be installed there ({last})"
     path = re.search(r"'(.+)'$", last)
     if spec.chdir and path and spec.chdir.startswith(path[1]):
-        return f"chdir={spec.chdir} is no folder that it can enter or make ({last})"
+        return f"chdir={spec.chdir} is not a folder that it can enter or make ({last})"
     return f"{last}\n{problem}"
 
 
@@ -155,7 +155,7 @@ def _advice(spec: XSpec, stderr: str) -> str:
 
 def _why_ended(reason: str, status: int | None, stderr: str) -> str:
     if status == NOT_FOUND:
-        return f"there is no such program there; python= says which interpreter to take ({reason})"
+        return f"there is no such program there; python= says which interpreter to use ({reason})"
     if "SyntaxError" in stderr:
-        return f"what python= names is no Python, or too old a one ({reason})"
+        return f"what python= names is not a Python, or is too old ({reason})"
     return reason

@@ -1,7 +1,7 @@
-"""Traces of fatal signals as the last thing in a worker's stream.
+"""Sends traces of fatal signals as the last bytes of a worker's stream.
 
 This file is shipped with the first line; it stands alone and keeps to what Python 2.7 and
-today's Python both accept.  What the coordinator makes of a trace is in ``_ends.last_words``.
+today's Python both accept.  The coordinator reads a trace in ``_ends.last_words``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class FaultTrace(object):
-    """Has the trace of a fatal signal end the worker's stream, where it would go to stderr.
+    """Sends the trace of a fatal signal to the worker's stream instead of to stderr.
 
     The coordinator shows it on its own stderr, and keeps it for ``WorkerDied``.
     """
@@ -23,7 +23,7 @@ class FaultTrace(object):
     def __init__(self, stream_fd: int) -> None:
         self._stream_fd = stream_fd
         self._stderr = _file_of(2)
-        self._is_ours = False  # else code wants it elsewhere
+        self._is_ours = False  # otherwise the code wants it elsewhere
         self._module: Any = None
         try:
             self._module = __import__("faulthandler")
@@ -38,7 +38,7 @@ class FaultTrace(object):
             self._enable(stream_fd)
 
     def enable(self, file: Any = None, *args: Any, **kwargs: Any) -> None:
-        """Stand in for ``faulthandler.enable``: what goes to stderr goes to the stream."""
+        """Stand in for ``faulthandler.enable``: what would go to stderr goes to the stream."""
         file = sys.stderr if file is None else file
         found = _file_of(file)
         self._is_ours = found is not None and found == self._stderr
@@ -56,6 +56,6 @@ class FaultTrace(object):
 def _file_of(file: Any) -> tuple[int, int] | None:
     try:
         status = os.fstat(file if isinstance(file, int) else file.fileno())
-    except Exception:  # it is closed, or no file
+    except Exception:  # it is closed, or not a file
         return None
     return status.st_dev, status.st_ino

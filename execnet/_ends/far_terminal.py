@@ -1,8 +1,8 @@
-"""A worker of another user leaves the terminal that it was started at.
+"""Makes a worker that runs as another user leave the terminal that it was started from.
 
-It could type into that otherwise, and what it typed would be taken for the user's.  sudo itself
-stays there, as it keeps credentials for each terminal.  This file is shipped, in the first line;
-it keeps to what Python 2.7 and today's Python both accept.  Start at ``leave_terminal``.
+Otherwise it could type into the terminal as if it were the user.  sudo itself stays there, as it
+keeps credentials for each terminal.  This file is shipped, in the first line; it keeps to what
+Python 2.7 and today's Python both accept.  Start at ``leave_terminal``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 
 
 def leave_terminal() -> None:
-    """Begin a session of its own, in a child where this process leads a group and can't."""
+    """Start a session of our own; in a child, if this process leads a group and can't."""
     try:
         os.setsid()
         return

@@ -1,4 +1,4 @@
-"""A process that waits for the worker's end and tells the coordinator, where a network is between.
+"""A process that waits for the worker's end and reports it, for workers across a network.
 
 This file is shipped with the first line, and runs before the worker has any thread; it stands
 alone and keeps to what Python 2.7 and today's Python both accept.
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 GOODBYE = 15
 OF_WATCHER = 2
-TELL_S = 60  # how long the news may take to be taken; nobody may be there to do so
+TELL_S = 60  # how long the report may take to be taken; nobody may be there to take it
 
 
 def fork_watcher(frame_of: Callable[[Any, int], bytes], farewell: bytes) -> bool:
-    """Fork; the child goes on, and this process waits for its end and tells of it.
+    """Fork; the child goes on, and this process waits for its end and reports it.
 
-    Whether there is such a process now.  It is the parent, so that it knows how the worker
-    ended, and code in the worker never meets it.  It has nothing but the stream.
+    Returns whether there is such a process now.  It is the parent, so that it learns how the worker
+    ended, and code in the worker never sees it.  It keeps nothing but the stream.
     """
-    # Other threads would stay behind, in the wrong process.
+    # Other threads would remain in the wrong process.
     if not hasattr(os, "fork") or len(sys._current_frames()) > 1:
         return False
     try:
         pid = os.fork()
-    except EnvironmentError:  # there can be no more processes
+    except EnvironmentError:  # no more processes can be started
         return False
     if not pid:
         return True
@@ -44,7 +44,7 @@ def fork_watcher(frame_of: Callable[[Any, int], bytes], farewell: bytes) -> bool
 
 
 def _wait_for(pid: int) -> int | None:
-    """Return the exit status of a child, negative for a signal; None if nobody can tell it."""
+    """Return the exit status of a child, negative for a signal; None if it can't be known."""
     try:
         signal: Any = __import__("_signal")  # quicker than the module around it
     except ImportError:  # Python 2
@@ -53,12 +53,12 @@ def _wait_for(pid: int) -> int | None:
     def pass_on(signum: int, frame: object) -> None:
         try:
             os.kill(pid, signum)
-        except EnvironmentError:  # it has ended, and its status is about to be told
+        except EnvironmentError:  # it has ended, and its status is about to be known
             pass
 
     for number in signal.SIGTERM, signal.SIGHUP:
         signal.signal(number, pass_on)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored no status is kept
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, no status is kept
     for fd in 0, 2:
         try:
             os.close(fd)
@@ -70,5 +70,5 @@ def _wait_for(pid: int) -> int | None:
             signal.alarm(TELL_S)
             return -(found & 127) or found >> 8
         except EnvironmentError as exc:
-            if exc.errno != errno.EINTR:  # as Python 2 says it
+            if exc.errno != errno.EINTR:  # Python 2's way
                 return None

@@ -1,7 +1,7 @@
-"""What child processes of a coordinator have of it.
+"""What child processes of a coordinator inherit.
 
-One that was forked owns none of its gateways: what is registered here is told in the child,
-before anything else runs there.  Start at ``register``.
+A forked child owns none of the gateways: objects that are registered here learn of the fork in the
+child, before anything else runs there.  Start at ``register``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     class Owner(Protocol):
-        """Has something that a forked process must leave alone."""
+        """Owns something that a forked process must leave alone."""
 
         def _disown(self) -> None: ...
 
@@ -23,7 +23,7 @@ _owners: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def register(owner: Owner) -> None:
-    """Have ``owner._disown()`` called in every process that is forked from this one."""
+    """Call ``owner._disown()`` in every process that is forked from this one."""
     _owners.add(owner)
 
 
@@ -38,9 +38,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def stderr_of_children(null: int) -> int | None:
-    """Return what a child process gets as its stderr: None for ours, or ``null``.
+    """Return the stderr for a child process: None for ours, or ``null``.
 
-    That need not be at 2: where it is closed, the program may have a file of its own there.
+    Ours need not be descriptor 2: if stderr is closed, the program may have another file there.
     """
     try:
         return None if os.get_inheritable(2) else null

@@ -1,7 +1,7 @@
-"""What ``_ends.poll`` does, for greenlets: a process that a worker forked must not hide its end.
+"""``_ends.poll`` for greenlets: a process that a worker forked must not hide its end.
 
-One greenlet a thread looks once a second at the processes whose streams are read, and wakes
-the reader of one that has ended.  A read costs nothing for it.  Start at ``GreenPoll``.
+One greenlet per thread checks once a second the processes whose streams are being read, and wakes
+the reader of one that has ended.  Reads cost nothing extra.  Start at ``GreenPoll``.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ LOOK_S = 1.0
 class GreenPoll:
     """Waits until a stream can be read, or its process has ended.
 
-    fd: of the stream, which does not block.  All is called in one thread, ``tell`` excepted.
+    fd: of the stream, which does not block.  Everything is called in one thread, except ``tell``.
     """
 
     def __init__(self, fd: int, process: Process, execmodel: ExecModel) -> None:
         self.process = process
         self._fd = fd
-        self._over = False  # nothing more is waited for
+        self._over = False  # nobody waits any more
         self._closed = False  # the descriptor may be another's
         self._waits: Any = _WAITS[execmodel.backend](fd)
         self._watch = _watch_of(execmodel)
@@ -40,10 +40,10 @@ class GreenPoll:
         self._watch.enter(self)
 
     def read(self, read: Callable[[int], bytes], limit: int) -> bytes:
-        """Return what is there, up to ``limit`` bytes; wait for the first.
+        """Return the available bytes, up to ``limit``; wait for the first.
 
-        Returns b"" at the end, and when the process has ended and nothing is left.  ``read`` is
-        what would wait without an end.
+        Returns b"" at the end, and when the process has ended and nothing is left.  ``read`` alone
+        would wait for ever then.
         """
         while not self._closed:
             try:
@@ -61,7 +61,7 @@ class GreenPoll:
     def tell(self) -> None:
         """End the wait of the reader: the process has ended."""
         self._over = True
-        if threading.get_native_id() == self._thread:  # else the watch does it
+        if threading.get_native_id() == self._thread:  # otherwise the watch does it
             self._waits.wake()
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class _EventletWaits:
         self._fd = fd
         self._hub = _eventlet_hub()
         self._reader: Any = None  # the greenlet that waits
-        self._timer: Any = None  # what wakes it
+        self._timer: Any = None  # the function that wakes it
 
     def wait(self) -> None:
         self._reader = sys.modules["eventlet"].getcurrent()
@@ -124,11 +124,11 @@ class _EventletWaits:
 
 
 class _Woken(Exception):
-    """The wait is over, though nothing came."""
+    """End the wait, although nothing came."""
 
 
 class _GreenWatch:
-    """Looks at processes whose streams are read, in a greenlet that ends with the last."""
+    """Checks processes whose streams are read, in a greenlet that ends with the last one."""
 
     def __init__(self, execmodel: ExecModel) -> None:
         self._execmodel = execmodel
@@ -162,12 +162,12 @@ def _eventlet_hub() -> Any:
 
 
 _WAITS = {"gevent": _GeventWaits, "eventlet": _EventletWaits}
-_HUBS = {"gevent": _gevent_hub, "eventlet": _eventlet_hub}  # each returns that of its thread
+_HUBS = {"gevent": _gevent_hub, "eventlet": _eventlet_hub}  # each returns the one of its thread
 _watches: weakref.WeakKeyDictionary[Any, _GreenWatch] = weakref.WeakKeyDictionary()
 
 
 def _watch_of(execmodel: ExecModel) -> _GreenWatch:
-    """Return what watches in this thread."""
+    """Return the watch of this thread."""
     hub = _HUBS[execmodel.backend]()
     if hub not in _watches:
         _watches[hub] = _GreenWatch(execmodel)

@@ -1,4 +1,4 @@
-"""What comes before the first frame of a worker, and its hello.
+"""The bytes before the first frame of a worker, and its hello.
 
 Start at ``Handshake``.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..gateway_base import ExecModel
 
     class Shipment(Protocol):
-        """What is sent to a worker that can't import it."""
+        """The source that is sent to a worker that can't import it."""
 
         rest: bytes
         compiled_rest: bytes
@@ -30,12 +30,12 @@ NOISE_MAX = 64 * 1024  # bytes that may come before the worker's marker
 
 
 class Handshake:
-    """What comes before the first frame, and the hello, which is the first.
+    """The bytes before the first frame, and the hello, which is that frame.
 
-    marker: bytes that the worker sends before its first frame; what comes before them is noise.
-    shipment: what is sent to a worker that can't import it.
-    The receiver thread feeds it, and never waits here.  Others may wait for ``answered``, and
-    find the rest as it is then.
+    marker: bytes that the worker sends before its first frame; anything before them is noise.
+    shipment: the source for a worker that can't import it.
+    The receiver thread feeds it, and never waits here.  Other threads may wait for ``answered``;
+    after that the rest does not change.
     """
 
     def __init__(
@@ -43,18 +43,18 @@ class Handshake:
     ) -> None:
         self.marker = marker
         self.noise = b""
-        self.hello: dict[str, Any] = {}  # empty where none came
-        self.answered = _Flag(execmodel)  # set also when there will be no hello
-        self.on_answer: Callable[[], object] = int  # called when that was set
+        self.hello: dict[str, Any] = {}  # empty if none came
+        self.answered = _Flag(execmodel)  # also set when there will be no hello
+        self.on_answer: Callable[[], object] = int  # called after that was set
         self._shipment = shipment
         self.is_plain = False  # the worker's interpreter has no zlib
         self._received = b""
         self._reply = b""
 
     def feed(self, data: bytes) -> bytes | None:
-        """Take what was read, b"" for the end; return what came after the marker.
+        """Take bytes that were read, b"" for the end; return what came after the marker.
 
-        None: it has not come yet.  Raises EOFError where no worker answers.
+        None: the marker has not come yet.  Raises EOFError if no worker answers.
         """
         self._received += data
         self.noise, marker, after = self._received.partition(self.marker)
@@ -71,15 +71,15 @@ class Handshake:
         return None
 
     def take_reply(self) -> bytes:
-        """Return what is to be sent before more can come, once; b"" for nothing."""
+        """Return, once, what has to be sent before more can arrive; b"" for nothing."""
         reply, self._reply = self._reply, b""
         return reply
 
     def take_rest(self, is_alike: bool, is_near: bool) -> bytes | None:
-        """Return the rest of the source as it is quickest for the worker; None: it needs none.
+        """Return the rest of the source in the form that is quickest for the worker; None: no need.
 
-        is_alike: whether the worker's Python is ours.  is_near: whether it is no network that
-        leads there; else so many bytes may take longer than to compile the source.
+        is_alike: whether the worker's Python is the same as ours.  is_near: whether there is no
+        network in between; otherwise compiled code, being larger, may take longer than compiling.
         """
         shipment, self._shipment = self._shipment, None
         if shipment is None:
@@ -89,7 +89,7 @@ class Handshake:
         return shipment.compiled_rest if is_alike and is_near else shipment.rest
 
     def end(self, hello: dict[str, Any] | None = None) -> None:
-        """Note the hello, if there is one, and wake those who wait for it."""
+        """Note the hello, if there is one, and wake the threads that wait for it."""
         if hello is not None:
             self.hello = hello
         self.answered.set()

@@ -1,6 +1,6 @@
-"""The signs of life of all gateways that give some, from one thread.
+"""Sends the heartbeats of all gateways that have one, from a single thread.
 
-Start at ``watch``.  What is done per interval is ``_features.pulse``.
+Start at ``watch``.  ``_features.pulse`` does the work of each interval.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Watch:
             else:
                 try:
                     get_execmodel("thread").start(self._run, (), "execnet-heartbeat")
-                    self._runs = True  # it looks when we let go of the lock
+                    self._runs = True  # it looks when we release the lock
                 except RuntimeError:
                     self._due.clear()
                     raise
@@ -61,7 +61,7 @@ class _Watch:
                     self._schedule(pulse)
 
     def wake(self) -> None:
-        """Drop what has ended, so that the thread does not wait for its next beat."""
+        """Drop an ended gateway, so that the thread does not wait for its next beat."""
         with self._changed:
             self._due = [entry for entry in self._due if not entry[2].ended()]
             heapq.heapify(self._due)
@@ -75,7 +75,7 @@ _watch = _Watch()
 
 
 def watch(pulse: Pulse) -> None:
-    """Have ``pulse.beat()`` called once per interval, from now on until it returns False."""
+    """Call ``pulse.beat()`` once per interval, until it returns False."""
     _watch.add(pulse)
 
 

@@ -1,6 +1,6 @@
-"""What the stream of a worker ends with: a goodbye, or the trace of a fatal signal.
+"""The end of a worker's stream: a goodbye, or the trace of a fatal signal.
 
-Either may come within a frame that was never finished.  Start at ``LastWords``.
+Either may come in the middle of a frame that was never finished.  Start at ``LastWords``.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ READ_BYTES = 1 << 16
 
 
 class LastWords:
-    """What a worker said of its own end; the receiver thread alone uses it.
+    """What a worker said about its own end; only the receiver thread uses it.
 
-    marker: what a goodbye ends with.
+    marker: the bytes that a goodbye ends with.
     """
 
     def __init__(self, marker: bytes) -> None:
         self.reason = ""  # why the worker ended
         self.status: int | None = None  # its exit status, negative for a signal
-        self.is_certain = False  # whether its process has ended, as its parent told
-        self._tail = b""  # of what was read within a frame
+        self.is_certain = False  # whether its process has ended, according to its parent
+        self._tail = b""  # the last bytes read within a frame
         self._trace = b""
         self._goodbye_end = b""
         if marker:
@@ -53,9 +53,9 @@ class LastWords:
             raise StreamEnded("it said goodbye")
 
     def keep(self, data: bytes) -> None:
-        """Keep the last that was read; raises ``StreamEnded`` if it is a goodbye.
+        """Keep the last bytes read; raises ``StreamEnded`` if they are a goodbye.
 
-        One that cuts a frame short comes from a process beside the worker.
+        A goodbye that cuts a frame short comes from a process beside the worker.
         """
         if len(data) < TAIL_BYTES:
             data = self._tail + data
@@ -69,7 +69,7 @@ class LastWords:
         return FAULT in self._tail
 
     def read_trace(self, read: Callable[[int], bytes]) -> bool:
-        """Read the trace of a fatal signal to its end, if one has begun; whether it had."""
+        """Read the trace of a fatal signal to its end, if one has begun; return whether one had."""
         start = self._tail.rfind(FAULT)
         if start < 0:
             return False

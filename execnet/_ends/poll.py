@@ -1,4 +1,4 @@
-"""Wait for a stream, and for the end of its process, which the stream may hide.
+"""Waits for a stream, and for the end of its process, which the stream may hide.
 
 Start at ``EndPoll``; the bell is in ``_ends.watch``.
 """
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
     from .watch import EndWatch, Process
 
-LISTEN_MS = 50  # after so long without more to read it listens for the bell
-LOOK_MS = 1000  # how often a process is looked at whose end no bell tells
+LISTEN_MS = 50  # after this long without data it listens for the bell
+LOOK_MS = 1000  # how often to check a process whose end no bell reports
 
 
 class EndPoll:
     """Waits until a stream can be read, or its process has ended.
 
-    A process that it forked may hold the stream open, and must not hide its end.  A bell
-    tells of that, or where there is none, a look each second.
-    find_watch: returns what has the bell, None if nothing has.
+    A process that it forked may hold the stream open, and must not hide its end.  A bell reports
+    the end, or if there is none, a check each second.
+    find_watch: returns the watch that has the bell, or None.
     """
 
     def __init__(
@@ -41,17 +41,17 @@ class EndPoll:
         self._poll.register(fd, select.POLLIN)
 
     def read(self, read: Callable[[int], bytes], limit: int) -> bytes:
-        """Return what ``read(limit)`` does; b"" also when the process has ended."""
+        """Return what ``read(limit)`` returns; b"" also when the process has ended."""
         data = read(limit) if self.wait() else b""
         if not data:
             self.close()
         return data
 
     def wait(self) -> bool:
-        """Wait; False if the process has ended and there is nothing left to read."""
+        """Wait for data; return False if the process has ended and nothing is left to read."""
         while True:
             ready = self._poll.poll(self._limit_ms)
-            if ready and ready[0][0] == self._fd:  # it is the first
+            if ready and ready[0][0] == self._fd:  # the first time
                 if self._bell < 0:
                     self._limit_ms = LISTEN_MS
                 return True
@@ -60,7 +60,7 @@ class EndPoll:
                 return any(fd == self._fd for fd, _ in self._poll.poll(0))
 
     def _listen(self) -> None:
-        """Have the next bell end the wait from now on."""
+        """Let the next bell end the wait from now on."""
         if self._bell >= 0:
             self._poll.unregister(self._bell)
             self._bell = -1

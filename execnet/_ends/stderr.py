@@ -1,6 +1,6 @@
-"""The stderr of transports: passed on at once, and its last bytes kept for errors.
+"""The stderr of transports: passed on at once, with its last bytes kept for errors.
 
-One thread serves all of a process, for as long as there are any.  Start at ``capture``.
+One thread serves all captures of a process, as long as there are any.  Start at ``capture``.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ class Capture:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.tail = b""
-        self.done = _Flag(_MODEL)  # all that came was kept, the descriptor is closed
+        self.done = _Flag(_MODEL)  # everything that came was kept, the descriptor is closed
 
     def close(self) -> None:
-        """Take what has been written until now, and no more; for when the process has ended.
+        """Take what has been written until now, and no more; for use after the process has ended.
 
-        What it left behind may hold the other end, and must not be waited for.
+        Processes that it left behind may hold the other end, and must not be waited for.
         """
         _relay.close(self)
 
 
 class _Served:
-    """The captures that the relay's thread waits for, and None, which stands for its wake.
+    """The captures that the relay's thread waits for, and None for its wake-up pipe.
 
-    The interpreter's own ``poll``: that of gevent would need a hub in this thread.
+    It uses the interpreter's own ``poll``: that of gevent would need a hub in this thread.
     """
 
     def __init__(self, wake: int) -> None:
@@ -64,17 +64,17 @@ class _Served:
         del self.captures[capture.fd]
 
     def wait(self) -> Iterator[Capture | None]:
-        """Wait until there is something to read; yield where."""
+        """Wait until there is something to read; yield the captures that have something."""
         for fd, _ in self._poll.poll():
             yield self.captures.get(fd)
 
     def has_more(self, capture: Capture) -> bool:
-        """Whether reading would not wait."""
+        """Whether a read would return at once."""
         return any(fd == capture.fd for fd, _ in self._poll.poll(0))
 
 
 class Relay:
-    """Reads captures and writes what comes to this process's stderr.
+    """Reads captures and copies what arrives to this process's stderr.
 
     ``_lock`` guards all attributes.  The thread ends with the last capture.
     """
@@ -93,7 +93,7 @@ class Relay:
         self._set_up()
 
     def add(self, capture: Capture) -> None:
-        """Serve a capture; RuntimeError if there can be no thread."""
+        """Serve a capture; RuntimeError if no thread can be started."""
         with self._lock:
             self._open.add(capture)
             try:
@@ -106,7 +106,7 @@ class Relay:
                 raise
 
     def close(self, capture: Capture) -> None:
-        """Have a capture end after what is there; returns when it has."""
+        """End a capture after what has arrived so far; returns when it has ended."""
         with self._lock:
             if capture in self._open:
                 self._to_close.add(capture)
@@ -134,7 +134,7 @@ class Relay:
                     self._end(served, capture)
 
     def _update(self, served: _Served, wake: int) -> bool:
-        """Do what was asked for; whether there is anything left to serve."""
+        """Serve the requests; return whether there are any captures left."""
         with self._lock:
             to_close, self._to_close = self._to_close, set()
             for capture in self._open.difference(served.captures.values()):
@@ -163,15 +163,15 @@ class Relay:
 
 
 def _pass_on(capture: Capture) -> bool:
-    """Read once, keep it and show it; False at the end."""
+    """Read once, keep and show what was read; return False at the end."""
     try:
         data = os.read(capture.fd, READ_BYTES)
     except OSError:
         return False
     capture.tail = (capture.tail + data)[-TAIL_BYTES:]
     shown = memoryview(data)
-    with suppress(OSError):  # it is closed, or nobody is there to see it
-        while shown and os.get_inheritable(2):  # else it is a file of the program
+    with suppress(OSError):  # it is closed, or nobody is reading it
+        while shown and os.get_inheritable(2):  # otherwise it is a file of the program
             shown = shown[os.write(2, shown) :]
     return bool(data)
 

@@ -1,4 +1,4 @@
-"""Ending several things at once, each with a limit of time and a harder way after it."""
+"""Ends several things at once, each with a time limit and a harder way after it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from ..gateway_base import ExecModel
 
     class Member(Protocol):
-        """What a group needs of a gateway that is not ours, in order to end it."""
+        """What a group needs from a foreign gateway in order to end it."""
 
         _io: Any
 
         def join(self) -> object: ...
 
 
-MARGIN_S = 10.0  # for what comes after an orderly end, such as a worker's ``atexit`` functions
+MARGIN_S = 10.0  # for what follows an orderly end, such as a worker's ``atexit`` functions
 KILL_S = 0.2  # how long a killfunc may take before we go on without it
 
 
@@ -35,14 +35,14 @@ def safe_terminate(
 ) -> None:
     """Call all termfuncs at once, and the killfunc of each that takes longer than timeout.
 
-    list_of_paired_functions: pairs (termfunc, killfunc).  Returns also if a killfunc blocks.
+    list_of_paired_functions: pairs (termfunc, killfunc).  Returns even if a killfunc blocks.
     """
     waiting = []
     for termfunc, killfunc in list_of_paired_functions:
         ended = _Flag(execmodel)
         try:
             execmodel.start(_call_and_set, (termfunc, ended), "execnet-terminate")
-        except RuntimeError:  # there can be no more threads, so there is nothing to wait with
+        except RuntimeError:  # no more threads can be started, so nothing can wait
             killfunc()
             continue
         waiting.append((ended, killfunc))
@@ -82,7 +82,7 @@ def kill_all(execmodel: ExecModel, streams: list[Any]) -> None:
 
 
 def longest_end_s(gateways: Iterable[Gateway]) -> float:
-    """Return how long the orderly ends of workers may take, with a margin."""
+    """Return how long the orderly end of workers may take, with a margin."""
     graces_s = [gateway.settings.grace_s for gateway in gateways]
     return 2 * max(graces_s, default=WorkerGateway.grace_s) + MARGIN_S
 
@@ -95,15 +95,15 @@ def carriers_of(gateway: Any) -> list[str | None]:
 
 
 def wait_ended(gateway: Gateway, deadline: float) -> bool:
-    """Wait for a worker's end until the deadline; whether it came to that."""
+    """Wait for a worker's end until the deadline; return whether it ended."""
     io = gateway._io
     if io.poll_until(deadline) is not None or not gateway.hasreceiver():
         return True
-    return io.has_ended()  # a status may be None of one that has
+    return io.has_ended()  # an ended one may have None as its status
 
 
 def warn_killed(gateway: Gateway) -> None:
-    """Warn of a worker that had to be killed; never raises, for the end must go on."""
+    """Warn about a worker that had to be killed; never raises, as ending must go on."""
     stacks = gateway._stacks or "it told none"
     text = f"worker {gateway.id} did not end in time and was killed; its last stacks: {stacks}"
     try:
@@ -111,12 +111,12 @@ def warn_killed(gateway: Gateway) -> None:
 
         warnings.warn(text, ResourceWarning, stacklevel=5)
     except Exception:  # warnings are errors, or stderr is broken
-        with suppress(Exception):  # it may be anything, and None
+        with suppress(Exception):  # it may be anything, even None
             sys.stderr.write(f"ResourceWarning: {text}\n")
 
 
 def foreign_pair(member: Member) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Return what waits for a gateway that is not ours, which was told to exit, and a kill."""
+    """Return functions that wait for a foreign gateway, which was told to exit, and kill it."""
     io = member._io
 
     def wait() -> None:

@@ -1,10 +1,10 @@
-"""Notice the end of a process that its stream hides, with no descriptor for each process.
+"""Notices the end of a process that its stream hides, without a descriptor per process.
 
-The stream to a process ends with it, unless a process that it forked holds the stream open.
-One thread waits for any process to end, and if the stream does not end as well, it rings a
-bell: a descriptor that all who read poll beside their streams.  Nothing of it is there
-until somebody has waited for a while.  When the last of the processes has ended, the thread may
-stay while the program has other children, as it can't be told to go.  Start at ``EndWatch``.
+The stream to a process ends with it, unless a process that it forked holds the stream open.  One
+thread waits for any process to end, and if the stream does not end as well, it rings a bell: a
+descriptor that all readers poll next to their streams.  None of this exists until a reader has
+waited for a while.  After the last of the processes has ended, the thread may stay while the
+program has other children, as it can't be stopped.  Start at ``EndWatch``.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Process(Protocol):
-        """What is watched."""
+        """A process to watch."""
 
         def has_ended(self) -> bool: ...
 
 
-GRACE_S = 0.02  # in which the stream of a process that has ended does so, too
-LOOK_S = 1.0  # how often to look where nothing tells of an end
+GRACE_S = 0.02  # within which the stream of an ended process ends, too
+LOOK_S = 1.0  # how often to look where nothing reports an end
 
 
 class Bell:
-    """A descriptor, ``fd``, that can be read from when it is rung, until it is muted."""
+    """A descriptor, ``fd``, that is readable from the time it is rung until it is muted."""
 
     def __init__(self) -> None:
         if hasattr(os, "eventfd"):
@@ -44,7 +44,7 @@ class Bell:
         self.users = 0
 
     def ring(self) -> None:
-        os.write(self._ring_fd, b"\0\0\0\1\0\0\0\0")  # what an eventfd takes
+        os.write(self._ring_fd, b"\0\0\0\1\0\0\0\0")  # the format of an eventfd
 
     def mute(self) -> None:
         os.read(self.fd, 8)
@@ -55,10 +55,10 @@ class Bell:
 
 
 class EndWatch:
-    """Rings for those who read the streams of processes that have ended.
+    """Rings for readers of the streams of processes that have ended.
 
-    wait_for_an_end: returns when a process may have ended that was not known to.  A bell that
-    has rung stays so; ``enter`` gives whoever heard it the next.
+    wait_for_an_end: returns when another process may have ended.  A bell that was rung stays so;
+    ``enter`` gives those who heard it the next one.
     """
 
     def __init__(self, wait_for_an_end: Callable[[], object]) -> None:
@@ -68,14 +68,14 @@ class EndWatch:
     def _set_up(self) -> None:
         self._lock = new_lock()
         self._thread: threading.Thread | None = None
-        self._pausing = new_lock()  # free when the thread has nothing more to do
+        self._pausing = new_lock()  # free when the thread has nothing left to do
         self._pausing.acquire()  # not an Event, which an interrupt may leave locked
         self._processes: set[Process] = set()  # not known to have ended
         self._bells: dict[Process, Bell] = {}  # of those who read
         self._bell: Bell | None = None  # the next to ring
 
     def enter(self, process: Process) -> int:
-        """Return the descriptor of a bell for whoever reads the stream of a process.
+        """Return the descriptor of a bell for the reader of a process's stream.
 
         It may have ended already.  OSError: too many descriptors.  RuntimeError: no thread.
         """
@@ -139,7 +139,7 @@ class EndWatch:
             self._pausing.acquire(True, delay_s)
             ended = {process for process in list(self._processes) if process.has_ended()}
             self._ring_for(ended)
-            # What ended may be somebody else's, who does not ask for its status.
+            # The process that ended may belong to other code, which does not ask for its status.
             delay_s = GRACE_S if ended else min(2 * delay_s, LOOK_S)
             with self._lock:
                 self._processes -= ended
@@ -148,7 +148,7 @@ class EndWatch:
                     return
 
     def _disown(self) -> None:
-        """In a forked process: neither the thread nor those who read are there."""
+        """In a forked process: neither the thread nor the readers exist here."""
         bells = set(self._bells.values())
         self._set_up()
         for bell in bells:
@@ -156,8 +156,8 @@ class EndWatch:
 
 
 def _wait_for_a_child() -> None:
-    """Wait until any child has ended, and leave it to others to ask for its status."""
-    with suppress(ChildProcessError):  # there is none, so all have ended
+    """Wait until any child has ended, and leave its status for others to ask."""
+    with suppress(ChildProcessError):  # there are none, so all have ended
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
 
 
@@ -165,7 +165,7 @@ _children = EndWatch(_wait_for_a_child)
 
 
 def of_children() -> EndWatch | None:
-    """Return what watches children; None where the system tells nothing of their ends."""
+    """Return what watches children; None where the system does not report their ends."""
     if not hasattr(os, "waitid") or signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
         return None
     if threads_are_patched() or not HAS_DAEMON_THREADS:  # it would stop all greenlets, or stay

@@ -1,8 +1,8 @@
 """The fast codec: the C pickler, made strict, for containers of plain builtins.
 
-The first byte tells its items (0x80, a pickle of protocol 4) from those in the classic format.
-What it refuses goes the classic way, which also finds the words for a refusal.  It can't name,
-import or call anything.
+The first byte distinguishes its items (0x80, a pickle of protocol 4) from those in the classic
+format.  Items that it refuses go through the classic codec, which also words the error.  It can't
+name, import or call anything.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ except ImportError:  # an interpreter without its C accelerator
 
 
 class StrictPickler(_pickle.Pickler):  # type: ignore[misc]
-    """Pickles plain builtins and refuses all that pickle would have to name."""
+    """Pickles plain builtins, and refuses anything that pickle would have to name."""
 
     def reducer_override(self, obj: object) -> NoReturn:
         raise DumpError("not a plain builtin")
@@ -45,11 +45,11 @@ class StrictUnpickler(_pickle.Unpickler):  # type: ignore[misc]
 
 
 _PICKLED_CONTAINERS = (b"]", b"}", b"(", b"\x85", b"\x86", b"\x87", b"\x8f")
-_idle_picklers: list[Any] = []  # the ``dump`` of each that did well, what it writes to
+_idle_picklers: list[Any] = []  # of picklers that succeeded: ``dump``, and what it writes to
 
 
 def _nested_too_deeply(pickled: bytes, item: Any) -> bool:
-    """Whether an item that was pickled is nested more deeply than the classic codec allows."""
+    """Whether a pickled item is nested more deeply than the classic codec allows."""
     # Before 3.12 the pickler has the same limit.
     if sys.version_info < (3, 12) or sum(map(pickled.count, _PICKLED_CONTAINERS)) < _NESTING_MAX:
         return False
@@ -66,22 +66,22 @@ def dump_pickled(item: Any, gateway: Any = None) -> bytes:
     written: Any = None
     try:
         try:
-            dump, written = taken = _idle_picklers.pop()  # so that no other thread has it
+            dump, written = taken = _idle_picklers.pop()  # so that no other thread uses it
         except IndexError:
             parts = _Parts()
             pickler = StrictPickler(parts, 4)
-            pickler.fast = True  # no memo: an item is a tree, as in the classic format
+            pickler.fast = True  # no memo: an item is a tree, like in the classic format
             dump, written = taken = pickler.dump, parts
         dump(item)
     except Exception:  # it can't be pickled
         written = None
-    if written is None:  # it is dumped, or refused with its reason, there
+    if written is None:  # the classic codec dumps it, or refuses it with a reason
         return dumps_internal(item, gateway)
     data = written[0] if len(written) == 1 else b"".join(written)
     del written[:]
-    if len(data) < 4096 and not _idle_picklers:  # a pickler remembers how large its items were
+    if len(data) < 4096 and not _idle_picklers:  # a pickler remembers its largest item's size
         _idle_picklers.append(taken)
-    # A bytearray never asks ``reducer_override``; its type is named, by an opcode of its own.
+    # A bytearray never asks ``reducer_override``; it has an opcode of its own.
     if (0x93 in data and b"bytearray" in data) or (
         len(data) > _NESTING_MAX and _nested_too_deeply(data, item)
     ):
@@ -90,9 +90,9 @@ def dump_pickled(item: Any, gateway: Any = None) -> bytes:
 
 
 def _refuse_extensions(data: bytes) -> None:
-    """Raise for a pickle that names by a number what this process has loaded by that before.
+    """Raise for a pickle with an extension code whose object this process has loaded before.
 
-    Only such numbers are looked up without ``find_class``; programs hardly ever have any.
+    Only such codes are looked up without ``find_class``; programs hardly ever have any.
     """
     copyreg = sys.modules.get("copyreg")
     if copyreg is not None and getattr(copyreg, "_extension_cache", None):
@@ -103,9 +103,9 @@ def _refuse_extensions(data: bytes) -> None:
 
 
 def load_pickled(data: bytes) -> Any:
-    """Return the item that ``dump_pickled`` pickled; raises for what it did not."""
-    # These bytes name something to be imported: STACK_GLOBAL, the extensions, and the ends of
-    # the two lines that GLOBAL and INST read.
+    """Return the item that ``dump_pickled`` pickled; raises for any other pickle."""
+    # These bytes import something: STACK_GLOBAL, the extensions, and the ends of the two lines
+    # that GLOBAL and INST read.
     if len(data) < 500 and not (
         (0x93 in data or 0x82 in data or 0x83 in data or 0x84 in data)
         or (10 in data and data.count(b"\n") > 1)

@@ -1,9 +1,9 @@
-"""Codecs: items of more than plain builtins, on channels that were given one.
+"""Codecs: items of more types than plain builtins, on channels that have a codec.
 
-A value of a registered type travels as ``(MARK, name, plain item)``, within an item that is
-otherwise as always; a tuple that happens to begin with the mark as ``(MARK, "", its parts)``.  What
-a coordinator has registered is told to the worker, which makes a codec of its own of it: there a
-type is imported when the first value comes.  A coordinator imports nothing that a worker names.
+A value of a registered type travels as ``(MARK, name, plain item)``, inside an otherwise ordinary
+item; a tuple that happens to begin with the mark travels as ``(MARK, "", its parts)``.  The
+coordinator describes its codec to the worker, which builds its own from that: there, a type is
+imported when its first value arrives.  A coordinator imports nothing that a worker names.
 Start at ``Codec``.
 """
 
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 _TEXT = type(u"")
 MARK = u"\0codec"
-TEXT_MAX = 10000  # characters of a number that is written out
+TEXT_MAX = 10000  # characters of a number written in decimal
 _DTYPE = r"[<>|=][biufcSUmM][1-9][0-9]*(\[[0-9a-zA-Z]+\])?\Z"
 
 
 class Codec(object):
     """Turns values of some types into plain items, and back.
 
-    sets: names of ready ones: "standard", "numpy" or "pickle".  A codec may belong to many
-    channels; types are registered before it is used, by one thread.
+    sets: names of ready-made sets: "standard", "numpy" or "pickle".  A codec may be used by many
+    channels; register types before that, in one thread.
     """
 
     def __init__(self, sets: Iterable[str] = ()) -> None:
@@ -61,7 +61,7 @@ class Codec(object):
         return "<Codec %s>" % (", ".join(names) or "of nothing")
 
     def __or__(self, other: Any) -> Codec:
-        """Return a codec that has what both have."""
+        """Return a codec with the types of both."""
         if not isinstance(other, Codec):
             return NotImplemented
         both = Codec(self.sets + tuple(name for name in other.sets if name not in self.sets))
@@ -80,14 +80,14 @@ class Codec(object):
         from_item: Callable[[Any], Any] | None = None,
         name: str | None = None,
     ) -> Codec:
-        """Have values of exactly this type sent; return the codec itself.
+        """Register a type, so that values of exactly this type can be sent; return the codec.
 
-        to_item: returns a plain item for a value, which may have values of registered types in
-        it.  from_item: returns a value for such an item, which came from the other side.  Both
-        may be left out for a dataclass, an enum or a named tuple.  name: what both sides call
-        the type, its module and qualified name if not given.  A worker imports type and functions
-        by their names; where it can't, code there registers the type under the same name.
-        Raises TypeError for a type that needs functions, or for one function alone.
+        to_item: returns a plain item for a value; the item may contain values of registered types.
+        from_item: returns a value for such an item from the other side.  Both may be left out for
+        a dataclass, an enum or a named tuple.  name: the name of the type on both sides; by
+        default its module and qualified name.  A worker imports type and functions by their names;
+        if it can't, code there has to register the type under the same name.
+        Raises TypeError for a type that needs functions, or if only one is given.
         """
         key = name or _name_of(type)
         words = _name_of(type), "", ""
@@ -103,12 +103,12 @@ class Codec(object):
         return self
 
     def _add(self, type: Any, name: str, to_item: Any, from_item: Any) -> None:
-        """Register one of a ready set, which the other side has as well."""
+        """Register a type of a ready-made set, which the other side has as well."""
         self._names[type] = name
         self._to_item[name], self._from_item[name] = to_item, from_item
 
     def describe(self) -> tuple[Any, ...]:
-        """Return a plain item, of which ``described`` makes a codec on the other side."""
+        """Return a plain item from which ``described`` builds a codec on the other side."""
         return self.sets, self.protocol, list(self._described.items())
 
     def for_python(self, version_info: Any) -> Codec:
@@ -123,10 +123,10 @@ class Codec(object):
     # to a plain item
 
     def dump(self, item: Any) -> Any:
-        """Return an item that has no registered types in it.
+        """Return an item without registered types.
 
-        Raises ``DumpError`` if an item is nested too deeply.  What neither is plain nor has a
-        registered type stays, for whoever serializes it to refuse.
+        Raises ``DumpError`` if an item is nested too deeply.  Values that are neither plain nor of
+        a registered type stay, for the serializer to refuse.
         """
         if "pickle" in self.sets:
             return _pickled(item, self.protocol)
@@ -158,7 +158,7 @@ class Codec(object):
             raise DumpError("no item of %s: %s: %s" % (name, type(exc).__name__, exc))
 
     def _name_for(self, kind: type) -> str | None:
-        """Return the name of a type that is asked for the first time, None if it has none."""
+        """Return the name of a type at its first use, None if it has none."""
         if "numpy" in self.sets and kind.__module__ == "numpy":
             _register_numpy(self)
         elif any(words[0] == _name_of(kind) for words in self._expected.values()):
@@ -171,7 +171,7 @@ class Codec(object):
     # from one
 
     def load(self, item: Any) -> Any:
-        """Return the item that the other side's ``dump`` made this of; ``LoadError`` if none."""
+        """Return the item that the other side's ``dump`` got; ``LoadError`` if there is none."""
         try:
             return self._value(item)
         except LoadError:
@@ -204,7 +204,7 @@ class Codec(object):
             raise LoadError("no value of %s: %s: %s" % (name, type(exc).__name__, exc))
 
     def _import(self, name: Any) -> None:
-        """Get what a coordinator has registered under a name."""
+        """Import what the coordinator registered under a name."""
         if name == "numpy.ndarray" and "numpy" in self.sets:
             _register_numpy(self)
             return
@@ -214,15 +214,15 @@ class Codec(object):
         try:
             kind, to_item, from_item = [_found(word) for word in self._expected[name]]
             if not isinstance(kind, type):
-                raise ImportError("%r is no type" % (kind,))
+                raise ImportError("%r is not a type" % (kind,))
             self.register(kind, to_item, from_item, name)
         except (ImportError, TypeError) as exc:
             words = name, exc, advice
-            raise LoadError("what is registered as %s can't be had here: %s; %s" % words)
+            raise LoadError("can't import here what is registered as %s: %s; %s" % words)
 
 
 def described(description: Any) -> Codec:
-    """Return a codec as the coordinator describes its own."""
+    """Return a codec that matches the coordinator's description."""
     sets, protocol, entries = description
     codec = Codec(sets)
     codec.protocol = protocol
@@ -242,12 +242,12 @@ def _name_of(what: Any) -> str:
 
 
 def _found(name: str) -> Any:
-    """Return what has this module and qualified name; None for no name."""
+    """Return the object with this module and qualified name; None for no name."""
     if not name:
         return None
     module, _, path = name.partition(":")
     if module == "__main__" or "<" in path:
-        raise ImportError("%s is in no module that can be imported" % name)
+        raise ImportError("%s is not in an importable module" % name)
     __import__(module)
     found: Any = sys.modules[module]
     try:
@@ -265,20 +265,20 @@ _ATOMS = frozenset(_SAVERS) - frozenset(_CONTAINERS)
 
 
 class CodecChannel(Channel):
-    """A channel that has a codec; one without pays nothing for it."""
+    """A channel that has a codec; channels without one pay nothing for this."""
 
     _codec: Codec | None
-    _untaken: list[Any]  # what came as an interrupt did
+    _untaken: list[Any]  # what arrived at the same time as an interrupt
 
     def send(self, item: Any) -> None:
-        """Send an item, as ``Channel.send`` does; also of the types that the codec has."""
+        """Send an item like ``Channel.send``, also with values of the codec's types."""
         codec = self._codec
         Channel.send(self, codec.dump(item) if codec else item)
 
     def receive(self, timeout: float | None = None) -> Any:
-        """Return the next item, as ``Channel.receive`` does, with values of the codec's types.
+        """Return the next item like ``Channel.receive``, with values of the codec's types.
 
-        Raises ``LoadError`` too, for an item of which the codec can make no values.
+        Also raises ``LoadError`` for an item that the codec can't turn into values.
         """
         taken: list[Any] = []
         try:
@@ -286,7 +286,7 @@ class CodecChannel(Channel):
                 taken.append(self._untaken.pop(0))
             else:
                 taken += map(Channel.receive, (self,), (timeout,))
-            codec = self._codec  # which may have been taken away meanwhile
+            codec = self._codec  # it may have been taken away meanwhile
             return codec.load(taken[0]) if codec else taken[0]
         except Exception:
             raise
@@ -297,7 +297,7 @@ class CodecChannel(Channel):
     def setcallback(
         self, callback: Callable[[Any], object], endmarker: Any = NO_ENDMARKER_WANTED
     ) -> None:
-        """Have ``callback(item)`` called for every item, as ``Channel.setcallback`` does."""
+        """Call ``callback(item)`` for every item, like ``Channel.setcallback``."""
         codec = self._codec
 
         def loading(item: Any) -> None:
@@ -312,14 +312,14 @@ _SAVERS[CodecChannel] = _save_channel
 
 
 def use(channel: Any, codec: Any) -> None:
-    """Give a channel a codec; the worker is told by its coordinator.
+    """Give a channel a codec; a coordinator tells its worker.
 
-    Raises TypeError for what is no codec, OSError if the channel has a callback.
+    Raises TypeError for an object that is not a codec, OSError if the channel has a callback.
     """
     if codec is not None and not isinstance(codec, Codec):
-        raise TypeError("a codec is wanted, such as execnet.codecs.standard, not %r" % (codec,))
+        raise TypeError("expected a codec, such as execnet.codecs.standard, not %r" % (codec,))
     if channel._items is None:
-        raise OSError("%r has a callback already: its codec comes first" % (channel,))
+        raise OSError("%r has a callback already: set its codec first" % (channel,))
     announce = getattr(channel.gateway, "announce_codec", None)
     if announce is not None:
         codec = announce(channel, codec)
@@ -328,15 +328,15 @@ def use(channel: Any, codec: Any) -> None:
 
 def _set(channel: Any, codec: Codec | None) -> None:
     if not isinstance(channel, Channel):
-        return  # its callback has the items already
+        return  # its callback already has the items
     vars(channel)["_codec"] = codec
     vars(channel)["_untaken"] = vars(channel).get("_untaken", [])
-    if type(channel) in (Channel, CodecChannel):  # one of an event loop looks for it by itself
+    if type(channel) in (Channel, CodecChannel):  # a channel of an event loop checks by itself
         channel.__class__ = Channel if codec is None else CodecChannel
 
 
 def on_codec(message: Message, gateway: Any) -> None:
-    """Act on a CODEC frame in a worker: give a channel a codec, also before it is there."""
+    """Act on a CODEC frame in a worker: give a channel a codec, even before it exists."""
     description = loads_internal(message.data)
     codec = None if description is None else described(description)
     gateway._channelfactory.prepare(message.channelid, lambda holder: _set(holder, codec))
@@ -354,7 +354,7 @@ def _is_of_standard_kind(kind: type) -> bool:
 
 
 def _functions_for(kind: Any) -> tuple[Any, Any]:
-    """Return what turns values of a type into items and back; TypeError: that is not known."""
+    """Return functions from values of a type to items and back; TypeError if none are known."""
     if hasattr(kind, "__dataclass_fields__"):
         return _fields_of, lambda item: _of_fields(kind, item)
     if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
@@ -363,8 +363,8 @@ def _functions_for(kind: Any) -> tuple[Any, Any]:
     if enum is not None and isinstance(kind, enum.EnumMeta):
         return _name_or_value, lambda item: kind[item[0]] if item[0] else kind(item[1])
     raise TypeError(
-        "%r is no dataclass, enum or named tuple: register it with two functions, "
-        "one that makes an item of a value and one that makes a value of an item" % (kind,)
+        "%r is not a dataclass, enum or named tuple: register it with two functions, "
+        "one from a value to an item and one from an item to a value" % (kind,)
     )
 
 
@@ -444,7 +444,7 @@ def _add_standard(codec: Codec) -> None:
 def _add_paths(codec: Codec) -> None:
     try:
         pathlib = _import("pathlib")
-    except ImportError:  # Python 2: a path is the text of one there
+    except ImportError:  # on Python 2, a path is its text
         for name in ("path", "posixpath", "windowspath"):
             codec._from_item[name] = lambda text: text
         return
@@ -458,7 +458,7 @@ def _seconds(offset: Any) -> Any:
 
 
 def _zone_of(moment: Any) -> Any:
-    """Return the offset of a time to UTC in seconds; None: it is not known."""
+    """Return the offset of a time from UTC in seconds; None if it is not known."""
     return _seconds(moment.utcoffset())
 
 
@@ -482,7 +482,7 @@ def _short(text: Any) -> str:
 
 
 def _add_numpy(codec: Codec) -> None:
-    """Nothing yet: numpy is imported with the first array, or never."""
+    """Add nothing yet: numpy is imported with the first array, or never."""
 
 
 def _register_numpy(codec: Codec) -> None:
@@ -513,11 +513,11 @@ def _array(numpy: Any, text: Any, shape: Any, data: Any) -> Any:
         raise LoadError("an array of %d values in %d bytes" % (count, len(data)))
     if not count:
         return numpy.zeros(shape, dtype)
-    return numpy.frombuffer(data, dtype).reshape(shape).copy()  # what is received can be written
+    return numpy.frombuffer(data, dtype).reshape(shape).copy()  # received arrays are writable
 
 
 def _octets(data: Any) -> Any:
-    """Return bytes, which those of Python 2 are not when they arrive."""
+    """Return bytes; those of Python 2 arrive as another type."""
     return data if isinstance(data, bytes) else data.encode("latin-1")
 
 
@@ -540,7 +540,7 @@ def _pickled(item: Any, protocol: int) -> Any:
 def _unpickled(item: Any) -> Any:
     data, buffers = _octets(item[0]), item[1]
     pickle = _import("pickle")
-    # Of bytearrays, so that arrays made of them can be written.
+    # From bytearrays, so that arrays made of them are writable.
     return pickle.loads(data, buffers=map(bytearray, buffers)) if buffers else pickle.loads(data)
 
 

@@ -1,12 +1,12 @@
-"""Functions that were sent as source, with the names that they use.
+"""Defines functions that were sent as source, with the names that they use.
 
-What has a name in a module of the coordinator has it in a namespace of its own here, one for each
-such module: so functions share classes and state as they do there.  Where the module itself can
-be imported it takes that place.  Start at ``Defined.function``.
+Names of a module of the coordinator live in a namespace here, one for each such module: so
+functions share classes and state as they do there.  If the module itself can be imported, it takes
+the place of the namespace.  Start at ``Defined.function``.
 
-An entry is (hash, module, name, kind, what it is made of).  A plan names the entries of a
-function in the order in which they are needed, the function itself last.  A name with a "<" is no
-name of the module: the function within another, or a value that it closes over.
+An entry is (hash, module, name, kind, content).  A plan names the entries of a function in the
+order in which they are needed, the function itself last.  A name with a "<" is not in the module:
+it is a function within another one, or a value that it closes over.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ if TYPE_CHECKING:
 
     Entry = tuple[str, str, str, str, Any]
 
-_FOLDER = "_execnet_sent"  # the package that namespaces seem to be in
+_FOLDER = "_execnet_sent"  # the package that namespaces appear to be in
 _FLAGS = 0
 if sys.version_info >= (3, 7):
     _FLAGS = __import__("__future__").annotations.compiler_flag
 
 
 class Defined(object):
-    """What was sent to one worker.  ``_lock`` guards all but what the receiver thread adds."""
+    """What one worker was sent.  ``_lock`` guards everything except what the receiver adds."""
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
         self._plans: dict[str, list[str]] = {}
         self._spaces: dict[str, tuple[dict[str, Any], bool]] = {}  # whether it was sent
         self._private: dict[str, Any] = {}  # by the hash of the entry
-        self._made: dict[tuple[str, str], str] = {}  # the hash of what has a name now
+        self._made: dict[tuple[str, str], str] = {}  # the hash of what a name means now
         self._functions: dict[str, tuple[int, Any]] = {}
-        self._changes = 0  # how often a name was given to something else
-        self._lock = new_rlock()  # what is executed may call, too
+        self._changes = 0  # how often a name got another meaning
+        self._lock = new_rlock()  # executed code may call, too
         self._calls = load_part("_features.calls")
 
     def add(self, key: str, plan: list[str], entries: list[Entry]) -> None:
-        """Take a plan and the entries that are new with it; runs in the receiver thread."""
+        """Take a plan and its new entries; runs in the receiver thread."""
         for entry in entries:
             self._entries[entry[0]] = entry
         self._plans[key] = plan
 
     def function(self, key: str) -> Callable[..., Any]:
-        """Return the function of a plan, when all names that it uses are as the plan says.
+        """Return the function of a plan, after giving all names that it uses their meaning.
 
-        Raises whatever executing its source does, ImportError for a module that is not there.
+        Raises whatever executing its source raises, and ImportError for a missing module.
         """
         changes, function = self._functions.get(key, (-1, None))
         if changes != self._changes:
@@ -63,7 +63,7 @@ class Defined(object):
         return found
 
     def _space(self, module: str) -> tuple[dict[str, Any], bool]:
-        """Return the names of a module, and whether they are those that were sent."""
+        """Return the namespace of a module, and whether it is one for names that were sent."""
         if module not in self._spaces:
             try:
                 if module == "__main__":
@@ -74,7 +74,7 @@ class Defined(object):
         return self._spaces[module]
 
     def _make(self, hash: str, module: str, name: str, kind: str, made_of: Any) -> Any:
-        """Return what an entry is; it is made unless it is there already."""
+        """Return the object of an entry; make it unless it exists already."""
         space, was_sent = self._space(module)
         if "<" in name:
             if hash not in self._private:
@@ -118,7 +118,7 @@ class Defined(object):
         exec(_compiled(text, file_name), space, local)
         made = local[str(defines)]
         if self._space(module)[1] and "<" not in defines:
-            space.setdefault(str(defines), made)  # by which it may call itself
+            space.setdefault(str(defines), made)  # it may call itself by this name
         return made
 
     def _closure(
@@ -133,7 +133,7 @@ class Defined(object):
 
 
 def _new_space(module: str) -> dict[str, Any]:
-    # ``dataclasses`` looks into the module of a class, which has to be there for that.
+    # ``dataclasses`` looks up the module of a class, which has to exist for that.
     name = "__main__" if module == "__main__" else "%s.%s" % (_FOLDER, module)
     made: Any = type(sys)(str(name))
     if module != "__main__":

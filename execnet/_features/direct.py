@@ -31,26 +31,26 @@ _unpack_int_frame = _INT_FRAME.unpack
 class DirectReads:
     """Lets a thread that waits for an item read the stream itself: no switch of threads.
 
-    The receiver thread offers the stream when it has just given an item to the one thread
-    that waited for one, and takes it back when that is asked for or when nobody reads any
-    more.  Whoever reads holds ``_turn`` and handles nothing but an item that it waits for itself;
-    all else is left in ``chunks`` for the receiver thread.
+    The receiver thread offers the stream after giving an item to the only thread that waited for
+    one, and takes it back on request, or when nobody reads any more.  The thread that reads holds
+    ``_turn`` and handles nothing but an item that it waits for itself; everything else is left in
+    ``chunks`` for the receiver thread.
 
-    CPython looks for interrupts and changes threads after calls that the code makes.  So a step
-    of a loop reads, no call is between it and the end of the append of its bytes, and none
-    between their removal and ``items.put``.
+    CPython checks for interrupts and switches threads after calls.  So a step of a loop reads, with
+    no call between the read and the end of the append of its bytes, and none between their removal
+    and ``items.put``.
     """
 
-    IDLE_S = 0.005  # after so long without a use the receiver thread reads again
+    IDLE_S = 0.005  # after this long without use the receiver thread reads again
 
     def __init__(self, fd: int, execmodel: ExecModel) -> None:
         self._fd = fd
         self._reads: Iterator[Any] = map(os.read, itertools.repeat(fd), itertools.repeat(65536))
         self._poll: Any = None  # None: the socket itself waits no longer than ``IDLE_S``
-        self._limit_ms: int | None = 5  # ``IDLE_S``; None: something else ends it with the offer
+        self._limit_ms: int | None = 5  # ``IDLE_S``; None: something else ends it, too
         self._wake_fd = -1
         self._turn = execmodel.Lock()
-        self._asked_back = execmodel.Lock()  # free when it was; an interrupt breaks an Event
+        self._asked_back = execmodel.Lock()  # free after that; an interrupt can break an Event
         self._asked_back.acquire()
         self.uses = 0
         self.offered = False
@@ -59,7 +59,7 @@ class DirectReads:
         self.served = False  # whether one of them got an item
 
     def offer(self) -> None:
-        """Leave the stream to others until they do not use it; in the receiver thread."""
+        """Leave the stream to others as long as they use it; in the receiver thread."""
         self._set_up()
         uses, self.offered = -1, True
         asked = any(items.empty() for items in self.waiting.copy().values())
@@ -69,7 +69,7 @@ class DirectReads:
         self.offered = self.served = False
         if self._wake_fd >= 0:
             os.eventfd_write(self._wake_fd, 1)
-        with self._turn:  # who read until now has done so
+        with self._turn:  # the thread that read so far has finished
             self._asked_back.acquire(False)
             self._tear_down()
 
@@ -99,7 +99,7 @@ class DirectReads:
             self._wake_fd, self._limit_ms = -1, 5
 
     def _set_receive_timeout(self, seconds: float) -> None:
-        """Have reads of the socket fail after that time, 0 for never."""
+        """Make reads of the socket fail after that time, 0 for never."""
         _socket = _import("_socket")
         sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, 0, self._fd)
         try:
@@ -109,19 +109,19 @@ class DirectReads:
             sock.detach()
 
     def next_chunk(self) -> bytes:
-        """Take away and return what was read first; in the receiver thread."""
+        """Remove and return the bytes that were read first; in the receiver thread."""
         return self.chunks.pop(0)
 
     def take_back(self) -> None:
-        """Have the receiver thread read again."""
+        """Make the receiver thread read again."""
         if self.offered and self._asked_back.locked():
             try:
                 self._asked_back.release()
             except RuntimeError:
-                pass  # another thread was faster
+                pass  # another thread did it first
 
     def read(self, channel: Channel, items: Any, timeout: float | None) -> bool:
-        """Read an item into a channel's queue; False if the receiver thread is to do it."""
+        """Read an item into a channel's queue; False if the receiver thread has to do it."""
         if self._turn.locked() or not (timeout is None or timeout > self.IDLE_S):
             return False
         chunks = self.chunks
@@ -137,7 +137,7 @@ class DirectReads:
                         chunks.append(data)
                         return self._load(channel, items, data)
                 except OSError:
-                    pass  # the receiver thread meets it, too; or nothing came in time
+                    pass  # the receiver thread meets it as well; or nothing came in time
         return False
 
     def read_frame(
@@ -147,7 +147,7 @@ class DirectReads:
         send: Callable[[], object],
         give_up: Callable[[], object],
     ) -> bytes | None:
-        """Send something, then return the payload of the frame that comes next.
+        """Send something, then return the payload of the next frame.
 
         None, after ``give_up()``, if there comes none for a while, a frame of another code or
         for another channel, or an empty one: the receiver thread meets what comes then.  While
@@ -181,7 +181,7 @@ class DirectReads:
         return bool(ready) and ready[0][0] == self._fd
 
     def _load(self, channel: Channel, items: Any, data: bytes) -> bool:
-        """Put into a channel's queue what was read, if that is one item for it and no more.
+        """Put the bytes read into a channel's queue, if they are exactly one item for it.
 
         Not an item with channels: an interrupt would drop them, and so close them.
         """
@@ -197,13 +197,13 @@ class DirectReads:
             try:
                 item = channel._factory.load_item(data[9:], None, channel._strconfig)
             except LoadError:
-                return False  # the receiver thread meets it, too, and closes the channel
+                return False  # the receiver thread meets it as well, and closes the channel
         with channel._lock:
             if channel._items is not items or channel._state not in ChannelState.RECEIVES:
                 return False
             counts = channel._factory.windows is not None
             sizes: list[int] = getattr(items, "sizes", []) if counts else []
-            # No call is between these, so an interrupt comes before or after all three.
+            # No call comes between these, so an interrupt comes before or after all three.
             sizes += (len(data) - 9,)
             del self.chunks[0]
             items.put(item)

@@ -1,4 +1,4 @@
-"""What a worker loads while it idles, as it may be needed when nothing can be imported any more.
+"""Modules that a worker loads while idle, since later it may not be able to import them.
 
 Start at ``load``.
 """
@@ -14,18 +14,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# What an established worker needs, in the order in which it is loaded, and what that brings along.
+# What an established worker needs, in the order in which it is loaded, with its dependencies.
 _LOADED_LATER = ["select", "_pickle", "threading", "queue", "ctypes"]
 _BROUGHT_ALONG = (
     "_compat_pickle _weakrefset collections contextlib copyreg enum errno functools heapq keyword "
     "linecache operator pickle re reprlib sysconfig token tokenize traceback types warnings weakref"
 )
-# A fork waits for it, or locks of the import system stay taken in the child.
+# A fork waits for it; otherwise locks of the import system would stay taken in the child.
 _loading = getattr(_thread, "RLock", _thread.allocate_lock)()
 
 
 def load(gateway: Any) -> None:
-    """Import what is left of it, module by module, until something can be read."""
+    """Import the remaining modules, one by one, until something can be read."""
     while True:
         name = gateway._to_load.pop(0)
         if not name:  # the first time
@@ -41,7 +41,7 @@ def load(gateway: Any) -> None:
 
 
 def _modules_to_load() -> list[str]:
-    """Return what can be loaded while a worker idles; no file of the user's is to run for it."""
+    """Return the modules to load while a worker is idle; no file of the user may run for it."""
     names = set(_LOADED_LATER + _BROUGHT_ALONG.split())
     try:
         home = os.path.dirname(os.__file__)

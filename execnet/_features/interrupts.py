@@ -1,15 +1,15 @@
-"""Interrupts that the coordinator asks for: KeyboardInterrupt in code that runs here.
+"""Interrupts on the coordinator's request: KeyboardInterrupt in code that runs here.
 
-One that comes late must hit nothing else.  In the main thread it is a signal, whose handler looks
-whether what it is meant for still runs.  Elsewhere it is set for a thread, which takes it back at
-the end of a call.  Start at ``on_interrupt``.
+A late one must not hit anything else.  In the main thread it is a signal, whose handler checks
+whether its target is still running.  Elsewhere it is set for a thread, which withdraws it at the
+end of a call.  Start at ``on_interrupt``.
 """
 
 from __future__ import annotations
 
 from ..gateway_base import PY2, _import, _interrupt_others, _let_import, get_ident, loads_internal
 
-FIRST_PAUSE_S, LAST_PAUSE_S = 0.05, 30.0  # each is twice the one before
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.05, 30.0  # each is twice as long as the one before
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ def _interrupt_reply(gateway: Any, pool: Any, reply: Any) -> None:
         interrupt_main(gateway, lambda: pool._primary_owner is reply)
     elif reply.ident:
         _let_import({reply.ident})
-        with pool._lock:  # so that the thread does not end meanwhile, and another gets its number
+        with pool._lock:  # so that the thread can't end meanwhile, and another get its number
             if reply in pool._running:
                 _interrupt_others({reply.ident}, 0)
 
 
 def interrupt_main(gateway: Any, is_meant: Any) -> None:
-    """Interrupt the main thread, if by then it still runs what is meant."""
+    """Interrupt the main thread, if by then it is still running the target."""
     process = gateway.process
     seen: list[None] = []
 
@@ -50,7 +50,7 @@ def interrupt_main(gateway: Any, is_meant: Any) -> None:
         if seen:
             return False
         seen.append(None)
-        process.is_meant = is_meant_once  # a signal that follows is the same interrupt
+        process.is_meant = is_meant_once  # a following signal belongs to the same interrupt
         return bool(is_meant())
 
     process.is_meant = is_meant_once
@@ -68,9 +68,9 @@ def interrupt_main(gateway: Any, is_meant: Any) -> None:
 
 
 def insist(execmodel: Any, is_wanted: Any, interrupt: Any, settle: Any = int) -> None:
-    """Interrupt again as long as the interrupt was not seen; then call ``settle``.
+    """Repeat the interrupt until it is seen; then call ``settle``.
 
-    Python does not see a signal that comes in the moment before it begins to wait.
+    Python does not notice a signal that arrives just before it begins to wait.
     """
 
     def run() -> None:
@@ -85,12 +85,12 @@ def insist(execmodel: Any, is_wanted: Any, interrupt: Any, settle: Any = int) ->
 
     try:
         execmodel.start(run, (), "execnet-interrupt")
-    except RuntimeError:  # there can be no more threads: once has to do
+    except RuntimeError:  # no more threads can be started: once has to do
         pass
 
 
 def take_back() -> None:
-    """Forget an interrupt that was set for this thread and has not come yet."""
+    """Withdraw an interrupt that was set for this thread and was not raised yet."""
     try:
         ctypes = _import("ctypes")
     except Exception:  # then none was set either

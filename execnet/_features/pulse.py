@@ -1,4 +1,4 @@
-"""Heartbeats: signs of life to the peer, and a watch over those that come from it."""
+"""Heartbeats: signs of life to the peer, and a watch over the peer's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Pulse:
-    """Signs of life to a peer, and a watch over those that come from it.
+    """Signs of life to a peer, and a watch over the peer's.
 
     Each side sends a frame per interval and looks whether it received anything; one that was
     stopped itself, or does not read, does not take that for the silence of its peer.
@@ -27,15 +27,15 @@ class Pulse:
         self._heard = -1
 
     def beat(self) -> bool:
-        """Do what is due once per interval; False when there is nothing left to watch."""
+        """Do what is due once per interval; return False when there is nothing left to watch."""
         gateway = self._gateway
         if self.ended():
             return False
-        if not gateway._writer._frames:  # else the peer does not even take those
+        if not gateway._writer._frames:  # otherwise the peer does not even take those
             gateway._post(Message.PING)
         direct = gateway._channelfactory.direct
         now = self._clock()
-        # After its own stop a process beats before it has read what came meanwhile.
+        # After being stopped, a process beats before it has read what came meanwhile.
         is_late, self._due = now > self._due + self.interval_s, now + self.interval_s
         heard = gateway._heard + (direct.uses if direct is not None else 0)
         silent = heard == self._heard and (gateway._reading or (direct and direct.offered))
@@ -58,14 +58,14 @@ class Pulse:
 
 
 def on_ping(message: Any, gateway: Any) -> None:
-    """Act on a PING frame: one with two times begins to give signs of life, and to watch."""
+    """Act on a PING frame: one with two times starts the heartbeats and the watch."""
     if message.data:
         interval_s, dead_after_s = loads_internal(message.data)
-        # A coordinator that was stopped, on a laptop that slept, has as long again to come back.
+        # A coordinator that was stopped, on a laptop that slept, gets the same time to come back.
         pulse = Pulse(gateway, interval_s, 2 * dead_after_s)
         try:
             gateway.execmodel.start(pulse.run, (), "execnet-pulse")
-        except RuntimeError:  # there can be no more threads
+        except RuntimeError:  # no more threads can be started
             gateway._answers_pings = True
     elif gateway._answers_pings:
         gateway._post(Message.PING)

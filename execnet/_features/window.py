@@ -1,4 +1,4 @@
-"""Windows: how many bytes of a channel may be on their way and unread."""
+"""Windows: how many bytes of a channel may be in transit or unread."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ if not TYPE_CHECKING:
 
 
 class Windows:
-    """Back pressure: bounds what channels have on their way and unread.
+    """Back pressure: limits the bytes of channels that are in transit or unread.
 
-    A channel may send when nothing of it is unread, or with the new item no more bytes than
-    its window.  The receiver thread never waits, for it has to read.  ``_lock`` guards the
+    A channel may send if everything was read, or if the unread bytes, with the new item, fit
+    its window.  The receiver thread never waits, since it has to read.  ``_lock`` guards the
     counts; any thread may call.
     """
 
     def __init__(self, factory: ChannelFactory) -> None:
         self._factory = factory
-        self._bytes: dict[int, int] = {}  # by channel; 0: of all that are made from now on
+        self._bytes: dict[int, int] = {}  # by channel; 0: for all that are made from now on
         self._unread: dict[int, int] = {}
-        # What holds the sizes of unread items; a coordinator's sees that the window is kept.
+        # Holds the sizes of unread items; a coordinator's also checks that the window is kept.
         self.bound: Any = getattr(factory.gateway, "_bound_sizes", None)
         self._lock = factory.gateway.execmodel.Lock()
-        self._senders: deque[_Flag] = deque()  # of those that wait
+        self._senders: deque[_Flag] = deque()  # of threads that wait
 
     def set(self, id: int, window_bytes: int) -> None:
-        """Bound a channel; id 0: all that are made from now on."""
+        """Limit a channel; id 0: all that are made from now on."""
         self._bytes[id] = window_bytes
         channel = self._factory._channels.get(id)
         if channel is not None:
@@ -52,20 +52,20 @@ class Windows:
                 channel._items.sizes.announce(window_bytes)
 
     def adopt(self, channel: Channel) -> None:
-        """Have the items of a channel counted, if it has a window."""
+        """Count the items of a channel, if it has a window."""
         if self.of(channel.id):
             with channel._lock:
                 if channel._items is not None and not isinstance(channel._items, _CountedInbox):
                     channel._set_inbox(_CountedInbox(channel._items, self, channel.id))
 
     def of(self, id: int) -> int:
-        """Return the window of a channel in bytes; 0: there is none."""
+        """Return the window of a channel in bytes; 0 for none."""
         return self._bytes.get(id) or self._bytes.get(0, 0)
 
     def send(self, id: int, size: int, frames: Iterator[tuple[bool, bytes, Any]]) -> None:
-        """Send the frames of an item as soon as it may be; OSError if the channel ends first.
+        """Send the frames of an item as soon as allowed; OSError if the channel ends first.
 
-        An interrupt gives back what was counted, unless the last frame is on its way.
+        An interrupt gives back what was counted, unless the last frame has left.
         """
         gateway = self._factory.gateway
         if not self.of(id):
@@ -87,13 +87,13 @@ class Windows:
             raise
 
     def _await_room(self, id: int, size: int, counted: list[int]) -> None:
-        """Wait until an item may be sent and count it; ``counted`` tells when that was done."""
+        """Wait until an item may be sent, and count it; ``counted`` shows when that is done."""
         gateway, window = self._factory.gateway, self.of(id)
         while True:
             with self._lock:
                 unread = self._unread.get(id, 0)
                 if not unread or unread + size <= window:
-                    counted += (size,)  # no call is between this and the next
+                    counted += (size,)  # no call comes between this and the next one
                     self._unread[id] = unread + size
                     return
                 _refuse_in_callback(gateway, "a window of channel %d" % id)
@@ -106,25 +106,25 @@ class Windows:
             credit.wait()
 
     def on_read(self, id: int, size: int) -> None:
-        """Tell the other side that so many bytes of a channel were read here."""
+        """Tell the other side that this many bytes of a channel were read here."""
         if self.bound is not None:
             self.bound.check_queue(self._factory.gateway)
         self._factory.post(Message.CREDIT, id, dumps_internal(size))
 
     def on_credit(self, id: int, size: int) -> None:
-        """Let a channel send as much again."""
+        """Let a channel send that much more."""
         with self._lock:
             if id in self._unread:
                 self._unread[id] = max(0, self._unread[id] - size)
         self.wake()
 
     def forget(self, id: int) -> None:
-        """Drop what is known of a channel that is no more."""
+        """Drop what is known about a channel that is gone."""
         self._unread.pop(id, None)
         self._bytes.pop(id, None)
 
     def wake(self) -> None:
-        """Have all that wait look again.  A finalizer may call, so it takes no lock."""
+        """Let all waiting threads look again.  A finalizer may call, so it takes no lock."""
         try:
             while True:
                 self._senders.popleft().set()
@@ -135,7 +135,7 @@ class Windows:
 class _CountedInbox:
     """The queue of a channel that has a window.
 
-    An item counts as read when the next one is asked for.  ``_lock`` guards what is told.
+    An item counts as read when the next one is asked for.  ``_lock`` guards the reports.
     """
 
     def __init__(self, items: Any, windows: Windows, id: int) -> None:
@@ -143,7 +143,7 @@ class _CountedInbox:
         self._gateway = windows._factory.gateway
         self._id = id
         self._lock = self._gateway.execmodel.Lock()
-        # Of the items in the queue, and of those taken last.
+        # Of the items in the queue, and of those last taken.
         self.sizes: Any = [] if windows.bound is None else windows.bound(windows.of(id))
         self._bound = windows.bound
         self._telling: tuple[int, list[Any]] | None = None  # how many of them, and the frame
@@ -152,7 +152,7 @@ class _CountedInbox:
         self.qsize = items.qsize
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Return the next item, as a queue does."""
+        """Return the next item, like a queue."""
         if len(self.sizes) > self._items.qsize():
             with self._lock:
                 self._tell()
@@ -166,7 +166,7 @@ class _CountedInbox:
         return item
 
     def _tell(self) -> None:  # holds _lock
-        """Tell the other side what was read; what an interrupt left is told once, too."""
+        """Tell the other side what was read; what an interrupt left is also told, once."""
         writer = self._gateway._writer
         while len(self.sizes) > self._items.qsize():
             if self._telling is None:
@@ -177,27 +177,27 @@ class _CountedInbox:
             count, frame = self._telling
             if self._bound is not None:
                 self._bound.check_queue(self._gateway)
-                self.sizes.credited = count  # the other side may act on it before we have gone on
+                self.sizes.credited = count  # the other side may act on it before we continue
             writer.post_frame(frame)
-            del self.sizes[:count]  # no call is between this and the next
+            del self.sizes[:count]  # no call comes between this and the next one
             self._telling = None
             if self._bound is not None:
                 self.sizes.credited = 0
 
 
 def on_window(message: Any, gateway: Any) -> None:
-    """Act on a WINDOW frame: bound a channel, or with the id 0 each new one."""
+    """Act on a WINDOW frame: limit a channel, or with the id 0 each new one."""
     factory, window_bytes = gateway._channelfactory, loads_internal(message.data)
     if type(window_bytes) is not int or window_bytes < 1:
-        raise LoadError("no window: %.40r" % (window_bytes,))
+        raise LoadError("not a window: %.40r" % (window_bytes,))
     factory.windows = factory.windows or Windows(factory)
     factory.windows.set(message.channelid, window_bytes)
 
 
 def on_credit(message: Any, gateway: Any) -> None:
-    """Act on a CREDIT frame: so many bytes of a channel were read over there."""
+    """Act on a CREDIT frame: this many bytes of a channel were read on the other side."""
     windows, size = gateway._channelfactory.windows, loads_internal(message.data)
     if type(size) is not int or size < 0:
-        raise LoadError("no number of bytes: %.40r" % (size,))
+        raise LoadError("not a number of bytes: %.40r" % (size,))
     if windows is not None:
         windows.on_credit(message.channelid, size)

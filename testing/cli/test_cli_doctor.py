@@ -94,7 +94,7 @@ class TestAFakeSsh:
         found = doctor(f"ssh=host//python={python}//env:HOME=/does/not/exist")
         assert found["ok"]
         notes = " ".join(found["notes"])
-        for told in "the shell prints", "Python prints", "'hello'", "no zlib", "can't be written":
+        for told in "the shell prints", "Python prints", "'hello'", "no zlib", "not writable":
             assert told in notes
 
     @pytest.mark.parametrize("shell", ["csh", "fish"])

@@ -117,7 +117,7 @@ class TestFailures:
     def test_a_folder_that_cannot_be_made_is_named(self, group: Group) -> None:
         error = error_of(group, "popen//chdir=/etc/passwd/sub")
         assert "/etc/passwd/sub" in str(error)
-        assert "is no folder that it can enter or make" in str(error)
+        assert "is not a folder that it can enter or make" in str(error)
 
     @pytest.mark.parametrize("model", ["gevent", "eventlet"])
     def test_an_execution_model_that_the_worker_does_not_have_is_named(

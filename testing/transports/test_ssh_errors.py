@@ -114,7 +114,7 @@ class TestHostsThatAreReached:
     def test_no_python(self, spec: str, group: Group) -> None:
         error = failure(group, f"{spec}//python=no-such-python")
         assert (type(error), error.exitcode) == (BootstrapError, 127)
-        assert "python= says which interpreter to take" in sentence(error)
+        assert "python= says which interpreter to use" in sentence(error)
 
     def test_a_python_too_old(self, spec: str, group: Group, tmp_path: Path) -> None:
         script(tmp_path / "old", "echo 'SyntaxError: invalid syntax' >&2; exit 1")

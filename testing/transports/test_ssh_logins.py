@@ -107,7 +107,7 @@ class TestRefusedLogins:
         fake_ssh(refuse_first(10**9))
         before = Resources.now()
         start = time.monotonic()
-        with pytest.raises(HostNotFound, match="the host takes no login now") as caught:
+        with pytest.raises(HostNotFound, match="the host accepts no logins now") as caught:
             group.makegateway(f"{SPEC}//connect_timeout=8")
         assert time.monotonic() - start < 40
         assert len(fake_ssh.runs()) > 1
@@ -118,7 +118,7 @@ class TestRefusedLogins:
         self, group: Group, fake_ssh: FakeSsh
     ) -> None:
         fake_ssh(f"{refuse_first(1).removesuffix(FakeSsh.RUN)} exec sleep 1000")
-        with pytest.raises(HostNotFound, match="the host takes no login now"):
+        with pytest.raises(HostNotFound, match="the host accepts no logins now"):
             group.makegateway(f"{SPEC}//connect_timeout=8")
 
     def test_the_failure_of_another_ends_the_pause(self, group: Group, fake_ssh: FakeSsh) -> None:

@@ -243,7 +243,7 @@ class TestFailures:
     def test_a_program_that_the_connection_cannot_start_gets_a_login(
         self, group: Group, logins: Callable[[], int]
     ) -> None:
-        with pytest.raises(BootstrapError, match="python= says which interpreter to take"):
+        with pytest.raises(BootstrapError, match="python= says which interpreter to use"):
             group.makegateway(f"{SPEC}//python=no-such-python")
         assert logins() == 2
         assert group._connections.gateways() == []

@@ -279,5 +279,5 @@ class TestDefaultInterpreter:
     def test_without_any_the_error_says_what_to_do(
         self, makegateway: MakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with pytest.raises(OSError, match="python= says which interpreter to take"):
+        with pytest.raises(OSError, match="python= says which interpreter to use"):
             self.gateway_with(makegateway, tmp_path, monkeypatch, "")
