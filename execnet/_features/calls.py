@@ -1,13 +1,13 @@
-"""Calls: functions that run in a worker, whose results or exceptions go back.
+"""Calls: functions that run in a worker; their results or exceptions go back.
 
-A call is a frame, ``Message.CALL``, for the id of a channel on which it is answered.  Calls for
-one id, a lane, run one after the other; those of several lanes at once, as the execution pool
-has it.  Start at ``Calls.on_call``.
+A call is a frame, ``Message.CALL``, with the id of the channel that the answer goes to.  Calls for
+one id, a lane, run one after the other; those of several lanes run at once, as far as the execution
+pool allows.  Start at ``Calls.on_call``.
 
 A request is (number, function, positional[, keyword arguments]), where the function is
-"module:name" or the key of what was sent as source.  An answer is (number, result), or (number,
-name of the module that is missing, text), or (number, name of the exception's type, its
-arguments or None, its message, the text of the traceback).
+"module:name" or the key of a function sent as source.  An answer is (number, result), or (number,
+name of the missing module, text), or (number, name of the exception's type, its arguments or
+None, its message, the text of the traceback).
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ class Calls(object):
         self._gateway = gateway
         self._pool = gateway._execpool
         self._factory = gateway._channelfactory
-        self._lanes: dict[int, deque[Any]] = {}  # requests that wait, of lanes that are served
-        self._current: dict[int, tuple[int, int]] = {}  # number and thread of what a lane runs
-        self._interrupted: set[tuple[int, int]] = set()  # of lane and number, once is enough
-        self._large: dict[int, Any] = {}  # channels on which requests come that fit in no frame
+        self._lanes: dict[int, deque[Any]] = {}  # waiting requests, of lanes that are being served
+        self._current: dict[int, tuple[int, int]] = {}  # number and thread of a lane's call
+        self._interrupted: set[tuple[int, int]] = set()  # pairs of lane and number
+        self._large: dict[int, Any] = {}  # channels for requests that do not fit in a frame
         self._lock = new_lock()
         self._defined = load_part("_features.defined").Defined()
 
-    # the receiver thread
+    # in the receiver thread
 
     def on_call(self, id: int, data: bytes) -> None:
-        """Have a request served; b"" for one that comes as an item of the channel."""
+        """Have a request served; b"" for one that arrives as an item of the channel."""
         request: Any = data
         if not data:
             self._large = {n: one for n, one in self._large.items() if not one.isclosed()}
@@ -74,12 +74,12 @@ class Calls(object):
         self._start(id)
         direct = self._factory.direct
         if direct is not None and len(self._lanes) == 1:
-            direct.served = True  # the thread that serves it may read the next request itself
+            direct.served = True  # the thread that serves it may itself read the next request
 
     def _start(self, id: int) -> None:
         try:
             self._pool.spawn(self._serve, id)
-        except Exception as exc:  # there can be no more threads, or the worker is about to end
+        except Exception as exc:  # no more threads can be started, or the worker is about to end
             with self._lock:
                 requests = self._lanes.pop(id)
             for request in requests:
@@ -87,10 +87,10 @@ class Calls(object):
                 self._send(id, number, self._error(number, exc))
 
     def on_define(self, data: bytes) -> None:
-        """Take what functions that go by source are made of."""
+        """Take the parts of functions that are sent as source."""
         self._defined.add(*loads_internal(data, None, (True, True)))
 
-    # the thread that serves a lane
+    # in the thread that serves a lane
 
     def _serve(self, id: int) -> None:
         with self._lock:
@@ -100,10 +100,10 @@ class Calls(object):
             request = self._go_on(id, number, answer)
 
     def _go_on(self, id: int, number: int, answer: Any) -> Any:
-        """Send an answer and return the next request of the lane; None if it is served no more.
+        """Send an answer and return the next request of the lane; None if it is no longer served.
 
-        Whoever has the answer may count on this thread to be free, the main one above all.  So
-        it is let go before, or it holds the stream meanwhile and meets what comes next itself.
+        Whoever gets the answer may rely on this thread being free, above all if it is the main one.
+        So it is released first, or else it holds the stream and handles the next request itself.
         """
         with self._lock:
             request = self._lanes[id].popleft() if self._lanes[id] else None
@@ -131,7 +131,7 @@ class Calls(object):
                 self._interrupted = {one for one in self._interrupted if one[0] != id}
         if answer is not None:
             self._send(id, number, answer)
-        if again:  # it came just now
+        if again:  # it arrived just now
             self._start(id)
         return None
 
@@ -141,7 +141,7 @@ class Calls(object):
         return request.receive()
 
     def interrupt(self, id: int, number: int) -> None:
-        """Interrupt a call of a lane, or have it not begin; runs in the receiver thread."""
+        """Interrupt a call of a lane, or keep it from beginning; runs in the receiver thread."""
         main_ident = self._gateway.process.main_ident
         interrupts = load_part("_features.interrupts")
         _let_import({self._current.get(id, (0, 0))[1]})
@@ -162,7 +162,7 @@ class Calls(object):
                 raise KeyboardInterrupt
 
     def _end(self, id: int, number: int) -> None:
-        """Note that a call has ended; after it no interrupt of it comes.  Once more is well."""
+        """Note that a call has ended; no interrupt comes after this.  May be called again."""
         with self._lock:
             self._current.pop(id, None)
             if (id, number) in self._interrupted:
@@ -195,7 +195,7 @@ class Calls(object):
                 self._end(id, number)
         except Missing as exc:
             answer = number, exc.module, exc.text
-        except:  # noqa: E722 - in Python 2 not all that is raised is a BaseException
+        except:  # noqa: E722 - in Python 2 anything can be raised
             process.is_interruptible &= not in_main_thread
             self._end(id, number)  # the first time may have been interrupted
             error: Any = sys.exc_info()
@@ -225,7 +225,7 @@ class Calls(object):
         if type(error) is tuple:
             exc, tb = error[1:]
             while tb.tb_next is not None and tb.tb_frame.f_globals is globals():
-                tb = tb.tb_next  # to the code that was called
+                tb = tb.tb_next  # down to the code that was called
             error = error[0], exc, tb
         told = _told(geterrortext(error), exc)
         type_name, message = told.details or ("", "")
@@ -234,7 +234,7 @@ class Calls(object):
     def _send(self, id: int, number: int, answer: Any) -> None:
         try:
             self._factory.send_item(id, answer)
-        except Exception as exc:  # a result that is no item, no memory for it, or no stream
+        except Exception as exc:  # the result is not an item, or there is no memory or no stream
             error: Exception = exc
             if isinstance(exc, DumpError):
                 error = DumpError(str(exc).replace("item[1]", "result", 1))
@@ -242,7 +242,7 @@ class Calls(object):
 
 
 def _arguments(exc: Any) -> Any:
-    """Return what an exception that goes back as itself is made of; None for all others."""
+    """Return the arguments of an exception that goes back as itself; None for all others."""
     kind = type(exc)
     try:
         if (
@@ -250,7 +250,7 @@ def _arguments(exc: Any) -> Any:
             and issubclass(kind, Exception)
             and kind.__name__ not in _NEVER_THEMSELVES
         ):
-            arguments = exc.__reduce__()[1]  # those of OSError are more than its ``args``
+            arguments = exc.__reduce__()[1]  # OSError has more of them than its ``args``
             dumps_internal(arguments, False)
             return arguments
     except Exception:  # an argument that can't be sent
@@ -258,11 +258,11 @@ def _arguments(exc: Any) -> Any:
     return None
 
 
-# ---------------------------------------------------------------- what is there by name
+# ---------------------------------------------------------------- functions by name
 
 
 class Missing(Exception):
-    """A module is not there, or is none for this Python; the function may come as source."""
+    """A module is missing, or not for this Python; the function may come as source."""
 
     def __init__(self, module: str, text: str) -> None:
         super(Missing, self).__init__(text)
@@ -290,13 +290,13 @@ def import_module(name: str) -> Any:
 
 
 def _is_ready(module: Any) -> bool:
-    """Whether no thread is about to import it."""
+    """Whether no thread is still importing it."""
     spec = getattr(module, "__spec__", None)
     return not PY2 and spec is not None and not getattr(spec, "_initializing", False)
 
 
 def _is_about(exc: Any, name: str) -> bool:
-    """Whether an ImportError says that this module, or one that it is in, is not found."""
+    """Whether an ImportError says that this module, or a package that it is in, is missing."""
     if not PY2:
         missing = getattr(exc, "name", None) if type(exc) is not ImportError else None
         return missing is not None and (name + ".").startswith(missing + ".")
@@ -305,14 +305,14 @@ def _is_about(exc: Any, name: str) -> bool:
 
 
 def attribute(found: Any, path: str) -> Any:
-    """Return what a dotted path leads to."""
+    """Return the object that a dotted path leads to."""
     for part in path.split("."):
         found = getattr(found, str(part))
     return found
 
 
 def describe(module: str, path: str) -> Any:
-    """Return (value,) of what a path leads to in a module, () for what is no value."""
+    """Return (value,) for what a path leads to in a module, () if that is not a value."""
     found = import_module(module)
     if path:
         try:

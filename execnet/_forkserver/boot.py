@@ -1,4 +1,4 @@
-"""What makes an interpreter a template of ``popen//forkserver``: its first line.
+"""The first line, which turns an interpreter into a template of ``popen//forkserver``.
 
 Start at ``first_line``.
 """
@@ -27,9 +27,9 @@ boot()
 
 
 def first_line(preload: tuple[str, ...], ship: bool) -> bytes:
-    """Return the line that makes an interpreter a template.
+    """Return the line that turns an interpreter into a template.
 
-    preload: the modules that it is to import.  ship: whether it has no source of ours.
+    preload: the modules to import.  ship: whether our source has to be sent.
     """
     load = code_to_load("_forkserver.far", ships=ship)
     code = _BOOT.format(load=load.rstrip(), preload=preload, broken=BROKEN)

@@ -1,12 +1,12 @@
 """The template of ``popen//forkserver``: a process with one thread that forks workers.
 
-It runs by import, or as source that was shipped to any interpreter from 3.6 on.  The control
-socket is its stdin.  Each message there is a ``HEADER`` (kind, token, number), followed by
-that many bytes for ``FORK`` and ``BROKEN``; descriptors travel with the header of ``FORK``.
-It ends when the socket does.
+It is imported, or shipped as source to any interpreter from 3.6 on.  The control socket is its
+stdin.  Each message there is a ``HEADER`` (kind, token, number), followed by that many bytes for
+``FORK`` and ``BROKEN``; descriptors travel with the header of ``FORK``.  The template ends when the
+socket does.
 
-Most of the time that a fork takes goes into its first writes to pages of memory that it shares.
-So there is one in reserve, the spare, which has done that already.  Start at ``run``.
+Most of the time of a fork goes into its first writes to shared pages of memory.  So one child is
+kept in reserve, the spare, which has done that already.  Start at ``run``.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ if TYPE_CHECKING:
     Changes = dict[bytes, "bytes | None"]
     Fields = tuple[dict[str, Any], tuple[str, ...], Changes]
 
-# What is in an order; between Pythons, and made of plain builtins only.
+# The format of an order: it crosses between Pythons, and has only plain builtins.
 MARSHAL_VERSION = 2
 HEADER = struct.Struct("!BiI")
 FORK, KILL = 1, 2  # to the template; number: bytes that follow
-READY, BROKEN = 3, 4  # from it, once; number: its pid; bytes that follow
+READY, BROKEN = 3, 4  # from it, once; number: its pid, or bytes that follow
 FORKED, FAILED = 5, 6  # number: the worker's pid; the error's
 EXITED, KILLED = 7, 8  # number: exit status; signal
 MAX_FDS = 4
-QUIET_MS = 3  # without orders, before a spare is forked; it would compete with who is at work
+QUIET_MS = 3  # without orders, before a spare is forked, which would compete with running workers
 NUMBERS = {"stdin": 0, "stdout": 1, "stderr": 2}
 
-# What workers load with their first task, or with their end.
+# What workers load at their first task, or at their end.
 USUAL_MODULES = "linecache", "pickle", "queue", "traceback"
 
 
 class Order:
-    """What a forked process is to become; ``fds`` are its own now."""
+    """What a forked process should become; it owns ``fds`` now."""
 
     def __init__(self, payload: bytes, fds: list[int]) -> None:
         self.payload = payload
@@ -57,26 +57,26 @@ class Order:
 
 
 class Template:
-    """Takes orders and tells what becomes of its children.
+    """Takes orders, and reports what becomes of its children.
 
-    Only the one thread uses it.  It never waits for the coordinator to read.
+    There is only one thread.  It never waits for the coordinator to read.
     """
 
     def __init__(self, control: socket.socket, rehearse: Callable[[], object]) -> None:
         self._control = control
-        self._rehearse = rehearse  # what a worker does at its start, without effects
-        self._tokens: dict[int, int] = {}  # by pid, of the children that were not reaped
-        self._spare: tuple[int, socket.socket] | None = None  # its pid, the way to it
+        self._rehearse = rehearse  # what a worker does at its start, without side effects
+        self._tokens: dict[int, int] = {}  # by pid, for children that were not reaped yet
+        self._spare: tuple[int, socket.socket] | None = None  # its pid, and the socket to it
         self._has_spares = True
-        self._is_full = False  # some of the descriptors that came found no place
+        self._is_full = False  # some received descriptors found no place
         self._news = b""  # not sent yet
-        self._wakeup, self._waker = os.pipe()  # tells of signals
+        self._wakeup, self._waker = os.pipe()  # reports signals
         os.set_blocking(self._waker, False)
         signal.set_wakeup_fd(self._waker)
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)
 
     def serve(self) -> Order:
-        """Do what is asked for; returns only in the processes that it forks."""
+        """Serve requests; returns only in the forked processes."""
         poll = select.poll()
         poll.register(self._wakeup, select.POLLIN)
         while True:
@@ -97,7 +97,7 @@ class Template:
             self.tell()
 
     def tell(self, kind: int = 0, token: int = 0, number: int = 0) -> None:
-        """Send a message, if one is given, and those that are waiting, as far as they go."""
+        """Send a message, if one is given, and the waiting ones, as far as they go."""
         if kind:
             self._news += HEADER.pack(kind, token, number)
         try:
@@ -112,8 +112,8 @@ class Template:
     def _reap(self) -> None:
         if self._spare is not None and os.waitpid(self._spare[0], os.WNOHANG)[0]:
             self._drop_spare()
-            self._has_spares = False  # the next one might end as well
-        for pid, token in list(self._tokens.items()):  # others' children are not ours to reap
+            self._has_spares = False  # the next one might end just the same
+        for pid, token in list(self._tokens.items()):  # only our own children are ours to reap
             pid, status = os.waitpid(pid, os.WNOHANG)
             if pid:
                 del self._tokens[pid]
@@ -171,7 +171,7 @@ class Template:
         return None
 
     def _use_spare(self, payload: bytes, fds: list[int]) -> int:
-        """Hand an order on to the spare; return its pid, 0 if there is none."""
+        """Hand an order to the spare; return its pid, 0 if there is none."""
         if self._spare is None:
             return 0
         pid, way = self._spare
@@ -179,7 +179,7 @@ class Template:
         try:
             way.sendmsg([HEADER.pack(FORK, 0, len(payload))], ancillary)
             way.sendall(payload)
-        except OSError:  # it has ended, and is going to be reaped
+        except OSError:  # it has ended, and will be reaped
             return 0
         self._drop_spare()
         return pid
@@ -208,7 +208,7 @@ class Template:
         try:
             self._rehearse()
         except Exception:
-            os._exit(1)  # forks that were not prepared do as well
+            os._exit(1)  # unprepared forks work too
         fds: list[int] = []
         _, _, size = HEADER.unpack(self._receive(HEADER.size, fds))
         order = Order(self._receive(size), fds)
@@ -216,7 +216,7 @@ class Template:
         return order
 
     def _leave(self) -> None:
-        """In a child: have nothing of the template's."""
+        """In a child: keep nothing of the template's."""
         signal.set_wakeup_fd(-1)
         os.close(self._control.detach())
         os.close(self._wakeup)
@@ -224,7 +224,7 @@ class Template:
 
 
 def _fork_quietly() -> int:
-    """Fork; libraries in C may have started threads, which since 3.12 is worth a warning."""
+    """Fork; C libraries may have started threads, about which Python warns since 3.12."""
     if sys.version_info < (3, 12):
         return os.fork()
     import warnings
@@ -243,7 +243,7 @@ def run(base: Any, preload: Sequence[str]) -> None:
     base: the module ``gateway_base``.  preload: names of modules to import.
     """
     before = _handlers()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's affair
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's business
     control = _take_control()
     problem = _import_all(preload)
     if problem:
@@ -258,7 +258,7 @@ def run(base: Any, preload: Sequence[str]) -> None:
     changed.update({number: before[number] for number in (signal.SIGINT, signal.SIGCHLD)})
     template = Template(control, lambda: rehearse(base))
     gc.collect()
-    if hasattr(gc, "freeze"):  # so that no collection writes to pages that are shared
+    if hasattr(gc, "freeze"):  # so that no collection writes to shared pages
         gc.freeze()
     template.tell(READY, 0, os.getpid())
     order = template.serve()
@@ -267,12 +267,12 @@ def run(base: Any, preload: Sequence[str]) -> None:
 
 
 def _handlers() -> dict[int, Any]:
-    """Return what happens at which signal, as far as Python knows."""
+    """Return the handlers of all signals, as far as Python knows."""
     return {number: _signal.getsignal(number) for number in range(1, signal.NSIG)}
 
 
 def _take_control() -> socket.socket:
-    """Return the socket that is stdin, and leave null devices at the numbers of stdio."""
+    """Return the socket that is stdin, and leave null devices in place of stdio."""
     null = os.open(os.devnull, os.O_RDWR)
     while null <= 2:  # the coordinator had no stderr
         null = os.dup(null)
@@ -283,7 +283,7 @@ def _take_control() -> socket.socket:
 
 
 def _import_all(preload: Sequence[str]) -> str:
-    """Import what workers need; return in words what went wrong, "" if nothing did."""
+    """Import what workers need; return in words what failed, "" if nothing did."""
     for name in (*USUAL_MODULES, *preload):
         try:
             __import__(name)
@@ -300,7 +300,7 @@ def _import_all(preload: Sequence[str]) -> str:
 
 
 def become_worker(base: Any, order: Order, handlers: dict[int, Any]) -> dict[str, Any]:
-    """Make of a forked process what a fresh interpreter is; return the worker's options."""
+    """Make a forked process look like a fresh interpreter; return the worker's options."""
     fields: Fields = marshal.loads(order.payload)
     options, names, changes = fields
     for index, name in enumerate(names):
@@ -308,13 +308,13 @@ def become_worker(base: Any, order: Order, handlers: dict[int, Any]) -> dict[str
         if name in NUMBERS:
             os.dup2(fd, NUMBERS[name])
         else:
-            with suppress(OSError):  # one may stand in a folder that one may not enter
+            with suppress(OSError):  # the current folder may be one that we may not enter
                 os.fchdir(fd)
         os.close(fd)
     _change_environment(changes)
     for number, handler in handlers.items():
-        if handler is not None:  # else it was not set by Python
-            _signal.signal(number, handler)  # without the enums, whose memory is shared still
+        if handler is not None:  # otherwise Python did not set it
+            _signal.signal(number, handler)  # without the enums, whose memory is still shared
     sys.argv = ["-c"]
     _renew_seeds()
     _renew_trace(base)
@@ -352,7 +352,7 @@ def _change_environment(changes: Changes) -> None:
 
 
 def _renew_seeds() -> None:
-    """Seed the generators that are there anew."""
+    """Seed the existing random generators again."""
     names = ["numpy.random"]
     if sys.version_info < (3, 7):
         names.append("random")
@@ -363,6 +363,6 @@ def _renew_seeds() -> None:
 
 
 def _renew_trace(base: Any) -> None:
-    """Have a worker's trace in a file of its own."""
+    """Write a worker's trace to a file of its own."""
     if hasattr(base, "fn"):
         base.fn, base._tracefile = base._open_trace()

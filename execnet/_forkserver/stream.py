@@ -1,7 +1,7 @@
 """``popen//forkserver``: the stream to a worker that a template forks.
 
-The worker is the template's child, not ours: how it ended is the template's news, that it
-ended is known from the system as well.  Start at ``create_io``.
+The worker is the template's child, not ours: how it ended, only the template can report; that it
+ended, the system can tell as well.  Start at ``create_io``.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from .._ends.poll import EndPoll
     from .._specs import Settings
 
-ANSWER_S = 2.0  # how long a template may take to say what became of an order
-NEWS_S = 1.0  # how long the news of an end may take to follow the end
+ANSWER_S = 2.0  # how long a template may take to report what became of an order
+NEWS_S = 1.0  # how long the report of an end may come after the end
 GREEN_S = 0.005  # between two looks, where waiting would stop all greenlets
 
 
 class ForkedIO(PipeEndpoint):
     """The stream to a worker that a template forks, over two pipes.
 
-    ``boot`` has it forked; ``find_template`` returns a new template where the first is gone.
-    ``_lock`` guards the descriptor by which the system tells of the worker's end, which is
-    closed when nobody waits for it any more.
+    ``boot`` has it forked; ``find_template`` returns a new template if the first is gone.
+    ``_lock`` guards the descriptor through which the system reports the worker's end; it is
+    closed when nobody waits for that any more.
     """
 
     needs_boot = True
@@ -60,7 +60,7 @@ class ForkedIO(PipeEndpoint):
         self._theirs = theirs
         self.args = self._template.command
         self._fork: Fork | None = None
-        self._over = True  # there is no worker; or not yet, or not any more
+        self._over = True  # there is no worker, not yet or no longer
         self._status: int | None = None
         self._asked = False  # to end
         self._lock = new_lock()
@@ -72,7 +72,7 @@ class ForkedIO(PipeEndpoint):
         self._has_answered = False
 
     def boot(self, options: dict[str, Any]) -> None:
-        """Have a worker forked; returns before it is there.
+        """Have a worker forked; returns before it exists.
 
         options: the arguments of ``gateway_base.start_worker``.  Raises ``BootstrapError``.
         """
@@ -101,8 +101,8 @@ class ForkedIO(PipeEndpoint):
     # reading
 
     def read_some(self, limit: int) -> bytes:
-        """Return what is there, as the base class; b"" also when the process has ended."""
-        if not self._has_answered:  # until then nobody else has the stream
+        """Return available bytes, like the base class; b"" also when the process has ended."""
+        if not self._has_answered:  # until then nobody else uses the stream
             data = super().read_some(limit)
             self._has_answered = bool(data)
             if not data:
@@ -113,7 +113,7 @@ class ForkedIO(PipeEndpoint):
         return self._end_poll.read(super().read_some, limit)
 
     def has_ended(self) -> bool:
-        """Whether the process has, as far as it is known."""
+        """Whether the process has ended, as far as known."""
         self._template.take_news()
         fork = self._fork
         if fork is None or fork.ended:
@@ -121,7 +121,7 @@ class ForkedIO(PipeEndpoint):
         return self._template.lost and not _is_there(fork.pid or self.worker_pid)
 
     def _explain_no_answer(self) -> None:
-        """Raise EOFError that says why there is no worker, where that is known."""
+        """Raise an EOFError that says why there is no worker, if that is known."""
         fork = self._fork
         if fork is not None and not self._asked:
             self._wait_for_news(lambda: fork.pid or fork.ended, monotonic() + NEWS_S)
@@ -144,7 +144,7 @@ class ForkedIO(PipeEndpoint):
     # the process
 
     def _worker(self, deadline: float) -> int | None:
-        """Return the worker's process id, None if it is not known until the deadline."""
+        """Return the worker's process id, None if it is not known by the deadline."""
         fork = self._fork
         if fork is None or fork.pid is not None:
             return fork.pid if fork is not None else None
@@ -152,7 +152,7 @@ class ForkedIO(PipeEndpoint):
         return fork.pid or self.worker_pid
 
     def _wait_for_news(self, condition: Callable[[], object], deadline: float) -> bool:
-        """Wait until news of the template make a condition true; whether they did."""
+        """Wait until reports of the template make a condition true; return whether they did."""
         while not condition():
             self._template.take_news()
             left = deadline - monotonic()
@@ -165,7 +165,7 @@ class ForkedIO(PipeEndpoint):
         return bool(condition())
 
     def _open_pidfd(self) -> None:
-        """Open what tells of the worker's end, if the system has it."""
+        """Open the descriptor that reports the worker's end, if the system has it."""
         pid = self._worker(monotonic() + ANSWER_S) if not self._over else None
         with self._lock:
             if self._pidfd < 0 and pid and not self._over:
@@ -181,14 +181,14 @@ class ForkedIO(PipeEndpoint):
             self._close_pidfd()
 
     def _close_pidfd(self) -> None:  # holds _lock
-        # Greenlets look at ``_over`` first, and may not run any more to be the last.
+        # Greenlets check ``_over`` first, and may no longer run in order to be the last.
         used = self._pidfd_users and self.execmodel.has_main_thread
         if self._over and not used and self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
 
     def _await_end(self, deadline: float) -> bool:
-        """Wait for the worker's end; whether it has come."""
+        """Wait for the worker's end; return whether it has ended."""
         fork = self._fork
         if self._over or fork is None:
             return True
@@ -205,7 +205,7 @@ class ForkedIO(PipeEndpoint):
             self._wait_for_news(lambda: fork.ended, monotonic() + NEWS_S)
         finally:
             self._leave_pidfd()
-        self._template.release(fork)  # which may end it: so first, for others do not wait for us
+        self._template.release(fork)  # this may end it, so first: others do not wait for us
         with self._lock:
             if not self._over:
                 self._over = True
@@ -229,7 +229,7 @@ class ForkedIO(PipeEndpoint):
             self.execmodel.sleep(min(left, GREEN_S))
 
     def _await_news(self, deadline: float) -> bool:
-        """The same without a descriptor: by the template's news; without one, by looking."""
+        """The same without a descriptor: through the template's reports, or else by polling."""
         fork = self._fork
         assert fork is not None
         if self._wait_for_news(lambda: fork.ended, deadline):
@@ -250,17 +250,17 @@ class ForkedIO(PipeEndpoint):
     def poll_until(self, deadline: float) -> int | None:
         """Wait for the process's end until ``time.monotonic()`` reaches the deadline.
 
-        Returns its exit status, negative for a signal; None if it runs on or is not known.
+        Returns its exit status, negative for a signal; None if it is still running, or unknown.
         """
         return self._known_status() if self._await_end(deadline) else None
 
     def _known_status(self) -> int | None:
         if self._status is None and self._asked:
-            return 0  # ended as asked, in a way that only the template knew
+            return 0  # it ended as asked; only the template knew how
         return self._status
 
     def kill(self) -> None:
-        """Kill the process, if it has not ended."""
+        """Kill the process unless it has ended."""
         fork, template = self._fork, self._template
         if self._over or fork is None:
             return
@@ -272,7 +272,7 @@ class ForkedIO(PipeEndpoint):
         self._open_pidfd()
         with self._lock:
             if self._pidfd >= 0:
-                with suppress(OSError):  # another user's, or gone
+                with suppress(OSError):  # it is another user's, or gone
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
                     return
         if not template.lost:
@@ -284,7 +284,7 @@ class ForkedIO(PipeEndpoint):
     def kill_group(self) -> None:
         """Kill all processes of the group that a worker under ``kill=group`` leads."""
         if self.worker_pid:
-            with suppress(OSError):  # none of them is left
+            with suppress(OSError):  # none of them are left
                 os.killpg(self.worker_pid, signal.SIGKILL)
 
     def disown(self) -> None:
@@ -339,11 +339,11 @@ def create_io(
     make_pipes: Callable[[int], tuple[list[int], list[int | None]]],
     end_poll: Callable[..., EndPoll | GreenPoll | None],
 ) -> ForkedIO:
-    """Return a stream whose ``boot`` has the template of a spec fork a worker.
+    """Return a stream whose ``boot`` makes the template of a spec fork a worker.
 
-    make_pipes: returns our ends of so many pipes and the worker's.  end_poll: returns what
-    waits for a stream and for the end of its process.  Raises ``BootstrapError``
-    if the template can't be started or can't import what it is to.
+    make_pipes: returns our ends of that many pipes, and the worker's ends.  end_poll: returns an
+    object that waits for a stream and for the end of its process.  Raises ``BootstrapError`` if the
+    template can't be started, or can't import what it should.
     """
     deadline = settings.deadline() or _FOR_EVER
     command = list(transports_table.command(settings.spec, row=settings.transport))

@@ -1,8 +1,8 @@
-"""Templates of ``popen//forkserver``: they are started here, asked for workers, and ended.
+"""Templates of ``popen//forkserver``: starts them, asks them for workers, and ends them.
 
-There is one for each interpreter command, list of modules to preload, and what else decides
-what an interpreter imports.  It belongs to the process, not to a group, and ends with it.
-What runs there is ``_forkserver.far``.  Start at ``template_for``.
+There is one for each interpreter command, list of modules to preload, and whatever else decides
+what an interpreter imports.  It belongs to this process, not to a group, and ends with it.
+The code that runs there is ``_forkserver.far``.  Start at ``template_for``.
 """
 
 from __future__ import annotations
@@ -29,26 +29,33 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-KEPT = 8  # templates without workers, for later gateways
-SLICE_S = 0.02  # the longest wait for news that another thread may have taken already
+KEPT = 8  # templates without workers, kept for later gateways
+SLICE_S = 0.02  # the longest wait for a report that another thread may have taken
 END_S = 1.0  # how long a template may take to end
-VARIABLES = ("PYTHON", "EXECNET", "LANG", "LC_", "PATH", "LD_")  # that decide what is loaded
+VARIABLES = (
+    "PYTHON",
+    "EXECNET",
+    "LANG",
+    "LC_",
+    "PATH",
+    "LD_",
+)  # variables that decide what is loaded
 
 
 class TemplateLost(Exception):
-    """The template has ended; what was asked of it is not going to be done."""
+    """The template has ended; it will not do what it was asked."""
 
 
 class Fork:
-    """What is known of a worker that a template was asked for.
+    """What is known about a worker that a template was asked for.
 
-    Whoever has the template's lock fills it in; reading needs none.
+    The thread with the template's lock fills it in; reading needs no lock.
     """
 
     def __init__(self, token: int) -> None:
         self.token = token
         self.pid: int | None = None
-        self.error = 0  # why there is none
+        self.error = 0  # why there is no worker
         self.ended = False
         self.status: int | None = None  # negative for a signal
 
@@ -56,8 +63,9 @@ class Fork:
 class Template:
     """A process that forks workers, seen from the coordinator.
 
-    Any thread may call; ``_lock`` guards the socket and all that is known.  Whoever wants to
-    know something takes the news for all; ``_watch`` does so while a worker's end is waited for.
+    Any thread may call; ``_lock`` guards the socket and everything that is known.  A thread
+    that needs to know something takes in the reports for all; ``_watch`` does so while somebody
+    waits for a worker's end.
     """
 
     def __init__(self, command: list[str], line: bytes, deadline: float) -> None:
@@ -98,9 +106,9 @@ class Template:
         ends_fork.register(self)
 
     def _start(self, line: bytes, deadline: float) -> None:
-        """Wait until the template has imported what it is to."""
+        """Wait until the template has imported what it should."""
         text = f"the template {command_text(self.command)} "
-        with suppress(BrokenPipeError, ConnectionResetError):  # it has ended; there is news of that
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has ended, and that is reported
             self._send_all(line, deadline)
         while not self.pid:
             self.take_news()
@@ -118,7 +126,7 @@ class Template:
             self.wait_for_news(SLICE_S)
 
     def fork(self, options: dict[str, Any], fds: dict[str, int], deadline: float) -> Fork:
-        """Ask for a worker; returns before it is there.
+        """Ask for a worker; returns before it exists.
 
         options: for ``start_worker``.  fds: its stdio and its folder, by name.  Raises
         ``TemplateLost``; OSError if the template takes nothing until the deadline.
@@ -134,7 +142,7 @@ class Template:
             try:
                 header = HEADER.pack(FORK, fork.token, len(payload))
                 self._send_all(header + payload, deadline, list(fds.values()))
-            except BaseException as exc:  # it may have half of it
+            except BaseException as exc:  # it may have received half of it
                 self._lose()
                 if isinstance(exc, (BrokenPipeError, ConnectionResetError)):
                     raise TemplateLost(self.describe_end()) from exc
@@ -142,7 +150,7 @@ class Template:
         return fork
 
     def _changed_environment(self) -> dict[bytes, bytes | None]:
-        """Return what is other in our environment than in the template's."""
+        """Return how our environment differs from the template's."""
         now, then = dict(os.environb), self._environment
         changes: dict[bytes, bytes | None] = dict.fromkeys(then.keys() - now.keys())
         for name, value in now.items():
@@ -151,7 +159,7 @@ class Template:
         return changes
 
     def kill(self, fork: Fork) -> None:
-        """Have a worker killed by its parent, which knows whether it is still there."""
+        """Have its parent kill a worker, since that knows whether it still exists."""
         with self._lock:
             if not self.lost:
                 try:
@@ -173,20 +181,20 @@ class Template:
                 if not _wait_for(self._control.fileno(), min(left, SLICE_S), True) and left <= 0:
                     raise TimeoutError("the template takes nothing") from None
             except OSError as exc:
-                # Too many descriptors are on their way, for a user's share.
+                # Too many descriptors are in transit for one user.
                 if exc.errno != errno.ETOOMANYREFS or monotonic() > deadline:
                     raise
                 sleep(0.001)
 
-    # news
+    # reports
 
     def take_news(self) -> None:
-        """Act on what the template has told; never waits for more."""
+        """Act on the template's reports so far; never waits for more."""
         with self._lock:
             self._take_news()
 
     def wait_for_news(self, seconds: float) -> None:
-        """Wait a moment for news; another thread may take them away."""
+        """Wait a moment for reports; another thread may take them first."""
         _wait_for(self._control.fileno(), max(0.0, min(seconds, SLICE_S)))
 
     def _take_news(self) -> None:  # holds _lock
@@ -227,7 +235,7 @@ class Template:
         return True
 
     def watch(self) -> EndWatch:
-        """Return what tells those who read the streams of workers of their ends."""
+        """Return the watch that reports the ends of workers to the readers of their streams."""
         with self._lock:
             if self._watch is None:
                 self._wake = None if self.lost else Bell()
@@ -235,12 +243,12 @@ class Template:
             return self._watch
 
     def _wait_for_an_end(self) -> None:
-        """Wait for news that nobody has taken, or that somebody has found an end among them."""
+        """Wait for new reports, or until another thread has found an end among them."""
         fds: list[int] = []
         with self._lock, suppress(OSError):  # too many open
             if self._wake is not None:
                 fds = [above_stdio(os.dup(self._wake.fd)), self._control.fileno()]
-        if not fds:  # look, as nothing tells of them any more
+        if not fds:  # poll, as nothing reports them any more
             sleep(LOOK_S)
             return
         poll = select.poll()
@@ -255,7 +263,7 @@ class Template:
     # the end
 
     def release(self, fork: Fork) -> None:
-        """Forget a worker that has ended, or that nobody asks for any more."""
+        """Forget a worker that has ended, or that nobody asks about any more."""
         with self._lock:
             self._forks.pop(fork.token, None)
             if self._ends_with_last and not self._forks:
@@ -266,11 +274,11 @@ class Template:
         return not self._forks
 
     def describe_end(self) -> str:
-        """Return in words that, and how, the template has ended."""
+        """Return in words that the template has ended, and how."""
         return f"the template has ended, exit status {self._process.returncode}"
 
     def end(self, timeout_s: float = END_S) -> None:
-        """End the template, not its workers; at once, or after ``timeout_s`` by force."""
+        """End the template, not its workers; kill it after ``timeout_s``, or at once."""
         with self._lock:
             self._lose(timeout_s)
 
@@ -306,7 +314,7 @@ class Template:
 
 
 def _wait_for(fd: int, seconds: float, writing: bool = False) -> bool:
-    """Wait until something can be read, or written; whether it can."""
+    """Wait until something can be read, or written; return whether it can."""
     if fd < 0:  # closed by another thread
         return True
     seconds = max(0.0, seconds)
@@ -331,7 +339,7 @@ class _Templates:
 
     def find(self, command: list[str], preload: tuple[str, ...], ship: bool, by: float) -> Template:
         variables = sorted(item for item in os.environ.items() if item[0].startswith(VARIABLES))
-        # Where it runs decides what a module, or a command, with no path to it is.
+        # Its folder decides what a module, or a command without a path, is.
         place = os.getcwd() if preload or not os.path.isabs(command[0]) else ""
         key = (*command, preload, place, *variables)
         with self._lock:
@@ -345,11 +353,11 @@ class _Templates:
             if template is None or template.lost:
                 self._end_oldest()
                 template = Template(command, first_line(preload, ship), by)
-            self._by_key[key] = template  # the last used is the last
+            self._by_key[key] = template  # in order of last use
             return template
 
     def _end_oldest(self) -> None:  # holds _lock
-        """Make room for one more; those that have workers take none."""
+        """Make room for one more; templates with workers do not count."""
         idle = [key for key, template in self._by_key.items() if template.is_idle()]
         for key in idle[: max(0, len(idle) + 1 - KEPT)]:
             self._by_key.pop(key).end()
@@ -380,11 +388,11 @@ def template_for(
     """Return the template for a command, a running one if there is one.
 
     command: starts an interpreter that reads its first line as ``popen_bootstrapline`` does.
-    ship: whether it has no source of ours.  Raises ``BootstrapError``.
+    ship: whether our source has to be sent.  Raises ``BootstrapError``.
     """
     return _templates.find(command, preload, ship, deadline)
 
 
 def shutdown() -> None:
-    """End all templates and wait until they are gone; their workers go on."""
+    """End all templates and wait until they are gone; their workers keep running."""
     _templates.end()

@@ -1,4 +1,4 @@
-"""The files of packages that are in memory: what ``importlib.resources`` reads with.
+"""The files of packages in memory, for ``importlib.resources``.
 
 This file is shipped; it keeps to what Python 2.7 and today's Python both accept.  Start at
 ``Resources``.
@@ -27,7 +27,7 @@ class Resources(object):
         return io.BytesIO(self._loader.data("file", resource))
 
     def resource_path(self, resource: str) -> str:
-        raise __import__("builtins").FileNotFoundError(2, "it is in memory only", resource)
+        raise __import__("builtins").FileNotFoundError(2, "it exists only in memory", resource)
 
     def is_resource(self, resource: str) -> bool:
         return (resource, False) in [tuple(one) for one in self._loader.data("folder", "")]
@@ -49,7 +49,7 @@ class Entry(object):
         return "<execnet: %s of %s>" % (self._place or "all", self._loader._name)
 
     def _kind(self) -> bool | None:
-        """Whether it is a folder; None where it is not there."""
+        """Whether it is a folder; None if it does not exist."""
         if self._is_folder is None:
             folder, _, name = self._place.rpartition("/")
             try:

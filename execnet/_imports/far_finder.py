@@ -1,9 +1,9 @@
-"""Finds in a worker what the coordinator forwards, and asks for it where it has not come yet.
+"""Finds modules in a worker that the coordinator forwards, and asks for missing ones.
 
-It decides alone which names it is asked about: those that were named, and after the first answer
-only modules that are there.  What it was sent stays in memory; nothing is written.  The stream
-brings answers, so whoever waits for one may have to read that: see ``Tap``.  ``tell`` acts on what
-the coordinator says by itself.  Start at ``Finder.find_spec``.
+The coordinator alone decides which names the worker asks about: those that it named, and after the
+first answer only modules that exist.  Modules stay in memory; nothing is written to disk.  Answers
+arrive on the stream, so a thread that waits for one may have to read that: see ``Tap``.  ``tell``
+handles messages that are not answers.  Start at ``Finder.find_spec``.
 
 This file is shipped; it keeps to what Python 2.7 and today's Python both accept.
 """
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     Known = tuple[str, Any, Any, Any]  # "package" or "", file, source, why it can't be imported
 
-PLACE = "<execnet>"  # in front of what stands for the folder of a package here
+PLACE = "<execnet>"  # begins the paths that stand for folders of packages here
 INSTALL = "xdeploy installs it"
-_IMPORTS = "_find_and_load_unlocked"  # an import statement goes through it, ``util.find_spec`` not
+_IMPORTS = "_find_and_load_unlocked"  # import statements go through it, ``util.find_spec`` does not
 _not_found: Any = ImportError if PY2 else __import__("builtins").__dict__.get("ModuleNotFoundError")
 
 
@@ -42,7 +42,7 @@ def _error(text: str, name: str, kind: Any = ImportError) -> Any:
 
 
 def tell(gateway: Any, told: Any) -> None:
-    """Do what the coordinator says; in the receiver thread, before what it sends after that."""
+    """Act on a message of the coordinator; in the receiver thread, in the order of messages."""
     finder = getattr(gateway, "_finder", None)
     if finder is None:
         finder = gateway._finder = Finder(gateway)
@@ -50,21 +50,21 @@ def tell(gateway: Any, told: Any) -> None:
 
 
 class Finder(object):
-    """Stands in front of ``sys.path`` for names that the coordinator forwards.
+    """Takes precedence over ``sys.path`` for names that the coordinator forwards.
 
-    ``_lock`` guards what has come.  Any thread may import; each request has a number.
+    ``_lock`` guards what has arrived.  Any thread may import; each request has a number.
     """
 
     def __init__(self, gateway: Any) -> None:
         self._gateway = gateway
-        self._pid = os.getpid()  # a forked process has no stream of its own
+        self._pid = os.getpid()  # a forked process can't use the stream
         self.tap = Tap(gateway)
         self._lock = gateway.execmodel.Lock()
         self._numbers = itertools.count(1)
-        self._prefixes: list[str] = []  # what comes from the coordinator, with all below
-        self._reserve: list[str] = []  # what does where there is none here; "*" for any
-        self._names: dict[str, int] = {}  # that are there; 1: a package, 2: a namespace, 0: neither
-        self._listed: set[str] = set()  # prefixes of which all names have come
+        self._prefixes: list[str] = []  # what comes from the coordinator, with everything below
+        self._reserve: list[str] = []  # what does if it is missing here; "*" for any
+        self._names: dict[str, int] = {}  # that exist; 1: a package, 2: a namespace, 0: neither
+        self._listed: set[str] = set()  # prefixes whose names are all known
         self._modules: dict[str, Known] = {}
         self._answered: set[int] = set()
         self._data: dict[int, Any] = {}
@@ -82,7 +82,7 @@ class Finder(object):
         gateway.before_close = self._leave
 
     def _leave(self) -> None:
-        """Leave the interpreter as it was: it may be a server's, which goes on."""
+        """Leave the interpreter as it was: it may be a server that keeps running."""
         for places, own in [(sys.meta_path, self), (sys.meta_path, self._last)]:
             if own in places:
                 places.remove(own)
@@ -93,10 +93,10 @@ class Finder(object):
         self._forget_loaded()
         self._before_close()
 
-    # what the coordinator says
+    # messages of the coordinator
 
     def on_forward(self, names: dict[str, int], prefixes: list[str], reserve: list[str]) -> None:
-        """More is forwarded from now on; names: some that are there, as in ``_names``."""
+        """Forward more from now on; names: some that exist, as in ``_names``."""
         self._names.update(names)
         for one in prefixes:
             if not is_of_library(one.partition(".")[0]):
@@ -105,7 +105,7 @@ class Finder(object):
         self._absent.clear()
 
     def on_reload(self, names: dict[str, int], changed: list[str]) -> None:
-        """Forget modules whose source has changed, and import all that are forwarded anew."""
+        """Forget modules whose source has changed, and import all forwarded ones again."""
         with self._lock:
             for name in changed:
                 self._modules.pop(name, None)
@@ -123,7 +123,7 @@ class Finder(object):
     # finding
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Return where a module is, if it is forwarded; None for all others."""
+        """Return the spec of a module if it is forwarded; None for all others."""
         if not self._is_forwarded(name):
             return None
         spec = self.spec_of(name)
@@ -131,12 +131,12 @@ class Finder(object):
             return spec
         parent = self._modules.get(name.rpartition(".")[0])
         if parent is not None and parent[1] and sys._getframe(2).f_code.co_name == _IMPORTS:
-            text = "No module named %r: it was looked for at the coordinator, in the package %s"
+            text = "No module named %r: looked for it at the coordinator, in the package %s"
             raise _error(text % (name, parent[1]), name, _not_found)
         return None
 
     def find_module(self, name: str, path: Any = None) -> Any:
-        """As ``find_spec``, for Python 2."""
+        """Like ``find_spec``, for Python 2."""
         reserved = not self._is_forwarded(name)
         if reserved and not (self.is_reserve(name) and _is_absent_here(name, path)):
             return None
@@ -144,7 +144,7 @@ class Finder(object):
         try:
             if self.get(name) is None:
                 return None
-        except ImportError as exc:  # which Python 2 takes for "not here", unless a loader raises it
+        except ImportError as exc:  # to Python 2 it means "not here", unless a loader raises it
             loader._known = "", None, None, str(exc)
         return loader
 
@@ -158,7 +158,7 @@ class Finder(object):
         return any(above(one + ".") or one.startswith(below) for one in self._prefixes)
 
     def is_reserve(self, name: str) -> bool:
-        """Whether a module is asked for where there is none here."""
+        """Whether to ask for a module that is missing here."""
         top = name.partition(".")[0]
         if not self._reserve or name in self._absent or is_of_library(top):
             return False
@@ -168,7 +168,7 @@ class Finder(object):
         return "*" in self._reserve or top in self._reserve
 
     def get(self, name: str) -> Known | None:
-        """Return what is known of a module, and ask for it if that is nothing; None: absent."""
+        """Return what is known about a module, and ask for it if that is nothing; None: absent."""
         self._take_in()
         known = self._modules.get(name)
         if known is None and not self._is_known_absent(name):
@@ -189,7 +189,7 @@ class Finder(object):
     def ask(self, kind: str, name: str, place: str = "") -> int:
         """Send a request and return its number."""
         if os.getpid() != self._pid:
-            raise _error("%s has not come before this process was forked" % name, name)
+            raise _error("%s had not arrived when this process was forked" % name, name)
         number: int = next(self._numbers)
         data = dumps_internal((kind, name, place, self._has_zlib))
         try:
@@ -205,10 +205,10 @@ class Finder(object):
 
         self.tap.wait(is_done)
         if not is_done():
-            raise _error("%s did not come: the coordinator has gone" % name, name)
+            raise _error("%s did not arrive: the coordinator is gone" % name, name)
 
     def _take_in(self) -> None:
-        """Unpack the answers that have come."""
+        """Unpack the answers that have arrived."""
         answers = self.tap.answers
         while answers:
             with self._lock:
@@ -231,7 +231,7 @@ class Finder(object):
             self._modules[name] = package, file_name, source, refusal
 
     def data(self, kind: str, name: str, place: str) -> Any:
-        """Return the bytes of a file of a package, or what is in a folder of it."""
+        """Return the bytes of a file of a package, or the content of a folder of it."""
         number = self.ask(kind, name, place)
         self._wait(number, name)
         error, answer = self._data.pop(number)
@@ -240,15 +240,15 @@ class Finder(object):
         return answer
 
     def compiles_there(self, name: str) -> bool:
-        """Whether the coordinator's own Python takes the source of a module."""
+        """Whether the coordinator's own Python accepts the source of a module."""
         number = self.ask("syntax", name)
         self._wait(number, name)
         return bool(self._data.pop(number)[1])
 
     def spec_of(self, name: str) -> Any:
-        """Return the spec of a module; None where there is none.
+        """Return the spec of a module, or None.
 
-        It need not have come: CPython lets nobody else begin an import while a finder waits.
+        Its source need not be here yet: while a finder waits, CPython starts no other import.
         """
         if name in self._names:
             is_package = self._names[name]
@@ -261,7 +261,7 @@ class Finder(object):
         return spec_class(name, Loader(self, name), is_package=bool(is_package))
 
     def path_of(self, name: str) -> list[str]:
-        """Return the path of a package: what stands for it, and what a namespace has here."""
+        """Return the path of a package: its stand-in, and the local parts of a namespace."""
         path = [PLACE + name]
         _, _, source, refusal = self._modules[name]
         if source is None and not refusal and not PY2:
@@ -280,14 +280,14 @@ class Finder(object):
         return [(one[start:], self._names[one]) for one in sorted(inside) if "." not in one[start:]]
 
     def _below(self, place: str) -> Any:
-        """Return what ``pkgutil`` asks about an entry of a path; ImportError for others'."""
+        """Return the object that ``pkgutil`` asks about a path entry; ImportError for others."""
         if type(place) is not str or not place.startswith(PLACE):
             raise ImportError(place)
         return _Below(self, place[len(PLACE) :])
 
 
 class _Last(object):
-    """Comes after all others: asks for what may be forwarded, or says why there is nothing."""
+    """Comes after all other finders: asks for what may be forwarded, or explains the failure."""
 
     def __init__(self, finder: Finder) -> None:
         self._finder = finder
@@ -300,7 +300,7 @@ class _Last(object):
                 return spec
         top = name.partition(".")[0]
         if sys.meta_path[-1:] != [self] or sys._getframe(2).f_code.co_name != _IMPORTS:
-            return None  # there may be one for it after this
+            return None  # another finder may come after this one
         if top != name or is_of_library(top):
             return None
         raise _error(_text_of_missing(finder, name), name, _not_found)
@@ -342,7 +342,7 @@ def is_of_library(top: str) -> bool:
 
 
 def _is_absent_here(name: str, path: Any) -> bool:
-    """Whether this Python 2 finds nothing of that name by itself."""
+    """Whether this Python 2 finds nothing of that name itself."""
     imp = __import__("imp")
     try:
         found = imp.find_module(name.rpartition(".")[2], path)
@@ -354,7 +354,7 @@ def _is_absent_here(name: str, path: Any) -> bool:
 
 
 class Loader(object):
-    """Makes a module of what has come, or comes when it is needed."""
+    """Makes a module from source that has arrived, or arrives when needed."""
 
     def __init__(self, finder: Finder, name: str) -> None:
         self._finder = finder
@@ -365,7 +365,7 @@ class Loader(object):
         if self._known is None:
             self._known = self._finder.get(self._name)
         if self._known is None:
-            raise _error("No module named %r: it has gone" % self._name, self._name, _not_found)
+            raise _error("No module named %r: it is gone" % self._name, self._name, _not_found)
         return self._known
 
     _package = property(lambda self: self._get()[0])
@@ -374,7 +374,7 @@ class Loader(object):
     _refusal = property(lambda self: self._get()[3])
 
     def create_module(self, spec: Any) -> Any:
-        """Say where it is, and have the import system make it."""
+        """Set where it is from, and let the import system make it."""
         spec.origin = self._file
         spec.has_location = self._source is not None
         if self._package:
@@ -444,31 +444,31 @@ class Loader(object):
         return bool(self._package)
 
     def get_filename(self, name: str) -> str:
-        """Return the name of the file that it has at the coordinator."""
+        """Return the name of its file at the coordinator."""
         if not self._file:
             raise _error("%s has no file" % name, name)
         return str(self._file)
 
     def get_data(self, path: str) -> bytes:
-        """Return the bytes of a file of the package, named by where it would be; OSError."""
+        """Return the bytes of a file of the package, given the path that it would have; OSError."""
         folder = os.path.dirname(self._file or "")
         if not path.startswith(folder):
-            raise IOError(2, "no file of package %s" % self._name, path)
+            raise IOError(2, "not a file of package %s" % self._name, path)
         data: bytes = self.data("file", path[len(folder) :].replace(os.sep, "/").strip("/"))
         return data
 
     def data(self, kind: str, place: str) -> Any:
-        """Ask for a file of the package, or for what is in a folder of it; OSError."""
+        """Ask for a file of the package, or the content of a folder of it; OSError."""
         name = self._name if self._package else self._name.rpartition(".")[0]
         return self._finder.data(kind, name, place)
 
     def get_resource_reader(self, name: str) -> Any:
-        """Return what ``importlib.resources`` reads with; None for a module."""
+        """Return the reader for ``importlib.resources``; None for a module."""
         return Resources(self) if self._package and self._source is not None else None
 
 
 class _Below(object):
-    """Tells ``pkgutil`` what is below a package, as an entry of its path."""
+    """Lists for ``pkgutil`` what is below a package, as an entry of its path."""
 
     def __init__(self, finder: Finder, name: str) -> None:
         self._finder = finder
@@ -476,7 +476,7 @@ class _Below(object):
 
     def iter_modules(self, prefix: str = "") -> Iterator[tuple[str, bool]]:
         for name, kind in self._finder.names_below(self._name):
-            if kind < 2:  # as Python itself tells of folders
+            if kind < 2:  # as Python itself lists folders
                 yield prefix + name, bool(kind)
 
     def find_spec(self, name: str, target: Any = None) -> Any:

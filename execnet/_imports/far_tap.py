@@ -1,4 +1,4 @@
-"""Reads a worker's stream for threads that wait for an answer, beside the receiver thread.
+"""Reads a worker's stream for threads that wait for an answer, next to the receiver thread.
 
 This file is shipped; it keeps to what Python 2.7 and today's Python both accept.  Start at
 ``Tap.wait``.
@@ -18,16 +18,16 @@ if not TYPE_CHECKING:
 
 
 class Tap(object):
-    """Reads the worker's stream for whoever waits for an answer, and looks what is in it.
+    """Reads the worker's stream for threads that wait for an answer, and finds answers in it.
 
-    One thread at a time reads: the receiver thread, unless that runs user's code (a callback may
-    wait for the very import that waits here).  What was read is in ``_ready``, for the receiver
-    thread.  While a finder waits, CPython lets no other thread begin an import, so whoever reads
-    must not import anything.
+    One thread at a time reads: the receiver thread, unless that is running user code (a callback
+    may wait for the very import that waits here).  What was read is in ``_ready``, for the receiver
+    thread.  While a finder waits, CPython lets no other thread begin an import, so the reader must
+    not import anything.
 
-    Whoever finds that another one reads waits in an inbox of its own; each chunk that was read
-    wakes all of those up.  An interrupt may come anywhere in a thread that waits, so a read and the
-    append are one step, and so is the note of how far was looked.
+    A thread that finds another one reading waits in an inbox of its own; each chunk wakes all of
+    them.  An interrupt may come anywhere in a waiting thread, so a read and the append are one
+    step, and so is the note of how far the search has come.
     """
 
     def __init__(self, gateway: Any) -> None:
@@ -35,27 +35,27 @@ class Tap(object):
         self._next_data = gateway._next_data
         self._read: Any = getattr(gateway._io, "_read", gateway._io.read_some)
         self._lock = gateway.execmodel.Lock()  # held by the thread that reads
-        # What was read, each alone in a tuple, which makes it one that no other is.
+        # What was read, each chunk in a tuple of its own, which gives it an identity.
         self._unseen: list[tuple[bytes]] = []
         self._ready: deque[tuple[bytes]] = deque()
-        # What was looked at last; how many bytes are no concern of ours in the next ones; or else
-        # a frame that is not whole yet, and how many bytes of it there must be.
+        # The last chunk searched; how many bytes to skip in the next ones; or else a frame that is
+        # not complete yet, and how many bytes it needs.
         self._seen: tuple[Any, int, tuple[bytes, ...], int] = (None, 0, (), 0)
         self._inbox = gateway.execmodel.inbox()  # the receiver thread's
         self._waiting: dict[object, Any] = {}  # inboxes
         self.answers: list[tuple[int, bytes]] = []  # (number of the request, payload)
         self.ended = False
-        # The receiver thread is at work on these, which begin with a header, and which have no
-        # answers yet; it comes for more after the last whole frame.
+        # The receiver thread is working on these, which begin with a header and were not searched
+        # for answers yet; it asks for more after the last whole frame.
         self._look((b"".join(gateway._decoder._chunks),))
         gateway._next_data = self.next_data
         self._load_while_idle = gateway._load_while_idle
-        gateway._load_while_idle = int  # it would be called by the one that reads
+        gateway._load_while_idle = int  # the reader would call it
         for name in ("select", "_socket", "errno"):
             _import(name)
 
     def next_data(self, limit: int, decoder: Any) -> bytes:
-        """Return the next chunk; in the receiver thread, in place of the gateway's own."""
+        """Return the next chunk; in the receiver thread, in place of the gateway's method."""
         while not self._ready:
             if self._gateway._to_load and not self._waiting:
                 self._load_while_idle()
@@ -72,7 +72,7 @@ class Tap(object):
         return bool(self._ready)
 
     def wait(self, is_done: Callable[[], bool]) -> None:
-        """Wait until that is so, or the stream has ended; reads it where nobody else does."""
+        """Wait until a condition holds or the stream has ended; read if nobody else does."""
         gateway = self._gateway
         direct = gateway._channelfactory.direct
         me, inbox = object(), gateway.execmodel.inbox()
@@ -90,10 +90,10 @@ class Tap(object):
                 del direct.waiting[me]
 
     def _read_one(self, is_done: Callable[[], bool], how: tuple[int, Any] | None) -> bool:
-        """Read a chunk and look at it, unless another thread is at it; whether that was done.
+        """Read a chunk and search it, unless another thread is reading; return whether we did.
 
-        is_done: whether there is nothing to wait for, as another thread has just read it.  how: the
-        arguments of the gateway's own function, in the receiver thread.
+        is_done: whether another thread has just read what we want.  how: the arguments of the
+        gateway's own function, in the receiver thread.
         """
         (taken,) = map(self._lock.acquire, (False,))  # doc/interrupts.rst, "Locks"
         try:
@@ -122,7 +122,7 @@ class Tap(object):
         return bool(taken)
 
     def _look_at_all(self) -> bool:
-        """Look at what was read, and have it taken; whether there was anything."""
+        """Search what was read, and hand it over; return whether there was anything."""
         found = bool(self._unseen)
         while self._unseen:
             if self._seen[0] is not self._unseen[0]:
@@ -131,7 +131,7 @@ class Tap(object):
         return found
 
     def _look(self, entry: tuple[bytes]) -> None:
-        """Find the answers in what was read; after an interrupt it is looked at once more."""
+        """Find the answers in what was read; after an interrupt it is searched again."""
         last, skip, held, need = self._seen
         data = entry[0]
         self.ended |= not (data or last is None)
@@ -160,6 +160,6 @@ class Tap(object):
 
 
 class _Empty(object):
-    """Stands for an inbox that waits, to those who read directly."""
+    """Stands in for a waiting inbox, for direct reads."""
 
     empty = staticmethod(lambda: True)

@@ -1,6 +1,6 @@
-"""The modules of this program as source: found without importing, read once, scanned for imports.
+"""The source of this program's modules: found without importing, read once, scanned for imports.
 
-A ``Library`` belongs to a group, whose workers all get the content that was read first, until
+A ``Library`` belongs to a group; all of its workers get the content that was read first, until
 ``forget``.  Start at ``Library.find`` and ``closure``.
 """
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-    Names = dict[str, int]  # of modules; 0: no package, 1: a package, 2: a namespace
+    Names = dict[str, int]  # of modules; 0: not a package, 1: a package, 2: a namespace
     Imports = tuple[tuple[int, str, tuple[str, ...]], ...]  # dots, module, names taken from it
 
 INSTALL = "xdeploy installs it there"
 _REFUSED_FOLDERS = {"site-packages", "dist-packages"}
-# What reads the annotations of a module, which Python 2 does not have.
+# Code that reads the annotations of a module, which Python 2 does not have.
 _READS_ANNOTATIONS = re.compile(
     rb"^[ \t]*@?(?:from|import|class|[\w.]*dataclass\b).*"
     rb"\b(dataclass(?:es)?|NamedTuple|TypedDict|get_type_hints)\b",
@@ -42,8 +42,8 @@ _READS_ANNOTATIONS = re.compile(
 class Module:
     """A module as it was found.
 
-    locations: where the modules of a package are; None for one that is no package.  source: its
-    bytes; None for a namespace.  refusal: why it can't be sent.
+    locations: where the modules of a package are; None if it is not a package.  source: its bytes;
+    None for a namespace.  refusal: why it can't be sent.
     """
 
     def __init__(
@@ -81,28 +81,28 @@ def _for_python2(source: bytes, name: str) -> tuple[bytes, str]:
     try:
         text = _decoded(source)
         return without_annotations(text).encode("utf-8"), ""
-    except (SyntaxError, ValueError):  # the worker's Python says what is wrong, or is content
+    except (SyntaxError, ValueError):  # the worker's Python will say what is wrong, or accept it
         return source, ""
 
 
 class Library:
-    """What was found and read.  ``_lock`` guards it; any thread may call."""
+    """Modules that were found and read.  ``_lock`` guards them; any thread may call."""
 
     def __init__(self) -> None:
         self._lock = new_rlock()
-        self._modules: dict[str, Module] = {}  # those that are there: a worker may ask for any
+        self._modules: dict[str, Module] = {}  # existing ones only: a worker may ask for any
         self._listings: dict[str, Names] = {}
         self._packed: dict[object, bytes] = {}
 
     def forget(self) -> None:
-        """Look for all of it anew when it is asked for."""
+        """Look for everything again when it is asked for."""
         with self._lock:
             self._modules.clear()
             self._listings.clear()
             self._packed.clear()
 
     def packed(self, key: object, make: Callable[[], bytes]) -> bytes:
-        """Return what ``make`` returned for that key before, as workers often ask alike."""
+        """Return what ``make`` returned for this key before, since workers often ask alike."""
         with self._lock:
             if key not in self._packed:
                 if len(self._packed) >= 8:
@@ -111,7 +111,7 @@ class Library:
             return self._packed[key]
 
     def find(self, name: str) -> Module | None:
-        """Return a module by its full name, or None; nothing is imported for it."""
+        """Return a module by its full name, or None; imports nothing."""
         with self._lock:
             module = self._modules.get(name) or self._find(name)
             if module is not None:
@@ -135,7 +135,7 @@ class Library:
         return _read(name, spec)
 
     def names_below(self, name: str) -> Names:
-        """Return a module and, for a package, all modules below, as far as folders tell."""
+        """Return a module and, for a package, all modules below that its folders show."""
         with self._lock:
             if name not in self._listings:
                 module, names = self.find(name), {}
@@ -153,7 +153,7 @@ def _spec_of(name: str, path: Any) -> Any:
         if find is not None:
             try:
                 spec = find(name, path)
-            except KeyError:  # a namespace in one that is not imported, which it looks for
+            except KeyError:  # a namespace inside one that is not imported, which it looks for
                 spec = find(name.rpartition(".")[2], path)
             except ImportError:  # one of ours, in a worker that has workers
                 return None
@@ -184,7 +184,7 @@ def _read(name: str, spec: Any) -> Module:
 
 
 def _source_of(loader: Any, name: str, file: str | None) -> bytes | None:
-    """Return the source of a module, byte for byte where it has a file; None: there is none."""
+    """Return the source of a module, byte for byte if it has a file; None if it has none."""
     try:
         if file is not None and not file.endswith(tuple(BYTECODE_SUFFIXES)):
             data: bytes = loader.get_data(file)
@@ -199,7 +199,7 @@ def _source_of(loader: Any, name: str, file: str | None) -> bytes | None:
 
 
 def _encoded(text: str) -> bytes:
-    """Return the bytes of a source that says itself in which encoding it is, or else is UTF-8."""
+    """Return the bytes of a source in the encoding that it declares, or else in UTF-8."""
     import tokenize
 
     data = text.encode("utf-8", "surrogatepass")
@@ -210,7 +210,7 @@ def _encoded(text: str) -> bytes:
 
 
 def _generated(name: str, module: Any) -> Module | None:
-    """Return a module that a program has made, if it can tell its source."""
+    """Return a module that the program made, if its source is available."""
     import inspect
 
     if module is None:
@@ -218,7 +218,7 @@ def _generated(name: str, module: Any) -> Module | None:
     try:
         source = _encoded(inspect.getsource(module))
     except (OSError, TypeError):
-        text = f"{name} was made by the program, which does not tell its source"
+        text = f"{name} was made by the program, without source"
         return Module(name, None, None, None, text)
     path = getattr(module, "__path__", None)
     file = getattr(module, "__file__", None)
@@ -287,7 +287,7 @@ def _names_in_archive(archive: str, inside: str, prefix: str) -> Names:
 
 
 def _module_of(file_name: str) -> str:
-    """Return which module a file is; "" for none."""
+    """Return the name of the module that a file is; "" for none."""
     for suffix in (".py", *EXTENSION_SUFFIXES, *BYTECODE_SUFFIXES):
         if file_name.endswith(suffix):
             name = file_name[: -len(suffix)]
@@ -296,7 +296,7 @@ def _module_of(file_name: str) -> str:
 
 
 def main_folder() -> str:
-    """Return the folder of the main program; ValueError for one that has all sorts of things."""
+    """Return the folder of the main program; ValueError for a folder with all sorts of things."""
     main = sys.modules["__main__"]
     file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
     folder = os.path.dirname(os.path.abspath(file)) if file else os.getcwd()
@@ -310,18 +310,18 @@ def main_folder() -> str:
     programs = os.path.realpath(os.path.dirname(sys.executable))
     for is_refused, what in [
         (os.path.dirname(folder) == folder, "the root of all files"),
-        (folder in homes, "a home"),
+        (folder in homes, "a home directory"),
         (folder == programs, "where programs are installed"),
         (_REFUSED_FOLDERS & set(folder.split(os.sep)), "where packages are installed"),
     ]:
         if is_refused:
-            text = f"imports=True is for what is in the folder of the main program: {folder} is "
+            text = f"imports=True means the folder of the main program: {folder} is "
             raise ValueError(f"{text}{what}, so say which modules: imports=NAME,...")
     return folder
 
 
 def names_of_folder(library: Library, folder: str) -> list[str]:
-    """Return the modules and packages of a folder, as far as an import here finds them there."""
+    """Return the modules and packages of a folder that an import here would find there."""
     names = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -340,7 +340,7 @@ def names_of_folder(library: Library, folder: str) -> list[str]:
     return sorted(set(names))
 
 
-# ---------------------------------------------------------------- which imports a source has
+# ---------------------------------------------------------------- imports in a source
 
 _IMPORT = re.compile(
     r"""(?:^|[;:])[ \t]*(?:
@@ -356,7 +356,7 @@ _scans: dict[bytes, Imports] = {}
 
 
 def imports_of(source: bytes) -> Imports:
-    """Return what a source imports, wherever it does so; by a regular expression, so about."""
+    """Return what a source imports, anywhere in it; roughly, by a regular expression."""
     digest = sha256(source).digest()
     found = _scans.get(digest)
     if found is None:
@@ -380,13 +380,13 @@ def _scan(text: str) -> Iterator[tuple[int, str, tuple[str, ...]]]:
 
 
 def _words(text: str) -> tuple[str, ...]:
-    """Return the names of "a as b, c", without what they become."""
+    """Return the names of "a as b, c", without their aliases."""
     parts = _COMMENT.sub("", text).replace("\\\n", " ").split(",")
     return tuple(part.split()[0] for part in parts if part.split())
 
 
 def imported_by(module: Module) -> Iterator[str]:
-    """Yield full names that a module imports, or takes from where modules may be."""
+    """Yield full names that a module imports, or takes from packages."""
     package = module.name if module.locations is not None else module.name.rpartition(".")[0]
     for dots, name, taken in imports_of(module.source or b""):
         base = package.split(".") if dots else []
@@ -399,13 +399,13 @@ def imported_by(module: Module) -> Iterator[str]:
 
 
 def with_parents(name: str) -> list[str]:
-    """Return the names of the packages that a module is in, and its own."""
+    """Return the names of the packages that a module is in, and its own name."""
     parts = name.split(".")
     return [".".join(parts[: depth + 1]) for depth in range(len(parts))]
 
 
 def closure(library: Library, name: str, is_wanted: Callable[[str], bool]) -> Iterator[Module]:
-    """Yield a module and all that it needs, as far as they are wanted, in the order of need."""
+    """Yield a module and what it needs, as far as wanted, in the order of need."""
     seen: set[str] = set()
     waiting = with_parents(name)
     while waiting:
@@ -422,7 +422,7 @@ def closure(library: Library, name: str, is_wanted: Callable[[str], bool]) -> It
 
 @lru_cache(maxsize=64)
 def compiles(source: bytes) -> bool:
-    """Whether this Python takes a source."""
+    """Whether this Python accepts a source."""
     try:
         ast.parse(source)
     except (SyntaxError, ValueError):
@@ -436,8 +436,8 @@ def compiles(source: bytes) -> bool:
 class Rules:
     """Which modules may be sent.
 
-    names: modules and packages, with all below, that are sent in any case.  allow: names, or
-    patterns with ``*``, of what may be sent where there is none.  deny: what never is.
+    names: modules and packages, with everything below, that are always sent.  allow: names, or
+    patterns with ``*``, of what may be sent if the worker lacks it.  deny: what is never sent.
     """
 
     def __init__(self) -> None:
@@ -457,13 +457,13 @@ class Rules:
         return any(one.startswith(name + ".") for one in self.names)  # what they are in
 
     def is_denied_file(self, path: str) -> bool:
-        """Whether the file of a module, or below a package, that is denied has this dotted name."""
+        """Whether a file with this dotted name belongs to a denied module or package."""
         folded = [one.casefold() for one in self.deny]
         return is_below(path.casefold(), folded)
 
 
 def is_below(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a module has a name that a pattern has, or is below one that has."""
+    """Whether a pattern matches the name of a module or of a package that it is in."""
     parents = with_parents(name)
     return any(
         any(fnmatchcase(parent, one) for parent in parents) if "*" in one else one in parents
@@ -479,9 +479,9 @@ def check_names(names: Iterable[str], what: str, may_have_patterns: bool) -> lis
     for name in checked:
         parts = name.replace("*", "x") if may_have_patterns else name
         if not all(part.isidentifier() for part in parts.split(".")):
-            raise ValueError(f"{what}: {name!r} is no name of a module")
+            raise ValueError(f"{what}: {name!r} is not the name of a module")
         if name == "__main__":
             raise ValueError(
-                f"{what}: __main__ is never imported elsewhere, its functions are sent"
+                f"{what}: __main__ is never imported elsewhere; its functions are sent"
             )
     return checked

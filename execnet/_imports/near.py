@@ -1,8 +1,8 @@
-"""Answers a worker that asks for modules: with the source of what was allowed, and nothing else.
+"""Answers a worker that asks for modules: with the source of allowed ones, and nothing else.
 
-Requests come in the gateway's receiver thread and are answered in a thread that is there while
-there are some, so no callback, and no other worker, has to wait for it.  What finds and reads
-modules is in ``library``.  Start at ``Forwarding``.
+Requests arrive in the gateway's receiver thread and are answered in a thread that exists while
+there are any, so that no callback, and no other worker, has to wait.  ``library`` finds and reads
+modules.  Start at ``Forwarding``.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 PART = "_imports.far_finder"
-PACKED_MAX = 1 << 20  # bytes of one answer, unless a single module has more
-RAW_MAX = 4 * PACKED_MAX  # about so many bytes may become as few as that
+PACKED_MAX = 1 << 20  # bytes of one answer, unless a single module is larger
+RAW_MAX = 4 * PACKED_MAX  # of source that may shrink to that, roughly
 WAITING_MAX = 1000  # requests of one worker
 DATA_MAX = 64 << 20  # bytes of a file
 KINDS = "module", "file", "folder", "syntax"
@@ -50,8 +50,8 @@ KINDS = "module", "file", "folder", "syntax"
 class Forwarding:
     """What one worker may ask for, and what it was sent.
 
-    ``on_request`` runs in the receiver thread.  ``_lock`` guards the requests; ``_sending`` is
-    held while something is sent, so that the worker gets it in the order of its being true.
+    ``on_request`` runs in the receiver thread.  ``_lock`` guards the requests; ``_sending`` is held
+    while something is sent, so that changes reach the worker in order.
     """
 
     def __init__(self, gateway: Any, library: Library) -> None:
@@ -64,13 +64,13 @@ class Forwarding:
         self._is_answering = False
         self._part_sent = False
         self._sent: dict[str, bytes] = {}  # the digests of modules
-        self._listed: set[str] = set()  # what the worker knows all names below
-        self._asked_in: set[str] = set()  # tops of which it asked for something
+        self._listed: set[str] = set()  # packages below which the worker knows all names
+        self._asked_in: set[str] = set()  # top-level packages from which it asked for something
 
     def allow(
         self, names: Iterable[str], allow: Iterable[str] = (), deny: Iterable[str] = ()
     ) -> None:
-        """Have more forwarded, or less; errors as ``Gateway.forward_imports``."""
+        """Forward more, or less; errors as for ``Gateway.forward_imports``."""
         names = check_names(names, "forward_imports", False)
         allow = check_names(allow, "allow", True)
         deny = check_names(deny, "deny", True)
@@ -85,7 +85,7 @@ class Forwarding:
             self._tell("forward", self._kinds(), names, reserve)
 
     def reload(self) -> list[str]:
-        """Tell the worker which modules have changed since they were sent; return their names."""
+        """Tell the worker which modules changed since they were sent; return their names."""
         with self._sending:
             changed = []
             for name, digest in self._sent.items():
@@ -99,7 +99,7 @@ class Forwarding:
         return sorted(changed)
 
     def _kinds(self) -> dict[str, int]:
-        """Return which kinds of modules those are that were named, and what they are in."""
+        """Return the kinds of the named modules, and of the packages that they are in."""
         names = {one for name in self._rules.names for one in with_parents(name)}
         found = [self._find(name) for name in sorted(names)]
         return {one.name: one.kind for one in found if one is not None}
@@ -113,14 +113,14 @@ class Forwarding:
     # requests
 
     def on_request(self, message: Message) -> None:
-        """Note a request; ``ProtocolError`` for what no honest worker asks."""
+        """Note a request; ``ProtocolError`` for one that no honest worker makes."""
         try:
             kind, name, place, has_zlib = loads_internal(message.data, None, (True, True))
             texts = all(type(one) is str and len(one) < 1000 for one in (kind, name, place))
             if not texts or kind not in KINDS:
                 raise ValueError("no such request")
         except (ValueError, TypeError, LoadError) as exc:
-            raise ProtocolError(f"a worker asked for no module: {exc}") from None
+            raise ProtocolError(f"a worker asked for what is not a module: {exc}") from None
         with self._lock:
             if len(self._requests) >= WAITING_MAX:
                 raise ProtocolError(f"a worker asked for more than {WAITING_MAX} modules at once")
@@ -130,7 +130,7 @@ class Forwarding:
             gateway = self._gateway
             try:
                 gateway.execmodel.start(self._answer_all, (), f"execnet-imports-{gateway.id}")
-            except RuntimeError:  # there can be no more threads
+            except RuntimeError:  # no more threads can be started
                 self._is_answering = False
                 number = message.channelid
                 told = self._pack(("modules", ([], [], [(name, "", None, None, NO_THREAD)])), False)
@@ -164,7 +164,7 @@ class Forwarding:
                 yield self._pack(("data", self._read(kind, name, place)), packs)
         except OSError:
             raise
-        except Exception as exc:  # whatever it is, somebody waits for an answer
+        except Exception as exc:  # whatever went wrong, somebody waits for an answer
             text = f"{name} could not be read at the coordinator: {exc!r}"
             if kind == "module":
                 answer: Any = "modules", ([], [], [(name, "", None, None, text)])
@@ -182,7 +182,7 @@ class Forwarding:
     # modules
 
     def _answer_module(self, name: str, packs: bool) -> Iterable[bytes]:
-        """Yield answers: what a module needs; for another one of its package, all of that."""
+        """Yield answers: what a module needs; for a second one of a package, all of the package."""
         top = name.partition(".")[0]
         names, listed = self._new_names(name)
         wanted = {one.name: one for one in closure(self.library, name, self._rules.may_leave)}
@@ -215,7 +215,7 @@ class Forwarding:
         found: list[Module],
         packs: bool,
     ) -> tuple[bytes, list[Module]]:
-        """Return an answer of at most ``PACKED_MAX`` bytes, and what is in it of ``part``."""
+        """Return an answer of at most ``PACKED_MAX`` bytes, and the items of ``part`` in it."""
         is_python2 = self._gateway.handshake.hello["version_info"][0] == 2
         while True:
             rows = [_row(module, is_python2) for module in part]
@@ -230,7 +230,7 @@ class Forwarding:
             part = part[:half]
 
     def _new_names(self, name: str) -> tuple[dict[str, int], list[str]]:
-        """Return the names that the worker is not asked about any more: of the whole package."""
+        """Return names that the worker need not ask about any more: those of the whole package."""
         prefixes = [*self._rules.names, name.partition(".")[0]]
         for one in prefixes:
             is_new = one not in self._listed and (name == one or name.startswith(f"{one}."))
@@ -243,7 +243,7 @@ class Forwarding:
     # files of packages
 
     def _read(self, kind: str, name: str, place: str) -> tuple[str, Any]:
-        """Return ("", what was asked for) or (why not, None)."""
+        """Return ("", content) or (why not, None)."""
         module = self._find(name)
         segments = place.split("/") if place else []
         text = f"no such file of package {name}, or none that is sent"
@@ -280,7 +280,7 @@ class Forwarding:
         return sorted(found)
 
     def _from_loader(self, module: Module, folder: str, segments: list[str], kind: str) -> Any:
-        """Read from what is no folder, a zip for one."""
+        """Read from something that is not a folder, such as a zip."""
         if kind == "file":
             data = module.loader.get_data(os.path.join(folder, *segments))
             return data if isinstance(data, bytes) else bytes(data)
@@ -307,13 +307,13 @@ def _row(module: Module, is_python2: bool) -> tuple[Any, ...]:
 
 
 def _may_be_sent(segment: str) -> bool:
-    """Whether a part of a path is neither hidden, nor bytecode, nor leads elsewhere."""
+    """Whether a part of a path is not hidden, not bytecode, and does not lead elsewhere."""
     is_plain = bool(segment) and not segment.startswith(".") and not set(segment) & set("\\/:\0")
     return is_plain and segment.casefold() != "__pycache__" and not segment.endswith(".pyc")
 
 
 def _below(folder: str, segments: list[str]) -> str:
-    """Return a path below a folder; OSError where a link is on the way."""
+    """Return a path below a folder; OSError if there is a link on the way."""
     for segment in segments:
         folder = os.path.join(folder, segment)
         if stat.S_ISLNK(os.lstat(folder).st_mode):
@@ -323,7 +323,7 @@ def _below(folder: str, segments: list[str]) -> str:
 
 def _content(path: str) -> bytes:
     if not stat.S_ISREG(os.lstat(path).st_mode):
-        raise OSError("it is no file")
+        raise OSError("it is not a file")
     flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
         if os.fstat(file.fileno()).st_size > DATA_MAX:
@@ -332,7 +332,7 @@ def _content(path: str) -> bytes:
 
 
 def check_found(library: Library, names: Iterable[str]) -> None:
-    """Raise ValueError for a name that no module has here, or that is the library's."""
+    """Raise ValueError for a name that is no module here, or in the standard library."""
     for name in names:
         if name.partition(".")[0] in sys.stdlib_module_names:
             raise ValueError(f"{name} is of the standard library, which is never forwarded")
@@ -355,8 +355,8 @@ def names_in_spec(library: Library, settings: Any) -> list[str]:
 
 
 def forwarding_of(gateway: Any, library: Library | None) -> Forwarding:
-    """Return what forwards modules to a worker; OSError for one that can't take any."""
+    """Return the object that forwards modules to a worker; OSError if it can't take any."""
     features = gateway.handshake.hello.get("features", "")
     if "imports" not in features.split():
-        raise OSError(f"the worker of {gateway.id} can't import what is forwarded")
+        raise OSError(f"the worker of {gateway.id} can't import forwarded modules")
     return Forwarding(gateway, library or Library())

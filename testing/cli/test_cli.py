@@ -150,7 +150,7 @@ class TestFailure:
         death_line, asked_line = lines_of(result.stderr)
         assert death_line.startswith("[gw0] worker gw0 died, ")
         assert told in death_line
-        assert asked_line == "[gw0] it was asked last to execute 'import os' ..."
+        assert asked_line == "[gw0] it was last asked to execute 'import os' ..."
         assert result.returncode == 1
 
     def test_is_told_without_a_stderr_by_the_status_alone(self, shell: Shell) -> None:

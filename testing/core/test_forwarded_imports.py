@@ -495,7 +495,7 @@ class TestDoors:
         gateway.forward_imports(["pkg"])
         waiting = gateway.newchannel()
         self.ask(gateway, request_)
-        with pytest.raises(ProtocolError, match="asked for no module"):
+        with pytest.raises(ProtocolError, match="asked for what is not a module"):
             waiting.receive(BOUND_S)
 
     def test_no_others_are_read_or_imported(self, gateway: Gateway, project: Project) -> None:

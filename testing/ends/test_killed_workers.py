@@ -32,7 +32,7 @@ class TestWorkerDied:
         gateway = makegateway("popen//id=poor")
         channel = gateway.remote_exec("import os; channel.send(os.getpid()); channel.receive()")
         os.kill(channel.receive(), signal.SIGKILL)
-        with pytest.raises(WorkerDied, match=r"SIGKILL(.|\n)*asked last to exec") as died:
+        with pytest.raises(WorkerDied, match=r"SIGKILL(.|\n)*last asked to exec") as died:
             channel.receive()
         error = died.value
         assert (error.exitcode, error.signal) == (-9, signal.SIGKILL)

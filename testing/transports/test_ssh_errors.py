@@ -130,7 +130,7 @@ class TestHostsThatAreReached:
     def test_a_folder_that_cannot_be_made(self, spec: str, group: Group) -> None:
         error = failure(group, f"{spec}//chdir=/proc/no/such")
         assert type(error) is BootstrapError
-        assert "chdir=/proc/no/such is no folder" in sentence(error)
+        assert "chdir=/proc/no/such is not a folder" in sentence(error)
 
     def test_a_priority_that_is_not_allowed(self, spec: str, group: Group, tmp_path: Path) -> None:
         error = failure(group, f"{spec}//nice=1{'0' * 30}")
