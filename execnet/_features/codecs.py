@@ -398,8 +398,21 @@ def _name_or_value(member: Any) -> tuple[Any, Any]:
 
 
 def _add_standard(codec: Codec) -> None:
-    datetime, decimal, uuid = map(_import, ("datetime", "decimal", "uuid"))
-    fractions = _import("fractions")
+    decimal, fractions, uuid = map(_import, ("decimal", "fractions", "uuid"))
+    _add_times(codec)
+    codec._add(decimal.Decimal, "decimal", str, lambda text: decimal.Decimal(_short(text)))
+    codec._add(
+        fractions.Fraction,
+        "fraction",
+        lambda f: (f.numerator, f.denominator),
+        lambda item: fractions.Fraction(*item),
+    )
+    codec._add(uuid.UUID, "uuid", lambda u: u.int, lambda number: uuid.UUID(int=number))
+    _add_paths(codec)
+
+
+def _add_times(codec: Codec) -> None:
+    datetime = _import("datetime")
     zone_of, zoned = _zone_of, _zoned
     codec._add(
         datetime.date, "date", lambda d: (d.year, d.month, d.day), lambda item: datetime.date(*item)
@@ -430,15 +443,6 @@ def _add_standard(codec: Codec) -> None:
         codec._add(
             datetime.timezone, "timezone", lambda z: _seconds(z.utcoffset(None)), _fixed_zone
         )
-    codec._add(decimal.Decimal, "decimal", str, lambda text: decimal.Decimal(_short(text)))
-    codec._add(
-        fractions.Fraction,
-        "fraction",
-        lambda f: (f.numerator, f.denominator),
-        lambda item: fractions.Fraction(*item),
-    )
-    codec._add(uuid.UUID, "uuid", lambda u: u.int, lambda number: uuid.UUID(int=number))
-    _add_paths(codec)
 
 
 def _add_paths(codec: Codec) -> None:

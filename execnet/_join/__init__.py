@@ -1,1 +1,1 @@
-"""Workers that dial in: whoever can start a command anywhere can give a group workers."""
+"""Workers that dial in: anything that can start a command somewhere can give a group workers."""

@@ -1,7 +1,7 @@
-"""The command that joins: one line for a Python that has nothing but itself.
+"""The command that joins: one line for a bare Python.
 
-It connects, looks at the certificate, proves that it has the key, and runs what the coordinator
-sends then, which is ``far``.  Start at ``Ticket``.
+It connects, checks the certificate, proves that it has the key, and runs the code that the
+coordinator then sends, which is ``far``.  Start at ``Ticket``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from ..script.socketserver import format_address, parse_address
 TYPE_CHECKING = False
 
 KEY_VARIABLE = "EXECNET_KEY"
-COMMAND_BYTES = 1500  # where a batch system or a manifest has room for it
+COMMAND_BYTES = 1500  # where a batch system or a manifest puts it
 PATIENCE_S = 60  # how long a joiner tries to connect
-ANSWER_S = 99  # for each answer; the coordinator may first ask another worker whether it lives
+ANSWER_S = 99  # for each answer; the coordinator may first ask another worker whether it is alive
 
 # The line has to be short: b, h modules; k key, t when it gives up, s connection, n the
 # coordinator's nonce, c context, p what the certificate's hash is, i the joiner's id and nonce, f
@@ -54,7 +54,7 @@ exec(f.read(int(a[2])))
 
 
 class Ticket:
-    """What a joiner has to know but for the key: where the coordinator is, and its certificate.
+    """What a joiner has to know apart from the key: the coordinator's address and certificate.
 
     address: host and port.  fingerprint: the SHA-256 of the certificate, in hex.
     """
@@ -67,21 +67,21 @@ class Ticket:
         return f"{format_address(self.address)}//fingerprint={self.fingerprint}"
 
     def through(self, via: str | None) -> Ticket:
-        """Return the ticket for those that dial something that leads here: "host[:port]"."""
+        """Return the ticket for joiners that dial something that leads here: "host[:port]"."""
         if via is None:
             return self
         host, colon, port = via.rpartition(":")
         has_port = bool(colon) and port.isdigit() and not (":" in host and host[-1] != "]")
         place = parse_address(via if has_port else f"{_bracketed(via)}:{self.address[1]}")
         if isinstance(place, str) or not place[1]:
-            raise ValueError(f"{via!r} is no host or host:port")
+            raise ValueError(f"{via!r} is not host or host:port")
         return Ticket(place, self.fingerprint)
 
     def code(self, key: str) -> str:
         """Return the first code of a joiner; ``key`` is an expression that gives it in hex."""
         host, port = self.address
         if not all(char.isalnum() or char in ".-:%_" for char in host) or not host.isascii():
-            raise ValueError(f"{host!r} is no name of a host")
+            raise ValueError(f"{host!r} is not the name of a host")
         return _FIRST.format(
             key=key,
             host=host,
@@ -92,7 +92,7 @@ class Ticket:
         )
 
     def command(self, key: str | None, default_file: str | None, python: str) -> str:
-        """Return the command, as a shell takes it.
+        """Return the command, in the syntax of a shell.
 
         key: "-" for stdin, "env:NAME" for a variable, else a file; None for ``KEY_VARIABLE``,
         and the default file where that is not set.  Raises ValueError if it would be too long.
@@ -105,7 +105,7 @@ class Ticket:
         if len(command.encode()) > COMMAND_BYTES:
             raise ValueError(
                 f"the command would have {len(command.encode())} bytes, more than "
-                f"{COMMAND_BYTES}: name the host, the key or the interpreter by less"
+                f"{COMMAND_BYTES}: use shorter names for the host, the key or the interpreter"
             )
         return command
 
@@ -115,7 +115,7 @@ def _bracketed(host: str) -> str:
 
 
 def ticket_of(text: str) -> Ticket:
-    """Return the ticket that a text says, as ``Group.listen`` returns it; ValueError if none."""
+    """Return the ticket for a text from ``Group.listen``; ValueError for any other text."""
     import re
 
     place, _, rest = text.partition("//")
@@ -132,7 +132,7 @@ def ticket_of(text: str) -> Ticket:
 
 
 def _expression(key: str | None, default_file: str | None) -> str:
-    """Return Python that gives the key's text, which is then nowhere else in the process."""
+    """Return an expression for the key's text, which is then nowhere else in the process."""
     if key == "-":
         return "sys.stdin.readline()"
     if key is not None and key.startswith("env:"):
@@ -152,7 +152,7 @@ def _reading(path: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a literal in double quotes, which Python 2 takes for the same."""
+    """Return a literal in double quotes, which means the same to Python 2."""
     if not text.isascii() or not text.isprintable() or '"' in text or "\\" in text:
-        raise ValueError(f"no command can say {text!r}: use printable ASCII without quotes")
+        raise ValueError(f"a command can't contain {text!r}: use printable ASCII without quotes")
     return f'"{text}"'

@@ -1,4 +1,4 @@
-"""What a joiner says of itself, which is looked at before anything is done with it.
+"""What a joiner says about itself, checked before it is used.
 
 Start at ``Facts``.
 """
@@ -16,9 +16,9 @@ _NUMBERS = "pid", "rank", "size"
 
 
 class Facts:
-    """Where a joiner runs, and which of many it is; ValueError for what no joiner says.
+    """Where a joiner runs, and which one of many it is; ValueError for malformed facts.
 
-    id: the random one that it has given itself.  line: an object in JSON.
+    id: the random one that it chose.  line: an object in JSON.
     """
 
     def __init__(self, id: str, line: bytes) -> None:
@@ -27,21 +27,21 @@ class Facts:
         try:
             said = json.loads(line.decode("ascii"))
         except (ValueError, RecursionError) as exc:
-            raise ValueError("what it says of itself is no JSON") from exc
+            raise ValueError("what it says about itself is not JSON") from exc
         if type(said) is not dict:
-            raise ValueError("what it says of itself is no object")
+            raise ValueError("what it says about itself is not an object")
         self._values: dict[str, Any] = {"join_id": id}
         for name in _TEXTS:
             self._values[name] = _checked_text(name, said.get(name))
         for name in _NUMBERS:
             self._values[name] = _checked_number(name, said.get(name))
-        # Tells apart those of one launcher; None where it can't be told.
+        # Distinguishes jobs of one launcher; None if that is not known.
         self.place: tuple[str, str, int] | None = None
         if self._values["job"] and self._values["launcher"] and self._values["rank"] is not None:
             self.place = self._values["launcher"], self._values["job"], self._values["rank"]
 
     def shown(self) -> dict[str, Any]:
-        """Return what ``_rinfo`` says, None for what is not known; the hello has the pid."""
+        """Return the values for ``_rinfo``, None for unknown ones; the hello has the pid."""
         return {name: value for name, value in self._values.items() if name != "pid"}
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ def _checked_text(name: str, value: object) -> str | None:
     if value is None:
         return None
     if type(value) is not str or len(value) > TEXT_CHARS:
-        raise ValueError(f"its {name} is no short text")
+        raise ValueError(f"its {name} is not a short text")
     if not (value.isascii() and value.isprintable()):
         raise ValueError(f"its {name} is not printable")
     return value
@@ -65,5 +65,5 @@ def _checked_number(name: str, value: object) -> int | None:
     if value is None:
         return None
     if type(value) is not int or not 0 <= value < NUMBER_MAX:
-        raise ValueError(f"its {name} is no number")
+        raise ValueError(f"its {name} is not a number")
     return value

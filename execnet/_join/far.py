@@ -1,9 +1,9 @@
-"""A worker that has dialled in: what the coordinator sends when both are who they should be.
+"""The code that a worker which dialled in gets from the coordinator after authentication.
 
-This process keeps the connection, and passes on what goes between it and the worker, which is a
-process of its own, so that nothing there has seen the key.  It runs after the first code of
-``command``; it is sent beside ``script/socketserver.py`` and keeps to what Python 2.7 and today's
-Python both accept.  Start at ``join``.
+This process keeps the connection, and relays between it and the worker, which is a process of its
+own, so that nothing there has seen the key.  It runs after the first code of ``command``, is sent
+together with ``script/socketserver.py`` and keeps to what Python 2.7 and today's Python both
+accept.  Start at ``join``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-ANSWER_S = 99  # how long the coordinator may look whether there is a place
-TEXT_CHARS = 100  # of what is told of this machine
-# What starts many: its name, the rank, how many there are, and what tells apart its jobs.
+ANSWER_S = 99  # how long the coordinator may take to find a place
+TEXT_CHARS = 100  # of the facts about this machine
+# Launchers of many processes: name, rank, number of processes, and what distinguishes jobs.
 LAUNCHERS = (
     ("Slurm", "SLURM_PROCID", "SLURM_NTASKS", ("SLURM_JOB_ID", "SLURM_STEP_ID")),
     ("MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", ("PMIX_NAMESPACE",)),
@@ -32,7 +32,7 @@ LAUNCHERS = (
 
 
 def facts() -> dict[str, Any]:
-    """Return what is known of this process and of what has started it."""
+    """Return what is known about this process and its launcher."""
     found = {"host": _text(socket.gethostname()), "pid": os.getpid()}
     for name, rank, size, job in LAUNCHERS:
         if os.environ.get(rank, "").isdigit():
@@ -40,7 +40,7 @@ def facts() -> dict[str, Any]:
             if os.environ.get(size, "").isdigit():
                 found["size"] = int(os.environ[size])
             parts = [os.environ[part] for part in job if os.environ.get(part)]
-            if name == "Kubernetes":  # the name of a pod is that of its job, and the rank
+            if name == "Kubernetes":  # the name of a pod is that of its job, plus the rank
                 end = "-%d" % found["rank"]
                 parts = [part[: -len(end)] if part.endswith(end) else part for part in parts[:1]]
             found["job"] = _text(".".join(parts))
@@ -53,7 +53,7 @@ def _text(text: Any) -> Any:
 
 
 class Host(object):
-    """What a ``Session`` asks of its server."""
+    """The part of a server that a ``Session`` uses."""
 
     hears_of_ends = False
     wake = int
@@ -109,7 +109,7 @@ def _serve(conn: Any, near: Any, far: Any, base: Any) -> int:
 
 
 def _pass_signals_on(process: Any) -> None:
-    """Have the worker get what a batch system tells this process, and tell of it itself."""
+    """Pass the signals of a batch system on to the worker, and report its end."""
 
     def pass_on(signum: int, frame: object) -> None:
         try:

@@ -14,15 +14,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-END_S = 0.5  # for those that were told to end, until they are killed
+END_S = 0.5  # for those told to end, until they are killed
 
 
 class Launcher:
-    """A program that was started to start joiners; any thread may call.
+    """A program that starts joiners; any thread may call.
 
-    words: the command.  key: for joiners, in the variable ``variable`` of its environment; None
-    where they find it elsewhere.  on_end: called in a thread when it has ended.  Its stderr is
-    ours, its stdin is empty.  A Ctrl-C of the terminal is for the program that waits for it.
+    words: the command.  key: for joiners, in the variable ``variable`` of its environment; None if
+    they find it elsewhere.  on_end: called in a thread when it has ended.  Its stderr is ours, its
+    stdin is empty.  Ctrl-C on the terminal does not reach it, only the program that waits for it.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Launcher:
         self._on_end()
 
     def failure(self) -> str:
-        """Return how it has failed, "" if it has not."""
+        """Return how it failed, "" if it did not."""
         status = self._process.poll()
         if not status:
             return ""
@@ -60,18 +60,18 @@ class Launcher:
         return f"{self.name} has failed, {how}"
 
     def has_ended(self, deadline: float) -> bool:
-        """Whether it has until then, by ``time.monotonic()``."""
+        """Whether it has ended by the deadline, as ``time.monotonic()``."""
         self._thread.join(max(0.0, deadline - monotonic()))
         return not self._thread.is_alive()
 
     def stop(self, how: str) -> None:
-        """Have it end: "terminate" asks it to, "kill" does not."""
+        """End it: "terminate" asks, "kill" does not."""
         with suppress(OSError):  # it has just ended
             getattr(self._process, how)()
 
 
 def end_all(launchers: list[Launcher], deadline: float) -> None:
-    """Wait until all have ended, as they do with the last of their joiners; then make them end."""
+    """Wait until all have ended, as they do after their last joiner; then end the rest."""
     left = [one for one in launchers if not one.has_ended(deadline)]
     for how in "terminate", "kill":
         for launcher in left:

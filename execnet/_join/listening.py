@@ -1,6 +1,6 @@
-"""What a group offers for workers that dial in.
+"""The methods of a group for workers that dial in.
 
-The rest is imported when a group begins to listen.  Start at ``Listening.listen``.
+The rest is imported when a group starts to listen.  Start at ``Listening.listen``.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from .launcher import Launcher
     from .near import Joins
 
-LAUNCHER_S = 10.0  # how long a program may take to see that its tasks have ended
+LAUNCHER_S = 10.0  # how long a launcher may take to notice that its tasks have ended
 
 
 class Listening:
-    """The part of a group that has a door; any thread may call."""
+    """The part of a group that listens; any thread may call."""
 
     _joins: Joins | None = None
-    _launchers: list[Launcher]  # that may not have ended
-    _lock: Any  # these are a group's
+    _launchers: list[Launcher]  # those that may not have ended
+    _lock: Any  # attributes of a group
     _end_at_exit: Callable[[], None]
     _tell_executors: Callable[[], None]
 
@@ -47,21 +47,21 @@ class Listening:
         count: int | None = None,
         options: str = "",
     ) -> str:
-        """Let workers dial in: whatever runs ``join_command()`` somewhere becomes one.
+        """Let workers dial in: any process that runs ``join_command()`` becomes one.
 
-        address: host:port or [IPv6 address]:port; port 0 takes a free one.  key: the file of the
-        key that joiners must have, or its 32 bytes; None for ``~/.execnet/key``, made if need be.
-        tls: True makes a certificate, by the program openssl; else a file that has one and its
-        private key.  count: how many may be there at the same time.  options: keys of a spec for
-        all of them, as in "chdir=/tmp//nice=5".  Returns "host:port//fingerprint=...", for
-        ``execnet join``.  Raises ValueError for arguments that can't be, or if the group listens
-        already, OSError if it can't listen there, or has no certificate.
+        address: host:port or [IPv6 address]:port; port 0 takes a free one.  key: the file with the
+        key that joiners must have, or its 32 bytes; None for ``~/.execnet/key``, made if
+        necessary.  tls: True makes a certificate with the program openssl; otherwise a file with a
+        certificate and its private key.  count: how many may be connected at the same time.
+        options: keys of a spec for all of them, as in "chdir=/tmp//nice=5".  Returns
+        "host:port//fingerprint=...", for ``execnet join``.  Raises ValueError for bad arguments, or
+        if the group is listening already, OSError if it can't listen there, or has no certificate.
         """
         if not self.execmodel.has_main_thread:
             raise ValueError(f"listen() needs threads, and this group has {self.execmodel.backend}")
         if count is not None and count < 1:
-            raise ValueError(f"count={count} lets nobody in")
-        self._prepare(_spec_of(address, options), JoinedSettings)  # an error is for the caller
+            raise ValueError(f"count={count} admits nobody")
+        self._prepare(_spec_of(address, options), JoinedSettings)  # the caller gets the error
         from .near import Joins
 
         def make(io: Endpoint, address: str) -> Gateway:
@@ -80,15 +80,14 @@ class Listening:
     def join_command(
         self, via: str | None = None, key: str | None = None, python: str = "python3"
     ) -> str:
-        """Return the command that makes a worker of the group wherever a shell runs it.
+        """Return a command that becomes a worker of the group wherever a shell runs it.
 
-        It needs a Python, 2.7 or 3.6 and later, and nothing else there; it has at most 1,500
-        bytes, and is no secret.  via: host or host:port where the joiners dial, if that is not
-        this machine by its own address: a relay, a forwarded port.  key: where the joiners find
-        the key: a file, "env:NAME" for an environment variable, "-" for a line of stdin; None
-        for the variable EXECNET_KEY, or the file given to ``listen`` if there is no such variable.
-        python: the command of the interpreter.  Raises ValueError if the command would be longer,
-        or the group does not listen.
+        It needs only a Python there, 2.7 or 3.6 and later; it has at most 1,500 bytes, and is not
+        secret.  via: host or host:port that the joiners dial, if that is not this machine's own
+        address: a relay, a forwarded port.  key: where the joiners find the key: a file, "env:NAME"
+        for an environment variable, "-" for a line of stdin; None for the variable EXECNET_KEY, or
+        the file given to ``listen`` if it is not set.  python: the command of the interpreter.
+        Raises ValueError if the command would be longer, or the group is not listening.
         """
         joins = self._get_joins()
         return joins.ticket.through(via).command(key, joins.key_file, python)
@@ -96,14 +95,14 @@ class Listening:
     def launch(
         self, command: str | Sequence[str], via: str | None = None, python: str = "python3"
     ) -> None:
-        """Start a program that runs the words after its own, once or more: "srun -N4 -n64".
+        """Start a program that runs a command, once or more, such as "srun -N4 -n64".
 
-        These are those of ``join_command``, so that each task becomes a worker; ``wait_for``
-        is to follow.  command: a string is split as a shell does.  via, python: as for
-        ``join_command``.  The group listens on all networks, with ``~/.execnet/key``, if it does
-        not listen yet.  Joiners find the key in the file that ``listen`` was given, or else in
-        the variable EXECNET_KEY, which the program has to hand on.  The program ends with the
-        group.  Raises OSError if it can't be started, and errors of ``listen``.
+        The words of ``join_command`` are appended, so that each task becomes a worker; call
+        ``wait_for`` next.  command: a string is split as in a shell.  via, python: as for
+        ``join_command``.  If the group is not listening yet, it starts to listen on all networks,
+        with ``~/.execnet/key``.  Joiners find the key in the file that ``listen`` was given, or
+        else in the variable EXECNET_KEY, which the program has to pass on.  The program ends with
+        the group.  Raises OSError if it can't be started, and the errors of ``listen``.
         """
         import shlex
 
@@ -116,27 +115,26 @@ class Listening:
         joins.launch([*words, *shlex.split(self.join_command(via, joins.key_file, python))])
 
     def wait_for(self, count: int, timeout: float | None = None) -> list[Gateway]:
-        """Wait until so many workers have dialled in and are there; return their gateways.
+        """Wait until this many workers have dialled in and are alive; return their gateways.
 
-        timeout: seconds, None for any time.  Raises ``TimeoutError``, which says how many there
-        are and who was turned away, ``BootstrapError`` as soon as a program that ``launch`` has
-        started fails before so many are there, and ValueError if the group does not listen.
+        timeout: seconds, None to wait for ever.  Raises ``TimeoutError``, which says how many there
+        are and who was turned away, ``BootstrapError`` as soon as a program started by ``launch``
+        fails before that, and ValueError if the group is not listening.
         """
         return self._get_joins().wait_for(count, timeout)
 
     def on_join(self, callback: Callable[[Gateway], object] | None) -> None:
-        """Have a callback get the gateway of each worker that dials in, or has.
+        """Call a callback with the gateway of each worker that dials in, or has done so.
 
-        It is called for one at a time, in a thread that no gateway needs.  What it raises is
-        written to stderr.  None: nothing is called.  Raises ValueError if the group does not
-        listen.
+        It is called for one at a time, in a thread that no gateway needs.  Its errors are written
+        to stderr.  None removes the callback.  Raises ValueError if the group is not listening.
         """
         self._get_joins().on_join(callback)
 
     def _get_joins(self) -> Joins:
         joins = self._joins
         if joins is None:
-            raise ValueError("the group does not listen: call its listen() first")
+            raise ValueError("the group is not listening: call its listen() first")
         return joins
 
     def _stop_listening(self) -> None:
@@ -146,7 +144,7 @@ class Listening:
             self._launchers += joins.launchers
 
     def _end_launchers(self, deadline: float | None) -> None:
-        """End the programs that have started joiners, which have ended."""
+        """End the programs that started joiners, after the joiners have ended."""
         until = monotonic() + LAUNCHER_S if deadline is None else deadline
         launchers, self._launchers = self._launchers, []
         if launchers:

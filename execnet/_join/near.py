@@ -1,7 +1,7 @@
-"""Workers that dial in, as a group sees them: who may, who has, who waits for them.
+"""The group's side of workers that dial in: admitting them, listing them, waiting for them.
 
-A thread of ``Door`` looks at keys; each joiner that has it gets a thread until its worker is
-ready, up to ``AT_ONCE`` of them.  Start at ``Joins``.
+A thread of ``Door`` checks keys; each joiner with the key gets a thread until its worker is ready,
+up to ``AT_ONCE`` at a time.  Start at ``Joins``.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
     from ..gateway_base import ExecModel
 
     class Makes(Protocol):
-        """Makes a gateway of a joiner's stream, and adds it to a group."""
+        """Makes a gateway from a joiner's stream, and adds it to a group."""
 
         def __call__(self, io: Endpoint, address: str) -> Gateway: ...
 
 
-AT_ONCE = 32  # joiners that become workers at the same time; others wait
+AT_ONCE = 32  # joiners that may become workers at the same time; others wait
 QUEUE = 1024  # joiners that wait for that
-FACTS_S = 10.0  # for a joiner to say who it is
+FACTS_S = 10.0  # for a joiner to identify itself
 END_S = 5.0  # for threads to see that it is over
-REASONS = 5  # that are kept, for the message of a wait that was in vain
+REASONS = 5  # kept for the message of a wait that fails
 
 
 class _Refused(Exception):
-    """A joiner is turned away; ``word`` begins the line that tells it."""
+    """A joiner is turned away; ``word`` begins the line that it is sent."""
 
     def __init__(self, text: str, word: str = "error") -> None:
         super().__init__(text)
@@ -59,7 +59,7 @@ class _Refused(Exception):
 
 
 class Joins:
-    """The door of a group, and those that came in.
+    """The door of a group, and the workers that came in.
 
     key: a file, or the key itself.  tls: a file with a certificate and its private key, or True
     for one that is made now.  count: how many may be there at once.  make: see above.
@@ -76,36 +76,24 @@ class Joins:
         make: Makes,
     ) -> None:
         self.count = count
-        self.gateways: list[Gateway] = []  # that have joined and were not replaced
-        self.key_file: str | None = None
-        if isinstance(key, bytes):
-            secret = key if len(key) == 32 else socketserver.key_of(key)
-        elif key is None:
-            secret, self.key_file = own_key(), _default_file()
-        else:
-            secret, self.key_file = socketserver.read_key(key), key
-        self.secret = secret
+        self.gateways: list[Gateway] = []  # those that have joined and were not replaced
+        self.secret, self.key_file = _secret_of(key)
         self.launchers: list[Launcher] = []
         self._make, self._execmodel = make, execmodel
         self._changed = threading.Condition()
         self._seen: set[str] = set()  # ids of joiners
-        self._starting = 0  # joiners that have a place, and are no gateways yet
+        self._starting = 0  # joiners that have a place, but are not gateways yet
         self._busy: set[Connection] = set()  # theirs
         self._ranks: dict[object, Gateway | None] = {}  # None: one that is about to join
         self._waiting: deque[tuple[Connection, str]] = deque()
         self._threads: set[threading.Thread] = set()
         self._reasons: deque[str] = deque(maxlen=REASONS)
         self._callback: Callable[[Gateway], object] | None = None
-        self._to_call: deque[Gateway] = deque()  # for whom it has not been called
+        self._to_call: deque[Gateway] = deque()  # gateways that it has not been called for
         self._is_calling = False
         self._is_over = False
         certificate = DoorCertificate(_certificate(tls))
-        place = socketserver.parse_address(address)
-        if isinstance(place, str):
-            raise ValueError(f"{address!r}: joiners connect to host:port")
-        self._door = Door(
-            socketserver.listen(place), secret, certificate, self._on_proof, self._on_refusal
-        )
+        self._door = self._open(address, certificate)
         assert isinstance(self._door.address, tuple)
         self.address: tuple[str, int] = self._door.address
         host, port = self.address
@@ -116,12 +104,19 @@ class Joins:
         self._thread = threading.Thread(target=self._door.run, name="execnet-join", daemon=True)
         try:
             self._thread.start()
-        except RuntimeError:  # there can be no more threads
+        except RuntimeError:  # no more threads can be started
             self._door.disown()
             raise
 
+    def _open(self, address: str, certificate: DoorCertificate) -> Door:
+        place = socketserver.parse_address(address)
+        if isinstance(place, str):
+            raise ValueError(f"{address!r}: joiners connect to host:port")
+        socket = socketserver.listen(place)
+        return Door(socket, self.secret, certificate, self._on_proof, self._on_refusal)
+
     def launch(self, words: Sequence[str]) -> None:
-        """Start what starts joiners; where no file has the key, it has it in its environment."""
+        """Start a launcher; if the key is in no file, it goes into its environment."""
         key = None if self.key_file is not None else self.secret
         launcher = Launcher(words, KEY_VARIABLE, key, self._on_launcher_end)
         with self._changed:
@@ -134,12 +129,12 @@ class Joins:
     # ---------------------------------------------------------------- for users
 
     def live(self) -> list[Gateway]:
-        """Return the gateways of those that have joined and have not ended, in their order."""
+        """Return the gateways of those that have joined and have not ended, in order."""
         with self._changed:
             return [gateway for gateway in self.gateways if gateway.hasreceiver()]
 
     def wait_for(self, count: int, timeout: float | None) -> list[Gateway]:
-        """Wait until so many are there; an error says how many are, and who was refused."""
+        """Wait until this many are there; an error says how many are, and who was refused."""
         deadline = None if timeout is None else monotonic() + timeout
         with self._changed:
             while True:
@@ -159,7 +154,7 @@ class Joins:
             raise BootstrapError(text) if failures else TimeoutError(text)
 
     def on_join(self, callback: Callable[[Gateway], object] | None) -> None:
-        """Have a callback get each gateway, those that are there already as well."""
+        """Call a callback with each gateway, including those that are there already."""
         with self._changed:
             self._callback = callback
             self._to_call = deque(self.live() if callback is not None else ())
@@ -168,7 +163,7 @@ class Joins:
     # ---------------------------------------------------------------- the end
 
     def stop(self) -> None:
-        """Let nobody in any more; those that are about to become workers don't."""
+        """Admit nobody any more, not even those that are about to become workers."""
         with self._changed:
             self._is_over = True
             waiting, self._waiting = list(self._waiting), deque()
@@ -187,7 +182,7 @@ class Joins:
                 thread.join(max(0.0, deadline - monotonic()))
 
     def disown(self) -> None:
-        """In a forked process: the door is the parent's, and no thread of it is here."""
+        """In a forked process: the door is the parent's, and its threads are not here."""
         self._door.disown()
         for connection in [*(one for one, _ in self._waiting), *self._busy]:
             connection.close()
@@ -199,7 +194,7 @@ class Joins:
             self._reasons.append(f"{host}: {reason}")
 
     def _on_proof(self, connection: Connection, id: str) -> None:
-        """Take a joiner that has the key, or tell it why not; nothing here waits."""
+        """Take a joiner that has the key, or tell it why not; never waits."""
         try:
             with self._changed:
                 self._reserve(id)
@@ -217,7 +212,7 @@ class Joins:
         try:
             thread.start()
             self._threads.add(thread)
-        except RuntimeError:  # there can be no more threads; those that are there go on
+        except RuntimeError:  # no more threads can be started; the existing ones go on
             if not self._threads:
                 self._waiting.pop()[0].close()  # it tries again
                 self._starting -= 1
@@ -226,12 +221,12 @@ class Joins:
         if self._is_over:
             raise _Refused("the group was ended", "late")
         if id in self._seen:
-            raise _Refused("a joiner with this id has come already")
+            raise _Refused("a joiner with this id has already come")
         there = len(self.live()) + self._starting
         if self.count is not None and there >= self.count:
             raise _Refused(f"too late: the group has the {self.count} workers it wants", "late")
         if len(self._waiting) >= QUEUE:
-            raise _Refused("too many join at the same time")
+            raise _Refused("too many are joining at the same time")
         self._seen.add(id)
         self._starting += 1
 
@@ -285,7 +280,7 @@ class Joins:
             self._add(gateway, facts)
 
     def _take_rank(self, facts: Facts) -> None:
-        """Make sure that nobody else has that rank; one whose worker has ended is replaced."""
+        """Make sure that nobody else has this rank; one whose worker has ended is replaced."""
         if facts.place is None:
             return
         with self._changed:
@@ -315,7 +310,7 @@ class Joins:
                 self._to_call.append(gateway)
 
     def _call(self) -> None:
-        """Call the callback for those that it has not been called for, in one thread at a time."""
+        """Call the callback for gateways that it has not seen, in one thread at a time."""
         while True:
             with self._changed:
                 if self._is_calling or self._is_over or not self._to_call:
@@ -335,7 +330,7 @@ class Joins:
 
 
 def _lives(gateway: Gateway) -> bool:
-    """Whether a worker is there; asked if need be, for one heartbeat."""
+    """Whether a worker is alive; if necessary, ask it and wait for one heartbeat."""
     if not gateway.hasreceiver():
         return False
     try:
@@ -346,8 +341,17 @@ def _lives(gateway: Gateway) -> bool:
     return True
 
 
+def _secret_of(key: str | bytes | None) -> tuple[bytes, str | None]:
+    """Return the key itself and the file that has it, None for a key without a file."""
+    if isinstance(key, bytes):
+        return key if len(key) == 32 else socketserver.key_of(key), None
+    if key is None:
+        return own_key(), _default_file()
+    return socketserver.read_key(key), key
+
+
 def _default_file() -> str | None:
-    """Return where joiners find the default key, as they say it; None if no file has it."""
+    """Return where joiners find the default key, in their terms; None if no file has it."""
     if not os.path.lexists(key_file()):
         return None
     return key_file() if HOME_VARIABLE in os.environ else "~/.execnet/key"
@@ -375,10 +379,10 @@ def _host_of(connection: Connection) -> str:
 
 
 def _own_host(bound: str) -> str:
-    """Return the address of this machine on the network that leads to others."""
+    """Return the address of this machine on the network towards others."""
     family = socket.AF_INET6 if ":" in bound else socket.AF_INET
     with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-        # Addresses for documentation: nothing is sent, only a route is looked for.
+        # Addresses for documentation: nothing is sent, only a route is looked up.
         probe.connect(("2001:db8::1" if ":" in bound else "192.0.2.1", 9))
         return str(probe.getsockname()[0])
     return "::1" if ":" in bound else LOOPBACK
@@ -397,7 +401,7 @@ sys.exit(far.join(s,base))
 
 
 def _code() -> bytes:
-    """Return what a joiner executes once it is known."""
+    """Return the code that a joiner executes once it has authenticated."""
     import base64
     import zlib
 

@@ -1,6 +1,6 @@
-"""The door for joiners: TLS and the proof, until a joiner is known to have the key.
+"""The door for joiners: TLS and the proof, until a joiner has shown that it has the key.
 
-What waits for connections, how many may be at the door and for how long is the socket server's:
+Accepting connections, and the limits on their number and time, come from the socket server,
 ``script/socketserver.py``.  Start at ``Door``.
 """
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-WORD = b"join"  # in the proof, so that none for a socket server serves here, nor the other way
+WORD = b"join"  # in the proof, so that one for a socket server is useless here, and vice versa
 
 
 class Connection:
-    """A connection with TLS that never waits, as a visitor has it; ``tls`` lasts longer."""
+    """A visitor's connection with TLS, which never waits; ``tls`` lasts longer."""
 
     def __init__(self, sock: socket.socket, tls: Tls) -> None:
         self.sock, self.tls = sock, tls
         self.fileno, self.shutdown, self.close = sock.fileno, sock.shutdown, sock.close
 
     def do_handshake(self) -> None:
-        """Go on with the beginning of TLS; OSError if it has to wait, or can't be."""
+        """Go on with the TLS handshake; OSError if it has to wait, or fails."""
         try:
             self.tls.begin(self.sock.recv, self._send_all)
         except ValueError as exc:
             raise OSError(str(exc)) from exc
 
     def recv(self, limit: int) -> bytes:
-        """Return what has come, b"" at the end; OSError if it has to wait."""
+        """Return what has arrived, b"" at the end; OSError if it has to wait."""
         return self.tls.read_some(limit, self.sock.recv)
 
     def send(self, data: bytes) -> int:
@@ -42,7 +42,7 @@ class Connection:
         return len(data)
 
     def _send_all(self, data: bytes) -> None:
-        # What is sent here is less than any system takes at once.
+        # Everything sent here is short enough for any system to take at once.
         try:
             if self.sock.send(data) == len(data):
                 return
@@ -52,7 +52,7 @@ class Connection:
 
 
 class DoorCertificate(socketserver.Certificate):
-    """What the coordinator shows, over connections whose reader and writer are two threads."""
+    """The coordinator's TLS; readers and writers of its connections are different threads."""
 
     def wrap(self, conn: socket.socket) -> Connection:
         """Return a connection with TLS; nothing waits."""
@@ -79,10 +79,10 @@ class JoinVisitor(socketserver.Visitor):
 
 
 class Door(socketserver.Server):
-    """Gives those that have proved that they have the key to ``on_proof``.
+    """Passes joiners that have proved that they have the key to ``on_proof``.
 
-    on_proof: gets the connection and the id of a joiner; it must not wait.  on_refusal: gets the
-    host of one that is turned away, and why.  Threads as for ``socketserver.Server``.
+    on_proof: called with the connection and the id of a joiner; must not wait.  on_refusal: called
+    with the host of one that is turned away, and why.  Threads as for ``socketserver.Server``.
     """
 
     visitor_class = JoinVisitor
@@ -99,7 +99,7 @@ class Door(socketserver.Server):
         self.on_proof, self.on_refusal = on_proof, on_refusal
 
     def disown(self) -> None:
-        """In a forked process: let go of what is the parent's, and leave it as it is."""
+        """In a forked process: release what is the parent's, and leave it as it is."""
         for sock in (self._listener, self._woken, self._waker):
             sock.close()
         for visitor in self._visitors:

@@ -1,4 +1,4 @@
-"""Ask the services of this user how they are, and end them.
+"""Queries the services of this user, and ends them.
 
 Start at ``find_all``, ``status`` and ``stop``.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 ANSWER_S = 5.0
-STOP_S = 12.0  # twice what a service takes at most
+STOP_S = 12.0  # twice what a service takes at the most
 LOOK_S = 0.005
 
 Found = tuple[str, "dict[str, Any]"]  # the folder of a service, and its record
@@ -39,7 +39,7 @@ def folders() -> Iterator[str]:
 
 
 def is_over(folder: str) -> bool:
-    """Whether no service has a folder, and nobody starts one there."""
+    """Whether a folder has no service, and nobody is starting one there."""
     lock = far_find.try_lock(folder)
     if lock >= 0:
         os.close(lock)
@@ -47,17 +47,17 @@ def is_over(folder: str) -> bool:
 
 
 def find_all() -> list[Found]:
-    """Return the services that run, ordered by name."""
+    """Return the running services, ordered by name."""
     found = [(folder, far_find.record_of(folder)) for folder in folders() if not is_over(folder)]
-    found = [one for one in found if one[1]]  # one that just starts has written none
+    found = [one for one in found if one[1]]  # one that is just starting has not written it yet
     return sorted(found, key=lambda one: (str(one[1].get("service")), one[0]))
 
 
 def find(name: str, python: str | None = None) -> Found:
-    """Return the service that has a name, which is its port if it has one.
+    """Return the service with a name, or with a port.
 
-    python: the command of its interpreter, where several have the name.  Raises ``ServiceError``
-    if there is none, or more than one.
+    python: the command of its interpreter, if several have the name.  Raises ``ServiceError`` if
+    there is none, or more than one.
     """
     found = [one for one in find_all() if one[1].get("service") == name]
     if python is not None:
@@ -71,7 +71,7 @@ def find(name: str, python: str | None = None) -> Found:
 
 
 def status(found: Found) -> dict[str, Any]:
-    """Return what a service tells of itself; ``ServiceError`` if it does not answer."""
+    """Return the status of a service; ``ServiceError`` if it does not answer."""
     answer, process = _ask(found, "status")
     process.close()
     return answer
@@ -105,9 +105,9 @@ def _ask(found: Found, what: str) -> tuple[dict[str, Any], Pid]:
 
 
 def losses(told: dict[str, Any]) -> list[str]:
-    """Return in words what would be lost if a service that tells this of itself ended."""
+    """Return in words what would be lost if a service with this status ended."""
     lost = [f"the connection of {one['id']}, process {one['pid']}" for one in told["clients"]]
-    lost += [f"code that runs: {one['code']} ({one['client']})" for one in told["running"]]
+    lost += [f"running code: {one['code']} ({one['client']})" for one in told["running"]]
     lost += [f"state[{key}]" for key in told["state"]]
     return lost + [f"the connection to {one['host']}" for one in told["kept"]]
 
@@ -115,8 +115,8 @@ def losses(told: dict[str, Any]) -> list[str]:
 def stop(found: Found) -> None:
     """End a service; returns when its process is gone.
 
-    Its code is interrupted and has some seconds; a service that does not end by then, or does
-    not answer, is killed.  Raises ``ServiceError`` if that can't be done.
+    Its code is interrupted and gets some seconds; a service that does not end by then, or does not
+    answer, is killed.  Raises ``ServiceError`` if that fails.
     """
     try:
         process = _ask(found, "stop")[1]
@@ -135,7 +135,7 @@ def stop(found: Found) -> None:
 
 
 def _listener(found: Found) -> int:
-    """Return the process that listens at a service's socket, as the system says; 0 if unknown."""
+    """Return the process that listens at a service's socket, according to the system, or 0."""
     import socket
 
     if found[1].get("port"):
@@ -160,16 +160,16 @@ def _wait_ended(process: Pid, wait_s: float) -> bool:
 
 
 def log_files(found: Found) -> list[str]:
-    """Return the files of a service's log that are there, the older first."""
+    """Return the existing files of a service's log, the older one first."""
     paths = [os.path.join(found[0], name) for name in ("log.1", "log")]
     return [path for path in paths if os.path.lexists(path)]
 
 
 def leftovers() -> Iterator[tuple[str, str]]:
-    """Yield (path, what it is) of the folders of services that have ended."""
+    """Yield (path, description) of the folders of services that have ended."""
     try:
         for folder in list(folders()):
             if is_over(folder):
                 yield folder, "the folder of a service that has ended"
-    except ServiceError:  # it is not a folder that could be used
+    except ServiceError:  # not a usable folder
         return

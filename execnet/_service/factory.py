@@ -1,7 +1,7 @@
-"""``Group.setlocalfactory``: gateways that need a login are made through a service, which keeps it.
+"""``Group.setlocalfactory``: makes gateways that need a login through a service, which keeps it.
 
-The program's half: it has the service start what a spec says, over a channel of a connection to the
-service.  What the service does is ``keeper``.  Start at ``LocalFactory``.
+This is the program's half: it makes the service start what a spec says, over a channel of a
+connection to the service.  The service's half is ``keeper``.  Start at ``LocalFactory``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from ..gateway_base import ExecModel
 
 KEEPER = "_service.keeper"
-OF_WORKER = "python", "dont_write_bytecode", "kill"  # what the service has to know of it besides
-# What differs between programs of one shell, and says nothing of how a host is reached.
+OF_WORKER = "python", "dont_write_bytecode", "kill"  # what else the service has to know about it
+# Variables that differ between programs of one shell, but do not affect how a host is reached.
 OF_MOMENT = ("_", "SHLVL", "PWD", "OLDPWD", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST")
 
 
 class LocalFactory:
-    """The service that makes a group's gateways to hosts that one has to log in to.
+    """The service that makes a group's gateways to hosts that need a login.
 
     The connection to it is one of the group's shared connections, and ends with the last gateway.
     """
@@ -39,19 +39,19 @@ class LocalFactory:
         parts = ["socketservice" if name is None else f"socketservice={name}"]
         parts += [] if port is None else [f"port={port}"]
         self._text = "//".join(parts)
-        Settings(XSpec(self._text))  # which raises for what is no name, or no port
+        Settings(XSpec(self._text))  # it raises for a bad name or port
         self._connections = connections
         self._idle_s = idle_s
         self._address: Address = ("local factory", self._text)
 
     def takes(self, settings: Settings) -> bool:
-        """Whether a spec needs a login, so that the service is to make it."""
+        """Whether a spec needs a login, so that the service has to make it."""
         if settings.spec.via or settings.resume_s is not None:  # whose connections are its own
             return False
         return settings.type in ("ssh", "vagrant_ssh")
 
     def make_io(self, settings: Settings, execmodel: ExecModel) -> Endpoint:
-        """Have the service start what a spec says; return the stream."""
+        """Make the service start what a spec says; return the stream."""
         user = object()
         service = self._connected(execmodel, user)
 
@@ -68,7 +68,7 @@ class LocalFactory:
             raise
 
     def _connected(self, execmodel: ExecModel, user: object) -> Gateway:
-        """Return the connection to the service, which has one more user."""
+        """Return the connection to the service, and count one more user."""
         service = self._connections.claim(self._address, user)
         if service is not None:
             return service

@@ -1,9 +1,9 @@
-"""The process of a service: it accepts connections, and each of them is a worker's gateway.
+"""The process of a service: it accepts connections, each of which is a worker's gateway.
 
-The main thread executes what has to run there, and nothing else; one thread accepts, and each
-connection has one, which becomes the gateway's receiver thread.  What is asked of the service is
-answered there, so also while code of others runs.  The code of a connection that does not end with
-it is an orphan: it is listed, and ends with the service alone.
+The main thread executes only what has to run there; one thread accepts, and each connection has a
+thread, which becomes the gateway's receiver thread.  It answers requests to the service, even while
+code of others runs.  Code that does not end with its connection is an orphan: it is listed, and
+ends only with the service.
 
 This file is shipped, too; it keeps to what Python 2.7 and today's Python both accept.  Start at
 ``run`` and ``Service``.
@@ -50,20 +50,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-PROOF_S = 10.0  # how long a connection may take to show that it may be here
-STRANGERS = 64  # as many may do so at once
+PROOF_S = 10.0  # how long a connection may take to authenticate
+STRANGERS = 64  # how many may do so at once
 REQUEST_S = 30.0  # how long a connection may take to say what it wants
-LOOK_S = 5.0  # between looks whether the record is still there, and whether it idles
-TOUCH_S = 86400.0  # files that were not touched for long are taken for left behind
-STOP_S = 6.0  # how long code may take to end when the service does
-EXIT_S = 2.0  # and what is registered with ``atexit``
-FLUSH_S = 0.5  # and what it has printed, to be in the log
+LOOK_S = 5.0  # between checks whether the record is still there, and whether it is idle
+TOUCH_S = 86400.0  # cleaners remove files that were not touched for long
+STOP_S = 6.0  # how long code may take to end together with the service
+EXIT_S = 2.0  # and functions registered with ``atexit``
+FLUSH_S = 0.5  # and its output, to reach the log
 BACKLOG = 128
-NOT_FOR_ONE = "chdir", "nice", "env", "kill"  # as others have the same process
+NOT_FOR_ONE = "chdir", "nice", "env", "kill"  # since others share the process
 
 
 class Service(object):
-    """What a service is, and what goes on in it.
+    """A service, and what goes on in it.
 
     Any thread may read; the thread that accepts ends it.
     """
@@ -84,8 +84,8 @@ class Service(object):
         self.clients: set[ServiceGateway] = set()
         self._main_tasks: deque[Callable[[], object]] = deque()
         self._socks: set[Any] = set()
-        self._strangers = 0  # connections that have not shown who they are
-        self._connections = 0  # that have not ended, those without a gateway as well
+        self._strangers = 0  # connections that have not authenticated
+        self._connections = 0  # those that have not ended, including those without a gateway
         self._lock = threading.Lock()
         self._listener: Any = None
         self._log = far_log.Log(os.path.join(self.folder, "log"))
@@ -99,8 +99,8 @@ class Service(object):
     # ------------------------------------------------------------ the start
 
     def begin(self) -> None:
-        """Listen, and say in the record who does; raises what goes wrong."""
-        _remove(os.path.join(self.folder, "record"))  # of one that was killed
+        """Listen, and write the record; raises what goes wrong."""
+        _remove(os.path.join(self.folder, "record"))  # left by one that was killed
         self._listener = self._listen()
         keep_from_children(self._listener.fileno())
         self._listener.setblocking(False)
@@ -120,7 +120,7 @@ class Service(object):
                 raise ServiceError("port %d: %s" % (self.port, exc.strerror))
         else:
             path = far_find.socket_of(self.folder)
-            _remove(path)  # we have the lock, so nobody listens there
+            _remove(path)  # we have the lock, so nobody else listens there
             listener = socket.socket(socket.AF_UNIX)
             before = os.umask(0o177)
             try:
@@ -140,7 +140,7 @@ class Service(object):
         os.rename(path + ".new", path)
 
     def greeting(self) -> dict[str, Any]:
-        """Return what each connection and the record are told first."""
+        """Return the greeting of each connection, which is also in the record."""
         return {
             "service": self.name,
             "port": self.port,
@@ -176,7 +176,7 @@ class Service(object):
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.accept()
-        except EnvironmentError:  # it has gone, or there is no descriptor left
+        except EnvironmentError:  # it is gone, or there are no descriptors left
             time.sleep(0.01)
             return
         keep_from_children(sock.fileno())
@@ -197,13 +197,13 @@ class Service(object):
             self._forget(sock)
 
     def _pause_s(self) -> float:
-        """Return when to look again."""
+        """Return when to check again."""
         if self._connections or self.running or kept or not self.idle_s:
             return LOOK_S
         return min(LOOK_S, max(0.0, self._idle_from + self.idle_s - clock()) + 0.001)
 
     def _look(self) -> None:
-        """See whether there is a reason to end."""
+        """Check whether there is a reason to end."""
         now = clock()
         if self._connections or self.running or kept:
             self._idle_from = now
@@ -224,12 +224,12 @@ class Service(object):
                     pass
 
     def stop_soon(self) -> None:
-        """Have the service end; any thread may call, and a handler of signals."""
+        """Make the service end; any thread may call, and signal handlers."""
         self._is_stopping = True
         os.write(self._wakes, b".")
 
     def _end(self) -> None:
-        """End what runs, then have the main thread end the process, or do it."""
+        """End running code, then let the main thread end the process, or do it here."""
         self._listener.close()
         for name in ("record",) if self.port else ("socket", "record"):
             _remove(os.path.join(self.folder, name))
@@ -242,31 +242,31 @@ class Service(object):
             time.sleep(0.005)
         self._is_ended = True
         os.write(self._main_wakes, b".")
-        time.sleep(FLUSH_S + EXIT_S)  # within which the main thread exits, if it can
+        time.sleep(FLUSH_S + EXIT_S)  # time for the main thread to exit, if it can
         os._exit(1)
 
     # ------------------------------------------------------------ the main thread
 
     def run_in_main(self) -> None:
-        """Run what is to run there, until the service has ended."""
+        """Run code that has to run there, until the service has ended."""
         while not self._is_ended:
             try:
                 os.read(self._main_woken, 1)
                 while self._main_tasks:
                     self._main_tasks.popleft()()
             except KeyboardInterrupt:
-                pass  # it came too late for the code that it was meant for
-            except EnvironmentError as exc:  # Python 2 does not go on after a signal
+                pass  # it came too late for its code
+            except EnvironmentError as exc:  # on Python 2 a signal ends the wait
                 if exc.errno != errno.EINTR:
                     raise
 
     def call_in_main(self, function: Callable[[], object]) -> None:
-        """Have the main thread call a function, after those before it."""
+        """Queue a function for the main thread."""
         self._main_tasks.append(function)
         os.write(self._main_wakes, b".")
 
     def exit(self) -> None:
-        """End the process; what does not end is no reason to wait."""
+        """End the process, without waiting for code that does not end."""
         import atexit
 
         try:
@@ -290,14 +290,14 @@ class Service(object):
             sock.settimeout(None)
             self._act(sock, request, pid)
         except (EnvironmentError, EOFError, ServiceError):
-            pass  # it has gone, or is nobody who may be here
+            pass  # it is gone, or was not admitted
         except Exception:
             sys.stderr.write(geterrortext(sys.exc_info()))
         finally:
             self._forget(sock)
 
     def _know(self, sock: Any) -> None:
-        """It is decided whether a connection may be here."""
+        """Note that a connection was admitted or not."""
         with self._lock:
             self._strangers -= 1
 
@@ -310,13 +310,13 @@ class Service(object):
         os.write(self._wakes, b".")
 
     def _admit(self, sock: Any, deadline: float) -> int:
-        """Return the process id of the other end, if it may be here."""
+        """Return the process id of the other end, if it is admitted."""
         if self.port:
             load_part("_service.far_proof").admit(sock, deadline)
             return 0
         pid, user = far_find.peer_of(sock)
         if user != os.geteuid():
-            raise ServiceError("user %d is not the one of this service" % user)
+            raise ServiceError("user %d does not own this service" % user)
         return pid
 
     def _act(self, sock: Any, request: dict[str, Any], pid: int) -> None:
@@ -333,7 +333,7 @@ class Service(object):
             far_find.say(sock, self.status())
             self.stop_soon()
         else:
-            far_find.say(sock, {"error": "this service, of version %s, does not know how to %s"
+            far_find.say(sock, {"error": "this service, of version %s, does not support %s"
                                          % (self._options["version"], ask)})
 
     def _be_gateway(self, sock: Any, request: dict[str, Any], pid: int) -> None:
@@ -359,7 +359,7 @@ class Service(object):
     # ------------------------------------------------------------ what is asked of it
 
     def status(self) -> dict[str, Any]:
-        """Return what ``execnet service status`` tells."""
+        """Return the data for ``execnet service status``."""
         running = list(self.running.values())
         found = self.greeting()
         found.update(
@@ -386,10 +386,10 @@ class Service(object):
     # ------------------------------------------------------------ a process that code forked
 
     def _leave(self) -> None:
-        """In a forked process: have nothing that would hide the end of the service."""
+        """In a forked process: keep nothing that would hide the end of the service."""
         null = os.open(os.devnull, os.O_RDWR)
         fds = [self._options["lock"]]
-        self.routes.clear()  # what it prints goes to the log
+        self.routes.clear()  # its output goes to the log
         fds += [sock.fileno() for sock in list(self._socks)]
         for client in list(self.clients):
             files = client._io.outfile, client._io.infile
@@ -404,7 +404,7 @@ class Service(object):
 
 
 def _told(running: Running) -> dict[str, Any]:
-    """Return what is told of code that runs."""
+    """Return the report of running code."""
     told = {
         "client": text_of(running.gateway.id),
         "code": running.code,
@@ -418,12 +418,12 @@ def _told(running: Running) -> dict[str, Any]:
 
 
 def _is_of_users(key: Any) -> bool:
-    """Whether a key of the state is none that each module has."""
+    """Whether a key of the state is not one that every module has."""
     return not (isinstance(key, str) and key.startswith("__"))
 
 
 def _memory_bytes() -> int:
-    """Return how much memory the process has that is in use; 0 where it is not known."""
+    """Return how much memory the process uses, in bytes; 0 if it is not known."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -446,13 +446,13 @@ def _pipe() -> tuple[int, int]:
 
 
 def run(options: dict[str, Any]) -> None:
-    """Be a service; the options are what ``far_find.connect`` wants, and what it adds."""
+    """Be a service; the options are those given to ``far_find.connect``, and those it adds."""
     options["folder"] = getattr(os, "fsdecode", str)(options["folder"])
     lock, ready = options["lock"], options["ready"]
     try:
         os.setsid()
     except EnvironmentError:
-        pass  # it leads a session already
+        pass  # it already leads a session
     for number in signal.SIGINT, signal.SIGQUIT:  # the shell that started it has them ignored
         signal.signal(number, signal.SIG_DFL)
     _close_others(lock, ready)
@@ -462,7 +462,7 @@ def run(options: dict[str, Any]) -> None:
         os.chdir(os.path.expanduser("~"))
     except EnvironmentError:
         os.chdir("/")
-    sys.path[:] = [entry for entry in sys.path if entry]  # no folder is the one that it is in
+    sys.path[:] = [entry for entry in sys.path if entry]  # it stays in no folder
     sys.argv = ["execnet-service"]
     try:
         service = Service(options)
@@ -482,7 +482,7 @@ def run(options: dict[str, Any]) -> None:
 
 
 def _close_others(*kept: int) -> None:
-    """Close what was inherited by chance, and have null devices as stdin."""
+    """Close descriptors inherited by chance, and make stdin a null device."""
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     last = 2

@@ -1,8 +1,8 @@
-"""Finds a service of this user's on this machine, and starts it when there is none.
+"""Finds a service of this user on this machine, or starts it.
 
-A service has a folder that only its user can enter.  In it are its socket, its record, its log
-and a lock, which it holds for as long as it lives: whoever gets the lock knows that there is no
-service, and hands the locked descriptor on to the one that it starts.  The others wait and look.
+A service has a folder that only its user can enter.  It contains its socket, its record, its log
+and a lock, which it holds as long as it lives: a process that gets the lock knows that there is no
+service, and passes the locked descriptor on to the one that it starts.  Others wait and poll.
 
 This file is shipped as well; it keeps to what Python 2.7 and today's Python both accept.  Start
 at ``connect``.
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-PROTOCOL = 1  # of what is said here; it is part of the key, so that others run beside it
+PROTOCOL = 1  # of the messages; part of the key, so that versions run side by side
 PATH_BYTES = 103  # of a socket's path, on all systems
-TRIES = 3  # at services that end before they have greeted
-FIRST_PAUSE_S, LAST_PAUSE_S = 0.002, 0.05  # between looks while another one starts it
+TRIES = 3  # with services that end before they greet
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.002, 0.05  # between checks while another process starts it
 LONGEST_S = 1e6  # of one wait
-LOG_BYTES = 4096  # what is told of the log when a service can't start
+LOG_BYTES = 4096  # of the log in the error when a service can't start
 LOOPBACK = "127.0.0.1"
 
-# The shell ends at once, so that the service is no child of the program's.
+# The shell ends at once, so that the service is not a child of the program.
 _START = 'exec 3<&0; "$@" <&3 >&2 3<&- & echo $!'
 
 
@@ -43,20 +43,20 @@ class ServiceError(Exception):
 
 
 class _Nobody(Exception):
-    """There is no service, or it has ended before it greeted."""
+    """There is no service, or it ended before it greeted."""
 
 
 clock = getattr(time, "monotonic", time.time)
-_starting = new_lock()  # only one thread lets descriptors be inherited
+_starting = new_lock()  # only one thread at a time makes descriptors inheritable
 
 
 # ---------------------------------------------------------------- where it is
 
 
 def key_of(name: str, words: list[str] | None, port: int | None = None) -> str:
-    """Return the key of a service: 16 hex digits, as the path of a socket has to be short.
+    """Return the key of a service: 16 hex digits, since the path of a socket must be short.
 
-    words: the command of its interpreter.  A port is all of the key where there is one.
+    words: the command of its interpreter.  If there is a port, that alone makes the key.
     """
     what = ["port", str(port)] if port else ["name", name, str(PROTOCOL)] + (words or [])
     said = [str(_user()), socket.gethostname()] + what
@@ -67,7 +67,7 @@ def key_of(name: str, words: list[str] | None, port: int | None = None) -> str:
 
 
 def _sha256() -> Any:
-    for name in "_sha2", "_sha256", "hashlib":  # the last one takes long to import
+    for name in "_sha2", "_sha256", "hashlib":  # the last one is slow to import
         try:
             return __import__(name).sha256
         except (ImportError, AttributeError):
@@ -82,9 +82,9 @@ def _user() -> int:
 
 
 def services_folder(makes: bool = True) -> str:
-    """Return the folder that the services of this user have theirs in.
+    """Return the folder for the folders of this user's services.
 
-    makes: whether it is made.  Raises ``ServiceError`` if another user could change what is there.
+    makes: whether to make it.  Raises ``ServiceError`` if another user could change it.
     """
     user = _user()
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
@@ -118,19 +118,19 @@ def _make(folder: str) -> None:
 
 
 def _check_above(folder: str, user: int) -> None:
-    """Refuse a folder that others could put another one in the place of."""
+    """Refuse a folder that others could replace."""
     while True:
         found = os.lstat(folder)
         open_to_others = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
         if found.st_uid not in (0, user) or open_to_others:
-            raise ServiceError("%s can be changed by others, so no service can be below" % folder)
+            raise ServiceError("%s can be changed by others, so it can't hold services" % folder)
         if folder == os.path.dirname(folder):
             return
         folder = os.path.dirname(folder)
 
 
 def be_private(folder: str, makes: bool = True) -> None:
-    """Refuse a folder that another user owns or can enter; what is wrong is not changed."""
+    """Refuse a folder that another user owns or can enter; nothing is repaired."""
     if makes:
         _make(folder)
     try:
@@ -138,7 +138,7 @@ def be_private(folder: str, makes: bool = True) -> None:
     except EnvironmentError as exc:
         raise ServiceError("can't use the folder %s: %s" % (folder, exc.strerror))
     if not stat.S_ISDIR(found.st_mode):
-        raise ServiceError("%s is no folder" % folder)
+        raise ServiceError("%s is not a folder" % folder)
     if found.st_uid != _user():
         raise ServiceError("%s belongs to user %d, not to this one" % (folder, found.st_uid))
     if found.st_mode & 0o077:
@@ -150,29 +150,29 @@ def socket_of(folder: str) -> str:
     """Return the path of a service's socket."""
     path = os.path.join(folder, "socket")
     if len(path if isinstance(path, bytes) else path.encode("utf-8", "replace")) > PATH_BYTES:
-        raise ServiceError("%s is too long for a socket; EXECNET_HOME may be a short path" % path)
+        raise ServiceError("%s is too long for a socket; set EXECNET_HOME to a shorter path" % path)
     return path
 
 
 def open_private(path: str, flags: int) -> int:
-    """Return a descriptor of a regular file of this user's; it is made if there is none."""
+    """Return a descriptor of a regular file of this user; make it if it does not exist."""
     fd = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | getattr(os, "O_CLOEXEC", 0), 0o600)
     found = os.fstat(fd)
     if stat.S_ISREG(found.st_mode) and found.st_uid == _user():
         return fd
     os.close(fd)
-    raise ServiceError("%s is not a file of this user's" % path)
+    raise ServiceError("%s is not a file of this user" % path)
 
 
 def try_lock(folder: str) -> int:
-    """Return the locked descriptor, -1 if a service holds it, or somebody who starts one."""
+    """Return the locked descriptor, -1 if a service holds it, or a process that starts one."""
     import fcntl
 
     path = os.path.join(folder, "lock")
     fd = open_private(path, os.O_RDWR)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(fd), os.lstat(path)):  # else somebody has removed it
+        if os.path.samestat(os.fstat(fd), os.lstat(path)):  # otherwise somebody removed it
             return fd
     except EnvironmentError as exc:
         if exc.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.ENOENT):
@@ -207,10 +207,10 @@ class Reader(object):
 
 
 def read_dict(sock: Any, deadline: float) -> dict[str, Any]:
-    """Return what the other side says: greeting, request or answer."""
+    """Receive a greeting, request or answer from the other side."""
     found = loads_internal(Message.from_io(Reader(sock, deadline)).data)
     if type(found) is not dict:
-        raise ServiceError("what listens there is no service")
+        raise ServiceError("what listens there is not a service")
     return found
 
 
@@ -229,7 +229,7 @@ def peer_of(sock: Any) -> tuple[int, int]:
         version, user = struct.unpack("2I", sock.getsockopt(0, 1, 76)[:8])
         if version == 0:
             return 0, user
-    return 0, _user()  # a folder that nobody else can enter is all that is left
+    return 0, _user()  # then the folder, which nobody else can enter, has to do
 
 
 def _greeted(sock: Any, deadline: float, name: str) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def _greeted(sock: Any, deadline: float, name: str) -> dict[str, Any]:
     except (EnvironmentError, EOFError):
         raise _Nobody()
     except Exception as exc:
-        raise ServiceError("what listens for %s is no service: %s" % (name, exc))
+        raise ServiceError("what listens for %s is not a service: %s" % (name, exc))
 
 
 def attach(
@@ -249,7 +249,7 @@ def attach(
 ) -> tuple[Any, dict[str, Any]] | None:
     """Return a connection to a service and its greeting, None if there is none.
 
-    prove: has both sides prove who they are, where they are connected by a port.
+    prove: makes both sides authenticate, if they are connected through a port.
     """
     name = str(port) if port else folder
     sock = socket.socket(socket.AF_INET if port else socket.AF_UNIX, socket.SOCK_STREAM)
@@ -268,7 +268,7 @@ def attach(
                 raise ServiceError("user %d listens at %s, not this one" % (user, folder))
         greeting = _greeted(sock, deadline, name)
         if not port and pid:
-            greeting["pid"] = pid  # as the system says
+            greeting["pid"] = pid  # the system's words
         sock.settimeout(None)
         return sock, greeting
     except _Nobody:
@@ -288,11 +288,11 @@ def connect(
     line_for: Callable[[dict[str, Any]], bytes],
     prove: Callable[[Any], object] = int,
 ) -> tuple[Any, dict[str, Any]]:
-    """Return a connection to a service and its greeting; it is started if it is not there.
+    """Return a connection to a service and its greeting; start it if it is not running.
 
-    want: ``name``, ``words`` (the command of an interpreter that reads a line), ``port`` (or
-    None) and what the service is told of itself besides.  line_for: returns that line for a dict
-    of what the service has to know.  Raises ``ServiceError``.
+    want: ``name``, ``words`` (the command of an interpreter that reads a line), ``port`` (or None)
+    and other options of the service.  line_for: returns that line for a dict of everything that
+    the service has to know.  Raises ``ServiceError``.
     """
     services = services_folder()
     folder = os.path.join(services, key_of(want["name"], want["words"], want["port"]))
@@ -308,7 +308,7 @@ def connect(
         if lock >= 0:
             try:
                 if starts == TRIES:
-                    text = "the service %s has ended %d times before it greeted: %s"
+                    text = "the service %s ended %d times before it greeted: %s"
                     raise ServiceError(text % (want["name"], starts, _said(folder + "/log", 0)))
                 starts += 1
                 found = attach(folder, want["port"], deadline, prove)
@@ -318,15 +318,19 @@ def connect(
             finally:
                 os.close(lock)
             continue
-        if clock() > deadline:
-            text = "another process holds the lock in %s, and no service answers: %s"
-            raise ServiceError(text % (folder, record_of(folder)))
-        time.sleep(pause_s)
+        _wait_for_another(folder, deadline, pause_s)
         pause_s = min(2 * pause_s, LAST_PAUSE_S)
 
 
+def _wait_for_another(folder: str, deadline: float, pause_s: float) -> None:
+    if clock() > deadline:
+        text = "another process holds the lock in %s, and no service answers: %s"
+        raise ServiceError(text % (folder, record_of(folder)))
+    time.sleep(pause_s)
+
+
 def record_of(folder: str) -> dict[str, Any]:
-    """Return what a service has written of itself; empty where nothing can be read."""
+    """Return the record that a service wrote; empty if it can't be read."""
     import json
 
     try:
@@ -347,7 +351,7 @@ def _start(
     deadline: float,
     line_for: Callable[[dict[str, Any]], bytes],
 ) -> None:
-    """Start a service that holds a lock from now on; returns when it can be connected to."""
+    """Start a service, which then holds a lock; return when it accepts connections."""
     log = os.path.join(folder, "log")
     log_fd = open_private(log, os.O_WRONLY | os.O_APPEND)
     begins = os.fstat(log_fd).st_size
@@ -383,11 +387,11 @@ def _start(
 
 
 def _high(fd: int) -> int:
-    """Return a duplicate with a number that no shell uses, for a process that is started."""
+    """Return a duplicate with a number that shells do not use, for a process to inherit."""
     import fcntl
 
     found: int = fcntl.fcntl(fd, fcntl.F_DUPFD, 20)
-    if sys.version_info[0] > 2:  # ``pass_fds`` lets it be inherited
+    if sys.version_info[0] > 2:  # ``pass_fds`` makes it inheritable
         fcntl.fcntl(found, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     return found
 
@@ -411,8 +415,8 @@ def _written(path: str, data: bytes) -> int:
 
 
 def _spawn(words: list[str], boot_fd: int, log_fd: int, passed: list[int]) -> int:
-    """Start a command that is nobody's child; return its process id."""
-    more: dict[str, Any] = {"close_fds": False}  # the service closes what it does not know
+    """Start a command that is not our child; return its process id."""
+    more: dict[str, Any] = {"close_fds": False}  # the service closes unknown ones
     if sys.version_info[0] > 2:
         more = {"pass_fds": passed}
     try:
@@ -429,7 +433,7 @@ def _spawn(words: list[str], boot_fd: int, log_fd: int, passed: list[int]) -> in
 
 
 def _await(fd: int, deadline: float) -> bytes:
-    """Return what a service says before it closes a descriptor."""
+    """Return what a service writes to a descriptor before it closes it."""
     said = b""
     poll, poll_error = real_select().poll(), real_select().error
     poll.register(fd, 1)  # POLLIN
@@ -437,7 +441,7 @@ def _await(fd: int, deadline: float) -> bytes:
         left = deadline - clock()
         try:
             if left <= 0 or not poll.poll(min(left, LONGEST_S) * 1000):
-                return said or b"it does not become ready in time"
+                return said or b"it was not ready in time"
             data = os.read(fd, 65536)
         except (EnvironmentError, poll_error) as exc:
             if exc.args[0] != errno.EINTR:
@@ -449,7 +453,7 @@ def _await(fd: int, deadline: float) -> bytes:
 
 
 def _said(path: str, begins: int) -> str:
-    """Return what a log says, from a place on."""
+    """Return the content of a log from an offset on."""
     try:
         with open(path, "rb") as file:
             file.seek(0, 2)

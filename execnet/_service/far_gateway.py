@@ -1,4 +1,4 @@
-"""A connection to a service: the gateway of a worker whose process goes on without it.
+"""A connection to a service: the gateway of a worker whose process outlives it.
 
 Code runs in threads, at once or one after the other.  Code that does not end with its connection
 is an orphan.  This file is shipped; it keeps to what Python 2.7 and today's Python both accept.
@@ -29,8 +29,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-state: dict[Any, Any] = {}  # what the code of a service keeps: ``execnet.service.state``
-kept: dict[str, dict[str, Any]] = {}  # connections that are kept for programs, and what is told
+state: dict[Any, Any] = {}  # the state that code of a service keeps: ``execnet.service.state``
+kept: dict[str, dict[str, Any]] = {}  # connections kept for programs, and their descriptions
 
 
 class ConnectionIO(Popen2IO):
@@ -45,14 +45,14 @@ class ConnectionIO(Popen2IO):
         super(ConnectionIO, self).__init__(outfile, infile, execmodel)
 
     def hang_up(self, how: int = socket.SHUT_RDWR) -> None:
-        """End the connection; whoever waits for it on either side goes on."""
+        """End the connection, and any waits for it on either side."""
         try:
             self._sock.shutdown(how)
         except EnvironmentError:
-            pass  # the other side was faster
+            pass  # the other side did it first
 
     def close_write(self) -> None:
-        """Let the other side read the end."""
+        """Close for writing, so that the other side reads the end."""
         self.hang_up(socket.SHUT_WR)
         super(ConnectionIO, self).close_write()
 
@@ -63,13 +63,13 @@ class ConnectionIO(Popen2IO):
 
 
 class ServiceProcess(Process):
-    """Goes on when a gateway has ended, whatever its code does."""
+    """Lets the process go on when a gateway has ended, whatever its code does."""
 
     def interrupt_main(self) -> None:
-        """Do nothing: no gateway's code runs there."""
+        """Do nothing: no code of a gateway runs there."""
 
     def end(self, gateway: Any) -> None:
-        """Go on: what has not ended is an orphan."""
+        """Go on: code that has not ended is an orphan."""
         gateway.is_given_up = True
         gateway.service.turns.wake()
 
@@ -96,14 +96,14 @@ def _described(task: Any) -> str:
 
 
 def text_of(said: Any) -> Any:
-    """Return what is text in this Python, or was sent as bytes, as text."""
+    """Return text of this Python, or text that was sent as bytes, as text."""
     return said.decode("utf-8", "replace") if isinstance(said, bytes) else said
 
 
 class Turns(object):
-    """Whose turn it is of the code that is to run one at a time; ``_lock`` guards the queue.
+    """Turns of code that has to run one at a time; ``_lock`` guards the queue.
 
-    Code whose gateway was given up has no turn any more, though it may run on.
+    Code of an abandoned gateway has no turn any more, though it may keep running.
     """
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ class Turns(object):
             self._advance()
 
     def wake(self) -> None:
-        """A gateway has ended, or was given up."""
+        """Note that a gateway has ended, or was abandoned."""
         with self._lock:
             for running in self._queue:
                 if running.gateway.is_over:
@@ -155,13 +155,13 @@ class ServicePool(WorkerPool):
                 self._run_noted(running, reply)
             finally:
                 self._forget(running)
-        except KeyboardInterrupt:  # its gateway has ended, so nobody is to be told
+        except KeyboardInterrupt:  # its gateway has ended, so there is nobody to tell
             self._finished(reply)
             self._forget(running)
 
     def _run_noted(self, running: Running, reply: Any) -> None:
         gateway, service = self._gateway, self._gateway.service
-        # First, as an end that does not find the thread by it comes before the look at the end.
+        # This comes first: an end that misses the thread comes before our check for the end.
         reply.ident = running.ident
         service.running[running.ident] = running
         if gateway.one_at_a_time:
@@ -182,7 +182,7 @@ class ServicePool(WorkerPool):
 
 
 class ServiceGateway(WorkerGateway):
-    """A connection to a service: it ends as a worker does, the process goes on."""
+    """A connection to a service: it ends like a worker, but the process goes on."""
 
     def __init__(
         self, io: Any, id: str, _startcount: int, service: Any, pid: int, one_at_a_time: bool
@@ -191,15 +191,15 @@ class ServiceGateway(WorkerGateway):
         self.service = service
         self._execpool = ServicePool(self)
         self.state = state
-        self.pid = pid  # of the program at the other end, 0 where it is not known
+        self.pid = pid  # of the program at the other end, 0 if unknown
         self.since = time.time()
         self.one_at_a_time = one_at_a_time
         self.is_over = self.is_given_up = False
-        self.route: far_log.Route | None = None  # where what it prints goes
+        self.route: far_log.Route | None = None  # where its output goes
         self._forwarder: Any = None
 
     def serve(self) -> None:
-        """Execute what comes, until the connection ends."""
+        """Serve the connection until it ends."""
         self._go("hello")
         self.service.clients.add(self)
         try:
@@ -209,7 +209,7 @@ class ServiceGateway(WorkerGateway):
             self._end_output()
 
     def forward(self, lines: Any, is_patient: bool) -> None:
-        """Have what its code prints sent over a channel, as ``_output.far`` does."""
+        """Send the output of its code over a channel, like ``_output.far``."""
         output_far = load_part("_output.far")
         lines._strconfig = (False, False)
         pipes = [output_far.Pipe(number, replaces=False) for number in (1, 2)]
@@ -219,7 +219,7 @@ class ServiceGateway(WorkerGateway):
         self.before_close = self._end_output
 
     def _end_output(self) -> None:
-        """Send what was printed; what an orphan prints goes to the log from now on."""
+        """Send the output so far; from now on, output of an orphan goes to the log."""
         forwarder, self._forwarder = self._forwarder, None
         if self.route is not None:
             self.route.close()
@@ -233,10 +233,10 @@ class ServiceGateway(WorkerGateway):
 
     def _on_silence(self, reason: str) -> None:
         self._writer.fail(reason)
-        self._io.hang_up()  # then the receiver thread does the rest
+        self._io.hang_up()  # the receiver thread then does the rest
 
     def stop(self) -> None:
-        """End it as the service does; the other side is told why."""
+        """End it because the service ends; the other side learns why."""
         self._say_goodbye(1, "its service was stopped")
         self._writer.close_soon()
         self._io.hang_up(socket.SHUT_RD)

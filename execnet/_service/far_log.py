@@ -1,7 +1,7 @@
-"""What the code of a service prints: to the connection whose code it is, else to the log.
+"""The output of a service's code: to the connection that the code belongs to, else to the log.
 
-Descriptors 1 and 2 lead to a pipe, so that what other processes write is in the log as well; a
-thread writes it, and keeps the log short.  This file is shipped; it keeps to what Python 2.7 and
+Descriptors 1 and 2 lead to a pipe, so that output of other processes gets into the log as well; a
+thread writes the log, and keeps it short.  This file is shipped; it keeps to what Python 2.7 and
 today's Python both accept.  Start at ``Log`` and ``Router``.
 """
 
@@ -24,7 +24,7 @@ CHUNK_BYTES = 1 << 16
 
 
 class Log(object):
-    """A file and the one before it; only the thread that ``begin`` starts writes."""
+    """A file and its predecessor; only the thread that ``begin`` starts writes."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -65,7 +65,7 @@ class Log(object):
             try:
                 self._write(data)
             except (EnvironmentError, far_find.ServiceError):
-                pass  # the disk is full, or the folder is gone: nobody can be told
+                pass  # the disk is full, or the folder is gone: there is nobody to tell
         self._done.set()
 
     def _write(self, data: bytes) -> None:
@@ -79,7 +79,7 @@ class Log(object):
             data = data[size:]
 
     def end(self, wait_s: float) -> None:
-        """Have all written; a process that holds the pipe is not waited for."""
+        """Write everything; do not wait for a process that holds the pipe."""
         null = os.open(os.devnull, os.O_WRONLY)
         for fd in 1, 2:
             os.dup2(null, fd)
@@ -88,7 +88,7 @@ class Log(object):
 
 
 def keep_from_children(fd: int) -> None:
-    """Keep a descriptor from processes that are started; Python 3 does so by itself."""
+    """Keep a descriptor from being inherited; Python 3 does so by itself."""
     if sys.version_info[0] == 2:
         import fcntl
 
@@ -96,7 +96,7 @@ def keep_from_children(fd: int) -> None:
 
 
 class Route(object):
-    """Two descriptors that the code of a connection prints to, until they are closed."""
+    """Two descriptors for the output of a connection's code, until they are closed."""
 
     def __init__(self, *fds: int) -> None:
         self._fds = fds
@@ -104,20 +104,20 @@ class Route(object):
         self._is_open = True
 
     def write(self, number: int, data: bytes) -> bool:
-        """Write to the first or the second; False when they are closed."""
-        with self._lock:  # another file could have the number of one that is closed
+        """Write to the first or the second; return False if they are closed."""
+        with self._lock:  # the number of a closed one could be another file's
             if self._is_open:
                 write_all(self._fds[number - 1], data)
             return self._is_open
 
     def close(self) -> None:
-        """Let nothing more be written; they can be closed then."""
+        """Allow no more writes; then they can be closed."""
         with self._lock:
             self._is_open = False
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write to a descriptor, unless its reader has gone."""
+    """Write to a descriptor, unless its reader is gone."""
     while data:
         try:
             data = data[os.write(fd, data) :]
@@ -127,10 +127,10 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 class Router(object):
-    """In the place of ``sys.stdout`` or ``sys.stderr``: whole lines go where a thread's go.
+    """Replaces ``sys.stdout`` or ``sys.stderr``: whole lines go to the route of the thread.
 
-    number: 1 or 2.  routes: by the number of the thread; of others, it is the log.  noted: has
-    the threads whose begun lines are kept, until ``flush`` in them; others may end unseen.
+    number: 1 or 2.  routes: by the number of the thread; other threads use the log.  noted: has
+    the threads whose incomplete lines are kept until they ``flush``; others may end unseen.
     """
 
     encoding, errors = "utf-8", "backslashreplace"
@@ -141,8 +141,8 @@ class Router(object):
         self._number = number
         self._routes = routes
         self._noted = noted
-        self._begun: dict[int, bytes] = {}  # a line that is not whole, by thread
-        self.buffer = self  # takes bytes as well
+        self._begun: dict[int, bytes] = {}  # an incomplete line, by thread
+        self.buffer = self  # accepts bytes as well
         self.softspace = 0  # Python 2's print sets it
 
     def write(self, text: Any) -> int:
@@ -163,7 +163,7 @@ class Router(object):
             self.write(line)
 
     def flush(self) -> None:
-        """Write the line of this thread that is not whole."""
+        """Write the incomplete line of this thread."""
         ident = get_ident()
         self._out(ident, self._begun.pop(ident, b""))
 
@@ -177,16 +177,16 @@ class Router(object):
         return self._number
 
     def isatty(self) -> bool:
-        """A service has no terminal."""
+        """Return False: a service has no terminal."""
         return False
 
     def readable(self) -> bool:
-        """It is only written."""
+        """Return False: it is only for writing."""
         return False
 
     def writable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def close(self) -> None:
-        """Nothing is closed: all code of the service writes here."""
+        """Do nothing: all code of the service writes here."""

@@ -1,7 +1,7 @@
-"""How a service with a port lets in whoever has this user's key, and proves that it has it too.
+"""Authentication for a service with a port: both sides prove that they have this user's key.
 
-It is what a socket server and its clients say to each other: ``script.socketserver``.  This file
-is shipped; it keeps to what Python 2.7 and today's Python both accept.  Start at ``admit``.
+The messages are those of a socket server and its clients: ``script.socketserver``.  This file is
+shipped; it keeps to what Python 2.7 and today's Python both accept.  Start at ``admit``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def admit(sock: Any, deadline: float) -> None:
-    """Return when the other end has proved that it has the key; ``ServiceError`` if it does not."""
+    """Return when the other end has proved that it has the key; else raise ``ServiceError``."""
     server = load_part("script.socketserver")
     sock.settimeout(max(0.001, deadline - clock()))
     key, words = server.own_key(), [b"plain", server.new_nonce()]

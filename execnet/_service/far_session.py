@@ -1,8 +1,8 @@
-"""A session: code that one program after the other sends runs in the main thread of a service.
+"""A session: runs code from one program after another in the main thread of a service.
 
-What it defines stays, as in an interpreter at a terminal: its globals are the service's ``state``.
-What it prints goes to whoever has sent it.  This file is shipped; it keeps to what Python 2.7 and
-today's Python both accept.  Start at ``serve``.
+Its definitions stay, as in an interpreter at a terminal: its globals are the service's ``state``.
+Its output goes to the program that sent the code.  This file is shipped; it keeps to what Python
+2.7 and today's Python both accept.  Start at ``serve``.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 FOREVER_S = 1e9
-INTERRUPTED = 130  # exit statuses, as shells have them
+INTERRUPTED = 130  # exit statuses, as in shells
 FAILED = 1
 
 
 class Client(object):
-    """Whoever has sent code, as the service tells of it."""
+    """The sender of code, for the service's reports."""
 
     def __init__(self, name: str) -> None:
         self.id = name
@@ -33,7 +33,7 @@ class Client(object):
 
 
 class Job(object):
-    """Code that runs, or waits until that of others has ended; ``_lock`` guards what is said."""
+    """Code that runs, or waits for the code of others; ``_lock`` guards what is sent."""
 
     def __init__(self, service: Any, sock: Any, request: dict[str, Any]) -> None:
         self._service = service
@@ -47,10 +47,10 @@ class Job(object):
         self.waits = True
         self.code = text_of(self._source.strip().split("\n")[0][:80])
 
-    # the thread of the connection
+    # in the thread of the connection
 
     def follow(self) -> None:
-        """Hear what the client says until the code has ended; its end interrupts the code."""
+        """Listen to the client until the code has ended; the client's end interrupts the code."""
         try:
             while True:
                 if far_find.read_dict(self._sock, far_find.clock() + FOREVER_S).get("interrupt"):
@@ -62,17 +62,17 @@ class Job(object):
                 self._interrupt()
 
     def stop(self) -> None:
-        """End it, as the service does."""
+        """End it, since the service ends."""
         self._interrupt()
 
     def _interrupt(self) -> None:
         if self._runs:
             _interrupt(self.ident)
 
-    # the main thread
+    # in the main thread
 
     def run(self) -> None:
-        """Run the code, and tell its exit status."""
+        """Run the code, and send its exit status."""
         service, self.waits = self._service, False
         if self.gateway.is_over:
             return
@@ -88,7 +88,7 @@ class Job(object):
             service.running.pop(self.ident, None)
         self._say({"status": status})
         try:
-            self._sock.shutdown(0)  # so that the connection's thread hears an end
+            self._sock.shutdown(0)  # so that the connection's thread notices an end
         except EnvironmentError:
             pass
 
@@ -97,7 +97,7 @@ class Job(object):
         try:
             try:
                 self._runs = process.is_interruptible = True
-                if self.gateway.is_over:  # its client went just now
+                if self.gateway.is_over:  # its client left just now
                     raise KeyboardInterrupt
                 source = self._source + "\n"
                 if PY2:
@@ -115,7 +115,7 @@ class Job(object):
         except KeyboardInterrupt:
             sys.stderr.write("KeyboardInterrupt\n")
             return INTERRUPTED
-        except:  # noqa: E722 - in Python 2 not all that is raised is a BaseException
+        except:  # noqa: E722 - in Python 2 anything can be raised
             text = geterrortext(self._without_ours(sys.exc_info()))
             sys.stderr.write(text)
             return FAILED
@@ -140,7 +140,7 @@ class Job(object):
         return FAILED
 
     def write(self, number: int, data: bytes) -> bool:
-        """Send what was printed; False if nobody is there, so that it goes to the log."""
+        """Send some output; return False if nobody is there, so that it goes to the log."""
         return self._say({"stream": number, "data": text_of(data)})
 
     def _say(self, said: dict[str, Any]) -> bool:
@@ -155,7 +155,7 @@ class Job(object):
 
 
 def serve(service: Any, sock: Any, request: dict[str, Any]) -> None:
-    """Have code run in the main thread; returns when it has ended, or its client has gone."""
+    """Run code in the main thread; return when it has ended, or its client is gone."""
     state.setdefault("__name__", "__main__")
     state.setdefault("__builtins__", __import__("__builtin__" if PY2 else "builtins"))
     job = Job(service, sock, request)

@@ -27,9 +27,9 @@ FOREVER_S = 1e9
 
 
 def main(channel: Any) -> None:
-    """Do what is asked for on the channel that comes next; returns at once.
+    """Serve the requests on the channel that comes next; returns at once.
 
-    So a Ctrl-C in the terminal, which reaches the main thread here too, interrupts nothing.
+    So Ctrl-C in the terminal, which also reaches the main thread here, interrupts nothing.
     """
     thread = threading.Thread(target=_do, args=(channel.receive(),))
     thread.daemon = True
@@ -37,7 +37,7 @@ def main(channel: Any) -> None:
 
 
 def _do(channel: Any) -> None:
-    """Do what the next item asks for; what comes of it is sent, and an end of the channel."""
+    """Serve the request in the next item: send the results, and close the channel."""
     try:
         said = channel.receive()
     except EOFError:
@@ -80,7 +80,7 @@ def _execute(channel: Any, said: dict[str, Any]) -> None:
 
 
 def _hand_on(channel: Any, sock: Any) -> None:
-    """Hand on what is said while code runs; the client's end ends the connection."""
+    """Pass on what is said while code runs; the client's end ends the connection."""
     try:
         while True:
             far_find.say(sock, channel.receive())
@@ -92,7 +92,7 @@ def _hand_on(channel: Any, sock: Any) -> None:
 
 
 def _found() -> list[tuple[str, dict[str, Any]]]:
-    """Return (folder, record) of the sessions that run."""
+    """Return (folder, record) of the running sessions."""
     services, found = far_find.services_folder(makes=False), []
     for name in sorted(os.listdir(services)) if os.path.isdir(services) else ():
         folder = os.path.join(services, name)
@@ -129,7 +129,7 @@ def _list(channel: Any, said: dict[str, Any]) -> None:
 def _stop(channel: Any, said: dict[str, Any]) -> None:
     found = [one for one in _found() if one[1]["service"] == PREFIX + said["name"]]
     if not found:
-        raise ServiceError("no session %r runs there" % said["name"])
+        raise ServiceError("no session %r is running there" % said["name"])
     for folder, _ in found:
         _asked(folder, "stop")
         deadline = clock() + STOP_S
@@ -139,5 +139,5 @@ def _stop(channel: Any, said: dict[str, Any]) -> None:
                 os.close(lock)
                 break
             if clock() > deadline:
-                raise ServiceError("the session %r does not end" % said["name"])
+                raise ServiceError("the session %r did not end" % said["name"])
             time.sleep(0.01)

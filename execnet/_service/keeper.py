@@ -1,9 +1,9 @@
-"""What a service does for ``Group.setlocalfactory``: it keeps logins and starts workers by them.
+"""The service's half of ``Group.setlocalfactory``: keeps logins and starts workers through them.
 
-A login is an ssh whose worker runs no code of anybody's but starts the interpreters of gateways, as
-with ``share=yes``.  It is made with the environment and in the folder of the program that asks, and
-kept for those that ask with the same.  Nobody can be asked for a password here, so that fails at
-once.  This runs in the service, where the package can be imported.  Start at ``main``.
+A login is an ssh whose worker runs no user code but starts the interpreters of gateways, as with
+``share=yes``.  It is made with the environment and in the folder of the program that asks, and kept
+for programs with the same ones.  Nobody can be asked for a password here, so a login that needs one
+fails at once.  This runs in the service, where the package can be imported.  Start at ``main``.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ ASKS = "Permission denied", "Host key verification failed"
 
 
 class Login:
-    """One kept login; ``lock`` is held while it is made."""
+    """A kept login; ``lock`` is held while it is made."""
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.lock = threading.Lock()
         self.gateway: Gateway | None = None
         self.users: set[object] = set()
-        self.timer: threading.Timer | None = None  # runs while it has no user
+        self.timer: threading.Timer | None = None  # runs while it has no users
         self.tries = 0
-        self.error: Exception | None = None  # of the last try
+        self.error: Exception | None = None  # of the last attempt
 
 
 class Keeper:
-    """The logins of this service; ``_lock`` guards the table and who uses what."""
+    """The logins of this service; ``_lock`` guards the table and the users."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -59,7 +59,7 @@ class Keeper:
         self._idle_s: dict[Gateway, float] = {}
 
     def claim(self, request: dict[str, Any], execmodel: ExecModel, user: object) -> Gateway:
-        """Return a login that is used from now on; those who ask at once wait for one try."""
+        """Return a login, and count its user; simultaneous requests share one attempt."""
         command = command_of(request)
         key = _key_of(command, request)
         with self._lock:
@@ -112,14 +112,14 @@ class Keeper:
             login.users.discard(user)
 
     def leave(self, gateway: Gateway, user: object) -> None:
-        """A user has ended; without any, the login is kept for some time; never waits."""
+        """Note the end of a user; without users, the login is kept for some time; never waits."""
         with self._lock:
             login = next((one for one in self._logins.values() if user in one.users), None)
             if login is None:
                 return
             login.users.discard(user)
             self._tell(login)
-            if login.gateway is not gateway:  # it has another one by now
+            if login.gateway is not gateway:  # it has another user by now
                 return
             is_over = gateway._state != GatewayState.LIVE
             if not login.users and not is_over:
@@ -142,7 +142,7 @@ class Keeper:
 
 
 def command_of(request: dict[str, Any]) -> table.Command:
-    """Return the command of a login; it asks nobody."""
+    """Return the command of a login; it never prompts."""
     settings = settings_of_connection(Settings(XSpec(request["spec"])))
     words = table.command(settings.spec, row=settings.transport)
     words[:] = asking_nobody(words)
@@ -167,7 +167,7 @@ def _host_of(settings: Settings) -> str:
 
 
 def _explained(exc: Exception, command: table.Command) -> Exception:
-    """Return an error that says what to do, where ssh would have asked."""
+    """Return an error that says what to do, if ssh would have prompted."""
     if isinstance(exc, BootstrapError) and any(text in str(exc.stderr) for text in ASKS):
         shown = " ".join(word for word in command[:-1] if word not in ("-o", "BatchMode=yes", "-T"))
         first, _, others = str(exc).partition("\n")
@@ -183,23 +183,23 @@ keeper = Keeper()
 
 
 class Passage:
-    """The worker of a gateway and the stream to it, as ``_via.far`` has processes."""
+    """The worker of a gateway and the stream to it, in the form of processes in ``_via.far``."""
 
     def __init__(self, io: ViaIO) -> None:
         self._io = io
 
     def kill(self, worker_pid: int | None) -> None:
-        """Kill it, if it has not ended."""
+        """Kill it unless it has ended."""
         self._io.worker_pid = worker_pid
         self._io.kill()
 
     def wait(self, read_all: Any) -> tuple[int | None, bytes]:
-        """Wait for its end; return exit status and the last of its stderr."""
+        """Wait for its end; return its exit status and the end of its stderr."""
         status = self._io.wait()
         return status, self._io.stderr_tail().encode("utf-8", "replace")
 
     def read_some(self, limit: int) -> bytes:
-        """Return what is there; wait for the first, b"" at the end."""
+        """Return available bytes; wait for the first; b"" at the end."""
         try:
             return self._io.read_some(limit)
         except EOFError:
@@ -210,7 +210,7 @@ class Passage:
         try:
             if len(data) <= SMALL_BYTES and self._io.can_write_now():
                 return self._io.write_some(data)
-        except OSError:  # errors show when one waits
+        except OSError:  # errors appear when waiting
             pass
         return 0
 
@@ -227,11 +227,11 @@ class Passage:
         self._io.close_read()
 
     def on_end(self) -> None:
-        """Whoever waits for the stream meets its end there."""
+        """Do nothing: threads that wait for the stream will meet its end."""
 
 
 class KeptForwarder(Forwarder):
-    """Forwards between a channel of the program's and a worker behind a kept login."""
+    """Forwards between a channel of the program and a worker at a kept login."""
 
     def _open(self) -> tuple[Any, Any]:
         user = object()

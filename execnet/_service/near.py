@@ -1,6 +1,6 @@
-"""``socketservice=NAME``: the stream to a service of this user's, which is started if need be.
+"""``socketservice=NAME``: the stream to a service of this user, which is started if necessary.
 
-Where it is and how it starts is in ``far_find``, what it does in ``far``.  Start at ``create_io``.
+``far_find`` finds and starts it, ``far`` is its code.  Start at ``create_io``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 IDLE_S = 3 * 3600.0
 DEFAULT_NAME = "default"
-# What ``_service.far`` needs.
+# The modules that ``_service.far`` needs.
 PARTS = (
     *("_service.far_find", "_service.far_log", "_service.far_gateway", "_service.far_session"),
     "_output.far",
@@ -58,7 +58,7 @@ def name_of(spec: XSpec) -> str:
 
 
 def want_of(settings: Settings) -> dict[str, Any]:
-    """Return what ``far_find.connect`` is to find or to start."""
+    """Return what ``far_find.connect`` should find or start."""
     spec = settings.spec
     return {
         "name": name_of(spec),
@@ -71,7 +71,7 @@ def want_of(settings: Settings) -> dict[str, Any]:
 
 
 def line_for(want: dict[str, Any]) -> bytes:
-    """Return the line that makes an interpreter a service."""
+    """Return the line that turns an interpreter into a service."""
     options = {name: want[name] for name in ("name", "port", "idle", "lock", "ready")}
     options["folder"] = os.fsencode(want["folder"])
     options["python"] = want["python"].encode("utf-8", "surrogateescape")
@@ -82,7 +82,7 @@ def line_for(want: dict[str, Any]) -> bytes:
 
 
 def prover(port: int, deadline: float) -> Callable[[Any], object]:
-    """Return what has both ends of a connection prove that they have this user's key."""
+    """Return a function that makes both ends of a connection prove that they have the key."""
 
     def prove_both(sock: Any) -> None:
         from .._transports.keys import Wish, own_key
@@ -92,16 +92,16 @@ def prover(port: int, deadline: float) -> Callable[[Any], object]:
         wish = Wish(XSpec("socketservice"), own_key())
         try:
             prove(SocketTalk(sock), wish, f"port {port}", deadline)
-        except TurnedAway as exc:  # as by a service that is about to end
+        except TurnedAway as exc:  # for example by a service that is about to end
             raise ConnectionResetError(errno.ECONNRESET, str(exc)) from exc
 
     return prove_both
 
 
 def create_io(settings: Settings, execmodel: ExecModel) -> ServiceIO:
-    """Connect to the service that a spec means, and start it if there is none.
+    """Connect to the service that a spec means, and start it if it is not running.
 
-    Raises ``BootstrapError`` if it can't be had, or is another one than the spec says.
+    Raises ``BootstrapError`` if that fails, or the service does not match the spec.
     """
     want = want_of(settings)
     args = [f"socketservice={want['name']}"]
@@ -110,7 +110,7 @@ def create_io(settings: Settings, execmodel: ExecModel) -> ServiceIO:
     try:
         sock, greeting = far_find.connect(want, deadline, line_for, prove)
     except AuthenticationError as exc:
-        text = f"{exc}; what listens there is no service of this user's{_holder(want['port'])}"
+        text = f"{exc}; what listens there is not a service of this user{_holder(want['port'])}"
         raise BootstrapError(text, args) from exc
     except (ServiceError, OSError) as exc:
         holder = _holder(want["port"]) if "ddress already in use" in str(exc) else ""
@@ -154,7 +154,7 @@ def _check_greeting(want: dict[str, Any], greeting: dict[str, Any], settings: Se
 
 
 def described(greeting: dict[str, Any]) -> str:
-    """Return in words what a service says of itself."""
+    """Describe a service in words, from what it says about itself."""
     version = ".".join(map(str, greeting.get("version_info", ())))
     return printable(
         f"{greeting.get('service')!r} of process {greeting.get('pid')}, execnet "
@@ -163,7 +163,7 @@ def described(greeting: dict[str, Any]) -> str:
 
 
 def _holder(port: int | None) -> str:
-    """Return in words which process listens at a port, as far as the system tells this user."""
+    """Describe in words which process listens at a port, as far as this user can see."""
     pid = _listener_of(port) if port else None
     if pid is None:
         return ""
@@ -192,14 +192,14 @@ def _listener_of(port: int | None) -> int | None:
 
 
 def _for_model(sock: Any, execmodel: ExecModel) -> Any:
-    """Return a socket as the greenlets of a model use it."""
+    """Return a socket in the form that the greenlets of a model use."""
     if execmodel.has_main_thread:
         return sock
     return execmodel.socket.socket(sock.family, sock.type, 0, sock.detach())
 
 
 class Pid:
-    """A process that is not ours, seen from outside; a process id may be used again."""
+    """A process that is not ours, seen from outside; process ids are reused."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -209,7 +209,7 @@ class Pid:
                 self._fd = os.pidfd_open(pid)
 
     def has_ended(self) -> bool:
-        """Whether it has; as far as is known, where the system has no descriptor for it."""
+        """Whether it has ended; a guess if the system has no descriptor for it."""
         if self._fd >= 0:
             poll = real_select().poll()
             poll.register(self._fd, 1)  # POLLIN
@@ -223,17 +223,17 @@ class Pid:
         return False
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
 
 class ServiceIO(SocketIO):
-    """The stream to a service; ``boot`` makes the connection a gateway's.
+    """The stream to a service; ``boot`` turns the connection into a gateway's.
 
-    Processes that the service's code has forked may hold the connection open, and must not hide
-    the service's end, so its process is looked at as well.
+    Processes that the service's code forked may hold the connection open, and must not hide the
+    service's end, so its process is watched as well.
     """
 
     needs_boot = True
@@ -265,7 +265,7 @@ class ServiceIO(SocketIO):
             raise BootstrapError(f"the service has ended: {exc}", self.args) from exc
 
     def read_some(self, limit: int) -> bytes:
-        """Return what is there, as the base class; b"" also when the process has ended."""
+        """Return available bytes, like the base class; b"" also when the process has ended."""
         if self._poll is None:
             return super().read_some(limit)
         data = self._poll.read(super().read_some, limit)
@@ -280,7 +280,7 @@ class ServiceIO(SocketIO):
             self._process.close()
 
     def disown(self) -> None:
-        """In a forked process: let go of the connection, which is the parent's."""
+        """In a forked process: release the connection, which is the parent's."""
         super().disown()
         if self._process is not None:
             self._process.close()

@@ -107,18 +107,14 @@ def _start(base: Any, io: Any, connection: list[Any], options: dict[str, Any]) -
     base._serve(io, options["id"], options["codecs"], options["grace"], kind)
 
 
-def _gateway_class(base: Any, connection: list[Any]) -> Any:
-    """Return what makes a gateway that ends what runs, but not the process."""
-    worker_gateway: Any = base.WorkerGateway
+def _process_class(base: Any, connection: list[Any], has_signals: bool, handler: Any) -> Any:
     process_class: Any = base.Process
-    has_signals = isinstance(threading.current_thread(), threading._MainThread)  # type: ignore[attr-defined]
-    handler = signal.getsignal(signal.SIGINT)
 
     class ServerProcess(process_class):  # type: ignore[misc]
-        """Runs on when the worker has ended."""
+        """Keeps running when the worker has ended."""
 
         _is_ours = False  # whether the next SIGINT comes from here
-        is_unwanted = False  # whether somebody else sent one: the server is to end
+        is_unwanted = False  # whether somebody else sent one: then the server ends
 
         def _on_interrupt(self, signum: int, frame: object) -> None:
             if self._is_ours:
@@ -136,7 +132,7 @@ def _gateway_class(base: Any, connection: list[Any]) -> Any:
                 base._interrupt_others({self.main_ident}, 0)
 
         def end(self, gateway: Any) -> None:
-            """Let the server go on: have the calling thread leave the code that it runs.
+            """Let the server go on: make the calling thread leave the code that it runs.
 
             Threads that don't end when they are interrupted stay.
             """
@@ -144,6 +140,16 @@ def _gateway_class(base: Any, connection: list[Any]) -> Any:
             while self.main_ident in gateway._execpool.idents():
                 self.interrupt_main()
                 gateway._execpool.waitall(1.0)
+
+    return ServerProcess
+
+
+def _gateway_class(base: Any, connection: list[Any]) -> Any:
+    """Return a function that makes a gateway which ends its code, but not the process."""
+    worker_gateway: Any = base.WorkerGateway
+    has_signals = isinstance(threading.current_thread(), threading._MainThread)  # type: ignore[attr-defined]
+    handler = signal.getsignal(signal.SIGINT)
+    process_class = _process_class(base, connection, has_signals, handler)
 
     class ServedGateway(worker_gateway):  # type: ignore[misc]
         def serve(self) -> None:
@@ -159,6 +165,6 @@ def _gateway_class(base: Any, connection: list[Any]) -> Any:
 
         def _on_silence(self, reason: str) -> None:
             self._writer.fail(reason)
-            hang_up(connection)  # then the receiver thread does the rest
+            hang_up(connection)  # the receiver thread then does the rest
 
-    return lambda **more: ServedGateway(process=ServerProcess(), **more)
+    return lambda **more: ServedGateway(process=process_class(), **more)
