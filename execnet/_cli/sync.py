@@ -118,7 +118,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--direct",
         action="store_true",
-        help="have the interpreter at SRC start the one at DEST, so that nothing passes through here",
+        help="have the interpreter at SRC start the one at DEST; nothing passes through here",
     )
     _add_attributes(parser)
     _add_rules(parser)
