@@ -220,7 +220,7 @@ class TestCommand:
         ("arguments", "error"),
         [
             ({"tls": False}, "by its certificate"),
-            ({"count": 0}, "lets nobody in"),
+            ({"count": 0}, "admits nobody"),
             ({"options": "popen"}, "popen= is for popen=, not listen="),
             ({"options": "python=python2"}, "nothing starts a worker that dials in"),
             ({"address": "unix:/tmp/x"}, "host:port"),
