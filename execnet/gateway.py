@@ -441,12 +441,9 @@ class Gateway(Calling, BaseGateway):
                 return _refusal(self, text)
         return OSError(text)
 
-    def _on_silence(self, reason: str) -> bool:
-        if self._io.on_silence(reason):
-            return True
+    def _on_silence(self, reason: str) -> None:
         self._silence = reason
         self._io.kill()
-        return False
 
     def tell_state(self, state: str) -> None:
         """Tell the group what became of the connection: "lost" or "resumed"."""

@@ -2,7 +2,8 @@
 
 The command of ``ssh`` runs here behind a relay that ends after a random number of bytes, in each
 connection anew, also while that is being made.  Half of the items go to code that receives, half
-to callbacks.  The exit status is 1 if an item was another one, or something stayed.
+to callbacks.  Before that, round trips over such a relay that holds bytes back are measured.  The
+exit status is 1 if an item was another one, something stayed, or a round trip cost 5 % more.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -26,6 +28,7 @@ BOOT_BYTES = 200_000  # so many pass before the first cut, as a start is not wha
 ITEM_SIZES = 10, 1000, 30_000, 200_000
 RESUME_S = 600
 END_S = 20.0
+MAY_COST_PERCENT = 5.0  # of a round trip over a slow link
 
 
 def sizes_of(mib: float, draw: random.Random) -> list[int]:
@@ -51,7 +54,7 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
         pid = gateway._rinfo().pid
         processes = pid, supervisor_of(pid)
         try:
-            exchange(gateway, sizes_of(options.mib, draw))
+            exchange(gateway, sizes_of(options.mib, draw), RESUME_S)
         except (AssertionError, OSError, EOFError) as exc:
             print(f"seed {options.seed}, after {link.runs()} connections: {exc!r:.1000}")
             return False
@@ -67,17 +70,47 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
     return not stays
 
 
+def compare(options: argparse.Namespace, folder: Path) -> bool:
+    """Measure round trips over a slow link, with and without ``resume=``; whether that holds."""
+    link = CutLink(folder)
+    held = True
+    for delay_s in (0.0, options.delay):
+        link.set_delay(delay_s)
+        with execnet.Group() as group:
+            spec = f"ssh=host//python={options.python}"
+            gateways = group.makegateways([spec, f"{spec}//resume={RESUME_S}"])
+            channels = [one.remote_exec("for x in channel: channel.send(x)") for one in gateways]
+            tries = options.trips if delay_s else 10 * options.trips
+            trips: list[list[float]] = [[], []]
+            for number in range(2 * tries):  # by turns
+                began = time.perf_counter()
+                channels[number % 2].send(number)
+                assert channels[number % 2].receive(END_S) == number
+                trips[number % 2].append(time.perf_counter() - began)
+        without, with_it = (1000 * statistics.median(one) for one in trips)
+        more = 100 * (with_it / without - 1)
+        print(
+            f"a round trip over a link of {1000 * delay_s:g} ms each way: {without:.3f} ms, with "
+            f"resume= {with_it:.3f} ms, {more:+.1f} %"
+        )
+        held &= not delay_s or more <= MAY_COST_PERCENT
+    return held
+
+
 def main() -> int:
     """Do what the command line asks for; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cuts", type=int, default=1000, help="(1000)")
+    parser.add_argument("--trips", type=int, default=100, help="round trips to measure (100)")
+    parser.add_argument("--delay", type=float, default=0.01, help="of the slow link, in s (0.01)")
     parser.add_argument("--mib", type=float, default=64.0, help="each way (64)")
     parser.add_argument("--seed", type=int, default=0, help="(0)")
     parser.add_argument("--python", default=sys.executable, help="of the worker (this one)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
-        return int(not run(options, Path(folder)))
+        held = compare(options, Path(folder))
+        return int(not (run(options, Path(folder)) and held))
 
 
 if __name__ == "__main__":

@@ -44,8 +44,12 @@ class Pulse:
         if self._beats_left > 0:
             return True
         self._beats_left = self._beats
-        # True if another connection may reach it.
-        return bool(gateway._on_silence("silent for %g s" % (self._beats * self.interval_s)))
+        reason = "silent for %g s" % (self._beats * self.interval_s)
+        on_silence = getattr(gateway._io, "on_silence", None)
+        if on_silence is not None and on_silence(reason):  # another connection may reach it
+            return True
+        gateway._on_silence(reason)
+        return False
 
     def ended(self) -> bool:
         """Whether there is nothing left to watch."""

@@ -410,12 +410,14 @@ class Link(object):
             self._await(connection, due_s)
 
     def _take_frames(self) -> None:
-        frame = self.writer.take()
-        while frame is not None:
+        """Take over what may be sent; the rest waits where others count it."""
+        while self.kept_bytes < KEPT_BYTES:
+            frame = self.writer.take()
+            if frame is None:
+                return
             self._ahead.append(frame[0])
             self.kept_bytes += len(frame[0])
             frame[2].append(len(frame[0]))  # as good as written
-            frame = self.writer.take()
 
     def _change(self) -> None:
         """Go over to the next connection, if there is one, and send what it lacks."""

@@ -35,7 +35,6 @@ def tell(gateway: Any, told: Any) -> None:
         return
     gateway._io = link
     gateway._writer = link.writer
-    gateway._on_silence = link.on_silence
     gateway._post(Message.ACK, 0, dumps_internal(dict(zip(("boot", "host"), place()))))
 
 
@@ -81,7 +80,10 @@ class WorkerLink(Link):
     # ------------------------------------------------------------ connections
 
     def on_lost(self, connection: Connection, why: str) -> None:
-        """Tell the supervisor, which keeps the time."""
+        """Tell the supervisor, which keeps the time; end if nobody knows of this worker yet."""
+        if not self.read_bytes:
+            self._say(b"n0 ")
+            self.stop(why)
         self._say(b"l%d " % connection.epoch)
 
     def on_used(self, connection: Connection) -> None:

@@ -57,7 +57,7 @@ class Session:
 
     def place(self, ready: dict[str, Any]) -> None:
         """Note where the worker says that it can be had."""
-        self.boot, self.host = str(ready["boot"]), str(ready["host"])
+        self.boot, self.host = printable(str(ready["boot"])), printable(str(ready["host"]))
         self.is_placed = True
 
     def line(self, marker: bytes, verb: str) -> bytes:

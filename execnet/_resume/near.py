@@ -15,7 +15,7 @@ from contextlib import suppress
 from .._clock import monotonic
 from .._endpoint import Endpoint
 from .._ship import parts
-from .._transports.ssh import asking_nobody
+from .._transports.ssh import asking_nobody, with_options
 from .._transports.table import Command
 from ..gateway_base import (
     Message,
@@ -65,7 +65,9 @@ def create_io(
 
 def command_of_login(command: Command) -> Command:
     """Return the command of a spec as it is run anew: nobody may be there to answer."""
-    words = asking_nobody(command) if command[0] in ("ssh", "vagrant") else command
+    words: list[str] = command
+    if command[0] in ("ssh", "vagrant"):  # a connection that is shared may be lost as well
+        words = with_options(asking_nobody(command), ["-o", "ControlPath=none"])
     return Command(words, command.captures_stderr, is_remote=command.is_remote)
 
 
@@ -182,14 +184,14 @@ class ResumeIO(Link, Endpoint):
         ends_at, pause_s, last = monotonic() + seconds, FIRST_PAUSE_S, why
         discard(carrier)
         self._tell_state("lost")
-        while not self.is_over:
+        while not (self.is_over or self._is_killed):
             left_s = ends_at - monotonic()
             if left_s <= 0:
                 self._give_up(f"it was out of reach for {seconds:g} s; {last}")
                 return
             self._pause.wait(min(left_s, pause_s * random.uniform(0.5, 1.0)))
             pause_s = min(2 * pause_s, LAST_PAUSE_S)
-            if self.is_over:
+            if self.is_over or self._is_killed:
                 return
             try:
                 login = Login(session, self._make, ends_at)
@@ -321,6 +323,9 @@ class ResumeIO(Link, Endpoint):
         """In a forked process: the worker and the stream to it are the parent's."""
         self.is_over = True
         self._record = None
+        for connection in [self.connection, *self._given_up]:  # else the command would not end
+            if connection is not None:
+                connection.close()
         self._gone = _Flag(self.execmodel)
         self._gone.set()
         self._carrier.disown()

@@ -56,8 +56,13 @@ def without_terminal(words: list[str]) -> list[str]:
 
 def asking_nobody(words: list[str]) -> list[str]:
     """Return a command of ssh's that fails where it would have asked for something."""
+    return with_options(words, ["-o", "BatchMode=yes"])
+
+
+def with_options(words: list[str], options: list[str]) -> list[str]:
+    """Return a command of ssh's with options that nothing else in it overrides."""
     place = 1 if words[0] == "ssh" else words.index("--") + 1
-    return [*words[:place], "-o", "BatchMode=yes", *words[place:]]
+    return [*words[:place], *options, *words[place:]]
 
 
 def for_shell(words: list[str]) -> str:

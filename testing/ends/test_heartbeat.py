@@ -199,6 +199,8 @@ def test_a_coordinator_that_was_stopped_comes_back(resumed: Any, long: bool) -> 
 class QuietGateway:
     """A gateway as a pulse sees it."""
 
+    _io = None
+
     class _writer:
         _frames: tuple[()] = ()
 

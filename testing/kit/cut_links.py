@@ -21,7 +21,9 @@ EXCHANGE_S = 60.0  # for one item, across cuts
 RUN = """
 if [ -e $here/down ]; then echo 'Network is unreachable' >&2; exit 255; fi
 cut=$(sed -n "$(wc -l < $here/runs)p" $here/cuts)
-exec {python} {relay} --shell ${{cut:+--cut $cut}} -- "$@"
+delay=$(cat $here/delay)
+set -- ${{cut:+--cut $cut}} ${{delay:+--delay $delay}} -- "$@"
+exec {python} {relay} --shell --log $here/log "$@"
 """
 
 
@@ -30,7 +32,9 @@ class CutLink:
 
     def __init__(self, folder: Path) -> None:
         self._ssh = FakeSsh(folder)
-        self._cuts = folder / "cuts"
+        self._cuts, self._delay = folder / "cuts", folder / "delay"
+        self._delay.touch()
+        self._log = folder / "log"
         self._down = folder / "down"
         (folder / "runs").write_text("")
         self.set_cuts([])
@@ -39,6 +43,10 @@ class CutLink:
     def set_cuts(self, cuts: list[int]) -> None:
         """Have the first connections cut after so many bytes each."""
         self._cuts.write_text("".join(f"{cut}\n" for cut in cuts))
+
+    def set_delay(self, seconds: float) -> None:
+        """Have all bytes arrive so much later, over connections that are made from now on."""
+        self._delay.write_text(f"{seconds:g}")
 
     def runs(self) -> int:
         """Return how many connections were tried."""
@@ -49,6 +57,11 @@ class CutLink:
         path = self._down.with_name(name)
         path.touch()
         return path
+
+    def pieces(self) -> list[tuple[str, int]]:
+        """Return direction ("<" comes from there) and size of all that has passed."""
+        lines = map(str.split, self._log.read_text().splitlines())
+        return [(sign, int(size)) for sign, _, size in lines]
 
     def cut(self) -> None:
         """Cut the connection in use."""
@@ -91,7 +104,7 @@ for number, item in enumerate(channel):
 """
 
 
-def exchange(gateway: Gateway, sizes: list[int]) -> None:
+def exchange(gateway: Gateway, sizes: list[int], timeout_s: float = EXCHANGE_S) -> None:
     """Send items of these sizes there and back, with callbacks beside them, and compare.
 
     Half of the bytes go over a channel whose ends receive, half over one with callbacks.
@@ -119,9 +132,9 @@ def exchange(gateway: Gateway, sizes: list[int]) -> None:
     sender = threading.Thread(target=send)
     sender.start()
     for number, text in enumerate(texts):
-        assert channel.receive(EXCHANGE_S) == [number, text]
+        assert channel.receive(timeout_s) == [number, text]
     sender.join()
-    assert done.wait(EXCHANGE_S)
+    assert done.wait(timeout_s)
     assert came == texts
     channel.send(None)
     channel.waitclose(EXCHANGE_S)

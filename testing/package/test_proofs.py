@@ -56,7 +56,7 @@ def test_a_loop_loses_nothing_and_holds_gateways_in_one_thread() -> None:
 
 
 def test_nothing_is_lost_over_a_connection_that_is_cut() -> None:
-    done = prove("resume", "--cuts", 3, "--mib", 0.5)
+    done = prove("resume", "--cuts", 3, "--mib", 0.5, "--trips", 5, "--delay", 0.05)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing lost or doubled, 0 processes stayed" in done.stdout
 

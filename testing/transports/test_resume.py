@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -16,12 +17,17 @@ import pytest
 from cut_links import CutLink, assert_gone, exchange, supervisor_of
 from interpreters import found
 from pages import read
+from processes import processes_with
 from tools import BOUND_S, ROOT, SOURCE, some_of, wait_until
 
-from execnet import Gateway, Group, WorkerDied
+from execnet import BootstrapError, Gateway, Group, WorkerDied, aio
 from execnet._resume import records
 from execnet._resume.logins import Ended, Session, Unreachable
+from execnet._resume.near import command_of_login
+from execnet._ship.shipment import FIRST_PACKET_MAX
 from execnet._specs import Settings
+from execnet._transports.table import Command
+from execnet.gateway_bootstrap import first_line
 from execnet.xspec import XSpec
 
 WAITS = "channel.send(1); channel.receive()"
@@ -103,6 +109,28 @@ def test_the_job_of_the_page_survives_a_cut_network(link: CutLink, tmp_path: Pat
         others, errors = job.communicate(timeout=BOUND_S)
     assert (first + others).split("\n") == [f"step {number}" for number in range(5)] + [""]
     assert "gw0 lost\ngw0 resumed\n" in errors
+
+
+def test_a_login_that_is_made_anew_asks_nobody_and_shares_no_connection() -> None:
+    for words in (["ssh", "-C", "h", "sh"], ["vagrant", "ssh", "m", "--", "-C", "sh"]):
+        anew = command_of_login(Command(words, is_remote=True))
+        place = words.index("-C")
+        assert anew[:place] == words[:place]
+        assert anew[place : place + 4] == ["-o", "ControlPath=none", "-o", "BatchMode=yes"]
+        assert (anew[place + 4 :], anew.is_remote) == (words[place:], True)
+    assert command_of_login(Command(["docker", "exec", "c", "sh"])) == ["docker", "exec", "c", "sh"]
+
+
+def test_a_process_forked_from_the_program_does_not_hold_the_connection(
+    group: Group, link: CutLink
+) -> None:
+    gateway = group.makegateway(spec_of(BOUND_S))
+    child = os.fork()
+    if not child:
+        os._exit(not gateway._io.connection.is_closed)  # type: ignore[attr-defined]
+    assert os.waitpid(child, 0)[1] == 0
+    channel = gateway.remote_exec("channel.send(1)")
+    assert channel.receive(BOUND_S) == 1
 
 
 def test_a_silent_connection_is_taken_for_a_lost_one(group: Group, link: CutLink) -> None:
@@ -307,6 +335,35 @@ def test_a_host_that_does_not_know_the_session_was_rebooted_or_is_another_one() 
 def test_what_has_no_login_to_do_again_is_refused(spec: str) -> None:
     with pytest.raises(ValueError, match="resume= is for ssh and other logins, not "):
         Settings(XSpec(f"{spec}//resume=10"))
+
+
+def test_a_start_that_is_cut_when_the_worker_is_ready_leaves_nothing(
+    group: Group, link: CutLink
+) -> None:
+    group.makegateway(spec_of(600))
+    group.terminate(BOUND_S)
+    pieces = link.pieces()
+    signs = "".join(sign for sign, _ in pieces)
+    ready = signs.index("<", signs.index(">", signs.index("<")))  # after hello, source
+    link.set_cuts([0, sum(size for _, size in pieces[:ready]) + 10])
+    with pytest.raises(BootstrapError):
+        group.makegateway(spec_of(600))
+    path = f"PATH={os.environ['PATH']}"
+    wait_until(lambda: set(processes_with(path)) <= {os.getpid()})
+
+
+def test_a_loop_is_told_that_it_can_not_resume(link: CutLink) -> None:
+    async def make() -> None:
+        async with aio.Group() as group:
+            await group.makegateway(spec_of(10))
+
+    with pytest.raises(BootstrapError, match="aio can't use this kind of stream"):
+        asyncio.run(make())
+
+
+def test_what_is_sent_before_the_hello_goes_in_one_packet() -> None:
+    settings = Settings(XSpec(f"{spec_of(9)}//id=gateway1234//execmodel=thread"))
+    assert len(first_line(settings, b"x" * 28)) <= FIRST_PACKET_MAX
 
 
 def test_another_program_can_not_take_up_a_worker() -> None:
