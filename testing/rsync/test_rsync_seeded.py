@@ -88,6 +88,9 @@ def test_no_file_is_half_and_the_next_run_completes(
             take(root, first, 0)
         take(source, by_chance(seed, 12), 10_000)
         take(dest, by_chance(seed, 4))
+        for path in source.rglob("*"):  # an ordinary user is to read all of it
+            if path.is_file() and not path.is_symlink():
+                path.chmod(path.stat().st_mode | 0o400)
         old, new = contents(dest), contents(source)
         options = {"delete": True, "partial": seed.random() < 0.5}
         run_and_fail(makegateway, seed, source, dest, **options)
