@@ -282,10 +282,7 @@ class Supervisor(object):
     # ------------------------------------------------------------ the worker
 
     def _read_control(self) -> None:
-        """Act on what the worker says of its connection.
-
-        That it lost it, that it uses another one, or that nobody knows of it and it ends.
-        """
+        """Act on what the worker says of its connection: that it lost it, or that it uses one."""
         data = self._control.recv(4096)
         if not data:  # it is ending
             self._control.close()
@@ -296,8 +293,6 @@ class Supervisor(object):
             if word[0] == "l" and self._login is not None and self._login.epoch == epoch:
                 self._drop_login()
                 self._ends_at = clock() + OPTIONS["seconds"]
-            elif word[0] == "n":
-                OPTIONS["seconds"] = 0.0
             elif word[0] == "u" and self._kill_at is None:
                 self._ends_at = None
 

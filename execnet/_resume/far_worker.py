@@ -80,10 +80,7 @@ class WorkerLink(Link):
     # ------------------------------------------------------------ connections
 
     def on_lost(self, connection: Connection, why: str) -> None:
-        """Tell the supervisor, which keeps the time; end if nobody knows of this worker yet."""
-        if not self.read_bytes:
-            self._say(b"n0 ")
-            self.stop(why)
+        """Tell the supervisor, which keeps the time."""
         self._say(b"l%d " % connection.epoch)
 
     def on_used(self, connection: Connection) -> None:

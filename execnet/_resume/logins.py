@@ -68,6 +68,8 @@ class Session:
 
     def explain_unknown(self, boot: str, host: str) -> Exception:
         """Return the error for a host on which nobody knows the session."""
+        if not self.host:  # it may never have begun
+            return Ended("nobody knows it there", None)
         if host != self.host:
             return Unreachable(f"another host answered, {printable(host)}, not {self.host}")
         if boot != self.boot:

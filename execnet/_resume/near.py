@@ -145,11 +145,12 @@ class ResumeIO(Link, Endpoint):
         ready = loads_internal(message.data, None, (True, False))
         finish, self._on_ready = self._on_ready, None
         if "error" in ready:
+            self._session = None
             finish({"error": f"resume= is not possible there: {printable(str(ready['error']))}"})
             return
         assert self._session is not None
         self._session.place(ready)
-        self._record = Record(self._session, 2 * self._settings.grace_s + MARGIN_S)
+        self._record = self._make_record()
         self._record.write()
         self._carrier.worker_pid = NOT_HERE
         self.count_ack(message)
@@ -169,6 +170,10 @@ class ResumeIO(Link, Endpoint):
             self.execmodel.start(self._reconnect, (carrier, why), f"execnet-resume-{self._id}")
         except RuntimeError as exc:
             self._give_up(f"no thread could be started to connect anew: {exc}")
+
+    def _make_record(self) -> Record:
+        assert self._session is not None
+        return Record(self._session, 2 * self._settings.grace_s + MARGIN_S)
 
     def _is_placed(self) -> bool:
         return self._session is not None and self._session.is_placed
@@ -275,27 +280,26 @@ class ResumeIO(Link, Endpoint):
 
         Where that can't be, a ``ResourceWarning`` says so: its supervisor ends it later.
         """
-        if not self._is_placed():
+        if self._session is None:
             self._carrier.kill()
             self.stop("the worker was killed")
             return
         with self._lock:
             is_first, self._is_killed = not self._is_killed, True
-        if self._gone.is_set() or not is_first:
+        # One whose start was cut may wait for another connection, and nobody knows of it.
+        if not is_first or (self._gone.is_set() and self._is_placed()):
             self._carrier.kill()
             return
         self._pause.set()
         carriers: list[Any] = []
-        assert self._session is not None
         try:
             login = Login(self._session, self._make, monotonic() + KILL_S)
             self._status = login.kill(carriers.append)
         except Ended:
             pass
         except (Unreachable, Refused) as exc:
-            record, self._record = self._record, None
-            if record is not None:
-                record.leave()
+            record, self._record = self._record or self._make_record(), None
+            record.leave()
             self._warn_unreachable(str(exc))
         self.stop("the worker was killed")
         self._carrier.kill()
