@@ -22,7 +22,7 @@ class MultiChannel:
         self._channels = list(channels)
         self._queue: Any = None
         self._end: object = None  # what the queue gets for a channel that has ended
-        self._open = len(self._channels)  # those whose end nobody has taken from the queue
+        self._open = len(self._channels)  # channels whose end was not taken from the queue yet
 
     def __repr__(self) -> str:
         parts = [f"{channel.gateway.id} {channel!r}" for channel in self._channels]
@@ -46,13 +46,13 @@ class MultiChannel:
             channel.send(item)
 
     def receive_each(self, withchannel: bool = False) -> list[Any]:
-        """Return one item of every channel, in order; as (channel, item) if asked for."""
+        """Return one item of every channel, in order; as (channel, item) if ``withchannel``."""
         if withchannel:
             return [(channel, channel.receive()) for channel in self._channels]
         return [channel.receive() for channel in self._channels]
 
     def make_receive_queue(self, endmarker: object = NO_ENDMARKER_WANTED) -> Any:
-        """Return the queue that gets (channel, item) of every channel as they come.
+        """Return a queue that gets (channel, item) from every channel as they arrive.
 
         endmarker: put as the item of a channel that has ended.
         """
@@ -68,10 +68,10 @@ class MultiChannel:
         return self._queue
 
     def as_received(self) -> Iterator[tuple[Channel, Any]]:
-        """Yield (channel, item) as they come, until all channels have ended.
+        """Yield (channel, item) as they arrive, until all channels have ended.
 
-        What ended a channel, such as a ``RemoteError``, is raised after its items; calling this
-        again goes on with the other channels.  Raises OSError if a queue was made before.
+        An error that ended a channel, such as a ``RemoteError``, is raised after its items; call
+        this again to go on with the other channels.  Raises OSError if a queue was made before.
         """
         if self._queue is None:
             self.make_receive_queue(endmarker=object())
@@ -96,8 +96,8 @@ class MultiChannel:
     def waitclose(self, timeout: float | None = None) -> None:
         """Wait until all channels are closed; then raise the first RemoteError of them.
 
-        Where there is none, the error of the first gateway that was lost.  timeout: seconds for
-        all of them together, None for as long as it takes; ``TimeoutError`` then.
+        If there is none, raise the error of the first gateway that was lost.  timeout: seconds for
+        all of them together, then ``TimeoutError``; None for as long as it takes.
         """
         errors: list[BaseException] = []
         deadline = None if timeout is None else monotonic() + timeout

@@ -1,7 +1,7 @@
-"""Workers that start at once, few of them by a login to one address; refused logins again.
+"""Starts workers at once, with few logins at a time to one address, and retries refused logins.
 
-All of it happens in the thread that makes the gateways; an answer of a worker wakes it.  Start
-at ``Starts.run``.
+Everything happens in the thread that makes the gateways; answers of workers wake it.  Start at
+``Starts.run``.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from .gateway_base import ExecModel
 
 NEVER = float("inf")
-LOOK_S = 0.1  # how often to look whether another thread's login has made room
+LOOK_S = 0.1  # how often to check whether another thread's login has made room
 
 
 class Start:
-    """One worker on its way; ``gateway`` is None while it waits for its turn."""
+    """A worker being started; ``gateway`` is None while it waits for its turn."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.id = settings.id
-        # None: it takes no login, and needs no turn.
+        # None: it needs no login, and no turn.
         self.address = None if settings.through else address_of(settings.spec)
-        self.shares = settings.is_shared  # the login of others, and has none of its own
+        self.shares = settings.is_shared  # whether it uses the login of others
         self.connection: Gateway | None = None  # through which it has started
         self.is_connection = False  # for those that share it
         self.is_given_up = False
@@ -45,15 +45,15 @@ class Start:
         self.is_ready = False
         self.deadline: float | None = None  # known as soon as it has begun
         self.tries = 0
-        self.refusal: BootstrapError | None = None  # of its last login that was refused
-        self.due = 0.0  # when the next try may begin, by ``time.monotonic()``
+        self.refusal: BootstrapError | None = None  # of its last refused login
+        self.due = 0.0  # when the next attempt may begin, as ``time.monotonic()``
 
 
 class Starts:
     """The workers of one call, from specs with ids to gateways that are ready.
 
-    begin: starts the worker of a spec; gets what finds the gateway that another id has, and what
-    makes the stream if it is to go through a shared connection.  find: finds a gateway that is
+    begin: starts the worker of a spec; gets a function that finds the gateway with another id, and
+    one that makes the stream if a shared connection should be used.  find: finds a gateway that is
     not of this call, or raises KeyError.  connections: those of the group.
     """
 
@@ -77,13 +77,13 @@ class Starts:
 
     @property
     def deadlines(self) -> dict[str, float | None]:
-        """Until when each must be ready, by id and ``time.monotonic()``; None for ever."""
+        """When each must be ready, by id, as ``time.monotonic()``; None for no limit."""
         return {start.id: start.deadline for start in self._starts}
 
     def run(self) -> list[Gateway]:
         """Start them and wait; return the gateways in the order of the specs.
 
-        Raises what comes of the first that fails; ``abandon`` is to follow then.
+        Raises the error of the first that fails; call ``abandon`` then.
         """
         try:
             only_waits = self._advance()
@@ -93,16 +93,16 @@ class Starts:
                 only_waits = self._advance()
         finally:
             self._end_logins()
-        for start in self._starts:  # the others have no more to do than to answer
+        for start in self._starts:  # the others only have to answer
             if start.gateway is not None and not start.is_ready:
                 gateway_bootstrap.wait_ready(start.gateway, start.deadline)
         self._leave_connections()
         return [start.gateway for start in self._by_id.values() if start.gateway is not None]
 
     def abandon(self, forget: Callable[[Gateway], object]) -> None:
-        """Kill all workers, after each was forgotten, and wait until they are gone.
+        """Forget and kill all workers, and wait until they are gone.
 
-        A shared connection stays if somebody else's worker has started through it meanwhile.
+        A shared connection stays if another call's worker started through it meanwhile.
         """
         begun = [start for start in self._starts if start.gateway is not None]
         workers = [start.gateway for start in begun if start.gateway and not start.is_connection]
@@ -120,18 +120,18 @@ class Starts:
                 self._connections.forget([gateway])
 
     def _advance(self) -> bool:
-        """Begin what may begin and see what has answered; whether only waiting is left."""
+        """Begin what may begin, and note answers; return whether only waiting is left."""
         while not self._answers.empty():
             self._answers.get()
         while self._step():
             pass
         waiting = [start for start in self._starts if start.gateway is None]
-        if waiting and not any(self._moments()):  # they go via each other in a circle
+        if waiting and not any(self._moments()):  # they depend on each other in a circle
             self._begin(waiting[0])
         return not waiting and all(start.is_ready or not start.address for start in self._starts)
 
     def _step(self) -> bool:
-        """Look at each once; whether one has ended, so that others may begin."""
+        """Check each once; return whether one has ended, so that others may begin."""
         has_ended = False
         for start in self._starts:  # shared connections are appended meanwhile
             if start.gateway is None and self._may_begin(start):
@@ -149,12 +149,12 @@ class Starts:
         return start.address is None or logins.begin(start.address, start)
 
     def _finds_connection(self, start: Start, address: Address) -> bool:
-        """Whether there is a connection for a worker; begin one if nobody does."""
+        """Whether there is a connection for a worker; begin one if nobody else does."""
         start.connection = self._connections.claim(address, start)
         if start.connection is not None:
             return True
         is_over = address in self._connected and address not in self._connecting
-        if is_over or self._connections.is_refused(address):  # one that did not last is enough
+        if is_over or self._connections.is_refused(address):  # one attempt that failed is enough
             start.shares = False
             return logins.begin(address, start)
         if address not in self._connecting and self._connections.begin(address, self):
@@ -192,7 +192,7 @@ class Starts:
         self._answers.put(None)  # in the receiver thread of a gateway
 
     def _look_at(self, start: Start, gateway: Gateway) -> bool:
-        """See whether a gateway has become ready, or has failed."""
+        """Note whether a gateway has become ready, or has failed."""
         now, in_time = monotonic(), gateway.handshake.answered.is_set()
         if not in_time and (start.deadline is None or now < start.deadline):
             return False
@@ -213,7 +213,7 @@ class Starts:
         return True
 
     def _goes_on(self, start: Start, gateway: Gateway, error: BootstrapError) -> bool:
-        """Whether a start that has failed goes on all the same, in another way or later."""
+        """Whether a failed start goes on anyway, in another way or later."""
         if start.address is None:
             return False
         if was_refused(error, start.tries):
@@ -222,7 +222,7 @@ class Starts:
             if start.deadline is not None and start.due >= start.deadline:
                 return False
         elif start.is_connection and error.exitcode not in (None, SSH_FAILED):
-            # The host was reached, but lets nobody in but what python= says, perhaps.
+            # The host was reached, but may only admit a client that python= names.
             self._connections.refuse(start.address)
             self._end_connecting(start.address)
             start.is_given_up = True
@@ -234,14 +234,14 @@ class Starts:
         return True
 
     def _await_answer(self) -> None:
-        """Wait for the answer of a worker, or for the moment at which there is more to do."""
+        """Wait for the answer of a worker, or for the time of the next action."""
         first = min(self._moments())
         timeout_s = None if first == NEVER else max(0.0, first - monotonic())
         with suppress(self._execmodel.Empty):
             self._answers.get(True, timeout_s)
 
     def _moments(self) -> list[float]:
-        """Return when, at the latest, those that are not ready are to be looked at again."""
+        """Return when, at the latest, to check those that are not ready again."""
         now = monotonic()
         moments = []
         for start in self._starts:
@@ -259,7 +259,7 @@ class Starts:
         self._connections.end_start(address, self)
 
     def _leave_connections(self) -> None:
-        """Hold none any more, for workers that were still to start through it."""
+        """Release connections held for workers that were still to start through them."""
         for start in self._starts:
             if start.is_connection and start.is_ready and start.gateway is not None:
                 self._connections.leave(start.gateway, self)
@@ -276,8 +276,8 @@ class Starts:
 
 
 def _load_features() -> None:
-    """Import what items need, as there may be no descriptor left for it later."""
-    with suppress(ImportError, OSError):  # they can do without
+    """Import what items need, as there may be no descriptors left for that later."""
+    with suppress(ImportError, OSError):  # it works without them
         load_part("_features.direct")
         if HAVE_FAST_CODEC:
             load_part("_features.codec")

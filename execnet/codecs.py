@@ -1,11 +1,11 @@
-"""Codecs: what makes items of values that are no plain builtins, and values of items again.
+"""Codecs, which turn values of other types than plain builtins into items, and back.
 
     channel.codec = execnet.codecs.standard
 
 ``standard`` has dates and times, ``Decimal``, ``Fraction``, ``UUID`` and paths, and takes
 dataclasses, enums and named tuples once they are registered; ``numpy`` has arrays and scalars;
-``pickle`` has all that can be pickled, for those who trust both ends: either can run code in the
-other.  ``standard | numpy`` has what both have.  Each access makes a codec of its own.
+``pickle`` has everything that can be pickled; use it only if you trust both ends, since either can
+run code in the other.  ``standard | numpy`` has the types of both.  Each access makes a new codec.
 """
 
 from __future__ import annotations

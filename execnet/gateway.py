@@ -1,7 +1,7 @@
-"""The coordinator's end of a gateway: what a user does with one worker.
+"""The coordinator's end of a gateway: the interface to one worker.
 
-``Gateway.remote_exec`` sends code; what comes back arrives on the channel that it returns.
-Starting workers is in ``gateway_bootstrap``, several of them in ``multi``.
+``Gateway.remote_exec`` sends code, and returns the channel to it.  Workers are started in
+``gateway_bootstrap``, groups of them in ``multi``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from .gateway_base import (
     threads_are_patched,
 )
 
-TYPE_CHECKING = False  # ``typing`` itself costs more than all else that is imported here
+TYPE_CHECKING = False  # ``typing`` itself costs more than all other imports here
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from .xspec import XSpec
 
     class GroupLike(Protocol):
-        """What a gateway needs of the group that it is in."""
+        """What a gateway needs from its group."""
 
         _teller: Any
 
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
         def __getitem__(self, id: str) -> Gateway: ...
 
 
-TERMINATE_S = 10.0  # how long a worker has at the end of a with statement
+TERMINATE_S = 10.0  # how long a worker gets at the end of a with statement
 _SERVER = "execnet.script.socketserver"  # it is told which key its clients have
 # Names without an underscore that are for other modules of ours; completion need not offer them.
 _INTERNAL = frozenset(["handshake", "is_hurried", "knows_via", "noise"])
@@ -77,8 +77,8 @@ class Gateway(Calling, BaseGateway):
     """A worker, seen from the coordinator.
 
     io: a stream to a worker that has been told to serve.  spec: what it was made from.
-    handshake: what leads to its hello; without one, frames come at once.  settings: the spec in
-    values, where it was read already.  Any thread may call any method.
+    handshake: leads to its hello; without one, frames come at once.  settings: the parsed values of
+    the spec, if they exist already.  Any thread may call any method.
     """
 
     _group: GroupLike | None = None
@@ -105,8 +105,8 @@ class Gateway(Calling, BaseGateway):
         self._last_words = LastWords(self.handshake.marker)
         self._has_pulse = False
         self._forwarding: Forwarding | None = None
-        self._shares_python = False  # so the worker can be sent code that is compiled
-        self._last_asked = ""  # what the worker was told to execute last
+        self._shares_python = False  # so that the worker can be sent compiled code
+        self._last_asked = ""  # what the worker was last asked to execute
         self._exit_lock = new_lock()
         self._admits = Admission(self)
         if not self.settings.has_source:
@@ -120,12 +120,12 @@ class Gateway(Calling, BaseGateway):
 
     @property
     def remoteaddress(self) -> str | None:
-        """The address of the host, for a gateway over a network; else None."""
+        """The address of the host for a gateway over a network; else None."""
         return self._io.remoteaddress
 
     @property
     def noise(self) -> bytes:
-        """What came in place of the worker's answer, or before it."""
+        """What arrived instead of the worker's answer, or before it."""
         return self.handshake.noise
 
     def remote_exec(
@@ -135,12 +135,12 @@ class Gateway(Calling, BaseGateway):
     ) -> Channel:
         """Execute code in the worker; return the channel that is its ``channel`` there.
 
-        source: a string of statements; a function whose first parameter is the channel, that
-        uses nothing of its module; or a module, whose file is read anew.
+        source: a string of statements; a function whose first parameter is the channel, and that
+        uses nothing of its module; or a module, whose file is read afresh.
         kwargs: passed to the function, serialized.
-        Raises ValueError for a function that can't stand alone, TypeError for keyword
-        arguments without a function, ``DumpError`` for one that can't be serialized, OSError
-        if the worker is gone.  What the code raises comes as ``RemoteError`` on the channel.
+        Raises ValueError for a function that can't stand alone, TypeError for keyword arguments
+        without a function, ``DumpError`` for one that can't be serialized, OSError if the worker
+        is gone.  Errors of the code arrive on the channel as ``RemoteError``.
         """
         text, file_name, call_name = source_to_send(source, self._is_old())
         if kwargs and call_name is None:
@@ -159,7 +159,7 @@ class Gateway(Calling, BaseGateway):
         call_name: str | None,
         kwargs: dict[str, Any] | None = None,
     ) -> Channel:
-        """Execute the text of a source in the worker, as above."""
+        """Execute source text in the worker, as above."""
         channel = self.newchannel()
         if self.codec is not None:
             channel.codec = self.codec
@@ -177,13 +177,13 @@ class Gateway(Calling, BaseGateway):
         return channel
 
     def announce_codec(self, channel: Channel, codec: Codec | None) -> Codec | None:
-        """Tell the worker what a channel's codec has; return the one to use on this side.
+        """Describe a channel's codec to the worker; return the one to use on this side.
 
-        Raises ``ExecnetError`` if the worker knows no codecs.
+        Raises ``ExecnetError`` if the worker does not support codecs.
         """
         hello = self.handshake.hello
         if "codecs" not in hello.get("features", "").split():
-            raise ExecnetError(f"{self.id} has a worker that knows no codecs")
+            raise ExecnetError(f"{self.id} has a worker that does not support codecs")
         if codec is not None:
             codec = codec.for_python(hello["version_info"])
         description = None if codec is None else codec.describe()
@@ -193,21 +193,21 @@ class Gateway(Calling, BaseGateway):
     def forward_imports(
         self, names: Iterable[str], allow: Iterable[str] = (), deny: Iterable[str] = ()
     ) -> None:
-        """Have code in the worker import modules of this program, which come as source.
+        """Let code in the worker import modules of this program, which are sent as source.
 
-        names: modules and packages, with all that is below them; in the worker they come before
-        what is installed there.  allow: more of them, or patterns with ``*``, for where none is
-        installed.  deny: what never leaves this machine, though it is below one of these.
-        Further calls add to what was named before.
-        Raises ValueError for a module that is not here or is the standard library's, TypeError
-        for a text in place of a list, OSError if the worker is gone.
+        names: modules and packages, with everything below them; in the worker they take precedence
+        over installed ones.  allow: names, or patterns with ``*``, of modules to send if the worker
+        lacks them.  deny: what never leaves this machine, even if it is below one of the others.
+        Further calls add to the earlier ones.
+        Raises ValueError for a module that does not exist here or is in the standard library,
+        TypeError for a string instead of a list, OSError if the worker is gone.
         """
         self._get_forwarding().allow(names, allow, deny)
 
     def reload_imports(self) -> list[str]:
-        """Read forwarded modules anew; return the names of those that the worker has otherwise.
+        """Read forwarded modules again; return the names of those that changed for the worker.
 
-        If there are some, the worker's next imports execute all forwarded modules anew.  Raises
+        If any changed, the worker's next imports execute all forwarded modules again.  Raises
         OSError if the worker is gone.
         """
         forwarding = self._get_forwarding()
@@ -229,24 +229,24 @@ class Gateway(Calling, BaseGateway):
         self._forwarding.on_request(message)
 
     def _imports_parts(self) -> bool:
-        """Whether the worker can import modules of ours, as it has them where we have them."""
+        """Whether the worker can import our modules, because it has them where we have them."""
         return self.settings.has_source
 
     def _is_old(self) -> bool:
-        """Whether the worker's Python may not understand the modules of ours as they are."""
+        """Whether the worker's Python may not understand our modules as they are."""
         version: tuple[int, ...] = self.handshake.hello.get("version_info", (2, 7))
         return version[:2] < (3, 7)
 
     def remote_status(self, timeout: float | None = None) -> RemoteStatus:
-        """Ask the worker how it is; answered while its main thread is busy, too.
+        """Ask the worker for its status; answered even while its main thread is busy.
 
         timeout: seconds to wait, None for as long as the worker lives.  Returns an object with
-        ``numchannels``, ``numexecuting``, ``execmodel`` and others.  Raises ``TimeoutError`` if
-        no answer came, OSError or ``WorkerDied`` if the worker is gone, ``DeadlockError`` in a
+        ``numchannels``, ``numexecuting``, ``execmodel`` and others.  Raises ``TimeoutError`` if no
+        answer arrived, OSError or ``WorkerDied`` if the worker is gone, ``DeadlockError`` in a
         callback of this gateway.
         """
         channel = self.newchannel()
-        channel._strconfig = (True, False)  # names are text, whatever the gateway's users wish
+        channel._strconfig = (True, False)  # names are text, whatever the gateway is configured to
         self._send(Message.STATUS, channel.id)
         status = channel.receive(timeout)
         if not isinstance(status, dict):
@@ -254,9 +254,9 @@ class Gateway(Calling, BaseGateway):
         return RemoteStatus(status)
 
     def _rinfo(self, update: bool = False, timeout: float | None = None) -> RInfo:
-        """Return what is known of the worker's interpreter; asked again with ``update``.
+        """Return what is known about the worker's interpreter; ``update`` asks again.
 
-        timeout: as for ``remote_status``, which is what asks.
+        timeout: as for ``remote_status``, which does the asking.
         """
         if self._cache_rinfo is None and self.handshake.hello:
             self._cache_rinfo = RInfo({**self._io.facts, **self.handshake.hello})
@@ -266,7 +266,7 @@ class Gateway(Calling, BaseGateway):
         return self._cache_rinfo
 
     def reconfigure(self, py2str_as_py3str: bool = True, py3str_as_py2str: bool = False) -> None:
-        """Set how strings between Python 2 and 3 are read, for channels made from now on.
+        """Set how strings are converted between Python 2 and 3, for channels made from now on.
 
         py2str_as_py3str: Python 2's str is read as text (latin-1) by Python 3, else as bytes.
         py3str_as_py2str: Python 3's str is read as str (UTF-8) by Python 2, else as unicode.
@@ -281,12 +281,12 @@ class Gateway(Calling, BaseGateway):
     def exit(self) -> None:
         """Ask the worker to end; does not wait for it.  A second call does nothing.
 
-        Its code has time to finish; ``Group.terminate`` waits for that, and ends what stays.
+        Its code gets time to finish; ``Group.terminate`` waits for that, and ends what is left.
         """
         self._exit()
 
     def _exit(self, is_hurried: bool = False) -> None:
-        """Do that; is_hurried: the worker's code has no time to finish, and is interrupted."""
+        """Do that; is_hurried: interrupt the worker's code instead of letting it finish."""
         with self._exit_lock:
             group, self._group = self._group, None
             first = self._state in (GatewayState.STARTING, GatewayState.LIVE)
@@ -303,9 +303,9 @@ class Gateway(Calling, BaseGateway):
     def dump_stacks(self, timeout: float | None = 10.0) -> str:
         """Return the Python stacks of all threads of the worker, as text.
 
-        Answered by the worker's receiver thread, so also while its main thread is busy; not
-        while C code holds its interpreter.  timeout: seconds to wait, None for ever.
-        Raises ``TimeoutError`` if no answer came, OSError if the worker is gone.
+        The worker's receiver thread answers, even while its main thread is busy, but not while C
+        code holds the interpreter.  timeout: seconds to wait, None for ever.
+        Raises ``TimeoutError`` if no answer arrived, OSError if the worker is gone.
         """
         channel = self._ask_stacks()
         stacks: str = channel.receive(timeout)
@@ -318,7 +318,7 @@ class Gateway(Calling, BaseGateway):
         return channel
 
     def describe(self) -> str:
-        """Return in a line which worker this is: its spec, host, process and Python."""
+        """Describe the worker in one line: its spec, host, process and Python."""
         info = vars(self._cache_rinfo or RInfo(self.handshake.hello))
         version = ".".join(map(str, info.get("version_info", ())[:3]))
         words = [
@@ -347,7 +347,7 @@ class Gateway(Calling, BaseGateway):
     ) -> None:
         """End the worker and wait until it is gone; after 10 s it is killed.
 
-        On the way out with an error its code is interrupted at once.
+        If the block raised an error, its code is interrupted at once.
         """
         try:
             self._exit(is_hurried=error is not None)
@@ -362,9 +362,9 @@ class Gateway(Calling, BaseGateway):
         self.join()
 
     def _disown(self) -> None:
-        """In a forked process: the worker belongs to its parent, whatever it was about to do.
+        """In a forked process: the worker belongs to the parent, whatever it was about to do.
 
-        Locks that a thread of the parent held stay taken here, so there are new ones.
+        Locks that a thread of the parent held stay taken here, so we make new ones.
         """
         reason = f"it belongs to process {os.getppid()}, of which this one is a fork"
         self._writer = FrameWriter(self._io, self.id)
@@ -381,7 +381,7 @@ class Gateway(Calling, BaseGateway):
     # the receiver thread
 
     def post_first_line(self, line: bytes) -> None:
-        """Have the line sent that makes an interpreter a worker; RuntimeError if it can't be."""
+        """Send the line that turns an interpreter into a worker; RuntimeError if that fails."""
         self._writer.post(line, b"")
         if self._writer.no_thread:
             text = f"no thread could be started for its first line: {self._writer.no_thread}"
@@ -408,7 +408,7 @@ class Gateway(Calling, BaseGateway):
         self.handshake.end(hello)
 
     def _configure_peer(self) -> None:
-        """Tell the worker what the spec says of the two ends together."""
+        """Tell the worker the settings that concern both ends."""
         settings = self.settings
         if settings.window_bytes is not None:
             data = dumps_internal(settings.window_bytes)
@@ -420,7 +420,7 @@ class Gateway(Calling, BaseGateway):
             times_s = settings.heartbeat_s, settings.dead_after_s
             self._post(Message.PING, 0, dumps_internal(times_s))
             pulse = Pulse(self, *times_s)
-            # A thread must not touch what greenlets use, nor wait as they do.
+            # A thread must not touch what greenlets use, nor wait like them.
             if not self.execmodel.has_main_thread or threads_are_patched():
                 self.execmodel.start(pulse.run, (), "execnet-pulse")
                 return
@@ -435,7 +435,7 @@ class Gateway(Calling, BaseGateway):
     def _refusal(self, text: str) -> Exception:
         if self._state not in (GatewayState.CLOSING, GatewayState.CLOSED):
             if self._get_ident() != self._receiver_ident:
-                # The stream took no more, so its end and the reason are about to be known.
+                # The stream took no more, so its end and the reason will be known soon.
                 self._receiver_done.wait(2 * EXIT_STATUS_S)
             if isinstance(self._error, WorkerDied):
                 return _refusal(self, text)
@@ -480,7 +480,7 @@ class Gateway(Calling, BaseGateway):
 
     def _on_stream_end(self) -> None:
         if self.settings.kills_group and self._state != GatewayState.CLOSING:
-            self._io.kill_group()  # else the worker does it in its own time
+            self._io.kill_group()  # otherwise the worker does it in its own time
         if self._last_words.is_certain:
             self._io.end()
         if isinstance(self._error, EOFError) and not isinstance(self._error, ProtocolError):
@@ -520,7 +520,7 @@ class Gateway(Calling, BaseGateway):
 
 
 def collect_stacks(gateways: list[Gateway], deadline: float | None) -> dict[str, str]:
-    """Ask all at once, then wait for their answers until the deadline."""
+    """Ask all gateways at once, then wait for their answers until the deadline."""
     asked: dict[str, Channel | Exception] = {}
     for gateway in gateways:
         try:
@@ -544,10 +544,10 @@ class ForkError(ExecnetError, OSError, EOFError):
 
 
 class RInfo:
-    """What is known of a worker's interpreter, as attributes.
+    """What is known about a worker's interpreter, as attributes.
 
-    ``executable``, ``version_info`` (5 items), ``platform``, ``cwd``, ``pid``; further
-    ``implementation`` and ``codecs`` where the worker said so.
+    ``executable``, ``version_info`` (5 items), ``platform``, ``cwd``, ``pid``; also
+    ``implementation`` and ``codecs`` if the worker reported them.
     """
 
     def __init__(self, mapping: Mapping[str, Any]) -> None:
@@ -565,7 +565,7 @@ class RInfo:
 
 
 class RemoteStatus(RInfo):
-    """What a worker answered when it was asked how it is, as attributes."""
+    """The status that a worker reported, as attributes."""
 
     def __repr__(self) -> str:
         return f"<RemoteStatus {self._items()}>"

@@ -1,7 +1,6 @@
-"""A spec becomes a stream and a gateway: the first line, the marker, the hello.
+"""Turns a spec into a stream and a gateway: the first line, the marker, the hello.
 
-Start at ``start``.  What the far side does with the line is ``start_worker`` in
-``gateway_base``.
+Start at ``start``.  On the far side the line calls ``start_worker`` in ``gateway_base``.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     Through = Callable[[Settings, ExecModel], Endpoint]  # makes the stream to a worker
 
-# Run by the worker's interpreter.  It imports from where the coordinator has it, and leaves
+# Run by the worker's interpreter.  It imports execnet from the coordinator's place, and leaves
 # ``sys.path`` as it was.
 _BY_IMPORT = """\
 def boot(options):
@@ -52,7 +51,7 @@ def worker_options(
         "marker": marker,
         "execmodel": spec.execmodel,
         "codecs": CODECS,
-        # As bytes, since text in Python 2 and in a C locale of old means something else.
+        # As bytes, since text means something else in Python 2 and in old C locales.
         "chdir": spec.chdir and os.fsencode(spec.chdir),
         "nice": settings.nice,
         "grace": settings.grace_s,
@@ -61,7 +60,7 @@ def worker_options(
     }
     if stdout is not None:
         options["stdout"] = stdout
-    if spec.popen:  # elsewhere stderr is captured, or the server's own
+    if spec.popen:  # otherwise stderr is captured, or belongs to the server
         options["faults"] = True if settings.has_source else _lowered("_ends.far_faults")
     elif settings.is_watched:
         resumes = settings.resume_s is not None
@@ -72,13 +71,13 @@ def worker_options(
 
 
 def _lowered(name: str) -> str:
-    from ._ship.parts import lowered  # a worker that imports what it needs does without
+    from ._ship.parts import lowered  # a worker that imports our source does not need it
 
     return lowered(name)
 
 
 def first_line(settings: Settings, marker: bytes, stdout: int | None = None) -> bytes:
-    """Return the line that makes an interpreter a worker; ``stdout`` as above."""
+    """Return the line that turns an interpreter into a worker; ``stdout`` as above."""
     options = worker_options(settings, marker, stdout)
     if settings.has_source:
         folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # it may be a zip
@@ -97,11 +96,11 @@ def start(
     through: Through | None = None,
     kind: Callable[..., Gateway] = Gateway,
 ) -> Gateway:
-    """Start what a spec says; return its gateway at once, ``wait_ready`` comes next.
+    """Start what a spec says; return its gateway at once; call ``wait_ready`` next.
 
-    find_gateway: as for ``gateway_io.create_io``.  through: makes the stream, in place of what
-    the spec says.  kind: makes the gateway over it.  Errors are those of the stream, and
-    ``BootstrapError``; nothing is left then.
+    find_gateway: as for ``gateway_io.create_io``.  through: makes the stream instead of the spec's
+    transport.  kind: makes the gateway over it.  Raises the errors of the stream, and
+    ``BootstrapError``; then nothing is left.
     """
     through = through or settings.through
     if through is None:
@@ -112,12 +111,12 @@ def start(
 
 
 def start_over(io: Endpoint, settings: Settings, kind: Callable[..., Gateway] = Gateway) -> Gateway:
-    """Have a stream's other end become a worker; as ``start``, which makes the stream."""
+    """Turn a stream's other end into a worker; like ``start``, which makes the stream."""
     gateway = None
     try:
         marker = b"\0execnet\0" + os.urandom(8).hex().encode() + b"\n"
         line, shipment = b"", None
-        if io.needs_boot:  # what it starts has the source already
+        if io.needs_boot:  # what it starts already has the source
             io.boot(worker_options(settings, marker))
         else:
             line, shipment = first_line(settings, marker, io.stdout_fd), _shipment_for(settings)
@@ -131,13 +130,13 @@ def start_over(io: Endpoint, settings: Settings, kind: Callable[..., Gateway] = 
             io.discard()
         else:
             abandon(gateway)
-        if isinstance(exc, RuntimeError):  # there can be no more threads
+        if isinstance(exc, RuntimeError):  # no more threads can be started
             raise BootstrapError(f"{settings.id} could not be started: {exc}") from exc
         raise
 
 
 def _shipment_for(settings: Settings) -> Shipment | None:
-    """Return what is sent after the hello to a worker that has no source."""
+    """Return the source for after the hello, for a worker that has none."""
     if settings.has_source:
         return None
     from ._ship.shipment import shipment_for
@@ -148,8 +147,8 @@ def _shipment_for(settings: Settings) -> Shipment | None:
 def wait_ready(gateway: Gateway, deadline: float | None) -> None:
     """Wait until the worker has said hello.
 
-    deadline: by ``time.monotonic()``; None waits for ever.  Raises ``BootstrapError`` if it
-    did not, with nothing left running.
+    deadline: as ``time.monotonic()``; None waits for ever.  Raises ``BootstrapError`` if it did
+    not, and leaves nothing running.
     """
     io, handshake = gateway._io, gateway.handshake
     try:
@@ -165,7 +164,7 @@ def wait_ready(gateway: Gateway, deadline: float | None) -> None:
     abandon(gateway)
     try:
         from ._ends.failure import failure_of
-    except (ImportError, OSError):  # no descriptor is left to read it by
+    except (ImportError, OSError):  # no descriptor is left to read it with
         text = f"{gateway.id} could not be started: {gateway._error}"
         raise BootstrapError(text, io.args, status) from None
     facts = gateway._error, in_time, status, is_connecting
@@ -184,14 +183,14 @@ def abandon(*gateways: Gateway) -> None:
 
 
 def carriers_first(specs: list[Settings]) -> list[Settings]:
-    """Return the specs, those that others of them go via, or are installed via, in front."""
+    """Return the specs, each one after those that it goes via, or is installed via."""
     by_id = {settings.id: settings.spec for settings in specs}
 
     def depth(settings: Settings) -> int:
         spec = settings.spec
         carriers = [by_id[id] for id in (spec.via, spec.installvia) if id in by_id]
         seen = 0
-        while carriers and seen <= len(specs):  # more: they go in a circle
+        while carriers and seen <= len(specs):  # more: they form a circle
             seen += 1
             below = [(carrier.via, carrier.installvia) for carrier in carriers]
             carriers = [by_id[id] for ids in below for id in ids if id in by_id]

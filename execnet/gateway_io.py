@@ -1,7 +1,6 @@
 """Transports: a spec becomes a command whose stdin and stdout reach an interpreter.
 
-Starts the command and holds its pipes; what is said over them is known elsewhere.  Start at
-``create_io``.
+It starts the command and holds its pipes; the protocol is elsewhere.  Start at ``create_io``.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ if TYPE_CHECKING:
 
 PIPE_BYTES = 1 << 20
 F_SETPIPE_SZ = 1031  # on Linux; PyPy has no name for it
-SPARE_DESCRIPTORS = 6  # for the moment in which a process is started
+SPARE_DESCRIPTORS = 6  # while a process is being started
 RELAY_DESCRIPTORS = 3  # the same, where its stderr is captured; two of them stay
 MORE_DESCRIPTORS = "raise the limit (ulimit -n, or resource.setrlimit) or use fewer gateways"
 NO_DESCRIPTOR = errno.EMFILE, errno.ENFILE
 END_S = 0.25  # how long a command may take to end by itself after its worker
-FIRST_LOOK_S, LAST_LOOK_S = 0.0005, 0.05  # between looks for the end of a process
+FIRST_LOOK_S, LAST_LOOK_S = 0.0005, 0.05  # between checks for the end of a process
 KILL_S = 2.0  # how long another user's kill may take
-GENTLE_S = 0.2  # for ssh to give the terminal its echo back, when a prompt is given up
+GENTLE_S = 0.2  # for ssh to restore the terminal's echo when a prompt is abandoned
 
 
 def popen_args(spec: XSpec) -> list[str]:
@@ -60,7 +59,7 @@ def ssh_args(spec: XSpec) -> list[str]:
 
 
 def vagrant_ssh_args(spec: XSpec) -> list[str]:
-    """Return the command that starts an interpreter in a machine of vagrant's."""
+    """Return the command that starts an interpreter in a vagrant machine."""
     return _args("vagrant_ssh", spec)
 
 
@@ -81,7 +80,7 @@ def _pipe() -> list[int]:
 
 
 def _pipes(count: int) -> tuple[list[int], list[int | None]]:
-    """Return our ends and the other's of pipes for stdin, stdout and, if there are 3, stderr."""
+    """Return our ends and the other ends of pipes for stdin, stdout and, if count is 3, stderr."""
     ours: list[int] = []
     theirs: list[int] = []
     try:
@@ -102,7 +101,7 @@ def close_all(fds: list[int]) -> None:
 
 
 def _needed(settings: Settings) -> int:
-    """Return how many descriptors the gateway of a spec takes here while it lives."""
+    """Return how many descriptors the gateway of a spec uses here while it lives."""
     if settings.spec.via:
         return 0
     if settings.transport is None:
@@ -112,7 +111,7 @@ def _needed(settings: Settings) -> int:
 
 
 def check_descriptors(specs: list[Settings]) -> None:
-    """Raise ``BootstrapError`` if there are not enough descriptors for the gateways of specs."""
+    """Raise ``BootstrapError`` if there are too few descriptors for the gateways of specs."""
     found = _descriptors()
     if found is None:
         return
@@ -127,7 +126,7 @@ def check_descriptors(specs: list[Settings]) -> None:
 
 
 def _descriptors() -> tuple[int, int] | None:
-    """Return how many descriptors are in use, and how many may be; None where it is not known."""
+    """Return how many descriptors are in use, and how many may be; None if it is not known."""
     try:
         import resource
 
@@ -143,7 +142,7 @@ def _descriptors() -> tuple[int, int] | None:
 
 
 def with_advice(exc: OSError | ImportError) -> OSError | ImportError:
-    """Return the error of a start; a ``BootstrapError`` if no descriptor was left for it."""
+    """Return the error of a start; a ``BootstrapError`` if descriptors ran out."""
     texts = [os.strerror(number) for number in NO_DESCRIPTOR]  # an ImportError has no number
     if not any(text in str(exc) for text in texts):
         return exc
@@ -158,7 +157,7 @@ def with_advice(exc: OSError | ImportError) -> OSError | ImportError:
 def end_poll(
     fd: int, io: Endpoint, find_watch: Callable[[], EndWatch | None]
 ) -> EndPoll | GreenPoll | None:
-    """Return what waits for a stream and for the end of its process; None where nothing can."""
+    """Return an object that waits for a stream and the end of its process; None if impossible."""
     if not io.execmodel.has_main_thread:
         from ._ends.green_poll import GreenPoll
 
@@ -170,7 +169,7 @@ def end_poll(
 def _without_interrupts() -> Iterator[None]:
     """Start a process that Ctrl-C in a terminal does not reach.
 
-    The process inherits what its thread blocks; its coordinator decides what becomes of it.
+    The process inherits the signals that this thread blocks; its coordinator decides its fate.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -189,9 +188,9 @@ def _watch_children() -> EndWatch | None:
 
 
 class Popen2IOMaster(PipeEndpoint):
-    """The stream to a process of our own, over two pipes.
+    """The stream to a child process, over two pipes.
 
-    args: the command; its stderr is captured if it is a ``Command`` that says so.
+    args: the command; its stderr is captured if a ``Command`` says so.
     Raises ``BootstrapError`` if it can't be started.
     """
 
@@ -242,26 +241,26 @@ class Popen2IOMaster(PipeEndpoint):
             self._stderr.close()
 
     def read_some(self, limit: int) -> bytes:
-        """Return what is there, as the base class; b"" also when the process has ended."""
+        """Return available bytes, like the base class; b"" also when the process has ended."""
         if self._end_poll is None:
             return super().read_some(limit)
         return self._end_poll.read(super().read_some, limit)
 
     def open_end(self) -> int:
-        """Return a descriptor that can be read once the process has ended; -1 if there is none."""
+        """Return a descriptor that becomes readable when the process ends; -1 if there is none."""
         try:
             return above_stdio(os.pidfd_open(self.popen.pid))
         except (AttributeError, OSError):  # another system, or too many descriptors
             return -1
 
     def has_ended(self) -> bool:
-        """Whether the process has."""
+        """Whether the process has ended."""
         return self._look(wait=False)
 
     def _look(self, wait: bool) -> bool:
-        """Whether the process has ended; with ``wait``, when it has.  Notes its exit status.
+        """Return whether the process has ended; with ``wait``, wait for it.  Notes its exit status.
 
-        ``Popen`` takes one that the system does not know (any more) for 0.
+        ``Popen`` would report 0 if the system does not know the status (any more).
         """
         if self.popen.returncode is not None and not self._ended:
             self._ended, self._status = True, self.popen.returncode
@@ -273,7 +272,7 @@ class Popen2IOMaster(PipeEndpoint):
                     return False
                 exited = found.si_code == os.CLD_EXITED
                 self._status = found.si_status if exited else -found.si_status
-            except ChildProcessError:  # another one asked for it, or SIGCHLD is ignored
+            except ChildProcessError:  # somebody else asked for it, or SIGCHLD is ignored
                 pass
             self._ended = True
         elif not self._ended:
@@ -287,9 +286,9 @@ class Popen2IOMaster(PipeEndpoint):
         """Leave no zombie, and tell ``Popen``, whose own lock an interrupt may leave taken."""
         with self._reap_lock:
             if self.popen.returncode is None:
-                with suppress(ChildProcessError):  # before an interrupt, or by somebody else
+                with suppress(ChildProcessError):  # done before an interrupt, or by somebody else
                     os.waitpid(self.popen.pid, os.WNOHANG)
-                self.popen.returncode = self._status or 0  # None would mean that it runs on
+                self.popen.returncode = self._status or 0  # None would mean that it still runs
 
     def close_read(self) -> None:
         """Close the file that is read."""
@@ -300,7 +299,7 @@ class Popen2IOMaster(PipeEndpoint):
     def kill_group(self) -> None:
         """Kill all processes of the group that a worker under ``kill=group`` leads."""
         if self.worker_pid == self.popen.pid:
-            with suppress(OSError):  # none of them is left
+            with suppress(OSError):  # none of them are left
                 os.killpg(self.popen.pid, signal.SIGKILL)
 
     def disown(self) -> None:
@@ -321,7 +320,7 @@ class Popen2IOMaster(PipeEndpoint):
     def poll_until(self, deadline: float) -> int | None:
         """Wait for the process's end until ``time.monotonic()`` reaches the deadline.
 
-        Returns its exit status, negative for a signal; None if it runs on or is not known.
+        Returns its exit status, negative for a signal; None if it is still running, or unknown.
         """
         if self.execmodel.has_main_thread:
             delay_s = FIRST_LOOK_S
@@ -336,12 +335,12 @@ class Popen2IOMaster(PipeEndpoint):
         return self._status
 
     def end(self) -> None:
-        """End the command, whose worker has ended: it may wait for what that has left behind."""
+        """End the command after its worker: it may wait for processes that the worker left."""
         if self.poll_until(monotonic() + END_S) is None and not self._carries_others():
             self.kill()
 
     def _carries_others(self) -> bool:
-        """Whether this is an ssh that others share, which go over its connection."""
+        """Whether this is an ssh whose connection others share."""
         if self.args[0] != "ssh":
             return False
         subprocess = self.execmodel.subprocess
@@ -368,29 +367,29 @@ class Popen2IOMaster(PipeEndpoint):
             self._stderr.close()
 
     def is_connecting(self) -> bool:
-        """Whether this is an ssh whose host has not answered yet; only Linux tells."""
+        """Whether this is an ssh whose host has not answered yet; known only on Linux."""
         if self.args[0] != "ssh":
             return False
         try:
             from ._ends.failure import is_connecting
-        except (ImportError, OSError):  # no descriptor is left to read it by
+        except (ImportError, OSError):  # no descriptor is left to read it with
             return False
         return is_connecting(self.popen.pid)
 
     def stderr_tail(self) -> str:
-        """Return the last that came over stderr; "" also where it is not captured."""
+        """Return the last output on stderr; "" also if it is not captured."""
         tail: bytes = self._stderr.tail if self._stderr is not None else b""
         return tail.decode("utf-8", "replace").strip()
 
     def kill(self) -> None:
-        """Kill the process, if it has not ended, and a worker that it started for us.
+        """Kill the process unless it has ended, and a worker that it started for us.
 
-        Before the worker has said hello all that the process started is killed with it, and
-        ssh is asked first, as it may have turned off the echo of a terminal.
+        Before the worker has said hello, everything that the process started is killed with it, and
+        ssh is asked to end first, as it may have turned off the echo of a terminal.
         """
         if self.has_ended():
             return
-        waits = self._kill_below()  # sudo ends after its child, and leaves no zombie then
+        waits = self._kill_below()  # sudo ends after its child, and then leaves no zombie
         with suppress(OSError):  # it belongs to another user, or is gone
             if self.worker_pid is None and sys.platform != "win32":
                 self.popen.terminate()
@@ -401,7 +400,7 @@ class Popen2IOMaster(PipeEndpoint):
             self.popen.kill()
 
     def _kill_below(self) -> bool:
-        """Kill the processes below ours that are ours as well; whether there were any."""
+        """Kill the descendants of our process that belong to us; return whether there were any."""
         if self.worker_pid is None and sys.platform != "win32":
             with suppress(OSError):
                 self.popen.send_signal(signal.SIGSTOP)  # it starts no more
@@ -424,7 +423,7 @@ class Popen2IOMaster(PipeEndpoint):
 
 
 def _descendants(pid: int) -> list[int]:
-    """Return the processes that a process started, and those started, where that is known."""
+    """Return the known descendants of a process."""
     found: list[int] = []
     with suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):
@@ -441,9 +440,9 @@ def create_io(
 ) -> Endpoint:
     """Start what a spec says; return the stream to it.
 
-    find_gateway: returns the gateway of the group that has an id, for ``via=`` and
-    ``installvia=``; raises KeyError.  settings: the spec in values, where it was read already.
-    Raises ``BootstrapError`` for what can't be started, ValueError for a spec that can't work.
+    find_gateway: returns the gateway of the group that has an id, for ``via=`` and ``installvia=``;
+    raises KeyError.  settings: the parsed values of the spec, if they exist already.
+    Raises ``BootstrapError`` if it can't be started, ValueError for a spec that can't work.
     """
     settings = settings or Settings(spec)
     try:

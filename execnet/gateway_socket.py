@@ -1,8 +1,7 @@
-"""Workers behind a socket: the stream to one, and servers started through a gateway.
+"""Workers reached through a socket: the stream to one, and servers started through a gateway.
 
-Start at ``create_io`` for ``socket=`` and at ``start_via`` for ``installvia=``.  What serves on
-the far side is ``script/socketserver.py``; what both sides prove first is in
-``_transports/proof.py``.
+Start at ``create_io`` for ``socket=`` and at ``start_via`` for ``installvia=``.  The server is
+``script/socketserver.py``; the authentication is in ``_transports/proof.py``.
 """
 
 from __future__ import annotations
@@ -46,15 +45,15 @@ class SocketIO(Endpoint):
 
     def __init__(self, sock: Any, execmodel: ExecModel, remoteaddress: str) -> None:
         self.execmodel = execmodel
-        self.args = [f"socket={remoteaddress}"]  # for messages, as no command is run
+        self.args = [f"socket={remoteaddress}"]  # for messages, since no command is run
         self.remoteaddress: str | None = remoteaddress
         self._sock = sock
-        self._ended = _Flag(execmodel)  # nothing more will be read
-        self._was_asked = False  # the other side has been told that we are done
+        self._ended = _Flag(execmodel)  # nothing will be read any more
+        self._was_asked = False  # the other side knows that we are done
         self._was_seen = False  # the gateway has taken note of the end
         self._closed_read = self._closed_write = self._never_waits = False
         self.small_bytes = 4096 if execmodel.has_main_thread else 0
-        # Those of greenlet libraries have another one within, which does not wait.
+        # Sockets of greenlet libraries contain another one, which does not wait.
         within = sock
         if not execmodel.has_main_thread:
             within = getattr(sock, "_sock", None) or getattr(sock, "fd", sock)
@@ -62,7 +61,7 @@ class SocketIO(Endpoint):
         self.write_pieces = getattr(sock, "sendmsg", None) if within is sock else None
 
     def read_some(self, limit: int) -> bytes:
-        """Return what is there, up to ``limit`` bytes; wait for the first, b"" at the end."""
+        """Return available bytes, up to ``limit``; wait for the first; b"" at the end."""
         goes_on = False
         try:
             data: bytes = self._sock.recv(limit)
@@ -114,14 +113,14 @@ class SocketIO(Endpoint):
             return True
 
     def close_write(self) -> None:
-        """Let the other side read an end; what it still sends can be read."""
+        """Close for writing; what the other side still sends can be read."""
         self._was_asked = self._closed_write = True
         if not self._ended.is_set():
             self._shutdown(self.execmodel.socket.SHUT_WR)
         self._close()
 
     def close_read(self) -> None:
-        """Close the connection, both ways: nobody reads what would come."""
+        """Close the connection, both ways: nobody reads any more."""
         self._was_seen = self._closed_read = True
         self._ended.set()
         self._shutdown(self.execmodel.socket.SHUT_RDWR)  # a writer that waits gives up
@@ -138,7 +137,7 @@ class SocketIO(Endpoint):
         self._ended.set()
 
     def _shutdown(self, how: int) -> None:
-        with suppress(OSError):  # the other side was faster, or it is closed
+        with suppress(OSError):  # the other side did it first, or it is closed
             self._sock.shutdown(how)
 
     def wait(self) -> int | None:
@@ -149,8 +148,8 @@ class SocketIO(Endpoint):
     def poll_until(self, deadline: float) -> int | None:
         """Wait for the end of the stream until ``time.monotonic()`` reaches the deadline.
 
-        Returns 0 once it has ended: after it was asked to, or when the gateway has taken note.
-        None means that it goes on, or that how the worker ended is not known.
+        Returns 0 once it has ended on request, or the gateway has noted its end.  None means that
+        it goes on, or that it is not known how the worker ended.
         """
         if not self._ended.is_set() and self._is_at_end():
             self._ended.set()
@@ -158,7 +157,7 @@ class SocketIO(Endpoint):
         return self._status()
 
     def _is_at_end(self) -> bool:
-        """Whether the end is all that can be read; a thread that reads directly met it, then."""
+        """Whether only the end can be read; then a thread that reads directly met it."""
         if not self.execmodel.has_main_thread:  # none does
             return False
         socket = self.execmodel.socket
@@ -170,7 +169,7 @@ class SocketIO(Endpoint):
             return True
 
     def has_ended(self) -> bool:
-        """Whether the stream has, which the worker does not outlive for long."""
+        """Whether the stream has ended; the worker does not outlive it for long."""
         return self._ended.is_set()
 
     def disown(self) -> None:
@@ -187,9 +186,9 @@ def create_io(
 ) -> Endpoint:
     """Connect to the server that a spec names, or to one started through ``installvia=``.
 
-    find_gateway: returns the gateway that has an id.  Raises ``HostNotFound`` when nobody
-    answers there, ``AuthenticationError`` when that is not whom the spec wants, ValueError for a
-    gateway that is not there.
+    find_gateway: returns the gateway that has an id.  Raises ``HostNotFound`` if nobody answers
+    there, ``AuthenticationError`` if the server does not match the spec, ValueError for an unknown
+    gateway.
     """
     address, spec = settings.address, settings.spec
     timeout_s = settings.connect_timeout_s
@@ -199,7 +198,7 @@ def create_io(
         return _connect(address, execmodel, timeout_s, wish, spec.authentication == "none")
     gateway = _find(spec.installvia, find_gateway)
     key = os.urandom(32)
-    # One client, that has the key: nobody else gets in, whoever can connect.
+    # One client, with the key: nobody else gets in, even if others can connect.
     guard = {"clients": 1, "key": key.hex(), "listen_s": timeout_s or CONNECT_TIMEOUT_S}
     address = _install(gateway, address, guard, timeout_s)
     return _connect(address, execmodel, timeout_s, Wish(spec, key))
@@ -209,8 +208,8 @@ def start_via(gateway: Gateway, hostport: tuple[str, int] | None = None) -> tupl
     """Start a socket server on a gateway's worker; return the (host, port) to connect to.
 
     It serves any number of clients that have this user's key, ``~/.execnet/key``, and ends with
-    the gateway.  hostport: where to listen, port 0 for a free one.  Without it, it is the loopback
-    interface for a worker on this machine; for one elsewhere it is all interfaces, with TLS.
+    the gateway.  hostport: where to listen, port 0 for a free one.  By default, a worker on this
+    machine listens on the loopback interface, and one elsewhere on all interfaces, with TLS.
     Raises ``BootstrapError`` if the server can't listen.
     """
     getattr(gateway, "_refuse_blocking", int)()  # one of ``execnet.aio`` does
@@ -240,7 +239,7 @@ def _install(
         raise BootstrapError(f"{gateway.id} can't serve at {where}{hint}: {exc}") from exc
     if type(port) is not int or not 0 < port < 65536:
         raise BootstrapError(f"{gateway.id} says that it serves at port {repr(port)[:80]}")
-    # A worker does not tell where to connect to: the source and the variables would go there.
+    # A worker must not choose where we connect: the source and the variables would go there.
     return reached if hostport[0] in ANY_HOST else hostport[0], port
 
 
@@ -251,7 +250,7 @@ def _where_to_listen(reached: str) -> str:
 
 
 def _host_of(gateway: Gateway) -> str:
-    """Return the host by which the machine of a gateway is reached."""
+    """Return the host name or address of a gateway's machine."""
     address = gateway.remoteaddress
     if address is None:
         via = gateway.spec.via
@@ -280,10 +279,10 @@ def _connect(
     wish: Wish | None,
     trusts_others: bool = False,
 ) -> Endpoint:
-    """Return a stream to a server; ``HostNotFound`` when there is none within the timeout.
+    """Return a stream to a server; ``HostNotFound`` if there is none within the timeout.
 
-    timeout_s: None for ever.  wish: what is to be proved; None at a path, where the other end has
-    to be a process of this user's or of root's, unless ``trusts_others``.
+    timeout_s: None for ever.  wish: the authentication; None at a path, where the other end has to
+    be a process of this user or of root, unless ``trusts_others``.
     """
     name = format_address(address)
     deadline = None if timeout_s is None else monotonic() + timeout_s
@@ -322,7 +321,7 @@ def _proved(
     wish: Wish | None,
     trusts_others: bool,
 ) -> Endpoint:
-    """Return the stream over a connection, once both sides are who they should be."""
+    """Return the stream over a connection, after both sides have authenticated."""
     try:
         talk = SocketTalk(sock)
         if wish is not None:
@@ -342,7 +341,7 @@ def _proved(
 
 
 def _check_owner(sock: Any, name: str) -> None:
-    """Raise ``AuthenticationError`` if somebody else's process listens at a path."""
+    """Raise ``AuthenticationError`` if another user's process listens at a path."""
     owner = owner_of(sock, name.partition(":")[2])
     if owner not in (0, os.geteuid()):
         raise AuthenticationError(
@@ -353,8 +352,8 @@ def _check_owner(sock: Any, name: str) -> None:
 def owner_of(sock: Any, path: str) -> int:
     """Return the user of the process at the other end of a Unix socket.
 
-    Where the system does not tell, it is the owner of the folder: nobody else can make a socket
-    there that others can't replace.
+    If the system does not say, that is the owner of the folder: nobody else can make a socket there
+    that others can't replace.
     """
     import socket
     import struct
@@ -372,7 +371,7 @@ def owner_of(sock: Any, path: str) -> int:
 
 
 def _places(address: Address, execmodel: ExecModel) -> list[tuple[int, Any]]:
-    """Return (family, where to connect to) of all that an address can mean."""
+    """Return (family, address to connect to) for everything that an address can mean."""
     socket = execmodel.socket
     if isinstance(address, str):
         return [(socket.AF_UNIX, address)]

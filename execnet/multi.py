@@ -1,6 +1,6 @@
-"""Groups: make gateways, find them, end them all.
+"""Groups: make gateways, find them, and end them all.
 
-Start at ``Group``; its ``terminate`` is the promise that nothing is left behind.
+Start at ``Group``; its ``terminate`` makes sure that no worker is left running.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
 
 
 class Group(Listening):
-    """Gateways that are made, used and ended together.
+    """Gateways that you make, use and end together.
 
-    xspecs: specs of gateways to start at once, as for ``makegateways``.  execmodel: how both
-    ends run things at once.  As a context manager it ends its gateways on the way out.
+    xspecs: specs of gateways to start at once, as for ``makegateways``.  execmodel: the execution
+    model of both ends.  As a context manager it ends its gateways when the block ends.
     ``_lock`` guards the lists; any thread may call.
     """
 
@@ -63,20 +63,20 @@ class Group(Listening):
         self, xspecs: Iterable[XSpec | str | None] = (), execmodel: str | ExecModel = "thread"
     ) -> None:
         self._gateways: list[Any] = []
-        self._gateways_to_join: list[Any] = []  # were told to exit, may not have ended yet
+        self._gateways_to_join: list[Any] = []  # told to exit, may not have ended yet
         self._ids_starting: set[str] = set()
         self._autoid = 0
         self._connections = Connections()  # which workers with share=yes start through
         self._factory: LocalFactory | None = None
         self._ending: list[Gateway] = []  # whose end ``terminate`` waits for now
         self._at_exit = False
-        self._is_hurried = False  # code has no time to finish, and is interrupted at once
+        self._is_hurried = False  # running code gets no time to finish, but is interrupted at once
         self._terminating = new_rlock()
         self._lock = new_rlock()
         self._launchers = []
         self._executors: list[Executor] = []  # that are told of new members
         self._codec: Codec | None = None
-        self._output: Output | None = None  # where forwarded lines go; made when it is needed
+        self._output: Output | None = None  # where forwarded lines go; made when needed
         self._library: Library | None = None  # modules that workers import; as well
         self.set_execmodel(execmodel)
         self._at_exit_registered = True
@@ -88,12 +88,12 @@ class Group(Listening):
 
     @property
     def execmodel(self) -> ExecModel:
-        """How this process runs things at once."""
+        """The execution model of this process."""
         return self._execmodel
 
     @property
     def remote_execmodel(self) -> ExecModel:
-        """How workers do, whose spec does not say."""
+        """The execution model of workers whose spec does not name one."""
         return self._remote_execmodel
 
     def set_execmodel(
@@ -111,12 +111,12 @@ class Group(Listening):
     def setlocalfactory(
         self, port: int | None = None, *, name: str | None = None, idle: float = 600
     ) -> None:
-        """Have a service of this user's make gateways that need a login, from now on.
+        """From now on, make gateways that need a login through a service of this user.
 
-        It keeps one login to each distinct address, and further gateways there, of whatever
-        program, start through it.  What needs no login is made as before.
-        port, name: of the service, as in ``socketservice=``.  idle: for how many seconds a login
-        is kept that has no gateway.  Raises ValueError for a name or a port that is none.
+        The service keeps one login to each distinct address, and further gateways to there, of any
+        program, start through it.  Gateways without a login are made as before.
+        port, name: of the service, as in ``socketservice=``.  idle: how many seconds a login
+        without gateways is kept.  Raises ValueError for a bad name or port.
         """
         from ._service.factory import LocalFactory
 
@@ -158,9 +158,9 @@ class Group(Listening):
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
-        """End all workers as ``terminate`` does, with 10 s to end by themselves.
+        """End all workers like ``terminate``, with 10 s to end by themselves.
 
-        On the way out with an error their code is interrupted at once.
+        If the block raised an error, their code is interrupted at once.
         """
         self._is_hurried = error is not None
         try:
@@ -220,8 +220,8 @@ class Group(Listening):
         """Start a worker and return its gateway.
 
         spec: where and how, a spec string or object; None or "" takes ``defaultspec``.
-        Raises ValueError for a spec that says no known place, or an id that is taken, and
-        ``BootstrapError`` for a worker that can't be started; nothing is left of it then.
+        Raises ValueError for a spec without a known place, or with an id that is taken, and
+        ``BootstrapError`` if the worker can't be started; then nothing of it is left.
         """
         if isinstance(spec, str) and ("*" in spec or "[" in spec):
             from ._speclists import expand, is_list
@@ -234,14 +234,14 @@ class Group(Listening):
     def makegateways(self, specs: Iterable[XSpec | str | None]) -> list[Gateway]:
         """Start workers, all at once, and return their gateways in order.
 
-        specs and errors as in ``makegateway``; one that fails leaves none of them behind.  A
-        string may stand for several: ``4*popen``, ``ssh=node[01-16]``, ``ssh=node[1,4-6]``.
+        specs and errors as in ``makegateway``; if one fails, none of them are left.  A string may
+        stand for several: ``4*popen``, ``ssh=node[01-16]``, ``ssh=node[1,4-6]``.
         """
         if isinstance(specs, str) and specs:
             raise ValueError(f"these specs are one string, not a list: write [{specs!r}]")
         try:
             return self._makegateways(specs)
-        except (OSError, ImportError) as exc:  # wherever it ran out of descriptors
+        except (OSError, ImportError) as exc:  # wherever it ran out of them
             raise gateway_io.with_advice(exc) from exc
 
     def _makegateways(self, specs: Iterable[XSpec | str | None]) -> list[Gateway]:
@@ -273,7 +273,7 @@ class Group(Listening):
     def _make_through(
         self, spec: XSpec | str, through: Through, kind: type[Settings] = Settings
     ) -> Gateway:
-        """Start one worker over a stream that a function makes; errors as ``makegateway``."""
+        """Start one worker over a stream that a function makes; errors as for ``makegateway``."""
         settings = self._prepare(spec, kind)
         self._reserve([settings])
         gateway = None
@@ -317,7 +317,7 @@ class Group(Listening):
         return settings
 
     def _on_unknown(self, settings: Settings) -> None:
-        """Warn, once a key, of one that means nothing and is like one that does."""
+        """Warn, once per key, about an unknown key that is similar to a known one."""
         for name in settings.unknown:
             if name in _LOOKED_AT:
                 continue
@@ -330,7 +330,7 @@ class Group(Listening):
                 warnings.warn(text, _errors.SpecWarning, stacklevel=levels_to_user())
 
     def _reserve(self, specs: list[Settings]) -> None:
-        """Give ids to specs that have none; two starts at once never get the same."""
+        """Give ids to specs that have none; concurrent starts never get the same one."""
         with self._lock:
             before = set(self._ids_starting)
             try:
@@ -348,25 +348,25 @@ class Group(Listening):
         find: Callable[[str], Gateway],
         through: Through | None,
     ) -> Gateway:
-        """Start one worker, and don't wait for its answer."""
+        """Start one worker without waiting for its answer."""
         return gateway_bootstrap.start(settings, self.execmodel, find, through)
 
     # using
 
     def on_output(self, callback: Callable[[Gateway, str, str], object] | None) -> None:
-        """Have a callback get what workers with ``output=forward`` write, line by line.
+        """Call a function for each line that workers with ``output=forward`` write.
 
         callback: called with the gateway, "stdout" or "stderr", and the line without its end;
-        for one line at a time, in a thread that no gateway needs.  What it raises is written
-        to stderr, once.  None: lines are printed as "[gw0] line", as without a callback.
+        for one line at a time, in a thread that no gateway needs.  Its errors are written to
+        stderr, once.  None: print lines as "[gw0] line", as without a callback.
         """
         self._get_output().set_callback(callback)
 
     def on_state(self, callback: Callable[[Gateway, str], object] | None) -> None:
-        """Have a callback told when a gateway with ``resume=`` loses its connection, or has one.
+        """Call a function when a gateway with ``resume=`` loses or regains its connection.
 
         callback: called with the gateway and "lost" or "resumed", in a thread that no gateway
-        needs, one call at a time.  What it raises is written to stderr.  None: nobody is told.
+        needs, one call at a time.  Its errors are written to stderr.  None: call nothing.
         """
         from ._resume.states import Teller
 
@@ -393,9 +393,9 @@ class Group(Listening):
             forward_logs(logging, deadlines)
 
     def reload_imports(self) -> list[str]:
-        """Read the modules anew that workers import from here; return what some have otherwise.
+        """Read again the modules that workers import from here; return the names of changed ones.
 
-        As ``Gateway.reload_imports``, for all members to which something is forwarded.
+        Like ``Gateway.reload_imports``, for all members to which something is forwarded.
         """
         self._get_library().forget()
         changed: set[str] = set()
@@ -425,7 +425,7 @@ class Group(Listening):
     def remote_exec(
         self, source: str | types.FunctionType | types.ModuleType, **kwargs: Any
     ) -> MultiChannel:
-        """Execute code in all workers at once; arguments and errors as for a gateway's."""
+        """Execute code in all workers at once; arguments and errors as for a gateway."""
         return MultiChannel([gateway.remote_exec(source, **kwargs) for gateway in self])
 
     def executor(
@@ -433,22 +433,23 @@ class Group(Listening):
     ) -> Executor:
         """Return a ``concurrent.futures.Executor`` that calls functions in the workers.
 
-        Each call goes to whichever worker is free.  The executor uses the group as it is at each
-        moment: new members get calls, of one that has ended no more.
-        max_per_worker: calls that one worker runs at once, in several threads.  retries: how often
-        a call runs again elsewhere if its worker dies; above 0 you declare that all calls of this
-        executor may run more than once.  Else such a call fails with ``WorkerDied``.
-        cancel: what ``cancel()`` of a future does to a call that runs: None: nothing, as it is in
-        ``concurrent.futures``; "interrupt": it gets a KeyboardInterrupt, as by
-        ``Channel.interrupt``; "kill": its worker is killed, with all that it runs.
-        Raises ValueError for what makes no sense.
+        Each call goes to whichever worker is free.  The executor follows changes of the group: new
+        members get calls, ended ones get no more.
+        max_per_worker: how many calls one worker runs at once, each in a thread.  retries: how
+        often a call runs again elsewhere if its worker dies; with more than 0 you declare that all
+        calls of this executor may run more than once.  Otherwise such a call fails with
+        ``WorkerDied``.
+        cancel: what ``cancel()`` of a future does to a running call.  None: nothing, as in
+        ``concurrent.futures``; "interrupt": it gets a KeyboardInterrupt, as with
+        ``Channel.interrupt``; "kill": its worker is killed, with everything that it runs.
+        Raises ValueError for bad arguments.
         """
         from ._calls.executor import Executor
 
         return Executor(self, max_per_worker, retries, cancel)
 
     def codec(self, codec: Codec | None) -> None:
-        """Give all channels a codec that ``remote_exec`` of a member makes from now on.
+        """Give a codec to all channels that ``remote_exec`` of a member makes from now on.
 
         codec: such as ``execnet.codecs.standard``; None for items of plain builtins only.
         """
@@ -462,16 +463,16 @@ class Group(Listening):
     def terminate(self, timeout: float | None = None) -> None:
         """End all workers and wait until they are gone.
 
-        timeout: seconds that they have to end by themselves, all together; then they are
-        killed.  None gives them twice the longest ``grace`` among them (10 s, if no spec gives
-        one), which is what an orderly end may take, and 10 s more.  In a callback of a member
-        it does not wait for the thread that runs the callback.
+        timeout: seconds for all of them together to end by themselves; then they are killed.  None
+        gives them twice the longest ``grace`` among them (10 s, if no spec has one), which is what
+        an orderly end may take, and 10 s more.  In a callback of a member it does not wait for the
+        thread that runs the callback.
         """
         deadline = None if timeout is None else monotonic() + timeout
         wait_s = -1 if timeout is None else max(0.0, timeout)
         (taken,) = map(self._terminating.acquire, (True,), (wait_s,))  # doc/interrupts.rst, "Locks"
         try:
-            if not taken:  # another thread is at it with a longer timeout than ours
+            if not taken:  # another thread is doing it with a longer timeout than ours
                 for gateway in list(self._ending):
                     gateway._io.kill()
                 (taken,) = map(self._terminating.acquire, (True,), (KILL_S,))
@@ -495,13 +496,13 @@ class Group(Listening):
             self._gateways_to_join = []
         connections = self._connections.gateways()
         remaining = [member for member in members if hasattr(member, "exit")] + connections
-        while remaining:  # those that others go via come after them
+        while remaining:  # gateways that others go via come after these
             carriers = {id for gateway in remaining for id in carriers_of(gateway)}
             ends = [gateway for gateway in remaining if gateway.id not in carriers] or remaining
             remaining = [gateway for gateway in remaining if gateway not in ends]
             self._end(ends, timeout, deadline)
         self._connections.forget(connections)
-        with self._lock:  # members of other kinds need not unregister themselves
+        with self._lock:  # foreign members need not unregister themselves
             self._gateways_to_join = [g for g in self._gateways_to_join if g not in members]
             self._gateways[:] = [g for g in self._gateways if g not in members]
 
@@ -521,7 +522,7 @@ class Group(Listening):
             for gateway in own:
                 if not wait_ended(gateway, deadline):
                     break
-        finally:  # also when Ctrl-C ends the waiting
+        finally:  # even if Ctrl-C ends the wait
             stuck += [gateway for gateway in own if not wait_ended(gateway, 0.0)]
             streams = [gateway._io for gateway in own]
             for gateway, io in zip(own, streams, strict=True):
@@ -548,9 +549,9 @@ class Group(Listening):
         self._terminating, self._lock = new_rlock(), new_rlock()
 
     def dump_stacks(self, timeout: float | None = 10.0) -> dict[str, str]:
-        """Return the stacks of all workers' threads, by the id of their gateways.
+        """Return the stacks of the threads of all workers, by the id of the gateway.
 
-        timeout: seconds for all together; the text of one that did not answer says so.
+        timeout: seconds for all together; for a worker that does not answer, the text says so.
         """
         deadline = None if timeout is None else monotonic() + timeout
         return collect_stacks(list(self), deadline)
@@ -574,7 +575,7 @@ def _expanded(spec: XSpec | str | None) -> list[Any]:
 
 
 def _register_at_exit(function: Callable[[], object]) -> None:
-    """Have a function called when the interpreter ends, while threads can still be waited for."""
+    """Call a function when the interpreter ends, while threads can still be waited for."""
     atexit.register(function)
     if not HAS_DAEMON_THREADS:  # those that it waits for are ours, and end with our gateways
         import threading
@@ -583,7 +584,7 @@ def _register_at_exit(function: Callable[[], object]) -> None:
 
 
 def _name_of(member: object) -> object:
-    """Return the id of a gateway, or what else somebody has put into a group."""
+    """Return the id of a gateway, or the repr of what else somebody put into a group."""
     return getattr(member, "id", member)
 
 

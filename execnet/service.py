@@ -1,7 +1,7 @@
-"""Services: processes of this user's that stay, and keep state between programs.
+"""Services: processes of this user that keep running, and keep state between programs.
 
-``socketservice=NAME`` in a spec is a connection to one, which is started if it is not there.  Here
-is what its code keeps, and what ends it.  Start at ``state`` and ``find``.
+``socketservice=NAME`` in a spec connects to one, and starts it if necessary.  This module has the
+state that its code keeps, and functions to find and end it.  Start at ``state`` and ``find``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class Service:
-    """A service that runs, as ``find`` and ``find_all`` return it."""
+    """A running service, as returned by ``find`` and ``find_all``."""
 
     def __init__(self, folder: str, record: dict[str, Any]) -> None:
         self._found = folder, record
@@ -37,35 +37,35 @@ class Service:
         return f"<Service {self.name!r} of process {self._found[1].get('pid')}>"
 
     def status(self) -> dict[str, Any]:
-        """Return what the service tells of itself; answered while its code runs, too.
+        """Return the status of the service; it answers even while its code runs.
 
-        A dict of ``pid``, ``since`` (seconds since the epoch), ``clients``, ``running`` (code;
-        with its stack where its connection has ended), ``kept`` (connections), ``state`` (its
-        keys, as text), ``memory`` (bytes), ``idle`` (seconds), ``log`` and others.  Raises
-        ``ServiceError`` if it does not answer.
+        A dict of ``pid``, ``since`` (seconds since the epoch), ``clients``, ``running`` (code, with
+        its stack if its connection has ended), ``kept`` (connections), ``state`` (its keys, as
+        text), ``memory`` (bytes), ``idle`` (seconds), ``log`` and others.  Raises ``ServiceError``
+        if it does not answer.
         """
         return admin.status(self._found)
 
     def stop(self) -> None:
-        """End the service, whatever it does; returns when its process is gone.
+        """End the service, whatever it is doing; returns when its process is gone.
 
-        Its code is interrupted and has some seconds before it is killed.  Raises
-        ``ServiceError`` if it does not end.
+        Its code is interrupted and gets some seconds before it is killed.  Raises ``ServiceError``
+        if it does not end.
         """
         admin.stop(self._found)
 
 
 def find(name: str = "default", python: str | None = None) -> Service:
-    """Return the service of this user that has a name, or a port, on this machine.
+    """Return the service of this user on this machine with a name, or a port.
 
     name: that of ``socketservice=NAME``, or the port as text.  python: the command of its
-    interpreter, where several have the name.  Raises ``ServiceError`` if none runs.
+    interpreter, if several have the name.  Raises ``ServiceError`` if none is running.
     """
     return Service(*admin.find(name, python))
 
 
 def find_all() -> list[Service]:
-    """Return all services of this user that run on this machine."""
+    """Return all services of this user that are running on this machine."""
     return [Service(*found) for found in admin.find_all()]
 
 
@@ -75,10 +75,10 @@ def find_all() -> list[Service]:
 def gatewaymaker(channel):  # type: ignore[no-untyped-def]
     """Make the gateway that ``ChannelGateway`` asks for at the other end of a channel.
 
-    channel: of any gateway; it is used up.  Returns at once, while the interpreter starts; what
-    it says goes on being passed on when the code that has called this has ended.  The other end
-    can run whatever it wants here.  ``gateway.remote_exec(gatewaymaker)`` is enough where no
-    execnet is installed, from Python 2.7 on.
+    channel: of any gateway; it can't be used for anything else.  Returns at once, while the
+    interpreter starts; its bytes are forwarded even after the calling code has ended.  The other
+    end can run anything here.  If execnet is not installed, ``gateway.remote_exec(gatewaymaker)``
+    is enough, from Python 2.7 on.
     """
     import sys
 
@@ -92,10 +92,9 @@ def ChannelGateway(
 ) -> Gateway:
     """Return a gateway whose bytes travel over a channel, to an interpreter that starts there.
 
-    channel: one at whose other end ``gatewaymaker`` is called.  spec: what is to be started over
-    there, or connected to from there, as with ``via=``.  group: which the gateway is in, None
-    for the default one.  Raises TypeError for a channel of a worker's own end, else what
-    ``Group.makegateway`` does.
+    channel: ``gatewaymaker`` is called at its other end.  spec: what to start there, or connect to
+    from there, as with ``via=``.  group: the group of the gateway, None for the default one.
+    Raises TypeError for a channel of a worker's own end, else what ``Group.makegateway`` raises.
     """
     from .gateway import Gateway  # the code of a service, which imports this, needs it seldom
     from .multi import default_group

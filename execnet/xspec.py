@@ -1,6 +1,6 @@
-"""Spec strings: where a worker is to run and how, as ``key=value//key=value``.
+"""Spec strings, which say where and how to run a worker, as ``key=value//key=value``.
 
-Knows the syntax only; what a key means is known where it is used.  Start at ``XSpec``, and at
+This module only knows the syntax; what a key means is in ``_specs``.  Start at ``XSpec``, and at
 ``build`` for specs whose parts come from elsewhere.
 """
 
@@ -18,8 +18,8 @@ class XSpec:
     """A parsed spec string; each key is an attribute.
 
     ``key`` without a value is True, a key that was not given is None, ``env:NAME=value``
-    goes into the dict ``env``, and ``env:NAME`` alone with the value that the variable has here.
-    Neither part contains ``//``, a key contains no ``=``.
+    goes into the dict ``env``, and ``env:NAME`` alone takes the variable's value from here.
+    Neither part contains ``//``, and a key contains no ``=``.
 
     Raises AttributeError for a key that begins with ``_`` and ValueError for a key that is
     empty or given twice, and for a variable that is not set here.
@@ -99,12 +99,12 @@ class XSpec:
 
 
 def build(*, env: Mapping[str, str | None] | None = None, **keys: Any) -> XSpec:
-    """Return the spec that has these keys, for values that come from elsewhere.
+    """Return a spec with these keys, for values that come from elsewhere.
 
-    env: variables by name; None for the value that one has here.  keys: True stands for a key
-    without a value, None and False for none at all; a list of words, for keys that take a command
-    or options, is quoted.  Raises ValueError for what a spec can't say: a value with ``//``, or
-    more than one that ends in ``/``.
+    env: variables by name; None takes the value from here.  keys: True means a key without a value,
+    None and False no key; a list of words, for keys that take a command or options, is quoted.
+    Raises ValueError for values that a spec can't contain: one with ``//``, or more than one that
+    ends in ``/``.
 
     Example: ``build(ssh=True, host=name, python=["env", "LANG=C", "python3"], env={"A": "b"})``.
     """
@@ -121,8 +121,8 @@ def build(*, env: Mapping[str, str | None] | None = None, **keys: Any) -> XSpec:
             value = shlex.join(value)
         text = key if value is True else f"{key}={value}"
         if "//" in text or "=" in key:
-            raise ValueError(f"no spec can say this value of {key}")
+            raise ValueError(f"a spec can't contain this value of {key}")
         (last if text.endswith("/") else words).append(text)
     if len(last) > 1:
-        raise ValueError(f"no spec can say that more than one value ends in '/': {len(last)} do")
+        raise ValueError(f"in a spec, only one value can end in '/': {len(last)} do")
     return XSpec("//".join(words + last))
