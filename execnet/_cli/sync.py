@@ -95,6 +95,15 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="remove what SRC does not have, and what the patterns leave out",
     )
+    _add_transfer(parser)
+    _add_attributes(parser)
+    _add_rules(parser)
+    _add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_transfer(parser: Any) -> None:
+    """Add the options for how content travels, and when."""
     parser.add_argument(
         "--partial",
         action="store_true",
@@ -120,10 +129,6 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="have the interpreter at SRC start the one at DEST; nothing passes through here",
     )
-    _add_attributes(parser)
-    _add_rules(parser)
-    _add_output(parser)
-    parser.set_defaults(run=run)
 
 
 def _add_attributes(parser: Any) -> None:

@@ -97,10 +97,8 @@ class Joins:
         assert isinstance(self._door.address, tuple)
         self.address: tuple[str, int] = self._door.address
         host, port = self.address
-        self.ticket = Ticket(
-            (_own_host(host) if host in ANY_HOST else host, port),
-            certificate.fingerprint.decode("ascii"),
-        )
+        shown = (_own_host(host) if host in ANY_HOST else host), port
+        self.ticket = Ticket(shown, certificate.fingerprint.decode("ascii"))
         self._thread = threading.Thread(target=self._door.run, name="execnet-join", daemon=True)
         try:
             self._thread.start()
