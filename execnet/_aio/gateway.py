@@ -38,12 +38,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import types
     from collections.abc import Callable, Iterable
-    from typing import Any
+    from typing import Any, ParamSpec, TypeVar, overload
 
     from .._ends.handshake import Handshake
     from .._features.pulse import Pulse
     from .._specs import Settings
     from ..xspec import XSpec
+
+    P = ParamSpec("P")
+    T = TypeVar("T")
 
 GRACE_S = 0.02  # in which the stream of a process that has ended does so, too
 LOOK_S = 1.0  # how often to look for a process's end where the system has no descriptor for it
@@ -85,7 +88,7 @@ class Gateway(gateway.Gateway):
         kind = KINDS.get(self._io.writer_class)
         ends = self._io.in_loop() if kind is not None else None
         if kind is None or ends is None:
-            text = f"{self.id}: execnet.aio can't use this kind of stream yet, execnet.Group can"
+            text = f"{self.id}: execnet.aio can't wait for this kind of stream, execnet.Group can"
             raise BootstrapError(text, self._io.args)
         self._read_fd, self._read_now, write_fd = ends
         self._writer = kind(self._io, self.id, self._loop, write_fd)
@@ -112,25 +115,43 @@ class Gateway(gateway.Gateway):
             self._calls = Calls(self)
         return self._calls
 
-    async def call(self, func: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a function in the worker; return its result, raise what it raises.
+    if TYPE_CHECKING:
 
-        As ``execnet.Gateway.call``.  Calls of several tasks run at once; cancelling one leaves
-        it running over there.
-        """
-        return await self._get_calls().call(func, args, kwargs)
+        @overload
+        async def call(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+        @overload
+        async def call(self, func: str, /, *args: Any, **kwargs: Any) -> Any: ...
+        async def call(self, func: Any, /, *args: Any, **kwargs: Any) -> Any: ...
 
-    def submit(self, func: Any, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
-        """Have a function called in the worker; return an ``asyncio.Future``; does not wait.
+        @overload
+        def submit(
+            self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+        ) -> asyncio.Future[T]: ...
+        @overload
+        def submit(self, func: str, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]: ...
+        def submit(self, func: Any, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]: ...
 
-        As ``execnet.Gateway.submit``: what is submitted to one gateway runs there one after the
-        other.  Cancelling the future leaves the call running over there.
-        """
-        if self._submitted is None:
-            from .calls import Submitted
+    else:
 
-            self._submitted = Submitted(self._get_calls())  # type: ignore[assignment]
-        return self._submitted.submit(func, args, kwargs)  # type: ignore[union-attr, return-value]
+        async def call(self, func, /, *args, **kwargs):
+            """Call a function in the worker; return its result, raise what it raises.
+
+            As ``execnet.Gateway.call``.  Calls of several tasks run at once; cancelling one leaves
+            it running over there.
+            """
+            return await self._get_calls().call(func, args, kwargs)
+
+        def submit(self, func, /, *args, **kwargs):
+            """Have a function called in the worker; return an ``asyncio.Future``; does not wait.
+
+            As ``execnet.Gateway.submit``: what is submitted to one gateway runs there one after
+            the other.  Cancelling the future leaves the call running over there.
+            """
+            if self._submitted is None:
+                from .calls import Submitted
+
+                self._submitted = Submitted(self._get_calls())
+            return self._submitted.submit(func, args, kwargs)
 
     def module(self, name: str) -> Any:
         """Refuse: attributes of a remote module can't be awaited."""

@@ -10,6 +10,7 @@ import asyncio
 from functools import partial
 
 from .. import gateway_bootstrap, multi
+from .._specs import Settings
 from ..gateway_base import get_ident
 from .gateway import Gateway
 from .multichannel import MultiChannel
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .._features.codecs import Codec
-    from .._specs import Settings
     from ..gateway_bootstrap import Through
     from ..xspec import XSpec
 
@@ -65,6 +65,13 @@ class _Core(multi.Group):
                 self._forget(gateway)
             gateway_bootstrap.abandon(*started)
         return started
+
+    def _prepare(self, spec: XSpec | str | None, kind: type[Settings] = Settings) -> Settings:
+        settings = super()._prepare(spec, kind)
+        if settings.resume_s is not None:
+            text = "resume= is not for execnet.aio: execnet.Group can take connections up again"
+            raise ValueError(f"spec {settings.spec.shown()!r}: {text}")
+        return settings
 
     def _start(
         self, settings: Settings, find: Callable[[str], Any], through: Through | None
@@ -207,6 +214,18 @@ class Group:
     def codec(self, codec: Codec | None) -> None:
         """Give all channels a codec that are made from now on; as ``execnet.Group.codec``."""
         self._core.codec(codec)
+
+    def on_output(self, callback: Callable[[Gateway, str, str], object] | None) -> None:
+        """Have a callback get what workers with ``output=forward`` write, line by line.
+
+        As ``execnet.Group.on_output``: it runs in a thread, not in the loop.
+        """
+        self._core.on_output(callback)  # type: ignore[arg-type]
+
+    async def reload_imports(self) -> list[str]:
+        """Read the modules anew that workers import from here; as ``execnet.Group``'s."""
+        loop = await self._take_loop()
+        return await to_its_end(in_thread(loop, self._core.reload_imports), int)
 
     async def dump_stacks(self, timeout: float | None = 10.0) -> dict[str, str]:
         """Return the stacks of all workers' threads, by the id of their gateways.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import signal
 import threading
 from collections.abc import Awaitable, Callable
@@ -316,7 +317,23 @@ class TestGroups:
         with pytest.raises(RuntimeError, match="another loop"):
             asyncio.run(make(group))
 
-    @pytest.mark.parametrize("spec", ["nonsense", "popen//python=/nowhere/python"])
+    def test_output_is_forwarded(self) -> None:
+        lines: queue.SimpleQueue[tuple[str, str, str]] = queue.SimpleQueue()
+
+        async def main() -> None:
+            async with aio.Group() as group:
+                group.on_output(lambda gateway, *told: lines.put((gateway.id, *told)))
+                gateway = await group.makegateway("popen//output=forward")
+                await gateway.remote_exec("print('hello')").waitclose(BOUND_S)
+                assert await asyncio.to_thread(lines.get, True, BOUND_S) == (
+                    "gw0", "stdout", "hello",
+                )  # fmt: skip
+
+        asyncio.run(main())
+
+    @pytest.mark.parametrize(
+        "spec", ["nonsense", "popen//python=/nowhere/python", "ssh=host//resume=60"]
+    )
     def test_a_start_that_fails_leaves_nothing(self, spec: str) -> None:
         async def main() -> None:
             async with aio.Group() as group:
