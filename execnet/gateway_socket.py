@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import partial
 
 from ._clock import monotonic
 from ._endpoint import Endpoint, StreamFull
@@ -79,7 +80,7 @@ class SocketIO(Endpoint):
         self._never_waits = True
         self._sock.setblocking(False)
         fd: int = self._sock.fileno()
-        return fd, self.read_some, fd
+        return fd, partial(SocketIO.read_some, self), fd  # what is around it in others may wait
 
     def direct_reads(self) -> DirectReads | None:
         """Return what lets other threads read, None once it is closed."""

@@ -10,6 +10,7 @@ none.  Start at ``Inbox``.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections import deque
 from contextlib import suppress
 
@@ -17,6 +18,7 @@ from .. import gateway_base
 from ..gateway_base import (
     _SAVERS,
     ENDMARKER,
+    NO_ENDMARKER_WANTED,
     ChannelState,
     DeadlockError,
     ExecModel,
@@ -26,6 +28,7 @@ from ..gateway_base import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 REFUSED_S = 2.0  # how long the reason may take to be known why a stream takes no more
@@ -215,6 +218,23 @@ class Channel(gateway_base.Channel):
                 if not closed.done():
                     closed.set_result(None)
         return before
+
+    def setcallback(
+        self, callback: Callable[[Any], object], endmarker: Any = NO_ENDMARKER_WANTED
+    ) -> None:
+        """Have ``callback(item)`` called in the loop for every item; as ``execnet.Channel``'s.
+
+        It is a plain function, and may make tasks.  Raises TypeError for a coroutine function.
+        """
+        if inspect.iscoroutinefunction(callback):
+            raise TypeError("a callback of execnet.aio is a plain function, which may make tasks")
+        codec = self.__dict__.get("_codec")
+        if codec is not None:
+            super().setcallback(
+                lambda item: callback(item if item is endmarker else codec.load(item)), endmarker
+            )
+        else:
+            super().setcallback(callback, endmarker)
 
     def makefile(self, mode: str = "w", proxyclose: bool = False) -> Any:
         """Refuse: what reads or writes a file would wait, and stop the loop."""

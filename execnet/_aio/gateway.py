@@ -414,8 +414,12 @@ class Gateway(gateway.Gateway):
         while not self._receiver_done.wait(LOOK_S if self._loop.is_running() else 0.0):
             if not self._loop.is_running():
                 self._error = self._error or EOFError(f"{self.id} was ended")
-                with suppress(Exception):  # it is closed
-                    self._loop.remove_reader(self._read_fd)
+                for fd in (self._read_fd, self._end_fd):
+                    with suppress(Exception):  # the loop is closed, or there is none
+                        self._loop.remove_reader(fd)
+                if self._end_fd >= 0:
+                    os.close(self._end_fd)
+                    self._end_fd = -1
                 with suppress(Exception):  # what else is missing is nobody's to do
                     BaseGateway._on_stream_end(self)
                 self._receiver_done.set()

@@ -48,6 +48,7 @@ class _Core(multi.Group):
 
     def __init__(self, remote_execmodel: str) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.owner: Group | None = None
         self._makings: dict[int, _Making] = {}  # by thread
         super().__init__()
         self.set_execmodel("thread", remote_execmodel)
@@ -193,6 +194,7 @@ class Group:
         if self._core.loop is not loop:
             raise RuntimeError(f"{self!r} belongs to another loop")
         if self._guard is None:
+            self._core.owner = self  # so that workers in use don't end as nobody holds the group
             self._guard = self._end_with_loop()
             await self._guard.__anext__()
         return loop
@@ -256,6 +258,7 @@ class Group:
         await self._take_loop()
         await self._end(timeout)
         guard, self._guard = self._guard, None
+        self._core.owner = None
         if guard is not None:
             await guard.aclose()
 

@@ -80,19 +80,21 @@ class LoopWriter(FrameWriter):
 
     async def room(self) -> None:
         """Wait until nothing waits to be written before ours, or nothing can be any more."""
-        while (self._waiting or self.is_full()) and self._error is None:
-            waiter = self._loop.create_future()
-            self._waiting.append(waiter)
-            try:
+        if self._error is not None:
+            return
+        waiter = self._loop.create_future()
+        # Before it looks: a thread that has written everything looks afterwards whether one waits.
+        self._waiting.append(waiter)
+        try:
+            if self.is_full() or self._waiting[0] is not waiter:
                 await waiter
-                return
-            except BaseException:
-                if not waiter.cancelled():  # its turn had come: it is the next one's
-                    self.pass_on()
-                raise
-            finally:
-                with suppress(ValueError):
-                    self._waiting.remove(waiter)
+        except BaseException:
+            if not waiter.cancelled():  # its turn had come: it is the next one's
+                self.pass_on()
+            raise
+        finally:
+            with suppress(ValueError):
+                self._waiting.remove(waiter)
 
     def pass_on(self) -> None:
         """Let the next one write: for whoever had waited for room, and for the writer."""
@@ -121,9 +123,13 @@ class LoopWriter(FrameWriter):
 
     def _flush(self, may_wait: bool = True) -> bool:  # holds _lock
         try:
-            return super()._flush(True)  # in place of waiting it raises
+            done = super()._flush(True)  # in place of waiting it raises
         except StreamFull:
             return False
+        if self._waiting:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self.pass_on)
+        return done
 
     def _start_flusher(self) -> None:
         self._flusher_runs = True

@@ -222,6 +222,10 @@ class Pid:
             return False
         return False
 
+    def open_end(self) -> int:
+        """Return a descriptor that can be read once it has ended; -1 where there is none."""
+        return os.dup(self._fd) if self._fd >= 0 else -1
+
     def close(self) -> None:
         """Close the descriptor."""
         fd, self._fd = self._fd, -1
@@ -272,6 +276,10 @@ class ServiceIO(SocketIO):
         if not data:
             self._ended.set()
         return data
+
+    def open_end(self) -> int:
+        """Return a descriptor that can be read once the service has ended; -1: there is none."""
+        return -1 if self._process is None else self._process.open_end()
 
     def close_read(self) -> None:
         """Close the connection, both ways."""

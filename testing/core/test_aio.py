@@ -149,6 +149,27 @@ class TestChannels:
 
         run(body)
 
+    def test_the_loop_and_threads_send_at_once(self) -> None:
+        async def body(group: aio.Group) -> None:
+            source = "channel.send(sum(len(channel.receive()) for _ in range(200)))"
+
+            def send_many() -> int:
+                channel = group[0].remote_exec(source)
+                for _ in range(200):
+                    execnet.Channel.send(channel, b"x" * 40_000)
+                size: int = execnet.Channel.receive(channel)
+                return size
+
+            sending = [asyncio.to_thread(send_many) for _ in range(3)]
+            tasks = [asyncio.ensure_future(one) for one in sending]
+            channel = group[0].remote_exec(source)
+            for _ in range(200):
+                await channel.send(b"x" * 40_000)
+            assert await channel.receive() == 200 * 40_000
+            assert await asyncio.gather(*tasks) == [200 * 40_000] * 3
+
+        run(body)
+
     @pytest.mark.parametrize("side", ["here", "there"])
     def test_a_window_bounds_what_is_unread(self, side: str) -> None:
         source = (
@@ -178,9 +199,13 @@ class TestChannels:
             group.codec(execnet.codecs.standard)
             channel = group[0].remote_exec(ECHO)
             await channel.send(date(2020, 2, 2))
-            return await channel.receive()
+            assert await channel.receive() == date(2020, 2, 2)
+            got: asyncio.Queue[Any] = asyncio.Queue()
+            channel.setcallback(got.put_nowait, endmarker=None)
+            await channel.send(date(2021, 2, 2))
+            return await got.get()
 
-        assert run(body) == date(2020, 2, 2)
+        assert run(body) == date(2021, 2, 2)
 
     @pytest.mark.parametrize("misuse", ["iter(c)", "next(c)", "c.makefile()", "g.module('os')"])
     def test_what_would_stop_the_loop_is_refused(self, misuse: str) -> None:
@@ -190,6 +215,8 @@ class TestChannels:
                 eval(misuse, names)
             with pytest.raises(TypeError, match="async with"), group[0]:
                 pass
+            with pytest.raises(TypeError, match="plain function"):
+                group[0].newchannel().setcallback(body)
 
         run(body)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import textwrap
@@ -127,6 +128,15 @@ class TestLoops:
             return await pid_of(await group.makegateway("popen"))
 
         wait_reaped(asyncio.run(main()))
+
+    def test_a_group_that_nobody_holds_keeps_its_workers(self) -> None:
+        async def main() -> None:
+            gateway = await aio.Group().makegateway("popen")
+            gc.collect()
+            await asyncio.sleep(0)
+            assert await gateway.call("operator:add", 1, 2) == 3
+
+        asyncio.run(main())
 
     def test_workers_of_a_closed_loop_end_with_the_program(self) -> None:
         program = """
