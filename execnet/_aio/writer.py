@@ -50,6 +50,9 @@ class LoopWriter(FrameWriter):
                         return
             except (OSError, ValueError) as exc:
                 self.fail(str(exc))
+            finally:
+                if self._frames or self._closing:  # handed in while the lock was taken
+                    self._flush_left_behind()
         if self._error is not None or self._closing:
             raise self.refusal_now()
         self.post(header, payload)

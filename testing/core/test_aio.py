@@ -17,6 +17,7 @@ from tools import BOUND_S, some_of
 import execnet
 import execnet.codecs
 from execnet import aio
+from execnet.gateway_base import Message
 
 ECHO = "for item in channel: channel.send(item)"
 Body = Callable[[aio.Group], Awaitable[Any]]
@@ -146,6 +147,24 @@ class TestChannels:
             finally:
                 os.kill(pid, signal.SIGCONT)
             await sending
+
+        run(body)
+
+    def test_a_frame_that_is_handed_in_while_another_is_written_goes_out(self) -> None:
+        async def body(group: aio.Group) -> None:
+            writer = group[0]._writer
+            channel, asked = group[0].remote_exec(ECHO), group[0].newchannel()
+            write_some = writer._write_some
+
+            def write_and_ask(data: bytes) -> Any:
+                writer._write_some = write_some
+                group[0]._post(Message.STATUS, asked.id)
+                return write_some(data)
+
+            writer._write_some = write_and_ask
+            await channel.send("first")
+            assert await channel.receive() == "first"
+            assert (await asked.receive(BOUND_S))["numexecuting"] == 1
 
         run(body)
 
