@@ -79,6 +79,7 @@ _SUBMODULES = frozenset(
     [
         *_HOMES,
         "aio",
+        "codecs",
         "gateway_bootstrap",
         "gateway_socket",
         "rsync_remote",

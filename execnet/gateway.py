@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 TERMINATE_S = 10.0  # how long a worker gets at the end of a with statement
 _SERVER = "execnet.script.socketserver"  # it is told which key its clients have
 # Names without an underscore that are for other modules of ours; completion need not offer them.
-_INTERNAL = frozenset(["handshake", "is_hurried", "knows_via", "noise"])
+_INTERNAL = frozenset(["fitting_codec", "handshake", "is_hurried", "knows_via", "noise"])
 _INTERNAL |= {"post_first_line", "settings", "tell_state"}
 EXIT_STATUS_S = 1.0  # how long a process may take to end after its stream
 
@@ -181,14 +181,21 @@ class Gateway(Calling, BaseGateway):
 
         Raises ``ExecnetError`` if the worker does not support codecs.
         """
-        hello = self.handshake.hello
-        if "codecs" not in hello.get("features", "").split():
-            raise ExecnetError(f"{self.id} has a worker that does not support codecs")
         if codec is not None:
-            codec = codec.for_python(hello["version_info"])
+            codec = self.fitting_codec(codec)
         description = None if codec is None else codec.describe()
         self._send(Message.CODEC, channel.id, dumps_internal(description))
         return codec
+
+    def fitting_codec(self, codec: Codec) -> Codec:
+        """Return a codec as the worker's Python can have it.
+
+        Raises ``ExecnetError`` if the worker does not support codecs.
+        """
+        hello = self.handshake.hello
+        if "codecs" not in hello.get("features", "").split():
+            raise ExecnetError(f"{self.id} has a worker that does not support codecs")
+        return codec.for_python(hello["version_info"])
 
     def forward_imports(
         self, names: Iterable[str], allow: Iterable[str] = (), deny: Iterable[str] = ()

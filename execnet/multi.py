@@ -429,30 +429,30 @@ class Group(Listening):
         return MultiChannel([gateway.remote_exec(source, **kwargs) for gateway in self])
 
     def executor(
-        self, max_per_worker: int = 1, *, retries: int = 0, cancel: str | None = None
+        self,
+        max_per_worker: int = 1,
+        imports: Iterable[str] | None = None,
+        codec: Codec | None = None,
+        *,
+        retries: int = 0,
+        cancel: str | None = None,
     ) -> Executor:
         """Return a ``concurrent.futures.Executor`` that calls functions in the workers.
 
-        Each call goes to whichever worker is free.  The executor follows changes of the group: new
-        members get calls, ended ones get no more.
-        max_per_worker: how many calls one worker runs at once, each in a thread.  retries: how
-        often a call runs again elsewhere if its worker dies; with more than 0 you declare that all
-        calls of this executor may run more than once.  Otherwise such a call fails with
-        ``WorkerDied``.
-        cancel: what ``cancel()`` of a future does to a running call.  None: nothing, as in
-        ``concurrent.futures``; "interrupt": it gets a KeyboardInterrupt, as with
-        ``Channel.interrupt``; "kill": its worker is killed, with everything that it runs.
+        Each call goes to whichever worker is free.  The executor follows changes of the group.
+        max_per_worker: how many calls one worker runs at once, each in a thread.  imports: modules
+        that workers import from here, as with ``Gateway.forward_imports``.  codec: for arguments
+        and results, such as ``execnet.codecs.standard``.  retries: how often a call may run again
+        elsewhere if its worker dies.  cancel: what ``cancel()`` of a future does to a running call:
+        "interrupt" it with KeyboardInterrupt, "kill" its worker, or nothing (None).
         Raises ValueError for bad arguments.
         """
         from ._calls.executor import Executor
 
-        return Executor(self, max_per_worker, retries, cancel)
+        return Executor(self, max_per_worker, imports, codec, retries, cancel)
 
     def codec(self, codec: Codec | None) -> None:
-        """Give a codec to all channels that ``remote_exec`` of a member makes from now on.
-
-        codec: such as ``execnet.codecs.standard``; None for items of plain builtins only.
-        """
+        """Give this codec, or None, to all channels that ``remote_exec`` makes from now on."""
         with self._lock:
             self._codec = codec
             for gateway in self._gateways:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, ParamSpec, Protocol, TypeVar
 
+    from .._features.codecs import Codec
     from ..gateway_base import ExecModel
 
     P = ParamSpec("P")
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
         _executors: list[Any]
 
+        def _get_library(self) -> Any: ...
         @property
         def execmodel(self) -> ExecModel: ...
         def __iter__(self) -> Iterator[Any]: ...
@@ -58,6 +60,8 @@ class Executor(futures.Executor):
         self,
         group: GroupLike,
         max_per_worker: int = 1,
+        imports: Iterable[str] | None = None,
+        codec: Codec | None = None,
         retries: int = 0,
         cancel: str | None = None,
     ) -> None:
@@ -68,6 +72,12 @@ class Executor(futures.Executor):
         self._max_per_worker = max_per_worker
         if cancel not in (None, "interrupt", "kill"):
             raise ValueError(f"cancel must be 'interrupt', 'kill' or None, not {cancel!r}")
+        self._imports = None if imports is None else _checked_imports(group, imports)
+        if codec is not None:
+            from .._features.codecs import check_codec
+
+            check_codec(codec)
+        self._codec = codec
         self._retries = retries
         self._cancel = cancel
         self._teller = Teller(group.execmodel)
@@ -82,6 +92,12 @@ class Executor(futures.Executor):
         group._executors.append(self)
         self._meet_new_workers()
 
+    @property
+    def _max_workers(self) -> int:
+        """How many calls run at once; dask asks the executors of the standard library so."""
+        with self._lock:
+            return sum(map(len, self._lanes.values())) or 1
+
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Have a function called by the first worker that is free; return its future.
 
@@ -89,7 +105,7 @@ class Executor(futures.Executor):
         RuntimeError after ``shutdown``, and if the group has no workers.
         """
         future: Future[T] = Future(self._teller, self._group.execmodel, self._refuse)
-        self._submit(Work(future, fn, args, kwargs, self._retries))
+        self._submit(Work(future, fn, args, kwargs, self._retries, self._codec))
         return future
 
     def map(
@@ -123,7 +139,7 @@ class Executor(futures.Executor):
 
         def ask(row: tuple[Any, ...]) -> None:
             slot = _Slot(ready)
-            self._submit(Work(slot, function, row, {}, self._retries))
+            self._submit(Work(slot, function, row, {}, self._retries, self._codec))
             asked.append(slot)
 
         for row in itertools.islice(rows, buffersize):
@@ -235,6 +251,8 @@ class Executor(futures.Executor):
                 self._lanes[gateway] = []  # so that no other thread makes them as well
             lanes: list[Lane] = []
             try:
+                if self._imports is not None:
+                    gateway.forward_imports(self._imports)
                 calls = gateway._get_calls()
                 lanes += [Lane(calls, self) for _ in range(self._max_per_worker)]
             except (ExecnetError, OSError):  # it does not support calls, or has just ended
@@ -365,6 +383,15 @@ class Executor(futures.Executor):
             work.sink.end(None, lane.end_of_gateway())
             self._count_finished()
         self._dispatch()
+
+
+def _checked_imports(group: GroupLike, names: Iterable[str]) -> list[str]:
+    from .._imports.library import check_names
+    from .._imports.near import check_found
+
+    names = check_names(names, "executor", False)
+    check_found(group._get_library(), names)
+    return names
 
 
 class _Slot:

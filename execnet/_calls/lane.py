@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 from contextlib import suppress
 
-from ..gateway_base import _HEADER, ITEM_MAX, GatewayState, Message, _left
+from ..gateway_base import _HEADER, ITEM_MAX, GatewayState, LoadError, Message, _left
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Protocol
 
+    from .._features.codecs import Codec
     from .near import Calls
 
     class Sink(Protocol):
@@ -39,7 +40,7 @@ NOTE_S = 1.0  # more than a write takes when nobody reads
 class Work:
     """A call to be made, and what receives its result."""
 
-    __slots__ = ("function", "named", "positional", "retries", "sink")
+    __slots__ = ("codec", "function", "named", "positional", "retries", "sink")
 
     def __init__(
         self,
@@ -48,12 +49,24 @@ class Work:
         positional: tuple[Any, ...],
         named: dict[str, Any],
         retries: int = 0,
+        codec: Codec | None = None,
     ) -> None:
         self.sink = sink
         self.function = function
         self.positional = positional
         self.named = named
         self.retries = retries  # how often it may run again after its worker died
+        self.codec = codec  # of arguments and result
+
+    def end(self, result: Any) -> None:
+        """Give the result to whoever asked for it."""
+        if self.codec is not None:
+            try:
+                result = self.codec.load(result)
+            except LoadError as exc:
+                self.sink.end(None, exc)
+                return
+        self.sink.end(result, None)
 
 
 class Asked:
@@ -124,7 +137,8 @@ class Lane:
 
     def _prepare(self, asked: Asked) -> tuple[int, bytes]:
         number, work = next(self._numbers), asked.work
-        request = self._calls.request(number, work.function, work.positional, work.named)
+        given = work.function, work.positional, work.named, work.codec
+        request = self._calls.request(number, *given)
         self.asked[number] = asked
         if self._callback is not None:
             self._callback.may_be_late = False  # no other thread may read the stream now
@@ -165,7 +179,7 @@ class Lane:
             return  # this answers nothing that was asked
         work = asked.work
         if len(answer) == 2:
-            work.sink.end(answer[1], None)
+            work.end(answer[1])
         else:
             error = self._calls.error_of(answer, work.function, asked.was_resent)
             if error is None:  # again, as source

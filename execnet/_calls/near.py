@@ -30,6 +30,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
+    from .._features.codecs import Codec
     from ..gateway_base import ChannelFactory, ExecModel
 
     class GatewayLike(Protocol):
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         _channelfactory: ChannelFactory
 
         def newchannel(self) -> Channel: ...
+        def fitting_codec(self, codec: Codec) -> Codec: ...
         def _is_old(self) -> bool: ...
         def _send(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None: ...
         def _post(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None: ...
@@ -51,7 +53,12 @@ if TYPE_CHECKING:
 
 IDLE_MAX = 16  # lanes kept for later calls
 NO_WINDOW = 1 << 60  # bytes
-DESCRIBE, MANY = ":describe", ":many"  # what ``_features.calls`` does itself
+# What ``_features.calls`` does itself.
+DESCRIBE, MANY, CODED = ":describe", ":many", ":coded"
+# Places in a request, and what they are to the caller; the longer ones first.
+WORDS = {
+    "item[2][2][0]": "args", "item[2][2][1]": "kwargs", "item[2]": "args", "item[3]": "kwargs",
+}  # fmt: skip
 
 
 class Mapped:
@@ -133,15 +140,22 @@ class Calls:
     # requests
 
     def request(
-        self, number: int, function: Any, positional: tuple[Any, ...], named: dict[str, Any]
+        self,
+        number: int,
+        function: Any,
+        positional: tuple[Any, ...],
+        named: dict[str, Any],
+        codec: Codec | None = None,
     ) -> bytes:
         """Return a request, after sending what the worker needs for it.
 
-        Raises ``DumpError`` for arguments, ValueError for a function that can't be sent.
+        codec: what arguments and result go through, if not None.
+        Raises ``DumpError`` for arguments, ValueError for a function that can't be sent,
+        ``ExecnetError`` for a codec that the worker can't have.
         """
         if isinstance(function, functools.partial):
             positional, named = function.args + positional, {**function.keywords, **named}
-            return self.request(number, function.func, positional, named)
+            return self.request(number, function.func, positional, named, codec)
         if isinstance(function, Mapped):
             name = function.names.get(self) or self._name(function.function)
             function.names[self] = name
@@ -152,14 +166,20 @@ class Calls:
             function = function.function
         else:
             name = self._name(function)
-        item: tuple[Any, ...] = (number, name, positional)
-        if named:
-            item = (number, name, positional, named)
         factory = self.gateway._channelfactory
         try:
+            if codec is not None:
+                codec = self.gateway.fitting_codec(codec)
+                given = codec.dump((positional, named))
+                name, positional, named = CODED, (name, codec.describe(), given), {}
+            item: tuple[Any, ...] = (number, name, positional)
+            if named:
+                item = (number, name, positional, named)
             return (dumps_fast if factory.fast else dumps_internal)(item, self.gateway)
         except DumpError as exc:
-            text = str(exc).replace("item[2]", "args", 1).replace("item[3]", "kwargs", 1)
+            text = str(exc)
+            for place, word in WORDS.items():
+                text = text.replace(place, word, 1)
             error = DumpError(f"{shown(function)} can't be called with that: {text}")
         raise error
 

@@ -57,6 +57,7 @@ class Calls(object):
         self._large: dict[int, Any] = {}  # channels for requests that do not fit in a frame
         self._lock = new_lock()
         self._defined = load_part("_features.defined").Defined()
+        self._codecs: dict[bytes, Any] = {}  # by their descriptions
 
     # in the receiver thread
 
@@ -209,7 +210,7 @@ class Calls(object):
         if not colon:
             return self._defined.function(name)
         if not module:
-            return {"describe": describe, "many": self._many}[path]
+            return {"describe": describe, "many": self._many, "coded": self._coded}[path]
         return attribute(import_module(module), path)
 
     def _many(self, name: str, rows: Any, before: Any, named: dict[str, Any]) -> list[Any]:
@@ -218,6 +219,17 @@ class Calls(object):
         if PY2:
             named = {str(key): named[key] for key in named}
         return [function(*(before + tuple(row)), **named) for row in rows]
+
+    def _coded(self, name: str, description: Any, given: Any) -> Any:
+        """Call a function with arguments that a codec made plain; its result is made so, too."""
+        key = dumps_internal(description)
+        codec = self._codecs.get(key)
+        if codec is None:
+            codec = self._codecs[key] = load_part("_features.codecs").described(description)
+        positional, named = codec.load(given)
+        if PY2:
+            named = {str(name): named[name] for name in named}
+        return codec.dump(self._find(name)(*positional, **named))
 
     def _error(self, number: int, error: Any) -> tuple[Any, ...]:
         """Return the answer for what was raised: an exception, or (type, value, traceback)."""

@@ -316,14 +316,20 @@ def use(channel: Any, codec: Any) -> None:
 
     Raises TypeError for an object that is not a codec, OSError if the channel has a callback.
     """
-    if codec is not None and not isinstance(codec, Codec):
-        raise TypeError("expected a codec, such as execnet.codecs.standard, not %r" % (codec,))
+    if codec is not None:
+        check_codec(codec)
     if channel._items is None:
         raise OSError("%r has a callback already: set its codec first" % (channel,))
     announce = getattr(channel.gateway, "announce_codec", None)
     if announce is not None:
         codec = announce(channel, codec)
     _set(channel, codec)
+
+
+def check_codec(codec: Any) -> None:
+    """Raise TypeError for an object that is not a codec."""
+    if not isinstance(codec, Codec):
+        raise TypeError("expected a codec, such as execnet.codecs.standard, not %r" % (codec,))
 
 
 def _set(channel: Any, codec: Codec | None) -> None:

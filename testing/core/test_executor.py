@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import datetime
 import functools
 import itertools
 import os
 import random
+import sys
 import threading
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +23,9 @@ from typing import Any
 import pytest
 from tools import BOUND_S, MakeGateway, wait_until
 
-from execnet import DeadlockError, DumpError, Gateway, Group, TimeoutError, WorkerDied
+from execnet import DeadlockError, DumpError, Gateway, Group, TimeoutError, WorkerDied, codecs
 from execnet._calls.executor import Executor
+from execnet.gateway_base import LoadError
 
 pytestmark = pytest.mark.core
 
@@ -152,6 +156,44 @@ class TestAnExecutor:
     def test_numbers_that_make_no_sense_are_refused(self, options: dict[str, int]) -> None:
         with pytest.raises(ValueError, match="is a number from"):
             Group().executor(**options)
+
+    def test_a_codec_is_for_arguments_and_results(self, pair: Group) -> None:
+        day = datetime.date(2024, 2, 28)
+        with pair.executor(codec=codecs.standard) as executor:
+            assert executor.submit(add, day, datetime.timedelta(2)).result(BOUND_S).month == 3  # type: ignore[arg-type]
+            days = executor.map(
+                add, [day] * 3, [datetime.timedelta(n) for n in range(3)], chunksize=2
+            )  # type: ignore[list-item]
+            assert [one.day for one in days] == [28, 29, 1]  # type: ignore[attr-defined]
+            refused = executor.submit(add, 1, second=object()).exception(BOUND_S)  # type: ignore[arg-type]
+            assert isinstance(refused, DumpError)
+            assert "add can't be called with that: kwargs['second']" in str(refused)
+        with pair.executor(codec=codecs.pickle) as executor:
+            values = executor.submit(lambda: __import__("types").SimpleNamespace(a=1))
+            assert values.result(BOUND_S) == types.SimpleNamespace(a=1)
+        with pytest.raises(TypeError, match="expected a codec"):
+            pair.executor(codec=1)  # type: ignore[arg-type]
+
+    def test_what_a_codec_can_not_load_fails_its_future(self, pair: Group) -> None:
+        with pair.executor(codec=codecs.standard) as executor:
+            lies = executor.submit(lambda: ("\0codec", "no-such-name", 1))
+            assert lies.result(BOUND_S) == ("\0codec", "no-such-name", 1)
+            executor._codec = codecs.standard
+            executor._codec._from_item.clear()
+            asked = executor.submit(lambda: __import__("decimal").Decimal(1))
+            assert isinstance(asked.exception(BOUND_S), LoadError)
+            assert executor.submit(add, 1).result(BOUND_S) == 1
+
+    def test_its_workers_import_what_was_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: Group
+    ) -> None:
+        (tmp_path / "only_here.py").write_text("def double(number): return number * 2")
+        monkeypatch.syspath_prepend(tmp_path)
+        group.makegateway(f"popen//python={sys.executable}//chdir=/")
+        with group.executor(imports=["only_here"]) as executor:
+            assert executor.submit("only_here:double", 4).result(BOUND_S) == 8  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="no module nowhere_at_all here"):
+            group.executor(imports=["nowhere_at_all"])
 
     def test_what_can_t_be_sent_is_the_error_of_its_future(self, executor: Executor) -> None:
         asked = [executor.submit(add, object()), executor.submit(threading.Lock().locked)]  # type: ignore[arg-type]

@@ -40,6 +40,7 @@ FLOORS = {
     "_multichannel": 1,
     "_aio": 5,
     "aio": 5,
+    "joblib": 5,
     "_calls": 2,
     "_ends": 2,
     "_forkserver": 2,
