@@ -109,7 +109,10 @@ class WorkerLink(Link):
     def _take_connection(self) -> None:
         epoch = b""
         while len(epoch) < 8:
-            data = self._supervisor.recv(8 - len(epoch))
+            try:
+                data = self._supervisor.recv(8 - len(epoch))
+            except EnvironmentError:  # it was killed before it had read all
+                data = b""
             if not data:
                 self._end_alone()
                 return

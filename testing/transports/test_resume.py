@@ -242,6 +242,23 @@ def test_who_waits_is_told_of_a_death_while_connected(
     assert not os.path.exists(folder)
 
 
+def test_a_supervisor_that_is_killed_without_a_network_leaves_nothing(
+    group: Group, link: CutLink
+) -> None:
+    gateway = group.makegateway(spec_of(BOUND_S, more="//grace=0.2"))
+    pid = pid_of(gateway)
+    folder = gateway._io._session.folder  # type: ignore[attr-defined]
+    channel = gateway.remote_exec(WAITS)
+    assert channel.receive(BOUND_S) == 1
+    link.go_down()
+    os.kill(supervisor_of(pid), signal.SIGKILL)
+    assert_gone(pid)
+    assert not os.path.exists(folder)
+    link.go_up()
+    with pytest.raises(WorkerDied, match="neither it nor its supervisor is there any more"):
+        channel.receive(BOUND_S)
+
+
 @pytest.mark.parametrize("ends_it", ["its time", "execnet clean"])
 def test_a_worker_whose_program_was_killed_ends(link: CutLink, ends_it: str) -> None:
     spec = spec_of(1 if ends_it == "its time" else 600, more="//grace=0.2//env:SECRET=x")
