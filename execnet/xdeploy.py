@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from ._transports.pythons import is_version
 from ._xdeploy.create import Venv, create
 from ._xdeploy.errors import DeployError
 from ._xdeploy.making import DEFAULT_S, Options, links_of
@@ -30,6 +31,7 @@ def create_venv_gateway(
     requirements: Requirements = (),
     *,
     python: str | None = None,
+    fetch_python: bool = False,
     offline: bool | str = "auto",
     find_links: str | os.PathLike[str] | list[str | os.PathLike[str]] | None = None,
     index_url: str | None = None,
@@ -51,6 +53,7 @@ def create_venv_gateway(
         that is pure Python; or a list of these.  Paths, also those in files, mean this machine.
     python: the interpreter: a version such as "3.12" or "pypy3.11", "auto" for this program's
         version or else the newest, or a path there; None for that of ``gateway``.
+    fetch_python: whether uv, if it is installed there, fetches that version if there is none.
     offline: True sends all packages from here; "auto" does so if the far side can't reach its
         index; False never does.
     find_links: folders with wheels here, or addresses of pages that name some.
@@ -71,8 +74,11 @@ def create_venv_gateway(
         raise ValueError(f"offline must be True, False or 'auto', and is {offline!r}")
     if timeout is not None and not timeout > 0:
         raise ValueError(f"timeout must be more than 0, and is {timeout}")
+    if fetch_python and not is_version(python):
+        raise ValueError(f"fetch_python needs a version, and python is {python!r}")
     options = Options(
-        python=python, offline=offline, find_links=links_of(find_links), index_url=index_url or "",
+        python=python, fetch_python=fetch_python, offline=offline,
+        find_links=links_of(find_links), index_url=index_url or "",
         recreate=recreate, refresh=refresh, root=root or "",
         timeout_s=DEFAULT_S if timeout is None else timeout,
     )  # fmt: skip

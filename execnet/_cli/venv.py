@@ -73,6 +73,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add("--project", metavar="DIR", help="also install this project, and copy its tree there")
     add("--python", metavar="VERSION", help='interpreter: "3.12", "auto", or a path there')
+    add("--fetch-python", action="store_true", help="have uv there fetch it if there is none")
     add("--offline", action="store_true", help="send all packages from here")
     add(
         "--find-links", action="append", default=[], metavar="DIR", help="a folder with wheels here"
@@ -148,7 +149,8 @@ def _make(
             raise FileNotFoundError(f"there is no file {path!r}")
         wanted.append(os.path.join(os.path.curdir, path))
     worker = xdeploy.create_venv_gateway(
-        gateway, name, wanted, python=args.python, recreate=args.recreate, refresh=args.refresh,
+        gateway, name, wanted, python=args.python, fetch_python=args.fetch_python,
+        recreate=args.recreate, refresh=args.refresh,
         **options,
     )  # fmt: skip
     venv: xdeploy.Venv = worker.venv  # type: ignore[attr-defined]

@@ -15,6 +15,12 @@ _UV = '"${UV_PYTHON_INSTALL_DIR:-${XDG_DATA_HOME:-$HOME/.local/share}/uv/python}
 _ANY = "python3 /usr/libexec/platform-python python"
 
 
+def is_version(wanted: str | None) -> bool:
+    """Whether what is wanted is a version, such as "3.12" or "pypy3.11"."""
+    match = _VERSION.fullmatch(wanted or "")
+    return match is not None and bool(match[2])
+
+
 def search_words(wanted: str | None) -> list[str]:
     """Return a command that prints the path of an interpreter, or fails if there is none.
 

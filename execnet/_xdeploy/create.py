@@ -6,13 +6,13 @@ The far half is in ``far``.  Start at ``create``.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .._clock import monotonic
 from .._errors import BootstrapError
 from .._ship.parts import run
-from .._transports.pythons import search_words
+from .._transports.pythons import is_version, search_words
 from ..gateway_base import RemoteError, TimeoutError
 from ..xspec import XSpec
 from ..xspec import build as build_spec
@@ -103,6 +103,7 @@ class _Job:
         self._deadline = monotonic() + options.timeout_s
         self.is_broken = False
         self._is_made = False
+        self._is_fetched = False
         self._has_bad_core = False  # no worker came of what is kept
 
     def start_found(self, id: str) -> Gateway | None:
@@ -171,12 +172,29 @@ class _Job:
         except (RemoteError, EOFError) as exc:
             raise DeployError(f"can't look for environments: {exc}", "finding") from exc
         self._check(answer)
-        if "error" in answer:
-            raise DeployError(
-                f"no Python {options.python!r} on {gateway.id}: looked in the PATH, "
-                "/usr/bin, /usr/local/bin and the versions of pyenv and uv", "finding"
-            )  # fmt: skip
-        return answer, hold
+        if "error" not in answer:
+            return answer, hold
+        hold.close()
+        if options.fetch_python and not self._is_fetched:
+            self._fetch(str(answer.get("key")))
+            return self._find(recreate)
+        text = (
+            f"no Python {options.python!r} on {gateway.id}: looked in the PATH, "
+            "/usr/bin, /usr/local/bin and the versions of pyenv and uv"
+        )
+        if is_version(options.python):
+            text += "; with fetch_python=True, uv fetches one if it is installed there"
+        raise DeployError(text, "finding")
+
+    def _fetch(self, key: str) -> None:
+        """Have uv fetch the interpreter, which is found from then on."""
+        self._is_fetched = True
+        version = str(self._options.python)
+        what = f"Python {version!r} on {self._gateway.id}"
+        options = replace(self._options, offline=False)  # that is about packages
+        making = Making(self._gateway, what, Wanted(), options, self._output, "fetched")
+        more = {"name": version, "key": key, "newer_than": 0, "facts": []}
+        making.run("_xdeploy.far.fetch", more, [], self._left_s())
 
     def _check(self, answer: object) -> None:
         if type(answer) is not dict or not ("error" in answer or answer.keys() >= ANSWERED):
@@ -187,7 +205,8 @@ class _Job:
         return {
             "name": self._name, "root": options.root, "recreate": recreate,
             "digest": self._wanted.digest(without_secret(options.index_url), options.find_links),
-            "python_search": search_words(options.python), "core": quick.core_digest(),
+            "python": options.python or "", "python_search": search_words(options.python),
+            "core": quick.core_digest(),
         }  # fmt: skip
 
     def _left_s(self) -> float:

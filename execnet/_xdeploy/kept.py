@@ -19,11 +19,12 @@ DAY_S = 86400.0
 
 @dataclass(frozen=True)
 class Kept:
-    """An environment, a layer, a tree or a cache of installers on the far side.
+    """An environment, layer, tree, fetched Python or cache of installers on the far side.
 
-    kind: "venvs", "layers", "trees" or "caches".  state: "used" by a process, "free", "incomplete",
-    "replaced" by a newer one, or "unknown" where the file system has no locks.  used: when it was
-    used last, in seconds since the epoch by the clock there.  bytes: how much it takes up.
+    kind: "venvs", "layers", "trees", "pythons" or "caches".  state: "used" by a process, or by an
+    environment, "free", "incomplete", "replaced" by a newer one, or "unknown" where the file system
+    has no locks.  used: when it was used last, in seconds since the epoch by the clock there.
+    bytes: how much it takes up.
     """
 
     kind: str

@@ -42,18 +42,21 @@ class Options:
     index_url: str = ""
     recreate: bool = False
     refresh: bool = False
+    fetch_python: bool = False
     root: str = ""
     timeout_s: float = DEFAULT_S
 
 
 class Making:
-    """Makes one thing; ``what`` names it in errors."""
+    """Makes one thing; ``what`` names it in errors, and ``done`` is what happens to it."""
 
     def __init__(
-        self, gateway: Gateway, what: str, wanted: Wanted, options: Options, output: Output
-    ) -> None:
+        self, gateway: Gateway, what: str, wanted: Wanted, options: Options, output: Output,
+        done: str = "made",
+    ) -> None:  # fmt: skip
         self._gateway = gateway
         self._what = what
+        self._done = done
         self._wanted = wanted
         self._options = options
         self._output = output
@@ -85,8 +88,8 @@ class Making:
         """
         for execmodel in (self._gateway.execmodel.backend, self._gateway.spec.execmodel):
             if execmodel in ("gevent", "eventlet"):
-                text = f"{self._what} can't be made with greenlets: use a gateway with threads"
-                raise DeployError(text, "making")
+                text = f"{self._what} can't be {self._done} with greenlets"
+                raise DeployError(f"{text}: use a gateway with threads", "making")
         channel = run(self._gateway, part)
         index = self._gateway.newchannel()
         answers = Answers(index, self._sources)
@@ -99,7 +102,7 @@ class Making:
         except TimeoutError as exc:
             raise DeployError(f"{self._gateway.id} did not finish in time", "making") from exc
         except (RemoteError, EOFError) as exc:
-            raise DeployError(f"{self._what} can't be made: {exc}", "making") from exc
+            raise DeployError(f"{self._what} can't be {self._done}: {exc}", "making") from exc
         except (TypeError, ValueError, LookupError) as exc:
             text = f"{self._gateway.id} broke the protocol: {exc}"
             raise DeployError(text, "making") from exc
@@ -134,7 +137,7 @@ class Making:
             channel.send(self._answer(*item[1:]))
         elif kind == "failed":
             text, step, command, status, lines = item[1:]
-            where = f"{self._what} was not made: "
+            where = f"{self._what} was not {self._done}: "
             said = "".join(f"\nnot found from here: {line}" for line in answers.problems[-5:])
             raise DeployError(
                 f"{where}{text}{said}", str(step), [str(word) for word in command],

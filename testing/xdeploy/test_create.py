@@ -92,6 +92,30 @@ class TestMaking:
             again.exit()
             again.join(BOUND_S)
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is open")
+    def test_a_worker_inherits_no_descriptor(self, shared: Shared) -> None:
+        place, gateway, _ = shared
+        assert wait_until(lambda: cores(place), BOUND_S)
+        code = """
+            import os
+            opened = os.open(os.path.realpath(os.devnull), os.O_RDONLY)
+            os.dup2(opened, 77, inheritable=True)
+            channel.send(None)
+            channel.receive()
+            os.close(77), os.close(opened)
+            """
+        channel = gateway.remote_exec(code)
+        channel.receive(BOUND_S)
+        again = place.create(gateway)
+        try:
+            code = "import os; channel.send(os.path.exists('/proc/self/fd/77'))"
+            assert not again.remote_exec(code).receive(BOUND_S)
+        finally:
+            channel.send(None)
+            channel.waitclose(BOUND_S)
+            again.exit()
+            again.join(BOUND_S)
+
     def test_other_wishes_are_another_environment(self, place: Place, gateway: Gateway) -> None:
         made = [place.create(gateway, wish) for wish in ["tom==1.0", "tom"]]
         assert [version_of(one, "tom") for one in made] == ["1.0", "2.0"]

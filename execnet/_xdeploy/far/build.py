@@ -140,7 +140,7 @@ class Build(object):
         return {
             u"name": text_of(request["name"]), u"tool": tool, u"made": u"%d" % time.time(),
             u"python": u" ".join(text_of(fact) for fact in request["facts"][:2]),
-            u"requirements": text_of(request["shown"]),
+            u"requirements": text_of(request["shown"]), u"base": text_of(request["interpreter"]),
         }  # fmt: skip
 
     def _fill(self, path: Any, held: Any) -> Any:

@@ -15,8 +15,10 @@ from .flocks import Busy, NoLocks, shared
 from .places import (
     check_owner,
     core_path,
+    is_name,
     key_folder,
     native,
+    newest,
     newest_venv,
     python_of,
     read_marker,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 PROBE_S = 30.0
+PYTHONS = "pythons"  # the kind of what uv has fetched
 
 # What an interpreter reports about itself; run in others too.
 PROBE = """
@@ -96,7 +99,9 @@ def find(request: Any) -> Any:
     if words:
         python = search(words)
         if python is None:
-            return {"error": u"no interpreter found"}, None
+            python = fetched(request["root"], request["python"])
+        if python is None:
+            return {"error": u"no interpreter found", "key": text_of(machine_key())}, None
     facts = facts_of(python)
     key = key_of(facts, request["digest"])
     folder = key_folder(request["root"], "venvs", request["name"], key)
@@ -126,6 +131,39 @@ def find(request: Any) -> Any:
     answer.update(found=True, venv=text_of(venv), python=text_of(python_of(venv)))
     answer.update(tool=marker.get("tool", u""))
     return answer, held
+
+
+def machine_key() -> Any:
+    """Return the key of interpreters fetched for this kind of machine: homes may be shared."""
+    return key_of(facts_of(None)[4:7], "0" * 16)
+
+
+def fetched(root: Any, version: Any) -> Any:
+    """Return the path of an interpreter that was fetched before as this version, or None."""
+    if not is_name(native(version)):
+        return None
+    folder = key_folder(root, PYTHONS, version, machine_key())
+    found = newest(folder)
+    if found is None or not runs(folder, found):
+        return None
+    for path in (root_folder(root), os.path.dirname(folder), folder):
+        check_owner(path)
+    try:
+        os.utime(os.path.join(folder, "%d.held" % found[0]), None)  # noted as its last use
+    except OSError:
+        pass
+    return interpreter_of(folder, found)
+
+
+def interpreter_of(folder: Any, found: Any) -> Any:
+    """Return the path of a fetched interpreter, of which ``newest`` tells."""
+    return os.path.join(folder, str(found[0]), native(found[1].get("path", u"")))
+
+
+def runs(folder: Any, found: Any) -> bool:
+    """Whether a fetched interpreter is still there."""
+    path = interpreter_of(folder, found)
+    return os.path.isfile(path) and os.access(path, os.X_OK)
 
 
 def is_mine(path: Any) -> bool:

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-KINDS = "venvs", "layers", "trees"
+KINDS = "venvs", "layers", "trees", "pythons"  # which come last, as environments need them
 CACHES = "pip", "uv", "virtualenv", "tools"  # of installers, and installers that were sent
 LISTED_MAX = 100000
 
@@ -38,7 +38,10 @@ def main(channel: Any) -> None:
 
 
 def entries(root: Any) -> Any:
-    """Yield a dict for each environment, layer and tree, complete or not, and for each cache."""
+    """Yield a dict for each environment, layer, tree and fetched Python, complete or not.
+
+    One for each cache follows.
+    """
     for kind in KINDS:
         try:
             names = sorted(os.listdir(os.path.join(root, kind)))
@@ -49,12 +52,27 @@ def entries(root: Any) -> Any:
             numbers = numbers_in(folder)
             newest = [number for number in numbers if read_marker(folder, number)][:1]
             for number in numbers:
-                yield _entry(kind, name, folder, number, newest == [number])
+                entry = _entry(kind, name, folder, number, newest == [number])
+                if kind == "pythons" and is_needed(root, folder, number):
+                    entry[u"state"] = u"used"
+                yield entry
     for name in CACHES:
         path = os.path.join(root, name)
         if os.path.isdir(path):
             used, size = _used_and_size(path)
             yield _dict_of("caches", name, name, 0, path, _state(cache_lock(root)), {}, used, size)
+
+
+def is_needed(root: Any, python_folder: Any, python_number: int) -> bool:
+    """Whether an environment was made from a fetched Python."""
+    start = u" ".join(text_of(os.path.join(python_folder, str(python_number))).split()) + os.sep
+    venvs = os.path.join(root, "venvs")
+    for name in os.listdir(venvs) if os.path.isdir(venvs) else ():
+        folder = os.path.join(venvs, name)
+        for number in numbers_in(folder):
+            if (read_marker(folder, number) or {}).get("base", u"").startswith(start):
+                return True
+    return False
 
 
 def _entry(kind: str, name: Any, folder: Any, number: int, is_newest: bool) -> Any:
@@ -138,6 +156,8 @@ def _remove(root: Any, entry: Any) -> bool:
     if entry[u"kind"] == u"caches":
         return _remove_cache(root, native(entry[u"folder"]))
     folder = os.path.join(root, native(entry[u"kind"]), native(entry[u"folder"]))
+    if entry[u"kind"] == u"pythons":
+        return _remove_python(root, folder, entry[u"number"])
     if entry[u"state"] == u"unknown":
         remove(folder, entry[u"number"])
     elif not remove_if_free(folder, entry[u"number"]):
@@ -155,6 +175,18 @@ def _remove(root: Any, entry: Any) -> bool:
         except OSError:  # another one is being made
             pass
     return True
+
+
+def _remove_python(root: Any, folder: Any, number: int) -> bool:
+    """Remove a fetched Python unless an environment needs it, or something is being made."""
+    try:
+        lock = exclusive(cache_lock(root))
+    except (Busy, NoLocks, OSError):
+        return False
+    try:
+        return not is_needed(root, folder, number) and remove_if_free(folder, number)
+    finally:
+        os.close(lock)
 
 
 def _remove_cache(root: Any, name: Any) -> bool:

@@ -63,7 +63,7 @@ def is_key(text: str) -> bool:
 
 
 def key_folder(root: Any, kind: str, name: Any, key: Any) -> Any:
-    """Return the folder for a name and a key; kind: "venvs" or "layers"."""
+    """Return the folder for a name and a key; kind: "venvs", "layers" or "pythons"."""
     name, key = native(name), native(key)
     if not is_name(name) or not is_key(key):
         raise ValueError("not the name of an environment: %r" % (name,))

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+HAS_CLOSEFROM = hasattr(os, "POSIX_SPAWN_CLOSEFROM")  # Python 3.13 with a new C library
+OPEN = "/dev/fd" if sys.platform == "darwin" else "/proc/self/fd"  # names what is open
+
+
 def main(channel: Any) -> None:
     """Answer one item, which is as that for ``_via.far``."""
     data, news, request = channel.receive()
@@ -47,7 +51,8 @@ def main(channel: Any) -> None:
 
 def can_spawn(model: Any) -> bool:
     """Whether a process can be started without ``subprocess``, which takes long to import."""
-    return model.has_main_thread and hasattr(os, "posix_spawn") and hasattr(os, "waitid")
+    has_calls = hasattr(os, "posix_spawn") and hasattr(os, "waitid")
+    return model.has_main_thread and has_calls and (HAS_CLOSEFROM or os.path.isdir(OPEN))
 
 
 class Child(object):
@@ -91,12 +96,27 @@ def _kill(pid: int) -> None:
         pass
 
 
+def closing() -> Any:
+    """Return what closes the descriptors that code here has made inheritable."""
+    if HAS_CLOSEFROM:
+        return [(os.POSIX_SPAWN_CLOSEFROM, 3)]  # type: ignore[attr-defined]
+    found = []
+    for name in os.listdir(OPEN):
+        try:
+            if int(name) > 2 and os.get_inheritable(int(name)):
+                found.append((os.POSIX_SPAWN_CLOSE, int(name)))
+        except OSError:  # it was closed meanwhile, such as that of the list
+            pass
+    return found
+
+
 def spawn(words: Any) -> Any:
     """Start a command; return its id and our ends of its pipes, None if it can't be started."""
     stdin, write_fd = os.pipe()
     read_fd, stdout = os.pipe()
     actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stdout, 1)]
     try:
+        actions += closing()
         pid = os.posix_spawn(native(words[0]), words, os.environ, file_actions=actions)
     except OSError:  # the usual way tells why
         os.close(write_fd)
