@@ -315,6 +315,18 @@ def _asked(gateway: Gateway, request: dict[str, Any], timeout_s: float) -> dict[
 # ---------------------------------------------------------------- trees
 
 
+class _Noting(RSync):
+    """Notes which sources of Python are sent."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.sources: list[str] = []
+
+    def _report_send_file(self, gateway: Any, modified_rel_path: str) -> None:
+        if modified_rel_path.endswith(".py"):
+            self.sources.append(modified_rel_path)
+
+
 class Sync:
     """A tree that is copied to the far side, once or after each change.
 
@@ -356,14 +368,17 @@ class Sync:
             is_first = self._folder is None
             if self._folder is None:
                 self._folder = str(self._ask("tree", source=self._key())["folder"])
-            rsync = RSync(self._source, verbose=False, rules=[f"- {name}" for name in LEFT_OUT])
+            rsync = _Noting(self._source, verbose=False, rules=[f"- {name}" for name in LEFT_OUT])
             rsync.add_target(self._gateway, self._folder, delete=True, links="inside")
             result = rsync.send()
             assert result is not None
             target = result.targets[0]
             changed = target.files_sent + target.deleted
             if changed or is_first:
-                self._ask("use", folder=self._path(self._folder), changed=bool(changed))
+                self._ask(
+                    "use", folder=self._path(self._folder), changed=bool(changed),
+                    tree=self._folder, sent=rsync.sources,
+                )  # fmt: skip
                 self.count += 1
             return changed
 

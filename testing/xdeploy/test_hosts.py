@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -131,6 +132,28 @@ class TestAHostWithNothing:
         folder = project.sdist_remote_install(worker, offline=True, find_links=place.wheels)
         code = "import execnet; channel.send(execnet.__file__)"
         assert worker.remote_exec(code).receive(BOUND_S) == f"{folder}/execnet/__init__.py"
+
+    @pytest.mark.skipif(not IS_THOROUGH, reason="a measurement, for a thorough run")
+    def test_has_the_one_file_that_changed_within_50_ms(
+        self, guest: Guest, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        use_no_index(monkeypatch)
+        package = tmp_path / "project" / "measured"
+        package.mkdir(parents=True)
+        (package.parent / "pyproject.toml").write_text("[project]\nname = 'measured'\n")
+        for number in range(200):
+            (package / f"module{number}.py").write_text("value = 0\n" * 200)
+        worker = make((), root=None)
+        code = "import measured.module0 as it; channel.send(it.value)"
+        times = []
+        with xdeploy.SetupFile(package.parent).sync_remote(worker) as brought:
+            for number in range(1, 21):
+                (package / "module0.py").write_text(f"value = {number}\n" * 200)
+                begun = perf_counter()
+                assert brought.once() == 1
+                times.append(perf_counter() - begun)
+                assert worker.remote_exec(code).receive(BOUND_S) == number
+        assert min(times) <= 0.05, times  # the machine may do other things, too
 
 
 # ---------------------------------------------------------------- indexes

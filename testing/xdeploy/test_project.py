@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,18 @@ class TestTrees:
         (project / "src/mine/__init__.py").unlink()
         assert sync.once() == 1
         assert not list(place.root.rglob("__init__.py")) + list(place.root.rglob("build"))
+
+    def test_a_change_is_seen_by_a_worker_that_has_just_started(
+        self, project: Path, place: Place, makegateway: MakeGateway
+    ) -> None:
+        source = project / "src/mine/__init__.py"
+        for version in "12":  # of one size, within one second
+            write(source, f"version = '{version}'\n")
+            os.utime(source, (1e9, 1e9 + int(version) / 10))
+            worker = makegateway()
+            worker.remote_exec("import sys; sys.dont_write_bytecode = False").waitclose(BOUND_S)
+            xdeploy.SetupFile(project).sync_remote(worker, root=str(place.root))
+            assert ask(worker, "mine.version") == version
 
     def test_it_watches_until_it_is_closed(
         self, project: Path, place: Place, gateway: Gateway

@@ -29,8 +29,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-YOUNG_S = 2.0
-
 # By kind and project: the folder that is on the path, and the descriptor that holds what it is in.
 _used: Any = {}
 _held: Any = {}  # trees: the descriptors that hold them
@@ -45,6 +43,7 @@ def main(channel: Any) -> None:
         answer = {u"folder": text_of(tree_folder(request))}
     else:
         name = "tree", native(request["name"])
+        remove_bytecode(native(request["tree"]), request["sent"])
         use(name, native(request["folder"]), None, request["changed"])
         answer = {}
     channel.send(answer)
@@ -142,21 +141,35 @@ def forget(folder: Any, names: Any) -> None:
             continue
         if any(isinstance(path, str) and path.startswith(start) for path in paths):
             sys.modules.pop(name, None)
-            _remove_young_bytecode(module)
     machinery = sys.modules.get("importlib")
     if hasattr(machinery, "invalidate_caches"):
         machinery.invalidate_caches()  # type: ignore[union-attr]
 
 
-def _remove_young_bytecode(module: Any) -> None:
-    """Remove bytecode as young as its source: Python would not see two changes in one second."""
-    source = getattr(module, "__file__", None) or ""
-    source = source[:-1] if source.endswith(".pyc") else source
-    compiled = getattr(module, "__cached__", None) or source + "c"
+def remove_bytecode(folder: Any, sources: Any) -> None:
+    """Remove what was compiled from sources that were sent again; paths are relative to a folder.
+
+    Python would not see that one differs whose size and second are those of the one before.
+    """
+    stems: Any = {}
+    for source in sources:
+        path = os.path.join(folder, native(source))
+        stems.setdefault(os.path.dirname(path), set()).add(os.path.basename(path)[: -len(".py")])
+    for place, names in stems.items():
+        for below in (place, os.path.join(place, "__pycache__")):
+            try:
+                found = os.listdir(below)
+            except OSError:
+                continue
+            for name in found:
+                if name.endswith(".pyc") and name.partition(".")[0] in names:
+                    _unlink(os.path.join(below, name))
+
+
+def _unlink(path: Any) -> None:
     try:
-        if abs(os.stat(compiled).st_mtime - os.stat(source).st_mtime) < YOUNG_S:
-            os.unlink(compiled)
-    except OSError:
+        os.unlink(path)
+    except OSError:  # another process was faster
         pass
 
 
