@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from tools import missing
 
 def uv_folder(factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a uv; a skip, or in CI a failure, where it can't be installed."""
+    import fcntl  # which Windows has not, nor are these tests for it
+
     base = factory.getbasetemp()
     common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder = common / "uv"

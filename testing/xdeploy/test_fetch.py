@@ -90,7 +90,7 @@ class TestFetching:
         assert prune(gateways[0], root=root) == []
         Path(again.venv.path + ".done").unlink()  # type: ignore[attr-defined]
         assert "pythons" in {entry.kind for entry in prune(gateways[0], root=root)}
-        assert left(place) == []
+        assert list((place.root / "pythons").iterdir()) == []
 
     @pytest.mark.parametrize("end", ["exit 3", "kill -9 $PPID"])
     def test_half_way_is_not_taken_for_complete(
@@ -101,8 +101,9 @@ class TestFetching:
         fetch = partial(place.create, requirements=(), python=VERSION, fetch_python=True)
         with pytest.raises(xdeploy.DeployError, match=f"Python '{VERSION}' on .* fetched") as said:
             fetch(makegateway(), on_output=lines.append)
-        assert said.value.status == (3 if end == "exit 3" else None)
-        assert "from https://****@mirror.invalid/x" in lines
+        if end == "exit 3":  # else the worker may not have told it
+            assert (said.value.status, said.value.lines) == (3, lines[-1:])
+            assert lines[-1] == "from https://****@mirror.invalid/x"
         assert "geheim" not in str(said.value) + repr(lines + said.value.lines)
         assert "1.done" not in left(place)
         uv("")
@@ -113,7 +114,8 @@ class TestFetching:
     def test_needs_uv_there_and_a_version(
         self, place: Place, group: Group, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setenv("PATH", "/bin:/usr/bin")
+        script(tmp_path / "false", "exit 1")
+        monkeypatch.setenv("PATH", str(tmp_path))
         monkeypatch.setenv("HOME", str(tmp_path))
         gateway = group.makegateway(f"popen//python={sys.executable}")
         with pytest.raises(xdeploy.DeployError, match="uv, which would fetch it, is not installed"):

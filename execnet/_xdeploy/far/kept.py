@@ -157,7 +157,11 @@ def _remove(root: Any, entry: Any) -> bool:
         return _remove_cache(root, native(entry[u"folder"]))
     folder = os.path.join(root, native(entry[u"kind"]), native(entry[u"folder"]))
     if entry[u"kind"] == u"pythons":
-        return _remove_python(root, folder, entry[u"number"])
+        return _remove_python(root, folder, entry)
+    return _remove_numbered(folder, entry)
+
+
+def _remove_numbered(folder: Any, entry: Any) -> bool:
     if entry[u"state"] == u"unknown":
         remove(folder, entry[u"number"])
     elif not remove_if_free(folder, entry[u"number"]):
@@ -177,14 +181,14 @@ def _remove(root: Any, entry: Any) -> bool:
     return True
 
 
-def _remove_python(root: Any, folder: Any, number: int) -> bool:
+def _remove_python(root: Any, folder: Any, entry: Any) -> bool:
     """Remove a fetched Python unless an environment needs it, or something is being made."""
     try:
         lock = exclusive(cache_lock(root))
     except (Busy, NoLocks, OSError):
         return False
     try:
-        return not is_needed(root, folder, number) and remove_if_free(folder, number)
+        return not is_needed(root, folder, entry[u"number"]) and _remove_numbered(folder, entry)
     finally:
         os.close(lock)
 
