@@ -72,8 +72,8 @@ class TestOne:
         def fails(*args: Any) -> None:
             raise error
 
-        owner: Any = gateway_bootstrap if when.startswith("before") else Gateway
-        monkeypatch.setattr(owner, "Gateway" if owner is not Gateway else "post_first_line", fails)
+        step = "__init__" if when.startswith("before") else "post_first_line"
+        monkeypatch.setattr(Gateway, step, fails)
         before = Resources.now()
         kind = BootstrapError if isinstance(error, RuntimeError) else KeyboardInterrupt
         with pytest.raises(kind) as caught:

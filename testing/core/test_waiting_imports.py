@@ -102,7 +102,7 @@ def test_the_end_of_its_coordinator_ends_an_import_that_waits(gateway: Gateway) 
         )
         wait_until(lambda: requests)
         gateway.exit()
-        assert "the coordinator has gone" in channel.receive(BOUND_S)
+        assert "the coordinator is gone" in channel.receive(BOUND_S)
     with pytest.raises((RemoteError, EOFError)):
         channel.receive(BOUND_S)
 

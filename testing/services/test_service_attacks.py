@@ -123,7 +123,7 @@ class TestTheOtherUser:
         assert {
             "services": "belongs to user 65534",
             "service": "belongs to user 65534",
-            "link": "is no folder",
+            "link": "is not a folder",
             "above": "can be changed by others",
         }[which] in text
         assert modes(home) == before  # nothing is mended
