@@ -374,7 +374,7 @@ def test_a_loop_is_told_that_it_can_not_resume(link: CutLink) -> None:
         async with aio.Group() as group:
             await group.makegateway(spec_of(10))
 
-    with pytest.raises(BootstrapError, match="aio can't use this kind of stream"):
+    with pytest.raises(ValueError, match=r"resume= is not for execnet\.aio"):
         asyncio.run(make())
 
 
