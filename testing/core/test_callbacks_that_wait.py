@@ -24,8 +24,9 @@ def outcome(callable: Callable[[], Any]) -> Any:
 def in_callback(gateway: Gateway, act: Callable[[], Any]) -> Any:
     """Return what a call came to in a callback of a gateway."""
     outcomes = gateway.execmodel.queue.Queue()
-    channel = gateway.remote_exec("channel.send(1); channel.receive()")
+    channel = gateway.remote_exec("channel.send(channel.receive()); channel.receive()")
     channel.setcallback(lambda item: outcomes.put(outcome(act)))
+    channel.send(1)  # what came before would be called back in this thread
     try:
         return outcomes.get(True, BOUND_S)
     finally:
@@ -103,8 +104,9 @@ class TestOfItsOwnGateway:
 
 def in_callback_of_one_that_ends(gateway: Gateway, act: Callable[[], Any]) -> Any:
     outcomes = gateway.execmodel.queue.Queue()
-    channel = gateway.remote_exec("channel.send(1)")
+    channel = gateway.remote_exec("channel.send(channel.receive())")
     channel.setcallback(lambda item: outcomes.put(outcome(act)))
+    channel.send(1)
     return outcomes.get(True, BOUND_S)
 
 
