@@ -37,7 +37,7 @@ class Sender:
 
 @pytest.fixture
 def gateway(makegateway: MakeGateway) -> Gateway:
-    return makegateway("popen//window=10000")
+    return makegateway("popen//window=10000//grace=0.2")
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="faults of POSIX
 
 PROGRAM = Path(faults.__file__)
 BLOCK = 125
-BLOCKS = some_of(80, 0.05)  # in a thorough run these are 10,000 seeds
+BLOCKS = some_of(80, 0.025)  # in a thorough run these are 10,000 seeds
 
 
 @pytest.mark.parametrize("first", range(0, BLOCK * BLOCKS, BLOCK))

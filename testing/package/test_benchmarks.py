@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import tools
-from tools import missing, wait_until
+from tools import IS_THOROUGH, missing, wait_until
 
 sys.path.append(str(tools.ROOT))  # the package is not installed
 
@@ -106,6 +106,7 @@ def test_every_transport_and_what_passes_at_once_is_measured(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux")
+@pytest.mark.skipif(not IS_THOROUGH, reason="a quarter of a minute, for a thorough run")
 def test_what_is_idle_is_measured(tmp_path: Path) -> None:
     _, data = measure(tmp_path, "--peers", "pipe", "--runs", 1, "idle")
     figures = {
@@ -119,6 +120,7 @@ def test_what_is_idle_is_measured(tmp_path: Path) -> None:
     assert figures["idle-cpu"][0] > 0
 
 
+@pytest.mark.skipif(not IS_THOROUGH, reason="a quarter of a minute, for a thorough run")
 def test_a_start_over_ssh_is_measured(tmp_path: Path) -> None:
     names = ("startup-ssh", "startup-shared-first")
     _, data = measure(tmp_path, "--peers", "pipe", "--runs", 1, *names)

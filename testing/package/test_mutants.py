@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from tools import ROOT, SOURCE
+from tools import IS_THOROUGH, ROOT, SOURCE
 
 spec = importlib.util.spec_from_file_location("mutants", ROOT / "testing" / "mutants.py")
 assert spec is not None
@@ -65,6 +65,7 @@ def test_all_of_a_module_are_accepted_by_python_and_keep_its_lines() -> None:
         assert changed.count("\n") == source.count("\n")
 
 
+@pytest.mark.skipif(not IS_THOROUGH, reason="a quarter of a minute, for a thorough run")
 def test_it_tells_what_no_test_has_noticed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from services import need
+from tools import IS_THOROUGH
 
 from benchmarks._environments import ROOT
 from benchmarks._proofs import PROOFS
@@ -77,7 +78,7 @@ def test_many_workers_over_ssh_come_up_and_nothing_of_them_stays(options: list[s
     assert done.stdout.endswith("none failed, nothing stayed\n")
 
 
-@pytest.mark.parametrize("what", ["descriptors", "MiB"])
+@pytest.mark.parametrize("what", ["descriptors", "MiB"] if IS_THOROUGH else ["descriptors"])
 def test_what_stays_of_a_gateway_is_seen(
     what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

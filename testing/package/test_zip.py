@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tools import SOURCE, run
+from tools import IS_THOROUGH, SOURCE, run
 
 PROGRAM = """
 import sys, tempfile
@@ -143,7 +143,10 @@ def as_a_pex(folder: Path) -> list[str]:
     return [str(folder / "app.pex")]
 
 
-@pytest.mark.parametrize("make", [on_the_path, as_a_zipapp, as_a_pex])
+WAYS = [as_a_pex, as_a_zipapp, on_the_path]
+
+
+@pytest.mark.parametrize("make", WAYS if IS_THOROUGH else WAYS[:1])
 def test_a_program_in_a_zip_can_do_all(make: Callable[[Path], list[str]], tmp_path: Path) -> None:
     (tmp_path / "from").mkdir()
     (tmp_path / "from/file").write_text("1")
@@ -152,7 +155,10 @@ def test_a_program_in_a_zip_can_do_all(make: Callable[[Path], list[str]], tmp_pa
     assert (result.stdout, result.stderr) == ("True []\n", "")
 
 
-@pytest.mark.parametrize("name", ["./execnet.pyz", "execnet.pyz", "{folder}/execnet.pyz"])
+NAMES = ["execnet.pyz", "./execnet.pyz", "{folder}/execnet.pyz"]
+
+
+@pytest.mark.parametrize("name", NAMES if IS_THOROUGH else NAMES[:1])
 def test_the_command_line_may_be_a_zipapp(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

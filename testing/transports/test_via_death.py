@@ -19,7 +19,15 @@ from typing import Any
 import pytest
 from chains import make_chain, pid_of
 from processes import is_gone, stop
-from tools import BOUND_S, MakeGateway, clean_environment, find_python, run_python, wait_until
+from tools import (
+    BOUND_S,
+    IS_THOROUGH,
+    MakeGateway,
+    clean_environment,
+    find_python,
+    run_python,
+    wait_until,
+)
 
 from execnet import Gateway, Group, WorkerDied
 
@@ -275,7 +283,7 @@ class TestTheCoordinatorDies:
         wait_until(lambda: all(map(is_gone, pids)), 5)
 
     @linux_only
-    @pytest.mark.parametrize("stopped", ["1", "2", "12"])
+    @pytest.mark.parametrize("stopped", ["1", "2", "12"] if IS_THOROUGH else ["12"])
     def test_stopped_workers_are_killed_by_those_before_them(
         self, pids: list[int], stopped: str
     ) -> None:
