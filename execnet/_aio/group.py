@@ -171,7 +171,7 @@ class Group:
     async def makegateways(self, specs: Iterable[XSpec | str | None]) -> list[Gateway]:
         """Start workers, all at once, and return their gateways in order.
 
-        As ``execnet.Group.makegateways``.  If it is cancelled, none of them is left behind.
+        As ``execnet.Group.makegateways``.  If it is cancelled, it ends all of them.
         """
         if isinstance(specs, str) and specs:
             raise ValueError(f"these specs are one string, not a list: write [{specs!r}]")

@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _end_worker(path: str, told: dict[str, Any], args: argparse.Namespace) -> int:
-    """End a worker that was left behind; return the exit status of that."""
+    """End a worker whose program is gone; return an exit status."""
     who = f"worker {told['worker']} of process {told['pid']} on {told['host']}"
     from .._resume import records
 

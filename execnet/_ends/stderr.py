@@ -37,7 +37,7 @@ class Capture:
     def close(self) -> None:
         """Take what has been written until now, and no more; for use after the process has ended.
 
-        Processes that it left behind may hold the other end, and must not be waited for.
+        Processes that it started may still hold the other end; nobody is to wait for them.
         """
         _relay.close(self)
 

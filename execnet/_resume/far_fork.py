@@ -21,7 +21,7 @@ def fork_watcher(frame_of: Callable[[Any, int], bytes], farewell: bytes) -> int:
 
     Returns the child's socket to it; 0 where there can be none.
     """
-    # Other threads would stay behind, in the wrong process.
+    # Other threads would stay in the parent, which is to become the supervisor.
     if not hasattr(os, "fork") or len(sys._current_frames()) > 1:
         return 0
     try:

@@ -158,7 +158,7 @@ class Supervisor(object):
         self._listener.setblocking(False)
 
     def leave(self) -> None:
-        """Leave nothing behind."""
+        """Remove the socket and its folder."""
         for remove, path in (os.unlink, "socket"), (os.rmdir, ""):
             try:
                 remove(os.path.join(OPTIONS["folder"], path))

@@ -56,7 +56,7 @@ class Session:
         self.is_placed = False
 
     def place(self, ready: dict[str, Any]) -> None:
-        """Note where the worker says that it can be had."""
+        """Note on which host, and since which boot, the worker says that it runs."""
         self.boot, self.host = printable(str(ready["boot"])), printable(str(ready["host"]))
         self.is_placed = True
 

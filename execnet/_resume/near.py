@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     Make = Callable[[], Any]  # runs the command of the spec; returns its stream
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0  # between two attempts, at the most
-NOT_HERE = 0  # in place of the worker's process, which is no child of a command's
+NOT_HERE = 0  # in place of the process id of a worker that runs on another host
 KILL_S = 5.0  # how long the login may take that ends a worker
 PART = "_resume.far_worker"
 MARGIN_S = 10.0  # after its two times of grace, before a worker is killed whose time is over
@@ -138,7 +138,7 @@ class ResumeIO(Link, Endpoint):
         return True
 
     def on_ack(self, message: Message) -> None:
-        """Act on an ACK frame; the first says where the worker can be had."""
+        """Act on an ACK frame; the first says on which host the worker runs."""
         if self._on_ready is None:
             super().on_ack(message)
             return

@@ -468,7 +468,7 @@ class Requests(object):
             entry, incoming = self._request(number)
             mode, mtime = changed.get(place, (entry[3], entry[5]))
             if number not in self._compared:
-                raise Violation("SAME for entry %d, which was not to be compared" % number)
+                raise Violation("SAME for entry %d, whose content nobody asked to compare" % number)
             if incoming is not None and proof != incoming.digest(bytes(incoming.digests)):
                 self._ask_again(entry)
                 continue

@@ -91,7 +91,7 @@ class Commands(object):
         """Run a command to its end; return its last lines.
 
         is_silent: its lines are not passed on.
-        fd: a descriptor that it inherits, so that the lock behind it is held until the command has
+        fd: a descriptor that it inherits, so that its lock is held until the command has
         ended, even if this process ends first.  Raises ``Failure``.
         """
         self.check()
