@@ -3,14 +3,16 @@
 This file is shipped to the worker that others go via, with ``far_ends``; it keeps to what
 Python 2.7 and today's Python both accept.  It decodes nothing of what it forwards.
 
-One channel carries the bytes of the stream, in both directions; each side has at most
-``WINDOW_BYTES`` under way, and a positive number tells how many were taken.  So nothing piles up
+One channel carries the bytes of the stream, in both directions.  Each side has at most
+``WINDOW_BYTES`` under way, and a positive number reports how many were taken.  So nothing piles up
 here, and nobody waits in this gateway's receiver thread.  The coordinator also sends ``CLOSE``,
-``DROP`` and, to kill it, (number of the worker's process or None).  It gets ``EOF`` after the
-last byte.  A second channel has what it has to learn though it does not read: those numbers, the
-address of a server that was connected to and, when the process has ended, (exit status or None, the
-last of its stderr, why it could not start).
-Start at ``Forwarder``.
+``DROP`` and, in order to kill, a tuple (id of the worker's process or None).  It gets ``EOF`` after
+the last byte.  A second channel carries what the coordinator has to know even while it does not
+read: those numbers, the address of a server that it is connected to and, when a process has ended,
+(exit status or None, the end of its stderr, why it could not start).
+
+What several workers need crosses the link once: [hash, head, tail] stands for the head, what
+``far_kept`` keeps by that hash, and the tail.  Start at ``Forwarder``.
 """
 
 from __future__ import annotations
@@ -20,33 +22,33 @@ import threading
 from collections import deque
 
 from ..gateway_base import Popen2IO
-from . import far_ends
+from . import far_ends, far_kept
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-WINDOW_BYTES = 1 << 20  # on the way in one direction, not known to have been taken
-CREDIT_BYTES = WINDOW_BYTES // 4  # how much is taken before it is told
+WINDOW_BYTES = 1 << 20  # how much may be on the way in one direction, not reported as taken
+CREDIT_BYTES = WINDOW_BYTES // 4  # how much is taken before that is reported
 CHUNK_BYTES = 1 << 18  # one item
 EOF = 0  # to the coordinator: no more bytes
 CLOSE = 0  # to here: no more bytes
-DROP = -1  # nobody wants what it says from now on
+DROP = -1  # drop the output from now on
 
-GRACE_S = 6.0  # within which a process must end its output when its coordinator is gone
-END_S = 30.0  # and end itself after it: it ends others, too
+GRACE_S = 6.0  # how long a process may write when its coordinator is gone
+END_S = 30.0  # how long it may take to end after that, since it ends others, too
 ERRORS = (EnvironmentError, ValueError, select.error)  # ValueError: a file is closed
 
 
 class Forwarder(object):
     """A process or a connection, and the channel that its bytes come and go through.
 
-    request: a dict of ``args`` (a command) or ``address``, ``stderr`` (whether its last lines
-    are kept), ``timeout`` (seconds to connect, None for none), ``leads_group`` (whether its
+    request: a dict of ``args`` (a command) or ``address``, ``stderr`` (whether to keep its last
+    lines), ``timeout`` (seconds to connect, None for any time), ``leads_group`` (whether its
     process group is killed with it).  owner: a process that was started already, for
     ``PolledStream``.
     ``on_item`` runs in the receiver thread and never waits; one thread reads, one writes and
-    one waits for the end.  ``_lock`` guards the queue: whoever finds it empty may write.
+    one waits for the end.  ``_lock`` guards the queue: a thread that finds it empty may write.
     """
 
     def __init__(
@@ -57,16 +59,17 @@ class Forwarder(object):
         self._request = request
         self._model = channel.gateway.execmodel
         self._started = owner
-        self._owner: Any = None  # a Process or a Connection, and the stream to it; None until
-        self._stream: Any = None  # it is there
+        self._owner: Any = None  # a Process or a Connection, once there is one
+        self._stream: Any = None  # the stream to it
         self._lock = threading.Lock() if self._model.has_main_thread else self._model.Lock()
+        self._kept = far_kept.kept_of(channel.gateway)
         self._queue: deque[bytes | None] = deque()  # to be written; None: close
         self._queued = self._model.Event()
-        self._written = 0  # and not told yet
+        self._written = 0  # bytes that were written and not reported yet
         self._sent = 0  # by the reader alone
         self._taken = 0  # by the receiver thread alone
         self._credit = self._model.Event()
-        self._drops = False  # nobody wants what it says
+        self._drops = False  # whether nobody wants the output
         self._killed = False
         self._read_all = self._model.Event()
         self._ended = self._model.Event()
@@ -79,9 +82,12 @@ class Forwarder(object):
     # the receiver thread
 
     def on_item(self, item: Any) -> None:
-        """Act on what the coordinator sent; None: it is gone, or has done with this."""
+        """Act on what the coordinator sent; None: it is gone, or needs this no more."""
         if isinstance(item, bytes):
             self._put(item)
+        elif isinstance(item, list):
+            digest, head, tail = item
+            self._put(b"".join([head, self._kept[digest], tail]))
         elif item is None:
             self._on_coordinator_gone()
         elif item == CLOSE:
@@ -105,7 +111,7 @@ class Forwarder(object):
                 self._queued.set()
 
     def _account(self, size: int) -> None:
-        """Tell the coordinator, now and then, how much was taken."""
+        """Report to the coordinator, now and then, how much was taken."""
         self._written += size
         if self._written >= CREDIT_BYTES:
             written, self._written = self._written, 0
@@ -117,7 +123,7 @@ class Forwarder(object):
     def _send(self, channel: Any, item: Any) -> None:
         try:
             channel.send(item)
-        except ERRORS:  # the coordinator is gone, and ``on_item`` is told so
+        except ERRORS:  # the coordinator is gone, which ``on_item`` learns as well
             self._drop()
 
     def _finish_writing(self) -> None:
@@ -130,12 +136,12 @@ class Forwarder(object):
         self._credit.set()
 
     def _kill(self, worker_pid: int | None = None) -> None:
-        """Kill it, and those that it started: the worker's process, else all of them."""
+        """Kill the process and what it started: if it is known, the worker, otherwise all."""
         self._killed = True
         if self._owner is not None and not self._ended.is_set():
             self._owner.kill(worker_pid)
             self._drop()
-            self._finish_writing()  # for one that is not ours to kill
+            self._finish_writing()  # for a process that we may not kill
 
     def _on_coordinator_gone(self) -> None:
         self._drop()
@@ -143,13 +149,13 @@ class Forwarder(object):
         if not self._ended.is_set():
             if self._model.has_main_thread:
                 thread = threading.Thread(target=self._see_it_end, name="execnet-via-end")
-                thread.daemon = False  # the interpreter waits for it, whatever else ends here
+                thread.daemon = False  # so that the interpreter waits for it when it ends
                 thread.start()
             else:
                 self._model.start(self._see_it_end)
 
     def _see_it_end(self) -> None:
-        """Give the far side, which reads the end of its input, the time to end by itself."""
+        """Give the far side time to end by itself after it has read the end of its input."""
         if not self._read_all.wait(GRACE_S) or not self._ended.wait(END_S):
             self._kill()
 
@@ -191,12 +197,12 @@ class Forwarder(object):
                 data = self._stream.read_some(limit)
                 if not data:
                     break
-                # A large buffer costs more than a small item, so it is for when much arrives.
+                # A large buffer costs more than a small item, so it is used only when much arrives.
                 limit = CHUNK_BYTES if len(data) >= 65536 else 65536
                 if not self._drops:
                     self._sent += len(data)
                     self._send(self._channel, data)
-        except ERRORS:  # it was reset: that is an end as well
+        except ERRORS:  # it was reset, which is an end as well
             pass
         self._read_all.set()
         self._stream.close_read()
@@ -221,7 +227,7 @@ class Forwarder(object):
                 if takes:
                     try:
                         self._stream.write(data)
-                    except ERRORS:  # it reads no more, and will end or has ended
+                    except ERRORS:  # it does not read any more, and has ended or is about to
                         takes = False
                 self._account(len(data))
                 with self._lock:

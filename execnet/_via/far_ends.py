@@ -2,7 +2,7 @@
 
 This file is shipped, see ``_via.far``; it stands alone and keeps to what Python 2.7 and
 today's Python both accept.  An owner (``Process``, ``Connection``) has two descriptors and
-knows of the end; a stream reads and writes them.
+knows when it has ended; a stream reads and writes the descriptors.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Process(object):
     def __init__(self, model: Any, request: dict[str, Any]) -> None:
         subprocess = model.subprocess
         self._stderr = StderrTail(model) if request["stderr"] else None
-        self._leads_group = request.get("leads_group")  # of what must not outlive it
+        self.leads_group = request.get("leads_group")  # of what must not outlive it
         child_stdin, self.write_fd = pipe()
         self.read_fd, child_stdout = pipe()
         try:
@@ -56,39 +56,43 @@ class Process(object):
             self._stderr.follow(self._popen.stderr)
 
     def kill(self, worker_pid: int | None) -> None:
-        """Kill it, if it has not ended, and what it started: all, if no worker is known."""
+        """Kill the process unless it has ended, and what it started: all, if no worker is known."""
         if worker_pid == self._popen.pid:
             self._kill_group()
         for pid in descendants(self._popen.pid):
-            if worker_pid in (None, pid):  # what a worker started is its own
+            if worker_pid in (None, pid):  # processes that a worker started are not killed
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ERRORS:
                     pass
         try:
             self._popen.kill()
-        except ERRORS:  # it has ended, or is another user's
+        except ERRORS:  # it has ended, or belongs to another user
             pass
 
     def _kill_group(self) -> None:
-        if self._leads_group:
+        if self.leads_group:
             try:
                 os.killpg(self._popen.pid, signal.SIGKILL)
             except ERRORS:  # none of them is left
                 pass
 
+    def has_ended(self) -> bool:
+        """Whether the process has ended."""
+        return self._popen.poll() is not None
+
     def close_write(self) -> None:
-        """Its stdin is a file of its own, which was closed."""
+        """Do nothing: stdin is a file of its own, which was closed."""
 
     def wait(self, read_all: Any) -> tuple[int, bytes]:
-        """Wait for its end; return exit status and the last of its stderr."""
+        """Wait until it has ended; return the exit status and the end of its stderr."""
         status: int = self._popen.wait()
         self._kill_group()
         return status, b"" if self._stderr is None else self._stderr.last()
 
 
 class StderrTail(object):
-    """Passes a process's stderr on to ours, and keeps the last of it."""
+    """Passes the stderr of a process on to ours, and keeps the end of it."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -113,7 +117,7 @@ class StderrTail(object):
         self._over.set()
 
     def last(self) -> bytes:
-        """Return the last of it; a process that was forked off may hold it open."""
+        """Return the end of it; does not wait for a forked process that holds it open."""
         self._over.wait(STDERR_S)
         return self._tail
 
@@ -124,7 +128,7 @@ class Connection(object):
     def __init__(self, model: Any, request: dict[str, Any]) -> None:
         socket = model.socket
         address = request["address"]
-        self.peer = b""  # host and port; a client proves that it means these
+        self.peer = b""  # host and port, which a client's proof contains
         if isinstance(address, tuple):
             host, port = address
             self._socket = socket.create_connection((str(host), port), request["timeout"])
@@ -140,7 +144,7 @@ class Connection(object):
         self.read_fd, self.write_fd = os.dup(self._socket.fileno()), os.dup(self._socket.fileno())
 
     def _check_owner(self, socket: Any) -> None:
-        """Refuse a process of another user's, where the system tells whose it is."""
+        """Refuse a process of another user, if the system tells whose it is."""
         peercred = getattr(socket, "SO_PEERCRED", 17 if sys.platform.startswith("linux") else None)
         if peercred is not None:
             found = self._socket.getsockopt(socket.SOL_SOCKET, peercred, struct.calcsize("3i"))
@@ -164,7 +168,7 @@ class Connection(object):
             pass
 
     def wait(self, read_all: Any) -> tuple[None, bytes]:
-        """Wait until the server has ended it; it tells no exit status."""
+        """Wait until the server has ended it; there is no exit status."""
         read_all.wait()
         self._socket.close()
         return None, b""
@@ -173,7 +177,7 @@ class Connection(object):
 class PolledStream(object):
     """Two descriptors; waiting for either ends when the process does.
 
-    A process that it forked may hold the other ends open, and must not hide its end.
+    A process that was forked there may hold the other ends open, which must not hide the end.
     """
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
@@ -188,16 +192,16 @@ class PolledStream(object):
         self._writable.register(write_fd, select.POLLOUT)
         for poll in self._readable, self._writable:
             poll.register(self._end_fd, 0)
-        self._drain_bytes = PIPE_BYTES  # what may be read after the end
+        self._drain_bytes = PIPE_BYTES  # how much may still be read after the end
         self._lock = threading.Lock()
-        self._users = 2  # of the descriptor that tells of the end
+        self._users = 2  # how many use the descriptor that hangs up at the end
         self._poll, self._read = self._readable.poll, os.read
         if sys.version_info[0] == 2:
             self._poll = lambda: retried(self._readable.poll)
             self._read = lambda fd, limit: retried(os.read, fd, limit)
 
     def read_some(self, limit: int) -> bytes:
-        """Return what is there; wait for the first, b"" at the end."""
+        """Return the bytes that are there; waits for some; b"" at the end."""
         ready = self._poll()
         if len(ready) > 1 or ready[0][0] == self._end_fd:
             self._drain_bytes -= limit
@@ -206,7 +210,7 @@ class PolledStream(object):
         return self._read(self._read_fd, limit)
 
     def write_now(self, data: bytes) -> int:
-        """Return how many bytes went out without waiting; errors show when one waits."""
+        """Return how many bytes went out without waiting; an error is raised by the next wait."""
         try:
             return os.write(self._write_fd, data)
         except ERRORS:
@@ -246,7 +250,7 @@ class PolledStream(object):
 
 
 class WaitingStream(object):
-    """The same where descriptors can't be polled, or greenlets wait for them."""
+    """The same for a system that can't poll descriptors, and for greenlets."""
 
     def __init__(self, stream_class: Any, owner: Any, model: Any) -> None:
         outfile = model.fdopen(owner.write_fd, "wb")
@@ -257,11 +261,11 @@ class WaitingStream(object):
         self.close_write = self._io.close_write
 
     def write_now(self, data: bytes) -> int:
-        """Nothing goes without waiting."""
+        """Return 0: nothing can be written without waiting."""
         return 0
 
     def on_end(self) -> None:
-        """Whoever waits reads the end, or can't write."""
+        """Do nothing: a thread that waits reads the end, or fails to write."""
 
 
 def pipe() -> tuple[int, int]:
@@ -270,7 +274,7 @@ def pipe() -> tuple[int, int]:
     if os.name == "posix":
         import fcntl
 
-        for fd in fds:  # Python 2 would let all our processes inherit them
+        for fd in fds:  # in Python 2 all our processes would inherit them
             fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
         if sys.platform.startswith("linux"):
             try:
@@ -280,8 +284,18 @@ def pipe() -> tuple[int, int]:
     return fds
 
 
+def pipe_all(fd: int, data: bytes) -> bool:
+    """Write all of something; return whether it was read, or can be."""
+    try:
+        while data:
+            data = data[retried(os.write, fd, data) :]
+    except ERRORS:
+        return False
+    return True
+
+
 def descendants(pid: int) -> list[int]:
-    """Return the processes that a process started, and those started; on Linux."""
+    """Return the processes that a process started, and theirs in turn; on Linux."""
     found: list[int] = []
     try:
         for task in os.listdir("/proc/%d/task" % pid):
@@ -303,7 +317,7 @@ def retried(func: Callable[..., Any], *args: Any) -> Any:
 
 
 def command_of(args: list[str]) -> list[Any]:
-    """Return a command as this system takes it."""
+    """Return a command in the form that this system accepts."""
     return [as_bytes(arg) for arg in args] if os.name == "posix" else args
 
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class ViaTalk:
-    """A connection of that worker's, before it is a stream to a worker."""
+    """A connection of that worker, before it is a stream to a worker."""
 
     def __init__(self, io: Any) -> None:
         self._io = io
 
     def read(self, timeout_s: float) -> bytes:
-        """Return what comes, b"" at the end; TimeoutError if nothing does."""
+        """Return what arrives, b"" at the end; TimeoutError if nothing does."""
         data: bytes = self._io.read_within(max(0.001, timeout_s))
         return data
 
@@ -48,7 +48,7 @@ class ViaTalk:
 
 
 def prove(io: Any, settings: Settings) -> None:
-    """Have both sides prove that they have the key; on errors nothing is left of the stream."""
+    """Exchange proofs of the key; after an error nothing is left of the stream."""
     try:
         wish = Wish(settings.spec)
         proof.prove(ViaTalk(io), wish, str(io.remoteaddress), settings.deadline())

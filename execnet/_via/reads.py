@@ -1,6 +1,6 @@
-"""Direct reads for ``via=``: whoever waits for an item reads the stream of the gateway in between.
+"""Direct reads for ``via=``: a thread that waits reads the stream of the gateway between.
 
-Start at ``ViaReads``; what direct reads are is told in ``_features.direct``.
+``_features.direct`` explains direct reads.  Start at ``ViaReads``.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
     from ..gateway_base import Channel
 
-LIMITED_S = 1.0  # stands for any limit of time: a direct read lasts some milliseconds then
+LIMITED_S = 1.0  # stands for any time limit: with one, a direct read lasts some milliseconds
 
 
 class ViaReads(DirectReads):
     """Direct reads of what comes over a channel: its gateway's stream is read directly, too.
 
-    What was taken from the channel and not yet told is known before it may be lost to an
-    interrupt; it may be told twice then.
+    How much was taken is noted before an interrupt could make it forgotten.  So after an interrupt
+    it may be reported twice, but never not at all.
     """
 
     def __init__(self, io: Any, via: Any, data: Channel) -> None:

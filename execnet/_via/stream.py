@@ -1,12 +1,13 @@
 """``via=ID``: a stream to a worker that another gateway's worker starts or connects to.
 
-The bytes travel over a channel of that gateway, and nobody looks into them on the way; what
-both ends say is described in ``_via.far``, the far half.  Start at ``create_io``.
+The bytes travel over a channel of that gateway, and nobody looks into them on the way.
+``_via.far``, the far half, describes what both ends send.  Start at ``create_io``.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 
 from .._clock import monotonic
 from .._endpoint import Endpoint, StreamFull
@@ -14,17 +15,20 @@ from .._errors import BootstrapError
 from .._ship.parts import run, send_parts
 from .._transports.table import address_of, command
 from ..gateway_base import (
+    _HEADER,
     ExecModel,
-    FrameWriter,
     Message,
     ProtocolError,
+    WorkerDied,
     _Flag,
     _pack_bytes_head,
     dumps_internal,
     opcode,
 )
+from .blobs import kept_by, send_shared
 from .far import CHUNK_BYTES, CLOSE, CREDIT_BYTES, DROP, EOF, WINDOW_BYTES
 from .reads import ViaReads
+from .writer import ViaWriter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,35 +42,15 @@ if TYPE_CHECKING:
 
     Find = Callable[[str], Gateway]
 
+FAR = "_via.far"
 END_S = 0.25  # how long a command over there may take to end by itself after its worker
 ANSWER_S = 0.5  # how long a kill may take to be answered from there
-SILENT_S = 0.25  # the same, when what is behind it has not answered
-STATUS_S = 1.0  # how long the news of an end may take to follow the end of the stream
-
-
-class ViaWriter(FrameWriter):
-    """The writer of a gateway behind others; their receiver threads never wait for it."""
-
-    def send(self, header: bytes, payload: bytes | memoryview) -> None:
-        """Write a frame, as the base class; without waiting where that must not be."""
-        if self._io.may_not_wait():
-            self.post(header, payload)
-        else:
-            super().send(header, payload)
-
-    def deliver(self, frame: list[Any]) -> None:
-        """Send a frame, as the base class; without waiting where that must not be."""
-        if self._io.may_not_wait():
-            self.post_frame(frame)
-        else:
-            super().deliver(frame)
-
-    def _advance(self, frame: list[Any]) -> None:  # holds _lock
-        self._io.hand_in(frame)
+SILENT_S = 0.25  # the same, if the worker beyond has not answered
+STATUS_S = 1.0  # how long the report of an end may come after the end of the stream
 
 
 class BoundedInbox:
-    """The queue of what comes from a worker that others go via, which may ignore the window."""
+    """The queue of the bytes from the gateway between, whose worker may ignore the window."""
 
     def __init__(self, items: Any, io: ViaIO) -> None:
         self._io, self._items = io, items
@@ -86,18 +70,27 @@ class BoundedInbox:
 
 
 class ViaIO(Endpoint):
-    """The stream to a worker behind another gateway.
+    """The stream to a worker that is reached through another gateway.
 
-    via: that gateway.  request: what its worker is to do, for ``_via.far``.  args: the same in
-    words.  on_gone: called by whoever has waited for its end.  code: a channel whose other end
-    loads parts already; else code is executed for that.  far: another part than ``_via.far``,
-    which is there.  ``_on_news`` runs in the receiver thread of ``via`` and never waits; one
-    thread reads and one at a time writes, as with every stream.
+    via: that gateway.  request: what its worker should do, for ``_via.far``.  args: the same in
+    words.  on_gone: called by the thread that has waited for the end.  code: a channel whose other
+    end can load parts already; otherwise code is executed for that.  ``_on_news``
+    runs in the receiver thread of ``via`` and never waits; one thread reads and one at a time
+    writes, as with every stream.
     """
+
+    far = FAR  # the part to run there
+    loaded = frozenset([FAR])  # what that loads if it ends well; nothing: the part can be imported
 
     writer_class = ViaWriter
     small_bytes = 4096
     takes_whole = True
+
+    peer = b""  # host and port of a server, as that machine resolved them
+    is_forwarded = False  # whether the far half is at work
+    read_bytes = 0
+    _handing: Any = None  # the piece of a frame that is handed in
+    _on_writable: Callable[[], object] | None = None  # of an event loop
 
     def __init__(
         self,
@@ -108,48 +101,43 @@ class ViaIO(Endpoint):
         execmodel: ExecModel,
         on_gone: Callable[[], object] = int,
         code: Channel | None = None,
-        far: str = "",
     ) -> None:
         self.execmodel = execmodel
         self.args = args
         self.remoteaddress = remoteaddress
         self.carrier = self._via = via
         self._on_gone = on_gone
-        self._is_special = bool(far)
         self._verb = "start it" if request["args"] else f"connect to {remoteaddress}"
-        self._ended = _Flag(execmodel)  # the far process has, or nothing is known any more
-        self._over = _Flag(execmodel)  # it has, or it was killed
+        self._ended = _Flag(execmodel)  # the far process has ended, or nobody knows any more
+        self._over = _Flag(execmodel)  # it has ended, or was killed
         self._status: int | None = None
-        self._reason = ""  # why the stream ended, where that was no ordinary end
+        self._reason = ""  # why the stream ended, unless that was in order
         self._stderr = ""
-        self._at_end = False  # of what it said
+        self._at_end = False  # whether the end was read
         self._closed_read = self._closed_write = False
         self._silent = False  # whether its worker does not answer; it may be stopped
         self._kill_time = 0.0
-        self._read_bytes = 0  # and not told yet
-        self._sent = 0  # by the writing thread alone
-        self._taken = 0  # by the receiver thread of ``via`` alone
+        self._read_bytes = 0  # bytes that were read and not reported yet
+        self._sent = 0  # changed by the writing thread alone
+        self._taken = 0  # changed by the receiver thread of ``via`` alone
         self._credit = _Flag(execmodel)  # another one for each wait
-        self._on_writable: Callable[[], object] | None = None  # of a loop, where nothing waits
         self._arrived: deque[Any] = deque()  # for that loop
-        self._handing: Any = None  # the piece of a frame that is handed in
-        self.peer = b""  # the host and the port of a server, as they were found over there
         self.is_connected = _Flag(execmodel)
         self._data: Channel = via.newchannel()
         self._data._strconfig = (False, False)  # Python 2's str are bytes
-        self.read_bytes = 0
         self._data._set_inbox(BoundedInbox(self._data._items, self))
-        self._news: Channel = via.newchannel()  # what comes when nobody reads, too
+        self._news: Channel = via.newchannel()  # for reports that come even while nobody reads
         self._news._strconfig = (False, False)
-        self._start(request, code, far)
+        self._start(request, code)
 
-    def _start(self, request: dict[str, object], code: Channel | None, far: str) -> None:
+    def _start(self, request: dict[str, object], code: Channel | None) -> None:
         self._news.setcallback(self._on_news, endmarker=None)
-        # Once is enough; whether it has come is known when the code has ended well.
+        # It has to be sent only once; when the code has ended without an error, it has arrived.
         if code is None:
-            code = run(self._via, far or "_via.far", bool(far) or self._via.knows_via)
+            # Others may be about to send the same.
+            code = run(self._via, self.far, not self.loaded, partial(send_shared, carries=True))
         else:
-            send_parts(code, "_via.far", self._via.knows_via)
+            send_parts(code, self.far)
         self._code = code
         self._code.setcallback(self._on_code_end, endmarker=None)
         self._code.send((self._data, self._news, request))
@@ -157,11 +145,12 @@ class ViaIO(Endpoint):
     # the receiver thread of the gateway that it goes via
 
     def _on_code_end(self, item: Any) -> None:
-        if item is not None:  # a user's code may have more to say
+        if item is not None:  # code of a user may have reported more
             return
+        self.is_forwarded = True
         error = self._code._getremoteerror()
         if error is None:
-            self._via.knows_via |= not self._is_special
+            self._via.known_parts |= self.loaded
         else:
             kind, message = getattr(error, "type_name", None), getattr(error, "message", None)
             why = f"{kind}: {message}" if kind else str(error)
@@ -171,6 +160,7 @@ class ViaIO(Endpoint):
         self._silent = False
         if item is None:
             error = self._news._getremoteerror()
+            self.hop = (error.hop if isinstance(error, WorkerDied) else "") or self._via.id
             self._lose(f"{self._via.id}, which it goes via, has ended: {error}")
         elif type(item) is int:
             self._taken += item
@@ -181,7 +171,7 @@ class ViaIO(Endpoint):
         else:
             self._on_end(*item)
 
-    # So it does not keep the thread that waits for the answer from reading that gateway's stream.
+    # This lets the thread that waits for the answer read that gateway's stream.
     _on_news.may_be_late = True  # type: ignore[attr-defined]
 
     def _on_end(self, status: int | None, stderr: bytes, reason: bytes) -> None:
@@ -192,7 +182,7 @@ class ViaIO(Endpoint):
         self._close_channels()
 
     def _lose(self, reason: str) -> None:
-        """Nothing will come any more, what came already excepted."""
+        """Note that nothing more will come; what has come can still be read."""
         self._finish(None, reason)
         self._close(self._data)
 
@@ -208,7 +198,7 @@ class ViaIO(Endpoint):
             self._via._channelfactory._local_close(channel.id)
 
     def _finish(self, status: int | None, reason: str) -> None:
-        if not self._ended.is_set():  # else it has ended, and then its channel
+        if not self._ended.is_set():  # otherwise the channel has ended as well
             self._status, self._reason = status, reason
             self._ended.set()
             self._over.set()
@@ -222,17 +212,17 @@ class ViaIO(Endpoint):
     # reading
 
     def read_some(self, limit: int) -> bytes:
-        """Return what came, in the pieces in which it did; wait for the first, b"" at the end.
+        """Return what has come, in pieces as it came; waits for the first one; b"" at the end.
 
-        Raises EOFError where there is more to say about the end.
+        Raises EOFError if there is more to say about the end.
         """
         try:
             return self.take(self._data.receive())
-        except (EOFError, OSError):  # that gateway has ended, or this one was given up
+        except (EOFError, OSError):  # the gateway between has ended, or this one was given up
             return self.take(EOF)
 
     def in_loop(self) -> LoopEnds | None:
-        """Never wait from now on; return that there is nothing to be polled."""
+        """Never wait from now on; return what to poll and how to read: there is nothing to poll."""
         self._on_writable = int
         return -1, self._read_now, -1
 
@@ -254,7 +244,7 @@ class ViaIO(Endpoint):
         return self.take(self._arrived.popleft())
 
     def why_ended(self) -> str:
-        """Return why the stream has ended, where that was no ordinary end."""
+        """Return why the stream has ended, unless that was in order."""
         return "" if self._closed_write else self._reason
 
     def take(self, item: Any) -> bytes:
@@ -269,7 +259,7 @@ class ViaIO(Endpoint):
         return b""
 
     def account(self, size: int) -> None:
-        """Tell the far side, now and then, how much was taken."""
+        """Report to the far side, now and then, how much was taken."""
         self._silent = False
         self.read_bytes += size
         self._read_bytes += size
@@ -278,7 +268,7 @@ class ViaIO(Endpoint):
             self._post(read)
 
     def read_within(self, timeout_s: float) -> bytes:
-        """Return as ``read_some``; TimeoutError if nothing comes."""
+        """As ``read_some``; TimeoutError if nothing comes."""
         return self.take(self._data.receive(timeout_s))
 
     def direct_reads(self) -> ViaReads:
@@ -286,13 +276,13 @@ class ViaIO(Endpoint):
         return ViaReads(self, self._via, self._data)
 
     def _explain_end(self) -> None:
-        if not self._closed_write:  # else it was asked to end, and nobody asks why
+        if not self._closed_write:  # otherwise it was asked to end, and nobody wants to know why
             self._ended.wait(STATUS_S)
             if self._reason:
                 raise EOFError(self._reason)
 
     def close_read(self) -> None:
-        """Take nothing any more; what is on its way is dropped."""
+        """Read no more; bytes on their way are dropped."""
         if not self._closed_read:
             self._closed_read = True
             self._post(DROP)
@@ -306,11 +296,11 @@ class ViaIO(Endpoint):
             self.write_some(data[start : start + CHUNK_BYTES])
 
     def write_some(self, data: bytes) -> int:
-        """Write bytes, at most ``CHUNK_BYTES`` of them; at an interrupt all or nothing."""
+        """Write at most ``CHUNK_BYTES`` bytes; an interrupt comes before all or after all."""
         self._await_room()
         head, payload = self._packed(data)
         self._via._send_frame(head, payload)
-        self._sent += len(data)  # after it, so that an interrupt costs no room for ever
+        self._sent += len(data)  # afterwards, so that an interrupt does not take room away for ever
         return len(data)
 
     def wait_writable(self) -> None:
@@ -318,14 +308,19 @@ class ViaIO(Endpoint):
         self._await_room()
 
     def hand_in(self, frame: list[Any]) -> None:
-        """Hand the next piece of a frame in and note it; after an interrupt not once more."""
-        data, _, written, _ = frame
+        """Hand in the next piece of a frame and note that, so that no interrupt sends it twice."""
+        data, _, written = frame[:3]
         start, writer = sum(written), self._via._writer
         if self._handing is None or self._handing[0] is not frame or self._handing[1] != start:
             self._await_room()
-            piece = data if len(data) <= CHUNK_BYTES else data[start : start + CHUNK_BYTES]
-            inner = writer.frame(*self._packed(piece))
-            self._handing = frame, start, inner, len(piece), self._sent + len(piece)
+            inner, size = None, len(data)
+            # A service, for which nothing is loaded, is on this machine: there is no link to spare.
+            if len(frame) > 4 and not start and self.loaded:
+                inner = self._using_blob(frame)
+            if inner is None:
+                piece = data if len(data) <= CHUNK_BYTES else data[start : start + CHUNK_BYTES]
+                inner, size = writer.frame(*self._packed(piece)), len(piece)
+            self._handing = frame, start, inner, size, self._sent + size
         _, _, inner, size, sent = self._handing
         if _receives_here(self._via):
             writer.post_frame(inner)
@@ -335,14 +330,25 @@ class ViaIO(Endpoint):
         written[:] = (start + size,)
 
     def _packed(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return a frame that carries bytes, in one copy; its last byte is a STOP."""
+        """Return a frame that contains the bytes, copied once; its last byte is a STOP."""
         size = len(data)
         head = _pack_bytes_head(Message.CHANNEL_DATA, self._data.id, size + 6, opcode.BYTES, size)
         return head, data + opcode.STOP
 
+    def _using_blob(self, frame: list[Any]) -> list[Any] | None:
+        """Return a frame for a blob that is kept over there; None if there is no room for it."""
+        data, (digest, start, end) = frame[0], frame[4]
+
+        def make() -> list[Any]:
+            item = dumps_internal([digest, data[:start], data[end:]])
+            header = _HEADER.pack(Message.CHANNEL_DATA, self._data.id, len(item))
+            return self._via._writer.frame(header, item)
+
+        return kept_by(self._via).use(digest, data[start:end], self, make)
+
     def _await_room(self) -> None:
         """Wait while too much is on its way; OSError at the end of the far process."""
-        # What an interrupt kept from being counted is known to have been taken in the end.
+        # If an interrupt kept bytes from being counted, the far side still reports them as taken.
         self._sent = max(self._sent, self._taken)
         while self._sent - self._taken >= WINDOW_BYTES and not self._ended.is_set():
             if self._on_writable is not None:
@@ -356,7 +362,7 @@ class ViaIO(Endpoint):
     def may_not_wait(self) -> bool:
         """Whether this is the receiver thread of a gateway on the way there.
 
-        A callback may send in it, and it is the one that would learn that there is room.
+        A callback may send in that thread, which is also the one that would learn of room.
         """
         via: Carrier | None = self._via
         while via is not None:
@@ -387,7 +393,7 @@ class ViaIO(Endpoint):
     def wait(self) -> int | None:
         """Wait until the far process has ended; return its exit status, None if not known.
 
-        Once it was killed this takes a moment at most: the way there may be choked.
+        After it was killed this takes only a moment, since the way there may be blocked.
         """
         self._over.wait()
         if not self._ended.is_set():
@@ -407,22 +413,22 @@ class ViaIO(Endpoint):
         return self._known_status()
 
     def has_ended(self) -> bool:
-        """Whether the far process has, or nothing more will be known of it."""
+        """Whether the far process has ended, or nobody will know any more."""
         return self._ended.is_set()
 
     def note_silence(self) -> None:
-        """Wait less for what this worker says of its end, and as the base class."""
+        """Wait less for this worker to report its end; otherwise as the base class."""
         super().note_silence()
         self._silent = True
 
     def _known_status(self) -> int | None:
         asked = self._closed_write or self._closed_read
         if self._status is None and asked and self._ended.is_set():
-            return 0  # ended as asked, or long ago, in a way that is not known
+            return 0  # it ended as asked, or long ago, and nobody knows how
         return self._status
 
     def stderr_tail(self) -> str:
-        """Return the last that came over stderr; "" also where it is not captured."""
+        """Return the end of its stderr; "" also if that is not captured."""
         return self._stderr
 
     def end(self) -> None:
@@ -446,9 +452,9 @@ def _receives_here(gateway: Carrier) -> bool:
 def create_io(settings: Settings, execmodel: ExecModel, find_gateway: Find | None) -> ViaIO:
     """Have the worker of the gateway ``spec.via`` start what the spec says; return the stream.
 
-    find_gateway: returns the gateway that has an id, else raises KeyError, whose second argument
-    is the ids there are.  Raises ValueError
-    if there is none, ``BootstrapError`` if it can't take anything any more.
+    find_gateway: returns the gateway with an id, or raises KeyError, whose second argument is the
+    ids that exist.  Raises ValueError if there is none, ``BootstrapError`` if that gateway can't
+    start anything any more.
     """
     return create_io_over(settings, execmodel, _find(settings.spec.via, find_gateway))
 
@@ -456,7 +462,7 @@ def create_io(settings: Settings, execmodel: ExecModel, find_gateway: Find | Non
 def create_io_over(
     settings: Settings, execmodel: ExecModel, via: Gateway, code: Channel | None = None
 ) -> ViaIO:
-    """Have a gateway's worker start what a spec says, as ``create_io``.
+    """Make a gateway's worker start what a spec says; otherwise as ``create_io``.
 
     code: a channel of the gateway whose other end is ``execnet.service.gatewaymaker``.
     """
@@ -486,7 +492,7 @@ def _find(id: str, find_gateway: Find | None) -> Gateway:
 
 
 def _request_of(settings: Settings, via: Gateway) -> tuple[dict[str, object], list[str]]:
-    """Return what the far half is asked for, and the same in words."""
+    """Return the request to the far half, and the same in words."""
     spec = settings.spec
     request: dict[str, object] = {"args": None, "address": None, "stderr": False, "timeout": None}
     request["leads_group"] = settings.type == "popen" and settings.kills_group

@@ -1,0 +1,1 @@
+"""``Group.tree``: workers that are reached through each other.  Start at ``plan``."""
