@@ -7,7 +7,7 @@ Start at ``Admission``.
 
 from __future__ import annotations
 
-from ..gateway_base import Message, ProtocolError
+from ..gateway_base import PART_BYTES, Message, ProtocolError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ ADMITTED: dict[int, tuple[int, bool]] = {
     Message.GOODBYE: (HELLO_MAX, False),
     Message.IMPORT: (4 * SMALL_MAX, True),  # about a request of its own, to one that forwards
     Message.ACK: (4 * SMALL_MAX, False),  # where the spec says resume=
+    Message.SHARED: (PART_BYTES + SMALL_MAX, True),  # both where it says buffers=shared
+    Message.RELEASED: (8, False),
 }
+OF_MEMORY = Message.SHARED, Message.RELEASED
 # An honest worker may send these before a channel exists here, and after it was closed here.
 ABOUT_CHANNELS = Message.RECONFIGURE, Message.WINDOW, Message.CREDIT
 
@@ -66,6 +69,8 @@ class Admission:
             raise ProtocolError(f"{name} {about}")
         if code == Message.ACK and self._gateway.settings.resume_s is None:
             raise ProtocolError("an ACK, without resume=")
+        if code in OF_MEMORY and not self._gateway.settings.shares_buffers:
+            raise ProtocolError(f"{name}, without buffers=shared")
         if code == Message.HELLO and self._gateway.handshake.answered.is_set():
             raise ProtocolError("a second HELLO")
         if code == Message.STACKS and not size:

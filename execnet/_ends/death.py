@@ -24,6 +24,10 @@ def worker_died(
     what it was last asked to execute.
     """
     text = f"worker {id} {printable(how)}"
+    if spec.memory or spec.cpus:
+        from . import limits
+
+        text += limits.told(spec)
     if last_asked:
         text += f"\nit was last asked to execute {last_asked}"
     if stderr:

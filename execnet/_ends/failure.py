@@ -13,6 +13,7 @@ from contextlib import suppress
 from .._errors import BootstrapError, HostNotFound, with_command
 from .._transports.table import ssh_place
 from ..gateway_base import printable
+from . import limits
 from .death import describe_exit
 
 TYPE_CHECKING = False
@@ -104,7 +105,9 @@ def failure_of(
     by_ssh = bool(spec.ssh or spec.vagrant_ssh)
     unreachable = is_connecting or (by_ssh and status == SSH_FAILED)
     problem = str(handshake.hello.get("error", "")).strip()
-    if problem:
+    if problem and settings.attach is not None:
+        cause = f"the service {settings.attach} could not be used: {problem}"
+    elif problem:
         cause = f"the worker could not be prepared: {_why_unprepared(spec, problem)}"
     elif is_connecting:
         cause = f"{_SILENT_HOST} ({timeout_s or 0:g} s)"
@@ -116,6 +119,7 @@ def failure_of(
         reason = str(error).partition("\n")[0].removeprefix(f"worker {settings.id} died, ")
         cause = _why_ended(reason, status, stderr)
     text = f"{settings.id} could not be started: {cause}"
+    text += "" if problem else limits.told(spec)
     if stderr:
         text += f"\nits last words on stderr:\n{stderr}"
     if noise:
@@ -129,6 +133,10 @@ def _why_unprepared(spec: XSpec, problem: str) -> str:
     last = problem.splitlines()[-1]
     if spec.execmodel in ("gevent", "eventlet") and "No module named" in last:
         return f"execmodel={spec.execmodel} needs {spec.execmodel} to be installed there ({last})"
+    limit = re.match("ValueError: (memory|cpus|limits)=(.*)", last)
+    if limit:
+        given = {"memory": f"memory={spec.memory}", "cpus": f"cpus={spec.cpus}"}
+        return given.get(limit[1], limits.shown(spec)) + limit[2]
     path = re.search(r"'(.+)'$", last)
     if spec.chdir and path and spec.chdir.startswith(path[1]):
         return f"chdir={spec.chdir} is not a folder that it can enter or make ({last})"

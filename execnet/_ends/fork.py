@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 import weakref
 
+from ..gateway_base import ENDMARKER, ChannelState, _Flag, new_rlock
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
+
+    from ..gateway_base import Channel, ChannelFactory
 
     class Owner(Protocol):
         """Owns something that a forked process must leave alone."""
@@ -35,6 +39,26 @@ def _disown_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown_all)
+
+
+def disown_channels(factory: ChannelFactory) -> None:
+    """In a forked process: nothing is sent or received any more, and no lock is held."""
+    factory.finished, factory.direct = True, None
+    factory._lock = new_rlock()
+    factory._callbacks.clear()
+    for channel in factory.channels():
+        _disown_channel(channel)
+
+
+def _disown_channel(channel: Channel) -> None:
+    execmodel = channel.gateway.execmodel
+    channel._state = ChannelState.RECEIVE_CLOSED
+    channel._lock = execmodel.Lock()
+    channel._receiveclosed = _Flag(execmodel)
+    channel._receiveclosed.set()
+    if channel._items is not None:
+        channel._set_inbox(execmodel.inbox())
+        channel._items.put(ENDMARKER)
 
 
 def stderr_of_children(null: int) -> int | None:

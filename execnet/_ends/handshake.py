@@ -14,16 +14,17 @@ if TYPE_CHECKING:
 
     from ..gateway_base import ExecModel
 
-    class Shipment(Protocol):
-        """The source that is sent to a worker that can't import it."""
+    class Sent(Protocol):
+        """The source that is sent to a worker that can't import it; None: it needs no rest."""
 
-        rest: bytes
-        compiled_rest: bytes
-
+        @property
+        def rest(self) -> bytes | None: ...
+        @property
+        def compiled_rest(self) -> bytes | None: ...
         @property
         def plain_line(self) -> bytes: ...
         @property
-        def plain_rest(self) -> bytes: ...
+        def plain_rest(self) -> bytes | None: ...
 
 
 NOISE_MAX = 64 * 1024  # bytes that may come before the worker's marker
@@ -39,7 +40,7 @@ class Handshake:
     """
 
     def __init__(
-        self, execmodel: ExecModel, marker: bytes = b"", shipment: Shipment | None = None
+        self, execmodel: ExecModel, marker: bytes = b"", shipment: Sent | None = None
     ) -> None:
         self.marker = marker
         self.noise = b""
@@ -47,7 +48,7 @@ class Handshake:
         self.answered = _Flag(execmodel)  # also set when there will be no hello
         self.on_answer: Callable[[], object] = int  # called after that was set
         self._shipment = shipment
-        self.is_plain = False  # the worker's interpreter has no zlib
+        self.is_plain = False  # the worker's interpreter has asked for more: it has no zlib
         self._received = b""
         self._reply = b""
 

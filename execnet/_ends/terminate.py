@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from .._clock import monotonic
-from ..gateway_base import WorkerGateway, _Flag
+from ..gateway_base import HAS_DAEMON_THREADS, DeadlockError, WorkerGateway, _Flag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 
 MARGIN_S = 10.0  # for what follows an orderly end, such as a worker's ``atexit`` functions
+LOGIN_S = 5.0  # what the login that kills a worker may take, where there is that much time
+SILENT_S = 1.0  # after so long without an answer to its end a worker is out of reach
 KILL_S = 0.2  # how long a killfunc may take before we go on without it
 
 
@@ -81,6 +84,99 @@ def kill_all(execmodel: ExecModel, streams: list[Any]) -> None:
         flag.wait()
 
 
+def carriers_last(members: list[Any]) -> Iterator[list[Any]]:
+    """Yield the members in parts, those that others go via after these."""
+    while members:
+        carriers = {id for gateway in members for id in carriers_of(gateway)}
+        ends = [gateway for gateway in members if gateway.id not in carriers] or members
+        members = [gateway for gateway in members if gateway not in ends]
+        yield ends
+
+
+def end_members(
+    execmodel: ExecModel,
+    members: list[Any],
+    own: list[Gateway],
+    timeout: float | None,
+    deadline: float | None,
+    is_hurried: bool,
+    is_quiet: bool,
+) -> None:
+    """Ask all members of a group to end, wait, kill those that did not, and reap all.
+
+    own: those that are gateways; somebody may have put others into the group.  timeout: seconds,
+    which are over at the deadline; None takes as long as an orderly end may take.  is_hurried:
+    interrupt running code at once.  is_quiet: the program ends, where to be cut short is usual, so
+    don't warn of it.
+    """
+    limit_s = longest_end_s(own)
+    if deadline is None:
+        deadline = monotonic() + limit_s
+    stuck: list[Gateway] = []
+    try:
+        for gateway in own if is_hurried else ():
+            gateway._exit(is_hurried=True)
+        for member in members:
+            member.exit()
+        wait_all_ended(execmodel, own, deadline)
+    finally:  # even if Ctrl-C ends the wait
+        stuck += [gateway for gateway in own if not wait_ended(gateway, 0.0)]
+        _kill_and_reap(execmodel, own, stuck)
+    for gateway in [] if is_quiet else stuck:
+        warn_killed(gateway)
+    foreign = [member for member in members if member not in own]
+    if foreign:
+        limit_s = limit_s if timeout is None else timeout
+        safe_terminate(execmodel, limit_s, [foreign_pair(member) for member in foreign])
+
+
+def _kill_and_reap(execmodel: ExecModel, gateways: list[Gateway], stuck: list[Gateway]) -> None:
+    """Kill workers, and wait until they are gone; of stuck ones what they started, if asked for."""
+    streams = [gateway._io for gateway in gateways]
+    for gateway, io in zip(gateways, streams, strict=True):
+        if gateway.settings.kills_group and gateway in stuck:
+            io.kill_group()
+    kill_all(execmodel, streams)
+    for gateway, io in zip(gateways, streams, strict=True):
+        io.wait()
+        with suppress(DeadlockError):  # a callback of its own ends before its receiver
+            gateway._await_receiver()
+
+
+def wait_all_ended(execmodel: ExecModel, gateways: list[Gateway], deadline: float) -> None:
+    """Wait for the end of workers until the deadline; those that are out of reach are killed."""
+    _kill_unreachable(execmodel, gateways, deadline)
+    for gateway in gateways:
+        if not wait_ended(gateway, deadline):
+            break
+
+
+def _kill_unreachable(execmodel: ExecModel, gateways: list[Gateway], deadline: float) -> None:
+    """Kill workers that don't answer and that only a login can kill, before the deadline.
+
+    There may be no network, so each login may wait until then; they are made at once.
+    """
+    slow: list[tuple[Any, int]] = []
+    for gateway in gateways:
+        io: Any = gateway._io
+        if io.kills_by_login:
+            slow.append((gateway, io.read_bytes))
+    if not slow:
+        return
+    began = monotonic()
+    early = max(deadline - LOGIN_S, (began + deadline) / 2)
+    late = max(deadline, began + SILENT_S)
+    waited = [gateway for gateway, _ in slow if not wait_ended(gateway, early)]
+    lost = [
+        gateway._io
+        for gateway, mark in slow
+        if gateway in waited and gateway._io.is_out_of_reach(mark, early - began >= SILENT_S)
+    ]
+    for io in lost:
+        io.kill_by = late
+    kill_all(execmodel, lost)
+
+
 def longest_end_s(gateways: Iterable[Gateway]) -> float:
     """Return how long the orderly end of workers may take, with a margin."""
     graces_s = [gateway.settings.grace_s for gateway in gateways]
@@ -113,6 +209,20 @@ def warn_killed(gateway: Gateway) -> None:
     except Exception:  # warnings are errors, or stderr is broken
         with suppress(Exception):  # it may be anything, even None
             sys.stderr.write(f"ResourceWarning: {text}\n")
+
+
+def name_of(member: object) -> object:
+    """Return the id of a gateway, or the repr of what else somebody put into a group."""
+    return getattr(member, "id", member)
+
+
+def register_at_exit(function: Callable[[], object]) -> None:
+    """Call a function when the interpreter ends, while threads can still be waited for."""
+    atexit.register(function)
+    if not HAS_DAEMON_THREADS:  # those that it waits for are ours, and end with our gateways
+        import threading
+
+        threading._register_atexit(function)  # type: ignore[attr-defined]
 
 
 def foreign_pair(member: Member) -> tuple[Callable[[], object], Callable[[], object]]:

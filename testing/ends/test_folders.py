@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -59,6 +60,17 @@ def test_what_ended_processes_left_goes_and_all_else_stays(places: Path) -> None
         assert clean() == ""
     traces = {f"tmp/execnet-debug-{GONE}-x", "tmp/execnet-cert-x"}
     assert left == {"home/key.1f", "run/execnet-ssh/stale", *traces}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux's /proc tells")
+def test_a_process_that_waits_for_its_parent_to_take_note_has_ended(places: Path) -> None:
+    zombie = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    trace = places / "tmp" / f"execnet-debug-{zombie.pid}-x"
+    trace.write_text("it has ended")
+    clean()
+    zombie.wait()
+    assert not trace.exists()
 
 
 def test_a_folder_that_others_can_enter_is_left_alone(places: Path) -> None:

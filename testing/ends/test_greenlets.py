@@ -105,7 +105,7 @@ def test_nothing_is_watched_after_the_last_end(group: Group) -> None:
 
 class TestAHeartbeat:
     def test_a_silent_worker_is_given_up(self, group: Group) -> None:
-        gateway = group.makegateway("popen//heartbeat=0.05//dead_after=0.2")
+        gateway = group.makegateway("popen//heartbeat=0.05//dead_after=1")
         channel = gateway.remote_exec("channel.send(1); channel.receive()")
         assert channel.receive(BOUND_S) == 1
         stop(gateway._rinfo().pid)

@@ -1,0 +1,1 @@
+"""Starts workers anew that died: ``Group(respawn=N)``."""
