@@ -7,7 +7,7 @@ pool allows.  Start at ``Calls.on_call``.
 A request is (number, function, positional[, keyword arguments]), where the function is
 "module:name" or the key of a function sent as source.  An answer is (number, result), or (number,
 name of the missing module, text), or (number, name of the exception's type, its arguments or
-None, its message, the text of the traceback).
+None, its message, the text of the traceback), or (number,) for a call that was given back.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..gateway_base import (
     Message,
     _decoded,
     _end_fork,
+    _import,
     _interrupt_others,
     _let_import,
     _told,
@@ -94,11 +95,17 @@ class Calls(object):
     # in the thread that serves a lane
 
     def _serve(self, id: int) -> None:
-        with self._lock:
-            request = self._lanes[id].popleft()
+        request = self._next(id)
+        if request is None:  # it was given back
+            self._end_lane(id)
         while request is not None:
             number, answer = self._answer(id, request)
             request = self._go_on(id, number, answer)
+
+    def _next(self, id: int) -> Any:
+        with self._lock:
+            requests = self._lanes[id]
+            return requests.popleft() if requests else None
 
     def _go_on(self, id: int, number: int, answer: Any) -> Any:
         """Send an answer and return the next request of the lane; None if it is no longer served.
@@ -106,10 +113,9 @@ class Calls(object):
         Whoever gets the answer may rely on this thread being free, above all if it is the main one.
         So it is released first, or else it holds the stream and handles the next request itself.
         """
-        with self._lock:
-            request = self._lanes[id].popleft() if self._lanes[id] else None
+        request = self._next(id)
         if request is not None:
-            self._send(id, number, answer)
+            self._send(id, number, answer)  # before the next begins, so that one knows which did
             return request
         direct = self._factory.direct
         if direct is not None and direct.offered and len(self._lanes) == 1:
@@ -119,11 +125,18 @@ class Calls(object):
                 sent.append(True)
                 self._send(id, number, answer)
 
-            request = direct.read_frame(Message.CALL, id, send, self._pool.release_primary)
-            if request is not None:
-                return request
+            requests = direct.read_frames(Message.CALL, id, send, self._pool.release_primary)
+            if len(requests) > 1:
+                with self._lock:
+                    self._lanes[id].extendleft(reversed(requests[1:]))
+            if requests:
+                return requests[0]
             self._factory.take_back()
             answer = None if sent else answer
+        self._end_lane(id, number, answer)
+        return None
+
+    def _end_lane(self, id: int, number: int = 0, answer: Any = None) -> None:
         self._pool.release_primary()
         with self._lock:
             again = bool(self._lanes[id])
@@ -134,7 +147,6 @@ class Calls(object):
             self._send(id, number, answer)
         if again:  # it arrived just now
             self._start(id)
-        return None
 
     def _load(self, request: Any) -> Any:
         if type(request) is bytes:
@@ -142,7 +154,13 @@ class Calls(object):
         return request.receive()
 
     def interrupt(self, id: int, number: int) -> None:
-        """Interrupt a call of a lane, or keep it from beginning; runs in the receiver thread."""
+        """Interrupt a call of a lane, or keep it from beginning; runs in the receiver thread.
+
+        number: of the call; -1 has all that wait given back instead.
+        """
+        if number < 0:
+            self._give_back(id)
+            return
         main_ident = self._gateway.process.main_ident
         interrupts = load_part("_features.interrupts")
         _let_import({self._current.get(id, (0, 0))[1]})
@@ -155,6 +173,17 @@ class Calls(object):
                 _interrupt_others({current[1]}, main_ident)
         if current == (number, main_ident):
             interrupts.interrupt_main(self._gateway, lambda: self._current.get(id) == current)
+
+    def _give_back(self, id: int) -> None:
+        """Answer the requests that wait, the last one first, with nothing but their numbers."""
+        with self._lock:
+            requests = list(self._lanes.get(id, ()))
+            waiting = [request for request in requests if type(request) is bytes]
+            if waiting:  # of large ones not all may have arrived
+                self._lanes[id] = deque([one for one in requests if type(one) is not bytes])
+        for request in reversed(waiting):
+            number = self._load(request)[0]
+            self._send(id, number, (number,))
 
     def _begin(self, id: int, number: int) -> None:
         with self._lock:
@@ -213,12 +242,14 @@ class Calls(object):
             return {"describe": describe, "many": self._many, "coded": self._coded}[path]
         return attribute(import_module(module), path)
 
-    def _many(self, name: str, rows: Any, before: Any, named: dict[str, Any]) -> list[Any]:
-        """Call a function for each row of arguments."""
+    def _many(self, name: str, columns: Any, before: Any, named: dict[str, Any]) -> list[Any]:
+        """Call a function with the first item of each column, then with the second, and so on."""
         function = self._find(name)
-        if PY2:
-            named = {str(key): named[key] for key in named}
-        return [function(*(before + tuple(row)), **named) for row in rows]
+        if before or named:
+            if PY2:
+                named = {str(key): named[key] for key in named}
+            function = _import("functools").partial(function, *before, **named)
+        return list(map(function, *columns))
 
     def _coded(self, name: str, description: Any, given: Any) -> Any:
         """Call a function with arguments that a codec made plain; its result is made so, too."""
@@ -290,6 +321,8 @@ def import_module(name: str) -> Any:
     module = sys.modules.get(name)
     if module is not None and _is_ready(module):
         return module
+    packages = [name.rsplit(".", count)[0] for count in range(name.count(".") + 1)]
+    packages = [package for package in packages if package not in sys.modules]
     try:
         __import__(name)
     except ImportError as exc:
@@ -297,6 +330,8 @@ def import_module(name: str) -> Any:
             raise
         raise Missing(name, "%s: %s" % (type(exc).__name__, exc))
     except SyntaxError as exc:
+        for package in packages:  # Python 2 leaves an empty one, which the next import would find
+            sys.modules.pop(package, None)
         raise Missing(name, "%s: %s" % (type(exc).__name__, exc))
     return sys.modules[name]
 

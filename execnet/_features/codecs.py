@@ -14,6 +14,7 @@ import sys
 from ..gateway_base import (
     _CONTAINERS,
     _SAVERS,
+    ENDMARKER,
     NO_ENDMARKER_WANTED,
     PY2,
     Channel,
@@ -22,6 +23,7 @@ from ..gateway_base import (
     Message,
     _import,
     _save_channel,
+    load_part,
     loads_internal,
 )
 
@@ -30,10 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
+packed = load_part("_features.packed")
 _TEXT = type(u"")
 MARK = u"\0codec"
 TEXT_MAX = 10000  # characters of a number written in decimal
-_DTYPE = r"[<>|=][biufcSUmM][1-9][0-9]*(\[[0-9a-zA-Z]+\])?\Z"
 
 
 class Codec(object):
@@ -45,10 +47,11 @@ class Codec(object):
 
     def __init__(self, sets: Iterable[str] = ()) -> None:
         self.sets = tuple(sets)
+        self.wants_bytearrays = "numpy" in self.sets  # for large items, to make arrays of
         self.protocol = 5  # of pickles
         self._names: dict[type, str] = {}
         self._to_item: dict[str, Callable[[Any], Any]] = {}
-        self._from_item: dict[str, Callable[[Any], Any]] = {}
+        self._from_item: dict[str, Callable[[Any], Any]] = {"plain": lambda item: item}
         self._described: dict[str, tuple[str, str, str]] = {}  # by name: what a worker imports
         self._expected: dict[str, tuple[str, str, str]] = {}  # the same, as a coordinator told it
         for name in self.sets:
@@ -122,16 +125,19 @@ class Codec(object):
 
     # to a plain item
 
-    def dump(self, item: Any) -> Any:
+    def dump(self, item: Any, raws: list[Any] | None = None) -> Any:
         """Return an item without registered types.
 
+        raws: gets the bytes of large arrays, which are to be sent after it: ``_features.packed``.
         Raises ``DumpError`` if an item is nested too deeply.  Values that are neither plain nor of
         a registered type stay, for the serializer to refuse.
         """
         if "pickle" in self.sets:
             return _pickled(item, self.protocol)
+        if type(item) is bytes and item[: len(packed.MAGIC)] == packed.MAGIC:
+            return (MARK, "plain", item)
         try:
-            return self._plain(item)
+            return packed.with_raws(raws, self._plain, item)
         except RuntimeError:  # RecursionError is one
             raise DumpError("item: nested too deeply, or it contains itself")
 
@@ -155,12 +161,14 @@ class Codec(object):
         except DumpError:
             raise
         except Exception as exc:
+            if isinstance(exc, RuntimeError) and "recursion" in str(exc):
+                raise  # the item is to blame
             raise DumpError("no item of %s: %s: %s" % (name, type(exc).__name__, exc))
 
     def _name_for(self, kind: type) -> str | None:
         """Return the name of a type at its first use, None if it has none."""
         if "numpy" in self.sets and kind.__module__ == "numpy":
-            _register_numpy(self)
+            packed.register_numpy(self)
         elif any(words[0] == _name_of(kind) for words in self._expected.values()):
             names = [name for name in self._expected if self._expected[name][0] == _name_of(kind)]
             self._import(names[0])
@@ -170,9 +178,16 @@ class Codec(object):
 
     # from one
 
-    def load(self, item: Any) -> Any:
-        """Return the item that the other side's ``dump`` got; ``LoadError`` if there is none."""
+    def load(self, item: Any, channel: Any = None) -> Any:
+        """Return the item that the other side's ``dump`` got; ``LoadError`` if there is none.
+
+        channel: the one that it came over.
+        """
         try:
+            if type(item) is bytearray or type(item) is bytes:
+                if self.wants_bytearrays and item[: len(packed.MAGIC)] == packed.MAGIC:
+                    return packed.unpacked(item, channel, self._value)
+                return bytes(item)
             return self._value(item)
         except LoadError:
             raise
@@ -206,7 +221,7 @@ class Codec(object):
     def _import(self, name: Any) -> None:
         """Import what the coordinator registered under a name."""
         if name == "numpy.ndarray" and "numpy" in self.sets:
-            _register_numpy(self)
+            packed.register_numpy(self)
             return
         advice = "register it on this side, too: channel.codec.register(..., name=%r)" % (name,)
         if name not in self._expected:
@@ -273,7 +288,12 @@ class CodecChannel(Channel):
     def send(self, item: Any) -> None:
         """Send an item like ``Channel.send``, also with values of the codec's types."""
         codec = self._codec
-        Channel.send(self, codec.dump(item) if codec else item)
+        raws: list[Any] = []
+        plain = codec.dump(item, None if PY2 else raws) if codec else item
+        if raws:
+            load_part("_features.buffers").send_pieces(self, packed.pieces_of(self, plain, raws))
+        else:
+            Channel.send(self, plain)
 
     def receive(self, timeout: float | None = None) -> Any:
         """Return the next item like ``Channel.receive``, with values of the codec's types.
@@ -287,7 +307,9 @@ class CodecChannel(Channel):
             else:
                 taken += map(Channel.receive, (self,), (timeout,))
             codec = self._codec  # it may have been taken away meanwhile
-            return codec.load(taken[0]) if codec else taken[0]
+            if codec is None:
+                return bytes(taken[0]) if type(taken[0]) is bytearray else taken[0]
+            return codec.load(taken[0], self)
         except Exception:
             raise
         except:
@@ -301,7 +323,7 @@ class CodecChannel(Channel):
         codec = self._codec
 
         def loading(item: Any) -> None:
-            callback(item if item is endmarker or codec is None else codec.load(item))
+            callback(item if item is endmarker or codec is None else codec.load(item, self))
 
         while self._untaken:
             loading(self._untaken.pop(0))
@@ -335,10 +357,31 @@ def check_codec(codec: Any) -> None:
 def _set(channel: Any, codec: Codec | None) -> None:
     if not isinstance(channel, Channel):
         return  # its callback already has the items
-    vars(channel)["_codec"] = codec
-    vars(channel)["_untaken"] = vars(channel).get("_untaken", [])
-    if type(channel) in (Channel, CodecChannel):  # a channel of an event loop checks by itself
-        channel.__class__ = Channel if codec is None else CodecChannel
+    for name, value in ("_codec", codec), ("_untaken", getattr(channel, "_untaken", [])):
+        setattr(channel, name, value)
+    kind = Channel if codec is None else CodecChannel
+    if type(channel) in (Channel, CodecChannel) and type(channel) is not kind:
+        channel.__class__ = kind  # a channel of an event loop looks by itself
+        _renew_inbox(channel)
+    if codec is not None and codec.wants_bytearrays:
+        load_part("_features.buffers").buffers_of(channel._factory)
+
+
+def _renew_inbox(channel: Channel) -> None:
+    """Give a channel another queue, for threads that wait for the next item to use the codec."""
+    with channel._lock:
+        old, fresh = channel._items, channel.gateway.execmodel.inbox()
+        if old is None or hasattr(old, "note_read") != hasattr(old, "over"):
+            return  # it has a callback; or buffers, which no codec is for
+        inner = old._items if hasattr(old, "over") else old
+        try:
+            while not inner.empty():
+                item = inner.get(False)
+                fresh.put(bytes(item) if type(item) is bytearray else item)
+        except channel.gateway.execmodel.Empty:  # a thread that receives was faster
+            pass
+        channel._set_inbox(fresh if inner is old else old.over(fresh))
+        inner.put(ENDMARKER)  # last: whoever wakes up looks whether there is another queue
 
 
 def on_codec(message: Message, gateway: Any) -> None:
@@ -365,8 +408,8 @@ def _functions_for(kind: Any) -> tuple[Any, Any]:
         return _fields_of, lambda item: _of_fields(kind, item)
     if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
         return tuple, kind._make  # type: ignore[attr-defined]
-    enum = sys.modules.get("enum")
-    if enum is not None and isinstance(kind, enum.EnumMeta):
+    metaclass: Any = getattr(sys.modules.get("enum"), "EnumMeta", ())
+    if isinstance(kind, metaclass):
         return _name_or_value, lambda item: kind[item[0]] if item[0] else kind(item[1])
     raise TypeError(
         "%r is not a dataclass, enum or named tuple: register it with two functions, "
@@ -495,42 +538,6 @@ def _add_numpy(codec: Codec) -> None:
     """Add nothing yet: numpy is imported with the first array, or never."""
 
 
-def _register_numpy(codec: Codec) -> None:
-    numpy = __import__("numpy")
-    codec._add(numpy.ndarray, "numpy.ndarray", _array_item, lambda item: _array(numpy, *item))
-    codec._from_item["numpy.scalar"] = lambda item: _array(numpy, *item)[()]
-    codec._to_item["numpy.scalar"] = _array_item
-    for kind in set(numpy.sctypeDict.values()):
-        codec._names.setdefault(kind, "numpy.scalar")
-
-
-def _array_item(array: Any) -> tuple[str, tuple[int, ...], bytes]:
-    text = array.dtype.str
-    if array.dtype.hasobject or not _import("re").match(_DTYPE, text):
-        raise DumpError("an array of %s can't be sent, only one of numbers or text" % array.dtype)
-    return text, tuple(map(int, array.shape)), array.tobytes()
-
-
-def _array(numpy: Any, text: Any, shape: Any, data: Any) -> Any:
-    if not _import("re").match(_DTYPE, text) or len(shape) > 32:
-        raise LoadError("no array: %.40r" % (text,))
-    dtype, count, data = numpy.dtype(str(text)), 1, _octets(data)
-    for size in shape:
-        if type(size) is bool or size < 0:
-            raise LoadError("an array of the shape %.80r" % (shape,))
-        count *= size
-    if count * dtype.itemsize != len(data):
-        raise LoadError("an array of %d values in %d bytes" % (count, len(data)))
-    if not count:
-        return numpy.zeros(shape, dtype)
-    return numpy.frombuffer(data, dtype).reshape(shape).copy()  # received arrays are writable
-
-
-def _octets(data: Any) -> Any:
-    """Return bytes; those of Python 2 arrive as another type."""
-    return data if isinstance(data, bytes) else data.encode("latin-1")
-
-
 def _add_pickle(codec: Codec) -> None:
     codec._from_item["pickle"] = _unpickled
 
@@ -548,7 +555,7 @@ def _pickled(item: Any, protocol: int) -> Any:
 
 
 def _unpickled(item: Any) -> Any:
-    data, buffers = _octets(item[0]), item[1]
+    data, buffers = packed.octets(item[0]), item[1]
     pickle = _import("pickle")
     # From bytearrays, so that arrays made of them are writable.
     return pickle.loads(data, buffers=map(bytearray, buffers)) if buffers else pickle.loads(data)

@@ -140,27 +140,27 @@ class DirectReads:
                     pass  # the receiver thread meets it as well; or nothing came in time
         return False
 
-    def read_frame(
+    def read_frames(
         self,
         code: int,
         id: int,
         send: Callable[[], object],
         give_up: Callable[[], object],
-    ) -> bytes | None:
-        """Send something, then return the payload of the next frame.
+    ) -> list[bytes]:
+        """Send something, then return the payloads of the frames that come next, at least one.
 
-        None, after ``give_up()``, if there comes none for a while, a frame of another code or
+        [], after ``give_up()``, if there comes none for a while, or first one of another code or
         for another channel, or an empty one: the receiver thread meets what comes then.  While
         the stream is not offered, or others read it, neither function is called.
         """
         if self._turn.locked():
-            return None
+            return []
         chunks = self.chunks
         with self._turn:
             if not self.offered or chunks:
-                return None
+                return []
             self.uses += 1
-            payload = None
+            payloads: list[bytes] = []
             try:
                 send()
                 if self._poll is None or self._is_readable():
@@ -169,12 +169,15 @@ class DirectReads:
                         break
             except OSError:
                 pass  # as in ``read``
-            if chunks and len(data) > 9 and data[:9] == _HEADER.pack(code, id, len(data) - 9):
-                payload = data[9:]
+            start = _take_frames(data, code, id, payloads) if chunks else 0
+            if not payloads:
+                give_up()
+            elif start == len(data):
                 del chunks[0]
             else:
-                give_up()
-            return payload
+                chunks[0] = data[start:]
+                self.take_back()
+            return payloads
 
     def _is_readable(self) -> bool:
         ready = self._poll(self._limit_ms)
@@ -208,3 +211,16 @@ class DirectReads:
             del self.chunks[0]
             items.put(item)
         return True
+
+
+def _take_frames(data: bytes, code: int, id: int, payloads: list[bytes]) -> int:
+    """Append the payloads of whole frames of a code and a channel; return where they end."""
+    start, size = 0, _HEADER.size
+    while start + size < len(data):
+        head = _HEADER.unpack_from(data, start)
+        end = start + size + head[2]
+        if head[:2] != (code, id) or not start + size < end <= len(data):
+            break
+        payloads.append(data[start + size : end])
+        start = end
+    return start

@@ -153,9 +153,7 @@ class _CountedInbox:
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Return the next item, like a queue."""
-        if len(self.sizes) > self._items.qsize():
-            with self._lock:
-                self._tell()
+        self.note_read()
         timed = _timed(self._items, timeout if block else 0)
         try:
             (item,) = map(self._items.get, *timed)  # as in ``Channel.receive``
@@ -164,6 +162,18 @@ class _CountedInbox:
                 raise
             return self.get(True, timed[0].left)  # another thread was faster
         return item
+
+    def over(self, items: Any) -> _CountedInbox:
+        """Return what counts the items of another queue, which has ours."""
+        other = _CountedInbox(items, self._gateway._channelfactory.windows, self._id)
+        other.sizes = self.sizes
+        return other
+
+    def note_read(self) -> None:
+        """Count what was taken as read: the next item is asked for."""
+        if len(self.sizes) > self._items.qsize():
+            with self._lock:
+                self._tell()
 
     def _tell(self) -> None:  # holds _lock
         """Tell the other side what was read; what an interrupt left is also told, once."""
