@@ -1,6 +1,6 @@
-"""Gateways in an asyncio loop: what ``execnet.aio`` names.
+"""Gateways in an asyncio loop: the implementation of ``execnet.aio``.
 
-The protocol is the one of ``gateway_base`` and ``gateway``, which act on bytes and never wait; here
-a loop brings the bytes, in place of a thread.  Start at ``gateway.Gateway`` for how, at
-``group.Group`` for what users begin with.
+The protocol is that of ``gateway_base`` and ``gateway``, which act on bytes and never wait.  Here a
+loop brings the bytes instead of a thread.  Start at ``gateway.Gateway`` to see how that works, or
+at ``group.Group``, which users begin with.
 """

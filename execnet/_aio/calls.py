@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 
 from .._calls import near
-from .._calls.lane import Asked, Lane, Work
+from .._calls.lane import Work
+from .._calls.submitted import Owner
+from .threads import in_thread, to_its_end
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,15 +23,19 @@ class Calls(near.Calls):
 
     async def call(self, function: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """Run a function in the worker and return its result; raises what it raised."""
+        if self.new_module_of(function):
+            loop = asyncio.get_running_loop()  # and a thread reads the files
+            await to_its_end(in_thread(loop, self.send_modules_of, function), int)
+        codec = self.codec_for(function)
         for is_last in (False, True):
             await self.gateway._writer.room()  # type: ignore[attr-defined]
-            request = self.request(0, function, positional, named)
+            request = self.request(0, function, positional, named, codec)
             channel: Any = self._idle.pop() if self._idle else self.new_lane()
             try:
                 self.send(channel.id, request)
                 answer = await channel.receive()
             except BaseException:
-                channel.close()  # whatever comes is for nobody
+                channel.close()  # nobody wants the answer any more
                 raise
             finally:
                 self.gateway._writer.pass_on()  # type: ignore[attr-defined]
@@ -38,23 +44,28 @@ class Calls(near.Calls):
             else:
                 channel.close()
             if type(answer) is tuple and len(answer) == 2:
-                return answer[1]
+                return answer[1] if codec is None else codec.load(answer[1])
             error = self.error_of(answer, function, is_last)
             if error is not None:
                 raise error
         raise AssertionError("it was asked for a third time")
 
 
-class _Sink:
+class Sink:
     """Puts the result of a call into a future of the loop."""
 
-    interrupt: Callable[[], object] | None = None
+    interrupt: Callable[[], object] | None = None  # ends a running call, if it may
 
     def __init__(self, future: asyncio.Future[Any]) -> None:
         self._future = future
+        future.add_done_callback(self._on_done)
 
     def begin(self) -> bool:
-        return True
+        return not self._future.done()
+
+    def _on_done(self, future: asyncio.Future[Any]) -> None:
+        if future.cancelled() and self.interrupt is not None:
+            self.interrupt()
 
     def cancel(self) -> object:
         return self._future.cancel()
@@ -68,12 +79,8 @@ class _Sink:
             self._future.set_exception(error)
 
 
-class Submitted:
+class Submitted(Owner):
     """A lane of one gateway, whose calls have futures of the loop."""
-
-    def __init__(self, calls: Calls) -> None:
-        self._gateway: Any = calls.gateway
-        self._lane = Lane(calls, self)
 
     def submit(
         self, function: Any, positional: tuple[Any, ...], named: dict[str, Any]
@@ -82,13 +89,5 @@ class Submitted:
         if not self._lane.is_live():
             raise self._gateway._writer.refusal_now()
         future: asyncio.Future[Any] = self._gateway._loop.create_future()
-        self._lane.post(Work(_Sink(future), function, positional, named))
+        self._lane.post(Work(Sink(future), function, positional, named, codec=self._gateway.codec))
         return future
-
-    def on_answered(self, lane: Lane) -> None:
-        """Nothing waits for that."""
-
-    def on_lost(self, lane: Lane, lost: list[Asked]) -> None:
-        """Tell all that will not be answered why."""
-        for asked in lost:
-            asked.work.sink.end(None, lane.end_of_gateway())

@@ -15,6 +15,7 @@ from collections import deque
 from contextlib import suppress
 
 from .. import gateway_base
+from .._features import buffers, packed
 from ..gateway_base import (
     _SAVERS,
     ENDMARKER,
@@ -22,6 +23,7 @@ from ..gateway_base import (
     ChannelState,
     DeadlockError,
     ExecModel,
+    _left,
     _refusal,
     _save_channel,
 )
@@ -29,23 +31,25 @@ from ..gateway_base import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, TypeVar
 
-REFUSED_S = 2.0  # how long the reason may take to be known why a stream takes no more
+    T = TypeVar("T")
+
+REFUSED_S = 2.0  # how long it may take until the reason is known why a stream takes no more
 
 
 class Inbox:
-    """Items that have come and were not taken, and the tasks that wait for one.
+    """Items that have come and were not taken yet, and the tasks that wait for items.
 
-    Only the loop's thread uses it.  ``put`` wakes one of the tasks, which looks by itself whether
-    there is an item.
+    Only the loop's thread uses it.  ``put`` wakes one of the tasks, which then looks for an item
+    itself.
     """
 
     __slots__ = ("_items", "_waiters", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._items: list[Any] | deque[Any] = []  # a deque once there is more than one
+        self._items: list[Any] | deque[Any] = []  # a deque as soon as there is more than one
         self._waiters: list[asyncio.Future[bool]] = []
 
     def qsize(self) -> int:
@@ -66,6 +70,15 @@ class Inbox:
 
     put_nowait = put
 
+    def next_is_end(self) -> bool:
+        """Whether all items were taken, and no more can come."""
+        return bool(self._items) and self._items[0] is ENDMARKER
+
+    def put_back(self, item: Any) -> None:
+        """Make an item that was taken the next one again."""
+        self._items = deque([item, *self._items])
+        self.wake_next()
+
     def get(self, block: bool = False, timeout: float | None = None) -> Any:
         """Take the next item; raises ``Empty`` if there is none, as this never waits."""
         if not self._items:
@@ -80,8 +93,14 @@ class Inbox:
                     waiter.set_result(True)
                     return
 
+    def wake_all(self, _given: object = None) -> None:
+        """Wake all tasks that wait, to look whether there is something for them."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(True)
+
     async def wait(self, deadline: float | None) -> bool:
-        """Wait until there may be an item; False if that was not until the loop's deadline."""
+        """Wait until there may be an item; False if the deadline, by the loop's clock, is over."""
         waiter: asyncio.Future[bool] = self.loop.create_future()
         timer = None
         if deadline is not None:
@@ -95,13 +114,19 @@ class Inbox:
             self._waiters.remove(waiter)
             if timer is not None:
                 timer.cancel()
-            if not took_turn:  # perhaps it was chosen, and the item is for the next one now
+            if not took_turn:  # it may have been woken for an item, which is now the next task's
                 self.wake_next()
 
 
 def _set_late(waiter: asyncio.Future[bool]) -> None:
     if not waiter.done():
         waiter.set_result(False)
+
+
+def check_callback(callback: object) -> None:
+    """Raise TypeError for a coroutine function."""
+    if inspect.iscoroutinefunction(callback):
+        raise TypeError("a callback of execnet.aio is a plain function, which may make tasks")
 
 
 class Channel(gateway_base.Channel):
@@ -113,6 +138,7 @@ class Channel(gateway_base.Channel):
     gateway: Any  # an ``execnet.aio.Gateway``
 
     def __init__(self, gateway: Any, id: int, _factory: Any = None) -> None:
+        self._closers: list[asyncio.Future[None]] = []  # tell tasks that wait for its end
         super().__init__(gateway, id, _factory)
         self._inbox = Inbox(gateway._loop)
         self._set_inbox(self._inbox)
@@ -120,19 +146,28 @@ class Channel(gateway_base.Channel):
     async def send(self, item: Any) -> None:
         """Send an item; waits while the stream takes nothing, and while its window is full.
 
-        Returns when the item was handed to the stream, which may still be writing it; items of
-        one task go in order.  A send that is cancelled has sent nothing.
+        Returns when the stream has taken the item, though it may still be writing it.  Items of one
+        task are sent in order.  A send that is cancelled has sent nothing.
         item, and errors: as for ``execnet.Channel.send``.
         """
         if self._state not in ChannelState.SENDS:
             raise _refusal(self.gateway, f"cannot send to {self!r} of {self.gateway!r}")
         writer = self.gateway._writer
-        codec = self.__dict__.get("_codec")
+        codec = self._codec
         if codec is not None:
-            item = codec.dump(item)
+            raws: list[Any] = []
+            item = codec.dump(item, raws)
+            if raws:
+                await self._send_pieces(packed.pieces_of(self, item, raws))
+                return
         if not (writer.is_full() or writer._error or self._factory.windows):
             self._factory.send_item(self.id, item)
-            return
+        else:
+            await self._send_later(lambda: self._factory.send_item(self.id, item))
+
+    async def _send_later(self, send: Callable[[], T]) -> T:
+        """Call what sends an item once the stream, and the window, take it."""
+        writer = self.gateway._writer
         while True:
             await writer.room()
             try:
@@ -141,18 +176,51 @@ class Channel(gateway_base.Channel):
                     raise writer.refusal_now()
                 if self._state not in ChannelState.SENDS:
                     raise _refusal(self.gateway, "the channel was closed while it waited to send")
-                self._factory.send_item(self.id, item)
-                return
+                return send()
             except DeadlockError:  # its window is full
                 pass
             finally:
                 writer.pass_on()
             await self._credit()
 
+    async def send_bytes(self, buffer: Any) -> None:
+        """Send what an object with a buffer holds, as an item of bytes.
+
+        Many bytes are not copied: leave them as they are until it returns.  One that is cancelled
+        has sent all or nothing, and no longer needs the buffer.  Raises as
+        ``execnet.Channel.send_bytes`` does.
+        """
+        view, mine = buffers.view_of(buffer), self._factory.buffers
+        if mine is not None and mine.shared is not None and self._codec is None:
+            shared = mine.shared
+            await self._send_later(lambda: shared.send(self, view, buffer))
+        else:
+            await self._send_pieces([view])
+
+    async def _send_pieces(self, pieces: list[Any]) -> None:
+        writer = self.gateway._writer
+        if self._state not in ChannelState.SENDS:
+            raise _refusal(self.gateway, f"cannot send to {self!r} of {self.gateway!r}")
+        if not buffers.is_in_place(self, sum(map(len, pieces))):
+            data = buffers.joined(pieces)
+            await self._send_later(lambda: self._factory.send_item(self.id, data))
+            return
+        frames = list(buffers.frames_of(self, pieces))
+        await self._send_later(lambda: list(map(writer.post_frame, frames)))
+        try:
+            await writer.room()
+        except BaseException:
+            for frame in frames:
+                buffers.let_go(frame)
+            raise
+        writer.pass_on()
+        if any(map(_left, frames)):
+            raise writer.refusal_now()
+
     async def _credit(self) -> None:
         """Wait until the other side has read something."""
         windows: Any = self._factory.windows
-        credit = _Credit(self.gateway._loop.create_future())
+        credit = Credit(self.gateway._loop.create_future())
         windows._senders.append(credit)
         try:
             await credit.future
@@ -163,29 +231,64 @@ class Channel(gateway_base.Channel):
     async def receive(self, timeout: float | None = None) -> Any:
         """Return the next item, waiting for it up to ``timeout`` seconds (None: for ever).
 
-        Cancelling it loses no item: that is for the next ``receive``.
+        Cancelling it loses no item: the next ``receive`` gets it.
         Raises as ``execnet.Channel.receive`` does.
         """
         inbox, items = self._inbox, self._items
-        if items is None:
-            raise OSError(f"cannot receive(), {self!r} has a callback")
-        if inbox.empty() and not (timeout is not None and timeout <= 0):
+        if inbox.empty() and items is not None and (timeout is None or timeout > 0):
             if items is not inbox:  # it has a window: what was taken before was read
                 with suppress(ExecModel().Empty):
                     items.get(False)
             deadline = None if timeout is None else inbox.loop.time() + timeout
             while inbox.empty() and await inbox.wait(deadline):
                 pass
+        item = self._take(timeout)
+        codec = self._codec
+        return item if codec is None else codec.load(item, self)
+
+    def _take(self, timeout: float | None) -> Any:
+        """Take the next item, or raise what there is in its place; does not wait."""
+        inbox = self._inbox
+        if self._items is None:
+            raise OSError(f"cannot receive(), {self!r} has a callback")
         if inbox.empty():
             raise self.TimeoutError(f"no item after {timeout!r} seconds from {self!r}")
-        if self._items is None:
-            raise OSError(f"cannot receive(), {self!r} got a callback meanwhile")
         item = self._items.get(False)
         if item is not ENDMARKER:
-            codec = self.__dict__.get("_codec")
-            return item if codec is None else codec.load(item)
+            return item
         inbox.put(item)  # others may be waiting too
         raise self._getremoteerror() or EOFError(f"{self!r} has no more items")
+
+    async def receive_into(self, buffer: Any, timeout: float | None = None) -> int:
+        """Put the next item, which has to be bytes, into a buffer, and return their number.
+
+        Once it has raised, or was cancelled, nothing writes to the buffer any more, and the item
+        is for the next ``receive``.  Raises as ``execnet.Channel.receive_into`` does.
+        """
+        view, inbox = buffers.view_of(buffer, writable=True), self._inbox
+        waiting, waiter = buffers.buffers_of(self._factory), buffers.Waiter(view, inbox.wake_all)
+        waiting.enter(self.id, waiter)
+        if self._items is not inbox and self._items is not None and inbox.empty():
+            with suppress(ExecModel().Empty):  # as in ``receive``
+                self._items.get(False)
+        deadline = None if timeout is None else inbox.loop.time() + timeout
+        try:
+            while inbox.empty() and not waiter.is_full and await inbox.wait(deadline):
+                pass
+        except BaseException:
+            if waiter.is_full:
+                inbox.put_back(view[: waiter.size].tobytes())
+            raise
+        finally:
+            waiting.leave(self.id, waiter)
+        if waiter.is_full:
+            return waiter.size
+        item = self._take(timeout)
+        try:
+            return buffers.copied(item, view)
+        except Exception:
+            inbox.put_back(item)
+            raise
 
     def __aiter__(self) -> Channel:
         return self
@@ -204,17 +307,17 @@ class Channel(gateway_base.Channel):
         if not self._receiveclosed.is_set():
             loop = self._inbox.loop
             closed: asyncio.Future[None] = loop.create_future()
-            self.__dict__.setdefault("_closers", []).append(closed)
+            self._closers.append(closed)
             try:
                 await asyncio.wait([closed], timeout=timeout)
             finally:
-                self.__dict__["_closers"].remove(closed)
+                self._closers.remove(closed)
         super().waitclose(0)
 
     def _go(self, event: str) -> str:
         before = super()._go(event)
         if self._receiveclosed.is_set():
-            for closed in self.__dict__.get("_closers", ()):
+            for closed in self._closers:
                 if not closed.done():
                     closed.set_result(None)
         return before
@@ -226,18 +329,18 @@ class Channel(gateway_base.Channel):
 
         It is a plain function, and may make tasks.  Raises TypeError for a coroutine function.
         """
-        if inspect.iscoroutinefunction(callback):
-            raise TypeError("a callback of execnet.aio is a plain function, which may make tasks")
-        codec = self.__dict__.get("_codec")
+        check_callback(callback)
+        codec = self._codec
         if codec is not None:
             super().setcallback(
-                lambda item: callback(item if item is endmarker else codec.load(item)), endmarker
+                lambda item: callback(item if item is endmarker else codec.load(item, self)),
+                endmarker,
             )
         else:
             super().setcallback(callback, endmarker)
 
     def makefile(self, mode: str = "w", proxyclose: bool = False) -> Any:
-        """Refuse: what reads or writes a file would wait, and stop the loop."""
+        """Refuse, since code that reads or writes a file would wait, and so stop the loop."""
         raise TypeError("a channel of execnet.aio is no file: await its send() and receive()")
 
     def __iter__(self) -> Any:
@@ -246,8 +349,28 @@ class Channel(gateway_base.Channel):
     __next__ = next = __iter__
 
 
-class _Credit:
-    """Somebody who waits for credit, as ``_features.window`` wakes them."""
+async def await_items(channels: list[Channel]) -> None:
+    """Wait until all channels have an item, without taking any.
+
+    Raises as ``receive`` of the first one that has ended, or has a callback.
+    """
+    waiting = channels
+    while waiting:
+        for channel in waiting:
+            inbox, items = channel._inbox, channel._items
+            if items is not inbox and items is not None and inbox.empty():
+                with suppress(ExecModel().Empty):  # as in ``receive``
+                    items.get(False)
+            while items is not None and inbox.empty():
+                await inbox.wait(None)
+            inbox.wake_next()  # another task may want it
+            if items is None or inbox.next_is_end():
+                channel._take(None)
+        waiting = [channel for channel in channels if channel._inbox.empty()]  # taken meanwhile
+
+
+class Credit:
+    """A sender that waits for credit, in the form that ``_features.window`` wakes."""
 
     def __init__(self, future: asyncio.Future[None]) -> None:
         self.future = future

@@ -1,8 +1,8 @@
 """A gateway whose stream an asyncio loop reads.
 
-All of the protocol is that of ``gateway.Gateway``.  ``_on_readable`` feeds it with what has come,
-where other gateways have a thread that waits for it; ``_finish`` is the end.  What waits for an
-answer, or for the worker's end, is a coroutine here.
+The whole protocol is that of ``gateway.Gateway``.  ``_on_readable`` feeds it with the bytes that
+have come, where other gateways have a thread that waits for them; ``_finish`` is the end.  Whatever
+waits for an answer, or for the worker's end, is a coroutine here.
 """
 
 # mypy: disable-error-code="override"
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
+from functools import partial
 
 from .. import gateway
 from .._clock import monotonic
@@ -44,19 +45,20 @@ if TYPE_CHECKING:
     from .._features.pulse import Pulse
     from .._specs import Settings
     from ..xspec import XSpec
+    from .poller import Polls
 
     P = ParamSpec("P")
     T = TypeVar("T")
 
-GRACE_S = 0.02  # in which the stream of a process that has ended does so, too
-LOOK_S = 1.0  # how often to look for a process's end where the system has no descriptor for it
+GRACE_S = 0.02  # how long the stream may stay open after the process has ended
+LOOK_S = 1.0  # how often to look for a process's end if the system has no descriptor for it
 FORBIDDEN = "a gateway of execnet.aio is used with 'async with' and 'await'"
 
 
 class Gateway(gateway.Gateway):
     """A worker, seen from an asyncio loop; ``Group.makegateway`` makes it.
 
-    What it is told, ``remote_exec`` too, goes out without waiting; what waits for something is
+    Requests such as ``remote_exec`` are queued without waiting; whatever waits for something is
     awaited.  Only the loop's thread may use it.  Callbacks run in the loop.
     """
 
@@ -70,15 +72,16 @@ class Gateway(gateway.Gateway):
         settings: Settings | None = None,
         *,
         loop: asyncio.AbstractEventLoop,
+        poller: Polls,
     ) -> None:
-        self._loop = loop
+        self._loop, self._poller = loop, poller
         self._has_begun = False  # whether the worker has said its marker
         self._wanted = 65536  # bytes to read next
         self._end_fd = -1  # can be read when the process has ended
         self._is_over = False
-        self._drains = False  # whether there may be more to read than the descriptor tells
+        self._drains = False  # whether there may be more to read than polling shows
         self._read_now: Callable[[int], bytes]
-        self._then: Callable[[], object] | None = None  # what waits for the process's end
+        self._then: Callable[[], object] | None = None  # what to do when the process has ended
         self._timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[None] | None = None
         self.made_in: dict[int, list[Channel]] = {}  # channels that certain threads have made
@@ -91,13 +94,13 @@ class Gateway(gateway.Gateway):
             text = f"{self.id}: execnet.aio can't wait for this kind of stream, execnet.Group can"
             raise BootstrapError(text, self._io.args)
         self._read_fd, self._read_now, write_fd = ends
-        self._writer = kind(self._io, self.id, self._loop, write_fd)
+        self._writer = kind(self._io, self.id, self._loop, self._poller, write_fd)
         self._writer.refusal = self._refusal
         self._drains = kind is LoopTlsWriter
         self._loop.call_soon_threadsafe(self._attach)
 
     def _make_channel(self, gateway: Any, id: int, factory: Any) -> Channel:
-        """Return a new channel for the thread that asks: elsewhere than in the loop it waits."""
+        """Return a new channel for the calling thread, whose calls wait unless it is the loop's."""
         ident = get_ident()
         if ident == self._receiver_ident:
             return channels.Channel(gateway, id, factory)
@@ -136,8 +139,8 @@ class Gateway(gateway.Gateway):
         async def call(self, func, /, *args, **kwargs):
             """Call a function in the worker; return its result, raise what it raises.
 
-            As ``execnet.Gateway.call``.  Calls of several tasks run at once; cancelling one leaves
-            it running over there.
+            As ``execnet.Gateway.call``.  Calls of several tasks run at once.  A call that is
+            cancelled goes on in the worker.
             """
             return await self._get_calls().call(func, args, kwargs)
 
@@ -145,7 +148,7 @@ class Gateway(gateway.Gateway):
             """Have a function called in the worker; return an ``asyncio.Future``; does not wait.
 
             As ``execnet.Gateway.submit``: what is submitted to one gateway runs there one after
-            the other.  Cancelling the future leaves the call running over there.
+            the other.  If the future is cancelled, the call goes on in the worker.
             """
             if self._submitted is None:
                 from .calls import Submitted
@@ -160,7 +163,7 @@ class Gateway(gateway.Gateway):
     async def forward_imports(
         self, names: Iterable[str], allow: Iterable[str] = (), deny: Iterable[str] = ()
     ) -> None:
-        """Have code in the worker import modules of this program; as ``execnet.Gateway``'s."""
+        """Let code in the worker import modules of this program; as ``execnet.Gateway``'s."""
         forward = super().forward_imports
         await to_its_end(in_thread(self._loop, forward, names, tuple(allow), tuple(deny)), int)
 
@@ -223,7 +226,7 @@ class Gateway(gateway.Gateway):
         self._receiver_ident = self._writer.loop_ident = get_ident()
         self._reading = True
         if self._read_fd >= 0:
-            self._loop.add_reader(self._read_fd, self._on_readable)
+            self._poller.add_reader(self._read_fd, self._on_readable)
         else:
             self._io.tell_loop(self._on_readable, self._writer.on_writable)
 
@@ -236,6 +239,9 @@ class Gateway(gateway.Gateway):
 
     def _on_readable(self) -> None:
         if self._is_over:
+            return
+        buffers = self._channelfactory.buffers
+        if buffers is not None and self._has_begun and buffers.fill(self._decoder, 0):
             return
         try:
             data = self._read_now(self._wanted)
@@ -284,7 +290,7 @@ class Gateway(gateway.Gateway):
         self._has_begun = True
         self._end_fd = self._io.open_end()
         if self._end_fd >= 0:
-            self._loop.add_reader(self._end_fd, self._on_process_end)
+            self._poller.add_reader(self._end_fd, self._on_process_end)
         elif self._io.has_process:
             self._timer = self._loop.call_later(LOOK_S, self._look_for_end)
         self._wanted = self._act_on(after)
@@ -298,7 +304,7 @@ class Gateway(gateway.Gateway):
             self._timer = self._loop.call_later(LOOK_S, self._look_for_end)
 
     def _on_process_end(self) -> None:
-        """The process has ended; one that it forked may hold its stream open."""
+        """Note that the process has ended; one that it forked may hold its stream open."""
         self._close_end_fd()
         then, self._then = self._then, None
         if then is not None:
@@ -317,12 +323,12 @@ class Gateway(gateway.Gateway):
             self._timer = self._loop.call_later(0, self._read_the_rest)
 
     def _on_end(self, error: BaseException) -> None:
-        """Read no more; go on when the process has ended too, or some time later."""
+        """Read no more; go on when the process has ended, too, or some time later."""
         if self._is_over:
             return
         self._is_over, self._reading = True, False
         if self._read_fd >= 0:
-            self._loop.remove_reader(self._read_fd)
+            self._poller.remove_reader(self._read_fd)
         self._trace("receiving ended", repr(error))
         self._error = error
         died = isinstance(error, EOFError) and self._state != GatewayState.CLOSING
@@ -338,7 +344,7 @@ class Gateway(gateway.Gateway):
             self._in_thread(self._io.poll_until, monotonic() + EXIT_STATUS_S, then=self._finish)
 
     def _in_thread(self, function: Callable[..., object], *args: Any, then: Any) -> None:
-        """Call a function in a thread, then another one in the loop, whatever came of the first."""
+        """Call a function in a thread, then another one in the loop, even if the first failed."""
 
         def go_on(future: asyncio.Future[object]) -> None:
             future.exception()
@@ -357,7 +363,7 @@ class Gateway(gateway.Gateway):
         if isinstance(self._error, ProtocolError) and self._last_words.read_trace(self._read_rest):
             self._error = EOFError("the stream ended")
         if self._last_words.is_certain and not self._io.has_ended():
-            # What carries the bytes, such as ssh, is given a moment.
+            # The program that carries the bytes, such as ssh, gets a moment to end.
             self._in_thread(self._io.end, then=self._close)
         else:
             self._close()
@@ -391,7 +397,7 @@ class Gateway(gateway.Gateway):
     def _close_end_fd(self) -> None:
         fd, self._end_fd = self._end_fd, -1
         if fd >= 0:
-            self._loop.remove_reader(fd)
+            self._poller.remove_reader(fd)
             os.close(fd)
 
     def _stop_timer(self) -> None:
@@ -402,27 +408,29 @@ class Gateway(gateway.Gateway):
     # ---------------------------------------------------------------- any thread
 
     def _refuse_blocking(self) -> None:
-        """Raise TypeError where something is about to wait in a thread that must not."""
+        """Raise TypeError: something is about to wait in a thread that must not."""
         if get_ident() not in self.made_in:
             raise TypeError(f"{self.id} belongs to a loop: use what execnet.aio has for it")
 
     def _await_receiver(self) -> None:
-        """Wait in a thread until the loop has seen the end, which has come.
+        """Wait in a thread until the loop has handled the end of a worker that was waited for.
 
-        If the loop does not run, nobody else does what is to be done then.
+        If the loop does not run, this does it in its place.
         """
         while not self._receiver_done.wait(LOOK_S if self._loop.is_running() else 0.0):
             if not self._loop.is_running():
                 self._error = self._error or EOFError(f"{self.id} was ended")
                 for fd in (self._read_fd, self._end_fd):
                     with suppress(Exception):  # the loop is closed, or there is none
-                        self._loop.remove_reader(fd)
+                        self._poller.remove_reader(fd)
                 if self._end_fd >= 0:
                     os.close(self._end_fd)
                     self._end_fd = -1
                 with suppress(Exception):  # what else is missing is nobody's to do
                     BaseGateway._on_stream_end(self)
                 self._receiver_done.set()
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._close_end_fd)
 
     def _watch_pulse(self, pulse: Pulse) -> None:
         """Beat in the loop: one that was held up reads what has come before it judges."""
@@ -435,4 +443,4 @@ class Gateway(gateway.Gateway):
 
     def _on_silence(self, reason: str) -> None:
         self._silence = reason
-        self._in_thread(self._io.kill, then=int)
+        self._loop.call_soon_threadsafe(partial(self._in_thread, self._io.kill, then=int))

@@ -1,74 +1,113 @@
 """Groups of an asyncio loop: make gateways, find them, end them all.
 
-What waits for processes is that of ``multi.Group``, and runs in a thread for as long as it takes.
-Start at ``Group``.
+``multi.Group`` does what has to wait for processes, in a thread for as long as that takes.  Start
+at ``Group``.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from functools import partial
 
 from .. import gateway_bootstrap, multi
-from .._specs import Settings
 from ..gateway_base import get_ident
+from .channel import check_callback
 from .gateway import Gateway
 from .multichannel import MultiChannel
+from .poller import poller_of
 from .threads import in_thread, to_its_end
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import types
-    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
     from typing import Any
 
     from .._features.codecs import Codec
+    from .._specs import Settings
     from ..gateway_bootstrap import Through
     from ..xspec import XSpec
+    from .executor import Executor
 
 STARTS_MAX = 8  # calls that start gateways at once, each in a thread; one may start a thousand
 
 
-class _Making:
-    """One call that makes gateways, in its thread."""
+class _Request:
+    """A call that makes gateways, or waits for some, in its thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, core: _Core) -> None:
         self.gateways: list[Any] = []
         self.is_cancelled = False
+        self._core = core
 
     def cancel(self) -> None:
-        """Have it fail soon; in any thread."""
+        """Make it fail soon; any thread may call."""
         self.is_cancelled = True
         for gateway in list(self.gateways):
-            gateway._io.kill()
+            if not self._core.is_shared(gateway):  # others may be starting through it
+                gateway._io.kill()
+        self._core.look_again()
 
 
 class _Core(multi.Group):
-    """The group as threads have it, with gateways of a loop."""
+    """A group as in threads, but with gateways of a loop."""
 
-    def __init__(self, remote_execmodel: str) -> None:
+    def __init__(self, remote_execmodel: str, respawn: int = 0) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.owner: Group | None = None
-        self._makings: dict[int, _Making] = {}  # by thread
-        super().__init__()
+        self._requests: dict[int, _Request] = {}  # by thread
+        super().__init__(respawn=respawn)
         self.set_execmodel("thread", remote_execmodel)
 
-    def make(self, making: _Making, specs: list[XSpec | str | None]) -> list[Any]:
-        """Start workers, in a thread; return their gateways."""
+    def belong_to(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Make gateways of this loop from now on."""
+        self.loop, self._kind = loop, partial(Gateway, loop=loop, poller=poller_of(loop))
+
+    def run(self, request: _Request, method: Callable[..., list[Any]], *args: Any) -> list[Any]:
+        """Call a method that makes gateways or waits for some, in a thread."""
         ident = get_ident()
-        self._makings[ident] = making
+        self._requests[ident] = request
         try:
-            started = self.makegateways(specs)
+            return method(*args)
         finally:
-            del self._makings[ident]
-        if making.is_cancelled:
+            del self._requests[ident]
+
+    def make(
+        self, request: _Request, specs: list[XSpec | str | None], fanout: int | None = None
+    ) -> list[Any]:
+        """Start workers, in a thread, with a fanout as a tree; return their gateways."""
+        if fanout is None:
+            started = self.run(request, self.makegateways, specs)
+        else:
+            started = self.run(request, self.tree, specs, fanout)
+        if request.is_cancelled:
             for gateway in started:
                 self._forget(gateway)
             gateway_bootstrap.abandon(*started)
         return started
 
-    def _prepare(self, spec: XSpec | str | None, kind: type[Settings] = Settings) -> Settings:
-        settings = super()._prepare(spec, kind)
+    def _is_wanted(self) -> bool:
+        request = self._requests.get(get_ident())
+        return request is None or not request.is_cancelled
+
+    def look_again(self) -> None:
+        """Have threads that wait for joiners see whether these are still wanted."""
+        for door in [self._joins, *self._doors.values()]:
+            if door is not None:
+                door.look_again()
+
+    def is_shared(self, gateway: Any) -> bool:
+        """Whether it is a connection through which others start."""
+        return gateway in self._connections.gateways()
+
+    def is_in_use(self) -> bool:
+        """Whether there is anything to end."""
+        doors = self._joins is not None or self._doors or self._launchers
+        return bool(doors or self._gateways or self._gateways_to_join)
+
+    def _prepare(self, spec: XSpec | str | None) -> Settings:
+        settings = super()._prepare(spec)
         if settings.resume_s is not None:
             text = "resume= is not for execnet.aio: execnet.Group can take connections up again"
             raise ValueError(f"spec {settings.spec.shown()!r}: {text}")
@@ -77,19 +116,18 @@ class _Core(multi.Group):
     def _start(
         self, settings: Settings, find: Callable[[str], Any], through: Through | None
     ) -> Any:
-        making = self._makings[get_ident()]
-        if making.is_cancelled:
+        request = self._requests.get(get_ident())  # None in the thread of a joiner
+        if request is not None and request.is_cancelled:
             raise OSError("it was cancelled")
-        assert self.loop is not None
-        kind = partial(Gateway, loop=self.loop)
-        gateway = gateway_bootstrap.start(settings, self.execmodel, find, through, kind)
-        making.gateways.append(gateway)
-        if making.is_cancelled:
-            gateway._io.kill()
+        gateway = super()._start(settings, find, through)
+        if request is not None:
+            request.gateways.append(gateway)
+            if request.is_cancelled:
+                gateway._io.kill()
         return gateway
 
     def kill(self) -> None:
-        """Have whoever waits for the end of workers kill them; in a thread."""
+        """Make whoever waits for the end of workers kill them; called in a thread."""
         self.terminate(0)
 
 
@@ -97,18 +135,23 @@ class Group:
     """Gateways that are made, used and ended together, in one asyncio loop.
 
     xspecs: specs of gateways that ``async with`` starts, as for ``makegateways``.
-    remote_execmodel: how workers run things at once whose spec does not say.
-    All methods belong to the loop's thread.  On the way out of ``async with``, when the loop shuts
-    down as ``asyncio.run`` has it, and when the interpreter ends, the workers are ended.
+    remote_execmodel: the execution model of workers whose spec names none.  respawn: how often each
+    worker that dies is started anew from its spec.
+    All methods belong to the loop's thread.  The workers are ended at the end of ``async with``,
+    when ``asyncio.run`` shuts the loop down, and when the interpreter ends.
     """
 
     def __init__(
-        self, xspecs: Iterable[XSpec | str | None] = (), remote_execmodel: str = "thread"
+        self,
+        xspecs: Iterable[XSpec | str | None] = (),
+        remote_execmodel: str = "thread",
+        *,
+        respawn: int = 0,
     ) -> None:
         if isinstance(xspecs, str) and xspecs:
             raise ValueError(f"these specs are one string, not a list: write [{xspecs!r}]")
         self._xspecs = list(xspecs)
-        self._core = _Core(remote_execmodel)
+        self._core = _Core(remote_execmodel, respawn)
         self._starts = asyncio.Semaphore(STARTS_MAX)
         self._guard: AsyncGenerator[None, None] | None = None
 
@@ -129,7 +172,7 @@ class Group:
 
     @property
     def defaultspec(self) -> str:
-        """What a spec of None stands for."""
+        """The spec that None stands for."""
         return self._core.defaultspec
 
     @defaultspec.setter
@@ -148,7 +191,7 @@ class Group:
     ) -> None:
         """End all workers, as ``terminate``, with 10 s to end by themselves.
 
-        On the way out with an error, a cancellation too, their code is interrupted at once.
+        After an error or a cancellation, their code is interrupted at once.
         """
         self._core._is_hurried = error is not None
         try:
@@ -161,11 +204,9 @@ class Group:
     async def makegateway(self, spec: XSpec | str | None = None) -> Gateway:
         """Start a worker and return its gateway; as ``execnet.Group.makegateway``."""
         if isinstance(spec, str) and ("*" in spec or "[" in spec):
-            from .._speclists import expand, is_list
+            from .._speclists import check_single
 
-            if is_list(spec):
-                text = f"is a list of {len(expand(spec))}, makegateways([...]) takes it"
-                raise ValueError(f"spec {spec!r} {text}")
+            check_single(spec)
         return (await self.makegateways([spec]))[0]
 
     async def makegateways(self, specs: Iterable[XSpec | str | None]) -> list[Gateway]:
@@ -173,24 +214,31 @@ class Group:
 
         As ``execnet.Group.makegateways``.  If it is cancelled, it ends all of them.
         """
+        return await self._make_all(specs)
+
+    async def tree(self, specs: Iterable[XSpec | str | None], fanout: int = 16) -> list[Gateway]:
+        """Start workers as a tree, and return their gateways in order.
+
+        As ``execnet.Group.tree`` of a group.  If it is cancelled, it ends all of them.
+        """
+        return await self._make_all(specs, fanout)
+
+    async def _make_all(
+        self, specs: Iterable[XSpec | str | None], fanout: int | None = None
+    ) -> list[Gateway]:
         if isinstance(specs, str) and specs:
             raise ValueError(f"these specs are one string, not a list: write [{specs!r}]")
         loop = await self._take_loop()
-        making = _Making()
+        request = _Request(self._core)
         async with self._starts:
-            future = in_thread(loop, self._core.make, making, list(specs))
-            return await to_its_end(future, lambda: in_thread(loop, making.cancel))
+            future = in_thread(loop, self._core.make, request, list(specs), fanout)
+            return await to_its_end(future, lambda: in_thread(loop, request.cancel))
 
     async def _take_loop(self) -> asyncio.AbstractEventLoop:
         """Return the running loop, which is the group's from now on."""
         loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         if self._core.loop is None:
-            if not _can_poll(loop):
-                raise NotImplementedError(
-                    f"execnet.aio needs a loop that polls descriptors, and {loop!r} has no"
-                    " add_reader: use execnet.Group, from threads"
-                )
-            self._core.loop = loop
+            self._core.belong_to(loop)
         if self._core.loop is not loop:
             raise RuntimeError(f"{self!r} belongs to another loop")
         if self._guard is None:
@@ -200,12 +248,60 @@ class Group:
         return loop
 
     async def _end_with_loop(self) -> AsyncGenerator[None, None]:
-        """End the workers when the loop closes its generators, of which this is one."""
+        """End the workers when the loop closes its asynchronous generators: this is one."""
         try:
             yield
         finally:
-            if len(self._core) or self._core._gateways_to_join:
+            if self._core.is_in_use():
                 await self._end(multi.ATEXIT_S)
+
+    def setlocalfactory(
+        self, port: int | None = None, *, name: str | None = None, idle: float = 600
+    ) -> None:
+        """Make gateways that need a login through a service; as ``execnet.Group``'s."""
+        self._core.setlocalfactory(port, name=name, idle=idle)
+
+    # workers that dial in
+
+    async def listen(
+        self,
+        address: str = "0.0.0.0:0",
+        key: str | bytes | None = None,
+        tls: bool | str = True,
+        count: int | None = None,
+        options: str = "",
+    ) -> str:
+        """Let workers dial in; as ``execnet.Group.listen``."""
+        loop = await self._take_loop()
+        listen = partial(self._core.listen, address, key, tls, count, options)
+        return await to_its_end(in_thread(loop, listen), int)
+
+    def join_command(
+        self, via: str | None = None, key: str | None = None, python: str = "python3"
+    ) -> str:
+        """Return a command that becomes a worker; as ``execnet.Group.join_command``."""
+        return self._core.join_command(via, key, python)
+
+    async def launch(
+        self, command: str | Sequence[str], via: str | None = None, python: str = "python3"
+    ) -> None:
+        """Start a program that runs a command, once or more; as ``execnet.Group.launch``."""
+        loop = await self._take_loop()
+        await to_its_end(in_thread(loop, self._core.launch, command, via, python), int)
+
+    async def wait_for(self, count: int, timeout: float | None = None) -> list[Gateway]:
+        """Wait until this many workers have dialled in; as ``execnet.Group.wait_for``."""
+        loop = await self._take_loop()
+        request = _Request(self._core)
+        future = in_thread(loop, self._core.run, request, self._core.wait_for, count, timeout)
+        return await to_its_end(future, lambda: in_thread(loop, request.cancel))
+
+    def on_join(self, callback: Callable[[Gateway], object] | None) -> None:
+        """Have a callback called with each worker that dials in; as ``execnet.Group.on_join``.
+
+        It is a plain function, and runs in the loop, which handles its errors.
+        """
+        self._core.on_join(_in_loop(callback))
 
     # using
 
@@ -214,18 +310,46 @@ class Group:
         return MultiChannel([gateway.remote_exec(source, **kwargs) for gateway in self])
 
     def codec(self, codec: Codec | None) -> None:
-        """Give all channels a codec that are made from now on; as ``execnet.Group.codec``."""
+        """Give a codec to calls and new channels from now on; as ``execnet.Group.codec``."""
         self._core.codec(codec)
 
+    def executor(
+        self,
+        max_per_worker: int = 1,
+        imports: Iterable[str] | None = None,
+        codec: Codec | None = None,
+        *,
+        retries: int = 0,
+        cancel: str | None = None,
+    ) -> Executor:
+        """Return an executor that calls functions in the workers, each in whichever is free.
+
+        As ``execnet.Group.executor``; its futures are those of the loop, and its ``map`` is an
+        asynchronous iterator.  ``async with`` waits for all calls in the end.
+        """
+        from .executor import Executor
+
+        loop = asyncio.get_running_loop()
+        return Executor(loop, self._core, max_per_worker, imports, codec, retries, cancel)
+
     def on_output(self, callback: Callable[[Gateway, str, str], object] | None) -> None:
-        """Have a callback get what workers with ``output=forward`` write, line by line.
+        """Pass what workers with ``output=forward`` write to a callback, line by line.
 
         As ``execnet.Group.on_output``: it runs in a thread, not in the loop.
         """
         self._core.on_output(callback)  # type: ignore[arg-type]
 
+    def on_respawn(
+        self, callback: Callable[[Gateway, Gateway | None, Exception], object] | None
+    ) -> None:
+        """Have a callback called when a worker that died was started anew, or could not be.
+
+        As ``execnet.Group.on_respawn``, but it runs in the loop, which handles its errors.
+        """
+        self._core.on_respawn(_in_loop(callback))
+
     async def reload_imports(self) -> list[str]:
-        """Read the modules anew that workers import from here; as ``execnet.Group``'s."""
+        """Read forwarded modules anew; as ``execnet.Group.reload_imports``."""
         loop = await self._take_loop()
         return await to_its_end(in_thread(loop, self._core.reload_imports), int)
 
@@ -268,7 +392,15 @@ class Group:
         await to_its_end(future, lambda: in_thread(loop, self._core.kill))
 
 
-def _can_poll(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether a loop has ``add_reader``; Windows' default one has not."""
-    proactor = getattr(asyncio, "ProactorEventLoop", None)
-    return proactor is None or not isinstance(loop, proactor)
+def _in_loop(callback: Callable[..., object] | None) -> Callable[..., None] | None:
+    """Return a function that has a callback called in the running loop, from any thread."""
+    if callback is None:
+        return None
+    check_callback(callback)
+    loop = asyncio.get_running_loop()
+
+    def tell(*what: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(callback, *what)
+
+    return tell

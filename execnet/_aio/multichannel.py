@@ -1,56 +1,54 @@
 """Channels to several workers, used at once by an asyncio loop."""
 
+# mypy: disable-error-code="override"
+# What waits returns an awaitable here, as in ``_aio.gateway``.
+
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 
-from .._multichannel import NO_ENDMARKER_WANTED
-from ..gateway_base import RemoteError
+from .. import _multichannel
+from .._clock import monotonic
+from .._multichannel import raise_first
+from ..gateway_base import NO_ENDMARKER_WANTED, RemoteError
+from .channel import await_items
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterator
     from typing import Any
 
     from .channel import Channel
 
 
-class MultiChannel:
+class MultiChannel(_multichannel.MultiChannel):
     """Channels to several workers, used at once."""
 
-    def __init__(self, channels: Iterable[Channel]) -> None:
-        self._channels = list(channels)
-        self._queue: asyncio.Queue[tuple[Channel, Any]] | None = None
-        self._end: object = None  # what the queue gets for a channel that has ended
-        self._open = len(self._channels)  # those whose end nobody has taken from the queue
+    _channels: list[Any]  # of this loop
 
-    def __repr__(self) -> str:
-        parts = [f"{channel.gateway.id} {channel!r}" for channel in self._channels]
-        return f"<MultiChannel {', '.join(parts)}>"
+    if TYPE_CHECKING:
 
-    def __len__(self) -> int:
-        return len(self._channels)
-
-    def __iter__(self) -> Iterator[Channel]:
-        return iter(self._channels)
-
-    def __getitem__(self, key: int) -> Channel:
-        return self._channels[key]
-
-    def __contains__(self, channel: object) -> bool:
-        return channel in self._channels
+        def __iter__(self) -> Iterator[Channel]: ...
+        def __getitem__(self, key: int) -> Channel: ...
 
     async def send_each(self, item: object) -> None:
-        """Send an item over every channel."""
-        for channel in self._channels:
-            await channel.send(item)
+        """Send an item over every channel; errors as for a channel's ``send``.
+
+        A worker that is slow to read holds up no other.  If some can't send any more, the others
+        do, then the first error is raised.
+        """
+        sends = [channel.send(item) for channel in self._channels]
+        for told in await asyncio.gather(*sends, return_exceptions=True):
+            if isinstance(told, BaseException):
+                raise told
 
     async def receive_each(self, withchannel: bool = False) -> list[Any]:
         """Return one item of every channel, in order; as (channel, item) if asked for.
 
-        If it is cancelled, or one of them fails, items that were taken before are lost.
+        They are taken when all are there: if it is cancelled, or a channel has ended, the items of
+        the others are for the next one who receives.
         """
+        await await_items(self._channels)
         if withchannel:
             return [(channel, await channel.receive()) for channel in self._channels]
         return [await channel.receive() for channel in self._channels]
@@ -63,14 +61,9 @@ class MultiChannel:
         endmarker: put as the item of a channel that has ended.
         """
         if self._queue is None:
-            self._end, self._queue = endmarker, asyncio.Queue()
-            for channel in self._channels:
-                channel.setcallback(partial(self._put, channel), endmarker)
-        return self._queue
-
-    def _put(self, channel: Channel, item: object) -> None:
-        assert self._queue is not None
-        self._queue.put_nowait((channel, item))
+            self._fill(asyncio.Queue(), endmarker)
+        queue: asyncio.Queue[tuple[Channel, Any]] = self._queue
+        return queue
 
     async def as_received(self) -> AsyncIterator[tuple[Channel, Any]]:
         """Yield (channel, item) as they come, until all channels have ended.
@@ -78,35 +71,23 @@ class MultiChannel:
         What ended a channel, such as a ``RemoteError``, is raised after its items; calling this
         again goes on with the other channels.  Raises OSError if a queue was made before.
         """
-        if self._queue is None:
-            self.make_receive_queue(endmarker=object())
-        elif self._end is NO_ENDMARKER_WANTED:
-            raise OSError("a receive queue was made that gets no endmarker: take items from that")
-        assert self._queue is not None
+        queue = self._queue_with_ends()
         while self._open:
-            channel, item = await self._queue.get()
+            channel, item = await queue.get()
             if item is self._end:
                 self._open -= 1
                 await channel.waitclose()
             else:
                 yield channel, item
 
-    def close(self, error: str | None = None) -> None:
-        """Close all channels; the far sides get ``error`` as a RemoteError."""
-        for channel in self._channels:
-            channel.close(error)
-
-    async def waitclose(self) -> None:
-        """Wait until all channels are closed; then raise the first RemoteError of them.
-
-        Where there is none, the error of the first gateway that was lost.
-        """
+    async def waitclose(self, timeout: float | None = None) -> None:
+        """Wait until all channels are closed; as ``execnet.MultiChannel.waitclose``."""
         errors: list[BaseException] = []
+        deadline = None if timeout is None else monotonic() + timeout
         for channel in self._channels:
             try:
-                await channel.waitclose()
+                left = None if deadline is None else max(0.0, deadline - monotonic())
+                await channel.waitclose(left)
             except (RemoteError, EOFError) as exc:
                 errors.append(exc)
-        errors.sort(key=lambda error: not isinstance(error, RemoteError))
-        if errors:
-            raise errors[0]
+        raise_first(errors)

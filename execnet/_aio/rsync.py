@@ -1,4 +1,4 @@
-"""RSync with gateways of an asyncio loop: threads have the files, the loop has the streams."""
+"""RSync with gateways of an asyncio loop: threads handle the files, the loop the streams."""
 
 # mypy: disable-error-code="override"
 # What waits returns an awaitable here, as in ``_aio.gateway``.
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class RSync(rsync.RSync):
-    """Sends a directory tree to places of gateways of ``execnet.aio``; as ``execnet.RSync``.
+    """Sends a directory tree to gateways of ``execnet.aio``; otherwise as ``execnet.RSync``.
 
-    What a program passes to be called (``callback``, ``finishedcallback``, ``progress``), and
-    ``filter``, run in a thread, one after the other.
+    Your callbacks (``callback``, ``finishedcallback``, ``progress``) and ``filter`` run in a
+    thread, one after the other.
     """
 
     _asked: list[tuple[Any, ...]] | None = None
@@ -40,9 +40,9 @@ class RSync(rsync.RSync):
         finishedcallback: Callable[[], object] | None = None,
         **options: Any,
     ) -> None:
-        """Add a place that the next ``send`` goes to; as ``execnet.RSync.add_target``.
+        """Add a target for the next ``send``; as ``execnet.RSync.add_target``.
 
-        What that raises for its arguments ``send`` raises here.
+        Errors in the arguments are raised by ``send``.
         """
         self._asked = [*(self._asked or ()), (gateway, destdir, finishedcallback, options)]
 
@@ -81,7 +81,7 @@ class RSync(rsync.RSync):
 
 
 async def _in_thread(gateways: Iterable[Gateway], work: Callable[[], T]) -> T:
-    """Do what makes channels and uses them, in a thread; a cancellation closes the channels."""
+    """Do work that makes and uses channels in a thread; a cancellation closes them."""
     made: list[Channel] = []
     is_cancelled = False
 

@@ -1,7 +1,7 @@
-"""What a loop leaves to threads: starts and ends of processes, which wait in the system.
+"""What a loop leaves to threads: to start and end processes, which waits for the system.
 
-Each is a thread of its own, not one of the loop's executor: that may be full of the program's own
-work, which may wait for just this.  Start at ``in_thread``.
+Each task gets a thread of its own, not one of the loop's executor.  All threads of that may be busy
+with work of the program that waits for just this.  Start at ``in_thread``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def in_thread(
     loop: asyncio.AbstractEventLoop, function: Callable[..., T], *args: Any
 ) -> asyncio.Future[T]:
-    """Call a function in a thread; return the loop's future of what comes of it.
+    """Call a function in a thread; return a future of the loop for its result.
 
     Raises RuntimeError if there can be no more threads.
     """
@@ -45,9 +45,9 @@ def in_thread(
 
 
 async def to_its_end(future: asyncio.Future[T], hurry: Callable[[], object]) -> T:
-    """Wait until a thread has done its work, whatever comes, and return what came of it.
+    """Wait until a thread has done its work, whatever happens, and return the result.
 
-    A cancellation has it hurry, and is raised when it has ended.
+    A cancellation makes the thread hurry, and is raised when the thread has ended.
     """
     cancelled: asyncio.CancelledError | None = None
     while not future.done():

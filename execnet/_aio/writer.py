@@ -1,4 +1,4 @@
-"""Frames go out as the stream takes them; what it does not take waits here for the loop."""
+"""Writes frames as far as the stream takes them; the rest waits here for the loop."""
 
 from __future__ import annotations
 
@@ -6,34 +6,38 @@ import asyncio
 from collections import deque
 from contextlib import suppress
 
-from .._endpoint import StreamFull
+from .._endpoint import StreamFull, Writer
 from .._transports.tls import TlsWriter
-from .._via.stream import ViaWriter
+from .._via.writer import ViaWriter
 from ..gateway_base import FrameWriter, get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .poller import Polls
+
 
 class LoopWriter(FrameWriter):
-    """The writer of a gateway whose stream never waits, and whose waits are a loop's.
+    """The writer of a gateway whose stream never waits; tasks of a loop wait instead.
 
-    Any thread may hand frames in.  The loop's writes the rest when the stream takes more; if
-    the loop does not run (any more), a thread does, as for other gateways.
+    Any thread may hand in frames.  When the stream takes more, the loop's thread writes the
+    rest.  If the loop does not run (any more), another thread does, as with other gateways.
     """
 
-    def __init__(self, io: Any, name: str, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+    def __init__(
+        self, io: Any, name: str, loop: asyncio.AbstractEventLoop, poller: Polls, fd: int
+    ) -> None:
         super().__init__(io, name)
-        self._loop, self._fd = loop, fd
+        self._loop, self._poller, self._fd = loop, poller, fd
         self.loop_ident = 0  # of the thread that the loop runs in, once it has been seen there
         self._polls = False
-        self._waiting: deque[asyncio.Future[None]] = deque()  # of those that wait for room
+        self._waiting: deque[asyncio.Future[None]] = deque()  # one for each waiting task
 
     def send(self, header: bytes, payload: bytes | memoryview) -> None:
         """Have a frame written soon, as ``post``; OSError if it can't be.
 
-        Only in the loop's thread it never waits: that awaits ``room`` before.
+        It never waits in the loop's thread, which awaits ``room`` before it calls this.
         """
         if self.is_full() and get_ident() != self.loop_ident:
             self._send_from_thread(header, payload)
@@ -72,7 +76,7 @@ class LoopWriter(FrameWriter):
         self.post_frame(frame)
 
     def refusal_now(self) -> Exception:
-        """Return the error for what can't be sent."""
+        """Return the error for a frame that can't be sent."""
         return self.refusal(f"cannot send (already closed?): {self._error or 'it was ended'}")
 
     # the loop's thread
@@ -82,17 +86,17 @@ class LoopWriter(FrameWriter):
         return bool(self._frames or self._begun)
 
     async def room(self) -> None:
-        """Wait until nothing waits to be written before ours, or nothing can be any more."""
+        """Wait until no other frame waits to be written, or none can be written any more."""
         if self._error is not None:
             return
         waiter = self._loop.create_future()
-        # Before it looks: a thread that has written everything looks afterwards whether one waits.
+        # First queue, then look: a thread that has written everything looks into the queue.
         self._waiting.append(waiter)
         try:
             if self.is_full() or self._waiting[0] is not waiter:
                 await waiter
         except BaseException:
-            if not waiter.cancelled():  # its turn had come: it is the next one's
+            if not waiter.cancelled():  # its turn had come, which is now for the next one
                 self.pass_on()
             raise
         finally:
@@ -100,7 +104,7 @@ class LoopWriter(FrameWriter):
                 self._waiting.remove(waiter)
 
     def pass_on(self) -> None:
-        """Let the next one write: for whoever had waited for room, and for the writer."""
+        """Let the next task write; called by a task that had its turn, and by the writer."""
         if self.is_full():
             return
         for waiter in self._waiting:
@@ -109,7 +113,7 @@ class LoopWriter(FrameWriter):
                 return
 
     def fail(self, reason: str) -> None:
-        """Refuse all frames from now on, and forget those that are waiting."""
+        """Refuse all frames from now on, and drop those that are waiting."""
         super().fail(reason)
         if get_ident() == self.loop_ident:
             self._wake_all()
@@ -156,7 +160,7 @@ class LoopWriter(FrameWriter):
         if not self._polls:
             self._polls = True
             if self._fd >= 0:  # else the stream tells by itself
-                self._loop.add_writer(self._fd, self.on_writable)
+                self._poller.add_writer(self._fd, self.on_writable)
 
     def on_writable(self) -> None:
         """The stream takes more."""
@@ -171,7 +175,7 @@ class LoopWriter(FrameWriter):
         if self._polls:
             self._polls = False
             if self._fd >= 0:
-                self._loop.remove_writer(self._fd)
+                self._poller.remove_writer(self._fd)
 
     def detach(self) -> None:
         """Let go of the loop: the stream is closed next."""
@@ -189,6 +193,7 @@ class LoopTlsWriter(LoopWriter, TlsWriter):
 
 KINDS: dict[type[FrameWriter], type[LoopWriter]] = {
     FrameWriter: LoopWriter,
+    Writer: LoopWriter,
     TlsWriter: LoopTlsWriter,
     ViaWriter: LoopViaWriter,
 }

@@ -5,8 +5,9 @@ The rest is imported when a group starts to listen.  Start at ``Listening.listen
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from .._clock import monotonic
-from .._specs import JoinedSettings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ..gateway_base import ExecModel
     from .launcher import Launcher
     from .near import Joins
+    from .wanted import Wanted
 
 LAUNCHER_S = 10.0  # how long a launcher may take to notice that its tasks have ended
 
@@ -28,6 +30,7 @@ class Listening:
 
     _joins: Joins | None = None
     _launchers: list[Launcher]  # those that may not have ended
+    _doors: dict[object, Wanted]  # of ``listen=`` specs, by address
     _lock: Any  # attributes of a group
     _end_at_exit: Callable[[], None]
     _tell_executors: Callable[[], None]
@@ -36,8 +39,9 @@ class Listening:
 
         @property
         def execmodel(self) -> ExecModel: ...
-        def _prepare(self, spec: Any, kind: type[Settings] = ...) -> Settings: ...
-        def _make_through(self, spec: Any, through: Any, kind: type[Settings] = ...) -> Gateway: ...
+        def _prepare(self, spec: Any) -> Settings: ...
+        def _make_through(self, spec: Any, through: Any) -> Gateway: ...
+        def _start(self, settings: Settings, find: Any, through: Any) -> Gateway: ...
 
     def listen(
         self,
@@ -61,12 +65,15 @@ class Listening:
             raise ValueError(f"listen() needs threads, and this group has {self.execmodel.backend}")
         if count is not None and count < 1:
             raise ValueError(f"count={count} admits nobody")
-        self._prepare(_spec_of(address, options), JoinedSettings)  # the caller gets the error
+        spec = self._prepare(_spec_of(address, options)).spec  # the caller gets the error
+        for name in "id", "key", "certificate":
+            if vars(spec).get(name) is not None:
+                raise ValueError(f"options={options!r}: {name}= can't be for all that join")
         from .near import Joins
 
         def make(io: Endpoint, address: str) -> Gateway:
             spec = _spec_of(address, options)
-            gateway = self._make_through(spec, lambda settings, model: io, JoinedSettings)
+            gateway = self._make_through(spec, lambda settings, model: io)
             self._tell_executors()
             return gateway
 
@@ -74,7 +81,7 @@ class Listening:
             if self._joins is not None:
                 raise ValueError(f"the group listens already, at {self._joins.ticket}")
             self._end_at_exit()
-            self._joins = Joins(address, key, tls, count, self.execmodel, make)
+            self._joins = Joins(address, key, tls, count, self.execmodel, lambda: nullcontext(make))
             return str(self._joins.ticket)
 
     def join_command(
@@ -121,7 +128,7 @@ class Listening:
         are and who was turned away, ``BootstrapError`` as soon as a program started by ``launch``
         fails before that, and ValueError if the group is not listening.
         """
-        return self._get_joins().wait_for(count, timeout)
+        return self._get_joins().wait_for(count, timeout, self._is_wanted)
 
     def on_join(self, callback: Callable[[Gateway], object] | None) -> None:
         """Call a callback with the gateway of each worker that dials in, or has done so.
@@ -130,6 +137,24 @@ class Listening:
         to stderr.  None removes the callback.  Raises ValueError if the group is not listening.
         """
         self._get_joins().on_join(callback)
+
+    def _take_joiner(self, settings: Settings) -> Gateway:
+        """Wait for the next worker that dials in where a ``listen=`` spec says."""
+        from .wanted import Wanted
+
+        def begin(settings: Settings, io: Endpoint) -> Gateway:
+            return self._start(settings, None, lambda settings, model: io)
+
+        with self._lock:
+            door = self._doors.get(settings.address)
+            if door is None:
+                self._end_at_exit()
+                door = self._doors[settings.address] = Wanted(settings, self.execmodel, begin)
+        return door.take(settings, self._is_wanted)
+
+    def _is_wanted(self) -> bool:
+        """Whether what the calling thread waits for is still wanted."""
+        return True
 
     def _get_joins(self) -> Joins:
         joins = self._joins
@@ -142,6 +167,9 @@ class Listening:
         if joins is not None:
             joins.stop()
             self._launchers += joins.launchers
+        doors, self._doors = self._doors, {}
+        for door in doors.values():
+            door.stop()
 
     def _end_launchers(self, deadline: float | None) -> None:
         """End the programs that started joiners, after the joiners have ended."""
@@ -154,9 +182,11 @@ class Listening:
 
     def _disown_joins(self) -> None:
         joins, self._joins = self._joins, None
+        doors, self._doors = self._doors, {}
         self._launchers = []
-        if joins is not None:
-            joins.disown()
+        for one in [joins, *(door.joins for door in doors.values())]:
+            if one is not None:
+                one.disown()
 
 
 def _spec_of(address: str, options: str) -> str:

@@ -20,7 +20,7 @@ from .._ship.parts import lowered
 from .._transports.keys import own_key
 from .._transports.proof import SocketTalk, read_line
 from .._transports.tls import TlsIO
-from ..gateway_base import TimeoutError
+from ..gateway_base import Message, TimeoutError, real_select, timed_inbox
 from ..gateway_socket import ANY_HOST, LOOPBACK, SocketIO
 from ..script import socketserver
 from .command import KEY_VARIABLE, Ticket
@@ -31,6 +31,7 @@ from .visitor import Connection, Door, DoorCertificate
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from typing import Protocol
 
     from .._endpoint import Endpoint
@@ -50,7 +51,7 @@ END_S = 5.0  # for threads to see that it is over
 REASONS = 5  # kept for the message of a wait that fails
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """A joiner is turned away; ``word`` begins the line that it is sent."""
 
     def __init__(self, text: str, word: str = "error") -> None:
@@ -62,8 +63,9 @@ class Joins:
     """The door of a group, and the workers that came in.
 
     key: a file, or the key itself.  tls: a file with a certificate and its private key, or True
-    for one that is made now.  count: how many may be there at once.  make: see above.
-    ``_changed`` guards all lists; any thread may call.
+    for one that is made now.  count: how many may be there at once.  place: called for each
+    joiner, may wait; gives what makes a gateway of it, or raises ``Refused``.  ``_changed`` guards
+    all lists; any thread may call.
     """
 
     def __init__(
@@ -73,13 +75,14 @@ class Joins:
         tls: bool | str,
         count: int | None,
         execmodel: ExecModel,
-        make: Makes,
+        place: Callable[[], AbstractContextManager[Makes]],
     ) -> None:
         self.count = count
         self.gateways: list[Gateway] = []  # those that have joined and were not replaced
         self.secret, self.key_file = _secret_of(key)
         self.launchers: list[Launcher] = []
-        self._make, self._execmodel = make, execmodel
+        self.reasons: deque[str] = deque(maxlen=REASONS)  # why the last were turned away
+        self._place, self._execmodel = place, execmodel
         self._changed = threading.Condition()
         self._seen: set[str] = set()  # ids of joiners
         self._starting = 0  # joiners that have a place, but are not gateways yet
@@ -87,7 +90,6 @@ class Joins:
         self._ranks: dict[object, Gateway | None] = {}  # None: one that is about to join
         self._waiting: deque[tuple[Connection, str]] = deque()
         self._threads: set[threading.Thread] = set()
-        self._reasons: deque[str] = deque(maxlen=REASONS)
         self._callback: Callable[[Gateway], object] | None = None
         self._to_call: deque[Gateway] = deque()  # gateways that it has not been called for
         self._is_calling = False
@@ -116,11 +118,12 @@ class Joins:
     def launch(self, words: Sequence[str]) -> None:
         """Start a launcher; if the key is in no file, it goes into its environment."""
         key = None if self.key_file is not None else self.secret
-        launcher = Launcher(words, KEY_VARIABLE, key, self._on_launcher_end)
+        launcher = Launcher(words, KEY_VARIABLE, key, self.look_again)
         with self._changed:
             self.launchers.append(launcher)
 
-    def _on_launcher_end(self) -> None:
+    def look_again(self) -> None:
+        """Have threads in ``wait_for`` see what has changed: a launcher, or whether they wait."""
         with self._changed:
             self._changed.notify_all()
 
@@ -131,8 +134,13 @@ class Joins:
         with self._changed:
             return [gateway for gateway in self.gateways if gateway.hasreceiver()]
 
-    def wait_for(self, count: int, timeout: float | None) -> list[Gateway]:
-        """Wait until this many are there; an error says how many are, and who was refused."""
+    def wait_for(
+        self, count: int, timeout: float | None, is_wanted: Callable[[], object]
+    ) -> list[Gateway]:
+        """Wait until this many are there; an error says how many are, and who was refused.
+
+        is_wanted: whether to go on with it; ``look_again`` has it asked.
+        """
         deadline = None if timeout is None else monotonic() + timeout
         with self._changed:
             while True:
@@ -143,12 +151,14 @@ class Joins:
                 left = None if deadline is None else deadline - monotonic()
                 if self._is_over or failures or (left is not None and left <= 0):
                     break
+                if not is_wanted():
+                    raise InterruptedError("nobody waits for workers any more")
                 self._changed.wait(left)
             why = ["the group was ended"] if self._is_over else failures or [f"after {timeout} s"]
             what = "; ".join(why)
             text = f"{len(found)} of {count} workers have joined, {what}"
-            if self._reasons:
-                text += "; turned away: " + "; ".join(self._reasons)
+            if self.reasons:
+                text += "; turned away: " + "; ".join(self.reasons)
             raise BootstrapError(text) if failures else TimeoutError(text)
 
     def on_join(self, callback: Callable[[Gateway], object] | None) -> None:
@@ -160,11 +170,17 @@ class Joins:
 
     # ---------------------------------------------------------------- the end
 
-    def stop(self) -> None:
-        """Admit nobody any more, not even those that are about to become workers."""
+    def stop(self, patience_s: float = 0.0) -> None:
+        """Admit nobody any more, not even those that are about to become workers.
+
+        patience_s: how long those may take that are being told so.
+        """
+        until = monotonic() + patience_s
         with self._changed:
             self._is_over = True
             waiting, self._waiting = list(self._waiting), deque()
+            while self._busy and monotonic() < until:
+                self._changed.wait(until - monotonic())
             for connection in self._busy:
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
@@ -189,7 +205,7 @@ class Joins:
 
     def _on_refusal(self, host: str, reason: str) -> None:
         with self._changed:
-            self._reasons.append(f"{host}: {reason}")
+            self.reasons.append(f"{host}: {reason}")
 
     def _on_proof(self, connection: Connection, id: str) -> None:
         """Take a joiner that has the key, or tell it why not; never waits."""
@@ -199,7 +215,7 @@ class Joins:
                 self._waiting.append((connection, id))
                 if len(self._threads) < AT_ONCE:
                     self._start_thread()
-        except _Refused as exc:
+        except Refused as exc:
             self._on_refusal(_host_of(connection), str(exc))
             with suppress(OSError):
                 connection.send(_line(exc.word, str(exc)))
@@ -217,14 +233,14 @@ class Joins:
 
     def _reserve(self, id: str) -> None:  # holds _changed
         if self._is_over:
-            raise _Refused("the group was ended", "late")
+            raise Refused("the group was ended", "late")
         if id in self._seen:
-            raise _Refused("a joiner with this id has already come")
+            raise Refused("a joiner with this id has already come")
         there = len(self.live()) + self._starting
         if self.count is not None and there >= self.count:
-            raise _Refused(f"too late: the group has the {self.count} workers it wants", "late")
+            raise Refused(f"too late: the group has the {self.count} workers it wants", "late")
         if len(self._waiting) >= QUEUE:
-            raise _Refused("too many are joining at the same time")
+            raise Refused("too many are joining at the same time")
         self._seen.add(id)
         self._starting += 1
 
@@ -261,21 +277,31 @@ class Joins:
         try:
             facts = Facts(id, read_line(talk, monotonic() + FACTS_S))
             self._take_rank(facts)
-        except (_Refused, ValueError) as exc:
-            talk.write(f"error {exc}\n".encode("ascii", "replace"))
+        except (Refused, ValueError) as exc:
+            self._turn_away(talk, exc)
             raise
         gateway = None
         try:
-            talk.write(b"go on\n")
-            sock.settimeout(None)
-            io = SocketIO(sock, self._execmodel, name)
-            address = socketserver.format_address(self.address)
-            io.args = [f"listen={address}", f"joined={name}"]
-            stream = TlsIO(io, connection.tls)
-            stream.facts = facts.shown()
-            gateway = self._make(stream, address)
+            with self._place() as make:
+                if _has_left(sock):
+                    raise ConnectionError("it has left")
+                talk.write(b"go on\n")
+                sock.settimeout(None)
+                io = SocketIO(sock, self._execmodel, name)
+                address = socketserver.format_address(self.address)
+                io.args = [f"listen={address}", f"joined={name}"]
+                stream = TlsIO(io, connection.tls)
+                stream.facts = facts.shown()
+                gateway = make(stream, address)
+        except Refused as exc:
+            self._turn_away(talk, exc)
+            raise
         finally:
             self._add(gateway, facts)
+
+    def _turn_away(self, talk: SocketTalk, why: Exception) -> None:
+        word = why.word if isinstance(why, Refused) else "error"
+        talk.write(f"{word} {why}\n".encode("ascii", "replace"))
 
     def _take_rank(self, facts: Facts) -> None:
         """Make sure that nobody else has this rank; one whose worker has ended is replaced."""
@@ -284,14 +310,14 @@ class Joins:
         with self._changed:
             rival = self._ranks.get(facts.place)
             if rival is None and facts.place in self._ranks:
-                raise _Refused(f"another that is {facts} is about to join")
+                raise Refused(f"another that is {facts} is about to join")
             self._ranks[facts.place] = None
         if rival is None:
             return
         if _lives(rival):
             with self._changed:
                 self._ranks[facts.place] = rival
-            raise _Refused(f"{facts} has joined already: {rival.id}")
+            raise Refused(f"{facts} has joined already: {rival.id}")
         rival.exit()
 
     def _add(self, gateway: Gateway | None, facts: Facts) -> None:
@@ -331,12 +357,25 @@ def _lives(gateway: Gateway) -> bool:
     """Whether a worker is alive; if necessary, ask it and wait for one heartbeat."""
     if not gateway.hasreceiver():
         return False
+    answers = timed_inbox(gateway.execmodel)
     try:
-        gateway.remote_status(gateway.settings.heartbeat_s or 1.0)
-    except (OSError, EOFError):
-        gateway._on_silence("another with its rank has joined, and it does not answer")
-        return False
-    return True
+        # With a callback, since this thread must not wait for a channel of a loop.
+        channel = gateway.newchannel()
+        channel.setcallback(answers.put, endmarker=None)
+        gateway._post(Message.STATUS, channel.id)
+        if answers.get(True, gateway.settings.heartbeat_s or 1.0) is not None:
+            return True
+    except (OSError, gateway.execmodel.Empty):
+        pass
+    gateway._on_silence("another with its rank has joined, and it does not answer")
+    return False
+
+
+def _has_left(sock: socket.socket) -> bool:
+    """Whether a joiner, which has nothing to say at this point, has closed its connection."""
+    poll = real_select().poll()
+    poll.register(sock, real_select().POLLIN)
+    return bool(poll.poll(0))
 
 
 def _secret_of(key: str | bytes | None) -> tuple[bytes, str | None]:

@@ -12,7 +12,7 @@ from datetime import date
 from typing import Any
 
 import pytest
-from tools import BOUND_S, some_of
+from tools import BOUND_S, some_of, wait_in_loop
 
 import execnet
 import execnet.codecs
@@ -50,12 +50,15 @@ class TestChannels:
     def test_no_thread_stays_while_gateways_are_used(self) -> None:
         before = set(threading.enumerate())
 
+        def ours() -> list[str]:
+            names = [thread.name for thread in set(threading.enumerate()) - before]
+            return [name for name in names if "execnet" in name]
+
         async def body(group: aio.Group) -> None:
             for channel in group.remote_exec(ECHO):
                 await channel.send(1)
                 await channel.receive()
-            while any("execnet" in thread.name for thread in set(threading.enumerate()) - before):
-                await asyncio.sleep(0.001)  # the one that has started them ends
+            await wait_in_loop(lambda: not ours())  # the one that has started them ends
 
         run(body, "popen", "popen")
 
@@ -339,6 +342,58 @@ class TestGroups:
             assert (errors, items) == (1, [2])
 
         run(body, "2*popen")
+
+    def test_a_worker_that_reads_nothing_holds_up_no_other(self) -> None:
+        async def body(group: aio.Group) -> None:
+            channels = group.remote_exec("for item in channel: channel.send(item)")
+            pid = (await group[0].remote_status()).pid
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                await channels[0].send(b"x" * 3_000_000)
+                sending = asyncio.ensure_future(channels.send_each(1))
+                assert await channels[1].receive() == 1
+                assert not sending.done()
+                channels[1].close()
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            await sending
+            with pytest.raises(OSError, match="cannot send"):
+                await channels.send_each(2)
+            assert [len(await channels[0].receive()), await channels[0].receive()] == [3_000_000, 1]
+            assert await channels[0].receive() == 2
+
+        run(body, "2*popen")
+
+    def test_one_item_of_each_is_taken_once_all_are_there(self) -> None:
+        async def body(group: aio.Group) -> None:
+            channels = group.remote_exec("for item in channel: channel.send(item)")
+            await channels[0].send(1)
+            receiving = asyncio.ensure_future(channels.receive_each())
+            other = asyncio.ensure_future(channels[1].receive())
+            await wait_in_loop(lambda: channels[0]._inbox.qsize())
+            await channels[1].send("for the other")
+            assert await other == "for the other"
+            receiving.cancel()
+            await asyncio.wait([receiving])
+            channels[1].close()
+            with pytest.raises(EOFError):
+                await channels.receive_each()
+            assert await channels[0].receive() == 1
+
+        run(body, "2*popen")
+
+    def test_a_queue_gets_items_alone_unless_it_is_to_tell_of_ends(self) -> None:
+        async def body(group: aio.Group) -> None:
+            for more in ((), ("end",)):
+                channels = group.remote_exec("channel.send(1)")
+                queue = channels.make_receive_queue(*more)
+                await channels.waitclose(BOUND_S)
+                taken = [queue.get_nowait() for _ in range(queue.qsize())]
+                assert taken == [(channels[0], item) for item in (1, *more)]
+            with pytest.raises(execnet.TimeoutError):
+                await group.remote_exec("channel.receive()").waitclose(0.01)
+
+        run(body)
 
     def test_modules_are_forwarded(self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "only_here.py").write_text("VALUE = 42")

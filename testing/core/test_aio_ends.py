@@ -64,7 +64,7 @@ class TestDeaths:
 
     def test_a_silent_worker_is_given_up(self) -> None:
         async def main() -> None:
-            async with aio.Group(["popen//heartbeat=0.05//dead_after=0.2"]) as group:
+            async with aio.Group(["popen//heartbeat=0.05//dead_after=1"]) as group:
                 channel = group[0].remote_exec("channel.receive()")
                 os.kill(await pid_of(group[0]), signal.SIGSTOP)
                 with pytest.raises(execnet.WorkerDied, match="silent"):

@@ -221,7 +221,8 @@ class TestCommand:
         [
             ({"tls": False}, "by its certificate"),
             ({"count": 0}, "admits nobody"),
-            ({"options": "popen"}, "popen= is for popen=, not listen="),
+            ({"options": "popen"}, "has 2 types: popen, listen"),
+            ({"options": "id=a"}, "id= can't be for all that join"),
             ({"options": "python=python2"}, "nothing starts a worker that dials in"),
             ({"address": "unix:/tmp/x"}, "host:port"),
             ({"key": b"short"}, "32 random bytes"),
@@ -398,7 +399,7 @@ class TestAttacks:
         # A connection is reset where more was said than was read.
         with Speaker(ticket) as speaker, contextlib.suppress(ConnectionResetError):
             assert speaker.say(facts).startswith("error ")
-        wait_until(lambda: group._get_joins()._reasons)
+        wait_until(lambda: group._get_joins().reasons)
         with pytest.raises(execnet.TimeoutError, match="turned away: 127"):
             group.wait_for(1, 0)
 

@@ -1,0 +1,132 @@
+"""An executor over the workers of a group, in an asyncio loop.
+
+Which worker gets which call is decided as in threads; here are futures of the loop.  Start at
+``Executor.submit``.
+"""
+
+# mypy: disable-error-code="override"
+# What waits returns an awaitable here, as in ``_aio.gateway``.
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from contextlib import suppress
+
+from .. import gateway
+from .._calls import executor
+from .._calls.lane import Work
+from .._calls.near import Mapped
+from .calls import Sink
+from .channel import Credit
+from .threads import in_thread, to_its_end
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import types
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from typing import Any, ParamSpec, TypeVar
+
+    P = ParamSpec("P")
+    T = TypeVar("T")
+
+
+class Executor(executor.Executor):
+    """Calls functions in the workers of a group, each call in whichever is free.
+
+    Only the loop's thread may use it.  ``async with`` waits in the end until all calls have ended.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, group: Any, *options: Any) -> None:
+        self._loop = loop
+        super().__init__(group, *options)
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        """Have a function called by the first worker that is free; return an ``asyncio.Future``.
+
+        Does not wait.  Cancelling the future keeps a call from beginning; a running one goes on,
+        unless the executor was asked for more.  Arguments and errors as for
+        ``execnet.Gateway.submit``; RuntimeError after ``shutdown``, and without any worker.
+        """
+        return self._ask(fn, args, kwargs)
+
+    def _ask(
+        self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_mapped: bool = False
+    ) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._submit(Work(Sink(future), fn, args, kwargs, self._retries, self._codec, is_mapped))
+        return future
+
+    async def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> AsyncIterator[T]:
+        """Yield ``fn(*items)`` for the items of the iterables, in their order.
+
+        chunksize, buffersize: as for the executor of ``execnet.Group``.  What was not taken when
+        the iteration ends, or is cancelled, is cancelled, too.
+        """
+        executor.check_map(chunksize, buffersize)
+        rows: Iterator[Any] = zip(*iterables)  # noqa: B905 - as the built-in map
+        if chunksize > 1:
+            rows = executor.chunks(iterables, chunksize)
+        if self._lacking(fn, None):
+            send = in_thread(self._loop, self._send_modules_of, fn, None)  # it reads files
+            await to_its_end(send, int)
+        function = Mapped(fn, chunksize > 1)
+        asked = deque(
+            self._ask(function, row, {}, True) for row in itertools.islice(rows, buffersize)
+        )
+        try:
+            while asked:
+                result = await asked[0]
+                asked.popleft()
+                asked.extend(
+                    self._ask(function, row, {}, True) for row in itertools.islice(rows, 1)
+                )
+                for one in result if chunksize > 1 else (result,):
+                    yield one
+        finally:
+            for future in asked:
+                future.cancel()
+            if asked:
+                self._recall()
+
+    async def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; the workers stay.
+
+        wait: until all submitted calls have ended.  cancel_futures: cancel those that were not
+        sent yet.
+        """
+        super().shutdown(False, cancel_futures=cancel_futures)
+        if wait and self._unfinished:
+            finished = Credit(self._loop.create_future())
+            self._finished.append(finished)  # type: ignore[arg-type]
+            await finished.future
+
+    async def __aenter__(self) -> Executor:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        """Wait for all calls; after an error or a cancellation, only for those that were sent."""
+        await self.shutdown(cancel_futures=error is not None)
+
+    def __enter__(self) -> Any:
+        raise TypeError("an executor of execnet.aio is used with 'async with' and 'await'")
+
+    def on_group_changed(self) -> None:
+        """The workers changed; in whatever thread."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(super().on_group_changed)
+
+    def _forward_imports(self, worker: Any, names: list[str]) -> None:
+        gateway.Gateway.forward_imports(worker, names)
