@@ -40,9 +40,10 @@ class Service:
         """Return the status of the service; it answers even while its code runs.
 
         A dict of ``pid``, ``since`` (seconds since the epoch), ``clients``, ``running`` (code, with
-        its stack if its connection has ended), ``kept`` (connections), ``state`` (its keys, as
-        text), ``memory`` (bytes), ``idle`` (seconds), ``log`` and others.  Raises ``ServiceError``
-        if it does not answer.
+        its stack if its connection has ended), ``ended`` (code that outlived a connection with
+        ``attach=``, with its ``last`` item and ``error``), ``kept`` (connections), ``state`` (its
+        keys, as text), ``memory`` (bytes), ``idle`` (seconds), ``log`` and others.  Raises
+        ``ServiceError`` if it does not answer.
         """
         return admin.status(self._found)
 

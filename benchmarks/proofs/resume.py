@@ -2,8 +2,11 @@
 
 The command of ``ssh`` runs here behind a relay that ends after a random number of bytes, in each
 connection anew, also while that is being made.  Half of the items go to code that receives, half
-to callbacks.  Before that, round trips over such a relay that holds bytes back are measured.  The
-exit status is 1 if an item was another one, something stayed, or a round trip cost 5 % more.
+to callbacks.  Before that, round trips over such a relay that holds bytes back are measured.  With
+``--network``, all of it goes by TCP between two network namespaces, over a link that is slow and
+loses packets; that is for Linux and root, with the programs ip, tc and nft.  The exit status is 1
+if an item was another one, something stayed, or a round trip over a slow link cost more than it
+may.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "testing" / "kit"))
 
 from cut_links import CutLink, exchange, supervisor_of
 from processes import is_gone
+from slow_net import SlowNet
 
 import execnet
 
@@ -28,7 +32,6 @@ BOOT_BYTES = 200_000  # so many pass before the first cut, as a start is not wha
 ITEM_SIZES = 10, 1000, 30_000, 200_000
 RESUME_S = 600
 END_S = 20.0
-MAY_COST_PERCENT = 5.0  # of a round trip over a slow link
 
 
 def sizes_of(mib: float, draw: random.Random) -> list[int]:
@@ -40,11 +43,11 @@ def sizes_of(mib: float, draw: random.Random) -> list[int]:
     return sizes
 
 
-def run(options: argparse.Namespace, folder: Path) -> bool:
+def run(options: argparse.Namespace, folder: Path, address: str) -> bool:
     """Do it once; whether it held."""
     draw = random.Random(options.seed)
     most = int(2 * options.mib * (1 << 20) * 2 / max(1, options.cuts))
-    link = CutLink(folder)
+    link = CutLink(folder, address)
     link.set_cuts([BOOT_BYTES, *(draw.randrange(1, max(2, most)) for _ in range(options.cuts - 1))])
     states: list[str] = []
     began = time.monotonic()
@@ -70,12 +73,12 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
     return not stays
 
 
-def compare(options: argparse.Namespace, folder: Path) -> bool:
+def compare(options: argparse.Namespace, folder: Path, address: str) -> bool:
     """Measure round trips over a slow link, with and without ``resume=``; whether that holds."""
-    link = CutLink(folder)
+    link = CutLink(folder, address)
     held = True
-    for delay_s in (0.0, options.delay):
-        link.set_delay(delay_s)
+    for delay_s in (options.delay,) if address else (0.0, options.delay):
+        link.set_delay(0.0 if address else delay_s)
         with execnet.Group() as group:
             spec = f"ssh=host//python={options.python}"
             gateways = group.makegateways([spec, f"{spec}//resume={RESUME_S}"])
@@ -93,7 +96,7 @@ def compare(options: argparse.Namespace, folder: Path) -> bool:
             f"a round trip over a link of {1000 * delay_s:g} ms each way: {without:.3f} ms, with "
             f"resume= {with_it:.3f} ms, {more:+.1f} %"
         )
-        held &= not delay_s or more <= MAY_COST_PERCENT
+        held &= not delay_s or more <= options.may_cost
     return held
 
 
@@ -103,14 +106,28 @@ def main() -> int:
     parser.add_argument("--cuts", type=int, default=1000, help="(1000)")
     parser.add_argument("--trips", type=int, default=100, help="round trips to measure (100)")
     parser.add_argument("--delay", type=float, default=0.01, help="of the slow link, in s (0.01)")
+    parser.add_argument("--network", action="store_true", help="use network namespaces")
+    parser.add_argument("--rate", default="100mbit", help="of that network (100mbit)")
+    parser.add_argument(
+        "--loss", type=float, default=0.1, metavar="PERCENT", help="of its packets (0.1)"
+    )
     parser.add_argument("--mib", type=float, default=64.0, help="each way (64)")
+    parser.add_argument(
+        "--may-cost", type=float, default=5.0, metavar="PERCENT", help="of a slow round trip (5)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="(0)")
     parser.add_argument("--python", default=sys.executable, help="of the worker (this one)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
-        held = compare(options, Path(folder))
-        return int(not (run(options, Path(folder)) and held))
+        network = SlowNet(options.delay, options.rate, options.loss) if options.network else None
+        address = network.address if network is not None else ""
+        try:
+            held = compare(options, Path(folder), address)
+            return int(not (run(options, Path(folder), address) and held))
+        finally:
+            if network is not None:
+                network.close()
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-ANSWER_S = 60.0  # how long a supervisor may take, which waits for a worker's end
+ANSWER_S = 60.0  # how long a supervisor may take, which may wait for a worker's end
 
 
 def place() -> tuple[str, str]:
-    """Return the boot of this system, as far as it tells, and the name of the host."""
+    """Return what identifies this boot, if the system tells, and the name of the host."""
     found = []
     for path in "/proc/sys/kernel/random/boot_id", "/etc/machine-id":
         try:
@@ -57,9 +57,9 @@ def is_own(folder: str) -> bool:
 def connect(marker: bytes, folder: str, secret: str, verb: str, epoch: int) -> None:
     """Do what the coordinator wants of a session: "resume" it, or "kill" its worker.
 
-    The answer is a line on stdout, after the marker: "ok" and the worker's own bytes, "ended" and
-    the exit status, "older" for an epoch that was surpassed, "unknown" and where this is, or
-    "refused" and why.  Returns when the connection is not needed any more.
+    The answer is a line on stdout, after the marker: "ok", followed by the worker's own bytes;
+    "ended" and the exit status; "older" if there was a higher epoch; "unknown" and the host; or
+    "refused" and the reason.  Returns when the connection is not needed any more.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     answer = "gone"
@@ -74,7 +74,7 @@ def connect(marker: bytes, folder: str, secret: str, verb: str, epoch: int) -> N
         pass
     except ValueError as exc:
         answer = "refused %s" % exc
-    if answer == "gone":  # nobody is there, or was just about to go
+    if answer == "gone":  # there is no supervisor, or it was about to end
         answer = "unknown %s %s" % place()
     _tell(marker + answer.encode("utf-8") + b"\n")
     if answer != "ok":

@@ -1,8 +1,8 @@
-"""Forks the worker of a gateway that is to outlive its connections, with a supervisor beside it.
+"""Forks the worker of a gateway that should outlive its connections, with a supervisor beside it.
 
-In place of ``_ends.far_watcher``: this file is shipped with the first line, and runs before the
-worker has any thread; it stands alone and keeps to what Python 2.7 and today's Python both accept.
-What the supervisor does is ``far_supervisor``, which comes later, from the worker.
+This takes the place of ``_ends.far_watcher``.  It is shipped with the first line, and runs before
+the worker has any thread; it stands alone and keeps to what Python 2.7 and today's Python both
+accept.  The supervisor runs ``far_supervisor``, which the worker sends it later.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 def fork_watcher(frame_of: Callable[[Any, int], bytes], farewell: bytes) -> int:
     """Fork; the child goes on, and this process becomes its supervisor.
 
-    Returns the child's socket to it; 0 where there can be none.
+    Returns the child's socket to the supervisor; 0 if there can't be one.
     """
-    # Other threads would stay in the parent, which is to become the supervisor.
+    # Other threads would stay in the parent, which becomes the supervisor.
     if not hasattr(os, "fork") or len(sys._current_frames()) > 1:
         return 0
     try:

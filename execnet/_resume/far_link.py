@@ -1,8 +1,9 @@
-"""A byte stream that outlives its connections: what is on its way is kept, and sent again.
+"""A byte stream that outlives its connections: bytes on their way are kept, and sent again.
 
-Both ends number the bytes below the frames, from 0 on, and keep copies of what the other end has
-not acknowledged.  A connection begins with its epoch and the number of bytes read; the one with
-the higher epoch wins.  An acknowledgement is a frame like others, and numbered as well.
+Both ends number the bytes of the frames, from 0 on, and keep copies of those that the other end has
+not acknowledged.  A connection begins with its epoch and the number of bytes read so far; of two
+connections, the one with the higher epoch wins.  An acknowledgement is a frame like others, and its
+bytes are numbered as well.
 
 This file is shipped; it keeps to what Python 2.7 and today's Python both accept.  Start at
 ``Link``; what is special to each end is in ``near`` and ``far_worker``.
@@ -36,12 +37,12 @@ if TYPE_CHECKING:
 if not TYPE_CHECKING:
     deque = __import__("_collections").deque  # without the rest of ``collections``
 
-KEPT_BYTES = 8 << 20  # that are not acknowledged, before ``send`` waits
-QUEUED_FRAMES = 64  # that the link's thread has not taken over yet, before ``send`` waits
+KEPT_BYTES = 8 << 20  # how much may be unacknowledged before ``send`` waits
+QUEUED_FRAMES = 64  # how many the link's thread may leave in the queue before ``send`` waits
 ACK_BYTES = 64 << 10
 ACK_S = 0.2
-WRITE_BYTES = 128 << 10  # of one system call
-LOOK_MS = 1000  # between looks for the end of a process that the stream may hide
+WRITE_BYTES = 128 << 10  # the most that one system call writes
+LOOK_MS = 1000  # how often to look for the end of a process, which the stream may hide
 FULL = errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR
 OPENING = struct.Struct("!QQ")  # epoch of the connection, bytes read of all before it
 
@@ -67,14 +68,14 @@ class Bell(object):
                     pass
 
     def take(self) -> None:
-        """Have it silent again; the thread looks at everything after that."""
+        """Silence the bell; the thread looks at everything after that."""
         try:
             os.read(self.fd, 4096)
         except EnvironmentError:
             pass
 
     def close(self) -> None:
-        """Nobody waits any more."""
+        """Close it, as nobody waits any more."""
         with self._lock:
             for fd in self.fd, self._ring_fd:
                 if fd >= 0:
@@ -83,7 +84,7 @@ class Bell(object):
 
 
 def make_private(fd: int) -> None:
-    """Have a descriptor never wait, and not be inherited."""
+    """Make a descriptor non-blocking, and keep child processes from inheriting it."""
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
     fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.fcntl(fd, fcntl.F_GETFD) | fcntl.FD_CLOEXEC)
 
@@ -96,17 +97,17 @@ class Connection(object):
         self.write_fd = write_fd
         self.epoch = epoch
         self.is_lost = False
-        self.is_broken = False  # what is written goes nowhere; what has come can still be read
+        self.is_broken = False  # whether nothing can be written; what has come can still be read
         self.is_closed = False
         for fd in read_fd, write_fd:
             make_private(fd)
 
     def has_ended(self) -> bool:
-        """Whether its end is known in another way than by reading."""
+        """Whether something else than reading has shown that it has ended."""
         return False
 
     def close(self) -> None:
-        """Close the descriptors; in the link's thread, and with its lock for readers."""
+        """Close the descriptors; called in the link's thread, which holds the readers' lock."""
         if not self.is_closed:
             self.is_closed = True
             os.close(self.write_fd)
@@ -114,14 +115,14 @@ class Connection(object):
 
 
 class LinkWriter(FrameWriter):
-    """Takes frames for a link; ``send`` returns when the link keeps a copy.
+    """Takes frames for a link; ``send`` returns when the link has a copy.
 
-    What it hands over to the link's thread is one step, so an interrupt sends a frame or not.
+    It hands a frame over to the link's thread in one step, so no interrupt sends half of one.
     """
 
     def __init__(self, io: Any, name: str) -> None:
         super(LinkWriter, self).__init__(io, name)
-        self._waiting: deque[_Flag] = deque()  # of senders, for room
+        self._waiting: deque[_Flag] = deque()  # one for each sender that waits for room
         self._io.start(self, name)
 
     def frame(self, header: Any, payload: Any) -> list[Any]:
@@ -133,7 +134,7 @@ class LinkWriter(FrameWriter):
         self.deliver(self.frame(header, payload))
 
     def deliver(self, frame: list[Any]) -> None:
-        """Send a frame; after an interrupt, once more does not send it twice."""
+        """Send a frame; after an interrupt, a second call does not send it twice."""
         while not (self._has_room() or self.has(frame)):
             room = _Flag(self._io.execmodel)
             self._waiting.append(room)
@@ -161,24 +162,24 @@ class LinkWriter(FrameWriter):
             self._io.bell.ring()
 
     def close_soon(self) -> None:
-        """Refuse all frames from now on; what waits is sent, and the stream goes on."""
+        """Refuse all frames from now on; waiting ones are sent, and the stream goes on."""
         self._closing = True
         self.wake()
         self._io.finish()
 
     def fail(self, reason: str) -> None:
-        """Refuse all frames from now on, and forget those that are waiting."""
+        """Refuse all frames from now on, and drop those that are waiting."""
         if self._error is None:
             self._error = reason
         self.wake()
         self._io.bell.ring()
 
     def take(self) -> list[Any] | None:
-        """Return the next frame; None if there is none.  The link's thread alone calls."""
+        """Return the next frame; None if there is none.  Only the link's thread calls this."""
         return self._frames.popleft() if self._frames else None
 
     def wake(self) -> None:
-        """Have all who wait for room look again."""
+        """Make all senders that wait for room look again."""
         while self._waiting:
             self._waiting.popleft().set()
 
@@ -186,15 +187,15 @@ class LinkWriter(FrameWriter):
 class Link(object):
     """The stream of a gateway over one connection after the other.
 
-    The link's thread alone writes, closes and changes connections; one thread reads.  Whoever
-    reads holds ``_reading``, so what was read is known when a connection is given up.
-    ``_changing`` guards which connection is the one in use.
+    Only the link's thread writes, closes and changes connections; one thread reads.  It holds
+    ``_reading`` while it does, so when a connection is given up it is known how much was read.
+    ``_changing`` guards which connection is in use.
     """
 
     writer_class = LinkWriter
     small_bytes = 0
     takes_whole = False
-    write_some: Any = None  # the writer has its own way
+    write_some: Any = None  # not used: the writer of a link works in another way
     write_pieces: Any = None
 
     def __init__(self, execmodel: Any, connection: Connection) -> None:
@@ -202,8 +203,8 @@ class Link(object):
         self.connection: Connection | None = connection
         self.bell = Bell()
         self.is_over = False
-        self.end_text = ""  # what the reader is told then
-        self.kept_bytes = 0  # those of ``_kept`` and of ``_ahead``
+        self.end_text = ""  # the error that the reader gets at the end
+        self.kept_bytes = 0  # in ``_kept`` and ``_ahead`` together
         self.read_bytes = 0
         self.is_numbered = True
         self.is_held = False  # whether nothing may be written for now
@@ -211,18 +212,18 @@ class Link(object):
         self._reading = new_lock()
         self._reader_bell = Bell()
         self._given_up: deque[Connection] = deque()  # to be closed
-        self._next: tuple[Connection, int] | None = None  # to be used from now on
-        # Of the link's thread:
+        self._next: tuple[Connection, int] | None = None  # the one to change to
+        # Only for the link's thread:
         self._kept: deque[bytes] = deque()  # written to some connection, not acknowledged
         self._first = self._after = 0  # numbers of its first byte, and of the one after its last
         self._ahead: deque[Any] = deque()  # not written yet
-        self._part = 0  # how much is, of the first of these
-        # What was read: all of it, what the other end knows of, and the frames that tell of it.
-        self._acked = 0  # by the other end, of what is written here
+        self._part = 0  # how much of the first of these is written
+        # What was read: all of it, how much of it was reported, and the frames that reported it.
+        self._acked = 0  # how much the other end has acknowledged
         self._told = 0
         self._acks_read = self._acks_told = 0
         self._ack_due: float | None = None
-        self._done = _Flag(execmodel)  # the link's thread has ended, or was never there
+        self._done = _Flag(execmodel)  # set when the link's thread has ended or never began
         self._done.set()
 
     writer: LinkWriter
@@ -237,7 +238,7 @@ class Link(object):
     # ------------------------------------------------------------ for the receiver thread
 
     def read_some(self, limit: int) -> bytes:
-        """Return what is there; wait for the first, over as many connections as it takes.
+        """Return the bytes that are there; waits for some, over as many connections as it takes.
 
         Raises EOFError at the end, with the reason.
         """
@@ -266,7 +267,7 @@ class Link(object):
         raise EOFError(self.end_text)
 
     def _read(self, connection: Connection, limit: int) -> bytes | None:
-        """Return what there is, b"" at the end of the connection, None for nothing now."""
+        """Return the bytes that are there; None for none now, b"" at the connection's end."""
         with self._reading:
             if connection.is_lost:
                 return None
@@ -290,7 +291,7 @@ class Link(object):
         self.bell.ring()
 
     def count_ack(self, message: Message) -> None:
-        """Have a frame not acknowledged, as that would be without an end."""
+        """Exclude a frame from acknowledgement, which would never end otherwise."""
         self._acks_read += _HEADER.size + len(message.data)
 
     def close_read(self) -> None:
@@ -302,7 +303,7 @@ class Link(object):
     # ------------------------------------------------------------ for any thread
 
     def lose(self, connection: Connection, why: str) -> None:
-        """Give a connection up, unless that was done."""
+        """Give a connection up, unless somebody has done so before."""
         with self._changing:
             if connection.is_lost:
                 return
@@ -317,14 +318,14 @@ class Link(object):
             self.on_lost(connection, why)
 
     def on_silence(self, reason: str) -> bool:
-        """The other end is silent: another connection may reach it.  True: it goes on."""
+        """Try another connection, as the other end is silent; return True: the link goes on."""
         connection = self.connection
         if connection is not None:
             self.lose(connection, reason)
         return not self.is_over
 
     def use(self, connection: Connection, peer_read: int) -> None:
-        """Use a connection from now on, whose other end has read so many bytes."""
+        """Use a connection from now on, whose other end has read this many bytes."""
         with self._changing:
             self._next = connection, peer_read
         self.bell.ring()
@@ -338,33 +339,33 @@ class Link(object):
         self._reader_bell.ring()
 
     def on_lost(self, connection: Connection, why: str) -> None:
-        """See to another connection; never waits."""
+        """Ask for another connection; never waits."""
 
     def on_used(self, connection: Connection) -> None:
-        """A connection is used from now on; in the link's thread."""
+        """Note that a connection is in use; called in the link's thread."""
 
     def finish(self) -> None:
-        """Have what is waiting written; no more is handed in."""
+        """Have the waiting frames written; no more are handed in."""
         self.bell.ring()
 
     # what the core asks of a stream
 
     def write(self, data: bytes) -> None:
-        """Have it written as any frame."""
+        """Have bytes written like any frame."""
         self.writer.post(data, b"")
 
     def wait_writable(self) -> None:
-        """Return at once: nothing but the link's thread waits for that."""
+        """Return at once: only the link's thread waits for room."""
 
     def can_write_now(self) -> bool:
-        """Whether it would be taken."""
+        """Whether a frame would be taken."""
         return True
 
     def close_write(self) -> None:
         """Do nothing: the end of a connection would not be the other end's."""
 
     def direct_reads(self) -> None:
-        """Return None: the receiver thread alone reads."""
+        """Return None: only the receiver thread reads."""
 
     # ------------------------------------------------------------ the link's thread
 
@@ -406,11 +407,11 @@ class Link(object):
         connection = self.connection
         if connection is None or connection.is_broken or self.is_held or not self._ahead:
             self._await(None, due_s)
-        elif not self._write_some(connection):  # else there may be more by now
+        elif not self._write_some(connection):  # otherwise there may be more by now
             self._await(connection, due_s)
 
     def _take_frames(self) -> None:
-        """Take over what may be sent; the rest waits where others count it."""
+        """Take over frames up to the limit; the rest stays in the writer's queue, which counts."""
         while self.kept_bytes < KEPT_BYTES:
             frame = self.writer.take()
             if frame is None:
@@ -420,7 +421,7 @@ class Link(object):
             frame[2].append(len(frame[0]))  # as good as written
 
     def _change(self) -> None:
-        """Go over to the next connection, if there is one, and send what it lacks."""
+        """Change to the next connection, if there is one, and resend what its other end lacks."""
         with self._changing:
             found, self._next = self._next, None
         if found is None:
@@ -452,22 +453,22 @@ class Link(object):
         self.kept_bytes -= size
 
     def _acknowledge(self) -> float | None:
-        """Tell what was read, if it is time; return the seconds until it is."""
+        """Acknowledge what was read, if it is time; return the seconds until it is."""
         if self._ack_due is None or not self.is_numbered:
             return None
         left = self._ack_due - clock()
         if self.read_bytes - self._told < ACK_BYTES and left > 0:
             return left
-        self._ack_due = None  # first, as the next read looks at it
+        self._ack_due = None  # before anything else, as the next read looks at it
         acks, read = self._acks_read, self.read_bytes
-        if read - self._told > acks - self._acks_told:  # else each would be told of the other's
+        if read - self._told > acks - self._acks_told:  # acks themselves need none
             self._ahead.append(ack_frame(read))
             self.kept_bytes += len(self._ahead[-1])
         self._told, self._acks_told = read, acks
         return None
 
     def _write_some(self, connection: Connection) -> bool:
-        """Write what one system call takes; whether that was something."""
+        """Write what one system call takes; return whether it took anything."""
         if self._ahead[0] is BARRIER:
             self._ahead.popleft()
             self.is_numbered = self.is_held = True
@@ -494,7 +495,7 @@ class Link(object):
         return True
 
     def _gather(self, data: bytes) -> bytes:
-        """Return as much of several small pieces as goes in one call."""
+        """Return as much of several small pieces as one call takes, joined."""
         pieces, size = [data], len(data)
         for place, piece in enumerate(self._ahead):
             if place == 0:
@@ -506,7 +507,7 @@ class Link(object):
         return b"".join(pieces)
 
     def _await(self, connection: Connection | None, due_s: float | None) -> None:
-        """Wait until something is to be done; connection: one that can't be written to now."""
+        """Wait for work; connection: one that can't be written to now."""
         poll = select.poll()
         poll.register(self.bell.fd, select.POLLIN)
         if connection is not None and not (connection.is_lost or connection.is_broken):
@@ -526,7 +527,7 @@ class Link(object):
         return []
 
     def on_ready(self, ready: dict[int, int]) -> None:
-        """Something may have come there."""
+        """Look at them: something may have come."""
 
 
 BARRIER: Any = type("Barrier", (bytes,), {})()  # what comes after it is numbered
@@ -536,10 +537,3 @@ def ack_frame(item: Any) -> bytes:
     """Return the frame that acknowledges bytes, or says what else there is to say."""
     data = dumps_internal(item)
     return _HEADER.pack(Message.ACK, 0, len(data)) + data
-
-
-def _on_ack(message: Message, gateway: Any) -> None:
-    gateway._io.on_ack(message)
-
-
-Message._types[Message.ACK] = "ACK", _on_ack

@@ -1,8 +1,8 @@
 """The process beside a worker whose gateway outlives its connections; it is the worker's parent.
 
-It waits for the worker's end, keeps the time while there is no connection, and hands the
-descriptors of a new login over to the worker.  It is not in the way of any byte but those of
-stderr, so that nothing breaks where a connection has gone.
+It waits for the worker's end, watches the time while there is no connection, and passes the
+descriptors of a new login to the worker.  Only the bytes of stderr go through it, so that nothing
+fails in the worker when a connection is lost.
 
 This file comes from the worker, as text, to a process that has nothing else; it stands alone and
 keeps to what Python 2.7 and today's Python both accept.  Start at ``supervise``.
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 OPTIONS: dict[str, Any] = {}  # set by the lines that follow in what is sent
 GOODBYE = 15
 OF_WATCHER = 2
-REQUEST_S = 10.0  # how long a connector may take to say what it wants
-TELL_S = 30.0  # how long the news of the end may take to be taken
-TOUCH_S = 3600.0  # so often its files are touched, which others clean up by their age
+REQUEST_S = 10.0  # how long a connector may take to send its request
+TELL_S = 30.0  # how long it may take until somebody takes the news of the end
+TOUCH_S = 3600.0  # how often it touches its files, which systems clean up by their age
 FULL = errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR
 
 clock = getattr(time, "monotonic", time.time)
@@ -38,7 +38,7 @@ clock = getattr(time, "monotonic", time.time)
 def supervise(
     pid: int, fd: int, frame_of: Callable[[Any, int], bytes], farewell: bytes
 ) -> None:
-    """Be the supervisor of a child, to which the socket leads; ends the process."""
+    """Be the supervisor of a child, which is at the other end of the socket; ends the process."""
     status = None
     supervisor = None
     try:
@@ -62,7 +62,7 @@ def send_fd(sock: Any, fd: int) -> None:
 def receive_fd(sock: Any) -> int:
     """Return a descriptor that comes over a Unix socket, with one byte."""
     if not hasattr(sock, "recvmsg"):
-        if not select.select([sock], [], [], REQUEST_S)[0]:  # the call itself knows no timeout
+        if not select.select([sock], [], [], REQUEST_S)[0]:  # the call itself has no timeout
             raise EOFError("no descriptor came in time")
         fd: int = __import__("_multiprocessing").recvfd(sock.fileno())
         return fd
@@ -74,7 +74,7 @@ def receive_fd(sock: Any) -> int:
 
 
 class Login(object):
-    """What carries a connection: stdout and stderr of a login, and what waits in it."""
+    """What carries a connection: stdout and stderr of a login, and its connector."""
 
     def __init__(self, epoch: int, out_fd: int, error_fd: int, sock: Any = None) -> None:
         self.epoch = epoch
@@ -95,7 +95,7 @@ class Login(object):
 
 
 class Supervisor(object):
-    """One thread does everything, and waits in one place: ``run``."""
+    """One thread does everything, and waits only in ``run``."""
 
     def __init__(self, pid: int, fd: int) -> None:
         self._pid = pid
@@ -103,9 +103,9 @@ class Supervisor(object):
         os.close(fd)
         self._status: int | None = None
         self._has_ended = False
-        self._ends_at: float | None = None  # when the time is over, while there is no connection
+        self._ends_at: float | None = None  # while there is no connection: when the time is over
         self._kill_at: float | None = None
-        self._epoch = 0  # the highest that was asked for
+        self._epoch = 0  # the highest one that was asked for
         self._killers: list[Any] = []  # connectors that wait for the worker's end
         self._bell_fd, self._ring_fd = os.pipe()
         self._handle_signals()
@@ -131,7 +131,7 @@ class Supervisor(object):
         def pass_on(signum: int, frame: object) -> None:
             try:
                 os.kill(self._pid, signum)
-            except EnvironmentError:  # it has ended, and its status is about to be told
+            except EnvironmentError:  # it has ended, and its status is about to be reported
                 pass
 
         def ring(signum: int, frame: object) -> None:
@@ -141,8 +141,8 @@ class Supervisor(object):
                 pass
 
         try:
-            os.setsid()  # a terminal that goes is no reason to end
-        except EnvironmentError:  # it leads one
+            os.setsid()  # so that losing a terminal does not end it
+        except EnvironmentError:  # it leads a session already
             pass
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -168,9 +168,9 @@ class Supervisor(object):
     # ------------------------------------------------------------ the loop
 
     def run(self, goodbye: Callable[[int | None], bytes]) -> int | None:
-        """Do what there is to do until nobody needs this process; return the worker's status."""
+        """Work until nobody needs this process any more; return the worker's status."""
         touch_at = clock() + TOUCH_S
-        os.write(self._ring_fd, b"!")  # it may have ended before there was a handler
+        os.write(self._ring_fd, b"!")  # the worker may have ended before there was a handler
         while True:
             ready = self._await(touch_at)
             if clock() >= touch_at:
@@ -218,7 +218,7 @@ class Supervisor(object):
                 pass
 
     def _look(self, goodbye: Callable[[int | None], bytes]) -> None:
-        """See whether the worker has ended, and tell of it."""
+        """If the worker has ended, report it."""
         try:
             os.read(self._bell_fd, 4096)
         except EnvironmentError:
@@ -235,7 +235,7 @@ class Supervisor(object):
         self._pass_errors()
         for sock in self._killers:
             self._answer(sock, self._ended_text())
-            self._ends_at = None  # whoever wanted that knows
+            self._ends_at = None  # whoever wanted to know has been told
         if self._login is not None:
             is_told = self._tell(self._login.out_fd, goodbye(self._status))
             self._drop_login(self._status or 0)
@@ -248,7 +248,7 @@ class Supervisor(object):
         return "ended %s" % ("unknown" if self._status is None else self._status)
 
     def _tell(self, fd: int, data: bytes) -> bool:
-        """Write to a login as long as that takes it; whether it has taken all."""
+        """Write to a login as long as it takes bytes; return whether it has taken all."""
         ends_at = clock() + TELL_S
         poll = select.poll()
         poll.register(fd, select.POLLOUT)
@@ -262,7 +262,7 @@ class Supervisor(object):
         return not data
 
     def _pass_errors(self) -> None:
-        """Hand on what the worker wrote to stderr, or drop it where nobody is there."""
+        """Pass on what the worker wrote to stderr, or drop it if nobody is connected."""
         try:
             data = os.read(self._errors_fd, 65536)
         except EnvironmentError:
@@ -282,7 +282,7 @@ class Supervisor(object):
     # ------------------------------------------------------------ the worker
 
     def _read_control(self) -> None:
-        """Act on what the worker says of its connection: that it lost it, or that it uses one."""
+        """Act on a message of the worker: it has lost its connection, or uses one."""
         data = self._control.recv(4096)
         if not data:  # it is ending
             self._control.close()
@@ -338,7 +338,7 @@ class Supervisor(object):
             self._answer(sock, "refused the secret is another one")
         elif self._has_ended:
             self._answer(sock, self._ended_text())
-            self._ends_at = None  # nobody else will ask
+            self._ends_at = None  # nobody else will ask for the worker
         elif verb == "kill":
             self._killers.append(sock)
             self._kill()
@@ -371,7 +371,7 @@ class Supervisor(object):
 
 
 def is_equal(told: str, secret: str) -> bool:
-    """Compare in a time that does not tell where two texts differ."""
+    """Compare two texts in a time that does not reveal where they differ."""
     differs = len(told) != len(secret)
     for one, other in zip(told, secret):
         differs |= one != other
@@ -379,16 +379,16 @@ def is_equal(told: str, secret: str) -> bool:
 
 
 def is_of_user(sock: Any) -> bool:
-    """Whether this user is at the other end, as far as the system tells."""
+    """Whether a process of this user is at the other end, if the system tells."""
     option = getattr(socket, "SO_PEERCRED", 17 if os.path.isdir("/proc/self") else None)
-    if option is None:  # the folder that nobody else can enter is all that is left
+    if option is None:  # all that protects it then is the folder that nobody else can enter
         return True
     user = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, option, 12))[1]
     return bool(user & 0xFFFFFFFF == os.getuid())
 
 
 def read_line(sock: Any) -> str:
-    """Return a line, and nothing of what follows it."""
+    """Return a line, and read nothing of what follows it."""
     line = b""
     while not line.endswith(b"\n"):
         data = sock.recv(1)

@@ -1,8 +1,8 @@
 """The worker's end of a gateway that outlives its connections.
 
-Another connection comes as two descriptors from the supervisor, which is told when one is lost
-and when one is used.  This file is shipped; it keeps to what Python 2.7 and today's Python both
-accept.  Start at ``tell``.
+A new connection comes as two descriptors from the supervisor, which learns when a connection is
+lost and when one is in use.  This file is shipped; it keeps to what Python 2.7 and today's Python
+both accept.  Start at ``tell``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-FLUSH_S = 5.0  # how long an end may wait for its last frames to be written
+FLUSH_S = 5.0  # how long the worker, when it ends, waits until its last frames are written
 
 
 def tell(gateway: Any, told: Any) -> None:
-    """Begin: in the receiver thread, before anything but the source has come."""
+    """Begin; called in the receiver thread, before anything but the source has come."""
     try:
         link = WorkerLink(gateway, told)
     except Exception as exc:
@@ -55,12 +55,12 @@ class WorkerLink(Link):
         super(WorkerLink, self).__init__(gateway.execmodel, connection)
         old.close_read()
         old.close_write()
-        self._opening: Connection | None = None  # one whose other end has not said how much it read
+        self._opening: Connection | None = None  # its other end has not said yet how much it read
         self._opened = b""
         LinkWriter(self, gateway.id)
 
     def _begin(self, told: Any) -> None:
-        """Have the supervisor do its work; raises what it says if it can't."""
+        """Make the supervisor begin; raises its reason if it can't."""
         options = {name: told[name] for name in ("folder", "secret", "seconds", "end_s")}
         code = told["supervisor"] + "\nOPTIONS.update(%r)\n" % (options,)
         data = code.encode("utf-8")
@@ -80,11 +80,11 @@ class WorkerLink(Link):
     # ------------------------------------------------------------ connections
 
     def on_lost(self, connection: Connection, why: str) -> None:
-        """Tell the supervisor, which keeps the time."""
+        """Tell the supervisor, which watches the time from now on."""
         self._say(b"l%d " % connection.epoch)
 
     def on_used(self, connection: Connection) -> None:
-        """Tell the supervisor, which need not keep it any more."""
+        """Tell the supervisor, which need not watch the time any more."""
         self._say(b"u%d " % connection.epoch)
 
     def _say(self, word: bytes) -> None:
@@ -99,7 +99,7 @@ class WorkerLink(Link):
         return [self._supervisor.fileno()] + opening
 
     def on_ready(self, ready: dict[int, int]) -> None:
-        """Take what the supervisor sends, and what a new connection opens with."""
+        """Take what the supervisor sends, and the first bytes of a new connection."""
         opening = self._opening
         if opening is not None and opening.read_fd in ready:
             self._read_opening(opening)
@@ -129,7 +129,7 @@ class WorkerLink(Link):
             after[0].close()
         if old is not None:
             self.lose(old, "there is a newer connection")
-        # The older one is closed, and what was read is known, before anything is read of this one.
+        # Before anything is read of this one, the older one is closed, and what was read is known.
         while self._given_up:
             with self._reading:
                 self._given_up.popleft().close()
@@ -166,7 +166,7 @@ class WorkerLink(Link):
     # ------------------------------------------------------------ the end
 
     def _end_alone(self) -> None:
-        """End, and leave nothing: nobody keeps the time any more."""
+        """End, and leave nothing behind: nobody watches the time any more."""
         self._gateway._say_goodbye(1, "its supervisor ended")
         self._take_frames()
         connection = self.connection
@@ -180,7 +180,7 @@ class WorkerLink(Link):
         self.stop("its supervisor ended")
 
     def finish(self) -> None:
-        """Wait until all is written, or can't be: the process is about to end."""
+        """Wait until all is written, or can't be, as the process is about to end."""
         ends_at = clock() + FLUSH_S
         while not self.is_over and clock() < ends_at and self._has_unwritten():
             self.bell.ring()

@@ -1,7 +1,7 @@
-"""Logins to a session whose connection was lost: each runs a command, and asks one thing.
+"""Logins to a session whose connection was lost: each runs a command, and makes one request.
 
-A session is a worker and its supervisor.  Start at ``Login``; what the command runs over there is
-``far_connector``.
+A session is a worker and its supervisor.  Over there, the command runs ``far_connector``.  Start at
+``Login``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ LOOK_MS = 500  # between looks for the end of the command, which its output may 
 
 
 class Unreachable(Exception):
-    """There was no connection this time."""
+    """This attempt gave no connection."""
 
 
 class Ended(Exception):
-    """The worker has ended; ``status`` is its exit status, None if nobody knows that any more."""
+    """The worker has ended; ``status`` is its exit status, None if nobody knows it any more."""
 
     def __init__(self, text: str, status: int | None) -> None:
         super().__init__(text)
@@ -43,7 +43,7 @@ class Refused(Exception):
 
 
 class Session:
-    """What it takes to find a worker again.  ``epoch`` rises with each attempt."""
+    """What is needed to find a worker again.  ``epoch`` rises with each attempt."""
 
     def __init__(self, settings: Settings) -> None:
         self.folder = (
@@ -56,18 +56,18 @@ class Session:
         self.is_placed = False
 
     def place(self, ready: dict[str, Any]) -> None:
-        """Note on which host, and since which boot, the worker says that it runs."""
+        """Note on which host, and in which boot, the worker says that it runs."""
         self.boot, self.host = printable(str(ready["boot"])), printable(str(ready["host"]))
         self.is_placed = True
 
     def line(self, marker: bytes, verb: str) -> bytes:
-        """Return the line that an interpreter is told over there."""
+        """Return the line for the interpreter over there."""
         asked = f"connect({marker!r}, {self.folder!r}, {self.secret!r}, {verb!r}, {self.epoch})"
         code = f"{parts.lowered('_resume.far_connector')}\n{asked}\n"
         return (ascii(code) + "\n").encode("ascii")
 
     def explain_unknown(self, boot: str, host: str) -> Exception:
-        """Return the error for a host on which nobody knows the session."""
+        """Return the error for a host that does not know the session."""
         if not self.host:  # it may never have begun
             return Ended("nobody knows it there", None)
         if host != self.host:
@@ -94,7 +94,7 @@ class Login:
         self._received = b""
 
     def resume(self, keep: Callable[[Any], object], read_bytes: int) -> tuple[Any, int]:
-        """Connect to the worker anew; return the stream, and how many bytes it has read.
+        """Connect to the worker anew; return the stream, and how many bytes the worker has read.
 
         keep: called with the stream as soon as there is one.  read_bytes: how many were read
         here.  Raises ``Unreachable``, ``Ended`` or ``Refused``, and nothing is left then.
@@ -170,7 +170,7 @@ class Login:
         return data
 
     def _receive(self) -> None:
-        """Take what comes; ``Unreachable`` at the end, and when the time is over."""
+        """Return what arrives; ``Unreachable`` at the end, and when the time is over."""
         fd = self._carrier.infile.fileno()
         poll = select.poll()
         poll.register(fd, select.POLLIN)
@@ -186,7 +186,7 @@ class Login:
         except OSError:
             pass
         if not data:
-            self._carrier.poll_until(monotonic() + 1.0)  # so that its stderr is complete
+            self._carrier.poll_until(monotonic() + 1.0)  # then its stderr is complete
             raise Unreachable(self._why("the command ended"))
         self._received += data
 
@@ -198,6 +198,7 @@ class Login:
         try:
             write_all(self._carrier, data)
         except (OSError, ValueError) as exc:
+            self._carrier.poll_until(monotonic() + 1.0)  # as above
             raise Unreachable(self._why(f"the command took nothing: {exc}")) from exc
 
     def _discard(self) -> None:
@@ -206,7 +207,7 @@ class Login:
 
 
 def discard(carrier: Any) -> None:
-    """End a command that carries nothing any more, and leave nothing of it."""
+    """End a command that carries nothing any more, and leave nothing of it behind."""
     carrier.kill()
     carrier.wait()
     carrier.close_write()

@@ -1,8 +1,8 @@
 """The coordinator's end of a gateway that outlives its connections.
 
-The first connection is the command of the spec, as without ``resume=``.  When it is lost, that
-command is run anew, and what it starts hands its stdin and stdout over to the worker.  Start at
-``ResumeIO``; what is said over connections is in ``far_link``.
+The first connection is the command of the spec, as without ``resume=``.  When it is lost, the
+command is run again, and the program that it starts hands its stdin and stdout over to the worker.
+``far_link`` describes what is sent over connections.  Start at ``ResumeIO``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from .._clock import monotonic
 from .._endpoint import Endpoint
+from .._ends.terminate import LOGIN_S
 from .._ship import parts
 from .._transports.ssh import asking_nobody, with_options
 from .._transports.table import Command
@@ -26,7 +27,7 @@ from ..gateway_base import (
     new_lock,
     printable,
 )
-from .far_link import BARRIER, Connection, Link
+from .far_link import BARRIER, Connection, Link, LinkWriter
 from .logins import Ended, Login, Refused, Session, Unreachable, discard
 from .records import Record
 
@@ -41,11 +42,10 @@ if TYPE_CHECKING:
 
     Make = Callable[[], Any]  # runs the command of the spec; returns its stream
 
-FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0  # between two attempts, at the most
-NOT_HERE = 0  # in place of the process id of a worker that runs on another host
-KILL_S = 5.0  # how long the login may take that ends a worker
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0  # between two attempts, at first and at most
+NOT_HERE = 0  # stands for the process id of a worker that runs on another host
 PART = "_resume.far_worker"
-MARGIN_S = 10.0  # after its two times of grace, before a worker is killed whose time is over
+MARGIN_S = 10.0  # how long after its two times of grace a worker is killed, if its time is over
 
 
 def create_io(
@@ -64,15 +64,15 @@ def create_io(
 
 
 def command_of_login(command: Command) -> Command:
-    """Return the command of a spec as it is run anew: nobody may be there to answer."""
+    """Return the command of a spec for another run, when nobody may be there to answer."""
     words: list[str] = command
-    if command[0] in ("ssh", "vagrant"):  # a connection that is shared may be lost as well
+    if command[0] in ("ssh", "vagrant"):  # a shared connection may be lost as well
         words = with_options(asking_nobody(command), ["-o", "ControlPath=none"])
     return Command(words, command.captures_stderr, is_remote=command.is_remote)
 
 
 class _Carried(Connection):
-    """The connection of a command's pipes."""
+    """The connection that consists of a command's pipes."""
 
     def __init__(self, carrier: Any, epoch: int) -> None:
         fds = [os.dup(file.fileno()) for file in (carrier.infile, carrier.outfile)]
@@ -80,7 +80,7 @@ class _Carried(Connection):
         self.carrier = carrier
 
     def has_ended(self) -> bool:
-        """Whether the command has, whose pipes others may hold open."""
+        """Whether the command has ended, whose pipes others may hold open."""
         ended: bool = self.carrier.has_ended()
         return ended
 
@@ -93,6 +93,9 @@ class ResumeIO(Link, Endpoint):
     """
 
     kills_by_login = True
+    kill_by: float | None = None  # when a kill has to be over, as ``time.monotonic()``
+
+    writer_class = LinkWriter
 
     def __init__(self, settings: Settings, execmodel: ExecModel, carrier: Any, make: Make) -> None:
         self._settings = settings
@@ -161,7 +164,7 @@ class ResumeIO(Link, Endpoint):
     # ------------------------------------------------------------ another connection
 
     def on_lost(self, connection: Connection, why: str) -> None:
-        """Begin to connect anew, for as long as the spec says."""
+        """Begin to make attempts, for as long as the spec says."""
         carrier = self._carrier
         if not self._is_placed() or self._is_killed or self._has_said_goodbye():
             self.stop(why)
@@ -213,7 +216,7 @@ class ResumeIO(Link, Endpoint):
                 return
 
     def _keep(self, carrier: Any) -> None:
-        """Take over a command that makes an attempt; it ends with the stream."""
+        """Take a command that makes an attempt; it ends with the stream."""
         carrier.worker_pid = NOT_HERE
         with self._lock:
             self._carrier = carrier
@@ -241,7 +244,7 @@ class ResumeIO(Link, Endpoint):
         self._gone.set()
 
     def close_read(self) -> None:
-        """End the stream, and close what carries it."""
+        """End the stream, and close whatever carries it."""
         super().close_read()
         with self._lock:
             carrier = self._carrier
@@ -258,7 +261,7 @@ class ResumeIO(Link, Endpoint):
         self._carrier.end()
 
     def has_ended(self) -> bool:
-        """Whether the worker has, or was given up."""
+        """Whether the worker has ended, or was given up."""
         ended: bool = self._gone.is_set() and self._carrier.has_ended()
         return ended
 
@@ -270,15 +273,15 @@ class ResumeIO(Link, Endpoint):
         return self._status if self.given_up or self._is_killed else status
 
     def wait(self) -> int | None:
-        """Wait until the worker has ended, or was given up, and nothing of it is left here."""
+        """Wait until the worker has ended or was given up, and nothing of it is left here."""
         self._gone.wait()
         status: int | None = self._carrier.wait()
         return self._status if self.given_up or self._is_killed else status
 
     def kill(self) -> None:
-        """Kill the worker by a login of its own, if it has not ended; waits for 5 s at the most.
+        """Kill the worker by a separate login, if it has not ended; waits for 5 s at most.
 
-        Where that can't be, a ``ResourceWarning`` says so: its supervisor ends it later.
+        If that fails, a ``ResourceWarning`` says so: the supervisor ends the worker later.
         """
         if self._session is None:
             self._carrier.kill()
@@ -286,14 +289,15 @@ class ResumeIO(Link, Endpoint):
             return
         with self._lock:
             is_first, self._is_killed = not self._is_killed, True
-        # One whose start was cut may wait for another connection, and nobody knows of it.
+        # A worker whose start was cut off may wait for a connection, and nobody knows of it.
         if not is_first or (self._gone.is_set() and self._is_placed()):
             self._carrier.kill()
             return
         self._pause.set()
         carriers: list[Any] = []
         try:
-            login = Login(self._session, self._make, monotonic() + KILL_S)
+            deadline = monotonic() + LOGIN_S if self.kill_by is None else self.kill_by
+            login = Login(self._session, self._make, deadline)
             self._status = login.kill(carriers.append)
         except Ended:
             pass
@@ -303,6 +307,10 @@ class ResumeIO(Link, Endpoint):
             self._warn_unreachable(str(exc))
         self.stop("the worker was killed")
         self._carrier.kill()
+
+    def is_out_of_reach(self, mark: int, is_long: bool) -> bool:
+        is_silent = is_long and self.read_bytes == mark and self.kept_bytes > 0
+        return self.connection is None or is_silent
 
     def _warn_unreachable(self, why: str) -> None:
         seconds = self._settings.resume_s
@@ -314,7 +322,7 @@ class ResumeIO(Link, Endpoint):
             warnings.warn(text, ResourceWarning, stacklevel=4)
 
     def stderr_tail(self) -> str:
-        """Return the last that came over stderr of the connection in use."""
+        """Return the end of what came over the stderr of the connection in use."""
         tail: str = self._carrier.stderr_tail()
         return tail
 
@@ -327,7 +335,7 @@ class ResumeIO(Link, Endpoint):
         """In a forked process: the worker and the stream to it are the parent's."""
         self.is_over = True
         self._record = None
-        for connection in [self.connection, *self._given_up]:  # else the command would not end
+        for connection in [self.connection, *self._given_up]:  # otherwise the command would not end
             if connection is not None:
                 connection.close()
         self._gone = _Flag(self.execmodel)

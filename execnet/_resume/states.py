@@ -1,4 +1,4 @@
-"""What becomes of the connections of a group's gateways is told: ``Group.on_state``."""
+"""Reports what happens to a group's gateways: ``Group.on_state``, ``Group.on_respawn``."""
 
 from __future__ import annotations
 
@@ -7,30 +7,28 @@ from ..gateway_base import get_execmodel, new_lock
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from ..gateway import Gateway
-
-    Callback = Callable[[Gateway, str], object]
+    from typing import Any
 
 
 class Teller:
     """Calls a callback in a thread that no gateway needs; one call after the other."""
 
-    def __init__(self, callback: Callback) -> None:
+    def __init__(self, callback: Callable[..., object], name: str = "execnet-states") -> None:
         self._callback = callback
+        self._name = name  # of the thread
         self._lock = new_lock()  # guards the next two
-        self._untold: list[tuple[Gateway, str]] = []
+        self._untold: list[tuple[Any, ...]] = []
         self._runs = False
 
-    def tell(self, gateway: Gateway, state: str) -> None:
-        """Have it called soon."""
+    def tell(self, *what: Any) -> None:
+        """Have the callback called with these soon."""
         with self._lock:
-            self._untold.append((gateway, state))
+            self._untold.append(what)
             starts, self._runs = not self._runs, True
         if starts:
             try:
-                get_execmodel("thread").start(self._run, (), "execnet-states")
-            except RuntimeError:  # there can be no more threads; the next one tells of it as well
+                get_execmodel("thread").start(self._run, (), self._name)
+            except RuntimeError:  # no more threads; the next report brings this one along
                 with self._lock:
                     self._runs = False
 
@@ -40,9 +38,9 @@ class Teller:
                 if not self._untold:
                     self._runs = False
                     return
-                gateway, state = self._untold.pop(0)
+                what = self._untold.pop(0)
             try:
-                self._callback(gateway, state)
+                self._callback(*what)
             except Exception:  # there is nobody to raise it to
                 import traceback
 

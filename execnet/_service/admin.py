@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 ANSWER_S = 5.0
-STOP_S = 12.0  # twice what a service takes at the most
+STOP_S = 12.0  # twice the longest time that a service takes
 LOOK_S = 0.005
 
 Found = tuple[str, "dict[str, Any]"]  # the folder of a service, and its record
@@ -59,11 +59,16 @@ def find(name: str, python: str | None = None) -> Found:
     python: the command of its interpreter, if several have the name.  Raises ``ServiceError`` if
     there is none, or more than one.
     """
-    found = [one for one in find_all() if one[1].get("service") == name]
+    return chosen(find_all(), name, python)
+
+
+def chosen(found: list[Found], name: str, python: str | None, place: str = "here") -> Found:
+    """Return the one that is meant; as ``find``.  place: where they are, in words."""
+    found = [one for one in found if one[1].get("service") == name]
     if python is not None:
         found = [one for one in found if one[1].get("python") == python]
     if not found:
-        raise ServiceError(f"no service {name!r} runs here")
+        raise ServiceError(f"no service {name!r} runs {place}")
     if len(found) > 1:
         pythons = ", ".join(str(record.get("python")) for _, record in found)
         raise ServiceError(f"several services are named {name!r}, say which: --python {pythons}")
@@ -108,6 +113,7 @@ def losses(told: dict[str, Any]) -> list[str]:
     """Return in words what would be lost if a service with this status ended."""
     lost = [f"the connection of {one['id']}, process {one['pid']}" for one in told["clients"]]
     lost += [f"running code: {one['code']} ({one['client']})" for one in told["running"]]
+    lost += [f"the last result of: {one['code']}" for one in told.get("ended", ())]
     lost += [f"state[{key}]" for key in told["state"]]
     return lost + [f"the connection to {one['host']}" for one in told["kept"]]
 
@@ -159,10 +165,9 @@ def _wait_ended(process: Pid, wait_s: float) -> bool:
         process.close()
 
 
-def log_files(found: Found) -> list[str]:
-    """Return the existing files of a service's log, the older one first."""
-    paths = [os.path.join(found[0], name) for name in ("log.1", "log")]
-    return [path for path in paths if os.path.lexists(path)]
+def log_lines(found: Found) -> list[str]:
+    """Return the lines of a service's log."""
+    return far_find.log_of(found[0]).splitlines()
 
 
 def leftovers() -> Iterator[tuple[str, str]]:

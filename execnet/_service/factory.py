@@ -11,20 +11,32 @@ import os
 from .. import gateway_bootstrap
 from .._specs import Settings
 from .._transports.shared import KEYS, Connections
+from .._via.spare import source_key_of
 from .._via.stream import ViaIO
 from ..xspec import XSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .._endpoint import Endpoint
     from .._transports.logins import Address
     from ..gateway import Gateway
     from ..gateway_base import ExecModel
 
+    Begin = Callable[[Settings], Gateway]
+
 KEEPER = "_service.keeper"
 OF_WORKER = "python", "dont_write_bytecode", "kill"  # what else the service has to know about it
 # Variables that differ between programs of one shell, but do not affect how a host is reached.
 OF_MOMENT = ("_", "SHLVL", "PWD", "OLDPWD", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST")
+
+
+class KeptIO(ViaIO):
+    """The stream to a worker that a service starts."""
+
+    far = KEEPER
+    loaded: frozenset[str] = frozenset()  # the service can import it
 
 
 class LocalFactory:
@@ -50,10 +62,13 @@ class LocalFactory:
             return False
         return settings.type in ("ssh", "vagrant_ssh")
 
-    def make_io(self, settings: Settings, execmodel: ExecModel) -> Endpoint:
-        """Make the service start what a spec says; return the stream."""
+    def make_io(self, start: Begin, settings: Settings, execmodel: ExecModel) -> Endpoint:
+        """Make the service start what a spec says; return the stream.
+
+        start: makes the gateway to the service, if there is none, without waiting for its answer.
+        """
         user = object()
-        service = self._connected(execmodel, user)
+        service = self._connected(start, user)
 
         def leave() -> None:
             self._connections.leave(service, user)
@@ -62,12 +77,12 @@ class LocalFactory:
             request = self._request_of(settings)
             words = [f"{settings.type} of {self._text}"]
             host = str(settings.spec.host or vars(settings.spec)[settings.type])
-            return ViaIO(service, request, words, host, execmodel, leave, far=KEEPER)
+            return KeptIO(service, request, words, host, execmodel, leave)
         except BaseException:
             leave()
             raise
 
-    def _connected(self, execmodel: ExecModel, user: object) -> Gateway:
+    def _connected(self, start: Begin, user: object) -> Gateway:
         """Return the connection to the service, and count one more user."""
         service = self._connections.claim(self._address, user)
         if service is not None:
@@ -75,7 +90,7 @@ class LocalFactory:
         spec = XSpec(self._text)
         spec.id, spec.execmodel = f"local factory of process {os.getpid()}", "thread"
         settings = Settings(spec)
-        service = gateway_bootstrap.start(settings, execmodel)
+        service = start(settings)
         gateway_bootstrap.wait_ready(service, settings.deadline())
         self._connections.add(self._address, service, user)
         return service
@@ -91,4 +106,5 @@ class LocalFactory:
             "env": {name: text for name, text in os.environ.items() if name not in OF_MOMENT},
             "folder": os.getcwd(),
             "idle": self._idle_s,
+            "source": source_key_of(settings),
         }

@@ -24,7 +24,6 @@ from ..gateway_base import (
     _decoded,
     _frame_of,
     _hello,
-    _plain_stack,
     _serve,
     get_execmodel,
     geterrortext,
@@ -42,6 +41,7 @@ from .far_gateway import (
     kept,
     state,
     text_of,
+    told_of,
 )
 from .far_log import keep_from_children
 
@@ -59,7 +59,8 @@ STOP_S = 6.0  # how long code may take to end together with the service
 EXIT_S = 2.0  # and functions registered with ``atexit``
 FLUSH_S = 0.5  # and its output, to reach the log
 BACKLOG = 128
-NOT_FOR_ONE = "chdir", "nice", "env", "kill"  # since others share the process
+ENDED = 20  # tasks that have ended without a connection, of which something is known
+NOT_FOR_ONE = "chdir", "nice", "limits", "env", "kill"  # since others share the process
 
 
 class Service(object):
@@ -81,6 +82,7 @@ class Service(object):
         self.running: dict[int, Any] = {}  # ``Running``, by the number of the thread
         self.routes: dict[int, Any] = {}  # ``far_log.Route``, by the same
         self.files = [far_log.Router(number, self.routes, self.running) for number in (1, 2)]
+        self.ended: deque[Running] = deque(maxlen=ENDED)  # those whose connection was lost before
         self.clients: set[ServiceGateway] = set()
         self._main_tasks: deque[Callable[[], object]] = deque()
         self._socks: set[Any] = set()
@@ -238,7 +240,14 @@ class Service(object):
             client.stop()
         if main in self.running:
             self.running[main].stop()
-        while (self.clients or main in self.running) and clock() < deadline:
+        left = {one.gateway for one in list(self.running.values()) if one.gateway.is_left}
+        for gateway in left:
+            gateway.interrupt_left()
+        while clock() < deadline and (
+            self.clients
+            or main in self.running
+            or any(gateway._execpool.active_count() for gateway in left)
+        ):
             time.sleep(0.005)
         self._is_ended = True
         os.write(self._main_wakes, b".")
@@ -352,11 +361,16 @@ class Service(object):
             options["codecs"],
             options["grace"],
             lambda **more: ServiceGateway(
-                service=self, pid=pid, one_at_a_time=one_at_a_time, **more),
+                service=self, pid=pid, one_at_a_time=one_at_a_time,
+                goes_on=bool(request.get("goes_on")), **more),
             farewell=options["marker"],
         )
 
     # ------------------------------------------------------------ what is asked of it
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """Return reports of the code that runs, and of what has ended without its connection."""
+        return [told_of(one) for one in list(self.ended) + list(self.running.values())]
 
     def status(self) -> dict[str, Any]:
         """Return the data for ``execnet service status``."""
@@ -378,7 +392,8 @@ class Service(object):
                 }
                 for client in list(self.clients)
             ],
-            running=[_told(one) for one in running],
+            running=[told_of(one) for one in running],
+            ended=[told_of(one) for one in list(self.ended)],
             kept=list(kept.values()),
         )
         return found
@@ -401,20 +416,6 @@ class Service(object):
             except EnvironmentError:
                 pass
         os.close(null)
-
-
-def _told(running: Running) -> dict[str, Any]:
-    """Return the report of running code."""
-    told = {
-        "client": text_of(running.gateway.id),
-        "code": running.code,
-        "since": running.since,
-        "waits": running.waits,
-        "orphan": running.gateway.is_given_up,
-    }
-    if running.gateway.is_given_up:
-        told["stack"] = text_of("".join(_plain_stack(sys._current_frames().get(running.ident))))
-    return told
 
 
 def _is_of_users(key: Any) -> bool:

@@ -381,9 +381,25 @@ def _start(
         pid = 0
     finally:
         if pid:
-            _kill(pid)
+            kill(pid)
         for fd in [ready_fd, log_fd] + passed + [tells_fd] * (tells_fd >= 0):
             os.close(fd)
+
+
+def line_of(boot: bytes, want: dict[str, Any]) -> bytes:
+    """Return the line that turns an interpreter into a service.
+
+    boot: a literal in ASCII of code that defines ``boot(options)``.  want: all that it has to know.
+    """
+    options = {name: want[name] for name in ("name", "port", "idle", "lock", "ready", "version")}
+    options["folder"] = getattr(os, "fsencode", str)(want["folder"])
+    python = want["python"]
+    if not isinstance(python, bytes):
+        python = python.encode("utf-8", "surrogateescape")
+    options["python"] = python
+    shown = repr if sys.version_info[0] == 2 else ascii
+    text: Any = shown("boot(%s)\n" % shown(options))
+    return boot + b"+" + (text if isinstance(text, bytes) else text.encode("ascii")) + b"\n"
 
 
 def _high(fd: int) -> int:
@@ -463,7 +479,20 @@ def _said(path: str, begins: int) -> str:
         return ""
 
 
-def _kill(pid: int) -> None:
+def log_of(folder: str) -> str:
+    """Return the text of both files of a log."""
+    found = b""
+    for name in "log.1", "log":
+        try:
+            with open(os.path.join(folder, name), "rb") as file:
+                found += file.read()
+        except EnvironmentError:  # there is no older one
+            pass
+    return found.decode("utf-8", "replace")
+
+
+def kill(pid: int) -> None:
+    """Kill a process, if it is there."""
     try:
         os.kill(pid, 9)
     except EnvironmentError:

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections import deque
 
 from ..gateway_base import (
+    BaseGateway,
+    GatewayState,
     Popen2IO,
     Process,
     WorkerGateway,
     WorkerPool,
     _Flag,
+    _interrupt_others,
+    _plain_stack,
     get_ident,
     load_part,
     new_lock,
@@ -31,6 +36,9 @@ if TYPE_CHECKING:
 
 state: dict[Any, Any] = {}  # the state that code of a service keeps: ``execnet.service.state``
 kept: dict[str, dict[str, Any]] = {}  # connections kept for programs, and their descriptions
+
+
+LAST_CHARS, LAST_ITEMS = 200, 20  # of the last item that a task has sent, as it is shown
 
 
 class ConnectionIO(Popen2IO):
@@ -75,16 +83,106 @@ class ServiceProcess(Process):
 
 
 class Running(object):
-    """Code that runs in a thread, or waits for its turn."""
+    """A task: code that runs in a thread, or waits for its turn, or has ended."""
 
     def __init__(self, gateway: Any, function: Any, arguments: Any) -> None:
         self.gateway = gateway
         self.ident = get_ident()
         self.since = time.time()
+        self.until: float | None = None
         self.waits = False
         self.has_turn = _Flag(gateway.execmodel)
+        self.last: Any = _NOTHING  # the last item that it has sent, if its connection is attached
+        self.last_text: str | None = None  # the same as a line, once it has ended
+        self.error: str | None = None  # the last line of what it raised
         is_code = function == gateway.executetask
         self.code = _described(arguments[0][1]) if is_code else "functions that are called"
+        self._channel = arguments[0][0] if is_code and gateway.goes_on else None
+        if self._channel is not None:
+            self._channel.send = self._noting(self._channel.send)
+
+    def _noting(self, send: Any) -> Any:
+        def noting_send(item: Any) -> None:
+            self.last = item
+            send(item)
+
+        return noting_send
+
+    def end(self) -> bool:
+        """Note the end, from which on no item is kept, only a line about it; False if it was."""
+        if self.until is not None:
+            return False
+        self.until = time.time()
+        if self._channel is not None:
+            vars(self._channel).pop("send", None)
+            self._channel = None
+        self.last_text, self.last = self.show_last(), _NOTHING
+        return True
+
+    def show_last(self) -> str | None:
+        """Return a line about the last item that it has sent; None if there is none."""
+        return self.last_text if self.last is _NOTHING else _shown(self.last)
+
+
+_NOTHING = object()
+
+
+def _shown(item: Any) -> str:
+    """Return a line about an item; takes no time for large ones, and calls no code of users."""
+    try:
+        line = _line_of(item, 3)
+    except Exception:  # code changes it at the moment
+        line = "<%s>" % type(item).__name__
+    return line if len(line) <= LAST_CHARS else line[:LAST_CHARS] + "..."
+
+
+def _line_of(item: Any, levels: int) -> str:
+    kind = type(item)
+    if kind in (type(None), bool, float, complex):
+        return repr(item)
+    if kind in (int, type(1 << 63)):
+        bits = item.bit_length()
+        return repr(item) if bits < 1000 else "<a number of %d bits>" % bits
+    if kind in (bytes, type("".encode("ascii").decode("ascii"))):
+        rest = len(item) - LAST_CHARS
+        return repr(item[:LAST_CHARS]) + (" and %d more" % rest if rest > 0 else "")
+    if kind not in _BRACKETS:
+        return "<%s>" % kind.__name__
+    if len(item) > LAST_ITEMS or not levels:
+        return "<%s of %d>" % (kind.__name__, len(item))
+    pairs = item.items() if kind is dict else [(one,) for one in item]
+    told = [": ".join([_line_of(one, levels - 1) for one in pair]) for pair in list(pairs)]
+    begins, ends = _BRACKETS[kind]
+    return begins + ", ".join(told) + ("," if kind is tuple and len(told) == 1 else "") + ends
+
+
+_BRACKETS: dict[Any, tuple[str, str]] = {
+    list: ("[", "]"),
+    tuple: ("(", ")"),
+    dict: ("{", "}"),
+    set: ("set([", "])"),
+    frozenset: ("frozenset([", "])"),
+}
+
+
+def told_of(task: Any) -> dict[str, Any]:
+    """Return the report of a task."""
+    gateway, until = task.gateway, getattr(task, "until", None)
+    last = task.show_last() if hasattr(task, "show_last") else None
+    told = {
+        "client": text_of(gateway.id),
+        "code": task.code,
+        "since": task.since,
+        "until": until,
+        "waits": task.waits,
+        "orphan": gateway.is_given_up or gateway.is_left,
+        "last": text_of(last),
+        "error": text_of(getattr(task, "error", None)),
+    }
+    if told["orphan"] and until is None:
+        stack = _plain_stack(sys._current_frames().get(task.ident))
+        told["stack"] = text_of("".join(stack))
+    return told
 
 
 def _described(task: Any) -> str:
@@ -167,6 +265,7 @@ class ServicePool(WorkerPool):
         if gateway.one_at_a_time:
             service.turns.take(running)
         if gateway.is_over:
+            running.error = "it did not begin: its connection had ended"
             raise KeyboardInterrupt
         if gateway.route is not None:
             service.routes[running.ident] = gateway.route
@@ -177,6 +276,8 @@ class ServicePool(WorkerPool):
         for file in service.files:
             file.flush()
         service.routes.pop(running.ident, None)
+        if running.end() and running.gateway.is_left:
+            service.ended.append(running)
         service.running.pop(running.ident, None)
         service.turns.leave(running)
 
@@ -185,16 +286,24 @@ class ServiceGateway(WorkerGateway):
     """A connection to a service: it ends like a worker, but the process goes on."""
 
     def __init__(
-        self, io: Any, id: str, _startcount: int, service: Any, pid: int, one_at_a_time: bool
+        self,
+        io: Any,
+        id: str,
+        _startcount: int,
+        service: Any,
+        pid: int,
+        one_at_a_time: bool,
+        goes_on: bool,
     ) -> None:
         super(ServiceGateway, self).__init__(io, id, _startcount, service.process)
         self.service = service
+        self.goes_on = goes_on  # whether code outlives a lost connection
         self._execpool = ServicePool(self)
         self.state = state
         self.pid = pid  # of the program at the other end, 0 if unknown
         self.since = time.time()
         self.one_at_a_time = one_at_a_time
-        self.is_over = self.is_given_up = False
+        self.is_over = self.is_given_up = self.is_left = False
         self.route: far_log.Route | None = None  # where its output goes
         self._forwarder: Any = None
 
@@ -228,8 +337,31 @@ class ServiceGateway(WorkerGateway):
 
     def _on_stream_end(self) -> None:
         self.is_over = True
+        self.is_left = self.goes_on and self._state != GatewayState.CLOSING
         self.service.turns.wake()
-        super(ServiceGateway, self)._on_stream_end()
+        if self.is_left:  # without a goodbye, and the code may go on
+            self._execpool.trigger_shutdown()
+            BaseGateway._on_stream_end(self)
+        else:
+            super(ServiceGateway, self)._on_stream_end()
+
+    def _status(self) -> dict[str, Any]:
+        """Return what a STATUS message is answered with: also what runs in the whole service."""
+        status = super(ServiceGateway, self)._status()
+        status["tasks"] = self.service.tasks()
+        return status
+
+    def _execute_and_describe(self, item: Any) -> str | None:
+        """Execute a task, and note what it raised."""
+        error = super(ServiceGateway, self)._execute_and_describe(item)
+        running = self.service.running.get(get_ident())
+        if running is not None and error is not None:
+            running.error = error.strip().split("\n")[-1]
+        return error
+
+    def interrupt_left(self) -> None:
+        """Interrupt code that goes on although its connection was lost."""
+        _interrupt_others(self._execpool.idents(), self.process.main_ident)
 
     def _on_silence(self, reason: str) -> None:
         self._writer.fail(reason)

@@ -29,7 +29,7 @@ class Client(object):
 
     def __init__(self, name: str) -> None:
         self.id = name
-        self.is_over = self.is_given_up = False
+        self.is_over = self.is_given_up = self.is_left = False
 
 
 class Job(object):

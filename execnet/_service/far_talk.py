@@ -1,4 +1,6 @@
-"""Talks to the sessions of a machine, for ``execnet session``: in a worker there.
+"""Talks to the services of a machine, sessions included, in a worker there.
+
+It is for ``execnet session``, and for ``execnet service --spec``.
 
 This file is shipped; it keeps to what Python 2.7 and today's Python both accept.  Start at
 ``main``.
@@ -11,11 +13,13 @@ import sys
 import threading
 import time
 
+from ..gateway_base import load_part
 from . import far_find
 from .far_find import ServiceError, clock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 PREFIX = "session-"
@@ -43,8 +47,7 @@ def _do(channel: Any) -> None:
     except EOFError:
         return
     try:
-        do = {"exec": _execute, "list": _list, "stop": _stop}[said["do"]]
-        do(channel, said)
+        _DEEDS[said["do"]](channel, said)
     except (ServiceError, EnvironmentError, EOFError) as exc:
         if not channel.isclosed():
             channel.send({"error": "%s" % (exc,)})
@@ -92,7 +95,7 @@ def _hand_on(channel: Any, sock: Any) -> None:
 
 
 def _found() -> list[tuple[str, dict[str, Any]]]:
-    """Return (folder, record) of the running sessions."""
+    """Return (folder, record) of the running services."""
     services, found = far_find.services_folder(makes=False), []
     for name in sorted(os.listdir(services)) if os.path.isdir(services) else ():
         folder = os.path.join(services, name)
@@ -102,16 +105,20 @@ def _found() -> list[tuple[str, dict[str, Any]]]:
             os.close(lock)
             continue
         record = far_find.record_of(folder)
-        if str(record.get("service")).startswith(PREFIX):
+        if record:  # one that is just starting has none yet
             found.append((folder, record))
     return found
 
 
-def _asked(folder: str, what: str) -> dict[str, Any]:
-    deadline = clock() + ANSWER_S
-    attached = far_find.attach(folder, None, deadline)
+def _sessions() -> list[tuple[str, dict[str, Any]]]:
+    return [one for one in _found() if str(one[1].get("service")).startswith(PREFIX)]
+
+
+def _asked(folder: str, record: dict[str, Any], what: str) -> dict[str, Any]:
+    port, deadline = record.get("port"), clock() + ANSWER_S
+    attached = far_find.attach(folder, port, deadline, _prover() if port else int)
     if attached is None:
-        raise ServiceError("the session has ended")
+        raise ServiceError("it has ended")
     try:
         far_find.say(attached[0], {"ask": what})
         return far_find.read_dict(attached[0], deadline)
@@ -119,25 +126,91 @@ def _asked(folder: str, what: str) -> dict[str, Any]:
         attached[0].close()
 
 
+def _prover() -> Callable[[Any], object]:
+    """Return what makes both ends of a connection to a port prove that they have the key."""
+    try:
+        server = load_part("script.socketserver")
+    except ImportError:
+        raise ServiceError("it has a port, and the source to ask it was not sent")
+
+    def prove(sock: Any) -> None:
+        try:
+            server._proved(sock, server.default_key(), 0)
+        except ValueError as exc:
+            raise ServiceError("what listens there is not this service: %s" % exc)
+
+    return prove
+
+
 def _list(channel: Any, said: dict[str, Any]) -> None:
-    for folder, _ in _found():
-        told = _asked(folder, "status")
+    for folder, record in _sessions():
+        told = _asked(folder, record, "status")
         told["session"] = told["service"][len(PREFIX) :]
         channel.send(told)
 
 
 def _stop(channel: Any, said: dict[str, Any]) -> None:
-    found = [one for one in _found() if one[1]["service"] == PREFIX + said["name"]]
+    found = [one for one in _sessions() if one[1]["service"] == PREFIX + said["name"]]
     if not found:
         raise ServiceError("no session %r is running there" % said["name"])
-    for folder, _ in found:
-        _asked(folder, "stop")
-        deadline = clock() + STOP_S
-        while True:
-            lock = far_find.try_lock(folder)
-            if lock >= 0:
-                os.close(lock)
-                break
-            if clock() > deadline:
-                raise ServiceError("the session %r did not end" % said["name"])
-            time.sleep(0.01)
+    for folder, record in found:
+        _end(folder, record)
+
+
+def _end(folder: str, record: dict[str, Any]) -> None:
+    """End a service; return when it has ended.  One that does not is killed."""
+    try:
+        _asked(folder, record, "stop")
+        if _ends(folder):
+            return
+    except (EnvironmentError, EOFError):
+        pass  # it does not answer
+    far_find.kill(record["pid"])
+    if not _ends(folder):
+        raise ServiceError("the process %d did not end" % record["pid"])
+
+
+def _ends(folder: str) -> bool:
+    deadline = clock() + STOP_S
+    while clock() < deadline:
+        lock = far_find.try_lock(folder)
+        if lock >= 0:
+            os.close(lock)
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def _services(channel: Any, said: dict[str, Any]) -> None:
+    for folder, record in _found():
+        try:
+            told = _asked(folder, record, "status")
+        except (ServiceError, EnvironmentError, EOFError) as exc:
+            told = dict(record, error="%s" % (exc,))
+        told["key"] = os.path.basename(folder)
+        channel.send(told)
+
+
+def _end_one(channel: Any, said: dict[str, Any]) -> None:
+    _end(*_one(said["key"]))
+
+
+def _log(channel: Any, said: dict[str, Any]) -> None:
+    channel.send({"log": far_find.log_of(_one(said["key"])[0])})
+
+
+def _one(key: str) -> tuple[str, dict[str, Any]]:
+    for one in _found():
+        if os.path.basename(one[0]) == key:
+            return one
+    raise ServiceError("it has ended")
+
+
+_DEEDS = {
+    "exec": _execute,
+    "list": _list,
+    "stop": _stop,
+    "services": _services,
+    "end": _end_one,
+    "log": _log,
+}

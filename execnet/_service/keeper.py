@@ -19,6 +19,7 @@ from .._transports import table
 from .._transports.shared import settings_of_connection, way_through
 from .._transports.ssh import asking_nobody
 from .._via.far import Forwarder
+from .._via.spare import SpareIO, have_spares, source_key
 from ..gateway_base import GatewayState
 from ..gateway_io import Popen2IOMaster
 from ..xspec import XSpec
@@ -101,6 +102,7 @@ class Keeper:
             self._drop(login, user)
             raise login.error from exc
         login.gateway = gateway
+        execmodel.start(have_spares, (gateway,), "execnet-spares")
         kept[login.key] = {"host": _host_of(settings), "since": time.time(), "users": 0}
         return gateway
 
@@ -238,7 +240,8 @@ class KeptForwarder(Forwarder):
         gateway = keeper.claim(self._request, self._model, user)
         try:
             settings = Settings(XSpec(self._request["spec"]))
-            passage = Passage(way_through(keeper, gateway, user)(settings, self._model))
+            kind = SpareIO if self._request.get("source") == source_key() else None
+            passage = Passage(way_through(keeper, gateway, user, kind)(settings, self._model))
         except BaseException:
             keeper.leave(gateway, user)
             raise

@@ -13,7 +13,7 @@ from contextlib import suppress
 from .._clock import monotonic
 from .._ends.poll import EndPoll
 from .._errors import AuthenticationError, BootstrapError
-from .._ship.loading import code_to_load
+from .._ship.loading import code_to_run
 from .._ship.parts import PACKAGE
 from .._transports.table import TRANSPORTS, interpreter_words
 from ..gateway_base import CAN_READ_DIRECTLY, printable, real_select
@@ -39,16 +39,6 @@ PARTS = (
 )
 PORT_PARTS = "script.socketserver", "_service.far_proof"
 
-_BOOT = """\
-import sys
-def boot():
- search, sys.path = sys.path, [entry for entry in sys.path if entry]
- {load}
- sys.path = search
- part.run({options!r})
-boot()
-"""
-
 
 def name_of(spec: XSpec) -> str:
     """Return the name of the service that a spec means."""
@@ -70,15 +60,21 @@ def want_of(settings: Settings) -> dict[str, Any]:
     }
 
 
+def service_code(ships: bool, port: int | None = None) -> bytes:
+    """Return what ``far_find.line_of`` makes the line of a service from."""
+    code = code_to_run("_service.far", PARTS + (PORT_PARTS if port else ()), ships)
+    return ascii(code).encode("ascii")
+
+
+def version() -> str:
+    """Return the version of execnet, which a service says of itself."""
+    return str(sys.modules[PACKAGE].__version__)
+
+
 def line_for(want: dict[str, Any]) -> bytes:
     """Return the line that turns an interpreter into a service."""
-    options = {name: want[name] for name in ("name", "port", "idle", "lock", "ready")}
-    options["folder"] = os.fsencode(want["folder"])
-    options["python"] = want["python"].encode("utf-8", "surrogateescape")
-    options["version"] = sys.modules[PACKAGE].__version__
-    others = PARTS + (PORT_PARTS if want["port"] else ())
-    load = code_to_load("_service.far", others, want["ships"])
-    return (ascii(_BOOT.format(load=load.rstrip(), options=options)) + "\n").encode("ascii")
+    code = service_code(want["ships"], want["port"])
+    return far_find.line_of(code, dict(want, version=version()))
 
 
 def prover(port: int, deadline: float) -> Callable[[Any], object]:
@@ -118,7 +114,7 @@ def create_io(settings: Settings, execmodel: ExecModel) -> ServiceIO:
     try:
         _check_greeting(want, greeting, settings)
         sock = _for_model(sock, execmodel)
-        return ServiceIO(sock, execmodel, args[0], greeting, _request_of(settings))
+        return ServiceIO(sock, execmodel, args[0], greeting, request_of(settings))
     except BaseException as exc:
         sock.close()
         if isinstance(exc, ServiceError):
@@ -126,7 +122,8 @@ def create_io(settings: Settings, execmodel: ExecModel) -> ServiceIO:
         raise
 
 
-def _request_of(settings: Settings) -> dict[str, Any]:
+def request_of(settings: Settings) -> dict[str, Any]:
+    """Return the request for a gateway, which still lacks the options of its worker."""
     return {
         "ask": "gateway",
         "pid": os.getpid(),

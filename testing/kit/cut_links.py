@@ -22,7 +22,8 @@ RUN = """
 if [ -e $here/down ]; then echo 'Network is unreachable' >&2; exit 255; fi
 cut=$(sed -n "$(wc -l < $here/runs)p" $here/cuts)
 delay=$(cat $here/delay)
-set -- ${{cut:+--cut $cut}} ${{delay:+--delay $delay}} -- "$@"
+login=$(cat $here/login)
+set -- ${{cut:+--cut $cut}} ${{delay:+--delay $delay}} ${{login:+--login $login}} -- "$@"
 exec {python} {relay} --shell --log $here/log "$@"
 """
 
@@ -30,8 +31,10 @@ exec {python} {relay} --shell --log $here/log "$@"
 class CutLink:
     """What leads to a host; its folder has to be in the PATH."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, login: str = "") -> None:
+        """Lead to this machine, or log in at an address of ``slow_net``."""
         self._ssh = FakeSsh(folder)
+        (folder / "login").write_text(login)
         self._cuts, self._delay = folder / "cuts", folder / "delay"
         self._delay.touch()
         self._log = folder / "log"

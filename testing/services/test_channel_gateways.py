@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from interpreters import found
+from interpreters import far_sides
 from processes import is_running
 from tools import BOUND_S, MakeGateway, wait_until
 
@@ -38,7 +38,7 @@ def pid_of(gateway: Gateway) -> int:
     [
         "popen",
         "socketservice",
-        *(f"popen//python={shlex.quote(python.path)}" for python in found()[:2]),
+        *(f"popen//python={shlex.quote(python.path)}" for python in far_sides()),
     ],
 )
 def test_the_other_end_makes_the_interpreter(home: Path, group: Group, spec: str) -> None:

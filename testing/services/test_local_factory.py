@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import signal
@@ -10,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from interpreters import found
+from interpreters import far_sides
 from processes import is_running
 from services import FakeSsh
 from tools import BOUND_S, run_python, wait_until
 
 import execnet
-from execnet import Gateway, Group, service
+from execnet import Gateway, Group, aio, service
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no services there")
 
@@ -62,6 +63,21 @@ def test_many_gateways_cost_one_login(factory: Group, ssh: FakeSsh) -> None:
     assert again.remote_exec("channel.send(channel.receive())").gateway is again
     assert len(ssh.runs()) == 1
     assert kept()[0]["users"] == 1
+
+
+def test_gateways_of_a_loop_cost_one_login(ssh: FakeSsh) -> None:
+    async def main() -> None:
+        async with aio.Group() as group:
+            group.setlocalfactory(name="fac")
+            gateways = await group.makegateways([SPEC] * 4)
+            parents = await asyncio.gather(*(gateway.call("os:getppid") for gateway in gateways))
+            assert len(set(parents)) == 1
+            channel = gateways[0].remote_exec("channel.send(channel.receive())")
+            await channel.send(b"x" * 300_000)
+            assert await channel.receive(BOUND_S) == b"x" * 300_000
+
+    asyncio.run(main())
+    assert len(ssh.runs()) == 1
 
 
 def test_the_next_program_uses_the_login_of_the_first(factory: Group, ssh: FakeSsh) -> None:
@@ -132,9 +148,11 @@ def test_a_login_that_is_used_again_and_again_costs_no_more_threads(factory: Gro
     use()
     wait_until(lambda: not service.find("fac").status()["clients"])
     before = service.find("fac").status()["threads"]
-    for _ in range(2):
+    for _ in range(6):
         use()
-    wait_until(lambda: service.find("fac").status()["threads"] <= before)
+    # Threads that have nothing to do stay for the next piece of work, and one or two more of
+    # them are there after two pieces overlapped.
+    wait_until(lambda: service.find("fac").status()["threads"] <= before + 2)
 
 
 def test_popen_is_made_here_as_before(factory: Group) -> None:
@@ -142,7 +160,7 @@ def test_popen_is_made_here_as_before(factory: Group) -> None:
     assert service.find_all() == []
 
 
-@pytest.mark.parametrize("python", found()[:2], ids=str)
+@pytest.mark.parametrize("python", far_sides(), ids=str)
 def test_other_pythons_over_there(factory: Group, python: object) -> None:
     spec = f"ssh=anywhere//python={shlex.quote(python.path)}"  # type: ignore[attr-defined]
     version = "import sys; channel.send(tuple(sys.version_info[:2]))"

@@ -11,7 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
-from interpreters import Interpreter, found
+from interpreters import Interpreter, far_sides, found
 from models import GREENLET_MODELS, need_model
 from tools import BOUND_S, MakeGateway, wait_until
 
@@ -28,7 +28,7 @@ print("printed")
 """
 
 
-@pytest.mark.parametrize("python", [*found()[:2], found()[-1]], ids=str)
+@pytest.mark.parametrize("python", far_sides(), ids=str)
 def test_a_service_on_each_python(home: Path, group: Group, python: Interpreter) -> None:
     lines: list[str] = []
     group.on_output(lambda gateway, stream, line: lines.append(line))

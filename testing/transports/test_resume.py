@@ -10,19 +10,20 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from cut_links import CutLink, assert_gone, exchange, supervisor_of
-from interpreters import found
+from interpreters import far_sides
 from pages import read
 from processes import processes_with
 from tools import BOUND_S, ROOT, SOURCE, some_of, wait_until
 
 from execnet import BootstrapError, Gateway, Group, WorkerDied, aio
-from execnet._resume import records
-from execnet._resume.logins import Ended, Session, Unreachable
+from execnet._resume import near, records
+from execnet._resume.logins import Ended, Login, Session, Unreachable
 from execnet._resume.near import command_of_login
 from execnet._ship.shipment import FIRST_PACKET_MAX
 from execnet._specs import Settings
@@ -62,10 +63,7 @@ def pid_of(gateway: Gateway) -> int:
     return int(gateway._rinfo().pid)
 
 
-OLDEST = [str(one.path) for one in found() if one.meets("2.7") or one.meets("3.6")]
-
-
-@pytest.mark.parametrize("python", [sys.executable, *OLDEST])
+@pytest.mark.parametrize("python", [one.path for one in far_sides()], ids=map(str, far_sides()))
 def test_all_that_is_sent_comes_once_and_in_order_over_a_link_that_is_cut_at_random_bytes(
     python: str, group: Group, link: CutLink
 ) -> None:
@@ -201,7 +199,8 @@ def test_errors_come_only_when_the_time_is_over_and_then_nothing_is_left(
     supervisor = supervisor_of(pid)
     link.go_down()
     channel.send("kept")
-    with pytest.raises(WorkerDied, match=r"was given up: it was out of reach for 1 s; .*Network"):
+    why = r"(?s)was given up: it was out of reach for 1 s; .*Network"  # which may be its last word
+    with pytest.raises(WorkerDied, match=why):
         channel.receive(BOUND_S)
     with pytest.raises(OSError, match="out of reach"):
         channel.send(1)
@@ -215,7 +214,10 @@ def test_a_worker_that_ended_meanwhile_is_told_with_its_status(group: Group, lin
     channel = gateway.remote_exec(WAITS)
     assert channel.receive(BOUND_S) == 1
     supervisor = supervisor_of(pid)
+    connected = len(os.listdir(f"/proc/{supervisor}/fd"))
     link.go_down()
+    # Where the far side has not noticed it either, the status is lost: ISSUES.txt, 90.
+    wait_until(lambda: len(os.listdir(f"/proc/{supervisor}/fd")) < connected)
     os.kill(pid, signal.SIGKILL)
     link.go_up()
     with pytest.raises(WorkerDied, match=r"SIGKILL.*it ended while it was out of reach") as caught:
@@ -319,6 +321,34 @@ def test_a_kill_without_a_network_returns_and_warns(group: Group, link: CutLink)
     assert list(records.left()) == []
 
 
+@pytest.mark.parametrize(
+    "lose", [CutLink.go_down, CutLink.stop], ids=["lost", "silent, and nobody has noticed"]
+)
+def test_terminate_logs_in_within_its_time_where_a_worker_is_out_of_reach(
+    group: Group, link: CutLink, monkeypatch: pytest.MonkeyPatch, lose: Callable[[CutLink], None]
+) -> None:
+    lefts_s = []
+
+    class Noting(Login):
+        def kill(self, keep: Callable[[object], object]) -> int | None:
+            lefts_s.append(self._deadline - time.monotonic())
+            raise Unreachable("there is no network")
+
+    gateway = group.makegateway(spec_of(BOUND_S))
+    pid = pid_of(gateway)
+    supervisor = supervisor_of(pid)
+    lose(link)
+    monkeypatch.setattr(near, "Login", Noting)
+    with pytest.warns(ResourceWarning, match="could not be reached to be killed"):
+        group.terminate(2.2)
+    assert [left_s < 2.2 for left_s in lefts_s] == [True]
+    if lose is CutLink.go_down:
+        link.go_up()
+    ((path, told),) = records.left()
+    records.end(path, told, lambda settings: gateway._io._make)  # type: ignore[attr-defined]
+    assert_gone(pid, supervisor)
+
+
 def test_whoever_has_no_secret_or_comes_late_gets_nothing(group: Group, link: CutLink) -> None:
     gateway = group.makegateway(spec_of(BOUND_S))
     session = gateway._io._session  # type: ignore[attr-defined]
@@ -381,11 +411,6 @@ def test_a_loop_is_told_that_it_can_not_resume(link: CutLink) -> None:
 def test_what_is_sent_before_the_hello_goes_in_one_packet() -> None:
     settings = Settings(XSpec(f"{spec_of(9)}//id=gateway1234//execmodel=thread"))
     assert len(first_line(settings, b"x" * 28)) <= FIRST_PACKET_MAX
-
-
-def test_another_program_can_not_take_up_a_worker() -> None:
-    with pytest.raises(ValueError, match="there is no attach="):
-        Settings(XSpec("ssh=host//resume=10//attach=work"))
 
 
 def test_greenlets_are_refused(group: Group, link: CutLink) -> None:
