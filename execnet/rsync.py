@@ -179,7 +179,7 @@ class RSync:
         Raises TypeError for any other option, ValueError for a "~" without ``expanduser`` or any
         other value of ``links``, and OSError if the gateway is gone.
         """
-        from ._rsync.push import Target
+        from ._rsync.push import Target, sender_to
         from ._ship.parts import run
 
         getattr(gateway, "_refuse_blocking", int)()  # one of ``execnet.aio`` does
@@ -210,7 +210,7 @@ class RSync:
             "max_bytes": None,
             "is_bounded": False,
         }
-        channel = run(gateway, "_rsync.far.target")
+        channel = run(gateway, "_rsync.far.target", send=sender_to(gateway))
         self._targets.append(
             Target(gateway, channel, os.fsdecode(destdir), finishedcallback, settings)
         )

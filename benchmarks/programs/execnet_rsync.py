@@ -59,7 +59,7 @@ class Syncer:
         if sum(path.stat().st_size for path in source.iterdir()) < UNCUT_MAX:
             return  # to warm up: it has arrived whole
         for _ in range(1000):  # until the worker has let go of it
-            if list(dest.glob(".execnet-rsync-*-0-0.*")):
+            if list(dest.glob(".execnet-rsync-*-0-*")):
                 return
             sleep(0.01)
         raise ValueError(f"nothing was left of what was cut off, only {os.listdir(dest)}")

@@ -75,7 +75,8 @@ def serve(channel: Any) -> None:
         rsync.add_target(group.makegateway(spec), dest, expanduser=True, **wishes)
         rsync.send()
     except (ExecnetError, EOFError, OSError) as exc:
-        tell("failed", str(exc).encode("utf-8", "backslashreplace")[: wire.TEXT_MAX])
+        reason = getattr(exc, "strerror", None) or str(exc)
+        tell("failed", reason.encode("utf-8", "backslashreplace")[: wire.TEXT_MAX])
     finally:
         group.terminate(5)
     if rsync.result is not None:

@@ -13,7 +13,7 @@ import posixpath
 import time
 from typing import Any
 
-from .._ship.parts import run
+from .._ship.parts import note_loaded, run
 from ..gateway_base import ExecnetError
 from .far import target as remote
 from .far import wire
@@ -22,7 +22,7 @@ from .far.places import SEP, path_of
 from .far.rules import Rules
 from .patterns import Rule
 from .push import path_inside, place_here
-from .result import Progress, RSyncError, Skipped, TargetResult
+from .result import Progress, RSyncError, Skipped, TargetResult, text_of
 
 _WORKER_S = 5.0  # how long after ``timeout`` a worker may leave its input unread
 
@@ -49,11 +49,10 @@ def pull(
     try:
         with Deadline(channel, place, timeout):
             inner = _inner(gateway, remote_dir, local_dir)
-            sending = {
-                name: wishes[name] for name in ("compress", "most_per_s", "expands", "owners")
-            }
-            channel.send((os.fsencode(remote_dir), inner, rules, {**sending, "reports": False}))
+            sending = source_options(wishes, reports=False)
+            channel.send((os.fsencode(remote_dir), inner, rules, sending))
             root, costs = root_of(channel.receive(), place, os.fsencode(remote_dir))
+            note_loaded(gateway, "_rsync.far.server")
             options = {
                 **wishes, "dest": os.fsencode(local_dir), "root": root, "hashes": costs,
                 "asks": False, "expanduser": False, "name": name_of(gateway, remote_dir),
@@ -72,6 +71,12 @@ def pull(
         channel.close()
 
 
+def source_options(wishes: dict[str, Any], reports: bool) -> dict[str, Any]:
+    """Return the options of a source.  reports: it tells the coordinator what its target does."""
+    names = "compress", "most_per_s", "expands", "owners"
+    return {name: wishes[name] for name in names} | {"reports": reports}
+
+
 def root_of(answer: Any, place: str, path: bytes) -> Any:
     """Return (what the source is, the cost of hashes there) from its first answer.
 
@@ -79,8 +84,7 @@ def root_of(answer: Any, place: str, path: bytes) -> Any:
     """
     if fits(answer, (lambda item: item is None, is_count, is_bytes)):
         _, code, reason = answer
-        text = reason[: wire.TEXT_MAX].decode("utf-8", "backslashreplace")
-        raise RSyncError(code, f"{place}: {text}")
+        raise RSyncError(code, f"{place}: {text_of(reason[: wire.TEXT_MAX])}")
     if not fits(answer, (lambda root: fits(root, (is_count, is_mode, is_time)), is_costs)):
         raise RSyncError(f"{place} broke the protocol: its first answer is {answer!r:.200}")
     root, costs = answer
@@ -196,13 +200,11 @@ class _LocalTarget(remote.Target):
             self._result.take_refusals(*rest)
         elif message[0] == wire.FATAL:
             _, _, code, reason = message
-            raise RSyncError(
-                code, f"{self._result.destdir}: {reason.decode('utf-8', 'backslashreplace')}"
-            )
+            raise RSyncError(code, f"{self._result.destdir}: {text_of(reason)}")
 
     def _on_gone(self, code: int, reason: bytes) -> None:
         """End because the source is gone."""
-        raise RSyncError(code, f"{self.source}: {reason.decode('utf-8', 'backslashreplace')}")
+        raise RSyncError(code, f"{self.source}: {text_of(reason)}")
 
     def _to_source(self, message: Any) -> None:
         try:
@@ -223,7 +225,7 @@ class _LocalTarget(remote.Target):
         self._skip(path_of(entry[0], entry[2]), reason)
 
     def _skip(self, path: bytes, reason: bytes) -> None:
-        text = reason[: wire.TEXT_MAX].decode("utf-8", "backslashreplace")
+        text = text_of(reason[: wire.TEXT_MAX])
         self._result.add("skipped", Skipped(os.fsdecode(path[:PATH_MAX]), text))
 
     def plan(self, entry: Any) -> None:

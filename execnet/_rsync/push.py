@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from .. import gateway_base
+from .._ship.parts import note_loaded
+from .._via.blobs import send_shared
+from ..gateway import Gateway
+from .far import digests
 from .far.messages import PATH_MAX
 from .far.pump import WAKE, Pump
 from .far.rules import Rules
 from .far.tree import SourceGone, Tree
 from .far.watcher import TargetFailed, Watcher
-from .far.wire import CAN_PACK, Violation, hash_costs
-from .result import RSyncError, Skipped, TargetResult
+from .far.wire import CAN_PACK, Violation
+from .result import RSyncError, Skipped, TargetResult, text_of
 
 _END = object()  # what a channel's callback gets last
 
@@ -69,6 +75,27 @@ def check_source_stays(root: bytes, targets: list[Target]) -> None:
             raise RSyncError(f"{target.gateway.id}:{text}")
 
 
+def sender_to(gateway: Any) -> Callable[[Any, Any], None]:
+    """Return what sends an item over a channel; to several workers beyond a hop, only once."""
+    # Those of ``execnet.aio`` wait in another way.
+    return send_shared if type(gateway) is Gateway else gateway_base.Channel.send
+
+
+def share_ways(targets: list[Target]) -> None:
+    """Have what several targets need cross each link once, where some go via the same workers."""
+    ways = []
+    for target in targets:
+        gateway, way = target.gateway, []
+        while gateway is not None:
+            way.append(gateway)
+            gateway = gateway._io.carrier
+        ways.append(way)
+    often = Counter(id(gateway) for way in ways for gateway in way)
+    for target, way in zip(targets, ways, strict=True):
+        if any(often[id(gateway)] > 1 for gateway in way):
+            target.send = sender_to(target.gateway)
+
+
 class ChannelGone(Exception):
     """Sending on a channel failed; the last item that it got says why."""
 
@@ -86,6 +113,7 @@ class Target:
     ) -> None:
         self.gateway = gateway
         self.channel = channel
+        self.send: Callable[[Any, Any], None] = gateway_base.Channel.send
         self.finished = finished
         self.options = options
         self.result = TargetResult(gateway, destdir)
@@ -119,7 +147,7 @@ class _Service(Watcher):
     def start(self) -> None:
         tree = self._tree
         name = os.path.basename(os.path.abspath(tree.root))
-        options = dict(self.target.options, hashes=hash_costs(), root=tree.root_entry, name=name)
+        options = dict(self.target.options, hashes=digests.costs(), root=tree.root_entry, name=name)
         self.target.channel.setcallback(self.inbox.put, endmarker=_END)
         self.target.gateway.execmodel.start(self._main, (options,))
 
@@ -153,7 +181,7 @@ class _Service(Watcher):
         return f"{self.target.gateway.id}:{self.target.result.destdir}"
 
     def _error_of(self, path: bytes, code: int, reason: bytes) -> RSyncError:
-        text = f"{self._place()}: {reason.decode('utf-8', 'backslashreplace')}"
+        text = f"{self._place()}: {text_of(reason)}"
         text += f" ({os.fsdecode(path)})" if path else ""
         return RSyncError(code, text) if code else RSyncError(text)
 
@@ -165,7 +193,7 @@ class _Service(Watcher):
 
     def _send(self, message: Any) -> None:
         try:
-            self.target.channel.send(message)
+            self.target.send(self.target.channel, message)
         except OSError as exc:
             raise ChannelGone(str(exc)) from exc
 
@@ -215,6 +243,7 @@ class _Service(Watcher):
         return bool(self.target.options["dry_run"])
 
     def ended(self, unchanged: int, settled: int, deleted: int, refused: Any) -> None:
+        note_loaded(self.target.gateway, "_rsync.far.target")
         result = self.target.result
         result.take_refusals(*refused)
         result.unchanged, result.settled, result.deleted = unchanged, settled, deleted
@@ -262,7 +291,7 @@ class _Service(Watcher):
         self._run.hooks.on_acks(self.target, sizes)
 
     def on_skipped(self, path: bytes, reason: bytes) -> None:
-        skipped = Skipped(os.fsdecode(path), reason.decode("utf-8", "backslashreplace"))
+        skipped = Skipped(os.fsdecode(path), text_of(reason))
         self.target.result.add("skipped", skipped)
         self._run.hooks.on_skipped(self.target, skipped)
 
@@ -283,11 +312,15 @@ class Run:
         check_source_stays(root, targets)
         accept = without_targets(root, targets, accept)
         self._remarks: list[tuple[bytes, bytes]] = []
-        tree = Tree(
-            root, accept, lambda path, reason: self._remarks.append((path, reason)),
-            Rules(rules) if rules else None,
-        )  # fmt: skip
+        try:
+            tree = Tree(
+                root, accept, lambda path, reason: self._remarks.append((path, reason)),
+                Rules(rules) if rules else None,
+            )  # fmt: skip
+        except OSError as exc:  # whose name is bytes there
+            raise OSError(exc.errno, exc.strerror, os.fsdecode(root)) from exc
         tree.shared = len(targets) > 1
+        share_ways(targets)
         if any(target.options["owners"] for target in targets):
             tree.tell_owners()
         tree.tells_left_out = any(target.options["asks"] for target in targets)

@@ -12,12 +12,12 @@ import threading
 import time
 from typing import Any
 
-from .._ship.parts import run
+from .._ship.parts import note_loaded, run
 from ..gateway_base import ExecnetError
 from .far import wire
-from .far.messages import FROM_REPORTER, FROM_TARGET, PATH_MAX, checked
-from .pull import name_of, root_of
-from .result import RSyncError, Skipped, TargetResult
+from .far.messages import FROM_REPORTER, FROM_SOURCE, FROM_TARGET, PATH_MAX, checked
+from .pull import name_of, root_of, source_options
+from .result import RSyncError, Skipped, TargetResult, text_of
 
 
 def relay(
@@ -33,14 +33,18 @@ def relay(
     place = f"{source.id}:{os.fsdecode(path)}"
     inlet, outlet = run(source, "_rsync.far.server"), run(target, "_rsync.far.target")
     try:
-        sending = {name: wishes[name] for name in ("compress", "most_per_s", "expands", "owners")}
-        inlet.send((path, None, rules, {**sending, "reports": True}))
+        inlet.send((path, None, rules, source_options(wishes, reports=True)))
         root, costs = root_of(inlet.receive(), place, path)
-        options = {**wishes, "dest": dest, "root": root, "hashes": costs, "asks": False}
-        options |= {"name": name_of(source, os.fsdecode(path)), "rules": rules}
+        options = {
+            **wishes, "dest": dest, "root": root, "hashes": costs, "asks": False,
+            "name": name_of(source, os.fsdecode(path)),
+            "rules": [] if wishes["delete_excluded"] else rules,
+        }  # fmt: skip
         outlet.send(options)
         result = TargetResult(target, os.fsdecode(dest))
         _Relay(inlet, outlet, place, result, on_sending).run()
+        note_loaded(source, "_rsync.far.server")
+        note_loaded(target, "_rsync.far.target")
         return result
     finally:
         inlet.close()
@@ -75,7 +79,7 @@ class Reports:
         self._result.bytes_sent += count
 
     def _on_told_skipped(self, path: bytes, reason: bytes) -> None:
-        text = reason[: wire.TEXT_MAX].decode("utf-8", "backslashreplace")
+        text = text_of(reason[: wire.TEXT_MAX])
         self._result.add("skipped", Skipped(os.fsdecode(path[:PATH_MAX]), text))
 
     def _on_told_planned(self, paths: Any, deleted: Any) -> None:
@@ -91,7 +95,7 @@ class Reports:
         self._result.take_refusals(*refused)
 
     def _on_told_failed(self, text: bytes) -> None:
-        self.failed = f"{self._place}: {text.decode('utf-8', 'backslashreplace')}"
+        self.failed = f"{self._place}: {text_of(text)}"
 
 
 class _Relay:
@@ -127,11 +131,13 @@ class _Relay:
                 if isinstance(message, tuple) and message[:1] == (wire.TOLD,):
                     self._reports.take(message)
                 elif isinstance(message, tuple) and message[:1] == (wire.GONE,):
-                    text = message[2].decode("utf-8", "backslashreplace")
-                    raise RSyncError(message[1], f"{self._place}: {text}")
+                    _, code, reason = checked(message, FROM_SOURCE)
+                    raise RSyncError(code, f"{self._place}: {text_of(reason)}")
                 else:
                     self._outlet.send(message)
             self._inlet.waitclose()
+        except wire.Violation as exc:
+            raise RSyncError(f"{self._place} broke the protocol: {exc}") from exc
         finally:
             self._outlet.close()
 
@@ -142,10 +148,8 @@ class _Relay:
                 self._inlet.send(message)
                 if message[0] == wire.FATAL:
                     _, _, code, reason = checked(message, FROM_TARGET)
-                    text = reason.decode("utf-8", "backslashreplace")
-                    raise RSyncError(
-                        code, f"{self._result.gateway.id}:{self._result.destdir}: {text}"
-                    )
+                    place = f"{self._result.gateway.id}:{self._result.destdir}"
+                    raise RSyncError(code, f"{place}: {text_of(reason)}")
             self._outlet.waitclose()
         except (wire.Violation, TypeError, IndexError) as exc:
             self._failed = RSyncError(f"{self._result.gateway.id} broke the protocol: {exc}")

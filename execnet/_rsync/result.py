@@ -21,6 +21,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else _escaped(char) for char in text)
 
 
+def text_of(reason: bytes) -> str:
+    """Return a reason that the far side told, whatever bytes it has."""
+    return reason.decode("utf-8", "backslashreplace")
+
+
 def printable_lines(text: str) -> str:
     """Return the same of a text that may have several lines, such as a traceback."""
     return "\n".join(map(printable, text.expandtabs().split("\n")))
@@ -60,7 +65,10 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Skipped:
-    """Something that was left out, and why; the path is relative to the source."""
+    """Something that was left out, and why.
+
+    path: below the source; empty for a source that is a single file.
+    """
 
     path: str
     reason: str
@@ -73,10 +81,10 @@ class TargetResult:
     Each entry is counted once: in ``files_sent`` if content was sent, in whole or in part; in
     ``settled`` if only a mode, a time, an owner or a hard link was set; in ``unchanged`` if nothing
     had to be done.  ``bytes_sent`` counts the content that travelled.  A dry run fills ``planned``
-    with what it would send or make, and ``planned_deletions``.  ``refused`` says for how many
-    entries the target could not set "times", "modes" or "owners"; their content has arrived.  Each
-    list holds at most 100,000 items; ``unlisted`` counts, by the name of the list, the items beyond
-    that.
+    with what it would send or make, and ``planned_deletions``; the path of a source that is a
+    single file is empty.  ``refused`` says for how many entries the target could not set "times",
+    "modes" or "owners"; their content has arrived.  Each list holds at most 100,000 items;
+    ``unlisted`` counts, by the name of the list, the items beyond that.
     """
 
     gateway: Any

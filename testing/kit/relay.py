@@ -8,6 +8,7 @@ Stands alone. What the command reads and writes passes through here, late or in 
 --trickle N    the command gets its first N bytes a few at a time
 --cut N        it ends after N bytes of both directions, as a network does
 --chatter TEXT is written first, in place of the command's answer, without a line's end
+--login H:P    COMMAND's last word is run by the server of ``slow_net`` at this address
 --shell        COMMAND's last word is for a shell, and the others are ignored, as if this was ssh
 """
 
@@ -16,10 +17,13 @@ from __future__ import annotations
 import argparse
 import os
 import queue
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 
 TRICKLE_BYTES = 37
 CUT_STATUS = 255  # as that of ssh
@@ -53,18 +57,47 @@ def main() -> int:
         os.write(1, options.chatter.encode().decode("unicode_escape").encode("latin-1"))
     if options.crowd:
         wait_for_crowd(options.crowd[0], int(options.crowd[1]))
+    budget = Budget(options.cut)
+    log = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if options.log else -1
+    if options.login:
+        sock = log_in(options.login, options.command[-1])
+        pass_both(options, budget, log, sock.fileno(), sock.fileno(), lambda: shut(sock))
+        return 0
     command = ["/bin/sh", "-c", options.command[-1]] if options.shell else options.command
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
     assert child.stdin is not None
     assert child.stdout is not None
-    budget = Budget(options.cut)
-    log = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if options.log else -1
-    there = Link(0, child.stdin.fileno(), ">", options.delay, log, options.trickle, budget)
-    back = Link(child.stdout.fileno(), 1, "<", options.delay, log, 0, budget)
-    there.start(on_end=child.stdin.close)
+    ends = child.stdin.fileno(), child.stdout.fileno()
+    pass_both(options, budget, log, *ends, child.stdin.close)
+    return child.wait()
+
+
+def log_in(address: str, command: str) -> socket.socket:
+    host, _, port = address.partition(":")
+    sock = socket.create_connection((host, int(port)))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.sendall(command.encode().hex().encode() + b"\n")
+    return sock
+
+
+def shut(sock: socket.socket) -> None:
+    with suppress(OSError):  # the other side was faster
+        sock.shutdown(socket.SHUT_WR)
+
+
+def pass_both(
+    options: argparse.Namespace,
+    budget: Budget,
+    log: int,
+    sink: int,
+    source: int,
+    on_end: Callable[[], object],
+) -> None:
+    there = Link(0, sink, ">", options.delay, log, options.trickle, budget)
+    back = Link(source, 1, "<", options.delay, log, 0, budget)
+    there.start(on_end=on_end)
     back.start()
     back.ended.wait()
-    return child.wait()
 
 
 def parse() -> argparse.Namespace:
@@ -75,6 +108,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--trickle", type=int, default=0)
     parser.add_argument("--cut", type=int)
     parser.add_argument("--chatter")
+    parser.add_argument("--login")
     parser.add_argument("--shell", action="store_true")
     parser.add_argument("command", nargs="+")
     return parser.parse_args()
@@ -112,7 +146,10 @@ class Link:
     def _read(self) -> None:
         data = b"-"
         while data:
-            data = os.read(self.source, 65536)
+            try:
+                data = os.read(self.source, 65536)
+            except ConnectionResetError:
+                data = b""
             now = time.monotonic()
             if data and self.log >= 0:
                 os.write(self.log, f"{self.sign} {now} {len(data)}\n".encode())

@@ -165,6 +165,13 @@ STEPS: list[Callable[[bytes, int, int, int], None]] = [
 ]  # fmt: skip
 
 
+def make_readable(root: Path) -> None:
+    """Let the owner of all files read them: a mode stops an ordinary user, though not root."""
+    for path in root.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | 0o400)
+
+
 def take(root: Path, chosen: list[Step], first_time: int | None = None) -> None:
     """Take steps; one that modes forbid an ordinary user is left out.
 

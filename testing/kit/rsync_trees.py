@@ -110,6 +110,18 @@ def pull(gateway: Gateway, source: Path | str, dest: Path | str, **options: Any)
     return RSync.pull(gateway, source, dest, mask=0, links="as-is", **options)
 
 
+def forbid_links(gateway: Gateway, what: str = "symlink") -> None:
+    """Make a worker one that can make no links, as Windows without the privilege."""
+    gateway.remote_exec(
+        f"""
+        import errno, os
+        def refuse(*args, **kwargs):
+            raise OSError(errno.EPERM, "A required privilege is not held by the client")
+        os.{what} = refuse
+        """
+    ).waitclose()
+
+
 def owners_in(root: Path) -> dict[str, tuple[int, int]]:
     """Return who owns what in a tree: (user, group)."""
     found = {str(path.relative_to(root)): path.lstat() for path in [root, *root.rglob("*")]}

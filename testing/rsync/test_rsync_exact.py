@@ -78,8 +78,11 @@ def test_every_mode_arrives_and_set_id_bits_do_not(
     sync: Sync, gateway: Gateway, source: Path, dest: Path
 ) -> None:
     old = os.umask(0o077)
+    needed = 0 if os.geteuid() == 0 else 0o400  # an ordinary user reads no other files
     try:
         for mode in [*range(0o1000), 0o1777, 0o2755, 0o4755, 0o6711]:
+            if mode & needed != needed:
+                continue
             path = source / f"{mode:o}"
             path.write_bytes(b"")
             path.chmod(mode)

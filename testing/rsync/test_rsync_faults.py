@@ -220,8 +220,9 @@ def test_a_full_disk_of_one_target_does_not_disturb_another(
 # what an interrupted run leaves
 
 
+@pytest.mark.parametrize("delete", [False, True])
 def test_temporary_files_of_dead_runs_go_and_those_of_live_ones_stay(
-    makegateway: MakeGateway, tmp_path: Path
+    makegateway: MakeGateway, tmp_path: Path, delete: bool
 ) -> None:
     source = make_tree(tmp_path / "source", {"d/a": b"1"})
     gateway = makegateway()
@@ -229,19 +230,23 @@ def test_temporary_files_of_dead_runs_go_and_those_of_live_ones_stay(
     host = stem_of(gateway)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
+    zombie = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
     names = {
         f"{host}-{dead.pid}-1": False,
+        f"{host}-{zombie.pid}-1": sys.platform != "linux",
         f"{host}-{os.getpid()}-1": True,
         f"0badcafe-{dead.pid}-1": True,  # of another host, and young
         f"0badcafe-{dead.pid}-2": False,  # of another host, and old
-        f"{host}-x-1": True,  # not one of ours
+        f"{host}-x-1": not delete,  # not one of ours
     }
     for name in names:
         (tmp_path / "dest/d" / (os.fsdecode(PREFIX) + name)).write_bytes(b"rest")
     os.utime(tmp_path / "dest/d" / (os.fsdecode(PREFIX) + f"0badcafe-{dead.pid}-2"), (1, 1))
-    assert send(gateway, source, tmp_path / "dest").deleted == 0
+    assert send(gateway, source, tmp_path / "dest", delete=delete).deleted == delete
     left = {path.name.removeprefix(os.fsdecode(PREFIX)) for path in (tmp_path / "dest/d").iterdir()}
     assert left == {"a", *(name for name, stays in names.items() if stays)}
+    zombie.wait()
 
 
 def stem_of(gateway: Gateway) -> str:
@@ -294,7 +299,7 @@ def test_a_target_that_acknowledges_nothing_gets_one_window_of_data(tmp_path: Pa
         for start in range(0, 3 * DATA_WINDOW_BYTES, 4096):  # no holes
             file.seek(start)
             file.write(b"x")
-    sent = pump_until_silent(source, [(HELLO, "md5", True), (WANT, pack_ids([1]))])
+    sent = pump_until_silent(source, [(HELLO, "md5", b"", True), (WANT, pack_ids([1]))])
     assert max(len(message) for message in sent if isinstance(message, bytes)) <= PIECE_BYTES
     data = sum(len(message) for message in sent if isinstance(message, bytes))
     assert 7 << 20 <= data <= 9 << 20
@@ -305,7 +310,7 @@ def test_a_target_that_acknowledges_nothing_gets_one_window_of_the_list(tmp_path
     source.mkdir()
     for number in range(15_000):
         (source / (f"{number:05}" + "x" * 245)).touch()
-    sent = pump_until_silent(source, [(HELLO, "md5", True)])
+    sent = pump_until_silent(source, [(HELLO, "md5", b"", True)])
     cost = sum(message[1] for message in sent if message[0] == LIST)
     assert 2 << 20 <= cost < 3 << 20
 

@@ -12,6 +12,7 @@ from rsync_trees import make_tree, snapshot
 from rsync_units import OPTIONS, unit
 
 from execnet._rsync.far import target
+from execnet._rsync.far.digests import digest_of
 from execnet._rsync.far.target import Target
 from execnet._rsync.far.wire import (  # fmt: skip
     CHECK,
@@ -25,7 +26,6 @@ from execnet._rsync.far.wire import (  # fmt: skip
     WANT,
     Violation,
     block_bytes,
-    digest_function,
     pack_ids,
 )
 
@@ -59,7 +59,7 @@ class Stage:
 
 def proof_of(content: bytes) -> bytes:
     """Return the digest of the digests of a file's blocks."""
-    digest, block = digest_function("md5"), block_bytes(len(content))
+    digest, block = digest_of("md5", b""), block_bytes(len(content))
     parts = [content[start : start + block] for start in range(0, len(content), block)]
     return digest(b"".join(map(digest, parts)))  # type: ignore[no-any-return]
 

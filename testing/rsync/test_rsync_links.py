@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from rsync_trees import Sync, assert_same, make_tree, send, snapshot
+from rsync_trees import Sync, assert_same, forbid_links, make_tree, send, snapshot
 from tools import MakeGateway
 
 from execnet import Gateway, RSync
@@ -15,18 +15,6 @@ from execnet._rsync.far.wire import ROOTED, SMALL_MAX, SYMLINK
 from execnet._rsync.result import Skipped
 
 FILES = {"a": b"1", "d/b": b"2"}
-
-
-def forbid_links(gateway: Gateway, what: str = "symlink") -> None:
-    """Make a worker one that can make no links, as Windows without the privilege."""
-    gateway.remote_exec(
-        f"""
-        import errno, os
-        def refuse(*args, **kwargs):
-            raise OSError(errno.EPERM, "A required privilege is not held by the client")
-        os.{what} = refuse
-        """
-    ).waitclose()
 
 
 @pytest.mark.parametrize(
@@ -187,6 +175,22 @@ def test_a_copy_stands_in_for_a_link_to_a_file_or_directory_in_the_tree(
     again = send(gateway, source, dest, delete=True)
     assert again.ok
     assert (again.files_sent, again.settled, again.deleted) == (0, 0, 0)
+    plan = send(gateway, source, dest, delete=True, dry_run=True)
+    assert (plan.planned, plan.planned_deletions, plan.skipped) == ([], [], [])
+    (source / "d/b").write_bytes(b"22")
+    plan = send(gateway, source, dest, dry_run=True)
+    assert (sorted(plan.planned), plan.skipped) == (["d/b", "d/b"], [])
+
+
+def test_a_dry_run_tells_a_copy_in_place_of_a_link_from_what_is_in_the_way(
+    gateway: Gateway, source: Path, dest: Path
+) -> None:
+    (source / "l").symlink_to("d")
+    make_tree(dest, {"d/b": b"2", "l/own": b"3"})
+    os.utime(dest / "l", (9, 9))
+    plan = send(gateway, source, dest, delete=True, dry_run=True)
+    assert "l" in plan.planned
+    assert plan.planned_deletions == ["l/own", "l"]
 
 
 def test_a_link_that_gets_no_copy_is_named_and_the_rest_arrives(

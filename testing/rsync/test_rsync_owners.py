@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rsync_trees import NOBODY, Sync, owners_in, pull, send
+from rsync_trees import NOBODY, Sync, forbid_links, owners_in, pull, send
 
 from execnet import Gateway
 from execnet._rsync.far.owners import Owners, Told
@@ -65,6 +65,22 @@ def test_targets_that_want_owners_and_those_that_do_not_are_served_at_once(
     rsync.send()
     assert owners_in(dest / "with") == owners_in(owned)
     assert set(owners_in(dest / "without").values()) == {(0, 0)}
+
+
+@as_root
+def test_copies_in_place_of_links_belong_to_whom_what_is_copied_does(
+    gateway: Gateway, source: Path, dest: Path
+) -> None:
+    (source / "to-d").symlink_to("d")
+    (source / "to-a").symlink_to("a")
+    for number, name in enumerate(["a", "d", "d/b", "d/large"]):
+        os.chown(source / name, 10_000 + number, 20_000 + number)
+    forbid_links(gateway)
+    for _ in range(2):
+        assert send(gateway, source, dest, owners=True).ok
+        for copy, name in {"to-a": "a", "to-d": "d", "to-d/b": "d/b"}.items():
+            assert not (dest / copy).is_symlink()
+            assert owners_in(dest)[copy] == owners_in(source)[name]
 
 
 REFUSE = """

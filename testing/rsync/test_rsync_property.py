@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rsync_steps import STEPS, Step, set_time, take
+from rsync_steps import STEPS, Step, make_readable, set_time, take
 from rsync_trees import assert_same, send, snapshot
 
 from execnet import Gateway
@@ -57,8 +57,10 @@ def test_source_and_target_are_equal_and_a_second_run_sends_nothing(
 ) -> None:
     source, dest = places()
     take(source, first)
+    make_readable(source)
     assert send(gateway, source, dest).ok
     take(source, then)
+    make_readable(source)
     take(dest, meanwhile)
     assert send(gateway, source, dest, delete=True).ok
     without_special_bits(source)
@@ -78,6 +80,7 @@ def test_without_delete_all_arrives_for_which_no_full_directory_would_go(
     source, dest = places()
     dest.mkdir()
     take(source, first)
+    make_readable(source)
     take(dest, then)
     full = {
         path.relative_to(dest)

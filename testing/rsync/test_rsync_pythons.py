@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from interpreters import Interpreter, chosen
 from rsync_trees import Snapshot, assert_same, make_tree, pull, send, snapshot
-from tools import Interpreter, MakeGateway, interpreters
+from tools import MakeGateway
 
 from execnet import Gateway
 from execnet._rsync.far.wire import SMALL_MAX, block_bytes
+from execnet._ship import parts
 
 CONTENT = os.urandom(3 << 20)
 
 
-@pytest.fixture(params=interpreters(), ids=str)
+@pytest.fixture(params=chosen(), ids=str)
 def gateway(request: pytest.FixtureRequest, makegateway: MakeGateway) -> Gateway:
     interpreter: Interpreter = request.param
     return makegateway(f"popen//python={interpreter.path}")
@@ -119,3 +121,16 @@ def test_a_dry_run_changes_nothing(sync: Any, source: Path, tmp_path: Path) -> N
     plan = sync(source, tmp_path / "dest", dry_run=True)
     assert len(plan.planned) == 11
     assert not (tmp_path / "dest").exists()
+
+
+def test_a_worker_gets_the_code_for_it_only_once(
+    sync: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(tmp_path / "source", {"a": b"1"})
+    sent: list[Any] = []
+    inner = parts.sent_parts
+    monkeypatch.setattr(parts, "sent_parts", lambda *args: sent.append(inner(*args)) or sent[-1])
+    for number in range(3):
+        assert sync(tmp_path / "source", tmp_path / str(number)).ok
+    has_source = [{source is not None for _, _, source in found} for found in sent]
+    assert has_source == [{True}, {False}, {False}]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rsync_steps import STEPS, take
+from rsync_steps import STEPS, make_readable, take
 from rsync_trees import assert_same, make_tree, send, snapshot, sync_and_die
 from tools import MakeGateway
 
@@ -88,9 +88,7 @@ def test_no_file_is_half_and_the_next_run_completes(
             take(root, first, 0)
         take(source, by_chance(seed, 12), 10_000)
         take(dest, by_chance(seed, 4))
-        for path in source.rglob("*"):  # an ordinary user is to read all of it
-            if path.is_file() and not path.is_symlink():
-                path.chmod(path.stat().st_mode | 0o400)
+        make_readable(source)
         old, new = contents(dest), contents(source)
         options = {"delete": True, "partial": seed.random() < 0.5}
         run_and_fail(makegateway, seed, source, dest, **options)

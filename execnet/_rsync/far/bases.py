@@ -7,6 +7,10 @@ The digests of the first blocks of an old file go with the request.  For the res
 to say ``GO``, so that nothing is read and copied in vain when the whole content is new.  When
 many blocks in a row differ it says ``SEEK`` instead, and gets ``CHUNKS``: of a few parts of a
 very large old file first, and of all of it if the new one has any of those.
+
+Where an earlier run was cut off, what it left is such an old file.  If it could say goodbye, and
+the source has the same version now, ``REST`` asks for the rest only, while a thread finds out
+whether the beginning is still what had arrived; if not, it is compared after all.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from .chunks import (
 )
 from .places import O_FILE, O_OLD, at, identity_of, open_same, read_full
 from .requests import Requests
-from .temps import Incoming, tag_in, tag_of
+from .temps import Incoming, Part, sum_in, tag_in, tag_of
 from .wire import (
     BLOCKS_MAX,
     CHUNKS,
@@ -35,16 +39,15 @@ from .wire import (
     DIGEST_BYTES,
     DIGESTS,
     FIRST_BYTES,
+    HAS_SUMS,
     PIECE_BYTES,
+    REST,
     SENT_BYTES,
     SMALL_MAX,
     WANT,
     Violation,
     block_bytes,
-    checked_bytes,
-    checksum,
     chunk_bytes,
-    crc32,
 )
 
 TYPE_CHECKING = False
@@ -74,58 +77,82 @@ class Bases(Requests):
             entry[0].settled = False
             incoming = Incoming(fd, temp, self._digest, self._stream)
             incoming.set_base(found, block_bytes(largest), min(found.st_size, entry[4]))
+            self._total += entry[4]
             self._add_base(entry, incoming, old)
         finally:
             os.close(old)
 
     def _has_left(self, entry: Any) -> bool:
-        """Ask for what a file that an earlier run left is missing; return whether there is one.
-
-        It is compared like an old file, not trusted.  Where all of it is of the version that was
-        announced now, checksums are enough: only the disk can have changed it.
-        """
-        directory, _, name, _, size, mtime = entry
-        left = self._leftovers.pop(tag_of(name)[:-8], None)
-        if left is None or self._dry_run:
+        """Ask for what a file that an earlier run left is missing; return whether there is one."""
+        incoming = None if self._dry_run else self._take_left(entry)
+        if incoming is None:
             return False
-        try:
-            path, where = at(self._places.handle(directory), left)
-            fd = os.open(path, O_FILE | os.O_RDWR, **where)
-        except OSError:
-            return False
-        found = os.fstat(fd)
-        tag = tag_in(left)
-        is_same = tag == tag_of(name, size, mtime) and crc32 is not None
-        block = (checked_bytes if is_same else block_bytes)(max(found.st_size, size))
-        is_ours = found.st_nlink == 1 and found.st_uid == getattr(os, "geteuid", int)()
-        if (
-            not (stat.S_ISREG(found.st_mode) and is_ours and found.st_size > SMALL_MAX)
-            or max(found.st_size, size) > BLOCKS_MAX * block
-        ):
-            os.close(fd)
-            return False
-        try:
-            temp = self._temps.take_over(directory, left, tag if is_same else tag_of(name))
-        except OSError:
-            os.close(fd)
-            return False
-        directory.settled = False
-        incoming = Incoming(fd, temp, checksum if is_same else self._digest, self._stream)
-        incoming.set_base(found, block, min(found.st_size, size))
-        incoming.is_own = True
-        self._add_base(entry, incoming, fd, is_same)
+        self._total += entry[4]
+        if incoming.part is None:
+            self._compare_own(entry, incoming)
+        else:
+            self._expect(entry, incoming)
+            self._out.say(REST, entry[1], incoming.part.size, incoming.part.sum)
         return True
 
-    def _add_base(
-        self, entry: Any, incoming: Incoming, old: int, is_checked: bool = False
-    ) -> None:  # fmt: skip
-        self._total += entry[4]
+    def _take_left(self, entry: Any) -> Any:
+        """Return a file that an earlier run left, taken over, or None."""
+        directory, _, name, _, size, mtime = entry
+        left = self._leftovers.pop(tag_of(name)[:-8], None)
+        if left is None:
+            return None
+        try:
+            handle = self._places.handle(directory)
+            path, where = at(handle, left)
+            fd = os.open(path, O_FILE | os.O_RDWR, **where)
+        except OSError:
+            return None
+        incoming = Incoming(fd, left, self._digest, self._stream)
+        incoming.is_own = True
+        try:
+            found = os.fstat(fd)
+            check_left(found, size)
+            is_same = tag_in(left) == tag_of(name, size, mtime)
+            if is_same and sum_in(left) and found.st_size <= size and HAS_SUMS:
+                fd = open_same(handle, left, identity_of(found))
+                incoming.set_part(Part(fd, found.st_size, sum_in(left)), found)
+            tag = tag_in(left) if incoming.part else tag_of(name)
+            incoming.temp = self._temps.take_over(directory, left, tag)
+        except OSError:
+            incoming.close()
+            return None
+        directory.settled = False
+        return incoming
+
+    def _compare_own(self, entry: Any, incoming: Incoming) -> None:
+        """Compare what was left like an old file: all of it may be wrong."""
+        found = os.fstat(incoming.fd)
+        largest = max(found.st_size, entry[4])
+        incoming.set_base(found, block_bytes(largest), min(found.st_size, entry[4]))
+        self._add_base(entry, incoming, incoming.fd)
+
+    def _add_base(self, entry: Any, incoming: Incoming, old: int) -> None:
         self._compared[entry[1]] = identity_of(incoming.base)
+        self._expect(entry, incoming)
+        self._out.say(DELTA, entry[1], incoming.base.st_size)
+        self._send_digests(entry[1], old, incoming, FIRST_BYTES)
+
+    def _expect(self, entry: Any, incoming: Incoming) -> None:
         self._pending.append((entry, incoming))
         self._bases += 1
         self._bases_bytes += entry[4]
-        self._out.say(DELTA, entry[1], incoming.base.st_size, is_checked)
-        self._send_digests(entry[1], old, incoming, FIRST_BYTES)
+
+    def _ask_again(self, entry: Any) -> None:
+        """Compare what was left if it is not what the earlier run wrote; otherwise as above."""
+        incoming = self._pending[0][1]
+        if incoming.part is None:
+            Requests._ask_again(self, entry)
+            return
+        again = Incoming(os.dup(incoming.fd), incoming.temp, self._digest, self._stream)
+        again.is_own = True
+        self._again.add(entry[1])
+        self._take_request()
+        self._compare_own(entry, again)
 
     def _send_digests(self, number: int, old: Any, incoming: Incoming, limit: int) -> None:
         """Read, copy and digest in one go, so that what is proved later is what was copied.
@@ -141,10 +168,8 @@ class Bases(Requests):
         while incoming.known < min(limit, incoming.common):
             size = min(step, incoming.common - incoming.known)
             data = b"" if old is None else read_full(old, size)
-            view = memoryview(data)
-            for start in range(0, size, block):
-                digests += incoming.digest(view[start : start + block]) if data else NO_DIGEST
-            incoming.copy(view, is_sparse and data.count(b"\0") == len(data))
+            digests += incoming.digest.of_blocks(data, block) or NO_DIGEST * -(-size // block)
+            incoming.copy(memoryview(data), is_sparse and data.count(b"\0") == len(data))
             incoming.known += size
             is_over = incoming.known >= min(limit, incoming.common)
             if (len(digests) - told) * block >= wanted or is_over:
@@ -238,6 +263,20 @@ class Bases(Requests):
             incoming.hole(offset, length)
         except OSError as exc:
             self._refuse(entry, exc)
+
+
+def check_left(found: Any, size: int) -> None:
+    """Raise OSError for what no run of ours has left, or what is too large to be compared.
+
+    size: of the source's file.
+    """
+    largest = max(found.st_size, size)
+    is_file = stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+    is_ours = found.st_uid == getattr(os, "geteuid", int)()
+    if not (is_file and is_ours and found.st_size > SMALL_MAX):
+        raise OSError(errno.EPERM, "is not what a run has left")
+    if largest > BLOCKS_MAX * block_bytes(largest):
+        raise OSError(errno.EFBIG, "is too large to be compared")
 
 
 NO_DIGEST = b"\0" * DIGEST_BYTES

@@ -11,13 +11,12 @@ import os
 
 from .tree import Unstable
 from .wire import (
+    DIGEST_BYTES,
     FILES,
     SAME,
     SENT_BYTES,
     Violation,
     block_bytes,
-    checked_bytes,
-    checksum,
     pack_ids,
 )
 
@@ -30,18 +29,16 @@ if TYPE_CHECKING:
 class Comparison(object):
     """An old file of a target: the digests of its blocks, as they arrive.
 
-    size: of the old file.  announced: that of the new one, when it was listed.  is_checked: it is
-    the beginning of what was listed, if nothing has damaged it.
+    size: of the old file.  announced: that of the new one, when it was listed.
     """
 
-    def __init__(self, size: int, announced: int, digest: Any, is_checked: bool = False) -> None:
+    def __init__(self, size: int, announced: int, digest: Any) -> None:
         self.size = size
-        self.is_checked = is_checked
-        self.block = (checked_bytes if is_checked else block_bytes)(max(size, announced))
+        self.block = block_bytes(max(size, announced))
         self._common = min(size, announced)  # bytes that can be the same in both
         self._count = -(-self._common // self.block)
         self._digests = bytearray()
-        self.digest = checksum if is_checked else digest
+        self.digest = digest
         self.is_wanted = False  # the digests after the first ones were asked for
         self.run = 0  # how many blocks in a row, up to here, differ
 
@@ -81,10 +78,11 @@ class Comparison(object):
         """
         changes: Any = []
         view = memoryview(data)
+        found = self.digest.of_blocks(data, self.block)
+        digests += found
         for start in range(0, len(data), self.block):
             block = view[start : start + self.block]
-            digest = self.digest(block)
-            digests += digest
+            digest, found = found[:DIGEST_BYTES], found[DIGEST_BYTES:]
             same = self.same_bytes(position + start, block, digest)
             if same:
                 self.run = 0

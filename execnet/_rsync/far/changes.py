@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-_MASK = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200  # IN_MODIFY ... IN_DELETE
+_MASK = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x800  # IN_MODIFY ... IN_MOVE_SELF
 _ONLY_DIRECTORIES = 0x01000000  # IN_ONLYDIR
 _CLOEXEC_AND_NONBLOCK = 0o2000000 | 0o4000
 _LOOK_S = 1.0  # between looks, where there is no inotify

@@ -13,7 +13,7 @@ import sys
 from collections import deque
 
 from .messages import Announced
-from .places import HAS_NS, SEP, at, depth_of, set_link_time
+from .places import HAS_NS, SEP, at, depth_of, path_of, set_link_time, time_of
 from .sweeping import Sweeping
 from .wire import DIRECTORY, FILE, NOLINK, Violation
 
@@ -101,6 +101,8 @@ class Linking(Sweeping):
         path, where = at(self._places.handle(directory), name) if there else (b"", {})
         found = os.lstat(path, **where) if there else None
         is_link = found is not None and stat.S_ISLNK(found.st_mode)
+        if is_link and self._dry_run:
+            self._makes_links = True
         if found is not None and is_link and os.readlink(path, **where) == text:
             self._unchanged += 1
             if HAS_NS and found.st_mtime_ns != mtime and not self._dry_run:
@@ -109,7 +111,8 @@ class Linking(Sweeping):
                 self._owners.give_link(number, self._places.handle(directory), name, found)
             return
         if found is not None and not is_link:
-            if not self._can_link(directory):  # it may be the copy that an earlier run has made
+            # it may be the copy that an earlier run has made
+            if not self._can_link(directory, found, text):
                 self._ask_for_copy(entry)
                 return
             if not self._may_replace(entry, found, self._make_link, there, text):
@@ -130,9 +133,15 @@ class Linking(Sweeping):
             self._owners.give_link(number, handle, temp, os.lstat(path, **where))
         self._place(entry, temp)
 
-    def _can_link(self, directory: Any) -> bool:
-        """Return whether links can be made here, as far as a run that is dry may find out."""
-        if self._makes_links is None and not self._dry_run:
+    def _can_link(self, directory: Any, found: Any, text: bytes) -> bool:
+        """Return whether links can be made here; a dry run can only judge by what it finds.
+
+        found: of what is there, which is no link.  text: of the link that should be there.
+        """
+        if self._makes_links is None and self._dry_run:
+            if self._is_like_target(directory, found, text):
+                self._makes_links = False
+        elif self._makes_links is None:
             try:
                 _, temp = self._temps.make(directory, link_maker(b"-"))
             except LINK_ERRORS:
@@ -141,6 +150,23 @@ class Linking(Sweeping):
                 self._temps.drop(temp)
                 directory.settled, self._makes_links = False, True
         return self._makes_links is not False
+
+    def _is_like_target(self, directory: Any, found: Any, text: bytes) -> bool:
+        """Return whether something has the kind, size and time of what a link points to here."""
+        path = os.path.join(self._dest, path_of(directory.parent, directory.name), text)
+        path = os.path.normpath(path)
+        if not path.startswith(self._dest.rstrip(SEP) + SEP):
+            return False
+        try:
+            other = os.lstat(path)
+        except OSError:
+            return False
+        is_file = stat.S_ISREG(found.st_mode)
+        return (
+            stat.S_IFMT(other.st_mode) == stat.S_IFMT(found.st_mode)
+            and (other.st_size == found.st_size or not is_file)
+            and time_of(other) == time_of(found)
+        )
 
     def _ask_for_copy(self, entry: Any) -> None:
         directory, number, name = entry[:3]

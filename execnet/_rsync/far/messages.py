@@ -93,7 +93,7 @@ def is_changes(value: Any) -> bool:
 
 
 def is_how(value: Any) -> bool:
-    return isinstance(value, INTEGERS) and value in (wire.WHOLE, wire.BLOCKS, wire.CHUNKED)
+    return isinstance(value, INTEGERS) and wire.WHOLE <= value <= wire.CONTINUED
 
 
 def is_kept(value: Any) -> bool:
@@ -175,11 +175,12 @@ FROM_REPORTER = {
     wire.TOLD: (is_name, lambda value: isinstance(value, tuple)),
 }
 FROM_TARGET = {
-    wire.HELLO: (is_name, is_flag),
+    wire.HELLO: (is_name, is_bytes, is_flag),
     wire.ACK: (is_count, is_count),
     wire.WANT: (is_ids,),
     wire.CHECK: (is_ids, is_bytes),
-    wire.DELTA: (is_count, is_count, is_flag),
+    wire.DELTA: (is_count, is_count),
+    wire.REST: (is_count, is_count, is_count),
     wire.DIGESTS: (is_count, is_bytes),
     wire.CHUNKS: (is_count, is_flag, is_bytes, is_bytes, is_bytes, is_bytes),
     wire.LISTED: (is_count,),

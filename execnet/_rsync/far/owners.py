@@ -13,7 +13,7 @@ import struct
 from array import array
 
 from .places import HAS_FDS, O_FILE, REFUSALS, at, change_same
-from .wire import OWNERS, PY2, TooMuch, Violation
+from .wire import FIRST_STANDIN, OWNERS, PY2, TooMuch, Violation
 
 try:
     import grp
@@ -30,11 +30,14 @@ NAMES_MAX = 100000  # of users, and of groups
 
 
 class Told(object):
-    """What a source has to tell of the owners of its entries, in their order."""
+    """What a source has to tell of the owners of its entries, in the order of their ids.
 
-    def __init__(self) -> None:
+    first: the first id.
+    """
+
+    def __init__(self, first: int = 0) -> None:
         self._pairs = array("I")
-        self._told = 0  # entries
+        self._next = first  # the first id of which nothing was told
         self._users: Any = {}  # number -> name, if it has one
         self._groups: Any = {}
 
@@ -50,7 +53,7 @@ class Told(object):
             return []
         users = new_names(self._users, pairs[::2], lambda number: pwd.getpwuid(number).pw_name)
         groups = new_names(self._groups, pairs[1::2], lambda number: grp.getgrgid(number).gr_name)
-        first, self._told = self._told, self._told + len(pairs) // 2
+        first, self._next = self._next, self._next + len(pairs) // 2
         return [(OWNERS, first, struct.pack("!%dI" % len(pairs), *pairs), users, groups)]
 
 
@@ -77,7 +80,8 @@ class Owners(object):
     def __init__(self, is_wanted: bool, most_files: Any) -> None:
         self.is_wanted = is_wanted
         self._most_files = most_files
-        self._pairs = array("I")  # as the source told, by id
+        # as the source told, by id: of the walk, and of copies in place of links
+        self._pairs = {False: array("I"), True: array("I")}
         self._users: Any = {}  # number there -> number here
         self._groups: Any = {}
         self.refused = 0  # entries that could not be given away
@@ -85,30 +89,37 @@ class Owners(object):
     def learn(self, first: int, pairs: bytes, users: Any, groups: Any) -> None:
         """Take what a source tells of the entries from an id on."""
         count = len(pairs) // 8
-        if first * 2 != len(self._pairs) or len(pairs) % 8:
+        known, place = self._of(first)
+        if place != len(known) or len(pairs) % 8:
             raise Violation("%d bytes of owners from entry %d on" % (len(pairs), first))
-        if self._most_files is not None and first + count > self._most_files + 1:
+        if self._most_files is not None and place // 2 + count > self._most_files + 1:
             raise TooMuch("more than %d entries" % self._most_files)
         if max(len(self._users) + len(users), len(self._groups) + len(groups)) > NAMES_MAX:
             raise TooMuch("more than %d names of owners" % NAMES_MAX)
         if not hasattr(os, "chown"):
             self.refused += count
             return
-        self._pairs.extend(struct.unpack("!%dI" % (2 * count), pairs))
+        known.extend(struct.unpack("!%dI" % (2 * count), pairs))
         for number, name in users.items():
             self._users[number] = number_of(lambda name: pwd.getpwnam(name).pw_uid, name, number)
         for number, name in groups.items():
             self._groups[number] = number_of(lambda name: grp.getgrnam(name).gr_gid, name, number)
 
+    def _of(self, number: int) -> Any:
+        """Return (where the owner of an entry is told, at which place)."""
+        is_standin = number >= FIRST_STANDIN
+        return self._pairs[is_standin], 2 * (number - FIRST_STANDIN * is_standin)
+
     def _owner_of(self, number: int) -> Any:
         """Return (user, group) of an entry by the numbers here, None if it is not told."""
-        if 2 * number >= len(self._pairs):
+        known, place = self._of(number)
+        if place >= len(known):
             return None
-        user, group = self._pairs[2 * number : 2 * number + 2]
+        user, group = known[place : place + 2]
         return self._users.get(user, user), self._groups.get(group, group)
 
     def is_right(self, number: int, found: Any) -> bool:
-        """Tell whether what was found belongs to whom it shall, as far as that is wanted."""
+        """Whether what was found has the right owner, as far as owners are wanted."""
         return self._owner_of(number) in (None, (found.st_uid, found.st_gid))
 
     def may_be_refused(self) -> bool:
@@ -116,7 +127,7 @@ class Owners(object):
         return bool(getattr(os, "geteuid", int)())
 
     def give(self, number: int, found: Any, chown: Any, look: Any) -> Any:
-        """Give something to whom it shall belong; return what is found of it then.
+        """Give something to its right owner; return its state after that.
 
         chown: takes a user and a group, -1 for as it is.  look: returns what is found.  What is
         refused is counted; the group may be changed all the same.

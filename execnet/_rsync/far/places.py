@@ -230,6 +230,15 @@ def names_in(handle: Any) -> Any:
     }  # fmt: skip
 
 
+def names_beginning(handle: Any, prefix: bytes) -> Any:
+    """Return those names in a directory that begin so; there may be very many others."""
+    if getattr(os, "scandir", None) not in getattr(os, "supports_fd", ()):
+        return {name for name in names_in(handle) if name.startswith(prefix)}
+    with os.scandir(handle) as entries:
+        names = (os.fsencode(entry.name) for entry in entries)
+        return {name for name in names if name.startswith(prefix)}
+
+
 def rename(handle: Any, old: bytes, new: bytes) -> None:
     if HAS_FDS:
         os.rename(old, new, src_dir_fd=handle, dst_dir_fd=handle)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from . import wire
+from . import digests, wire
 from .blocks import Batch, Comparison
 from .chunks import Table
 from .messages import FROM_TARGET, checked
@@ -23,7 +23,6 @@ from .wire import (
     SMALL_MAX,
     TEXT_MAX,
     Violation,
-    crc32,
 )
 
 TYPE_CHECKING = False
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 LIST_WINDOW_BYTES = 2 * 1024 * 1024  # announced and not yet processed
 BATCH_BYTES = 256 * 1024  # of small files in one message
 BATCH_FILES = 500
-LARGE_CODES = (wire.DELTA, wire.CHUNKS)
+LARGE_CODES = (wire.DELTA, wire.CHUNKS, wire.REST)
 WAKE = None  # what ``receive`` returns when there is no message, but the walk has gone on
 
 
@@ -67,6 +66,7 @@ class Pump(Sending):
             wire.WANT: self._on_want,
             wire.CHECK: self._on_check,
             wire.DELTA: self._on_delta,
+            wire.REST: self._on_rest,
             wire.DIGESTS: self._on_digests,
             wire.CHUNKS: self._on_chunks,
             wire.LISTED: self._on_listed,
@@ -155,12 +155,12 @@ class Pump(Sending):
 
     # what the target says
 
-    def _on_hello(self, hash_name: Any, has_crc: bool) -> None:
+    def _on_hello(self, hash_name: Any, secret: bytes, has_sums: bool) -> None:
         if isinstance(hash_name, bytes):  # as Python 2 writes it
             hash_name = hash_name.decode("latin-1")
-        self._digest = wire.digest_function(hash_name)
-        self._stream = wire.stream_of(hash_name)
-        self._wants_crc = bool(has_crc) and crc32 is not None
+        self._digest = digests.digest_of(hash_name, secret)
+        self._stream = digests.stream_of(hash_name)
+        self._sums = has_sums and wire.HAS_SUMS
 
     def _on_ack(self, list_done: int, data_done: int) -> None:
         known = self._list_done <= list_done <= self._list_sent
@@ -202,14 +202,20 @@ class Pump(Sending):
             digest = digests[place * DIGEST_BYTES : (place + 1) * DIGEST_BYTES]
             self._requests.append((wire.CHECK, number, digest))
 
-    def _on_delta(self, number: int, size: int, is_checked: bool) -> None:
-        self._ask(number, 1)
+    def _on_delta(self, number: int, size: int) -> None:
+        self._ask(number, 2)  # again when what it had, and did not want again, was damaged
         if self._digest is None:
             raise Violation("an old file without a digest to compare it by")
-        comparison = Comparison(size, self._size_of(number), self._digest, is_checked)
+        comparison = Comparison(size, self._size_of(number), self._digest)
         self._requests.append((wire.DELTA, number, comparison))
         if not comparison.is_complete():
             self._comparisons[number] = comparison
+
+    def _on_rest(self, number: int, there: int, proof: int) -> None:
+        self._ask(number, 1)
+        if there > self._size_of(number):
+            raise Violation("the rest of a file beyond its %d bytes" % self._size_of(number))
+        self._requests.append((wire.REST, number, (there, proof)))
 
     def _on_digests(self, number: int, digests: bytes) -> None:
         if number not in self._comparisons:

@@ -12,6 +12,7 @@ import stat
 from abc import abstractmethod
 from collections import deque
 
+from . import digests
 from .owners import Owners
 from .places import (
     HAS_FDS,
@@ -31,19 +32,17 @@ from .wire import (
     ACK,
     CHECK,
     DONE,
+    HAS_SUMS,
     HELLO,
     NOTE,
     PIECE_BYTES,
     PLAN,
     SMALL_MAX,
     WANT,
+    WHOLE,
     Violation,
-    choose_hash,
-    crc32,
-    digest_function,
     pack_ids,
     reason_of,
-    stream_of,
     unpack_ids,
     unpacked,
 )
@@ -133,9 +132,9 @@ class Requests(object):
         self._dest = os.path.abspath(dest)
         self._dry_run = options["dry_run"]
         self._delete = options["delete"]
-        hash_name = choose_hash(options["hashes"])
-        self._digest = digest_function(hash_name)
-        self._stream = stream_of(hash_name)
+        hash_name, secret = digests.choose(options["hashes"])
+        self._digest = digests.digest_of(hash_name, secret)
+        self._stream = digests.stream_of(hash_name)
         self._places = Places()
         self._temps = Temps(self._places)
         self._out = Outbox(send)
@@ -159,7 +158,7 @@ class Requests(object):
         self._times_refused = self._modes_refused = 0  # entries whose content is there
         self._total = 0  # bytes that are needed
         self._unchanged = self._settled = self._deleted = 0
-        self._out.say(HELLO, hash_name, crc32 is not None)
+        self._out.say(HELLO, hash_name, secret, HAS_SUMS)
 
     # reports; a target in the coordinator's process overrides these
 
@@ -247,7 +246,8 @@ class Requests(object):
             raise Violation("content of entry %d, which was not opened" % number)
         return entry, incoming
 
-    def _end_request(self, is_done: bool) -> None:
+    def _take_request(self) -> Any:
+        """Take the request that is being answered from those that wait; return it."""
         entry, incoming = self._pending.popleft()
         self._compared.pop(entry[1], None)
         if incoming is not None:
@@ -255,12 +255,33 @@ class Requests(object):
             if incoming.base is not None:
                 self._bases -= 1
                 self._bases_bytes -= entry[4]
+        return entry, incoming
+
+    def _end_request(self, is_done: bool) -> None:
+        entry, incoming = self._take_request()
         if is_done:
             self._out.done(entry[1])
         else:
             self._leaders.pop(entry[1], None)
             if incoming is not None:
                 self._temps.drop(incoming.temp)
+
+    def _leave(self) -> None:
+        """Close the files that are still coming; keep what a later run wants, drop the rest."""
+        while self._pending:
+            _, incoming = self._pending.popleft()
+            if incoming is not None:
+                self._cut_off(incoming)
+                incoming.close()
+        self._temps.drop_all()
+
+    def _cut_off(self, incoming: Incoming) -> None:
+        """Cut to size what a later run wants, unless it is complete: we may be interrupted then."""
+        if self._is_resumed and self._temps.has(incoming.temp, incoming.fd):
+            try:
+                self._temps.sums[incoming.temp] = incoming.cut_off()
+            except OSError:
+                pass  # what is there has no checksum then
 
     def _refuse(self, entry: Any, exc: Any) -> None:
         """Note that a file cannot be written; the rest of it is dropped as it arrives."""
@@ -413,7 +434,9 @@ class Requests(object):
                 incoming = Incoming(fd, temp, self._digest, self._stream)
                 self._pending[0] = entry, incoming
             elif incoming.is_own and (size, mtime) != (entry[4], entry[5]):  # another version
-                incoming.temp = self._temps.take_over(entry[0], incoming.temp, tag_of(entry[2]))
+                version = (size, mtime) if how == WHOLE else ()
+                tag = tag_of(entry[2], *version)
+                incoming.temp = self._temps.take_over(entry[0], incoming.temp, tag)
             incoming.open(size, mode & self._file_bits, mtime, how)
         except OSError as exc:
             self._refuse(entry, exc)

@@ -15,7 +15,7 @@ from . import wire
 from .blocks import data_ranges, read_exactly
 from .chunks import SAMPLE_BYTES, SEARCHED_BYTES, pieces_of, table_of
 from .tree import Unstable, has_grown, identity_of, mtime_of
-from .wire import BLOCKS, CHUNK_BYTES, CHUNKED, PIECE_BYTES, WHOLE, crc32
+from .wire import BLOCKS, CHUNK_BYTES, CHUNKED, CONTINUED, PIECE_BYTES, WHOLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Sending(object):
         self._next_time = 0.0  # when everything sent so far would be through, at that pace
         self._digest: Any = None
         self._stream: Any = None  # makes a digest that takes data part by part
-        self._wants_crc = False
+        self._sums = False  # whether a file that is sent whole is proved by its checksum
         self._moved_bytes = 0  # of the large file that is being sent
         self._sought: Any = {}  # id -> (size of the old file, bytes told), while chunks are awaited
         self._cuts: Any = {}  # id -> (identity, keys, lengths, proof) of a file that was cut
@@ -82,7 +82,7 @@ class Sending(object):
     def _send_large(self, number: int, code: int, extra: Any, told: int = 0) -> None:
         """Answer with a large file, in pieces, or ask for digests that allow sending less of it.
 
-        extra: what came with the request, a ``Comparison`` or a ``Table``.
+        extra: what came with the request, a ``Comparison``, a ``Table``, or (bytes, checksum).
         """
         try:
             fd = self._entries_of(number).open(number, self._folders)
@@ -98,7 +98,10 @@ class Sending(object):
                 raise Unstable("grew too much since it was listed")
             self._moved_bytes = told
             self._failures = self._incompressible = 0
-            send = {wire.DELTA: self._send_changes, wire.CHUNKS: self._send_moved}
+            send = {
+                wire.DELTA: self._send_changes, wire.CHUNKS: self._send_moved,
+                wire.REST: self._send_rest,
+            }  # fmt: skip
             sent = send.get(code, self._send_whole)(number, fd, found, extra)
             if sent is None:  # chunks are to come
                 return
@@ -187,41 +190,40 @@ class Sending(object):
             self._moved_bytes += count
             self._watcher.moved(self._path_of(number), count)
 
-    # all of it
+    # all of it, or the rest
 
     def _send_whole(self, number: int, fd: int, found: Any, _: Any) -> Any:
         self._open_far(number, found, WHOLE)
-        proof = 0 if self._wants_crc else None
-        for position, stop in data_ranges(fd, found):
-            os.lseek(fd, position, os.SEEK_SET)
-            while position < stop:
-                data = read_exactly(fd, min(CHUNK_BYTES, stop - position))
-                if proof is not None:
-                    proof = crc32(data, proof) & 0xFFFFFFFF
-                self._send_piece(number, position, data)
-                position += len(data)
-                self._moved(number, position)
-        return (wire.CLOSE, number, proof), self._crc_of
+        proof = wire.SUM_OF_NOTHING if self._sums else None
+        return self._send_from(number, fd, found, 0, proof)
 
-    def _crc_of(self, fd: int, found: Any) -> int:
-        crc = 0
-        for position, stop in data_ranges(fd, found):
-            os.lseek(fd, position, os.SEEK_SET)
-            while position < stop:
-                data = read_exactly(fd, min(CHUNK_BYTES, stop - position))
-                crc = crc32(data, crc) & 0xFFFFFFFF
-                position += len(data)
-        return crc
+    def _send_rest(self, number: int, fd: int, found: Any, there: Any) -> Any:
+        """Send what follows on the part that a target has of the version that was listed.
+
+        there: (bytes of that part, its checksum).
+        """
+        is_listed = (found.st_size, mtime_of(found)) == self._entries_of(number).version_of(number)
+        if not (is_listed and self._sums):
+            return self._send_whole(number, fd, found, None)
+        self._open_far(number, found, CONTINUED)
+        self._moved(number, there[0])
+        return self._send_from(number, fd, found, *there)
+
+    def _send_from(self, number: int, fd: int, found: Any, begin: int, proof: Any) -> Any:
+        """Send a file from an offset on.  proof: checksum of what is before it, or None."""
+        for position, data in content_of(fd, found, begin):
+            if proof is not None:
+                proof = wire.checksum(data, proof)
+            self._send_piece(number, position, data)
+            self._moved(number, position + len(data))
+        return (wire.CLOSE, number, proof), sum_of
 
     # blocks that differ from those of an old file
 
     def _send_changes(self, number: int, fd: int, found: Any, old: Any) -> Any:
         """Compare the old and the new file as far as both reach, then send what differs."""
         size = found.st_size
-        is_listed = (size, mtime_of(found)) == self._entries_of(number).version_of(number)
-        if size > wire.BLOCKS_MAX * old.block or (  # it grew far beyond its announced size
-            old.is_checked and (crc32 is None or not is_listed)
-        ):
+        if size > wire.BLOCKS_MAX * old.block:  # it grew far beyond its announced size
             return self._send_whole(number, fd, found, old)
         digests, changes = bytearray(), []
         position, stop = 0, min(size, old.common_bytes())
@@ -262,9 +264,7 @@ class Sending(object):
         os.lseek(fd, position, os.SEEK_SET)
         while position < size:
             data = read_exactly(fd, min(wire.chunk_bytes(block), size - position))
-            view = memoryview(data)
-            for start in range(0, len(data), block):
-                digests += old.digest(view[start : start + block])
+            digests += old.digest.of_blocks(data, block)
             for start in range(0, len(data) if is_dense else 0, CHUNK_BYTES):
                 self._send_piece(number, position + start, data[start : start + CHUNK_BYTES])
             position += len(data)
@@ -352,6 +352,25 @@ class Sending(object):
             pass
         digest: bytes = stream.digest()[: wire.DIGEST_BYTES]
         return digest
+
+
+def content_of(fd: int, found: Any, begin: int = 0) -> Iterator[Any]:
+    """Yield (offset, data) of what is not a hole in a file, from an offset on."""
+    for start, stop in data_ranges(fd, found):
+        start = max(start, begin)
+        os.lseek(fd, start, os.SEEK_SET)
+        while start < stop:
+            data = read_exactly(fd, min(CHUNK_BYTES, stop - start))
+            yield start, data
+            start += len(data)
+
+
+def sum_of(fd: int, found: Any) -> int:
+    """Return the checksum of what is not a hole in a file."""
+    code = wire.SUM_OF_NOTHING
+    for _, data in content_of(fd, found):
+        code = wire.checksum(data, code)
+    return code
 
 
 def joined(ranges: Any) -> Any:

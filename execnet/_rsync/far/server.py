@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from . import wire
+from . import digests, wire
 from .pump import Pump
 from .rules import Rules
 from .tree import SourceGone, Tree
@@ -61,7 +61,7 @@ def main(channel: Any) -> None:
         return
     if options["owners"]:
         tree.tell_owners()
-    channel.send((tree.root_entry, wire.hash_costs()))
+    channel.send((tree.root_entry, digests.costs()))
     _offer(channel, tree, remarks, options)
 
 

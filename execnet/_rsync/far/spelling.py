@@ -1,12 +1,13 @@
 """Names on a file system that ignores differences of case or of Unicode normal form.
 
 This file is shipped: it keeps to what Python 2.7 and today's Python both accept.
-Start at ``Spelling``.
+Start at ``Spellings``.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from itertools import islice
 
@@ -18,6 +19,75 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 50  # names looked at, to find one that has another spelling
 ESCAPE = "replace" if sys.version_info[0] == 2 else "surrogateescape"
+IGNORES_FORMS = True if sys.platform == "darwin" else False if os.name == "nt" else None
+# a tag as temporary files have; in NFD, so that it is found again where names are stored so
+FORM_TAG = b"." + b"-" * 13 + b"e\xcc\x81"
+not_ascii = re.compile(b"[\x80-\xff]").search
+
+
+class Spellings(object):
+    """Finds out in which directories of a target different names can be the same file."""
+
+    def __init__(self, places: Any, temps: Any, dry_run: bool) -> None:
+        self._places = places
+        self._temps = temps
+        self._dry_run = dry_run
+        self._ignores_forms: Any = IGNORES_FORMS  # if no name shows it; None: not known yet
+
+    def of(self, directory: Any) -> Any:
+        """Return the ``Spelling`` of a directory whose names are known; None if it needs none."""
+        directory.blind = False, False
+        if directory.broken:
+            return None
+        try:
+            assumed = (
+                self._of_root(directory) if directory.parent is None else directory.parent.blind
+            )
+            handle = self._places.handle(directory) if directory.existing else None
+            directory.blind = blindness(handle, directory.existing, assumed)
+        except OSError:  # writing there will fail as well
+            return None
+        return Spelling(directory.existing, directory.blind) if any(directory.blind) else None
+
+    def _of_root(self, root: Any) -> Any:
+        """Find out with a temporary file whether case is ignored, if no existing name shows it."""
+        forms = self._ignores_forms
+        if self._dry_run and root.fresh:
+            return os.name == "nt" or bool(forms), forms
+        if self._dry_run or any(name.lower() != name.upper() for name in root.existing):
+            return False, forms
+        return self._try_in(root, b"", (False, forms))
+
+    def with_forms(self, directory: Any, spelling: Any, names: bytes) -> Any:
+        """Return what takes the place of a ``Spelling`` once more names were announced.
+
+        Only names that are not ASCII have different forms, so what comes of them is found out when
+        there is such a name, with a temporary file.
+        """
+        if directory.blind[1] is not None or not_ascii(names) is None:
+            return spelling
+        if self._ignores_forms is None and not self._dry_run:
+            try:
+                found = self._try_in(directory, FORM_TAG, (False, False))
+            except OSError:  # the file system has no such names
+                found = False, False
+            self._ignores_forms = found[1]
+        directory.blind = directory.blind[0], bool(self._ignores_forms)
+        if not any(directory.blind):
+            return None
+        more = Spelling(directory.existing, directory.blind)
+        if spelling is not None:
+            more.take_all(spelling)
+        return more
+
+    def _try_in(self, directory: Any, tag: bytes, assumed: Any) -> Any:
+        fd, temp = self._temps.create(directory, 0o600, tag)
+        os.close(fd)
+        try:
+            return blindness(self._places.handle(directory), {temp}, assumed)
+        finally:
+            self._temps.drop(temp)
+            directory.settled = False
 
 
 class Spelling(object):
@@ -36,6 +106,11 @@ class Spelling(object):
         folded = self._folded(name)
         other = self._taken.setdefault(folded, name)
         return self._there.get(folded, name), None if other == name else other
+
+    def take_all(self, other: Spelling) -> None:
+        """Take the names that were taken from another one."""
+        for name in other._taken.values():
+            self.take(name)
 
     def _folded(self, name: bytes) -> Any:
         text = name.decode("utf-8", ESCAPE)

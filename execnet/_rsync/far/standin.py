@@ -37,6 +37,8 @@ class StandIns(object):
     def __init__(self, tree: Tree, accept: Any, remark: Any) -> None:
         rules, root = tree.rules, tree.root
         self.entries = Entries(root, FIRST_STANDIN, accept, remark, rules, tree.identity)
+        if tree.tells_owners():
+            self.entries.tell_owners()
         self._folders = self.entries.folders()
         self._rules = rules
         self._root = os.path.realpath(root)
@@ -60,11 +62,15 @@ class StandIns(object):
         if stat.S_ISDIR(found.st_mode):
             self._enter(number, path, target)
             new, mode, mtime = self.entries.add(target, DIRECTORY, found, 0)
+            for message in self.entries.owners_told():
+                yield 0, message
             yield 0, (INSTEAD, number, DIRECTORY, new, mode, 0, mtime)
             for item in self._directories(new):
                 yield item
         elif stat.S_ISREG(found.st_mode):
             new, mode, mtime = self.entries.add(target, FILE, found, found.st_size)
+            for message in self.entries.owners_told():
+                yield 0, message
             yield 0, (INSTEAD, number, FILE, new, mode, found.st_size, mtime)
         elif stat.S_ISLNK(found.st_mode):  # to itself, or it became a link just now
             raise Refused(WHY + os.strerror(errno.ELOOP))
@@ -115,6 +121,8 @@ class StandIns(object):
         while stack:
             inner: Any = []
             for cost, unit in self.entries.units_of(stack.pop(), inner, self._folders):
+                for message in self.entries.owners_told():
+                    yield 0, message
                 yield cost, (LIST, cost, [unit])
             stack.extend(reversed(inner))
 

@@ -16,7 +16,7 @@ from .bases import Bases
 from .places import at, path_of
 from .removal import Removal, is_empty
 from .rules import Rules
-from .temps import PREFIX
+from .temps import parts_of
 from .wire import DOOMED, Violation
 
 TYPE_CHECKING = False
@@ -52,9 +52,10 @@ class Sweeping(Bases):
         """Remove what was not announced, if that is wanted, and what dead runs left."""
         doomed = []
         for name in sorted(names):
-            if name.startswith(PREFIX) and self._is_left_over(directory, name):
-                count = self._remove(directory, [name], None)
-                self._deleted -= count  # it was none of the target's own
+            if parts_of(name):
+                if self._is_left_over(directory, name):  # else another run is at work
+                    count = self._remove(directory, [name], None)
+                    self._deleted -= count  # it was none of the target's own
             elif self._delete and is_complete:
                 doomed.append(name)
         if doomed and self._asks:

@@ -8,11 +8,12 @@ and renamed when it is complete.
 Messages are tuples that start with a code, or bytes, which are a piece of a large file.  The
 source announces entries in ``LIST``; an entry's id is its place in the order of announcement.
 The target asks for files with ``WANT`` (nothing to build on), ``CHECK`` (small, same size,
-here is my digest) and ``DELTA`` (large, ``DIGESTS`` of my blocks follow; see ``bases``), and gets
-its answers in the order of its requests: ``FILES`` (many small ones), ``OPEN``, bytes and
-``COPY``, ``CLOSE`` (a large one), ``SAME`` or ``FAIL``.  ``ACK`` says how much has been
-processed, so that the source can bound what is in transit.  For a link that cannot be made,
-``NOLINK`` asks for a copy, which comes as ``INSTEAD``.  Start at ``Target.run``.
+here is my digest), ``DELTA`` (large, ``DIGESTS`` of my blocks follow; see ``bases``) and ``REST``
+(an earlier run left the beginning), and gets its answers in the order of its requests: ``FILES``
+(many small ones), ``OPEN``, bytes and ``COPY``, ``CLOSE`` (a large one), ``SAME`` or ``FAIL``.
+``ACK`` says how much has been processed, so that the source can bound what is in transit.  For a
+link that cannot be made, ``NOLINK`` asks for a copy, which comes as ``INSTEAD``.  Start at
+``Target.run``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import sys
 from collections import deque
 
 from . import wire
@@ -34,13 +34,14 @@ from .places import (
     at,
     chmod_same,
     make_directories,
+    names_beginning,
     names_in,
     path_of,
     same_time,
 )
 from .requests import Fatal
-from .spelling import Spelling, blindness
-from .temps import tag_in
+from .spelling import Spellings
+from .temps import PREFIX, parts_of, tag_in, tag_of
 from .wire import SMALL_MAX, Violation, numbers, reason_of
 
 TYPE_CHECKING = False
@@ -95,8 +96,9 @@ class Target(Linking):
         self._unit: Any = None  # the one that is being processed
         self._directories: Any = {}
         self._unlisted = 0  # directories whose entries are still to come
-        self._spelling: Any = None  # of names in it, where different names can be the same file
         self._listing: Any = None  # the directory whose entries are coming now
+        self._spellings = Spellings(self._places, self._temps, self._dry_run)
+        self._spelling: Any = None  # of names in it, where different names can be the same file
         self._seen: Any = set()  # names announced in it
         self._is_listed = False  # all was announced
         self._has_told_total = False
@@ -150,13 +152,10 @@ class Target(Linking):
             refused = self._times_refused, self._modes_refused, self._owners.refused
             self._out.say(wire.END, self._unchanged, self._settled, self._deleted, *refused)
         except Fatal as exc:
-            self._temps.drop_all()  # before the other half goes on
+            self._leave()  # before the other half goes on
             self._out.say(wire.FATAL, *exc.args)
         finally:
-            self._temps.drop_all()
-            for _, incoming in self._pending:
-                if incoming is not None:
-                    incoming.close()
+            self._leave()
             self._places.close()
 
     def _is_finished(self) -> bool:
@@ -278,6 +277,7 @@ class Target(Linking):
         self._begin_listing(directory)
         names = blob.split(b"\0") if kinds else []
         count = len(names)
+        self._spelling = self._spellings.with_forms(directory, self._spelling, blob)
         modes, sizes = numbers("H", modes, count), numbers("q", sizes, count)
         times = numbers("q", times, count)
         self._check_unit(first, kinds, modes, sizes, times, extras, count)
@@ -294,21 +294,25 @@ class Target(Linking):
             extra = next(extras) if kind in (wire.HARDLINK, wire.SYMLINK, wire.ROOTED) else None
             if self._spelling is not None:
                 name, other = self._spelling.take(name)
-                entry = entry[:2] + (name,) + entry[3:]
                 self._seen.add(name)
                 if other is not None:
                     self._leave_out(entry, kind, other)
                     continue
+                entry = entry[:2] + (name,) + entry[3:]
             there = not directory.broken and name in directory.existing
             self._try(self._makers[kind], entry, there, extra)
             yield True
-        for names in kept if self._asks else kept[:1]:
+        self._keep_names(kept if self._asks else kept[:1])
+        if last != wire.MORE:
+            self._end_listing(directory, last == wire.COMPLETE)
+
+    def _keep_names(self, kept: Any) -> None:
+        """Note the names of what is not sent, and has to stay all the same."""
+        for names in kept:
             for name in names.split(b"\0") if names else ():
                 self._check_name(name)
                 if self._spelling is not None:
                     self._seen.add(self._spelling.take(name)[0])
-        if last != wire.MORE:
-            self._end_listing(directory, last == wire.COMPLETE)
 
     def _check_unit(
         self, first: int, kinds: bytes, modes: Any, sizes: Any, times: Any, extras: Any, count: int
@@ -335,7 +339,9 @@ class Target(Linking):
             raise Violation("entries of a directory that was announced before")
         self._listing = directory
         self._leftovers = {}
-        if directory.fresh:
+        if self._only_name is not None:
+            self._find_left_of_file(directory)
+        elif directory.fresh:
             directory.existing = set()
         elif directory.existing is None and not directory.broken:
             try:
@@ -344,10 +350,17 @@ class Target(Linking):
             except OSError as exc:
                 directory.broken = True
                 self._note(directory.entry(), exc)
+        self._spelling = self._spellings.of(directory)
+
+    def _find_left_of_file(self, directory: Any) -> None:
+        """Find what earlier runs left of a source that is a single file."""
         try:
-            self._find_spelling(directory)
-        except OSError:  # writing there will fail as well
-            self._spelling, directory.blind = None, (False, False)
+            names = names_beginning(self._places.handle(directory), PREFIX)
+        except OSError:  # writing there will fail as well, and in a dry run it may not be there
+            return
+        own = (b"", tag_of(self._only_name)[:-8])
+        directory.existing |= {name for name in names if tag_in(name)[:-8] in own}
+        self._leftovers = self._left_in(directory) if self._is_resumed else {}
 
     def _leave_out(self, entry: Any, kind: int, other: bytes) -> None:
         """Report an entry whose name means the same file as another one's here."""
@@ -355,35 +368,9 @@ class Target(Linking):
         if kind == wire.DIRECTORY:  # its entries will come all the same
             self._add_directory(entry).broken = True
 
-    def _find_spelling(self, directory: Any) -> None:
-        """Find out whether names can coincide in a directory whose names are known."""
-        assumed = directory.parent.blind if directory.parent is not None else None
-        if not directory.broken:
-            handle = self._places.handle(directory) if directory.existing else None
-            if assumed is None:
-                assumed = self._root_blindness(directory)
-            directory.blind = blindness(handle, directory.existing, assumed)
-        is_blind = not directory.broken and any(directory.blind)
-        self._spelling = Spelling(directory.existing, directory.blind) if is_blind else None
-
-    def _root_blindness(self, root: Any) -> Any:
-        """Find out with a temporary file whether case is ignored, if no existing name shows it."""
-        forms = sys.platform == "darwin"
-        if self._dry_run and root.fresh:
-            return os.name == "nt" or forms, forms
-        if self._dry_run or any(name.lower() != name.upper() for name in root.existing):
-            return False, forms
-        fd, temp = self._temps.create(root, 0o600)
-        os.close(fd)
-        try:
-            return blindness(self._places.handle(root), {temp}, (False, forms))
-        finally:
-            self._temps.drop(temp)
-            root.settled = False
-
     def _left_in(self, directory: Any) -> Any:
         """Return {tag without version: name} of unfinished files of earlier runs in a directory."""
-        names = [name for name in directory.existing if tag_in(name)]
+        names = [name for name in directory.existing if tag_in(name) and parts_of(name)]
         return {tag_in(name)[:-8]: name for name in names if self._is_left_over(directory, name)}
 
     def _check_name(self, name: bytes) -> None:
@@ -398,8 +385,9 @@ class Target(Linking):
             raise Violation("announced an entry that the rules leave out: %.1000r" % (path,))
 
     def _end_listing(self, directory: Any, is_complete: bool) -> None:
-        if directory.mode is not None and not directory.broken:
-            self._sweep(directory, directory.existing - self._seen, is_complete)
+        if not directory.broken:
+            is_ours = directory.mode is not None
+            self._sweep(directory, directory.existing - self._seen, is_complete and is_ours)
         directory.listed = True
         directory.existing = None
         self._listing = None

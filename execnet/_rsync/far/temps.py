@@ -9,18 +9,22 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
 import time
 
-from .places import HAS_FDS, O_NEW, WRITE_BYTES, at, read_full, rename, write_all
+from .places import HAS_FDS, O_NEW, WRITE_BYTES, at, identity_of, read_full, rename, write_all
 from .wire import (
     BLOCKS,
     BLOCKS_MAX,
+    CHUNK_BYTES,
     CHUNKED,
+    CONTINUED,
     DIGEST_BYTES,
+    HAS_SUMS,
     PIECE_BYTES,
-    PY2,
+    SUM_OF_NOTHING,
     Violation,
-    crc32,
+    checksum,
 )
 
 TYPE_CHECKING = False
@@ -48,6 +52,7 @@ class Temps(object):
         self._places = places
         self._count = 0
         self._live: Any = {}  # name -> directory
+        self.sums: Any = {}  # name -> checksum of what is in a file that is for the next run
 
     def make(self, directory: Any, maker: Any, tag: bytes = b"") -> Any:
         """Call ``maker(path, **where)`` with a new name; return (what it returns, the name)."""
@@ -99,6 +104,14 @@ class Temps(object):
         except OSError:
             pass  # the next run sweeps it
 
+    def has(self, temp: bytes, fd: int) -> bool:
+        """Return whether a file still has the temporary name that it was made under."""
+        try:
+            path, where = at(self._places.handle(self._live[temp]), temp)
+            return bool(identity_of(os.lstat(path, **where)) == identity_of(os.fstat(fd)))
+        except (KeyError, OSError):
+            return False
+
     def drop_all(self) -> None:
         """Remove everything that is left, except files with a tag: those are for the next run."""
         for temp, directory in list(self._live.items()):
@@ -107,7 +120,8 @@ class Temps(object):
                 self.drop(temp)
                 continue
             try:
-                self.keep(directory, temp, self._stem_of(0) + b"0" + tag)
+                number = str(self.sums.get(temp, 0)).encode()
+                self.keep(directory, temp, self._stem_of(0) + number + tag)
             except OSError:
                 self.drop(temp)
 
@@ -124,12 +138,8 @@ class Temps(object):
         return PREFIX + self._host + b"-" + str(pid).encode() + b"-"
 
     def is_left_over(self, handle: Any, name: bytes) -> bool:
-        """Return whether a file was left by a run that is dead."""
-        tag = tag_in(name)
-        host, _, rest = name[len(PREFIX) : len(name) - len(tag)].partition(b"-")
-        pid, _, count = rest.partition(b"-")
-        if not name.startswith(PREFIX) or not (pid.isdigit() and count.isdigit()):
-            return False
+        """Return whether a temporary file was left by a run that is dead."""
+        host, pid, _ = parts_of(name)
         if int(pid) == 0:  # its run has let go of it
             return True
         if host == self._host and os.name == "posix":
@@ -157,6 +167,20 @@ def tag_in(temp: bytes) -> bytes:
     return tag if tag[:1] == b"." and temp.startswith(PREFIX) and len(temp) > 17 else b""
 
 
+def parts_of(temp: bytes) -> Any:
+    """Return (host, process, number) that the name of a temporary file tells; None for others."""
+    parts = temp[len(PREFIX) : len(temp) - len(tag_in(temp))].split(b"-")
+    is_temp = temp.startswith(PREFIX) and len(parts) == 3
+    return parts if is_temp and parts[1].isdigit() and parts[2].isdigit() else None
+
+
+def sum_in(temp: bytes) -> int:
+    """Return the checksum in the name of a file that its run has let go of, or 0."""
+    _, pid, number = parts_of(temp)
+    code = int(number) if pid == b"0" else 0
+    return code if code < 2**32 else 0
+
+
 def host_tag() -> bytes:
     """Return what identifies this host, and the PID namespace on it."""
     host: Any = os.uname()[1] if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
@@ -173,13 +197,18 @@ def host_tag() -> bytes:
 
 
 def is_running(pid: int) -> bool:
+    """Return whether there is such a process, and not just its exit status for its parent."""
     try:
         os.kill(pid, 0)
     except OSError as exc:
         return exc.errno != errno.ESRCH
     except OverflowError:
         return False
-    return True
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (EnvironmentError, IndexError):  # not Linux, or it has just ended
+        return True
 
 
 def punch(fd: int, offset: int, length: int) -> bool:
@@ -195,11 +224,56 @@ def punch(fd: int, offset: int, length: int) -> bool:
         return False
 
 
+class Part(object):
+    """The beginning of a file, as an earlier run left it: a thread reads it again meanwhile.
+
+    fd: another descriptor of the file, which this closes.  sum: the checksum that it should have.
+    """
+
+    def __init__(self, fd: int, size: int, expected: int) -> None:
+        self.size, self.sum = size, expected
+        self._fd = fd
+        self._left = size  # still to be read
+        self._found = SUM_OF_NOTHING
+        self._is_over = False
+        self._thread = threading.Thread(target=self._read, name="execnet-rsync-part")
+        self._thread.daemon = True
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def is_right(self) -> bool:
+        """Wait until all of it was read; return whether it is what the earlier run wrote."""
+        self._thread.join()
+        return not self._left and self._found == self.sum
+
+    def end(self) -> None:
+        self._is_over = True
+        if self._thread.ident is None:
+            os.close(self._fd)
+        else:
+            self._thread.join()
+
+    def _read(self) -> None:
+        try:
+            while self._left and not self._is_over:
+                data = os.read(self._fd, min(CHUNK_BYTES, self._left))
+                if not data:
+                    break
+                self._found = checksum(data, self._found)
+                self._left -= len(data)
+        except OSError:
+            pass  # what can't be read is as bad as damaged
+        finally:
+            os.close(self._fd)
+
+
 class Incoming(object):
     """A large file being received under a temporary name.
 
     With a base, the old content is already in it, and ``digests`` has the digests of its blocks;
-    what arrives replaces blocks, and the digest of all digests proves the whole.
+    what arrives replaces blocks, and the digest of all digests proves the whole.  With a ``part``,
+    the beginning is there, and only the rest arrives.
     """
 
     def __init__(self, fd: int, temp: bytes, digest: Any, stream: Any) -> None:
@@ -218,7 +292,9 @@ class Incoming(object):
         self._new_stream = stream
         self._stream: Any = None  # of everything that arrived, if chunks are copied
         self._torn: Any = set()  # blocks that a piece covers in part
-        self._crc = 0
+        self.part: Any = None  # reads again what was there when only the rest is to come
+        self._sum = SUM_OF_NOTHING  # of everything up to the last piece
+        self._has_gaps = False  # in which case that is not known
         self._end = 0  # of the last piece
         self.size = -1  # not opened
         self.mode = 0
@@ -227,9 +303,23 @@ class Incoming(object):
     def set_base(self, base: Any, block: int, common: int) -> None:
         self.base, self.block, self.common = base, block, common
 
+    def set_part(self, part: Part, base: Any) -> None:
+        self.part, self.base = part, base
+        self._sum, self._end = part.sum, part.size
+
     def close(self) -> None:
+        if self.part is not None:
+            self.part.end()
         os.close(self.fd)
         self.close_old()
+
+    def cut_off(self) -> int:
+        """Keep what has arrived, for a later run; return its checksum, 0 if that is not known."""
+        is_known = self.size >= 0 or self.part is not None
+        if not is_known or self.block or self._has_gaps or self._stream is not None:
+            return 0
+        os.ftruncate(self.fd, self._end)
+        return self._sum
 
     def close_old(self) -> None:
         if self.old >= 0:
@@ -243,6 +333,8 @@ class Incoming(object):
             raise Violation("blocks into a file that is not known")
         if how == CHUNKED and self.old < 0:
             raise Violation("chunks of a file that is not known")
+        if how == CONTINUED and self.part is None:
+            raise Violation("the rest of a file that is not there")
         self.size, self.mode, self.mtime = size, mode, mtime
         if how == BLOCKS:
             self.check_copy()
@@ -251,11 +343,20 @@ class Incoming(object):
                 raise Violation("a file of %d blocks" % blocks)
             kept = self.digests[: blocks * DIGEST_BYTES]
             self.digests = kept.ljust(blocks * DIGEST_BYTES, b"\0")
-        elif self.block:
-            self.block = 0
-            os.ftruncate(self.fd, 0)
+        elif how == CONTINUED:
+            self.part.start()
+        elif self.block or self.part is not None:
+            self._begin_anew()
         if how == CHUNKED:
             self._stream = self._new_stream()
+
+    def _begin_anew(self) -> None:
+        os.ftruncate(self.fd, 0)
+        self.block = self._end = 0
+        self._sum = SUM_OF_NOTHING
+        if self.part is not None:
+            self.part.end()
+            self.part = None
 
     def copy(self, data: Any, is_hole: bool) -> None:
         """Take in the next part of the old file, if there is room; it may not be needed."""
@@ -280,13 +381,14 @@ class Incoming(object):
             raise Violation("%d bytes at %d of a file of %d" % (len(data), offset, self.size))
         if self._stream is not None:
             self._add_to_stream(offset, data)
-        self._end = offset + len(data)
         os.lseek(self.fd, offset, os.SEEK_SET)
         write_all(self.fd, data)
+        self._has_gaps = self._has_gaps or offset > self._end
+        self._end = offset + len(data)
         if self.block:
             self._note_digests(offset, data)
-        elif self._stream is None and crc32 is not None:
-            self._crc = crc32(data.tobytes() if PY2 else data, self._crc)
+        elif self._stream is None and HAS_SUMS:
+            self._sum = checksum(data, self._sum)
 
     def _add_to_stream(self, offset: int, data: Any) -> None:
         if offset != self._end:
@@ -341,7 +443,8 @@ class Incoming(object):
         if self._stream is not None:
             return bool(self._stream.digest()[:DIGEST_BYTES] == proof)
         if not self.block:
-            return proof is None or crc32 is None or self._crc & 0xFFFFFFFF == proof
+            is_right = proof is None or not HAS_SUMS or self._sum == proof
+            return is_right and (self.part is None or self.part.is_right())
         for number in self._torn:
             os.lseek(self.fd, number * self.block, os.SEEK_SET)
             self._store(number, os.read(self.fd, self.block))

@@ -180,6 +180,18 @@ class Entries(object):
     def count(self) -> int:
         return self.first + len(self._paths)
 
+    def tell_owners(self) -> None:
+        """Announce who owns what, too; not after the first entry was added."""
+        if hasattr(os, "chown"):  # else they have no meaning
+            self._owners = Told(self.first)
+
+    def tells_owners(self) -> bool:
+        return self._owners is not None
+
+    def owners_told(self) -> Any:
+        """Return messages about the owners of the entries that were added since the last time."""
+        return [] if self._owners is None else self._owners.messages()
+
     def add(self, path: bytes, kind: int, found: Any, size: int) -> Any:
         """Add an entry; return its (id, mode, time)."""
         mode = found.st_mode & (0o1777 if kind == DIRECTORY else 0o777)
@@ -389,13 +401,12 @@ class Tree(Entries):
 
     def tell_owners(self) -> None:
         """Announce who owns what, too; not after the walk began."""
-        if hasattr(os, "chown"):  # else they have no meaning
-            self._owners = Told()
+        Entries.tell_owners(self)
+        if self._owners is not None:
             self._owners.add(self._found)
 
     def _owners_told(self) -> Any:
-        messages = [] if self._owners is None else self._owners.messages()
-        return [(self.count(), 0, message) for message in messages]
+        return [(self.count(), 0, message) for message in self.owners_told()]
 
     def walk(self) -> Generator[Any, None, None]:
         """Yield (ids announced by then, cost, message); the last message is ``LIST_END``.

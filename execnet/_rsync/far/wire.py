@@ -1,4 +1,4 @@
-"""What both halves of RSync must agree on: codes, sizes, packing, digests.
+"""What both halves of RSync must agree on: codes, sizes, packing, checksums.
 
 This file is shipped: it keeps to what Python 2.7 and today's Python both accept.  What the
 messages mean is explained in ``target``.
@@ -6,16 +6,14 @@ messages mean is explained in ``target``.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import sys
 import time
 
 try:
     import zlib
-    from zlib import crc32 as crc32
 except ImportError:  # an interpreter built without it
-    zlib = crc32 = None  # type: ignore[assignment]
+    zlib = None  # type: ignore[assignment]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,18 +23,16 @@ if TYPE_CHECKING:
 LIST, LIST_END, FILES, OPEN, CLOSE, SAME, FAIL, INSTEAD, REMARK, SPARED, GONE = range(1, 12)
 # target to source
 HELLO, ACK, WANT, CHECK, DELTA, DIGESTS, LISTED = range(20, 27)
-DONE, NOTE, PLAN, NOLINK, END, FATAL, DOOMED, CHUNKS = range(27, 35)
+DONE, NOTE, PLAN, NOLINK, END, FATAL, DOOMED, CHUNKS, REST = range(27, 36)
 # source to target again
 GO, SEEK, COPY, HOLE, PACKED, TOLD, OWNERS = range(12, 19)
-# how a file's content arrives: whole, as blocks for the old one, or with chunks of the old one
-WHOLE, BLOCKS, CHUNKED = range(3)
+# how a file's content arrives: whole, as blocks for the old one, with chunks of the old one, or
+# only what follows the part that is there
+WHOLE, BLOCKS, CHUNKED, CONTINUED = range(4)
 # kinds of entries; LEADER is a file that others are hard links to, ROOTED a link into the tree
 FILE, LEADER, HARDLINK, SYMLINK, ROOTED, DIRECTORY = range(1, 7)
 MORE, COMPLETE, INCOMPLETE = range(3)  # what follows a directory's entries
 
-# blake2b where both have it; sha256 where both compute that faster, thanks to instructions of
-# the processor, or where one is too old for blake2b; md5 where a host has neither
-HASHES = ("blake2b", "sha256", "md5")
 DIGEST_BYTES = 16  # kept of each digest
 SENT_BYTES = 6  # of the digest of a block; a longer one proves the file in the end
 SMALL_MAX = 32 * 1024  # bytes of a file that travels together with others, not in blocks
@@ -45,7 +41,6 @@ FIRST_BYTES = PIECE_BYTES // 2  # of an old file that are compared first
 # Of a large file in one message: what C libraries allocate without asking the system, which would
 # have to clear each page, so that this is faster than more.
 CHUNK_BYTES = 127 * 1024
-CHECKED_BYTES = 64 * 1024  # of a file of which checksums are compared
 BLOCKS_MAX = 2 * 1024 * 1024  # of a file that is compared at all; larger ones are sent whole
 TEXT_MAX = 1000
 SLACK_BYTES = 1024 * 1024  # by which a file may exceed twice its announced size
@@ -55,7 +50,8 @@ PIECE = struct.Struct("!QQ")  # id and offset; a message of bytes is a piece: th
 PY2 = sys.version_info[0] == 2
 INTEGERS = (int, long) if PY2 else int  # type: ignore[name-defined]
 
-CAN_PACK = zlib is not None
+CAN_PACK = HAS_SUMS = zlib is not None
+SUM_OF_NOTHING = 1  # see ``checksum``
 clock = getattr(time, "perf_counter", time.time)
 
 
@@ -67,60 +63,15 @@ class TooMuch(Exception):
     """The other half has more than the user allows; the text says of what."""
 
 
-def hash_costs() -> Any:
-    """Return {name: seconds for some data} for the hashes that this Python has."""
-    return {name: cost for name, cost in [(name, hash_cost(name)) for name in HASHES] if cost}
+def checksum(data: Any, before: int = SUM_OF_NOTHING) -> int:
+    """Return the checksum of some content that follows what has the checksum ``before``.
 
-
-def hash_cost(name: str) -> Any:
-    """Return the seconds that hashing some data takes, None if this Python lacks the hash.
-
-    The best of a few counts: other processes may be using this host.
+    It finds damage, not malice.  Adler-32 takes half the time of CRC-32 where ``zlib`` uses no
+    special instructions for either.
     """
-    data = b"x" * 16384
-    try:
-        digest = digest_function(name)
-        digest(data)  # the first call may load a library
-        return min([max(seconds_of(digest, data), 1e-9) for _ in range(4)])
-    except (AttributeError, ValueError):  # too old, or forbidden on this host
-        return None
-
-
-def seconds_of(function: Any, argument: Any) -> float:
-    started = clock()
-    function(argument)
-    return float(clock() - started)
-
-
-def digest_function(name: Any) -> Any:
-    """Return a function from data to its digest."""
-    if name not in HASHES:
-        raise Violation("no such hash: %.100r" % (name,))
-    if name == "blake2b":
-        return lambda data: hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
-    new = getattr(hashlib, name)
-    return lambda data: new(data).digest()[:DIGEST_BYTES]
-
-
-def checksum(data: Any) -> bytes:
-    """Return what takes the place of a digest where only damage is to be found, not changes."""
-    code = crc32(data.tobytes() if PY2 and isinstance(data, memoryview) else data)
-    return struct.pack("!I", code & 0xFFFFFFFF).ljust(DIGEST_BYTES, b"\0")
-
-
-def stream_of(name: str) -> Any:
-    """Return a function that makes an object of ``hashlib``."""
-    return getattr(hashlib, name)
-
-
-def choose_hash(source_costs: Any) -> str:
-    """Return the hash that is fastest for the slower of the two; md5 if there is no other."""
-    costs = {name: (hash_cost(name), source_costs.get(name)) for name in HASHES}
-    common = [(max(pair), name) for name, pair in costs.items() if all(pair)]
-    strong = [item for item in common if item[1] != "md5"]
-    if not common:
-        raise Violation("no hash in common: %.200r" % (source_costs,))
-    return min(strong or common)[1]
+    if PY2 and isinstance(data, memoryview):
+        data = data.tobytes()
+    return zlib.adler32(data, before) & 0xFFFFFFFF
 
 
 def block_bytes(size: int) -> int:
@@ -132,11 +83,6 @@ def block_bytes(size: int) -> int:
     while size > block * block and block < PIECE_BYTES:
         block *= 2
     return block
-
-
-def checked_bytes(size: int) -> int:
-    """Return the bytes of a block of which a checksum is made."""
-    return max(CHECKED_BYTES, block_bytes(size))
 
 
 def chunk_bytes(block: int) -> int:
