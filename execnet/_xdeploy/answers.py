@@ -9,14 +9,17 @@ from __future__ import annotations
 import re
 import threading
 import urllib.error
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any
 
+from .._clock import monotonic
 from ..gateway_base import Channel
 from .sources import Sources
 
 THREADS = 4
+END_S = 0.5  # how long a request in progress may take to end; an index may not answer at all
 REQUESTS_MAX = 100_000  # of one installation
 WAITING_MAX = 1000
 HTML = "text/html"
@@ -24,31 +27,37 @@ BYTES = "application/octet-stream"
 PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 FILE = re.compile(r"([0-9]{1,9})(m?)")
 DIGEST = re.compile(r"[0-9a-f]{64}")
+PROBLEMS_SHOWN = 5
 
 
 class Answers:
-    """Serves one channel until it is closed; ``close`` waits for requests in progress.
+    """Serves one channel until it is closed.
 
-    ``_on_request`` runs in the receiver thread, the rest in threads of its own.  problems: what
-    could not be fetched, for the error that follows.
+    ``_on_request`` runs in the receiver thread, the rest in threads of its own.  problems: the
+    last that could not be fetched, for the error that follows.
     """
 
     def __init__(self, channel: Channel, sources: Sources) -> None:
         self._channel = channel
         self._sources = sources
-        self._pool = ThreadPoolExecutor(THREADS, "execnet-index")
+        self._requests: SimpleQueue[tuple[int, object, object] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
         self._addresses: dict[str, str] = {}  # of files that have a digest
         self._count = self._waiting = 0
         self._lock = threading.Lock()
         self._is_over = False
-        self.problems: list[str] = []
+        self.problems: deque[str] = deque(maxlen=PROBLEMS_SHOWN)
         channel.setcallback(self._on_request)
 
     def close(self) -> None:
-        """End it."""
+        """End it.  A thread that still waits for an index is left to do so."""
         self._is_over = True
         self._channel.close()
-        self._pool.shutdown(cancel_futures=True)
+        deadline = monotonic() + END_S
+        for _ in self._threads:
+            self._requests.put(None)
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - monotonic()))
 
     def _on_request(self, item: Any) -> None:
         if type(item) is not tuple or len(item) != 3 or type(item[0]) is not int:
@@ -58,8 +67,19 @@ class Answers:
             self._waiting += 1
             if self._count > REQUESTS_MAX or self._waiting > WAITING_MAX:
                 raise ValueError("too many requests to an index")
-        with suppress(RuntimeError):  # it is being closed
-            self._pool.submit(self._answer, *item)
+            is_thread_missing = len(self._threads) < min(THREADS, self._waiting)
+        self._requests.put(item)
+        if is_thread_missing and not self._is_over:
+            thread = threading.Thread(target=self._serve, name="execnet-index", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self) -> None:
+        while not self._is_over:
+            request = self._requests.get()
+            if request is None:
+                return
+            self._answer(*request)
 
     def _answer(self, number: int, kind: object, what: object) -> None:
         try:
@@ -69,8 +89,8 @@ class Answers:
             status = 404 if isinstance(exc, (LookupError, FileNotFoundError)) else 502
             if isinstance(exc, urllib.error.HTTPError):
                 status = exc.code
-                exc.close()
-            self.problems.append(f"{kind} {what}: {exc}")
+            asked = f"project {str(what)[:100]}" if kind == "simple" else "a file"
+            self.problems.append(f"{asked}: {exc}")
             with suppress(OSError, EOFError):
                 self._channel.send((number, status, HTML, ""))
                 self._channel.send((number, None))

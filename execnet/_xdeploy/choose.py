@@ -24,7 +24,7 @@ MARKER_NAMES = {
     "python_full_version", "implementation_name", "implementation_version",
 }  # fmt: skip
 _STEP = "choosing wheels"
-_LOCAL = re.compile(r"\{relay\}file/(\d+)/(\S+)")
+_LOCAL = re.compile(r"\{relay\}file/(\d+)/([^\s#]+)\S*")
 
 
 def _packaging(name: str) -> Any:
@@ -37,17 +37,22 @@ def _packaging(name: str) -> Any:
 
 
 def choose(
-    lines: list[str], constraints: list[str], markers: object, sources: Sources
+    lines: list[str],
+    constraints: list[str],
+    markers: Mapping[Any, Any],
+    sources: Sources,
+    installed: Mapping[Any, Any],
 ) -> list[tuple[str, bytes]]:
     """Return the names and contents of the wheels that the requirements need.
 
-    markers: the far interpreter's values for the markers of requirements.
+    markers: the far interpreter's values for the markers of requirements.  installed: versions
+    that are there, by name; they are left out where they do.
     Raises ``DeployError`` if a wheel is missing, or the requirements conflict.
     """
-    if not isinstance(markers, Mapping) or markers.keys() != MARKER_NAMES:
+    if markers.keys() != MARKER_NAMES:
         raise DeployError("the far side did not describe its interpreter", _STEP)
     environment = {str(name): str(value)[:300] for name, value in markers.items()}
-    chooser = _Chooser(environment, sources)
+    chooser = _Chooser(environment, sources, installed)
     for line in constraints:
         chooser.constrain(line)
     for line in lines:
@@ -57,13 +62,19 @@ def choose(
 
 
 class _Chooser:
-    def __init__(self, environment: dict[str, str], sources: Sources) -> None:
+    def __init__(
+        self, environment: dict[str, str], sources: Sources, installed: Mapping[Any, Any]
+    ) -> None:
         self._requirements = _packaging("requirements")
         self._specifiers = _packaging("specifiers")
         self._utils = _packaging("utils")
         self._environment = environment
         self._sources = sources
         self._links = sources.link_files()
+        self._installed = {
+            self._utils.canonicalize_name(str(name)): str(version)[:100]
+            for name, version in installed.items()
+        }
         self._wanted: dict[str, Any] = {}  # by project: the versions allowed
         self._extras: dict[str, set[str]] = {}
         self._local: dict[str, File] = {}
@@ -101,8 +112,18 @@ class _Chooser:
                 raise DeployError(f"{text}: say which version it is to be", _STEP)
             for one in new_extras:
                 self._add_needs(name, metadata, one)
-        elif name not in self._todo:
+        elif name not in self._todo and not self._is_there(name):
             self._todo.append(name)
+
+    def _is_there(self, name: str) -> bool:
+        """Whether the environment has what is wanted; whether it has an extra is not known."""
+        there = self._installed.get(name)
+        if there is None or name in self._local or self._extras[name]:
+            return False
+        try:
+            return bool(self._wanted[name].contains(there, prereleases=True))
+        except ValueError:  # no version at all
+            return False
 
     def _parse(self, line: str, extra: str = "") -> Any:
         """Return a requirement, None if its marker does not hold on the far side."""

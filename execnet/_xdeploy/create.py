@@ -6,6 +6,7 @@ The far half is in ``far``.  Start at ``create``.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from ..gateway import Gateway
     from ..gateway_base import Channel
 
-ANSWERED = {"found", "key", "facts", "interpreter", "newest", "core", "has_core"}
+ANSWERED = {
+    "found", "key", "facts", "interpreter", "newest", "core", "has_core", "start", "has_start",
+}  # fmt: skip
 TRIES = 3  # another process may remove the one that was found
 LADDER = ["uv", "venv", "venv --without-pip", "virtualenv", "unpack"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -65,7 +68,7 @@ def create(
         found = job.start_found(str(place.id))
         if found is not None:
             return found
-        venv, core, hold = job.find_or_make()
+        venv, hold = job.find_or_make()
         try:
             made: Gateway = group.makegateway(_spec_of(venv, gateway, str(place.id)))
         except BootstrapError:
@@ -76,8 +79,7 @@ def create(
         finally:
             hold.close()
         made.venv = venv  # type: ignore[attr-defined]
-        if core:
-            quick.keep_core(made, core)
+        job.keep_for_the_next(made)
         return made
     raise DeployError(f"environment {name!r} is removed as soon as it is made", "finding")
 
@@ -104,7 +106,8 @@ class _Job:
         self.is_broken = False
         self._is_made = False
         self._is_fetched = False
-        self._has_bad_core = False  # no worker came of what is kept
+        self._found: dict[str, Any] = {}  # what the far side said last
+        self._has_bad_core = self._has_bad_start = False  # no worker came of what is kept
 
     def start_found(self, id: str) -> Gateway | None:
         """Return a worker of the environment if it is there, None if that needs more."""
@@ -115,6 +118,7 @@ class _Job:
         if made is None or hold is None:
             if type(found) is dict:
                 self._has_bad_core = bool(found.get("found") and found.get("has_core"))
+                self._has_bad_start = not found  # nothing was looked for
             return None
         hold.close()
         try:
@@ -137,18 +141,14 @@ class _Job:
             str(found["tool"]), self._is_made,
         )  # fmt: skip
 
-    def find_or_make(self) -> tuple[Venv, str, Channel]:
-        """Return an environment, the file for its core if that is not there, and what holds it.
-
-        What holds it there does so until it is closed.
-        """
+    def find_or_make(self) -> tuple[Venv, Channel]:
+        """Return an environment, and what holds it there until it is closed."""
         for _ in range(TRIES):
             again = self._again()
-            found, hold = self._find(recreate=again and not self._is_made)
+            self._found, hold = self._find(recreate=again and not self._is_made)
+            found = self._found
             if found["found"]:
-                is_kept = found["has_core"] and not self._has_bad_core
-                core = "" if is_kept else str(found["core"])
-                return self._venv_of(found), core, hold
+                return self._venv_of(found), hold
             hold.close()
             more = {
                 "name": self._name, "newer_than": found["newest"] if again else 0,
@@ -159,6 +159,22 @@ class _Job:
             making.run("_xdeploy.far.build", more, LADDER, self._left_s())
             self._is_made = True
         raise DeployError(f"environment {self._name!r} is removed as soon as it is made", "finding")
+
+    def keep_for_the_next(self, made: Gateway) -> None:
+        """Have what is missing kept there, so that the next calls take the quick way.
+
+        That ends before this returns: the main threads are for the code of users, and the program
+        may be about to end.
+        """
+        found = self._found
+        keeping = []
+        if not found["has_core"] or self._has_bad_core:
+            keeping.append(quick.keep_core(made, str(found["core"])))
+        if quick.keeps_start(self._gateway) and (not found["has_start"] or self._has_bad_start):
+            keeping.append(quick.keep_start(self._gateway, str(found["start"])))
+        for channel in filter(None, keeping):
+            with suppress(OSError, EOFError, RemoteError, TimeoutError):
+                channel.waitclose(quick.ANSWER_S)
 
     def _find(self, recreate: bool) -> tuple[dict[str, Any], Channel]:
         options, gateway = self._options, self._gateway
@@ -206,7 +222,7 @@ class _Job:
             "name": self._name, "root": options.root, "recreate": recreate,
             "digest": self._wanted.digest(without_secret(options.index_url), options.find_links),
             "python": options.python or "", "python_search": search_words(options.python),
-            "core": quick.core_digest(),
+            "core": quick.core_digest(), "start": quick.start_digest(),
         }  # fmt: skip
 
     def _left_s(self) -> float:

@@ -70,6 +70,8 @@ def _asked(gateway: Gateway, request: dict[str, Any]) -> list[Kept]:
         return [_kept(item) for item in channel]
     except (RemoteError, EOFError) as exc:
         raise DeployError(f"{gateway.id} did not list what is kept: {exc}", "listing") from exc
+    except (TypeError, ValueError, LookupError) as exc:
+        raise DeployError(f"{gateway.id} broke the protocol: {exc}", "listing") from exc
 
 
 def _kept(item: Any) -> Kept:

@@ -93,7 +93,8 @@ class Making:
         channel = run(self._gateway, part)
         index = self._gateway.newchannel()
         answers = Answers(index, self._sources)
-        deadline = monotonic() + timeout_s + GRACE_S
+        self._sources.deadline = monotonic() + timeout_s
+        deadline = self._sources.deadline + GRACE_S
         try:
             request = self._request(timeout_s, index)
             channel.send({**request, "ladder": ladder, **more})
@@ -103,9 +104,6 @@ class Making:
             raise DeployError(f"{self._gateway.id} did not finish in time", "making") from exc
         except (RemoteError, EOFError) as exc:
             raise DeployError(f"{self._what} can't be {self._done}: {exc}", "making") from exc
-        except (TypeError, ValueError, LookupError) as exc:
-            text = f"{self._gateway.id} broke the protocol: {exc}"
-            raise DeployError(text, "making") from exc
         finally:
             with suppress(OSError, EOFError):
                 channel.close()
@@ -128,29 +126,48 @@ class Making:
 
     def _handle(self, channel: Channel, item: Any, answers: Answers) -> bool:
         """Act on a message of the far side; False after the last one."""
-        kind = item[0]
+        kind, told = self._checked(item)
         if kind == "step":
-            self._output.step(hidden(str(item[1])))
+            self._output.step(hidden(told[0]))
         elif kind == "line":
-            self._output.line(hidden(str(item[1])))
+            self._output.line(hidden(told[0]))
         elif kind == "need":
-            channel.send(self._answer(*item[1:]))
+            channel.send(self._answer(*told))
         elif kind == "failed":
-            text, step, command, status, lines = item[1:]
+            text, step, command, status, lines = told
             where = f"{self._what} was not {self._done}: "
-            said = "".join(f"\nnot found from here: {line}" for line in answers.problems[-5:])
-            raise DeployError(
-                f"{where}{text}{said}", str(step), [str(word) for word in command],
-                status if type(status) is int else None, [str(line) for line in lines],
-            )  # fmt: skip
+            said = "".join(f"\nnot found from here: {line}" for line in answers.problems)
+            raise DeployError(f"{where}{text}{said}", step, command, status, lines)
         return bool(kind != "done")
 
-    def _answer(self, what: str, argument: Any, known: Any = ()) -> Any:
-        """Return the answer to a question; known: names of what need not be sent."""
+    def _checked(self, item: Any) -> tuple[str, list[Any]]:
+        """Return the kind of a message and what it tells; ``DeployError`` if it is malformed."""
+        try:
+            kind = item[0]
+            if kind in ("step", "line"):
+                return kind, [str(item[1])]
+            if kind == "need":
+                what, argument, known = (*item[1:], ())[:3]
+                if what == "pip":
+                    return kind, [what, tuple(int(part) for part in argument), list(known)]
+                return kind, [what, dict(argument), dict(known)]
+            if kind == "failed":
+                text, step, command, status, lines = item[1:]
+                status = status if type(status) is int else None
+                words, lines = [str(word) for word in command], [str(line) for line in lines]
+                return kind, [str(text), str(step), words, status, lines]
+            if kind != "done":
+                raise ValueError(f"an unknown message {str(kind)[:50]!r}")
+            return kind, []
+        except (TypeError, ValueError, LookupError) as exc:
+            text = f"{self._gateway.id} broke the protocol: {exc}"
+            raise DeployError(text, "making") from exc
+
+    def _answer(self, what: str, argument: Any, known: Any) -> Any:
+        """Return the answer to a question; known: what need not be sent."""
         if what == "pip":
-            version = tuple(int(part) for part in argument)
             try:
-                found = pip_for(version, self._sources)
+                found = pip_for(argument, self._sources)
             except OSError as exc:
                 self._output.line(hidden(f"no pip found: {exc}"))
                 return None
@@ -160,7 +177,8 @@ class Making:
             name = f"{found[0].split('-py')[0]}-{digest}"
             return name, None if name in known else found[1]
         try:
-            return choose(self._wanted.lines, self._wanted.constraints, argument, self._sources)
+            wanted = self._wanted
+            return choose(wanted.lines, wanted.constraints, argument, self._sources, known)
         except (DeployError, OSError) as exc:
             return hidden(str(exc))
 

@@ -31,7 +31,7 @@ from .errors import DeployError, hidden
 from .far.locks import Lock
 from .making import DEFAULT_S, Making, Options, links_of
 from .output import Output
-from .requirements import Wanted, digest_of, load_toml, read
+from .requirements import Wanted, digest_of, load_toml, read, sent_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 LADDER = ["uv", "pip", "a pip that is sent", "unpack"]
 TRIES = 3
 ANSWER_S = 60.0
+ANSWERED = {  # at least this, by the kind of the request
+    "layer": {"found", "key", "facts", "interpreter", "leaves_out"},
+    "tree": {"folder"}, "use": set(), "launcher": {"launcher"},
+}  # fmt: skip
 KEPT_BUILDS = 5  # of one project
 # What in a tree is not source; a name with a "/" in front counts only at the top.
 LEFT_OUT = [
@@ -280,7 +284,7 @@ def _install(gateway: Gateway, file: Path, options: Options, on_output: OnOutput
     match = _FILE.fullmatch(file.name)
     assert match is not None
     name = normalized(match[1])
-    wanted = Wanted(files=[file], lines=[f"{match[1]} @ {{relay}}file/0/{file.name}"])
+    wanted = Wanted(files=[file], lines=[sent_file(match[1], 0, file)])
     request = {
         "kind": "layer", "name": name, "root": options.root,
         "digest": wanted.digest(options.index_url and hidden(options.index_url)),
@@ -290,10 +294,10 @@ def _install(gateway: Gateway, file: Path, options: Options, on_output: OnOutput
         for _ in range(TRIES):
             answer = _asked(gateway, request, deadline - monotonic())
             if answer["found"]:
-                return str(answer["folder"])
+                return str(answer.get("folder"))
             more = {
                 "name": name, "newer_than": 0, "key": answer["key"], "facts": answer["facts"],
-                "interpreter": answer["interpreter"],
+                "interpreter": answer["interpreter"], "leaves_out": answer["leaves_out"] is True,
             }  # fmt: skip
             making = Making(gateway, f"{name} on {gateway.id}", wanted, options, output)
             making.run("_xdeploy.far.layers", more, LADDER, deadline - monotonic())
@@ -309,6 +313,8 @@ def _asked(gateway: Gateway, request: dict[str, Any], timeout_s: float) -> dict[
         channel.waitclose(ANSWER_S)
     except (RemoteError, TimeoutError, EOFError) as exc:
         raise DeployError(f"{gateway.id} can't use it: {exc}", "using it") from exc
+    if type(answer) is not dict or not answer.keys() >= ANSWERED[request["kind"]]:
+        raise DeployError(f"{gateway.id} broke the protocol", "using it")
     return answer
 
 
@@ -367,7 +373,7 @@ class Sync:
         with self._lock:
             is_first = self._folder is None
             if self._folder is None:
-                self._folder = str(self._ask("tree", source=self._key())["folder"])
+                self._folder = str(self._ask("tree", key=self._key())["folder"])
             rsync = _Noting(self._source, verbose=False, rules=[f"- {name}" for name in LEFT_OUT])
             rsync.add_target(self._gateway, self._folder, delete=True, links="inside")
             result = rsync.send()
@@ -382,10 +388,16 @@ class Sync:
                 self.count += 1
             return changed
 
+    def launcher(self, python: str, layer: str) -> str:
+        """Return the path of a command there that starts an interpreter with a layer."""
+        more = {"key": self._key(), "python": python, "layer": layer}
+        return str(self._ask("launcher", **more)["launcher"])
+
     def _key(self) -> str:
         import socket
 
-        return f"{socket.gethostname()}\0{self._source}"
+        source = f"{socket.gethostname()}\0{self._source}"
+        return hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
     def _path(self, folder: str) -> str:
         """Return the folder that modules are imported from: ``src``, if the project has one."""

@@ -1,7 +1,8 @@
 """A worker in an environment that is there, in one round trip and an interpreter's start.
 
-The far side looks the environment up and starts its interpreter in the same step, and the worker
-is made of what an earlier one has kept over there, compiled.  Start at ``start``.
+The far side looks the environment up and starts its interpreter in the same step.  The code that
+does so, and what the worker is made of, are kept over there, compiled, since earlier calls.
+Start at ``start``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from .._errors import BootstrapError
 from .._ship import parts, shipment
 from .._specs import CONNECT_TIMEOUT_S
 from .._transports.table import command
-from .._via.stream import ViaIO
+from .._via.stream import FAR, ViaIO
 from ..gateway_base import RemoteError, TimeoutError
 from ..xspec import XSpec
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from ..gateway_base import Channel, ExecModel
 
 ANSWER_S = 10.0  # how long after the worker the answer may come that was sent before it
+START = "_xdeploy.far.start"
+NEXT = "_rsync.far.target", "_xdeploy.far.use"  # for ``SetupFile``, of the environment's worker
 
 # It comes in place of the usual first line: c is the file of the core, d the environment's folder.
 _LINE = """\
@@ -40,8 +43,9 @@ def boot(f,o):
  n("_execnet").__path__=[]
  m=n("_execnet.gateway_base")
  m.__file__=f
- with open(c,"rb") as i:s=marshal.load(i)
+ with open(c,"rb") as i:s,p=marshal.load(i)
  exec(s,m.__dict__)
+ m._sent_parts.update(p)
  m.start_worker(chdir=d,**o)
 boot({file_name!r},{options!r})
 """
@@ -51,6 +55,7 @@ class EnvironmentIO(ViaIO):
     """The stream to such a worker; ``told`` is where the far side says what there is."""
 
     needs_boot = True
+    loaded = frozenset([FAR, START])
 
     def __init__(self, gateway: Gateway, wanted: dict[str, Any], execmodel: ExecModel) -> None:
         self.told: Channel = gateway.newchannel()
@@ -61,13 +66,16 @@ class EnvironmentIO(ViaIO):
         }  # fmt: skip
         super().__init__(gateway, request, list(args), gateway.remoteaddress, execmodel)
 
-    def _start(self, request: dict[str, object], code: Channel | None, far: str) -> None:
+    def _start(self, request: dict[str, object], code: Channel | None) -> None:
         via = self._via
         self._news.setcallback(self._on_news, endmarker=None)
         self._code = via.remote_exec(parts.LOADER)
         self._code.reconfigure(py2str_as_py3str=False)
-        sent = [] if via.knows_via else parts.sent_parts(via, "_via.far")
-        self._code.send(sent + parts.sent_parts(via, "_xdeploy.far.start"))
+        if keeps_start(via) and START not in via.known_parts:
+            self._code.send(parts.sent_parts(via, "_xdeploy.far.quick"))
+            self._code.send((request["root"], request["start"]))
+        else:
+            self._code.send(parts.sent_parts(via, FAR) + parts.sent_parts(via, START))
         self._code.setcallback(self._on_code_end, endmarker=None)
         self._code.send((self._data, self._news, request))
 
@@ -98,6 +106,7 @@ def start(
     vars(spec)["connect_timeout"] = f"{min(timeout_s, CONNECT_TIMEOUT_S):f}"
     with suppress(BootstrapError, OSError, EOFError):
         made: Gateway = group._make_through(spec, through)
+        made.known_parts = frozenset(_next_names())
         del vars(made.spec)["connect_timeout"]
         with suppress(TimeoutError, RemoteError):
             return made, streams[0].told.receive(ANSWER_S), streams[0].told
@@ -112,26 +121,67 @@ def start(
 # ---------------------------------------------------------------- what is kept
 
 
+def keeps_start(gateway: Gateway) -> bool:
+    """Whether a worker can keep what it was sent: else it has it anyway, or is a Python 2."""
+    return not gateway._imports_parts() and _is_python3(gateway)
+
+
+def _is_python3(gateway: Gateway) -> bool:
+    version: tuple[int, ...] = gateway.handshake.hello.get("version_info", (2,))
+    return version[0] > 2
+
+
+def _start_names() -> list[str]:
+    names = [*parts.with_imports(START), *parts.with_imports("_via.far")]
+    return list(dict.fromkeys(names))
+
+
+def _next_names() -> list[str]:
+    return list(dict.fromkeys(name for part in NEXT for name in parts.with_imports(part)))
+
+
 @lru_cache(maxsize=1)
-def _core() -> tuple[str, dict[str, tuple[str, str]]]:
-    """Return the source of the core, and of the parts that come with it."""
-    source = parts.lowered(shipment.MODULE)
-    names = [f"_features.{name}" for name in shipment.FEATURES]
-    return source, {name: (parts.file_of(name), parts.lowered(name)) for name in names}
+def start_digest() -> str:
+    """Return what differs between versions of what finds an environment."""
+    return _digest("", _start_names())
 
 
 @lru_cache(maxsize=1)
 def core_digest() -> str:
-    """Return what differs between cores."""
+    """Return what differs between cores, with the parts that are kept with them."""
     whole = shipment.shipment_for("thread")
-    return hashlib.sha256(whole.packed.encode("ascii") + whole.rest).hexdigest()
+    seen = hashlib.sha256(whole.packed.encode("ascii") + whole.rest)
+    return _digest(seen.hexdigest(), _next_names())
 
 
-def keep_core(made: Gateway, path: str) -> None:
-    """Have a worker keep what the next ones are made of; that may fail, at a cost of time only."""
-    if made.handshake.hello.get("version_info", (2,))[0] < 3:
-        return
-    source, others = _core()
+def _digest(first: str, names: list[str]) -> str:
+    seen = hashlib.sha256(first.encode("ascii"))
+    for name in ["_ship.lower", *names]:
+        seen.update(parts.source_of(name).encode("utf-8") + b"\0")
+    return seen.hexdigest()
+
+
+def keep_start(gateway: Gateway, path: str) -> Channel | None:
+    """Have a worker keep, compiled, what finds an environment and starts its worker."""
+    return _keep(gateway, path, "", _start_names())
+
+
+def keep_core(made: Gateway, path: str) -> Channel | None:
+    """Have an environment's worker keep what the next ones are made of."""
+    features = [f"_features.{name}" for name in shipment.FEATURES]
+    return _keep(made, path, parts.lowered(shipment.MODULE), [*features, *_next_names()])
+
+
+def _keep(gateway: Gateway, path: str, source: str, names: list[str]) -> Channel | None:
+    """Have a worker keep something; return a channel that is closed when it is done.
+
+    Where it can't be kept, that costs the next ones time only.
+    """
+    if not _is_python3(gateway):
+        return None
+    sources = {name: (parts.file_of(name), parts.lowered(name)) for name in names}
     with suppress(OSError, EOFError):
-        channel = parts.run(made, "_xdeploy.far.core")
-        channel.send((path, parts.file_of(shipment.MODULE), source, others))
+        channel = parts.run(gateway, "_xdeploy.far.core")
+        channel.send((path, parts.file_of(shipment.MODULE), source, sources))
+        return channel
+    return None

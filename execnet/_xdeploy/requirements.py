@@ -28,6 +28,7 @@ _OPTION = re.compile(r"(--[a-z-]+|-[a-zA-Z])(?:\s*=\s*|\s+|(?<=^-[a-zA-Z]))?(.*)
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 _DIRECT = re.compile(rf"\s*({_NAME})\s*({_EXTRAS})\s*@\s*(\S+)\s*(.*)$")
 _WHEEL = re.compile(r"([A-Za-z0-9_.]+)-([A-Za-z0-9_.!+]+)(?:-\d[^-]*)?-[^-]+-[^-]+-[^-]+\.whl$")
+_ADDRESS = re.compile(r"\{relay\}file/\d+/([^\s#]+)\S*")
 _KEPT = ("--no-binary", "--only-binary", "--prefer-binary", "--pre", "--require-hashes")
 _DROPPED = ("--trusted-host", "--use-feature", "--no-index")
 FILES_MAX = 100  # that include each other
@@ -52,11 +53,8 @@ class Wanted:
     @property
     def shown(self) -> str:
         """What is wanted, in one line, without the secrets of addresses."""
-        names = {f"{{relay}}file/{n}/{path.name}": path.name for n, path in enumerate(self.files)}
         text = " ".join(line for line in self.lines if not line.startswith("-"))
-        for address, name in names.items():
-            text = text.replace(address, name)
-        return hidden(text)[:500]
+        return hidden(_ADDRESS.sub(r"\1", text))[:500]
 
     def digest(self, *more: object) -> str:
         """Return a digest of what is wanted; files count by their content."""
@@ -64,6 +62,14 @@ class Wanted:
         urls = [without_secret(url) for url in [self.index_url, *self.extra_urls]]
         wanted = [sorted(self.lines), sorted(self.constraints), files, self.find_links, urls, *more]
         return hashlib.sha256(json.dumps(wanted, default=str).encode()).hexdigest()
+
+
+def sent_file(name: str, number: int, path: Path) -> str:
+    """Return the requirement for a file that is sent; number: which one of ``Wanted.files``.
+
+    It has the digest, as old versions of pip take what ends like a file's name for a path.
+    """
+    return f"{name} @ {{relay}}file/{number}/{path.name}#sha256={digest_of(path)}"
 
 
 def digest_of(path: Path) -> str:
@@ -214,8 +220,7 @@ class _Reader:
             raise FileNotFoundError(f"no file {str(path)!r}")
         number = len(self.wanted.files)
         self.wanted.files.append(path.absolute())
-        address = f"{{relay}}file/{number}/{path.name}"
-        self.wanted.lines.append(f"{match[1]}{extras} @ {address} {rest}".rstrip())
+        self.wanted.lines.append(f"{sent_file(match[1] + extras, number, path)} {rest}".rstrip())
 
     # pyproject.toml and locks
 

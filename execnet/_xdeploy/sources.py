@@ -25,6 +25,7 @@ from threading import Lock
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit, urlunsplit
 
+from .._clock import monotonic
 from .requirements import digest_of
 
 ACCEPT = "application/vnd.pypi.simple.v1+html;q=1, text/html;q=0.5"
@@ -33,6 +34,7 @@ FILE_BYTES_MAX = 8 << 30
 FILES_MAX = 1_000_000  # named in one installation
 PIECE_BYTES = 1 << 18
 FETCH_S = 60.0
+SHORTEST_S = 0.1
 CONFIG_S = 30.0
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,250}\.(?:whl|tar\.gz|zip|tar\.bz2|tgz)")
 KEPT_ATTRIBUTES = (
@@ -80,7 +82,8 @@ class Sources:
     """Pages and files, for installers elsewhere.
 
     local: wheels of this machine, which have the ids from 0 on.  links: folders and pages with
-    files.  indexes: addresses.  Any thread may call; ``_lock`` guards the files.
+    files.  indexes: addresses.  deadline: when nobody waits any more, as ``monotonic``.  Any thread
+    may call; ``_lock`` guards the files.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Sources:
         self._links = links
         self._indexes = indexes
         self._cert = cert
+        self.deadline = float("inf")
         self._lock = Lock()
 
     @property
@@ -205,7 +209,11 @@ class Sources:
 
             context = ssl.create_default_context(cafile=self._cert)
         try:
-            return urllib.request.urlopen(request, timeout=FETCH_S, context=context)
+            timeout_s = max(SHORTEST_S, min(FETCH_S, self.deadline - monotonic()))
+            return urllib.request.urlopen(request, timeout=timeout_s, context=context)
+        except urllib.error.HTTPError as exc:
+            exc.close()  # nobody reads its body
+            raise
         except HTTPException as exc:
             raise OSError(f"{urlsplit(bare).hostname} does not speak HTTP: {exc!r}") from exc
 

@@ -1,7 +1,8 @@
 """Kills what makes an environment at seeded moments: half made ones are never used.
 
-``python testing/kit/deploy_faults.py --count 50`` makes that many rounds; ``--seed`` begins
-elsewhere.  Start at ``one_round``.
+``python testing/kit/deploy_faults.py --count 50`` makes that many rounds; a seed begins
+elsewhere.  As often as ``--pairs`` says, two coordinators make the same one at once.
+Start at ``one_round`` and ``one_pair``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -59,12 +62,7 @@ def one_round(seed: int, folder: Path, ladder: list[str]) -> str:
     place = place_with_wheels(folder)
     victim, delay_s = chance.choice(VICTIMS), chance.uniform(0, LONGEST_S)
     mark = uuid.uuid4().hex
-    command = [sys.executable, "-c", COORDINATOR, str(folder), ladder[0]]
-    paths = [str(Path(__file__).parent), str(SOURCE)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), TOKEN: mark}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True
-    ) as process:
+    with coordinator_of(folder, ladder, mark) as process:
         assert process.stdout is not None
         coordinator, worker = map(int, process.stdout.readline().split())
         try:
@@ -77,6 +75,28 @@ def one_round(seed: int, folder: Path, ladder: list[str]) -> str:
     wait_until(lambda: not processes_with(f"{TOKEN}={mark}"), BOUND_S)
     _make_again(place, ladder)
     return f"{victim} after {delay_s:.2f} s, {killed}"
+
+
+def coordinator_of(folder: Path, ladder: list[str], mark: str) -> subprocess.Popen[str]:
+    """Start a process that makes the environment; it and its children have a mark."""
+    command = [sys.executable, "-c", COORDINATOR, str(folder), ladder[0]]
+    paths = [str(Path(__file__).parent), str(SOURCE)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), TOKEN: mark}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True
+    )
+
+
+def one_pair(folder: Path, ladder: list[str]) -> str:
+    """Have two coordinators make the same environment at once; fails unless they make one."""
+    place = place_with_wheels(folder)
+    mark = uuid.uuid4().hex
+    with coordinator_of(folder, ladder, mark) as one, coordinator_of(folder, ladder, mark) as two:
+        said = [process.communicate()[0] for process in (one, two)]
+    assert [text.split()[-1:] for text in said] == [["made"], ["made"]], said
+    assert [path.name for path in place.root.glob("venvs/*/*.done")] == ["1.done"]
+    wait_until(lambda: not processes_with(f"{TOKEN}={mark}"), BOUND_S)
+    return "two coordinators, one environment"
 
 
 def _kill(victim: str, coordinator: int, worker: int, mark: str) -> str:
@@ -106,17 +126,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("seed", type=int, nargs="?", default=0)
     parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--pairs", type=int, default=20)
     options = parser.parse_args()
+    seeds = range(options.seed, options.seed + options.count)
+    rounds: list[tuple[str, Callable[[Path, list[str]], str]]]
+    rounds = [(f"seed {seed}", partial(one_round, seed)) for seed in seeds]
+    rounds += [(f"pair {number}", one_pair) for number in range(options.pairs)]
     bad = 0
-    for seed in range(options.seed, options.seed + options.count):
+    for number, (name, round) in enumerate(rounds):
         with tempfile.TemporaryDirectory() as folder:
             try:
-                done = one_round(seed, Path(folder), LADDERS[seed % len(LADDERS)])
+                done = round(Path(folder), LADDERS[number % len(LADDERS)])
             except (Exception, pytest.fail.Exception) as exc:
                 bad += 1
                 done = f"BAD: {exc}"
-        print(f"seed {seed}: {done}", flush=True)
-    print(f"{options.count} kills: {bad} bad")
+        print(f"{name}: {done}", flush=True)
+    print(f"{options.count} kills, {options.pairs} pairs: {bad} bad")
     return 1 if bad else 0
 
 

@@ -25,10 +25,16 @@ from tools import (
 from wheels import Place, make_wheel, place_with_wheels, use_no_index, version_of
 
 from execnet import Gateway, Group, xdeploy
+from execnet._ship import parts
 from execnet._xdeploy import create, quick
+from execnet._xdeploy.answers import Answers
 from execnet._xdeploy.far import places
 from execnet._xdeploy.kept import kept
+from execnet._xdeploy.making import Making, Options
+from execnet._xdeploy.output import Output
+from execnet._xdeploy.requirements import Wanted
 
+SENT = f"popen//python={sys.executable}"  # its worker does not import our modules
 Shared = tuple[Place, Gateway, Gateway]
 
 
@@ -49,6 +55,19 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 def cores(place: Place) -> list[Path]:
     """Return what is kept for the next workers."""
     return [path for path in place.root.glob("core/*") if path.suffix != ".new"]
+
+
+def is_compiled(worker: Gateway, part: str) -> bool:
+    """Whether a worker was not sent the source of a module of ours."""
+    code = """
+        import sys
+        base = sys.modules[channel.__class__.__module__]
+        channel.send(type(base._sent_parts[channel.receive()][1]) is bytes)
+        """
+    channel = worker.remote_exec(code)
+    channel.send(part)
+    found: bool = channel.receive(BOUND_S)
+    return found
 
 
 def venv_of(gateway: Gateway) -> xdeploy.Venv:
@@ -160,14 +179,81 @@ def test_a_far_side_that_lies_gets_no_gateway(
     started.join(BOUND_S)
 
 
+@pytest.mark.parametrize(
+    "said", [None, (), ("x",), ("line",), ("need", "pip", 1), ("need", "x", 1), ("failed", 1)]
+)
+def test_a_far_side_that_breaks_the_protocol_is_told_so(
+    said: Any, place: Place, gateway: Gateway
+) -> None:
+    making = Making(gateway, "it", Wanted(), Options(), Output(None))
+    with pytest.raises(xdeploy.DeployError, match="broke the protocol"):
+        making._handle(gateway.newchannel(), said, Answers(gateway.newchannel(), making._sources))
+
+
+def test_an_error_of_the_users_own_function_is_that(place: Place, gateway: Gateway) -> None:
+    def fail(line: str) -> None:
+        raise ValueError(line)
+
+    making = Making(gateway, "it", Wanted(), Options(), Output(fail))
+    answers = Answers(gateway.newchannel(), making._sources)
+    with pytest.raises(ValueError, match="mine"):
+        making._handle(gateway.newchannel(), ("line", "mine"), answers)
+
+
+def test_a_terminal_shows_the_step_until_all_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Output(None) as output:
+        output.step("making it\x1b[2J")
+        output.line("what an installer prints")
+    with Output(lambda line: None) as output:
+        output.step("whoever takes the lines shows them")
+    assert capsys.readouterr().err == "\r\x1b[Kexecnet: making it\\x1b[2J ...\r\x1b[K"
+
+
 class TestWhatIsKeptOfWorkers:
-    def test_a_broken_one_is_replaced(self, place: Place, gateway: Gateway) -> None:
-        place.create(gateway, ())
-        [core] = wait_until(lambda: cores(place), BOUND_S)
-        core.write_bytes(b"x")
+    """Two files: what finds an environment and starts its worker, and what that is made of."""
+
+    def test_the_next_call_sends_neither(
+        self, place: Place, makegateway: MakeGateway, tmp_path: Path
+    ) -> None:
+        (tmp_path / "pyproject.toml").write_text("[project]\nname = 'mine'\n")
+        place.create(makegateway(SENT), ())
+        assert len(cores(place)) == 2
+        gateway = makegateway(SENT)
         made = place.create(gateway, ())
-        assert not venv_of(made).is_new
-        wait_until(lambda: core.stat().st_size > 1, BOUND_S)
+        xdeploy.SetupFile(tmp_path).sync_remote(made, root=str(place.root))
+        for worker, part in [(gateway, "_xdeploy.far.start"), (made, "_rsync.far.target")]:
+            assert is_compiled(worker, part)
+            assert {source for _, _, source in parts.sent_parts(worker, part)} == {None}
+        place.create(gateway, ())  # it is loaded by now
+
+    @pytest.mark.parametrize("fault", ["broken start", "broken core", "open to others"])
+    def test_a_bad_one_is_not_used_and_replaced(
+        self, fault: str, place: Place, makegateway: MakeGateway
+    ) -> None:
+        place.create(makegateway(SENT), ())
+        start, core = sorted(cores(place), key=lambda path: path.stat().st_size)
+        good = start.read_bytes(), core.read_bytes()
+        if fault == "open to others":
+            start.chmod(0o666)
+            core.chmod(0o666)
+        else:
+            (core if "core" in fault else start).write_bytes(b"x")
+        assert not venv_of(place.create(makegateway(SENT), ())).is_new
+        assert (start.read_bytes(), core.read_bytes()) == good
+        assert {path.stat().st_mode & 0o777 for path in (start, core)} == {0o600}
+
+    def test_the_first_code_runs_in_the_main_thread(self, place: Place, gateway: Gateway) -> None:
+        code = (
+            "import threading as t; channel.send(t.current_thread() is t.main_thread())\n"
+            "channel.receive()"
+        )
+        for worker in place.create(gateway, ()), gateway:
+            channel = worker.remote_exec(code)
+            assert channel.receive(BOUND_S)
+            channel.send(None)
 
     def test_a_worker_made_of_it_is_killed_as_any_other(self, place: Place, group: Group) -> None:
         gateway = group.makegateway()

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -84,6 +85,18 @@ class TestLocks:
         if taken is not None:
             taken.release()
         assert folder.exists() != is_left
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="only Linux's /proc tells")
+    def test_a_maker_that_waits_for_its_parent_to_take_note_has_ended(self, tmp_path: Path) -> None:
+        folder = tmp_path / "lock.d"
+        folder.mkdir()
+        zombie = subprocess.Popen([sys.executable, "-c", ""])
+        os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+        (folder / "owner").write_text(f"{socket.gethostname()} {locks.boot_id()} {zombie.pid}")
+        taken = locks.take_folder(str(folder))
+        zombie.wait()
+        assert taken is not None
+        taken.release()
 
     def test_one_that_can_not_say_who_it_is_leaves_nothing(
         self, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from wheels import (
 )
 
 from execnet import Gateway, Group, xdeploy
-from execnet._xdeploy import create
+from execnet._xdeploy import create, sources
 
 LADDER = list(create.LADDER)
 MOUNTS = """\
@@ -213,6 +214,18 @@ def test_an_index_of_garbage_leaves_nothing(
             assert "sid" in str(caught.value), kind
             assert place.venvs() == []
     assert version_of(place.create(gateway), "sid") == "1.0"
+
+
+def test_an_index_that_does_not_answer_takes_no_longer_than_allowed(
+    place: Place, gateway: Gateway
+) -> None:
+    begun = monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
+        with pytest.raises(xdeploy.DeployError):
+            place.create(gateway, index_url=url, timeout=1)
+    assert monotonic() - begun < sources.FETCH_S / 2
+    assert place.venvs() == []
 
 
 @pytest.mark.skipif(not IS_THOROUGH, reason="pip takes some seconds")

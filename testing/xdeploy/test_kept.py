@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -17,9 +18,10 @@ from shell import Shell
 from tools import BOUND_S, IS_THOROUGH, ROOT, wait_until
 from wheels import Place, make_wheel, wheel_of_installed
 
-from execnet import Gateway, Group, XSpec
+from execnet import Gateway, Group, XSpec, xdeploy
 from execnet._cli import main
 from execnet._cli.venv import spec_for
+from execnet._xdeploy import project as xdeploy_project
 from execnet._xdeploy.far import flocks
 from execnet._xdeploy.far import kept as far_kept
 from execnet._xdeploy.kept import kept, prune
@@ -132,6 +134,10 @@ class TestCommand:
         prefix = spec.rpartition("=")[2].removesuffix("/bin/python")
         assert worker.remote_exec(code).receive(BOUND_S) == (prefix, "b")
         group.terminate(timeout=5)
+        again = shell.run("venv", "popen//env:A=b", "proj", "--json", *place)
+        assert json.loads(again.stdout) == {"spec": spec}
+        listed = shell.run("venv", "list", "popen", "--json", *place).stdout.splitlines()
+        assert [json.loads(line)["name"] for line in listed if '"venvs"' in line] == ["proj"]
         removed = shell.run("venv", "prune", "popen", "--unused", "0", *place)
         assert removed.stdout.startswith("removed ")
 
@@ -140,6 +146,7 @@ class TestCommand:
         [
             (["popen", "x", "a b!"], 2, "not a requirement"),
             (["popen", "x", "-r", "nothing.txt"], 1, "no file 'nothing.txt'"),
+            (["popen", "x", "--project", "nothing"], 1, "no project at"),
         ],
     )
     def test_mistakes(self, shell: Shell, words: list[str], status: int, text: str) -> None:
@@ -148,20 +155,71 @@ class TestCommand:
         assert text in result.stderr
         assert "Traceback" not in result.stderr
 
+    def test_a_project_that_can_not_be_built_is_told_before_anything_is_made(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(xdeploy_project, "find_spec", lambda name: None)
+        (tmp_path / "pyproject.toml").write_text("[project]\nname = 'mine'\n")
+        root = tmp_path / "cache"
+        words = "venv", "popen", "x", "--project", str(tmp_path), "--root", str(root)
+        assert main(words) == 1
+        assert "pip install 'execnet[xdeploy]'" in capsys.readouterr().err
+        assert not root.exists()
+
     @pytest.mark.parametrize(
-        ("words", "text"), [("popen", "SPEC and NAME"), ("2*popen x", "more than one spec")]
+        ("words", "text"),
+        [
+            ("popen", "SPEC and NAME"),
+            ("2*popen x", "more than one spec"),
+            ("popen x --dry-run", '--dry-run is for "prune"'),
+            ("popen x --unused 0", '--unused is for "prune"'),
+            ("list popen --unused 0", '--unused is for "prune"'),
+            ("prune popen --unused x", "'x' is not a number of days"),
+            ("prune popen x --recreate", "--recreate is for making an environment"),
+        ],
     )
     def test_mistakes_in_words(
         self, words: str, text: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert main(["venv", *words.split()]) == 2
+        try:
+            status = main(["venv", *words.split()])
+        except SystemExit as exc:  # of argparse
+            status = exc.code
+        assert status == 2
         assert text in capsys.readouterr().err
+
+    def test_the_spec_with_a_project_is_one_word_and_holds_its_layer(
+        self, place: Place, gateway: Gateway, group: Group, tmp_path: Path
+    ) -> None:
+        (tmp_path / "pyproject.toml").write_text("[project]\nname = 'mine'\n")
+        made: Any = place.create(gateway, ())
+        layer = place.root / "layers" / f"mine-{'0' * 24}" / "it's 1"
+        layer.mkdir(parents=True)
+        (layer / "mine.py").write_text("version = 1")
+        held = layer.with_name(layer.name + ".held")
+        held.touch()
+        sync = xdeploy.SetupFile(tmp_path).sync_remote(made, root=str(place.root))
+        launcher = sync.launcher(made.venv.python, str(layer))
+        assert launcher == sync.launcher(made.venv.python, str(layer))
+        spec = spec_for(gateway.spec, launcher, sync.folder)
+        assert spec.split() == [spec]
+        worker = group.makegateway(spec)
+        code = "import mine, sys; channel.send((mine.__file__, sys.prefix))"
+        assert worker.remote_exec(code).receive(BOUND_S) == (f"{layer}/mine.py", made.venv.path)
+        with pytest.raises(flocks.Busy):
+            flocks.exclusive(str(held))
+        for one in worker, made:
+            one.exit()
+            one.join(BOUND_S)
+        wait_until(lambda: "used" not in {state for _, state in states(place, gateway)}, BOUND_S)
+        prune(gateway, 0, ["mine"], root=str(place.root))
+        assert not Path(launcher).exists()
 
     def test_a_spec_keeps_all_else(self) -> None:
         spec = XSpec("ssh=-p 22 host//python=x//id=y//chdir=/z//nice=5")
         there = "ssh=-p 22 host//chdir=/z//nice=5//python='/a b/python'"
-        assert spec_for(spec, ["/a b/python"], None) == there
-        assert spec_for(spec, ["p"], "/t") == "ssh=-p 22 host//nice=5//python=p//chdir=/t"
+        assert spec_for(spec, "/a b/python", None) == there
+        assert spec_for(spec, "p", "/t") == "ssh=-p 22 host//nice=5//python=p//chdir=/t"
 
 
 @pytest.mark.skipif(not IS_THOROUGH, reason="half a minute's work, for a thorough run")

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import BOUND_S, MakeGateway, wait_until
+from tools import BOUND_S, IS_THOROUGH, Interpreter, MakeGateway, interpreters, wait_until
+from uvs import uv_folder
 from wheels import Place, make_wheel
 
 from execnet import Gateway, RemoteError, xdeploy
 from execnet._xdeploy import project as project_module
-from execnet._xdeploy.far import use
+from execnet._xdeploy.far import layers, use
+
+THOROUGH = pytest.mark.skipif(not IS_THOROUGH, reason="slow tools, for a thorough run")
 
 
 @pytest.fixture
@@ -76,12 +79,14 @@ class TestLayers:
     @pytest.fixture
     def install(self, place: Place, project: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         """Return a function that installs a version of the project."""
-        monkeypatch.setattr(project_module, "LADDER", ["unpack"])
         setup = xdeploy.SetupFile(project)
 
-        def install(gateway: Gateway, version: str) -> str:
+        def install(
+            gateway: Gateway, version: str, needs: str = "tom", tool: str = "unpack"
+        ) -> str:
+            monkeypatch.setattr(project_module, "LADDER", [tool])
             files = {"mine/__init__.py": f"version = {version!r}"}
-            wheel = make_wheel(project / version, "mine", version, ["tom"], files)
+            wheel = make_wheel(project / version, "mine", version, [needs], files)
             monkeypatch.setattr(setup, "wheel", lambda _: wheel)
             links = place.wheels
             return setup.wheel_remote_install(
@@ -115,6 +120,63 @@ class TestLayers:
         assert ask(gateway, "mine.version") == "1"
         code = "import sys; channel.send([path for path in sys.path if 'layers' in path])"
         assert gateway.remote_exec(code).receive(BOUND_S) == [first]
+
+    @pytest.mark.parametrize(
+        "tool",
+        [
+            "unpack",
+            pytest.param("a pip that is sent", marks=THOROUGH),
+            pytest.param("uv", marks=THOROUGH),
+        ],
+    )
+    def test_a_layer_leaves_out_what_the_environment_has(
+        self, install: Any, place: Place, gateway: Gateway, tool: str,
+        request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory,
+    ) -> None:  # fmt: skip
+        if tool == "uv":
+            folder = uv_folder(tmp_path_factory)
+            gateway = request.getfixturevalue("makegateway")(f"popen//env:PATH={folder}")
+        worker = place.create(gateway, "tom==1.0")
+        venv: xdeploy.Venv = worker.venv  # type: ignore[attr-defined]
+        first = install(worker, "1", tool=tool)
+        assert ask(worker, "[mine.version, __import__('tom').version]") == ["1", "1.0"]
+        assert not Path(first, "tom.py").exists()
+        second = install(worker, "2", "tom>=2", tool)  # which the environment lacks
+        assert Path(second, "tom.py").read_text().startswith("version = '2.0'")
+        assert install(worker, "1", tool=tool) == first
+        other = place.create(gateway, "tom==1.0", recreate=True)
+        assert install(other, "1", tool=tool) != first
+        assert venv.path not in ask(other, "__import__('sys').path")
+
+    @THOROUGH
+    @pytest.mark.parametrize(
+        "python", [p for p in interpreters() if p.version[:2] <= (3, 6)], ids=str
+    )
+    def test_an_old_pip_takes_what_is_sent(
+        self, install: Any, makegateway: MakeGateway, python: Interpreter
+    ) -> None:
+        worker = makegateway(python.spec)
+        install(worker, "1", tool="pip")
+        assert ask(worker, "mine.version") == "1"
+
+    @pytest.mark.parametrize(
+        ("said", "missing"),
+        [
+            (
+                "Resolved 3 packages\nWould install 2 packages\n + a-b==1.0+c\n + d @ http://e/d.whl",
+                [("a-b", "1.0+c", None), ("d", None, "http://e/d.whl")],
+            ),
+            (
+                "Would install 1 package\n - d==0\n + d==1 (from http://e/d.whl)",
+                [("d", "1", "http://e/d.whl")],
+            ),
+            ("Would make no changes", []),
+            ("Would install 2 packages\n + a==1", None),
+            (" + a==1", None),
+        ],
+    )
+    def test_what_uv_would_install_is_read(self, said: str, missing: object) -> None:
+        assert layers.missing_of_uv(said.split("\n")) == missing
 
 
 class TestTrees:

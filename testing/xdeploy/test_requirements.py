@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from wheels import make_wheel
 
-from execnet._xdeploy.requirements import Requirements, Wanted, read
+from execnet._xdeploy.requirements import Requirements, Wanted, digest_of, read
 
 
 def project(path: Path) -> Path:
@@ -53,7 +53,8 @@ def test_a_file_with_all_that_it_includes(tmp_path: Path, monkeypatch: pytest.Mo
     )
     wanted = read(tmp_path / "r.txt", project)
     wheel = "lib-1.0-py2.py3-none-any.whl"
-    local = f"lib[x] @ {{relay}}file/0/{wheel}"
+    digest = digest_of(wanted.files[0])  # without it, old versions of pip see the name of a file
+    local = f"lib[x] @ {{relay}}file/0/{wheel}#sha256={digest}"
     assert [" ".join(line.split()) for line in wanted.lines] == ["sid >= 1", local, "tom"]
     assert (wanted.constraints, wanted.index_url) == (["sid<2"], "https://host/simple")
     assert wanted.find_links == [str(tmp_path / "in")]

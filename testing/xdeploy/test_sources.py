@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import BOUND_S, MakeGateway, run_python, wait_until
+from tools import BOUND_S, MakeGateway, run_python, threads, wait_until
 from wheels import make_wheel
 
 from execnet import XSpec
@@ -19,7 +20,7 @@ from execnet._xdeploy import pips
 from execnet._xdeploy.answers import Answers
 from execnet._xdeploy.far import relay
 from execnet._xdeploy.far.relay import PATH
-from execnet._xdeploy.sources import Sources, _files_of
+from execnet._xdeploy.sources import File, Sources, _files_of
 
 
 class FakeChannel:
@@ -73,6 +74,25 @@ def test_it_answers_for_what_is_listed_and_for_nothing_else(index: str) -> None:
     assert "secret" not in page
     with pytest.raises(ValueError, match="no request"):
         channel.receive("x")
+
+
+def test_an_index_that_does_not_answer_keeps_nobody_from_ending() -> None:
+    asked, answers_now = threading.Event(), threading.Event()
+
+    class Silent(Sources):
+        def project_files(self, name: str) -> list[File]:
+            asked.set()
+            answers_now.wait(BOUND_S)
+            return []
+
+    channel: Any = FakeChannel()
+    answers = Answers(channel, Silent([], [], []))
+    channel.receive((0, "simple", "sid"))
+    assert asked.wait(BOUND_S)
+    answers.close()
+    assert not answers_now.is_set()
+    answers_now.set()
+    wait_until(lambda: "execnet-index" not in {thread.name for thread in threads()}, BOUND_S)
 
 
 def test_a_page_from_elsewhere_names_no_file_of_this_machine() -> None:

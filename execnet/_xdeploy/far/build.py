@@ -14,16 +14,8 @@ import time
 from .commands import Commands, Failure
 from .flocks import Busy, NoLocks, exclusive, shared
 from .locks import Lock
-from .places import (
-    PRIVATE,
-    cache_lock,
-    key_folder,
-    native,
-    newest_venv,
-    numbers_in,
-    root_folder,
-    text_of,
-)
+from .places import PRIVATE, cache_lock, key_folder, newest_venv, numbers_in, text_of
+from .quick import native, root_folder
 from .reach import reaches
 from .relay import Relay
 from .tools import RUNGS, Environment, NotHere
@@ -189,8 +181,8 @@ class Build(object):
         self.commands.begin(u"installing")
         url = native(relay.url) if relay is not None else ""
         rung.install(
-            _written(rung.environment.temporary, "requirements.txt", request["lines"], url),
-            _written(rung.environment.temporary, "constraints.txt", request["constraints"], url),
+            written(rung.environment.temporary, "requirements.txt", request["lines"], url),
+            written(rung.environment.temporary, "constraints.txt", request["constraints"], url),
         )
 
     def _open_relay(self) -> Any:
@@ -241,7 +233,7 @@ class Build(object):
         return self._channel.receive()
 
 
-def _written(folder: Any, name: str, lines: Any, url: str) -> Any:
+def written(folder: Any, name: str, lines: Any, url: str) -> Any:
     """Write lines to a file that only this user can read; return its path, None without lines."""
     if not lines:
         return None

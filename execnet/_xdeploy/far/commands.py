@@ -13,7 +13,8 @@ import threading
 import time
 from collections import deque
 
-from .places import native, text_of
+from .places import text_of
+from .quick import native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

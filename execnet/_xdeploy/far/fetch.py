@@ -11,7 +11,8 @@ import os
 from .build import Build, make
 from .commands import Failure
 from .find import PYTHONS, runs
-from .places import PRIVATE, native, newest, text_of
+from .places import PRIVATE, newest, text_of
+from .quick import native
 from .tools import find_program
 
 TYPE_CHECKING = False

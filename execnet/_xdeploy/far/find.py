@@ -13,18 +13,16 @@ import zlib
 
 from .flocks import Busy, NoLocks, shared
 from .places import (
-    check_owner,
     core_path,
     is_name,
     key_folder,
-    native,
     newest,
     newest_venv,
     python_of,
     read_marker,
-    root_folder,
     text_of,
 )
+from .quick import check_owner, native, root_folder, start_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,6 +107,8 @@ def find(request: Any) -> Any:
     answer["interpreter"] = text_of(python or sys.executable)
     core = core_path(request["root"], key_of(facts, request["core"]))
     answer.update(core=text_of(core), has_core=is_mine(core))
+    start = start_path(request["root"], request["start"])
+    answer.update(start=text_of(start), has_start=is_mine(start))
     if os.path.isdir(folder):  # what somebody else has put there is not run
         for path in (root_folder(request["root"]), os.path.dirname(folder), folder):
             check_owner(path)

@@ -9,7 +9,8 @@ import os
 import time
 
 from .flocks import Busy, NoLocks, exclusive
-from .places import cache_lock, native, numbers_in, read_marker, root_folder, text_of
+from .places import cache_lock, numbers_in, read_marker, text_of
+from .quick import native, root_folder
 from .writing import remove, remove_if_free, remove_tree
 
 TYPE_CHECKING = False

@@ -195,11 +195,16 @@ def _now_of(folder: Any) -> float:
 
 
 def _is_running(pid: int) -> bool:
+    """Whether there is such a process, and not just its exit status for its parent."""
     try:
         os.kill(pid, 0)
     except OSError as exc:
         return exc.errno != errno.ESRCH
-    return True
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (EnvironmentError, IndexError):  # not Linux, or it has just ended
+        return True
 
 
 def _move_away(folder: Any) -> bool:

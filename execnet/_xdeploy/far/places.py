@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import io
 import os
-import sys
+
+from .quick import native, root_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,34 +23,9 @@ LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456
 HEX = frozenset("0123456789abcdef")
 
 
-def native(text: Any) -> Any:
-    """Return a text as this Python's ``str``, which is bytes on Python 2."""
-    if isinstance(text, str):
-        return text
-    return text.encode("utf-8") if sys.version_info[0] == 2 else text.decode("utf-8", "replace")
-
-
 def text_of(value: Any) -> Any:
     """Return a ``str`` of this Python as text."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def root_folder(root: Any) -> Any:
-    """Return the folder that everything is in: ``root``, or one in the user's cache folder."""
-    if root:
-        return os.path.abspath(os.path.expanduser(native(root)))
-    caches = os.environ.get("XDG_CACHE_HOME") or ""
-    if not os.path.isabs(caches):
-        caches = os.path.expanduser(os.path.join("~", ".cache"))
-    return os.path.join(os.path.abspath(caches), "execnet")
-
-
-def check_owner(path: Any) -> None:
-    """Raise OSError if a folder is somebody else's, or others can write to it."""
-    if hasattr(os, "geteuid"):
-        status = os.stat(path)
-        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-            raise OSError("%s can be written by other users, so it is not used" % path)
 
 
 def is_name(text: str) -> bool:
@@ -63,7 +39,7 @@ def is_key(text: str) -> bool:
 
 
 def key_folder(root: Any, kind: str, name: Any, key: Any) -> Any:
-    """Return the folder for a name and a key; kind: "venvs", "layers" or "pythons"."""
+    """Return the folder for a name and a key; kind: such as "venvs"."""
     name, key = native(name), native(key)
     if not is_name(name) or not is_key(key):
         raise ValueError("not the name of an environment: %r" % (name,))

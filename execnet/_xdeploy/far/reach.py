@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 
-from .places import native
+from .quick import native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

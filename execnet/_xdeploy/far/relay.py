@@ -27,7 +27,8 @@ except ImportError:  # Python 2
     from Queue import Empty, Queue  # type: ignore
     from SocketServer import ThreadingMixIn  # type: ignore
 
-from .places import native, text_of
+from .places import text_of
+from .quick import native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

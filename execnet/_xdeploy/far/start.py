@@ -2,7 +2,8 @@
 
 That is for an environment that is there, where a worker can start from what is kept of earlier
 ones; else it only tells what there is.  The interpreter starts while what forwards its bytes,
-``_via.far``, is being loaded.  This file is shipped, with that.  Start at ``main``.
+``_via.far``, is being loaded.  This file is shipped with that, or kept: ``quick`` loads it then.
+Start at ``main``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import os
 import sys
 
 from .find import find
-from .places import native, text_of
+from .places import text_of
+from .quick import native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +46,10 @@ def main(channel: Any) -> None:
         pass
     words = [answer["python"]] + request["args"][1:] + [answer["core"], answer["venv"]]
     spawned = spawn(words) if can_spawn(channel.gateway.execmodel) else None
-    via_far = sys.modules[channel.__class__.__module__].load_part("_via.far")
+    base = sys.modules[channel.__class__.__module__]
+    for name in "far_ends", "far_kept":  # which it imports
+        base.load_part("_via." + name)
+    via_far = base.load_part("_via.far")
     child = Child(via_far.far_ends.descendants, *spawned) if spawned else None
     via_far.Forwarder(data, news, dict(request, args=words), child).start()
 

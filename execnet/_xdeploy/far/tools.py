@@ -14,7 +14,8 @@ import zipfile
 from abc import abstractmethod
 
 from .commands import Failure
-from .places import PRIVATE, native, python_of, text_of
+from .places import PRIVATE, python_of, text_of
+from .quick import native
 from .wheels import check, unpack
 from .writing import make_folder
 
@@ -22,14 +23,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# Run by each interpreter of the environment: it takes a shared lock, and notes that it is used.
+# Run by each interpreter of the environment: it takes a shared lock of that, and of the layers that
+# it was started with, and notes that they are used.
 # Whoever checks whether it is used takes an exclusive lock for a moment.
 HOLDER = u"""\
 import os, sys
-def _hold():
+def _hold(path):
     try:
         import errno, fcntl, time
-        fd = os.open(sys.prefix + ".held", os.O_RDWR)
+        fd = os.open(path + ".held", os.O_RDWR)
         if fd < 3:
             fd = fcntl.fcntl(fd, fcntl.F_DUPFD, 3)
         fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
@@ -41,10 +43,12 @@ def _hold():
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     break
                 time.sleep(0.01)
-        os.utime(sys.prefix + ".held", None)
+        os.utime(path + ".held", None)
     except (ImportError, OSError, IOError):
         pass
-_hold()
+for _path in [sys.prefix] + os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    if _path:
+        _hold(_path)
 """
 
 
@@ -290,9 +294,12 @@ class Unpack(Rung):
         install_wheels(self.environment, os.path.dirname(self.environment.python))
 
 
-def install_wheels(environment: Environment, scripts: Any) -> None:
-    """Unpack the wheels that the coordinator chooses; their commands go into a folder."""
-    answer = environment.ask(u"wheels", environment.ask_python(MARKERS))
+def install_wheels(environment: Environment, scripts: Any, installed: Any = None) -> None:
+    """Unpack the wheels that the coordinator chooses; their commands go into a folder.
+
+    installed: the versions of distributions that need not be chosen, by name.
+    """
+    answer = environment.ask(u"wheels", environment.ask_python(MARKERS), installed or {})
     if not isinstance(answer, list):
         raise Failure(answer, u"choosing wheels")
     for name, data in answer:
@@ -312,6 +319,12 @@ MARKERS = """{
     "python_full_version": platform.python_version(),
     "implementation_name": sys.implementation.name,
     "implementation_version": "%d.%d.%d" % sys.implementation.version[:3]
+}"""
+
+# The distributions that an interpreter has, for Python 3.8 and later.
+INSTALLED = """{
+    found.metadata["Name"]: found.version
+    for found in __import__("importlib.metadata").metadata.distributions()
 }"""
 
 RUNGS = {

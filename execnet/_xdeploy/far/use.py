@@ -8,26 +8,28 @@ This file is shipped.  Start at ``main``.
 
 from __future__ import annotations
 
-import hashlib
+import io
 import os
 import sys
+import zlib
 
 from .find import facts_of, key_of
 from .flocks import Busy, NoLocks, shared
-from .places import (
-    check_owner,
-    is_name,
-    key_folder,
-    native,
-    newest,
-    root_folder,
-    text_of,
-)
+from .places import key_folder, newest, text_of
+from .quick import check_owner, native, root_folder
 from .writing import make_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+# Starts an interpreter with a layer on its path.
+LAUNCHER = """\
+#!/bin/sh
+PYTHONPATH={layer}${{PYTHONPATH:+:$PYTHONPATH}}
+export PYTHONPATH
+exec {python} "$@"
+"""
 
 # By kind and project: the folder that is on the path, and the descriptor that holds what it is in.
 _used: Any = {}
@@ -41,6 +43,8 @@ def main(channel: Any) -> None:
         answer = use_layer(request)
     elif request["kind"] == u"tree":
         answer = {u"folder": text_of(tree_folder(request))}
+    elif request["kind"] == u"launcher":
+        answer = {u"launcher": text_of(write_launcher(request))}
     else:
         name = "tree", native(request["name"])
         remove_bytecode(native(request["tree"]), request["sent"])
@@ -50,8 +54,12 @@ def main(channel: Any) -> None:
 
 
 def use_layer(request: Any) -> Any:
-    """Put a layer on the path if it exists; return what is known about it."""
-    facts = facts_of(None)
+    """Put a layer on the path if it exists; return what is known about it.
+
+    One for an environment leaves out what that has, so that it is for this environment alone.
+    """
+    environment = environment_here()
+    facts = facts_of(None) + environment
     key = key_of(facts, request["digest"])
     folder = key_folder(request["root"], "layers", request["name"], key)
     if os.path.isdir(folder):  # what somebody else has put there is not used
@@ -59,7 +67,7 @@ def use_layer(request: Any) -> Any:
             check_owner(path)
     found = newest(folder)
     answer = {u"facts": facts, u"key": text_of(key), u"found": False, u"newest": 0}
-    answer[u"interpreter"] = text_of(sys.executable)
+    answer.update({u"interpreter": text_of(sys.executable), u"leaves_out": bool(environment)})
     if found is None:
         return answer
     layer = os.path.join(folder, str(found[0]))
@@ -80,16 +88,23 @@ def use_layer(request: Any) -> Any:
     return answer
 
 
+def environment_here() -> Any:
+    """Return what tells apart the environment that this runs in; nothing if it is none of ours.
+
+    Its folder alone does not: one that was pruned may be made again.
+    """
+    try:
+        with io.open(sys.prefix + ".done", encoding="utf-8") as file:
+            return [text_of(sys.prefix), file.read()]
+    except (EnvironmentError, ValueError):
+        return []
+
+
 def tree_folder(request: Any) -> Any:
     """Make and hold the folder for the tree of one of the coordinator's projects; return it."""
-    name, source = native(request["name"]), text_of(request["source"])
-    if not is_name(name):
-        raise ValueError("not the name of a project: %r" % (name,))
-    key = hashlib.sha256(source.encode("utf-8", "replace")).hexdigest()[:16]
-    root = root_folder(request["root"])
-    trees = os.path.join(root, "trees")
-    folder = os.path.join(trees, "%s-%s" % (name, key))
-    for path in (root, trees, folder):
+    folder = key_folder(request["root"], "trees", request["name"], request["key"])
+    trees = os.path.dirname(folder)
+    for path in (os.path.dirname(trees), trees, folder):
         make_folder(path)
     path = os.path.join(folder, "1")
     make_folder(path)
@@ -101,6 +116,29 @@ def tree_folder(request: Any) -> Any:
     except (NoLocks, Busy):
         pass
     return path
+
+
+def write_launcher(request: Any) -> Any:
+    """Write a command that starts an interpreter with a layer; return its path, beside the tree."""
+    text = LAUNCHER.format(layer=_quoted(request["layer"]), python=_quoted(request["python"]))
+    data = text if isinstance(text, bytes) else text.encode("utf-8")
+    folder = key_folder(request["root"], "trees", request["name"], request["key"])
+    path = os.path.join(folder, "1.python-%08x" % (zlib.crc32(data) & 0xFFFFFFFF))
+    temporary = "%s.%d" % (path, os.getpid())
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o700)
+        os.rename(temporary, path)
+    except BaseException:
+        _unlink(temporary)
+        raise
+    return path
+
+
+def _quoted(text: Any) -> str:
+    """Return a word for ``sh``."""
+    return "'%s'" % native(text).replace("'", "'\\''")
 
 
 def use(name: Any, folder: Any, held: Any, is_changed: bool) -> None:

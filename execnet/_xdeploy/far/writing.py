@@ -6,10 +6,10 @@ This file is shipped.  Start at ``write_marker``.
 from __future__ import annotations
 
 import os
-import shutil
 
 from .flocks import Busy, NoLocks, exclusive
-from .places import PRIVATE, check_owner
+from .places import PRIVATE
+from .quick import check_owner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,11 +50,16 @@ def remove(folder: Any, number: Any) -> None:
     for path in (base, base + ".tmp"):
         if os.path.isdir(path):
             remove_tree(path)
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        if name.startswith("%d.python-" % number):  # starts an interpreter in a tree
+            _unlink(os.path.join(folder, name))
     _unlink(base + ".held")
 
 
 def remove_tree(path: Any) -> None:
     """Remove a folder with all that is in it, also what nobody may write to."""
+    import shutil  # which takes a while, and is not needed to use what is there
+
     shutil.rmtree(path, onerror=_make_writable_and_go_on)
 
 
@@ -83,6 +88,8 @@ def _unlink(path: Any) -> None:
 
 def _make_writable_and_go_on(function: Any, path: Any, _: Any) -> None:
     """Make a folder writable, since its content can't be removed otherwise; packages have such."""
+    import shutil
+
     try:
         os.chmod(os.path.dirname(path), PRIVATE)
         if os.path.isdir(path) and not os.path.islink(path):
