@@ -44,12 +44,13 @@ class Calling:
             func: a function or a class, which goes by its name if the worker can import it, else as
             source with the names of its module that it uses; or a string, "module:name", for
             something that only the worker can import.  args, kwargs, and the result: items, as for
-            ``Channel.send``.  Calls from several threads run at once.
+            ``Channel.send``, or values of the codec, if the group has one.  Calls from several
+            threads run at once.
             Raises ValueError for a function that can't be sent, ``DumpError`` for arguments that
             can't, ``WorkerDied`` if the worker dies meanwhile, ``DeadlockError`` in a callback of
             this gateway.  Builtin exceptions of the function are raised as themselves; the
             ``RemoteError`` with the traceback is their cause.  All others are raised as a
-            ``RemoteError``.
+            ``RemoteError``.  A KeyboardInterrupt that comes here is raised in the function as well.
             """
             return self._get_calls().call(func, args, kwargs)
 
@@ -94,13 +95,13 @@ class Calling:
         calls.describe(name, "")
         return RemoteModule(calls, name)
 
-    def _interrupt(self: Any, channel_id: int, number: int = 0) -> None:
-        """Interrupt the code of a channel, or a call of a lane; never waits."""
+    def _interrupt(self: Any, channel_id: int, number: int | None = None) -> None:
+        """Interrupt the code of a channel, or a call of a lane by its number; never waits."""
         if "interrupts" not in self.handshake.hello.get("features", "").split():
             raise OSError(f"{self.id} can't be interrupted: its worker does not support that")
         if not self.hasreceiver():
             raise _refusal(self, f"cannot interrupt code of {self!r}")
-        self._post(Message.INTERRUPT, channel_id, dumps_internal(number) if number else b"")
+        self._post(Message.INTERRUPT, channel_id, b"" if number is None else dumps_internal(number))
 
     def _get_calls(self) -> Calls:
         if self._calls is None:

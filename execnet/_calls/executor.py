@@ -5,6 +5,7 @@ Start at ``Executor.submit``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections import deque
@@ -39,14 +40,19 @@ if TYPE_CHECKING:
         """What an executor needs from its group."""
 
         _executors: list[Any]
+        _codec: Codec | None
 
         def _get_library(self) -> Any: ...
+        def _awaits_workers(self) -> bool: ...
         @property
         def execmodel(self) -> ExecModel: ...
         def __iter__(self) -> Iterator[Any]: ...
 
 
-AHEAD = 2  # calls that a lane has at once, if they may run again
+# How long a thread that waits for a result lets more of them come while workers have enough to do:
+# waking it for each takes longer than a small call.
+PAUSE_S = 0.001
+AT_HAND = (list, tuple, range)  # iterables whose items never have to be waited for
 
 
 class Executor(futures.Executor):
@@ -77,7 +83,7 @@ class Executor(futures.Executor):
             from .._features.codecs import check_codec
 
             check_codec(codec)
-        self._codec = codec
+        self._codec = group._codec if codec is None else codec
         self._retries = retries
         self._cancel = cancel
         self._teller = Teller(group.execmodel)
@@ -104,6 +110,7 @@ class Executor(futures.Executor):
         Arguments as for ``Gateway.call``; whatever that would raise, the future holds.  Raises
         RuntimeError after ``shutdown``, and if the group has no workers.
         """
+        self._send_modules_of(fn, 1)
         future: Future[T] = Future(self._teller, self._group.execmodel, self._refuse)
         self._submit(Work(future, fn, args, kwargs, self._retries, self._codec))
         return future
@@ -123,26 +130,30 @@ class Executor(futures.Executor):
         results may be in progress or waiting to be taken; items are then taken from the iterables
         as results are taken.  None asks for all of them at once.
         """
-        if chunksize < 1:
-            raise ValueError("chunksize must be >= 1.")
-        if buffersize is not None and not isinstance(buffersize, int):
-            raise TypeError("buffersize must be an integer or None")
-        if buffersize is not None and buffersize < 1:
-            raise ValueError("buffersize must be None or > 0")
+        check_map(chunksize, buffersize)
+        self._send_modules_of(fn, None)
         rows: Iterator[Any] = zip(*iterables)  # noqa: B905 - as the built-in map
         if chunksize > 1:
-            rows = _chunks(rows, chunksize)
+            rows = chunks(iterables, chunksize)
         function = Mapped(fn, chunksize > 1)
         deadline = None if timeout is None else monotonic() + timeout
         asked: deque[_Slot] = deque()
         ready = timed_inbox(self._group.execmodel)
 
-        def ask(row: tuple[Any, ...]) -> None:
-            slot = _Slot(ready)
-            self._submit(Work(slot, function, row, {}, self._retries, self._codec))
-            asked.append(slot)
+        def ask(*rows: tuple[Any, ...]) -> None:
+            slots = [_Slot(ready) for _ in rows]
+            retries, codec = self._retries, self._codec
+            works = [
+                Work(slot, function, row, {}, retries, codec, True)
+                for slot, row in zip(slots, rows, strict=True)
+            ]
+            self._submit(*works)
+            asked.extend(slots)
 
-        for row in itertools.islice(rows, buffersize):
+        first = itertools.islice(rows, buffersize)
+        if all(type(one) in AT_HAND for one in iterables):  # all at once
+            ask(*first)
+        for row in first:
             ask(row)
         results = self._results(asked, rows if buffersize else iter(()), ask, ready, deadline)
         return itertools.chain.from_iterable(results) if chunksize > 1 else results
@@ -160,6 +171,8 @@ class Executor(futures.Executor):
                 slot = asked[0]
                 if not slot.has_ended:
                     self._refuse()
+                    if self._waiting:
+                        self._group.execmodel.sleep(PAUSE_S)
                 slot.is_awaited = True
                 while not slot.has_ended:
                     self._await(ready, deadline)
@@ -172,6 +185,8 @@ class Executor(futures.Executor):
         finally:
             for slot in asked:
                 slot.cancel()
+            if asked:
+                self._recall()
 
     def _await(self, ready: Any, deadline: float | None) -> None:
         timeout = None if deadline is None else max(0.0, deadline - monotonic())
@@ -192,6 +207,8 @@ class Executor(futures.Executor):
         for work in waiting:
             work.sink.cancel()
         self._dispatch()
+        if cancel_futures:
+            self._recall()
         if wait:
             self._refuse()
             self._wait_finished()
@@ -225,14 +242,31 @@ class Executor(futures.Executor):
 
     # requests
 
-    def _submit(self, work: Work) -> None:
+    def _send_modules_of(self, function: Any, count: int | None) -> None:
+        """Send the module of a function to the workers that are to call it first.
+
+        They would have to ask for it otherwise.  count: of calls, None for many.
+        """
+        for lane in self._lacking(function, count):
+            with contextlib.suppress(OSError):  # it has ended, as its calls are going to tell
+                lane.calls.send_modules_of(function)
+
+    def _lacking(self, function: Any, count: int | None) -> list[Lane]:
+        """Return lanes, of those that are next, whose worker was not sent a function's module."""
+        with self._lock:
+            lanes = list(itertools.islice(self._free, count))
+        return [lane for lane in lanes if lane.calls.new_module_of(function)]
+
+    def _submit(self, *works: Work) -> None:
         with self._lock:
             if self._is_shut_down:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            if not self._lanes:
+            if not (self._lanes or self._group._awaits_workers()):
                 raise self._no_worker()
-            self._unfinished += 1
-            self._waiting.append(work)
+            self._unfinished += len(works)
+            self._waiting.extend(works)
+            if not self._free:
+                return
         self._dispatch()
 
     def on_group_changed(self) -> None:
@@ -252,7 +286,7 @@ class Executor(futures.Executor):
             lanes: list[Lane] = []
             try:
                 if self._imports is not None:
-                    gateway.forward_imports(self._imports)
+                    self._forward_imports(gateway, self._imports)
                 calls = gateway._get_calls()
                 lanes += [Lane(calls, self) for _ in range(self._max_per_worker)]
             except (ExecnetError, OSError):  # it does not support calls, or has just ended
@@ -269,6 +303,9 @@ class Executor(futures.Executor):
                     lane.is_free = True
                     self._free.append(lane)
 
+    def _forward_imports(self, gateway: Any, names: list[str]) -> None:
+        gateway.forward_imports(names)
+
     def _forget(self, gateway: Any, lane: Lane) -> None:  # holds _lock
         lanes = self._lanes.get(gateway, [])
         if lane in lanes:
@@ -281,43 +318,51 @@ class Executor(futures.Executor):
         while self._waiting:
             with self._lock:
                 lane = self._take_free() if self._waiting else None
-                work = self._waiting.popleft() if lane is not None else None
-                lost = [] if self._lanes else list(self._waiting)
+                works = [] if lane is None else self._take_waiting(lane)
+                has_future = self._lanes or self._group._awaits_workers()
+                lost = [] if has_future else list(self._waiting)
                 if lost:
                     self._waiting.clear()
             for one in lost:
                 one.sink.end(None, self._no_worker())
                 self._count_finished()
-            if lane is None or work is None:
+            if lane is None:
                 return
-            if not self._post(lane, work):
+            if not self._post(lane, *works):
                 self._give_back(lane)
 
     def _take_free(self) -> Lane | None:  # holds _lock
-        """Return an idle lane; or a busy one, if many calls wait and these may run again."""
         while self._free:
             lane = self._free.popleft()
             lane.is_free = False
             if lane.is_live():
                 return lane
-        if self._retries and len(self._waiting) > len(self._lanes) * self._max_per_worker:
-            lanes = (lane for lanes in self._lanes.values() for lane in lanes)
-            live = (lane for lane in lanes if lane.is_live())
-            return next((lane for lane in live if len(lane.asked) < AHEAD), None)
         return None
 
-    def _post(self, lane: Lane, work: Work) -> bool:
-        """Send a call unless it was cancelled; return whether it was sent."""
-        if work.sink.begin():
-            if self._cancel is not None:
-                work.sink.interrupt = functools.partial(self._interrupt, lane, work)
-            try:
-                lane.post(work)
-                return True
-            except Exception as exc:  # the function or the arguments can't be sent
-                work.sink.end(None, exc)
-        self._count_finished()
-        return False
+    def _post(self, lane: Lane, *works: Work) -> bool:
+        """Send calls but those that were cancelled; return whether any was sent."""
+        count = 0
+        with lane.posting:
+            for work in works:
+                if work.sink.begin():
+                    if self._cancel is not None:
+                        work.sink.interrupt = functools.partial(self._interrupt, lane, work)
+                    try:
+                        lane.hold(work)
+                        count += 1
+                        continue
+                    except Exception as exc:  # the function or the arguments can't be sent
+                        work.sink.end(None, exc)
+                self._count_finished()
+            lane.post_held()
+        lane.look_for_end()
+        return bool(count)
+
+    def _recall(self) -> None:
+        """Have calls given back that were sent ahead: nobody wants them, or others have time."""
+        for lanes in list(self._lanes.values()):
+            for lane in list(lanes):
+                lane.recall()
 
     def _interrupt(self, lane: Lane, work: Work) -> None:
         """End a call that was cancelled, in the thread that did so."""
@@ -351,30 +396,79 @@ class Executor(futures.Executor):
 
     # in the threads that read
 
-    def on_answered(self, lane: Lane) -> None:
-        """Give the lane its next call."""
+    def go_on(self, lane: Lane) -> bool:
+        """Give the lane its next calls; return whether it has any, and nothing else is to be done.
+
+        The call that was answered still counts as unfinished: the next one is answered by the same
+        thread, so that it can't be the last.
+        """
+        if len(lane.asked) * 2 <= self._room(lane):  # not for each call
+            self._post_more(lane)
+        if not lane.asked:  # there was none, or it failed, or was lost at once
+            return False
         with self._lock:
-            work = None
-            if self._unfinished > 1 and self._waiting and lane.is_live():
-                self._unfinished -= 1
-                work = self._waiting.popleft()
-        if work is not None and self._post(lane, work):
-            return
-        if work is None:
-            self._count_finished()
+            self._unfinished -= 1
+        return True
+
+    def _post_more(self, lane: Lane) -> None:
+        """Send a lane its next calls, unless another thread is still about to send it some."""
+        (taken,) = map(lane.posting.acquire, (False,))  # doc/interrupts.rst, "Locks"
+        try:
+            if taken:
+                lane.measure()
+                with self._lock:
+                    works = self._take_waiting(lane)
+                if works:
+                    self._post(lane, *works)
+        finally:
+            if taken:
+                lane.posting.release()
+
+    def _room(self, lane: Lane) -> int:
+        """Return how many calls a lane may have at once: no more than its share of what waits."""
+        lanes = len(self._lanes) * self._max_per_worker
+        return max(1, min(lane.depth, len(self._waiting) // (lanes or 1)))
+
+    def _take_waiting(self, lane: Lane) -> list[Work]:  # holds _lock
+        """Remove and return the calls that a lane should be sent.
+
+        More than one only if they may run again, or if it is known at the worker's end which of
+        them began.
+        """
+        waiting: deque[Work] = self._waiting
+        works: list[Work] = []
+        if lane.is_live():
+            room = self._room(lane) - len(lane.asked)
+            while waiting and (room > len(works) or not (works or lane.asked)):
+                work = waiting[0]
+                is_safe = work.retries or (work.is_mapped and lane.is_exact)
+                if (works or lane.asked) and (not is_safe or self._cancel is not None):
+                    break
+                works.append(waiting.popleft())
+        return works
+
+    def on_answered(self, lane: Lane) -> None:
+        """Count a call as finished, and give the lane its next one, if there is one."""
+        self._count_finished()
+        self._give_back(lane)
+        self._dispatch()
+        if lane.is_free:
+            self._recall()
+
+    def on_given_back(self, lane: Lane, work: Work) -> None:
+        """Let another lane have a call that was sent ahead and has not begun."""
+        with self._lock:
+            self._waiting.appendleft(work)
         self._give_back(lane)
         self._dispatch()
 
     def on_lost(self, lane: Lane, lost: list[Asked]) -> None:
         """Run elsewhere the calls that may run again; fail the rest."""
-        again: list[Work] = []
-        failed: list[Work] = []
-        for asked in lost:
-            if asked.was_sent() and not asked.work.retries:
-                failed.append(asked.work)
-                continue
-            asked.work.retries -= asked.was_sent()
-            again.append(asked.work)
+        begun = lane.begun(lost)
+        failed = [asked.work for asked in lost[:begun] if not asked.work.retries]
+        again = [asked.work for asked in lost if asked.work not in failed]
+        for work in again[: begun - len(failed)]:
+            work.retries -= 1
         with self._lock:
             self._last_loss = lane.end_of_gateway()
             self._forget(lane.gateway, lane)
@@ -427,6 +521,25 @@ class _Slot:
             interrupt()
 
 
-def _chunks(rows: Iterator[tuple[Any, ...]], size: int) -> Iterator[tuple[list[Any]]]:
-    while chunk := list(itertools.islice(rows, size)):
-        yield (chunk,)
+def check_map(chunksize: int, buffersize: int | None) -> None:
+    """Raise ValueError or TypeError for options of ``map``, as those of the standard library."""
+    if chunksize < 1:
+        raise ValueError("chunksize must be >= 1.")
+    if buffersize is not None and not isinstance(buffersize, int):
+        raise TypeError("buffersize must be an integer or None")
+    if buffersize is not None and buffersize < 1:
+        raise ValueError("buffersize must be None or > 0")
+
+
+def chunks(
+    iterables: tuple[Iterable[Any], ...], size: int
+) -> Iterator[tuple[tuple[tuple[Any, ...], ...]]]:
+    """Yield the arguments of calls that carry those of several, by columns."""
+    if len(iterables) == 1:
+        items = iter(iterables[0])
+        while column := tuple(itertools.islice(items, size)):
+            yield ((column,),)
+        return
+    rows = zip(*iterables)  # noqa: B905 - as the built-in map
+    while chunk := tuple(itertools.islice(rows, size)):
+        yield (tuple(zip(*chunk, strict=True)),)

@@ -6,9 +6,22 @@ Start at ``Lane.send``.
 from __future__ import annotations
 
 import itertools
+from concurrent import futures
 from contextlib import suppress
 
-from ..gateway_base import _HEADER, ITEM_MAX, GatewayState, LoadError, Message, _left
+from .._clock import monotonic
+from .._endpoint import PipeEndpoint, Writer
+from ..gateway_base import (
+    _HEADER,
+    ITEM_MAX,
+    JOINED_BYTES,
+    GatewayState,
+    LoadError,
+    Message,
+    WorkerDied,
+    _left,
+    new_rlock,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,19 +41,23 @@ if TYPE_CHECKING:
         def end(self, value: Any, error: BaseException | None) -> object: ...
 
     class Owner(Protocol):
-        """Owns lanes; both methods run in the thread that reads the gateway, and must not wait."""
+        """Owns lanes; the methods run in the thread that reads the gateway, and must not wait."""
 
+        def go_on(self, lane: Lane) -> bool: ...
         def on_answered(self, lane: Lane) -> None: ...
+        def on_given_back(self, lane: Lane, work: Work) -> None: ...
         def on_lost(self, lane: Lane, lost: list[Asked]) -> None: ...
 
 
+AHEAD_S = 0.005  # a worker gets no more calls at once than take about that long
+AHEAD_MAX = 32
 NOTE_S = 1.0  # more than a write takes when nobody reads
 
 
 class Work:
     """A call to be made, and what receives its result."""
 
-    __slots__ = ("codec", "function", "named", "positional", "retries", "sink")
+    __slots__ = ("codec", "function", "is_mapped", "named", "positional", "retries", "sink")
 
     def __init__(
         self,
@@ -50,6 +67,7 @@ class Work:
         named: dict[str, Any],
         retries: int = 0,
         codec: Codec | None = None,
+        is_mapped: bool = False,
     ) -> None:
         self.sink = sink
         self.function = function
@@ -57,6 +75,7 @@ class Work:
         self.named = named
         self.retries = retries  # how often it may run again after its worker died
         self.codec = codec  # of arguments and result
+        self.is_mapped = is_mapped  # one of many, so that nobody waits for the start of this one
 
     def end(self, result: Any) -> None:
         """Give the result to whoever asked for it."""
@@ -72,16 +91,21 @@ class Work:
 class Asked:
     """A call that one worker was asked to make."""
 
-    __slots__ = ("frame", "was_resent", "work")
+    __slots__ = ("_end", "_frame", "was_resent", "work")
 
     def __init__(self, work: Work, was_resent: bool) -> None:
         self.work = work
         self.was_resent = was_resent  # as source, since the module was missing
-        self.frame: list[Any] | None = None  # the one that ends the request
+        self._frame: list[Any] = []
+        self._end = 0
+
+    def goes_with(self, frame: list[Any], end: int) -> None:
+        """Note how many bytes of a frame have to be written for the request to be sent."""
+        self._frame, self._end = frame, end
 
     def was_sent(self) -> bool:
         """Whether the request has left, so that the call may have begun."""
-        return self.frame is not None and not _left(self.frame)
+        return bool(self._frame) and sum(filter(None, self._frame[2])) >= self._end
 
 
 class Lane:
@@ -96,9 +120,21 @@ class Lane:
         self.asked: dict[int, Asked] = {}
         self.has_ended = False
         self.is_free = False  # whether it has nothing to do; its owner sets this
-        self._calls = calls
+        self.depth = 1  # how many calls it should have at once, if they may be sent ahead
+        self.is_exact = _is_exact(self.gateway)
+        # Whoever posts holds it, so that requests leave in the order that ``begun`` relies on.
+        self.posting = new_rlock()
+        self._held: list[tuple[Asked, bytes, bytes]] = []
+        self._pace_s = 0.0  # what a call takes
+        self._posted_s = 0.0
+        self._answered = 0  # since then
+        self._recalled = 0  # the last number when calls were recalled
+        self.calls = calls
         self._owner = owner
         self._numbers = itertools.count(1)
+        self._write_now: Any = None
+        if type(self.gateway._writer) is Writer:
+            self._write_now = getattr(self.gateway._io, "write_now", None)
         self._channel = calls.new_lane()
         self._channel.setcallback(self._on_answer, endmarker=None)
         self._callback = self.gateway._channelfactory._callbacks.get(self._channel.id)
@@ -112,42 +148,123 @@ class Lane:
 
         Raises what ``Calls.request`` raises, and OSError if the worker is gone.
         """
+        self.calls.send_modules_of(work.function)
         number, request = self._prepare(Asked(work, False))
         try:
-            self._calls.send(self._channel.id, request)
+            self.calls.send(self._channel.id, request)
         except BaseException:
             self.asked.pop(number, None)
             raise
-        self._look_for_end()
+        self.look_for_end()
 
     def post(self, work: Work, again: bool = False) -> None:
-        """Have a call sent soon; never waits.  Raises what ``Calls.request`` raises."""
+        """Have a call sent soon; never waits for the stream.  Raises what ``request`` raises."""
+        with self.posting:
+            self.hold(work, again)
+            self.post_held()
+        self.look_for_end()
+
+    def hold(self, work: Work, again: bool = False) -> None:  # holds posting
+        """Make the request of a call, to be sent by ``post_held``; raises as ``post``."""
         asked = Asked(work, again)
         _, request = self._prepare(asked)
-        writer, id, size = self.gateway._writer, self._channel.id, len(request)
+        size = len(request)
         if size <= ITEM_MAX:
-            asked.frame = writer.frame(_HEADER.pack(Message.CALL, id, size), request)
-            writer.post_frame(asked.frame)
-        else:
-            writer.post(_HEADER.pack(Message.CALL, id, 0), b"")
-            for _, header, payload in self.gateway._channelfactory._frames_of(id, [request]):
-                asked.frame = writer.frame(header, payload)
-                writer.post_frame(asked.frame)
-        self._look_for_end()
+            self._held.append((asked, _HEADER.pack(Message.CALL, self._channel.id, size), request))
+            return
+        self.post_held()
+        writer, id = self.gateway._writer, self._channel.id
+        writer.post(_HEADER.pack(Message.CALL, id, 0), b"")
+        for _, header, payload in self.gateway._channelfactory._frames_of(id, [request]):
+            frame = writer.frame(header, payload)
+            asked.goes_with(frame, len(header) + len(payload))
+            writer.post_frame(frame)
+
+    def post_held(self) -> None:  # holds posting
+        """Have the held requests sent soon, together; call ``look_for_end`` after it."""
+        writer = self.gateway._writer
+        while self._held:
+            count = size = 0
+            for _, header, request in self._held:
+                size += len(header) + len(request)
+                if count and size > JOINED_BYTES:
+                    break
+                count += 1
+            held, self._held = self._held[:count], self._held[count:]
+            if count == 1:
+                frame = writer.frame(*held[0][1:])
+            else:
+                frame = [b"".join([part for one in held for part in one[1:]]), b"", [], []]
+            end = 0
+            for asked, header, request in held:
+                end += len(header) + len(request)
+                asked.goes_with(frame, end)
+            if self._write_now is None or frame[1] or not self._put(frame):
+                writer.post_frame(frame)
+
+    def _put(self, frame: list[Any]) -> bool:
+        """Write what the stream takes at once of a frame, if nothing else waits for it."""
+        writer = self.gateway._writer
+        (taken,) = map(writer._lock.acquire, (False,))  # doc/interrupts.rst, "Locks"
+        try:
+            if not taken or writer._has_work() or writer._error:
+                return False
+            frame[2] += map(self._write_now, (frame[0],))  # one step
+            if _left(frame):
+                frame[3] += map(writer._frames.append, (frame,))
+        except OSError:  # it is full, or is none; or the system can't do that
+            return False
+        finally:
+            if taken:
+                writer._lock.release()
+                if writer._has_work():  # the rest, or what was handed in while the lock was taken
+                    writer._flush_left_behind()
+        return True
 
     def _prepare(self, asked: Asked) -> tuple[int, bytes]:
         number, work = next(self._numbers), asked.work
+        if not self.asked:
+            self._posted_s, self._answered = monotonic(), 0
         given = work.function, work.positional, work.named, work.codec
-        request = self._calls.request(number, *given)
+        request = self.calls.request(number, *given)
         self.asked[number] = asked
         if self._callback is not None:
             self._callback.may_be_late = False  # no other thread may read the stream now
         self.gateway._channelfactory.take_back()
         return number, request
 
-    def _look_for_end(self) -> None:
+    def look_for_end(self) -> None:
+        """Lose all calls if the worker has ended, since they may have come too late for that."""
         if self.has_ended or self._channel.isclosed():  # nothing else will report it
             self._lose_all()
+
+    def measure(self) -> None:
+        """Adapt ``depth`` to what calls take, which were answered since others were posted."""
+        now = monotonic()
+        if self._answered:
+            pace_s = max((now - self._posted_s) / self._answered, 1e-6)
+            self._pace_s = min(pace_s, 2 * self._pace_s or pace_s)  # a busy machine delays some
+            self.depth = max(1, min(AHEAD_MAX, int(AHEAD_S / self._pace_s)))
+        self._posted_s, self._answered = now, 0
+
+    def recall(self) -> None:
+        """Have calls given back that were sent ahead and have not begun; never waits."""
+        last = max(list(self.asked), default=0)
+        if len(self.asked) > 1 and last > self._recalled:
+            self._recalled = last
+            with suppress(OSError):  # the worker is gone, or can't do that
+                self.gateway._interrupt(self._channel.id, -1)
+
+    def begun(self, lost: list[Asked]) -> int:
+        """Return how many of the calls that were lost may have begun, the first ones.
+
+        A worker tells of a call's end before it begins the next one.  So if all that it has written
+        was read, only one of them can have begun.
+        """
+        sent = sum(asked.was_sent() for asked in lost)
+        error = self.gateway._error
+        is_exact = self.is_exact and type(error) is WorkerDied and error.exitcode is not None
+        return min(sent, 1) if is_exact else sent
 
     def interrupt(self, work: Work) -> None:
         """Interrupt a call, if it still runs; never waits."""
@@ -163,7 +280,7 @@ class Lane:
 
     def end_of_gateway(self) -> BaseException:
         """Return the error for calls that will never be answered."""
-        return self._calls.end_of_gateway()
+        return self.calls.end_of_gateway()
 
     # in the thread that reads
 
@@ -173,15 +290,23 @@ class Lane:
             self._lose_all()
             return
         asked = None
-        if type(answer) is tuple and len(answer) > 1 and type(answer[0]) is int:
+        if type(answer) is tuple and answer and type(answer[0]) is int:
             asked = self.asked.pop(answer[0], None)
         if asked is None:
             return  # this answers nothing that was asked
         work = asked.work
+        self._answered += 1
+        if len(answer) == 1:
+            self._owner.on_given_back(self, work)
+            return
+        goes_on = False
         if len(answer) == 2:
+            goes_on = self._owner.go_on(self)  # before the result wakes another thread
             work.end(answer[1])
         else:
-            error = self._calls.error_of(answer, work.function, asked.was_resent)
+            error = self.calls.error_of(answer, work.function, asked.was_resent)
+            if error is None and not work.sink.begin():  # it was cancelled meanwhile
+                error = futures.CancelledError()
             if error is None:  # again, as source
                 try:
                     self.post(work, again=True)
@@ -191,7 +316,8 @@ class Lane:
             work.sink.end(None, error)
         if not self.asked and self._callback is not None:
             self._callback.may_be_late = True
-        self._owner.on_answered(self)
+        if not goes_on:
+            self._owner.on_answered(self)
 
     def _lose_all(self) -> None:
         # A thread that is about to note how much it wrote holds this lock.
@@ -201,3 +327,10 @@ class Lane:
             lock.release()
         lost = [self.asked.pop(number, None) for number in list(self.asked)]
         self._owner.on_lost(self, [asked for asked in lost if asked is not None])
+
+
+def _is_exact(gateway: Any) -> bool:
+    """Whether all that the worker wrote is read, whatever its end: it is our child, over pipes."""
+    io: Any = gateway._io
+    pid = io.popen.pid if isinstance(io, PipeEndpoint) and hasattr(io, "popen") else None
+    return pid is not None and bool(pid == gateway.handshake.hello.get("pid"))

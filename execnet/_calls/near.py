@@ -8,6 +8,7 @@ requests and answers is in ``_features.calls``.  Start at ``Calls.call``.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import copy
 import functools
 
@@ -28,23 +29,34 @@ from .names import name_of, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Protocol
 
     from .._features.codecs import Codec
-    from ..gateway_base import ChannelFactory, ExecModel
+    from ..gateway_base import ChannelFactory, ExecModel, FrameWriter
 
     class GatewayLike(Protocol):
         """What calls need from their gateway."""
 
         id: str
+        codec: Codec | None
         execmodel: ExecModel
         handshake: Any
         settings: Any
+        _io: Any
+
+        @property
+        def _writer(self) -> FrameWriter: ...
+        @property
+        def as_error(self) -> Callable[..., RemoteError]: ...
+
         _error: BaseException | None
+        _forwarding: Any
         _channelfactory: ChannelFactory
 
         def newchannel(self) -> Channel: ...
         def fitting_codec(self, codec: Codec) -> Codec: ...
+        def _interrupt(self, channel_id: int, number: int | None = None) -> None: ...
         def _is_old(self) -> bool: ...
         def _send(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None: ...
         def _post(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None: ...
@@ -93,14 +105,17 @@ class Calls:
         self._idle: list[Channel] = []
         self._absent: set[str] = set()  # modules that the worker can't find
         self._sent: set[str] = set()  # keys of plans and hashes of entries
+        self._ahead: set[str] = set()  # modules that were sent, if they are forwarded
         self._lock = new_lock()
 
     def call(self, function: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """Run a function in the worker and return its result; raises what it raised."""
         gateway = self.gateway
         _refuse_in_callback(gateway, function)
+        self.send_modules_of(function)
+        codec = self.codec_for(function)
         for is_last in (False, True):
-            request = self.request(0, function, positional, named)
+            request = self.request(0, function, positional, named, codec)
             try:
                 channel = self._idle.pop()
             except IndexError:
@@ -108,19 +123,26 @@ class Calls:
             try:
                 self.send(channel.id, request)
                 answer = channel.receive()
-            except BaseException:
-                channel.close()  # nobody wants the answer any more
+            except BaseException as exc:
+                self._give_up(channel, isinstance(exc, KeyboardInterrupt))
                 raise
             if len(self._idle) < IDLE_MAX:
                 self._idle.append(channel)
             else:
                 channel.close()
             if type(answer) is tuple and len(answer) == 2:
-                return answer[1]
+                return answer[1] if codec is None else codec.load(answer[1])
             error = self.error_of(answer, function, is_last)
             if error is not None:
                 raise error
         raise AssertionError("the worker asked for the call a third time")
+
+    def _give_up(self, channel: Channel, is_interrupted: bool) -> None:
+        """Close a lane whose answer nobody wants any more; Ctrl-C is for the function, too."""
+        if is_interrupted:
+            with contextlib.suppress(OSError):  # it is gone, or can't be interrupted
+                self.gateway._interrupt(channel.id, 0)
+        channel.close()
 
     def describe(self, module: str, path: str) -> tuple[Any, ...]:
         """Import a module in the worker; return (value,) of the attribute that a path leads to.
@@ -138,6 +160,31 @@ class Calls:
         return channel
 
     # requests
+
+    def codec_for(self, function: Any) -> Codec | None:
+        """Return the codec of the gateway, for arguments and results of a user's function."""
+        return None if function is DESCRIBE else self.gateway.codec
+
+    def send_modules_of(self, function: Any) -> None:
+        """Send the module of a function before its first call, if imports of it travel.
+
+        It may read files, and wait for the stream.
+        """
+        module = self.new_module_of(function)
+        if module:
+            self._ahead.add(module)
+            gateway = self.gateway
+            gateway._forwarding.send_ahead(module, not gateway.handshake.is_plain)
+
+    def new_module_of(self, function: Any) -> str:
+        """Return the module of a function; "" if it was sent, or if no imports travel."""
+        if self.gateway._forwarding is None:
+            return ""
+        while isinstance(function, functools.partial):
+            function = function.func
+        name = function if isinstance(function, str) else name_of(function) or ""
+        module = name.partition(":")[0]
+        return "" if module in self._ahead else module
 
     def request(
         self,
@@ -231,7 +278,7 @@ class Calls:
         if type(answer) is tuple and len(answer) == 5:
             _, type_name, arguments, message, formatted = answer
             if [type(told) for told in (type_name, message, formatted)] == [str, str, str]:
-                error = RemoteError(formatted, type_name, message)
+                error = self.gateway.as_error(formatted, type_name, message)
                 return _itself(error, arguments) or error
         return LoadError(f"{self.gateway.id} answered a call with {repr(answer)[:80]}")
 

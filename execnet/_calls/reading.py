@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from .._ship.lower import without_annotations
 from .._ship.source import _defines, no_source
+from .._ship.syntax import parse
 from .names import shown
 
 TYPE_CHECKING = False
@@ -104,7 +105,7 @@ def _lambda_text(code: types.CodeType) -> tuple[str, int]:
         raise no_source("a lambda", "there are no lines of its file", code)
     found = [
         node
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(parse(source))
         if isinstance(node, ast.Lambda) and node.lineno <= code.co_firstlineno <= _last(node)
     ]
     texts = {ast.get_source_segment(source, node) or "" for node in found}

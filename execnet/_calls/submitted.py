@@ -5,7 +5,7 @@ Start at ``Submitted.submit``.
 
 from __future__ import annotations
 
-from ..gateway_base import _refuse_in_callback
+from ..gateway_base import LoadError, _refuse_in_callback
 from .future import Future, Teller
 from .lane import Asked, Lane, Work
 
@@ -16,13 +16,36 @@ if TYPE_CHECKING:
     from .near import Calls
 
 
-class Submitted:
+class Owner:
+    """Owns the lane of one gateway that is sent calls as they are submitted."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._gateway: Any = calls.gateway
+        self._lane = Lane(calls, self)
+
+    def go_on(self, lane: Lane) -> bool:
+        """Return False: a call is sent when it is submitted."""
+        return False
+
+    def on_answered(self, lane: Lane) -> None:
+        """Do nothing: nobody waits for that."""
+
+    def on_given_back(self, lane: Lane, work: Work) -> None:
+        """Fail a call that the worker gives back, unasked."""
+        work.sink.end(None, LoadError(f"{self._gateway.id} gave a call back"))
+
+    def on_lost(self, lane: Lane, lost: list[Asked]) -> None:
+        """Fail all calls that will not be answered."""
+        for asked in lost:
+            asked.work.sink.end(None, lane.end_of_gateway())
+
+
+class Submitted(Owner):
     """A lane of one gateway, and the futures of its calls.  Any thread may submit."""
 
     def __init__(self, calls: Calls) -> None:
-        self._gateway = calls.gateway
+        super().__init__(calls)
         self._teller = Teller(self._gateway.execmodel)
-        self._lane = Lane(calls, self)
 
     def submit(
         self, function: Any, positional: tuple[Any, ...], named: dict[str, Any]
@@ -33,13 +56,5 @@ class Submitted:
             self._teller, gateway.execmodel, lambda: _refuse_in_callback(gateway, function)
         )
         future.begin()
-        self._lane.send(Work(future, function, positional, named))
+        self._lane.send(Work(future, function, positional, named, codec=gateway.codec))
         return future
-
-    def on_answered(self, lane: Lane) -> None:
-        """Do nothing: nobody waits for that."""
-
-    def on_lost(self, lane: Lane, lost: list[Asked]) -> None:
-        """Fail all calls that will not be answered."""
-        for asked in lost:
-            asked.work.sink.end(None, lane.end_of_gateway())

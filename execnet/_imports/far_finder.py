@@ -26,13 +26,14 @@ from .far_tap import Tap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     Known = tuple[str, Any, Any, Any]  # "package" or "", file, source, why it can't be imported
 
 PLACE = "<execnet>"  # begins the paths that stand for folders of packages here
 INSTALL = "xdeploy installs it"
+AHEAD = (1 << 31) - 1  # the number of what nobody asked for, of which no more comes
 _IMPORTS = "_find_and_load_unlocked"  # import statements go through it, ``util.find_spec`` does not
 _not_found: Any = ImportError if PY2 else __import__("builtins").__dict__.get("ModuleNotFoundError")
 
@@ -67,6 +68,7 @@ class Finder(object):
         self._listed: set[str] = set()  # prefixes whose names are all known
         self._modules: dict[str, Known] = {}
         self._answered: set[int] = set()
+        self._coming: set[int] = set()  # answers of which more will come
         self._data: dict[int, Any] = {}
         self._absent: set[str] = set()
         self.loaded: set[str] = set()
@@ -171,6 +173,10 @@ class Finder(object):
         """Return what is known about a module, and ask for it if that is nothing; None: absent."""
         self._take_in()
         known = self._modules.get(name)
+        if known is None and self._coming and os.getpid() == self._pid:
+            if not self._is_known_absent(name):
+                self._wait_for(lambda: name in self._modules or not self._coming, name)
+            known = self._modules.get(name)
         if known is None and not self._is_known_absent(name):
             number = self.ask("module", name)
             self._wait(number, name)
@@ -199,9 +205,13 @@ class Finder(object):
         return number
 
     def _wait(self, number: int, name: str) -> None:
+        self._wait_for(lambda: number in self._answered, name)
+
+    def _wait_for(self, condition: Callable[[], bool], name: str) -> None:
         def is_done() -> bool:
             self._take_in()
-            return number in self._answered
+            done: bool = condition()
+            return done
 
         self.tap.wait(is_done)
         if not is_done():
@@ -217,10 +227,14 @@ class Finder(object):
                     if payload[:1] == b"z":
                         payload = b"p" + __import__("zlib").decompress(payload[1:])
                     kind, answer = loads_internal(payload[1:], None, (True, True))
-                    if kind == "modules":
-                        self._take_modules(*answer)
-                    else:
+                    if kind == "data":
                         self._data[number] = answer
+                    else:
+                        self._take_modules(*answer)
+                    if kind == "more" and number != AHEAD:
+                        self._coming.add(number)
+                    else:
+                        self._coming.discard(number)
                     self._answered.add(number)
                     del answers[0]
 
@@ -311,7 +325,8 @@ def _text_of_missing(finder: Finder, name: str) -> str:
     names = ", ".join(finder._prefixes + finder._reserve) or "nothing"
     version = sys.version_info[:2]
     text %= (name,) + version + (finder._gateway.id, names)
-    return text + ": forward_imports(allow=[%r]) has it sent, %s" % (name, INSTALL)
+    advice = ": forward_imports(allow=[%r]) has it sent unless deny= has it, %s"
+    return text + advice % (name, INSTALL)
 
 
 def _has_zlib() -> bool:

@@ -6,7 +6,6 @@ A ``Library`` belongs to a group; all of its workers get the content that was re
 
 from __future__ import annotations
 
-import ast
 import io
 import os
 import re
@@ -19,6 +18,7 @@ from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES
 from pkgutil import get_importer, iter_modules
 
 from .._ship.lower import without_annotations
+from .._ship.syntax import parse
 from ..gateway_base import new_rlock
 
 TYPE_CHECKING = False
@@ -36,6 +36,9 @@ _READS_ANNOTATIONS = re.compile(
     rb"^[ \t]*@?(?:from|import|class|[\w.]*dataclass\b).*"
     rb"\b(dataclass(?:es)?|NamedTuple|TypedDict|get_type_hints)\b",
     re.M,
+)
+_FUTURE_ANNOTATIONS = re.compile(
+    rb"^from[ \t]+__future__[ \t]+import\b(?:[^#;\n(]*|[ \t]*\([^)]*)\bannotations\b", re.M
 )
 
 
@@ -63,24 +66,31 @@ class Module:
         self.kind = 0 if locations is None else 1 if file or source is not None else 2
         self.digest = sha256(repr((file, locations is None, source, refusal)).encode()).digest()
 
-    def for_python2(self) -> tuple[bytes | None, str]:
-        """Return the source without annotations, and why it can't be sent."""
-        if not self.source:
-            return self.source, self.refusal
-        return _for_python2(self.source, self.name)
+    def for_python(self, version: tuple[int, ...]) -> tuple[bytes | None, str]:
+        """Return the source for a version, and why it can't be sent.
+
+        Annotations are removed for Python 2, and for 3.6 if the module has those of the future,
+        which came with 3.7 and need not be valid there.
+        """
+        source = self.source
+        if source and (version < (3,) or (version < (3, 7) and _FUTURE_ANNOTATIONS.search(source))):
+            return _without_annotations(source, self.name, version < (3,))
+        return source, self.refusal
 
 
 @lru_cache(maxsize=1024)
-def _for_python2(source: bytes, name: str) -> tuple[bytes, str]:
+def _without_annotations(source: bytes, name: str, is_python2: bool) -> tuple[bytes, str]:
     from .._ship.parts import _decoded
 
     found = _READS_ANNOTATIONS.search(source)
-    if found:
+    if found and is_python2:
         what = found[1].decode()
         return b"", f"{name} reads annotations ({what}), which Python 2 does not have"
+    if found:
+        return source, ""
     try:
         text = _decoded(source)
-        return without_annotations(text).encode("utf-8"), ""
+        return without_annotations(text, all_of_them=True).encode("utf-8"), ""
     except (SyntaxError, ValueError):  # the worker's Python will say what is wrong, or accept it
         return source, ""
 
@@ -153,10 +163,11 @@ def _spec_of(name: str, path: Any) -> Any:
         if find is not None:
             try:
                 spec = find(name, path)
-            except KeyError:  # a namespace inside one that is not imported, which it looks for
+            except (KeyError, ImportError) as exc:
+                if getattr(exc, "name", "") == name:  # one of ours, in a worker that has workers
+                    return None
+                # A namespace inside one that is not imported, which it looks for.
                 spec = find(name.rpartition(".")[2], path)
-            except ImportError:  # one of ours, in a worker that has workers
-                return None
             if spec is not None:
                 return spec
     return None
@@ -424,7 +435,7 @@ def closure(library: Library, name: str, is_wanted: Callable[[str], bool]) -> It
 def compiles(source: bytes) -> bool:
     """Whether this Python accepts a source."""
     try:
-        ast.parse(source)
+        parse(source)
     except (SyntaxError, ValueError):
         return False
     return True

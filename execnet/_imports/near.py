@@ -14,7 +14,10 @@ import zlib
 from functools import partial
 
 from .._ship import parts
+from .._via.blobs import frame_of, kept_by
+from .._via.writer import BLOB_BYTES, KEEPS, digest_of
 from ..gateway_base import (
+    _HEADER,
     LoadError,
     Message,
     ProtocolError,
@@ -22,6 +25,7 @@ from ..gateway_base import (
     loads_internal,
     new_lock,
 )
+from .far_finder import AHEAD
 from .library import (
     Library,
     Module,
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
 
 PART = "_imports.far_finder"
 PACKED_MAX = 1 << 20  # bytes of one answer, unless a single module is larger
+FIRST_RAW = 1 << 16  # of source that is sent before the rest is found
 RAW_MAX = 4 * PACKED_MAX  # of source that may shrink to that, roughly
 WAITING_MAX = 1000  # requests of one worker
 DATA_MAX = 64 << 20  # bytes of a file
@@ -83,6 +88,19 @@ class Forwarding:
             tops = [name.partition(".")[0] for name in allow]
             reserve = ["*" if "*" in top else top for top in tops]
             self._tell("forward", self._kinds(), names, reserve)
+
+    def send_ahead(self, name: str, has_zlib: bool) -> None:
+        """Send what a module needs that the worker is going to import, if it is from here.
+
+        It saves the round trips of asking.  No more than one answer is sent: 1 MiB.
+        """
+        with self._sending:
+            is_ours = any(f"{name}.".startswith(f"{one}.") for one in self._rules.names)
+            if not is_ours or name in self._sent or self._find(name) is None:
+                return
+            for payload in self._answers("module", name, "", has_zlib, one_is_enough=True):
+                self._send(AHEAD, payload)
+                return
 
     def reload(self) -> list[str]:
         """Tell the worker which modules changed since they were sent; return their names."""
@@ -146,16 +164,34 @@ class Forwarding:
             try:
                 with self._sending:
                     for payload in self._answers(*request):
-                        self._gateway._send(Message.SOURCES, number, payload)
+                        self._send(number, payload)
             except OSError:  # the gateway has ended
                 with self._lock:
                     self._requests.clear()
 
-    def _answers(self, kind: str, name: str, place: str, has_zlib: bool) -> Iterable[bytes]:
+    def _send(self, number: int, payload: bytes) -> None:
+        """Send an answer; a worker that others go via keeps it for them."""
+        gateway = self._gateway
+        if len(payload) >= BLOB_BYTES and "_via.far" in gateway.known_parts:
+            digest = digest_of(payload)
+            whole = KEEPS + digest + payload
+            header = _HEADER.pack(Message.SOURCES, number, len(whole))
+            blob = digest, len(header) + len(whole) - len(payload), len(header) + len(whole)
+            frame = kept_by(gateway).keep_in(
+                digest, len(payload), lambda: frame_of(gateway, header, whole, blob)
+            )
+            if frame is not None:
+                gateway._writer.deliver(frame)
+                return
+        gateway._send(Message.SOURCES, number, payload)
+
+    def _answers(
+        self, kind: str, name: str, place: str, has_zlib: bool, one_is_enough: bool = False
+    ) -> Iterable[bytes]:
         packs = has_zlib and bool(self._gateway.settings.is_over_network)
         try:
             if kind == "module":
-                yield from self._answer_module(name, packs)
+                yield from self._answer_module(name, packs, one_is_enough)
             elif kind == "syntax":
                 module = self._find(name)
                 well = module is not None and compiles(module.source or b"")
@@ -181,29 +217,56 @@ class Forwarding:
 
     # modules
 
-    def _answer_module(self, name: str, packs: bool) -> Iterable[bytes]:
-        """Yield answers: what a module needs; for a second one of a package, all of the package."""
-        top = name.partition(".")[0]
+    def _answer_module(self, name: str, packs: bool, one_is_enough: bool) -> Iterable[bytes]:
+        """Yield answers as modules are found: what a module needs; the second time in a package,
+        all of the package.
+
+        one_is_enough: nobody waits for the rest.
+        """
         names, listed = self._new_names(name)
-        wanted = {one.name: one for one in closure(self.library, name, self._rules.may_leave)}
-        if wanted and top in self._asked_in:
-            below = (self._find(one) for one in self.library.names_below(top))
-            wanted.update((one.name, one) for one in below if one is not None)
-        found = [one for one in wanted.values() if self._sent.get(one.name) != one.digest]
-        if wanted:
+        found: list[Module] = []
+        size, limit = 0, RAW_MAX if one_is_enough else FIRST_RAW
+        for module in self._wanted(name):
+            if self._sent.get(module.name) != module.digest:
+                found.append(module)
+                size += len(module.source or b"")
+                if size >= limit:
+                    yield from self._send_all(names, listed, found, packs, True)
+                    names, listed, found, size, limit = {}, [], [], 0, RAW_MAX
+        yield from self._send_all(names, listed, found, packs, False)
+
+    def _wanted(self, name: str) -> Iterable[Module]:
+        top, seen = name.partition(".")[0], set()
+        for module in closure(self.library, name, self._rules.may_leave):
+            seen.add(module.name)
+            yield module
+        if seen and top in self._asked_in:
+            for one in self.library.names_below(top):
+                below = self._find(one) if one not in seen else None
+                if below is not None:
+                    yield below
+        if seen:
             self._asked_in.add(top)
+
+    def _send_all(
+        self,
+        names: dict[str, int],
+        listed: list[str],
+        found: list[Module],
+        packs: bool,
+        more: bool,
+    ) -> Iterable[bytes]:
+        """Yield answers with the modules found, and note that they were sent.
+
+        more: whether others follow, which the worker should wait for.
+        """
         while True:
-            part: list[Module] = []
-            size = 0
-            while found and (not part or size < RAW_MAX):
-                part.append(found.pop(0))
-                size += len(part[-1].source or b"")
-            payload, part = self._packed(names, listed, part, found, packs)
+            payload, part = self._packed(names, listed, found, packs, more)
             for module in part:
                 self._sent[module.name] = module.digest
             yield payload
             self._listed.update(listed)
-            names, listed = {}, []
+            names, listed, found = {}, [], found[len(part) :]
             if not found:
                 return
 
@@ -211,23 +274,23 @@ class Forwarding:
         self,
         names: dict[str, int],
         listed: list[str],
-        part: list[Module],
         found: list[Module],
         packs: bool,
+        more: bool,
     ) -> tuple[bytes, list[Module]]:
-        """Return an answer of at most ``PACKED_MAX`` bytes, and the items of ``part`` in it."""
-        is_python2 = self._gateway.handshake.hello["version_info"][0] == 2
+        """Return an answer of at most ``PACKED_MAX`` bytes, and the modules in it."""
+        version = tuple(self._gateway.handshake.hello["version_info"][:2])
+        part = found
         while True:
-            rows = [_row(module, is_python2) for module in part]
+            rows = [_row(module, version) for module in part]
             digests = tuple(module.digest for module in part)
-            key = (tuple(names), tuple(listed), digests, is_python2, packs)
-            answer = "modules", (names, listed, rows)
+            kind = "more" if more or len(part) < len(found) else "modules"
+            key = (kind, tuple(names), tuple(listed), digests, min(version, (3, 7)), packs)
+            answer = kind, (names, listed, rows)
             payload = self.library.packed(key, partial(self._pack, answer, packs))
             if len(payload) <= PACKED_MAX or len(part) < 2:
                 return payload, part
-            half = len(part) // 2
-            found[:0] = part[half:]
-            part = part[:half]
+            part = part[: len(part) // 2]
 
     def _new_names(self, name: str) -> tuple[dict[str, int], list[str]]:
         """Return names that the worker need not ask about any more: those of the whole package."""
@@ -300,8 +363,8 @@ class Forwarding:
 NO_THREAD = "the coordinator could not start a thread to send it"
 
 
-def _row(module: Module, is_python2: bool) -> tuple[Any, ...]:
-    source, refusal = module.for_python2() if is_python2 else (module.source, "")
+def _row(module: Module, version: tuple[int, ...]) -> tuple[Any, ...]:
+    source, refusal = module.for_python(version)
     package = "package" if module.locations is not None else ""
     return module.name, package, module.file, source, module.refusal or refusal
 

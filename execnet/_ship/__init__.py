@@ -1,1 +1,1 @@
-"""What workers are sent: the source of this package and of users, read, lowered and packed."""
+"""What is sent to workers: source of this package and of users, read, lowered and packed."""

@@ -1,13 +1,13 @@
-"""The code that loads modules of ours in an interpreter that is to become more than a worker.
+"""The code that loads our modules in an interpreter that is to become more than a worker.
 
-It imports them, or makes them of the source that it has in it.  Start at ``code_to_load``.
+It imports them, or makes them from the source that it contains.  Start at ``code_to_load``.
 """
 
 from __future__ import annotations
 
 from . import parts
 
-# Lines within a function, indented by one space but for the first.
+# These lines belong in a function, so all but the first are indented by one space.
 _BY_IMPORT = """\
 path, sys.path = sys.path, [{folder!r}] + [entry for entry in sys.path if entry]
  from execnet import gateway_base as base
@@ -27,12 +27,21 @@ file_name, source = {base!r}
   part = base.load_part(*sent)
 """
 
+_BOOT = """\
+import sys
+def boot(options):
+ search, sys.path = sys.path, [entry for entry in sys.path if entry]
+ {load}
+ sys.path = search
+ part.run(options)
+"""
+
 
 def code_to_load(name: str, others: tuple[str, ...] = (), ships: bool = False) -> str:
     """Return code that defines ``base``, which is ``gateway_base``, and ``part``, a module.
 
-    name: of the module in the package.  others: those that it needs, in their order.
-    ships: whether the interpreter has no source of ours.
+    name: of the module in the package.  others: the modules that it needs, in order.
+    ships: whether the interpreter has none of our source.
     """
     if not ships:
         return _BY_IMPORT.format(folder=parts.import_folder(), name=name)
@@ -41,3 +50,11 @@ def code_to_load(name: str, others: tuple[str, ...] = (), ships: bool = False) -
     base = parts.file_of("gateway_base"), shipment_for("thread").whole()
     sent = [(one, parts.file_of(one), parts.lowered(one)) for one in (*others, name)]
     return _BY_SOURCE.format(base=base, parts=sent)
+
+
+def code_to_run(name: str, others: tuple[str, ...], ships: bool) -> str:
+    """Return code that defines ``boot(options)``, which runs one of our modules.
+
+    others, ships: as for ``code_to_load``.
+    """
+    return _BOOT.format(load=code_to_load(name, others, ships).rstrip())

@@ -1,9 +1,8 @@
 """Source as it is sent: lowered to what every Python understands, split, packed as text.
 
-Lowering takes docstrings, comments and annotations out of a module and nothing else, line
-for line, so that remote tracebacks give the numbers of the file in the repository.  What it
-imports from the future becomes what Python 2 needs of it.  Start
-at ``lower`` and ``pack``.
+Lowering takes docstrings, comments and annotations out of a module and changes nothing else.  It
+works line for line, so that remote tracebacks give the numbers of the file in the repository.  The
+imports from ``__future__`` become the one that Python 2 needs.  Start at ``lower`` and ``pack``.
 """
 
 from __future__ import annotations
@@ -14,35 +13,41 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+from .syntax import parse
+
 Position = tuple[int, int]  # line from 0, column in characters
-# From, to, what comes in its place, and what ends the lines that this leaves behind: nothing
-# within brackets, elsewhere a backslash.
+# From, to, what replaces it, and what ends the lines that are left: nothing within brackets,
+# elsewhere a backslash.
 Edit = tuple[Position, Position, str, str]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-# A line up to its comment.  No string goes on in the next line, once docstrings are gone.
+# A line up to its comment, if it has no string in triple quotes.
 _CODE = re.compile(r"""(?:[^'"#]|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")*""")
 
 
 def lower(source: str, tree: ast.Module | None = None) -> str:
     """Return the source of a module of ours without docstrings, comments and annotations.
 
-    What remains runs on every Python whose syntax it keeps to; line numbers are the same,
-    indentation is one column a level.  tree: its syntax tree, where there is one already.
+    The rest runs on every Python that knows its syntax.  Line numbers stay the same, and
+    indentation becomes one column a level.  tree: the syntax tree, if there is one already.
     """
     lines = source.split("\n")
-    tree = tree or ast.parse(source)
+    tree = tree or parse(source)
     edits = [*_docstring_edits(tree, lines)]
     for node, _ in _statements(tree):
         edits += _edits_of(node, lines)
     _apply(edits, lines)
-    return "\n".join(map(_dedented, lines))
+    first, more = _lines_with_strings(tree, lines)
+    for number, line in enumerate(lines):
+        if number not in more:
+            lines[number] = _dedented(line, number in first)
+    return "\n".join(lines)
 
 
 def cut(lowered: str, source: str, line: str) -> tuple[str, str]:
-    """Return what is in front of a line of the source and what comes after it.
+    """Return the source before a line and the source after it.
 
-    Both are lowered; in both all lines keep their numbers.  line: how it begins.
+    Both are lowered, and in both all lines keep their numbers.  line: how that line begins.
     """
     (number,) = (n for n, text in enumerate(source.split("\n")) if text.startswith(line))
     lines = lowered.split("\n")
@@ -61,7 +66,7 @@ def pack(source: str) -> str:
     """Return the source deflated and written in 85 printable characters, no quote among them.
 
     Four bytes become five characters, as in Ascii85 (Adobe, PostScript Language Reference,
-    ASCII85Encode), but the last group is filled up with zeros, which a zlib stream ignores.
+    ASCII85Encode).  The last group is filled up with zeros, which a zlib stream ignores.
     """
     data = deflate(source)
     data += b"\0" * (-len(data) % 4)
@@ -76,24 +81,26 @@ def pack(source: str) -> str:
 def without_annotations(source: str, all_of_them: bool = False) -> str:
     """Return the source of a function without annotations, which need names of its module.
 
-    Those of a class stay: they are there for what makes something of them, as ``dataclass``.
-    all_of_them: they go, too, as for a Python that understands none.
+    Annotations in a class stay, since things like ``dataclass`` use them, and in a module.
+    all_of_them: remove those as well, for a Python that understands none.
     """
     lines = source.split("\n")
     edits: list[Edit] = []
-    for node, is_local in _statements(ast.parse(source)):
+    for node, is_local in _statements(parse(source)):
         if isinstance(node, Function):
             edits += _signature_edits(node, lines)
         elif isinstance(node, ast.AnnAssign) and (is_local or (all_of_them and node.value)):
             edits += _assignment_edits(node, lines)
         elif isinstance(node, ast.AnnAssign) and all_of_them:
             edits += _statement_edits(node, lines, "pass")
+        elif isinstance(node, ast.ImportFrom) and node.module == "__future__" and all_of_them:
+            edits += _future_edits(node, lines)
     _apply(edits, lines)
     return "\n".join(lines)
 
 
 def _statements(node: ast.AST, is_local: bool = False) -> Iterator[tuple[ast.stmt, bool]]:
-    """Yield the statements within a node, and whether names that they bind are a function's."""
+    """Yield the statements in a node, and whether the names that they bind are local ones."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.stmt):
             yield child, is_local
@@ -113,12 +120,31 @@ def _apply(edits: list[Edit], lines: list[str]) -> None:
             lines[last] = replacement + tail
 
 
-def _dedented(line: str) -> str:
-    """Return a line with one column for each four of indentation, without a comment.
+def _lines_with_strings(tree: ast.Module, lines: list[str]) -> tuple[set[int], set[int]]:
+    """Return the lines in which strings in triple quotes begin, and those that they go on in."""
+    first: set[int] = set()
+    more: set[int] = set()
+    if any(_has_triple_quotes(line) for line in lines):  # else this would take a while for nothing
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Constant, ast.JoinedStr)):
+                begin, end = node.lineno - 1, (node.end_lineno or 0) - 1
+                if _has_triple_quotes(lines[begin]):
+                    first.add(begin)
+                    more.update(range(begin + 1, end + 1))
+    return first, more
 
-    Lines within brackets may be indented in any way, so they lose nothing by it.
+
+def _has_triple_quotes(line: str) -> bool:
+    return '"""' in line or "'''" in line
+
+
+def _dedented(line: str, has_long_string: bool = False) -> str:
+    """Return a line without its comment, with one column for every four of its indentation.
+
+    Lines within brackets may be indented in any way, so this does not harm them.  Beside a string
+    that may continue in the next line, a comment stays.
     """
-    match = _CODE.match(line) if "#" in line else None
+    match = _CODE.match(line) if "#" in line and not has_long_string else None
     code = match.group() if match else line
     code = code.strip()
     return " " * ((len(line) - len(line.lstrip())) // 4) + code if code else ""
@@ -134,7 +160,7 @@ def _edits_of(node: ast.stmt, lines: list[str]) -> Iterator[Edit]:
     elif isinstance(node, ast.AnnAssign):
         yield from _statement_edits(node, lines, "pass")
     elif isinstance(node, ast.ImportFrom) and node.module == "__future__":
-        # Python 2 would look in our own package first for each module that is imported.
+        # Without this, Python 2 would look for each imported module in our own package first.
         yield from _statement_edits(node, lines, "from __future__ import absolute_import")
     elif (
         isinstance(node, ast.If)
@@ -177,13 +203,21 @@ def _signature_edits(node: Function, lines: list[str]) -> Iterator[Edit]:
         yield arrow, _find(":", _end(node.returns, lines), lines), "", "\\"
 
 
+def _future_edits(node: ast.ImportFrom, lines: list[str]) -> Iterator[Edit]:
+    for alias in node.names:
+        if alias.name == "annotations":
+            line, column = _start(alias, lines)
+            # Every Python has that one, and it changes nothing.
+            yield (line, column), (line, column + len(alias.name)), "generators", ""
+
+
 def _names_of(parameters: list[ast.AST]) -> set[str]:
     """Return the names of the type parameters of a function."""
     return {getattr(parameter, "name", "") for parameter in parameters}
 
 
 def _used_by(node: ast.AST) -> Iterator[str]:
-    """Yield the names that are used within a function, elsewhere than in its signature."""
+    """Yield the names that are used in a function, except in its signature."""
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "type_params") and not isinstance(node, ast.AnnAssign):
             continue
@@ -196,7 +230,7 @@ def _used_by(node: ast.AST) -> Iterator[str]:
 
 def _assignment_edits(node: ast.AnnAssign, lines: list[str]) -> Iterator[Edit]:
     start, end = _start(node.annotation, lines), _end(node.annotation, lines)
-    if node.value is None:  # what it also says: that the name is a local one
+    if node.value is None:  # it still has to say that the name is a local one
         yield start, end, "0", "\\"
     else:
         colon = _find(":", _end(node.target, lines), lines)
@@ -204,7 +238,7 @@ def _assignment_edits(node: ast.AnnAssign, lines: list[str]) -> Iterator[Edit]:
 
 
 def _find(text: str, position: Position, lines: list[str]) -> Position:
-    """Return where a text begins that comes next but for names, brackets and comments."""
+    """Return where a text begins, when only names, brackets and comments come before it."""
     line, column = position
     while True:
         before, found, _ = lines[line][column:].partition("#")[0].partition(text)
@@ -222,6 +256,6 @@ def _end(node: ast.AST, lines: list[str]) -> Position:
 
 
 def _position(number: int, offset: int, lines: list[str]) -> Position:
-    """Return a position that a syntax tree has in bytes."""
+    """Return a position of a syntax tree, which counts columns in bytes."""
     line = lines[number - 1]
     return number - 1, offset if line.isascii() else len(line.encode()[:offset].decode())

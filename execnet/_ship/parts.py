@@ -1,8 +1,8 @@
-"""Modules as source: read through the import system, and what is made of them kept.
+"""Modules as source: read through the import system; what is made of them is kept.
 
-A module may be a file, or be in a zip or a frozen program; what goes to workers is read here,
-whichever it is.  What takes long to make of one of ours is kept beside Python's own bytecode,
-where it is trusted as much as that is.  Start at ``read`` and ``kept``.
+A module may be a file, or be in a zip or a frozen program; this is where its source is read for
+workers.  If it takes long to prepare one of our modules, the result is kept beside Python's own
+bytecode, and trusted as much.  Start at ``read`` and ``kept``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import os
 import re
 import sys
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache
 
 from .._errors import BootstrapError
+from ..gateway_base import dumps_internal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _source(name: str, loader: object, path: str) -> str | None:
             return _decoded(file.read())
     try:
         return from_loader(loader, name, path)
-    except (AttributeError, ImportError, OSError):  # it is one that has no sources
+    except (AttributeError, ImportError, OSError):  # the loader has no sources
         return None
 
 
@@ -60,7 +61,7 @@ def from_loader(loader: Any, name: str, path: str) -> str | None:
     """Return the source of a module as its loader has it; raises what that raises."""
     try:
         source: str | None = loader.get_source(name)
-    except UnicodeDecodeError:  # the loader of zips takes all for UTF-8
+    except UnicodeDecodeError:  # the loader of zips takes everything for UTF-8
         return _decoded(loader.get_data(path))
     return source
 
@@ -86,9 +87,9 @@ def is_ours(module: ModuleType) -> bool:
     return module.__name__.startswith(PACKAGE + ".")
 
 
-@lru_cache(maxsize=32)
+@cache
 def source_of(name: str) -> str:
-    """Return the source of a module of ours, which need not be imported.
+    """Return the source of one of our modules, which need not be imported.
 
     Raises ``BootstrapError`` if it can't be found.
     """
@@ -102,11 +103,11 @@ def source_of(name: str) -> str:
 
 
 def file_of(name: str) -> str:
-    """Return the name of the file of a module of ours."""
+    """Return the file name of one of our modules."""
     return str(_spec_of(name).origin)
 
 
-@lru_cache(maxsize=32)
+@cache
 def _spec_of(name: str) -> Any:
     from importlib.util import find_spec
 
@@ -116,9 +117,9 @@ def _spec_of(name: str) -> Any:
     return spec
 
 
-@lru_cache(maxsize=32)
+@cache
 def lowered(name: str) -> str:
-    """Return the source of a module of ours, for Pythons that don't understand it as it is."""
+    """Return the source of one of our modules, for Pythons that don't understand it as it is."""
     source = source_of(name)
 
     def lower() -> str:
@@ -130,57 +131,87 @@ def lowered(name: str) -> str:
     return text
 
 
-# What a worker does with it: it adds what it was sent to what it has, and runs the last one.
-LOADER = """
+# What runs in a worker: it loads the modules that it is sent, and runs the last one.
+LOADER = """\
 import sys
 base = sys.modules[channel.__class__.__module__]
-for name, file_name, source in channel.receive():
-    module = base.load_part(name, file_name, source)
-module.main(channel)
-"""
+parts = channel.receive()
+parts = base.loads_internal(__import__("zlib").decompress(parts)) if type(parts) is bytes else parts
+[base.load_part(*sent) for sent in parts][-1].main(channel)
+"""  # nothing in it is indented, so that it is sent without a look at that
 
 
-def run(gateway: Any, name: str, is_there: bool = False) -> Channel:
-    """Run ``main(channel)`` of a module of ours in a worker; return the channel.
+def run(
+    gateway: Any,
+    name: str,
+    is_there: bool = False,
+    send: Callable[[Channel, Any], None] | None = None,
+) -> Channel:
+    """Run ``main(channel)`` of one of our modules in a worker; return the channel.
 
-    It is sent with those that it imports, except to a worker that can import them, or has them
-    already, which ``is_there`` tells.  Raises OSError if the worker is gone.
+    The module is sent together with those that it imports, unless the worker can import them, or
+    has them already, which ``is_there`` tells.  send: sends it, in place of the channel.  Raises
+    OSError if the worker is gone.
     """
     channel: Channel = gateway.remote_exec(LOADER)
-    send_parts(channel, name, is_there)
+    channel.reconfigure(py2str_as_py3str=False)  # what Python 2 calls str are bytes here
+    sent: Any = [(name, None, None)] if is_there else sent_parts(gateway, name)
+    has_sources = any(source for _, _, source in sent)
+    if has_sources and gateway.settings.is_over_network and _unpacks(gateway):
+        sent = _packed(name)
+    channel.send(sent) if send is None else send(channel, sent)
     return channel
 
 
-def send_parts(channel: Channel, name: str, is_there: bool = False) -> None:
-    """Send what the loader at the other end of a channel receives; as ``run``."""
-    gateway = channel.gateway
-    channel.reconfigure(py2str_as_py3str=False)  # what Python 2 calls str are bytes here
-    channel.send([(name, None, None)] if is_there else sent_parts(gateway, name))
+def send_parts(channel: Channel, name: str) -> None:
+    """Send what another loader expects at the other end of a channel; otherwise as ``run``."""
+    channel.reconfigure(py2str_as_py3str=False)
+    channel.send(sent_parts(channel.gateway, name))
+
+
+def _unpacks(gateway: Any) -> bool:
+    """Whether a worker has zlib, and reads our source as it is."""
+    return not (gateway._is_old() or gateway.handshake.is_plain)
+
+
+@cache
+def _packed(name: str) -> bytes:
+    import zlib
+
+    rows = [(one, file_of(one), source_of(one)) for one in with_imports(name)]
+    return zlib.compress(dumps_internal(rows), 6)
 
 
 def sent_parts(gateway: Any, name: str) -> list[tuple[str, str | None, str | None]]:
-    """Return what ``load_part`` of a worker needs for a module of ours and what that imports."""
+    """Return what a worker's ``load_part`` needs for one of our modules and its imports."""
     if gateway._imports_parts():
         return [(name, None, None)]
+    if name in gateway.known_parts:
+        return [(one, None, None) for one in with_imports(name)]
     read = lowered if gateway._is_old() else source_of
-    return [(one, file_of(one), read(one)) for one in _with_imports(name)]
+    return [(one, file_of(one), read(one)) for one in with_imports(name)]
 
 
-@lru_cache(maxsize=32)
-def _with_imports(name: str) -> list[str]:
+def note_loaded(gateway: Any, name: str) -> None:
+    """Remember that a worker has one of our modules, as its answer shows; it is not sent again."""
+    gateway.known_parts |= {name}
+
+
+@cache
+def with_imports(name: str) -> list[str]:
     """Return a shipped module and those that it imports, in the order in which they are needed.
 
-    The core and its features are there; what is imported within a function does not count.
+    Workers have the core and its features; imports within functions do not count.
     """
     found: list[str] = []
     package = name.rpartition(".")[0]
     for module, names in _IMPORTS.findall(source_of(name)):
         for one in [f".{module}"] if module else [f".{one.strip()}" for one in names.split(",")]:
-            found += [part for part in _with_imports(package + one) if part not in found]
+            found += [part for part in with_imports(package + one) if part not in found]
     return [*found, name]
 
 
-# Those of the same folder, as far as the rest needs them.
+# Imports from the same folder.
 _IMPORTS = re.compile(r"^from \.(\w*) import (.*)", re.M)
 
 
@@ -195,10 +226,10 @@ def import_folder() -> str:
 def kept(name: str, kind: str, made_of: list[str], make: Callable[[], Any]) -> Any:
     """Return what ``make`` returns, if possible as an earlier program has kept it.
 
-    It is kept for the Python that this is, beside the bytecode of a module of ours, and like
-    that: not where Python is told to write none.  A file that is cut, of other sources or not
-    to be read only costs the time to make it again.  made_of: the texts that decide what is
-    made, which is what ``marshal`` takes.
+    It is kept for this version of Python, beside the bytecode of one of our modules and under the
+    same rules: not where Python is told to write none.  If the file is cut, was made from other
+    sources or can't be read, the only cost is the time to make it again.  made_of: the texts that
+    decide the result, which has to be something that ``marshal`` takes.
     """
     from importlib.util import source_hash  # differs between Pythons with different bytecode
 

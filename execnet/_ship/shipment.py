@@ -1,7 +1,7 @@
-"""What is sent to an interpreter that has nothing but itself.
+"""What is sent to a bare interpreter in order to make it a worker.
 
-One line makes it a worker that can say hello; the rest of the shipped module follows in a
-frame of its own, before anything that is asked of the worker.  Start at ``boot_code``.
+One line makes it a worker that can say hello; the rest of the shipped module follows in a frame
+of its own, before any request.  Start at ``boot_code``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 MODULE = "gateway_base"
 FIRST_PACKET_MAX = 14 * 1024  # bytes of the line: the first flight of a TCP connection
 
-# The line has to be short: p packed source, w what asks for it as it is where there is no
-# zlib, f file name, o options, k the connection of a server that executes it; i in, t out, m
-# module, d digits, s source, q the path of modules, which has no working folder meanwhile.  A
-# module has no ``__spec__`` rather than None there: of that CPython 3.15 warns when it writes a
-# traceback.
+# The line has to be short.  p: packed source; w: the request for unpacked source, if there is no
+# zlib; f: file name; o: options; k: the connection, in a server that executes the line; i: in;
+# t: out; m: module; d: digits; s: source; q: the module search path, from which the working folder
+# is missing meanwhile.  Modules lose their ``__spec__``, since CPython 3.15 warns of one that is
+# None when it writes a traceback.
 _BOOT = """\
 def boot(p,w,f,o,k=None):
  import sys
@@ -52,9 +52,9 @@ def boot(p,w,f,o,k=None):
 boot("{packed}",{wanted!r},{file_name!r},{options!r}{connection})
 """
 _START = "m.start_worker(**o)"
-# Released socket servers execute the line with a name for the connection.  The processes of ours
-# have it as stdin and stdout, and set the other name.  No cycle may keep the connection: it would
-# stay open until a garbage collection.
+# Released socket servers execute the line with a name for the connection.  The processes of our
+# server have the connection as stdin and stdout, and set the other name.  No cycle may refer to the
+# connection: it would stay open until a garbage collection.
 _START_OR_SERVE = """\
 if k:
   n={}
@@ -62,7 +62,7 @@ if k:
   n["start_in_server"](m,k,o)
  else:
   m.start_worker(**o)"""
-# There are no greenlets in such a server, and no room for both in the line.
+# Such a server has no greenlets, and the line has no room for both.
 _START_OR_REFUSE = """\
 if k:
   k.sendall(o["marker"]+m._frame_of({"error":"the server has threads, no greenlets"}))
@@ -70,11 +70,12 @@ if k:
   m.start_worker(**o)"""
 _CONNECTION = """,None if globals().get("in_own_process") else globals().get("clientsock")"""
 
-# The lines that cut the module: what a worker of greenlets needs to say hello, and what all can do
-# without until then.
+# The lines at which the module is cut: before what only a worker with greenlets needs in order to
+# say hello, and before what no worker needs until then.
 CUT_BEFORE_GREENLETS = f"# {'=' * 64} after hello, but for"
 CUT = f"# {'=' * 64} after hello, for all"
 FEATURES = (
+    "buffers",
     "calls",
     "codec",
     "codecs",
@@ -83,6 +84,8 @@ FEATURES = (
     "files",
     "idle",
     "interrupts",
+    "packed",
+    "polled",
     "pulse",
     "window",
 )
@@ -91,9 +94,9 @@ FEATURES = (
 class Shipment:
     """``gateway_base`` in two parts, for workers of one kind.
 
-    packed, deflated: the first part, as it is in the first line and as it is told to ``zlib``.
-    rest, compiled_rest: the second, deflated and as the Python that this is has compiled it,
-    which takes three times as many bytes.
+    packed, deflated: the first part, as text for the first line and as a zlib stream.
+    rest, compiled_rest: the second part, deflated, and compiled by this version of Python, which
+    takes three times as many bytes.
     """
 
     def __init__(self, packed: str, deflated: bytes, rest: bytes, compiled_rest: bytes) -> None:
@@ -155,7 +158,7 @@ def _shipment(greenlets: bool) -> Shipment:
 
 
 def shipment_for(execmodel: str) -> Shipment:
-    """Return what is sent to workers of an execution model; it is made once."""
+    """Return what is sent to workers with an execution model; it is made only once."""
     return _shipment(_has_greenlets(execmodel))
 
 
@@ -164,7 +167,7 @@ def _has_greenlets(execmodel: str) -> bool:
 
 
 def wanted(marker: bytes) -> bytes:
-    """Return what an interpreter without zlib writes, to be sent the source as it is."""
+    """Return what an interpreter without zlib writes in order to get the source unpacked."""
     return marker.rstrip() + b"?"
 
 
@@ -174,6 +177,14 @@ def _start_or_serve(greenlets: bool) -> str:
         return _START_OR_REFUSE
     lines = parts.lowered("_transports.far_socket").split("\n")
     return _START_OR_SERVE % "~".join(filter(None, lines))  # "\n" would be escaped twice
+
+
+def head_of_line() -> str:
+    """Return how the code of a worker without greenlets begins; after it come its options."""
+    packed = shipment_for("thread").packed
+    options = {"execmodel": "thread", "marker": b""}
+    before, _, _ = boot_code(options).partition(packed)
+    return f'{before}{packed}",'
 
 
 def boot_code(options: Mapping[str, Any], in_server: bool = False) -> str:

@@ -1,6 +1,6 @@
-"""What ``remote_exec`` is given, as source that can be sent.
+"""Turns the argument of ``remote_exec`` into source that can be sent.
 
-Does not run anything.  Start at ``source_to_send``.
+Runs nothing.  Start at ``source_to_send``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _MODULE_NAMES = frozenset(["__name__", "__builtins__", "__doc__", "__file__"])
 def source_to_send(source: object, lowered: bool = True) -> Sendable:
     """Return (source, file name, name of the function to call) of code.
 
-    source: a string, a function or a module.  File and function are None where there is none.
-    lowered: whether modules of ours are to be what every Python understands.
+    source: a string, a function or a module.  File name and function are None if there is none.
+    lowered: whether to lower our own modules to what every Python understands.
     Raises ValueError for a function that can't stand alone, TypeError for anything else.
     """
     if isinstance(source, types.ModuleType):
@@ -38,14 +38,14 @@ def source_to_send(source: object, lowered: bool = True) -> Sendable:
 
 @lru_cache(maxsize=16)
 def compiled(source: str, file_name: str | None) -> bytes | None:
-    """Return what a worker on the same Python need not compile, which is slow the first time.
+    """Return bytecode for a worker on the same Python, since the first compilation is slow.
 
-    None where it can't be compiled: the worker will tell why.
+    None if the source can't be compiled: then the worker says why.
     """
     try:
         code = compile(source + "\n", file_name or "<remote exec>", "exec", 0, True, 0)
         return marshal.dumps(code)
-    except Exception:  # a warning that is an error here, too
+    except Exception:  # also a warning that is an error here
         return None
 
 
@@ -58,7 +58,7 @@ def _dedent(source: str) -> str:
 
 
 def _source_of_module(module: types.ModuleType, lowered: bool) -> Sendable:
-    from . import parts  # not with a popen worker: few programs send one
+    from . import parts  # imported late: few programs need it
 
     name = module.__name__.removeprefix(f"{parts.PACKAGE}.")
     if lowered and parts.is_ours(module):
@@ -69,15 +69,15 @@ def _source_of_module(module: types.ModuleType, lowered: bool) -> Sendable:
 def _source_of_function(function: types.FunctionType) -> str:
     """Return the source of a function that can stand alone, as it is in its file.
 
-    It is dedented, and newlines in front let its lines have the numbers that they have in the
-    file.  Raises ValueError for a lambda, a closure, a function without source, one whose first
+    It is dedented, and newlines in front give its lines the numbers that they have in the file.
+    Raises ValueError for a lambda, a closure, a function without source, one whose first
     parameter is not ``channel`` and one that uses names of its module, and says which.
     """
     return _read_function(function)[0]
 
 
 def _read_function(function: types.FunctionType) -> tuple[str, str]:
-    """Return the source of a function as it is, and as it is sent; errors as above."""
+    """Return a function's source, unchanged and as it is sent; errors as above."""
     import inspect
     import textwrap
 
@@ -96,7 +96,7 @@ def _read_function(function: types.FunctionType) -> tuple[str, str]:
     except (OSError, TypeError) as exc:
         raise no_source(name, exc, function.__code__) from exc
     before: int = function.__code__.co_firstlineno - 1
-    if source[:1] in " \t":  # text within it begins further left than the function does
+    if source[:1] in " \t":  # a string in it begins further left than the function
         source = "if True:\n" + source
         before -= 1
     if not _defines(source, inspect.unwrap(function).__code__.co_name):
@@ -129,8 +129,10 @@ def _defines(source: str, name: str) -> bool:
     """Whether there is a function or a class of that name in the source."""
     import ast
 
+    from .syntax import parse
+
     try:
-        nodes = list(ast.walk(ast.parse(source)))
+        nodes = list(ast.walk(parse(source)))
     except SyntaxError:
         return False
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

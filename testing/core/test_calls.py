@@ -8,6 +8,7 @@ from __future__ import annotations
 import builtins
 import concurrent.futures
 import functools
+import importlib
 import os
 import sys
 import textwrap
@@ -401,6 +402,23 @@ class TestAModule:
         assert gateway.call(dict, named=3, rest=[4]) == {"named": 3, "rest": [4]}
         with pytest.raises(KeyError, match="a"):
             gateway.call(raised_there, "a")
+
+
+def test_a_package_that_the_far_python_does_not_understand_goes_as_source(
+    makegateway: MakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 2 keeps an empty module of one that does not compile, and would find that next."""
+    package = tmp_path / "newer"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "from __future__ import annotations\nfrom .units import twice\n"
+        "def four_times(number: int) -> int:\n    return twice(twice(number))\n"
+    )
+    (package / "units.py").write_text("def twice(number):\n    return 2 * number\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    newer: Any = importlib.import_module("newer")
+    gateway = makegateway(f"popen//python={find_python('2.7')}//chdir={tmp_path}")
+    assert gateway.call(newer.four_times, 3) == 12
 
 
 def raised_there(key: str) -> None:

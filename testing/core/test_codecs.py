@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime
 import decimal
@@ -9,14 +10,15 @@ import enum
 import fractions
 import itertools
 import pathlib
+import queue
 import uuid
 from typing import Any, NamedTuple
 
 import pytest
-from interpreters import Interpreter
-from tools import BOUND_S, MakeGateway, interpreters, wait_until
+from interpreters import Interpreter, chosen
+from tools import BOUND_S, MakeGateway, wait_until
 
-from execnet import Channel, DumpError, Gateway, Group, LoadError, RemoteError, codecs
+from execnet import Channel, DumpError, Gateway, Group, LoadError, RemoteError, aio, codecs
 from execnet._features.codecs import MARK, described
 
 ECHO = "for item in channel: channel.send(item)"
@@ -81,7 +83,7 @@ PATHS = [
 TYPES = [Color.RED, Color.BLUE, Ways.NORTH | Ways.EAST, Pair(1, [Pair(2, 3)]), Point(1, Color.RED)]
 NESTED = [
     [STANDARD[0], {"when": STANDARD[2], STANDARD[7]: (1, STANDARD[4])}],
-    {STANDARD[0], "x"},
+    {STANDARD[0]},
     frozenset([Point(1, (2, 3))]),
     (MARK, "date", (1, 2)),  # no value, for all that it looks like one
     [(MARK, "", (MARK, "", ()))],
@@ -238,6 +240,33 @@ class TestChannels:
             channel.codec = codecs.standard
 
 
+class TestCalls:
+    def test_arguments_and_results_are_values_of_the_codec_of_the_group(self) -> None:
+        days = [datetime.date(2026, 12, 31), datetime.date(2027, 1, 1)]
+        with Group(["popen"]) as group:
+            group.codec(codecs.standard)
+            assert group[0].call(max, days) == days[1]
+            assert group[0].submit(max, [], default=days[0]).result(BOUND_S) == days[0]
+            assert group[0].module("datetime").MAXYEAR == datetime.MAXYEAR
+            with group.executor() as executor:
+                assert list(executor.map(max, [days])) == [days[1]]
+            group.codec(None)
+            with pytest.raises(DumpError, match="max can't be called with that"):
+                group[0].call(max, days)
+
+    def test_so_they_are_in_a_loop(self) -> None:
+        days = [datetime.date(2026, 12, 31), datetime.date(2027, 1, 1)]
+
+        async def main() -> list[Any]:
+            async with aio.Group(["popen"]) as group:
+                group.codec(codecs.standard)
+                async with group.executor() as executor:
+                    results = [item async for item in executor.map(max, [days])]
+                return [*results, await group[0].call(max, days), await group[0].submit(max, days)]
+
+        assert asyncio.run(main()) == [days[1]] * 3
+
+
 class TestPickle:
     def test_what_can_be_pickled_arrives(self, worker: Gateway) -> None:
         channel = echo(worker, codecs.pickle)
@@ -343,7 +372,7 @@ def test_a_description_has_what_its_codec_has() -> None:
     assert repr(there).startswith("<Codec standard, ")
 
 
-@pytest.fixture(params=interpreters(), ids=str)
+@pytest.fixture(params=chosen(), ids=str)
 def interpreter(request: pytest.FixtureRequest) -> Interpreter:
     found: Interpreter = request.param
     return found
@@ -354,3 +383,26 @@ def test_the_path_in_a_keyword_argument_names_the_argument(worker: Gateway) -> N
 
     with pytest.raises(DumpError, match=r"^kwargs\['x'\]\[0\]: can't serialize"):
         worker.remote_exec(code, x=[object()])
+
+
+def test_whoever_waits_for_an_item_wakes_up_to_the_new_queue(makegateway: MakeGateway) -> None:
+    channel = makegateway().newchannel()
+    found: list[bool] = []
+
+    class Old(queue.SimpleQueue):  # type: ignore[type-arg]
+        def put(self, item: object, block: bool = True, timeout: float | None = None) -> None:
+            found.append(channel._items is self)
+            super().put(item)
+
+    channel._set_inbox(Old())
+    channel.codec = codecs.standard
+    assert found == [False]
+
+
+def test_code_that_waits_already_uses_a_codec_that_comes(makegateway: MakeGateway) -> None:
+    gateway = makegateway()
+    channel = gateway.remote_exec("for item in channel: channel.send(str(type(item)))")
+    wait_until(lambda: " in receive" in gateway.dump_stacks(BOUND_S), BOUND_S)
+    channel.codec = codecs.standard
+    channel.send(decimal.Decimal(1))
+    assert "Decimal" in channel.receive(BOUND_S)

@@ -9,45 +9,23 @@ from __future__ import annotations
 import importlib.machinery
 import re
 import sys
+import textwrap
+import threading
 import types
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from import_projects import Project, Worker
 from import_trees import compare
 from tools import BOUND_S, MakeGateway, find_python, run_python
 
 from execnet import Gateway, Group, ProtocolError, RemoteError
+from execnet._imports.library import Library
 from execnet.gateway_base import Message, dumps_internal
 
 PYTHONS = ["2.7", "3.6", "3.13"]
-# Tells what became of code: what it sends, or the error that it ended with.
-TRY = """
-import sys
-for code in channel:
-    names = {}
-    try:
-        exec(compile(code, "<test>", "exec"), names)
-        channel.send(names["found"])
-    except Exception:
-        channel.send("%s: %s" % (sys.exc_info()[0].__name__, sys.exc_info()[1]))
-"""
-
-
-class Project:
-    """A folder with modules, first on ``sys.path``."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def write(self, **sources: str) -> None:
-        """Write modules; "__" in their names stands for the next folder."""
-        for name, source in sources.items():
-            path = self.folder / (name.replace("__", "/") + ".py")
-            path = path.with_name(path.name.replace("init.py", "__init__.py"))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(source, "utf-8")
 
 
 @pytest.fixture
@@ -56,26 +34,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
     return Project(folder)
-
-
-class Worker:
-    """A worker that imports what is forwarded; counts how often it asks."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self.gateway = gateway
-        self.requests = 0
-        self._on_import = gateway._on_import
-        gateway._on_import = self._count  # type: ignore[method-assign]
-        self._channel = gateway.remote_exec(TRY)
-
-    def _count(self, message: Message) -> None:
-        self.requests += 1
-        self._on_import(message)
-
-    def run(self, code: str) -> Any:
-        """Return what code puts into ``found``, or the text of its error."""
-        self._channel.send(code)
-        return self._channel.receive(BOUND_S)
 
 
 @pytest.fixture
@@ -120,7 +78,7 @@ class TestWhatComes:
 import big, importlib, sys
 for name in {later!r}:
     importlib.import_module("big.sub." + name)
-found = len([name for name, module in sys.modules.items() if name[:3] == "big" and module])
+found = len([name for name, module in list(sys.modules.items()) if name[:3] == "big" and module])
 """
         assert any_worker.run(code) == 200
         assert any_worker.requests == 2
@@ -202,6 +160,30 @@ found = [list(one)[1:] for one in pkgutil.walk_packages(pkg.__path__, "pkg.")]
         assert re.search(f'File "{file}", line 2, in fail', caught.value.formatted)
         assert "raise KeyError('told')  # here" in caught.value.formatted
 
+    def test_modules_go_as_they_are_found(
+        self, any_worker: Worker, project: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        project.write(
+            pkg__init=f"TEXT = {'x' * 70_000!r}\nimport sys; sys.begun()\nfrom . import late\n",
+            pkg__late="from . import last\n",
+            pkg__last="found = 3\n",
+        )
+        begun, find = threading.Event(), Library.find
+
+        def find_late(library: Library, name: str) -> Any:
+            assert name != "pkg.late" or begun.wait(BOUND_S)
+            return find(library, name)
+
+        any_worker.gateway.forward_imports(["pkg"])
+        code = "import sys; sys.begun = lambda: channel.send(0); sys.begun(); channel.receive()"
+        channel = any_worker.gateway.remote_exec(code)
+        channel.receive(BOUND_S)
+        channel.setcallback(lambda item: begun.set())
+        monkeypatch.setattr(Library, "find", find_late)
+        assert any_worker.run("import pkg; found = pkg.late.last.found") == 3
+        assert any_worker.requests == 1
+        channel.send(None)
+
     def test_it_goes_via_another_worker(self, group: Group, project: Project) -> None:
         project.write(pkg__init="from . import one\n", pkg__one="found = 1\n")
         python = f"python={find_python('3.6')}"
@@ -219,6 +201,28 @@ found = [list(one)[1:] for one in pkgutil.walk_packages(pkg.__path__, "pkg.")]
         worker.gateway.forward_imports(["pkg", "data"])
         assert worker.run("import pkg; found = pkg.found(1)") == 1
         assert "reads annotations (dataclass" in worker.run("import data")
+
+    @pytest.mark.parametrize("version", ["2.7", "3.6"])
+    def test_annotations_of_the_future_do_not_travel_to_the_past(
+        self, group: Group, project: Project, version: str
+    ) -> None:
+        pkg = """
+            from __future__ import (division,
+                annotations)
+            limit: int = 7
+
+            class Row:
+                cells: list[str | int]
+                count: Unknown = 3
+
+            def found(a: list[str] | None = None) -> dict[str, int]:
+                half: float = limit / 2
+                return [a, half, Row.count]
+        """
+        project.write(pkg=textwrap.dedent(pkg))
+        worker = Worker(group.makegateway(f"popen//python={find_python(version)}"))
+        worker.gateway.forward_imports(["pkg"])
+        assert worker.run("import pkg; found = pkg.found()") == [None, 3.5, 3]
 
 
 class Told:

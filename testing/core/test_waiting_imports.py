@@ -7,9 +7,11 @@ must not keep the module from coming.
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,6 +120,8 @@ class Source:
         self._decoder = FrameDecoder(True)
         self._decoder._chunks = [begun]
         self._io = self
+        self._channelfactory = SimpleNamespace(_lock=threading.Lock())
+        self.kept: dict[bytes, bytes] = {}
         self.read_some: Any = iter([*pieces, b""]).__next__
 
     def _next_data(self, limit: int, decoder: object) -> bytes:
@@ -125,9 +129,13 @@ class Source:
         return piece
 
 
-FRAMES = st.lists(
-    st.tuples(st.sampled_from([4, 9, 45]), st.integers(0, 2), st.binary(max_size=30)), max_size=8
+KEPT = st.builds(
+    lambda digest, rest: b"k" + digest + rest,
+    st.binary(min_size=32, max_size=32),
+    st.binary(max_size=30),
 )
+PAYLOADS = st.binary(max_size=30).filter(lambda payload: payload[:1] != b"k") | KEPT
+FRAMES = st.lists(st.tuples(st.sampled_from([4, 9, 45]), st.integers(0, 2), PAYLOADS), max_size=8)
 
 
 def cut(data: bytes, places: list[int]) -> Iterator[bytes]:
@@ -153,6 +161,12 @@ def test_answers_are_found_in_any_cut_and_nothing_is_lost(
     for chunk in iter(lambda: tap.next_data(100, None), b""):
         got += chunk
     assert first + got == data
-    answers = [(id, payload) for code, id, payload in begun + frames if code == 45 and id]
-    assert tap.answers == answers
+    answers = [
+        (id, payload) for code, id, payload in begun + frames if code == Message.SOURCES and id
+    ]
+    kept = {payload[1:33]: payload[33:] for _, payload in answers if payload[:1] == b"k"}
+    assert tap.answers == [
+        (id, payload[33:] if payload[:1] == b"k" else payload) for id, payload in answers
+    ]
+    assert tap._gateway.kept == kept
     assert tap.ended

@@ -22,8 +22,9 @@ def import_all(channel, names):
             importlib.import_module(name)
             came.append([name, "there"])
         except Exception as exc:
-            came.append([name, type(exc).__name__])
-    for name, module in sorted(sys.modules.items()):
+            lost = "must be imported before finding" in str(exc)  # since 3.15
+            came.append([name, "KeyError" if lost else type(exc).__name__])
+    for name, module in sorted(list(sys.modules.items())):
         if module is not None and name.partition(".")[0] == names[0]:
             held = [one for one in vars(module).items() if type(one[1]) in (int, str)]
             plain = [list(one) for one in sorted(held) if not one[0].startswith("__")]
