@@ -9,11 +9,15 @@ Start at ``main``.
 
 from __future__ import annotations
 
-import argparse
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from types import ModuleType
+
+from .early import note_interrupts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Sequence
+    from types import ModuleType
 
 _DESCRIPTION = "Start Python interpreters, here or elsewhere, and run code in them."
 _EPILOG = """\
@@ -35,11 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the arguments, without the name of the program.  None means those of the process, which
     should end after this: a late Ctrl-C is then ignored, since there is nothing left to stop.
     """
+    if argv is None:
+        note_interrupts()
     try:
         status = _run(argv)
     except KeyboardInterrupt:  # before any worker was started; ``supervise`` catches the others
-        status = 128 + signal.SIGINT
+        status = 130  # as in shells, 128 and the number of the signal
     if argv is None:
+        import signal
+
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     return status
 
@@ -85,6 +93,8 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def _make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """Return the parser, and the subcommands' parsers by name."""
+    import argparse
+
     from .. import __version__
 
     parser = argparse.ArgumentParser(

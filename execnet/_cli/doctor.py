@@ -80,7 +80,8 @@ def _as_text(found: Findings) -> str:
     lines = [found.spec, *map(_line_of, found.stages)]
     lines += [f"  note    {note}" for note in found.notes]
     if not found.ok:
-        for title, text in [("run", found.command), ("got", found.answer), ("try", found.advice)]:
+        answer = found.answer or found.stages[-1].text
+        for title, text in [("run", found.command), ("got", answer), ("try", found.advice)]:
             first, *rest = printable_lines(text).split("\n")
             lines += (
                 [f"  {title:7} {first}", *(f"          {line}" for line in rest)] if text else []

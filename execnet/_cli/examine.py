@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .._endpoint import Endpoint
 from .._ends.handshake import Handshake
 from .._errors import BootstrapError, HostNotFound
 from .._rsync.result import printable
@@ -124,6 +125,7 @@ class ExaminedGroup(WatchedGroup):
 
     def __init__(self) -> None:
         super().__init__()
+        self._kind = self._make
         self.token = b"execnet-doctor-" + os.urandom(4).hex().encode()
         self.record = _Record(self.token)
 
@@ -131,9 +133,11 @@ class ExaminedGroup(WatchedGroup):
         self, settings: Settings, find: Callable[[str], Gateway], through: Through | None
     ) -> Gateway:
         self.record = _Record(self.token)
-        gateway = super()._start(settings, find, through)
-        self.record.listen(gateway.handshake)
-        return gateway
+        return super()._start(settings, find, through)
+
+    def _make(self, io: Endpoint, spec: XSpec, handshake: Handshake, settings: Settings) -> Gateway:
+        self.record.listen(handshake)  # before the gateway reads
+        return Gateway(io, spec, handshake, settings)
 
 
 class _Record:

@@ -38,10 +38,10 @@ class PatientGroup(WatchedGroup):
         self._output = ForwardedOutput(is_patient=True, on_end=self._on_end)
         self.on_output(self._on_line)
 
-    def _prepare(self, spec: XSpec | str | None, kind: type[Settings] = Settings) -> Settings:
+    def _prepare(self, spec: XSpec | str | None) -> Settings:
         if self._forwards and isinstance(spec, XSpec) and spec.output is None:
             vars(spec)["output"] = "forward"
-        return super()._prepare(spec, kind)
+        return super()._prepare(spec)
 
     def _on_line(self, gateway: Gateway, stream: str, line: str) -> None:
         self.executions[gateway.id].on_line(stream, line)

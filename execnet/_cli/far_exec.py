@@ -1,12 +1,11 @@
 """The worker's half of ``execnet exec``: runs code as a program, and reports how it ended.
 
 This file is shipped; it keeps to what Python 2.7 and today's Python both accept.  A report is
-(exit status, text of a traceback or None, repr of the value of the last line or None).  Start at
+(exit status, text of a traceback or None, the value of the last line in words or None).  Start at
 ``run``.
 """
 
 from __future__ import annotations
-import __future__
 
 import ast
 import linecache
@@ -18,9 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-FUTURE_FLAGS = 0
-for _feature in __future__.all_feature_names:
-    FUTURE_FLAGS |= getattr(__future__, _feature).compiler_flag
+VALUE = "__execnet_value__"
 LOST_CHARACTERS = 200  # of a value that is lost
 SHOWN = bool, int, float, complex, bytes, str, type(u""), list, tuple, dict, set, frozenset
 
@@ -99,8 +96,16 @@ def _native(word: Any) -> str:
 
 
 def _shown(value: object) -> str | None:
-    """Return the repr of a value that may have been meant for display; None for other objects."""
-    return _text(repr(value)[:LOST_CHARACTERS]) if type(value) in SHOWN else None
+    """Return a value in words: the repr of plain ones, the type of others; None for none.
+
+    Functions and classes count as none: calls that register one return it.
+    """
+    kind = type(value)
+    if value is None or callable(value):
+        return None
+    if kind in SHOWN:
+        return _text(repr(value)[:LOST_CHARACTERS])
+    return _text("an object of type %s.%s" % (kind.__module__, kind.__name__))
 
 
 def _text(text: Any) -> str:
@@ -109,17 +114,19 @@ def _text(text: Any) -> str:
 
 
 def _run(source: str, place: str, namespace: dict[str, Any]) -> object:
-    """Run a source; return the value of its last line if that is an expression."""
+    """Run a source; return the value of its last line if that is an expression.
+
+    In ``if __name__ == "__main__":`` and the like, that is the last line of the block.
+    """
     tree: Any = compile(source + "\n", place, "exec", ast.PyCF_ONLY_AST, True)
-    last = None
-    if tree.body and isinstance(tree.body[-1], ast.Expr):
-        last = ast.Expression(tree.body.pop().value)
-    code = compile(tree, place, "exec", 0, True)
-    exec(code, namespace)
-    if last is None:
-        return None
-    flags = code.co_flags & FUTURE_FLAGS
-    return eval(compile(last, place, "eval", flags, True), namespace)
+    body = tree.body
+    while body and isinstance(body[-1], ast.If):
+        body = body[-1].body
+    if body and isinstance(body[-1], ast.Expr):
+        name = ast.copy_location(ast.Name(VALUE, ast.Store()), body[-1])
+        body[-1] = ast.copy_location(ast.Assign([name], body[-1].value), body[-1])
+    exec(compile(tree, place, "exec", 0, True), namespace)
+    return namespace.pop(VALUE, None)
 
 
 def _users_part(traceback: Any) -> Any:

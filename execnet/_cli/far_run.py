@@ -73,8 +73,11 @@ def _write(stdin: Any, data: bytes) -> None:
         if data:
             stdin.write(data)
             stdin.flush()
-        else:
-            stdin.close()
+            return
+    except (EnvironmentError, ValueError):  # what is left over must not be written at its end
+        pass
+    try:
+        stdin.close()
     except (EnvironmentError, ValueError):
         pass
 

@@ -6,16 +6,21 @@ This file is shipped; it keeps to what Python 2.7 and today's Python both accept
 - "check" is answered by "more" and whether the statement continues in the next line;
 - "run" by "output" with (descriptor, bytes) while it runs, then by "done" with its exit status,
   which is None unless it asked for the end;
-- "complete" by "completed" and a list of words.
+- "complete" by "completed" and a list of words;
+- "cell", which may be several statements, by "done" and the text of the error that ended it, or
+  None;
+- "put" (with a dict) and "get" (with a list of names) by "done" and None, or (dict of values,).
 
 Start at ``Shell``.
 """
 
 from __future__ import annotations
 
+import ast
 import binascii
 import codeop
 import keyword
+import linecache
 import os
 import re
 import signal
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 NAME = "<shell>"
+CELL_NAME = "<cell %d>"
 READ_BYTES = 1 << 16
 SYNC_S = 5.0  # how long the end of a statement waits for its output
 
@@ -138,12 +144,26 @@ class Shell(object):
                 answer: Any = ("more", number, self._goes_on(text))
             elif kind == "complete":
                 answer = ("completed", number, self._completions(text))
+            elif kind == "put":
+                answer = ("done", number, self._names.update(text))
+            elif kind == "get":
+                answer = ("done", number, self._values(text))
             else:
-                answer = ("done", number, self._run(number, text))
+                answer = ("done", number, self._run(number, text, kind == "cell"))
                 for pipe in self._pipes:
                     pipe.sync()
                 self._number = 0
-            self._channel.send(answer)
+            try:
+                self._channel.send(answer)
+            except self._base.DumpError:
+                self._channel.send(("done", number, "%s" % (sys.exc_info()[1],)))
+
+    def _values(self, names: list[str]) -> Any:
+        """Return ({name: value},), or a text that says which name is not there."""
+        missing = [name for name in names if name not in self._names]
+        if missing:
+            return "there is no %s" % (", ".join(missing),)
+        return ({name: self._names[name] for name in names},)
 
     def _goes_on(self, text: str) -> bool:
         try:
@@ -154,37 +174,68 @@ class Shell(object):
     def _source(self, text: Any) -> str:
         return text.encode("utf-8") if self._base.PY2 else text  # type: ignore[no-any-return]
 
-    def _run(self, number: int, text: str) -> int | None:
-        """Run a statement; return the exit status that it asks for, or None."""
-        status = None
+    def _codes(self, number: int, text: str, is_cell: bool) -> list[Any]:
+        """Compile a statement, or a cell, whose last expression is shown."""
+        source = self._source(text)
+        if not is_cell:
+            return [self._compile(source, NAME, "single")]
+        name = CELL_NAME % number
+        lines = source.splitlines(True)
+        linecache.cache[name] = len(source), None, lines, name  # for tracebacks
+        tree = ast.parse(source, name)
+        shown: list[Any] = []
+        if tree.body and isinstance(tree.body[-1], ast.Expr):
+            shown.append(tree.body.pop())
+        codes = [compile(tree, name, "exec", 0, True)]
+        if shown:
+            codes.append(compile(ast.Interactive(shown), name, "single", 0, True))
+        return codes
+
+    def _run(self, number: int, text: str, is_cell: bool) -> Any:
+        """Run a statement or a cell; return what the answer to it says."""
+        answer: Any = None
         try:
-            code: Any = self._compile(self._source(text), NAME, "single")
+            codes = self._codes(number, text, is_cell)
             self._number = number
             try:
                 self._process.is_interruptible = True
-                exec(code, self._names)
+                for code in codes:
+                    exec(code, self._names)
             finally:
                 self._process.is_interruptible = False
-        except SystemExit:
-            status = self._status_of(sys.exc_info()[1])
-        except KeyboardInterrupt:
-            sys.stderr.write("KeyboardInterrupt\n")
         except:  # noqa: E722 - Python 2 can raise anything
-            self._show(*sys.exc_info())
+            answer = self._failed(is_cell, *sys.exc_info())
         for file in sys.stdout, sys.stderr:
             try:
                 file.flush()
             except Exception:  # it may be any object, or closed
                 pass
-        return status
+        return answer
 
-    def _show(self, kind: Any, error: Any, traceback: Any) -> None:
+    def _failed(self, is_cell: bool, kind: Any, error: Any, traceback: Any) -> Any:
+        """Return the exit status that a statement asks for, or the text of a cell's error."""
         while traceback is not None and traceback.tb_frame.f_globals is globals():
             traceback = traceback.tb_next
+        last = traceback
+        while last is not None and last.tb_next is not None:
+            if last.tb_next.tb_frame.f_globals is globals():  # the handler that raised an interrupt
+                try:
+                    last.tb_next = None
+                except (AttributeError, TypeError):  # before Python 3.7
+                    break
+            last = last.tb_next
+        if is_cell:
+            return self._base.geterrortext((kind, error, traceback))
+        if isinstance(error, SystemExit):
+            return self._status_of(error)
+        text = "KeyboardInterrupt\n"
+        if not isinstance(error, KeyboardInterrupt):
+            text = self._base.geterrortext((kind, error, traceback))
         try:
-            sys.stderr.write(self._base.geterrortext((kind, error, traceback)))
+            sys.stderr.write(text)
         except Exception:  # the user's code may have replaced it with anything
             pass
+        return None
 
     def _status_of(self, error: Any) -> int:
         code = getattr(error, "code", None)

@@ -5,6 +5,7 @@ This file is shipped; it keeps to what Python 2.7 and today's Python both accept
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 TOLD = 5  # pieces of running code
+_RUNS = "_execute", "_answer"  # what runs the code of ``remote_exec``, and calls
 
 
 class Tasks(object):
     """What this process executes; ``_since`` says when each piece of code was first seen."""
 
     def __init__(self, base: Any) -> None:
-        self._names = base.__dict__
+        self._package = base.__name__.rpartition(".")[0] + "."
         self._since: dict[Any, float] = {}
 
     def look(self, now: float) -> list[Any]:
@@ -42,13 +44,160 @@ class Tasks(object):
         while frame is not None:
             if frame.f_globals is globals():
                 return None
-            if frame.f_globals is not self._names:
+            if not str(frame.f_globals.get("__name__")).startswith(self._package):
                 innermost, outermost = innermost or frame, frame
-            elif frame.f_code.co_name == "_execute" and innermost is not None:
+            elif frame.f_code.co_name in _RUNS and innermost is not None:
                 name, line = os.path.basename(innermost.f_code.co_filename), innermost.f_lineno
                 return id(outermost), "%s:%d %s" % (name, line, innermost.f_code.co_name)
+            elif frame.f_code.co_name == "_answer":  # a function in C
+                return id(frame), _called(frame.f_locals.get("request"))
+            else:  # what is further in waits in there for the code
+                innermost = None
             frame = frame.f_back
         return None
+
+
+def _called(request: Any) -> str:
+    """Return the name of the function that a call is for."""
+    if type(request) is not tuple:
+        return "call"
+    name, positional = request[1:3]
+    return str(positional[0] if name.startswith(":") else name)
+
+
+class Counts(object):
+    """Counts the items and calls that come to a gateway, and those that it sends.
+
+    A worker does not count them by itself, since that would slow each of them down.  So while it is
+    watched, attributes of the gateway's objects hide their methods: these count, and call the
+    method.  Any thread may call them.  The counts of a gateway are those of all who watch it;
+    ``watchers``, guarded by the lock of the gateway's channels, says how many do.
+    """
+
+    def __init__(self, gateway: Any) -> None:
+        self.watchers = 0
+        self.ignored: set[int] = set()  # the channels of those who watch
+        self._gateway = gateway
+        self._is_in_part = False
+        self._received, self._sent = itertools.count(), itertools.count()
+        self._looks = 0
+        self._hidden: list[tuple[Any, str]] = []
+
+    def look(self) -> list[int]:
+        """Return how many were received and sent so far."""
+        with self._gateway._channelfactory._lock:
+            self._hide_all()
+            # Each look counts as well, as there is no other way to read such a count.
+            looks, self._looks = self._looks, self._looks + 1
+            return [next(self._received) - looks, next(self._sent) - looks]
+
+    def stop(self) -> None:
+        """Count no more."""
+        hidden, self._hidden = self._hidden, []
+        for holder, name in hidden:
+            vars(holder).pop(name, None)
+
+    def _hide_all(self) -> None:
+        """Hide what is there by now; the calls are made with the first one."""
+        factory = self._gateway._channelfactory
+        self._hide(factory, "send_item", self._count_sent)
+        self._hide(factory, "_local_receive", self._count_item)
+        self._hide(factory, "_local_receive_part", self._count_part)
+        self._hide(factory.direct, "_load", self._count_read)
+        self._hide(factory.direct, "read_frames", self._count_read_calls)
+        self._hide(self._gateway.calls, "on_call", self._count_call)
+        if "note_sent" not in vars(self._gateway):  # items that are sent from where they are
+            self._gateway.note_sent = lambda: next(self._sent)
+            self._hidden.append((self._gateway, "note_sent"))
+
+    def _hide(self, holder: Any, name: str, counted: Any) -> None:
+        if holder is not None and name not in vars(holder):
+            method = getattr(holder, name)
+            setattr(holder, name, lambda *arguments: counted(method, *arguments))
+            self._hidden.append((holder, name))
+
+    def _count_sent(self, method: Any, id: int, item: Any) -> None:
+        if id not in self.ignored:  # first: whoever gets the item may look at the count
+            next(self._sent)
+        method(id, item)
+
+    def _count_item(self, method: Any, id: int, data: Any) -> None:
+        if not self._is_in_part and id not in self.ignored:
+            next(self._received)
+        method(id, data)
+
+    def _count_part(self, method: Any, message: Any) -> None:
+        self._is_in_part = True  # only the receiver thread is here
+        try:
+            method(message)
+        finally:
+            self._is_in_part = False
+        if not message.left and self._gateway._channelfactory._part[1]:
+            next(self._received)
+
+    def _count_read(self, method: Any, channel: Any, *rest: Any) -> Any:
+        is_item = method(channel, *rest)
+        if is_item and channel.id not in self.ignored:
+            next(self._received)
+        return is_item
+
+    def _count_read_calls(self, method: Any, *arguments: Any) -> Any:
+        payloads = method(*arguments)
+        for _ in payloads:
+            next(self._received)
+        return payloads
+
+    def _count_call(self, method: Any, id: int, data: Any) -> None:
+        if data:  # else it comes as an item
+            next(self._received)
+        method(id, data)
+
+
+class Items(object):
+    """How many items and calls have passed since this began, in all gateways of the process."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        self._totals = [0, 0]
+        self._last: dict[Any, list[int]] = {}
+
+    def look(self) -> list[int]:
+        """Return how many were received and sent."""
+        last, self._last = self._last, {}
+        for gateway in _gateways(self._channel):
+            counts = self._counts_of(gateway) if gateway not in last else vars(gateway)["counts"]
+            now = self._last[gateway] = counts.look()
+            before = last.get(gateway, now)
+            self._totals = [
+                total + n - then for total, n, then in zip(self._totals, now, before)
+            ]
+        return self._totals
+
+    def _counts_of(self, gateway: Any) -> Any:
+        """Return what counts for a gateway, which this now watches."""
+        with gateway._channelfactory._lock:
+            counts = vars(gateway).setdefault("counts", Counts(gateway))
+            counts.watchers += 1
+            if gateway is self._channel.gateway:
+                counts.ignored.add(self._channel.id)
+        return counts
+
+    def close(self) -> None:
+        """Watch no more."""
+        last, self._last = self._last, {}
+        for gateway in last:
+            with gateway._channelfactory._lock:
+                counts = vars(gateway)["counts"]
+                counts.watchers -= 1
+                if not counts.watchers:
+                    del gateway.counts
+                    counts.stop()
+
+
+def _gateways(channel: Any) -> list[Any]:
+    """Return the gateways of this process."""
+    service = getattr(channel.gateway, "service", None)
+    return [channel.gateway] if service is None else list(service.clients)
 
 
 def _memory() -> int | None:
@@ -67,8 +216,37 @@ def _memory() -> int | None:
         return None
 
 
+def _carried() -> list[int] | None:
+    """Return how many bytes this process has read and written; None if the system can't say."""
+    try:
+        with open("/proc/self/io") as file:
+            words = dict(line.split(": ") for line in file)
+        return [int(words["rchar"]), int(words["wchar"])]
+    except (EnvironmentError, ValueError, KeyError):
+        return None
+
+
+def _unread(channel: Any) -> int:
+    """Return how many items have come here that no code has taken yet."""
+    count = 0
+    for gateway in _gateways(channel):
+        for other in gateway._channelfactory.channels():
+            items = other._items
+            if items is not None and other is not channel:
+                count += items.qsize()
+    return count
+
+
 def run(channel: Any) -> None:
     """Answer each item with the current state of this process."""
+    items = Items(channel)
+    try:
+        _report(channel, items)
+    finally:
+        items.close()
+
+
+def _report(channel: Any, items: Items) -> None:
     tasks = Tasks(sys.modules[channel.__class__.__module__])
     for _ in channel:
         times = os.times()
@@ -77,6 +255,8 @@ def run(channel: Any) -> None:
         except (AttributeError, EnvironmentError):
             load = None
         now = time.time()
-        found = {"pid": os.getpid(), "cpu_s": times[0] + times[1], "now": now, "load": load}
-        found.update(memory=_memory(), tasks=tasks.look(now))
+        found = {"pid": os.getpid(), "cpu": times[0] + times[1], "now": now, "load": load}
+        found.update(memory=_memory(), tasks=tasks.look(now), unread=_unread(channel))
+        found["in_bytes"], found["out_bytes"] = _carried() or (None, None)
+        found["in_items"], found["out_items"] = items.look()
         channel.send(found)

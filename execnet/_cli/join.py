@@ -44,6 +44,11 @@ def add_parser(subparsers: Any) -> None:
         metavar=("IMAGE", "N"),
         help="print a manifest for N such workers, for kubectl, and do nothing else",
     )
+    parser.add_argument(
+        "--print-command",
+        action="store_true",
+        help="print a command that joins where only a Python is installed, and do nothing else",
+    )
     parser.set_defaults(run=_run)
 
 
@@ -52,6 +57,9 @@ def _run(args: argparse.Namespace) -> int:
         ticket = ticket_of(args.address).through(args.via)
         if args.print_kubernetes_job:
             print(_manifest(ticket, *args.print_kubernetes_job))
+            return 0
+        if args.print_command:
+            print(ticket.command(args.key, "~/.execnet/key", "python3"))
             return 0
         code = ticket.code('globals().pop("KEY")')
     except ValueError as exc:

@@ -27,6 +27,7 @@ from ..gateway_base import ExecnetError
 from ..gateway_io import BootstrapError
 from ..multi import Group
 from ..xspec import XSpec
+from . import early
 
 if TYPE_CHECKING:
     from ..gateway_bootstrap import Through
@@ -150,6 +151,7 @@ class WatchedGroup(Group):
         busy: the ids of those whose code is interrupted and has ``grace_s`` seconds to clean up;
         the others are killed at once.
         """
+        self._stop_listening()  # a spec that waits for a worker to dial in holds the gate
         passed = self._gate.acquire(timeout=STOP_S)  # otherwise the system hangs while starting one
         self._stopping = True
         if passed:
@@ -169,7 +171,9 @@ class WatchedGroup(Group):
 def _wait_until_gone(gateways: Sequence[Gateway], timeout_s: float) -> list[Gateway]:
     """Wait until processes end; return the gateways whose process has not ended."""
     deadline = time.monotonic() + timeout_s
-    return [gateway for gateway in gateways if gateway._io.poll_until(deadline) is None]
+    waited = [gateway for gateway in gateways if gateway._io.poll_until(deadline) is None]
+    # If a hop was killed, the workers that are reached through it end too, in a way unknown here.
+    return [gateway for gateway in waited if not gateway._io.has_ended()]
 
 
 # ---------------------------------------------------------------- the watch
@@ -306,6 +310,8 @@ def _signals_go_to(session: Session) -> Iterator[None]:
                 number = signal.Signals.__members__.get(name)
                 if number and signal.getsignal(number) not in (signal.SIG_IGN, None):
                     before[number] = signal.signal(number, session.on_signal)
+            if early.noted:  # the exception was lost, or it would have ended this process
+                session.on_signal(signal.SIGINT)
         yield
     finally:
         for caught, former in before.items():

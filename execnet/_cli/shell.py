@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import json
 import os
 import re
 import signal
@@ -64,9 +65,12 @@ def add_parser(subparsers: Any) -> None:
         "an interactive prompt for one or several interpreters",
         _DESCRIPTION,
         _EPILOG,
-        usage="execnet shell SPEC...",
+        usage="execnet shell SPEC... [--json]",
     )
     parser.add_argument("words", nargs="+", metavar="SPEC", help="where to run")
+    parser.add_argument(
+        "--json", action="store_true", help="print each line of output as a JSON object"
+    )
     parser.set_defaults(run=_run)
 
 
@@ -74,7 +78,7 @@ def _run(args: argparse.Namespace) -> int:
     group = WatchedGroup()
     try:
         far = [Far(gateway) for gateway in group.start_all(parse_specs(args.words))]
-        return Prompt(far).talk()
+        return Prompt(far, args.json).talk()
     except BaseException:
         group.kill()
         raise
@@ -169,41 +173,64 @@ class Far:
 class Writer:
     """Prints what interpreters print; for several, whole lines after the ids of their gateways.
 
-    ``_lock`` keeps their outputs apart.
+    As JSON, each line is an object, as ``execnet exec`` prints them.  ``_lock`` keeps their outputs
+    apart.
     """
 
-    def __init__(self, is_tagged: bool) -> None:
+    def __init__(self, is_tagged: bool, as_json: bool = False) -> None:
         self._is_tagged = is_tagged
+        self._as_json = as_json
         self._has_colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        self._rest: dict[str, str] = {}
+        self._rest: dict[tuple[str, bool], str] = {}  # by gateway, and whether it is of stderr
         self._lock = threading.Lock()
 
     def write(self, far: Far, text: str, is_error: bool) -> None:
         """Print some output, to stderr or stdout as it was there."""
         with self._lock:
-            if not self._is_tagged:
+            if not (self._is_tagged or self._as_json):
                 text = _harmless(text)
                 self._print(self.coloured(text, 31) if is_error else text)
                 return
-            *lines, self._rest[far.id] = (self._rest.get(far.id, "") + text).split("\n")
+            place = far.id, is_error and self._as_json
+            *lines, self._rest[place] = (self._rest.get(place, "") + text).split("\n")
             for line in lines:
-                self._print(f"{self.coloured(f'[{far.id}]', 36)} {_harmless(line)}\n")
+                self._print_line(*place, line)
 
     def end_lines(self) -> None:
         """Print an incomplete last line, as nothing more will come."""
         with self._lock:
             rests, self._rest = self._rest, {}
-            for id, rest in rests.items():
+            for place, rest in rests.items():
                 if rest:
-                    self._print(f"{self.coloured(f'[{id}]', 36)} {_harmless(rest)}\n")
+                    self._print_line(*place, rest)
+
+    def _print_line(self, id: str, is_error: bool, line: str) -> None:
+        if self._as_json:
+            stream = "stderr" if is_error else "stdout"
+            self._print(json.dumps({"gateway": id, "stream": stream, "line": line}) + "\n")
+        else:
+            self._print(f"{self.coloured(f'[{id}]', 36)} {_harmless(line)}\n")
 
     def coloured(self, text: str, colour: int) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if self._has_colours else text
 
-    def say(self, text: str) -> None:
-        """Print a line of the shell's own."""
+    def say(self, text: str, id: str | None = None) -> None:
+        """Print a line of the shell's own; id: the gateway that it is about."""
         with self._lock:
+            if self._as_json:
+                self._print(json.dumps({"gateway": id, "error": text}) + "\n")
+                return
+            text = text if id is None else f"[{id}] {text}"
             self._print(f"{self.coloured(printable(text), 31)}\n")
+
+    def describe(self, gateways: Sequence[Far]) -> None:
+        """Print a line about each gateway."""
+        with self._lock:
+            for far in gateways:
+                text = far.gateway.describe()
+                if self._as_json:
+                    text = json.dumps({"gateway": far.id, "description": text})
+                self._print(f"{printable(text)}\n")
 
     def _print(self, text: str) -> None:
         encoding = sys.stdout.encoding or "ascii"
@@ -220,19 +247,20 @@ def _harmless(text: str) -> str:
 class Prompt:
     """Reads lines, and runs them in the current gateways."""
 
-    def __init__(self, far: Sequence[Far]) -> None:
+    def __init__(self, far: Sequence[Far], as_json: bool) -> None:
         self._all = list(far)
         self._targets = list(far)
         self._lines: list[str] = []  # of an incomplete statement
         self._is_typed = sys.stdin.isatty()
-        self._writer = Writer(len(far) > 1)
+        self._as_json = as_json
+        self._writer = Writer(len(far) > 1, as_json)
         for one in far:
             one.writer = self._writer
 
     def talk(self) -> int:
         """Read and run until the end; return the exit status."""
         readline = _Readline(self._complete) if self._is_typed else None
-        if self._is_typed:
+        if self._is_typed and not self._as_json:
             self._greet()
         try:
             while True:
@@ -260,8 +288,7 @@ class Prompt:
         return 0
 
     def _greet(self) -> None:
-        for far in self._all:
-            print(printable(far.gateway.describe()))
+        self._writer.describe(self._all)
         print("Ctrl-C interrupts the running code, Ctrl-D ends the shell")
 
     def _prompt(self) -> str:
@@ -305,8 +332,7 @@ class Prompt:
         name, _, text = words.strip().partition(" ")
         chosen = self._living() if name == "all" else [far for far in self._all if far.id == name]
         if name == "who":
-            for far in self._all:
-                print(printable(far.gateway.describe()))
+            self._writer.describe(self._all)
         elif not chosen:
             ids = ", ".join(f"%{far.id}" for far in self._all)
             self._writer.say(f"there is no %{name}; there are %all, %who, {ids}")
@@ -335,7 +361,7 @@ class Prompt:
                             one.interrupt()
         self._writer.end_lines()
         for far in [far for far in targets if far.error is not None]:
-            self._writer.say(f"[{far.id}] {far.error}")
+            self._writer.say(str(far.error), far.id)
         if not self._living():
             return STATUS_FAILED
         statuses = [far.answer for far in targets if isinstance(far.answer, int)]

@@ -9,13 +9,10 @@ import argparse
 import json
 import os
 import re
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import fields
-from importlib.util import find_spec
 from typing import Any
 
 from .._rsync.direct import direct
@@ -30,6 +27,7 @@ from ..gateway import Gateway
 from ..gateway_base import ExecnetError
 from ..rsync import RSync, pull_options
 from ..xspec import XSpec
+from .bar import new_bar
 from .session import STATUS_FAILED, CommandError, Session, WatchedGroup, supervise
 from .words import add_command, parse_specs
 
@@ -69,7 +67,7 @@ examples:
   execnet sync --direct ssh=host1:/srv/data ssh=host2:/srv/data
   execnet sync --watch src ssh=host1:/srv/app
 """
-_REFRESH_S = 0.1
+_LEAVE_S = 1.0  # how long what was interrupted may take to clean up here
 
 
 def add_parser(subparsers: Any) -> None:
@@ -152,7 +150,7 @@ def _add_attributes(parser: Any) -> None:
     )
     parser.add_argument(
         "--mask",
-        type=lambda text: int(text, 8),
+        type=_mask,
         default=0o022,
         metavar="OCTAL",
         help="bits to drop from modes when copying from a worker to here (022)",
@@ -176,16 +174,23 @@ def _add_output(parser: Any) -> None:
 def _rate(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d*)?)([BKMG]?)", text, re.IGNORECASE)
     if match is None or not float(match[1]):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rate above 0, such as 500 or 2.5M")
     rate = float(match[1]) * 1024.0 ** "BKMG".index(match[2].upper() or "K")
     return max(rate, 1.0)
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds < float("inf"):
-        raise ValueError
-    return seconds
+    with suppress(ValueError):
+        if 0 <= (seconds := float(text)) < float("inf"):
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+
+
+def _mask(text: str) -> int:
+    with suppress(ValueError):
+        if 0 <= (mask := int(text, 8)) <= 0o777:
+            return mask
+    raise argparse.ArgumentTypeError(f"{text!r} is not an octal number up to 777")
 
 
 def _add_rules(parser: Any) -> None:
@@ -224,6 +229,48 @@ def _add_rules(parser: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the arguments say, and return the exit status."""
+    far, targets = _places_of(args)
+    rules = _rules_of(args)
+    bar = new_bar(args)
+    is_over = threading.Event()
+    is_over.set()
+
+    def job(session: Session) -> int:
+        is_over.clear()
+        try:
+            return work_in(session)
+        finally:
+            is_over.set()
+
+    def work_in(session: Session) -> int:
+        if bar is not None:
+            bar.start()
+        others = [] if args.direct else targets
+        specs = [spec for spec, _ in ([far, *others] if far else targets)]
+        gateways = session.group.start_all(specs)
+        # when the command is interrupted, they still remove or keep what has half arrived
+        session.pending.update(dict.fromkeys(gateway.id for gateway in gateways))
+        work = _Work(args, rules, session, bar, os.path.basename(far[1] if far else args.source))
+        if far is None:
+            return work.send(list(zip(gateways, [dest for _, dest in targets], strict=True)))
+        if not targets:
+            return work.pull(gateways[0], far[1], args.words[0])
+        if args.direct:
+            return work.direct(gateways[0], far[1], targets[0])
+        return work.relay(gateways[0], far[1], gateways[1], targets[0][1])
+
+    try:
+        return supervise("sync", job, group=WatchedGroup())
+    finally:
+        is_over.wait(_LEAVE_S)  # an interrupted copy to here has its own half file to remove
+        if bar is not None:
+            bar.stop()  # the terminal needs its cursor back, however it ended
+
+
+def _places_of(
+    args: argparse.Namespace,
+) -> tuple[tuple[XSpec, str] | None, list[tuple[XSpec, str]]]:
+    """Return SRC if it is at a worker, and the DESTs that are; refuse what does not fit."""
     far = None if os.path.exists(args.source) else _far_place(args.source)
     if far is None and not os.path.exists(args.source):
         raise CommandError(f"there is no {args.source!r}")
@@ -236,29 +283,7 @@ def run(args: argparse.Namespace) -> int:
         targets = [place] if place else []
     if args.direct and not (far and targets):
         raise CommandError("--direct needs a SRC and a DEST of the form SPEC:PATH")
-    rules = _rules_of(args)
-    bar = _new_bar(args)
-
-    def job(session: Session) -> int:
-        if bar is not None:
-            bar.start()
-        others = [] if args.direct else targets
-        specs = [spec for spec, _ in ([far, *others] if far else targets)]
-        gateways = session.group.start_all(specs)
-        work = _Work(args, rules, session, bar)
-        if far is None:
-            return work.send(list(zip(gateways, [dest for _, dest in targets], strict=True)))
-        if not targets:
-            return work.pull(gateways[0], far[1], args.words[0])
-        if args.direct:
-            return work.direct(gateways[0], far[1], targets[0])
-        return work.relay(gateways[0], far[1], gateways[1], targets[0][1])
-
-    try:
-        return supervise("sync", job, group=WatchedGroup())
-    finally:
-        if bar is not None:
-            bar.stop()  # the terminal needs its cursor back, however it ended
+    return far, targets
 
 
 def _checked_rule(text: str) -> list[str]:
@@ -307,17 +332,22 @@ def _split_target(word: str) -> tuple[str, str]:
     match = re.fullmatch(r"(.+?):([A-Za-z]:[\\/][^:]*)", word, re.DOTALL)
     match = match or re.fullmatch(r"(.+):([^:]+)", word, re.DOTALL)
     if match is None:
-        raise CommandError(f"{word!r} is not SPEC:DEST, such as ssh=host:/path")
+        raise CommandError(f"{word!r} is not SPEC:DEST, such as ssh=host:/path or popen:path")
     return match[1], match[2]
 
 
 class _Work:
-    """The work once all interpreters run, and its output."""
+    """The work once all interpreters run, and its output.
+
+    name: of the source, whose own path below the source is empty.
+    """
 
     def __init__(
-        self, args: argparse.Namespace, rules: list[Rule | str], session: Session, bar: Any
-    ) -> None:
+        self, args: argparse.Namespace, rules: list[Rule | str], session: Session, bar: Any,
+        name: str,
+    ) -> None:  # fmt: skip
         self._args = args
+        self._name = name
         self._rules = rules
         self._session = session
         self._bar = bar
@@ -413,14 +443,14 @@ class _Work:
         except (ExecnetError, EOFError, OSError) as exc:
             done = so_far()
             if done is None or not any(target.error for target in done.targets):
-                raise CommandError(printable(str(exc)), STATUS_FAILED) from exc
+                raise CommandError(printable(_reason_of(exc)), STATUS_FAILED) from exc
             return done
 
     def tell_file(self, path: str, gateway: Gateway) -> None:
         """Print that a file is sent, unless a bar shows it or a program reads the output."""
         if self._args.json or (self._bar is not None and not self._args.verbose):
             return
-        self._print(path or os.path.basename(self._args.source), gateway)
+        self._print(path or self._name, gateway)
 
     @property
     def progress(self) -> Any:
@@ -459,20 +489,21 @@ class _Work:
 
     def _report(self, target: TargetResult) -> None:
         for path in target.planned:
-            self._print(f"would send {path}", target.gateway)
+            self._print(f"would send {path or self._name}", target.gateway)
         for path in target.planned_deletions:
             self._print(f"would delete {path}", target.gateway)
         place = f"execnet sync: [{target.gateway.id}]"
         for skipped in target.skipped:
-            self._session.err.write(printable(f"{place} {skipped.path}: {skipped.reason}"))
+            self._session.err.write(
+                printable(f"{place} {skipped.path or self._name}: {skipped.reason}")
+            )
         for name, count in target.refused.items():
             text = f"{place} cannot set {name} there, of {count} entries"
             self._session.err.write(text)
         for name, count in target.unlisted.items():
             self._session.err.write(f"{place} {count} more are {name}")
         if target.error is not None:
-            text = getattr(target.error, "strerror", None) or str(target.error)
-            self._session.err.write(printable(f"{place} {text}"))
+            self._session.err.write(printable(f"{place} {_reason_of(target.error)}"))
         elif not (target.planned or target.planned_deletions):
             self._print(_summary(target), target.gateway)
         if self._args.stats and target.error is None:
@@ -491,6 +522,13 @@ class _Sync(RSync):
         self._work.tell_file(modified_rel_path, gateway)
 
 
+def _reason_of(exc: BaseException) -> str:
+    """Return the text of an error, without a number."""
+    name = getattr(exc, "filename", None)
+    text = getattr(exc, "strerror", None)
+    return str(exc) if text is None else f"{os.fsdecode(name)}: {text}" if name else str(text)
+
+
 def _statistics(target: TargetResult) -> list[str]:
     rate = target.bytes_sent / target.seconds if target.seconds else 0.0
     return [
@@ -507,7 +545,8 @@ def _statistics(target: TargetResult) -> list[str]:
 
 def _summary(target: TargetResult) -> str:
     parts = [
-        f"{target.files_sent} files sent ({_size(target.bytes_sent)})",
+        f"{target.files_sent} {'file' if target.files_sent == 1 else 'files'} sent "
+        f"({_size(target.bytes_sent)})",
         f"{target.unchanged} unchanged",
         f"{target.settled} with other times or links" if target.settled else "",
         f"{target.deleted} deleted" if target.deleted else "",
@@ -523,62 +562,3 @@ def _size(count: float) -> str:
             return f"{count:.4g} {unit}"
         count /= 1000
     return f"{count:.4g} GB"
-
-
-def _new_bar(args: argparse.Namespace) -> _Bar | None:
-    """Return a progress bar, if it can be seen and drawn."""
-    if args.dry_run or args.json or not sys.stderr.isatty() or find_spec("rich") is None:
-        return None
-    return _Bar()
-
-
-class _Bar:
-    """A progress bar on stderr, drawn by ``rich`` now and then; no thread of its own.
-
-    ``_lock`` keeps a job that was overtaken from drawing after ``stop``.
-    """
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        current = TextColumn("{task.description}", markup=False)
-        console = Console(stderr=True)
-        self._progress = Progress(*columns, current, console=console, auto_refresh=False)
-        self._task = self._progress.add_task("", total=None)
-        self._next = 0.0
-        self._lock = threading.Lock()
-        self._is_over = False
-
-    def start(self) -> None:
-        """Start drawing, once it is sure that ``stop`` will be called."""
-        with self._lock:
-            if not self._is_over:
-                self._progress.start()
-
-    def tell(self, total: int, done: int, current: str) -> None:
-        """Take the progress that ``RSync`` reports."""
-        description = printable(current)[-40:]
-        with self._lock:
-            if self._is_over:
-                return
-            self._progress.update(self._task, total=total, completed=done, description=description)
-            if time.monotonic() >= self._next:
-                self._progress.refresh()
-                self._next = time.monotonic() + _REFRESH_S
-
-    def stop(self) -> None:
-        """Draw the final state; a second call does nothing."""
-        with self._lock:
-            if not self._is_over and self._progress.live.is_started:
-                self._progress.refresh()
-                self._progress.stop()
-            self._is_over = True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import select
 import shutil
@@ -27,9 +28,10 @@ from .words import SPEC_HELP, add_command, parse_specs, seconds
 
 _DESCRIPTION = f"""\
 Start an interpreter for each SPEC, and keep showing what its process does: whether it answers, its
-share of a processor, its memory, the load of its machine, which code it executes and since when
-that has been seen, and how it ended. This is most useful for a service, whose process was running
-before: socketservice=NAME.
+share of a processor, its memory, the load of its machine, how many items and bytes it receives and
+sends per second, how many items wait for its code, which code it executes and since when that has
+been seen, and how it ended. This is most useful for a service, whose process was running before:
+socketservice=NAME.
 
 {SPEC_HELP}"""
 _EPILOG = """\
@@ -46,7 +48,11 @@ examples:
   execnet top socketservice=work 'ssh=node[1-4]'
   execnet top ssh=host --count 1 --json
 """
-_TITLES = ("", "id", "state", "pid", "cpu %", "MB", "load", "executes")
+_TITLES = (
+    *("", "id", "state", "pid", "cpu %", "MB", "load", "in kB/s", "out kB/s"),
+    *("in items/s", "out items/s", "unread", "executes"),
+)
+_RATES = ("cpu", "in_bytes", "out_bytes", "in_items", "out_items")  # what is told per second
 _CLEAR = "\x1b[H\x1b[2J"
 _STACKS_S = 5.0
 
@@ -102,11 +108,13 @@ class Watched:
         state = "ended" if self.has_ended else "live" if has_answered else "silent"
         told, before = self._last, self._before
         row: dict[str, Any] = {"gateway": self.id, "state": state, "pid": told.get("pid")}
-        row["cpu_percent"] = None
-        with suppress(KeyError, TypeError, ZeroDivisionError):
-            share = (told["cpu_s"] - before["cpu_s"]) / (told["now"] - before["now"])
-            row["cpu_percent"] = round(share * 100, 1)
+        rates = {name: _rate(name, told, before) for name in _RATES}
+        cpu = rates.pop("cpu")
+        row["cpu_percent"] = None if cpu is None else round(cpu * 100, 1)
+        for name, rate in rates.items():
+            row[f"{name}_s"] = None if rate is None else round(rate)
         row.update(memory_bytes=told.get("memory") and int(told["memory"]), load=told.get("load"))
+        row["unread_items"] = told.get("unread")
         row.update(executes=told.get("tasks") or [], last_words=None)
         if state == "ended":
             row["last_words"] = str(self.gateway._error)
@@ -121,13 +129,21 @@ class Watched:
         self._answered.set()
 
 
+def _rate(name: str, told: dict[str, Any], before: dict[str, Any]) -> float | None:
+    """Return by how much a number has grown per second; None if that is not known."""
+    with suppress(KeyError, TypeError, ZeroDivisionError):
+        rate: float = (told[name] - before[name]) / (told["now"] - before["now"])
+        return rate if math.isfinite(rate) else None
+    return None
+
+
 def _checked(item: dict[str, Any]) -> dict[str, Any]:
     """Return a worker's report, as numbers and texts; raises if it is malformed."""
     found: dict[str, Any] = {
         name: None if item[name] is None else float(item[name])
-        for name in ("cpu_s", "now", "memory", "load")
+        for name in (*_RATES, "now", "memory", "load")
     }
-    found["pid"] = int(item["pid"])
+    found.update(pid=int(item["pid"]), unread=int(item["unread"]))
     found["tasks"] = [[printable(str(place)), float(age_s)] for place, age_s in item["tasks"]]
     return found
 
@@ -233,6 +249,8 @@ def _cells(number: int, row: dict[str, Any]) -> tuple[str, ...]:
     cells = (
         *(number if number < 10 else "", row["gateway"], row["state"], row["pid"] or "-"),
         *(_number(row["cpu_percent"], 0), _number(megabytes, 1), _number(row["load"], 2)),
+        *(_kilobytes(row["in_bytes_s"]), _kilobytes(row["out_bytes_s"])),
+        *(_number(row[name], 0) for name in ("in_items_s", "out_items_s", "unread_items")),
         row["last_words"] or ", ".join(tasks) or "-",
     )
     return tuple(printable(str(cell)) for cell in cells)
@@ -248,7 +266,11 @@ def _line(row: dict[str, Any]) -> list[str]:
     ]
 
 
-_NAMES = ("state", "pid", "cpu", "mb", "load")
+_NAMES = ("state", "pid", "cpu", "mb", "load", "in", "out", "in_items", "out_items", "unread")
+
+
+def _kilobytes(bytes_per_s: Any) -> str:
+    return _number(None if bytes_per_s is None else bytes_per_s / 1000, 1)
 
 
 def _number(value: Any, digits: int) -> str:

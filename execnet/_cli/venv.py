@@ -6,10 +6,13 @@ Start at ``_run``.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..gateway import Gateway
@@ -45,9 +48,14 @@ exit status:
 
 examples:
   execnet venv ssh=host proj 'numpy>=2' requests
-  pytest -d --tx "$(execnet venv ssh=host proj -r requirements.txt --project .)"
+  pytest -d --tx $(execnet venv ssh=host proj -r requirements.txt --project .)
   execnet venv prune ssh=host --unused 7
 """
+_FOR_PRUNE = "unused", "dry_run"
+_FOR_MAKE = (
+    "requirement", "project", "python", "fetch_python", "offline", "find_links", "index_url",
+    "recreate", "refresh", "verbose",
+)  # fmt: skip
 _COLUMNS = "kind", "name", "python", "tool", "size", "last use", "state", "path"
 
 
@@ -86,12 +94,12 @@ def add_parser(subparsers: Any) -> None:
     add("--verbose", "-v", action="store_true", help="print what installers print, to stderr")
     add(
         "--unused",
-        type=float,
-        default=30.0,
+        type=_days,
         metavar="DAYS",
         help="prune: after this long without use (30)",
     )
     add("--dry-run", action="store_true", help="prune: only print what would be removed")
+    add("--json", action="store_true", help="print each line as a JSON object")
     parser.set_defaults(run=_run)
 
 
@@ -102,6 +110,7 @@ def _run(args: argparse.Namespace) -> int:
         action, (word, *rest) = _make, args.words
     else:
         raise CommandError("give SPEC and NAME, list SPEC, or prune SPEC")
+    _check_options(args, action)
     specs = parse_specs([word])
     if len(specs) != 1:
         raise CommandError(f"{word!r} is more than one spec")
@@ -122,6 +131,25 @@ def _run(args: argparse.Namespace) -> int:
         return 0
 
     return supervise("venv", job, args.timeout)
+
+
+def _check_options(args: argparse.Namespace, action: Any) -> None:
+    """Refuse what is for another action: whoever says ``--dry-run`` wants nothing to be made."""
+    for name, value in vars(args).items():
+        of = _prune if name in _FOR_PRUNE else _make if name in _FOR_MAKE else action
+        is_given = value is not None and value is not False and value != []
+        if is_given and of is not action:
+            whose = '"prune"' if of is _prune else "making an environment"
+            raise CommandError(f"--{name.replace('_', '-')} is for {whose}")
+
+
+def _days(text: str) -> float:
+    """Return a number of days, for argparse."""
+    with suppress(ValueError):
+        days = float(text)
+        if days >= 0:
+            return days
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of days")
 
 
 # ---------------------------------------------------------------- making
@@ -148,33 +176,39 @@ def _make(
         if not os.path.isfile(path):
             raise FileNotFoundError(f"there is no file {path!r}")
         wanted.append(os.path.join(os.path.curdir, path))
+    setup = xdeploy.SetupFile(args.project) if args.project else None
+    if setup is not None:  # before anything is done over there; what is built is found again
+        setup.wheel(options["on_output"])
     worker = xdeploy.create_venv_gateway(
         gateway, name, wanted, python=args.python, fetch_python=args.fetch_python,
         recreate=args.recreate, refresh=args.refresh,
         **options,
     )  # fmt: skip
     venv: xdeploy.Venv = worker.venv  # type: ignore[attr-defined]
-    words, chdir = [venv.python], None
-    if args.project:
-        layer, chdir = _bring(xdeploy.SetupFile(args.project), worker, options)
-        words = ["env", f"PYTHONPATH={layer}", *words]
-    return [spec_for(gateway.spec, words, chdir)]
+    python, chdir = venv.python, None
+    if setup is not None:
+        python, chdir = _bring(setup, worker, python, options)
+    spec = spec_for(gateway.spec, python, chdir)
+    return [json.dumps({"spec": spec}) if args.json else spec]
 
 
-def _bring(setup: xdeploy.SetupFile, worker: Gateway, options: dict[str, Any]) -> tuple[str, str]:
-    """Copy a project there; return the folders of its installation and of its tree."""
+def _bring(
+    setup: xdeploy.SetupFile, worker: Gateway, python: str, options: dict[str, Any]
+) -> tuple[str, str]:
+    """Bring a project there; return a command that starts ``python`` with it, and its tree."""
     if setup.wheel(options["on_output"]).name.endswith("-none-any.whl"):
         layer = setup.wheel_remote_install(worker, **options)
     else:
         layer = setup.sdist_remote_install(worker, **options)
-    return layer, setup.sync_remote(worker, root=options["root"]).folder
+    sync = setup.sync_remote(worker, root=options["root"])
+    return sync.launcher(python, layer), sync.folder
 
 
-def spec_for(spec: XSpec, words: list[str], chdir: str | None) -> str:
+def spec_for(spec: XSpec, python: str, chdir: str | None) -> str:
     """Return a spec for another interpreter at the same place; other keys are kept."""
     replaced = {"id", "python", *(["chdir"] if chdir else [])}
     parts = [part for part in str(spec).split("//") if part.partition("=")[0] not in replaced]
-    parts.append(f"python={shlex.join(words)}")
+    parts.append(f"python={shlex.quote(python)}")
     return "//".join([*parts, f"chdir={chdir}"] if chdir else parts)
 
 
@@ -188,7 +222,8 @@ def _list(
 
     if words:
         raise CommandError(f"list takes one SPEC, and no {words[0]!r}")
-    return _table(kept(gateway, args.root))
+    entries = kept(gateway, args.root)
+    return [json.dumps(asdict(entry)) for entry in entries] if args.json else _table(entries)
 
 
 def _prune(
@@ -196,7 +231,10 @@ def _prune(
 ) -> list[str]:
     from .._xdeploy.kept import prune
 
-    entries = prune(gateway, args.unused, words, args.dry_run, args.root)
+    unused_days = 30.0 if args.unused is None else args.unused
+    entries = prune(gateway, unused_days, words, args.dry_run, args.root)
+    if args.json:
+        return [json.dumps({**asdict(entry), "removed": not args.dry_run}) for entry in entries]
     verb = "would remove" if args.dry_run else "removed"
     return [f"{verb} {entry.path}: {_size(entry.bytes)}, {entry.state}" for entry in entries]
 

@@ -1,11 +1,11 @@
 """The worker's half of ``output=forward``: sends what is written to stdout and stderr.
 
 This file is shipped; it keeps to what Python 2.7 and today's Python both accept.  Two pipes
-take the places of descriptors 1 and 2, so what C code and child processes write comes too.
+take the places of descriptors 1 and 2, so the output of C code and child processes comes, too.
 
-An item is (1 or 2, whole lines as bytes, how many lines were dropped in front of them); the
-last line of all may lack its end.  The coordinator sends how many bytes were taken, and at most
-``WINDOW_BYTES`` are on their way, so that a reader who does not read stops nothing but this.
+An item is (1 or 2, whole lines as bytes, how many lines were dropped in front of them); only
+the very last line may lack its end.  The coordinator sends how many bytes it has taken, and at
+most ``WINDOW_BYTES`` are on their way, so that a reader that stops reading stops nothing else.
 Start at ``serve``; ``Splitter`` has no I/O.
 """
 
@@ -22,13 +22,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-LINE_BYTES = 1 << 16  # what is longer is sent as several lines; also of one read
-BUFFER_BYTES = 1 << 20  # waiting here to be sent
-ENTRY_BYTES = 256  # what an item that waits costs beside its bytes
-WINDOW_BYTES = 1 << 18  # on the way, not known to have been taken
-CREDIT_BYTES = WINDOW_BYTES // 4  # how much is taken before that is told
-STALL_S = 1.0  # how long a print waits for room while none is made
-FLUSH_S = 5.0  # how long the end of the worker waits for what was written
+LINE_BYTES = 1 << 16  # a longer line is sent as several; also the most that is read at once
+BUFFER_BYTES = 1 << 20  # how much may wait here to be sent
+ENTRY_BYTES = 256  # what a waiting item costs in addition to its bytes
+WINDOW_BYTES = 1 << 18  # how much may be on the way and not yet reported as taken
+CREDIT_BYTES = WINDOW_BYTES // 4  # how much is taken before that is reported
+STALL_S = 1.0  # how long a print waits for room if nothing is taken meanwhile
+FLUSH_S = 5.0  # how long the worker, when it ends, waits until its output is sent
 LONG_S = 1e6
 ERRORS = (EnvironmentError, EOFError, ValueError)  # the coordinator is gone
 
@@ -36,8 +36,8 @@ ERRORS = (EnvironmentError, EOFError, ValueError)  # the coordinator is gone
 class Splitter(object):
     """Cuts what was written into whole lines; no I/O.
 
-    mark: bytes without a newline that stand for the end.  What comes after them is no longer
-    looked at: a child process that is still there may have written it.
+    mark: bytes without a newline that stand for the end.  Whatever comes after them is ignored:
+    a child process that is still running may have written it.
     """
 
     def __init__(self, mark: bytes) -> None:
@@ -53,8 +53,8 @@ class Splitter(object):
         if end >= 0:
             data, self.ended = data[:end], True
         pieces = []
-        # The first line only can be too long, as the others came in one read; and the mark, a
-        # part of which may have come, is not cut.
+        # Only the first line can be too long, as the others came in one read.  The mark must not
+        # be cut, and a part of it may have come already.
         while self._first_line_bytes(data) > LINE_BYTES + len(self._mark):
             end = _end_of_character(data, LINE_BYTES)
             pieces += [data[:end], b"\n"]
@@ -70,7 +70,7 @@ class Splitter(object):
 
 
 def _end_of_character(data: bytes, end: int) -> int:
-    """Return the last place up to ``end`` that is not within a character of UTF-8."""
+    """Return the last position up to ``end`` that is not inside a UTF-8 character."""
     for place in range(end, end - 4, -1):
         if ord(data[place : place + 1]) & 0xC0 != 0x80:
             return place
@@ -78,14 +78,14 @@ def _end_of_character(data: bytes, end: int) -> int:
 
 
 class Pipe(object):
-    """A pipe for what is meant for descriptor ``fd``, which is 1 or 2; in its place if it is to be.
+    """A pipe for what is written to descriptor ``fd``, 1 or 2; it takes its place if asked to.
 
     ``write_fd`` is closed by ``end``.
     """
 
     def __init__(self, fd: int, replaces: bool = True) -> None:
         self.fd = fd
-        self.dropped = 0  # lines, and not told yet
+        self.dropped = 0  # lines that were dropped and not reported yet
         self._original = _private(os.dup(fd)) if replaces else -1
         self._read_fd, self.write_fd = map(_private, os.pipe())
         if replaces:
@@ -96,16 +96,16 @@ class Pipe(object):
         while True:
             try:
                 return os.read(self._read_fd, LINE_BYTES)
-            except EnvironmentError as exc:  # Python 2 does not go on by itself
+            except EnvironmentError as exc:  # Python 2 does not retry by itself
                 if exc.errno != errno.EINTR:
                     raise
 
     def close_read(self) -> None:
-        """Let who still writes get an error."""
+        """Make sure that whoever still writes gets an error."""
         os.close(self._read_fd)
 
     def end(self, mark: bytes) -> None:
-        """Put back what was there before, unless others did so, and write the mark."""
+        """Restore the descriptor, unless somebody else has, and write the mark."""
         try:
             if self._original >= 0 and os.path.sameopenfile(self.fd, self.write_fd):
                 os.dup2(self._original, self.fd)
@@ -118,7 +118,7 @@ class Pipe(object):
 
 
 def _private(fd: int) -> int:
-    """Keep a descriptor from child processes; Python 3 does so by itself."""
+    """Keep child processes from inheriting a descriptor; Python 3 does so by itself."""
     if sys.version_info[0] == 2 and sys.platform != "win32":
         import fcntl
 
@@ -129,9 +129,9 @@ def _private(fd: int) -> int:
 class Forwarder(object):
     """Reads two pipes, those for descriptors 1 and 2, and sends their lines over a channel.
 
-    A thread per pipe reads, in all execution models: a print to a full pipe stops all
+    A thread per pipe reads, in all execution models, since a print to a full pipe would stop all
     greenlets.  One more thread or greenlet sends; a byte in a third pipe wakes it up.
-    ``_changed`` guards the queue and what is counted of it.  is_patient: it drops nothing.
+    ``_changed`` guards the queue and the counts.  is_patient: whether it waits and drops nothing.
     """
 
     def __init__(self, channel: Any, is_patient: bool, pipes: list[Pipe]) -> None:
@@ -140,10 +140,10 @@ class Forwarder(object):
         self._mark = b"\0execnet-end-" + binascii.hexlify(os.urandom(8))
         self._changed = threading.Condition(threading.Lock())
         self._queue: deque[list[Any]] = deque()
-        self._bytes = 0  # in the queue
-        self._removals = 0  # from the queue
-        self._stalled_at = -1  # how many they were when none was made for long
-        self._drops = False  # nobody takes anything any more
+        self._bytes = 0  # how many are in the queue
+        self._removals = 0  # how often something left the queue
+        self._stalled_at = -1  # the count of removals when there was none for too long
+        self._drops = False  # whether everything is dropped, as nobody takes it any more
         self._sent = self._taken = 0
         self._model = channel.gateway.execmodel
         self._done = self._model.Event()
@@ -162,16 +162,16 @@ class Forwarder(object):
             thread.start()
 
     def finish(self) -> None:
-        """Send all that was written; called at an orderly end, after the last execution.
+        """Send everything that was written; called at an orderly end, after the last execution.
 
-        A child process that holds a pipe open is not waited for.
+        It does not wait for a child process that holds a pipe open.
         """
         for file in sys.stdout, sys.stderr:
             try:
                 file.flush()
-            except Exception:  # it may be anything, and closed
+            except Exception:  # it may be any object, or closed
                 pass
-        pipes, self._pipes = self._pipes, []  # empty: it has finished
+        pipes, self._pipes = self._pipes, []  # an empty list says that it has finished
         for pipe in pipes:
             pipe.end(self._mark)
         self._done.wait(LONG_S if self._is_patient else FLUSH_S)
@@ -197,7 +197,7 @@ class Forwarder(object):
     def _put(self, pipe: Pipe, lines: bytes) -> None:
         with self._changed:
             has_room = self._drops or self._wait_for_room(len(lines) + ENTRY_BYTES)
-            if self._drops:  # now, or by now
+            if self._drops:  # since just now, or since before
                 return
             if has_room:
                 self._append(pipe, lines)
@@ -205,7 +205,7 @@ class Forwarder(object):
                 pipe.dropped += lines.count(b"\n")
 
     def _wait_for_room(self, size: int) -> bool:  # holds _changed
-        """Wait until so much fits in the queue; False if nobody makes room."""
+        """Wait until this much fits into the queue; False if nobody makes room."""
         while self._queue and self._bytes + size > BUFFER_BYTES:
             removals = self._removals
             if self._stalled_at == removals:
@@ -224,7 +224,7 @@ class Forwarder(object):
             self._bytes += ENTRY_BYTES
             pipe.dropped = 0
         self._bytes += len(lines)
-        if last is None:  # after the change, which is what it wakes up for
+        if last is None:  # wake the sender, now that there is something for it
             os.write(self._wake_fd, b".")
 
     # the thread that sends
@@ -266,14 +266,14 @@ class Forwarder(object):
         try:
             while self._sent - self._taken >= WINDOW_BYTES:
                 self._taken += self._channel.receive()
-        except EOFError:  # the end has come, and the coordinator takes all that is left
+        except EOFError:  # at the end the coordinator takes everything that is left
             self._taken = sys.maxsize
 
 
 def _flush_each_line() -> None:
-    """Have the lines of Python code written when they are whole, and as UTF-8.
+    """Make Python's own streams write each whole line at once, and as UTF-8.
 
-    Pythons before 3.7, which are started with -u, write what they get at once.
+    Pythons before 3.7, which are started with -u, write everything at once.
     """
     for file in sys.stdout, sys.stderr:
         if hasattr(file, "reconfigure"):
@@ -282,9 +282,9 @@ def _flush_each_line() -> None:
 
 
 def serve(channel: Any, lines: Any, is_patient: bool = False) -> None:
-    """Forward over the channel ``lines``; returns at once, the main thread is for other code."""
+    """Forward over the channel ``lines``; returns at once, as the main thread is for other code."""
     lines._strconfig = (False, False)
-    _flush_each_line()  # first, as it looks for the position in what was a file until now
+    _flush_each_line()  # first: it asks for the position, and until now this may be a file
     forwarder = Forwarder(lines, is_patient, [Pipe(1), Pipe(2)])
     forwarder.start()
     channel.gateway.before_close = forwarder.finish

@@ -19,7 +19,7 @@ TEXTS = "name", "pathname", "funcName", "threadName", "levelname"
 
 
 class Handler(logging.Handler):
-    """Sends records; those of a child process that was forked are not ours to send."""
+    """Sends log records, but not those of a child process that was forked here."""
 
     def __init__(self, level: int, channel: Any) -> None:
         logging.Handler.__init__(self, level)
@@ -40,7 +40,7 @@ class Handler(logging.Handler):
             self._channel.send(item)
         except (EnvironmentError, EOFError):  # the coordinator is gone
             pass
-        except Exception:  # the record can't be formatted, say
+        except Exception:  # for example, the record can't be formatted
             self.handleError(record)
 
 
@@ -52,7 +52,7 @@ def _text(value: Any) -> Any:
 
 
 def serve(channel: Any, records: Any, level: int) -> None:
-    """Send what is logged from now on, of at least this level, over the channel ``records``."""
+    """Send records of at least this level over the channel ``records`` from now on."""
     root = logging.getLogger()
     root.addHandler(Handler(level, records))
     if root.level > level or not root.level:

@@ -1,6 +1,6 @@
-"""``logging=INFO``: what workers log comes to the loggers of this process.
+"""``logging=INFO``: the log records of workers come to the loggers of this process.
 
-What a worker does for it is ``_output.far_logs``, which is sent to it.  Start at ``forward_all``.
+The worker's half is ``_output.far_logs``, which is sent to it.  Start at ``forward_wanted``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from .._clock import monotonic
 from .._errors import BootstrapError
 from .._log import logger_of
 from ..gateway_base import RemoteError, printable
-from . import far_logs
-from .near import send_code
+from . import far_logs, near
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,15 +20,33 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..gateway import Gateway
+    from .near import Output
 
 TOPIC = "remote"
 _NUMBERS = {"levelno": int, "lineno": int, "process": int, "created": float}
 
 
-def forward_all(gateways: Iterable[Gateway], deadlines: Mapping[str, float | None]) -> None:
-    """Have workers send what is logged there; returns when all do.
+def forward_wanted(
+    get_output: Callable[[], Output],
+    gateways: list[Gateway],
+    deadlines: Mapping[str, float | None],
+) -> None:
+    """Make workers send their lines and their log records, as their specs say.
 
-    deadlines: by the gateways' ids, the ``time.monotonic()`` until which each must do so.
+    get_output: returns where lines go.  deadlines, the return and errors are as below.
+    """
+    lines = [gateway for gateway in gateways if gateway.settings.output == "forward"]
+    if lines:
+        near.forward_all(get_output(), lines, deadlines)
+    records = [gateway for gateway in gateways if gateway.settings.logging_level is not None]
+    if records:
+        forward_all(records, deadlines)
+
+
+def forward_all(gateways: Iterable[Gateway], deadlines: Mapping[str, float | None]) -> None:
+    """Make workers send what is logged there; returns when all of them do.
+
+    deadlines: by the gateways' ids, the ``time.monotonic()`` by which each must do so.
     Raises ``BootstrapError`` for one that can't.
     """
     import logging  # noqa: F401 - from now on there is somebody who listens
@@ -40,7 +57,7 @@ def forward_all(gateways: Iterable[Gateway], deadlines: Mapping[str, float | Non
             records = gateway.newchannel()
             records._strconfig = (True, False)
             arguments = {"records": records, "level": gateway.settings.logging_level}
-            asked.append((gateway, send_code(gateway, far_logs, arguments)))
+            asked.append((gateway, near.send_code(gateway, far_logs, arguments)))
             records.setcallback(_receiver_of(gateway.id))
         for gateway, code in asked:
             deadline = deadlines[gateway.id]
@@ -61,7 +78,7 @@ def _receiver_of(id: str) -> Callable[[Any], None]:
 
 
 def _record_of(item: dict[str, Any], gateway: str) -> logging.LogRecord:
-    """Return a record as it was in the worker; raises what an item that is none leads to."""
+    """Return a record as it was in the worker; raises whatever a malformed item leads to."""
     import logging
 
     found: dict[str, Any] = {name: kind(item[name]) for name, kind in _NUMBERS.items()}

@@ -1,6 +1,6 @@
 """``output=forward``: the lines that workers write come here, and go where the user says.
 
-What a worker does for it is ``_output.far``, which is sent to it.  Start at ``Output``.
+The worker's half is ``_output.far``, which is sent to it.  Start at ``Output``.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from ..gateway_base import Channel, ExecModel
 
     Callback = Callable[[Gateway, str, str], object]
-    Lines = tuple[int, bytes, int]  # which stream, the bytes, how many lines before were dropped
+    Lines = tuple[int, bytes, int]  # stream, bytes, how many lines before them were dropped
 
-DRAIN_S = 10.0  # how long the end of a group waits for a callback, if it may wait for ever
-LAST_S = 0.5  # the least that it waits for one
+DRAIN_S = 10.0  # how long a group that ends waits for a callback if it has no time limit
+LAST_S = 0.5  # how long it waits for a callback at least
 NO_WINDOW = 1 << 60  # bytes
 STREAMS = {1: "stdout", 2: "stderr"}
 _IN_SERVICE = "def serve(channel, **how): channel.gateway.forward(**how)"
 
 
 def send_code(gateway: Gateway, code: Any, arguments: dict[str, Any]) -> Channel:
-    """Have a worker run ``serve(channel, **arguments)`` of a module; return the channel.
+    """Make a worker run ``serve(channel, **arguments)`` of a module; return the channel.
 
-    It does not count as something that a user has asked for.
+    This does not count as something that the user has asked for.
     """
     channel: Channel = gateway.newchannel()
     source, file_name, _ = source_to_send(code, gateway._is_old())
@@ -48,26 +48,26 @@ def send_code(gateway: Gateway, code: Any, arguments: dict[str, Any]) -> Channel
 
 
 class Output:
-    """Hands the lines of a group's workers on, one after the other.
+    """Passes the lines of a group's workers on, one after the other.
 
-    ``callback(gateway, stream name, line)`` runs in a thread or greenlet of its own, which is
-    there while a worker forwards: one that waits or fails stops no gateway.  ``_lock`` guards
-    the count of those workers.  is_patient: whether workers wait for as long as nobody takes
-    their lines, as for a pipe; else they drop some after a while.  on_end: called with a
-    gateway in that thread, after its last line.
+    ``callback(gateway, stream name, line)`` runs in a thread or greenlet of its own, which exists
+    while a worker forwards, so a callback that waits or fails stops no gateway.  ``_lock`` guards
+    the count of those workers.  is_patient: whether workers wait as long as nobody takes their
+    lines, as with a pipe; otherwise they drop some after a while.  on_end: called with a gateway
+    in that thread, after its last line.
     """
 
     def __init__(self, is_patient: bool = False, on_end: Callable[[Gateway], object] = id) -> None:
         self._is_patient = is_patient
         self._on_end = on_end
         self._callback: Callback | None = None
-        self._reported = False  # that the callback fails
-        self._lock = new_lock()  # held for moments only, so it does for greenlets as well
-        self._open = 0  # workers whose lines may come
-        self._ident = 0  # of the thread that hands them on
+        self._reported = False  # whether the user knows that the callback fails
+        self._lock = new_lock()  # held only for moments, so it will do for greenlets as well
+        self._open = 0  # how many workers may still send lines
+        self._ident = 0  # of the thread that passes them on
         self._get_ident: Callable[[], int] = threading.get_ident
         self._inbox: Any = None
-        self._idle: _Flag | None = None  # set when all lines of all workers were handed on
+        self._idle: _Flag | None = None  # set when all lines of all workers were passed on
         fork.register(self)
 
     def _disown(self) -> None:
@@ -75,18 +75,18 @@ class Output:
         self._open, self._idle = 0, None
 
     def set_callback(self, callback: Callback | None) -> None:
-        """Have lines passed to a callback from now on; None: printed."""
+        """Pass lines to a callback from now on; None: print them."""
         self._callback, self._reported = callback, False
 
     def forward(self, gateway: Gateway) -> Channel:
-        """Have a worker send its lines; the channel that is returned closes when it does so.
+        """Make a worker send its lines; the returned channel closes as soon as it does.
 
         Raises OSError if the gateway has ended.
         """
         lines = gateway.newchannel()
         lines._strconfig = (False, False)  # Python 2's str are bytes
         if gateway.settings.window_bytes is not None:
-            lines.set_window(NO_WINDOW)  # it has one of its own, and in an end there is none
+            lines.set_window(NO_WINDOW)  # the lines have a limit of their own, which an end lifts
         arguments = {"lines": lines, "is_patient": self._is_patient}
         self._begin(gateway.execmodel)
         lines.setcallback(_Source(self._inbox, gateway, lines).on_item, endmarker=None)
@@ -104,13 +104,13 @@ class Output:
             self._open += 1
 
     def drain(self, deadline: float | None) -> None:
-        """Wait until ``deadline`` for lines of ended workers; of those on, that they end."""
+        """Wait until ``deadline`` for the lines of ended workers, and for others to end."""
         idle, now = self._idle, monotonic()
         if idle is not None and self._get_ident() != self._ident:
             deadline = now + DRAIN_S if deadline is None else deadline
             idle.wait(max(deadline - now, LAST_S))
 
-    # the thread that hands lines on
+    # the thread that passes lines on
 
     def _run(self, inbox: Any, idle: _Flag) -> None:
         self._ident = self._get_ident()
@@ -149,7 +149,7 @@ class Output:
                 self._report()
 
     def _report(self) -> None:
-        """Tell, once, what the callback raised; there is nobody to raise it to."""
+        """Report once what the callback raised, as there is nobody to raise it to."""
         import traceback
 
         if not self._reported:
@@ -166,7 +166,7 @@ class _Source:
         self._inbox = inbox
         self.gateway = gateway
         self._channel = channel
-        self._taken = 0  # bytes, and not told yet
+        self._taken = 0  # bytes that were taken and not reported yet
         self._came = self._went = 0  # bytes; each is written by one thread
         self._is_refused = False
 
@@ -174,12 +174,12 @@ class _Source:
         if self._is_refused:
             return
         if item is not None and not _is_output(item):
-            self._is_refused = True  # of this worker alone
+            self._is_refused = True  # only for this worker
             self._inbox.put((self, (2, b"execnet: its output is garbled, and is dropped", 0)))
             item = None
         elif item is not None:
             self._came += len(item[1])
-            # At its end a worker sends all that it has left.
+            # When a worker ends, it sends everything that it has left.
             if self._came - self._went > WINDOW_BYTES + BUFFER_BYTES + CREDIT_BYTES:
                 self._is_refused = True
                 self.gateway._on_silence("its output does not wait until it is read")
@@ -191,7 +191,7 @@ class _Source:
         self._taken += len(item[1])
         if self._taken >= CREDIT_BYTES and not self._channel.isclosed():
             taken, self._taken = self._taken, 0
-            # Not ``send``: a worker that is stopped must not keep the lines of others back.
+            # Not ``send``: a stopped worker must not hold up the lines of others.
             self.gateway._post(Message.CHANNEL_DATA, self._channel.id, dumps_internal(taken))
 
 
@@ -218,9 +218,9 @@ def _print(fd: int, text: str) -> None:
 def forward_all(
     output: Output, gateways: Iterable[Gateway], deadlines: Mapping[str, float | None]
 ) -> None:
-    """Have workers send their lines; returns when all do.
+    """Make workers send their lines; returns when all of them do.
 
-    deadlines: by the gateways' ids, the ``time.monotonic()`` until which each must do so.
+    deadlines: by the gateways' ids, the ``time.monotonic()`` by which each must do so.
     Raises ``BootstrapError`` for one that can't.
     """
     try:

@@ -1,7 +1,7 @@
 """The command line, run as its users run it: in a process of its own, from outside.
 
 Every process that a test starts, and all that these start, has a token of that test in its
-environment. Behind each test no process may have it any more. Start at ``Shell``.
+environment. After each test no process may have it any more. Start at ``Shell``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ import struct
 import subprocess
 import sys
 import termios
+import textwrap
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from processes import processes_with
@@ -25,6 +29,7 @@ from tools import BOUND_S, IS_THOROUGH, ROOT, threads
 import execnet
 from execnet import _cli
 from execnet._cli import info as cli_info
+from execnet._cli import session
 from execnet._cli.session import END_S, STOP_S, CommandError, Output
 from execnet._cli.words import parse_specs
 
@@ -247,6 +252,23 @@ class TestCode:
 class TestBadUsage:
     """Each gets one line that says what is wrong, and status 2; nothing is started."""
 
+    @pytest.fixture
+    def call(
+        self, shell: Shell, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> Callable[..., subprocess.CompletedProcess[str]]:
+        """Do what a command does, in this process, which is quicker."""
+
+        def call(*args: str) -> subprocess.CompletedProcess[str]:
+            try:
+                status = _cli.main([*args])
+            except SystemExit as exc:
+                status = exc.code if isinstance(exc.code, int) else -1
+            return subprocess.CompletedProcess(args, status, *capfd.readouterr())
+
+        monkeypatch.chdir(shell.folder)
+        monkeypatch.syspath_prepend(shell.folder)
+        return call
+
     @pytest.mark.parametrize(
         ("args", "told"),
         [
@@ -275,11 +297,13 @@ class TestBadUsage:
             (["odd.py"], "can't read the code from file 'odd.py': unknown encoding: x-none"),
         ],
     )
-    def test_is_told_in_one_line(self, shell: Shell, args: list[str], told: str) -> None:
+    def test_is_told_in_one_line(
+        self, shell: Shell, call: Callable[..., Any], args: list[str], told: str
+    ) -> None:
         (shell.folder / "folder").mkdir()
         (shell.folder / "latin.py").write_bytes(b"# \xfc\n")
         (shell.folder / "odd.py").write_text("# coding: x-none\n")
-        result = shell.run("exec", shell.tells(), *args)
+        result = call("exec", shell.tells(), *args)
         assert result.stderr.startswith("execnet exec: ")
         assert told in result.stderr
         assert len(lines_of(result.stderr)) == 1
@@ -303,18 +327,20 @@ class TestBadUsage:
         ],
     )
     def test_of_options_is_told_below_the_usage(
-        self, shell: Shell, args: list[str], told: str
+        self, shell: Shell, call: Callable[..., Any], args: list[str], told: str
     ) -> None:
         spec = shell.tells()
-        result = shell.run(*(spec if word == "TELLS" else word for word in args))
+        result = call(*(spec if word == "TELLS" else word for word in args))
         assert result.stderr.startswith("usage: execnet")
         assert told in result.stderr
         assert (result.returncode, result.stdout) == (2, "")
         assert not (shell.folder / "was-started").exists()
 
     @pytest.mark.parametrize("word", ["nowhere=x", "popen//popen", "0*popen"])
-    def test_of_info_is_told_as_well(self, shell: Shell, word: str) -> None:
-        result = shell.run("info", shell.tells(), word)
+    def test_of_info_is_told_as_well(
+        self, shell: Shell, call: Callable[..., Any], word: str
+    ) -> None:
+        result = call("info", shell.tells(), word)
         assert result.stderr.startswith("execnet info: ")
         assert repr(word) in result.stderr
         assert (result.returncode, result.stdout) == (2, "")
@@ -390,19 +416,19 @@ class TestStopping:
             assert wait_until(lambda: bytes_waiting_in(pipe) > size - 4096)
         return process
 
-    @pytest.mark.parametrize("to_group", [False, True], ids=["process", "group"])
+    # A terminal sends Ctrl-C and its own end to all of a group, kill sends to one process.
     @pytest.mark.parametrize(
-        ("number", "status", "told"),
+        ("number", "to_group", "status", "told"),
         [
-            (INT, 130, "interrupted"),
-            (TERM, 143, "ended by SIGTERM"),
-            (HUP, 129, "ended by SIGHUP"),
+            (INT, True, 130, "interrupted"),
+            (TERM, False, 143, "ended by SIGTERM"),
+            (HUP, True, 129, "ended by SIGHUP"),
         ],
         ids=["int", "term", "hup"],
     )
     @pytest.mark.parametrize("phase", [STARTING, RUNNING, ENDING, UNREAD])
     def test_by_a_signal_leaves_nothing(
-        self, shell: Shell, phase: str, number: int, status: int, told: str, to_group: bool
+        self, shell: Shell, phase: str, number: int, to_group: bool, status: int, told: str
     ) -> None:
         process = self.start_and_wait(shell, phase)
         (os.killpg if to_group else os.kill)(process.pid, number)
@@ -445,6 +471,42 @@ class TestStopping:
             too_early = "KeyboardInterrupt" in errors and "/execnet/" not in errors
             assert status in (130, -INT, 0) or too_early, (status, errors)
             assert shell.nothing_is_left()
+
+    def test_by_a_ctrl_c_whose_exception_python_has_lost_is_only_later(self, shell: Shell) -> None:
+        # As when it comes in the callback that ends an import.
+        program = """
+            import os, signal, sys, weakref
+            from execnet import _cli
+
+            class Lost:
+                def find_spec(self, name, path=None, target=None):
+                    if name == "execnet._cli.words":
+                        class Something: pass
+                        something = Something()
+                        self.callback = weakref.ref(something, interrupt)
+                        del something
+
+            def interrupt(_):
+                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(9):
+                    pass
+
+            sys.meta_path.insert(0, Lost())
+            sys.argv = ["execnet", "exec", "popen", "-c", "channel.receive()"]
+            sys.exit(_cli.main())
+            """
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(program)],
+            cwd=shell.folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), TOKEN: shell.token},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        errors = process.communicate(timeout=BOUND_S)[1]
+        assert "Exception ignored in" in errors
+        assert errors.endswith("execnet exec: interrupted\n")
+        assert process.returncode == 130
+        assert shell.nothing_is_left()
 
     def test_lets_code_clean_up(self, shell: Shell) -> None:
         code = """
@@ -707,6 +769,12 @@ class TestParts:
     def test_a_spec_that_is_no_spec_is_refused(self) -> None:
         with pytest.raises(CommandError, match=r"^spec '2\*': empty key in spec ''$"):
             parse_specs(["2*"])
+
+    def test_a_worker_whose_end_nobody_can_report_counts_as_ended(self) -> None:
+        """One behind a hop that was killed before it."""
+        io = SimpleNamespace(poll_until=lambda deadline: None, has_ended=lambda: True)
+        gateway: Any = SimpleNamespace(id="gw0", _io=io)
+        assert session._wait_until_gone([gateway], 0.0) == []
 
     def test_output_waits_for_a_pipe_that_is_full_and_does_not_block(self) -> None:
         reader, writer = os.pipe()

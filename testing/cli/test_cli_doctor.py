@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from services import FakeSsh, Sshd, common_python, free_port, script
+from tools import wait_until
 
-from execnet import _cli
+from execnet import Gateway, _cli, gateway_bootstrap
 from execnet._cli import examine
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="stages its faults with sh")
@@ -96,6 +97,20 @@ class TestAFakeSsh:
         notes = " ".join(found["notes"])
         for told in "the shell prints", "Python prints", "'hello'", "no zlib", "not writable":
             assert told in notes
+
+    def test_may_answer_before_its_gateway_is_returned(
+        self, doctor: Any, fake_ssh: FakeSsh, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def start(*arguments: Any) -> Gateway:
+            gateway = started(*arguments)
+            wait_until(lambda: gateway.handshake.noise)
+            return gateway
+
+        started = gateway_bootstrap.start
+        monkeypatch.setattr(gateway_bootstrap, "start", start)
+        fake_ssh(f'[ "$1" = -G ] && exit; {FakeSsh.RUN}')
+        found = doctor(f"ssh=host//python={common_python()}")
+        assert stages(found)[2:4] == ["login: ok", "shell: ok"]
 
     @pytest.mark.parametrize("shell", ["csh", "fish"])
     def test_may_have_another_shell(self, doctor: Any, fake_ssh: FakeSsh, shell: str) -> None:
@@ -196,3 +211,8 @@ def test_a_page_for_people_has_run_got_and_try(capfd: pytest.CaptureFixture[str]
     failed = lines[lines.index("popen//python=false") + 1 :]
     assert failed[0].split()[:2] == ["failed", "bootstrap"]
     assert [line.split()[0] for line in failed[1:]] == ["run", "got", "try"]
+    assert _cli.main(["doctor", "poepn"]) == 1
+    assert (
+        "\n  got     no gateway type in spec 'poepn', did you mean 'popen'?"
+        in capfd.readouterr().out
+    )

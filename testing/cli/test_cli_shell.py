@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def test_is_like_pythons_own_prompt(terminals: list[Terminal], tmp_path: Path) -
     assert terminal.run("    print(i, end='!', flush=True)", "... ") == ""
     assert terminal.run("") == "0!1!"
     assert "ZeroDivisionError" in terminal.run("1 / 0")
+    assert "\x1b[31mTraceback" in terminal.raw
     terminal.run("a_long_name = 12345")
     terminal.type("a_lo\t")
     terminal.until("a_long_name")
@@ -57,6 +59,7 @@ def test_talks_to_several_at_once(terminals: list[Terminal], tmp_path: Path) -> 
         "[a] a-worker",
         "[b] b-worker",
     ]
+    assert "\x1b[36m[a]\x1b[0m a-worker" in terminal.raw
     assert terminal.run("%b x = 1", "all >>> ") == ""
     assert terminal.run("%b", "b >>> ") == ""
     assert terminal.run("x", "b >>> ") == "[b] 1\n"
@@ -96,6 +99,21 @@ def test_reads_from_a_pipe(shell: Shell, version: str) -> None:
     result = shell.run("shell", f"popen//python={python}", input=code)
     assert result.stdout == "'aaa'\n0\n1\nno end\na\n"
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_prints_objects_for_programs(shell: Shell) -> None:
+    code = (
+        "print('a b')\nimport sys\nx = sys.stderr.write('bad')\n%who\n%no\nimport os\nos._exit(4)\n"
+    )
+    result = shell.run("shell", "popen//id=a", "--json", input=code)
+    objects = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [one["gateway"] for one in objects] == ["a", "a", "a", None, "a"]
+    assert [one.get("line") for one in objects[:2]] == ["a b", "bad"]
+    assert [one.get("stream") for one in objects[:2]] == ["stdout", "stderr"]
+    assert "popen//id=a" in objects[2]["description"]
+    assert "no %no" in objects[3]["error"]
+    assert "exit status 4" in objects[4]["error"]
+    assert result.returncode == 1
 
 
 def test_is_over_when_its_interpreter_is(shell: Shell) -> None:

@@ -167,6 +167,9 @@ def test_a_target_that_fails_is_on_stderr_and_in_the_status(shell: Shell, source
         (["source", "popen:"], "'popen:' is not SPEC:DEST"),
         (["source", "popen//popen:x"], "popen"),
         (["source", "popen//id=a:x", "popen//id=a:y"], "id 'a' is taken"),
+        (["--bwlimit=0", "source", "popen:x"], "'0' is not a rate above 0"),
+        (["--modify-window=-1", "source", "popen:x"], "'-1' is not a number of seconds"),
+        (["--mask=9", "source", "popen:x"], "'9' is not an octal number up to 777"),
     ],
 )
 def test_a_wrong_command_line_starts_nothing(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,7 +44,7 @@ def test_a_tree_goes_each_way(shell: Shell, source: Path, way: str) -> None:
     make_tree(shell.folder / "dest", {"old": b"", ".env": b""})
     words = ["--delete", "--exclude", ".env", "--stats", *WAYS[way]]
     done = shell.run("sync", *words)
-    assert "1 files sent" in done.stdout
+    assert "1 file sent" in done.stdout
     assert "deleted: 1" in done.stdout
     (shell.folder / "dest/.env").unlink()
     os.utime(shell.folder / "dest", ns=(1, source.stat().st_mtime_ns))
@@ -64,11 +66,43 @@ def test_what_is_left_out_and_what_would_be_done_is_told(
     assert os.listdir(shell.folder / "dest") == ["old"]
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_left_out_is_deleted_only_if_that_is_asked_for(
+    shell: Shell, source: Path, way: str
+) -> None:
+    make_tree(shell.folder / "dest", {".env": b"", "old": b""})
+    words = ["--exclude", ".env", *WAYS[way]]
+    assert shell.run("sync", "--delete", *words).returncode == 0
+    assert sorted(os.listdir(shell.folder / "dest")) == [".env", "a", "cache", "d"]
+    assert shell.run("sync", "--delete-excluded", *words).returncode == 0
+    assert sorted(os.listdir(shell.folder / "dest")) == ["a", "cache", "d"]
+
+
 @pytest.mark.parametrize("way", ["from", "between", "directly"])
 def test_a_source_that_is_not_there_is_told(shell: Shell, way: str) -> None:
     done = shell.run("sync", *WAYS[way])
     assert (done.returncode, done.stdout) == (1, "")
-    assert "No such file or directory" in done.stderr
+    assert done.stderr.endswith(":source: No such file or directory\n")
+    assert "Errno" not in done.stderr
+
+
+@pytest.mark.parametrize(("way", "name"), [("to", "gw0"), ("between", "two")])
+def test_a_single_file_has_its_name_in_what_is_printed(
+    shell: Shell, source: Path, way: str, name: str
+) -> None:
+    words = [word.replace("source", "source/a") for word in WAYS[way]]
+    assert shell.run("sync", "-n", *words).stdout == f"[{name}] would send a\n"
+    assert shell.run("sync", *words).stdout.splitlines()[0] == f"[{name}] a"
+
+
+def test_a_source_that_vanishes_while_it_is_watched_is_named(shell: Shell, source: Path) -> None:
+    process = shell.start("sync", "--watch", "source", "popen:dest")
+    wait_until(lambda: (shell.folder / "dest/d/b").exists())
+    source.rename(shell.folder / "elsewhere")
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "source: " in said
+    assert "b'" not in said
 
 
 @pytest.mark.parametrize("way", ["from", "between", "directly"])
@@ -89,6 +123,32 @@ def test_a_target_that_can_take_nothing_is_told(shell: Shell, source: Path, way:
 def test_what_cannot_be_done_starts_nothing(shell: Shell, source: Path, words: list[str]) -> None:
     assert shell.run("sync", *words).returncode == 2
     assert not (shell.folder / "dest").exists()
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [("to", []), ("from", []), ("between", ["--partial"]), ("directly", ["--partial"])],
+)
+def test_ctrl_c_leaves_nothing_half_unless_that_is_wanted(
+    shell: Shell, source: Path, way: str, words: list[str]
+) -> None:
+    (source / "a").write_bytes(os.urandom(8 << 20))
+    process = shell.start("sync", "--bwlimit=1M", *words, *WAYS[way])
+
+    def left() -> list[Path]:
+        found = []
+        for path in shell.folder.glob("dest/.execnet-rsync-*"):
+            with suppress(FileNotFoundError):
+                found += [path] * (path.stat().st_size > 0)
+        return found
+
+    wait_until(left)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert len(left()) == len(words)
+    for path in left():  # its run has let go of it, and told the checksum
+        assert re.search(r"-0-[1-9]\d+\.", path.name)
 
 
 def test_modes_and_links_from_a_worker_are_as_is_only_if_asked_for(

@@ -37,6 +37,8 @@ def test_it_tells_what_runs(makegateway: MakeGateway, version: str) -> None:
     for _ in range(2):
         watched.ask()
         rows.append(watched.look(BOUND_S))
+        for item in "a" * 100_000, "b":
+            channel.send(item)
     assert rows[1]["state"] == "live"
     assert rows[1]["pid"] == gateway._rinfo().pid
     ((place, seconds),) = rows[1]["executes"]
@@ -45,6 +47,85 @@ def test_it_tells_what_runs(makegateway: MakeGateway, version: str) -> None:
     assert 1_000_000 < rows[1]["memory_bytes"] < 1_000_000_000
     assert rows[0]["cpu_percent"] is None
     assert rows[1]["cpu_percent"] >= 0
+    assert [row["unread_items"] for row in rows] == [0, 2]
+    if sys.platform == "linux":
+        assert rows[1]["in_bytes_s"] > 1000
+        assert rows[1]["out_bytes_s"] >= 0
+
+
+def read_all(path: str) -> None:
+    open(path).close()
+
+
+@pytest.mark.parametrize("function", [read_all, "select:select"])
+def test_it_tells_which_call_runs(
+    makegateway: MakeGateway, tmp_path: Path, function: object
+) -> None:
+    gateway = makegateway("popen//grace=0.1")
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    is_ours = function is read_all
+    future = gateway.submit(function, *([str(fifo)] if is_ours else [[], [], []]))
+    watched = Watched(gateway)
+
+    def places() -> list[str]:
+        watched.ask()
+        return [place for place, _ in watched.look(BOUND_S)["executes"]]
+
+    told = "read_all" if is_ours else "select:select"
+    assert wait_until(lambda: [place for place in places() if told in place])
+    assert len(places()) == 1
+    if is_ours:
+        fifo.write_bytes(b"")
+        future.result(BOUND_S)
+        assert places() == []
+
+
+ECHO = """
+for item in channel:
+    if item == "buffers":
+        buffer = bytearray(300000)
+        channel.receive_into(buffer)
+        channel.send_bytes(buffer)
+    else:
+        channel.send(item)
+"""
+
+
+def counts(watched: Watched) -> tuple[float, float]:
+    """Return how many items the worker has received and sent, by a new report."""
+    watched.ask()
+    assert watched.look(BOUND_S)["state"] == "live"
+    return watched._last["in_items"], watched._last["out_items"]
+
+
+@pytest.mark.parametrize("version", ["", "2.7"])
+def test_it_counts_items_and_calls_of_all_kinds(makegateway: MakeGateway, version: str) -> None:
+    python = find_python(version) if version else sys.executable
+    gateway = makegateway(f"popen//python={python}")
+    channel = gateway.remote_exec(ECHO)
+    assert gateway.call(len, "first") == 5
+    other = Watched(gateway)
+    assert counts(other) == (0, 0)
+    ((place, _),) = other.look(0)["executes"]
+    assert place == "<remote exec>:2 <module>"  # not what reads there for it
+    watched = Watched(gateway)
+    assert counts(watched) == (0, 0)
+    for item in 1, 2, "text", {"a": [1]}, b"x" * 300_000, ["long"] * 50_000:
+        channel.send(item)
+        channel.receive(BOUND_S)
+    channel.send("buffers")
+    channel.send(b"x" * 300_000)
+    channel.receive(BOUND_S)
+    assert [gateway.call(len, text * size) for text, size in (("a", 3), ("b", 5000))] == [3, 5000]
+    assert counts(watched) == (10, 9)
+    other._channel.close()
+    is_counted = "channel.send('counts' in vars(channel.gateway))"
+    assert gateway.remote_exec(is_counted).receive(BOUND_S)
+    watched.ask()
+    assert watched.look(BOUND_S)["out_items_s"] is not None
+    watched._channel.close()
+    assert wait_until(lambda: not gateway.remote_exec(is_counted).receive(BOUND_S))
 
 
 def test_it_tells_who_is_silent_and_who_has_ended(makegateway: MakeGateway) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shlex
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from services import script
-from tools import BOUND_S, KIT, MakeGateway
+from tools import BOUND_S, KIT, MakeGateway, find_python
 
 from execnet import Group
 
@@ -107,3 +108,40 @@ class TestTogether:
             spec = f"popen//python={relay} -- {shlex.quote(sys.executable)}"
         gateways = group.makegateways([spec] * count)
         assert len({gateway._rinfo().pid for gateway in gateways}) == count
+
+
+class TestModulesForSeveral:
+    """Workers behind one link: each is forwarded the same modules, which cross it once."""
+
+    SIZE = 300_000  # of what can't be packed, in more than one piece
+
+    @pytest.mark.parametrize(("first", "version"), [("hop", "2.7"), ("one", "3.13")])
+    def test_they_cross_the_link_once(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        group: Group,
+        first: str,
+        version: str,
+    ) -> None:
+        folder = tmp_path / "project"
+        folder.mkdir()
+        text = random.Random(version).randbytes(self.SIZE).hex()
+        (folder / "large.py").write_text(f"from other import OTHER\nTEXT = {text!r}\n")
+        (folder / "other.py").write_text("OTHER = 1\n")
+        monkeypatch.syspath_prepend(folder)
+        relay_as_ssh(tmp_path, monkeypatch, f"--log {tmp_path}/log")
+        end = f"python={find_python(version)}//imports=large,other"
+        ends = [f"popen//id={name}//via=hop//{end}" for name in ("one", "two")]
+        group.makegateways([f"ssh=host//id=hop//{end}", *ends])
+        crossed = [self._crossed(tmp_path)]
+        for name in (first, "two", "one"):
+            code = "import large; channel.send([len(large.TEXT), large.OTHER])"
+            found = group[name].remote_exec(code).receive(BOUND_S)
+            assert found == [2 * self.SIZE, 1]
+            crossed.append(self._crossed(tmp_path))
+        assert crossed[1] - crossed[0] > self.SIZE
+        assert crossed[3] - crossed[1] < self.SIZE / 10
+
+    def _crossed(self, folder: Path) -> int:
+        return sum(size for sign, _, size in Log(folder / "log").pieces if sign == ">")

@@ -208,7 +208,7 @@ class TestReadersThatDoNotRead:
     ) -> None:
         started = time.monotonic()
         group.terminate(0.5)
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 5
         assert not blocked.hasreceiver()
 
     def test_a_slow_one_loses_nothing(self, group: Group, written: Written) -> None:
@@ -260,7 +260,7 @@ class TestCallbacks:
 
         group.on_output(end)
         group.makegateway(FORWARD).remote_exec("print('end')")
-        assert done.wait(3)
+        assert done.wait(BOUND_S)
 
     def test_without_one_lines_are_printed_with_the_id(
         self, group: Group, capsys: pytest.CaptureFixture[str]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from interpreters import Interpreter, found
+from interpreters import Interpreter, chosen
 from socketservers import Servers
 from tools import BOUND_S, MakeGateway, run_python, wait_until
 from written import FORWARD, Written, run_in
@@ -65,7 +65,7 @@ class TestTheWorker:
         finally:
             where.unlink(missing_ok=True)
 
-    @pytest.mark.parametrize("python", found(), ids=str)
+    @pytest.mark.parametrize("python", chosen(), ids=str)
     def test_any_python_will_do(self, group: Group, written: Written, python: Interpreter) -> None:
         gateway = group.makegateway(f"{python.spec}//output=forward")
         code = "import os, sys\nprint('p')\nchannel.receive()\nos.system('echo s')\n"
@@ -120,7 +120,7 @@ class TestInherit:
         run_in(makegateway("popen//output=inherit"), "import os; print('p'); os.system('echo s')")
         assert capfd.readouterr().out == "p\ns\n"
 
-    @pytest.mark.parametrize("python", found(), ids=str)
+    @pytest.mark.parametrize("python", chosen(), ids=str)
     def test_any_python_will_do(
         self, makegateway: MakeGateway, capfd: pytest.CaptureFixture[str], python: Interpreter
     ) -> None:

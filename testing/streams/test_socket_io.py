@@ -129,7 +129,7 @@ class TestSocketIO:
         assert os.read(io._sock.fileno(), 10) == b"x"
         assert os.read(io._sock.fileno(), 10) == b""
         assert io.poll_until(time.monotonic() + BOUND_S) == 0
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 5
         io.close_read()
         assert io.direct_reads() is None
 

@@ -6,7 +6,7 @@ import os
 import threading
 
 import pytest
-from tools import Resources, run_python, wait_until
+from tools import BOUND_S, Resources, run_python, wait_until
 
 from execnet import gateway_base
 from execnet._ends import stderr
@@ -24,7 +24,7 @@ class TestCapture:
         wait_until(lambda: capture.tail == b"first\n")
         os.write(write, b"second\n")
         os.close(write)
-        assert capture.done.wait(5)
+        assert capture.done.wait(BOUND_S)
         assert capture.tail == b"first\nsecond\n"
         assert capfd.readouterr().err == "first\nsecond\n"
 
@@ -34,7 +34,7 @@ class TestCapture:
         data = b"".join(b"line %d\n" % number for number in range(20000))
         with os.fdopen(write, "wb") as file:
             file.write(data)
-        assert capture.done.wait(5)
+        assert capture.done.wait(BOUND_S)
         assert capture.tail == data[-stderr.TAIL_BYTES :]
         assert capfd.readouterr().err.encode() == data
 
@@ -51,7 +51,7 @@ class TestCapture:
         with pytest.raises(BrokenPipeError):
             os.write(write, b"more")
         os.close(write)
-        before.assert_nothing_new(timeout_s=1)
+        before.assert_nothing_new()
 
     def test_many_share_one_thread_that_ends_with_the_last(self) -> None:
         pipes = [os.pipe() for _ in range(20)]
@@ -60,7 +60,7 @@ class TestCapture:
         for _, write in pipes[1:]:
             os.close(write)
         for capture in captures[1:]:
-            assert capture.done.wait(5)
+            assert capture.done.wait(BOUND_S)
         wait_until(lambda: threads() == 1)
         os.close(pipes[0][1])
         wait_until(lambda: threads() == 0)
@@ -68,7 +68,7 @@ class TestCapture:
         capture = stderr.capture(read)
         wait_until(lambda: threads() == 1)
         os.close(write)
-        assert capture.done.wait(5)
+        assert capture.done.wait(BOUND_S)
 
     def test_without_a_thread_it_leaves_the_pipe_alone(
         self, monkeypatch: pytest.MonkeyPatch
@@ -84,7 +84,7 @@ class TestCapture:
         monkeypatch.undo()
         os.close(read)
         os.close(write)
-        before.assert_nothing_new(timeout_s=1)
+        before.assert_nothing_new()
 
     def test_opening_and_closing_in_turns_never_gets_stuck(self) -> None:
         def work() -> None:
@@ -94,7 +94,7 @@ class TestCapture:
                 os.write(write, b"")
                 if number % 2:
                     os.close(write)
-                    assert capture.done.wait(5)
+                    assert capture.done.wait(BOUND_S)
                 else:
                     capture.close()
                     assert capture.done.is_set()

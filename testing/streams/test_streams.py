@@ -76,6 +76,14 @@ class TestReading:
             Popen2IO(BytesIO(), TextIOWrapper(BytesIO(b"\xff\r\n")), THREAD).read(3) == b"\xff\r\n"
         )
 
+    def test_a_read_that_returns_nothing_is_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        stream = Popen2IO(BytesIO(), BytesIO(), THREAD)
+        reads = iter([b"1", b"23", b""])
+        monkeypatch.setattr(stream, "_read", lambda size: next(reads))
+        assert stream.read(3) == b"123"
+        with pytest.raises(EOFError):
+            stream.read(1)
+
 
 class TestWriting:
     @pytest.mark.parametrize("at_most", [1, 2, 100, None])
