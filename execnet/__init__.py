@@ -59,6 +59,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
+    "_cli.magic": ["load_ipython_extension", "unload_ipython_extension"],  # for "%load_ext"
     "_deprecated": ["PopenGateway", "SocketGateway", "SshGateway"],
     "_errors": ["AuthenticationError", "SecurityWarning", "SpecWarning"],
     "_frozen": ["freeze_support"],

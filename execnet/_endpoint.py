@@ -8,11 +8,12 @@ at any moment, by several at once as well.  Start at ``Endpoint``.
 
 from __future__ import annotations
 
+import errno
 import os
 from abc import ABC, abstractmethod
 from functools import partial
 
-from .gateway_base import FrameWriter, Popen2IO
+from .gateway_base import FrameWriter, Popen2IO, _left
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 
     # What an event loop polls for reading, what reads it, and what it polls for writing.
     LoopEnds = tuple[int, Callable[[int], bytes], int]
+    # What writes without waiting, and its arguments after the pieces.
+    ReadyWay = tuple[Any, ...]
+
+    class SharedMemory(Protocol):
+        """Memory that a worker of this machine is to have as well."""
+
+        def make(self, gateway: Any, finish: Callable[[dict[str, Any]], object]) -> None: ...
+        def close(self) -> None: ...
 
     class Carrier(Protocol):
         """A gateway whose worker passes bytes on."""
@@ -37,6 +46,55 @@ if TYPE_CHECKING:
 
 class StreamFull(Exception):
     """A stream that never waits takes nothing now."""
+
+
+class Writer(FrameWriter):
+    """The writer of a gateway of the coordinator: it also writes without waiting."""
+
+    def queue(self, frame: list[Any]) -> None:
+        """Queue a frame, which goes out with ``write_ready``, or with the next one sent."""
+        if self._error is None and not self._closing:
+            frame[3] += map(self._frames.append, (frame,))
+
+    def write_ready(self, way: ReadyWay) -> bool | None:
+        """Write as much of what is queued as the stream takes now; return whether that was all.
+
+        way: that of the stream.  None: another thread is writing, or the system can't do it.  In
+        the end, call ``go_on``.
+        """
+        (taken,) = map(self._lock.acquire, (False,))  # doc/interrupts.rst, "Locks"
+        try:
+            while taken:
+                frame = self._begun or (self._frames[0] if self._frames else None)
+                was_begun = frame is not None and bool(frame is not self._begun or frame[2])
+                if frame is None or not _left(frame) or not was_begun or self._error is not None:
+                    if self._flush(may_wait=False):
+                        return True
+                    continue
+                try:
+                    self._advance_ready(frame, way)
+                except BlockingIOError:
+                    return False
+                except (OSError, ValueError) as exc:
+                    if getattr(exc, "errno", 0) == errno.EOPNOTSUPP:
+                        return None
+                    self.fail(str(exc))
+        finally:
+            if taken:
+                self._lock.release()
+        return None
+
+    def _advance_ready(self, frame: list[Any], way: ReadyWay) -> None:  # holds _lock
+        """Write what one system call takes of a frame now."""
+        header, payload, written, _ = frame
+        start = sum(filter(None, written)) - len(header)
+        rest = [memoryview(header)[start:], payload] if start < 0 else [memoryview(payload)[start:]]
+        write, *more = way
+        written += map(write, (rest,), *[(argument,) for argument in more])
+
+    def go_on(self) -> None:
+        """Have what is left written by another thread."""
+        self._flush_left_behind()
 
 
 class Endpoint(ABC):
@@ -61,6 +119,7 @@ class Endpoint(ABC):
     could_not_start = False  # there was never anything that could end
     kills_by_login = False  # so that ``kill`` takes longer than a moment
     given_up = ""  # why the worker was, by the stream itself
+    hop = ""  # the gateway on the way there whose end was this one's, too
 
     def boot(self, options: dict[str, object]) -> None:
         """Start the worker; called once, before anything is read or written.
@@ -81,12 +140,22 @@ class Endpoint(ABC):
 
     # ---------------------------------------------------------------- bytes, written
 
-    writer_class = FrameWriter
+    writer_class: type[FrameWriter] = Writer
     small_bytes = 0  # a frame below it is best written at once
     takes_whole = False  # such a one goes all or, at an interrupt, not at all
     # One system call, which returns how much it took; for several pieces where the system has one.
     write_some: Callable[[Any], int | None]
     write_pieces: Callable[[Any], int | None] | None = None
+    # Takes all of a small frame or raises BlockingIOError, where the system can do that.
+    write_now: Callable[[bytes], int] | None = None
+
+    def ready_way(self) -> tuple[int, ReadyWay] | None:
+        """Return what can be polled for more room, and what writes without waiting.
+
+        That is a function in C and its further arguments; the first is a list of pieces.  It
+        returns how much it took, or raises BlockingIOError.  None: there is no such function.
+        """
+        return None
 
     @abstractmethod
     def write(self, data: bytes) -> None:
@@ -186,6 +255,13 @@ class Endpoint(ABC):
         """
         self.worker_pid = None  # so that a kill takes all that this one has started along
 
+    def is_out_of_reach(self, mark: int, is_long: bool) -> bool:
+        """Whether there is no connection, or nothing comes over it although something should.
+
+        mark: ``read_bytes`` some time ago.  is_long: whether an answer had to come by now.
+        """
+        return False
+
     def discard(self) -> None:
         """Kill the worker of a stream that nobody reads, and leave nothing of either."""
         self.kill()
@@ -209,15 +285,43 @@ class PipeEndpoint(Popen2IO, Endpoint):
     """A stream to a process of this machine, over two pipes."""
 
     has_process = True
+    memory: SharedMemory | None = None  # beside the pipes, where the spec asks for it
     _never_waits = False
 
+    def __init__(self, outfile: Any, infile: Any, execmodel: ExecModel) -> None:
+        super().__init__(outfile, infile, execmodel)
+        if self.takes_whole and hasattr(os, "RWF_NOWAIT"):
+            fd = outfile.fileno()
+            self.write_now = lambda data: os.pwritev(fd, (data,), -1, os.RWF_NOWAIT)
+
     def in_loop(self) -> LoopEnds | None:
-        """Never wait from now on; return what an event loop polls."""
+        """Never wait from now on; return what an event loop polls, None on Windows."""
+        if os.name == "nt":  # nothing there polls pipes
+            return None
         self._never_waits = True
         read_fd, write_fd = self.infile.fileno(), self.outfile.fileno()
         os.set_blocking(read_fd, False)
         os.set_blocking(write_fd, False)
         return read_fd, partial(os.read, read_fd), write_fd
+
+    def ready_way(self) -> tuple[int, ReadyWay] | None:
+        """Return what can be polled for more room, and what writes without waiting."""
+        if not (self.takes_whole and hasattr(os, "RWF_NOWAIT")) or self.outfile.closed:
+            return None
+        fd = self.outfile.fileno()
+        return fd, (partial(os.pwritev, fd), -1, os.RWF_NOWAIT)
+
+    def on_hello(self, gateway: Any, finish: Callable[[dict[str, Any]], object]) -> bool:
+        """Have the worker open the memory, if there is any; whether that is so."""
+        if self.memory is not None:
+            self.memory.make(gateway, finish)
+        return self.memory is not None
+
+    def close_read(self) -> None:
+        """Close the file that is read, and the memory."""
+        if self.memory is not None:
+            self.memory.close()
+        super().close_read()
 
     def wait_writable(self) -> None:
         """Wait until something can be written; ``StreamFull`` if this never waits."""

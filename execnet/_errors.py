@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from errno import ECONNREFUSED
+
 from .gateway_base import ExecnetError
 
 TYPE_CHECKING = False
@@ -40,6 +42,12 @@ class HostNotFound(BootstrapError):
     __module__ = "execnet"
 
 
+class HostRefused(HostNotFound, ConnectionRefusedError):
+    """Nothing listens there (yet): programs that wait for a server catch the builtin error."""
+
+    errno = ECONNREFUSED
+
+
 class AuthenticationError(BootstrapError):
     """A socket server and this client did not prove to each other that they have one key.
 
@@ -47,6 +55,10 @@ class AuthenticationError(BootstrapError):
     """
 
     __module__ = "execnet"
+
+
+class NoMember(KeyError, IndexError):
+    """A group has no gateway at that index."""
 
 
 class SecurityWarning(UserWarning):

@@ -51,7 +51,7 @@ def ssh_folder(name_bytes: int) -> str | None:
 
 
 def _is_private(folder: str, make: bool = True) -> bool:
-    """Whether a folder is there, or could be made, for nobody but this user."""
+    """Whether there is a folder, or one could be made, that only this user can enter."""
     with suppress(OSError):
         for path in (os.path.dirname(folder), folder) if make else ():
             with suppress(FileExistsError):
@@ -127,10 +127,19 @@ def _is_over(name: str) -> bool:
     number = name.removeprefix("execnet-debug-").partition("-")[0]
     if not number.isdigit():
         return name.startswith("execnet-cert-")
+    return not is_running(int(number))
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and not just its exit status for its parent."""
     try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
         return False
-    return False
+    except OSError:  # it is another user's
+        return True
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (OSError, IndexError):  # not Linux, or it has just ended
+        return True

@@ -7,11 +7,27 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
+
+from ._errors import SpecWarning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Protocol
 
+    from .xspec import XSpec
+
+    class Checked(Protocol):
+        """A spec that was checked."""
+
+        spec: XSpec
+        unknown: list[str]
+
+        def slip(self, name: str, is_sure: bool = False) -> str: ...
+
+
+_looked_at: set[str] = set()  # keys of specs that mean nothing to us
 SURE, LIKELY = 0.8, 0.7  # how alike words are, of 1
 
 
@@ -56,6 +72,18 @@ def host_meant(value: str) -> str | None:
     port = f"-p {match[2]} " if match[2] and not match[3] else ""
     folder = f"{match[2] or ''}{match[3]}" if not port else ""
     return f"ssh={port}{match[1]}{f'//chdir={folder}' if folder else ''}"
+
+
+def warn_of_slips(settings: Checked) -> None:
+    """Warn, once a key, about unknown keys that are very much like known ones."""
+    for name in settings.unknown:
+        if name in _looked_at:
+            continue
+        _looked_at.add(name)
+        text = settings.slip(name, is_sure=True)
+        if text:
+            text = f"{text} (in spec {settings.spec.shown()!r})"
+            warnings.warn(text, SpecWarning, stacklevel=levels_to_user())
 
 
 def levels_to_user() -> int:

@@ -6,13 +6,11 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 from ._clock import monotonic
-from .gateway_base import Channel, RemoteError
+from .gateway_base import NO_ENDMARKER_WANTED, Channel, RemoteError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-NO_ENDMARKER_WANTED = object()
 
 
 class MultiChannel:
@@ -41,9 +39,15 @@ class MultiChannel:
         return channel in self._channels
 
     def send_each(self, item: object) -> None:
-        """Send an item over every channel."""
-        for channel in self._channels:
-            channel.send(item)
+        """Send an item over every channel; errors as for a channel's ``send``.
+
+        It is serialized once and posted to all, then this waits until all streams have taken it,
+        so that a worker that is slow to read holds up no other.  If some can't send any more, the
+        others do, then the first error is raised.
+        """
+        from ._broadcast import send_to_all
+
+        send_to_all(self._channels, item)
 
     def receive_each(self, withchannel: bool = False) -> list[Any]:
         """Return one item of every channel, in order; as (channel, item) if ``withchannel``."""
@@ -57,14 +61,28 @@ class MultiChannel:
         endmarker: put as the item of a channel that has ended.
         """
         if self._queue is None and self._channels:
-            self._end = endmarker
-            self._queue = self._channels[0].gateway.execmodel.queue.Queue()
-            for channel in self._channels:
-                put = partial(self._put, channel)
-                if endmarker is NO_ENDMARKER_WANTED:
-                    channel.setcallback(put)
-                else:
-                    channel.setcallback(put, endmarker=endmarker)
+            self._fill(self._channels[0].gateway.execmodel.queue.Queue(), endmarker)
+        return self._queue
+
+    def _fill(self, queue: Any, endmarker: object) -> None:
+        """Have what comes put into a queue."""
+        self._queue, self._end = queue, endmarker
+        for channel in self._channels:
+            put = partial(self._put, channel)
+            if endmarker is NO_ENDMARKER_WANTED:
+                channel.setcallback(put)
+            else:
+                channel.setcallback(put, endmarker=endmarker)
+
+    def _put(self, channel: Channel, item: object) -> None:
+        self._queue.put_nowait((channel, item))
+
+    def _queue_with_ends(self) -> Any:
+        """Return the queue, which has to tell of ends; OSError if another was made before."""
+        if self._queue is None:
+            self.make_receive_queue(endmarker=object())
+        elif self._end is NO_ENDMARKER_WANTED:
+            raise OSError("a receive queue was made that gets no endmarker: take items from that")
         return self._queue
 
     def as_received(self) -> Iterator[tuple[Channel, Any]]:
@@ -73,20 +91,14 @@ class MultiChannel:
         An error that ended a channel, such as a ``RemoteError``, is raised after its items; call
         this again to go on with the other channels.  Raises OSError if a queue was made before.
         """
-        if self._queue is None:
-            self.make_receive_queue(endmarker=object())
-        elif self._end is NO_ENDMARKER_WANTED:
-            raise OSError("a receive queue was made that gets no endmarker: take items from that")
+        queue = self._queue_with_ends()
         while self._open:
-            channel, item = self._queue.get()
+            channel, item = queue.get()
             if item is self._end:
                 self._open -= 1
                 channel.waitclose()
             else:
                 yield channel, item
-
-    def _put(self, channel: Channel, item: object) -> None:
-        self._queue.put((channel, item))
 
     def close(self, error: str | None = None) -> None:
         """Close all channels; the far sides get ``error`` as a RemoteError."""
@@ -106,6 +118,11 @@ class MultiChannel:
                 channel.waitclose(None if deadline is None else max(0.0, deadline - monotonic()))
             except (channel.RemoteError, EOFError) as exc:
                 errors.append(exc)
-        errors.sort(key=lambda error: not isinstance(error, RemoteError))
-        if errors:
-            raise errors[0]
+        raise_first(errors)
+
+
+def raise_first(errors: list[BaseException]) -> None:
+    """Raise the first RemoteError, or else the first error, if there is one."""
+    errors.sort(key=lambda error: not isinstance(error, RemoteError))
+    if errors:
+        raise errors[0]

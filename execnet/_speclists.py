@@ -40,9 +40,11 @@ def expand(text: str) -> list[str]:
     return list(_filled(places)) * times
 
 
-def is_list(text: str) -> bool:
-    """Whether a text is a list in short, even if it is one of a single spec."""
-    return _TIMES.fullmatch(text) is not None or len(_places(text)) > 1
+def check_single(text: str) -> None:
+    """Raise ValueError for a list in short, even if it is one of a single spec."""
+    if _TIMES.fullmatch(text) is not None or len(_places(text)) > 1:
+        count = f"is a list of {len(expand(text))}, makegateways([...]) takes it"
+        raise ValueError(f"spec {text!r} {count}")
 
 
 def _places(spec: str) -> list[str]:

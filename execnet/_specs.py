@@ -31,9 +31,10 @@ _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 PLACE = "host", "user", "port", "options"
 PROOF = "key", "authentication", "bound", "fingerprint"
 MAX_ITEM = 1 << 30
-PROCESS_KEYS = "chdir", "nice", "umask", "kill", "dont_write_bytecode"
-JOINED = "listen"  # the type of workers that have dialled in
-PRESENT = "id", "via", "python", "dont_write_bytecode"  # keys that say how one is started
+PROCESS_KEYS = "chdir", "nice", "umask", "memory", "cpus", "kill", "dont_write_bytecode"
+JOINED = "listen"  # the type of workers that dial in
+OF_SERVICE = "idle", "one_at_a_time"  # with attach=, for all types
+PRESENT = "via", "python", "dont_write_bytecode"  # keys that say how one is started
 SILENT_BEATS = 4  # after so many that are missing the other side is given up
 
 
@@ -65,6 +66,18 @@ def _bytes(value: str) -> int:
     if number < 1:
         raise ValueError("not a number of bytes above 0")
     return number
+
+
+def _memory(value: str) -> int:
+    from ._ends.limits import bytes_of
+
+    return bytes_of(value)
+
+
+def _cpus(value: str) -> int | tuple[int, ...]:
+    from ._ends.limits import cpus_of
+
+    return cpus_of(value)
 
 
 def _is_group(value: str) -> bool:
@@ -182,7 +195,7 @@ _ROWS = [
     Key("ssh", "a host, after options of ssh", ("ssh",), "", split_place,
         "A host that ssh reaches."),
     Key("vagrant_ssh", "the name of a machine", ("vagrant_ssh",), "", str,
-        "A machine of Vagrant's."),
+        "A machine of Vagrant, by its name."),
     Key("sudo", "the name of a user", ("sudo",), "", str, "Another user of this machine."),
     Key("docker", "a container, after options of docker exec", ("docker",), "", shell_split_path,
         "A running container of Docker."),
@@ -196,20 +209,24 @@ _ROWS = [
     Key("socket", "host:port, [IPv6 address]:port or unix:/path", ("socket",), "", _address,
         "A socket server."),
     Key("socketservice", "a name", ("socketservice",), "", _service_name,
-        "A process of this user's on this machine that stays, started if it is not there."),
+        "A process of this user on this machine that stays, by its name; it is started if it does "
+        "not run."),
+    Key(JOINED, "host:port or [IPv6 address]:port", (JOINED,), "", _address,
+        "The next worker that dials in at host:port or [IPv6 address]:port of this machine."),
     # options of some types
     Key("host", "a host", ("ssh",), "that of ssh=", _name,
-        "The host of a bare ssh, in place of a value of that, whatever the host is called."),
+        "The host, for an ssh without a value."),
     Key("user", "a name", ("ssh",), "ssh's own", _name, "The user there.", needs="host"),
     Key("port", "a whole number", ("ssh", "socketservice"), "ssh's own; a Unix socket", _port,
-        "The port there; of a service, where it listens on the loopback interface.", needs="host"),
+        "The port there; for a service, the port on the loopback interface where it listens.",
+        needs="host"),
     Key("options", "options of ssh", ("ssh",), "none", shell_split_path,
-        "Options of ssh, split into words as a shell does.", needs="host"),
+        "Options of ssh, split into words as a shell would.", needs="host"),
     Key("ssh_config", "a path", SSH, "ssh's own", str,
         "A config file for ssh, in place of the user's."),
     Key("ssh_persist", "a whole number of seconds", SSH, "not shared", _lifetime,
-        "Share one connection between the gateways of a host, and keep it for so many seconds "
-        "after the last one."),
+        "Share one connection between the gateways of a host, and keep it for this many seconds "
+        "after the last one has ended."),
     Key("share", "yes or no", SSH, "each logs in by itself", _is_yes,
         "yes: one login for all workers of a group at an address."),
     Key("ssh_compression", "yes or no", SSH, "as ssh's config says", _is_yes,
@@ -221,64 +238,76 @@ _ROWS = [
     Key("container", "the name of a container", ("kubectl",), "kubectl's own", str,
         "Which container of the pod."),
     Key("idle", "a number of seconds", ("socketservice",), "three hours", _seconds,
-        "After how long a service ends that nobody uses, 0 for never."),
-    Key("one_at_a_time", "yes or no", ("socketservice",), "code runs at once", _is_yes,
-        "yes: code of all connections that say so runs one after the other."),
+        "How long nobody may use a service before it ends, 0 for any time."),
+    Key("one_at_a_time", "yes or no", ("socketservice",), "it runs at the same time", _is_yes,
+        "yes: the code of all connections with this key runs one after the other."),
     Key("installvia", "the id of a gateway", ("socket",), "", str,
         "The id of a gateway of the group whose worker starts the socket server."),
-    Key("key", "a path", ("socket",), "~/.execnet/key, if it is there", str,
-        "The file of the server's key; a server that has not proved that it has it gets nothing."),
-    Key("authentication", "none or required", ("socket",), "required where there is a key",
+    Key("key", "a path", ("socket", JOINED), "~/.execnet/key, if it exists", str,
+        "The file with the server's key."),
+    Key("certificate", "a path", (JOINED,), "made by openssl", str,
+        "The file with the certificate by which joiners know this machine, and its private key."),
+    Key("authentication", "none or required", ("socket",), "required if there is a key",
         _authentication,
-        "required: only a server with the key gets anything; none: any, and it proves nothing."),
+        "required: only a server that has the key gets anything; none: every server does, and "
+        "none proves anything."),
     Key("bound", "host:port or [IPv6 address]:port", ("socket",), "the address itself", _address,
         "Where the server listens, if a forwarded port leads to it."),
-    Key("fingerprint", "64 hex digits", ("socket",), "any of whoever has the key", _sha256,
+    Key("fingerprint", "64 hex digits", ("socket",),
+        "any certificate, if the server has the key", _sha256,
         "The SHA-256 of the certificate that the server must have."),
     Key("forkserver", "", ("popen",), "not forked", str,
-        "Fork the worker from a template that is there already."),
+        "Fork the worker from a process that has loaded everything already."),
     Key("preload", "names of modules, joined by commas", ("popen",), "none", _modules,
         "Modules that the template imports.", needs="forkserver"),
+    Key("buffers", "shared", ("popen",), "they go through the stream", str,
+        "shared: send_bytes uses memory that the worker shares with this process."),
     # for all types
     Key("via", "the id of a gateway", ALL, "run here", str,
         "The id of a gateway of the group whose worker runs the command, or connects."),
     Key("id", "a name", ALL, "gw0, gw1, ...", str,
-        "The gateway's id, one of its own in the group."),
+        "The gateway's id, which no other gateway of the group may have."),
     Key("python", "a command", ALL, "this one for popen, else python3 or python", shell_split_path,
-        "The interpreter, a command that is split into words as a shell does."),
+        "The interpreter: a command that is split into words as a shell would."),
     Key("chdir", "a path", ALL, "where it starts", str,
-        "The worker's working directory, made when it does not exist."),
+        "The worker's working directory, which is made if it does not exist."),
     Key("nice", "a whole number", ALL, "0", int,
         "A whole number that is added to the worker's niceness."),
-    Key("env:NAME", "any text", ALL, "", str, "An environment variable, once for each."),
+    Key("memory", "a number of bytes", ALL, "any number", _memory,
+        "How much memory the worker, and each process that it starts, may have."),
+    Key("cpus", "a number, or numbers of processors", ALL, "all", _cpus,
+        "How many, or which, processors the worker and what it starts may use."),
+    Key("env:NAME", "any text", ALL, "", str, "An environment variable; may be given for several."),
     Key("dont_write_bytecode", "", ALL, "they are written", str,
         "The interpreter gets -B, so that it writes no .pyc files."),
     Key("execmodel", "the name of an execution model", ALL, "the group's, thread", get_execmodel,
         "How the worker runs code: thread, main_thread_only, gevent or eventlet."),
     Key("connect_timeout", "a number of seconds", ALL, f"{CONNECT_TIMEOUT_S:g}", _seconds,
-        "How long the worker may take to answer, 0 for any time."),
+        "How long the worker may take to start and answer, 0 for any time."),
     Key("heartbeat", "a number of seconds", ALL,
         f"0 for popen without via, else {HEARTBEAT_S:g}", _seconds,
         "The time between two signs of life, 0 for none."),
     Key("dead_after", "a number of seconds", ALL, "four heartbeats", _seconds,
-        "After how long a silence the other side is given up."),
+        "How long the other side may be silent before it is given up."),
     Key("resume", "a number of seconds", ALL, "it ends with its connection", _lifetime,
         "How long the worker waits for another connection when its network was lost."),
+    Key("attach", "a name", ALL, "a worker that ends with its gateway", _service_name,
+        "Use the service of this name over there, which stays, and start it if it does not run."),
     Key("grace", "a number of seconds", ALL, f"{WorkerGateway.grace_s:g}", _seconds,
-        "How long code in the worker may go on when it is to end."),
+        "How long code in the worker may go on once the worker was asked to end."),
     Key("kill", "group", ALL, "only the worker ends", _is_group,
-        "group: what the worker has started is killed when it ends."),
+        "group: processes that the worker has started are killed when it ends."),
     Key("window", "a number of bytes", ALL, "any number", _bytes,
-        "How many bytes a channel may have on its way and unread before send waits."),
-    Key("max_item", "a number of bytes", ALL, "1 GiB, any number for popen with this interpreter",
-        _bytes, "How many bytes the items may have that the worker is about to send in pieces."),
+        "How many bytes may be on their way or unread in a channel before send waits."),
+    Key("max_item", "a number of bytes", ALL, "1 GiB; any number for popen with this interpreter",
+        _bytes, "How many bytes the unfinished items may have that the worker sends in pieces."),
     Key("imports", "names of modules, joined by commas, or True", ALL, "none", _imports,
         "Modules of this program that the worker can import; True: those in the folder of the "
         "main program."),
     Key("output", "forward or inherit", ALL, "stdout: nowhere", _output,
         "What becomes of what the worker writes to stdout and stderr."),
-    Key("logging", "a level such as INFO, or its number", ALL, "nothing is sent", _level,
-        "From which level on what is logged in the worker comes to the loggers here."),
+    Key("logging", "a level such as INFO, or its number", ALL, "none is sent", _level,
+        "Log records of the worker from this level on come to the loggers here."),
 ]
 # fmt: on
 KEYS = {row.name: row for row in _ROWS}
@@ -300,21 +329,21 @@ class Settings:
         self.type = self._find_type()
         self.unknown: list[str] = []  # keys that mean nothing here, and may be a program's own
         self.transport: Transport | None = None  # None: a connection to a socket
-        if self.type not in (*transports_table.CONNECTED, JOINED):
+        if self.type not in transports_table.CONNECTED:
             self.transport = transports_table.row_of(spec, self.type)
         values = self._read()
         self.is_over_network = self.type not in ("popen", "socketservice") or bool(spec.via)
         self.nice: int = values.get("nice", 0)
-        # None: for ever.
-        self.connect_timeout_s: float | None = (
-            values.get("connect_timeout", CONNECT_TIMEOUT_S) or None
-        )
+        self.memory_bytes: int | None = values.get("memory")
+        self.cpus: int | tuple[int, ...] | None = values.get("cpus")  # how many, or which
+        timeout_s: float = values.get("connect_timeout", CONNECT_TIMEOUT_S)
+        self.connect_timeout_s: float | None = timeout_s or None  # None: for ever
         self.grace_s: float = values.get("grace", WorkerGateway.grace_s)
-        self.heartbeat_s: float = values.get(
-            "heartbeat", HEARTBEAT_S if self.is_over_network else 0.0
-        )
+        usual_s = HEARTBEAT_S if self.is_over_network else 0.0
+        self.heartbeat_s: float = values.get("heartbeat", usual_s)
         self.dead_after_s: float = values.get("dead_after", SILENT_BEATS * self.heartbeat_s)
         self.resume_s: float | None = values.get("resume")
+        self.attach: str | None = values.get("attach")  # the name of a service over there
         self.window_bytes: int | None = values.get("window")
         self.max_item_bytes: int | None = values.get("max_item")
         if self.max_item_bytes is None and not self.has_source:
@@ -322,12 +351,14 @@ class Settings:
         self.output: str = values.get("output", "")  # or forward, or inherit
         self.logging_level: int | None = values.get("logging")
         self.imports: tuple[str, ...] | None = values.get("imports")  # (): see ``_imports``
+        self.shares_buffers: bool = "buffers" in values
         self.kills_group: bool = values.get("kill", False)
         self.is_shared: bool = values.get("share", False)  # starts through a login of others, too
-        self.through: Callable[..., Any] | None = (
-            None  # makes the stream, in place of the transport
-        )
-        self.address: Address | None = values.get("socket")  # None: an installed server chooses
+        # Makes the stream, in place of the transport.
+        self.through: Callable[..., Any] | None = None
+        # None: an installed server chooses.
+        self.address: Address | None = values.get("socket") or values.get(JOINED)
+        self.certificate: str | None = values.get("certificate")
         self.idle_s: float | None = values.get("idle")
         self.is_one_at_a_time: bool = values.get("one_at_a_time", False)
         self.service_port: int | None = values.get("port")
@@ -342,7 +373,7 @@ class Settings:
     @property
     def has_source(self) -> bool:
         """Whether the worker can import what the coordinator did."""
-        if self.type == "socketservice":  # which may be of another version
+        if self.type == "socketservice" or self.attach:  # which may be of another version
             return False
         return not self.is_over_network and not self.spec.python
 
@@ -357,7 +388,7 @@ class Settings:
         if self.transport is None:
             return self.type == JOINED
         is_near = self.spec.popen or self.transport.is_local
-        return not (is_near or self.is_shared or self.through)
+        return not (is_near or self.is_shared or self.through or self.attach)
 
     def deadline(self) -> float | None:
         """Return when a worker that is started now must have answered; None for never."""
@@ -439,7 +470,8 @@ class Settings:
         row = KEYS.get(name)
         if name in PLACE and self.type in OLD_TYPES and self.spec.ssh is not True:
             return None  # ssh= says all of it, and such a key is a program's own
-        if row is not None and (not row.types or self.type in row.types):
+        is_of_service = name in OF_SERVICE and vars(self.spec).get("attach") is not None
+        if row is not None and (not row.types or self.type in row.types or is_of_service):
             needs = row.needs if self.type in OLD_TYPES else ""
             is_used = not needs or vars(self.spec).get(needs) is not None
             return row if is_used else None
@@ -455,7 +487,7 @@ class Settings:
             if self.type == "ssh":
                 return not isinstance(self.spec.host, str)
             if self.transport is None:
-                return self.type == "socket" and not self.spec.installvia
+                return self.type in ("socket", JOINED) and not self.spec.installvia
             return not self.transport.may_be_bare
         return text is True or text == ""
 
@@ -466,19 +498,22 @@ class Settings:
             raise self._error(": output=inherit is for popen on this machine only")
         if self.resume_s is not None:
             self._check_resume()
+        if self.shares_buffers or self.spec.buffers == "shared":
+            self._check_memory()
         if self.type == "socket":
             self._check_proof()
         if self.type == "socketservice":
             self._check_service()
+        if self.type == JOINED:
+            self._check_joined()
+        if self.attach is not None:
+            self._check_attach()
 
     def _check_resume(self) -> None:
-        if vars(self.spec).get("attach") is not None:
-            raise self._error(
-                ": there is no attach=: resume= goes on with the program that started the worker; "
-                "a service (socketservice=) keeps state for others"
-            )
         reason = ""
-        if self.spec.via:
+        if self.attach is not None:
+            reason = "not attach=, which makes a new connection to a service that stays anyway"
+        elif self.spec.via:
             reason = "not via= another gateway, which may be lost as well"
         elif self.transport is None or self.transport.is_local or self.spec.popen:
             reason = f"not {self.type}=: there is no login to do again"
@@ -492,6 +527,12 @@ class Settings:
             reason = "not with greenlets: a thread sees to the connection"
         if reason:
             raise self._error(f": resume= is for ssh and other logins, {reason}")
+
+    def _check_memory(self) -> None:
+        if (self.spec.buffers, self.type, self.spec.via) != ("shared", "popen", None):
+            raise self._error(": there is only buffers=shared, for popen on this machine")
+        if not hasattr(os, "memfd_create"):
+            raise self._error(f": {sys.platform} has no memfd_create, which buffers=shared needs")
 
     def _check_proof(self) -> None:
         given = [key for key in PROOF if vars(self.spec).get(key) is not None]
@@ -509,17 +550,34 @@ class Settings:
             raise self._error(f": {words or 'authentication='}: {reason}")
 
     def _check_service(self) -> None:
+        if self.spec.via:
+            raise self._error(": a service is used on this machine; attach= is for one elsewhere")
+        self._check_for_one()
+        if sys.platform == "win32":
+            raise self._error(": there are no services on Windows, which has no flock")
+
+    def _check_for_one(self) -> None:
         spec = vars(self.spec)
-        given = [key for key in (*PROCESS_KEYS, "via") if spec.get(key) is not None]
+        given = [key for key in PROCESS_KEYS if spec.get(key) is not None]
         given += ["env:"] if self.spec.env else []
         given += ["execmodel"] if spec.get("execmodel") not in (None, "thread") else []
-        if "via" in given:
-            raise self._error(": a service is used on this machine, not via= another gateway")
         if given or self.output == "inherit":
             words = ", ".join(key if key == "env:" else f"{key}=" for key in given or ["output"])
             raise self._error(f": {words} would be for the whole service, which others use as well")
-        if sys.platform == "win32":
-            raise self._error(": there are no services on Windows, which has no flock")
+
+    def _check_attach(self) -> None:
+        reason = ""
+        if self.type == "socketservice":
+            reason = "socketservice= names a service already"
+        elif self.transport is None:
+            reason = f"not {self.type}=: no command is run there that could find a service"
+        elif self.type == "srun":
+            reason = "not srun=, which ends all processes of a job step with it"
+        elif self.spec.forkserver is not None:
+            reason = "not forkserver, whose workers are forked here"
+        if reason:
+            raise self._error(f": attach= is for types that run a command, {reason}")
+        self._check_for_one()
 
     def _check_forkserver(self) -> None:
         if self.spec.forkserver is not True:
@@ -529,12 +587,10 @@ class Settings:
         if not hasattr(os, "fork"):
             raise self._error(f": there is no forkserver on {sys.platform}: it has no fork")
 
-
-class JoinedSettings(Settings):
-    """Those of a worker that dials in: it is there, and is only told how to be one."""
-
-    def _find_type(self) -> str:
+    def _check_joined(self) -> None:
+        """A worker that dials in is there already, and is only told how to be one."""
         for key in PRESENT:
             if vars(self.spec).get(key) is not None:
                 raise self._error(f": {key}= can't be, as nothing starts a worker that dials in")
-        return JOINED
+        if isinstance(self.address, str):
+            raise self._error(": workers dial in at host:port")

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from . import gateway_bootstrap
 from ._clock import monotonic
+from ._specs import JOINED
 from ._transports.logins import SSH_FAILED, address_of, logins, pause_s, was_refused
 from ._transports.shared import settings_of_connection, way_through
 from .gateway_base import HAVE_FAST_CODEC, load_part, timed_inbox
@@ -18,15 +19,33 @@ from .gateway_io import BootstrapError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, overload
 
     from ._specs import Settings
     from ._transports.logins import Address
     from ._transports.shared import Connections
+    from ._tree.method import Group, Grove, OfClass, OfGroup
     from .gateway import Gateway
     from .gateway_base import ExecModel
 
 NEVER = float("inf")
 LOOK_S = 0.1  # how often to check whether another thread's login has made room
+
+
+class Tree:
+    """``tree`` of a group and of the class, which is imported when somebody uses it."""
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __get__(self, group: None, kind: type[Group]) -> OfClass[Group]: ...
+        @overload
+        def __get__(self, group: Grove, kind: type[Grove] | None = None) -> OfGroup: ...
+
+    def __get__(self, group: Any, kind: Any = None) -> Any:
+        from ._tree.method import bound
+
+        return bound(group, kind)
 
 
 class Start:
@@ -73,7 +92,9 @@ class Starts:
         self._connected: set[Address] = set()  # to which it has begun one
         self._by_id = {settings.id: Start(settings) for settings in specs}
         in_order = gateway_bootstrap.carriers_first(specs)
+        in_order.sort(key=lambda settings: settings.type == JOINED)  # beginning these waits
         self._starts = [self._by_id[settings.id] for settings in in_order]
+        self._is_cancelled = False
 
     @property
     def deadlines(self) -> dict[str, float | None]:
@@ -99,6 +120,17 @@ class Starts:
         self._leave_connections()
         return [start.gateway for start in self._by_id.values() if start.gateway is not None]
 
+    def cancel(self) -> None:
+        """Have ``run`` fail soon, in its thread; workers that have been begun are killed.
+
+        A connection that is ready may have other users, and stays.
+        """
+        self._is_cancelled = True
+        for start in list(self._starts):
+            if start.gateway is not None and not (start.is_connection and start.is_ready):
+                start.gateway._io.kill()
+        self._answers.put(None)
+
     def abandon(self, forget: Callable[[Gateway], object]) -> None:
         """Forget and kill all workers, and wait until they are gone.
 
@@ -123,6 +155,8 @@ class Starts:
         """Begin what may begin, and note answers; return whether only waiting is left."""
         while not self._answers.empty():
             self._answers.get()
+        if self._is_cancelled:
+            raise InterruptedError("the start was cancelled")
         while self._step():
             pass
         waiting = [start for start in self._starts if start.gateway is None]
@@ -179,6 +213,10 @@ class Starts:
             through = way_through(self._connections, start.connection, start)
         start.gateway = self._begin_one(start.settings, self._find, through)
         start.gateway.handshake.on_answer = self._on_answer
+        if self._is_cancelled:  # before it could be killed
+            start.gateway._io.kill()
+        if start.settings.type == JOINED:
+            start.deadline = start.settings.deadline()  # now that it has dialled in
 
     def _find(self, id: str) -> Gateway:
         if id not in self._by_id:

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         _teller: Any
 
         def _unregister(self, gateway: Gateway) -> None: ...
+        def _on_loss(self, gateway: Gateway) -> None: ...
         def _get_library(self) -> Library: ...
         def __contains__(self, gateway: object) -> bool: ...
         def __getitem__(self, id: str) -> Gateway: ...
@@ -68,8 +69,8 @@ if TYPE_CHECKING:
 TERMINATE_S = 10.0  # how long a worker gets at the end of a with statement
 _SERVER = "execnet.script.socketserver"  # it is told which key its clients have
 # Names without an underscore that are for other modules of ours; completion need not offer them.
-_INTERNAL = frozenset(["fitting_codec", "handshake", "is_hurried", "knows_via", "noise"])
-_INTERNAL |= {"post_first_line", "settings", "tell_state"}
+_INTERNAL = frozenset(["announce_codec", "exitcode", "fitting_codec", "handshake", "is_hurried"])
+_INTERNAL |= {"known_parts", "noise", "post_first_line", "settings", "tell_state"}
 EXIT_STATUS_S = 1.0  # how long a process may take to end after its stream
 
 
@@ -83,7 +84,11 @@ class Gateway(Calling, BaseGateway):
 
     _group: GroupLike | None = None
     codec: Codec | None = None  # of the channels that ``remote_exec`` makes
-    knows_via = False  # whether its worker has what forwards the bytes of others
+    known_parts: frozenset[str] = frozenset()  # modules of ours that its worker has
+    exitcode: int | None = None
+    _silence = ""  # why it was given up
+    _has_pulse = False
+    _forwarding: Forwarding | None = None
 
     _bound_sizes = BoundedSizes
     _io: Endpoint
@@ -100,11 +105,7 @@ class Gateway(Calling, BaseGateway):
         self.settings = settings or Settings(spec)
         self._cache_rinfo: RInfo | None = None
         self.handshake = handshake or Handshake(self.execmodel)
-        self.exitcode: int | None = None
-        self._silence = ""  # why it was given up
         self._last_words = LastWords(self.handshake.marker)
-        self._has_pulse = False
-        self._forwarding: Forwarding | None = None
         self._shares_python = False  # so that the worker can be sent compiled code
         self._last_asked = ""  # what the worker was last asked to execute
         self._exit_lock = new_lock()
@@ -113,6 +114,10 @@ class Gateway(Calling, BaseGateway):
             from ._ends.checked import load_checked
 
             self._channelfactory.load_item = load_checked
+        if self.settings.memory_bytes is not None:
+            from ._ends.limits import error_maker
+
+            self.as_error = error_maker(self.settings)
         self._channelfactory.max_item = self.settings.max_item_bytes
         self._writer.refusal = self._refusal
         self._initreceive()
@@ -166,7 +171,7 @@ class Gateway(Calling, BaseGateway):
         self._last_asked = asked = shown(source)
         if "logging" in sys.modules:
             note("gateway", DEBUG, lambda: f"{self.id} executes {asked}", self.id)
-        vars(channel)["whose"] = f"error of {self.id} in {asked}: "
+        channel._whose = f"error of {self.id} in {asked}: "
         code = compiled(text, file_name) if self._shares_python else None
         task = (text, file_name, call_name, kwargs or {}) + ((code,) if code else ())
         try:
@@ -248,9 +253,9 @@ class Gateway(Calling, BaseGateway):
         """Ask the worker for its status; answered even while its main thread is busy.
 
         timeout: seconds to wait, None for as long as the worker lives.  Returns an object with
-        ``numchannels``, ``numexecuting``, ``execmodel`` and others.  Raises ``TimeoutError`` if no
-        answer arrived, OSError or ``WorkerDied`` if the worker is gone, ``DeadlockError`` in a
-        callback of this gateway.
+        ``numchannels``, ``numexecuting``, ``execmodel`` and others; a service also has ``tasks``.
+        Raises ``TimeoutError`` if no answer arrived, OSError or ``WorkerDied`` if the worker is
+        gone, ``DeadlockError`` in a callback of this gateway.
         """
         channel = self.newchannel()
         channel._strconfig = (True, False)  # names are text, whatever the gateway is configured to
@@ -382,7 +387,7 @@ class Gateway(Calling, BaseGateway):
         self._exit_lock = new_lock()
         self._receiver_done = _Flag(self.execmodel)
         self._receiver_done.set()
-        self._channelfactory.disown()
+        fork.disown_channels(self._channelfactory)
         self._io.disown()
 
     # the receiver thread
@@ -497,6 +502,9 @@ class Gateway(Calling, BaseGateway):
             is_orderly = str(self._error) == f"{self.id} was ended"
             note("gateway", INFO if is_orderly else WARNING, lambda: self._error, self.id)
         self.handshake.end()
+        group = self._group
+        if group is not None and self._state == GatewayState.LOST:
+            group._on_loss(self)
 
     def _explain_end(self, error: EOFError) -> EOFError:
         if self._state == GatewayState.CLOSING:
@@ -515,7 +523,9 @@ class Gateway(Calling, BaseGateway):
             how = f"gave up, {describe_exit(self.exitcode)}: {words.reason}"
         how = place_of(self._io.facts) + how
         stderr = "\n".join(filter(None, [self._io.stderr_tail(), trace.strip()]))
-        return worker_died(self.id, self.spec, self.exitcode, how, stderr, self._last_asked)
+        died = worker_died(self.id, self.spec, self.exitcode, how, stderr, self._last_asked)
+        died.hop = self._io.hop
+        return died
 
     def _run_receiver(self) -> None:
         super()._run_receiver()
@@ -526,35 +536,17 @@ class Gateway(Calling, BaseGateway):
         self._io.wait()  # so that ``exit()`` alone leaves no zombie
 
 
-def collect_stacks(gateways: list[Gateway], deadline: float | None) -> dict[str, str]:
-    """Ask all gateways at once, then wait for their answers until the deadline."""
-    asked: dict[str, Channel | Exception] = {}
-    for gateway in gateways:
-        try:
-            asked[gateway.id] = gateway._ask_stacks()
-        except OSError as exc:
-            asked[gateway.id] = exc
-    stacks = {}
-    for id, channel in asked.items():
-        try:
-            if isinstance(channel, Exception):
-                raise channel
-            left = None if deadline is None else max(0.0, deadline - monotonic())
-            stacks[id] = channel.receive(left)
-        except (OSError, EOFError) as exc:
-            stacks[id] = f"not available: {exc}"
-    return stacks
-
-
 class ForkError(ExecnetError, OSError, EOFError):
     """A gateway was used in a process that was forked from its coordinator."""
 
 
 class RInfo:
-    """What is known about a worker's interpreter, as attributes.
+    """What is known about a worker's interpreter, as attributes; ``gateway._rinfo()`` returns it.
 
     ``executable``, ``version_info`` (5 items), ``platform``, ``cwd``, ``pid``; also
-    ``implementation`` and ``codecs`` if the worker reported them.
+    ``implementation`` and ``codecs`` if the worker reported them.  A worker that has joined a
+    group that listens also has ``join_id`` and ``host``, and ``launcher``, ``job``, ``rank`` and
+    ``size``, which are None if nobody knows them.
     """
 
     def __init__(self, mapping: Mapping[str, Any]) -> None:

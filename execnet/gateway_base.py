@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         def close_write(self) -> None: ...
 
     class DirectReads(Protocol):
-        """Lets threads read the stream that wait for an item: ``_features.direct``."""
+        """Lets threads that wait for an item read the stream themselves: ``_features.direct``."""
 
         offered: bool
         served: bool
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
         def read(self, channel: Channel, items: Any, timeout: float | None) -> bool: ...
 
     class Windows(Protocol):
-        """Bounds what channels have on their way: ``_features.window``."""
+        """Limits what channels may have on their way: ``_features.window``."""
 
         def adopt(self, channel: Channel) -> None: ...
         def of(self, id: int) -> int: ...
@@ -81,7 +81,7 @@ if sys.version_info[0] >= 3:
 else:
     from itertools import imap as map
 
-    # What is raised there is caught as either; what is caught is both.
+    # Errors that are raised there can be caught as either type.
     _TimedOut = _OSError = type("OSError", (IOError, OSError), {})
     BlockingIOError = InterruptedError = OSError = EnvironmentError
 
@@ -102,7 +102,7 @@ def _real(name: str, function: str) -> Any:
 _thread: Any = type(sys)("_thread")  # what it had when it was first needed
 _thread.__dict__.update(_real("thread" if PY2 else "_thread", "start_new_thread").__dict__)
 get_ident: Callable[[], int] = _thread.get_ident
-# Some interpreters within a process have none, so they wait for all their threads to end.
+# Some subinterpreters have no daemon threads, so they wait for all their threads to end.
 HAS_DAEMON_THREADS: bool = getattr(_thread, "daemon_threads_allowed", lambda: True)()
 
 if not TYPE_CHECKING:
@@ -138,11 +138,11 @@ sysex = (KeyboardInterrupt, SystemExit)
 # ---------------------------------------------------------------- the texts of errors
 
 _FRAME_LINE = '  File "%s", line %d, in %s\n'
-_spare_fds: list[int] = []  # one at most; given up for an import that finds no other
+_spare_fds: list[int] = []  # at most one, which an import gets if there is no other
 
 
 def _import(name: str) -> Any:
-    """Import what is needed late, also where no descriptor is left for its file."""
+    """Import a module late, even if no descriptor is left for its file."""
     try:
         return __import__(name)
     except (ImportError, EnvironmentError):
@@ -160,11 +160,11 @@ HAS_PARTS = __name__.endswith(".gateway_base")
 
 
 def geterrortext(exc: Any) -> str:
-    """Return the text of an exception's traceback, as much of it as can be had; never fails.
+    """Return the text of an exception's traceback, as much of it as possible; never fails.
 
     exc: an exception, or a tuple (type, value, traceback).
     """
-    if type(exc) is tuple:  # an error may be anything, so nothing of it is asked for out here
+    if type(exc) is tuple:  # an error may be any object, so don't touch it outside of ``try``
         kind, exc, tb = exc
     else:
         kind = exc.__class__ if PY2 else type(exc)
@@ -179,7 +179,7 @@ def geterrortext(exc: Any) -> str:
 
 
 def _users_part(tb: Any) -> Any:
-    """Return a traceback without our frames in front of those of the code that we ran."""
+    """Return a traceback without our own frames that come before those of the user's code."""
     found = tb
     while found is not None and found.tb_frame.f_globals is globals():
         found = found.tb_next
@@ -192,7 +192,7 @@ def _full_error_text(kind: Any, exc: Any, tb: Any) -> str:
 
 
 def _plain_error_text(kind: Any, exc: Any, tb: Any) -> str:
-    """Return the text without what would have to be imported or opened."""
+    """Return the text as far as it needs no imports and no files."""
     lines = ["Traceback (most recent call last):\n"] if tb is not None else []
     while tb is not None and len(lines) < 100:
         code = tb.tb_frame.f_code
@@ -287,7 +287,7 @@ class _Parts(list):  # type: ignore[type-arg]
     """The pieces of an item that is being written; to a pickler, a file."""
 
     __slots__ = ("gateway",)
-    gateway: Any  # whose channels may be in it; None: any; False: there may be none
+    gateway: Any  # whose channels may be in it; None: of any; False: of none
     write = list.append
 
 
@@ -313,7 +313,7 @@ def _int_saver(op: bytes, long_op: bytes) -> Saver:
 
 
 def _save(out: Out, before: bytes, groups: Any, after: bytes) -> None:
-    """Save what is before all, then the items of each group and what comes after each group.
+    """Write what comes before all items, then each group of items and what comes after it.
 
     The groups of a dict are its entries, those of a list its items with their index; all
     others are one group.  What is frequent is written here, without a call for each item.
@@ -371,23 +371,23 @@ _TEXT_HEADS = [_pack_op(opcode.PY3STRING, size) for size in range(4 * 32)]
 _INT_HEADS = [_pack_op(opcode.INT, number) for number in range(128)]
 
 
-def dumps_internal(item: Any, gateway: Any = None) -> bytes:
+def dumps_internal(obj: Any, gateway: Any = None) -> bytes:
     """Return an item in the classic format, without a version byte.
 
     gateway: whose channels it may contain; None: any; False: none.
     Raises ``DumpError`` that names the part that can't be serialized.
     """
-    if type(item) is int and -FOUR_BYTE_INT_MAX <= item <= FOUR_BYTE_INT_MAX:
-        return _pack_int(opcode.INT, item, opcode.STOP)
+    if type(obj) is int and -FOUR_BYTE_INT_MAX <= obj <= FOUR_BYTE_INT_MAX:
+        return _pack_int(opcode.INT, obj, opcode.STOP)
     parts = _Parts()
     parts.gateway = gateway
     try:
-        _SAVERS.get(type(item), _refuse)(parts.append, item)
+        _SAVERS.get(type(obj), _refuse)(parts.append, obj)
         parts.append(opcode.STOP)
         return b"".join(parts)
     except (DumpError, RuntimeError):  # RecursionError is a RuntimeError
-        refused = _find_refused(item, parts)
-    raise DumpError(refused)  # out here, as how it was found is not worth a traceback
+        refused = _find_refused(obj, parts)
+    raise DumpError(refused)  # out here, so that the traceback does not show the search
 
 
 # The fast codec.
@@ -415,8 +415,7 @@ class Message(object):
     GATEWAY_TERMINATE = 2  # an orderly end
     CHANNEL_EXEC = 3  # (source, file name, function name, keyword arguments[, marshalled code])
     CHANNEL_DATA = 4  # an item
-    CHANNEL_CLOSE = 5
-    CHANNEL_CLOSE_ERROR = 6  # the text of a traceback
+    CHANNEL_CLOSE, CHANNEL_CLOSE_ERROR = 5, 6  # without payload; with the text of a traceback
     CHANNEL_LAST_MESSAGE = 7  # the sender dropped the channel; its callback still receives
     HELLO = 8  # a dict that describes the worker; its first frame
     CHANNEL_DATA_PART = 9  # number of the item, last or not, and a piece of the item
@@ -426,14 +425,15 @@ class Message(object):
     GOODBYE = 15  # (exit status or None, why, whose it is, what the hello began with)
     STACKS = 11  # asks for the stacks of all threads, answered as STATUS is; or tells them
     SOURCE = 10  # the part of this module that a shipped worker needs only after its hello
-    CALL, DEFINE = 40, 41  # a function that is to run, what such functions are made of
-    INTERRUPT = 42  # of the code of a channel, or of the call of a lane with that number
-    IMPORT, SOURCES = 44, 45  # a worker asks for a module; answers, and what it may ask for
-    CODEC, ACK = 52, 48  # what the codec of a channel has, or None; how many bytes were read
+    CALL, DEFINE = 16, 17  # a function that is to run, what such functions are made of
+    INTERRUPT = 18  # of the code of a channel, or of the call of a lane with that number
+    IMPORT, SOURCES = 19, 20  # a worker asks for a module; answers, and what it may ask for
+    CODEC, ACK = 21, 22  # what the codec of a channel has, or None; how many bytes were read
+    SHARED, RELEASED = 23, 24  # an item in memory that both sides have; a segment to use again
 
     _types: dict[int, tuple[str, Callable[[Message, Any], None]]] = {}
-    # Of a large frame that is handed on as it comes, in several messages:
-    begins: bool | None = None  # whether this is the first of them
+    # For a large frame that is passed on as it comes, in several messages:
+    begins: bool | None = None  # whether this is the first one of them
     left = 0  # bytes that are still to come
 
     def __init__(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
@@ -482,7 +482,7 @@ def parse_header(data: bytes, pos: int) -> tuple[int, int, int]:
 
 
 class ExecModel(object):
-    """How a process runs things at once, under one set of names; this one: with threads.
+    """How a process runs several things at once, with the same names in all; this one: threads.
 
     Modules are imported when they are asked for.
     """
@@ -571,7 +571,7 @@ class ExecModel(object):
 
     @property
     def Empty(self) -> type[Exception]:
-        """What ``get`` of an inbox raises; it is imported before the wait, not in it."""
+        """What ``get`` of an inbox raises; it is imported before the wait, not during it."""
         # PyPy has been seen with a "_queue" that had nothing in it.
         empty: type[Exception] | None = getattr(sys.modules.get("_queue"), "Empty", None)
         return empty or self.queue.Empty
@@ -590,7 +590,7 @@ class ExecModel(object):
 
 
 class MainThreadOnlyExecModel(ExecModel):
-    """Threads, but tasks run in the main thread and nowhere else."""
+    """Threads, but tasks run only in the main thread."""
 
     backend = "main_thread_only"
 
@@ -612,7 +612,7 @@ def get_execmodel(backend: str | ExecModel) -> ExecModel:
 
 
 def _retried(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
-    """Return a read that goes on after a signal, as Python 3 does by itself."""
+    """Return a read that continues after a signal, as Python 3 does by itself."""
     import errno
 
     def read_again(size: int) -> bytes:
@@ -639,10 +639,10 @@ class Popen2IO(object):
         self._read = getattr(infile, "buffer", infile).read
         if PY2:
             self._read = _retried(self._read)
-        self._input: Any = None  # what tells whether it can be read
+        self._input: Any = None  # tells whether something can be read
         write = getattr(outfile, "buffer", outfile).write
-        self.small_bytes = 0  # a frame below it is best written at once
-        self.takes_whole = False  # such a one goes all or, at an interrupt, not at all
+        self.small_bytes = 0  # smaller frames are best written at once
+        self.takes_whole = False  # whether these are written whole or, at an interrupt, not at all
         self.write_some: Any = write  # one system call; returns how much it took
         self.write_pieces: Any = None  # the same for several pieces, where the system has it
         try:
@@ -661,8 +661,8 @@ class Popen2IO(object):
                 self.small_bytes, self.takes_whole = 4096, stat.S_ISFIFO(mode)  # PIPE_BUF
 
     def read(self, numbytes: int) -> bytes:
-        """Return exactly that many bytes, however many reads it takes; else ``EOFError``."""
-        data: bytes = self._read(numbytes)
+        """Return exactly that many bytes, in as many reads as it takes; else ``EOFError``."""
+        data = b""
         while len(data) < numbytes:
             more = self._read(numbytes - len(data))
             if not more:
@@ -671,7 +671,7 @@ class Popen2IO(object):
         return data
 
     def read_some(self, limit: int) -> bytes:
-        """Return what is there, up to ``limit`` bytes; wait for the first, b"" at the end."""
+        """Return what is there, up to ``limit`` bytes; waits for some; b"" at the end."""
         return self._read(limit) or b""
 
     def write(self, data: bytes) -> None:
@@ -720,7 +720,7 @@ class Popen2IO(object):
 
 
 def _is_full(error: Any) -> bool:
-    """Whether a stream took nothing only as it is full; or, in Python 2, as a signal came."""
+    """Whether a stream took nothing only because it is full or, in Python 2, a signal came."""
     import errno
 
     return error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
@@ -742,7 +742,7 @@ def write_all(io: Any, data: bytes) -> None:
 
 
 def _on_source(message: Message, gateway: BaseGateway) -> None:
-    raise ProtocolError("source out of place")  # it is read in front of all others
+    raise ProtocolError("source out of place")  # it is read before all other frames
 
 
 Message._types = {Message.SOURCE: ("SOURCE", _on_source)}  # what a worker knows before it
@@ -771,13 +771,13 @@ def _getcwd() -> str:
         return ""
 
 
-# Whose a goodbye is: a worker's, one's that is watched, so that another follows, or that one.
+# Who says a goodbye: a worker; a watched one, after which its watcher says one; that watcher.
 OF_WORKER, OF_WATCHED, OF_WATCHER = range(3)
-STACKS_S = 0.25  # how long an execution runs on in an orderly end before its stack is told
+STACKS_S = 0.25  # how long executions may go on in an orderly end before their stacks are sent
 
 
 def _signal_module() -> Any:
-    """Return ``signal`` without its enums, whose import takes longer than a worker's others."""
+    """Return ``signal`` without its enums, whose import takes longer than all others."""
     try:
         return __import__("_signal")
     except ImportError:  # Python 2
@@ -795,7 +795,7 @@ def _handle_interrupts(handler: Callable[[int, Any], object]) -> None:
 def init_popen_io(execmodel: ExecModel) -> Popen2IO:
     """Take over the descriptors 0 and 1 as a stream, and leave null devices in their place.
 
-    So nothing that the worker's code prints or reads can disturb the protocol.
+    So whatever the worker's code prints or reads cannot disturb the protocol.
     """
     reader, writer = _move_to_null(0, os.O_RDONLY), _move_to_null(1, os.O_WRONLY)
     if sys.platform == "win32":
@@ -820,7 +820,7 @@ def above_stdio(fd: int) -> int:
 
 
 def _fill_stdio() -> None:
-    """Open null devices where a standard descriptor is closed, so that none of ours gets there."""
+    """Open null devices for closed standard descriptors, so that ours don't get their numbers."""
     fd = os.open(os.devnull, os.O_RDWR)
     while fd <= 2:
         fd = os.dup(fd)
@@ -870,7 +870,7 @@ def _read_rest(io: Any) -> None:
 
 
 def _lead_a_group() -> Callable[[], object]:
-    """Have all processes that this one starts killed with it; return what does so."""
+    """Arrange that all processes that this one starts are killed with it; return what does that."""
     import atexit
     import signal
 
@@ -913,7 +913,7 @@ def _part(source: str | bool, name: str) -> dict[str, Any]:
 
 
 class _StandardLibrary(object):
-    """Finds for our code what that imports of the standard library, and nowhere else.
+    """Finds the imports of our own code in the standard library, and nowhere else.
 
     A module of the working folder may have such a name, and is for the user's code.
     """
@@ -926,7 +926,7 @@ class _StandardLibrary(object):
         self.find: Any = sys.modules["_frozen_importlib_external"].PathFinder.find_spec
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Return where a module is, for an import by our code or by what that imports."""
+        """Return where a module is, if our code or a module that it needs imports it."""
         frame: Any = sys._getframe(1) if path is None else None
         while frame is not None:
             file = frame.f_code.co_filename
@@ -938,7 +938,7 @@ class _StandardLibrary(object):
 
 
 def _find_standard_library() -> None:
-    """Have our code import from there; Python 2, and programs that are frozen, can't."""
+    """Let our code import from there; not possible in Python 2 and in frozen programs."""
     try:
         sys.meta_path.insert(0, _StandardLibrary())
     except (KeyError, AttributeError, NameError):
@@ -950,7 +950,7 @@ def _open_stream(execmodel: str, stdout: int | None) -> Popen2IO:
     if stdout is not None:
         os.fstat(stdout)  # fails if a program in between has closed it
     model = get_execmodel(execmodel)
-    if not model.has_main_thread:  # it has to be installed, and had better say so now
+    if not model.has_main_thread:  # if it is not installed, say so now
         for name in model._modules:
             model._module(name)
     io = init_popen_io(model)
@@ -975,31 +975,32 @@ def start_worker(
     watcher: str = "",
     faults: str | bool = "",
     terminal: str = "",
+    limits: Mapping[str, Any] | None = None,
 ) -> None:
     """Become a worker on stdin and stdout, as the coordinator's first line asks for.
 
     ``marker`` tells the coordinator where noise ends and frames begin; with ``rest`` a part
-    of this module is still to come.  ``terminal`` is ``_ends.far_terminal``, which has it leave
-    that.  ``watcher`` and ``faults`` are what tells of its end: ``_ends.far_watcher``,
-    ``_ends.far_faults``.  What goes wrong in the preparation is reported in place of a hello.
+    of this module is still to come.  ``terminal``, ``watcher``, ``faults`` and the "part" of
+    ``limits`` are parts of ``_ends``: they leave a terminal, tell of the worker's end, and limit
+    it.  What goes wrong in the preparation is reported in place of a hello.
     """
     _find_standard_library()
     if terminal:
         _part(terminal, "_ends.far_terminal")["leave_terminal"]()
-    # None ends it before it can tell what is to be interrupted.  Not SIG_IGN, which processes
+    # So that none ends it before it knows what to interrupt.  Not SIG_IGN, which processes
     # that code starts would inherit.
     _handle_interrupts(lambda signum, frame: None)
     signal = _signal_module()
     if hasattr(signal, "pthread_sigmask"):  # a coordinator that blocks it, blocks it for all
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    is_watched = False
-    if watcher:
-        is_watched = _part(watcher, "_ends.far_watcher")["fork_watcher"](_frame_of, marker)
+    is_watched = watcher and _part(watcher, "_ends.far_watcher")["fork_watcher"](_frame_of, marker)
     try:
         _fill_stdio()
         change_surroundings(env, chdir)
         if nice:
             os.nice(nice)
+        if limits:
+            _part(limits["part"], "_ends.far_limits")["set_limits"](limits, _import)
         before_exit = _lead_a_group() if kill == "group" else int
         io = _open_stream(execmodel, stdout)
     except Exception as exc:
@@ -1020,8 +1021,7 @@ def start_worker(
     if faults:
         trace_of = _part(faults, "_ends.far_faults")["FaultTrace"]
         leave_stream = trace_of(io.outfile.fileno()).leave_stream
-    tells = {"farewell": marker, "is_watched": is_watched, "leave_stream": leave_stream}
-    _serve(io, id, codecs, grace, **tells)
+    _serve(io, id, codecs, grace, farewell=marker, is_watched=is_watched, leave_stream=leave_stream)
 
 
 # ================================================================ after hello, but for greenlets
@@ -1128,7 +1128,7 @@ class EventletExecModel(GeventExecModel):
         self._module("eventlet").spawn_n(func, *args)
 
     def Lock(self) -> Any:
-        return _PolledLock(self._module("time").sleep)
+        return load_part("_features.polled").PolledLock(self._module("time").sleep)
 
     def _open_text(self, fd: int, mode: str, bufsize: int) -> Any:
         return self._module("eventlet.greenio").GreenPipe(fd, mode, bufsize)
@@ -1206,16 +1206,20 @@ class LoadError(DataFormatError):
     """Serialized data is not what a serializer wrote."""
 
 
+class _NoDump(LoadError, EOFError):
+    """There is no dump at all; programs expect either error."""
+
+
 class WorkerDied(ExecnetError, EOFError):
     """The worker ended without having been asked to.
 
-    ``exitcode`` is its exit status, negative for a signal, None where it is not known, and
-    ``signal`` the number of that signal; ``id`` and ``spec`` are the gateway's, ``stderr`` is
-    the last of it where it was captured, ``last_asked`` names the code it was last sent.
+    ``exitcode`` is its exit status, negative for a signal, None if that is not known; ``signal``
+    the number of that signal; ``id`` and ``spec`` are the gateway's, ``stderr`` is its last words,
+    ``last_asked`` names the code it was last sent, ``hop`` the gateway on the way there that ended.
     """
 
     signal: int | None = None
-    id = spec = stderr = last_asked = ""
+    id = spec = stderr = last_asked = hop = ""
 
     def __init__(self, text: str, exitcode: int | None = None) -> None:
         super(WorkerDied, self).__init__(text)
@@ -1223,11 +1227,11 @@ class WorkerDied(ExecnetError, EOFError):
 
 
 class WorkerGone(WorkerDied, _OSError):
-    """Something was to be sent to a worker that has died; says what ``WorkerDied`` says."""
+    """Something could not be sent because the worker has died; the text is as in ``WorkerDied``."""
 
 
 class TimeoutError(ExecnetError, _TimedOut):  # type: ignore[misc]
-    """What was waited for did not come in the time that the caller gave."""
+    """Nothing came in the time that the caller gave."""
 
 
 class DeadlockError(ExecnetError, RuntimeError):
@@ -1238,14 +1242,14 @@ class StreamEnded(ExecnetError, EOFError):
     """The peer has said that nothing more will come."""
 
 
-# What a terminal obeys, the ends of lines left out; those that change the direction of text, too.
+# Characters that a terminal obeys, except newlines; also those that change the text direction.
 _OBEYED = [n for n in range(160) if n < 32 or n > 126] + list(range(0x202A, 0x202F))
 _OBEYED += list(range(0x2066, 0x206A))
 _ESCAPES = {n: ("\\x%02x" if n < 160 else "\\u%04x") % n for n in _OBEYED if n not in (9, 10)}
 
 
 def printable(text: str) -> str:
-    """Return what somebody else wrote, with escapes for what a terminal would obey."""
+    """Return text from elsewhere, with escapes for control characters."""
     return text if PY2 else text.replace("\r\n", "\n").translate(_ESCAPES)
 
 
@@ -1271,11 +1275,11 @@ class RemoteError(ExecnetError):
         return "%s: %s" % (self.__class__.__name__, self)
 
     def warn(self, whose: str = "") -> None:
-        """Write to stderr what nobody asked for; an interruption is not worth it."""
+        """Write an unasked message to stderr; errors and interrupts are ignored."""
         if self.formatted != INTERRUPT_TEXT:
             try:
                 sys.stderr.write("[%d] Warning: unhandled %s%r\n" % (os.getpid(), whose, self))
-            except Exception:  # there is no stderr, or it is anything
+            except Exception:  # there is no stderr, or it is some object
                 pass
 
 
@@ -1287,22 +1291,22 @@ if __name__ == "execnet.gateway_base":  # a copy that runs elsewhere can't be im
 
 
 class _ErrorText(str):
-    """The text of an error, with what is told beside it: the name of its type and the message."""
+    """The text of an error, together with the name of its type and its message."""
 
     details: tuple[str, str] | None = None
 
-    def as_error(self) -> RemoteError:
-        return RemoteError("".join((self,)), *(self.details or ()))
+    def as_error(self, kind: Callable[..., RemoteError] = RemoteError) -> RemoteError:
+        return kind("".join((self,)), *(self.details or ()))
 
 
 def _told(text: str, exc: Any) -> _ErrorText:
-    """Return the text of an error as it is sent; never fails for what the error does."""
+    """Return the text of an error as it is sent; never fails, whatever the error does."""
     told = _ErrorText(text)
     try:
         message: Any = _decoded(str(exc))
     except UnicodeError:  # Python 2's, of a text that is not ASCII
         message = type(u"")(exc)
-    except:  # noqa: E722 - it may do anything
+    except:  # noqa: E722 - the error may do anything
         message = "its text can't be read"
     kind = exc if type(exc) is type else type(exc)
     kind = exc.__class__ if kind.__name__ == "instance" else kind  # of an old class of Python 2
@@ -1318,14 +1322,14 @@ MAIN_THREAD_ONLY_DEADLOCK_TEXT = (
 
 def _keep_spare_fd() -> None:
     try:
-        if not _spare_fds and not PY2:  # whose child processes would have it, too
+        if not _spare_fds and not PY2:  # in Python 2, child processes would inherit it
             _spare_fds.append(os.open(os.devnull, os.O_RDONLY))
     except EnvironmentError:
         pass  # there is none, so nothing is lost
 
 
-_FEATURES = "codec direct window pulse calls defined interrupts codecs files idle".split()  # noqa: SIM905
-FEATURE_PARTS = ["_features." + name for name in _FEATURES] * HAS_PARTS
+_FEATURES = "buffers codec direct window pulse calls defined interrupts packed codecs files idle"
+FEATURE_PARTS = ["_features." + name for name in (_FEATURES + " polled").split()] * HAS_PARTS
 # What a worker was sent: by the name of each part, its file and its source or compiled code.
 _sent_parts: dict[str, tuple[str, Any]] = {}
 
@@ -1375,14 +1379,16 @@ def _make_module(name: str, file_name: str | None, source: Any) -> Any:
 
 def real_select() -> Any:
     """Return ``select`` with the interpreter's own ``poll``."""
-    select = sys.modules.get("select") or _import("select")
+    select: Any = sys.modules.get("select")
+    if select is None or getattr(getattr(select, "__spec__", None), "_initializing", False):
+        select = _import("select")  # waits while another thread imports it: half of it crashes
     if type(getattr(select, "poll", None)) is type(len) or sys.platform == "win32":
         return select
     return _real("select", "poll")
 
 
 def _frames_of_user(exc: Any, tb: Any) -> int | None:
-    """Return how many frames lead to the place that gave us an item; not how we looked at it."""
+    """Return how many frames lead to the code that gave us an item, without our own."""
     shown, limit = 0, None
     while tb is not None and getattr(exc, "__context__", None) is None:
         name = tb.tb_frame.f_globals.get("__name__")
@@ -1427,7 +1433,7 @@ def _dump_text(text: str) -> bytes:
 # ---------------------------------------------------------------- loading items
 
 _unpack_int4 = struct.Struct("!i").unpack_from
-_unpack_size = struct.Struct("!I").unpack_from  # what is negative is beyond the end
+_unpack_size = struct.Struct("!I").unpack_from  # negative sizes are then beyond the end
 _unpack_float = struct.Struct("!d").unpack_from
 
 
@@ -1454,7 +1460,7 @@ def _parse_decimal(digits: bytes) -> int:
     numbers = [int(digits[:first] or b"0")]
     numbers += [int(digits[at : at + _DIGITS]) for at in range(first, len(digits), _DIGITS)]
     power: int = 10**_DIGITS
-    while len(numbers) > 1:  # two and two, so that each power is needed for all of a round
+    while len(numbers) > 1:  # in pairs, so that one power serves a whole round
         if len(numbers) % 2:
             numbers.insert(0, 0)
         numbers = [numbers[at] * power + numbers[at + 1] for at in range(0, len(numbers), 2)]
@@ -1463,7 +1469,7 @@ def _parse_decimal(digits: bytes) -> int:
 
 
 def _ints_of_list(items: list[Any]) -> bytes:
-    """Return what is written for the items of a list of ints, at once; nothing for any other."""
+    """Return the bytes for all items of a list of ints at once; nothing for other lists."""
     count = len(items)
     try:
         if set(map(type, items)) != {int}:
@@ -1531,7 +1537,7 @@ _SIZES = dict(zip("CJLPQR@BEFGKODT", [0] * 6 + [4] * 7 + [8, 16]))  # bytes afte
 def _read_exactly(read: Callable[[int], bytes], size: int) -> bytes:
     parts = []
     while size > 0:
-        data = read(min(size, 1 << 20))  # so that a lie about the size allocates little
+        data = read(min(size, 1 << 20))  # so that a false size does not allocate much
         if not data:
             raise EOFError("%d bytes are missing" % size)
         parts.append(data)
@@ -1558,7 +1564,7 @@ def _read_item(read: Callable[[int], bytes]) -> bytes:
 
 def _check_version(version: bytes) -> None:
     if not version:
-        raise EOFError("an empty dump")
+        raise _NoDump("an empty dump")
     if version != DUMPFORMAT_VERSION:
         raise LoadError("dump format %r, expected %r" % (version, DUMPFORMAT_VERSION))
 
@@ -1688,7 +1694,7 @@ def _checked_key(key: Any) -> Any:
 
 
 def _parse_other(op: Any, data: bytes, pos: int, stack: list[Any], holder: Any) -> Any:
-    """Handle the opcodes that are no hot path; return the value and the position after it."""
+    """Handle the less frequent opcodes; return the value and the position after it."""
     number = _unpack_int4(data, pos)[0]
     pos += 4
     if op in _COLLECTIONS:
@@ -1718,7 +1724,7 @@ def _parse_other(op: Any, data: bytes, pos: int, stack: list[Any], holder: Any) 
 
 
 def _parse_ints(data: bytes, count: int) -> list[int]:
-    """Return the items of a list that holds ints only, at once; [] for any other."""
+    """Return all items of a list of ints at once; [] for other lists."""
     if data[0::11] != b"F" * count or data[5::11] != data[0::11] or data[10::11] != b"P" * count:
         return []
     numbers = struct.unpack("!" + "xixix" * count, data)
@@ -1733,7 +1739,7 @@ _LONG = type(sys.maxsize + 1)  # Python 2 has a type of its own for large ints
 _CONSTANTS: dict[Any, Any] = dict(zip(b"LRC", (None, True, False)))
 _INT, _SETITEM, _STOP, _NEWDICT, _FLOAT = b"FPQJD"
 _BUILDTUPLE, _NEWLIST, _COMPLEX, _LONGOP, _CHANNEL = b"@KTGB"
-_TEXT = None if PY2 else opcode.PY3STRING[0]  # what can be decoded whatever is configured
+_TEXT = None if PY2 else opcode.PY3STRING[0]  # text that is decoded in any configuration
 _STRINGS: dict[Any, Callable[[bytes, StrConfig], Any]] = {
     opcode.PY3STRING[0]: (lambda data, conf: data if PY2 and conf[1] else _text(data, conf)),
     opcode.BYTES[0]: lambda data, conf: data,
@@ -1746,7 +1752,7 @@ _COLLECTIONS: dict[Any, Any] = dict(zip(b"@OE", (tuple, set, frozenset)))
 
 
 def dumps_fast(item: Any, gateway: Any = None) -> bytes:
-    """Return an item in the faster one of the formats that can hold it."""
+    """Return an item in the fastest format that can hold it."""
     return (_dump_pickled if type(item) in _CONTAINERS else dumps_internal)(item, gateway)
 
 
@@ -1790,7 +1796,7 @@ _pack_bytes_head = struct.Struct("!biici").pack  # the same, and what is in fron
 PART_BYTES = 1 << 20  # an item larger than this travels in pieces
 READ_BYTES = 1 << 18  # what is read at once, if it is there
 ITEM_MAX = PART_BYTES + 4096  # so that a round 1 MiB and its opcodes go in one
-LARGE_BYTES = 1 << 14  # a frame of an item from here on need not be whole to be acted on
+LARGE_BYTES = 1 << 14  # item frames of this size and more are acted on before they are whole
 
 
 # ---------------------------------------------------------------- frames, as they come
@@ -1799,17 +1805,17 @@ LARGE_BYTES = 1 << 14  # a frame of an item from here on need not be whole to be
 class FrameDecoder(object):
     """Turns bytes, in whatever cut they come, into messages.  Does no I/O.
 
-    If it ``hands_on``, it yields a large frame of an item as what came of it each time.
-    admits: gets what the header of a frame says; one that it returns False for is left out.
+    If it ``hands_on``, it yields a large frame of an item in the pieces in which it comes.
+    admits: gets the header of a frame; if it returns False, the frame is left out.
     """
 
     def __init__(self, hands_on: bool = False, admits: Any = None) -> None:
         self._admits = admits
         self._chunks: list[bytes] = []  # received and not yet enough for a message
         self._have = 0
-        self.missing = _HEADER.size  # bytes without which ``feed`` yields nothing
+        self.missing = _HEADER.size  # how many bytes ``feed`` needs before it yields anything
         self._hands_on = hands_on
-        self._header = b""  # of the frame that is handed on
+        self._header = b""  # of the frame that is passed on in pieces
         self.left = 0  # bytes of it that are still to come
 
     def feed(self, data: bytes) -> Iterator[Message]:
@@ -1864,7 +1870,7 @@ class FrameDecoder(object):
         return self._header if self.left else b"".join(self._chunks)[:40]
 
     def describe_end(self) -> str:
-        """Return what is told of a stream that ends here."""
+        """Return the error for a stream that ends here, in words."""
         return "the stream ended" + (" within %r" % (self.pending(),) if self.pending() else "")
 
 
@@ -1876,10 +1882,10 @@ def _try_threading() -> None:
 
 
 def _run_starter(thread: Any) -> None:
-    """Start a thread; in one that meets no interrupt, which ``Thread.start`` does not bear."""
+    """Start a thread from one that meets no interrupt, as that could break ``Thread.start``."""
     try:
         thread.start()
-    except RuntimeError:  # there can be no more, so this one is it
+    except RuntimeError:  # there can be no more threads, so do it in this one
         _run_thread(thread.run, (), thread.name)
 
 
@@ -1922,7 +1928,7 @@ _TIMED_GET_ENDS = PY2 or ISPYPY or not (3, 7) <= sys.version_info[:2] < (3, 13)
 
 
 def _now() -> float:
-    """Return seconds of a clock that nobody sets, and that tests do not replace."""
+    """Return the seconds of a clock that nobody sets, and that tests do not replace."""
     time = _import("time")
     has_clocks = hasattr(time, "clock_gettime")  # not on Windows
     seconds: float = time.clock_gettime(time.CLOCK_MONOTONIC) if has_clocks else time.monotonic()
@@ -1969,11 +1975,11 @@ def timed_inbox(execmodel: ExecModel) -> Any:
 
 
 class _Inbox(object):
-    """A queue of ours where Python has none in C: an interrupt leaves no lock of it taken."""
+    """Our own queue, if Python has none in C: an interrupt leaves none of its locks taken."""
 
     def __init__(self) -> None:
         self._items: deque[Any] = deque()
-        self._arrived = _thread.allocate_lock()  # free when something came
+        self._arrived = _thread.allocate_lock()  # free when something has come
         self.put_nowait = self.put
 
     def qsize(self) -> int:
@@ -2010,41 +2016,11 @@ class _Inbox(object):
                     self._wake()
 
 
-class _PolledLock(object):
-    """A lock for the greenlets of eventlet, whose own ones an interrupt may leave taken.
-
-    It is rarely held while others run, so whoever finds it taken looks again now and then.
-    """
-
-    __slots__ = ("__exit__", "_sleep", "_try", "locked", "release")
-
-    def __init__(self, sleep: Callable[[float], object]) -> None:
-        lock = _thread.allocate_lock()
-        self._try = lock.acquire
-        self._sleep = sleep
-        self.release = lock.release
-        self.locked = lock.locked
-        self.__exit__ = lock.__exit__
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        delay = 0.0
-        while True:
-            (taken,) = map(self._try, (False,))
-            if taken:  # no jump: Python 3.10 looks for interrupts after those
-                return True
-            if not blocking:
-                return False
-            self._sleep(delay)
-            delay = min(delay + 0.001, 0.01)
-
-    __enter__ = acquire
-
-
 # ---------------------------------------------------------------- worker pool
 
 
 class Reply(object):
-    """What became, or will become, of a function that a pool runs."""
+    """The result, now or later, of a function that a pool runs."""
 
     def __init__(self, task: tuple[Any, Any, dict[str, Any]], execmodel: ExecModel) -> None:
         self.task = task
@@ -2102,7 +2078,7 @@ class WorkerPool(object):
         self._idle_events: list[_Flag] = []
         self._hasprimary = hasprimary
         self._primary_only = hasprimary and execmodel.backend == "main_thread_only"
-        self._primary_tasks: deque[Reply | None] = deque()  # the first one stays until it ended
+        self._primary_tasks: deque[Reply | None] = deque()  # the first one stays until it has ended
         self._primary_wake = execmodel.inbox()  # gets something after each of them
         self._primary_idle = _Flag(execmodel)  # a new one whenever it is claimed
         self._primary_owner: Reply | None = None  # the task that it was claimed for
@@ -2144,11 +2120,11 @@ class WorkerPool(object):
         return reply
 
     def wait_primary_idle(self, timeout: float) -> bool:
-        """Wait up to ``timeout`` seconds for the primary thread; whether it was free."""
+        """Wait up to ``timeout`` seconds for the primary thread; return whether it is free."""
         return self._primary_idle.wait(timeout)
 
     def release_primary(self) -> None:
-        """Let the primary be given its next task: the one that it runs has only to return."""
+        """Let the primary thread get its next task, as the current one only has to return."""
         with self._lock:
             if self._primary_owner is not None and self._primary_ident == get_ident():
                 self._release(self._primary_owner)
@@ -2206,14 +2182,14 @@ class WorkerPool(object):
                 self._primary_wake.put(None)
 
     def trigger_shutdown(self) -> None:
-        """Take no more tasks, and let the primary thread go when it has done its own."""
+        """Take no more tasks, and release the primary thread when its own are done."""
         with self._lock:
             self._shutting_down = True
         self._primary_tasks.append(None)
         self._primary_wake.put(None)
 
     def waitall(self, timeout: float | None = None) -> bool:
-        """Wait until no function runs, for ``timeout`` seconds; whether it came to that."""
+        """Wait up to ``timeout`` seconds until no function runs; return whether that is so."""
         idle = _Flag(self.execmodel)
         with self._lock:
             if not self._running:
@@ -2229,7 +2205,7 @@ class WorkerPool(object):
 
 # ---------------------------------------------------------------- the writer
 
-JOINED_BYTES = 16384  # a payload below that is cheaper copied than sent for itself
+JOINED_BYTES = 16384  # a smaller payload is cheaper to copy than to send by itself
 
 
 def _left(frame: list[Any]) -> int:
@@ -2262,7 +2238,7 @@ class FrameWriter(object):
         self.no_thread = ""  # why no flusher could be started, if one was to be
         self._closing = self._closed = False
         self._error: str | None = None
-        self.refusal: Callable[[str], Exception] = _OSError  # what is raised once it has failed
+        self.refusal: Callable[[str], Exception] = _OSError  # the error once it has failed
 
     def frame(self, header: bytes, payload: bytes | memoryview) -> list[Any]:
         """Return a frame for ``deliver``."""
@@ -2299,7 +2275,7 @@ class FrameWriter(object):
         self.deliver(self.frame(header, payload))
 
     def deliver(self, frame: list[Any]) -> None:
-        """Send a frame; after an interrupt, once more does not send it twice."""
+        """Send a frame; after an interrupt, a second call does not send it twice."""
         small = len(frame[0]) + len(frame[1]) < self._small_bytes
         if self._error is None and not self._closing:
             try:
@@ -2319,7 +2295,7 @@ class FrameWriter(object):
             raise self.refusal("cannot send (already closed?): %s" % reason)
 
     def has(self, frame: list[Any]) -> bool:
-        """Whether a frame was handed in; it is or will be written then, whatever comes."""
+        """Whether a frame was handed in: then it is or will be written, whatever happens."""
         return bool(frame[3])
 
     def post(self, header: bytes, payload: bytes | memoryview) -> None:
@@ -2327,7 +2303,7 @@ class FrameWriter(object):
         self.post_frame(self.frame(header, payload))
 
     def post_frame(self, frame: list[Any]) -> None:
-        """Have a frame written soon, as ``post``; once more does not send it twice."""
+        """Have a frame written soon, as ``post``; a second call does not send it twice."""
         if self._error is None and not self._closing and not self.has(frame):
             frame[3] += map(self._frames.append, (frame,))
             self._flush_left_behind()
@@ -2338,7 +2314,7 @@ class FrameWriter(object):
         self._flush_left_behind()
 
     def fail(self, reason: str) -> None:
-        """Refuse all frames from now on, and forget those that are waiting."""
+        """Refuse all frames from now on, and drop those that are waiting."""
         if self._error is None:
             self._error = reason
         self._flush_left_behind()
@@ -2407,7 +2383,7 @@ class FrameWriter(object):
     def _flush_left_behind(self) -> None:
         """Write what was left while the lock was taken, or have the flusher wait for it.
 
-        Whoever holds the lock comes here after it, so failing to get it loses no frame.
+        The thread that holds the lock comes here afterwards, so no frame is lost without it.
         """
         try:
             while self._has_work() and not self._flusher_runs:
@@ -2474,7 +2450,7 @@ class ChannelState(object):
 
 
 def _refusal(gateway: Any, text: str) -> Exception:
-    """Return the error for what can't be sent, with the reason if the gateway was lost."""
+    """Return the error for a refused send, with the reason if the gateway was lost."""
     error = getattr(gateway, "_error", None)
     if not isinstance(error, WorkerDied):
         return _OSError(text + (": %s" % error if error is not None else ""))
@@ -2484,7 +2460,7 @@ def _refusal(gateway: Any, text: str) -> Exception:
 
 
 def _refuse_in_callback(gateway: Any, waited_for: object) -> None:
-    """Raise ``DeadlockError`` in a thread that would have to read what is waited for.
+    """Raise ``DeadlockError`` in a thread that would have to read what it waits for.
 
     That is the receiver thread of a gateway, or of one that it goes via.
     """
@@ -2502,7 +2478,7 @@ def _refuse_in_callback(gateway: Any, waited_for: object) -> None:
 class _Flag(object):
     """An event that is never cleared.
 
-    An interrupt may leave the lock of a ``threading.Event`` taken for ever; here is none.
+    It has no lock, unlike ``threading.Event``, whose lock an interrupt may leave taken for ever.
     """
 
     def __init__(self, execmodel: ExecModel) -> None:
@@ -2514,7 +2490,7 @@ class _Flag(object):
 
     def set(self) -> None:
         self._tokens.put(None)
-        self._is_set = True  # comes last, as whoever sees it may end the interpreter
+        self._is_set = True  # comes last, as a thread that sees it may end the interpreter
 
     def wait(self, timeout: float | None = None) -> bool:
         if not self._is_set:
@@ -2540,10 +2516,11 @@ class Channel(object):
     TimeoutError = TimeoutError
     _INTERNALWAKEUP = 1000  # nothing wakes up in between; programs look for the name
     _executing = False
+    _whose = ""  # what a warning of an error begins with
+    _codec: Any = None
     # What makes items of other types than builtins; None: nothing does.  See ``_features.codecs``.
     codec: Any = property(
-        lambda channel: channel.__dict__.get("_codec"),
-        lambda channel, codec: load_part("_features.codecs").use(channel, codec),
+        lambda self: self._codec, lambda self, codec: load_part("_features.codecs").use(self, codec)
     )
 
     def __init__(self, gateway: Any, id: int, _factory: ChannelFactory | None = None) -> None:
@@ -2562,7 +2539,7 @@ class Channel(object):
         return "<Channel id=%d %s>" % (self.id, self._state)
 
     def __del__(self) -> None:
-        if "_remoteerrors" not in self.__dict__ or self.gateway is None:  # not fully made
+        if getattr(self, "_remoteerrors", None) is None or self.gateway is None:  # not fully made
             return
         channels = self._factory._channels
         if channels.get(self.id) is self:  # weak references live on while this runs
@@ -2573,7 +2550,7 @@ class Channel(object):
             return
         for error in self._remoteerrors:
             if isinstance(error, RemoteError):
-                error.warn(self.__dict__.get("whose", ""))
+                error.warn(self._whose)
         if state in ChannelState.SENDS:
             receives = self._items is None and state == ChannelState.OPEN
             code = Message.CHANNEL_LAST_MESSAGE if receives else Message.CHANNEL_CLOSE
@@ -2583,7 +2560,7 @@ class Channel(object):
                 pass
 
     def _go(self, event: str) -> str:
-        """Do a transition and return the state that was left."""
+        """Do a transition and return the previous state."""
         with self._lock:
             before = self._state
             self._state = max(before, ChannelState.AFTER[event], key=ChannelState.ORDER.index)
@@ -2665,20 +2642,40 @@ class Channel(object):
             raise _OSError("%r can't be interrupted from this side" % (self,))
         interrupt(self.id)
 
-    def _disown(self) -> None:
-        self._state = ChannelState.RECEIVE_CLOSED
-        self._lock = self.gateway.execmodel.Lock()
-        self._receiveclosed = _Flag(self.gateway.execmodel)
-        self._receiveclosed.set()
-        if self._items is not None:
-            self._set_inbox(self.gateway.execmodel.inbox())
-            self._items.put(ENDMARKER)
-
     def isclosed(self) -> bool:
         """Whether nothing can be sent or received any more, but for items in the queue."""
         return self._state not in ChannelState.SENDS
 
+    def send_bytes(self, buffer: Any) -> None:
+        """Send what an object with a buffer holds, such as an array, as an item of bytes.
+
+        Many bytes are not copied: leave them as they are until it returns.  Raises as ``send``,
+        TypeError for an object without a buffer, BufferError if its bytes are not in one piece.
+        """
+        load_part("_features.buffers").send_bytes(self, buffer)
+
+    def new_buffer(self, size: int) -> memoryview:
+        """Return memory of ``size`` bytes, whatever is in it, to fill and then to send_bytes.
+
+        With buffers=shared it is not copied then, but becomes the other side's.
+        """
+        buffers = self._factory.buffers
+        shared = None if buffers is None else buffers.shared
+        return memoryview(bytearray(size)) if shared is None else shared.new(size)
+
     # receiving
+
+    def receive_into(self, buffer: Any, timeout: float | None = None) -> int:
+        """Put the next item, which has to be bytes, into a buffer, and return their number.
+
+        Waits and raises as ``receive``; ValueError for an item that is larger than the buffer,
+        TypeError for one that is not bytes.  The item then stays for the next receive.  Whatever it
+        raises, nothing writes to the buffer any more.
+        """
+        into: Callable[..., int] = load_part("_features.buffers").receive_into
+        for size in map(into, (self,), (buffer,), (timeout,)):  # as in ``receive``
+            return size
+        raise AssertionError("a call returned nothing")
 
     def receive(self, timeout: float | None = None) -> Any:
         """Return the next item, waiting for it up to ``timeout`` seconds (None: for ever).
@@ -2725,8 +2722,10 @@ class Channel(object):
             raise self.TimeoutError("no item after %r seconds from %r" % (timeout, self))
         finally:
             del waiting[me]
-        if self._items is not items:
+        if self._items is None:
             raise _OSError("cannot receive(), %r got a callback meanwhile" % (self,))
+        if self._items is not items:  # it got a codec meanwhile, and so another method
+            return self.receive(timeout)
         raise self._getremoteerror() or EOFError("%r has no more items" % (self,))
 
     def __iter__(self) -> Iterator[Any]:
@@ -2757,7 +2756,7 @@ class Channel(object):
             raise error
 
     def _getremoteerror(self) -> BaseException | None:
-        """Take away and return what ended the channel; None if that was no error."""
+        """Remove and return the error that ended the channel; None if there was none."""
         try:
             found = self._remoteerrors[0]
             del self._remoteerrors[0]  # in two steps, as an interrupt after ``pop`` would lose it
@@ -2766,7 +2765,7 @@ class Channel(object):
             error: BaseException | None = getattr(self.gateway, "_error", None)
             if error is None:
                 return None
-            try:  # each who raises it gets a traceback of its own
+            try:  # each thread that raises it needs a traceback of its own
                 error = _import("copy").copy(error)
             except Exception:  # nothing can be imported any more
                 pass
@@ -2790,7 +2789,7 @@ class Channel(object):
                 if self._items is None:
                     break
                 item = self._take_queued(items) if well else ENDMARKER
-                if item is ENDMARKER:  # from here on items go to the callback
+                if item is ENDMARKER:  # from now on items go to the callback
                     self._items = None
                     if not self._receiveclosed.is_set():
                         self._factory._callbacks[self.id] = entry
@@ -2847,7 +2846,7 @@ class _Callback(object):
         self._strconfig = channel._strconfig
         self._turn = channel.gateway.execmodel.Lock()
         self._ended = False
-        # Some milliseconds, while another thread may read and does not.
+        # True for some milliseconds, while another thread may read and does not.
         self.may_be_late: bool = getattr(callback, "may_be_late", False)
 
     def __call__(self, item: Any) -> None:
@@ -2891,19 +2890,20 @@ class ChannelFactory(object):
         self._early: dict[int, list[Any]] = {}  # prepares channels that have not come yet
         self.arrived: deque[int] = deque(maxlen=10000)  # ids that the peer gave, the last ones
         self._item_numbers = itertools.count(1)
-        self._lock = new_rlock()  # held for moments only, so it does for greenlets as well
+        self._lock = new_rlock()  # held only for moments, so it will do for greenlets as well
         self.gateway = gateway
         self.count = startcount
         self.finished = False
         self.fast = False  # whether both ends have the fast codec
         self.direct: DirectReads | None = None
         self.windows: Windows | None = None
+        self.buffers: Any = None  # those that large items may go to: ``_features.buffers``
         self.post: Callable[..., None] = getattr(gateway, "_post", gateway._send)
         self._send_frame: Any = getattr(gateway, "_send_frame", self._send_message)
         self._make_channel: Any = getattr(gateway, "_make_channel", Channel)
 
     def new(self, id: int | None = None) -> Channel:
-        """Return the channel with that id, a new one if it has to be made."""
+        """Return the channel with that id, which is made if there is none."""
         with self._lock:
             if self.finished:
                 raise _refusal(self.gateway, "connection already closed: %r" % (self.gateway,))
@@ -2982,17 +2982,9 @@ class ChannelFactory(object):
         self.gateway._send(msgcode, channelid, data)
 
     def take_back(self) -> None:
-        """Have the receiver thread read, if it left that to others."""
+        """Make the receiver thread read, if it has left that to others."""
         if self.direct is not None:
             self.direct.take_back()
-
-    def disown(self) -> None:
-        """In a forked process: nothing is sent or received any more, and no lock is held."""
-        self.finished, self.direct = True, None
-        self._lock = new_rlock()
-        self._callbacks.clear()
-        for channel in self.channels():
-            channel._disown()
 
     # called in the receiver thread
 
@@ -3014,7 +3006,7 @@ class ChannelFactory(object):
                 ChannelFactory._keeps_freed = ChannelFactory._keeps_freed or bool(bytes(1 << 22))
                 head = bytes(data[:5]) if data[:1] == opcode.BYTES else b""
                 data = data[len(head) :]
-                self._parts[key] = head, BytesIO()
+                self._parts[key] = head, self.buffers.begin(id, head) if self.buffers else BytesIO()
         key, last = self._part
         head, stream = self._parts.get(key, (b"", None))
         if stream is None:
@@ -3031,7 +3023,9 @@ class ChannelFactory(object):
             if len(head) == 5 and _unpack_int4(head, 1)[0] == size and data[-1:] == opcode.STOP:
                 stream.truncate(size)
                 callback, channel = self._callbacks.get(id), self._channels.get(id)
-                self._deliver(id, callback, channel, stream.getvalue(), size + 6)
+                item = stream.getvalue()
+                if item is not None:  # else whoever waits has it in its own buffer
+                    self._deliver(id, callback, channel, item, size + 6)
             else:  # nothing but bytes begins with their opcode, except a tuple
                 self._local_receive(id, head + stream.getvalue() if head else stream.getvalue())
 
@@ -3070,7 +3064,7 @@ class ChannelFactory(object):
                 self.windows.on_read(id, size)
 
     def call(self, id: int, callback: _Callback, item: Any) -> bool:
-        """Pass an item to a callback; what it raises closes the channel.  Whether it was well."""
+        """Pass an item to a callback, whose error closes the channel; whether there was none."""
         try:
             callback(item)
         except KeyboardInterrupt:  # meant for the thread, not for the channel
@@ -3088,8 +3082,8 @@ class ChannelFactory(object):
         self._local_close(id, exc if isinstance(exc, LoadError) else text.as_error())
 
     def _local_close(self, id: int, remoteerror: BaseException | None = None) -> None:
-        """Close a channel without telling the other side, which closed it or was told."""
-        channel = self._channels.pop(id, None)  # before whoever waits is woken up
+        """Close a channel without a message: the other side has closed it, or knows."""
+        channel = self._channels.pop(id, None)  # before waiting threads are woken up
         if channel is None:
             if isinstance(remoteerror, RemoteError):
                 remoteerror.warn()
@@ -3121,7 +3115,7 @@ class ChannelFactory(object):
                 self.gateway._trace("callback failed at the endmarker", id, sys.exc_info()[1])
 
     def _finished_receiving(self, event: str = "stream_end") -> None:
-        """End all that waits for items: no more will come."""
+        """End all waits for items, as no more will come."""
         with self._lock:
             self.finished = True
         for channel in self.channels():
@@ -3195,7 +3189,7 @@ def _on_close_error(message: Message, gateway: BaseGateway) -> None:
         _check_text(second, len(second) - 6)  # which are those of the tuple
         type_name, error_message = loads_internal(more, gateway, (True, True))
         told.details = str(type_name), str(error_message)
-    gateway._channelfactory._local_close(message.channelid, told.as_error())
+    gateway._channelfactory._local_close(message.channelid, told.as_error(gateway.as_error))
 
 
 def _in_part(name: str, function: str) -> Callable[[Message, Any], None]:
@@ -3226,14 +3220,17 @@ _HANDLERS = [
     ("WINDOW", _in_part("window", "on_window")),
     ("CREDIT", _in_part("window", "on_credit")),
     ("GOODBYE", lambda m, gateway: gateway._on_goodbye(m.data)),
+    ("CALL", _in_part("calls", "on_call")),
+    ("DEFINE", _in_part("calls", "on_define")),
+    ("INTERRUPT", _in_part("interrupts", "on_interrupt")),
+    ("IMPORT", lambda m, gateway: gateway._on_import(m)),
+    ("SOURCES", _on_sources),
+    ("CODEC", _in_part("codecs", "on_codec")),
+    ("ACK", lambda m, gateway: gateway._io.on_ack(m)),
+    ("SHARED", lambda m, gateway: gateway._channelfactory.buffers.shared.on_item(m)),
+    ("RELEASED", lambda m, gateway: gateway._channelfactory.buffers.shared.on_released(m)),
 ]
 Message._types = dict(enumerate(_HANDLERS))
-Message._types[40] = "CALL", _in_part("calls", "on_call")
-Message._types[41] = "DEFINE", _in_part("calls", "on_define")
-Message._types[42] = "INTERRUPT", _in_part("interrupts", "on_interrupt")
-Message._types[44] = "IMPORT", lambda m, gateway: gateway._on_import(m)
-Message._types[45] = "SOURCES", _on_sources
-Message._types[52] = "CODEC", _in_part("codecs", "on_codec")
 
 
 class GatewayState(object):
@@ -3257,6 +3254,11 @@ class GatewayState(object):
 class BaseGateway(object):
     """One end of a gateway: a stream, its receiver thread, and the channels over it."""
 
+    # Seldom set, so of the class: CPython reads an object of more than 30 attributes slowly.
+    _stacks = ""  # the last stacks that the peer has sent
+    is_hurried = False  # whether executions get no time to finish at the end
+    as_error: Callable[..., RemoteError] = RemoteError  # makes the errors that the peer sends
+
     def __init__(self, io: Any, id: str, _startcount: int = 2) -> None:
         self._io = io
         self.id = id
@@ -3264,9 +3266,7 @@ class BaseGateway(object):
         self._strconfig: StrConfig = (True, False)
         self._state = GatewayState.STARTING
         self._error: BaseException | None = None
-        self._stacks = ""  # what the peer told last of its own
-        self.is_hurried = False  # whether what runs here has no time to finish at the end
-        self._heard = 0  # changes when something came
+        self._heard = 0  # changes whenever something comes
         self._reading = False  # whether the receiver thread waits for something
         self._writer: FrameWriter = getattr(io, "writer_class", FrameWriter)(io, id)
         self._get_ident = get_ident if io.execmodel.has_main_thread else io.execmodel.get_ident
@@ -3319,7 +3319,7 @@ class BaseGateway(object):
         self._channelfactory.fast = "fast" in hello["codecs"] and HAVE_FAST_CODEC
         self._enable_direct_reads()
 
-    _on_goodbye: Any = None  # only workers say any
+    _on_goodbye: Any = None  # only workers send one
     _on_import: Any = None  # only workers ask
     _on_cut_frame: Any = id  # gets what was read last, if it ends within a frame or is none
     _load_while_idle: Any = None  # only a worker has something to load
@@ -3329,7 +3329,7 @@ class BaseGateway(object):
         channel.close("execution is not allowed on this side")
 
     def newchannel(self) -> Channel:
-        """Return a new channel that nothing on the other side knows of yet."""
+        """Return a new channel, which the other side does not know yet."""
         return self._channelfactory.new()
 
     def hasreceiver(self) -> bool:
@@ -3355,7 +3355,7 @@ class BaseGateway(object):
         except GatewayReceivedTerminate:
             self._trace("received terminate")
             self._go("exit")
-        except BaseException as exc:  # whoever waits on a channel is told
+        except BaseException as exc:  # threads that wait on a channel get it
             self._trace("receiving ended", repr(exc))
             self._error = exc
         try:
@@ -3369,6 +3369,8 @@ class BaseGateway(object):
         decoder = self._decoder = FrameDecoder(True, self._admits)
         while True:
             limit = self._act_on(data)  # first, as it may change what reads
+            if decoder.left and self._channelfactory.buffers:
+                self._channelfactory.buffers.fill(decoder)
             data = self._next_data(limit, decoder)
             if not data:
                 raise EOFError(decoder.describe_end())
@@ -3389,7 +3391,7 @@ class BaseGateway(object):
             raise ProtocolError("%s sent what can't be understood: %s" % (self.id, exc))
         if decoder.left or decoder._have:
             self._on_cut_frame(data)
-        # A large buffer costs more than a small item, so it is for when much arrives.
+        # A large buffer costs more than a small item, so it is used only when much arrives.
         limit = READ_BYTES if len(data) >= 65536 else 65536
         return max(min(max(decoder.left, decoder.missing), PART_BYTES), limit)
 
@@ -3446,13 +3448,13 @@ class Process(object):
     Its gateway asks it.  One that has several gateways, and outlives them, is of another kind.
     """
 
-    before_exit: Callable[[], object] = int  # called where ``atexit`` has no chance
-    main_ident = 0  # of the thread that serves, if it executes tasks
-    is_interruptible = False  # whether that runs one
-    is_meant: Callable[[], bool] | None = None  # whether that is what the next interrupt is for
+    before_exit: Callable[[], object] = int  # called where ``atexit`` functions don't run
+    main_ident = 0  # of the serving thread, if it executes tasks
+    is_interruptible = False  # whether it runs one
+    is_meant: Callable[[], bool] | None = None  # whether the next interrupt is for that one
 
     def take_main_thread(self) -> None:
-        """The calling thread is going to execute tasks."""
+        """Note that the calling thread is going to execute tasks."""
         self.main_ident = get_ident()
         # Ctrl-C in a terminal reaches idle workers too; their coordinator decides what
         # becomes of them.  A SIGINT that was ignored, as under nohup, interrupts as well.
@@ -3478,7 +3480,7 @@ class WorkerGateway(BaseGateway):
 
     grace_s = 5.0  # how long an execution may take to end by itself, and once interrupted
     before_close: Callable[[], object] = int  # called at an orderly end, after executions
-    farewell: bytes | None = None  # what its goodbye ends with; None: it says none
+    farewell: bytes | None = None  # the end of its goodbye; None: it sends none
     is_watched = False  # whether another process tells of its end
     leave_stream: Callable[[], object] = int  # called before nothing may be written to it
     busy_wait_s = 1.0  # how long a task waits for a main thread that is about to be free
@@ -3500,7 +3502,7 @@ class WorkerGateway(BaseGateway):
         while not self._receiver_done.is_set():
             try:
                 self.join()
-            except KeyboardInterrupt:  # came too late for the code that it was meant for
+            except KeyboardInterrupt:  # too late for the code that it was meant for
                 pass
 
     def _status(self) -> dict[str, Any]:
@@ -3518,7 +3520,7 @@ class WorkerGateway(BaseGateway):
                 self._execpool.spawn(self.executetask, task)
             elif self._execpool.try_spawn_primary(self.executetask, task) is None:
                 self.execmodel.start(self._await_primary, (task,), "execnet-await-main-thread")
-        except Exception as exc:  # what runs already has nothing to do with it
+        except Exception as exc:  # this does not concern what is running already
             channel._executing = False
             channel.close("no thread could be started in %s to execute it: %s" % (self.id, exc))
 
@@ -3536,13 +3538,13 @@ class WorkerGateway(BaseGateway):
             self._to_load = []
 
     def _await_primary(self, task: tuple[Channel, Task]) -> None:
-        """Execute a task if the main thread is free in a moment, else refuse it."""
+        """Execute a task if the main thread is free in a moment, otherwise refuse it."""
         import time
 
         deadline = time.time() + self.busy_wait_s
         while self._execpool.wait_primary_idle(max(0, deadline - time.time())):
             if self._execpool.try_spawn_primary(self.executetask, task) is not None:
-                return  # else another one was faster
+                return  # otherwise another task was faster
         task[0]._executing = False
         task[0].close(MAIN_THREAD_ONLY_DEADLOCK_TEXT)
 
@@ -3651,8 +3653,7 @@ class WorkerGateway(BaseGateway):
         """Tell of the end and the exit status that it will have; nothing is sent after it."""
         if self.farewell is not None:
             whose = OF_WATCHED if self.is_watched else OF_WORKER
-            goodbye = status, reason, whose, self.farewell
-            self._post(Message.GOODBYE, 0, dumps_internal(goodbye))
+            self._post(Message.GOODBYE, 0, dumps_internal((status, reason, whose, self.farewell)))
 
     def _let_executions_finish(self) -> None:
         self._execpool.trigger_shutdown()
@@ -3790,8 +3791,8 @@ def _serve(
 ) -> None:
     trace("creating workergateway on %r" % (io,))
     gateway = (kind or WorkerGateway)(io=io, id=id, _startcount=2)
-    vars(gateway).update(more)
+    for name in more:
+        setattr(gateway, name, more[name])
     gateway._channelfactory.fast = HAVE_FAST_CODEC and "fast" in peer_codecs
-    if grace is not None:
-        gateway.grace_s = grace
+    gateway.grace_s = gateway.grace_s if grace is None else grace
     gateway.serve()

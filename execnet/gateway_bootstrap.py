@@ -9,19 +9,23 @@ import os
 
 from . import gateway_io
 from ._clock import monotonic
+from ._endpoint import endpoint_of
 from ._ends.handshake import Handshake
+from ._specs import Settings
 from .gateway import Gateway
 from .gateway_base import CODECS, GatewayState
 from .gateway_io import BootstrapError
+from .gateway_io import HostNotFound as HostNotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from ._endpoint import Endpoint
-    from ._ends.handshake import Shipment
-    from ._specs import Settings
+    from ._ends.handshake import Sent
     from .gateway_base import ExecModel
+    from .xspec import XSpec
 
     Through = Callable[[Settings, ExecModel], Endpoint]  # makes the stream to a worker
 
@@ -58,8 +62,14 @@ def worker_options(
         "kill": spec.kill,
         "env": {os.fsencode(name): os.fsencode(value) for name, value in spec.env.items()},
     }
+    if settings.memory_bytes is not None or settings.cpus is not None:
+        from ._ends.limits import options_of
+
+        options["limits"] = options_of(settings, _lowered)
     if stdout is not None:
         options["stdout"] = stdout
+    if settings.attach is not None:
+        return options  # nobody beside a service tells of its end
     if spec.popen:  # otherwise stderr is captured, or belongs to the server
         options["faults"] = True if settings.has_source else _lowered("_ends.far_faults")
     elif settings.is_watched:
@@ -79,6 +89,10 @@ def _lowered(name: str) -> str:
 def first_line(settings: Settings, marker: bytes, stdout: int | None = None) -> bytes:
     """Return the line that turns an interpreter into a worker; ``stdout`` as above."""
     options = worker_options(settings, marker, stdout)
+    if settings.attach is not None:
+        from ._service.attach import first_line as line_to_attach
+
+        return line_to_attach(settings, worker_options(settings, marker))
     if settings.has_source:
         folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # it may be a zip
         code = _BY_IMPORT.format(folder=folder, options=options)
@@ -135,10 +149,30 @@ def start_over(io: Endpoint, settings: Settings, kind: Callable[..., Gateway] = 
         raise
 
 
-def _shipment_for(settings: Settings) -> Shipment | None:
+def bootstrap(io: Any, spec: XSpec) -> Gateway:
+    """Turn the interpreter at the other end of a stream into a worker; return its gateway.
+
+    io: from ``gateway_io.create_io``, or your own, to what ``popen_bootstrapline`` runs in.  Its
+    execution model is the spec's if that has none.  You end the gateway: it is in no group.
+    Raises ``BootstrapError`` if the worker does not answer, and then leaves nothing running.
+    """
+    if spec.execmodel is None:
+        spec.execmodel = io.execmodel.backend
+    settings = Settings(spec)
+    deadline = settings.deadline()
+    gateway = start_over(endpoint_of(io), settings)
+    wait_ready(gateway, deadline)
+    return gateway
+
+
+def _shipment_for(settings: Settings) -> Sent | None:
     """Return the source for after the hello, for a worker that has none."""
     if settings.has_source:
         return None
+    if settings.attach is not None:
+        from ._service.attach import Source
+
+        return Source(settings)
     from ._ship.shipment import shipment_for
 
     return shipment_for(str(settings.spec.execmodel))

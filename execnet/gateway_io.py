@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from ._ends.green_poll import GreenPoll
     from ._ends.watch import EndWatch
+    from ._transports.table import Transport
     from .gateway import Gateway
     from .xspec import XSpec
 
@@ -105,19 +106,23 @@ def _needed(settings: Settings) -> int:
     if settings.spec.via:
         return 0
     if settings.transport is None:
-        return 1
+        return 2 if settings.type == "socketservice" else 1
     captures = sys.platform != "win32" and settings.transport.captures_stderr
-    return 3 if captures or settings.spec.forkserver else 2
+    pipes = 3 if captures or settings.spec.forkserver else 2
+    return pipes + 3 * settings.shares_buffers  # of the file, and of its halves before 3.13
 
 
 def check_descriptors(specs: list[Settings]) -> None:
-    """Raise ``BootstrapError`` if there are too few descriptors for the gateways of specs."""
-    found = _descriptors()
+    """Raise ``BootstrapError`` if there are too few descriptors for the gateways of specs.
+
+    One gateway finds that out by itself, before anything else is started.
+    """
+    found = _descriptors() if len(specs) > 1 else None
     if found is None:
         return
     have, limit = found
     needed = [_needed(settings) for settings in specs]
-    need = sum(needed) + SPARE_DESCRIPTORS + (RELAY_DESCRIPTORS if 3 in needed else 0)
+    need = sum(needed) + SPARE_DESCRIPTORS + (RELAY_DESCRIPTORS if max(needed) > 2 else 0)
     if have + need > limit:
         raise BootstrapError(
             f"{len(specs)} gateways need {need} descriptors; {have} of {limit} are in use: "
@@ -128,17 +133,15 @@ def check_descriptors(specs: list[Settings]) -> None:
 def _descriptors() -> tuple[int, int] | None:
     """Return how many descriptors are in use, and how many may be; None if it is not known."""
     try:
-        import resource
-
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        if limit == resource.RLIM_INFINITY:
-            return None
-        try:
-            return len(os.listdir("/proc/self/fd")), limit
-        except OSError as exc:
-            return (limit, limit) if exc.errno in NO_DESCRIPTOR else None
-    except (ImportError, OSError):
+        limit = os.sysconf("SC_OPEN_MAX")  # as RLIMIT_NOFILE now is, and needs no import
+    except (AttributeError, ValueError, OSError):
         return None
+    if limit < 0:  # there is none
+        return None
+    try:
+        return len(os.listdir("/proc/self/fd")), limit
+    except OSError as exc:
+        return (limit, limit) if exc.errno in NO_DESCRIPTOR else None
 
 
 def with_advice(exc: OSError | ImportError) -> OSError | ImportError:
@@ -427,9 +430,38 @@ def _descendants(pid: int) -> list[int]:
     found: list[int] = []
     with suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
+            with open(f"/proc/{pid}/task/{task}/children", encoding="utf-8") as file:
                 found += map(int, file.read().split())
     return found + [below for child in found for below in _descendants(child)]
+
+
+def _with_memory(settings: Settings, start: Callable[[], Any]) -> Any:
+    """Start a worker, which gets memory beside its pipes where the spec says so."""
+    if not settings.shares_buffers:
+        return start()
+    from ._shared.near import Offer
+
+    memory = Offer()
+    try:
+        io = start()
+    except BaseException:
+        memory.close()
+        raise
+    io.memory = memory
+    return io
+
+
+def _start_command(settings: Settings, execmodel: ExecModel, transport: Transport) -> Endpoint:
+    """Run the command that leads to the worker."""
+    command = transports_table.command(settings.spec, row=transport)
+    if settings.resume_s is not None:
+        from ._resume import near as resume_near
+
+        io: Any = resume_near.create_io(settings, execmodel, command, Popen2IOMaster)
+    else:
+        io = _with_memory(settings, lambda: Popen2IOMaster(command, execmodel))
+    io.remoteaddress = transports_table.address_of(settings.spec, transport)
+    return endpoint_of(io)  # a program may have put a class of its own there
 
 
 def create_io(
@@ -461,16 +493,10 @@ def create_io(
         if spec.forkserver:
             from ._forkserver import stream as forkserver_stream
 
-            return forkserver_stream.create_io(settings, execmodel, _pipes, end_poll)
-        command = transports_table.command(spec, row=settings.transport)
-        if settings.resume_s is not None:
-            from ._resume import near as resume_near
-
-            io: Any = resume_near.create_io(settings, execmodel, command, Popen2IOMaster)
-        else:
-            io = Popen2IOMaster(command, execmodel)
-        io.remoteaddress = transports_table.address_of(spec, settings.transport)
-        return endpoint_of(io)  # a program may have put a class of its own there
+            make = forkserver_stream.create_io
+            forked = _with_memory(settings, lambda: make(settings, execmodel, _pipes, end_poll))
+            return endpoint_of(forked)
+        return _start_command(settings, execmodel, settings.transport)
     except BootstrapError as exc:
         text = f"{spec.id} could not be started: {exc}"
         raise type(exc)(text, exc.command, exc.exitcode, exc.stderr, exc.noise) from exc

@@ -12,7 +12,7 @@ from functools import partial
 
 from ._clock import monotonic
 from ._endpoint import Endpoint, StreamFull
-from ._errors import AuthenticationError, BootstrapError, HostNotFound
+from ._errors import AuthenticationError, BootstrapError, HostNotFound, HostRefused
 from ._ship.source import source_to_send
 from ._specs import CONNECT_TIMEOUT_S
 from ._transports.keys import Wish, certificate, own_key
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ._endpoint import LoopEnds
+    from ._endpoint import LoopEnds, ReadyWay
     from ._features.direct import DirectReads
     from ._specs import Settings
     from .gateway import Gateway
@@ -60,6 +60,7 @@ class SocketIO(Endpoint):
             within = getattr(sock, "_sock", None) or getattr(sock, "fd", sock)
         self.write_some = within.send
         self.write_pieces = getattr(sock, "sendmsg", None) if within is sock else None
+        self.read_into = getattr(sock, "recv_into", None) if execmodel.has_main_thread else None
 
     def read_some(self, limit: int) -> bytes:
         """Return available bytes, up to ``limit``; wait for the first; b"" at the end."""
@@ -93,6 +94,13 @@ class SocketIO(Endpoint):
         """Write all of it."""
         write_all(self, data)
 
+    def ready_way(self) -> tuple[int, ReadyWay] | None:
+        """Return what can be polled for more room, and what writes without waiting."""
+        flag = getattr(self.execmodel.socket, "MSG_DONTWAIT", None)
+        if self.write_pieces is None or flag is None:
+            return None
+        return self._sock.fileno(), (self.write_pieces, (), flag)
+
     def wait_writable(self) -> None:
         """Wait until something can be written; ``StreamFull`` if this never waits."""
         if self._never_waits:
@@ -112,6 +120,16 @@ class SocketIO(Endpoint):
             return bool(select.select([], [fd], [], 0)[1])
         except (OSError, ValueError):  # it is closed: writing will tell
             return True
+
+    def has_more(self, wait_ms: int) -> bool:
+        """Whether something can be read, by now or so many milliseconds later."""
+        import select
+
+        if not hasattr(select, "poll"):
+            return False
+        poll = select.poll()
+        poll.register(self._sock.fileno(), select.POLLIN)
+        return bool(poll.poll(wait_ms))
 
     def close_write(self) -> None:
         """Close for writing; what the other side still sends can be read."""
@@ -308,7 +326,8 @@ def _connect(
     what = str(error)
     if isinstance(error, TimeoutError) and timeout_s is not None:
         what = f"no answer within {timeout_s:g} s"
-    raise HostNotFound(
+    kind = HostRefused if isinstance(error, ConnectionRefusedError) else HostNotFound
+    raise kind(
         f"can't connect to {name}: {what}. Does execnet/script/socketserver.py run there, "
         "and does it listen on more than its loopback interface?"
     ) from error

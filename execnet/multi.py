@@ -7,31 +7,24 @@ from __future__ import annotations
 
 import atexit
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 
-from . import _errors, gateway_bootstrap, gateway_io
+from . import gateway_bootstrap, gateway_io
 from ._clock import monotonic
 from ._ends import fork
-from ._ends.terminate import (
-    KILL_S,
-    carriers_of,
-    foreign_pair,
-    kill_all,
-    longest_end_s,
-    wait_ended,
-    warn_killed,
-)
+from ._ends.terminate import KILL_S, carriers_last, end_members, name_of, register_at_exit
 from ._ends.terminate import safe_terminate as safe_terminate
+from ._errors import NoMember
 from ._join.listening import Listening
 from ._log import INFO, note
 from ._multichannel import MultiChannel as MultiChannel
-from ._specs import Settings
-from ._starts import Starts
+from ._specs import JOINED, Settings
+from ._starts import Starts, Tree
 from ._transports.shared import Connections
-from .gateway import Gateway, collect_stacks
-from .gateway_base import HAS_DAEMON_THREADS, DeadlockError, ExecModel, get_execmodel, new_rlock
+from .gateway import Gateway
+from .gateway_base import ExecModel, get_execmodel, new_rlock
 from .xspec import XSpec
 
 TYPE_CHECKING = False
@@ -43,24 +36,34 @@ if TYPE_CHECKING:
     from ._features.codecs import Codec
     from ._imports.library import Library
     from ._output.near import Output
+    from ._respawn.respawner import Respawner
     from ._resume.states import Teller
     from ._service.factory import LocalFactory
     from .gateway_bootstrap import Through
 
+    Arrange = Callable[[list[Settings]], list[XSpec]]
+
 
 class Group(Listening):
-    """Gateways that you make, use and end together.
+    """Gateways that you make, use and end together; a ``with`` block ends them when it ends.
 
+    Any thread may call.
     xspecs: specs of gateways to start at once, as for ``makegateways``.  execmodel: the execution
-    model of both ends.  As a context manager it ends its gateways when the block ends.
-    ``_lock`` guards the lists; any thread may call.
+    model of both ends.  respawn: how often each worker that dies is started anew from its spec;
+    ValueError for no such number, or with greenlets.
     """
 
     defaultspec = "popen"
-    _teller: Teller | None = None  # calls who wants to know of connections
+    tree = Tree()  # as ``makegateways``, through each other
+    _kind: Callable[..., Gateway] = Gateway  # what is made over a stream
+    _teller: Teller | None = None  # calls whoever wants to know of connections
 
     def __init__(
-        self, xspecs: Iterable[XSpec | str | None] = (), execmodel: str | ExecModel = "thread"
+        self,
+        xspecs: Iterable[XSpec | str | None] = (),
+        execmodel: str | ExecModel = "thread",
+        *,
+        respawn: int = 0,
     ) -> None:
         self._gateways: list[Any] = []
         self._gateways_to_join: list[Any] = []  # told to exit, may not have ended yet
@@ -73,14 +76,19 @@ class Group(Listening):
         self._is_hurried = False  # running code gets no time to finish, but is interrupted at once
         self._terminating = new_rlock()
         self._lock = new_rlock()
-        self._launchers = []
+        self._launchers, self._doors = [], {}
         self._executors: list[Executor] = []  # that are told of new members
         self._codec: Codec | None = None
         self._output: Output | None = None  # where forwarded lines go; made when needed
         self._library: Library | None = None  # modules that workers import; as well
+        self._respawner: Respawner | None = None
+        if respawn != 0:
+            from ._respawn.respawner import Respawner
+
+            self._respawner = Respawner(self, respawn)
         self.set_execmodel(execmodel)
         self._at_exit_registered = True
-        _register_at_exit(self._cleanup_atexit)
+        register_at_exit(self._cleanup_atexit)
         fork.register(self)
         self.makegateways(xspecs)
 
@@ -105,6 +113,8 @@ class Group(Listening):
         """
         if self._gateways:
             raise ValueError(f"can't set the execution model, there are gateways: {self}")
+        if self._respawner is not None and not get_execmodel(execmodel).has_main_thread:
+            raise ValueError(f"respawn= needs threads, and this group would have {execmodel}")
         remote = execmodel if remote_execmodel is None else remote_execmodel
         self._execmodel, self._remote_execmodel = get_execmodel(execmodel), get_execmodel(remote)
 
@@ -125,7 +135,7 @@ class Group(Listening):
     # container
 
     def __repr__(self) -> str:
-        return f"<Group {[_name_of(gateway) for gateway in self]!r}>"
+        return f"<Group {[name_of(gateway) for gateway in self]!r}>"
 
     def __len__(self) -> int:
         return len(self._gateways)
@@ -135,29 +145,24 @@ class Group(Listening):
 
     def __getitem__(self, key: int | str | Gateway) -> Gateway:
         if isinstance(key, int):
-            gateway: Gateway = self._gateways[key]
-            return gateway
+            try:
+                return self._gateways[key]  # type: ignore[no-any-return]
+            except IndexError:
+                raise NoMember(key) from None
         for gateway in self:
-            if gateway == key or _name_of(gateway) == key:
+            if gateway == key or name_of(gateway) == key:
                 return gateway
         raise KeyError(key)
 
     def __contains__(self, key: object) -> bool:
-        try:
-            self[key]  # type: ignore[index]
-        except (KeyError, IndexError):
-            return False
-        return True
+        with suppress(KeyError):
+            return self[key] is not None  # type: ignore[index]
+        return False
 
     def __enter__(self) -> Group:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: types.TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """End all workers like ``terminate``, with 10 s to end by themselves.
 
         If the block raised an error, their code is interrupted at once.
@@ -175,17 +180,39 @@ class Group(Listening):
             if gateway.id in self:
                 raise ValueError(f"there is a gateway {gateway.id!r} already")
             self._gateways.append(gateway)
-            gateway._group = self
+            self._adopt(gateway)
+
+    def _adopt(self, gateway: Gateway) -> None:  # holds _lock
+        gateway._group = self
+        if self._codec is not None:
             gateway.codec = self._codec
-            self._end_at_exit()
+        self._end_at_exit()
 
     def _end_at_exit(self) -> None:
         with self._lock:
             if not self._at_exit_registered:
                 self._at_exit_registered = True
-                _register_at_exit(self._cleanup_atexit)
+                register_at_exit(self._cleanup_atexit)
+
+    def _replace(self, old: Gateway, new: Gateway) -> None:
+        """Let a gateway take another's place; ValueError if that is no member any more."""
+        with self._lock:
+            self._gateways[self._gateways.index(old)] = new
+            self._adopt(new)
+            old._group = None
+
+    def _on_loss(self, gateway: Gateway) -> None:
+        """A member's worker died; in the thread that reads."""
+        if self._respawner is not None:
+            self._respawner.on_loss(gateway)
+
+    def _awaits_workers(self) -> bool:
+        """Whether workers that died are to be started anew."""
+        return self._respawner is not None and self._respawner.is_awaited()
 
     def _unregister(self, gateway: Gateway) -> None:
+        if self._respawner is not None:
+            self._respawner.forget(gateway)
         with self._lock:
             if gateway in self._gateways:
                 self._gateways.remove(gateway)
@@ -224,11 +251,9 @@ class Group(Listening):
         ``BootstrapError`` if the worker can't be started; then nothing of it is left.
         """
         if isinstance(spec, str) and ("*" in spec or "[" in spec):
-            from ._speclists import expand, is_list
+            from ._speclists import check_single
 
-            if is_list(spec):
-                text = f"is a list of {len(expand(spec))}, makegateways([...]) takes it"
-                raise ValueError(f"spec {spec!r} {text}")
+            check_single(spec)
         return self.makegateways([spec])[0]
 
     def makegateways(self, specs: Iterable[XSpec | str | None]) -> list[Gateway]:
@@ -237,44 +262,61 @@ class Group(Listening):
         specs and errors as in ``makegateway``; if one fails, none of them are left.  A string may
         stand for several: ``4*popen``, ``ssh=node[01-16]``, ``ssh=node[1,4-6]``.
         """
+        return self._make_all(specs)
+
+    def _make_all(
+        self, specs: Iterable[XSpec | str | None], arrange: Arrange | None = None
+    ) -> list[Gateway]:
+        """Start workers; ``arrange`` gets specs that have ids, and says how to reach them."""
         if isinstance(specs, str) and specs:
             raise ValueError(f"these specs are one string, not a list: write [{specs!r}]")
         try:
-            return self._makegateways(specs)
-        except (OSError, ImportError) as exc:  # wherever it ran out of them
+            return self._make_reserved(specs, arrange)
+        except (OSError, ImportError) as exc:  # wherever it ran out of descriptors
             raise gateway_io.with_advice(exc) from exc
 
-    def _makegateways(self, specs: Iterable[XSpec | str | None]) -> list[Gateway]:
+    def _make_reserved(self, specs: Iterable[Any], arrange: Arrange | None) -> list[Gateway]:
         prepared = [self._prepare(one) for spec in specs for one in _expanded(spec)]
-        if len(prepared) > MANY:
-            gateway_io.check_descriptors(prepared)
-        if any(settings.imports is not None for settings in prepared):
-            from ._imports.near import names_in_spec
+        for settings in prepared:
+            if settings.imports is not None:
+                from ._imports.near import names_in_spec
 
-            for settings in prepared:
                 names_in_spec(self._get_library(), settings)
         self._reserve(prepared)
-        starts = Starts(prepared, self.execmodel, self._start, self._find, self._connections)
+        try:
+            if arrange is not None:
+                prepared = [self._prepare(spec) for spec in arrange(prepared)]
+            gateway_io.check_descriptors(prepared)
+            return self._bring_up(self._starts_of(prepared), self._register_new)
+        finally:
+            self._ids_starting.difference_update(settings.id for settings in prepared)
+
+    def _starts_of(self, prepared: list[Settings]) -> Starts:
+        return Starts(prepared, self.execmodel, self._start, self._find, self._connections)
+
+    def _bring_up(self, starts: Starts, register: Callable[[Gateway], object]) -> list[Gateway]:
+        """Start workers, and register their gateways; if one fails, none are left."""
         try:
             started = starts.run()
             self._forward_output(started, starts.deadlines)
             self._forward_imports(started)
             for gateway in started:
-                self._register(gateway)
+                register(gateway)
                 note("gateway", INFO, gateway.describe, gateway.id)
             self._tell_executors()
         except BaseException:
             starts.abandon(self._forget)
             raise
-        finally:
-            self._ids_starting.difference_update(settings.id for settings in prepared)
         return started
 
-    def _make_through(
-        self, spec: XSpec | str, through: Through, kind: type[Settings] = Settings
-    ) -> Gateway:
+    def _register_new(self, gateway: Gateway) -> None:
+        self._register(gateway)
+        if self._respawner is not None:
+            self._respawner.enrol(gateway)
+
+    def _make_through(self, spec: XSpec | str, through: Through) -> Gateway:
         """Start one worker over a stream that a function makes; errors as for ``makegateway``."""
-        settings = self._prepare(spec, kind)
+        settings = self._prepare(spec)
         self._reserve([settings])
         gateway = None
         try:
@@ -298,18 +340,21 @@ class Group(Listening):
         return self[id]
 
     def _forget(self, gateway: Gateway) -> None:
+        if self._respawner is not None:
+            self._respawner.forget(gateway)
         if gateway in self._gateways:
             self._gateways.remove(gateway)
 
-    def _prepare(self, spec: XSpec | str | None, kind: type[Settings] = Settings) -> Settings:
+    def _prepare(self, spec: XSpec | str | None) -> Settings:
         spec = spec or self.defaultspec
         if isinstance(spec, str):
             spec = XSpec(spec)
         if not isinstance(spec, XSpec):
             raise TypeError(f"a spec is a string or an XSpec, not {spec!r}")
-        settings = kind(spec)
+        settings = Settings(spec)
         if self._factory is not None and self._factory.takes(settings):
-            settings.through = self._factory.make_io
+            begin = partial(self._start, find=self._find, through=None)
+            settings.through = partial(self._factory.make_io, begin)
         if settings.unknown:
             self._on_unknown(settings)
         if spec.execmodel is None:
@@ -317,17 +362,9 @@ class Group(Listening):
         return settings
 
     def _on_unknown(self, settings: Settings) -> None:
-        """Warn, once per key, about an unknown key that is similar to a known one."""
-        for name in settings.unknown:
-            if name in _LOOKED_AT:
-                continue
-            _LOOKED_AT.add(name)
-            text = settings.slip(name, is_sure=True)
-            if text:
-                from ._mistakes import levels_to_user
+        from ._mistakes import warn_of_slips  # once a key, if it is much like a known one
 
-                text = f"{text} (in spec {settings.spec.shown()!r})"
-                warnings.warn(text, _errors.SpecWarning, stacklevel=levels_to_user())
+        warn_of_slips(settings)
 
     def _reserve(self, specs: list[Settings]) -> None:
         """Give ids to specs that have none; concurrent starts never get the same one."""
@@ -343,13 +380,12 @@ class Group(Listening):
                 raise
 
     def _start(
-        self,
-        settings: Settings,
-        find: Callable[[str], Gateway],
-        through: Through | None,
+        self, settings: Settings, find: Callable[[str], Gateway], through: Through | None
     ) -> Gateway:
         """Start one worker without waiting for its answer."""
-        return gateway_bootstrap.start(settings, self.execmodel, find, through)
+        if settings.type == JOINED and through is None:
+            return self._take_joiner(settings)
+        return gateway_bootstrap.start(settings, self.execmodel, find, through, self._kind)
 
     # using
 
@@ -372,6 +408,20 @@ class Group(Listening):
 
         self._teller = None if callback is None else Teller(callback)
 
+    def on_respawn(
+        self, callback: Callable[[Gateway, Gateway | None, Exception], object] | None
+    ) -> None:
+        """Call a function when a worker that died was started anew, or could not be.
+
+        callback: called with the lost gateway, the one in its place and the error of the lost one;
+        or, after a start that failed, with the lost gateway, None and the error of the start.  It
+        runs in a thread that no gateway needs, one call at a time; its errors go to stderr.  None:
+        call nothing.  Raises ValueError for a group without ``respawn``.
+        """
+        if self._respawner is None:
+            raise ValueError("the group starts no worker anew: Group(respawn=3) would")
+        self._respawner.set_callback(callback)
+
     def _get_output(self) -> Output:
         with self._lock:
             if self._output is None:
@@ -381,16 +431,11 @@ class Group(Listening):
             return self._output
 
     def _forward_output(self, started: list[Gateway], deadlines: dict[str, float | None]) -> None:
-        workers = [gateway for gateway in started if gateway.settings.output == "forward"]
-        if workers:
-            from ._output.near import forward_all
+        kinds = [(one.settings.output, one.settings.logging_level) for one in started]
+        if any(output == "forward" or level is not None for output, level in kinds):
+            from ._output.logs import forward_wanted
 
-            forward_all(self._get_output(), workers, deadlines)
-        logging = [gateway for gateway in started if gateway.settings.logging_level is not None]
-        if logging:
-            from ._output.logs import forward_all as forward_logs
-
-            forward_logs(logging, deadlines)
+            forward_wanted(self._get_output, started, deadlines)
 
     def reload_imports(self) -> list[str]:
         """Read again the modules that workers import from here; return the names of changed ones.
@@ -398,12 +443,8 @@ class Group(Listening):
         Like ``Gateway.reload_imports``, for all members to which something is forwarded.
         """
         self._get_library().forget()
-        changed: set[str] = set()
-        for gateway in self:
-            forwarding = getattr(gateway, "_forwarding", None)
-            if forwarding is not None:
-                changed.update(forwarding.reload())
-        return sorted(changed)
+        forwarding = [getattr(gateway, "_forwarding", None) for gateway in self]
+        return sorted({name for one in forwarding if one is not None for name in one.reload()})
 
     def _get_library(self) -> Library:
         with self._lock:
@@ -442,7 +483,7 @@ class Group(Listening):
         Each call goes to whichever worker is free.  The executor follows changes of the group.
         max_per_worker: how many calls one worker runs at once, each in a thread.  imports: modules
         that workers import from here, as with ``Gateway.forward_imports``.  codec: for arguments
-        and results, such as ``execnet.codecs.standard``.  retries: how often a call may run again
+        and results; None for that of the group.  retries: how often a call may run again
         elsewhere if its worker dies.  cancel: what ``cancel()`` of a future does to a running call:
         "interrupt" it with KeyboardInterrupt, "kill" its worker, or nothing (None).
         Raises ValueError for bad arguments.
@@ -452,7 +493,7 @@ class Group(Listening):
         return Executor(self, max_per_worker, imports, codec, retries, cancel)
 
     def codec(self, codec: Codec | None) -> None:
-        """Give this codec, or None, to all channels that ``remote_exec`` makes from now on."""
+        """Give this codec, or None, to calls and to new channels of ``remote_exec`` from now on."""
         with self._lock:
             self._codec = codec
             for gateway in self._gateways:
@@ -478,9 +519,10 @@ class Group(Listening):
                 (taken,) = map(self._terminating.acquire, (True,), (KILL_S,))
                 if not taken:
                     return
-            self._stop_listening()
+            self._stop_starting(deadline)
             while self._gateways or self._gateways_to_join or self._connections.gateways():
                 self._terminate_all(timeout, deadline)
+                self._stop_starting(deadline)  # anew, what died meanwhile
             self._end_launchers(deadline)
             self._at_exit_registered = False  # so the group can go when nobody has it any more
             atexit.unregister(self._cleanup_atexit)
@@ -490,61 +532,33 @@ class Group(Listening):
             if taken:
                 self._terminating.release()
 
+    def _stop_starting(self, deadline: float | None) -> None:
+        if self._respawner is not None:
+            self._respawner.cancel()
+        self._stop_listening()
+        if self._respawner is not None:
+            self._respawner.wait(deadline)
+
     def _terminate_all(self, timeout: float | None, deadline: float | None) -> None:
         with self._lock:
             members = self._gateways + self._gateways_to_join
             self._gateways_to_join = []
         connections = self._connections.gateways()
         remaining = [member for member in members if hasattr(member, "exit")] + connections
-        while remaining:  # gateways that others go via come after these
-            carriers = {id for gateway in remaining for id in carriers_of(gateway)}
-            ends = [gateway for gateway in remaining if gateway.id not in carriers] or remaining
-            remaining = [gateway for gateway in remaining if gateway not in ends]
-            self._end(ends, timeout, deadline)
+        options = timeout, deadline, self._is_hurried, self._at_exit
+        for ends in carriers_last(remaining):
+            self._ending = own = [member for member in ends if isinstance(member, Gateway)]
+            end_members(self.execmodel, ends, own, *options)
         self._connections.forget(connections)
         with self._lock:  # foreign members need not unregister themselves
             self._gateways_to_join = [g for g in self._gateways_to_join if g not in members]
             self._gateways[:] = [g for g in self._gateways if g not in members]
 
-    def _end(self, members: list[Any], timeout: float | None, deadline: float | None) -> None:
-        own = [member for member in members if isinstance(member, Gateway)]
-        foreign = [member for member in members if not isinstance(member, Gateway)]
-        self._ending = own
-        limit_s = longest_end_s(own)
-        if deadline is None:
-            deadline = monotonic() + limit_s
-        stuck: list[Gateway] = []
-        try:
-            for gateway in own if self._is_hurried else ():
-                gateway._exit(is_hurried=True)
-            for gateway in members:
-                gateway.exit()
-            for gateway in own:
-                if not wait_ended(gateway, deadline):
-                    break
-        finally:  # even if Ctrl-C ends the wait
-            stuck += [gateway for gateway in own if not wait_ended(gateway, 0.0)]
-            streams = [gateway._io for gateway in own]
-            for gateway, io in zip(own, streams, strict=True):
-                if gateway.settings.kills_group and gateway in stuck:
-                    io.kill_group()
-            kill_all(self.execmodel, streams)
-            for gateway, io in zip(own, streams, strict=True):
-                io.wait()
-                with suppress(DeadlockError):  # a callback of its own ends before its receiver
-                    gateway._await_receiver()
-        for gateway in [] if self._at_exit else stuck:  # there, to be cut short is usual
-            warn_killed(gateway)
-        if foreign:
-            limit_s = limit_s if timeout is None else timeout
-            safe_terminate(self.execmodel, limit_s, [foreign_pair(member) for member in foreign])
-
     def _disown(self) -> None:
         """In a forked process: the gateways are the parent's."""
         self._gateways, self._gateways_to_join, self._ending = [], [], []
         self._ids_starting, self._executors = set(), []
-        self._connections = Connections()
-        self._factory = None  # it has the parent's connections
+        self._connections, self._factory = Connections(), None  # these are the parent's
         self._disown_joins()
         self._terminating, self._lock = new_rlock(), new_rlock()
 
@@ -553,6 +567,8 @@ class Group(Listening):
 
         timeout: seconds for all together; for a worker that does not answer, the text says so.
         """
+        from ._ends.stacks import collect_stacks
+
         deadline = None if timeout is None else monotonic() + timeout
         return collect_stacks(list(self), deadline)
 
@@ -561,7 +577,7 @@ class Group(Listening):
         try:
             self.terminate(timeout=ATEXIT_S)
         except KeyboardInterrupt:
-            names = ", ".join(str(_name_of(member)) for member in self._ending)
+            names = ", ".join(str(name_of(member)) for member in self._ending)
             with suppress(Exception):  # there may be no stderr
                 sys.stderr.write(f"execnet: interrupted while these were ending: {names}\n")
 
@@ -574,22 +590,6 @@ def _expanded(spec: XSpec | str | None) -> list[Any]:
     return [spec]
 
 
-def _register_at_exit(function: Callable[[], object]) -> None:
-    """Call a function when the interpreter ends, while threads can still be waited for."""
-    atexit.register(function)
-    if not HAS_DAEMON_THREADS:  # those that it waits for are ours, and end with our gateways
-        import threading
-
-        threading._register_atexit(function)  # type: ignore[attr-defined]
-
-
-def _name_of(member: object) -> object:
-    """Return the id of a gateway, or the repr of what else somebody put into a group."""
-    return getattr(member, "id", member)
-
-
-_LOOKED_AT: set[str] = set()  # keys of specs that mean nothing to us
-MANY = 16  # gateways of one call, from which it is worth looking whether they are too many
 TERMINATE_S = 10.0  # for the end of a with statement
 ATEXIT_S = 1.0
 

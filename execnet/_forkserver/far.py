@@ -207,8 +207,8 @@ class Template:
         self._control = theirs
         try:
             self._rehearse()
-        except Exception:
-            os._exit(1)  # unprepared forks work too
+        except Exception:  # it takes no more orders; one that has come is carried out unprepared
+            theirs.shutdown(socket.SHUT_RD)
         fds: list[int] = []
         _, _, size = HEADER.unpack(self._receive(HEADER.size, fds))
         order = Order(self._receive(size), fds)

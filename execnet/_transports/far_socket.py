@@ -2,8 +2,8 @@
 
 Such a server executes the first line of a client itself, and serves one client after the other.
 So the worker here ends no process, and leaves signals, folder, environment and modules as they
-were.  Our own server starts a process for each client, and ``gateway_base.start_worker`` is what
-runs there; the first line for ``socket=`` has both, as its sender does not know who listens.
+were.  Our own server starts a process for each client, which runs ``gateway_base.start_worker``.
+The first line for ``socket=`` contains both, as its sender does not know which server listens.
 
 This file is shipped in that line; it keeps to what Python 2.7 and today's Python both accept.
 Start at ``start_in_server``.
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class SocketFile(object):
     """The server's socket as a file of a ``Popen2IO``, until ``connection`` is emptied.
 
-    The server closes the socket when nobody refers to it any more: before its next client, and
-    not at a garbage collection.
+    The server closes the socket when nobody refers to it any more.  This has to happen before the
+    next client comes, not at some garbage collection.
     """
 
     close = int
@@ -83,15 +83,15 @@ def start_in_server(base: Any, sock: Any, options: dict[str, Any]) -> None:
             os.chdir(folder)
         for name in [name for name in sys.modules if name.startswith("_execnet")]:
             module: Any = sys.modules.pop(name)
-            # Python 2 empties a module that nobody holds, though threads may be left in it.
+            # Python 2 empties a module that nobody refers to, though threads may still run in it.
             module._itself = module
 
 
 def _start(base: Any, io: Any, connection: list[Any], options: dict[str, Any]) -> None:
     marker = options["marker"]
     try:
-        for key in "nice", "kill":
-            if options[key]:
+        for key in "nice", "kill", "limits":
+            if options.get(key):
                 raise ValueError("%s= would be for the whole server, which serves others too" % key)
         base.change_surroundings(options["env"], options["chdir"])
         io.execmodel = base.get_execmodel(options["execmodel"])
@@ -134,7 +134,7 @@ def _process_class(base: Any, connection: list[Any], has_signals: bool, handler:
         def end(self, gateway: Any) -> None:
             """Let the server go on: make the calling thread leave the code that it runs.
 
-            Threads that don't end when they are interrupted stay.
+            Threads that an interrupt does not end stay.
             """
             hang_up(connection)
             while self.main_ident in gateway._execpool.idents():

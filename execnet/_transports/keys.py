@@ -1,4 +1,4 @@
-"""The keys of socket servers: which one a client has, and what a server is given over a gateway.
+"""The keys of socket servers: which one a client uses, and what a server gets over a gateway.
 
 Nothing is connected here.  Start at ``Wish`` and ``given_to_server``.
 """
@@ -16,13 +16,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..xspec import XSpec
 
-_of_this_process: bytes | None = None  # where none can be written to a file
+_of_this_process: bytes | None = None  # if none can be written to a file
 
 
 def own_key() -> bytes:
     """Return the key for servers that this process starts: the default one, made if need be.
 
-    Where it can't be written, it is one for as long as this process lives.  Raises
+    If no file can be written, it is a key that lives as long as this process.  Raises
     ``AuthenticationError`` if there is one that can't be used.
     """
     global _of_this_process
@@ -51,9 +51,9 @@ def _read(path: str) -> bytes:
 
 
 class Wish:
-    """What a spec says about the proof; raises ``AuthenticationError`` for a key that is none.
+    """What a spec says about the proof; raises ``AuthenticationError`` for an invalid key.
 
-    is_needed: nothing is sent to a server that does not prove itself.
+    is_needed: whether to send nothing to a server that does not prove itself.
     """
 
     def __init__(self, spec: XSpec, key: bytes | None = None) -> None:
@@ -77,12 +77,12 @@ def _certificate() -> bytes | None:
 
 
 def certificate() -> bytes | bool:
-    """Return a certificate with its private key; True where only the far side may have one."""
+    """Return a certificate with its private key; True if only the far side can make one."""
     return _certificate() or True
 
 
 def given_to_server() -> str:
-    """Return what goes before the source of a server that runs in a worker."""
+    """Return the lines before the source of a server that runs in a worker."""
     given: dict[str, str] = {"key": own_key().hex()}
     made = _certificate()
     if made is not None:

@@ -23,28 +23,28 @@ if TYPE_CHECKING:
 AT_ONCE = 8  # logins under way to one address
 FIRST_PAUSE_S = 0.2  # after the first refusal; each pause is twice as long as the one before
 LONGEST_PAUSE_S = 5.0
-CLOSED_TRIES = 6  # logins that a server closed without a word of why
-SSH_FAILED = 255  # its exit status where it was ssh itself that failed
+CLOSED_TRIES = 6  # logins that a server closed without giving a reason
+SSH_FAILED = 255  # the exit status if ssh itself failed
 
-# The server, or what stands before it, closed the connection before the key exchange; or the
-# process that shares a connection got no further session from the server.  Not compiled here:
-# that takes a millisecond, which a program without ssh would spend as well.
+# The server, or a relay in front of it, closed the connection before the key exchange; or the
+# process that shares a connection got no further session from the server.  Not compiled here, which
+# would cost programs without ssh a millisecond as well.
 _REFUSED = (
     r"(kex|ssh)_exchange_identification: .*(closed by remote host|reset by peer)"
     r"|banner exchange: .*(reset by peer|Broken pipe)"
     r"|mux_client_\w+: .*refused"
 )
 _CLOSED = r"Connection (closed|reset) by "
-# What ssh says beside it, which is no other reason.
+# What ssh may say in addition, without giving another reason.
 _BESIDE = (
     r"Connection (closed|reset) by |ControlSocket .* disabling multiplexing|Warning: |debug\d: "
 )
 
 
 def address_of(spec: XSpec) -> Address | None:
-    """Return what tells apart the places that ssh connects to; None for a spec without a login.
+    """Return what identifies the place that ssh connects to; None for a spec without a login.
 
-    These are the words of the spec: only ssh knows what they stand for in its configuration.
+    This is the text of the spec: only ssh knows what it stands for in its configuration.
     """
     if spec.ssh:
         return ("ssh", spec.via, spec.ssh_config, *ssh_place(spec))
@@ -56,9 +56,9 @@ def address_of(spec: XSpec) -> Address | None:
 def was_refused(error: BootstrapError, tries: int = 1) -> bool:
     """Whether a server took no login, for a reason that may be gone a moment later.
 
-    tries: how many logins in a row have failed.  OpenSSH says since version 10 no more than that
-    the connection was closed, which it says of an account that is denied, too: such a login is
-    tried again a few times.
+    tries: how many logins in a row have failed.  Since version 10, OpenSSH only says that the
+    connection was closed, and says the same for an account that is denied.  So such a login is
+    tried again only a few times.
     """
     if error.exitcode != SSH_FAILED or error.noise:
         return False
@@ -70,18 +70,18 @@ def was_refused(error: BootstrapError, tries: int = 1) -> bool:
 
 
 def pause_s(tries: int) -> float:
-    """Return how many seconds to wait after so many logins in a row were refused.
+    """Return how many seconds to wait after this many logins in a row were refused.
 
-    Some of it is random, so that those that were refused together do not come together again.
+    A part is random, so that logins that were refused together do not come together again.
     """
     longest: float = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (tries - 1))
     return longest * (0.75 + 0.25 * os.urandom(1)[0] / 255)
 
 
 class Logins:
-    """Those that are under way in this process, whichever groups and threads they belong to.
+    """The logins under way in this process, whichever groups and threads they belong to.
 
-    ``_lock`` guards them.  A login is any object; to end one that is not there does nothing.
+    ``_lock`` guards them.  A login is any object; ending one that is not there does nothing.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Logins:
         fork.register(self)
 
     def begin(self, address: Address, login: object) -> bool:
-        """Whether a login may begin now; if so it counts until ``end``."""
+        """Whether a login may begin now; if so, it counts as under way until ``end``."""
         with self._lock:
             under_way = self._under_way.setdefault(address, set())
             if len(under_way) >= AT_ONCE:
@@ -107,7 +107,7 @@ class Logins:
                 self._under_way.pop(address, None)
 
     def _disown(self) -> None:
-        """In a forked process, where none is under way."""
+        """Forget all, in a forked process, where no login is under way."""
         self.__init__()  # type: ignore[misc]
 
 

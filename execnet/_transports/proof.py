@@ -1,6 +1,6 @@
-"""A client of a socket server: what both say before anything for a worker is sent.
+"""A client of a socket server: what both sides say before anything is sent for a worker.
 
-What is said is told in ``script/socketserver.py``.  Start at ``prove``.
+The protocol is described in ``script/socketserver.py``.  Start at ``prove``.
 """
 
 from __future__ import annotations
@@ -32,23 +32,29 @@ if TYPE_CHECKING:
             """Begin it; return the SHA-256 of the server's certificate, in hex."""
 
 
-SILENT_S = 2.0  # after that a server is taken for one that does not greet, by those without a key
+SILENT_S = 2.0  # after that a client without a key takes a server for one that does not greet
 
 
 class SocketTalk:
-    """A connection of this process; ``tls`` is what encrypts, once it has begun."""
+    """A connection of this process; ``tls`` encrypts, once TLS has begun."""
 
     def __init__(self, sock: Any) -> None:
         self.tls: Any = None
         self._sock = sock
 
     def read(self, timeout_s: float) -> bytes:
-        """Return what comes, b"" at the end; TimeoutError if nothing does."""
+        """Return what comes, b"" at the end; TimeoutError if nothing does.
+
+        Without TLS, no more than a line: a service says at once what follows on its proof.
+        """
         self._sock.settimeout(max(0.001, timeout_s))
         if self.tls is not None:
             data: bytes = self.tls.read_some(LINE_BYTES, self._receive)
             return data
-        return self._receive(LINE_BYTES)
+        import socket
+
+        there = self._sock.recv(LINE_BYTES, socket.MSG_PEEK)
+        return self._receive(there.find(b"\n") + 1 or LINE_BYTES)
 
     def _receive(self, limit: int) -> bytes:
         data: bytes = self._sock.recv(limit)
@@ -75,7 +81,7 @@ class SocketTalk:
 
 
 class TurnedAway(AuthenticationError):
-    """The connection ended before both had their proofs; a server in a crowd ends some."""
+    """The connection ended before both had their proofs; a crowded server ends some."""
 
 
 class _Ended(ValueError):
@@ -83,11 +89,11 @@ class _Ended(ValueError):
 
 
 def prove(talk: Talk, wish: Wish, name: str, deadline: float | None) -> None:
-    """Have both sides prove that they have the key, as far as that is wished for.
+    """Exchange proofs of the key with a server, as far as the spec asks for them.
 
     name: of the server, for messages.  deadline: by ``time.monotonic()``, None for the usual.
-    Raises ``AuthenticationError``; nothing that is for a worker was sent, then.  It is
-    ``TurnedAway`` where it may go better next time.
+    Raises ``AuthenticationError``, after which nothing for a worker was sent; ``TurnedAway`` if
+    another attempt may succeed.
     """
     try:
         _prove(talk, wish, name, deadline)
@@ -169,7 +175,7 @@ def _check_secrets(wish: Wish) -> None:
 
 
 def read_line(talk: Talk, until: float) -> bytes:
-    """Return a line without its end; b"" at the end of the connection."""
+    """Return a line without its newline; b"" at the end of the connection."""
     line = b""
     while not line.endswith(b"\n"):
         data = talk.read(until - monotonic()) if monotonic() < until else None

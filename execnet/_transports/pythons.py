@@ -1,4 +1,4 @@
-"""Finding an interpreter on a machine of which nothing is known, by its shell.
+"""Finding an interpreter on an unknown machine, by means of its shell.
 
 Start at ``search_words``.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 
-NEWEST, OLDEST = 20, 6  # of Python 3, that are looked for
+NEWEST, OLDEST = 20, 6  # the minor versions of Python 3 to look for
 _VERSION = re.compile(r"(pypy|)(\d+(?:\.\d+){0,2}|)")
 _PYENV = '"${PYENV_ROOT:-$HOME/.pyenv}"/versions'
 _UV = '"${UV_PYTHON_INSTALL_DIR:-${XDG_DATA_HOME:-$HOME/.local/share}/uv/python}"'
@@ -16,7 +16,7 @@ _ANY = "python3 /usr/libexec/platform-python python"
 
 
 def is_version(wanted: str | None) -> bool:
-    """Whether what is wanted is a version, such as "3.12" or "pypy3.11"."""
+    """Whether a text is a version, such as "3.12" or "pypy3.11"."""
     match = _VERSION.fullmatch(wanted or "")
     return match is not None and bool(match[2])
 
@@ -25,7 +25,7 @@ def search_words(wanted: str | None) -> list[str]:
     """Return a command that prints the path of an interpreter, or fails if there is none.
 
     wanted: a version such as "3.12" or "pypy3.11"; "auto" for the version that runs this, or else
-    the newest that there is; or a path or a name.  No words for None.
+    the newest one found; or a path or a name.  For None, the command is empty.
     """
     if wanted is None:
         return []
@@ -35,9 +35,9 @@ def search_words(wanted: str | None) -> list[str]:
 
 
 def search_script(wanted: str, then: str) -> str:
-    """Return what a shell does to find an interpreter as ``$p``, and to run ``then`` with it.
+    """Return shell code that finds an interpreter as ``$p``, and runs ``then`` with it.
 
-    It has neither newlines nor "!", which no shell around it would leave alone.
+    It contains no newlines and no "!", which a shell around it might change.
     """
     match = _VERSION.fullmatch(wanted)
     if wanted == "auto":
@@ -53,7 +53,7 @@ def search_script(wanted: str, then: str) -> str:
 
 
 def _try_version(kind: str, version: str, then: str) -> str:
-    """Try all places in which a version may be, and those where it is under another name."""
+    """Try all places where a version may be, under all names that it may have."""
     minor = ".".join(version.split(".")[:2])
     paths = _places(kind or "python", minor, f"{kind}{version}")
     numbers = tuple(int(part) for part in version.split(".") if part)
@@ -63,7 +63,7 @@ def _try_version(kind: str, version: str, then: str) -> str:
 
 
 def _places(kind: str, minor: str, version: str) -> str:
-    """Return where a version may be: the PATH, folders of programs, pyenv's and uv's."""
+    """Return where a version may be: the PATH, the usual folders, those of pyenv and uv."""
     name = f"{kind}{minor}"
     programs = [name, f"/usr/bin/{name}", f"/usr/local/bin/{name}", f"/opt/homebrew/bin/{name}"]
     uv = f"{_UV}/{'cpython' if kind == 'python' else kind}-{version.removeprefix(kind)}*/bin/python"

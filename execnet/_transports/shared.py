@@ -1,8 +1,8 @@
-"""``share=yes``: several workers of a group on a host start through one connection by ssh.
+"""``share=yes``: several workers of a group on a host start through one ssh connection.
 
-The connection is a worker as well: it runs no code of the user's and is no member of the group.
-It has nothing of the spec but how the host is reached, and ends with the last that started
-through it.  Start at ``Connections``.
+The connection is a worker as well, but runs no code of the user and is not a member of the group.
+From the spec it has only what says how to reach the host.  It ends with the last worker that
+started through it.  Start at ``Connections``.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from .logins import Address
 
     class Leaves(Protocol):
-        """What is told that a user of a connection has ended."""
+        """What gets told that a user of a connection has ended."""
 
         def leave(self, gateway: Gateway, user: object) -> None: ...
 
 
-# What a spec says of the connection; all else is said of the worker.
+# What a spec says about the connection; everything else is about the worker.
 KEYS = (
     "ssh",
     "host",
@@ -64,32 +64,32 @@ def _host_of(settings: Settings) -> str | None:
 
 
 class Connections:
-    """The shared connections of a group and what uses them; ``_lock`` guards all.
+    """The shared connections of a group and their users; ``_lock`` guards all of it.
 
-    A user is any object.  A connection that has none any more is told to end, and given to
-    nobody from then on.  Any thread may call, receiver threads too: nothing waits here.
+    A user is any object.  A connection that has lost its last user is told to end, and nobody gets
+    it from then on.  Any thread may call, even receiver threads: nothing waits here.
     """
 
     def __init__(self) -> None:
         self._lock = new_lock()
-        self._starting: dict[Address, object] = {}  # whoever starts one
-        self._refused: set[Address] = set()  # addresses where none can be had
+        self._starting: dict[Address, object] = {}  # whoever starts a connection there
+        self._refused: set[Address] = set()  # addresses where a connection can't be made
         self._by_address: dict[Address, Gateway] = {}
-        self._users: dict[Gateway, set[object]] = {}  # of those that may not have ended
+        self._users: dict[Gateway, set[object]] = {}  # of the connections that may not have ended
 
     def gateways(self) -> list[Gateway]:
-        """Return all that may not have ended yet."""
+        """Return all connections that may not have ended yet."""
         with self._lock:
             return list(self._users)
 
     def forget(self, gateways: list[Gateway]) -> None:
-        """Some have ended, and were waited for."""
+        """Forget connections that have ended."""
         with self._lock:
             for gateway in gateways:
                 self._users.pop(gateway, None)
 
     def claim(self, address: Address, user: object) -> Gateway | None:
-        """Return a connection that is used from now on; None if there is none."""
+        """Return a connection, which has the user from now on; None if there is none."""
         with self._lock:
             gateway = self._by_address.get(address)
             if gateway is None or gateway._state != GatewayState.LIVE:
@@ -98,12 +98,12 @@ class Connections:
             return gateway
 
     def begin(self, address: Address, owner: object) -> bool:
-        """Whether the caller is to start one: nobody else does."""
+        """Whether the caller should start a connection, as nobody else does."""
         with self._lock:
             return self._starting.setdefault(address, owner) is owner
 
     def add(self, address: Address, gateway: Gateway, user: object) -> None:
-        """A connection is ready, and has its first user."""
+        """Take a connection that is ready, with its first user."""
         with self._lock:
             self._users = {
                 other: users for other, users in self._users.items() if users or other.hasreceiver()
@@ -112,13 +112,13 @@ class Connections:
             self._by_address[address] = gateway
 
     def end_start(self, address: Address, owner: object) -> None:
-        """The owner's start of a connection is over, whether it came to one or not."""
+        """Note that the owner's start of a connection is over, successful or not."""
         with self._lock:
             if self._starting.get(address) is owner:
                 del self._starting[address]
 
     def refuse(self, address: Address) -> None:
-        """There can be none at an address: each worker has to log in."""
+        """Note that there is no connection at an address: each worker has to log in."""
         with self._lock:
             self._refused.add(address)
 
@@ -127,7 +127,7 @@ class Connections:
         return address in self._refused
 
     def leave(self, gateway: Gateway, user: object) -> None:
-        """A user has ended; a second time does nothing."""
+        """Note that a user has ended; a second call does nothing."""
         with self._lock:
             users = self._users.get(gateway, set())
             users.discard(user)
@@ -145,11 +145,11 @@ class Connections:
 
 
 def way_through(
-    connections: Leaves, connection: Gateway, user: object
+    connections: Leaves, connection: Gateway, user: object, kind: type[ViaIO] | None = None
 ) -> Callable[[Settings, ExecModel], ViaIO]:
-    """Return what has a connection's worker start the interpreter of a spec, over a stream.
+    """Return the function that has a connection's worker start the interpreter of a spec.
 
-    user: leaves the connection when the stream has ended.
+    user: leaves the connection when the stream has ended.  kind: that of the stream.
     """
 
     def create_io(settings: Settings, execmodel: ExecModel) -> ViaIO:
@@ -169,7 +169,7 @@ def way_through(
         }
         request["leads_group"] = settings.kills_group
         host = _host_of(settings)
-        return ViaIO(connection, request, words, host, execmodel, on_gone=leave)
+        return (kind or ViaIO)(connection, request, words, host, execmodel, on_gone=leave)
 
     def leave() -> None:
         connections.leave(connection, user)

@@ -1,4 +1,4 @@
-"""What is said to OpenSSH: its options, the far shell's command, how connections are shared.
+"""What OpenSSH is told: its options, the command for the far shell, how to share connections.
 
 Nothing is started here.  Start at ``options``.
 """
@@ -16,16 +16,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..xspec import XSpec
 
-# ssh adds "." and 16 letters while it makes the socket, %C stands for 40, and a path ends with a 0.
+# While ssh makes the socket it adds "." and 16 letters; %C stands for 40; a path ends with a 0.
 SOCKET_NAME_BYTES = len("/") + 8 + 40 + 17 + 1
 
 
 def options(spec: XSpec, place: list[str]) -> list[str]:
-    """Return the options of ssh that a spec stands for; ``place`` is what it says itself."""
+    """Return the options of ssh that a spec stands for; ``place``: its own words for ssh."""
     options = [] if spec.ssh_compression == "no" else ["-C"]
     if spec.ssh_config:
         options += ["-F", spec.ssh_config]
-    if spec.ssh_persist and not spec.via:  # there is no telling where a socket could be there
+    if spec.ssh_persist and not spec.via:  # nobody knows where a socket could be on that machine
         path = control_path(spec, place)
         if path is not None:
             options += ["-o", "ControlMaster=auto", "-o", f"ControlPersist={spec.ssh_persist}"]
@@ -34,18 +34,19 @@ def options(spec: XSpec, place: list[str]) -> list[str]:
 
 
 def without_compression(words: list[str]) -> list[str]:
-    """Return a command of ssh's without our ``-C``; one among the spec's own words stays.
+    """Return an ssh command without our ``-C``; a ``-C`` of the spec itself stays.
 
-    ``ssh_args`` has always had it, and programs may rely on that.
+    ``ssh_args`` has always added it, and programs may rely on that.
     """
     place = 1 if words[0] == "ssh" else words.index("--") + 1
     return words[:place] + words[place + (words[place] == "-C") :]
 
 
 def without_terminal(words: list[str]) -> list[str]:
-    """Return a command of ssh's with ``-T``, so that no config can put a terminal in between.
+    """Return an ssh command with ``-T``, so that no config can put a terminal in between.
 
-    It comes after what the spec says, where ssh takes options as well: unless that has a "--".
+    It comes after the words of the spec, where ssh accepts options as well, unless these have a
+    "--".
     """
     *before, command = words
     if before[0] == "ssh" and "--" in before:
@@ -55,21 +56,21 @@ def without_terminal(words: list[str]) -> list[str]:
 
 
 def asking_nobody(words: list[str]) -> list[str]:
-    """Return a command of ssh's that fails where it would have asked for something."""
+    """Return an ssh command that fails where it would have asked for something."""
     return with_options(words, ["-o", "BatchMode=yes"])
 
 
 def with_options(words: list[str], options: list[str]) -> list[str]:
-    """Return a command of ssh's with options that nothing else in it overrides."""
+    """Return an ssh command with options that nothing else in it overrides."""
     place = 1 if words[0] == "ssh" else words.index("--") + 1
     return [*words[:place], *options, *words[place:]]
 
 
 def for_shell(words: list[str]) -> str:
-    """Return words as one command for a shell over there, which may be any.
+    """Return words as one command for a shell over there, whichever that is.
 
-    A leading ``~/`` or ``~user/`` stays what it means.  The text of ``-c`` goes in double
-    quotes where it can: what is no Unix shell knows only those.
+    A leading ``~/`` or ``~user/`` keeps its meaning.  The text of ``-c`` is put in double quotes if
+    possible, the only ones that a shell other than Unix's knows.
     """
     command = " ".join(_quote(word) for word in words)
     return _in_sh(command) if any(map(_SHELLS_DIFFER.search, words)) else command
@@ -81,7 +82,7 @@ _SHELLS_DIFFER = re.compile(r"[!\n]|\\(?=[\\']|\Z)")
 
 
 def _in_sh(command: str) -> str:
-    """Have ``sh`` run a command, whose text other shells have nothing to read in."""
+    """Make ``sh`` run a command, whose text is encoded so that no other shell changes it."""
 
     def octal(found: re.Match[str]) -> str:
         octets = found[0].encode("utf-8", "surrogateescape")
@@ -105,10 +106,10 @@ def _quote(word: str) -> str:
 
 
 def control_path(spec: XSpec, place: list[str]) -> str | None:
-    """Return the pattern of the socket that connections to a place are shared over.
+    """Return the pattern of the socket over which connections to a place are shared.
 
-    It differs between specs that say different things to ssh, so that the key or the config
-    of one is never used for another.  None where there is no folder for it.
+    Specs that tell ssh different things have different ones, so that the key or the config of one
+    is never used for another.  None if there is no folder for it.
     """
     folder = ssh_folder(SOCKET_NAME_BYTES)
     if folder is None:

@@ -23,8 +23,8 @@ popen_bootstrapline = "import sys;exec(eval(sys.stdin.readline()))"
 
 is_freeze_supported = False  # whether this program has called ``freeze_support``
 
+CONNECTED = "socket", "socketservice", "listen"  # reached by a connection, not by a command
 # Specs of these may hold keys that are their program's own, as they always could.
-CONNECTED = "socket", "socketservice"  # reached by a connection, not by a command
 OLD_TYPES = frozenset(["popen", "ssh", "vagrant_ssh", "socket"])
 
 

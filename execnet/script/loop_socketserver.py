@@ -1,8 +1,8 @@
 """Run a socket server, and another one whenever it has ended: ``loop_socketserver.py [host:port]``.
 
-Takes the arguments of ``socketserver.py``, which has to be in the same folder.  SIGINT and
-SIGTERM end both; ``quitserver.py`` ends the server, so that the next one has the current
-source.  Runs standing alone, from Python 2.7 on, so its types are in comments.  Start at
+It takes the arguments of ``socketserver.py``, which has to be in the same folder.  SIGINT and
+SIGTERM end both; ``quitserver.py`` ends the server, and the next one runs the current source.
+This file stands alone and runs from Python 2.7 on, so its types are in comments.  Start at
 ``main``.
 """
 
@@ -32,7 +32,7 @@ class Loop(object):
 
     def run(self):
         # type: () -> int
-        """Return the exit status of the last server, once there is to be no other."""
+        """Run servers until ``stop``; return the exit status of the last one."""
         while True:
             self._process = subprocess.Popen(self._command)
             if self._stopping:  # the signal came before there was a process to pass it on to
@@ -45,7 +45,7 @@ class Loop(object):
 
     def stop(self, signum, frame):
         # type: (int, object) -> None
-        """End the server, and start no other."""
+        """End the server, and start no other one."""
         self._stopping = True
         if self._process is not None and self._process.returncode is None:
             try:

@@ -1,7 +1,7 @@
-"""End a socket server, and with it all its clients: ``quitserver.py host:port``.
+"""End a socket server and all its clients: ``quitserver.py host:port``.
 
-Needs ``socketserver.py`` in the same folder, and no execnet; runs from Python 2.7 on, so its types
-are in comments.  Start at ``main``.
+It needs ``socketserver.py`` in the same folder, but no execnet.  It runs from Python 2.7 on, so its
+types are in comments.  Start at ``main``.
 """
 
 import argparse
@@ -13,10 +13,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional  # noqa: F401 - in comments
 
-WAIT_S = 15  # a server ends within that time
-ANSWER_S = 3  # and answers at once
+WAIT_S = 15  # how long a server may take to end
+ANSWER_S = 3  # how long it may take to answer
 ENDING = b"ending\n"  # what our servers answer
-QUIT_RELEASED = b'"raise KeyboardInterrupt"\n'  # what those of execnet 1 and 2 execute
+QUIT_RELEASED = b'"raise KeyboardInterrupt"\n'  # what servers of execnet 1 and 2 execute
 SERVER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "socketserver.py")
 
 
@@ -34,9 +34,9 @@ def load_server():
 
 def quit_server(address, key=None):
     # type: (str, Optional[str]) -> None
-    """Have the server there end; EnvironmentError if there is none or it does not answer.
+    """End the server at an address; EnvironmentError if there is none or it does not answer.
 
-    key: the file of its key; None takes the default one, if there is one.
+    key: the file with its key; None takes the default one, if there is one.
     """
     server = load_server()
     answer = _ask(server, address, server["QUIT"], key)
@@ -48,7 +48,7 @@ def quit_server(address, key=None):
 
 def _ask(server, address, line, key=None):
     # type: (Dict[str, Any], str, bytes, Optional[str]) -> bytes
-    """Return what is answered to a line, to the end of the connection; b"" for no answer."""
+    """Send a line; return all that is answered until the connection ends, b"" for nothing."""
     conn = server["connect"](address, WAIT_S, key)
     try:
         conn.settimeout(ANSWER_S)
@@ -58,7 +58,7 @@ def _ask(server, address, line, key=None):
         except EnvironmentError:
             return b""
         conn.settimeout(WAIT_S)
-        while data:  # its end comes when another server could listen there
+        while data:  # the end comes when another server can listen there
             data = conn.recv(100)
             answer += data
         return answer
@@ -68,7 +68,7 @@ def _ask(server, address, line, key=None):
 
 def _ends_as_released(server, address):
     # type: (Dict[str, Any], str) -> bool
-    """Whether a server ends that executes what it is sent, as those of execnet 1 and 2 do."""
+    """End a server that executes what it is sent, as in execnet 1 and 2; whether it ended."""
     try:
         _ask(server, address, QUIT_RELEASED)
         for _ in range(20):

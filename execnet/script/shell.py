@@ -1,8 +1,8 @@
 """Talk to a Python on the machine of a socket server: ``shell.py host:port``.
 
-Each line is executed there and its output comes back; the end of the input ends it.  Needs
-``socketserver.py`` in the same folder, and no execnet; runs from Python 2.7 on, so its types are
-in comments.  Start at ``main``.
+Each line is executed there and its output comes back, until the input ends.  It needs
+``socketserver.py`` in the same folder, but no execnet.  It runs from Python 2.7 on, so its types
+are in comments.  Start at ``main``.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def talk(conn):
 def _send_input(conn):
     # type: (Any) -> None
     try:
-        # Not by sys.stdin, whose lock an interpreter that ends can't wait for.
+        # Not by sys.stdin: when the interpreter ends, it can't wait for the lock of that.
         data = os.read(0, 65536)
         while data:
             conn.sendall(data)

@@ -1,20 +1,20 @@
 """A server that starts an interpreter for each client that connects and has the key.
 
 It knows nothing of execnet: it runs ``python -c "import sys;exec(eval(sys.stdin.readline()))"``
-with the connection as stdin and stdout, and what the client sends next does the rest.  Clients
-of execnet 1 and 2 find the names that their own servers give them.  So whoever has the key can
-run code.  Each client has a process of its own.
+with the connection as stdin and stdout, and the line that the client sends next does the rest.
+Clients of execnet 1 and 2 find the names that their own servers give them.  So whoever has the key
+can run code.  Each client has a process of its own.
 
-The server speaks first: ``execnet-auth-1 plain|tls NONCE``; with tls, TLS begins then.  The client
-answers ``execnet-auth-1 NONCE BINDING PROOF``, the server ``execnet-auth-1 ok PROOF`` or
-``execnet-auth-1 error SENTENCE``; only then the client sends what it has for a process.  A proof
-is an HMAC-SHA256 (RFC 2104) over a word for its side, the mode, both nonces and the binding: the
-hash of the certificate, or the address that the client has dialled, so that nobody in between can
-pass it on to another server.
+The server speaks first: ``execnet-auth-1 plain|tls NONCE``.  If it says tls, TLS begins then.  The
+client answers ``execnet-auth-1 NONCE BINDING PROOF``, the server ``execnet-auth-1 ok PROOF`` or
+``execnet-auth-1 error SENTENCE``.  Only after that does the client send anything for a process.  A
+proof is an HMAC-SHA256 (RFC 2104) over a word for its side, the mode, both nonces and the binding:
+the hash of the certificate, or the address that the client has dialled.  So nobody in between can
+pass a proof on to another server.
 
-This file runs standing alone, from Python 2.7 on, so its types are in comments; it runs as
-well as ``gateway.remote_exec(socketserver)``.  Start at ``main``, ``serve_channel`` and
-``Server.run``; for clients at ``Prover``.
+This file stands alone and runs from Python 2.7 on, so its types are in comments.  It also runs as
+``gateway.remote_exec(socketserver)``.  Start at ``main``, ``serve_channel`` and ``Server.run``; for
+clients at ``Prover``.
 """
 
 import errno
@@ -30,7 +30,7 @@ import time
 
 try:
     from _operator import _compare_digest as compare_digest
-except ImportError:  # hmac has it everywhere, and loads a library for it
+except ImportError:  # every hmac has it, but loads a library
     from hmac import compare_digest  # type: ignore[no-redef]
 
 TYPE_CHECKING = False
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 
 INTERPRETER = sys.executable
 # What the process of a client runs: the string that comes as a line.  Code that was written for
-# released servers finds the connection under a name.  What asks for "in_own_process" knows of
-# both kinds, and is content with stdin and stdout.
+# released servers finds the connection under a name.  Code that asks for "in_own_process" knows
+# both kinds of servers, and uses stdin and stdout.
 FIRST_STAGE = (
     "import sys;as_released=sys.argv.pop();code=eval(sys.stdin.readline());in_own_process=True;"
     "exec(as_released if 'clientsock' in code and 'in_own_process' not in code else code)"
 )
-# Executes the string with the names that released servers give it.  As there, stdin and stdout
-# are not the connection; what is printed goes to the server's stderr.
+# This executes the string with the names that released servers give it.  As there, stdin and stdout
+# are not the connection; printed output goes to the server's stderr.
 AS_RELEASED = """
 import os, socket, subprocess, sys, threading, time
 try:
@@ -130,20 +130,20 @@ finally:
     wait()
 """
 PY2 = sys.version_info[0] == 2
-WINDOWS = sys.platform == "win32"  # where a socket can't be a process's stdin
+WINDOWS = sys.platform == "win32"  # there a socket can't be the stdin of a process
 VERSION = b"execnet-auth-1"
-VERSIONS = b"execnet-auth-"  # how those of other versions begin, too
-PROVES_WITHIN_S = 10  # a client, from the connection on, all of it
-GREETING_S = 60  # how long one that has may take until what it sends is for a process
-ENDS_WITHIN_S = 15  # for a process whose client has left; a worker takes 10 at most
-TICK_S = 0.5  # how soon it sees that it is to end, where nothing can wake it up
-LAST_WORDS_S = 5  # for what was written to be on its way, and for killed processes to be gone
-VISITORS = 64  # how many may be there that have not proved anything
-LINE_BYTES = 600  # of the answer of a client, and of a server
-# What a client sends is a string in quotes.  Other protocols begin otherwise: that of web pages
-# too, whose requests could be expressions.
+VERSIONS = b"execnet-auth-"  # how lines of other versions begin as well
+PROVES_WITHIN_S = 10  # how long a client may take, from the connection to the proof
+GREETING_S = 60  # how long it may take after that until it sends something for a process
+ENDS_WITHIN_S = 15  # how long a process may take whose client has left; a worker takes up to 10
+TICK_S = 0.5  # how often it looks whether to end, if nothing can wake it up
+LAST_WORDS_S = 5  # how long it waits for output to be sent, and for killed processes to go
+VISITORS = 64  # how many clients may be there that have not proved anything
+LINE_BYTES = 600  # the longest answer of a client or a server
+# A client sends a string in quotes.  Other protocols begin differently, also that of web
+# pages, whose requests could be expressions.
 QUOTES = b"'", b'"'
-# What a client may send to the server itself, before anything else: b"\0", a word and b"\n".
+# A client may send this to the server itself, before anything else: b"\0", a word and b"\n".
 QUIT = b"\0quit\n"
 WORD_BYTES = 200
 ENDING = b"ending\n"  # the answer to it
@@ -169,7 +169,7 @@ def parse_address(text):
 
 def format_address(address):
     # type: (Address) -> str
-    """Return what ``parse_address`` reads."""
+    """Return an address as text, which ``parse_address`` reads."""
     if isinstance(address, tuple):
         return ("[%s]:%d" if ":" in address[0] else "%s:%d") % address
     return "unix:" + address
@@ -177,7 +177,7 @@ def format_address(address):
 
 def listen(address):
     # type: (Address) -> socket.socket
-    """Return a socket that listens there; one at a path is for its owner only."""
+    """Return a socket that listens at an address; at a path only its owner can connect."""
     if isinstance(address, tuple):
         options = 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE
         family, _, _, _, place = socket.getaddrinfo(address[0], address[1], *options)[0]
@@ -207,7 +207,7 @@ def listen(address):
 
 def _is_stale(path):
     # type: (str) -> bool
-    """Whether a path is a socket that nobody listens at."""
+    """Whether a path is a socket at which nobody listens."""
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         probe.connect(path)
@@ -237,16 +237,16 @@ def home():
 
 def default_key():
     # type: () -> str
-    """Return the file of the key that is taken where none is named."""
+    """Return the file of the default key."""
     return os.path.join(home(), "key")
 
 
 def read_key(path):
     # type: (str) -> bytes
-    """Return the key that is in a file.
+    """Return the key in a file.
 
-    Raises EnvironmentError if it can't be read, ValueError if others can read it, or if it is not
-    32 bytes in hex: a shorter one could be found out from a proof.
+    Raises EnvironmentError if the file can't be read, ValueError if others can read it, or if it
+    does not contain 32 bytes in hex: a shorter key could be guessed from a proof.
     """
     with open(path, "rb") as file:
         found = os.fstat(file.fileno())
@@ -263,7 +263,7 @@ def read_key(path):
 
 def key_of(text):
     # type: (bytes) -> bytes
-    """Return the key that a text says in hex; ValueError if it says none."""
+    """Return the key that a text contains in hex; ValueError if it contains none."""
     import binascii
 
     try:
@@ -277,10 +277,10 @@ def key_of(text):
 
 def make_key(path):
     # type: (str) -> None
-    """Write a new key into a file that is not there yet, for its owner only.
+    """Write a new key, for its owner only, into a file that does not exist yet.
 
-    Another process that does the same at the same time may be the one that does it; nobody ever
-    reads a part of a key.
+    If another process does so at the same time, the key may be that process's.  Nobody ever reads a
+    part of a key.
     """
     import binascii
 
@@ -306,7 +306,7 @@ def make_key(path):
 
 def own_key():
     # type: () -> bytes
-    """Return the key that is taken where none is named, made now if there is none."""
+    """Return the default key, which is made now if there is none."""
     path = default_key()
     if not os.path.lexists(path):
         try:
@@ -319,9 +319,9 @@ def own_key():
 
 def proof(key, side, words):
     # type: (bytes, bytes, List[bytes]) -> bytes
-    """Return what shows that a side has the key.
+    """Return the proof that a side has the key.
 
-    words: what is proved as well; none has a space in it.
+    words: what the proof is about; none of them contains a space.
     """
     import hashlib
     import hmac
@@ -332,7 +332,7 @@ def proof(key, side, words):
 
 def new_nonce():
     # type: () -> bytes
-    """Return what was never there before, in hex."""
+    """Return random bytes that were never used before, in hex."""
     import binascii
 
     return binascii.hexlify(os.urandom(32))
@@ -340,7 +340,7 @@ def new_nonce():
 
 def binding_of(address):
     # type: (Any) -> bytes
-    """Return how both sides name the address of a server's socket, as the system gives it."""
+    """Return the address of a server's socket, which both sides get from the system, as text."""
     host = address[0].partition("%")[0]
     if host.startswith("::ffff:") and "." in host:
         host = host[7:]
@@ -356,9 +356,9 @@ def fingerprint_of(certificate):
 
 
 class Prover(object):
-    """What a client says and hears until it may send: lines in, lines out, without the newlines.
+    """The client's side of the protocol: lines in, lines out, without the newlines.
 
-    Raises ValueError with a sentence when the other side is not what it should be.
+    Raises ValueError with a sentence if the other side is not what it should be.
     """
 
     def __init__(self, key):
@@ -390,7 +390,7 @@ class Prover(object):
 
     def proved(self, line):
         # type: (bytes) -> None
-        """Take what the server answers; it has the key as well, then."""
+        """Take the server's answer; returns if the server has the key as well."""
         assert self._key is not None
         words = line.split(b" ", 2)
         if words[:2] == [VERSION, b"error"] and len(words) == 3:
@@ -467,7 +467,7 @@ def _read_line(conn, deadline):
 
 def printable(text):
     # type: (bytes) -> str
-    """Return what somebody else has said, without what a terminal would obey."""
+    """Return text from the other side without control characters."""
     shown = text.decode("ascii", "replace")
     return "".join(char if " " <= char <= "~" else "?" for char in shown)
 
@@ -476,7 +476,7 @@ def make_certificate():
     # type: () -> bytes
     """Return a new certificate and its private key, as PEM; EnvironmentError if none can be made.
 
-    Whom it is for does not matter: those who connect know its hash.
+    The name in it does not matter, since clients know its hash.
     """
     import shutil
     import tempfile
@@ -510,7 +510,7 @@ def _openssl(args):
 
 
 class Certificate(object):
-    """What a server shows in TLS; ``pem`` has the private key as well."""
+    """A server's certificate for TLS; ``pem`` contains the private key as well."""
 
     def __init__(self, pem):
         # type: (bytes) -> None
@@ -548,7 +548,7 @@ READ, WRITE, HANGUP = 1, 2, 4
 
 def waits_for(exc):
     # type: (BaseException) -> int
-    """Return what an error says that is to be waited for: READ or WRITE; 0 for a real one."""
+    """Return what an error says to wait for: READ or WRITE; 0 for a real error."""
     ssl = sys.modules.get("ssl")  # type: Any
     if ssl is not None and isinstance(exc, ssl.SSLError):
         wanted = {ssl.SSL_ERROR_WANT_READ: READ, ssl.SSL_ERROR_WANT_WRITE: WRITE}
@@ -558,7 +558,7 @@ def waits_for(exc):
 
 def ready_of(wanted, timeout_s):
     # type: (Dict[int, int], float) -> Set[int]
-    """Wait for events at descriptors; return those that have one.  A signal ends it as well."""
+    """Wait for events; return the descriptors that have one.  A signal ends the wait as well."""
     try:
         if not POLLS:
             sides = [[fd for fd in wanted if wanted[fd] & side] for side in (READ, WRITE)]
@@ -578,7 +578,7 @@ def ready_of(wanted, timeout_s):
 
 def _shut(conn):
     # type: (socket.socket) -> None
-    """End a connection for all who hold it, and wake up who waits for it."""
+    """End a connection for all that hold it, and wake up whatever waits for it."""
     try:
         conn.shutdown(socket.SHUT_RDWR)
     except EnvironmentError:
@@ -586,21 +586,21 @@ def _shut(conn):
 
 
 class Refused(Exception):
-    """A visitor is turned away; the text is for it."""
+    """A client is turned away; the text is sent to it."""
 
 
 class Visitor(object):
     """A connection that has no process yet: it may have to prove that it has the key.
 
-    Nothing here waits; ``_step`` is what comes next, and raises what says that it has to wait.
+    Nothing here waits; ``_step`` is the next step, and raises an error if it would have to wait.
     """
 
     def __init__(self, server, conn, host):
         # type: (Server, socket.socket, str) -> None
         self.conn = conn  # type: Any
         self.host = host
-        self.writes = False  # what TLS waits for
-        self.is_known = False  # it has proved that it has the key
+        self.writes = False  # whether TLS waits until it can write
+        self.is_known = False  # whether it has proved that it has the key
         self.deadline = clock() + (PROVES_WITHIN_S if server.greets else GREETING_S)
         self._server = server
         self._words = []  # type: List[bytes]
@@ -609,7 +609,7 @@ class Visitor(object):
 
     def advance(self):
         # type: () -> bool
-        """Take what steps can be taken now; False once this connection needs no more of them."""
+        """Take all steps that are possible now; False if this connection needs no more."""
         try:
             while self._step is not None:
                 self._step()
@@ -697,7 +697,7 @@ class Visitor(object):
 
     def _take_first(self):
         # type: () -> None
-        """See whether what comes is for a process, which reads it then, unless it is in TLS."""
+        """Look at what comes, without reading it if possible: is it for a process?"""
         is_plain = self._server.certificate is None
         first = self.conn.recv(1, socket.MSG_PEEK) if is_plain else self.conn.recv(1)
         if first in QUOTES:
@@ -724,14 +724,14 @@ class Visitor(object):
 class Session(object):
     """The process of a client.
 
-    The thread of ``Server.run`` calls.  near: what is the process's stdin and stdout.  Where the
-    server does not hear of the end of processes, a thread waits for it.
+    Only the thread of ``Server.run`` calls.  near: the stdin and stdout of the process.  If the
+    server is not told when processes end, a thread waits for that.
     """
 
     def __init__(self, server, near):
         # type: (Server, socket.socket) -> None
         self.near = near
-        self.watches = not WINDOWS  # whether the client has left is to be seen at ``near``
+        self.watches = not WINDOWS  # whether ``near`` shows that the client has left
         self.kill_at = float("inf")
         self._server = server
         self._over = threading.Event()
@@ -741,9 +741,9 @@ class Session(object):
             options.update(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         else:
             options.update(stdin=near, stdout=near, close_fds=True)
-            # A session of its own: the terminal's Ctrl-C is for this server.
+            # A session of its own, as Ctrl-C at the terminal is meant for this server.
             options.update({"preexec_fn": os.setsid} if PY2 else {"start_new_session": True})
-        near.setblocking(True)  # before a process shares the descriptor's flags
+        near.setblocking(True)  # now: a process will share the flags of the descriptor
         command = [INTERPRETER, "-u", "-c", FIRST_STAGE, AS_RELEASED]
         self.process = subprocess.Popen(command, **options)  # type: Any
         if not server.hears_of_ends:
@@ -758,20 +758,20 @@ class Session(object):
 
     def has_ended(self):
         # type: () -> bool
-        """Whether the process has, and what it wrote is on its way."""
+        """Whether the process has ended, and its output was passed on."""
         if self._server.hears_of_ends:
             return self.process.poll() is not None
         return self._over.is_set()
 
     def on_left(self):
         # type: () -> None
-        """The client has; the process has some time to end by itself."""
+        """Note that the client has left; the process has some time to end by itself."""
         self.watches = False
         self.kill_at = clock() + ENDS_WITHIN_S
 
     def kill(self):
         # type: () -> None
-        """End the process, and what it started in its session."""
+        """End the process and all that it started in its session."""
         self.kill_at = float("inf")
         if self.process.poll() is None:
             try:
@@ -781,7 +781,7 @@ class Session(object):
 
     def end(self, wait_s):
         # type: (float) -> None
-        """Let the client read the end, also if a child of the process holds its descriptor."""
+        """Let the client read the end, even if a child of the process holds the descriptor."""
         deadline = clock() + wait_s
         while not self.has_ended() and clock() < deadline:
             self._over.wait(0.01)
@@ -793,7 +793,7 @@ class Session(object):
     def _wait(self):
         # type: () -> None
         self.process.wait()
-        for thread in self._helpers[:1] if WINDOWS else []:  # what was printed is on its way out
+        for thread in self._helpers[:1] if WINDOWS else []:  # until the output was passed on
             thread.join(LAST_WORDS_S)
         self._over.set()
         self._server.wake()
@@ -805,7 +805,7 @@ class Session(object):
         try:
             stdin.close()
         except EnvironmentError:
-            pass  # what was left in it is for nobody
+            pass  # nobody needs what was left in it
         self.on_left()
         self._server.wake()
 
@@ -837,17 +837,17 @@ def _start(target):
 
 
 class Way(object):
-    """One direction of a ``Relay``: bytes that were read and are to be written."""
+    """One direction of a ``Relay``: bytes that were read and have to be written."""
 
     def __init__(self, source, sink, taken=b""):
         # type: (Any, Any, bytes) -> None
         self.source, self.sink, self.data = source, sink, taken
-        self.is_read = False  # to its end
-        self.is_over = False  # and that is told
+        self.is_read = False  # whether it was read to its end
+        self.is_over = False  # and the other side knows that
 
     def move(self, waits):
         # type: (Dict[Any, int]) -> bool
-        """Move something; False if that has to wait, for what is noted in ``waits``."""
+        """Move some bytes; False if that has to wait, for what it then notes in ``waits``."""
         if not self.data and not self.is_read:
             data = self._tried(self.source, lambda: self.source.recv(65536), waits, READ)
             self.data = data or b""
@@ -866,11 +866,11 @@ class Way(object):
             if waits_for(exc):
                 waits[sock] = waits.get(sock, 0) | (WRITE if waits_for(exc) == WRITE else side)
                 return None
-            self.data, self.is_read = b"", True  # nobody reads it, or nobody writes any more
+            self.data, self.is_read = b"", True  # nobody reads or writes any more
             return b"" if side == READ else None
         if not result and side == READ:
             self.is_read = True
-        elif not result:  # how some versions say that TLS has to wait
+        elif not result:  # in some versions this means that TLS has to wait
             waits[sock] = waits.get(sock, 0) | WRITE
         return result
 
@@ -878,8 +878,8 @@ class Way(object):
 class Relay(object):
     """Passes bytes on between a connection with TLS and a socket, in one thread, both ways.
 
-    A write never keeps it from reading.  ``run`` returns when both ways have ended, or a while
-    after the process has.
+    A write never keeps it from reading.  ``run`` returns when both directions have ended, or a
+    while after the process has ended.
     """
 
     def __init__(self, conn, inner, taken=b""):
@@ -891,7 +891,7 @@ class Relay(object):
 
     def run(self):
         # type: () -> None
-        """Pass on all that comes."""
+        """Pass on everything that comes."""
         ways, deadline = (self._inwards, self._outwards), float("inf")
         try:
             while not all(way.is_over for way in ways) and clock() < deadline:
@@ -920,13 +920,13 @@ class Relay(object):
 
 
 class Server(object):
-    """Accepts connections and has a process started for each that may have one.
+    """Accepts connections and starts a process for each client that may have one.
 
     clients: how many to serve before it ends; 0 for any number.  key: what a client must prove
     that it has; None lets everybody in.  certificate: for TLS.  listen_s: seconds after which it
-    stops to listen.  is_alone: whether the process is its own, and ``run`` is called in the main
-    thread; no thread is started then.  Any thread may call ``stop`` and ``wake``, and signal
-    handlers; all else is done by the thread that calls ``run``.
+    stops listening.  is_alone: whether it has the process for itself, and ``run`` is called in the
+    main thread; then it starts no thread.  Any thread and signal handlers may call ``stop`` and
+    ``wake``; the thread that calls ``run`` does everything else.
     """
 
     visitor_class = Visitor
@@ -945,7 +945,7 @@ class Server(object):
         self.greets = key is not None or certificate is not None
         name = listener.getsockname()
         self.address = name[:2] if isinstance(name, tuple) else name  # type: Address
-        self.cwd = os.getcwd()  # whatever becomes of this process's, clients begin here
+        self.cwd = os.getcwd()  # clients begin here, even if this process changes its folder
         self.hears_of_ends = is_alone and hasattr(signal, "SIGCHLD") and not WINDOWS
         self.end = None  # type: Any
         self.notes = []  # type: List[str]
@@ -953,7 +953,7 @@ class Server(object):
         self._listener = listener
         self._listens = True
         self._listen_until = clock() + listen_s
-        self._accept_from = 0.0  # a pause, as there are too many descriptors
+        self._accept_from = 0.0  # after a pause, if there are too many descriptors
         self._left = clients or -1  # how many clients may still come
         self._room = _room()
         self._visitors = []  # type: List[Visitor]
@@ -966,7 +966,7 @@ class Server(object):
 
     def run(self):
         # type: () -> None
-        """Serve until ``stop``, or until the last of a limited number of clients has ended."""
+        """Serve until ``stop``, or until the last one of a limited number of clients has left."""
         handlers = self._hear_of_ends() if self.hears_of_ends else None
         try:
             while not self._stopping and (self._listens or self._visitors or self._sessions):
@@ -982,28 +982,28 @@ class Server(object):
 
     def stop(self):
         # type: () -> None
-        """Have ``run`` end soon, and all processes with it."""
+        """Make ``run`` end soon, and all processes with it."""
         self._stopping = True
         self.wake()
 
     def wake(self):
         # type: () -> None
-        """Have ``run`` look around."""
+        """Make ``run`` look at everything."""
         try:
             if self._waker is not None:
                 self._waker.send(b"w")
         except EnvironmentError:
-            pass  # it has been told often enough, or has ended
+            pass  # it has been woken often enough, or has ended
 
     def quit(self, conn):
         # type: (Any) -> None
-        """Stop as a client wishes; its connection ends when others may listen here."""
+        """Stop at the request of a client; its connection ends when others can listen here."""
         self._leaving.append(conn)
         self._stopping = True
 
     def start_process(self, visitor, taken):
         # type: (Visitor, bytes) -> None
-        """Give a visitor its process.  taken: what it has sent that was read here already."""
+        """Give a client its process.  taken: bytes that it has sent and that were read here."""
         try:
             if self._left == 0:
                 raise EnvironmentError("there are to be no more")
@@ -1040,7 +1040,7 @@ class Server(object):
 
     def _fork(self, relay):
         # type: (Relay) -> None
-        """Have a process of its own relay; a session of TLS survives the fork."""
+        """Relay in a separate process; a TLS session survives the fork."""
         pid = os.fork()
         if pid:
             self._pumps.append(pid)
@@ -1060,14 +1060,14 @@ class Server(object):
 
     def _hear_of_ends(self):
         # type: () -> Tuple[int, Any]
-        """Have the end of a process wake us up; return what was there before."""
+        """Let the end of a process wake us up; return the previous handlers."""
         handler = signal.signal(signal.SIGCHLD, lambda signum, frame: None)
         assert self._waker is not None
         return signal.set_wakeup_fd(self._waker.fileno()), handler
 
     def _turn(self):
         # type: () -> None
-        """Wait for something, and see to it."""
+        """Wait for something to happen, and handle it."""
         now = clock()
         wanted, moments = {}, [now + (TICK_S if self._woken is None else 3600.0)]
         if self._woken is not None:
@@ -1147,7 +1147,7 @@ class Server(object):
 
     def _drop_one(self):
         # type: () -> bool
-        """Turn away one of the address that most of those have come from that proved nothing."""
+        """Turn away a client without a proof, from the address that most of these come from."""
         strangers = [visitor for visitor in self._visitors if not visitor.is_known]
         if not strangers:
             return False
@@ -1164,7 +1164,7 @@ class Server(object):
         # type: () -> None
         if self._listens and not isinstance(self.address, tuple):
             try:
-                if os.stat(self.address).st_ino == self._inode:  # not another server's
+                if os.stat(self.address).st_ino == self._inode:  # it is not another server's
                     os.unlink(self.address)
             except OSError:
                 pass  # somebody has removed it
@@ -1204,13 +1204,13 @@ def _descriptors():
 
 def _room():
     # type: () -> int
-    """Return how many visitors there may be at once that have proved nothing."""
+    """Return how many clients may be there at once that have proved nothing."""
     return max(1, min(VISITORS, _descriptors() // 4))
 
 
 def _socket_pair():
     # type: () -> Tuple[Any, Any]
-    """Return (what is read, what is written), neither of which waits; None where there is none."""
+    """Return the non-blocking (read end, write end) of a pipe; None where there is none."""
     if not hasattr(socket, "socketpair"):
         return None, None
     pair = socket.socketpair()
@@ -1221,19 +1221,19 @@ def _socket_pair():
 
 def is_loopback(address):
     # type: (Address) -> bool
-    """Whether only this machine can connect to an address that is bound; a path counts as well."""
+    """Whether only this machine can connect to a bound address; a path counts as well."""
     host = address[0] if isinstance(address, tuple) else "127."
     return host == "::1" or host.startswith(("127.", "::ffff:127."))
 
 
 def serve_channel(channel):
     # type: (Any) -> None
-    """Serve in a worker at the address that the channel gives; end with the gateway.
+    """Serve in a worker, at the address that comes over the channel, until the gateway ends.
 
-    The address is (host, port), or (host, port, options); then the server runs beside other code
-    of the worker.  Options: ``clients`` and ``listen_s`` for ``Server``, ``key`` in hex and
-    ``certificate`` as PEM, or True for one that is to be made here.  Without these it takes what
-    the coordinator put before this source.  Sends the (host, port) that it is bound to.
+    The address is (host, port), or (host, port, options); with options the server runs beside other
+    code of the worker.  Options: ``clients`` and ``listen_s`` for ``Server``, ``key`` in hex, and
+    ``certificate`` as PEM, or True to make one here.  Without these it takes what the coordinator
+    put before this source.  Sends the (host, port) that it is bound to.
     """
     request = channel.receive()
     options = dict(request[2:] and request[2])
@@ -1263,12 +1263,12 @@ def serve_channel(channel):
         server.stop()
         thread.join(LAST_WORDS_S)
 
-    server.end = channel.gateway.newchannel()  # nobody else knows it: it ends with the gateway
+    server.end = channel.gateway.newchannel()  # nobody else knows it, so it ends with the gateway
     server.end.setcallback(stop, endmarker=None)
     channel.send(tuple(server.address))
     model = channel.gateway.execmodel
     while not runs_beside and thread.is_alive():
-        (thread.join if model.has_main_thread else model.sleep)(TICK_S)  # others run meanwhile
+        (thread.join if model.has_main_thread else model.sleep)(TICK_S)  # so that others can run
 
 
 def _as_bytes(text):
@@ -1278,11 +1278,11 @@ def _as_bytes(text):
 
 def make_server(args=None, is_alone=False):
     # type: (Optional[List[str]], bool) -> Optional[Server]
-    """Return a server as the command line wants it; None if it wanted something else.
+    """Return the server that the command line asks for; None if it asks for something else.
 
-    Raises SystemExit with a sentence when there can't be one.
+    Raises SystemExit with a sentence if there can't be one.
     """
-    import argparse  # not for those who only take something from here
+    import argparse  # late: programs that only use parts of this file don't need it
 
     parser = argparse.ArgumentParser(
         description="Start a Python interpreter for each client that connects and has the key.",

@@ -1,9 +1,9 @@
 """A socket server as a service of Windows: ``socketserverservice.py --startup=auto install``.
 
-Needs pywin32, and ``socketserver.py`` in the same folder.  The arguments for that, an address to
-listen at first of all, are in the environment variable EXECNET_SOCKETSERVER of the machine;
-without it, it is ``:8888``.  The service's account should be one with few rights, as whoever has
-the key can run code.  Start at ``main``.
+It needs pywin32, and ``socketserver.py`` in the same folder.  The machine's environment variable
+EXECNET_SOCKETSERVER contains the arguments for that, first the address to listen at; without the
+variable, this is ``:8888``.  Choose an account with few rights for the service, as whoever has the
+key can run code.  Start at ``main``.
 """
 
 import os
@@ -21,7 +21,7 @@ try:
 
     Framework = win32serviceutil.ServiceFramework  # type: Any
     reason = ""
-except ImportError as exc:  # not Windows, or not installed: it can be imported all the same
+except ImportError as exc:  # not Windows, or not installed; this file can still be imported
     Framework = object
     reason = str(exc)
 
@@ -37,13 +37,13 @@ def load_server():
     names = {"__name__": "execnet_socketserver", "__file__": SERVER}  # type: Dict[str, Any]
     with open(SERVER) as file:
         exec(compile(file.read(), SERVER, "exec"), names)
-    # In a service sys.executable is the program that hosts it.
+    # In a service, sys.executable is the program that hosts the service.
     names["INTERPRETER"] = os.path.join(sys.exec_prefix, "python.exe")
     return names
 
 
 class SocketServerService(Framework):  # type: ignore[misc]
-    """The service; the manager of services calls ``SvcDoRun`` and ``SvcStop``."""
+    """The service; Windows' service manager calls ``SvcDoRun`` and ``SvcStop``."""
 
     _svc_name_ = "ExecNetSocketServer"
     _svc_display_name_ = "execnet socket server"

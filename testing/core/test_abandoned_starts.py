@@ -54,7 +54,7 @@ class TestOne:
             gateway_bootstrap.wait_ready(gateway, None)
         assert is_reaped(gateway._io.popen.pid)
         assert not gateway.hasreceiver()
-        before.assert_nothing_new(timeout_s=1)
+        before.assert_nothing_new()
 
     def test_nor_does_one_that_does_not_answer_in_time(self, silent: str) -> None:
         before = Resources.now()
@@ -62,7 +62,7 @@ class TestOne:
         with pytest.raises(BootstrapError, match="no answer in time"):
             gateway_bootstrap.wait_ready(gateway, time.monotonic() + 0.2)
         assert is_reaped(gateway._io.popen.pid)
-        before.assert_nothing_new(timeout_s=1)
+        before.assert_nothing_new()
 
     @pytest.mark.parametrize("error", [RuntimeError("no thread"), KeyboardInterrupt()], ids=repr)
     @pytest.mark.parametrize("when", ["before there is a gateway", "afterwards"])
@@ -79,7 +79,7 @@ class TestOne:
         with pytest.raises(kind) as caught:
             started(silent)
         assert caught.value is error or "x could not be started: no thread" in str(caught.value)
-        before.assert_nothing_new(timeout_s=1)
+        before.assert_nothing_new()
 
     def test_what_was_to_be_sent_to_it_is_refused(self, silent: str) -> None:
         gateway = started(silent)
@@ -97,7 +97,7 @@ class TestOne:
             gateway_bootstrap.wait_ready(gateway, None)
         assert caught.value.exitcode == 1
         assert "/bin/false" in str(caught.value.command)
-        before.assert_nothing_new(timeout_s=1)
+        before.assert_nothing_new()
 
 
 class TestSeveral:
@@ -108,7 +108,7 @@ class TestSeveral:
         monkeypatch.setattr(Starts, "_await_answer", interrupted)
         with pytest.raises(KeyboardInterrupt):
             group.makegateways(["popen//id=a", f"{silent}//id=b", "popen//id=c//via=a"])
-        before.assert_nothing_new(timeout_s=1)
+        before.assert_nothing_new()
         assert len(group) == 0
         monkeypatch.undo()
         assert [gateway.id for gateway in group.makegateways(["popen//id=a"])] == ["a"]
@@ -130,7 +130,7 @@ class TestSeveral:
         with pytest.raises(MemoryError):
             group.makegateways(["popen//id=a", "popen//id=b"])
         assert list(group) == []
-        before.assert_nothing_new(timeout_s=1)
+        before.assert_nothing_new()
 
     def test_a_spec_that_is_refused_keeps_no_id_of_its_call(self, group: Group) -> None:
         with pytest.raises(ValueError, match="there is a gateway 'a' already"):

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 from tools import BOUND_S, wait_until
-from workers import ask
+from workers import ask, assert_ends, frame
 
-from execnet import Gateway, Group, ProtocolError
+from execnet import Gateway, Group
 from execnet.gateway_base import Message, dumps_internal
 
 EXEC = dumps_internal(("1/0", None, None, {}))
@@ -19,8 +19,8 @@ REFUSED = {
     "EXEC": (3, 2, EXEC, "may not send CHANNEL_EXEC"),
     "a second HELLO": (8, 0, dumps_internal({}), "a second HELLO"),
     "SOURCE": (10, 0, b"1/0", "may not send SOURCE"),
-    "SOURCES": (45, 1, b"p", "may not send SOURCES"),
-    "an IMPORT, where nothing is forwarded": (44, 1, b"", "none is forwarded"),
+    "SOURCES": (20, 1, b"p", "may not send SOURCES"),
+    "an IMPORT, where nothing is forwarded": (19, 1, b"", "none is forwarded"),
     "asks for stacks": (11, 2, b"", "STACKS for channel 2"),
     "asks for stacks of all": (11, 0, b"", "may not ask for stacks"),
     "a PING that starts a thread": (12, 0, dumps_internal((0.1, 1)), "PING of"),
@@ -32,10 +32,6 @@ REFUSED = {
 }
 
 
-def frame(code: int, channel_id: int, data: bytes) -> bytes:
-    return struct.pack("!bii", code, channel_id, len(data)) + data
-
-
 def send_raw(gateway: Gateway, data: bytes) -> None:
     """Have a worker put bytes on its stream."""
     channel = gateway.remote_exec(
@@ -43,15 +39,6 @@ def send_raw(gateway: Gateway, data: bytes) -> None:
     )
     channel.send(data)
     channel.receive(BOUND_S)
-
-
-def assert_ends(gateway: Gateway, data: bytes, words: str) -> None:
-    """Have a worker put bytes on its stream; fail unless that ends its gateway, with a reason."""
-    waiting = gateway.newchannel()
-    gateway.remote_exec("channel.gateway._io.write(channel.receive())").send(data)
-    with pytest.raises(ProtocolError, match=words):
-        waiting.receive(BOUND_S)
-    gateway.join(BOUND_S)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -817,7 +817,7 @@ class TestReconfigure:
         self.deliver(channel, b"\xe9")
         other = gateway.newchannel()
         self.deliver(other, b"\xe9")
-        assert [channel.receive(1), channel.receive(1), other.receive(1)] == [
+        assert [channel.receive(BOUND_S), channel.receive(BOUND_S), other.receive(BOUND_S)] == [
             "\xe9",
             b"\xe9",
             "\xe9",
@@ -894,9 +894,9 @@ class TestFactory:
         channel.close("error")
         for message in gateway.sent:
             Message(*message).received(other)
-        assert far.receive(1) == ["item", b"x" * (3 << 20)]
+        assert far.receive(BOUND_S) == ["item", b"x" * (3 << 20)]
         with pytest.raises(RemoteError, match="error"):
-            far.receive(1)
+            far.receive(BOUND_S)
 
     def test_local_close_ends_a_channel_without_a_word(self) -> None:
         gateway = LonelyGateway()
@@ -905,9 +905,9 @@ class TestFactory:
         factory._local_close(channel.id)
         factory._local_close(failed.id, RemoteError("why"))
         factory._local_close(99)
-        channel.waitclose(1)
+        channel.waitclose(BOUND_S)
         with pytest.raises(RemoteError, match="why"):
-            failed.waitclose(1)
+            failed.waitclose(BOUND_S)
         assert gateway.sent == []
 
     def test_when_it_is_finished_it_makes_no_channels(self) -> None:
@@ -917,7 +917,7 @@ class TestFactory:
         factory._finished_receiving()
         assert factory.finished is True
         with pytest.raises(EOFError):
-            channel.receive(1)
+            channel.receive(BOUND_S)
         with pytest.raises(OSError, match="closed"):
             factory.new()
 
@@ -929,12 +929,12 @@ class TestFactory:
         for number in channel.id, 99:
             factory._local_receive(number, b"\x80garbage")
         with pytest.raises(LoadError):
-            channel.receive(1)
+            channel.receive(BOUND_S)
         assert [(code, number) for code, number, _ in gateway.sent] == [
             (Message.CHANNEL_CLOSE_ERROR, channel.id)
         ]
         factory._local_receive(other.id, dumps_internal(1))
-        assert other.receive(1) == 1
+        assert other.receive(BOUND_S) == 1
 
     def test_pieces_of_an_item_go_with_their_channel(self) -> None:
         gateway, sender = LonelyGateway(), LonelyGateway()
@@ -959,7 +959,7 @@ class TestFactory:
             for message in decoder.feed(stream[start : start + 10000]):
                 message.received(gateway)
             channel.close()
-        assert other.receive(1) == b"x" * 40000
+        assert other.receive(BOUND_S) == b"x" * 40000
         assert not factory._parts
 
     @given(st.lists(st.integers(0, 4 << 20), max_size=12))
@@ -977,7 +977,7 @@ class TestFactory:
         for start, end in itertools.pairwise(edges):
             for message in decoder.feed(stream[start:end]):
                 message.received(gateway)
-        got = [channel.receive(1) for _ in items]
+        got = [channel.receive(BOUND_S) for _ in items]
         assert got == items
         assert list(map(type, got)) == list(map(type, items))
         assert not factory._parts

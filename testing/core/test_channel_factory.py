@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from tools import LonelyGateway
+from tools import BOUND_S, LonelyGateway
 
 from execnet.gateway_base import INTERRUPT_TEXT, Message, dumps_internal
 
@@ -33,7 +33,7 @@ class TestChannelsThatGo:
         channels = [gateway._channelfactory.new(7)]
         dropping = threading.Thread(target=channels.clear)
         dropping.start()
-        assert entered.wait(5)
+        assert entered.wait(BOUND_S)
         yield gateway
         go_on.set()
         dropping.join()

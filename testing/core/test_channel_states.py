@@ -15,7 +15,7 @@ from pipes import PipeIO
 from typing import Any
 
 import pytest
-from tools import LonelyGateway, wait_until
+from tools import BOUND_S, LonelyGateway, wait_until
 
 from execnet import XSpec
 from execnet.gateway import Gateway
@@ -206,7 +206,7 @@ def outcome(operation: Callable[[], object], gateway: LonelyGateway) -> str:
 
     thread = threading.Thread(target=run, daemon=True)  # so that what hangs does not stop us
     thread.start()
-    thread.join(5)
+    thread.join(BOUND_S)
     return "+".join([*(results or ["hangs"]), *sent_by(gateway)])
 
 
@@ -306,7 +306,7 @@ class TestChannelOperations:
         wait_until(lambda: channel._items.empty())
         assert results == []
         receive(gateway, Message.CHANNEL_CLOSE)
-        thread.join(5)
+        thread.join(BOUND_S)
         assert repr(results) == f"[{CHANNEL_CELLS[operation, 'closed']}]"
 
     @pytest.mark.parametrize("state", CHANNEL_STATES)
@@ -395,12 +395,12 @@ def happen(event: str, gateway: Gateway, io: PipeIO) -> None:
     if event == "hello":
         gateway.handshake.answered = _Flag(gateway.execmodel)
         io.say(Message.HELLO, data=HELLO)
-        assert gateway.handshake.answered.wait(5)
+        assert gateway.handshake.answered.wait(BOUND_S)
     elif event == "exit":
         gateway.exit()
     else:
         io.end()
-        gateway.join(5)
+        gateway.join(BOUND_S)
 
 
 GATEWAY_WAYS = {
@@ -429,7 +429,7 @@ def gateway_in(pipe_io: PipeIO) -> Iterator[Callable[[str], Gateway]]:
     yield make
     pipe_io.end()
     for gateway in made:
-        gateway.join(5)
+        gateway.join(BOUND_S)
         assert not gateway.hasreceiver()
 
 
@@ -524,7 +524,7 @@ class TestGatewayStates:
         gateway = gateway_in("live")
         channel = gateway.newchannel()
         pipe_io.say(Message.GATEWAY_TERMINATE)
-        gateway.join(5)
+        gateway.join(BOUND_S)
         assert gateway._state == "lost"
         with pytest.raises(ProtocolError, match="may not send GATEWAY_TERMINATE"):
             channel.receive(timeout=1)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from interpreters import Interpreter, found
+from interpreters import Interpreter, chosen
 from tools import BOUND_S, LonelyGateway, MakeGateway, clean_environment
 
 import execnet
@@ -82,7 +82,7 @@ def test_a_time_out_is_pythons_own_too(makegateway: MakeGateway) -> None:
 
 
 class TestRemoteError:
-    @pytest.mark.parametrize("python", found(), ids=str)
+    @pytest.mark.parametrize("python", chosen(), ids=str)
     @pytest.mark.parametrize(
         ("code", "type_name", "message"),
         [

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tools import Task, wait_until
+from tools import BOUND_S, Task, wait_until
 
 from execnet.gateway_base import ExecModel, Reply, WorkerPool, get_execmodel
 
@@ -40,10 +40,10 @@ class TestExecModel:
             done.set()
 
         execmodel.start(run)
-        assert done.wait(5)
+        assert done.wait(BOUND_S)
         done = execmodel.Event()
         execmodel.start(run, (1, "two"))
-        assert done.wait(5)
+        assert done.wait(BOUND_S)
         assert [args for args, _ in got] == [(), (1, "two")]
         assert execmodel.get_ident() not in [ident for _, ident in got]
 
@@ -214,7 +214,7 @@ class TestReply:
         reply = pool.spawn(fail)
         for _ in range(3):
             with pytest.raises(type(error)) as caught:
-                reply.get(timeout=5)
+                reply.get(timeout=BOUND_S)
             assert caught.value is error
         reply.waitfinish()
         assert not reply.running
@@ -227,13 +227,13 @@ class TestReply:
                 with pytest.raises(OSError, match=str(timeout)):
                     wait(timeout)
         gate.leave()
-        reply.waitfinish(timeout=5)
+        reply.waitfinish(timeout=BOUND_S)
         assert reply.get() == 7
 
     def test_it_runs_until_the_function_has_ended(self, pool: WorkerPool, gate: Gate) -> None:
         reply = pool.spawn(gate)
         assert reply.running
-        assert gate.entered.wait(5)
+        assert gate.entered.wait(BOUND_S)
         assert reply.running
         gate.leave()
         reply.waitfinish()
@@ -244,10 +244,10 @@ class TestWorkerPool:
     def test_it_runs_functions_at_once(self, pool: WorkerPool) -> None:
         gates = [Gate(pool.execmodel) for _ in range(5)]
         replies = [pool.spawn(gate, number) for number, gate in enumerate(gates)]
-        assert all(gate.entered.wait(5) for gate in gates)
+        assert all(gate.entered.wait(BOUND_S) for gate in gates)
         for gate in reversed(gates):
             gate.leave()
-        assert [reply.get(5) for reply in replies] == [0, 1, 2, 3, 4]
+        assert [reply.get(BOUND_S) for reply in replies] == [0, 1, 2, 3, 4]
 
     def test_it_counts_what_runs(self, pool: WorkerPool) -> None:
         gates = [Gate(pool.execmodel) for _ in range(3)]
@@ -292,7 +292,7 @@ class TestWorkerPool:
             pool.spawn(gate)
         pool.trigger_shutdown()
         gate.leave()
-        assert reply.get(5) == "goes on"
+        assert reply.get(BOUND_S) == "goes on"
 
     def test_termination_says_whether_all_has_ended(self, pool: WorkerPool, gate: Gate) -> None:
         pool.spawn(gate)
@@ -305,7 +305,7 @@ class TestWorkerPool:
 
     def test_many_may_spawn_at_once(self, pool: WorkerPool) -> None:
         def spawn_some(first: int) -> list[int]:
-            return [reply.get(5) for reply in [pool.spawn(int, first + n) for n in range(20)]]
+            return [reply.get(BOUND_S) for reply in [pool.spawn(int, first + n) for n in range(20)]]
 
         tasks = [Task(pool.execmodel, spawn_some, first) for first in range(0, 160, 20)]
         assert [number for task in tasks for number in task.result()] == list(range(160))
@@ -313,9 +313,9 @@ class TestWorkerPool:
 
     def test_functions_may_spawn_more(self, pool: WorkerPool) -> None:
         def count_down(number: int) -> int:
-            return number and 1 + pool.spawn(count_down, number - 1).get(5)
+            return number and 1 + pool.spawn(count_down, number - 1).get(BOUND_S)
 
-        assert pool.spawn(count_down, 5).get(5) == 5
+        assert pool.spawn(count_down, 5).get(BOUND_S) == 5
 
     def test_a_thread_that_cannot_be_had_is_an_error_that_leaves_nothing(
         self, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
@@ -338,7 +338,7 @@ def primary(request: pytest.FixtureRequest) -> Iterator[tuple[WorkerPool, int]]:
     thread.start()
     yield pool, thread.ident or 0
     assert pool.terminate(timeout=5)
-    thread.join(5)
+    thread.join(BOUND_S)
     assert not thread.is_alive()
 
 
@@ -350,7 +350,7 @@ class TestPrimaryThread:
 
     def test_the_first_function_runs_in_it(self, primary: tuple[WorkerPool, int]) -> None:
         pool, ident = primary
-        assert pool.spawn(threading.get_ident).get(5) == ident
+        assert pool.spawn(threading.get_ident).get(BOUND_S) == ident
 
     def test_it_is_used_whenever_it_is_free(self, primary: tuple[WorkerPool, int]) -> None:
         pool, ident = primary
@@ -359,9 +359,9 @@ class TestPrimaryThread:
             raise SystemExit(threading.get_ident())
 
         for _ in range(30):
-            assert pool.spawn(threading.get_ident).get(5) == ident
+            assert pool.spawn(threading.get_ident).get(BOUND_S) == ident
             with pytest.raises(SystemExit) as caught:
-                pool.spawn(fail).get(5)
+                pool.spawn(fail).get(BOUND_S)
             assert caught.value.code == ident
 
     def test_what_comes_meanwhile_runs_elsewhere_or_waits_for_it(
@@ -370,16 +370,16 @@ class TestPrimaryThread:
         pool, ident = primary
         gate = Gate(pool.execmodel)
         first = pool.spawn(gate)
-        assert gate.entered.wait(5)
+        assert gate.entered.wait(BOUND_S)
         second = pool.spawn(threading.get_ident)
         if pool.execmodel.backend == "thread":
-            assert second.get(5) != ident
+            assert second.get(BOUND_S) != ident
             gate.leave()
         else:
             with pytest.raises(OSError, match=r"0\.05"):
                 second.waitfinish(0.05)
             gate.leave()
-            assert second.get(5) == ident
+            assert second.get(BOUND_S) == ident
         first.waitfinish(5)
         assert gate.idents == [ident]
 
@@ -410,8 +410,8 @@ class TestPrimaryThread:
         pool, ident = primary
         reply = pool.spawn(interrupt)
         with pytest.raises(KeyboardInterrupt):
-            reply.get(5)
-        assert pool.spawn(threading.get_ident).get(5) == ident
+            reply.get(BOUND_S)
+        assert pool.spawn(threading.get_ident).get(BOUND_S) == ident
 
     @pytest.fixture
     def interrupt(self) -> Callable[[], None]:

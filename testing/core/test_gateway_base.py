@@ -46,6 +46,29 @@ print("works")
 """
 SERVE = "\nserve(init_popen_io(get_execmodel('thread')), id='worker')\n"
 
+# One thread has begun to import ``select`` when another needs it, and ends only when that waits.
+HALF_IMPORTED = """
+import importlib.machinery, sys, threading
+from execnet import gateway_base
+
+assert "select" not in sys.modules
+ours, begun = threading.get_ident(), threading.Event()
+loader = importlib.machinery.ExtensionFileLoader
+execute = loader.exec_module
+
+def slowly(self, module):
+    if module.__name__ == "select":
+        begun.set()
+        while "importlib" not in sys._current_frames()[ours].f_code.co_filename:
+            pass
+    execute(self, module)
+
+loader.exec_module = slowly
+threading.Thread(target=__import__, args=("select",)).start()
+begun.wait()
+print(gateway_base.real_select().poll().poll(0))
+"""
+
 # Ways to run the module, as programs: {file} is its path, {folder} where that is, {code} what
 # is then executed among its names.
 WAYS = {
@@ -295,3 +318,10 @@ class TestErrors:
 
         assert "Mute" in gateway_base.geterrortext(Mute())
         assert "KeyError" in gateway_base.geterrortext(KeyError(Mute()))
+
+
+@pytest.mark.skipif("select" in sys.builtin_module_names, reason="it is imported at once there")
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no poll")
+def test_a_module_that_another_thread_is_importing_is_waited_for() -> None:
+    """One in C that is used too early crashes the process."""
+    assert run_python(HALF_IMPORTED).stdout == "[]\n"

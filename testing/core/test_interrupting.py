@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -154,6 +157,21 @@ def spinning(worker: Gateway, executor: Executor, name: str) -> concurrent.futur
 def _has(worker: Gateway, name: str) -> bool:
     channel = worker.remote_exec(f"import sys; channel.send(bool(sys.__dict__.pop({name!r}, 0)))")
     return bool(channel.receive(BOUND_S))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_ctrl_c_in_a_call_interrupts_the_function(worker: Gateway, place: str) -> None:
+    def press() -> None:
+        wait_until(lambda: _has(worker, "spun"))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        worker.call(spins, "spun")
+    thread.join(BOUND_S)
+    calls = "channel.send(len(channel.gateway.calls._lanes))"
+    wait_until(lambda: worker.remote_exec(calls).receive(BOUND_S) == 0)
 
 
 class TestACancelledCall:

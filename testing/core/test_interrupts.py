@@ -26,6 +26,7 @@ from processes import is_asleep
 from tools import BOUND_S, KIT, MakeGateway, Task, is_in, run, some_of, wait_until
 
 from execnet import Group
+from execnet._features.polled import PolledLock
 from execnet.gateway_base import (
     FrameDecoder,
     FrameWriter,
@@ -33,7 +34,6 @@ from execnet.gateway_base import (
     _Flag,
     _left,
     _let_import,
-    _PolledLock,
     dumps_internal,
     get_execmodel,
     new_lock,
@@ -75,6 +75,8 @@ pytestmark = [
         ("window=40@socket", 1000),
         ("window=40@via", 500),
         ("window@via", 500),
+        ("buffer=10", 1500),
+        ("buffer=300000", 100),
     ],
 )
 def test_interrupts_at_random_lose_double_and_mix_nothing(what: str, interrupts: int) -> None:
@@ -237,7 +239,7 @@ class TestALock:
     @pytest.mark.parametrize("kind", ["lock", "reentrant", "eventlet"])
     def test_no_interrupt_leaves_it_taken(self, interrupt: None, kind: str) -> None:
         """With a plain one, every second interrupt does on Python 3.14."""
-        make = {"lock": new_lock, "reentrant": new_rlock, "eventlet": lambda: _PolledLock(id)}
+        make = {"lock": new_lock, "reentrant": new_rlock, "eventlet": lambda: PolledLock(id)}
         lock, left = make[kind](), 400
         rng = random.Random(1)
         while left:

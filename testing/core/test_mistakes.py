@@ -47,7 +47,7 @@ def test_addresses_are_no_slips(value: str) -> None:
 
 
 def test_a_program_is_warned_once_a_key(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("execnet.multi._LOOKED_AT", set())
+    monkeypatch.setattr("execnet._mistakes._looked_at", set())
     text = r"'hcdir' is no key: did you mean 'chdir'\? \(in spec 'popen//hcdir=/env:A=...'\)"
     with pytest.warns(SpecWarning, match=text.replace("=/env", "=//env")) as caught:
         group.makegateway("popen//hcdir=//env:A=secret")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pydoc
@@ -62,6 +63,7 @@ def test_an_error_that_nobody_fetched_names_gateway_and_code(
     channel = gateway.remote_exec("1 / 0")
     assert wait_until(channel.isclosed)
     del channel
+    gc.collect()
     told = f"[{os.getpid()}] Warning: unhandled error of far in '1 / 0': RemoteError: Traceback"
     assert capfd.readouterr().err.startswith(told)
 

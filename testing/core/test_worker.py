@@ -10,6 +10,7 @@ import types
 from typing import Any
 
 import pytest
+from tools import BOUND_S
 
 from execnet import gateway_base
 from execnet.gateway_base import WorkerGateway, get_execmodel
@@ -114,7 +115,7 @@ class TestExecutingATask:
         monkeypatch.delitem(sys.modules, "linecache")
         importing = threading.Thread(target=importlib.import_module, args=["linecache"])
         importing.start()
-        assert importer.entered.wait(5)
+        assert importer.entered.wait(BOUND_S)
         assert self.execute(("channel.send(1)", None, None, {})).closed == [None]
         importing.join()
 

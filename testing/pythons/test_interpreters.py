@@ -77,6 +77,25 @@ def search() -> dict[str, str]:
     }
 
 
+def test_most_tests_run_on_the_oldest_and_the_newest_of_a_kind(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pythons(*names: str) -> tuple[Interpreter, ...]:
+        split = [(kind, *map(int, name.split("."))) for kind, name in map(str.split, names)]
+        return tuple(Interpreter((major, minor, 0), kind, "") for kind, major, minor in split)
+
+    all_of_them = pythons("cpython 2.7", "cpython 3.6", "cpython 3.7", "pypy 3.9", "cpython 3.15")
+    monkeypatch.setattr(interpreters, "found", lambda: all_of_them)
+    monkeypatch.setattr(interpreters, "IS_THOROUGH", False)
+    few = pythons("cpython 2.7", "cpython 3.6", "pypy 3.9", "cpython 3.15")
+    assert interpreters.chosen() == few
+    monkeypatch.setenv(interpreters.DEMANDED, "named")
+    assert interpreters.chosen() == all_of_them
+    monkeypatch.delenv(interpreters.DEMANDED)
+    monkeypatch.setattr(interpreters, "IS_THOROUGH", True)
+    assert interpreters.chosen() == all_of_them
+
+
 class TestTheSearch:
     def test_versions_are_found_in_the_path(self, bare: Path) -> None:
         for name, version in [

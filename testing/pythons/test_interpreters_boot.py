@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from interpreters import Interpreter
+from interpreters import Interpreter, found
 from tools import BOUND_S, MakeGateway
 from workers import ECHO, ask
 
@@ -37,6 +37,23 @@ def check_quiet_end(gateway: Gateway, capfd: pytest.CaptureFixture[str]) -> None
     gateway.exit()
     gateway.join(BOUND_S)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("python", found(), ids=str)
+def test_one_of_every_version_answers_fails_and_ends_in_silence(
+    python: Interpreter, makegateway: MakeGateway, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gateway = makegateway(python.spec)
+    assert gateway._rinfo().version_info[:2] == python.version[:2]
+    channel = gateway.remote_exec(ECHO)
+    for item in 1, [2.5, {"a": (None,)}], "\N{EURO SIGN}" * 100_000:
+        channel.send(item)
+        assert channel.receive(BOUND_S) == item
+    channel.close()
+    with pytest.raises(RemoteError, match="ZeroDivisionError"):
+        gateway.remote_exec("1 // 0").receive(BOUND_S)
+    assert gateway.call("os.path:basename", "a/b") == "b"
+    check_quiet_end(gateway, capfd)
 
 
 class TestOptions:
@@ -158,7 +175,7 @@ channel.send((value.encode("hex") if str is bytes else os.fsencode(value).hex(),
         gateway = makegateway(f"{python.spec}//chdir={tmp_path}")
         code = """
 import sys
-loaded = [name for name in sys.modules if name.split(".")[0] == "execnet"]
+loaded = [name for name in list(sys.modules) if name.split(".")[0] == "execnet"]
 channel.send((loaded, type(channel).__module__ in sys.modules))
 """
         assert ask(gateway, code) == ([], True)

@@ -196,7 +196,7 @@ channel.send(channel.receive(timeout=5))
         started = time.monotonic()
         channel.send(None)
         assert channel.receive(BOUND_S) == 1
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5
 
 
 class TestFiles:

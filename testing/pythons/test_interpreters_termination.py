@@ -96,7 +96,7 @@ class TestAnOrderlyEnd:
         pid = fresh._rinfo().pid
         started = time.monotonic()
         group.terminate(timeout=0.1)
-        assert time.monotonic() - started < 1.1
+        assert time.monotonic() - started < 5
         assert is_gone(pid)
 
     def test_a_worker_ends_in_the_middle_of_sending(self, group: Group, fresh: Gateway) -> None:

@@ -15,7 +15,15 @@ import pytest
 from tools import BOUND_S, MakeGateway, Resources, error_of, find_python, run_python, wait_until
 
 import execnet
-from execnet import ExecnetError, Gateway, Group, XSpec, gateway_base, gateway_bootstrap
+from execnet import (
+    ExecnetError,
+    Gateway,
+    Group,
+    XSpec,
+    gateway_base,
+    gateway_bootstrap,
+    gateway_io,
+)
 from execnet._forkserver import templates
 from execnet._specs import Settings
 from execnet.gateway_io import BootstrapError, HostNotFound, popen_args, popen_bootstrapline
@@ -47,6 +55,7 @@ class TestFailures:
         error = error_of(group, "popen//python=/bin/false")
         assert isinstance(error, (ExecnetError, OSError, EOFError))
         assert issubclass(HostNotFound, BootstrapError)
+        assert execnet.HostNotFound is HostNotFound is gateway_bootstrap.HostNotFound
         assert execnet.BootstrapError is BootstrapError
 
     @pytest.mark.parametrize("path", ["/does/not/exist", "does-not-exist", "/", "/etc/passwd"])
@@ -87,7 +96,7 @@ class TestFailures:
         start = time.monotonic()
         spec = f"popen//connect_timeout=0.2//python={program('echo so far; exec sleep 100')}"
         error = error_of(group, spec)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 5
         assert "no answer" in str(error)
         assert "so far" in str(error)
 
@@ -96,7 +105,7 @@ class TestFailures:
     ) -> None:
         start = time.monotonic()
         error_of(group, f"popen//python={program('exec sleep 100 >&-')}")
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 5
 
     def test_a_marker_without_a_hello_is_no_worker(
         self, group: Group, program: Callable[[str], str]
@@ -273,7 +282,7 @@ class TestBadSpecs:
         before = Resources.now()
         with pytest.raises((ValueError, BootstrapError), match=words) as caught:
             group.makegateway(spec)
-        before.assert_nothing_new(timeout_s=1)
+        before.assert_nothing_new()
         assert len(group) == 0
         if isinstance(caught.value, ValueError):
             assert "popen" in str(caught.value) or "execution model" in str(caught.value)
@@ -510,11 +519,11 @@ class TestConnectTimeout:
     def test_it_counts_from_the_start_of_each(
         self, group: Group, program: Callable[[str], str]
     ) -> None:
-        slow = f"popen//connect_timeout=0.3//python={program('exec sleep 100')}"
+        slow = f"popen//connect_timeout=1.5//python={program('exec sleep 100')}"
         start = time.monotonic()
         with pytest.raises(BootstrapError, match="no answer"):
             group.makegateways([slow] * 4)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 5
 
 
 class TestInterrupts:
@@ -567,8 +576,6 @@ class TestTheCommand:
     def test_the_module_is_looked_up_when_it_is_used(
         self, group: Group, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from execnet import gateway_io
-
         made: list[list[str]] = []
         original = gateway_io.Popen2IOMaster
 
@@ -579,3 +586,17 @@ class TestTheCommand:
         monkeypatch.setattr(gateway_io, "Popen2IOMaster", spy)
         group.makegateway("popen")
         assert [args[-1] for args in made] == [popen_bootstrapline]
+
+    def test_a_stream_of_your_own_becomes_a_gateway(self) -> None:
+        args = [sys.executable, "-c", popen_bootstrapline]
+        spec = XSpec("popen//python=any//id=mine")
+        io = gateway_io.Popen2IOMaster(args, gateway_base.get_execmodel("thread"))
+        with gateway_bootstrap.bootstrap(io, spec) as gateway:
+            assert (gateway.id, gateway.spec, spec.execmodel) == ("mine", spec, "thread")
+            assert gateway.remote_exec("channel.send(1)").receive(BOUND_S) == 1
+
+    def test_a_stream_that_ends_becomes_none(self) -> None:
+        io = gateway_io.Popen2IOMaster(["/bin/false"], gateway_base.get_execmodel("thread"))
+        with pytest.raises(gateway_bootstrap.BootstrapError, match="exit status 1"):
+            gateway_bootstrap.bootstrap(io, XSpec("popen//id=mine"))
+        assert io.popen.returncode == 1

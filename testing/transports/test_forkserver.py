@@ -400,7 +400,7 @@ class TestOtherPythons:
         self, makegateway: MakeGateway, tmp_path: Path
     ) -> None:
         gateway = makegateway(f"{SPEC}//python={sys.executable} -I -S")
-        names = evaluate(gateway, "[name for name in sys.modules if 'execnet' in name]")
+        names = evaluate(gateway, "[name for name in list(sys.modules) if 'execnet' in name]")
         assert all(name.startswith("_execnet") for name in names)
 
     @pytest.mark.parametrize("implementation", ["pypy3.9", "pypy3.10", "pypy3.11"])

@@ -263,6 +263,26 @@ class TestTemplate:
             assert pids_of(group.makegateway(spec))[1] == template
         assert forks.read_text().count("fork") == 5
 
+    def test_one_in_reserve_that_fails_as_it_gets_an_order_serves_it(
+        self, group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "failing.py").write_text(
+            "import marshal, os, select\n"
+            "def fail(*args):  # once its only socket has something to read\n"
+            "    names = [f'/proc/self/fd/{fd}' for fd in os.listdir('/proc/self/fd')]\n"
+            "    links = {name: os.readlink(name) for name in names if os.path.lexists(name)}\n"
+            "    fds = [int(n[14:]) for n in links if links[n].startswith('socket:')]\n"
+            "    assert fds and select.select(fds, [], [], 30)[0]\n"
+            "    raise ValueError\n"
+            "marshal.dumps = fail\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        spec = f"{SPEC}//preload=failing"
+        pid, template = pids_of(group.makegateway(spec))
+        wait_until(lambda: children_of(template) > {pid})
+        [spare] = children_of(template) - {pid}
+        assert pids_of(group.makegateway(spec)) == (spare, template)
+
     def test_the_one_in_reserve_ends_with_it(self, group: Group) -> None:
         gateway = group.makegateway(SPEC)
         _, template = pids_of(gateway)

@@ -28,7 +28,7 @@ import os, signal, sys, threading
 text = repr((
     os.getcwd(), os.environ.get("NAME"), sys.argv[0][-15:],
     signal.getsignal(signal.SIGINT) is signal.default_int_handler,
-    sorted(name for name in sys.modules if name.startswith("_execnet")),
+    sorted(name for name in list(sys.modules) if name.startswith("_execnet")),
 ))
 clientsock.sendall(text.encode("ascii"))
 clientsock.shutdown(2)

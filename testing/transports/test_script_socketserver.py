@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from interpreters import Interpreter, found
+from interpreters import Interpreter, chosen, found
 from processes import is_reaped, wait_reaped
 from socketservers import SCRIPTS, InProcess, Serve, Server, Servers, connect, read_to_end
 from tools import BOUND_S, missing, run, wait_until
@@ -35,7 +35,7 @@ def client(group: Group) -> Callable[[Server], Gateway]:
 Connect = Callable[[Server], Gateway]
 
 
-@pytest.mark.parametrize("python", found(), ids=str)
+@pytest.mark.parametrize("python", chosen(), ids=str)
 class TestOnEveryPython:
     def test_two_clients_at_once_have_processes_of_their_own(
         self, python: Interpreter, serve: Serve, client: Connect, group: Group
@@ -233,7 +233,7 @@ class TestLimits:
         start = time.monotonic()
         with connect(in_process.address) as conn:
             assert conn.recv(1) == b""
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 5
 
     def test_one_that_sends_a_word_byte_by_byte_gets_no_more_time(
         self, in_process: InProcess, monkeypatch: pytest.MonkeyPatch
@@ -241,7 +241,7 @@ class TestLimits:
         monkeypatch.setattr(socketserver, "GREETING_S", 0.3)
         start = time.monotonic()
         with connect(in_process.address) as conn:
-            conn.settimeout(0.02)
+            conn.settimeout(0.05)
             answer = None
             for byte in b"\0" + b"x" * 198:
                 with contextlib.suppress(ConnectionError):
@@ -254,7 +254,7 @@ class TestLimits:
                     answer = b""
                 break
         assert answer == b""
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 5
 
     def test_no_process_is_started_for_one_that_goes_without_a_word(
         self,

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from interpreters import Interpreter, found
+from interpreters import Interpreter, chosen, found
 from processes import wait_reaped
 from socketservers import SCRIPTS, Server, Servers, connect
 from tools import BOUND_S, clean_environment, run, wait_until
@@ -27,7 +27,7 @@ def script(
 
 
 class TestQuitServer:
-    @pytest.mark.parametrize("python", found(), ids=str)
+    @pytest.mark.parametrize("python", chosen(), ids=str)
     def test_it_ends_the_server_and_its_clients(
         self, python: Interpreter, servers: Servers, group: Group
     ) -> None:
@@ -116,7 +116,7 @@ class TestLoop:
 
 
 class TestShell:
-    @pytest.mark.parametrize("python", found(), ids=str)
+    @pytest.mark.parametrize("python", chosen(), ids=str)
     def test_lines_are_executed_there_and_their_output_comes_back(
         self, python: Interpreter, servers: Servers
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -99,7 +100,7 @@ class TestExecmodels:
         start = time.monotonic()
         with pytest.raises(WorkerDied):
             echo.receive(BOUND_S)
-        assert time.monotonic() - start < 0.9
+        assert time.monotonic() - start < 5
         killing.join()
 
     def test_a_worker_that_stays_is_left_in_time(
@@ -109,7 +110,7 @@ class TestExecmodels:
         os.kill(pid, signal.SIGSTOP)
         start = time.monotonic()
         echo.gateway._group.terminate(timeout=0.2)
-        assert time.monotonic() - start < 1.2
+        assert time.monotonic() - start < 5
         assert not echo.gateway.hasreceiver()
         os.kill(pid, signal.SIGCONT)
 
@@ -149,7 +150,7 @@ class TestEnd:
         gateway.remote_exec("channel.send(1); import time; time.sleep(100)").receive(BOUND_S)
         start = time.monotonic()
         group.terminate(timeout=0.2)
-        assert time.monotonic() - start < 1.2
+        assert time.monotonic() - start < 5
         wait_reaped(gateway._rinfo().pid)
 
     def test_a_worker_that_died_does_not_shorten_the_time_of_others(
@@ -181,7 +182,7 @@ class TestEnd:
         start = time.monotonic()
         with pytest.raises(WorkerDied):
             channel.receive(BOUND_S)
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 5
 
     def test_an_interrupted_sender_leaves_nothing(self, server: Server, group: Group) -> None:
         gateway = group.makegateway(f"socket={server.address}")
@@ -201,6 +202,8 @@ class TestFailures:
             port = free.getsockname()[1]
         error = error_of(group, f"socket=127.0.0.1:{port}")
         assert isinstance(error, HostNotFound)
+        assert isinstance(error, ConnectionRefusedError)  # as socket.connect() raises
+        assert error.errno == errno.ECONNREFUSED
         assert f"can't connect to 127.0.0.1:{port}: [Errno 111]" in str(error)
         assert "socketserver.py" in str(error)
 
@@ -226,7 +229,7 @@ class TestFailures:
             start = time.monotonic()
             spec = f"socket=127.0.0.1:{address[1]}//connect_timeout=0.3"
             error = self.fails_beside(group, spec)
-            assert time.monotonic() - start < 2
+            assert time.monotonic() - start < 5
             for sock in waiting:
                 sock.close()
         assert isinstance(error, HostNotFound)
@@ -244,7 +247,7 @@ class TestFailures:
             port = silent.getsockname()[1]
             spec = f"socket=127.0.0.1:{port}//connect_timeout=0.3//authentication=none"
             error = error_of(group, spec)
-            assert time.monotonic() - start < 2
+            assert time.monotonic() - start < 5
         assert "no answer in time" in str(error)
         assert f"socket=127.0.0.1:{port}" in str(error)
 

@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from interpreters import Interpreter, found
+from interpreters import Interpreter, chosen, found
 from processes import wait_reaped
 from socketservers import SCRIPTS, Server, Servers, connect
 from tools import BOUND_S, Task, missing, run, wait_until
@@ -40,7 +40,7 @@ def server(servers: Servers) -> Server:
     return servers.start(":0", "--tls")
 
 
-@pytest.mark.parametrize("python", found(), ids=str)
+@pytest.mark.parametrize("python", chosen(), ids=str)
 def test_on_every_python_bytes_come_through_and_nothing_is_left(
     python: Interpreter, servers: Servers, group: Group
 ) -> None:

@@ -269,7 +269,7 @@ class TestPersist:
         before = Resources.now()
         with Group() as group:
             clients = {self.client_of(group.makegateway(persistent)) for _ in range(2)}
-        before.assert_nothing_new(timeout_s=1)
+        before.assert_nothing_new()
         assert "Master running" in master_command(command(XSpec(persistent)), "check").stderr
         with Group() as group:
             clients.add(self.client_of(group.makegateway(persistent)))

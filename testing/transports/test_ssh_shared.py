@@ -169,7 +169,7 @@ class TestEnds:
         with Group([SPEC] * 3) as group:
             connection = connection_of(group)
         assert not connection.hasreceiver()
-        before.assert_nothing_new(timeout_s=1)
+        before.assert_nothing_new()
 
     def test_its_death_is_told_to_those_behind_it(
         self, group: Group, logins: Callable[[], int]

@@ -68,7 +68,7 @@ class TestSudo:
         before = Resources.now()
         with pytest.raises(OSError, match="sudo -n -u no-such-user") as caught:
             group.makegateway("sudo=no-such-user")
-        before.assert_nothing_new(timeout_s=1)
+        before.assert_nothing_new()
         assert "unknown user" in str(caught.value).partition(" on stderr:")[2]
 
     @pytest.mark.skipif(os.getuid() != 0, reason="only root becomes a user who may do nothing")
@@ -95,7 +95,7 @@ class TestSudo:
         )
         pid = channel.receive(BOUND_S)
         group.terminate(timeout=0.1)
-        before.assert_nothing_new(timeout_s=1)
+        before.assert_nothing_new()
         wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
 
 
@@ -140,7 +140,7 @@ class TestPodman:
         gateway = group.makegateway(f"podman={shared_podman.name}")
         pid = gateway._rinfo().pid
         group.terminate(timeout=5)
-        before.assert_nothing_new(timeout_s=1)
+        before.assert_nothing_new()
         words = ["podman", "exec", shared_podman.name, "/bin/sh", "-c", f"test -e /proc/{pid}"]
         wait_until(lambda: subprocess.run(words, capture_output=True).returncode == 1)
 
@@ -208,7 +208,7 @@ class TestSlurm:
         before = Resources.now()
         group.makegateway("srun")
         group.terminate(timeout=5)
-        before.assert_nothing_new(timeout_s=1)
+        before.assert_nothing_new()
         assert shutil.which("squeue")
         jobs = ["squeue", "--noheader", "--states=RUNNING,PENDING"]
         wait_until(lambda: not subprocess.run(jobs, capture_output=True).stdout)
@@ -222,5 +222,5 @@ class TestSlurm:
         )
         pid = channel.receive(BOUND_S)
         group.terminate(timeout=0.1)
-        before.assert_nothing_new(timeout_s=1)
+        before.assert_nothing_new()
         wait_until(lambda: not os.path.exists(f"/proc/{pid}"), timeout_s=BOUND_S)
