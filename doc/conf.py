@@ -18,7 +18,10 @@ author = "the execnet authors"
 project_copyright = author
 version = release = execnet.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx_copybutton", "linked_names"]
+extensions = [
+    *("sphinx.ext.autodoc", "sphinx_copybutton", "sphinxcontrib.svgbob"),
+    *("checked_links", "linked_names"),
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"execnet {version}"
@@ -26,10 +29,12 @@ html_static_path = ["_static"]
 html_css_files = ["execnet.css"]
 copybutton_prompt_text = r"\$ |> "  # what follows a prompt is copied, what a command prints is not
 copybutton_prompt_is_regexp = True
+autodoc_default_options = {"show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
 
+DRAWN = re.compile(r"(?<!\w)-+(?!\w)|[^\w\s.,:()'\"/-]+|-{2,}")
 RAISES = re.compile(r"^(Raises|Returns?) ")
 
 
@@ -56,5 +61,15 @@ def arrange_arguments(app: Any, what: str, name: str, obj: Any, options: Any, li
     lines[:] = arranged
 
 
+def tell_diagrams(app: Any, doctree: Any) -> None:
+    """Give each diagram its words as the text that stands in for it, without its lines."""
+    for image in doctree.findall(lambda node: "svgbob" in getattr(node, "attributes", {})):
+        words = re.split(r"\s{2,}|\n", DRAWN.sub("  ", image["alt"]).replace('"', "  "))
+        image["alt"] = "Diagram: " + "; ".join(
+            word.strip(" ,:'") for word in words if re.search(r"\w\w", word)
+        )
+
+
 def setup(app: Any) -> None:
+    app.connect("doctree-read", tell_diagrams)
     app.connect("autodoc-process-docstring", arrange_arguments)

@@ -6,17 +6,17 @@ its entry in the reference. What is public and has no entry is a warning, which 
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections import Counter
 from typing import Any
 
 from docutils import nodes
+from public_names import AIO, public_names
+from sphinx import addnodes
 from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
-import execnet
-from execnet import service, xdeploy
+from execnet import gateway
 from execnet._specs import KEYS
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 CODE_NAME = re.compile(r"([A-Za-z_][\w.]*)(?:\(.*\))?$")
 SPEC_KEY = re.compile(r"([a-z_]+|env:)(?:=|NAME|$)")
 SPECS, SPEC_KEYS_CLASS = "specs", "keys"
+REFERENCE = "reference"
+# A page about classes with the names of those for threads.
+AIO_PAGE = "asyncio"
 
 # What the pages call objects of these classes.
 VARIABLES = {
@@ -48,36 +51,6 @@ WORDS = {
     "execmodel", "filter", "find", "key=value", "map", "module", "next", "once", "shutdown",
     "signal", "state", "status", "stop",
 }  # fmt: skip
-# No underscore, and yet only for modules of the package: what its parts ask of each other.
-INTERNAL = {
-    *[f"execnet.Gateway.{name}" for name in ("knows_via", "noise", "post_first_line")],
-    *[
-        f"execnet.RSync.on_{event}"
-        for event in ("acks", "finished", "list", "progress", "sending", "skipped")
-    ],
-    "execnet.xdeploy.Sync.start",
-}
-
-
-def public_names() -> list[str]:
-    """Return the full names of all that a program may use, with the members of classes."""
-    homes = [("execnet", execnet, execnet.__all__)]
-    homes += [(module.__name__, module, module.__all__) for module in (service, xdeploy)]
-    names = []
-    for home, module, members in homes:
-        for name in members:
-            if name.startswith("__") or (home != "execnet" and name in execnet.__all__):
-                continue
-            full, value = f"{home}.{name}", getattr(module, name)
-            names.append(full)
-            if inspect.isclass(value) and not issubclass(value, Exception):
-                names += [
-                    f"{full}.{member}"
-                    for member in dir(value)
-                    if not member.startswith("_")
-                    and not inspect.isclass(inspect.getattr_static(value, member))
-                ]
-    return [name for name in names if name not in INTERNAL]
 
 
 def targets_of(env: Any) -> dict[str, str]:
@@ -103,8 +76,25 @@ def targets_of(env: Any) -> dict[str, str]:
     return targets
 
 
+def aio_targets() -> dict[str, str]:
+    """Return what the page about asyncio means by names, as ``targets_of`` does."""
+    targets = {}
+    full_names = [name for name in public_names() if name.startswith(f"{AIO}.")]
+    for full in full_names:
+        short = full.removeprefix(f"{AIO}.")
+        kind, _, member = short.partition(".")
+        targets[short] = full
+        targets |= {f"{name}.{member}": full for name, meant in VARIABLES.items() if meant == kind}
+    meant = {name: f"{AIO}.{of}" for name, of in MEANT.items()}
+    return targets | {name: full for name, full in meant.items() if full in full_names}
+
+
 def add_anchors(app: Any, doctree: Any) -> None:
-    """Give each row of the table of spec keys an id."""
+    """Give each row of the table of spec keys an id, and each entry that is not in the index."""
+    if app.env.docname == REFERENCE:
+        for signature in doctree.findall(addnodes.desc_signature):
+            if not signature["ids"]:
+                signature["ids"].append(f"{signature['module']}.{signature['fullname']}")
     if app.env.docname != SPECS:
         return
     for table in doctree.findall(nodes.table):
@@ -117,6 +107,8 @@ def add_anchors(app: Any, doctree: Any) -> None:
 
 def link_names(app: Any, doctree: Any, docname: str) -> None:
     targets = targets_of(app.env)
+    if docname == AIO_PAGE:
+        targets.update(aio_targets())
     keys = {key.removesuffix("NAME") for key in KEYS}
     objects = app.env.domains["py"].objects
     for literal in list(doctree.findall(nodes.literal)):
@@ -127,8 +119,10 @@ def link_names(app: Any, doctree: Any, docname: str) -> None:
             continue
         name, key = CODE_NAME.match(text), SPEC_KEY.match(text)
         if name and name[1] in targets:
-            entry = objects[targets[name[1]]]
-            place, anchor = entry.docname, entry.node_id
+            full = targets[name[1]]
+            place, anchor = REFERENCE, full
+            if full in objects:
+                place, anchor = objects[full].docname, objects[full].node_id
         elif key and key[1] in keys and ("=" in text or key[1] == "env:") and "//" not in text:
             place, anchor = SPECS, nodes.make_id(f"key-{key[1]}")
         else:
@@ -149,13 +143,24 @@ def in_keys(node: Any) -> bool:
                for above in ancestors(node))  # fmt: skip
 
 
+def skip_internal(
+    app: Any, what: str, name: str, obj: Any, skip: bool, options: Any
+) -> bool | None:
+    """Keep names out of the reference that no program should use; None: as autodoc thinks."""
+    return True if name in gateway._INTERNAL else None
+
+
 def check_completeness(app: Any, env: Any) -> None:
+    entries = set(env.domains["py"].objects)
+    for signature in env.get_doctree(REFERENCE).findall(addnodes.desc_signature):
+        entries.update(signature["ids"])
     for name in public_names():
-        if name not in env.domains["py"].objects:
+        if name not in entries:
             logger.warning("%s has no entry in the reference", name)
 
 
 def setup(app: Any) -> dict[str, bool]:
+    app.connect("autodoc-skip-member", skip_internal)
     app.connect("doctree-read", add_anchors)
     app.connect("doctree-resolved", link_names)
     app.connect("env-check-consistency", check_completeness)

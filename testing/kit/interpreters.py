@@ -23,6 +23,8 @@ from typing import NamedTuple
 DEMANDED = "EXECNET_TEST_PYTHONS"
 # Versions, separated by commas, that have to be among those that were found.
 REQUIRED = "EXECNET_TEST_REQUIRE_PYTHONS"
+# What is long or repeats another case runs only in a thorough run, as with ``.ci/run --all``.
+IS_THOROUGH = os.environ.get("EXECNET_TEST_THOROUGH") == "yes"
 # What was found, for the processes that this one starts: all test the same, and look once.
 FOUND = "EXECNET_TEST_FOUND_PYTHONS"
 
@@ -76,6 +78,28 @@ def found() -> tuple[Interpreter, ...]:
     pythons = search()
     os.environ[FOUND] = json.dumps(pythons)
     return pythons
+
+
+def chosen() -> tuple[Interpreter, ...]:
+    """Return those that most tests run on, the oldest first.
+
+    These are the oldest and the newest one of each implementation and major version. In a thorough
+    run, or where EXECNET_TEST_PYTHONS names some, they are all that ``found`` returns.
+    """
+    if IS_THOROUGH or os.environ.get(DEMANDED):
+        return found()
+    oldest: dict[tuple[str, int], Interpreter] = {}
+    newest: dict[tuple[str, int], Interpreter] = {}
+    for python in found():
+        kind = python.implementation, python.version[0]
+        oldest.setdefault(kind, python)
+        newest[kind] = python
+    return tuple(sorted({*oldest.values(), *newest.values()}))
+
+
+def far_sides() -> list[Interpreter]:
+    """Return those that a feature's far side is tested on: the two oldest ones and the newest."""
+    return sorted({*found()[:2], found()[-1]})
 
 
 def search() -> tuple[Interpreter, ...]:

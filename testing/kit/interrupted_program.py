@@ -99,6 +99,45 @@ def round_trips(
     return len(got)
 
 
+def round_trips_of_buffers(
+    gateway: execnet.Gateway, interrupts: Interrupts, item: Callable[[int], bytes]
+) -> int:
+    """The same with bytes that are sent from one buffer and received into another."""
+    channel = gateway.remote_exec(ECHO)
+    sending, sure = [0], []
+    sizes: list[int] = []
+    got: list[int] = []
+    longest = len(item(0))
+    buffer = bytearray(longest)
+
+    def note() -> None:
+        if len(sizes) > len(got):
+            assert sizes[-1] == longest, "torn"
+            got.append(int.from_bytes(buffer[:8], "big"))
+            assert buffer == item(got[-1]), "mixed"
+
+    def step() -> None:
+        note()
+        sending[0] += 1
+        channel.send_bytes(bytearray(item(sending[0])))
+        sure.append(sending[0])
+        sizes.extend(map(channel.receive_into, (buffer,), (None,)))
+
+    step()  # which loads what is needed, in more time than there is between two interrupts
+    for _ in interrupts.runs(step):
+        note()
+        buffer[:] = bytes(longest)  # it is ours again
+        assert buffer.count(0) == longest, "written to after the interrupt"
+    sending[0] += 1
+    channel.send_bytes(item(sending[0]))
+    while not got or got[-1] != sending[0]:
+        sizes.append(channel.receive_into(buffer, timeout=DEADLINE_S))
+        note()
+    assert got == sorted(set(got)), "doubled or out of order"
+    assert not set(sure) - set(got), "lost"
+    return len(got)
+
+
 def stream(gateway: execnet.Gateway, interrupts: Interrupts, timeout: float | None) -> int:
     """Take the numbers that the worker sends as fast as it can, and let it go on."""
     channel = gateway.remote_exec(COUNT)
@@ -200,6 +239,10 @@ def main(what: str, wanted: int, seed: int) -> None:
     elif what.startswith("size="):
         padding = bytes(size)
         items = round_trips(gateway, interrupts, lambda number: (number, padding))
+    elif what.startswith("buffer="):
+        items = round_trips_of_buffers(
+            gateway, interrupts, lambda number: number.to_bytes(8, "big") + bytes(size)
+        )
     elif what == "window":
         items = window_stream(gateway, interrupts)
     elif what.startswith("window="):

@@ -16,12 +16,13 @@ _COLOURS = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
 class Terminal:
-    """A pseudo-terminal in which ``execnet`` runs."""
+    """A pseudo-terminal in which ``execnet`` runs.  ``raw`` is all that came, with its colours."""
 
     def __init__(self, folder: Path, token: str, *args: str) -> None:
-        self._unread = ""
+        self._unread = self.raw = ""
         env = {**os.environ, "PYTHONPATH": str(ROOT), TOKEN: token, "TERM": "xterm"}
         env |= {"EXECNET_HOME": str(folder / "home"), "COLUMNS": "80"}
+        env.pop("NO_COLOR", None)
         import pty  # Windows has none
 
         self.pid, self.fd = pty.fork()
@@ -41,6 +42,7 @@ class Terminal:
             assert left > 0, f"no {text!r} in {self._unread!r}"
             if select.select([self.fd], [], [], left)[0]:
                 data = os.read(self.fd, 65536).decode("utf-8", "replace")
+                self.raw += data
                 self._unread = _COLOURS.sub("", self._unread + data).replace("\r\n", "\n")
         before, _, self._unread = self._unread.partition(text)
         return before

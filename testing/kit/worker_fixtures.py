@@ -9,14 +9,14 @@ import gc
 from collections.abc import Iterator
 
 import pytest
-from interpreters import DEMANDED, Interpreter, found
+from interpreters import DEMANDED, Interpreter, chosen, found
 from tools import FAILED, wait_until
 from workers import is_idle
 
 from execnet import Gateway, Group
 
 
-@pytest.fixture(scope="module", params=found(), ids=str)
+@pytest.fixture(scope="module", params=chosen(), ids=str)
 def python(request: pytest.FixtureRequest) -> Interpreter:
     """Each Python in turn."""
     interpreter: Interpreter = request.param

@@ -5,11 +5,13 @@ The code that is sent keeps to what Python 2.7 and today's Python both accept.
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
+import pytest
 from tools import BOUND_S
 
-from execnet import Channel, Gateway
+from execnet import Channel, Gateway, ProtocolError
 
 # The worker sends back what it gets, until the channel is closed.
 ECHO = "for item in channel: channel.send(item)"
@@ -39,3 +41,20 @@ def is_idle(gateway: Gateway) -> bool:
     status = gateway.remote_status()
     ours = gateway._channelfactory
     return not (status.numchannels or status.numexecuting or ours.channels() or ours._callbacks)
+
+
+# ---------------------------------------------------------------- that mean harm
+
+
+def frame(code: int, channel_id: int, data: bytes) -> bytes:
+    """Return the bytes of a frame."""
+    return struct.pack("!bii", code, channel_id, len(data)) + data
+
+
+def assert_ends(gateway: Gateway, data: bytes, words: str) -> None:
+    """Have a worker put bytes on its stream; fail unless that ends its gateway, with a reason."""
+    waiting = gateway.newchannel()
+    gateway.remote_exec("channel.gateway._io.write(channel.receive())").send(data)
+    with pytest.raises(ProtocolError, match=words):
+        waiting.receive(BOUND_S)
+    gateway.join(BOUND_S)

@@ -138,7 +138,7 @@ def test_a_first_start_of_each_kind_is_measured(tmp_path: Path) -> None:
         assert all(row["median"] > 0 for row in benchmark["rows"]), benchmark
 
 
-@pytest.mark.parametrize("what", ["run", "share"])
+@pytest.mark.parametrize("what", ["run", "share"] if IS_THOROUGH else ["run"])
 def test_pytest_xdist_runs_with_the_execnet_of_the_tree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -250,7 +250,7 @@ def test_the_first_parts_of_a_name_and_patterns_name_benchmarks() -> None:
     done = run_benchmarks("--list", "startup", "*-64m")
     names = [line.partition(":")[0] for line in done.stdout.splitlines()[::2]]
     assert {"startup-one", "startup-many", "bulk-send-64m", "bulk-collect-64m"} <= set(names)
-    assert all(name.startswith("startup") or name.endswith("-64m") for name in names)
+    assert all(name.startswith("startup") or "-64m" in name for name in names)
 
 
 def processes_with(word: Path) -> list[bytes]:

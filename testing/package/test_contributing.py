@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -80,6 +81,34 @@ def test_the_commands_name_files_that_are_there() -> None:
     named = re.findall(r"(?<!\S)(?:testing|\.ci)/[\w/.]+", commands)
     assert len(named) >= 5
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_environments_of_tox_are_there() -> None:
+    named = set(re.findall(r"tox -e ([\w,]+)", PAGE.read_text("utf-8")))
+    settings = (ROOT / "tox.ini").read_text("utf-8")
+    sections = re.findall(r"^\[testenv:(\w+)\]", settings, re.M)
+    (listed,) = re.findall(r"^env_list = (.*)", settings, re.M)
+    known = {*sections, *listed.split(", ")}
+    assert {"bench", "interpreters", "links", "release", "xdist"} <= named <= {*known, "lint,docs"}
+
+
+def test_types_are_checked_also_where_no_other_package_is_installed() -> None:
+    """What ``tox -e lint`` does, though the environment of a developer has them all."""
+    settings = (ROOT / "pyproject.toml").read_text("utf-8")
+    (excused,) = re.findall(r"^module = \[(.*)\]", settings, re.M)
+    imported = set()
+    for path in (ROOT / "execnet").rglob("*.py"):
+        names = re.findall(r"^\s*(?:import|from) ([A-Za-z]\w*)", path.read_text("utf-8"), re.M)
+        imported |= {name for name in names if _is_installed(name)}
+    assert imported <= set(re.findall(r'"(\w+)\.\*"', excused))
+    assert "rich" in imported
+
+
+def _is_installed(name: str) -> bool:
+    """Whether a module is neither ours nor Python's own, as far as an import in a text can tell."""
+    if name == "execnet" or name in sys.stdlib_module_names:
+        return False
+    return importlib.util.find_spec(name) is not None
 
 
 def test_a_fault_can_be_had_again_by_the_command() -> None:

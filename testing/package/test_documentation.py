@@ -3,7 +3,8 @@
 The Python blocks of a page are one program, in their order. A block with a ``:caption:`` that
 ends in ``.py`` is a file beside that program; one with the caption "Output", or in the README,
 where there are no captions, of the class "output", is what the program prints. In a ``console``
-block the lines after ``$`` are run by a shell. "..." stands for any text. What ssh, docker and
+block the lines after ``$`` are run by a shell. A page with blocks that are "A cell" is followed
+by ``test_tutorial.py``. "..." stands for any text. What ssh, docker and
 others would run elsewhere is run here, by ``STAND_IN``. Start at ``blocks_in``.
 """
 
@@ -67,10 +68,12 @@ def provide_python2(folder: Path) -> None:
 
 
 def pages_with(language: str) -> list[object]:
+    """Return the pages that can be followed so; those with cells are followed in a notebook."""
     return [
         pytest.param(page, id=page.name)
         for page in PAGES
         if any(block.language == language for block in read(page))
+        and not any(block.caption == "A cell" for block in read(page))
     ]
 
 
@@ -151,6 +154,20 @@ class TestReadme:
     def commands(self) -> list[str]:
         shell = [block.text for block in read(ROOT / "README.txt") if block.language == "sh"]
         return "".join(shell).splitlines()
+
+
+class TestDiagrams:
+    def test_no_text_is_cut_off(self) -> None:
+        """What is in quotes does not widen a drawing, so it has to end within what is drawn."""
+        cut = []
+        for page in PAGES:
+            for diagram in re.findall(r"\.\. svgbob::\n((?:\n| .*\n)+)", page.read_text("utf-8")):
+                lines = diagram.rstrip().split("\n")
+                drawn = [re.sub('"[^"]*"', lambda text: " " * len(text[0]), line) for line in lines]
+                width = max(len(line.rstrip()) for line in drawn)
+                cut += [line for line in lines if len(line.rstrip()) > width]
+                cut += [lines[-1]] if not drawn[-1].strip() else []
+        assert cut == []
 
 
 class TestTheReader:

@@ -73,7 +73,7 @@ OURS = {
 FAR = ("", ".gateway_base", "._features", "._features.direct")
 OURS_IDLE = {"execnet._ends.watch"}  # once a gateway had nothing to read for a while
 OURS_SHIPPING = {"execnet._ends.checked", "execnet._ship.parts", "execnet._ship.shipment"}
-OURS_LOWERING = {"execnet._ship.lower"}
+OURS_LOWERING = {"execnet._ship.lower", "execnet._ship.syntax"}
 
 ASK = """
 import sys

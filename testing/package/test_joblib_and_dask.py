@@ -24,8 +24,8 @@ with execnet.Group(["popen"] * 2) as group, joblib.parallel_config("execnet", gr
     print(list(parallel(joblib.delayed(pow)(n, 2) for n in range(5))))
     try:
         joblib.Parallel()(joblib.delayed(operator.floordiv)(1, n) for n in (1, 0, 2))
-    except ZeroDivisionError as exc:
-        print(exc)
+    except ZeroDivisionError:
+        print("no division")
     print([joblib.effective_n_jobs(n) for n in (-1, 1, 2, 9, -2, -9)])
     print(joblib.Parallel(n_jobs=1)(joblib.delayed(abs)(n) for n in (-1, 2)))
 try:
@@ -60,7 +60,7 @@ def test_joblib_gets_results_errors_and_numbers(python: Path) -> None:
     done = run([python, "-c", PROGRAM], PYTHONPATH=str(ROOT))
     assert done.stdout.splitlines() == [
         "[0, 1, 4, 9, 16]",
-        "integer division or modulo by zero",
+        "no division",
         "[2, 1, 2, 2, 1, 1]",
         "[1, 2]",
         'joblib.parallel_config("execnet", group=...) needs a group',

@@ -31,6 +31,7 @@ FLOORS = {
     "codecs": 2,
     "_rsync.far": 0,
     "script": 0,
+    "_broadcast": 1,
     "_endpoint": 1,
     "_errors": 1,
     "_features": 1,
@@ -50,7 +51,9 @@ FLOORS = {
     "_specs": 2,
     "_transports": 2,
     "_resume": 2,
+    "_respawn": 3,
     "_service": 2,
+    "_shared": 2,
     "_via": 2,
     "gateway": 2,
     "gateway_io": 2,
@@ -61,6 +64,7 @@ FLOORS = {
     "_service.factory": 3,
     "_service.keeper": 3,
     "_starts": 3,
+    "_tree": 3,
     "gateway_bootstrap": 3,
     "multi": 4,
     "_rsync": 5,
@@ -252,6 +256,14 @@ class TestFiles:
         ]
         names = {name.partition(".")[0] for name, _ in imported_names(tree, ("execnet",))}
         assert names & GREENLET_LIBRARIES == set()
+
+    def test_only_the_core_waits_at_queues_in_c_with_a_timeout(self) -> None:
+        """These waits may never end; ``timed_inbox`` knows where."""
+        texts = {path: path.read_text("utf-8") for path in PACKAGE.rglob("*.py")}
+        made = [path.name for path, text in texts.items() if "SimpleQueue" in text]
+        waits = [path.name for path, text in texts.items() if re.search(r"\.get\(.*timeout=", text)]
+        assert "gateway_base.py" in made
+        assert set(made) & set(waits) == set()
 
     def test_no_file_is_too_long(self) -> None:
         # These are one file each as that is how they travel.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -17,9 +19,15 @@ from benchmarks.proofs import fuzz, soak
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="they read Linux's /proc")
 
 
-def prove(*arguments: object) -> subprocess.CompletedProcess[str]:
+def can_make_networks() -> bool:
+    """Whether this user can, and the programs are there."""
+    programs = all(shutil.which(name) for name in ("ip", "tc"))
+    return os.getuid() == 0 and programs and os.access("/dev/net/tun", os.W_OK)
+
+
+def prove(*arguments: object, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s)
 
 
 def test_faults_tells_how_many_and_which_seeds() -> None:
@@ -27,6 +35,17 @@ def test_faults_tells_how_many_and_which_seeds() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("5 faults, seeds 20 to 24, in ")
     assert ": 0 bad" in done.stdout
+
+
+@pytest.mark.skipif(not can_make_networks(), reason="makes network namespaces")
+def test_a_tree_is_measured_beside_a_flat_group() -> None:
+    bounds = "--times", 0, "--copies", 100  # a busy machine sends packets again
+    done = prove("tree", "--hops", 1, "--each", 2, "--mb", 0.5, *bounds)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.findall(r"^(\w+): 3 workers in .* MB; (.*) copies", done.stdout, re.M)
+    copies = {kind: float(text) for kind, text in found}
+    assert 1 < copies["tree"] < copies["flat"]
+    assert copies["flat"] > 3
 
 
 def test_hostile_peers_disturb_nothing_else() -> None:
@@ -46,7 +65,7 @@ def test_what_is_fuzzed_holds_for_the_inputs_that_it_begins_with(name: str) -> N
 def test_interrupts_are_taken_in_all_ways() -> None:
     done = prove("interrupts", "--count", 160)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith(" interrupts, 0 of 16 ways failed\n")
+    assert re.search(r" interrupts, 0 of \d+ ways failed\n$", done.stdout)
 
 
 def test_a_loop_loses_nothing_and_holds_gateways_in_one_thread() -> None:
@@ -57,9 +76,39 @@ def test_a_loop_loses_nothing_and_holds_gateways_in_one_thread() -> None:
 
 
 def test_nothing_is_lost_over_a_connection_that_is_cut() -> None:
-    done = prove("resume", "--cuts", 3, "--mib", 0.5, "--trips", 5, "--delay", 0.05)
+    size = ["--cuts", 3, "--mib", 0.5, "--trips", 5, "--delay", 0.05]
+    done = prove("resume", *size, "--may-cost", 900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing lost or doubled, 0 processes stayed" in done.stdout
+
+
+def test_many_gateways_are_sent_one_copy_and_end_in_time() -> None:
+    done = prove("many", "--gateways", 5, "--mib", 0.2, "--timeout", 0.2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("5 gateways: ")
+    assert " 0 wrong\nterminate(0.2) with 1 that are stuck: " in done.stdout
+
+
+@pytest.mark.skipif(
+    not (IS_THOROUGH and sys.platform == "linux" and os.geteuid() == 0),
+    reason="only root can make networks, and only a thorough run has the time",
+)
+def test_nothing_is_lost_over_a_slow_and_lossy_network_that_is_cut() -> None:
+    for program, package in ("ip", "iproute2"), ("tc", "iproute2"), ("nft", "nftables"):
+        need(program, package)
+    size = ["--cuts", 3, "--mib", 0.3, "--trips", 10, "--loss", 0.5]
+    done = prove("resume", "--network", *size, "--may-cost", 900, timeout_s=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing lost or doubled, 0 processes stayed" in done.stdout
+
+
+@pytest.mark.skipif(not IS_THOROUGH, reason="the logins take long")
+def test_a_warm_factory_saves_logins() -> None:
+    need("sshd", "openssh-server")
+    size = ["--count", 1, "--pause", 0, "--gateways", 3]
+    done = prove("factory", *size, "--share", 100, "--attach", 10_000)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\n3 gateways: 1 login\n" in done.stdout
 
 
 def test_of_many_gateways_nothing_stays() -> None:
@@ -69,7 +118,7 @@ def test_of_many_gateways_nothing_stays() -> None:
     assert done.stdout.endswith("nothing grew\n")
 
 
-@pytest.mark.parametrize("options", [[], ["--share"]])
+@pytest.mark.parametrize("options", [[], ["--share"]] if IS_THOROUGH else [[]])
 def test_many_workers_over_ssh_come_up_and_nothing_of_them_stays(options: list[str]) -> None:
     need("sshd", "openssh-server")
     size = ["--rounds", 1, "--workers", 12, "--addresses", 3, "--each", 2]
@@ -109,7 +158,7 @@ def test_with_a_window_what_is_unread_stays_out_of_memory() -> None:
 
 
 def test_without_one_it_does_not() -> None:
-    done = prove("window", "--mib", 60, "--window", 0, "--pause", 0.1)
+    done = prove("window", "--mib", 60, "--window", 0, "--pause", 0.4)
     assert done.returncode == 1, done.stdout + done.stderr
 
 

@@ -28,6 +28,9 @@ INSTEAD = {
     r"whoever's": "name whose it is",
     r"there is no \w+ to be": "say what is missing",
     r"nor does it have to": "and it does not have to",
+    r"at the most": "at most",
+    r"for nobody": "nobody needs it",
+    r"shall": "should, must, will",
 }
 
 

@@ -1,15 +1,20 @@
 """The reference is complete: what a program, a user or a peer may meet has a row.
 
-Names of the package are looked after by ``doc/linked_names.py``, which fails the build.
+That names of the package have entries is looked after by ``doc/linked_names.py``, which fails the
+build; that there is something to say in them, here.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import operator
 import re
+import sys
 
+import pytest
 from tools import ROOT
 
-import execnet._resume.far_link  # it brings a code of its own  # noqa: F401
 from execnet._cli import session
 from execnet.gateway_base import Message, opcode
 
@@ -41,3 +46,26 @@ def test_each_exit_status_has_a_row() -> None:
     named.remove(session.STATUS_SIGNAL)  # and the signals' numbers, which have rows of their own
     named |= {session.STATUS_SIGNAL + number for number in (1, 2, 15)}
     assert named <= {int(status) for status in rows("environment", r"(\d+) {3}")}
+
+
+def test_what_people_look_for_is_found() -> None:
+    pages = [path.read_text("utf-8").lower() for path in (ROOT / "doc").glob("*.rst")]
+    for word in ("asyncio", "future", "pool", "pickle", "jupyter", "numpy", "upgrade", "slurm"):
+        assert any(word in page for page in pages), word
+
+
+def test_each_public_name_has_a_docstring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "doc"))
+    public_names = importlib.import_module("public_names").public_names()
+    assert {"execnet.Channel.send", "execnet.aio.Group.makegateway"} <= set(public_names)
+    silent = []
+    for name in public_names:
+        module = max((one for one in sys.modules if name.startswith(f"{one}.")), key=len)
+        owner, _, member = name.removeprefix(f"{module}.").rpartition(".")
+        home = operator.attrgetter(owner)(sys.modules[module]) if owner else sys.modules[module]
+        value = inspect.getattr_static(home, member, None) or getattr(home, member)
+        has_text = callable(value) or isinstance(value, (property, classmethod, staticmethod))
+        if has_text and not inspect.getdoc(getattr(home, member) if owner else value):
+            silent.append(name)
+    told_by_hand = {"execnet.Channel.codec", "execnet.Channel.next", "execnet.aio.Channel.codec"}
+    assert set(silent) <= told_by_hand

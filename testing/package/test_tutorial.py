@@ -32,10 +32,10 @@ PASTE_ON, PASTE_BEGINS, PASTE_ENDS = "\x1b[?2004h", "\x1b[200~", "\x1b[201~"
 
 
 def steps(page: list[Block]) -> list[tuple[Block, str]]:
-    """Return what is typed, each with what it prints."""
+    """Return what is typed, each with what it prints; cells may be for IPython alone."""
     found = []
-    for block, after in pairwise(page):
-        if block.language == "python" and not block.caption:
+    for block, after in pairwise([*page, Block("", "", 0, "")]):
+        if (block.language == "python" and not block.caption) or block.caption == "A cell":
             found.append((block, after.text if after.caption == "Output" else ""))
     return found
 
@@ -157,9 +157,11 @@ class TestPrompts:
 
 
 class TestNotebook:
-    def test_its_cells_print_what_the_page_shows(self, folder: Path) -> None:
+    @pytest.mark.parametrize("name", ["tutorial", "notebooks"])
+    def test_its_cells_print_what_the_page_shows(self, name: str, folder: Path) -> None:
+        page = read(ROOT / "doc" / f"{name}.rst")
         env = {**os.environ, "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder / "ipython")}
-        cells = json.dumps([block.text for block, _ in steps(PAGE)])
+        cells = json.dumps([block.text for block, _ in steps(page)])
         run = subprocess.run(
             [sys.executable, str(ROOT / "testing" / "kit" / "cells.py")],
             input=cells, cwd=folder, env=env, capture_output=True, text=True, timeout=100,
@@ -167,5 +169,5 @@ class TestNotebook:
         if run.returncode == 3:
             missing("no Jupyter here: install ipykernel")
         assert run.returncode == 0, run.stderr
-        for (block, expected), got in zip(steps(PAGE), json.loads(run.stdout), strict=True):
+        for (block, expected), got in zip(steps(page), json.loads(run.stdout), strict=True):
             assert prints(expected, got), f"line {block.line}: {got}"
