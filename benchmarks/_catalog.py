@@ -121,6 +121,13 @@ def _map(name: str, chunksize: int, title: str) -> Benchmark:
     return Benchmark(f"map-{name}", words, "map", (str(chunksize),), "ms", without=without)
 
 
+def _arrays(how: str, title: str) -> Benchmark:
+    words = f"arrays-{how}", f"64 MiB there and back, {title}", "arrays", (how,), "ms"
+    if how == "bytes":
+        return Benchmark(*words, families=("execnet",))
+    return Benchmark(*words, without=("execnet-2.1.2",), tools=("numpy",))
+
+
 def _mixed(direction: str, pieces: str) -> Benchmark:
     where = "to the worker" if direction == "send" else "from the worker"
     what = "256 items of 1 MiB" if pieces == "items" else "one item of 256 MiB"
@@ -168,6 +175,20 @@ def _bulk(direction: str, size: str, title: str) -> Benchmark:
     )
 
 
+def _shared(direction: str, size: str, how: str) -> Benchmark:
+    where = "to the worker" if direction == "send" else "from the worker"
+    made = "copied once" if how == "copied" else "made in place"
+    return Benchmark(
+        f"shared-{direction}-{size}-{how}",
+        f"buffers of {_SIZES[size]} {where} in shared memory, {made}",
+        "shared",
+        (direction, size, how),
+        "MB/s",
+        more_is_better=True,
+        without=("execnet-2.1.2",),
+    )
+
+
 def _serializer(function: str, shape: str, title: str) -> Benchmark:
     name, title = f"{function}-{shape}", f"{function} of {title}"
     return Benchmark(name, title, "serializer", (function, shape), "ms")
@@ -197,9 +218,10 @@ def _memory(name: str, title: str, unit: str, *arguments: str) -> Benchmark:
     return Benchmark(f"rsync-memory-{name}", title, "memory", arguments, unit, without=without)
 
 
-def _deploy(what: str, title: str, unit: str) -> Benchmark:
+def _deploy(name: str, title: str, unit: str) -> Benchmark:
     without = ("execnet-2.1.2",)  # it makes no environments
-    return Benchmark(f"xdeploy-{what}", title, "deploy", (what,), unit, needs=_SSH, without=without)
+    what = tuple(name.split("-"))
+    return Benchmark(f"xdeploy-{name}", title, "deploy", what, unit, needs=_SSH, without=without)
 
 
 _DIRECTIONS = ("send", "collect")
@@ -253,6 +275,14 @@ BENCHMARKS = (
     _call("call", "a call of a function by its name"),
     _call("submit", "the same, submitted and waited for"),
     _call("channel", "the same items there and back over a channel"),
+    Benchmark(
+        "modules",
+        "a worker's first call, which imports 200 modules over a link with 100 ms delay",
+        "modules",
+        (),
+        "ms",
+        without=("execnet-2.1.2",),
+    ),
     _map("single", 1, "one at a time"),
     _map("chunks", 100, "in chunks of 100"),
     _transport("socket", "by TCP on loopback (socket=)"),
@@ -265,6 +295,15 @@ BENCHMARKS = (
         for how in ("receive", "callback")
     ),
     *(_bulk(direction, *size) for direction in _DIRECTIONS for size in _SIZES.items()),
+    *(
+        _shared(direction, size, how)
+        for direction in _DIRECTIONS
+        for size in ("1m", "64m")
+        for how in ("copied", "made")
+    ),
+    _arrays("bytes", "as bytes"),
+    _arrays("codec", "as an array of numpy"),
+    _arrays("buffer", "from an array of numpy and into another"),
     *(
         _serializer(function, *shape)
         for function in ("dumps", "loads")
@@ -282,7 +321,10 @@ BENCHMARKS = (
     _memory("file-changed", "a file of 4 GiB, some bytes changed", "MiB", "file", "changed"),
     _memory("tree-first", "200,000 small files", "bytes a file", "tree", "first"),
     _deploy("warm", "a worker in an environment over ssh that is there, beside a plain one", "x"),
+    _deploy("warm-other", "the same, with another build of Python over there", "x"),
     _deploy("sync", "a project over there of which one file of 200 has changed", "ms"),
+    _deploy("first", "the same for a worker that has just started", "ms"),
+    _deploy("first-other", "the same, with another build of Python over there", "ms"),
     _rsync("ssh", "connect", "a gateway, or ssh to its end", "tree", "connect"),
 )
 

@@ -18,10 +18,17 @@ PROOFS = {
         "asyncio: 100,000 cancelled receives, 1,000 idle gateways in one loop",
         "benchmarks/proofs/aio.py",
     ),
-    "deploy": ("50 seeded kills while an environment is made", "testing/kit/deploy_faults.py"),
+    "deploy": (
+        "50 seeded kills while an environment is made, 20 times two coordinators at once",
+        "testing/kit/deploy_faults.py",
+    ),
     "environments": (
         "an environment on each Python here, by each tool that can; the index is asked",
         "testing/kit/deploy_pythons.py",
+    ),
+    "factory": (
+        "a second ssh gateway through a warm factory takes a fifth of the time of a fresh one",
+        "benchmarks/proofs/factory.py",
     ),
     "faults": ("10,000 seeded faults; no call hangs, nothing is left", "testing/kit/faults.py"),
     "fuzz": ("an hour of coverage-guided fuzzing of each decoder", "benchmarks/proofs/fuzz.py"),
@@ -34,6 +41,10 @@ PROOFS = {
         "benchmarks/proofs/interrupts.py",
     ),
     "logins": ("64 workers over ssh at once, ten times", "benchmarks/proofs/logins.py"),
+    "many": (
+        "1,000 gateways over sockets: memory, threads, descriptors, a broadcast, the end",
+        "benchmarks/proofs/many.py",
+    ),
     "resume": (
         "1,000 cuts of a connection while 64 MiB go each way; nothing is lost or doubled",
         "benchmarks/proofs/resume.py",
@@ -42,6 +53,10 @@ PROOFS = {
     "sync": (
         "RSync: 2,000 trees beside the program rsync, 2,000 seeded faults, 5,000 rounds of swaps",
         "benchmarks/proofs/sync.py",
+    ),
+    "tree": (
+        "64 workers behind 8 hops, over slow links, as a tree and as a flat group",
+        "benchmarks/proofs/tree.py",
     ),
     "window": ("2 GB to a slow reader stay out of memory", "benchmarks/proofs/window.py"),
 }

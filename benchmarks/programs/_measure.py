@@ -105,3 +105,10 @@ def thousands_per_second(amount: int, samples: list[float]) -> Result:
 def megabytes_per_second(amount_bytes: int, samples: list[float]) -> Result:
     """Return the rate at which ``amount_bytes`` passed in each sample, 10**6 bytes to the MB."""
     return {"samples": [amount_bytes / sample / 1e6 for sample in samples]}
+
+
+def bulk_rate(pass_all: Callable[[], int], amount_bytes: int, count: int) -> Result:
+    """Return the rate at which calls of ``pass_all`` pass bytes; it returns how many arrived."""
+    if pass_all() != amount_bytes:
+        raise ValueError("not all bytes arrived")
+    return megabytes_per_second(amount_bytes, time_each(pass_all, count))

@@ -6,7 +6,7 @@ Arguments: ``send`` (to the worker) or ``collect`` (from it); the size of one it
 from __future__ import annotations
 
 import _items
-from _measure import Result, Scaled, main, megabytes_per_second, time_each
+from _measure import Result, Scaled, bulk_rate, main
 
 import execnet
 
@@ -47,11 +47,9 @@ def measure(scaled: Scaled, direction: str, size: str) -> Result:
             channel.send(count)
             return sum(len(channel.receive()) for _ in range(count))
 
-    if pass_all() != count * size_bytes:
-        raise ValueError("not all bytes arrived")
-    samples = time_each(pass_all, _items.BULK_SAMPLES)
+    rate = bulk_rate(pass_all, count * size_bytes, _items.BULK_SAMPLES)
     group.terminate(5)
-    return megabytes_per_second(count * size_bytes, samples)
+    return rate
 
 
 if __name__ == "__main__":

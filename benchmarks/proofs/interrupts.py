@@ -17,7 +17,7 @@ WAYS = {
     "size=0": 8, "ints": 8, "stream": 8, "timeout": 8, "others": 4, "size=3000": 8,
     "size=300000": 1, "window": 8, "window=40": 8, "window=200000": 1, "ints@socket": 8,
     "window=40@socket": 8, "ints@via": 8, "window=40@via": 8, "size=300000@socket": 1,
-    "size=300000@via": 1,
+    "size=300000@via": 1, "buffer=10": 8, "buffer=300000": 1, "buffer=10@socket": 8,
 }  # fmt: skip
 LIMIT_S = 900  # for one of them
 
