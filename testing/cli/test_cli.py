@@ -372,9 +372,12 @@ CODE = {
     RUNNING: "import time; channel.send('up'); time.sleep(600)",
     STUBBORN: """
         import time
-        channel.send("up")
+        is_up = False
         while 1:
             try:
+                if not is_up:
+                    is_up = True
+                    channel.send("up")  # in here, as the interrupt may come before it has returned
                 time.sleep(600)
             except KeyboardInterrupt:
                 open("interrupted", "w").close()
