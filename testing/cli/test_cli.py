@@ -372,11 +372,9 @@ CODE = {
     RUNNING: "import time; channel.send('up'); time.sleep(600)",
     STUBBORN: """
         import time
-        is_up = False
-        while 1:
+        for turn in range(10**6):
             try:
-                if not is_up:
-                    is_up = True
+                if turn == 0:
                     channel.send("up")  # in here, as the interrupt may come before it has returned
                 time.sleep(600)
             except KeyboardInterrupt:

@@ -36,9 +36,10 @@ channel.receive()
 """
 SLEEP_ON = """
 import time
-channel.send(None)
-while True:
+for turn in range(10**6):
     try:
+        if turn == 0:
+            channel.send(None)  # in here, as the interrupt may come before it has returned
         time.sleep(1000)
     except KeyboardInterrupt:
         pass

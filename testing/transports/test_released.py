@@ -204,10 +204,11 @@ os.kill(os.getpid(), 9)
     ) -> None:
         gateway = group.makegateway(f"socket={server.address}//authentication=none//grace=0.2")
         code = """\
-channel.send(1)
 import time
-for _ in range(4):
+for turn in range(4):
     try:
+        if turn == 0:
+            channel.send(1)  # in here, as the interrupt may come before it has returned
         time.sleep(1000)
     except KeyboardInterrupt:
         pass
