@@ -8,7 +8,6 @@ table with the one in ``doc/specs.rst``.  Start at ``Settings``.
 from __future__ import annotations
 
 import os
-import re
 import sys
 
 from ._clock import monotonic
@@ -120,7 +119,7 @@ def _authentication(value: str) -> str:
 
 
 def _sha256(value: str) -> str:
-    if not re.fullmatch("[0-9a-f]{64}", value):
+    if len(value) != 64 or not set(value) <= set("0123456789abcdef"):
         raise ValueError("not a SHA-256 in hex, in small letters")
     return value
 
@@ -149,7 +148,8 @@ def _address(value: str) -> Address:
 
 
 def _service_name(value: str) -> str:
-    if not re.fullmatch("[A-Za-z0-9_.-]{1,60}", value):
+    is_name = value.isascii() and all(char.isalnum() or char in "_.-" for char in value)
+    if not (is_name and 1 <= len(value) <= 60):
         raise ValueError("not a name of up to 60 letters, digits, '_', '.' and '-'")
     return value
 

@@ -67,7 +67,8 @@ def key_of(name: str, words: list[str] | None, port: int | None = None) -> str:
 
 
 def _sha256() -> Any:
-    for name in "_sha2", "_sha256", "hashlib":  # the last one is slow to import
+    # ``hashlib`` is slow to import, and so is a module that is not there.
+    for name in "_sha2" if sys.version_info >= (3, 12) else "_sha256", "hashlib":
         try:
             return __import__(name).sha256
         except (ImportError, AttributeError):
