@@ -340,8 +340,8 @@ def test_terminate_logs_in_within_its_time_where_a_worker_is_out_of_reach(
     lose(link)
     monkeypatch.setattr(near, "Login", Noting)
     with pytest.warns(ResourceWarning, match="could not be reached to be killed"):
-        group.terminate(2.2)
-    assert [left_s < 2.2 for left_s in lefts_s] == [True]
+        group.terminate(4.0)  # of which half is at least ``SILENT_S``, also on a busy machine
+    assert [left_s < 4.0 for left_s in lefts_s] == [True]
     if lose is CutLink.go_down:
         link.go_up()
     ((path, told),) = records.left()
