@@ -88,6 +88,10 @@ class _Ended(ValueError):
     """The same, without the name of the server."""
 
 
+class _Silent(TimeoutError):
+    """Not even the beginning of a line has come in time."""
+
+
 def prove(talk: Talk, wish: Wish, name: str, deadline: float | None) -> None:
     """Exchange proofs of the key with a server, as far as the spec asks for them.
 
@@ -119,8 +123,8 @@ def _prove(talk: Talk, wish: Wish, name: str, deadline: float | None) -> None:
         return
     is_patient = wish.is_needed or wish.fingerprint is not None
     try:
-        line = read_line(talk, until if is_patient else min(until, monotonic() + SILENT_S))
-    except TimeoutError:
+        line = read_line(talk, until, None if is_patient else monotonic() + SILENT_S)
+    except _Silent:
         if is_patient:
             raise ValueError(
                 "it keeps silent, so it is one of execnet 1 or 2, or runs with "
@@ -174,13 +178,19 @@ def _check_secrets(wish: Wish) -> None:
         raise ValueError("env: is for servers that have proved that they have the key")
 
 
-def read_line(talk: Talk, until: float) -> bytes:
-    """Return a line without its newline; b"" at the end of the connection."""
+def read_line(talk: Talk, until: float, begins_by: float | None = None) -> bytes:
+    """Return a line without its newline; b"" at the end of the connection.
+
+    until, begins_by: by ``monotonic()``, when all of it and when its first byte have to be here.
+    Raises TimeoutError: ``_Silent`` if nothing has come.
+    """
     line = b""
     while not line.endswith(b"\n"):
-        data = talk.read(until - monotonic()) if monotonic() < until else None
-        if data is None:
-            raise TimeoutError
+        due = until if line or begins_by is None else min(until, begins_by)
+        try:
+            data = talk.read(max(0.0, due - monotonic()))
+        except TimeoutError as exc:
+            raise exc if line else _Silent from exc
         line += data
         if b"\n" in line[:-1] or len(line) > LINE_BYTES:
             raise ValueError(f"it says more than it should: {printable(line[:80])}")

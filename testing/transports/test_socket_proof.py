@@ -21,8 +21,11 @@ from workers import ask
 
 import execnet
 from execnet import AuthenticationError, Group, _folders, gateway_socket
+from execnet._transports import proof
+from execnet._transports.keys import Wish
 from execnet._transports.proof import SocketTalk, read_line
 from execnet.script import socketserver
+from execnet.xspec import XSpec
 
 ONE = "channel.send(1)"
 
@@ -293,6 +296,19 @@ def test_what_comes_with_the_last_line_of_a_proof_is_left_for_whoever_reads_next
         lines = [read_line(talk, time.monotonic() + BOUND_S) for _ in range(2)]
         assert lines == [b"first", b"second"]
         assert near.recv(100) == b"and more"
+
+
+def test_a_server_that_stops_in_its_first_line_is_not_taken_for_one_that_keeps_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proof, "SILENT_S", 0.01)
+    wish = Wish(XSpec("socket=host:1"), bytes(32))
+    wish.key, wish.is_needed = None, False
+    near, far = socket.socketpair()
+    with near, far:
+        far.sendall(b"execnet-auth-1 ")
+        with pytest.raises(AuthenticationError, match="does not go on with its proof in time"):
+            proof.prove(SocketTalk(near), wish, "server", time.monotonic() + 0.1)
 
 
 class TestBounds:
