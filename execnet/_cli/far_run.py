@@ -63,6 +63,8 @@ def _feed(channel: Any, stdin: Any) -> None:
         for data in channel:
             _write(stdin, data)
             channel.send(len(data))
+            if not data:  # the last; Python 2 would find this thread waiting at its end
+                return
     except (EnvironmentError, EOFError):  # the command or the coordinator has ended
         pass
 

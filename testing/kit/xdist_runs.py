@@ -31,7 +31,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.argv[1], sys.argv[1:])
 """
 RUN_BOUND_S = 60.0
-GONE_BOUND_S = 5.0
+GONE_BOUND_S = 30.0
 Record = dict[str, Any]
 
 
