@@ -1,8 +1,8 @@
 """What the keys of a spec mean: one table, in which each is checked and becomes a value.
 
 The syntax is in ``xspec``, how a type reaches an interpreter in ``_transports.table``.  A new key
-is a row of ``KEYS`` and, where it has a value, an attribute of ``Settings``; a test compares the
-table with the one in ``doc/specs.rst``.  Start at ``Settings``.
+is a row of ``_ROWS`` and, where it has a value, an attribute of ``Settings``; a test compares the
+table with the one in ``doc/specs.rst``.  CONTRIBUTING.rst has the rest.  Start at ``Settings``.
 """
 
 from __future__ import annotations
@@ -499,7 +499,7 @@ class Settings:
         if self.resume_s is not None:
             self._check_resume()
         if self.shares_buffers or self.spec.buffers == "shared":
-            self._check_memory()
+            self._check_buffers()
         if self.type == "socket":
             self._check_proof()
         if self.type == "socketservice":
@@ -528,7 +528,7 @@ class Settings:
         if reason:
             raise self._error(f": resume= is for ssh and other logins, {reason}")
 
-    def _check_memory(self) -> None:
+    def _check_buffers(self) -> None:
         if (self.spec.buffers, self.type, self.spec.via) != ("shared", "popen", None):
             raise self._error(": there is only buffers=shared, for popen on this machine")
         if not hasattr(os, "memfd_create"):

@@ -12,7 +12,7 @@ from . import gateway_bootstrap
 from ._clock import monotonic
 from ._specs import JOINED
 from ._transports.logins import SSH_FAILED, address_of, logins, pause_s, was_refused
-from ._transports.shared import settings_of_connection, way_through
+from ._transports.sharing import settings_of_connection, way_through
 from .gateway_base import HAVE_FAST_CODEC, load_part, timed_inbox
 from .gateway_io import BootstrapError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ._specs import Settings
     from ._transports.logins import Address
-    from ._transports.shared import Connections
+    from ._transports.sharing import Connections
     from ._tree.method import Group, Grove, OfClass, OfGroup
     from .gateway import Gateway
     from .gateway_base import ExecModel

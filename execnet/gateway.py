@@ -1,7 +1,8 @@
 """The coordinator's end of a gateway: the interface to one worker.
 
-``Gateway.remote_exec`` sends code, and returns the channel to it.  Workers are started in
-``gateway_bootstrap``, groups of them in ``multi``.
+``Gateway.remote_exec`` sends code, and returns the channel to it.  ``Gateway._explain_end`` decides
+how a worker ended, its exit status included.  Workers are started in ``gateway_bootstrap``, groups
+of them in ``multi``.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     class GroupLike(Protocol):
         """What a gateway needs from its group."""
 
-        _teller: Any
+        _reporter: Any
 
         def _unregister(self, gateway: Gateway) -> None: ...
         def _on_loss(self, gateway: Gateway) -> None: ...
@@ -460,9 +461,9 @@ class Gateway(Calling, BaseGateway):
     def tell_state(self, state: str) -> None:
         """Tell the group what became of the connection: "lost" or "resumed"."""
         note("gateway", WARNING, lambda: f"the connection of {self.id} was {state}", self.id)
-        teller = None if self._group is None else self._group._teller
-        if teller is not None:
-            teller.tell(self, state)
+        reporter = None if self._group is None else self._group._reporter
+        if reporter is not None:
+            reporter.tell(self, state)
 
     def _receive_until_end(self, data: bytes = b"") -> None:
         if self.handshake.marker:

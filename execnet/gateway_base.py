@@ -407,7 +407,7 @@ class Message(object):
     """A frame: a code, the id of a channel (0 for none) and a payload.
 
     ``_types`` maps a code to its name and to the handler(message, gateway) that acts on it
-    in the receiver thread.
+    in the receiver thread.  CONTRIBUTING.rst says what a new code needs.
     """
 
     STATUS = 0  # asks for / no payload; the answer comes as an item of the channel

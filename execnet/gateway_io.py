@@ -1,6 +1,7 @@
-"""Transports: a spec becomes a command whose stdin and stdout reach an interpreter.
+"""Makes the stream that a spec asks for; itself, those over the pipes of a command.
 
-It starts the command and holds its pipes; the protocol is elsewhere.  Start at ``create_io``.
+Which command that is, ``_transports.table`` says; other streams are made in ``gateway_socket``,
+``_via.stream``, ``_service.near`` and others.  Start at ``create_io``.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from ._log import INFO, note
 from ._multichannel import MultiChannel as MultiChannel
 from ._specs import JOINED, Settings
 from ._starts import Starts, Tree
-from ._transports.shared import Connections
+from ._transports.sharing import Connections
 from .gateway import Gateway
 from .gateway_base import ExecModel, get_execmodel, new_rlock
 from .xspec import XSpec
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from ._features.codecs import Codec
     from ._imports.library import Library
     from ._output.near import Output
+    from ._reports import Reporter
     from ._respawn.respawner import Respawner
-    from ._resume.states import Teller
     from ._service.factory import LocalFactory
     from .gateway_bootstrap import Through
 
@@ -56,7 +56,7 @@ class Group(Listening):
     defaultspec = "popen"
     tree = Tree()  # as ``makegateways``, through each other
     _kind: Callable[..., Gateway] = Gateway  # what is made over a stream
-    _teller: Teller | None = None  # calls whoever wants to know of connections
+    _reporter: Reporter | None = None  # tells the callback of ``on_state``
 
     def __init__(
         self,
@@ -404,9 +404,9 @@ class Group(Listening):
         callback: called with the gateway and "lost" or "resumed", in a thread that no gateway
         needs, one call at a time.  Its errors are written to stderr.  None: call nothing.
         """
-        from ._resume.states import Teller
+        from ._reports import Reporter
 
-        self._teller = None if callback is None else Teller(callback)
+        self._reporter = None if callback is None else Reporter(callback)
 
     def on_respawn(
         self, callback: Callable[[Gateway, Gateway | None, Exception], object] | None

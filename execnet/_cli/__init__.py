@@ -3,7 +3,8 @@
 Finds the subcommands, and turns errors into a line on stderr and an exit status.  A subcommand is a
 module ``_cli.NAME`` with a function ``add_parser(subparsers)``, which adds its parser and sets the
 parser's default ``run`` to a function that takes the parsed arguments and returns the exit status.
-Positional arguments of varying number are ``words``.  ``_cli.session`` starts and ends workers.
+Positional arguments of varying number are ``words``.  ``_cli.session`` starts and ends the
+workers of all of them; the subcommand ``session`` is in ``_cli.sessions``.  Shipped: ``far_*``.
 Start at ``main``.
 """
 

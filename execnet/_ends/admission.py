@@ -21,8 +21,8 @@ QUEUED_MAX = 10_000  # frames that a worker left unread, which tell it what was 
 EARLY_MAX = 1000  # channels that were configured before they appeared
 
 # What a worker may send -> the most bytes, and whether it is about a channel.  Items are limited
-# where they are put together.  Not in this table, so never from a worker: STATUS,
-# GATEWAY_TERMINATE, CHANNEL_EXEC, SOURCE and SOURCES.
+# where they are put together.  A code without a row, such as CHANNEL_EXEC or CALL, is never
+# accepted from a worker.
 ADMITTED: dict[int, tuple[int, bool]] = {
     Message.CHANNEL_DATA: (1 << 31, True),
     Message.CHANNEL_DATA_PART: (1 << 31, True),

@@ -1,4 +1,7 @@
-"""The error for a worker that died, in words and as attributes."""
+"""The error for a worker that died, in words and as attributes.
+
+How the worker ended is an argument: ``gateway.Gateway._explain_end`` decides it.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""Workers that dial in: anything that can start a command somewhere can give a group workers."""
+"""Workers that dial in: anything that can start a command somewhere can give a group workers.
+
+Shipped: ``far``.  Start at ``near``.
+"""

@@ -1,1 +1,1 @@
-"""``output=``: what workers write to stdout and stderr.  Shipped: ``far``."""
+"""``output=``: what workers write to stdout and stderr.  Shipped: ``far*``."""

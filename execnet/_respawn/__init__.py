@@ -1,1 +1,1 @@
-"""Starts workers anew that died: ``Group(respawn=N)``."""
+"""``Group(respawn=N)``: a worker that died is started anew."""

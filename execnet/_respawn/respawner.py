@@ -1,6 +1,7 @@
-"""Starts the workers of a group anew that died, each at most a number of times.
+"""Starts workers of a group that died anew, each at most a number of times.
 
-Each worker that died has a thread until another is in its place.  Start at ``Respawner.on_loss``.
+A gateway that ends as LOST, see ``GatewayState``, comes to ``Respawner.on_loss``, which decides
+whether its worker is started anew, and begins a thread that sees to it.  Start there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from contextlib import suppress
 from .._clock import monotonic
 from .._ends import fork
 from .._log import INFO, WARNING, note
-from .._resume.states import Teller
+from .._reports import Reporter
 from ..gateway_base import _Flag, get_execmodel, new_lock
 
 TYPE_CHECKING = False
@@ -77,11 +78,11 @@ class _Attempt:
 
 
 class Respawner:
-    """Starts the workers of a group anew that died; any thread may call.
+    """Starts workers of a group that died anew; any thread may call.
 
-    most: how often each is.  ``_lock`` guards what follows it, and is held while a new gateway
-    takes its place, so that whoever cancels an attempt knows whether it came too late.
-    Raises ValueError for another number than one from 1 on.
+    most: how many times each of them is.  ``_lock`` guards what ``_set_up`` makes after it, and is
+    held while a new gateway takes its place, so that whoever cancels an attempt knows whether it
+    came too late.  Raises ValueError unless the number is a whole one from 0 on.
     """
 
     def __init__(self, group: GroupLike, most: int) -> None:
@@ -89,7 +90,7 @@ class Respawner:
             raise ValueError(f"respawn is a number from 0 on, not {most!r}")
         self._group = group
         self._most = most
-        self._teller: Teller | None = None
+        self._reporter: Reporter | None = None
         self._set_up()
         fork.register(self)
 
@@ -101,7 +102,7 @@ class Respawner:
 
     def set_callback(self, callback: Callable[..., object] | None) -> None:
         """Have a function called after each start, as ``Group.on_respawn`` says."""
-        self._teller = None if callback is None else Teller(callback, "execnet-respawned")
+        self._reporter = None if callback is None else Reporter(callback, "execnet-respawned")
 
     def enrol(self, gateway: Gateway) -> None:
         """Note a new member of the group, whose spec can start another."""
@@ -258,7 +259,7 @@ class Respawner:
             note("gateway", INFO, lambda: f"{old.id} was started anew, as {error}", old.id)
         else:
             note("gateway", WARNING, lambda: f"{old.id} could not be started anew: {error}", old.id)
-        teller = self._teller
-        if teller is not None:
+        reporter = self._reporter
+        if reporter is not None:
             with suppress(Exception):
-                teller.tell(old, new, error)
+                reporter.tell(old, new, error)

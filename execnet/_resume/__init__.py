@@ -1,1 +1,4 @@
-"""Gateways that outlive their connections: ``resume=SECONDS``.  Start at ``far_link``."""
+"""Gateways that outlive their connections: ``resume=SECONDS``.  Shipped: ``far_*``.
+
+Start at ``far_link``.
+"""

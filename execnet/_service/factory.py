@@ -10,7 +10,7 @@ import os
 
 from .. import gateway_bootstrap
 from .._specs import Settings
-from .._transports.shared import KEYS, Connections
+from .._transports.sharing import LOGIN_KEYS, Connections
 from .._via.spare import source_key_of
 from .._via.stream import ViaIO
 from ..xspec import XSpec
@@ -99,7 +99,8 @@ class LocalFactory:
         given = dict(vars(settings.spec))
         if given.get("ssh_config"):
             given["ssh_config"] = os.path.abspath(given["ssh_config"])
-        values = [(key, given[key]) for key in (*KEYS, *OF_WORKER) if given.get(key) is not None]
+        names = *LOGIN_KEYS, *OF_WORKER
+        values = [(key, given[key]) for key in names if given.get(key) is not None]
         return {
             "args": [settings.type],
             "spec": "//".join(key if value is True else f"{key}={value}" for key, value in values),

@@ -16,7 +16,7 @@ from .. import gateway_bootstrap
 from .._errors import BootstrapError
 from .._specs import Settings
 from .._transports import table
-from .._transports.shared import settings_of_connection, way_through
+from .._transports.sharing import settings_of_connection, way_through
 from .._transports.ssh import asking_nobody
 from .._via.far import Forwarder
 from .._via.spare import SpareIO, have_spares, source_key

@@ -1,8 +1,9 @@
 """Memory that both ends of a gateway have, for what ``send_bytes`` sends.
 
 Each side fills segments of its own half, and lends them to the other side; that gives one back
-when it has no view of it any more.  An item for which no segment is free goes over the stream, so
-that nobody waits for memory.  Both sides run this.  Start at ``Shared``.
+when it has no view of it any more (``Borrower._give_back``), and then it is free again
+(``Lender._free_unused``).  An item for which no segment is free goes over the stream, so that
+nobody waits for memory.  Both sides run this.  Start at ``Shared``.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""From a spec to the command that reaches an interpreter.  Shipped: ``far_socket``."""
+"""From a spec to the command that reaches an interpreter: ``table``.  Shipped: ``far_socket``."""

@@ -1,1 +1,4 @@
-"""``via=``: workers behind another gateway's worker.  Shipped: ``far``, ``far_ends``."""
+"""``via=``: workers that are reached through another gateway's worker.  Shipped: ``far*``.
+
+Start at ``stream`` here and at ``far`` there.
+"""

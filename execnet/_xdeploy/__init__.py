@@ -1,1 +1,4 @@
-"""The parts of ``execnet.xdeploy``; ``far`` is shipped.  Start at ``create``."""
+"""The parts of ``execnet.xdeploy``; ``far`` is shipped.
+
+Start at ``create`` for environments, at ``project`` for projects.
+"""

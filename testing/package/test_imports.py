@@ -66,7 +66,7 @@ OURS = {
     ),
     *("execnet._features", "execnet._features.codec", "execnet._features.direct"),
     *("execnet._ends.poll", "execnet._ends.terminate", "execnet._ship", "execnet._ship.source"),
-    *("execnet._transports", "execnet._transports.logins", "execnet._transports.shared"),
+    *("execnet._transports", "execnet._transports.logins", "execnet._transports.sharing"),
     *("execnet._transports.table", "execnet.gateway", "execnet.gateway_base"),
     *("execnet.gateway_bootstrap", "execnet.gateway_io", "execnet.multi", "execnet.xspec"),
 }

@@ -39,6 +39,7 @@ FLOORS = {
     "_log": 1,
     "_mistakes": 1,
     "_multichannel": 1,
+    "_reports": 1,
     "_aio": 5,
     "aio": 5,
     "joblib": 5,

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
         def leave(self, gateway: Gateway, user: object) -> None: ...
 
 
-# What a spec says about the connection; everything else is about the worker.
-KEYS = (
+# What a spec says about the login; everything else is about the worker that starts through it.
+LOGIN_KEYS = (
     "ssh",
     "host",
     "user",
@@ -50,7 +50,7 @@ KEYS = (
 def settings_of_connection(settings: Settings) -> Settings:
     """Return the spec of the connection that a worker is to start through."""
     given = vars(settings.spec)
-    values = [(key, given[key]) for key in KEYS if given.get(key) is not None]
+    values = [(key, given[key]) for key in LOGIN_KEYS if given.get(key) is not None]
     parts = [key if value is True else f"{key}={value}" for key, value in values]
     spec = XSpec("//".join(parts))
     spec.id = f"shared connection to {_host_of(settings)}"

@@ -1,8 +1,8 @@
-"""Reports what happens to a group's gateways: ``Group.on_state``, ``Group.on_respawn``."""
+"""Tells a callback what happens to gateways: ``Group.on_state`` and ``Group.on_respawn``."""
 
 from __future__ import annotations
 
-from ..gateway_base import get_execmodel, new_lock
+from .gateway_base import get_execmodel, new_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-class Teller:
+class Reporter:
     """Calls a callback in a thread that no gateway needs; one call after the other."""
 
     def __init__(self, callback: Callable[..., object], name: str = "execnet-states") -> None:
