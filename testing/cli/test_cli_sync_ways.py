@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from processes import children_of
 from rsync_trees import assert_same, make_tree
 from shell import Shell
 from tools import wait_until
@@ -166,9 +167,8 @@ def test_modes_and_links_from_a_worker_are_as_is_only_if_asked_for(
 def test_a_watched_worker_that_dies_is_told(shell: Shell, source: Path) -> None:
     process = shell.start("sync", "--watch", "popen:source", "dest")
     wait_until(lambda: (shell.folder / "dest/d/b").exists())
-    threads = Path(f"/proc/{process.pid}/task").iterdir()
-    [worker] = [pid for thread in threads for pid in (thread / "children").read_text().split()]
-    os.kill(int(worker), signal.SIGKILL)
+    [worker] = children_of(process.pid)
+    os.kill(worker, signal.SIGKILL)
     _, said = process.communicate(timeout=30)
     assert (process.returncode, "Traceback" in said) == (1, False)
     assert "worker gw0 died, killed by SIGKILL" in said

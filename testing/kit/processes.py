@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from tools import BOUND_S, wait_until
@@ -47,8 +48,12 @@ def wait_reaped(*pids: int, timeout_s: float = BOUND_S) -> None:
 
 
 def children_of(pid: int) -> set[int]:
-    """Return the processes that the main thread of a process has started and not reaped."""
-    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    """Return the processes that the threads of a process have started and not reaped."""
+    found: set[int] = set()
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has gone meanwhile
+            found.update(map(int, children.read_text().split()))
+    return found
 
 
 def processes_with(variable: str) -> list[int]:

@@ -9,11 +9,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from processes import is_reaped
+from processes import children_of, is_reaped
 from tools import BOUND_S, clean_environment
 
 from execnet.script import socketserver
@@ -67,11 +66,7 @@ class Server:
 
     def processes(self) -> list[int]:
         """Return the processes that it has started and that have not ended."""
-        found: list[int] = []
-        for children in Path(f"/proc/{self.popen.pid}/task").glob("*/children"):
-            with suppress(FileNotFoundError, ProcessLookupError):  # the thread has gone meanwhile
-                found += map(int, children.read_text().split())
-        return found
+        return sorted(children_of(self.popen.pid))
 
     def stop(self, signum: int = signal.SIGTERM) -> int:
         """Send a signal; return the exit status, after which its processes are gone."""
