@@ -15,10 +15,10 @@ from rsync_units import OPTIONS, unit
 from tools import MakeGateway, missing, wait_until
 
 from execnet import Gateway
-from execnet._rsync.far import wire, writeback
-from execnet._rsync.far.bases import EARLY_MAX
+from execnet._rsync.far import bases, wire, writeback
 from execnet._rsync.far.places import write_all
 from execnet._rsync.far.target import Target
+from execnet._rsync.far.temps import Incoming
 from execnet._rsync.far.wire import DIRECTORY, EARLY_BYTES, FILE
 from execnet._rsync.far.writeback import STEP_BYTES, WAIT_BEFORE, WRITE, Writeback, syncer
 
@@ -183,6 +183,21 @@ def test_the_system_takes_a_file_and_refuses_what_is_none(tmp_path: Path) -> Non
     assert sync(-1, 0, 1000, WRITE) == 9
 
 
+def test_nothing_is_on_its_way_unnoticed_when_blocks_begin_to_change(
+    tmp_path: Path, calls: Calls
+) -> None:
+    fd = os.open(tmp_path / "new", os.O_CREAT | os.O_RDWR)
+    incoming = Incoming(fd, b"new", None, None)
+    incoming.set_base(os.fstat(fd), 1024, 0)
+    incoming.writeback.start()
+    [thread] = [one for one in threading.enumerate() if one.name == "execnet-rsync-writeback"]
+    incoming.writeback.reach(STEP_BYTES)
+    incoming.open(1024, 0o600, 1, wire.BLOCKS)
+    assert not thread.is_alive()
+    assert calls == [(0, STEP_BYTES, WRITE)]
+    incoming.close()
+
+
 # whole runs; what is noted has an effect on a pull
 
 
@@ -268,7 +283,10 @@ def test_what_the_source_says_meanwhile_is_looked_for_and_keeps_its_order(
     assert len(said) == 1  # nothing is looked for any more
 
 
-def test_no_more_is_taken_before_its_turn_than_it_takes(dest: Path) -> None:
+def test_no_more_is_taken_before_its_turn_than_it_takes(
+    dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bases, "EARLY_MAX", 3)
     make_large(dest, leave)
     taken = []
 
@@ -278,7 +296,7 @@ def test_no_more_is_taken_before_its_turn_than_it_takes(dest: Path) -> None:
 
     with pytest.raises(StopIteration):
         Noting(dest).run(messages().__next__, look)
-    assert 1 < len(taken) <= EARLY_MAX
+    assert len(taken) == 1 + 3  # the first one with the first digests, which are sent unasked
 
 
 def test_a_source_that_says_so_of_what_is_not_compared_breaks_the_protocol(dest: Path) -> None:
