@@ -103,7 +103,7 @@ def _make_target(channel: Any, place: str, *arguments: Any) -> _LocalTarget:
 def _receive(target: _LocalTarget) -> None:
     """Let a target work; if the source breaks the protocol, an RSyncError names it."""
     try:
-        target.run(target.receive)
+        target.run(target.receive, lambda: remote.next_in(target.channel))
     except wire.TooMuch as exc:
         raise RSyncError(errno.EFBIG, f"{target.source} has {exc}, which is the limit") from exc
     except (ExecnetError, EOFError, OSError):
@@ -182,7 +182,7 @@ class _LocalTarget(remote.Target):
         result: TargetResult,
         progress: Progress | None,
     ) -> None:
-        self._channel = channel
+        self.channel = channel
         self.source = place
         self.tell: Any = None
         self._is_same = False  # what ends now only differs in time or mode
@@ -208,13 +208,13 @@ class _LocalTarget(remote.Target):
 
     def _to_source(self, message: Any) -> None:
         try:
-            self._channel.send(message)
+            self.channel.send(message)
         except OSError:
-            self._channel.waitclose()  # raises what the source ended with
+            self.channel.waitclose()  # raises what the source ended with
             raise
 
     def receive(self) -> Any:
-        return self._channel.receive()
+        return self.channel.receive()
 
     def _check_growth(self, entry: Any, size: int) -> None:
         if size > wire.may_become(entry[4]):

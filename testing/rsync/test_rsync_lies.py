@@ -54,6 +54,7 @@ TRUE_ANSWERS: dict[int, tuple[Any, ...]] = {
     wire.SAME: (IDS, {0: (0o644, 5)}, None),
     wire.GO: (2,),
     wire.SEEK: (2,),
+    wire.DIFFERS: (2,),
     wire.COPY: (2, 0, 5, 10),
     wire.HOLE: (2, 0, 5),
     wire.FAIL: (1, b"why"),

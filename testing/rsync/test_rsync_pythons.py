@@ -12,7 +12,7 @@ from rsync_trees import Snapshot, assert_same, make_tree, pull, send, snapshot
 from tools import MakeGateway
 
 from execnet import Gateway
-from execnet._rsync.far.wire import SMALL_MAX, block_bytes
+from execnet._rsync.far.wire import EARLY_BYTES, SMALL_MAX, block_bytes
 from execnet._ship import parts
 
 CONTENT = os.urandom(3 << 20)
@@ -68,6 +68,16 @@ def assert_alike(gateway: Gateway, source: Path, dest: Path) -> None:
     kind, mode, time, _ = ours.entries[b"in"]
     ours.entries[b"in"] = kind, mode, time, os.fsencode(dest / "d")
     assert with_times_of(theirs, ours) == ours
+
+
+def test_a_very_large_file_that_changed_arrives(sync: Any, source: Path, tmp_path: Path) -> None:
+    """The disk gets it while it is compared, where the system can be asked to."""
+    dest, content = tmp_path / "dest", bytearray(CONTENT * (EARLY_BYTES // len(CONTENT) + 1))
+    make_tree(dest, {"large": content})
+    content[len(content) // 4] ^= 255
+    make_tree(source, {"large": content})
+    assert sync(source, dest).ok
+    assert (dest / "large").read_bytes() == content
 
 
 def test_a_tree_arrives_and_is_then_left_alone(

@@ -8,6 +8,10 @@ to say ``GO``, so that nothing is read and copied in vain when the whole content
 many blocks in a row differ it says ``SEEK`` instead, and gets ``CHUNKS``: of a few parts of a
 very large old file first, and of all of it if the new one has any of those.
 
+When the first block of a very large file differs, the source says ``DIFFERS``, which we look for
+before its turn: only now is it certain that the new file is needed, and the disk gets what there
+is of it, while the comparison goes on (see ``writeback``).
+
 Where an earlier run was cut off, what it left is such an old file.  If it could say goodbye, and
 the source has the same version now, ``REST`` asks for the rest only, while a thread finds out
 whether the beginning is still what had arrived; if not, it is compared after all.
@@ -36,8 +40,10 @@ from .wire import (
     BLOCKS_MAX,
     CHUNKS,
     DELTA,
+    DIFFERS,
     DIGEST_BYTES,
     DIGESTS,
+    EARLY_BYTES,
     FIRST_BYTES,
     HAS_SUMS,
     PIECE_BYTES,
@@ -54,6 +60,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+EARLY_MAX = 16  # messages that are taken before their turn
 DIGESTS_AT_ONCE = 4 * PIECE_BYTES  # bytes of a file whose digests go in one message
 
 
@@ -171,12 +178,14 @@ class Bases(Requests):
             digests += incoming.digest.of_blocks(data, block) or NO_DIGEST * -(-size // block)
             incoming.copy(memoryview(data), is_sparse and data.count(b"\0") == len(data))
             incoming.known += size
+            incoming.writeback.reach(incoming.known)
             is_over = incoming.known >= min(limit, incoming.common)
             if (len(digests) - told) * block >= wanted or is_over:
                 new = range(told, len(digests), DIGEST_BYTES)
                 short = b"".join([bytes(digests[start : start + SENT_BYTES]) for start in new])
                 self._out.say(DIGESTS, number, short)
                 told = len(digests)
+                self._look_ahead(number, incoming)
 
     def _unopened_base(self, number: int) -> Any:
         entry, incoming = self._request(number)
@@ -195,6 +204,8 @@ class Bases(Requests):
         entry, incoming = self._unopened_base(number)
         if incoming.known >= incoming.common:
             raise Violation("there are no more digests of entry %d" % number)
+        if incoming.base.st_size != entry[4]:
+            self._write_early(incoming)
         try:
             old = self._reopen(entry, incoming)
         except OSError:
@@ -204,6 +215,26 @@ class Bases(Requests):
             self._send_digests(number, old, incoming, incoming.common)
         finally:
             os.close(old)
+
+    # a new file that the disk gets early
+
+    def _on_differs(self, number: int) -> None:
+        _, incoming = self._unopened_base(number)
+        self._write_early(incoming)
+
+    def _write_early(self, incoming: Incoming) -> None:
+        """Begin to write a file that will replace another one."""
+        if incoming.base.st_size >= EARLY_BYTES and not incoming.is_own:
+            incoming.writeback.start()
+
+    def _look_ahead(self, number: int, incoming: Incoming) -> None:
+        """Find out whether the source has said ``DIFFERS``; what else it has said is for later."""
+        is_large = incoming.base.st_size >= EARLY_BYTES
+        if is_large and not incoming.writeback.is_started and len(self._early) < EARLY_MAX:
+            messages = self._look()
+            self._early.extend(messages)
+            if (DIFFERS, number) in messages:
+                self._write_early(incoming)
 
     # moved data
 

@@ -40,6 +40,7 @@ class Comparison(object):
         self._digests = bytearray()
         self.digest = digest
         self.is_wanted = False  # the digests after the first ones were asked for
+        self.is_told = False  # that the files differ
         self.run = 0  # how many blocks in a row, up to here, differ
 
     def add(self, digests: bytes) -> None:

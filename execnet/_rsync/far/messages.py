@@ -164,6 +164,7 @@ FROM_SOURCE = {
     wire.SAME: (is_ids, is_changes, is_proof),
     wire.GO: (is_count,),
     wire.SEEK: (is_count,),
+    wire.DIFFERS: (is_count,),
     wire.FAIL: (is_count, is_bytes),
     wire.INSTEAD: (is_count, is_count, is_count, is_mode, is_count, is_time),
     wire.REMARK: (is_bytes, is_bytes),

@@ -139,6 +139,8 @@ class Requests(object):
         self._temps = Temps(self._places)
         self._out = Outbox(send)
         self._pending: Any = deque()  # in the order in which the answers will come
+        self._look: Any = list  # returns a list of the next message, empty if none is there yet
+        self._early: Any = deque()  # those that were taken before their turn
         self._bases = self._bases_bytes = 0  # of requests that hold a copy of an old file
         self._compared: Any = {}  # id -> identity of the old file that is compared with the new
         self._refused = -1  # a file that cannot be written, of which pieces still come

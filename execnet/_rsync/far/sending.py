@@ -237,6 +237,9 @@ class Sending(object):
             if old.run >= MOVED_BLOCKS and min(old.size, size) >= SOUGHT_MIN:
                 self._seek(number, old.size)
                 return None
+            if changes and not old.is_told and size >= wire.EARLY_BYTES:
+                old.is_told = True
+                self._send((wire.DIFFERS, number))
         if not changes and size == old.size:
             changed = {0: (found.st_mode & 0o777, mtime_of(found))}
             proof = old.digest(bytes(digests))

@@ -66,6 +66,14 @@ def room_at(path: bytes) -> Any:
     return found.f_blocks * found.f_frsize or float("inf")  # some tell nothing
 
 
+def next_in(channel: Any) -> Any:
+    """Return a list of the next item of a channel, an empty one if none has arrived."""
+    try:
+        return [channel.receive(0)]
+    except channel.TimeoutError:
+        return []
+
+
 def bounds_of(values: Any) -> Any:
     return (min(values), max(values)) if values else ()
 
@@ -120,6 +128,7 @@ class Target(Linking):
             wire.FILES: self._on_files,
             wire.GO: self._on_go,
             wire.SEEK: self._on_seek,
+            wire.DIFFERS: self._on_differs,
             wire.OPEN: self._on_open,
             wire.COPY: self._on_copy,
             wire.HOLE: self._on_hole,
@@ -133,12 +142,16 @@ class Target(Linking):
             wire.GONE: self._on_gone,
         }
 
-    def run(self, receive: Callable[[], Any]) -> None:
-        """Work until everything announced is there; raises what ``receive`` raises."""
+    def run(self, receive: Callable[[], Any], look: Callable[[], Any] = list) -> None:
+        """Work until everything announced is there; raises what ``receive`` and ``look`` raise.
+
+        look: returns a list of the next message, or an empty one if that would mean to wait.
+        """
+        self._look = look
         try:
             self._make_root()
             while not self._is_finished():
-                message = receive()
+                message = self._early.popleft() if self._early else receive()
                 if isinstance(message, bytes):
                     if len(message) < wire.PIECE.size:
                         raise Violation("a piece of %d bytes" % len(message))
@@ -567,4 +580,4 @@ class Target(Linking):
 
 def main(channel: Any) -> None:
     """Serve one source: the first item says what it wants, then its messages follow."""
-    Target(channel.send, channel.receive()).run(channel.receive)
+    Target(channel.send, channel.receive()).run(channel.receive, lambda: next_in(channel))

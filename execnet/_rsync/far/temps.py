@@ -26,6 +26,7 @@ from .wire import (
     Violation,
     checksum,
 )
+from .writeback import Writeback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -279,6 +280,7 @@ class Incoming(object):
     def __init__(self, fd: int, temp: bytes, digest: Any, stream: Any) -> None:
         self.fd = fd
         self.temp = temp
+        self.writeback = Writeback(fd)
         self.base: Any = None  # status of the old file, if there is one to build on
         self._no_copy: Any = None  # the error that kept it from being copied
         self.block = 0  # bytes; 0: what comes is the whole file
@@ -310,6 +312,7 @@ class Incoming(object):
     def close(self) -> None:
         if self.part is not None:
             self.part.end()
+        self.writeback.give_up()
         os.close(self.fd)
         self.close_old()
 
@@ -338,6 +341,7 @@ class Incoming(object):
         self.size, self.mode, self.mtime = size, mode, mtime
         if how == BLOCKS:
             self.check_copy()
+            self.writeback.finish()
             blocks = -(-size // self.block)
             if blocks > BLOCKS_MAX:
                 raise Violation("a file of %d blocks" % blocks)
@@ -351,6 +355,7 @@ class Incoming(object):
             self._stream = self._new_stream()
 
     def _begin_anew(self) -> None:
+        self.writeback.give_up()
         os.ftruncate(self.fd, 0)
         self.block = self._end = 0
         self._sum = SUM_OF_NOTHING
@@ -381,6 +386,7 @@ class Incoming(object):
             raise Violation("%d bytes at %d of a file of %d" % (len(data), offset, self.size))
         if self._stream is not None:
             self._add_to_stream(offset, data)
+        self.writeback.before_change(offset, len(data))
         os.lseek(self.fd, offset, os.SEEK_SET)
         write_all(self.fd, data)
         self._has_gaps = self._has_gaps or offset > self._end
@@ -414,6 +420,7 @@ class Incoming(object):
         self._end = offset + length
         there = min(self._end, os.fstat(self.fd).st_size)
         if offset < there and not punch(self.fd, offset, there - offset):
+            self.writeback.before_change(offset, there - offset)
             os.lseek(self.fd, offset, os.SEEK_SET)
             for start in range(offset, there, WRITE_BYTES):
                 write_all(self.fd, bytes(bytearray(min(WRITE_BYTES, there - start))))

@@ -25,7 +25,7 @@ LIST, LIST_END, FILES, OPEN, CLOSE, SAME, FAIL, INSTEAD, REMARK, SPARED, GONE = 
 HELLO, ACK, WANT, CHECK, DELTA, DIGESTS, LISTED = range(20, 27)
 DONE, NOTE, PLAN, NOLINK, END, FATAL, DOOMED, CHUNKS, REST = range(27, 36)
 # source to target again
-GO, SEEK, COPY, HOLE, PACKED, TOLD, OWNERS = range(12, 19)
+GO, SEEK, COPY, HOLE, PACKED, TOLD, OWNERS, DIFFERS = range(12, 20)
 # how a file's content arrives: whole, as blocks for the old one, with chunks of the old one, or
 # only what follows the part that is there
 WHOLE, BLOCKS, CHUNKED, CONTINUED = range(4)
@@ -41,6 +41,7 @@ FIRST_BYTES = PIECE_BYTES // 2  # of an old file that are compared first
 # Of a large file in one message: what C libraries allocate without asking the system, which would
 # have to clear each page, so that this is faster than more.
 CHUNK_BYTES = 127 * 1024
+EARLY_BYTES = 32 * PIECE_BYTES  # of a file that the disk gets before it is complete
 BLOCKS_MAX = 2 * 1024 * 1024  # of a file that is compared at all; larger ones are sent whole
 TEXT_MAX = 1000
 SLACK_BYTES = 1024 * 1024  # by which a file may exceed twice its announced size
