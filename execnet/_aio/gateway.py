@@ -32,6 +32,7 @@ from ..gateway_base import (
     get_ident,
 )
 from . import channel as channels
+from .inbox import Turn
 from .threads import in_thread, to_its_end
 from .writer import KINDS, LoopTlsWriter, LoopWriter
 
@@ -75,6 +76,7 @@ class Gateway(gateway.Gateway):
         poller: Polls,
     ) -> None:
         self._loop, self._poller = loop, poller
+        self._turn = Turn()
         self._has_begun = False  # whether the worker has said its marker
         self._wanted = 65536  # bytes to read next
         self._end_fd = -1  # can be read when the process has ended
@@ -251,6 +253,8 @@ class Gateway(gateway.Gateway):
             self._on_end(EOFError(f"reading failed: {exc}"))
             return
         self._heard += 1
+        turn = self._turn
+        turn.is_open = self._read_fd >= 0  # else it is within the turn of another gateway
         try:
             id = self._id_of_one(data)
             if id:
@@ -265,6 +269,11 @@ class Gateway(gateway.Gateway):
             self._on_end(exc)
             if isinstance(exc, (KeyboardInterrupt, SystemExit)):
                 raise
+        finally:
+            turn.is_open = False
+        waiter, turn.waiter = turn.waiter, None
+        if waiter is not None:
+            waiter.go_on()
 
     def _id_of_one(self, data: bytes) -> int:
         """Return the channel of an item if these bytes are its frame and no more, as most often."""
