@@ -74,10 +74,11 @@ class Channel(gateway_base.Channel):
             if raws:
                 await self._send_pieces(packed.pieces_of(self, item, raws))
                 return
-        if not (writer.is_full() or writer._error or self._factory.windows):
-            self._factory.send_item(self.id, item)
+        factory = self._factory
+        if not (writer._frames or writer._begun or writer._error or factory.windows):
+            factory.send_item(self.id, item)
         else:
-            await self._send_later(lambda: self._factory.send_item(self.id, item))
+            await self._send_later(lambda: factory.send_item(self.id, item))
 
     async def _send_later(self, send: Callable[[], T]) -> T:
         """Call what sends an item once the stream, and the window, take it."""
@@ -149,12 +150,12 @@ class Channel(gateway_base.Channel):
         Raises as ``execnet.Channel.receive`` does.
         """
         inbox, items = self._inbox, self._items
-        if inbox.empty() and items is not None and (timeout is None or timeout > 0):
+        if not inbox.items and items is not None and (timeout is None or timeout > 0):
             if items is not inbox:  # it has a window: what was taken before was read
                 with suppress(ExecModel().Empty):
                     items.get(False)
             deadline = None if timeout is None else inbox.loop.time() + timeout
-            while inbox.empty() and await inbox.wait(deadline):
+            while not inbox.items and await inbox.wait(deadline):
                 pass
         item = self._take(timeout)
         codec = self._codec
@@ -162,12 +163,12 @@ class Channel(gateway_base.Channel):
 
     def _take(self, timeout: float | None) -> Any:
         """Take the next item, or raise what there is in its place; does not wait."""
-        inbox = self._inbox
-        if self._items is None:
+        inbox, items = self._inbox, self._items
+        if items is None:
             raise OSError(f"cannot receive(), {self!r} has a callback")
-        if inbox.empty():
+        if not inbox.items:
             raise self.TimeoutError(f"no item after {timeout!r} seconds from {self!r}")
-        item = self._items.get(False)
+        item = items.get(False)
         if item is not ENDMARKER:
             return item
         inbox.put(item)  # others may be waiting too

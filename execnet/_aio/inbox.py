@@ -146,7 +146,7 @@ class Inbox:
         self._waiters.append(waiter)
         took_turn = False
         try:
-            took_turn = await waiter
+            took_turn = bool(await waiter)
             return took_turn
         finally:
             self._waiters.remove(waiter)
