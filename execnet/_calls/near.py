@@ -291,6 +291,8 @@ class Calls:
         if isinstance(function, Mapped):
             function.names.pop(self, None)
             function = function.function
+        while isinstance(function, functools.partial):
+            function = function.func
         name = function if isinstance(function, str) else name_of(function) or ""
         asked = name.partition(":")[0]
         if not isinstance(function, str) and module == asked and not is_last:
