@@ -383,6 +383,7 @@ def _of(gateway: Any) -> Calls:
 
 def on_call(message: Any, gateway: Any) -> None:
     """Act on a CALL; runs in the receiver thread."""
+    Message._types[Message.CALL] = "CALL", on_call  # from now on without looking for this part
     gateway._expect_code()
     _of(gateway).on_call(message.channelid, message.data)
 
