@@ -21,34 +21,33 @@ if TYPE_CHECKING:
 class Calls(near.Calls):
     """The calls of one gateway; used in the loop's thread."""
 
-    async def call(self, function: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    async def call(
+        self,
+        function: Any,
+        positional: tuple[Any, ...],
+        named: dict[str, Any],
+        is_last: bool = False,
+    ) -> Any:
         """Run a function in the worker and return its result; raises what it raised."""
+        writer: Any = self.gateway._writer
         if self.new_module_of(function):
             loop = asyncio.get_running_loop()  # and a thread reads the files
             await to_its_end(in_thread(loop, self.send_modules_of, function), int)
         codec = self.codec_for(function)
-        for is_last in (False, True):
-            await self.gateway._writer.room()  # type: ignore[attr-defined]
-            request = self.request(0, function, positional, named, codec)
-            channel: Any = self._idle.pop() if self._idle else self.new_lane()
-            try:
-                self.send(channel.id, request)
-                answer = await channel.receive()
-            except BaseException:
-                channel.close()  # nobody wants the answer any more
-                raise
-            finally:
-                self.gateway._writer.pass_on()  # type: ignore[attr-defined]
-            if len(self._idle) < near.IDLE_MAX:
-                self._idle.append(channel)
-            else:
-                channel.close()
-            if type(answer) is tuple and len(answer) == 2:
-                return answer[1] if codec is None else codec.load(answer[1])
-            error = self.error_of(answer, function, is_last)
-            if error is not None:
-                raise error
-        raise AssertionError("it was asked for a third time")
+        await writer.room()
+        try:
+            channel, request = self.prepared(function, positional, named, codec)
+            self.send(channel.id, request)
+        finally:
+            writer.pass_on()
+        try:
+            answer = await channel.receive()
+        except BaseException:
+            channel.close()  # nobody wants the answer any more
+            raise
+        if not self.taken(channel, answer, function, is_last):
+            return await self.call(function, positional, named, is_last=True)
+        return answer[1] if codec is None else codec.load(answer[1])
 
 
 class Sink:
