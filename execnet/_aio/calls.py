@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from contextlib import suppress
 
 from .._calls import near
 from .._calls.lane import Work
@@ -79,14 +81,52 @@ class Sink:
 
 
 class Submitted(Owner):
-    """A lane of one gateway, whose calls have futures of the loop."""
+    """A lane of one gateway, whose calls have futures of the loop.
+
+    Calls of a function whose module has to be sent before are held meanwhile, as a thread reads
+    files for it, and so are those that are submitted after them.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        super().__init__(calls)
+        self._functions: deque[Any] = deque()  # whose modules are sent next
 
     def submit(
         self, function: Any, positional: tuple[Any, ...], named: dict[str, Any]
     ) -> asyncio.Future[Any]:
         """Have a call sent soon and return its future; raises as ``Lane.post`` does."""
-        if not self._lane.is_live():
+        lane = self._lane
+        if not lane.is_live():
             raise self._gateway._writer.refusal_now()
         future: asyncio.Future[Any] = self._gateway._loop.create_future()
-        self._lane.post(Work(Sink(future), function, positional, named, codec=self._gateway.codec))
+        work = Work(Sink(future), function, positional, named, codec=self._gateway.codec)
+        is_new = lane.calls.new_module_of(function)
+        if not (is_new or self._functions):
+            lane.post(work)
+            return future
+        with lane.posting:
+            lane.hold(work)
+        if is_new:
+            self._functions.append(function)
+            if len(self._functions) == 1:
+                self._send_modules()
         return future
+
+    def _send_modules(self) -> None:
+        """Send what the held calls import, then the calls."""
+        lane, loop = self._lane, self._gateway._loop
+        while self._functions:
+            if lane.calls.new_module_of(self._functions[0]):
+                with suppress(RuntimeError):  # there can be no more threads: the worker will ask
+                    sending = in_thread(loop, lane.calls.send_modules_of, self._functions[0])
+                    sending.add_done_callback(self._go_on)
+                    return
+            self._functions.popleft()
+        with lane.posting:
+            lane.post_held()
+        lane.look_for_end()
+
+    def _go_on(self, sending: asyncio.Future[None]) -> None:
+        sending.exception()  # if it failed, the calls will tell
+        self._functions.popleft()
+        self._send_modules()

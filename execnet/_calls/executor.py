@@ -261,15 +261,19 @@ class Executor(futures.Executor):
 
     def _submit(self, *works: Work) -> None:
         with self._lock:
-            if self._is_shut_down:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            if not (self._lanes or self._group._awaits_workers()):
-                raise self._no_worker()
-            self._unfinished += len(works)
+            self._admit(len(works))
             self._waiting.extend(works)
             if not self._free:
                 return
         self._dispatch()
+
+    def _admit(self, count: int) -> None:  # holds _lock
+        """Count calls as submitted; raises RuntimeError if they can't be."""
+        if self._is_shut_down:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if not (self._lanes or self._group._awaits_workers()):
+            raise self._no_worker()
+        self._unfinished += count
 
     def on_group_changed(self) -> None:
         """The workers changed; runs in the thread that changed the group."""
