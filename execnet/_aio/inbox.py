@@ -7,13 +7,13 @@ none.  A task whose item has come goes on at once: see ``Turn``.  Start at ``Inb
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 
 from ..gateway_base import ENDMARKER, ExecModel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import contextvars
     from collections.abc import Callable
     from typing import Any
 
@@ -25,7 +25,7 @@ class Waiter(asyncio.Future):  # type: ignore[type-arg]
     awaits it.  However it is woken, interrupted and cancelled, the task goes on once.
     """
 
-    _task: tuple[Callable[[Any], object], contextvars.Context | None] | None = None
+    _task: tuple[Callable[[Any], object], contextvars.Context] | None = None
 
     def add_done_callback(
         self, fn: Callable[[Any], object], *, context: contextvars.Context | None = None
@@ -34,7 +34,7 @@ class Waiter(asyncio.Future):  # type: ignore[type-arg]
         if self.done() or self._task is not None:
             super().add_done_callback(fn, context=context)
         else:
-            self._task = fn, context
+            self._task = fn, contextvars.copy_context() if context is None else context
 
     def cancel(self, msg: Any = None) -> bool:
         """Have the task go on, with a CancelledError; whether it did not know how it would."""
@@ -51,7 +51,7 @@ class Waiter(asyncio.Future):  # type: ignore[type-arg]
     def go_on(self) -> None:
         """Let the task go on until it waits again; from a callback of the loop, as its last."""
         task, self._task = self._task, None
-        if task is not None and task[1] is not None:
+        if task is not None:
             task[1].run(task[0], self)
 
 
