@@ -2071,7 +2071,7 @@ class WorkerPool(object):
     def __init__(self, execmodel: ExecModel, hasprimary: bool = False) -> None:
         if hasprimary and not execmodel.has_main_thread:
             raise ValueError("%r can't hand tasks to a main thread" % (execmodel,))
-        self.execmodel = execmodel
+        self.execmodel, self.start = execmodel, execmodel.start
         self._running: set[Reply] = set()
         self._lock = execmodel.Lock()
         self._shutting_down = False
@@ -2144,7 +2144,7 @@ class WorkerPool(object):
     def _start_thread(self, reply: Reply) -> None:
         try:
             _try_threading()  # the task may look at its thread
-            self.execmodel.start(self._perform, (reply,), "execnet-task")
+            self.start(self._perform, (reply,), "execnet-task")
         except BaseException:  # there can be no more threads
             self._finished(reply)
             raise

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from contextlib import suppress
 
 from .._calls import near
 from .._calls.lane import Work
@@ -21,34 +23,33 @@ if TYPE_CHECKING:
 class Calls(near.Calls):
     """The calls of one gateway; used in the loop's thread."""
 
-    async def call(self, function: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    async def call(
+        self,
+        function: Any,
+        positional: tuple[Any, ...],
+        named: dict[str, Any],
+        is_last: bool = False,
+    ) -> Any:
         """Run a function in the worker and return its result; raises what it raised."""
+        writer: Any = self.gateway._writer
         if self.new_module_of(function):
             loop = asyncio.get_running_loop()  # and a thread reads the files
             await to_its_end(in_thread(loop, self.send_modules_of, function), int)
         codec = self.codec_for(function)
-        for is_last in (False, True):
-            await self.gateway._writer.room()  # type: ignore[attr-defined]
-            request = self.request(0, function, positional, named, codec)
-            channel: Any = self._idle.pop() if self._idle else self.new_lane()
-            try:
-                self.send(channel.id, request)
-                answer = await channel.receive()
-            except BaseException:
-                channel.close()  # nobody wants the answer any more
-                raise
-            finally:
-                self.gateway._writer.pass_on()  # type: ignore[attr-defined]
-            if len(self._idle) < near.IDLE_MAX:
-                self._idle.append(channel)
-            else:
-                channel.close()
-            if type(answer) is tuple and len(answer) == 2:
-                return answer[1] if codec is None else codec.load(answer[1])
-            error = self.error_of(answer, function, is_last)
-            if error is not None:
-                raise error
-        raise AssertionError("it was asked for a third time")
+        await writer.room()
+        try:
+            channel, request = self.prepared(function, positional, named, codec)
+            self.send(channel.id, request)
+        finally:
+            writer.pass_on()
+        try:
+            answer = await channel.receive()
+        except BaseException:
+            channel.close()  # nobody wants the answer any more
+            raise
+        if not self.taken(channel, answer, function, is_last):
+            return await self.call(function, positional, named, is_last=True)
+        return answer[1] if codec is None else codec.load(answer[1])
 
 
 class Sink:
@@ -80,14 +81,52 @@ class Sink:
 
 
 class Submitted(Owner):
-    """A lane of one gateway, whose calls have futures of the loop."""
+    """A lane of one gateway, whose calls have futures of the loop.
+
+    Calls of a function whose module has to be sent before are held meanwhile, as a thread reads
+    files for it, and so are those that are submitted after them.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        super().__init__(calls)
+        self._functions: deque[Any] = deque()  # whose modules are sent next
 
     def submit(
         self, function: Any, positional: tuple[Any, ...], named: dict[str, Any]
     ) -> asyncio.Future[Any]:
         """Have a call sent soon and return its future; raises as ``Lane.post`` does."""
-        if not self._lane.is_live():
+        lane = self._lane
+        if not lane.is_live():
             raise self._gateway._writer.refusal_now()
         future: asyncio.Future[Any] = self._gateway._loop.create_future()
-        self._lane.post(Work(Sink(future), function, positional, named, codec=self._gateway.codec))
+        work = Work(Sink(future), function, positional, named, codec=self._gateway.codec)
+        is_new = lane.calls.new_module_of(function)
+        if not (is_new or self._functions):
+            lane.post(work)
+            return future
+        with lane.posting:
+            lane.hold(work)
+        if is_new:
+            self._functions.append(function)
+            if len(self._functions) == 1:
+                self._send_modules()
         return future
+
+    def _send_modules(self) -> None:
+        """Send what the held calls import, then the calls."""
+        lane, loop = self._lane, self._gateway._loop
+        while self._functions:
+            if lane.calls.new_module_of(self._functions[0]):
+                with suppress(RuntimeError):  # there can be no more threads: the worker will ask
+                    sending = in_thread(loop, lane.calls.send_modules_of, self._functions[0])
+                    sending.add_done_callback(self._go_on)
+                    return
+            self._functions.popleft()
+        with lane.posting:
+            lane.post_held()
+        lane.look_for_end()
+
+    def _go_on(self, sending: asyncio.Future[None]) -> None:
+        sending.exception()  # if it failed, the calls will tell
+        self._functions.popleft()
+        self._send_modules()

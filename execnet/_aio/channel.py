@@ -1,7 +1,6 @@
 """Channels of an asyncio loop: what waits is awaited.
 
-An item leaves the inbox only in the task that returns it, so that cancelling a ``receive`` loses
-none.  Start at ``Inbox``.
+What waits for items is in ``inbox``.  Start at ``Channel``.
 """
 
 # mypy: disable-error-code="override"
@@ -11,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections import deque
 from contextlib import suppress
 
 from .. import gateway_base
@@ -27,6 +25,7 @@ from ..gateway_base import (
     _refusal,
     _save_channel,
 )
+from .inbox import Inbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,91 +35,6 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 REFUSED_S = 2.0  # how long it may take until the reason is known why a stream takes no more
-
-
-class Inbox:
-    """Items that have come and were not taken yet, and the tasks that wait for items.
-
-    Only the loop's thread uses it.  ``put`` wakes one of the tasks, which then looks for an item
-    itself.
-    """
-
-    __slots__ = ("_items", "_waiters", "loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._items: list[Any] | deque[Any] = []  # a deque as soon as there is more than one
-        self._waiters: list[asyncio.Future[bool]] = []
-
-    def qsize(self) -> int:
-        """Return how many items there are."""
-        return len(self._items)
-
-    def empty(self) -> bool:
-        """Whether there is no item."""
-        return not self._items
-
-    def put(self, item: Any) -> None:
-        """Add an item."""
-        if self._items and type(self._items) is list:
-            self._items = deque(self._items)
-        self._items.append(item)
-        if self._waiters:
-            self.wake_next()
-
-    put_nowait = put
-
-    def next_is_end(self) -> bool:
-        """Whether all items were taken, and no more can come."""
-        return bool(self._items) and self._items[0] is ENDMARKER
-
-    def put_back(self, item: Any) -> None:
-        """Make an item that was taken the next one again."""
-        self._items = deque([item, *self._items])
-        self.wake_next()
-
-    def get(self, block: bool = False, timeout: float | None = None) -> Any:
-        """Take the next item; raises ``Empty`` if there is none, as this never waits."""
-        if not self._items:
-            raise ExecModel().Empty
-        return self._items.pop() if type(self._items) is list else self._items.popleft()  # type: ignore[union-attr]
-
-    def wake_next(self) -> None:
-        """Wake one task that waits, if there is something for it."""
-        if self._items:
-            for waiter in self._waiters:
-                if not waiter.done():
-                    waiter.set_result(True)
-                    return
-
-    def wake_all(self, _given: object = None) -> None:
-        """Wake all tasks that wait, to look whether there is something for them."""
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(True)
-
-    async def wait(self, deadline: float | None) -> bool:
-        """Wait until there may be an item; False if the deadline, by the loop's clock, is over."""
-        waiter: asyncio.Future[bool] = self.loop.create_future()
-        timer = None
-        if deadline is not None:
-            timer = self.loop.call_at(deadline, _set_late, waiter)
-        self._waiters.append(waiter)
-        took_turn = False
-        try:
-            took_turn = await waiter
-            return took_turn
-        finally:
-            self._waiters.remove(waiter)
-            if timer is not None:
-                timer.cancel()
-            if not took_turn:  # it may have been woken for an item, which is now the next task's
-                self.wake_next()
-
-
-def _set_late(waiter: asyncio.Future[bool]) -> None:
-    if not waiter.done():
-        waiter.set_result(False)
 
 
 def check_callback(callback: object) -> None:
@@ -140,7 +54,7 @@ class Channel(gateway_base.Channel):
     def __init__(self, gateway: Any, id: int, _factory: Any = None) -> None:
         self._closers: list[asyncio.Future[None]] = []  # tell tasks that wait for its end
         super().__init__(gateway, id, _factory)
-        self._inbox = Inbox(gateway._loop)
+        self._inbox = Inbox(gateway._loop, gateway._turn)
         self._set_inbox(self._inbox)
 
     async def send(self, item: Any) -> None:
@@ -160,10 +74,11 @@ class Channel(gateway_base.Channel):
             if raws:
                 await self._send_pieces(packed.pieces_of(self, item, raws))
                 return
-        if not (writer.is_full() or writer._error or self._factory.windows):
-            self._factory.send_item(self.id, item)
+        factory = self._factory
+        if not (writer._frames or writer._begun or writer._error or factory.windows):
+            factory.send_item(self.id, item)
         else:
-            await self._send_later(lambda: self._factory.send_item(self.id, item))
+            await self._send_later(lambda: factory.send_item(self.id, item))
 
     async def _send_later(self, send: Callable[[], T]) -> T:
         """Call what sends an item once the stream, and the window, take it."""
@@ -235,12 +150,12 @@ class Channel(gateway_base.Channel):
         Raises as ``execnet.Channel.receive`` does.
         """
         inbox, items = self._inbox, self._items
-        if inbox.empty() and items is not None and (timeout is None or timeout > 0):
+        if not inbox.items and items is not None and (timeout is None or timeout > 0):
             if items is not inbox:  # it has a window: what was taken before was read
                 with suppress(ExecModel().Empty):
                     items.get(False)
             deadline = None if timeout is None else inbox.loop.time() + timeout
-            while inbox.empty() and await inbox.wait(deadline):
+            while not inbox.items and await inbox.wait(deadline):
                 pass
         item = self._take(timeout)
         codec = self._codec
@@ -248,12 +163,12 @@ class Channel(gateway_base.Channel):
 
     def _take(self, timeout: float | None) -> Any:
         """Take the next item, or raise what there is in its place; does not wait."""
-        inbox = self._inbox
-        if self._items is None:
+        inbox, items = self._inbox, self._items
+        if items is None:
             raise OSError(f"cannot receive(), {self!r} has a callback")
-        if inbox.empty():
+        if not inbox.items:
             raise self.TimeoutError(f"no item after {timeout!r} seconds from {self!r}")
-        item = self._items.get(False)
+        item = items.get(False)
         if item is not ENDMARKER:
             return item
         inbox.put(item)  # others may be waiting too

@@ -40,6 +40,7 @@ class Executor(executor.Executor):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, group: Any, *options: Any) -> None:
         self._loop = loop
+        self._preparing: list[Work] = []  # whose functions' modules are sent
         super().__init__(group, *options)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
@@ -49,14 +50,45 @@ class Executor(executor.Executor):
         unless the executor was asked for more.  Arguments and errors as for
         ``execnet.Gateway.submit``; RuntimeError after ``shutdown``, and without any worker.
         """
-        return self._ask(fn, args, kwargs)
-
-    def _ask(
-        self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_mapped: bool = False
-    ) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._submit(Work(Sink(future), fn, args, kwargs, self._retries, self._codec, is_mapped))
+        future, work = self._work(fn, args, kwargs)
+        if self._lacking(fn, 1):
+            self._submit_later(work)
+        else:
+            self._submit(work)
         return future
+
+    def _work(
+        self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_mapped: bool = False
+    ) -> tuple[asyncio.Future[Any], Work]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        sink = Sink(future)
+        return future, Work(sink, fn, args, kwargs, self._retries, self._codec, is_mapped)
+
+    def _ask(self, fn: Any, row: tuple[Any, ...]) -> asyncio.Future[Any]:
+        future, work = self._work(fn, row, {}, is_mapped=True)
+        self._submit(work)
+        return future
+
+    def _submit_later(self, work: Work) -> None:
+        """Submit a call after a thread has sent what its function imports; raises as _submit."""
+
+        def submit(sending: asyncio.Future[None] | None) -> None:
+            if sending is not None:
+                sending.exception()  # if it failed, the call will tell
+            with self._lock:
+                self._preparing.remove(work)
+                self._waiting.append(work)
+            self._dispatch()
+
+        with self._lock:
+            self._admit(1)
+            self._preparing.append(work)
+        try:
+            sending = in_thread(self._loop, self._send_modules_of, work.function, 1)
+        except RuntimeError:  # there can be no more threads: the worker will ask
+            submit(None)
+        else:
+            sending.add_done_callback(submit)
 
     async def map(
         self,
@@ -78,16 +110,12 @@ class Executor(executor.Executor):
             send = in_thread(self._loop, self._send_modules_of, fn, None)  # it reads files
             await to_its_end(send, int)
         function = Mapped(fn, chunksize > 1)
-        asked = deque(
-            self._ask(function, row, {}, True) for row in itertools.islice(rows, buffersize)
-        )
+        asked = deque(self._ask(function, row) for row in itertools.islice(rows, buffersize))
         try:
             while asked:
                 result = await asked[0]
                 asked.popleft()
-                asked.extend(
-                    self._ask(function, row, {}, True) for row in itertools.islice(rows, 1)
-                )
+                asked.extend(self._ask(function, row) for row in itertools.islice(rows, 1))
                 for one in result if chunksize > 1 else (result,):
                     yield one
         finally:
@@ -102,6 +130,8 @@ class Executor(executor.Executor):
         wait: until all submitted calls have ended.  cancel_futures: cancel those that were not
         sent yet.
         """
+        for work in self._preparing if cancel_futures else ():
+            work.sink.cancel()
         super().shutdown(False, cancel_futures=cancel_futures)
         if wait and self._unfinished:
             finished = Credit(self._loop.create_future())

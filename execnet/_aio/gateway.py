@@ -32,6 +32,7 @@ from ..gateway_base import (
     get_ident,
 )
 from . import channel as channels
+from .inbox import Turn
 from .threads import in_thread, to_its_end
 from .writer import KINDS, LoopTlsWriter, LoopWriter
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
     T = TypeVar("T")
 
+HEADER_BYTES, unpack_header = _HEADER.size, _HEADER.unpack_from
 GRACE_S = 0.02  # how long the stream may stay open after the process has ended
 LOOK_S = 1.0  # how often to look for a process's end if the system has no descriptor for it
 FORBIDDEN = "a gateway of execnet.aio is used with 'async with' and 'await'"
@@ -75,6 +77,7 @@ class Gateway(gateway.Gateway):
         poller: Polls,
     ) -> None:
         self._loop, self._poller = loop, poller
+        self._turn = Turn()
         self._has_begun = False  # whether the worker has said its marker
         self._wanted = 65536  # bytes to read next
         self._end_fd = -1  # can be read when the process has ended
@@ -251,10 +254,12 @@ class Gateway(gateway.Gateway):
             self._on_end(EOFError(f"reading failed: {exc}"))
             return
         self._heard += 1
+        turn = self._turn
+        turn.is_open = self._read_fd >= 0  # else it is within the turn of another gateway
         try:
             id = self._id_of_one(data)
             if id:
-                self._channelfactory._local_receive(id, data[_HEADER.size :])
+                self._channelfactory._local_receive(id, data[HEADER_BYTES:])
             elif self._has_begun and data:
                 self._wanted = self._act_on(data)
             else:
@@ -264,17 +269,25 @@ class Gateway(gateway.Gateway):
         except BaseException as exc:  # whoever waits on a channel is told
             self._on_end(exc)
             if isinstance(exc, (KeyboardInterrupt, SystemExit)):
+                if turn.waiter is not None:
+                    turn.waiter.go_on_soon()
                 raise
+        finally:
+            turn.is_open = False
+        waiter, turn.waiter = turn.waiter, None
+        if waiter is not None:
+            waiter.go_on()
 
     def _id_of_one(self, data: bytes) -> int:
         """Return the channel of an item if these bytes are its frame and no more, as most often."""
-        size = len(data) - _HEADER.size
+        size = len(data) - HEADER_BYTES
         if not (self._has_begun and 0 < size < LARGE_BYTES) or self._channelfactory.windows:
             return 0
-        decoder, (code, id, said) = self._decoder, _HEADER.unpack_from(data)
-        is_one = code == Message.CHANNEL_DATA and said == size and id > 0
-        is_between = decoder.missing == _HEADER.size and not decoder.left
-        return id if is_one and is_between else 0
+        decoder = self._decoder
+        if decoder.left or decoder.missing != HEADER_BYTES:  # within another frame
+            return 0
+        code, id, said = unpack_header(data)
+        return id if code == 4 and said == size and id > 0 else 0  # 4 is CHANNEL_DATA
 
     def _begin(self, data: bytes) -> None:
         """Take what comes up to the worker's marker, or the end."""

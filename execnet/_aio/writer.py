@@ -39,13 +39,14 @@ class LoopWriter(FrameWriter):
 
         It never waits in the loop's thread, which awaits ``room`` before it calls this.
         """
-        if self.is_full() and get_ident() != self.loop_ident:
-            self._send_from_thread(header, payload)
-            return
-        if (
+        if self._frames or self._begun:
+            if get_ident() != self.loop_ident:
+                self._send_from_thread(header, payload)
+                return
+        elif (
             self._takes_whole
             and len(payload) < self._small_bytes
-            and not (self._frames or self._begun or self._closing or self._error)
+            and not (self._closing or self._error)
         ):
             # One call, which takes all or nothing, so there is nothing to note.
             try:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 # How long a thread that waits for a result lets more of them come while workers have enough to do:
 # waking it for each takes longer than a small call.
 PAUSE_S = 0.001
+FIRST_EACH = 2  # calls of a map for each worker before the others are made ready
 AT_HAND = (list, tuple, range)  # iterables whose items never have to be waited for
 
 
@@ -152,6 +153,7 @@ class Executor(futures.Executor):
 
         first = itertools.islice(rows, buffersize)
         if all(type(one) in AT_HAND for one in iterables):  # all at once
+            ask(*itertools.islice(first, FIRST_EACH * len(self._free)))  # so that the workers begin
             ask(*first)
         for row in first:
             ask(row)
@@ -259,15 +261,19 @@ class Executor(futures.Executor):
 
     def _submit(self, *works: Work) -> None:
         with self._lock:
-            if self._is_shut_down:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            if not (self._lanes or self._group._awaits_workers()):
-                raise self._no_worker()
-            self._unfinished += len(works)
+            self._admit(len(works))
             self._waiting.extend(works)
             if not self._free:
                 return
         self._dispatch()
+
+    def _admit(self, count: int) -> None:  # holds _lock
+        """Count calls as submitted; raises RuntimeError if they can't be."""
+        if self._is_shut_down:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if not (self._lanes or self._group._awaits_workers()):
+            raise self._no_worker()
+        self._unfinished += count
 
     def on_group_changed(self) -> None:
         """The workers changed; runs in the thread that changed the group."""
@@ -425,9 +431,9 @@ class Executor(futures.Executor):
                 lane.posting.release()
 
     def _room(self, lane: Lane) -> int:
-        """Return how many calls a lane may have at once: no more than its share of what waits."""
+        """Return how many calls a lane may have at once: its share of what waits, or very few."""
         lanes = len(self._lanes) * self._max_per_worker
-        return max(1, min(lane.depth, len(self._waiting) // (lanes or 1)))
+        return max(1, min(lane.depth, max(lane.least, len(self._waiting) // (lanes or 1))))
 
     def _take_waiting(self, lane: Lane) -> list[Work]:  # holds _lock
         """Remove and return the calls that a lane should be sent.

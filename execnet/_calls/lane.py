@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 AHEAD_S = 0.005  # a worker gets no more calls at once than take about that long
 AHEAD_MAX = 32
+LEAST_S = 0.0005  # what takes no longer than that is not shared out once more
 NOTE_S = 1.0  # more than a write takes when nobody reads
 
 
@@ -121,6 +122,7 @@ class Lane:
         self.has_ended = False
         self.is_free = False  # whether it has nothing to do; its owner sets this
         self.depth = 1  # how many calls it should have at once, if they may be sent ahead
+        self.least = 1  # the same, where other lanes may soon have nothing to do
         self.is_exact = _is_exact(self.gateway)
         # Whoever posts holds it, so that requests leave in the order that ``begun`` relies on.
         self.posting = new_rlock()
@@ -239,12 +241,13 @@ class Lane:
             self._lose_all()
 
     def measure(self) -> None:
-        """Adapt ``depth`` to what calls take, which were answered since others were posted."""
+        """Adapt how many calls it should have to what those take that were answered meanwhile."""
         now = monotonic()
         if self._answered:
             pace_s = max((now - self._posted_s) / self._answered, 1e-6)
             self._pace_s = min(pace_s, 2 * self._pace_s or pace_s)  # a busy machine delays some
             self.depth = max(1, min(AHEAD_MAX, int(AHEAD_S / self._pace_s)))
+            self.least = max(1, min(AHEAD_MAX, int(LEAST_S / self._pace_s)))
         self._posted_s, self._answered = now, 0
 
     def recall(self) -> None:

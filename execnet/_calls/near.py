@@ -108,34 +108,59 @@ class Calls:
         self._ahead: set[str] = set()  # modules that were sent, if they are forwarded
         self._lock = new_lock()
 
-    def call(self, function: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """Run a function in the worker and return its result; raises what it raised."""
-        gateway = self.gateway
-        _refuse_in_callback(gateway, function)
+    def call(
+        self,
+        function: Any,
+        positional: tuple[Any, ...],
+        named: dict[str, Any],
+        is_last: bool = False,
+    ) -> Any:
+        """Run a function in the worker and return its result; raises what it raised.
+
+        is_last: this is the second time, since the worker lacks the function's module.
+        """
+        _refuse_in_callback(self.gateway, function)
         self.send_modules_of(function)
         codec = self.codec_for(function)
-        for is_last in (False, True):
-            request = self.request(0, function, positional, named, codec)
-            try:
-                channel = self._idle.pop()
-            except IndexError:
-                channel = self.new_lane()
-            try:
-                self.send(channel.id, request)
-                answer = channel.receive()
-            except BaseException as exc:
-                self._give_up(channel, isinstance(exc, KeyboardInterrupt))
-                raise
-            if len(self._idle) < IDLE_MAX:
-                self._idle.append(channel)
-            else:
-                channel.close()
-            if type(answer) is tuple and len(answer) == 2:
-                return answer[1] if codec is None else codec.load(answer[1])
-            error = self.error_of(answer, function, is_last)
-            if error is not None:
-                raise error
-        raise AssertionError("the worker asked for the call a third time")
+        channel, request = self.prepared(function, positional, named, codec)
+        try:
+            self.send(channel.id, request)
+            answer = channel.receive()
+        except BaseException as exc:
+            self._give_up(channel, isinstance(exc, KeyboardInterrupt))
+            raise
+        if not self.taken(channel, answer, function, is_last):
+            return self.call(function, positional, named, is_last=True)
+        return answer[1] if codec is None else codec.load(answer[1])
+
+    def prepared(
+        self,
+        function: Any,
+        positional: tuple[Any, ...],
+        named: dict[str, Any],
+        codec: Codec | None,
+    ) -> tuple[Any, bytes]:
+        """Return a lane that nothing else uses, and a request for it; raises as ``request``."""
+        request = self.request(0, function, positional, named, codec)
+        try:
+            return self._idle.pop(), request
+        except IndexError:
+            return self.new_lane(), request
+
+    def taken(self, channel: Channel, answer: Any, function: Any, is_last: bool) -> bool:
+        """Free the lane of an answer; raise its error; False if the call has to be made again."""
+        if len(self._idle) < IDLE_MAX:
+            self._idle.append(channel)
+        else:
+            channel.close()
+        if type(answer) is tuple and len(answer) == 2:
+            return True
+        error = self.error_of(answer, function, is_last)
+        if error is not None:
+            raise error
+        if is_last:
+            raise AssertionError("the worker asked for the call a third time")
+        return False
 
     def _give_up(self, channel: Channel, is_interrupted: bool) -> None:
         """Close a lane whose answer nobody wants any more; Ctrl-C is for the function, too."""
@@ -291,6 +316,8 @@ class Calls:
         if isinstance(function, Mapped):
             function.names.pop(self, None)
             function = function.function
+        while isinstance(function, functools.partial):
+            function = function.func
         name = function if isinstance(function, str) else name_of(function) or ""
         asked = name.partition(":")[0]
         if not isinstance(function, str) and module == asked and not is_last:

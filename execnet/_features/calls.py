@@ -16,6 +16,7 @@ import os
 import sys
 
 from ..gateway_base import (
+    HAS_DAEMON_THREADS,
     PY2,
     DumpError,
     Message,
@@ -38,6 +39,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
     from typing import Any
+
+    from ..gateway_base import ExecModel
 if not TYPE_CHECKING:
     deque = __import__("_collections").deque  # without the rest of ``collections``
 
@@ -59,6 +62,8 @@ class Calls(object):
         self._lock = new_lock()
         self._defined = load_part("_features.defined").Defined()
         self._codecs: dict[bytes, Any] = {}  # by their descriptions
+        if self._pool.execmodel.has_main_thread and HAS_DAEMON_THREADS and not PY2:
+            self._pool.start = SpareThreads(self._pool.execmodel, self._serve).start
 
     # in the receiver thread
 
@@ -75,7 +80,7 @@ class Calls(object):
             self._lanes[id] = deque([request])
         self._start(id)
         direct = self._factory.direct
-        if direct is not None and len(self._lanes) == 1:
+        if direct is not None and len(self._lanes) == 1 and not direct.waiting:
             direct.served = True  # the thread that serves it may itself read the next request
 
     def _start(self, id: int) -> None:
@@ -284,6 +289,53 @@ class Calls(object):
             self._factory.send_item(id, self._error(number, error))
 
 
+class SpareThreads(object):
+    """Starts threads for a pool; one that has served calls is kept for the next ones a while.
+
+    While the main thread is busy, each call would have a thread started for it, which takes several
+    times as long as the rest of a small call.
+    """
+
+    KEEP_S = 1.0
+
+    def __init__(self, execmodel: ExecModel, serve: Any) -> None:
+        self._execmodel = execmodel
+        self._serve = serve
+        self._idle: list[list[Any]] = []  # the lock that a thread waits for, and what it gets
+
+    def start(self, perform: Any, args: Any, name: str) -> None:
+        """Have ``perform(*args)`` called in a thread; the argument is a ``Reply``."""
+        if args[0].task[0] != self._serve:  # it may leave things behind in its thread
+            self._execmodel.start(perform, args, name)
+            return
+        try:
+            given = self._idle.pop()
+        except IndexError:
+            self._execmodel.start(self._run, (perform, args), name)
+        else:
+            given[1] = perform, args
+            given[0].release()
+
+    def _run(self, perform: Any, args: Any) -> None:
+        task = perform, args
+        while task is not None:
+            task[0](*task[1])
+            task = self._next_task()
+
+    def _next_task(self) -> Any:
+        """Wait for what the thread is to do next; None if there was nothing for a while."""
+        lock = new_lock()
+        lock.acquire()
+        given = [lock, None]
+        self._idle.append(given)
+        if not lock.acquire(True, self.KEEP_S):
+            try:
+                self._idle.remove(given)
+            except ValueError:  # it was chosen just now
+                lock.acquire()
+        return given[1]
+
+
 def _arguments(exc: Any) -> Any:
     """Return the arguments of an exception that goes back as itself; None for all others."""
     kind = type(exc)
@@ -383,6 +435,7 @@ def _of(gateway: Any) -> Calls:
 
 def on_call(message: Any, gateway: Any) -> None:
     """Act on a CALL; runs in the receiver thread."""
+    Message._types[Message.CALL] = "CALL", on_call  # from now on without looking for this part
     gateway._expect_code()
     _of(gateway).on_call(message.channelid, message.data)
 

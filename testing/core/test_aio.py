@@ -306,6 +306,24 @@ class TestCalls:
 
         run(body)
 
+    def test_a_call_that_waited_for_the_stream_holds_up_no_other(self) -> None:
+        async def body(group: aio.Group) -> None:
+            gateway = group[0]
+            gateway.remote_exec("import threading; threading.told = threading.Event()")
+            channel, pid = gateway.remote_exec(ECHO), (await gateway.remote_status()).pid
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                await channel.send(b"x" * 5_000_000)
+                assert gateway._writer.is_full()
+                waits = [gateway.call("threading:told.wait", BOUND_S) for _ in range(4)]
+                told = asyncio.gather(*waits, gateway.call("threading:told.set"))
+                await wait_in_loop(lambda: len(gateway._writer._waiting) == 5)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            assert await told == [True] * 4 + [None]
+
+        run(body)
+
     def test_status_and_stacks_are_awaited(self) -> None:
         async def body(group: aio.Group) -> None:
             channel = group[0].remote_exec("channel.send(1); channel.receive()")

@@ -153,6 +153,11 @@ class TestWhatIsCalled:
     ) -> None:
         assert worker.call(function, *args) == result
 
+    def test_the_first_call_may_be_of_a_partial_whose_module_is_only_here(self) -> None:
+        with Group([f"popen//python={sys.executable}"]) as group:
+            assert group[0].call(functools.partial(tripled, 2)) == 6
+            assert group[0].submit(functools.partial(tripled, 3)).result(BOUND_S) == 9
+
     def test_arguments_may_have_any_name(self, worker: Gateway) -> None:
         expected = many(1, 2, named=3, self=4, func=5)
         assert worker.call(many, 1, 2, named=3, self=4, func=5) == expected

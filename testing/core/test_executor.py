@@ -25,6 +25,7 @@ from tools import BOUND_S, MakeGateway, wait_until
 
 from execnet import DeadlockError, DumpError, Gateway, Group, TimeoutError, WorkerDied, codecs
 from execnet._calls.executor import Executor
+from execnet._calls.lane import Work
 from execnet.gateway_base import LoadError
 
 pytestmark = pytest.mark.core
@@ -222,6 +223,29 @@ class TestMap:
         assert [next(results) for _ in range(3)] == [0, 1, 2]
         assert next(taken) == 7
         results.close()  # type: ignore[attr-defined]
+
+    def test_the_workers_begin_before_all_calls_are_made_ready(
+        self, executor: Executor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        submit, numbers = executor._submit, []
+
+        def count(*works: Work) -> None:
+            numbers.append(len(works))
+            submit(*works)
+
+        monkeypatch.setattr(executor, "_submit", count)
+        assert list(executor.map(add, range(50))) == list(range(50))
+        assert numbers == [4, 46]
+
+    @pytest.mark.parametrize(("call_s", "room"), [(0.00001, 32), (0.0001, 5), (0.0003, 1)])
+    def test_few_short_calls_go_to_one_worker_even_when_others_have_none(
+        self, executor: Executor, monkeypatch: pytest.MonkeyPatch, call_s: float, room: int
+    ) -> None:
+        lane = executor._free[0]
+        monkeypatch.setattr("execnet._calls.lane.monotonic", lambda: 100.0)
+        lane._posted_s, lane._answered, lane._pace_s = 100.0 - 7.999 * call_s, 8, 0.0
+        lane.measure()
+        assert (lane.depth, executor._room(lane)) == (min(32, int(0.005 / call_s)), room)
 
     def test_time_runs_out_for_all_together(self, gateway: Gateway, group: Group) -> None:
         gate = Gate(gateway)
