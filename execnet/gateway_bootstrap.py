@@ -75,6 +75,8 @@ def worker_options(
     elif settings.is_watched:
         resumes = settings.resume_s is not None
         options["watcher"] = _lowered("_resume.far_fork" if resumes else "_ends.far_watcher")
+        if settings.is_in_server:
+            options["watcher"] += "\nIN_SERVER = True\n"
     if settings.type == "sudo":
         options["terminal"] = _lowered("_ends.far_terminal")
     return options
