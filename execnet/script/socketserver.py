@@ -914,7 +914,9 @@ class Relay(object):
     def _tell_end(self, way):
         # type: (Way) -> None
         try:
-            way.sink.shutdown(socket.SHUT_WR)
+            # Not the method of a connection with TLS, which would be one without it from then on:
+            # what somebody else puts into it could be read.
+            socket.socket.shutdown(way.sink, socket.SHUT_WR)
         except EnvironmentError:
             pass  # it has gone
 
