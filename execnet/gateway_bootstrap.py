@@ -101,7 +101,8 @@ def first_line(settings: Settings, marker: bytes, stdout: int | None = None) -> 
     else:
         from ._ship.shipment import boot_code
 
-        code = boot_code(options, in_server=settings.is_in_server)
+        resumes = settings.resume_s is not None
+        code = boot_code(options, in_server=settings.is_in_server, resumes=resumes)
     return (ascii(code) + "\n").encode("ascii")
 
 

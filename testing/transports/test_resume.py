@@ -24,7 +24,7 @@ from tools import BOUND_S, ROOT, SOURCE, some_of, wait_until
 from execnet import BootstrapError, Gateway, Group, WorkerDied, aio
 from execnet._resume import near, records
 from execnet._resume.logins import Ended, Login, Session, Unreachable
-from execnet._resume.near import command_of_login
+from execnet._resume.ways import command_of_login
 from execnet._ship.shipment import FIRST_PACKET_MAX
 from execnet._specs import Settings
 from execnet._transports.table import Command

@@ -249,10 +249,12 @@ def test_a_worker_survives_its_server_and_goes_on_with_the_next_one_there(
     channel.send(1)
     assert channel.receive(BOUND_S) == 1
     served.server.stop(signum)
-    channel.send(2)
     servers.start(served.server.address)
+    if signum == signal.SIGKILL:  # which ends no connection
+        served.link.cut()
+    channel.send(2)
     assert channel.receive(BOUND_S) == 2
-    assert served.states[:1] == ["gw0 lost"]
+    wait_until(lambda: served.states[:2] == ["gw0 lost", "gw0 resumed"])
 
 
 def test_what_a_server_started_ends_with_its_connection(served: Way) -> None:
@@ -354,8 +356,11 @@ for way in lambda: os.listdir({session.folder!r}), lambda: sock.connect({session
 ASK = """
 def ask(path):
     sock.connect(path)
-    sock.sendall(b"SECRET kill 0\\n")
-    print(sock.recv(100))
+    try:
+        sock.sendall(b"SECRET kill 0\\n")
+        print(sock.recv(100))
+    except ConnectionError:  # closed unread
+        print(b"")
 """
 
 
@@ -434,18 +439,18 @@ def test_a_hop_that_resumes_itself_is_waited_for(
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder), prepend=":")
     beyond = CutLink(folder)
-    way.make(more="//id=hop//heartbeat=0.2")
+    way.make(more="//id=hop")
     # The hop's server has the PATH of before.
     way.group["hop"].remote_exec(f"import os; os.environ['PATH'] = {os.environ['PATH']!r}")
     python = f"python={sys.executable}"
-    gateway = way.group.makegateway(f"ssh=host//{python}//via=hop//resume={BOUND_S}//heartbeat=0.2")
+    gateway = way.group.makegateway(f"ssh=host//{python}//via=hop//resume={BOUND_S}")
     channel = gateway.remote_exec("for item in channel: channel.send(item)")
     for number, cut in enumerate([way.link.cut, beyond.cut, way.link.cut]):
         cut()
         channel.send(number)
         assert channel.receive(BOUND_S) == number
     wait_until(lambda: way.states.count("hop resumed") == 2)
-    wait_until(lambda: way.states.count("gw1 resumed") >= 1 or way.states.count("gw0 resumed") >= 1)
+    wait_until(lambda: way.states.count(f"{gateway.id} resumed") == 1)
 
 
 def test_a_callback_of_the_hop_that_sends_beyond_never_waits(make_way: MakeWay) -> None:
