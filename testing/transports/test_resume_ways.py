@@ -45,7 +45,6 @@ class Way:
         self.link: CutLink | CutPort
         self.server: Server | None = None
         self._after = ExitStack()
-        self._after.callback(self.group.terminate, 5.0)
         self._spec = f"ssh=host//python={python}"
         if "socket" in name:
             tls = ["--tls"] if "TLS" in name else []
@@ -64,6 +63,7 @@ class Way:
         if "via" in name:
             self.group.makegateway("popen//id=hop")
             self._spec += "//via=hop"
+        self._after.callback(self.group.terminate, 5.0)
 
     def spec(self, seconds: float, more: str = "") -> str:
         return f"{self._spec}//resume={seconds:g}{more}"
@@ -72,7 +72,6 @@ class Way:
         return self.group.makegateway(self.spec(seconds, more))
 
     def close(self) -> None:
-        # What is down would be waited for, and then be warned of.
         self._after.close()
 
 
@@ -168,10 +167,15 @@ def test_a_worker_that_ended_meanwhile_is_told_with_its_status(way: Way) -> None
     assert_gone(supervisor)
 
 
+@pytest.mark.parametrize("is_first", [True, False], ids=["first", "second connection"])
 @pytest.mark.parametrize("victim", ["worker", "supervisor"])
-def test_who_waits_is_told_of_a_death_while_connected(way: Way, victim: str) -> None:
+def test_who_waits_is_told_of_a_death_while_connected(
+    way: Way, victim: str, is_first: bool
+) -> None:
     gateway = way.make(more="//grace=0.2")
     pid = pid_of(gateway)
+    if not is_first:
+        way.link.cut()
     channel = gateway.remote_exec(WAITS)
     assert channel.receive(BOUND_S) == 1
     supervisor = supervisor_of(pid)
