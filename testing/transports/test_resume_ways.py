@@ -457,6 +457,16 @@ def test_a_hop_that_resumes_itself_is_waited_for(
     wait_until(lambda: way.states.count(f"{gateway.id} resumed") == 1)
 
 
+def test_in_a_tree_each_connection_is_made_anew(make_way: MakeWay) -> None:
+    way = make_way("ssh")
+    draw = random.Random("tree")
+    way.link.set_cuts([300_000] * 3 + [draw.randrange(60_000, 300_000) for _ in range(6)])
+    tree = way.group.tree([way.spec(BOUND_S)] * 3, fanout=1)
+    assert [gateway.spec.via for gateway in tree] == [None, "gw0", "gw1"]
+    exchange(tree[2], [draw.choice((3, 300, 30_000)) for _ in range(100)])
+    assert way.link.runs() > 4
+
+
 def test_a_callback_of_the_hop_that_sends_beyond_never_waits(make_way: MakeWay) -> None:
     way = make_way("via")
     gateway = way.make()
