@@ -74,9 +74,8 @@ def worker_options(
         options["faults"] = True if settings.has_source else _lowered("_ends.far_faults")
     elif settings.is_watched:
         resumes = settings.resume_s is not None
-        options["watcher"] = _lowered("_resume.far_fork" if resumes else "_ends.far_watcher")
-        if settings.is_in_server:
-            options["watcher"] += "\nIN_SERVER = True\n"
+        watcher = _lowered("_resume.far_fork" if resumes else "_ends.far_watcher")
+        options["watcher"] = watcher + ("\nIN_SERVER = True\n" if settings.is_in_server else "")
     if settings.type == "sudo":
         options["terminal"] = _lowered("_ends.far_terminal")
     return options

@@ -189,9 +189,7 @@ def head_of_line() -> str:
     return f'{before}{packed}",'
 
 
-def boot_code(
-    options: Mapping[str, Any], in_server: bool = False, resumes: bool = False
-) -> str:
+def boot_code(options: Mapping[str, Any], in_server: bool = False, resumes: bool = False) -> str:
     """Return the code that makes an interpreter a worker.
 
     options: the arguments of ``gateway_base.start_worker``.  in_server: it may be a socket server

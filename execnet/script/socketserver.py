@@ -914,9 +914,7 @@ class Relay(object):
     def _tell_end(self, way):
         # type: (Way) -> None
         try:
-            # Not the method of a connection with TLS, which would be one without it from then on:
-            # what somebody else puts into it could be read.
-            socket.socket.shutdown(way.sink, socket.SHUT_WR)
+            socket.socket.shutdown(way.sink, socket.SHUT_WR)  # that of TLS would also end TLS
         except EnvironmentError:
             pass  # it has gone
 

@@ -15,16 +15,18 @@ from socketservers import connect
 from execnet.script.socketserver import format_address
 
 PIECE_BYTES = 4096
+KEPT_BYTES = 1 << 18
 
 
 class Passage:
     """One connection: what passes both ways, at most so many bytes in all; None for any number."""
 
     def __init__(self, near: socket.socket, far: socket.socket, left: int | None) -> None:
-        self.from_client = b""  # all that the client has sent
+        self.from_client = b""  # what the client has sent at first
         self._ends = near, far
         self._left = left
         self._lock = threading.Lock()
+        self._running = 2
         self._goes_on = threading.Event()
         self._goes_on.set()
         ways = (near, far), (far, near)
@@ -46,8 +48,6 @@ class Passage:
     def join(self) -> None:
         for thread in self._threads:
             thread.join()
-        for end in self._ends:
-            end.close()
 
     def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
@@ -57,12 +57,17 @@ class Passage:
                     data = data if self._left is None else data[: self._left]
                     if self._left is not None:
                         self._left -= len(data)
-                if source is self._ends[0]:
+                if source is self._ends[0] and len(self.from_client) < KEPT_BYTES:
                     self.from_client += data
                 target.sendall(data)
                 if self._left == 0:
                     break
-        self.cut()
+        with self._lock:
+            self.cut()
+            self._running -= 1
+            if not self._running:  # now: what nobody has read takes memory of the system
+                for end in self._ends:
+                    end.close()
 
 
 class CutPort:

@@ -108,10 +108,6 @@ def pid_of(gateway: Gateway) -> int:
     return int(gateway._rinfo().pid)
 
 
-def session_of(gateway: Gateway) -> object:
-    return gateway._io._session  # type: ignore[attr-defined]
-
-
 @pytest.mark.parametrize("name", WAYS)
 @pytest.mark.parametrize("python", [one.path for one in far_sides()], ids=map(str, far_sides()))
 def test_all_that_is_sent_comes_once_and_in_order_over_a_link_that_is_cut_at_random_bytes(
@@ -326,7 +322,12 @@ def test_no_command_names_the_secret_or_the_folder(served: Way) -> None:
     assert channel.receive(BOUND_S) == 1
     session = gateway._io._session  # type: ignore[attr-defined]
     assert served.server is not None
-    pids = [os.getpid(), pid_of(gateway), supervisor_of(pid_of(gateway)), *served.server.processes()]
+    pids = [
+        os.getpid(),
+        pid_of(gateway),
+        supervisor_of(pid_of(gateway)),
+        *served.server.processes(),
+    ]
     for pid in pids:
         told = Path(f"/proc/{pid}/cmdline").read_text() + Path(f"/proc/{pid}/environ").read_text()
         assert session.secret not in told
@@ -340,7 +341,8 @@ def test_another_user_reaches_no_supervisor(served: Way) -> None:
     code = f"""
 import os, socket
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
-for way in lambda: os.listdir({session.folder!r}), lambda: sock.connect({session.folder!r} + "/socket"):
+folder = {session.folder!r}
+for way in lambda: os.listdir(folder), lambda: sock.connect(folder + "/socket"):
     sock = socket.socket(socket.AF_UNIX)
     try:
         way()
