@@ -11,7 +11,7 @@ import threading
 from contextlib import suppress
 
 from .._endpoint import endpoint_of
-from .._errors import SecurityWarning
+from .._errors import BootstrapError, SecurityWarning
 from .._transports.ssh import asking_nobody, with_options
 from .._transports.table import Command
 from ..gateway_base import GatewayState
@@ -120,11 +120,12 @@ class PassedWay(Way):
         try:
             self._writer.start()
             self._reader.start()
-        except RuntimeError:  # there can be no more threads
+        except RuntimeError as exc:  # there can be no more threads
             near.close()
             self._shut(socket.SHUT_RDWR)
             io.discard()
-            raise
+            self._far.close()
+            raise BootstrapError(f"no thread could be started for a connection: {exc}") from exc
 
     def _pass_on(self) -> None:
         with suppress(OSError, EOFError):  # the stream has ended, which the reader meets as well
@@ -209,10 +210,12 @@ def over_gateway(settings: Settings, execmodel: ExecModel, via: Gateway) -> Make
         if via._state != GatewayState.LIVE:
             raise Refused(f"{via.id}, which it goes via, has ended: {via._error or 'as asked'}")
         try:
-            made = stream.create_io_over(settings, execmodel, via, change=command_of_login)
-            return PassedWay(made)
-        except (RuntimeError, SecurityWarning) as exc:
+            io = stream.create_io_over(settings, execmodel, via, change=command_of_login)
+        except SecurityWarning as exc:  # warnings are errors
             raise Unreachable(str(exc)) from exc
+        return PassedWay(io)
 
-    first = stream.create_io_over
-    return Maker(lambda: PassedWay(first(settings, execmodel, via)), anew, via)
+    def first() -> Way:
+        return PassedWay(stream.create_io_over(settings, execmodel, via))
+
+    return Maker(first, anew, via)
