@@ -209,8 +209,11 @@ def over_gateway(settings: Settings, execmodel: ExecModel, via: Gateway) -> Make
     def anew(deadline: float, is_over: Callable[[], bool]) -> Way:
         if via._state != GatewayState.LIVE:
             raise Refused(f"{via.id}, which it goes via, has ended: {via._error or 'as asked'}")
+        if via._io.is_out_of_reach(0, False):  # and may keep so much that a request would wait
+            raise Unreachable(f"{via.id}, which it goes via, is out of reach itself")
+        change = command_of_login
         try:
-            io = stream.create_io_over(settings, execmodel, via, change=command_of_login)
+            io = stream.create_io_over(settings, execmodel, via, None, change, deadline)
         except SecurityWarning as exc:  # warnings are errors
             raise Unreachable(str(exc)) from exc
         return PassedWay(io)

@@ -171,7 +171,7 @@ def wanted(marker: bytes) -> bytes:
     return marker.rstrip() + b"?"
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _start_or_serve(greenlets: bool, resumes: bool) -> str:
     if greenlets:
         return _START_OR_REFUSE % "has threads, no greenlets"

@@ -466,11 +466,13 @@ def create_io_over(
     via: Gateway,
     code: Channel | None = None,
     change: Callable[[Command], Command] | None = None,
+    deadline: float | None = None,
 ) -> ViaIO:
     """Make a gateway's worker start what a spec says; otherwise as ``create_io``.
 
     code: a channel of the gateway whose other end is ``execnet.service.gatewaymaker``.  change:
-    returns the command to be run in place of the spec's.
+    returns the command to be run in place of the spec's.  deadline: for the proofs, as
+    ``time.monotonic()``; None for what the spec says.
     """
     try:
         request, args = _request_of(settings, via, change)
@@ -478,7 +480,7 @@ def create_io_over(
         if isinstance(settings.address, tuple):
             from .proof import prove
 
-            prove(io, settings)
+            prove(io, settings, deadline or settings.deadline())
         return io
     except BootstrapError:
         raise

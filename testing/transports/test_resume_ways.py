@@ -459,6 +459,24 @@ def test_a_hop_that_resumes_itself_is_waited_for(
     wait_until(lambda: way.states.count(f"{gateway.id} resumed") == 1)
 
 
+def test_a_kill_does_not_wait_for_a_hop_that_is_out_of_reach_itself(make_way: MakeWay) -> None:
+    way = make_way("socket")
+    hop = way.make(600, "//id=hop//grace=0.2")
+    assert way.server is not None
+    spec = f"socket={way.server.address}//via=hop//resume=1//grace=0.2"
+    gateway = way.group.makegateway(spec)
+    pids = [pid_of(one) for one in (hop, gateway)]
+    supervisors = [supervisor_of(pid) for pid in pids]
+    way.link.go_down()
+    wait_until(lambda: way.states == ["hop lost"])
+    with pytest.warns(ResourceWarning, match="hop, which it goes via, is out of reach itself"):
+        gateway._io.kill()
+    os.kill(supervisors[0], signal.SIGKILL)
+    assert_gone(*pids, *supervisors)
+    with pytest.warns(ResourceWarning, match="worker hop could not be reached"):
+        way.group.terminate(0.1)
+
+
 def test_in_a_tree_each_connection_is_made_anew(make_way: MakeWay) -> None:
     way = make_way("ssh")
     draw = random.Random("tree")
