@@ -386,7 +386,7 @@ class Settings:
     def is_watched(self) -> bool:
         """Whether a process beside the worker tells of its end, which no network shows."""
         if self.transport is None:
-            return self.type == JOINED
+            return self.type == JOINED or self.resume_s is not None
         is_near = self.spec.popen or self.transport.is_local
         return not (is_near or self.is_shared or self.through or self.attach)
 
@@ -513,12 +513,15 @@ class Settings:
         reason = ""
         if self.attach is not None:
             reason = "not attach=, which makes a new connection to a service that stays anyway"
-        elif self.spec.via:
-            reason = "not via= another gateway, which may be lost as well"
-        elif self.transport is None or self.transport.is_local or self.spec.popen:
-            reason = f"not {self.type}=: there is no login to do again"
+        elif self.spec.installvia:
+            reason = "not installvia=, whose server takes one connection and ends with its gateway"
+        elif self.type == JOINED:
+            reason = "not listen=: nobody here can make a worker dial in again"
+        elif self.type == "socketservice" or (self.transport and self.transport.is_local):
+            hint = f", so it may be for {self.spec.via} itself" if self.spec.via else ""
+            reason = f"not {self.type}=, which has no network in between{hint}"
         elif self.type == "srun":
-            reason = "not srun=, which ends a job step with its connection"
+            reason = "not srun=: Slurm ends a job step with its connection, and all processes of it"
         elif self.is_shared:
             reason = "not share=yes, where the connection is that of others, too"
         elif sys.platform == "win32":
@@ -526,7 +529,7 @@ class Settings:
         elif self.spec.execmodel in ("gevent", "eventlet"):
             reason = "not with greenlets: a thread sees to the connection"
         if reason:
-            raise self._error(f": resume= is for ssh and other logins, {reason}")
+            raise self._error(f": resume= is for connections over a network, {reason}")
 
     def _check_buffers(self) -> None:
         if (self.spec.buffers, self.type, self.spec.via) != ("shared", "popen", None):

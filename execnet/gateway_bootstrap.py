@@ -74,7 +74,8 @@ def worker_options(
         options["faults"] = True if settings.has_source else _lowered("_ends.far_faults")
     elif settings.is_watched:
         resumes = settings.resume_s is not None
-        options["watcher"] = _lowered("_resume.far_fork" if resumes else "_ends.far_watcher")
+        watcher = _lowered("_resume.far_fork" if resumes else "_ends.far_watcher")
+        options["watcher"] = watcher + ("\nIN_SERVER = True\n" if settings.is_in_server else "")
     if settings.type == "sudo":
         options["terminal"] = _lowered("_ends.far_terminal")
     return options
@@ -99,7 +100,8 @@ def first_line(settings: Settings, marker: bytes, stdout: int | None = None) -> 
     else:
         from ._ship.shipment import boot_code
 
-        code = boot_code(options, in_server=settings.is_in_server)
+        resumes = settings.resume_s is not None
+        code = boot_code(options, in_server=settings.is_in_server, resumes=resumes)
     return (ascii(code) + "\n").encode("ascii")
 
 

@@ -455,14 +455,30 @@ def _with_memory(settings: Settings, start: Callable[[], Any]) -> Any:
 def _start_command(settings: Settings, execmodel: ExecModel, transport: Transport) -> Endpoint:
     """Run the command that leads to the worker."""
     command = transports_table.command(settings.spec, row=transport)
-    if settings.resume_s is not None:
-        from ._resume import near as resume_near
-
-        io: Any = resume_near.create_io(settings, execmodel, command, Popen2IOMaster)
-    else:
-        io = _with_memory(settings, lambda: Popen2IOMaster(command, execmodel))
+    io: Any = _with_memory(settings, lambda: Popen2IOMaster(command, execmodel))
     io.remoteaddress = transports_table.address_of(settings.spec, transport)
     return endpoint_of(io)  # a program may have put a class of its own there
+
+
+def _start_resumable(
+    settings: Settings, execmodel: ExecModel, find_gateway: Callable[[str], Gateway] | None
+) -> Endpoint:
+    """Start a worker that outlives its connections."""
+    from ._resume import near, ways
+
+    near.check_models(settings, execmodel)
+    if settings.spec.via:
+        from ._via.stream import find
+
+        via = find(settings.spec.via, find_gateway)
+        return near.ResumeIO(settings, execmodel, ways.over_gateway(settings, execmodel, via))
+    if settings.transport is None:
+        return near.ResumeIO(settings, execmodel, ways.over_socket(settings, execmodel))
+    command = transports_table.command(settings.spec, row=settings.transport)
+    maker = ways.over_command(command, execmodel, Popen2IOMaster)
+    io = near.ResumeIO(settings, execmodel, maker)
+    io.remoteaddress = transports_table.address_of(settings.spec, settings.transport)
+    return io
 
 
 def create_io(
@@ -479,6 +495,8 @@ def create_io(
     """
     settings = settings or Settings(spec)
     try:
+        if settings.resume_s is not None:
+            return _start_resumable(settings, execmodel, find_gateway)
         if spec.via:
             from ._via import stream as via_stream
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from errno import EINPROGRESS
 from functools import partial
 
 from ._clock import monotonic
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 TRIES = 5  # at a server that ends connections before anything is proved, as in a crowd
 ANY_HOST = "0.0.0.0", "::"
+LOOK_MS = 200  # how often an attempt to connect looks whether somebody waits for it
 
 
 class SocketIO(Endpoint):
@@ -61,6 +63,11 @@ class SocketIO(Endpoint):
         self.write_some = within.send
         self.write_pieces = getattr(sock, "sendmsg", None) if within is sock else None
         self.read_into = getattr(sock, "recv_into", None) if execmodel.has_main_thread else None
+
+    @property
+    def sock(self) -> Any:
+        """The connection, for what reads and writes it in place of this."""
+        return self._sock
 
     def read_some(self, limit: int) -> bytes:
         """Return available bytes, up to ``limit``; wait for the first; b"" at the end."""
@@ -223,6 +230,20 @@ def create_io(
     return _connect(address, execmodel, timeout_s, Wish(spec, key))
 
 
+def dial(
+    settings: Settings, execmodel: ExecModel, deadline: float, is_over: Callable[[], bool]
+) -> Endpoint:
+    """Connect to the server of a spec anew, until a deadline or nobody wants that any more.
+
+    deadline: as ``time.monotonic()``.  Errors as for ``create_io``, after which nothing is left.
+    """
+    address, is_off = settings.address, settings.spec.authentication == "none"
+    assert address is not None  # the spec was checked
+    wish = Wish(settings.spec) if isinstance(address, tuple) else None
+    left_s = max(0.001, deadline - monotonic())
+    return _connect(address, execmodel, left_s, wish, is_off, is_over)
+
+
 def start_via(gateway: Gateway, hostport: tuple[str, int] | None = None) -> tuple[str, int]:
     """Start a socket server on a gateway's worker; return the (host, port) to connect to.
 
@@ -297,11 +318,13 @@ def _connect(
     timeout_s: float | None,
     wish: Wish | None,
     trusts_others: bool = False,
+    is_over: Callable[[], bool] | None = None,
 ) -> Endpoint:
     """Return a stream to a server; ``HostNotFound`` if there is none within the timeout.
 
     timeout_s: None for ever.  wish: the authentication; None at a path, where the other end has to
-    be a process of this user or of root, unless ``trusts_others``.
+    be a process of this user or of root, unless ``trusts_others``.  is_over: whether nobody waits
+    for it any more.
     """
     name = format_address(address)
     deadline = None if timeout_s is None else monotonic() + timeout_s
@@ -310,7 +333,7 @@ def _connect(
         for place in _places(address, execmodel):
             for is_last in (False,) * (TRIES - 1) + (True,):
                 try:
-                    sock = _connected(place, execmodel, deadline)
+                    sock = _connected(place, execmodel, deadline, is_over)
                 except OSError as exc:
                     error = exc
                     break
@@ -402,7 +425,12 @@ def _places(address: Address, execmodel: ExecModel) -> list[tuple[int, Any]]:
     return [(family, place) for family, _, _, _, place in found]
 
 
-def _connected(place: tuple[int, Any], execmodel: ExecModel, deadline: float | None) -> Any:
+def _connected(
+    place: tuple[int, Any],
+    execmodel: ExecModel,
+    deadline: float | None,
+    is_over: Callable[[], bool] | None,
+) -> Any:
     kind = execmodel.socket.SOCK_STREAM
     sock = execmodel.socket.socket(place[0], kind)
     if sock.fileno() <= 2:
@@ -410,10 +438,33 @@ def _connected(place: tuple[int, Any], execmodel: ExecModel, deadline: float | N
     try:
         if deadline is not None:
             sock.settimeout(max(0.001, deadline - monotonic()))
-        sock.connect(place[1])
+        if is_over is None:
+            sock.connect(place[1])
+        else:
+            _await_connection(sock, place[1], deadline, is_over)
         sock.settimeout(None)
         keep_alive(sock)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _await_connection(
+    sock: Any, address: Any, deadline: float | None, is_over: Callable[[], bool]
+) -> None:
+    """Connect, looking now and then whether nobody wants that any more; OSError then, too."""
+    import select
+    import socket
+
+    sock.setblocking(False)
+    error = sock.connect_ex(address)
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLOUT)
+    while error == EINPROGRESS:
+        if is_over() or (deadline is not None and monotonic() >= deadline):
+            raise TimeoutError("no answer came in time")
+        if poll.poll(LOOK_MS):
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))

@@ -79,9 +79,14 @@ def _end_worker(path: str, told: dict[str, Any], args: argparse.Namespace) -> in
     return STATUS_FAILED if error is not None else 0
 
 
-def _maker_for(settings: Settings) -> Callable[[], Any]:
-    """Return what runs the command of a spec, without a question, and returns its stream."""
-    from .._resume.near import command_of_login
+def _maker_for(settings: Settings) -> Callable[[float], Any]:
+    """Return what connects to the place of a spec, without a question, and returns its stream."""
+    from .._resume import ways
 
-    command = command_of_login(table.command(settings.spec, row=settings.transport))
-    return lambda: Popen2IOMaster(command, get_execmodel("thread"))
+    model = get_execmodel("thread")
+    if settings.transport is None:
+        maker = ways.over_socket(settings, model)
+    else:
+        command = table.command(settings.spec, row=settings.transport)
+        maker = ways.over_command(command, model, Popen2IOMaster)
+    return lambda deadline: maker.anew(deadline, bool)

@@ -10,11 +10,13 @@ import os
 import socket
 import stat
 import struct
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+LAST_WORDS_S = 1.0  # after which a server or an sshd may end a connection
 ANSWER_S = 60.0  # how long a supervisor may take, which may wait for a worker's end
 
 
@@ -86,8 +88,10 @@ def connect(marker: bytes, folder: str, secret: str, verb: str, epoch: int) -> N
     for fd in 0, 1, 2:
         os.dup2(null, fd)
     sock.settimeout(None)
-    status = _line(sock).split() or ["0"]
-    os._exit(int(status[-1]) & 255)
+    told = _line(sock).split()
+    if not told:  # the supervisor was killed; the worker says so over this connection
+        time.sleep(LAST_WORDS_S)
+    os._exit(int(told[-1]) & 255 if told else 0)
 
 
 def _line(sock: Any) -> str:

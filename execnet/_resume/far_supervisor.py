@@ -36,13 +36,16 @@ clock = getattr(time, "monotonic", time.time)
 
 
 def supervise(
-    pid: int, fd: int, frame_of: Callable[[Any, int], bytes], farewell: bytes
+    pid: int, fd: int, kept_fd: int, frame_of: Callable[[Any, int], bytes], farewell: bytes
 ) -> None:
-    """Be the supervisor of a child, which is at the other end of the socket; ends the process."""
+    """Be the supervisor of a child, which is at the other end of a socket; ends the process.
+
+    kept_fd: the socket to a process that ends with the first connection; -1: there is none.
+    """
     status = None
     supervisor = None
     try:
-        supervisor = Supervisor(pid, fd)
+        supervisor = Supervisor(pid, fd, kept_fd)
         status = supervisor.run(lambda told: frame_of((told, "", OF_WATCHER, farewell), GOODBYE))
     finally:
         if supervisor is not None:
@@ -97,7 +100,7 @@ class Login(object):
 class Supervisor(object):
     """One thread does everything, and waits only in ``run``."""
 
-    def __init__(self, pid: int, fd: int) -> None:
+    def __init__(self, pid: int, fd: int, kept_fd: int) -> None:
         self._pid = pid
         self._control: Any = socket.fromfd(fd, socket.AF_UNIX, socket.SOCK_STREAM)
         os.close(fd)
@@ -109,7 +112,11 @@ class Supervisor(object):
         self._killers: list[Any] = []  # connectors that wait for the worker's end
         self._bell_fd, self._ring_fd = os.pipe()
         self._handle_signals()
-        self._login: Login | None = Login(0, os.dup(1), os.dup(2))
+        kept = None
+        if kept_fd >= 0:
+            kept = socket.fromfd(kept_fd, socket.AF_UNIX, socket.SOCK_STREAM)
+            os.close(kept_fd)
+        self._login: Login | None = Login(0, os.dup(1), os.dup(2), kept)
         self._listener: Any = None
         self._errors_fd, errors_in = os.pipe()
         for end in self._bell_fd, self._ring_fd, self._errors_fd, errors_in:

@@ -63,6 +63,8 @@ class Session:
     def line(self, marker: bytes, verb: str) -> bytes:
         """Return the line for the interpreter over there."""
         asked = f"connect({marker!r}, {self.folder!r}, {self.secret!r}, {verb!r}, {self.epoch})"
+        if self.settings.is_in_server:  # an old one would run it in its own process
+            asked = f'if globals().get("in_own_process"): {asked}'
         code = f"{parts.lowered('_resume.far_connector')}\n{asked}\n"
         return (ascii(code) + "\n").encode("ascii")
 
@@ -80,10 +82,11 @@ class Session:
 class Login:
     """One attempt, until a deadline by ``time.monotonic()``.
 
-    make: runs the command of the spec; returns its stream.
+    make: makes a connection to the place of the spec; returns its stream.  Called with the time
+    when it has to be there.
     """
 
-    def __init__(self, session: Session, make: Callable[[], Any], deadline: float) -> None:
+    def __init__(self, session: Session, make: Callable[[float], Any], deadline: float) -> None:
         timeout_s = session.settings.connect_timeout_s
         if timeout_s is not None:
             deadline = min(deadline, monotonic() + timeout_s)
@@ -131,7 +134,7 @@ class Login:
     def _ask(self, verb: str, keep: Callable[[Any], object]) -> None:
         """Ask, and return if the answer is "ok"."""
         try:
-            self._carrier = self._make()
+            self._carrier = self._make(self._deadline)
         except _OSError as exc:
             raise Unreachable(str(exc)) from exc
         keep(self._carrier)

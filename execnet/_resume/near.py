@@ -16,8 +16,6 @@ from .._clock import monotonic
 from .._endpoint import Endpoint
 from .._ends.terminate import LOGIN_S
 from .._ship import parts
-from .._transports.ssh import asking_nobody, with_options
-from .._transports.table import Command
 from ..gateway_base import (
     Message,
     _Flag,
@@ -39,8 +37,7 @@ if TYPE_CHECKING:
     from .._specs import Settings
     from ..gateway import Gateway
     from ..gateway_base import ExecModel
-
-    Make = Callable[[], Any]  # runs the command of the spec; returns its stream
+    from .ways import Maker
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0  # between two attempts, at first and at most
 NOT_HERE = 0  # stands for the process id of a worker that runs on another host
@@ -48,31 +45,30 @@ PART = "_resume.far_worker"
 MARGIN_S = 10.0  # how long after its two times of grace a worker is killed, if its time is over
 
 
-def create_io(
-    settings: Settings, execmodel: ExecModel, command: Command, run: Callable[..., Any]
-) -> ResumeIO:
-    """Run the command of a spec; return the stream, which runs it anew when it has to.
-
-    run: called with a command and the execution model; returns a stream.  Raises
-    ``BootstrapError`` if it can't be started, ValueError for greenlets.
-    """
+def check_models(settings: Settings, execmodel: ExecModel) -> None:
+    """Raise ValueError for greenlets, on this side or on the other."""
     models = execmodel, get_execmodel(str(settings.spec.execmodel))
     if not all(model.has_main_thread for model in models):
         raise ValueError("resume= is not for greenlets: a thread sees to the connection")
-    anew = command_of_login(command)
-    return ResumeIO(settings, execmodel, run(command, execmodel), lambda: run(anew, execmodel))
 
 
-def command_of_login(command: Command) -> Command:
-    """Return the command of a spec for another run, when nobody may be there to answer."""
-    words: list[str] = command
-    if command[0] in ("ssh", "vagrant"):  # a shared connection may be lost as well
-        words = with_options(asking_nobody(command), ["-o", "ControlPath=none"])
-    return Command(words, command.captures_stderr, is_remote=command.is_remote)
+class _Writer(LinkWriter):
+    """The writer of a stream that may go through other gateways."""
+
+    def frame(self, header: Any, payload: Any, blob: object = None) -> list[Any]:
+        """Return a frame, as the base class; what others need as well is not kept on the way."""
+        return super().frame(header, payload)
+
+    def deliver(self, frame: list[Any]) -> None:
+        """Send a frame, as the base class; a receiver thread on the way there does not wait."""
+        if self._io.may_not_wait():
+            self.post_frame(frame)
+        else:
+            super().deliver(frame)
 
 
 class _Carried(Connection):
-    """The connection that consists of a command's pipes."""
+    """The connection that consists of a command's pipes, or of a socket."""
 
     def __init__(self, carrier: Any, epoch: int) -> None:
         fds = [os.dup(file.fileno()) for file in (carrier.infile, carrier.outfile)]
@@ -88,6 +84,7 @@ class _Carried(Connection):
 class ResumeIO(Link, Endpoint):
     """The stream to a worker that outlives its connections.
 
+    maker: makes one after the other; its first one is made at once, and raises ``BootstrapError``.
     ``_lock`` guards the state of the session and which command carries it.  Attempts at another
     connection are made in a thread of their own, one at a time.
     """
@@ -95,15 +92,16 @@ class ResumeIO(Link, Endpoint):
     kills_by_login = True
     kill_by: float | None = None  # when a kill has to be over, as ``time.monotonic()``
 
-    writer_class = LinkWriter
+    writer_class = _Writer
 
-    def __init__(self, settings: Settings, execmodel: ExecModel, carrier: Any, make: Make) -> None:
+    def __init__(self, settings: Settings, execmodel: ExecModel, maker: Maker) -> None:
         self._settings = settings
         self._id = str(settings.spec.id)
-        self._make = make
+        self._maker = maker
         self._lock = new_lock()
-        self._carrier = carrier
-        self.args = self._carrier.args
+        self._carrier = maker.first()
+        self.carrier = maker.carrier
+        self.args, self.remoteaddress = self._carrier.args, self._carrier.remoteaddress
         Link.__init__(self, execmodel, _Carried(self._carrier, 0))
         self.is_numbered = False
         self._gateway: Gateway | None = None
@@ -154,7 +152,8 @@ class ResumeIO(Link, Endpoint):
         assert self._session is not None
         self._session.place(ready)
         self._record = self._make_record()
-        self._record.write()
+        if self._record is not None:
+            self._record.write()
         self._carrier.worker_pid = NOT_HERE
         self.count_ack(message)
         self.is_held = False
@@ -167,15 +166,18 @@ class ResumeIO(Link, Endpoint):
         """Begin to make attempts, for as long as the spec says."""
         carrier = self._carrier
         if not self._is_placed() or self._is_killed or self._has_said_goodbye():
-            self.stop(why)
+            self.stop(carrier.why_ended() or why)
             return
         try:
             self.execmodel.start(self._reconnect, (carrier, why), f"execnet-resume-{self._id}")
         except RuntimeError as exc:
             self._give_up(f"no thread could be started to connect anew: {exc}")
 
-    def _make_record(self) -> Record:
+    def _make_record(self) -> Record | None:
+        """Return the record for a later program; None where that would not find the way."""
         assert self._session is not None
+        if self.carrier is not None:
+            return None
         return Record(self._session, 2 * self._settings.grace_s + MARGIN_S)
 
     def _is_placed(self) -> bool:
@@ -208,12 +210,17 @@ class ResumeIO(Link, Endpoint):
                 last = str(exc) if monotonic() < ends_at else last
             except (Ended, Refused) as exc:
                 self._status = exc.status if isinstance(exc, Ended) else None
+                self.hop = self._maker.hop()
                 self._give_up(str(exc), has_ended=isinstance(exc, Ended))
                 return
             else:
                 self.use(_Carried(carrier, session.epoch), peer_read)
                 self._tell_state("resumed")
                 return
+
+    def _make(self, deadline: float) -> Any:
+        """Make another connection, in an attempt that ends with the stream."""
+        return self._maker.anew(deadline, lambda: self.is_over)
 
     def _keep(self, carrier: Any) -> None:
         """Take a command that makes an attempt; it ends with the stream."""
@@ -303,10 +310,20 @@ class ResumeIO(Link, Endpoint):
             pass
         except (Unreachable, Refused) as exc:
             record, self._record = self._record or self._make_record(), None
-            record.leave()
+            if record is not None:
+                record.leave()
             self._warn_unreachable(str(exc))
         self.stop("the worker was killed")
         self._carrier.kill()
+
+    def may_not_wait(self) -> bool:
+        """Whether this is the receiver thread of a gateway on the way there."""
+        via: Any = self.carrier
+        while via is not None:
+            if via._get_ident() == via._receiver_ident:
+                return True
+            via = via._io.carrier
+        return False
 
     def is_out_of_reach(self, mark: int, is_long: bool) -> bool:
         is_silent = is_long and self.read_bytes == mark and self.kept_bytes > 0
@@ -316,8 +333,10 @@ class ResumeIO(Link, Endpoint):
         seconds = self._settings.resume_s
         text = (
             f"worker {self._id} could not be reached to be killed ({why}); its supervisor ends it "
-            f'once it was out of reach for {seconds:g} s, or "execnet clean" does'
+            f"once it was out of reach for {seconds:g} s"
         )
+        if self.carrier is None:
+            text += ', or "execnet clean" does'
         with suppress(Exception):  # warnings are errors
             warnings.warn(text, ResourceWarning, stacklevel=4)
 

@@ -102,10 +102,12 @@ def _is_over(told: dict[str, Any]) -> bool:
     return not is_running(pid) or bool(told["began"] != _start_of(pid))
 
 
-def end(path: str, told: dict[str, Any], make_for: Callable[[Settings], Callable[[], Any]]) -> str:
+def end(
+    path: str, told: dict[str, Any], make_for: Callable[[Settings], Callable[[float], Any]]
+) -> str:
     """End the worker of a record by a login, and remove the record; return what happened.
 
-    make_for: returns what runs the command of a spec and returns its stream.  Raises
+    make_for: returns what makes a connection to the place of a spec and returns its stream.  Raises
     ``Unreachable`` or ``Refused`` if it may run on; the record stays then.
     """
     settings = Settings(XSpec(told["spec"]))

@@ -62,10 +62,10 @@ if k:
   n["start_in_server"](m,k,o)
  else:
   m.start_worker(**o)"""
-# Such a server has no greenlets, and the line has no room for both.
+# Such a server has no greenlets and no supervisor, for which the line has no room as well.
 _START_OR_REFUSE = """\
 if k:
-  k.sendall(o["marker"]+m._frame_of({"error":"the server has threads, no greenlets"}))
+  k.sendall(o["marker"]+m._frame_of({"error":"the server %s"}))
  else:
   m.start_worker(**o)"""
 _CONNECTION = """,None if globals().get("in_own_process") else globals().get("clientsock")"""
@@ -171,10 +171,12 @@ def wanted(marker: bytes) -> bytes:
     return marker.rstrip() + b"?"
 
 
-@lru_cache(maxsize=2)
-def _start_or_serve(greenlets: bool) -> str:
+@lru_cache(maxsize=4)
+def _start_or_serve(greenlets: bool, resumes: bool) -> str:
     if greenlets:
-        return _START_OR_REFUSE
+        return _START_OR_REFUSE % "has threads, no greenlets"
+    if resumes:
+        return _START_OR_REFUSE % "runs workers in its own process, and resume= needs another one"
     lines = parts.lowered("_transports.far_socket").split("\n")
     return _START_OR_SERVE % "~".join(filter(None, lines))  # "\n" would be escaped twice
 
@@ -187,14 +189,15 @@ def head_of_line() -> str:
     return f'{before}{packed}",'
 
 
-def boot_code(options: Mapping[str, Any], in_server: bool = False) -> str:
+def boot_code(options: Mapping[str, Any], in_server: bool = False, resumes: bool = False) -> str:
     """Return the code that makes an interpreter a worker.
 
     options: the arguments of ``gateway_base.start_worker``.  in_server: it may be a socket server
-    that executes the code itself.
+    that executes the code itself.  resumes: whether the worker outlives its connections.
     """
+    greenlets = _has_greenlets(options["execmodel"])
     code = _BOOT.format(
-        start=_start_or_serve(_has_greenlets(options["execmodel"])) if in_server else _START,
+        start=_start_or_serve(greenlets, resumes) if in_server else _START,
         connection=_CONNECTION if in_server else "",
         packed=shipment_for(options["execmodel"]).packed,
         wanted=wanted(options["marker"]).decode("ascii"),

@@ -30,13 +30,9 @@ def arranged(prepared: list[Settings], fanout: int) -> list[XSpec]:
     for settings in prepared:
         _check(settings)
     specs = [settings.spec for settings in prepared]
-    for spec, settings, parent in zip(specs, prepared, parents_of(len(specs), fanout), strict=True):
-        if parent is None:
-            continue
-        if settings.resume_s is not None:
-            text = "resume= is for the first level of a tree; the others are reached via= workers"
-            raise ValueError(f"spec {spec.shown()!r}: {text}")
-        setattr(spec, "via", specs[parent].id)  # noqa: B010  # a key of any name, for mypy
+    for spec, parent in zip(specs, parents_of(len(specs), fanout), strict=True):
+        if parent is not None:
+            setattr(spec, "via", specs[parent].id)  # noqa: B010  # a key of any name, for mypy
     return specs
 
 

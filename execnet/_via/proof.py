@@ -47,11 +47,11 @@ class ViaTalk:
         )
 
 
-def prove(io: Any, settings: Settings) -> None:
+def prove(io: Any, settings: Settings, deadline: float | None) -> None:
     """Exchange proofs of the key; after an error nothing is left of the stream."""
     try:
         wish = Wish(settings.spec)
-        proof.prove(ViaTalk(io), wish, str(io.remoteaddress), settings.deadline())
+        proof.prove(ViaTalk(io), wish, str(io.remoteaddress), deadline)
     except BaseException as exc:
         io.discard()
         if isinstance(exc, EOFError) and not isinstance(exc, BootstrapError):

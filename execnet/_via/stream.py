@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from .._endpoint import Carrier, LoopEnds
     from .._specs import Settings
+    from .._transports.table import Command
     from ..gateway import Gateway
     from ..gateway_base import Channel
 
@@ -456,23 +457,30 @@ def create_io(settings: Settings, execmodel: ExecModel, find_gateway: Find | Non
     ids that exist.  Raises ValueError if there is none, ``BootstrapError`` if that gateway can't
     start anything any more.
     """
-    return create_io_over(settings, execmodel, _find(settings.spec.via, find_gateway))
+    return create_io_over(settings, execmodel, find(settings.spec.via, find_gateway))
 
 
 def create_io_over(
-    settings: Settings, execmodel: ExecModel, via: Gateway, code: Channel | None = None
+    settings: Settings,
+    execmodel: ExecModel,
+    via: Gateway,
+    code: Channel | None = None,
+    change: Callable[[Command], Command] | None = None,
+    deadline: float | None = None,
 ) -> ViaIO:
     """Make a gateway's worker start what a spec says; otherwise as ``create_io``.
 
-    code: a channel of the gateway whose other end is ``execnet.service.gatewaymaker``.
+    code: a channel of the gateway whose other end is ``execnet.service.gatewaymaker``.  change:
+    returns the command to be run in place of the spec's.  deadline: for the proofs, as
+    ``time.monotonic()``; None for what the spec says.
     """
     try:
-        request, args = _request_of(settings, via)
+        request, args = _request_of(settings, via, change)
         io = ViaIO(via, request, args, _remoteaddress(settings, via), execmodel, code=code)
         if isinstance(settings.address, tuple):
             from .proof import prove
 
-            prove(io, settings)
+            prove(io, settings, deadline or settings.deadline())
         return io
     except BootstrapError:
         raise
@@ -480,7 +488,8 @@ def create_io_over(
         raise BootstrapError(f"can't start anything via {via.id}: {exc}") from exc
 
 
-def _find(id: str, find_gateway: Find | None) -> Gateway:
+def find(id: str, find_gateway: Find | None) -> Gateway:
+    """Return the gateway with an id; ValueError if there is none."""
     try:
         if find_gateway is None:
             raise KeyError(id)
@@ -491,7 +500,9 @@ def _find(id: str, find_gateway: Find | None) -> Gateway:
         raise ValueError(f"via={id}: there is no such gateway, there are: {ids}") from None
 
 
-def _request_of(settings: Settings, via: Gateway) -> tuple[dict[str, object], list[str]]:
+def _request_of(
+    settings: Settings, via: Gateway, change: Callable[[Command], Command] | None = None
+) -> tuple[dict[str, object], list[str]]:
     """Return the request to the far half, and the same in words."""
     spec = settings.spec
     request: dict[str, object] = {"args": None, "address": None, "stderr": False, "timeout": None}
@@ -503,6 +514,7 @@ def _request_of(settings: Settings, via: Gateway) -> tuple[dict[str, object], li
         request["trusts_others"] = spec.authentication == "none"
         return request, [f"socket={spec.socket}"]
     args = command(spec, via._rinfo().executable, settings.transport)
+    args = args if change is None else change(args)
     request["args"], request["stderr"] = list(args), args.captures_stderr
     return request, list(args)
 

@@ -914,7 +914,7 @@ class Relay(object):
     def _tell_end(self, way):
         # type: (Way) -> None
         try:
-            way.sink.shutdown(socket.SHUT_WR)
+            socket.socket.shutdown(way.sink, socket.SHUT_WR)  # that of TLS would also end TLS
         except EnvironmentError:
             pass  # it has gone
 

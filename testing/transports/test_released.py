@@ -132,6 +132,13 @@ class TestTheirServer:
                 group.makegateway(f"socket={server.address}//{way}//env:SECRET=1")
         is_served(server, group)
 
+    def test_it_has_no_worker_that_outlives_its_connection(
+        self, server: ReleasedServer, group: Group
+    ) -> None:
+        with pytest.raises(execnet.BootstrapError, match="and resume= needs another one"):
+            group.makegateway(f"socket={server.address}//authentication=none//resume=9")
+        is_served(server, group)
+
     def test_code_runs_in_the_thread_that_serves(
         self, server: ReleasedServer, group: Group
     ) -> None:

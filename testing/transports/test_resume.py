@@ -24,7 +24,7 @@ from tools import BOUND_S, ROOT, SOURCE, some_of, wait_until
 from execnet import BootstrapError, Gateway, Group, WorkerDied, aio
 from execnet._resume import near, records
 from execnet._resume.logins import Ended, Login, Session, Unreachable
-from execnet._resume.near import command_of_login
+from execnet._resume.ways import command_of_login
 from execnet._ship.shipment import FIRST_PACKET_MAX
 from execnet._specs import Settings
 from execnet._transports.table import Command
@@ -376,11 +376,22 @@ def test_a_host_that_does_not_know_the_session_was_rebooted_or_is_another_one() 
 
 
 @pytest.mark.parametrize(
-    "spec",
-    ["popen", "socket=h:1", "socketservice", "sudo=a", "srun", "ssh=a//via=gw", "ssh=a//share=yes"],
+    ("spec", "why"),
+    [
+        ("popen", "popen=, which has no network in between$"),
+        ("popen//via=gw", "popen=, .*, so it may be for gw itself$"),
+        ("sudo=a", "sudo=, which has no network"),
+        ("socketservice", "socketservice=, which has no network"),
+        ("listen=h:1", "listen=: nobody here can make a worker dial in again"),
+        ("socket=h:0//installvia=gw", "installvia=, whose server takes one connection"),
+        ("srun", "srun=: Slurm ends a job step with its connection"),
+        ("srun//via=gw", "srun=: Slurm"),
+        ("ssh=a//share=yes", "share=yes, where the connection is that of others, too"),
+        ("ssh=a//attach=b", "attach=, which makes a new connection"),
+    ],
 )
-def test_what_has_no_login_to_do_again_is_refused(spec: str) -> None:
-    with pytest.raises(ValueError, match="resume= is for ssh and other logins, not "):
+def test_what_can_not_be_connected_anew_is_refused(spec: str, why: str) -> None:
+    with pytest.raises(ValueError, match=f"resume= is for connections over a network, not {why}"):
         Settings(XSpec(f"{spec}//resume=10"))
 
 

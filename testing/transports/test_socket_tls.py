@@ -181,6 +181,47 @@ class TestWhoItIs:
             group.makegateway(f"socket={server.address}//fingerprint={'0' * 64}")
 
 
+def test_when_its_own_output_has_ended_a_process_still_gets_only_what_was_encrypted() -> None:
+    near, far = socket.socketpair()
+    outer, inner = socket.socketpair()
+    certificate = socketserver.Certificate(socketserver.make_certificate())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    served = certificate.wrap(far)
+    greeting = threading.Thread(target=served.do_handshake)
+    greeting.start()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(incoming, outgoing)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    near.sendall(outgoing.read())
+    while True:
+        incoming.write(near.recv(65536))
+        try:
+            client.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            pass
+    near.sendall(outgoing.read())
+    greeting.join()
+    relaying = threading.Thread(target=socketserver.Relay(served, inner).run)
+    relaying.start()
+    outer.shutdown(socket.SHUT_WR)
+    while near.recv(65536):  # until the end of what the process says
+        pass
+    client.write(b"encrypted")
+    near.sendall(outgoing.read() + b"not encrypted")
+    near.shutdown(socket.SHUT_WR)
+    outer.settimeout(BOUND_S)
+    came = b""
+    while data := outer.recv(100):
+        came += data
+    relaying.join()
+    near.close()
+    outer.close()
+    assert came == b"encrypted"
+
+
 class TestInstalled:
     def test_beyond_loopback_there_is_tls(self, group: Group) -> None:
         group.makegateway("popen//id=first")

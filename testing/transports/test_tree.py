@@ -84,7 +84,6 @@ def test_the_last_level_knows_which_hop_of_several_has_died(group: Group) -> Non
     [
         ("popen//via=gw0", 2, ValueError, r"'popen//via=gw0': via= can't be, as the tree itself"),
         ("socket//installvia=gw0", 2, ValueError, "installvia= can't be"),
-        ("ssh=host//resume=60", 2, ValueError, "resume= is for the first level of a tree"),
         ("listen=127.0.0.1:0//key=/k", 2, ValueError, "dial in are reached as they come"),
         ("popen", 0, ValueError, "fanout=0: each worker has to lead to at least one"),
         ("popen", 2.0, TypeError, "fanout=2.0 is no whole number"),

@@ -1,0 +1,224 @@
+"""What carries a connection of a gateway with ``resume=``: a command, or a stream of another kind.
+
+A maker makes one connection after the other to the same place.  Start at ``over_command``,
+``over_socket`` and ``over_gateway``, each of which returns one.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+
+from .._endpoint import endpoint_of
+from .._errors import BootstrapError, SecurityWarning
+from .._transports.ssh import asking_nobody, with_options
+from .._transports.table import Command
+from ..gateway_base import GatewayState
+from .logins import Refused, Unreachable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .._endpoint import Endpoint
+    from .._specs import Settings
+    from ..gateway import Gateway
+    from ..gateway_base import ExecModel
+
+PIECE_BYTES = 1 << 16
+LEAVE_S = 1.0  # how long a thread that passes bytes may take to notice the end
+
+
+class Maker:
+    """Makes connections to the place that a spec names.
+
+    first: makes the first one; raises ``BootstrapError``.  anew: called with when the attempt has
+    to be over, as ``time.monotonic()``, and a function that says whether nobody wants it any more;
+    raises OSError, ``Unreachable`` or ``Refused``.  carrier: the gateway that they go through.
+    """
+
+    def __init__(
+        self,
+        first: Callable[[], Any],
+        anew: Callable[[float, Callable[[], bool]], Any],
+        carrier: Gateway | None = None,
+    ) -> None:
+        self.first = first
+        self.anew = anew
+        self.carrier = carrier
+
+    def hop(self) -> str:
+        """Return the gateway on the way whose end is this one's, too; "" if there is none."""
+        via = self.carrier
+        if via is None or via._state == GatewayState.LIVE:
+            return ""
+        return getattr(via._error, "hop", "") or via.id
+
+
+class Way:
+    """A stream to a server or through another gateway, as far as a connection needs it.
+
+    io: the stream.  sock: what its bytes are read from, and written to.  Any thread may call.
+    """
+
+    worker_pid: int | None = None
+
+    def __init__(self, io: Endpoint, sock: socket.socket) -> None:
+        self.args = io.args
+        self.remoteaddress = io.remoteaddress
+        self.infile = self.outfile = sock
+        self.write_some = sock.send
+        self.has_ended, self.poll_until = io.has_ended, io.poll_until
+        self.stderr_tail, self.is_connecting = io.stderr_tail, io.is_connecting
+        self.why_ended, self.end = io.why_ended, io.end
+        self._io = io
+
+    def wait_writable(self) -> None:
+        """Return at once: a connection that is not in use yet waits when it is written."""
+
+    def kill(self) -> None:
+        """End the connection, and what was started for it; never waits."""
+        self._io.worker_pid = self.worker_pid
+        self._io.kill()
+
+    def wait(self) -> int | None:
+        """Wait for the end of it; return the exit status, where there is one."""
+        return self._io.wait()
+
+    def close_write(self) -> None:
+        """Let the other side read an end."""
+        self._io.close_write()
+
+    def close_read(self) -> None:
+        """Close the stream."""
+        self._io.close_read()
+
+    def disown(self) -> None:
+        """In a forked process: the stream is the parent's."""
+        self._io.disown()
+
+
+class PassedWay(Way):
+    """A stream without a descriptor; two threads pass its bytes to and from a pair of sockets.
+
+    Each ends with the stream, or when this side is closed; the one that reads closes the other
+    side.  What is lost on the way with a connection is sent again, as on any other.
+    """
+
+    def __init__(self, io: Endpoint) -> None:
+        near, self._far = socket.socketpair()
+        super().__init__(io, near)
+        self._near = near
+        self._writer = threading.Thread(
+            target=self._pass_on, name="execnet-resume-write", daemon=True
+        )
+        self._reader = threading.Thread(
+            target=self._pass_back, name="execnet-resume-read", daemon=True
+        )
+        try:
+            self._writer.start()
+            self._reader.start()
+        except RuntimeError as exc:  # there can be no more threads
+            near.close()
+            self._shut(socket.SHUT_RDWR)
+            io.discard()
+            self._far.close()
+            raise BootstrapError(f"no thread could be started for a connection: {exc}") from exc
+
+    def _pass_on(self) -> None:
+        with suppress(OSError, EOFError):  # the stream has ended, which the reader meets as well
+            while data := self._far.recv(PIECE_BYTES):
+                self._io.write(data)
+        self._shut(socket.SHUT_RD)
+
+    def _pass_back(self) -> None:
+        with suppress(OSError, EOFError):
+            while data := self._io.read_some(PIECE_BYTES):
+                self._far.sendall(data)
+        self._shut(socket.SHUT_WR)
+        self._writer.join()
+        self._far.close()
+
+    def _shut(self, how: int) -> None:
+        with suppress(OSError):
+            self._far.shutdown(how)
+
+    def kill(self) -> None:
+        """End the connection, and what was started for it; never waits."""
+        super().kill()
+        self._shut(socket.SHUT_RDWR)
+
+    def close_read(self) -> None:
+        """Close the stream, and both threads end."""
+        super().close_read()
+        self._shut(socket.SHUT_RDWR)
+        self._near.close()
+        if threading.current_thread() is not self._reader:
+            self._reader.join(LEAVE_S)
+
+    def disown(self) -> None:
+        """In a forked process, where neither thread runs."""
+        super().disown()
+        self._near.close()
+        self._far.close()
+
+
+def over_command(command: Command, execmodel: ExecModel, run: Callable[..., Any]) -> Maker:
+    """Return what runs a command, which leads to another machine.
+
+    run: called with a command and the execution model; returns a stream.
+    """
+    again = command_of_login(command)
+    return Maker(
+        lambda: endpoint_of(run(command, execmodel)),
+        lambda *limits: endpoint_of(run(again, execmodel)),
+    )
+
+
+def command_of_login(command: Command) -> Command:
+    """Return the command of a spec for another run, when nobody may be there to answer."""
+    words: list[str] = command
+    if command[0] in ("ssh", "vagrant"):  # a shared connection may be lost as well
+        words = with_options(asking_nobody(command), ["-o", "ControlPath=none"])
+    return Command(words, command.captures_stderr, is_remote=command.is_remote)
+
+
+def over_socket(settings: Settings, execmodel: ExecModel) -> Maker:
+    """Return what dials a socket server, and exchanges the proofs each time."""
+    from .. import gateway_socket
+
+    def way_of(io: Endpoint) -> Way:
+        sock = getattr(io, "sock", None)
+        return PassedWay(io) if sock is None else Way(io, sock)
+
+    def anew(deadline: float, is_over: Callable[[], bool]) -> Way:
+        try:
+            return way_of(gateway_socket.dial(settings, execmodel, deadline, is_over))
+        except SecurityWarning as exc:  # warnings are errors
+            raise Unreachable(str(exc)) from exc
+
+    return Maker(lambda: way_of(gateway_socket.create_io(settings, execmodel)), anew)
+
+
+def over_gateway(settings: Settings, execmodel: ExecModel, via: Gateway) -> Maker:
+    """Return what has another gateway's worker run the command, or dial the server."""
+    from .._via import stream
+
+    def anew(deadline: float, is_over: Callable[[], bool]) -> Way:
+        if via._state != GatewayState.LIVE:
+            raise Refused(f"{via.id}, which it goes via, has ended: {via._error or 'as asked'}")
+        if via._io.is_out_of_reach(0, False):  # and may keep so much that a request would wait
+            raise Unreachable(f"{via.id}, which it goes via, is out of reach itself")
+        change = command_of_login
+        try:
+            io = stream.create_io_over(settings, execmodel, via, None, change, deadline)
+        except SecurityWarning as exc:  # warnings are errors
+            raise Unreachable(str(exc)) from exc
+        return PassedWay(io)
+
+    def first() -> Way:
+        return PassedWay(stream.create_io_over(settings, execmodel, via))
+
+    return Maker(first, anew, via)
