@@ -21,12 +21,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ._features.direct import DirectReads
-    from .gateway_base import FrameDecoder
+    from .gateway_base import DirectReads, FrameDecoder
 
 OWN = 16  # gateways that keep a thread of their own, which is some microseconds faster
 OFFERS = 4  # gateways whose streams are left to threads that wait for items, at most
-POLLING = 2  # threads that poll, or wait to do so; others end
+POLLING = 4  # threads that poll, or wait to do so, at most; others end
+BUSY = 4  # so many at work may soon be back, so one more is started only after ...
+BACK_S = 0.01
 
 
 class _Parked(BaseException):
@@ -52,13 +53,13 @@ class Gateway(gateway.Gateway):
         finally:
             _seats.leave()
 
-    def take_turn(self) -> None:
+    def take_turn(self, readers: _Readers) -> None:
         """Act on what has come, then park the gateway, or see to its end."""
         self._receiver_ident = self._get_ident()
         try:
             self._receive_what_is_there()
         except _Parked:
-            if self._park():
+            if self._park(readers):
                 return
         except BaseException as exc:  # ``_run_receiver`` meets it in its place
             self._ending = exc
@@ -88,9 +89,15 @@ class Gateway(gateway.Gateway):
 
     def _next_data(self, limit: int, decoder: FrameDecoder) -> bytes:
         factory, readers = self._channelfactory, self._readers
-        stays = decoder.left or decoder._have or readers is None
-        if stays or not all(one.may_be_late for one in list(factory._callbacks.values())):
+        if readers is None:
             return super()._next_data(limit, decoder)
+        callbacks = list(factory._callbacks.values())
+        if decoder.left or decoder._have or not all(one.may_be_late for one in callbacks):
+            readers.count(-1)
+            try:
+                return super()._next_data(limit, decoder)
+            finally:
+                readers.count(1)
         direct = factory.direct
         if direct is not None:
             if direct.served and self._nobody_else_waits(direct):
@@ -102,12 +109,12 @@ class Gateway(gateway.Gateway):
         except BlockingIOError:
             raise _Parked from None
 
-    def _park(self) -> bool:
+    def _park(self, readers: _Readers) -> bool:
         """Have the stream polled; return False if it is closed already."""
         self._receiver_ident = None
         self._reading = True
         try:
-            self._readers.poll(self._io.shared_fd())
+            readers.poll(self._io.shared_fd())
         except (OSError, ValueError) as exc:
             self._ending = EOFError(f"reading failed: {exc}")
             return False
@@ -128,9 +135,10 @@ class _Readers:
     def __init__(self) -> None:
         self.gateways: dict[int, Gateway] = {}  # by descriptor
         self._lead, self._lock = new_lock(), new_lock()
-        self._threads = self._polling = 0
+        self._threads = self._polling = self._busy = 0
+        self._awaited: list[Any] = []  # locks that are released when a thread comes back
         self._is_over = False
-        self._offers = [None] * OFFERS
+        self._offers: list[None] = [None] * OFFERS
         self._epoll = select.epoll()
         self._heard, self._bell = os.pipe()  # its end wakes all that poll
         self._epoll.register(self._heard, select.EPOLLIN)
@@ -180,12 +188,19 @@ class _Readers:
             self._offers.pop()
         except IndexError:
             return
+        self.count(-1)
         try:
             direct.offer()
         except ImportError:  # nothing can be imported any more
             pass
         finally:
+            self.count(1)
             self._offers.append(None)
+
+    def count(self, change: int) -> None:
+        """Count the threads that will be back as soon as they have acted on what has come."""
+        with self._lock:
+            self._busy += change
 
     def need_thread(self) -> None:
         """Have a thread poll; if there can be no more, this one does."""
@@ -193,7 +208,7 @@ class _Readers:
             if self._polling >= POLLING:
                 return
         try:
-            get_execmodel("thread").start(self._run, (), "execnet-reader")
+            self._start()
         except RuntimeError:
             self._run()
 
@@ -217,20 +232,36 @@ class _Readers:
             if self._is_over or self._polling >= POLLING:
                 return False
             self._polling += 1
+            while self._awaited:
+                self._awaited.pop().release()
         with self._lead:
             gateway = self._wait()
             with self._lock:
                 self._polling -= 1
+                self._busy += 1
                 is_alone = not self._polling
-        if gateway is not None:
-            if is_alone:
-                self._start()
-            gateway.take_turn()
+        try:
+            if gateway is not None:
+                if is_alone and not self._is_one_back():
+                    with suppress(RuntimeError):  # there can be no more: nobody polls meanwhile
+                        self._start()
+                gateway.take_turn(self)
+        finally:
+            self.count(-1)
         return True
 
+    def _is_one_back(self) -> bool:
+        """Whether another thread polls, or does so within a moment."""
+        back = new_lock()
+        back.acquire()
+        with self._lock:
+            if self._polling or self._busy <= BUSY:
+                return self._polling > 0
+            self._awaited.append(back)
+        return bool(back.acquire(True, BACK_S))
+
     def _start(self) -> None:
-        with suppress(RuntimeError):  # there can be no more threads: nobody polls meanwhile
-            get_execmodel("thread").start(self._run, (), "execnet-reader")
+        get_execmodel("thread").start(self._run, (), "execnet-reader")
 
     def _wait(self) -> Gateway | None:
         """Wait until something can be read; None at the end."""
