@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 OWN = 16  # gateways that keep a thread of their own, which is some microseconds faster
 OFFERS = 4  # gateways whose streams are left to threads that wait for items, at most
 POLLING = 4  # threads that poll, or wait to do so, at most; others end
-BUSY = 4  # so many at work may soon be back, so one more is started only after ...
-BACK_S = 0.01
+BUSY = 4  # while more are at work, another one is started only if none of them is back within
+BACK_S = 0.01  # this time
 
 
 class _Parked(BaseException):
@@ -129,7 +129,7 @@ class Gateway(gateway.Gateway):
 class _Readers:
     """Polls for the gateways that are parked, until there are none.
 
-    ``lead`` is held by the thread that polls.  ``_lock`` guards the rest.
+    ``_lead`` is held by the thread that polls.  ``_lock`` guards the rest.
     """
 
     def __init__(self) -> None:
