@@ -119,6 +119,8 @@ class Endpoint(ABC):
     could_not_start = False  # there was never anything that could end
     kills_by_login = False  # so that ``kill`` takes longer than a moment
     given_up = ""  # why the worker was, by the stream itself
+    # Set by its receiver thread: others read and close it, as soon as something comes or it ends.
+    is_shared = False
     hop = ""  # the gateway on the way there whose end was this one's, too
 
     def boot(self, options: dict[str, object]) -> None:
@@ -185,6 +187,20 @@ class Endpoint(ABC):
     def direct_reads(self) -> DirectReads | None:
         """Return what lets threads read that wait for an item; None: the receiver alone reads."""
         return None
+
+    def shared_fd(self) -> int:
+        """Return a descriptor that can be read when ``read_some`` returns at once; -1 for none.
+
+        Then one thread can wait for many streams.  Before it does, ``read_kept`` has raised.
+        """
+        return -1
+
+    def read_kept(self, limit: int) -> bytes:
+        """Return, like ``read_some``, what came by the descriptor before; never waits.
+
+        Raises BlockingIOError if nothing is left of it.
+        """
+        raise BlockingIOError
 
     def in_loop(self) -> LoopEnds | None:
         """Never wait from now on; return what an event loop polls, None for what can't do so.
@@ -267,7 +283,8 @@ class Endpoint(ABC):
         self.kill()
         self.wait()
         self.close_write()
-        self.close_read()
+        if not self.is_shared:
+            self.close_read()
 
     def stderr_tail(self) -> str:
         """Return the last that came over stderr; "" also where it is not captured."""

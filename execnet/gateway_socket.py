@@ -18,7 +18,7 @@ from ._ship.source import source_to_send
 from ._specs import CONNECT_TIMEOUT_S
 from ._transports.keys import Wish, certificate, own_key
 from ._transports.proof import SocketTalk, TurnedAway, prove
-from .gateway_base import ExecModel, RemoteError, _Flag, above_stdio, write_all
+from .gateway_base import ExecModel, RemoteError, _Flag, above_stdio, threads_are_patched, write_all
 from .script import socketserver
 from .script.socketserver import format_address, is_loopback, keep_alive, parse_address
 
@@ -82,6 +82,20 @@ class SocketIO(Endpoint):
             if not goes_on:
                 self._ended.set()
         return data
+
+    def shared_fd(self) -> int:
+        """Return the descriptor if it can be polled along with others."""
+        import select
+
+        can_poll = hasattr(select, "epoll") and self.execmodel.has_main_thread
+        return self._sock.fileno() if can_poll and not threads_are_patched() else -1
+
+    def on_silence(self, reason: str) -> bool:
+        """Whether something has come that nobody has had the time to read."""
+        try:
+            return self.has_more(0)
+        except (OSError, ValueError):  # it is closed
+            return False
 
     def in_loop(self) -> LoopEnds | None:
         """Never wait from now on; return what an event loop polls."""

@@ -3,7 +3,8 @@
 Prints memory, threads and descriptors for each gateway, how long a broadcast takes and how much
 memory, and how long ``terminate(5)`` takes while a tenth of the workers does not end by itself.
 The exit status is 1 if one of them answers wrongly, the item was copied more than once, a gateway
-has more than two descriptors, or the end takes more than a second longer than promised.
+has more than two descriptors, those over sockets do not share their threads, or the end takes more
+than a second longer than promised.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import execnet
 
 AT_ONCE = 100  # gateways that are started by one call
 LATE_S = 1.0  # how much longer it may take
+THREADS = 64  # of all gateways over sockets, at most
 COPIES = 1.5  # of the item, at most: one, and what else takes memory meanwhile
 ECHO = "for item in channel: channel.send(len(item))"
 STUCK = "import time; channel.send(None); time.sleep(300)"
@@ -151,7 +153,9 @@ def run(count: int, spec: str, mib: float, timeout_s: float) -> int:
     end_s = time.monotonic() - began
     print(f"terminate({timeout_s:g}) with {len(stuck)} that are stuck: {end_s:.2f} s")
     is_late = end_s > timeout_s + LATE_S
-    return int(wrong > 0 or grew > COPIES * mib + 1 or fds > 2 * count + 8 or is_late)
+    are_many = threads > THREADS and spec.startswith("socket=")
+    is_large = grew > COPIES * mib + 1 or fds > 2 * count + 8 or are_many
+    return int(wrong > 0 or is_large or is_late)
 
 
 if __name__ == "__main__":

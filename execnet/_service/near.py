@@ -274,6 +274,10 @@ class ServiceIO(SocketIO):
             self._ended.set()
         return data
 
+    def shared_fd(self) -> int:
+        """Return -1: one descriptor does not tell of both ends."""
+        return -1
+
     def open_end(self) -> int:
         """Return a descriptor that can be read once the service has ended; -1: there is none."""
         return -1 if self._process is None else self._process.open_end()

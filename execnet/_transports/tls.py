@@ -120,6 +120,18 @@ class TlsIO(Endpoint):
         """Return what is there, up to ``limit`` bytes; wait for the first, b"" at the end."""
         return self._tls.read_some(limit, self._io.read_some)
 
+    def shared_fd(self) -> int:
+        """Return the descriptor of the connection, if it can be polled along with others."""
+        return self._io.shared_fd()
+
+    def read_kept(self, limit: int) -> bytes:
+        """Return what was received before; BlockingIOError if that is nothing whole."""
+        return self._tls.read_some(limit, self._io.read_kept)
+
+    def on_silence(self, reason: str) -> bool:
+        """Whether something has come that nobody has had the time to read."""
+        return self._io.on_silence(reason)
+
     def in_loop(self) -> LoopEnds | None:
         """Never wait from now on; return what an event loop polls."""
         ends = self._io.in_loop()

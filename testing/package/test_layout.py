@@ -62,6 +62,7 @@ FLOORS = {
     "_frozen": 3,
     "_join": 3,
     "_output": 3,
+    "_readers": 2,
     "_service.factory": 3,
     "_service.keeper": 3,
     "_starts": 3,

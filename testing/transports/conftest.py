@@ -10,6 +10,8 @@ import pytest
 from services import FakeSsh, Sshd
 from socketservers import Serve, Servers
 
+from execnet import _readers
+
 
 @pytest.fixture(scope="module")
 def shared_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
@@ -30,6 +32,13 @@ def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSsh:
     """An ssh of shell commands, which each test gives it."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{Path(sys.executable).parent}", prepend=":")
     return FakeSsh(tmp_path)
+
+
+@pytest.fixture(params=["own", "shared"])
+def readers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gateways over sockets have a thread each, then share some."""
+    if request.param == "shared":
+        monkeypatch.setattr(_readers, "OWN", 0)
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ def server(tmp_path: Path, nothing_is_left: None) -> Iterator[Server]:
         yield servers.start()
 
 
+@pytest.mark.usefixtures("readers")
 class TestGateway:
     def test_it_shows_like_any_other(self, server: Server, makegateway: MakeGateway) -> None:
         gateway = makegateway(f"socket={server.address}//id=far")
@@ -58,6 +59,7 @@ class TestGateway:
         assert len({ask(gateway, GETPID) for gateway in gateways}) == 3
 
 
+@pytest.mark.usefixtures("readers")
 class TestExecmodels:
     @pytest.fixture
     def echo(self, server: Server, execmodel: ExecModel) -> Iterator[Any]:
@@ -123,6 +125,7 @@ class TestExecmodels:
         assert ask(gateway, "channel.send(channel.receive())", "x" * 100_000) == "x" * 100_000
 
 
+@pytest.mark.usefixtures("readers")
 class TestEnd:
     def test_a_worker_ends_when_it_is_asked_to(self, server: Server, group: Group) -> None:
         gateway = group.makegateway(f"socket={server.address}")

@@ -58,6 +58,7 @@ def test_on_every_python_bytes_come_through_and_nothing_is_left(
         again.receive(BOUND_S)
 
 
+@pytest.mark.usefixtures("readers")
 class TestStream:
     def test_much_goes_both_ways_at_once(self, server: Server, execmodel: ExecModel) -> None:
         group = Group()
