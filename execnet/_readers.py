@@ -77,7 +77,7 @@ class Gateway(gateway.Gateway):
         ending, self._ending = self._ending, None
         try:
             if ending is not None:
-                raise ending
+                raise self._explained(ending)
         finally:
             del ending  # which has this frame in its traceback
         super()._receive_until_end(data)

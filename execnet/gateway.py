@@ -88,6 +88,7 @@ class Gateway(Calling, BaseGateway):
     known_parts: frozenset[str] = frozenset()  # modules of ours that its worker has
     exitcode: int | None = None
     _silence = ""  # why it was given up
+    _is_explained = False
     _has_pulse = False
     _forwarding: Forwarding | None = None
 
@@ -466,14 +467,17 @@ class Gateway(Calling, BaseGateway):
             reporter.tell(self, state)
 
     def _receive_until_end(self, data: bytes = b"") -> None:
-        if self.handshake.marker:
-            data = self._skip_noise()
         try:
-            super()._receive_until_end(data)
-        except ProtocolError:
-            if not self._last_words.read_trace(self._read_some):
-                raise
-            raise EOFError("the stream ended") from None
+            if self.handshake.marker:
+                data = self._skip_noise()
+            try:
+                super()._receive_until_end(data)
+            except ProtocolError:
+                if not self._last_words.read_trace(self._read_some):
+                    raise
+                raise EOFError("the stream ended") from None
+        except EOFError as exc:
+            raise self._explained(exc) from None
 
     def _on_cut_frame(self, data: bytes) -> None:
         self._last_words.keep(data)
@@ -491,13 +495,19 @@ class Gateway(Calling, BaseGateway):
             if reply:
                 self._writer.post(reply, b"")
 
-    def _on_stream_end(self) -> None:
+    def _explained(self, error: Any) -> Any:
+        """Return the error that tells how the worker ended; nobody is to see another before."""
+        self._is_explained = True
         if self.settings.kills_group and self._state != GatewayState.CLOSING:
             self._io.kill_group()  # otherwise the worker does it in its own time
         if self._last_words.is_certain:
             self._io.end()
-        if isinstance(self._error, EOFError) and not isinstance(self._error, ProtocolError):
-            self._error = self._explain_end(self._error)
+        is_end = isinstance(error, EOFError) and not isinstance(error, ProtocolError)
+        return self._explain_end(error) if is_end else error
+
+    def _on_stream_end(self) -> None:
+        if not self._is_explained:
+            self._error = self._explained(self._error)
         super()._on_stream_end()
         if self.handshake.hello:
             is_orderly = str(self._error) == f"{self.id} was ended"

@@ -323,7 +323,7 @@ class TestWorkerPool:
         def start(*args: Any, **kwargs: Any) -> None:
             raise RuntimeError("can't start new thread")
 
-        monkeypatch.setattr(pool.execmodel, "start", start)
+        monkeypatch.setattr(pool, "start", start)
         with pytest.raises(RuntimeError, match="new thread"):
             pool.spawn(int)
         assert pool.active_count() == 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from processes import is_running, stop
 from programs import STUBBORN
-from tools import MakeGateway, run_python, wait_until
+from tools import BOUND_S, MakeGateway, run_python, wait_until
 
 import execnet
 from execnet import Group
@@ -54,6 +55,30 @@ class TestWorkerDied:
         channel = makegateway().remote_exec(die)
         with pytest.raises(WorkerDied, match="function die"):
             channel.receive()
+
+    @posix
+    def test_nobody_sees_the_end_of_the_stream_before_it_is_known_how_the_worker_ended(
+        self, makegateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gateway = makegateway()
+        pid = gateway._rinfo().pid
+        channel = gateway.remote_exec("pass")
+        channel.waitclose(BOUND_S)
+        is_asked, goes_on, poll_until = threading.Event(), threading.Event(), gateway._io.poll_until
+
+        def poll_late(deadline: float) -> int | None:
+            is_asked.set()
+            goes_on.wait(BOUND_S)
+            return poll_until(deadline)
+
+        monkeypatch.setattr(gateway._io, "poll_until", poll_late)
+        os.kill(pid, signal.SIGKILL)
+        assert is_asked.wait(BOUND_S)
+        channel.waitclose(BOUND_S)
+        goes_on.set()
+        gateway.join(BOUND_S)
+        with pytest.raises(WorkerDied, match="killed by SIGKILL"):
+            channel.waitclose(BOUND_S)
 
     def test_a_send_afterwards_fails_at_once(self, makegateway: MakeGateway) -> None:
         gateway = makegateway()

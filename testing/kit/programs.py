@@ -33,9 +33,10 @@ for order in orders:
 STUBBORN = """
 def never_ends(channel):
     import time
-    channel.send(None)
-    while True:
+    for turn in range(10**6):
         try:
+            if turn == 0:
+                channel.send(None)  # in here, as the interrupt may come before it has returned
             time.sleep(1000)
         except BaseException:
             pass
