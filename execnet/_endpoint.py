@@ -271,10 +271,11 @@ class Endpoint(ABC):
         """
         self.worker_pid = None  # so that a kill takes all that this one has started along
 
-    def is_out_of_reach(self, mark: int, is_long: bool) -> bool:
+    def is_out_of_reach(self, since: float = -1.0) -> bool:
         """Whether there is no connection, or nothing comes over it although something should.
 
-        mark: ``read_bytes`` some time ago.  is_long: whether an answer had to come by now.
+        since: by ``time.monotonic()``; from then on nothing has come. Without it, silence alone
+            says nothing.
         """
         return False
 

@@ -156,22 +156,16 @@ def _kill_unreachable(execmodel: ExecModel, gateways: list[Gateway], deadline: f
 
     There may be no network, so each login may wait until then; they are made at once.
     """
-    slow: list[tuple[Any, int]] = []
-    for gateway in gateways:
-        io: Any = gateway._io
-        if io.kills_by_login:
-            slow.append((gateway, io.read_bytes))
+    slow = [gateway for gateway in gateways if gateway._io.kills_by_login]
     if not slow:
         return
     began = monotonic()
     early = max(deadline - LOGIN_S, (began + deadline) / 2)
     late = max(deadline, began + SILENT_S)
-    waited = [gateway for gateway, _ in slow if not wait_ended(gateway, early)]
-    lost = [
-        gateway._io
-        for gateway, mark in slow
-        if gateway in waited and gateway._io.is_out_of_reach(mark, early - began >= SILENT_S)
-    ]
+    waited: list[Any] = [gateway for gateway in slow if not wait_ended(gateway, early)]
+    since = early - SILENT_S
+    times = [since] if since >= began else []  # before that, nothing had to come
+    lost = [gateway._io for gateway in waited if gateway._io.is_out_of_reach(*times)]
     for io in lost:
         io.kill_by = late
     kill_all(execmodel, lost)

@@ -206,6 +206,7 @@ class Link(object):
         self.end_text = ""  # the error that the reader gets at the end
         self.kept_bytes = 0  # in ``_kept`` and ``_ahead`` together
         self.read_bytes = 0
+        self.read_at = clock()  # when the last of them were
         self.is_numbered = True
         self.is_held = False  # whether nothing may be written for now
         self._changing = new_lock()
@@ -276,8 +277,9 @@ class Link(object):
             except EnvironmentError as exc:
                 return None if exc.errno in FULL else b""
             self.read_bytes += len(data)
+            self.read_at = clock()
         if self._ack_due is None or self.read_bytes - self._told >= ACK_BYTES:
-            self._ack_due = self._ack_due or clock() + ACK_S
+            self._ack_due = self._ack_due or self.read_at + ACK_S
             self.bell.ring()
         return data
 

@@ -325,8 +325,8 @@ class ResumeIO(Link, Endpoint):
             via = via._io.carrier
         return False
 
-    def is_out_of_reach(self, mark: int, is_long: bool) -> bool:
-        is_silent = is_long and self.read_bytes == mark and self.kept_bytes > 0
+    def is_out_of_reach(self, since: float = -1.0) -> bool:
+        is_silent = self.read_at <= since and self.kept_bytes > 0
         return self.connection is None or is_silent
 
     def _warn_unreachable(self, why: str) -> None:

@@ -209,7 +209,7 @@ def over_gateway(settings: Settings, execmodel: ExecModel, via: Gateway) -> Make
     def anew(deadline: float, is_over: Callable[[], bool]) -> Way:
         if via._state != GatewayState.LIVE:
             raise Refused(f"{via.id}, which it goes via, has ended: {via._error or 'as asked'}")
-        if via._io.is_out_of_reach(0, False):  # and may keep so much that a request would wait
+        if via._io.is_out_of_reach():  # and may keep so much that a request would wait
             raise Unreachable(f"{via.id}, which it goes via, is out of reach itself")
         change = command_of_login
         try:

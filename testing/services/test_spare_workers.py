@@ -77,8 +77,15 @@ def wait_for_spare(group: Group) -> int:
     """Return the process id of the one that waits, once all others are workers."""
     login, _ = ids_of(group[0])
     workers = {ids_of(gateway)[1] for gateway in group}
-    wait_until(lambda: len(children_of(login) - workers) == 1)
-    return (children_of(login) - workers).pop()
+    others: set[int] = set()
+
+    def is_one() -> bool:
+        others.clear()
+        others.update(children_of(login) - workers)
+        return len(others) == 1
+
+    wait_until(is_one)
+    return others.pop()
 
 
 def test_a_worker_that_was_there_before_is_like_any_other(group: Group) -> None:
