@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import stop
 from terminals import Terminal
 from tools import BOUND_S, MakeGateway, find_python, wait_until
 
@@ -134,7 +135,7 @@ def test_it_tells_who_is_silent_and_who_has_ended(makegateway: MakeGateway) -> N
     pid = gateway._rinfo().pid
     watched.ask()
     assert watched.look(BOUND_S)["state"] == "live"
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     watched.ask()
     assert watched.look(0.1)["state"] == "silent"
     os.kill(pid, signal.SIGCONT)

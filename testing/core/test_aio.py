@@ -12,6 +12,7 @@ from datetime import date
 from typing import Any
 
 import pytest
+from processes import stop
 from tools import BOUND_S, some_of, wait_in_loop
 
 import execnet
@@ -120,7 +121,7 @@ class TestChannels:
         async def body(group: aio.Group) -> None:
             channel = group[0].remote_exec("channel.receive(); channel.send(None)")
             pid = (await group[0].remote_status()).pid
-            os.kill(pid, signal.SIGSTOP)
+            stop(pid)
             try:
                 with pytest.raises(asyncio.TimeoutError):
                     await asyncio.wait_for(send_many(channel), 0.2)
@@ -143,7 +144,7 @@ class TestChannels:
                     execnet.Channel.send(channel, b"x" * (1 << 20))
 
             pid = (await group[0].remote_status()).pid
-            os.kill(pid, signal.SIGSTOP)
+            stop(pid)
             try:
                 sending = asyncio.get_running_loop().run_in_executor(None, send_many)
                 with pytest.raises(asyncio.TimeoutError):
@@ -311,7 +312,7 @@ class TestCalls:
             gateway = group[0]
             gateway.remote_exec("import threading; threading.told = threading.Event()")
             channel, pid = gateway.remote_exec(ECHO), (await gateway.remote_status()).pid
-            os.kill(pid, signal.SIGSTOP)
+            stop(pid)
             try:
                 await channel.send(b"x" * 5_000_000)
                 assert gateway._writer.is_full()
@@ -365,7 +366,7 @@ class TestGroups:
         async def body(group: aio.Group) -> None:
             channels = group.remote_exec("for item in channel: channel.send(item)")
             pid = (await group[0].remote_status()).pid
-            os.kill(pid, signal.SIGSTOP)
+            stop(pid)
             try:
                 await channels[0].send(b"x" * 3_000_000)
                 sending = asyncio.ensure_future(channels.send_each(1))

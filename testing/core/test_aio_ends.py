@@ -9,7 +9,7 @@ import signal
 import textwrap
 
 import pytest
-from processes import is_gone, wait_reaped
+from processes import is_gone, stop, wait_reaped
 from tools import BOUND_S, run_python
 
 import execnet
@@ -66,7 +66,7 @@ class TestDeaths:
         async def main() -> None:
             async with aio.Group(["popen//heartbeat=0.05//dead_after=1"]) as group:
                 channel = group[0].remote_exec("channel.receive()")
-                os.kill(await pid_of(group[0]), signal.SIGSTOP)
+                stop(await pid_of(group[0]))
                 with pytest.raises(execnet.WorkerDied, match="silent"):
                     await channel.receive(BOUND_S)
 

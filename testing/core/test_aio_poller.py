@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from processes import stop
 from tools import BOUND_S, wait_in_loop, wait_until
 
 import execnet
@@ -63,7 +64,7 @@ class TestGateways:
         async def body(group: aio.Group) -> list[int]:
             pid = (await group[0].remote_status()).pid
             channel = group[0].remote_exec("for item in channel: channel.send(len(item))")
-            os.kill(pid, signal.SIGSTOP)
+            stop(pid)
             try:
                 await channel.send(b"x" * 3_000_000)
                 waiting = asyncio.ensure_future(channel.send(b"y"))

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from processes import stop
 from tools import BOUND_S, Resources, wait_until
 
 from execnet import DumpError, Group, MultiChannel, _broadcast
@@ -35,7 +36,7 @@ class Stopped:
         self._pid = gateway._rinfo().pid
 
     def __enter__(self) -> None:
-        os.kill(self._pid, signal.SIGSTOP)
+        stop(self._pid)
 
     def __exit__(self, *args: object) -> None:
         os.kill(self._pid, signal.SIGCONT)

@@ -22,7 +22,7 @@ from pathlib import Path
 from pipes import Pipe
 
 import pytest
-from processes import is_asleep
+from processes import is_asleep, stop
 from tools import BOUND_S, KIT, MakeGateway, Task, is_in, run, some_of, wait_until
 
 from execnet import Group
@@ -196,7 +196,7 @@ class TestASendThatIsInterrupted:
         gateway = makegateway()
         channel = gateway.remote_exec("for item in channel: channel.send(len(item))")
         pid = gateway._rinfo().pid
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         helper = interrupt_when(main_is_in("_advance"))
         with pytest.raises(KeyboardInterrupt):
             channel.send(b"x" * 3_000_000)

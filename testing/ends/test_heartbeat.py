@@ -58,7 +58,7 @@ class TestASilentWorker:
         gateway = makegateway("popen//heartbeat=0.05//dead_after=1")
         channel = gateway.remote_exec("channel.send(1); channel.receive()")
         assert channel.receive() == 1
-        os.kill(gateway._rinfo().pid, signal.SIGSTOP)
+        stop(gateway._rinfo().pid)
         with pytest.raises(WorkerDied, match=r"given up: silent for 1 s"):
             channel.receive(20)
         with pytest.raises(OSError, match="silent for"):

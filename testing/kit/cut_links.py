@@ -11,7 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
-from processes import is_gone
+from processes import is_gone, stop
 from services import FakeSsh
 from tools import KIT, wait_until
 
@@ -72,7 +72,7 @@ class CutLink:
 
     def stop(self) -> None:
         """Have the connection in use pass nothing any more, without an end."""
-        os.kill(self._ssh.runs()[-1], signal.SIGSTOP)
+        stop(self._ssh.runs()[-1])
 
     def go_down(self) -> None:
         """Have no connections from now on, until ``go_up``."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import stop
 from rsync_trees import assert_same, make_tree, send, snapshot, sync_and_die
 from tools import MakeGateway, missing, threads, wait_until
 
@@ -331,7 +332,7 @@ def test_a_stopped_target_does_not_hold_up_another(
     rsync = RSync(source, verbose=False)
     rsync.add_target(slow, tmp_path / "slow", finishedcallback=lambda: finished.append("slow"))
     rsync.add_target(fast, tmp_path / "fast", finishedcallback=on_fast)
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     rsync.send()
     assert finished == ["fast", "slow"]
     assert_same(source, tmp_path / "slow")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import stop
 from rsync_trees import make_tree, send, snapshot
 from rsync_units import OPTIONS, unit
 from tools import IS_THOROUGH, SOURCE, MakeGateway
@@ -255,7 +256,7 @@ def test_a_pull_takes_no_longer_than_it_may(
     monkeypatch.setattr("execnet._rsync.pull._WORKER_S", 0.1)
     if is_stopped:  # it reads nothing either
         pid = gateway.remote_exec("import os; channel.send(os.getpid())").receive()
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
     try:
         with pytest.raises(RSyncError, match=r"gw0:/far was not copied within 0\.2 seconds"):
             pull_from(gateway, monkeypatch, tmp_path / "dest", "", timeout=0.2)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from forkservers import spare_of
-from processes import children_of, state_of
+from processes import children_of, state_of, stop
 from tools import MakeGateway, clean_environment, run_python, threads, wait_until
 
 import execnet
@@ -208,7 +208,7 @@ class TestTemplate:
         self, group: Group
     ) -> None:
         _, template = pids_of(group.makegateway(SPEC))
-        os.kill(template, signal.SIGSTOP)
+        stop(template)
         started = time.monotonic()
         with pytest.raises(BootstrapError, match="no answer in time"):
             group.makegateway(f"{SPEC}//connect_timeout=0.5")

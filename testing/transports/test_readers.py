@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from processes import stop
 from socketservers import Servers
 from tools import BOUND_S, FORKING, missing, run_python, wait_until
 from workers import ECHO, GETPID, ask
@@ -278,7 +279,7 @@ class TestEnds:
         (channel,) = echoes([gateway])
         ping(channel)
         pid = gateway._rinfo().pid
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         try:
             with pytest.raises(WorkerDied, match="silent for 1 s"):
                 channel.receive(BOUND_S)

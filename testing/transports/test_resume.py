@@ -18,7 +18,7 @@ import pytest
 from cut_links import CutLink, assert_gone, exchange, supervisor_of
 from interpreters import far_sides
 from pages import read
-from processes import processes_with
+from processes import processes_with, stop
 from tools import BOUND_S, ROOT, SOURCE, some_of, wait_until
 
 from execnet import BootstrapError, Gateway, Group, WorkerDied, aio
@@ -298,7 +298,7 @@ def test_a_kill_goes_by_a_login_of_its_own(group: Group, link: CutLink) -> None:
     gateway = group.makegateway(spec_of(BOUND_S))
     pid = pid_of(gateway)
     supervisor = supervisor_of(pid)
-    os.kill(pid, signal.SIGSTOP)  # so that it does not end as it is asked to
+    stop(pid)  # so that it does not end as it is asked to
     link.stop()
     gateway._io.kill()
     assert gateway._io.wait() == -signal.SIGKILL

@@ -18,7 +18,7 @@ import pytest
 from cut_links import CutLink, assert_gone, exchange, supervisor_of
 from cut_ports import CutPort
 from interpreters import far_sides
-from processes import is_gone, processes_with
+from processes import is_gone, processes_with, stop
 from socketservers import Server, Servers, connect, read_to_end
 from tools import BOUND_S, SOURCE, missing, run_python, some_of, wait_until
 
@@ -197,7 +197,7 @@ def test_a_kill_goes_by_a_connection_of_its_own(way: Way) -> None:
     gateway = way.make()
     pid = pid_of(gateway)
     supervisor = supervisor_of(pid)
-    os.kill(pid, signal.SIGSTOP)  # so that it does not end as it is asked to
+    stop(pid)  # so that it does not end as it is asked to
     way.link.stop()
     gateway._io.kill()
     assert gateway._io.wait() == -signal.SIGKILL

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from interpreters import Interpreter, chosen, found
-from processes import is_reaped, wait_reaped
+from processes import is_reaped, stop, wait_reaped
 from socketservers import SCRIPTS, InProcess, Serve, Server, Servers, connect, read_to_end
 from tools import BOUND_S, missing, run, wait_until
 from workers import GETPID, ask
@@ -275,7 +275,7 @@ class TestLimits:
         monkeypatch.setattr(socketserver, "ENDS_WITHIN_S", 0.1)
         gateway = group.makegateway(f"socket={in_process.address}//authentication=none")
         pid = gateway._rinfo().pid
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         group.terminate(timeout=0.1)
         wait_reaped(pid)
 
@@ -340,7 +340,7 @@ class TestWherePipesAreNeeded:
     ) -> None:
         monkeypatch.setattr(socketserver, "ENDS_WITHIN_S", 0.1)
         pid = gateway._rinfo().pid
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         group.terminate(timeout=0.1)
         wait_reaped(pid)
 

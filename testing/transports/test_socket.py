@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import wait_reaped
+from processes import stop, wait_reaped
 from socketservers import Server, Servers
 from tools import BOUND_S, MakeGateway, Task, error_of, wait_until
 from workers import ECHO, GETPID, ask
@@ -109,7 +109,7 @@ class TestExecmodels:
         self, echo: Any, execmodel: ExecModel, server: Server
     ) -> None:
         pid = echo.gateway._rinfo().pid
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         start = time.monotonic()
         echo.gateway._group.terminate(timeout=0.2)
         assert time.monotonic() - start < 5
@@ -189,7 +189,7 @@ class TestEnd:
 
     def test_an_interrupted_sender_leaves_nothing(self, server: Server, group: Group) -> None:
         gateway = group.makegateway(f"socket={server.address}")
-        os.kill(gateway._rinfo().pid, signal.SIGSTOP)
+        stop(gateway._rinfo().pid)
         channel = gateway.newchannel()
         sending = Task(get_execmodel("thread"), channel.send, b"x" * 50_000_000)
         wait_until(lambda: not gateway._io.can_write_now())

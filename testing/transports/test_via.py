@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from chains import MIB, echoed, make_chain, pid_of, posix_only
+from processes import stop
 from services import FakeSsh, Sshd, script
 from socketservers import Servers
 from tools import BOUND_S, MakeGateway, find_python, threads, wait_until
@@ -159,7 +160,7 @@ class TestSlowSides:
         other.send(0)
         assert other.receive(BOUND_S) == 0
         before = peak_bytes(between)
-        os.kill(pid_of(behind), signal.SIGSTOP)
+        stop(pid_of(behind))
         sender = threading.Thread(target=lambda: [channel.send(b"x" * MIB) for _ in range(64)])
         sender.start()
         try:

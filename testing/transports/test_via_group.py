@@ -8,6 +8,7 @@ import threading
 
 import pytest
 from chains import MIB, echoed, make_chain, pid_of, posix_only
+from processes import stop
 from tools import BOUND_S, wait_until
 
 from execnet import Group
@@ -42,7 +43,7 @@ def test_a_callback_of_a_gateway_may_send_to_one_behind_it_that_others_wait_for(
     gateways = make_chain(group, "", "", "")
     behind = gateways[number]
     channel = behind.remote_exec("channel.send(sum(len(channel.receive()) for _ in range(65)))")
-    os.kill(pid_of(behind), signal.SIGSTOP)
+    stop(pid_of(behind))
     sender = threading.Thread(target=lambda: [channel.send(b"x" * MIB) for _ in range(64)])
     sender.start()
     wait_until(lambda: behind._io._sent - behind._io._taken >= MIB)
