@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,12 @@ def dest(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def open_path(tmp_path: Path) -> Path:
-    """A folder that everyone can reach and write to."""
-    for path in [tmp_path, *tmp_path.parents]:
-        if path.stat().st_uid == os.geteuid() and path != Path("/") and path != Path("/tmp"):
-            path.chmod(path.stat().st_mode | 0o011)
-    tmp_path.chmod(0o777)
-    return tmp_path
+def open_path() -> Iterator[Path]:
+    """A folder that everyone can reach and write to.
+
+    It is not below that of pytest, which each other run of pytest makes private again.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        path.chmod(0o777)
+        yield path
