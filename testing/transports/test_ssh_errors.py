@@ -148,7 +148,7 @@ class TestHostsThatAreReached:
         assert "execmodel=gevent needs gevent to be installed there" in sentence(error)
 
     def test_one_that_does_not_answer(self, spec: str, group: Group, tmp_path: Path) -> None:
-        script(tmp_path / "slow", "exec sleep 1000")
+        script(tmp_path / "slow", "exec cat > /dev/null")
         error = failure(group, f"{spec}//python={tmp_path}/slow//connect_timeout=1")
         assert (type(error), error.exitcode) == (BootstrapError, None)
         assert sentence(error).startswith("no answer in time (1 s); a longer connect_timeout=")
