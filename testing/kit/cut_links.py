@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from processes import is_gone, stop
 from services import FakeSsh
-from tools import KIT, wait_until
+from tools import KIT, SOURCE, wait_until
 
 from execnet import Gateway
 
@@ -88,6 +91,37 @@ def assert_gone(*pids: int) -> None:
     """Processes have ended, or do so soon."""
     for pid in pids:
         wait_until(lambda pid=pid: is_gone(pid))  # type: ignore[misc]
+
+
+@contextmanager
+def program_with(spec: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run a program that has a gateway; yield it and the process id of its worker."""
+    code = (
+        "import execnet, sys\n"
+        f"gateway = execnet.makegateway({spec!r})\n"
+        "print(gateway._rinfo().pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+    ) as program:
+        assert program.stdout is not None
+        yield program, int(program.stdout.readline())
+
+
+def clean() -> str:
+    """Run ``execnet clean``, by which one worker is ended; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "execnet", "clean"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+    )
+    assert done.stdout.endswith(" was ended\n"), done.stdout + done.stderr
+    return done.stdout
 
 
 def supervisor_of(pid: int) -> int:

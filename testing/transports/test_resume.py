@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cut_links import CutLink, assert_gone, exchange, supervisor_of
+from cut_links import CutLink, assert_gone, clean, exchange, program_with, supervisor_of
 from interpreters import far_sides
 from pages import read
 from processes import processes_with, stop
@@ -264,21 +264,7 @@ def test_a_supervisor_that_is_killed_without_a_network_leaves_nothing(
 @pytest.mark.parametrize("ends_it", ["its time", "execnet clean"])
 def test_a_worker_whose_program_was_killed_ends(link: CutLink, ends_it: str) -> None:
     spec = spec_of(1 if ends_it == "its time" else 600, more="//grace=0.2//env:SECRET=x")
-    code = (
-        "import execnet, sys\n"
-        f"gateway = execnet.makegateway({spec!r})\n"
-        "print(gateway._rinfo().pid, flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-    ) as program:
-        assert program.stdout is not None
-        pid = int(program.stdout.readline())
+    with program_with(spec) as (program, pid):
         supervisor = supervisor_of(pid)
         (record,) = os.listdir(records.folder())
         path = Path(records.folder(), record)
@@ -286,10 +272,7 @@ def test_a_worker_whose_program_was_killed_ends(link: CutLink, ends_it: str) -> 
         assert list(records.left()) == []
         program.kill()
     if ends_it == "execnet clean":
-        command = [sys.executable, "-m", "execnet", "clean"]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert f"worker gw0 of process {program.pid} on " in done.stdout
-        assert done.stdout.endswith(" was ended\n"), done.stdout + done.stderr
+        assert f"worker gw0 of process {program.pid} on " in clean()
         assert list(records.left()) == []
     assert_gone(pid, supervisor)
 

@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +14,12 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
-from cut_links import CutLink, assert_gone, exchange, supervisor_of
+from cut_links import CutLink, assert_gone, clean, exchange, program_with, supervisor_of
 from cut_ports import CutPort
 from interpreters import far_sides
 from processes import is_gone, processes_with, stop
 from socketservers import Server, Servers, connect, read_to_end
-from tools import BOUND_S, SOURCE, missing, run_python, some_of, wait_until
+from tools import BOUND_S, missing, run_python, some_of, wait_until
 
 from execnet import BootstrapError, Gateway, Group, WorkerDied
 from execnet._resume import records
@@ -371,26 +370,10 @@ def ask(path):
 
 
 def test_execnet_clean_ends_a_worker_whose_program_was_killed(served: Way) -> None:
-    code = (
-        "import execnet, sys\n"
-        f"gateway = execnet.makegateway({served.spec(600)!r})\n"
-        "print(gateway._rinfo().pid, flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-    ) as program:
-        assert program.stdout is not None
-        pid = int(program.stdout.readline())
+    with program_with(served.spec(600)) as (program, pid):
         supervisor = supervisor_of(pid)
         program.kill()
-    command = [sys.executable, "-m", "execnet", "clean"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.stdout.endswith(" was ended\n"), done.stdout + done.stderr
+    clean()
     assert list(records.left()) == []
     assert_gone(pid, supervisor)
 
