@@ -109,6 +109,8 @@ class Scan:
             raise LoadError(f"a pickle with opcode {op!r}, which nobody writes")
         if op in STRUCTURE:
             return pos + 1
+        if op in LEAVES:  # whole ones match the pattern
+            raise LoadError("a pickle that is cut within an opcode")
         start, size = self._length(data, pos + 1, limit, LONG.get(op, "<B"), limit)
         return start + size
 

@@ -34,6 +34,11 @@ PICKLED = {
     + b"]X\x14\0\0\0"
     + b"abcd" * 5
     + b"C\x0aNNNN]\x94h\0a.a.",
+    # Nor is it part of these, as the number goes on after the frame.
+    "a frame that ends within a number": b"\x80\x04\x95\x04"
+    + bytes(7)
+    + b"]G\1N"
+    + b"C\x0cNNNNNN]\x94h\0a.a.",
     "a frame within a frame": b"\x80\x04\x95\x0a" + bytes(7) + b"\x95\1" + bytes(7) + b"N.",
     "bytes that are not there": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 31) + b".",
     "text that is not there": b"\x80\x04X" + struct.pack("<I", 1 << 31) + b".",
