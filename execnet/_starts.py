@@ -13,7 +13,7 @@ from ._clock import monotonic
 from ._specs import JOINED
 from ._transports.logins import SSH_FAILED, address_of, logins, pause_s, was_refused
 from ._transports.sharing import settings_of_connection, way_through
-from .gateway_base import HAVE_FAST_CODEC, load_part, timed_inbox
+from .gateway_base import HAVE_FAST_CODEC, load_part, threads_are_patched, timed_inbox
 from .gateway_io import BootstrapError
 
 TYPE_CHECKING = False
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from typing import Any, overload
 
     from ._specs import Settings
+    from ._transports.dials import Dial, Dials
     from ._transports.logins import Address
     from ._transports.sharing import Connections
     from ._tree.method import Group, Grove, OfClass, OfGroup
     from .gateway import Gateway
     from .gateway_base import ExecModel
+    from .gateway_bootstrap import Through
 
 NEVER = float("inf")
 LOOK_S = 0.1  # how often to check whether another thread's login has made room
@@ -56,6 +58,9 @@ class Start:
         self.id = settings.id
         # None: it needs no login, and no turn.
         self.address = None if settings.through else address_of(settings.spec)
+        # Whether it only takes a connection from here to a server that is there.
+        is_elsewhere = settings.through or settings.spec.via or settings.resume_s is not None
+        self.has_server = settings.is_in_server and not is_elsewhere
         self.shares = settings.is_shared  # whether it uses the login of others
         self.connection: Gateway | None = None  # through which it has started
         self.is_connection = False  # for those that share it
@@ -94,6 +99,7 @@ class Starts:
         in_order = gateway_bootstrap.carriers_first(specs)
         in_order.sort(key=lambda settings: settings.type == JOINED)  # beginning these waits
         self._starts = [self._by_id[settings.id] for settings in in_order]
+        self._dials: Dials | None = None  # connects to servers, if there are several
         self._is_cancelled = False
 
     @property
@@ -107,6 +113,7 @@ class Starts:
         Raises the error of the first that fails; call ``abandon`` then.
         """
         try:
+            self._dial()
             only_waits = self._advance()
             _load_features()  # the workers begin meanwhile
             while not only_waits:
@@ -114,6 +121,8 @@ class Starts:
                 only_waits = self._advance()
         finally:
             self._end_logins()
+            if self._dials is not None:
+                self._dials.end()
         for start in self._starts:  # the others only have to answer
             if start.gateway is not None and not start.is_ready:
                 gateway_bootstrap.wait_ready(start.gateway, start.deadline)
@@ -151,6 +160,17 @@ class Starts:
                 gateway_bootstrap.abandon(gateway)
                 self._connections.forget([gateway])
 
+    def _dial(self) -> None:
+        servers = [start.settings for start in self._starts if start.has_server]
+        # Greenlets wait in another way.
+        if len(servers) > 1 and self._execmodel.has_main_thread and not threads_are_patched():
+            from ._transports.dials import Dials
+
+            self._dials = Dials(servers, self._execmodel, self._on_answer)
+
+    def _find_dial(self, start: Start) -> Dial | None:
+        return None if self._dials is None else self._dials.find(start.id)
+
     def _advance(self) -> bool:
         """Begin what may begin, and note answers; return whether only waiting is left."""
         while not self._answers.empty():
@@ -180,6 +200,9 @@ class Starts:
             return False
         if start.shares and start.address is not None:
             return self._finds_connection(start, start.address)
+        dial = self._find_dial(start)
+        if dial is not None and not dial.is_done:
+            return False
         return start.address is None or logins.begin(start.address, start)
 
     def _finds_connection(self, start: Start, address: Address) -> bool:
@@ -208,7 +231,8 @@ class Starts:
         start.tries += 1
         if start.tries == 1:
             start.deadline = start.settings.deadline()
-        through = None
+        dial = self._find_dial(start)
+        through: Through | None = None if dial is None else dial.stream
         if start.connection is not None:
             through = way_through(self._connections, start.connection, start)
         start.gateway = self._begin_one(start.settings, self._find, through)

@@ -494,7 +494,7 @@ def create_io(
     Raises ``BootstrapError`` if it can't be started, ValueError for a spec that can't work.
     """
     settings = settings or Settings(spec)
-    try:
+    with named(spec):
         if settings.resume_s is not None:
             return _start_resumable(settings, execmodel, find_gateway)
         if spec.via:
@@ -516,6 +516,13 @@ def create_io(
             forked = _with_memory(settings, lambda: make(settings, execmodel, _pipes, end_poll))
             return endpoint_of(forked)
         return _start_command(settings, execmodel, settings.transport)
+
+
+@contextmanager
+def named(spec: XSpec) -> Iterator[None]:
+    """Say in the errors of a stream which gateway it was to be for."""
+    try:
+        yield
     except BootstrapError as exc:
         text = f"{spec.id} could not be started: {exc}"
         raise type(exc)(text, exc.command, exc.exitcode, exc.stderr, exc.noise) from exc

@@ -222,20 +222,24 @@ class SocketIO(Endpoint):
 
 
 def create_io(
-    settings: Settings, execmodel: ExecModel, find_gateway: Callable[[str], Gateway] | None = None
+    settings: Settings,
+    execmodel: ExecModel,
+    find_gateway: Callable[[str], Gateway] | None = None,
+    is_over: Callable[[], bool] | None = None,
 ) -> Endpoint:
     """Connect to the server that a spec names, or to one started through ``installvia=``.
 
-    find_gateway: returns the gateway that has an id.  Raises ``HostNotFound`` if nobody answers
-    there, ``AuthenticationError`` if the server does not match the spec, ValueError for an unknown
-    gateway.
+    find_gateway: returns the gateway that has an id.  is_over: whether nobody waits for it any
+    more.  Raises ``HostNotFound`` if nobody answers there, ``AuthenticationError`` if the server
+    does not match the spec, ValueError for an unknown gateway.
     """
     address, spec = settings.address, settings.spec
     timeout_s = settings.connect_timeout_s
     if not spec.installvia:
         assert address is not None  # the spec was checked
         wish = Wish(spec) if isinstance(address, tuple) else None
-        return _connect(address, execmodel, timeout_s, wish, spec.authentication == "none")
+        is_off = spec.authentication == "none"
+        return _connect(address, execmodel, timeout_s, wish, is_off, is_over)
     gateway = _find(spec.installvia, find_gateway)
     key = os.urandom(32)
     # One client, with the key: nobody else gets in, even if others can connect.
