@@ -19,6 +19,7 @@ from __future__ import annotations
 import ast
 import binascii
 import codeop
+import io
 import keyword
 import linecache
 import os
@@ -29,7 +30,10 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from types import CodeType, TracebackType
+
+    from ..gateway_base import Channel
 
 NAME = "<shell>"
 CELL_NAME = "<cell %d>"
@@ -40,7 +44,7 @@ SYNC_S = 5.0  # how long the end of a statement waits for its output
 class Pipe(object):
     """A pipe in place of descriptor ``fd``; its thread sends what is written at once."""
 
-    def __init__(self, fd: int, send: Any) -> None:
+    def __init__(self, fd: int, send: Callable[[int, bytes], object]) -> None:
         self._fd = fd
         self._send = send
         self._mark = b"\0" + binascii.hexlify(os.urandom(8)) + b"\0"
@@ -90,7 +94,7 @@ class Shell(object):
     runs, so that no message gets lost.
     """
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._process = channel.gateway.process
         self._base = sys.modules[channel.__class__.__module__]
@@ -98,7 +102,7 @@ class Shell(object):
         self._names = {"__name__": "__main__", "__doc__": None, "channel": channel}
         self._compile = codeop.CommandCompiler()
         for file in sys.stdout, sys.stderr:
-            if hasattr(file, "reconfigure"):
+            if isinstance(file, io.TextIOWrapper) and sys.version_info >= (3, 7):
                 file.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
         self._pipes = [Pipe(1, self._output), Pipe(2, self._output)]
         self._is_interrupted = False
@@ -141,7 +145,7 @@ class Shell(object):
         self._process.is_interruptible = False
         for kind, number, text in self._channel:
             if kind == "check":
-                answer: Any = ("more", number, self._goes_on(text))
+                answer: tuple[str, int, object] = ("more", number, self._goes_on(text))
             elif kind == "complete":
                 answer = ("completed", number, self._completions(text))
             elif kind == "put":
@@ -158,7 +162,7 @@ class Shell(object):
             except self._base.DumpError:
                 self._channel.send(("done", number, "%s" % (sys.exc_info()[1],)))
 
-    def _values(self, names: list[str]) -> Any:
+    def _values(self, names: list[str]) -> object:
         """Return ({name: value},), or a text that says which name is not there."""
         missing = [name for name in names if name not in self._names]
         if missing:
@@ -171,19 +175,22 @@ class Shell(object):
         except (SyntaxError, OverflowError, ValueError):
             return False
 
-    def _source(self, text: Any) -> str:
-        return text.encode("utf-8") if self._base.PY2 else text  # type: ignore[no-any-return]
+    def _source(self, text: str) -> str:
+        if sys.version_info[0] > 2:
+            return text
+        return text.encode("utf-8")
 
-    def _codes(self, number: int, text: str, is_cell: bool) -> list[Any]:
+    def _codes(self, number: int, text: str, is_cell: bool) -> list[CodeType]:
         """Compile a statement, or a cell, whose last expression is shown."""
         source = self._source(text)
         if not is_cell:
-            return [self._compile(source, NAME, "single")]
+            code = self._compile(source, NAME, "single")  # None: the end of the input cut it off
+            return [compile(source, NAME, "single", 0, True) if code is None else code]
         name = CELL_NAME % number
         lines = source.splitlines(True)
         linecache.cache[name] = len(source), None, lines, name  # for tracebacks
         tree = ast.parse(source, name)
-        shown: list[Any] = []
+        shown: list[ast.stmt] = []
         if tree.body and isinstance(tree.body[-1], ast.Expr):
             shown.append(tree.body.pop())
         codes = [compile(tree, name, "exec", 0, True)]
@@ -191,9 +198,9 @@ class Shell(object):
             codes.append(compile(ast.Interactive(shown), name, "single", 0, True))
         return codes
 
-    def _run(self, number: int, text: str, is_cell: bool) -> Any:
+    def _run(self, number: int, text: str, is_cell: bool) -> int | str | None:
         """Run a statement or a cell; return what the answer to it says."""
-        answer: Any = None
+        answer = None
         try:
             codes = self._codes(number, text, is_cell)
             self._number = number
@@ -212,7 +219,13 @@ class Shell(object):
                 pass
         return answer
 
-    def _failed(self, is_cell: bool, kind: Any, error: Any, traceback: Any) -> Any:
+    def _failed(
+        self,
+        is_cell: bool,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> int | str | None:
         """Return the exit status that a statement asks for, or the text of a cell's error."""
         while traceback is not None and traceback.tb_frame.f_globals is globals():
             traceback = traceback.tb_next
@@ -225,7 +238,8 @@ class Shell(object):
                     break
             last = last.tb_next
         if is_cell:
-            return self._base.geterrortext((kind, error, traceback))
+            text: str = self._base.geterrortext((kind, error, traceback))
+            return text
         if isinstance(error, SystemExit):
             return self._status_of(error)
         text = "KeyboardInterrupt\n"
@@ -237,14 +251,14 @@ class Shell(object):
             pass
         return None
 
-    def _status_of(self, error: Any) -> int:
-        code = getattr(error, "code", None)
+    def _status_of(self, error: SystemExit) -> int:
+        code = error.code
         if code is None or isinstance(code, int):
             return (code or 0) & 0xFF
         sys.stderr.write("%s\n" % (code,))
         return 1
 
-    def _completions(self, text: Any) -> list[str]:
+    def _completions(self, text: str) -> list[str]:
         head, dot, tail = str(text).rpartition(".")
         if not dot:
             words = list(self._names) + dir(sys.modules[len.__module__]) + list(keyword.kwlist)
@@ -261,7 +275,7 @@ class Shell(object):
         return sorted(one for one in found if is_private or one[start] != "_")
 
 
-def run(channel: Any, control: Any) -> None:
+def run(channel: Channel, control: Channel) -> None:
     """Serve a shell; interrupts arrive on the channel ``control``."""
     shell = Shell(channel)
     control.setcallback(shell.interrupt)

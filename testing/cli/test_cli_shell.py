@@ -101,6 +101,16 @@ def test_reads_from_a_pipe(shell: Shell, version: str) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("version", ["", "2.7"])
+def test_shows_a_statement_that_the_end_of_the_input_cuts_off(shell: Shell, version: str) -> None:
+    python = find_python(version) if version else sys.executable
+    result = shell.run("shell", f"popen//python={python}", input="print('a')\nif 1:\n")
+    assert result.stdout.startswith("a\n")
+    assert result.returncode == 0
+    assert "    if 1:\n" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith(("IndentationError", "SyntaxError"))
+
+
 def test_prints_objects_for_programs(shell: Shell) -> None:
     code = (
         "print('a b')\nimport sys\nx = sys.stderr.write('bad')\n%who\n%no\nimport os\nos._exit(4)\n"
