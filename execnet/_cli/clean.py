@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import _folders
 from .._service import admin
@@ -18,7 +18,10 @@ from .._transports import table
 from ..gateway_base import get_execmodel
 from ..gateway_io import Popen2IOMaster
 from .session import STATUS_FAILED
-from .words import add_command
+from .words import Commands, add_command
+
+if TYPE_CHECKING:
+    from .._resume.ways import Way
 
 _DESCRIPTION = """\
 Remove what execnet left on this machine and nobody needs any more: sockets of ssh connections that
@@ -28,7 +31,7 @@ their host.
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Commands) -> None:
     """Add the parser of this subcommand."""
     parser = add_command(subparsers, "clean", "remove what ended processes left", _DESCRIPTION)
     parser.add_argument("--dry-run", action="store_true", help="only print what would be removed")
@@ -79,7 +82,7 @@ def _end_worker(path: str, told: dict[str, Any], args: argparse.Namespace) -> in
     return STATUS_FAILED if error is not None else 0
 
 
-def _maker_for(settings: Settings) -> Callable[[float], Any]:
+def _maker_for(settings: Settings) -> Callable[[float], Way]:
     """Return what connects to the place of a spec, without a question, and returns its stream."""
     from .._resume import ways
 

@@ -11,14 +11,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
-from typing import Any
 
 from .._ship.source import source_to_send
 from ..gateway_base import Channel
 from . import far_exec
 from .execution import Execution, PatientGroup, Printer, execute
 from .session import CommandError, Session, supervise
-from .words import SPEC_HELP, add_command, parse_specs, seconds
+from .words import SPEC_HELP, Commands, add_command, parse_specs, seconds
 
 _USAGE = """\
 execnet exec SPEC... (-c CODE | FILE | -m MODULE) [--timeout SECONDS]
@@ -59,7 +58,7 @@ examples:
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Commands) -> None:
     """Add the parser of ``execnet exec``."""
     parser = add_command(
         subparsers,

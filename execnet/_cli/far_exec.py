@@ -15,7 +15,12 @@ import types
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import ModuleType, TracebackType
     from typing import Any
+
+    from ..gateway_base import Channel
+
+    Namespace = dict[str, Any]  # the globals of a program
 
 VALUE = "__execnet_value__"
 LOST_CHARACTERS = 200  # of a value that is lost
@@ -23,8 +28,8 @@ SHOWN = bool, int, float, complex, bytes, str, type(u""), list, tuple, dict, set
 
 
 def run(
-    channel: Any,
-    report: Any,
+    channel: Channel,
+    report: Channel,
     source: str,
     place: str,
     file_name: bytes | None,
@@ -42,14 +47,14 @@ def run(
     value = text = None
     status = 0
     try:
-        value = _run_flushed(channel, source, place, namespace)
+        value = _run_flushed(base, source, place, namespace)
     except KeyboardInterrupt:
         raise
-    except SystemExit:
+    except SystemExit as exc:
         if os.getpid() != pid:
             raise
-        status = _status_of(sys.exc_info()[1])
-        _flush(channel)
+        status = _status_of(exc)
+        _flush()
     except:  # noqa: E722 - Python 2 can raise anything
         if os.getpid() != pid or channel.gateway._channelfactory.finished:
             raise
@@ -62,23 +67,22 @@ def run(
         report.send((status, text, _shown(value)))
 
 
-def _run_flushed(channel: Any, source: str, place: str, namespace: dict[str, Any]) -> Any:
+def _run_flushed(base: ModuleType, source: str, place: str, namespace: Namespace) -> object:
     """Run a source; flush what it printed, unless it forked and this is the child."""
-    base = sys.modules[channel.__class__.__module__]
     pid = os.getpid()
     try:
         return _run(base._marked_as_utf8(source) if base.PY2 else source, place, namespace)
     finally:
         if os.getpid() == pid:
-            _flush(channel)
+            _flush()
 
 
 def _prepare(
-    channel: Any, file_name: bytes | None, argv: list[bytes], name: str, package: str | None
-) -> dict[str, Any]:
+    channel: Channel, file_name: bytes | None, argv: list[bytes], name: str, package: str | None
+) -> Namespace:
     """Make this process look like one that was started to run the program."""
     sys.argv = [_native(word) for word in argv]
-    namespace: dict[str, Any] = {"__name__": str(name)}
+    namespace: Namespace = {"__name__": str(name)}
     if name == "__main__" and not hasattr(channel.gateway, "service"):  # a service has its own
         channel.gateway.main_before = sys.modules.get(name)  # Python 2 would clear its names
         sys.modules[str(name)] = module = types.ModuleType(str(name))
@@ -90,9 +94,10 @@ def _prepare(
     return namespace
 
 
-def _native(word: Any) -> str:
-    native: str = os.fsdecode(word) if hasattr(os, "fsdecode") else word
-    return native
+def _native(word: bytes) -> str:
+    if sys.version_info[0] > 2:
+        return os.fsdecode(word)
+    return word
 
 
 def _shown(value: object) -> str | None:
@@ -108,16 +113,18 @@ def _shown(value: object) -> str | None:
     return _text("an object of type %s.%s" % (kind.__module__, kind.__name__))
 
 
-def _text(text: Any) -> str:
-    decoded: str = text if sys.version_info[0] > 2 else text.decode("utf-8", "replace")
-    return decoded
+def _text(text: str) -> str:
+    if sys.version_info[0] > 2:
+        return text
+    return text.decode("utf-8", "replace")
 
 
-def _run(source: str, place: str, namespace: dict[str, Any]) -> object:
+def _run(source: str, place: str, namespace: Namespace) -> object:
     """Run a source; return the value of its last line if that is an expression.
 
     In ``if __name__ == "__main__":`` and the like, that is the last line of the block.
     """
+    # Not by ast.parse, which a traceback would show.
     tree: Any = compile(source + "\n", place, "exec", ast.PyCF_ONLY_AST, True)
     body = tree.body
     while body and isinstance(body[-1], ast.If):
@@ -129,7 +136,7 @@ def _run(source: str, place: str, namespace: dict[str, Any]) -> object:
     return namespace.pop(VALUE, None)
 
 
-def _users_part(traceback: Any) -> Any:
+def _users_part(traceback: TracebackType | None) -> TracebackType | None:
     while traceback is not None and traceback.tb_frame.f_globals is globals():
         traceback = traceback.tb_next
     return traceback
@@ -142,9 +149,9 @@ def _remember(source: str, place: str) -> None:
         linecache.cache[str(place)] = (len(source), None, lines, str(place))
 
 
-def _status_of(error: Any) -> int:
+def _status_of(error: SystemExit) -> int:
     """Handle a SystemExit as Python does; return its exit status."""
-    code = getattr(error, "code", None)
+    code = error.code
     if code is None:
         return 0
     if isinstance(code, int):
@@ -153,7 +160,7 @@ def _status_of(error: Any) -> int:
     return 1
 
 
-def _flush(channel: Any) -> None:
+def _flush() -> None:
     for file in sys.stdout, sys.stderr:
         try:
             file.flush()

@@ -12,7 +12,10 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from types import FrameType, ModuleType
+
+    from ..gateway_base import Channel, Message, WorkerGateway
 
 TOLD = 5  # pieces of running code
 _RUNS = "_execute", "_answer"  # what runs the code of ``remote_exec``, and calls
@@ -21,26 +24,27 @@ _RUNS = "_execute", "_answer"  # what runs the code of ``remote_exec``, and call
 class Tasks(object):
     """What this process executes; ``_since`` says when each piece of code was first seen."""
 
-    def __init__(self, base: Any) -> None:
+    def __init__(self, base: ModuleType) -> None:
         self._package = base.__name__.rpartition(".")[0] + "."
-        self._since: dict[Any, float] = {}
+        self._since: dict[tuple[int, int], float] = {}  # by thread and task
 
-    def look(self, now: float) -> list[Any]:
+    def look(self, now: float) -> list[list[str | float]]:
         """Return [where it is, for how many seconds it has been seen] for each, oldest first."""
-        found: list[Any] = []
-        seen: dict[Any, float] = {}
+        found: list[tuple[str, float]] = []
+        seen: dict[tuple[int, int], float] = {}
         for ident, frame in sys._current_frames().items():
             task = self._task_of(frame)
             if task is not None:
                 key, place = (ident, task[0]), task[1]
                 seen[key] = self._since.get(key, now)
-                found.append([place, now - seen[key]])
+                found.append((place, now - seen[key]))
         self._since = seen
-        return sorted(found, key=lambda item: -item[1])[:TOLD]
+        return [list(item) for item in sorted(found, key=lambda item: -item[1])[:TOLD]]
 
-    def _task_of(self, frame: Any) -> Any:
+    def _task_of(self, frame: FrameType | None) -> tuple[int, str] | None:
         """Return what identifies a thread's task, and where it is; None if it has no task."""
-        innermost = outermost = None
+        innermost: FrameType | None = None
+        outermost: FrameType | None = None
         while frame is not None:
             if frame.f_globals is globals():
                 return None
@@ -57,7 +61,7 @@ class Tasks(object):
         return None
 
 
-def _called(request: Any) -> str:
+def _called(request: object) -> str:
     """Return the name of the function that a call is for."""
     if type(request) is not tuple:
         return "call"
@@ -74,14 +78,14 @@ class Counts(object):
     ``watchers``, guarded by the lock of the gateway's channels, says how many do.
     """
 
-    def __init__(self, gateway: Any) -> None:
+    def __init__(self, gateway: WorkerGateway) -> None:
         self.watchers = 0
         self.ignored: set[int] = set()  # the channels of those who watch
         self._gateway = gateway
         self._is_in_part = False
         self._received, self._sent = itertools.count(), itertools.count()
         self._looks = 0
-        self._hidden: list[tuple[Any, str]] = []
+        self._hidden: list[tuple[object, str]] = []
 
     def look(self) -> list[int]:
         """Return how many were received and sent so far."""
@@ -107,26 +111,26 @@ class Counts(object):
         self._hide(factory.direct, "read_frames", self._count_read_calls)
         self._hide(self._gateway.calls, "on_call", self._count_call)
         if "note_sent" not in vars(self._gateway):  # items that are sent from where they are
-            self._gateway.note_sent = lambda: next(self._sent)
+            vars(self._gateway)["note_sent"] = lambda: next(self._sent)
             self._hidden.append((self._gateway, "note_sent"))
 
-    def _hide(self, holder: Any, name: str, counted: Any) -> None:
+    def _hide(self, holder: object, name: str, counted: Callable[..., object]) -> None:
         if holder is not None and name not in vars(holder):
             method = getattr(holder, name)
             setattr(holder, name, lambda *arguments: counted(method, *arguments))
             self._hidden.append((holder, name))
 
-    def _count_sent(self, method: Any, id: int, item: Any) -> None:
+    def _count_sent(self, method: Callable[[int, object], object], id: int, item: object) -> None:
         if id not in self.ignored:  # first: whoever gets the item may look at the count
             next(self._sent)
         method(id, item)
 
-    def _count_item(self, method: Any, id: int, data: Any) -> None:
+    def _count_item(self, method: Callable[[int, bytes], object], id: int, data: bytes) -> None:
         if not self._is_in_part and id not in self.ignored:
             next(self._received)
         method(id, data)
 
-    def _count_part(self, method: Any, message: Any) -> None:
+    def _count_part(self, method: Callable[[Message], object], message: Message) -> None:
         self._is_in_part = True  # only the receiver thread is here
         try:
             method(message)
@@ -135,19 +139,21 @@ class Counts(object):
         if not message.left and self._gateway._channelfactory._part[1]:
             next(self._received)
 
-    def _count_read(self, method: Any, channel: Any, *rest: Any) -> Any:
+    def _count_read(self, method: Callable[..., bool], channel: Channel, *rest: object) -> bool:
         is_item = method(channel, *rest)
         if is_item and channel.id not in self.ignored:
             next(self._received)
         return is_item
 
-    def _count_read_calls(self, method: Any, *arguments: Any) -> Any:
+    def _count_read_calls(
+        self, method: Callable[..., list[bytes]], *arguments: object
+    ) -> list[bytes]:
         payloads = method(*arguments)
         for _ in payloads:
             next(self._received)
         return payloads
 
-    def _count_call(self, method: Any, id: int, data: Any) -> None:
+    def _count_call(self, method: Callable[[int, bytes], object], id: int, data: bytes) -> None:
         if data:  # else it comes as an item
             next(self._received)
         method(id, data)
@@ -156,10 +162,10 @@ class Counts(object):
 class Items(object):
     """How many items and calls have passed since this began, in all gateways of the process."""
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._totals = [0, 0]
-        self._last: dict[Any, list[int]] = {}
+        self._last: dict[WorkerGateway, list[int]] = {}
 
     def look(self) -> list[int]:
         """Return how many were received and sent."""
@@ -173,10 +179,10 @@ class Items(object):
             ]
         return self._totals
 
-    def _counts_of(self, gateway: Any) -> Any:
+    def _counts_of(self, gateway: WorkerGateway) -> Counts:
         """Return what counts for a gateway, which this now watches."""
         with gateway._channelfactory._lock:
-            counts = vars(gateway).setdefault("counts", Counts(gateway))
+            counts: Counts = vars(gateway).setdefault("counts", Counts(gateway))
             counts.watchers += 1
             if gateway is self._channel.gateway:
                 counts.ignored.add(self._channel.id)
@@ -190,11 +196,11 @@ class Items(object):
                 counts = vars(gateway)["counts"]
                 counts.watchers -= 1
                 if not counts.watchers:
-                    del gateway.counts
+                    del vars(gateway)["counts"]
                     counts.stop()
 
 
-def _gateways(channel: Any) -> list[Any]:
+def _gateways(channel: Channel) -> list[WorkerGateway]:
     """Return the gateways of this process."""
     service = getattr(channel.gateway, "service", None)
     return [channel.gateway] if service is None else list(service.clients)
@@ -226,7 +232,7 @@ def _carried() -> list[int] | None:
         return None
 
 
-def _unread(channel: Any) -> int:
+def _unread(channel: Channel) -> int:
     """Return how many items have come here that no code has taken yet."""
     count = 0
     for gateway in _gateways(channel):
@@ -237,7 +243,7 @@ def _unread(channel: Any) -> int:
     return count
 
 
-def run(channel: Any) -> None:
+def run(channel: Channel) -> None:
     """Answer each item with the current state of this process."""
     items = Items(channel)
     try:
@@ -246,16 +252,17 @@ def run(channel: Any) -> None:
         items.close()
 
 
-def _report(channel: Any, items: Items) -> None:
+def _report(channel: Channel, items: Items) -> None:
     tasks = Tasks(sys.modules[channel.__class__.__module__])
     for _ in channel:
         times = os.times()
         try:
-            load: Any = os.getloadavg()[0]
+            load: float | None = os.getloadavg()[0]
         except (AttributeError, EnvironmentError):
             load = None
         now = time.time()
-        found = {"pid": os.getpid(), "cpu": times[0] + times[1], "now": now, "load": load}
+        found: dict[str, object] = {"pid": os.getpid(), "cpu": times[0] + times[1], "now": now}
+        found["load"] = load
         found.update(memory=_memory(), tasks=tasks.look(now), unread=_unread(channel))
         found["in_bytes"], found["out_bytes"] = _carried() or (None, None)
         found["in_items"], found["out_items"] = items.look()

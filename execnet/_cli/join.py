@@ -11,14 +11,13 @@ import json
 import os
 import shlex
 import sys
-from typing import Any
 
 from .._errors import AuthenticationError
 from .._join.command import KEY_VARIABLE, Ticket, ticket_of
 from .._transports.keys import client_key
 from ..script.socketserver import key_of
 from .session import STATUS_FAILED, CommandError
-from .words import add_command
+from .words import Commands, add_command
 
 PODS = 100_000  # the most that an Indexed Job of Kubernetes can have
 _DESCRIPTION = f"""\
@@ -30,7 +29,7 @@ without --key it is the variable {KEY_VARIABLE}, which code in the worker does n
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Commands) -> None:
     """Add the parser of this subcommand."""
     parser = add_command(subparsers, "join", "be a worker of a program that listens", _DESCRIPTION)
     parser.add_argument("address", metavar="ADDRESS", help="what Group.listen() returned")

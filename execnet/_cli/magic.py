@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from ..gateway import Gateway
 from ..gateway_base import ExecnetError, RemoteError, timed_inbox
@@ -38,6 +38,24 @@ Interrupting the cell interrupts the code in the workers. "%unload_ext execnet" 
 """
 
 
+class Posted(Protocol):
+    """A queue of what cells print, and of None with each answer."""
+
+    def put(self, item: tuple[Far, str, bool] | None) -> object: ...
+    def get(self, block: bool, timeout: float) -> tuple[Far, str, bool] | None: ...
+
+
+class InteractiveShell(Protocol):
+    """What is used of IPython's."""
+
+    user_ns: dict[str, Any]  # the variables of the notebook
+    magics_manager: Any
+
+    def register_magic_function(
+        self, func: Callable[[str, str], None], magic_kind: str, magic_name: str
+    ) -> None: ...
+
+
 class CellError(RemoteError):
     """What a cell raised in workers; IPython shows the tracebacks of these, and none of here."""
 
@@ -48,7 +66,7 @@ class CellError(RemoteError):
 class Poster(Writer):
     """Has the thread of the cell print; what another thread prints may land in another cell."""
 
-    def __init__(self, posted: Any) -> None:
+    def __init__(self, posted: Posted) -> None:
         super().__init__(False)
         self._posted = posted
 
@@ -59,7 +77,7 @@ class Poster(Writer):
 class Cell(Far):
     """The interpreter of one worker; ``posted`` gets what it prints, and None with each answer."""
 
-    def __init__(self, gateway: Gateway, posted: Any) -> None:
+    def __init__(self, gateway: Gateway, posted: Posted) -> None:
         self._posted = posted
         super().__init__(gateway)
         self.writer = Poster(posted)
@@ -90,11 +108,11 @@ def _usage_error(text: str) -> Exception:
 class Cells:
     """Runs cells, in workers that it starts when it meets a spec for the first time, and keeps."""
 
-    def __init__(self, shell: Any) -> None:
+    def __init__(self, shell: InteractiveShell) -> None:
         self._shell = shell
         self._group = Group()
         self._known: dict[str, list[Cell]] = {}  # by spec, or id of a gateway
-        self._posted = timed_inbox(self._group.execmodel)
+        self._posted: Posted = timed_inbox(self._group.execmodel)
         self._parser = _Parser(add_help=False, allow_abbrev=False)
         self._parser.add_argument("-i", action="append", default=[])
         self._parser.add_argument("-o", action="append", default=[])
@@ -156,7 +174,7 @@ class Cells:
         self._known[gateway.id] = [cell]
         return cell
 
-    def _ask(self, targets: Sequence[Cell], kind: str, value: Any) -> None:
+    def _ask(self, targets: Sequence[Cell], kind: str, value: object) -> None:
         """Have all of them do something, and print what they print; raise what they raised."""
         writer = Writer(len(targets) > 1)
         for target in targets:
@@ -193,7 +211,7 @@ def _told(id: str, text: str | bytes, is_tagged: bool) -> str:
     return f"[{id}] {text.rstrip()}" if is_tagged else text.rstrip()
 
 
-def load_ipython_extension(shell: Any) -> None:
+def load_ipython_extension(shell: InteractiveShell) -> None:
     """Define ``%%execnet``: what IPython calls for ``%load_ext execnet``."""
     cells = Cells(shell)
 
@@ -205,7 +223,7 @@ def load_ipython_extension(shell: Any) -> None:
     shell.register_magic_function(execnet, "cell", NAME)
 
 
-def unload_ipython_extension(shell: Any) -> None:
+def unload_ipython_extension(shell: InteractiveShell) -> None:
     """End the workers of the cells, and forget ``%%execnet``."""
     magic = shell.magics_manager.magics["cell"].pop(NAME, None)
     if magic is not None:

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .. import Group
 from .._rsync.result import printable, printable_lines
@@ -22,7 +22,10 @@ from ..gateway_base import ExecnetError
 from ..xspec import XSpec, build
 from .info import format_table
 from .session import STATUS_FAILED, CommandError
-from .words import add_command
+from .words import Commands, add_command
+
+if TYPE_CHECKING:
+    from .._service.far_find import Said
 
 _DESCRIPTION = """\
 Services are your processes that keep running and keep state: the spec socketservice=NAME connects
@@ -42,7 +45,7 @@ class Place(Protocol):
 
     def find_all(self) -> list[Found]: ...
     def find(self, name: str, python: str | None = None) -> Found: ...
-    def status(self, found: Found) -> dict[str, Any]: ...
+    def status(self, found: Found) -> Said: ...
     def stop(self, found: Found) -> None: ...
     def log_lines(self, found: Found) -> list[str]: ...
 
@@ -50,7 +53,7 @@ class Place(Protocol):
 Action = Callable[[argparse.Namespace, Place], int]
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Commands) -> None:
     """Add the parser of ``execnet service``."""
     parser = add_command(
         subparsers, "service", "list, ask or end the services of this user", _DESCRIPTION, _EPILOG
@@ -65,8 +68,8 @@ def add_parser(subparsers: Any) -> None:
     _add(actions, "logs", _logs, "print what the code of a service wrote")
 
 
-def _add(actions: Any, name: str, run: Action, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = actions.add_parser(
+def _add(actions: Commands, name: str, run: Action, text: str) -> argparse.ArgumentParser:
+    parser = actions.add_parser(
         name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
     )
     if name != "list":
@@ -103,14 +106,14 @@ def _list(args: argparse.Namespace, place: Place) -> int:
     return 0
 
 
-def _told(place: Place, found: Found) -> dict[str, Any]:
+def _told(place: Place, found: Found) -> Said:
     try:
         return place.status(found)
     except ServiceError as exc:
         return {**found[1], "error": str(exc)}
 
 
-def _row(told: dict[str, Any]) -> Sequence[str]:
+def _row(told: Said) -> Sequence[str]:
     answers = "error" not in told
     cells = (
         told.get("service"),
@@ -164,7 +167,7 @@ def _status(args: argparse.Namespace, place: Place) -> int:
     return 0
 
 
-def _print_result(task: dict[str, Any]) -> None:
+def _print_result(task: Said) -> None:
     if task.get("last") is not None:
         print(printable(f"    sent last: {task['last']}"))
     if task.get("error") is not None:
@@ -190,7 +193,7 @@ def _restart(args: argparse.Namespace, place: Place) -> int:
     return 0
 
 
-def _spec_of(told: dict[str, Any], place: str | None) -> XSpec:
+def _spec_of(told: Said, place: str | None) -> XSpec:
     """Return the spec of a gateway to a service that has ended.  place: its ``--spec``."""
     if place is None:
         python = told["python"] if told["python"] != sys.executable else None
@@ -202,7 +205,7 @@ def _spec_of(told: dict[str, Any], place: str | None) -> XSpec:
     return XSpec(f"{place}//{given}")
 
 
-def _end(args: argparse.Namespace, place: Place) -> tuple[dict[str, Any], list[str]]:
+def _end(args: argparse.Namespace, place: Place) -> tuple[Said, list[str]]:
     """End a service; return its last state, and what was lost."""
     found = place.find(args.name, args.python)
     try:

@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from .._specs import Settings
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ..gateway_bootstrap import Through
 
 Result = TypeVar("Result")
+Handler = Callable[[int, FrameType | None], object] | int | None  # of a signal
 
 STATUS_FAILED = 1
 STATUS_USAGE = 2
@@ -301,7 +303,7 @@ def _stdout_stopped(error: OSError) -> _Stopped:
 @contextmanager
 def _signals_go_to(session: Session) -> Iterator[None]:
     """Handle the signals that would end the process, except those that it ignores."""
-    before: dict[int, Any] = {}
+    before: dict[int, Handler] = {}
     former_fd = None
     try:
         if threading.current_thread() is threading.main_thread():

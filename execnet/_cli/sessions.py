@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .. import Group
 from .._rsync.result import printable, printable_lines
@@ -25,7 +25,10 @@ from ..gateway_base import Channel, ExecnetError, WorkerDied
 from ..xspec import XSpec
 from .info import format_table
 from .session import STATUS_FAILED, STATUS_SIGNAL, CommandError
-from .words import add_command, seconds
+from .words import Commands, add_command, seconds
+
+if TYPE_CHECKING:
+    from .._service.far_find import Said
 
 _DESCRIPTION = """\
 A session is an interpreter with a name that keeps its globals between commands, here or on another
@@ -44,7 +47,7 @@ _COLUMNS = ("session", "pid", "python", "names", "running")
 END_S = 5.0
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Commands) -> None:
     """Add the parser of ``execnet session``."""
     parser = add_command(
         subparsers,
@@ -66,20 +69,20 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _add(
-    actions: Any, name: str, run: Callable[[argparse.Namespace, Channel], int], text: str
+    actions: Commands, name: str, run: Callable[[argparse.Namespace, Channel], int], text: str
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = actions.add_parser(
+    parser = actions.add_parser(
         name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
     )
     parser.add_argument("--spec", default="popen", help="where, such as ssh=user@host (here)")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
-    parser.set_defaults(run=lambda args: _there(run, args))
+    parser.set_defaults(run=lambda args: _there(run, args), name="any")  # where none is given
     return parser
 
 
 def _there(run: Callable[[argparse.Namespace, Channel], int], args: argparse.Namespace) -> int:
     """Run an action in a worker on the host of the sessions."""
-    if not re.fullmatch("[A-Za-z0-9_.-]{1,40}", getattr(args, "name", "list")):
+    if not re.fullmatch("[A-Za-z0-9_.-]{1,40}", args.name):
         raise CommandError("the name of a session has up to 40 letters, digits, '_', '.' and '-'")
     with Group() as group:
         try:
@@ -141,7 +144,7 @@ def _exec(args: argparse.Namespace, channel: Channel) -> int:
             channel.send({"interrupt": True})
 
 
-def _line(args: argparse.Namespace, gateway: Gateway, wants: dict[str, Any]) -> bytes:
+def _line(args: argparse.Namespace, gateway: Gateway, wants: Said) -> bytes:
     """Return the line that turns an interpreter there into the session."""
     idle_s = IDLE_S if args.idle is None else args.idle
     more = {"name": far_talk.PREFIX + args.name, "port": None, "idle": idle_s}

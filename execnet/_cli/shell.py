@@ -14,8 +14,9 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any
 
 from .. import _folders
@@ -24,7 +25,7 @@ from ..gateway import Gateway
 from ..gateway_base import ExecnetError, printable
 from . import far_shell
 from .session import END_S, STATUS_FAILED, WatchedGroup
-from .words import SPEC_HELP, add_command, parse_specs
+from .words import SPEC_HELP, Commands, add_command, parse_specs
 
 _DESCRIPTION = f"""\
 Start one interpreter per SPEC, all at once, and use them as at Python's own prompt: with history,
@@ -57,7 +58,7 @@ _KEPT = re.compile(r"(\x1b\[[0-9;]*m|\r)")  # colours and progress bars are let 
 _LIFE_S = 1.0  # how often the main thread looks up from a wait
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Commands) -> None:
     """Add the parser of ``execnet shell``."""
     parser = add_command(
         subparsers,
@@ -124,8 +125,8 @@ class Far:
         self._channel.reconfigure(py2str_as_py3str=False)  # output is bytes
         self._channel.setcallback(self._take, endmarker=None)
 
-    def ask(self, kind: str, text: str) -> None:
-        """Send a request; ``wait`` comes next."""
+    def ask(self, kind: str, what: object) -> None:
+        """Send a request about something; ``wait`` comes next."""
         self._number += 1
         self.answer = None
         self._answered.clear()
@@ -133,7 +134,7 @@ class Far:
             self._answered.set()
             return
         with suppress(OSError):  # its end is about to be reported
-            self._channel.send((kind, self._number, text))
+            self._channel.send((kind, self._number, what))
 
     def wait(self, timeout_s: float = _LIFE_S) -> bool:
         """Whether the answer has arrived, or none will come."""
@@ -380,14 +381,14 @@ class Prompt:
 class _Readline:
     """History and completion, if Python has the module for it."""
 
-    def __init__(self, complete: Any) -> None:
+    def __init__(self, complete: Callable[[str], list[str]]) -> None:
         self._path = os.path.join(_folders.home(), _HISTORY)
         self._words: list[str] = []
         self._ask = complete
         try:
             import readline
         except ImportError:
-            self._readline: Any = None
+            self._readline: ModuleType | None = None
             return
         self._readline = readline
         with suppress(OSError):

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 from .._rsync.direct import direct
 from .._rsync.far.changes import changes
@@ -21,16 +21,19 @@ from .._rsync.patterns import Rule, gitignore_rules, lines_of, parse_rules, patt
 from .._rsync.pull import pull
 from .._rsync.push import path_inside, place_here
 from .._rsync.relay import relay
-from .._rsync.result import TargetResult, printable
+from .._rsync.result import Progress, TargetResult, printable
 from .._ship.parts import run as run_part
 from ..gateway import Gateway
 from ..gateway_base import ExecnetError
 from ..rsync import RSync, pull_options
 from ..xspec import XSpec
-from .bar import new_bar
+from .bar import Bar, new_bar
 from .session import STATUS_FAILED, CommandError, Session, WatchedGroup, supervise
-from .words import add_command, parse_specs
+from .words import Commands, add_command, parse_specs
 
+Outcome = TypeVar("Outcome")
+
+_FAILURES = (ExecnetError, EOFError, OSError)  # those of single targets are in their results
 _DESCRIPTION = """\
 Copy SRC, a file or a directory, to the path DEST of one interpreter per SPEC, all at once, and
 send only what is missing there: new files, and the changed parts of old ones.  Each file is
@@ -70,7 +73,7 @@ examples:
 _LEAVE_S = 1.0  # how long what was interrupted may take to clean up here
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Commands) -> None:
     """Add the parser of ``execnet sync``."""
     parser = add_command(
         subparsers,
@@ -100,7 +103,7 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def _add_transfer(parser: Any) -> None:
+def _add_transfer(parser: argparse.ArgumentParser) -> None:
     """Add the options for how content travels, and when."""
     parser.add_argument(
         "--partial",
@@ -129,7 +132,7 @@ def _add_transfer(parser: Any) -> None:
     )
 
 
-def _add_attributes(parser: Any) -> None:
+def _add_attributes(parser: argparse.ArgumentParser) -> None:
     """Add the options for modes, times, owners and links."""
     parser.add_argument("--no-perms", action="store_true", help="do not preserve modes")
     parser.add_argument("--no-times", action="store_true", help="do not preserve times")
@@ -157,7 +160,7 @@ def _add_attributes(parser: Any) -> None:
     )
 
 
-def _add_output(parser: Any) -> None:
+def _add_output(parser: argparse.ArgumentParser) -> None:
     """Add the options for what is printed."""
     parser.add_argument(
         "-v",
@@ -193,7 +196,7 @@ def _mask(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is not an octal number up to 777")
 
 
-def _add_rules(parser: Any) -> None:
+def _add_rules(parser: argparse.ArgumentParser) -> None:
     """Add the options that select what is copied; their order counts."""
 
     def add(
@@ -343,7 +346,7 @@ class _Work:
     """
 
     def __init__(
-        self, args: argparse.Namespace, rules: list[Rule | str], session: Session, bar: Any,
+        self, args: argparse.Namespace, rules: list[Rule | str], session: Session, bar: Bar | None,
         name: str,
     ) -> None:  # fmt: skip
         self._args = args
@@ -378,7 +381,14 @@ class _Work:
         return status
 
     def _send_once(self, rsync: RSync) -> int:
-        self._try(rsync.send, lambda: rsync.result)
+        def send() -> None:
+            try:
+                rsync.send()
+            except _FAILURES:
+                if rsync.result is None or not any(one.error for one in rsync.result.targets):
+                    raise
+
+        self._try(send)
         assert rsync.result is not None
         return self.finish(rsync.result.targets)
 
@@ -388,10 +398,10 @@ class _Work:
             gateway, mask=self._args.mask, links=self._args.links or "inside", expands=True,
             **self._options,
         )  # fmt: skip
-        rules, tell = parse_rules(self._rules), self._bar and self._bar.tell
+        rules = parse_rules(self._rules)
 
         def work() -> TargetResult:
-            return pull(gateway, source, dest, options, rules, tell, None, self.tell_file)
+            return pull(gateway, source, dest, options, rules, self.progress, None, self.tell_file)
 
         return self._bring(gateway, source, work)
 
@@ -436,15 +446,12 @@ class _Work:
                 yield None
                 self._try(lambda: channel.send(True))
 
-    def _try(self, work: Callable[[], Any], so_far: Callable[[], Any] = lambda: None) -> Any:
+    def _try(self, work: Callable[[], Outcome]) -> Outcome:
         """Do something; an error that is not of one target ends the command."""
         try:
             return work()
-        except (ExecnetError, EOFError, OSError) as exc:
-            done = so_far()
-            if done is None or not any(target.error for target in done.targets):
-                raise CommandError(printable(_reason_of(exc)), STATUS_FAILED) from exc
-            return done
+        except _FAILURES as exc:
+            raise CommandError(printable(_reason_of(exc)), STATUS_FAILED) from exc
 
     def tell_file(self, path: str, gateway: Gateway) -> None:
         """Print that a file is sent, unless a bar shows it or a program reads the output."""
@@ -453,8 +460,8 @@ class _Work:
         self._print(path or self._name, gateway)
 
     @property
-    def progress(self) -> Any:
-        return self._bar and self._bar.tell
+    def progress(self) -> Progress | None:
+        return None if self._bar is None else self._bar.tell
 
     def _print(self, text: str, gateway: Gateway) -> None:
         try:
@@ -524,9 +531,9 @@ class _Sync(RSync):
 
 def _reason_of(exc: BaseException) -> str:
     """Return the text of an error, without a number."""
-    name = getattr(exc, "filename", None)
-    text = getattr(exc, "strerror", None)
-    return str(exc) if text is None else f"{os.fsdecode(name)}: {text}" if name else str(text)
+    if not isinstance(exc, OSError) or exc.strerror is None:
+        return str(exc)
+    return f"{os.fsdecode(exc.filename)}: {exc.strerror}" if exc.filename else str(exc.strerror)
 
 
 def _statistics(target: TargetResult) -> list[str]:

@@ -24,7 +24,7 @@ from ..gateway import Gateway
 from ..gateway_base import ExecnetError
 from . import far_top
 from .session import STATUS_FAILED, Session, WatchedGroup, supervise
-from .words import SPEC_HELP, add_command, parse_specs, seconds
+from .words import SPEC_HELP, Commands, add_command, parse_specs, seconds
 
 _DESCRIPTION = f"""\
 Start an interpreter for each SPEC, and keep showing what its process does: whether it answers, its
@@ -53,11 +53,13 @@ _TITLES = (
     *("in items/s", "out items/s", "unread", "executes"),
 )
 _RATES = ("cpu", "in_bytes", "out_bytes", "in_items", "out_items")  # what is told per second
+# What a worker reports, checked, and what is shown of it: numbers and texts, None for unknown ones.
+Report = dict[str, Any]
 _CLEAR = "\x1b[H\x1b[2J"
 _STACKS_S = 5.0
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Commands) -> None:
     """Add the parser of ``execnet top``."""
     parser = add_command(
         subparsers,
@@ -83,8 +85,8 @@ class Watched:
         self.gateway = gateway
         self.id = gateway.id
         self.has_ended = False
-        self._last: dict[str, Any] = {}
-        self._before: dict[str, Any] = {}
+        self._last: Report = {}
+        self._before: Report = {}
         self._answered = threading.Event()
         self._is_asked = False
         text, file_name, _ = source_to_send(far_top, gateway._is_old())
@@ -102,12 +104,12 @@ class Watched:
         with suppress(OSError):
             self._channel.send(None)
 
-    def look(self, timeout_s: float) -> dict[str, Any]:
+    def look(self, timeout_s: float) -> Report:
         """Return a row: the last report, after a wait for the answer."""
         has_answered = self._answered.wait(timeout_s)
         state = "ended" if self.has_ended else "live" if has_answered else "silent"
         told, before = self._last, self._before
-        row: dict[str, Any] = {"gateway": self.id, "state": state, "pid": told.get("pid")}
+        row: Report = {"gateway": self.id, "state": state, "pid": told.get("pid")}
         rates = {name: _rate(name, told, before) for name in _RATES}
         cpu = rates.pop("cpu")
         row["cpu_percent"] = None if cpu is None else round(cpu * 100, 1)
@@ -129,7 +131,7 @@ class Watched:
         self._answered.set()
 
 
-def _rate(name: str, told: dict[str, Any], before: dict[str, Any]) -> float | None:
+def _rate(name: str, told: Report, before: Report) -> float | None:
     """Return by how much a number has grown per second; None if that is not known."""
     with suppress(KeyError, TypeError, ZeroDivisionError):
         rate: float = (told[name] - before[name]) / (told["now"] - before["now"])
@@ -137,9 +139,9 @@ def _rate(name: str, told: dict[str, Any], before: dict[str, Any]) -> float | No
     return None
 
 
-def _checked(item: dict[str, Any]) -> dict[str, Any]:
+def _checked(item: Any) -> Report:
     """Return a worker's report, as numbers and texts; raises if it is malformed."""
-    found: dict[str, Any] = {
+    found: Report = {
         name: None if item[name] is None else float(item[name])
         for name in (*_RATES, "now", "memory", "load")
     }
@@ -243,7 +245,7 @@ class View:
             self._session.stdout_failed(exc)
 
 
-def _cells(number: int, row: dict[str, Any]) -> tuple[str, ...]:
+def _cells(number: int, row: Report) -> tuple[str, ...]:
     tasks = [f"{place} ({_number(seconds, 0)} s)" for place, seconds in row["executes"]]
     megabytes = None if row["memory_bytes"] is None else row["memory_bytes"] / 1e6
     cells = (
@@ -256,7 +258,7 @@ def _cells(number: int, row: dict[str, Any]) -> tuple[str, ...]:
     return tuple(printable(str(cell)) for cell in cells)
 
 
-def _line(row: dict[str, Any]) -> list[str]:
+def _line(row: Report) -> list[str]:
     """Return the words of a line for output that is not a terminal."""
     _, id, *values, task = _cells(0, row)
     return [
@@ -269,11 +271,11 @@ def _line(row: dict[str, Any]) -> list[str]:
 _NAMES = ("state", "pid", "cpu", "mb", "load", "in", "out", "in_items", "out_items", "unread")
 
 
-def _kilobytes(bytes_per_s: Any) -> str:
+def _kilobytes(bytes_per_s: float | None) -> str:
     return _number(None if bytes_per_s is None else bytes_per_s / 1000, 1)
 
 
-def _number(value: Any, digits: int) -> str:
+def _number(value: float | None, digits: int) -> str:
     return f"{value:.{digits}f}" if isinstance(value, (int, float)) else "-"
 
 

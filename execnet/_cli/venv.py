@@ -10,7 +10,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from ..gateway_base import ExecnetError
 from ..xspec import XSpec
 from .info import format_table
 from .session import STATUS_FAILED, CommandError, Session, supervise
-from .words import SPEC_HELP, add_command, parse_specs, seconds
+from .words import SPEC_HELP, Commands, add_command, parse_specs, seconds
 
 if TYPE_CHECKING:
     from .. import xdeploy
@@ -59,7 +59,7 @@ _FOR_MAKE = (
 _COLUMNS = "kind", "name", "python", "tool", "size", "last use", "state", "path"
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Commands) -> None:
     """Add the parser of ``execnet venv``."""
     parser = add_command(
         subparsers,
@@ -133,7 +133,7 @@ def _run(args: argparse.Namespace) -> int:
     return supervise("venv", job, args.timeout)
 
 
-def _check_options(args: argparse.Namespace, action: Any) -> None:
+def _check_options(args: argparse.Namespace, action: Callable[..., object]) -> None:
     """Refuse what is for another action: whoever says ``--dry-run`` wants nothing to be made."""
     for name, value in vars(args).items():
         of = _prune if name in _FOR_PRUNE else _make if name in _FOR_MAKE else action

@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 from .._speclists import expand
 from ..xspec import XSpec
 from .session import CommandError
 
+# What a subcommand is added to.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 SPEC_HELP = """\
 A SPEC says where and how to run an interpreter: "popen" means this machine and this Python,
 "popen//python=python3.12" another Python, "ssh=user@host" another host. There are docker=, podman=,
@@ -24,19 +26,23 @@ the lines of a file, which may have comments after "#".
 
 
 def add_command(
-    subparsers: Any, name: str, text: str, description: str, epilog: str | None = None, **more: str
+    subparsers: Commands,
+    name: str,
+    text: str,
+    description: str,
+    epilog: str | None = None,
+    usage: str | None = None,
 ) -> argparse.ArgumentParser:
     """Add the parser of a subcommand and return it; text: what the list of subcommands says."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    return subparsers.add_parser(
         name,
         help=text,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        **more,
+        usage=usage,
     )
-    return parser
 
 
 def parse_specs(words: Sequence[str]) -> list[XSpec]:

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    # What the two sides of a connection say, and what a record or a wish for a service has; each
+    # value is checked where it is used.
+    Said = dict[str, Any]
+    Prove = Callable[[Any], object]  # gets the socket
+    LineFor = Callable[[Said], bytes]
+
 PROTOCOL = 1  # of the messages; part of the key, so that versions run side by side
 PATH_BYTES = 103  # of a socket's path, on all systems
 TRIES = 3  # with services that end before they greet
