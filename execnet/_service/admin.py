@@ -18,13 +18,14 @@ from .near import Pid, prover
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
+
+    from .far_find import Said
 
 ANSWER_S = 5.0
 STOP_S = 12.0  # twice the longest time that a service takes
 LOOK_S = 0.005
 
-Found = tuple[str, "dict[str, Any]"]  # the folder of a service, and its record
+Found = tuple[str, "Said"]  # the folder of a service, and its record
 
 
 def folders() -> Iterator[str]:
@@ -75,14 +76,14 @@ def chosen(found: list[Found], name: str, python: str | None, place: str = "here
     return found[0]
 
 
-def status(found: Found) -> dict[str, Any]:
+def status(found: Found) -> Said:
     """Return the status of a service; ``ServiceError`` if it does not answer."""
     answer, process = _ask(found, "status")
     process.close()
     return answer
 
 
-def _ask(found: Found, what: str) -> tuple[dict[str, Any], Pid]:
+def _ask(found: Found, what: str) -> tuple[Said, Pid]:
     folder, record = found
     deadline = monotonic() + ANSWER_S
     port = record.get("port")
@@ -109,7 +110,7 @@ def _ask(found: Found, what: str) -> tuple[dict[str, Any], Pid]:
             attached[0].close()
 
 
-def losses(told: dict[str, Any]) -> list[str]:
+def losses(told: Said) -> list[str]:
     """Return in words what would be lost if a service with this status ended."""
     lost = [f"the connection of {one['id']}, process {one['pid']}" for one in told["clients"]]
     lost += [f"running code: {one['code']} ({one['client']})" for one in told["running"]]

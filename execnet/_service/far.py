@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from .far_find import Said
+    from .far_gateway import Execution
+
 PROOF_S = 10.0  # how long a connection may take to authenticate
 STRANGERS = 64  # how many may do so at once
 REQUEST_S = 30.0  # how long a connection may take to say what it wants
@@ -69,7 +72,7 @@ class Service(object):
     Any thread may read; the thread that accepts ends it.
     """
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: Said) -> None:
         self._options = options
         self.name = str(options["name"])
         self.folder = options["folder"]
@@ -79,17 +82,17 @@ class Service(object):
         self.process = ServiceProcess()
         self.turns = Turns()
         self.model = get_execmodel("thread")
-        self.running: dict[int, Any] = {}  # ``Running``, by the number of the thread
-        self.routes: dict[int, Any] = {}  # ``far_log.Route``, by the same
+        self.running: dict[int, Execution] = {}  # by the number of the thread
+        self.routes: dict[int, far_log.Sink] = {}  # by the same
         self.files = [far_log.Router(number, self.routes, self.running) for number in (1, 2)]
         self.ended: deque[Running] = deque(maxlen=ENDED)  # those whose connection was lost before
         self.clients: set[ServiceGateway] = set()
         self._main_tasks: deque[Callable[[], object]] = deque()
-        self._socks: set[Any] = set()
+        self._socks: set[socket.socket] = set()
         self._strangers = 0  # connections that have not authenticated
         self._connections = 0  # those that have not ended, including those without a gateway
         self._lock = threading.Lock()
-        self._listener: Any = None
+        self._listener: Any = None  # a socket, once it listens
         self._log = far_log.Log(os.path.join(self.folder, "log"))
         self._is_stopping = False
         self._is_ended = False
@@ -109,10 +112,10 @@ class Service(object):
         self._write_record()
         self._log.begin()
         sys.stdout, sys.stderr = self.files
-        if hasattr(os, "register_at_fork"):
+        if sys.version_info >= (3, 7):
             os.register_at_fork(after_in_child=self._leave)
 
-    def _listen(self) -> Any:
+    def _listen(self) -> socket.socket:
         if self.port:
             listener = socket.socket(socket.AF_INET)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -141,7 +144,7 @@ class Service(object):
         os.close(fd)
         os.rename(path + ".new", path)
 
-    def greeting(self) -> dict[str, Any]:
+    def greeting(self) -> Said:
         """Return the greeting of each connection, which is also in the record."""
         return {
             "service": self.name,
@@ -240,13 +243,14 @@ class Service(object):
             client.stop()
         if main in self.running:
             self.running[main].stop()
-        left = {one.gateway for one in list(self.running.values()) if one.gateway.is_left}
+        running = [one for one in list(self.running.values()) if isinstance(one, Running)]
+        left = {one.gateway for one in running if one.gateway.is_left}
         for gateway in left:
             gateway.interrupt_left()
         while clock() < deadline and (
             self.clients
             or main in self.running
-            or any(gateway._execpool.active_count() for gateway in left)
+            or any(gateway.is_busy() for gateway in left)
         ):
             time.sleep(0.005)
         self._is_ended = True
@@ -287,7 +291,7 @@ class Service(object):
 
     # ------------------------------------------------------------ a connection's thread
 
-    def _serve(self, sock: Any) -> None:
+    def _serve(self, sock: socket.socket) -> None:
         try:
             try:
                 pid = self._admit(sock, clock() + PROOF_S)
@@ -305,12 +309,12 @@ class Service(object):
         finally:
             self._forget(sock)
 
-    def _know(self, sock: Any) -> None:
+    def _know(self, sock: socket.socket) -> None:
         """Note that a connection was admitted or not."""
         with self._lock:
             self._strangers -= 1
 
-    def _forget(self, sock: Any) -> None:
+    def _forget(self, sock: socket.socket) -> None:
         with self._lock:
             self._socks.discard(sock)
             self._connections -= 1
@@ -318,7 +322,7 @@ class Service(object):
         self._idle_from = clock()
         os.write(self._wakes, b".")
 
-    def _admit(self, sock: Any, deadline: float) -> int:
+    def _admit(self, sock: socket.socket, deadline: float) -> int:
         """Return the process id of the other end, if it is admitted."""
         if self.port:
             load_part("_service.far_proof").admit(sock, deadline)
@@ -328,7 +332,7 @@ class Service(object):
             raise ServiceError("user %d does not own this service" % user)
         return pid
 
-    def _act(self, sock: Any, request: dict[str, Any], pid: int) -> None:
+    def _act(self, sock: socket.socket, request: Said, pid: int) -> None:
         ask = request.get("ask")
         if request.get("idle") is not None:
             self.idle_s = request["idle"]
@@ -345,7 +349,7 @@ class Service(object):
             far_find.say(sock, {"error": "this service, of version %s, does not support %s"
                                          % (self._options["version"], ask)})
 
-    def _be_gateway(self, sock: Any, request: dict[str, Any], pid: int) -> None:
+    def _be_gateway(self, sock: socket.socket, request: Said, pid: int) -> None:
         options = request["options"]
         io = ConnectionIO(sock, self.model)
         for name in NOT_FOR_ONE:
@@ -368,11 +372,11 @@ class Service(object):
 
     # ------------------------------------------------------------ what is asked of it
 
-    def tasks(self) -> list[dict[str, Any]]:
+    def tasks(self) -> list[Said]:
         """Return reports of the code that runs, and of what has ended without its connection."""
         return [told_of(one) for one in list(self.ended) + list(self.running.values())]
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Said:
         """Return the data for ``execnet service status``."""
         running = list(self.running.values())
         found = self.greeting()
@@ -407,8 +411,7 @@ class Service(object):
         self.routes.clear()  # its output goes to the log
         fds += [sock.fileno() for sock in list(self._socks)]
         for client in list(self.clients):
-            files = client._io.outfile, client._io.infile
-            fds += [file.fileno() for file in files if not file.closed]
+            fds += client.fds()
         for fd in fds + [self._listener.fileno()]:
             try:
                 if fd >= 0:
@@ -418,7 +421,7 @@ class Service(object):
         os.close(null)
 
 
-def _is_of_users(key: Any) -> bool:
+def _is_of_users(key: object) -> bool:
     """Whether a key of the state is not one that every module has."""
     return not (isinstance(key, str) and key.startswith("__"))
 
@@ -446,9 +449,10 @@ def _pipe() -> tuple[int, int]:
     return ends
 
 
-def run(options: dict[str, Any]) -> None:
+def run(options: Said) -> None:
     """Be a service; the options are those given to ``far_find.connect``, and those it adds."""
-    options["folder"] = getattr(os, "fsdecode", str)(options["folder"])
+    if sys.version_info[0] > 2:
+        options["folder"] = os.fsdecode(options["folder"])
     lock, ready = options["lock"], options["ready"]
     try:
         os.setsid()

@@ -20,7 +20,7 @@ from .far_find import ServiceError, clock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from .far_find import Said
 
 BOOT = ["-u", "-c", "import sys;exec(eval(sys.stdin.readline()))"]
 SIZE = 65536
@@ -29,7 +29,7 @@ LOOK_MS = 5000  # between checks for the service's end, if the system does not t
 END_MS = 1000  # how long the service's process may take to end after its connection
 
 
-def run(options: dict[str, Any]) -> None:
+def run(options: Said) -> None:
     """Connect to a service, and pass on bytes; ends the process.
 
     options: ``marker``, which comes before the answer; ``want`` as for ``far_find.connect``;
@@ -44,10 +44,10 @@ def run(options: dict[str, Any]) -> None:
         want["words"], want["python"] = [sys.executable] + BOOT, sys.executable
     known: list[bytes] = []
 
-    def line_for(more: dict[str, Any]) -> bytes:
+    def line_for(more: Said) -> bytes:
         if not known:
             _write(marker.rstrip() + b"?\n")
-            line: Any = sys.stdin.readline()
+            line = sys.stdin.readline()
             known.append((line if isinstance(line, bytes) else line.encode("ascii")).strip())
         return far_find.line_of(known[0], dict(want, **more))
 
@@ -73,7 +73,7 @@ def _write(data: bytes) -> None:
 class Way(object):
     """The bytes of one direction; one of its two descriptors is polled at a time."""
 
-    def __init__(self, poll: Any, source: int, sink: int) -> None:
+    def __init__(self, poll: select.poll, source: int, sink: int) -> None:
         self._poll = poll
         self.source, self.sink = source, sink
         self._data = b""  # what the sink has not taken
@@ -115,7 +115,7 @@ class Passage(object):
     service is watched as well.
     """
 
-    def __init__(self, sock: Any, greeting: dict[str, Any]) -> None:
+    def __init__(self, sock: socket.socket, greeting: Said) -> None:
         self._sock = sock
         self._greeting = greeting
         self._poll = select.poll()

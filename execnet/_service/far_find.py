@@ -23,6 +23,7 @@ from ..gateway_base import Message, _frame_of, above_stdio, loads_internal, new_
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _hashlib import HASH
     from collections.abc import Callable
     from typing import Any
 
@@ -52,7 +53,7 @@ class _Nobody(Exception):
     """There is no service, or it ended before it greeted."""
 
 
-clock = getattr(time, "monotonic", time.time)
+clock = time.monotonic if sys.version_info[0] > 2 else time.time
 _starting = new_lock()  # only one thread at a time makes descriptors inheritable
 
 
@@ -66,17 +67,17 @@ def key_of(name: str, words: list[str] | None, port: int | None = None) -> str:
     """
     what = ["port", str(port)] if port else ["name", name, str(PROTOCOL)] + (words or [])
     said = [str(_user()), socket.gethostname()] + what
-    data: Any = "\0".join(said)
-    if not isinstance(data, bytes):
-        data = data.encode("utf-8", "surrogateescape")
+    text = "\0".join(said)
+    data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
     return str(_sha256()(data).hexdigest()[:16])
 
 
-def _sha256() -> Any:
+def _sha256() -> Callable[[bytes], HASH]:
     # ``hashlib`` is slow to import, and so is a module that is not there.
     for name in "_sha2" if sys.version_info >= (3, 12) else "_sha256", "hashlib":
         try:
-            return __import__(name).sha256
+            sha256: Callable[[bytes], HASH] = __import__(name).sha256
+            return sha256
         except (ImportError, AttributeError):
             pass
     raise ServiceError("this Python has no SHA-256")
@@ -195,7 +196,7 @@ def try_lock(folder: str) -> int:
 class Reader(object):
     """Reads exactly what is asked for from a socket, until a deadline."""
 
-    def __init__(self, sock: Any, deadline: float) -> None:
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
         self._deadline = deadline
 
@@ -213,7 +214,7 @@ class Reader(object):
         return data
 
 
-def read_dict(sock: Any, deadline: float) -> dict[str, Any]:
+def read_dict(sock: socket.socket, deadline: float) -> Said:
     """Receive a greeting, request or answer from the other side."""
     found = loads_internal(Message.from_io(Reader(sock, deadline)).data)
     if type(found) is not dict:
@@ -221,12 +222,12 @@ def read_dict(sock: Any, deadline: float) -> dict[str, Any]:
     return found
 
 
-def say(sock: Any, said: dict[str, Any]) -> None:
+def say(sock: socket.socket, said: Said) -> None:
     """Send the same."""
     sock.sendall(_frame_of(said))
 
 
-def peer_of(sock: Any) -> tuple[int, int]:
+def peer_of(sock: socket.socket) -> tuple[int, int]:
     """Return (process id or 0, user) of the other end of a Unix socket."""
     peercred = getattr(socket, "SO_PEERCRED", 17 if sys.platform.startswith("linux") else None)
     if peercred is not None:
@@ -239,7 +240,7 @@ def peer_of(sock: Any) -> tuple[int, int]:
     return 0, _user()  # then the folder, which nobody else can enter, has to do
 
 
-def _greeted(sock: Any, deadline: float, name: str) -> dict[str, Any]:
+def _greeted(sock: socket.socket, deadline: float, name: str) -> Said:
     """Return the greeting of a service; ``_Nobody`` if it ends before."""
     try:
         return read_dict(sock, deadline)
@@ -252,8 +253,8 @@ def _greeted(sock: Any, deadline: float, name: str) -> dict[str, Any]:
 
 
 def attach(
-    folder: str, port: int | None, deadline: float, prove: Callable[[Any], object] = int
-) -> tuple[Any, dict[str, Any]] | None:
+    folder: str, port: int | None, deadline: float, prove: Prove = int
+) -> tuple[Any, Said] | None:
     """Return a connection to a service and its greeting, None if there is none.
 
     prove: makes both sides authenticate, if they are connected through a port.
@@ -261,7 +262,7 @@ def attach(
     name = str(port) if port else folder
     sock = socket.socket(socket.AF_INET if port else socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if sock.fileno() <= 2 and hasattr(sock, "detach"):  # a standard one is closed
+        if sock.fileno() <= 2 and sys.version_info[0] > 2:  # a standard one is closed
             sock = socket.socket(sock.family, sock.type, 0, above_stdio(sock.detach()))
         sock.settimeout(min(max(0.001, deadline - clock()), LONGEST_S))
         if port:
@@ -284,17 +285,17 @@ def attach(
     except BaseException as exc:
         sock.close()
         gone = errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ECONNRESET
-        if getattr(exc, "errno", None) in gone:
+        if isinstance(exc, EnvironmentError) and exc.errno in gone:
             return None
         raise
 
 
 def connect(
-    want: dict[str, Any],
+    want: Said,
     deadline: float,
-    line_for: Callable[[dict[str, Any]], bytes],
-    prove: Callable[[Any], object] = int,
-) -> tuple[Any, dict[str, Any]]:
+    line_for: LineFor,
+    prove: Prove = int,
+) -> tuple[Any, Said]:
     """Return a connection to a service and its greeting; start it if it is not running.
 
     want: ``name``, ``words`` (the command of an interpreter that reads a line), ``port`` (or None)
@@ -336,13 +337,13 @@ def _wait_for_another(folder: str, deadline: float, pause_s: float) -> None:
     time.sleep(pause_s)
 
 
-def record_of(folder: str) -> dict[str, Any]:
+def record_of(folder: str) -> Said:
     """Return the record that a service wrote; empty if it can't be read."""
     import json
 
     try:
         with open(os.path.join(folder, "record")) as file:
-            found: dict[str, Any] = json.load(file)
+            found: Said = json.load(file)
         return found if isinstance(found, dict) else {}
     except (EnvironmentError, ValueError):
         return {}
@@ -354,9 +355,9 @@ def record_of(folder: str) -> dict[str, Any]:
 def _start(
     folder: str,
     lock: int,
-    want: dict[str, Any],
+    want: Said,
     deadline: float,
-    line_for: Callable[[dict[str, Any]], bytes],
+    line_for: LineFor,
 ) -> None:
     """Start a service, which then holds a lock; return when it accepts connections."""
     log = os.path.join(folder, "log")
@@ -393,19 +394,20 @@ def _start(
             os.close(fd)
 
 
-def line_of(boot: bytes, want: dict[str, Any]) -> bytes:
+def line_of(boot: bytes, want: Said) -> bytes:
     """Return the line that turns an interpreter into a service.
 
     boot: a literal in ASCII of code that defines ``boot(options)``.  want: all that it has to know.
     """
     options = {name: want[name] for name in ("name", "port", "idle", "lock", "ready", "version")}
-    options["folder"] = getattr(os, "fsencode", str)(want["folder"])
+    folder = want["folder"]
+    options["folder"] = os.fsencode(folder) if sys.version_info[0] > 2 else str(folder)
     python = want["python"]
     if not isinstance(python, bytes):
         python = python.encode("utf-8", "surrogateescape")
     options["python"] = python
     shown = repr if sys.version_info[0] == 2 else ascii
-    text: Any = shown("boot(%s)\n" % shown(options))
+    text = shown("boot(%s)\n" % shown(options))
     return boot + b"+" + (text if isinstance(text, bytes) else text.encode("ascii")) + b"\n"
 
 

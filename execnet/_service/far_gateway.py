@@ -32,10 +32,36 @@ from .far_log import keep_from_children
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, Protocol
+
+    from ..gateway_base import Channel, ExecModel, Reply, Task
+    from .far_find import Said
+
+    class Party(Protocol):
+        """Whose code it is: the gateway of a connection, or the client of a session."""
+
+        id: str
+        is_over: bool
+        is_given_up: bool
+        is_left: bool
+
+    class Host(Protocol):
+        """What runs code: ``far.Service``."""
+
+        process: ServiceProcess
+        turns: Turns
+        files: list[far_log.Router]
+        running: dict[int, Execution]
+        routes: dict[int, far_log.Sink]
+        ended: deque[Running]
+        clients: set[ServiceGateway]
+
+        def tasks(self) -> list[Said]: ...
+        def call_in_main(self, function: Callable[[], object]) -> None: ...
 
 state: dict[Any, Any] = {}  # the state that code of a service keeps: ``execnet.service.state``
-kept: dict[str, dict[str, Any]] = {}  # connections kept for programs, and their descriptions
+kept: dict[str, Said] = {}  # connections kept for programs, and their descriptions
 
 
 LAST_CHARS, LAST_ITEMS = 200, 20  # of the last item that a task has sent, as it is shown
@@ -44,7 +70,7 @@ LAST_CHARS, LAST_ITEMS = 200, 20  # of the last item that a task has sent, as it
 class ConnectionIO(Popen2IO):
     """The stream of a connection."""
 
-    def __init__(self, sock: Any, execmodel: Any) -> None:
+    def __init__(self, sock: socket.socket, execmodel: ExecModel) -> None:
         self._sock = sock
         fds = [os.dup(sock.fileno()), os.dup(sock.fileno())]
         for fd in fds:
@@ -82,27 +108,45 @@ class ServiceProcess(Process):
         gateway.service.turns.wake()
 
 
-class Running(object):
+class Execution(object):
+    """Code that a service runs: what its reports tell of it."""
+
+    gateway: Party
+    ident: int  # of its thread
+    since: float
+    until: float | None = None  # None: it has not ended
+    waits = False  # whether others have the turn
+    code = ""  # in words
+    error: str | None = None  # the last line of what it raised
+
+    def show_last(self) -> str | None:
+        """Return a line about the last item that it has sent; None if there is none."""
+        return None
+
+    def stop(self) -> None:
+        """End it, since the service ends; code of a connection ends with that."""
+
+
+class Running(Execution):
     """A task: code that runs in a thread, or waits for its turn, or has ended."""
 
-    def __init__(self, gateway: Any, function: Any, arguments: Any) -> None:
-        self.gateway = gateway
+    def __init__(
+        self, gateway: ServiceGateway, function: Callable[..., object], arguments: Any
+    ) -> None:
+        self.gateway: ServiceGateway = gateway
         self.ident = get_ident()
         self.since = time.time()
-        self.until: float | None = None
-        self.waits = False
         self.has_turn = _Flag(gateway.execmodel)
-        self.last: Any = _NOTHING  # the last item that it has sent, if its connection is attached
+        self.last: object = _NOTHING  # the last item that it has sent, if it is attached
         self.last_text: str | None = None  # the same as a line, once it has ended
-        self.error: str | None = None  # the last line of what it raised
         is_code = function == gateway.executetask
         self.code = _described(arguments[0][1]) if is_code else "functions that are called"
         self._channel = arguments[0][0] if is_code and gateway.goes_on else None
         if self._channel is not None:
-            self._channel.send = self._noting(self._channel.send)
+            vars(self._channel)["send"] = self._noting(self._channel.send)
 
-    def _noting(self, send: Any) -> Any:
-        def noting_send(item: Any) -> None:
+    def _noting(self, send: Callable[[object], None]) -> Callable[[object], None]:
+        def noting_send(item: object) -> None:
             self.last = item
             send(item)
 
@@ -127,7 +171,7 @@ class Running(object):
 _NOTHING = object()
 
 
-def _shown(item: Any) -> str:
+def _shown(item: object) -> str:
     """Return a line about an item; takes no time for large ones, and calls no code of users."""
     try:
         line = _line_of(item, 3)
@@ -156,7 +200,7 @@ def _line_of(item: Any, levels: int) -> str:
     return begins + ", ".join(told) + ("," if kind is tuple and len(told) == 1 else "") + ends
 
 
-_BRACKETS: dict[Any, tuple[str, str]] = {
+_BRACKETS: dict[type[object], tuple[str, str]] = {
     list: ("[", "]"),
     tuple: ("(", ")"),
     dict: ("{", "}"),
@@ -165,35 +209,34 @@ _BRACKETS: dict[Any, tuple[str, str]] = {
 }
 
 
-def told_of(task: Any) -> dict[str, Any]:
+def told_of(task: Execution) -> Said:
     """Return the report of a task."""
-    gateway, until = task.gateway, getattr(task, "until", None)
-    last = task.show_last() if hasattr(task, "show_last") else None
-    told = {
+    gateway, last = task.gateway, task.show_last()
+    told: Said = {
         "client": text_of(gateway.id),
         "code": task.code,
         "since": task.since,
-        "until": until,
+        "until": task.until,
         "waits": task.waits,
         "orphan": gateway.is_given_up or gateway.is_left,
-        "last": text_of(last),
-        "error": text_of(getattr(task, "error", None)),
+        "last": None if last is None else text_of(last),
+        "error": None if task.error is None else text_of(task.error),
     }
-    if told["orphan"] and until is None:
+    if told["orphan"] and task.until is None:
         stack = _plain_stack(sys._current_frames().get(task.ident))
         told["stack"] = text_of("".join(stack))
     return told
 
 
-def _described(task: Any) -> str:
+def _described(task: Task) -> str:
     source, file_name, call_name = task[:3]
     if file_name:
-        return str(text_of("%s of %s" % (call_name or "the module", file_name)))
+        return text_of("%s of %s" % (call_name or "the module", file_name))
     lines = [text_of(line.strip()) for line in source.strip().split("\n")]
     return "".join([lines[0][:80], " ..." if len(lines) > 1 else ""])
 
 
-def text_of(said: Any) -> Any:
+def text_of(said: str | bytes) -> str:
     """Return text of this Python, or text that was sent as bytes, as text."""
     return said.decode("utf-8", "replace") if isinstance(said, bytes) else said
 
@@ -246,7 +289,7 @@ class ServicePool(WorkerPool):
         super(ServicePool, self).__init__(gateway.execmodel)
         self._gateway = gateway
 
-    def _perform(self, reply: Any) -> None:
+    def _perform(self, reply: Reply) -> None:
         running = Running(self._gateway, *reply.task[:2])
         try:
             try:
@@ -257,7 +300,7 @@ class ServicePool(WorkerPool):
             self._finished(reply)
             self._forget(running)
 
-    def _run_noted(self, running: Running, reply: Any) -> None:
+    def _run_noted(self, running: Running, reply: Reply) -> None:
         gateway, service = self._gateway, self._gateway.service
         # This comes first: an end that misses the thread comes before our check for the end.
         reply.ident = running.ident
@@ -287,10 +330,10 @@ class ServiceGateway(WorkerGateway):
 
     def __init__(
         self,
-        io: Any,
+        io: ConnectionIO,
         id: str,
         _startcount: int,
-        service: Any,
+        service: Host,
         pid: int,
         one_at_a_time: bool,
         goes_on: bool,
@@ -317,7 +360,7 @@ class ServiceGateway(WorkerGateway):
             self.service.clients.discard(self)
             self._end_output()
 
-    def forward(self, lines: Any, is_patient: bool) -> None:
+    def forward(self, lines: Channel, is_patient: bool) -> None:
         """Send the output of its code over a channel, like ``_output.far``."""
         output_far = load_part("_output.far")
         lines._strconfig = (False, False)
@@ -345,19 +388,28 @@ class ServiceGateway(WorkerGateway):
         else:
             super(ServiceGateway, self)._on_stream_end()
 
-    def _status(self) -> dict[str, Any]:
+    def _status(self) -> Said:
         """Return what a STATUS message is answered with: also what runs in the whole service."""
         status = super(ServiceGateway, self)._status()
         status["tasks"] = self.service.tasks()
         return status
 
-    def _execute_and_describe(self, item: Any) -> str | None:
+    def _execute_and_describe(self, item: tuple[Channel, Task]) -> str | None:
         """Execute a task, and note what it raised."""
         error = super(ServiceGateway, self)._execute_and_describe(item)
         running = self.service.running.get(get_ident())
         if running is not None and error is not None:
             running.error = error.strip().split("\n")[-1]
         return error
+
+    def fds(self) -> list[int]:
+        """Return the descriptors of its connection that are open."""
+        files = self._io.outfile, self._io.infile
+        return [file.fileno() for file in files if not file.closed]
+
+    def is_busy(self) -> bool:
+        """Whether code runs that came over it."""
+        return self._execpool.active_count() > 0
 
     def interrupt_left(self) -> None:
         """Interrupt code that goes on although its connection was lost."""

@@ -17,7 +17,13 @@ from . import far_find
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Container, Iterable, Mapping
+    from typing import Any, Protocol
+
+    class Sink(Protocol):
+        """Where the output of a thread goes instead of the log: a ``Route``, or a session's job."""
+
+        def write(self, number: int, data: bytes) -> bool: ...
 
 LOG_BYTES = 1 << 20  # of each of the two files
 CHUNK_BYTES = 1 << 16
@@ -45,7 +51,7 @@ class Log(object):
         keep_from_children(self._read_fd)
         for fd in 1, 2:
             os.dup2(write_fd, fd)
-            if hasattr(os, "set_inheritable"):
+            if sys.version_info[0] > 2:
                 os.set_inheritable(fd, True)
         os.close(write_fd)
         thread = threading.Thread(target=self._run, name="execnet-service-log")
@@ -137,7 +143,7 @@ class Router(object):
     closed = False
     name = "<the output of a service>"
 
-    def __init__(self, number: int, routes: dict[int, Any], noted: dict[int, Any]) -> None:
+    def __init__(self, number: int, routes: Mapping[int, Sink], noted: Container[int]) -> None:
         self._number = number
         self._routes = routes
         self._noted = noted
@@ -157,7 +163,7 @@ class Router(object):
         self._out(ident, data[:end])
         return len(text)
 
-    def writelines(self, lines: Any) -> None:
+    def writelines(self, lines: Iterable[object]) -> None:
         """Write each."""
         for line in lines:
             self.write(line)

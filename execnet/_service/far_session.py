@@ -13,11 +13,17 @@ import time
 
 from ..gateway_base import PY2, _end_fork, _interrupt, _marked_as_utf8, geterrortext, new_lock
 from . import far_find
-from .far_gateway import state, text_of
+from .far_gateway import Execution, state, text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    import socket
+    from types import TracebackType
+
+    from .far_find import Said
+    from .far_gateway import Host
+
+    ExcInfo = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
 
 FOREVER_S = 1e9
 INTERRUPTED = 130  # exit statuses, as in shells
@@ -32,10 +38,10 @@ class Client(object):
         self.is_over = self.is_given_up = self.is_left = False
 
 
-class Job(object):
+class Job(Execution):
     """Code that runs, or waits for the code of others; ``_lock`` guards what is sent."""
 
-    def __init__(self, service: Any, sock: Any, request: dict[str, Any]) -> None:
+    def __init__(self, service: Host, sock: socket.socket, request: Said) -> None:
         self._service = service
         self._sock = sock
         self._source = request["code"]
@@ -120,7 +126,7 @@ class Job(object):
             sys.stderr.write(text)
             return FAILED
 
-    def _without_ours(self, error: Any) -> Any:
+    def _without_ours(self, error: ExcInfo) -> ExcInfo:
         kind, exc, tb = error
         while tb is not None and tb.tb_frame.f_globals is globals():
             tb = tb.tb_next
@@ -143,7 +149,7 @@ class Job(object):
         """Send some output; return False if nobody is there, so that it goes to the log."""
         return self._say({"stream": number, "data": text_of(data)})
 
-    def _say(self, said: dict[str, Any]) -> bool:
+    def _say(self, said: Said) -> bool:
         if self.gateway.is_over:
             return False
         try:
@@ -154,7 +160,7 @@ class Job(object):
             return False
 
 
-def serve(service: Any, sock: Any, request: dict[str, Any]) -> None:
+def serve(service: Host, sock: socket.socket, request: Said) -> None:
     """Run code in the main thread; return when it has ended, or its client is gone."""
     state.setdefault("__name__", "__main__")
     state.setdefault("__builtins__", __import__("__builtin__" if PY2 else "builtins"))

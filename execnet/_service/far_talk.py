@@ -19,8 +19,10 @@ from .far_find import ServiceError, clock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+    import socket
+
+    from ..gateway_base import Channel
+    from .far_find import Prove, Said
 
 PREFIX = "session-"
 BOOT = ["-u", "-c", "import sys;exec(eval(sys.stdin.readline()))"]
@@ -30,7 +32,7 @@ STOP_S = 12.0
 FOREVER_S = 1e9
 
 
-def main(channel: Any) -> None:
+def main(channel: Channel) -> None:
     """Serve the requests on the channel that comes next; returns at once.
 
     So Ctrl-C in the terminal, which also reaches the main thread here, interrupts nothing.
@@ -40,7 +42,7 @@ def main(channel: Any) -> None:
     thread.start()
 
 
-def _do(channel: Any) -> None:
+def _do(channel: Channel) -> None:
     """Serve the request in the next item: send the results, and close the channel."""
     try:
         said = channel.receive()
@@ -55,15 +57,16 @@ def _do(channel: Any) -> None:
         channel.close()
 
 
-def _execute(channel: Any, said: dict[str, Any]) -> None:
+def _execute(channel: Channel, said: Said) -> None:
     words = said["words"] or [sys.executable]
     want = {"name": PREFIX + said["name"], "port": None, "words": words + BOOT}
 
-    def line_for(more: dict[str, Any]) -> Any:
+    def line_for(more: Said) -> bytes:
         known = {name: more[name] for name in ("folder", "lock", "ready")}
         known["python"] = " ".join(words)
         channel.send({"wants": known})
-        return channel.receive()
+        line: bytes = channel.receive()
+        return line
 
     sock, _ = far_find.connect(want, clock() + START_S, line_for)
     try:
@@ -72,7 +75,7 @@ def _execute(channel: Any, said: dict[str, Any]) -> None:
         thread = threading.Thread(target=_hand_on, args=(channel, sock))
         thread.daemon = True
         thread.start()
-        answer: dict[str, Any] = {}
+        answer: Said = {}
         while "status" not in answer and "error" not in answer:
             answer = far_find.read_dict(sock, clock() + FOREVER_S)
             channel.send(answer)
@@ -82,7 +85,7 @@ def _execute(channel: Any, said: dict[str, Any]) -> None:
         sock.close()
 
 
-def _hand_on(channel: Any, sock: Any) -> None:
+def _hand_on(channel: Channel, sock: socket.socket) -> None:
     """Pass on what is said while code runs; the client's end ends the connection."""
     try:
         while True:
@@ -94,7 +97,7 @@ def _hand_on(channel: Any, sock: Any) -> None:
             pass  # it is closed
 
 
-def _found() -> list[tuple[str, dict[str, Any]]]:
+def _found() -> list[tuple[str, Said]]:
     """Return (folder, record) of the running services."""
     services, found = far_find.services_folder(makes=False), []
     for name in sorted(os.listdir(services)) if os.path.isdir(services) else ():
@@ -110,11 +113,11 @@ def _found() -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def _sessions() -> list[tuple[str, dict[str, Any]]]:
+def _sessions() -> list[tuple[str, Said]]:
     return [one for one in _found() if str(one[1].get("service")).startswith(PREFIX)]
 
 
-def _asked(folder: str, record: dict[str, Any], what: str) -> dict[str, Any]:
+def _asked(folder: str, record: Said, what: str) -> Said:
     port, deadline = record.get("port"), clock() + ANSWER_S
     attached = far_find.attach(folder, port, deadline, _prover() if port else int)
     if attached is None:
@@ -126,14 +129,14 @@ def _asked(folder: str, record: dict[str, Any], what: str) -> dict[str, Any]:
         attached[0].close()
 
 
-def _prover() -> Callable[[Any], object]:
+def _prover() -> Prove:
     """Return what makes both ends of a connection to a port prove that they have the key."""
     try:
         server = load_part("script.socketserver")
     except ImportError:
         raise ServiceError("it has a port, and the source to ask it was not sent")
 
-    def prove(sock: Any) -> None:
+    def prove(sock: socket.socket) -> None:
         try:
             server._proved(sock, server.default_key(), 0)
         except ValueError as exc:
@@ -142,14 +145,14 @@ def _prover() -> Callable[[Any], object]:
     return prove
 
 
-def _list(channel: Any, said: dict[str, Any]) -> None:
+def _list(channel: Channel, said: Said) -> None:
     for folder, record in _sessions():
         told = _asked(folder, record, "status")
         told["session"] = told["service"][len(PREFIX) :]
         channel.send(told)
 
 
-def _stop(channel: Any, said: dict[str, Any]) -> None:
+def _stop(channel: Channel, said: Said) -> None:
     found = [one for one in _sessions() if one[1]["service"] == PREFIX + said["name"]]
     if not found:
         raise ServiceError("no session %r is running there" % said["name"])
@@ -157,7 +160,7 @@ def _stop(channel: Any, said: dict[str, Any]) -> None:
         _end(folder, record)
 
 
-def _end(folder: str, record: dict[str, Any]) -> None:
+def _end(folder: str, record: Said) -> None:
     """End a service; return when it has ended.  One that does not is killed."""
     try:
         _asked(folder, record, "stop")
@@ -181,7 +184,7 @@ def _ends(folder: str) -> bool:
     return False
 
 
-def _services(channel: Any, said: dict[str, Any]) -> None:
+def _services(channel: Channel, said: Said) -> None:
     for folder, record in _found():
         try:
             told = _asked(folder, record, "status")
@@ -191,15 +194,15 @@ def _services(channel: Any, said: dict[str, Any]) -> None:
         channel.send(told)
 
 
-def _end_one(channel: Any, said: dict[str, Any]) -> None:
+def _end_one(channel: Channel, said: Said) -> None:
     _end(*_one(said["key"]))
 
 
-def _log(channel: Any, said: dict[str, Any]) -> None:
+def _log(channel: Channel, said: Said) -> None:
     channel.send({"log": far_find.log_of(_one(said["key"])[0])})
 
 
-def _one(key: str) -> tuple[str, dict[str, Any]]:
+def _one(key: str) -> tuple[str, Said]:
     for one in _found():
         if os.path.basename(one[0]) == key:
             return one

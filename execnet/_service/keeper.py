@@ -27,12 +27,11 @@ from .far_gateway import kept
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from .._endpoint import Endpoint
     from .._via.stream import ViaIO
     from ..gateway import Gateway
-    from ..gateway_base import ExecModel
+    from ..gateway_base import Channel, ExecModel
+    from .far_find import Said
 
 SMALL_BYTES = 4096
 ASKS = "Permission denied", "Host key verification failed"
@@ -59,7 +58,7 @@ class Keeper:
         self._logins: dict[str, Login] = {}
         self._idle_s: dict[Gateway, float] = {}
 
-    def claim(self, request: dict[str, Any], execmodel: ExecModel, user: object) -> Gateway:
+    def claim(self, request: Said, execmodel: ExecModel, user: object) -> Gateway:
         """Return a login, and count its user; simultaneous requests share one attempt."""
         command = command_of(request)
         key = _key_of(command, request)
@@ -85,7 +84,7 @@ class Keeper:
         self,
         login: Login,
         command: table.Command,
-        request: dict[str, Any],
+        request: Said,
         execmodel: ExecModel,
         user: object,
     ) -> Gateway:
@@ -143,7 +142,7 @@ class Keeper:
         gateway.exit()
 
 
-def command_of(request: dict[str, Any]) -> table.Command:
+def command_of(request: Said) -> table.Command:
     """Return the command of a login; it never prompts."""
     settings = settings_of_connection(Settings(XSpec(request["spec"])))
     words = table.command(settings.spec, row=settings.transport)
@@ -152,7 +151,7 @@ def command_of(request: dict[str, Any]) -> table.Command:
     return words
 
 
-def _key_of(command: table.Command, request: dict[str, Any]) -> str:
+def _key_of(command: table.Command, request: Said) -> str:
     said = repr((list(command), sorted(request["env"].items()), request["folder"]))
     return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -195,7 +194,7 @@ class Passage:
         self._io.worker_pid = worker_pid
         self._io.kill()
 
-    def wait(self, read_all: Any) -> tuple[int | None, bytes]:
+    def wait(self, read_all: object) -> tuple[int | None, bytes]:
         """Wait for its end; return its exit status and the end of its stderr."""
         status = self._io.wait()
         return status, self._io.stderr_tail().encode("utf-8", "replace")
@@ -235,7 +234,7 @@ class Passage:
 class KeptForwarder(Forwarder):
     """Forwards between a channel of the program and a worker at a kept login."""
 
-    def _open(self) -> tuple[Any, Any]:
+    def _open(self) -> tuple[Passage, Passage]:
         user = object()
         gateway = keeper.claim(self._request, self._model, user)
         try:
@@ -248,7 +247,7 @@ class KeptForwarder(Forwarder):
         return passage, passage
 
 
-def main(channel: Any) -> None:
+def main(channel: Channel) -> None:
     """Start what the next item asks for, and forward its bytes; returns at once."""
     data, news, request = channel.receive()
     KeptForwarder(data, news, request).start()

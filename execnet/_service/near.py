@@ -23,12 +23,13 @@ from .far_find import PROTOCOL, ServiceError, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import socket
     from typing import Any
 
     from .._specs import Settings
     from ..gateway_base import ExecModel
     from ..xspec import XSpec
+    from .far_find import Prove, Said
 
 IDLE_S = 3 * 3600.0
 DEFAULT_NAME = "default"
@@ -47,7 +48,7 @@ def name_of(spec: XSpec) -> str:
     return str(spec.port or DEFAULT_NAME)
 
 
-def want_of(settings: Settings) -> dict[str, Any]:
+def want_of(settings: Settings) -> Said:
     """Return what ``far_find.connect`` should find or start."""
     spec = settings.spec
     return {
@@ -71,16 +72,16 @@ def version() -> str:
     return str(sys.modules[PACKAGE].__version__)
 
 
-def line_for(want: dict[str, Any]) -> bytes:
+def line_for(want: Said) -> bytes:
     """Return the line that turns an interpreter into a service."""
     code = service_code(want["ships"], want["port"])
     return far_find.line_of(code, dict(want, version=version()))
 
 
-def prover(port: int, deadline: float) -> Callable[[Any], object]:
+def prover(port: int, deadline: float) -> Prove:
     """Return a function that makes both ends of a connection prove that they have the key."""
 
-    def prove_both(sock: Any) -> None:
+    def prove_both(sock: socket.socket) -> None:
         from .._transports.keys import Wish, own_key
         from .._transports.proof import SocketTalk, TurnedAway, prove
         from ..xspec import XSpec
@@ -122,7 +123,7 @@ def create_io(settings: Settings, execmodel: ExecModel) -> ServiceIO:
         raise
 
 
-def request_of(settings: Settings) -> dict[str, Any]:
+def request_of(settings: Settings) -> Said:
     """Return the request for a gateway, which still lacks the options of its worker."""
     return {
         "ask": "gateway",
@@ -132,7 +133,7 @@ def request_of(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _check_greeting(want: dict[str, Any], greeting: dict[str, Any], settings: Settings) -> None:
+def _check_greeting(want: Said, greeting: Said, settings: Settings) -> None:
     """Raise ``ServiceError`` for a service that this program can't use as the spec says."""
     reason = ""
     if greeting.get("protocol") != PROTOCOL:
@@ -150,7 +151,7 @@ def _check_greeting(want: dict[str, Any], greeting: dict[str, Any], settings: Se
         )
 
 
-def described(greeting: dict[str, Any]) -> str:
+def described(greeting: Said) -> str:
     """Describe a service in words, from what it says about itself."""
     version = ".".join(map(str, greeting.get("version_info", ())))
     return printable(
@@ -188,7 +189,7 @@ def _listener_of(port: int | None) -> int | None:
     return None
 
 
-def _for_model(sock: Any, execmodel: ExecModel) -> Any:
+def _for_model(sock: socket.socket, execmodel: ExecModel) -> Any:
     """Return a socket in the form that the greenlets of a model use."""
     if execmodel.has_main_thread:
         return sock
@@ -244,8 +245,8 @@ class ServiceIO(SocketIO):
         sock: Any,
         execmodel: ExecModel,
         name: str,
-        greeting: dict[str, Any],
-        request: dict[str, Any],
+        greeting: Said,
+        request: Said,
     ) -> None:
         super().__init__(sock, execmodel, name)
         self.args = [name]
@@ -258,7 +259,7 @@ class ServiceIO(SocketIO):
             self._process = Pid(greeting["pid"])
             self._poll = EndPoll(sock.fileno(), self._process, lambda: None)
 
-    def boot(self, options: dict[str, Any]) -> None:
+    def boot(self, options: Said) -> None:
         """Ask for a gateway; options: the arguments of ``gateway_base.start_worker``."""
         try:
             say(self._sock, dict(self._request, options=options))

@@ -11,11 +11,10 @@ from .far_find import ServiceError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from ..gateway import Gateway
     from ..gateway_base import Channel
     from .admin import Found
+    from .far_find import Said
 
 
 TALK, PROOF = "_service.far_talk", "script.socketserver"
@@ -39,7 +38,7 @@ class There:
         """Return the service with a name, or with a port, as ``admin.find``."""
         return admin.chosen(self.find_all(), name, python, "there")
 
-    def status(self, found: Found) -> dict[str, Any]:
+    def status(self, found: Found) -> Said:
         """Return the status of a service; ``ServiceError`` if it did not answer."""
         if "error" in found[1]:
             raise ServiceError(f"the service {found[1].get('service')!r}: {found[1]['error']}")
@@ -53,7 +52,7 @@ class There:
         """Return the lines of a service's log."""
         return str(self._ask("log", key=found[0])[0]["log"]).splitlines()
 
-    def _ask(self, what: str, has_port: bool = False, **more: str) -> list[dict[str, Any]]:
+    def _ask(self, what: str, has_port: bool = False, **more: str) -> list[Said]:
         """Return the answers.  has_port: whether a service with a port may be asked."""
         code, channel = self._run(has_port), self._gateway.newchannel()
         code.send(channel)
