@@ -11,19 +11,26 @@ import io
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
+    from typing import IO, Any, Protocol
+
+    class Loader(Protocol):
+        """Gets the files of a package, whose ``name`` it has: ``far_finder.Loader``."""
+
+        name: str
+
+        def data(self, kind: str, place: str) -> Any: ...
 
 
 class Resources(object):
     """The files of a package, as ``importlib.resources`` asks for them."""
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Loader) -> None:
         self._loader = loader
 
-    def files(self) -> Any:
+    def files(self) -> Entry:
         return Entry(self._loader, "", True)
 
-    def open_resource(self, resource: str) -> Any:
+    def open_resource(self, resource: str) -> IO[bytes]:
         return io.BytesIO(self._loader.data("file", resource))
 
     def resource_path(self, resource: str) -> str:
@@ -39,14 +46,14 @@ class Resources(object):
 class Entry(object):
     """A file or a folder of a package, as a ``Traversable`` of ``importlib.resources``."""
 
-    def __init__(self, loader: Any, place: str, is_folder: bool | None = None) -> None:
+    def __init__(self, loader: Loader, place: str, is_folder: bool | None = None) -> None:
         self._loader = loader
         self._place = place
         self._is_folder = is_folder
-        self.name = place.rpartition("/")[2] or loader._name.rpartition(".")[2]
+        self.name = place.rpartition("/")[2] or loader.name.rpartition(".")[2]
 
     def __repr__(self) -> str:
-        return "<execnet: %s of %s>" % (self._place or "all", self._loader._name)
+        return "<execnet: %s of %s>" % (self._place or "all", self._loader.name)
 
     def _kind(self) -> bool | None:
         """Whether it is a folder; None if it does not exist."""
@@ -70,7 +77,7 @@ class Entry(object):
         for name, is_folder in self._loader.data("folder", self._place):
             yield Entry(self._loader, start + name, is_folder)
 
-    def joinpath(self, *parts: Any) -> Entry:
+    def joinpath(self, *parts: object) -> Entry:
         places = [self._place] if self._place else []
         return Entry(self._loader, "/".join(places + [str(part) for part in parts]))
 
@@ -85,6 +92,6 @@ class Entry(object):
             text: str = file.read()
         return text
 
-    def open(self, mode: str = "r", **how: Any) -> Any:
+    def open(self, mode: str = "r", **how: Any) -> IO[Any]:
         file = io.BytesIO(self.read_bytes())
         return file if "b" in mode else io.TextIOWrapper(file, **dict({"encoding": "utf-8"}, **how))

@@ -26,28 +26,32 @@ from .far_tap import Tap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from importlib.machinery import ModuleSpec
+    from types import CodeType, ModuleType
     from typing import Any
 
-    Known = tuple[str, Any, Any, Any]  # "package" or "", file, source, why it can't be imported
+    # "package" or "", file, source, why it can't be imported
+    Known = tuple[str, str | None, bytes | None, str | None]
+    Row = tuple[str, str, str | None, bytes | None, str | None]  # the same, after the name
 
 PLACE = "<execnet>"  # begins the paths that stand for folders of packages here
 INSTALL = "xdeploy installs it"
 AHEAD = (1 << 31) - 1  # the number of what nobody asked for, of which no more comes
 _IMPORTS = "_find_and_load_unlocked"  # import statements go through it, ``util.find_spec`` does not
-_not_found: Any = ImportError if PY2 else __import__("builtins").__dict__.get("ModuleNotFoundError")
+_not_found: type[ImportError] = ImportError if PY2 else __import__("builtins").ModuleNotFoundError
 
 
-def _error(text: str, name: str, kind: Any = ImportError) -> Any:
+def _error(text: str, name: str, kind: type[ImportError] = ImportError) -> ImportError:
     return kind(text) if PY2 else kind(text, name=name)
 
 
-def tell(gateway: Any, told: Any) -> None:
+def tell(gateway: Any, told: tuple[Any, ...]) -> None:
     """Act on a message of the coordinator; in the receiver thread, in the order of messages."""
     finder = getattr(gateway, "_finder", None)
     if finder is None:
         finder = gateway._finder = Finder(gateway)
-    getattr(finder, "on_" + told[0])(*told[1:])
+    {"forward": finder.on_forward, "reload": finder.on_reload}[told[0]](*told[1:])
 
 
 class Finder(object):
@@ -57,7 +61,7 @@ class Finder(object):
     """
 
     def __init__(self, gateway: Any) -> None:
-        self._gateway = gateway
+        self.gateway = gateway
         self._pid = os.getpid()  # a forked process can't use the stream
         self.tap = Tap(gateway)
         self._lock = gateway.execmodel.Lock()
@@ -124,7 +128,7 @@ class Finder(object):
 
     # finding
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """Return the spec of a module if it is forwarded; None for all others."""
         if not self._is_forwarded(name):
             return None
@@ -137,18 +141,18 @@ class Finder(object):
             raise _error(text % (name, parent[1]), name, _not_found)
         return None
 
-    def find_module(self, name: str, path: Any = None) -> Any:
+    def find_module(self, name: str, path: list[str] | None = None) -> Loader | None:
         """Like ``find_spec``, for Python 2."""
         reserved = not self._is_forwarded(name)
         if reserved and not (self.is_reserve(name) and _is_absent_here(name, path)):
             return None
-        loader = Loader(self, name)
+        known: Known | None = None
         try:
             if self.get(name) is None:
                 return None
         except ImportError as exc:  # to Python 2 it means "not here", unless a loader raises it
-            loader._known = "", None, None, str(exc)
-        return loader
+            known = "", None, None, str(exc)
+        return Loader(self, name, known)
 
     def _is_forwarded(self, name: str) -> bool:
         parent = name.rpartition(".")[0]
@@ -196,10 +200,10 @@ class Finder(object):
         """Send a request and return its number."""
         if os.getpid() != self._pid:
             raise _error("%s had not arrived when this process was forked" % name, name)
-        number: int = next(self._numbers)
+        number = next(self._numbers)
         data = dumps_internal((kind, name, place, self._has_zlib))
         try:
-            self._gateway._send(Message.IMPORT, number, data)
+            self.gateway._send(Message.IMPORT, number, data)
         except EnvironmentError as exc:
             raise _error("%s can't be asked for: %s" % (name, exc), name)
         return number
@@ -210,8 +214,7 @@ class Finder(object):
     def _wait_for(self, condition: Callable[[], bool], name: str) -> None:
         def is_done() -> bool:
             self._take_in()
-            done: bool = condition()
-            return done
+            return condition()
 
         self.tap.wait(is_done)
         if not is_done():
@@ -238,7 +241,9 @@ class Finder(object):
                     self._answered.add(number)
                     del answers[0]
 
-    def _take_modules(self, names: Any, listed: Any, modules: Any) -> None:
+    def _take_modules(
+        self, names: dict[str, int], listed: list[str], modules: Iterable[Row]
+    ) -> None:
         self._names.update(names)
         self._listed.update(listed)
         for name, package, file_name, source, refusal in modules:
@@ -259,7 +264,7 @@ class Finder(object):
         self._wait(number, name)
         return bool(self._data.pop(number)[1])
 
-    def spec_of(self, name: str) -> Any:
+    def spec_of(self, name: str) -> ModuleSpec | None:
         """Return the spec of a module, or None.
 
         Its source need not be here yet: while a finder waits, CPython starts no other import.
@@ -272,7 +277,8 @@ class Finder(object):
                 return None
             is_package = bool(known[0])
         spec_class: Any = type(sys.__spec__)
-        return spec_class(name, Loader(self, name), is_package=bool(is_package))
+        spec: ModuleSpec = spec_class(name, Loader(self, name), is_package=bool(is_package))
+        return spec
 
     def path_of(self, name: str) -> list[str]:
         """Return the path of a package: its stand-in, and the local parts of a namespace."""
@@ -293,7 +299,15 @@ class Finder(object):
         inside = [one for one in list(self._names) if one.startswith(name + ".")]
         return [(one[start:], self._names[one]) for one in sorted(inside) if "." not in one[start:]]
 
-    def _below(self, place: str) -> Any:
+    def text_of_missing(self, name: str) -> str:
+        """Return why a module can't be imported that is neither here nor forwarded."""
+        names = ", ".join(self._prefixes + self._reserve) or "nothing"
+        where = sys.version_info[:2] + (self.gateway.id, names)
+        text = "No module named %r in Python %d.%d of %s, nor among what the coordinator forwards"
+        advice = " (%s): forward_imports(allow=[%r]) has it sent unless deny= has it, %s"
+        return (text + advice) % ((name,) + where + (name, INSTALL))
+
+    def _below(self, place: str) -> _Below:
         """Return the object that ``pkgutil`` asks about a path entry; ImportError for others."""
         if type(place) is not str or not place.startswith(PLACE):
             raise ImportError(place)
@@ -306,7 +320,7 @@ class _Last(object):
     def __init__(self, finder: Finder) -> None:
         self._finder = finder
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         finder = self._finder
         if finder.is_reserve(name):
             spec = finder.spec_of(name)
@@ -317,16 +331,7 @@ class _Last(object):
             return None  # another finder may come after this one
         if top != name or is_of_library(top):
             return None
-        raise _error(_text_of_missing(finder, name), name, _not_found)
-
-
-def _text_of_missing(finder: Finder, name: str) -> str:
-    text = "No module named %r in Python %d.%d of %s, nor among what the coordinator forwards (%s)"
-    names = ", ".join(finder._prefixes + finder._reserve) or "nothing"
-    version = sys.version_info[:2]
-    text %= (name,) + version + (finder._gateway.id, names)
-    advice = ": forward_imports(allow=[%r]) has it sent unless deny= has it, %s"
-    return text + advice % (name, INSTALL)
+        raise _error(finder.text_of_missing(name), name, _not_found)
 
 
 def _has_zlib() -> bool:
@@ -339,7 +344,7 @@ def _has_zlib() -> bool:
 
 def is_of_library(top: str) -> bool:
     """Whether this Python has a module of that name in its standard library."""
-    names: Any = getattr(sys, "stdlib_module_names", None)
+    names: frozenset[str] | None = getattr(sys, "stdlib_module_names", None)
     if names is not None:
         return top in names
     if top in sys.builtin_module_names:
@@ -356,7 +361,7 @@ def is_of_library(top: str) -> bool:
     return False
 
 
-def _is_absent_here(name: str, path: Any) -> bool:
+def _is_absent_here(name: str, path: list[str] | None) -> bool:
     """Whether this Python 2 finds nothing of that name itself."""
     imp = __import__("imp")
     try:
@@ -371,16 +376,16 @@ def _is_absent_here(name: str, path: Any) -> bool:
 class Loader(object):
     """Makes a module from source that has arrived, or arrives when needed."""
 
-    def __init__(self, finder: Finder, name: str) -> None:
+    def __init__(self, finder: Finder, name: str, known: Known | None = None) -> None:
         self._finder = finder
-        self._name = name
-        self._known: Known | None = None
+        self.name = name
+        self._known = known
 
     def _get(self) -> Known:
         if self._known is None:
-            self._known = self._finder.get(self._name)
+            self._known = self._finder.get(self.name)
         if self._known is None:
-            raise _error("No module named %r: it is gone" % self._name, self._name, _not_found)
+            raise _error("No module named %r: it is gone" % self.name, self.name, _not_found)
         return self._known
 
     _package = property(lambda self: self._get()[0])
@@ -388,23 +393,23 @@ class Loader(object):
     _source = property(lambda self: self._get()[2])
     _refusal = property(lambda self: self._get()[3])
 
-    def create_module(self, spec: Any) -> Any:
+    def create_module(self, spec: ModuleSpec) -> None:
         """Set where it is from, and let the import system make it."""
         spec.origin = self._file
         spec.has_location = self._source is not None
-        if self._package:
-            spec.submodule_search_locations[:] = self._finder.path_of(self._name)
+        if self._package and spec.submodule_search_locations is not None:
+            spec.submodule_search_locations[:] = self._finder.path_of(self.name)
 
-    def exec_module(self, module: Any) -> None:
+    def exec_module(self, module: ModuleType) -> None:
         """Execute the source."""
         if self._refusal:
-            raise _error(self._refusal, self._name)
-        self._finder.loaded.add(self._name)
-        code = self.get_code(self._name)
+            raise _error(self._refusal, self.name)
+        self._finder.loaded.add(self.name)
+        code = self.get_code(self.name)
         if code is not None:
             exec(code, module.__dict__)
 
-    def load_module(self, name: str) -> Any:
+    def load_module(self, name: str) -> ModuleType:
         """Make and execute a module; for Python 2."""
         if name in sys.modules:
             module = sys.modules[name]
@@ -422,14 +427,14 @@ class Loader(object):
             sys.modules.pop(name, None)
             missing = str(exc).rpartition("No module named ")[2]
             if missing and str(exc) == "No module named " + missing and "." not in missing:
-                exc.args = (_text_of_missing(self._finder, missing),)
+                exc.args = (self._finder.text_of_missing(missing),)
             raise
         except:
             sys.modules.pop(name, None)
             raise
         return sys.modules[name]
 
-    def get_code(self, name: str) -> Any:
+    def get_code(self, name: str) -> CodeType | None:
         """Return the compiled source; None for a namespace."""
         if self._source is None:
             return None
@@ -443,16 +448,17 @@ class Loader(object):
                 raise
             text = "%s, %s at the coordinator, is for another Python than %d.%d of %s: line %s: %s"
             place = name, self._file, sys.version_info[0], sys.version_info[1]
-            where = self._finder._gateway.id, exc.lineno, exc.msg
+            where = self._finder.gateway.id, exc.lineno, exc.msg
             raise _error(text % (place + where), name)
 
-    def get_source(self, name: str) -> Any:
+    def get_source(self, name: str) -> str | None:
         """Return the source as text; for tracebacks and ``inspect``."""
         if self._source is None:
             return None
         if PY2:
             return self._source
-        return __import__("importlib.util").util.decode_source(self._source)
+        text: str = __import__("importlib.util").util.decode_source(self._source)
+        return text
 
     def is_package(self, name: str) -> bool:
         """Whether it is a package."""
@@ -468,16 +474,16 @@ class Loader(object):
         """Return the bytes of a file of the package, given the path that it would have; OSError."""
         folder = os.path.dirname(self._file or "")
         if not path.startswith(folder):
-            raise IOError(2, "not a file of package %s" % self._name, path)
+            raise IOError(2, "not a file of package %s" % self.name, path)
         data: bytes = self.data("file", path[len(folder) :].replace(os.sep, "/").strip("/"))
         return data
 
     def data(self, kind: str, place: str) -> Any:
         """Ask for a file of the package, or the content of a folder of it; OSError."""
-        name = self._name if self._package else self._name.rpartition(".")[0]
+        name = self.name if self._package else self.name.rpartition(".")[0]
         return self._finder.data(kind, name, place)
 
-    def get_resource_reader(self, name: str) -> Any:
+    def get_resource_reader(self, name: str) -> Resources | None:
         """Return the reader for ``importlib.resources``; None for a module."""
         return Resources(self) if self._package and self._source is not None else None
 
@@ -494,8 +500,8 @@ class _Below(object):
             if kind < 2:  # as Python itself lists folders
                 yield prefix + name, bool(kind)
 
-    def find_spec(self, name: str, target: Any = None) -> Any:
+    def find_spec(self, name: str, target: object = None) -> None:
         return None  # ``Finder`` was asked before
 
-    def find_module(self, name: str) -> Any:
+    def find_module(self, name: str) -> None:
         return None

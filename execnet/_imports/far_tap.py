@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable
     from typing import Any
+
+    from ..gateway_base import FrameDecoder
 if not TYPE_CHECKING:
     deque = __import__("_collections").deque  # without the rest of ``collections``
 
@@ -33,14 +35,14 @@ class Tap(object):
     def __init__(self, gateway: Any) -> None:
         self._gateway = gateway
         self._next_data = gateway._next_data
-        self._read: Any = getattr(gateway._io, "_read", gateway._io.read_some)
+        self._read: Callable[[int], bytes] = getattr(gateway._io, "_read", gateway._io.read_some)
         self._lock = gateway.execmodel.Lock()  # held by the thread that reads
         # What was read, each chunk in a tuple of its own, which gives it an identity.
         self._unseen: list[tuple[bytes]] = []
         self._ready: deque[tuple[bytes]] = deque()
         # The last chunk searched; how many bytes to skip in the next ones; or else a frame that is
         # not complete yet, and how many bytes it needs.
-        self._seen: tuple[Any, int, tuple[bytes, ...], int] = (None, 0, (), 0)
+        self._seen: tuple[object, int, tuple[bytes, ...], int] = (None, 0, (), 0)
         self._inbox = gateway.execmodel.inbox()  # the receiver thread's
         self._waiting: dict[object, Any] = {}  # inboxes
         self.answers: list[tuple[int, bytes]] = []  # (number of the request, payload)
@@ -54,7 +56,7 @@ class Tap(object):
         for name in ("select", "_socket", "errno"):
             _import(name)
 
-    def next_data(self, limit: int, decoder: Any) -> bytes:
+    def next_data(self, limit: int, decoder: FrameDecoder) -> bytes:
         """Return the next chunk; in the receiver thread, in place of the gateway's method."""
         while not self._ready:
             if self._gateway._to_load and not self._waiting:
@@ -89,7 +91,7 @@ class Tap(object):
             if direct is not None:
                 del direct.waiting[me]
 
-    def _read_one(self, is_done: Callable[[], bool], how: tuple[int, Any] | None) -> bool:
+    def _read_one(self, is_done: Callable[[], bool], how: tuple[int, FrameDecoder] | None) -> bool:
         """Read a chunk and search it, unless another thread is reading; return whether we did.
 
         is_done: whether another thread has just read what we want.  how: the arguments of the

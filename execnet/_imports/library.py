@@ -24,6 +24,8 @@ from ..gateway_base import new_rlock
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
     from typing import Any
 
     Names = dict[str, int]  # of modules; 0: not a package, 1: a package, 2: a namespace
@@ -130,7 +132,7 @@ class Library:
 
     def _find(self, name: str) -> Module | None:
         parent = name.rpartition(".")[0]
-        path: Any = None
+        path: list[str] | None = None
         loaded = sys.modules.get(name)
         if parent:
             package = self.find(parent)
@@ -157,15 +159,15 @@ class Library:
             return self._listings[name]
 
 
-def _spec_of(name: str, path: Any) -> Any:
+def _spec_of(name: str, path: list[str] | None) -> ModuleSpec | None:
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)
         if find is not None:
             try:
-                spec = find(name, path)
+                spec: ModuleSpec | None = find(name, path)
             except (KeyError, ImportError) as exc:
-                if getattr(exc, "name", "") == name:  # one of ours, in a worker that has workers
-                    return None
+                if isinstance(exc, ImportError) and exc.name == name:
+                    return None  # one of ours, in a worker that has workers
                 # A namespace inside one that is not imported, which it looks for.
                 spec = find(name.rpartition(".")[2], path)
             if spec is not None:
@@ -173,7 +175,7 @@ def _spec_of(name: str, path: Any) -> Any:
     return None
 
 
-def _read(name: str, spec: Any) -> Module:
+def _read(name: str, spec: ModuleSpec) -> Module:
     locations = spec.submodule_search_locations
     locations = None if locations is None else list(locations)
     file = spec.origin if spec.has_location else None
@@ -220,7 +222,7 @@ def _encoded(text: str) -> bytes:
         return data
 
 
-def _generated(name: str, module: Any) -> Module | None:
+def _generated(name: str, module: ModuleType | None) -> Module | None:
     """Return a module that the program made, if its source is available."""
     import inspect
 

@@ -43,6 +43,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    from .._specs import Settings
+    from .far_finder import Row
+
+    Content = bytes | list[tuple[str, bool]]  # of a file; of a folder: names, and which are folders
+
 PART = "_imports.far_finder"
 PACKED_MAX = 1 << 20  # bytes of one answer, unless a single module is larger
 FIRST_RAW = 1 << 16  # of source that is sent before the rest is found
@@ -60,12 +65,12 @@ class Forwarding:
     """
 
     def __init__(self, gateway: Any, library: Library) -> None:
-        self._gateway: Any = gateway
+        self._gateway = gateway
         self.library = library
         self._rules = Rules()
         self._lock = new_lock()
         self._sending = gateway.execmodel.Lock()
-        self._requests: list[tuple[int, Any]] = []
+        self._requests: list[tuple[int, tuple[str, str, str, bool]]] = []
         self._is_answering = False
         self._part_sent = False
         self._sent: dict[str, bytes] = {}  # the digests of modules
@@ -203,7 +208,7 @@ class Forwarding:
         except Exception as exc:  # whatever went wrong, somebody waits for an answer
             text = f"{name} could not be read at the coordinator: {exc!r}"
             if kind == "module":
-                answer: Any = "modules", ([], [], [(name, "", None, None, text)])
+                answer: tuple[str, object] = "modules", ([], [], [(name, "", None, None, text)])
             else:
                 answer = "data", (text, None)
             yield self._pack(answer, packs)
@@ -305,7 +310,7 @@ class Forwarding:
 
     # files of packages
 
-    def _read(self, kind: str, name: str, place: str) -> tuple[str, Any]:
+    def _read(self, kind: str, name: str, place: str) -> tuple[str, Content | None]:
         """Return ("", content) or (why not, None)."""
         module = self._find(name)
         segments = place.split("/") if place else []
@@ -328,7 +333,7 @@ class Forwarding:
                 return "", self._list(path, dotted)
             return "", _content(path)
         except (OSError, AttributeError) as exc:
-            return f"{text}: {getattr(exc, 'strerror', None) or exc}", None
+            return f"{text}: {(isinstance(exc, OSError) and exc.strerror) or exc}", None
 
     def _list(self, path: str, dotted: str) -> list[tuple[str, bool]]:
         found = []
@@ -342,7 +347,7 @@ class Forwarding:
                     found.append((entry.name, entry.is_dir()))
         return sorted(found)
 
-    def _from_loader(self, module: Module, folder: str, segments: list[str], kind: str) -> Any:
+    def _from_loader(self, module: Module, folder: str, segments: list[str], kind: str) -> Content:
         """Read from something that is not a folder, such as a zip."""
         if kind == "file":
             data = module.loader.get_data(os.path.join(folder, *segments))
@@ -363,7 +368,7 @@ class Forwarding:
 NO_THREAD = "the coordinator could not start a thread to send it"
 
 
-def _row(module: Module, version: tuple[int, ...]) -> tuple[Any, ...]:
+def _row(module: Module, version: tuple[int, ...]) -> Row:
     source, refusal = module.for_python(version)
     package = "package" if module.locations is not None else ""
     return module.name, package, module.file, source, module.refusal or refusal
@@ -403,7 +408,7 @@ def check_found(library: Library, names: Iterable[str]) -> None:
             raise ValueError(f"there is no module {name} here, so it can't be forwarded")
 
 
-def names_in_spec(library: Library, settings: Any) -> list[str]:
+def names_in_spec(library: Library, settings: Settings) -> list[str]:
     """Return the names that ``imports=`` of a spec stands for; errors as above."""
     names = settings.imports
     if names is None:
