@@ -25,9 +25,8 @@ from .gateway_base import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any
 
-    from ._endpoint import ReadyWay
+    from ._endpoint import Frame, ReadyWay
 
     Ways = dict[Writer, tuple[int, ReadyWay]]
 
@@ -42,7 +41,7 @@ def send_to_all(channels: Iterable[Channel], item: object) -> None:
     """
     shared = _Shared(item)
     ways: Ways = {}
-    sent: list[tuple[Channel, list[Any] | None]] = []  # the last frame; None: it was not posted
+    sent: list[tuple[Channel, Frame | None]] = []  # the last frame; None: it was not posted
     try:
         for channel in channels:
             sent.append((channel, _post(channel, shared, ways)))
@@ -68,15 +67,15 @@ class _Shared:
 
     def __init__(self, item: object) -> None:
         self._item = item
-        self._made: dict[bool, list[Any] | None] = {}
+        self._made: dict[bool, list[bytes] | None] = {}
 
-    def pieces(self, is_fast: bool) -> list[Any] | None:
+    def pieces(self, is_fast: bool) -> list[bytes] | None:
         """Return the bytes; None if only one gateway can say whether they may leave it."""
         if is_fast not in self._made:
             self._made[is_fast] = self._make(is_fast)
         return self._made[is_fast]
 
-    def _make(self, is_fast: bool) -> list[Any] | None:
+    def _make(self, is_fast: bool) -> list[bytes] | None:
         item = self._item
         if type(item) is bytes and ITEM_MAX < len(item) <= FOUR_BYTE_INT_MAX:
             return [_pack_op(opcode.BYTES, len(item)), item, opcode.STOP]
@@ -86,7 +85,7 @@ class _Shared:
             return None
 
 
-def _post(channel: Channel, shared: _Shared, ways: Ways) -> list[Any] | None:
+def _post(channel: Channel, shared: _Shared, ways: Ways) -> Frame | None:
     """Queue an item and return its last frame; None if the channel has to send it itself."""
     gateway, factory = channel.gateway, channel._factory
     writer = gateway._writer
@@ -100,7 +99,7 @@ def _post(channel: Channel, shared: _Shared, ways: Ways) -> list[Any] | None:
             return None
         ways[writer] = way
     pieces = shared.pieces(factory.fast)
-    frame: list[Any] | None = None
+    frame: Frame | None = None
     for _, header, payload in factory._frames_of(channel.id, pieces) if pieces else ():
         frame = writer.frame(header, payload)
         writer.queue(frame)

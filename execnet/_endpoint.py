@@ -18,19 +18,23 @@ from .gateway_base import FrameWriter, Popen2IO, _left
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from typing import Any, Protocol
+    from typing import IO, Any, Protocol
 
-    from .gateway_base import DirectReads, ExecModel
+    from .gateway_base import BaseGateway, DirectReads, ExecModel
 
     # What an event loop polls for reading, what reads it, and what it polls for writing.
     LoopEnds = tuple[int, Callable[[int], bytes], int]
     # What writes without waiting, and its arguments after the pieces.
     ReadyWay = tuple[Any, ...]
+    Frame = list[Any]  # as ``FrameWriter.frame`` makes it
+
+    # Gets {}, or what went wrong as ``error``.
+    Finish = Callable[[dict[str, str]], object]
 
     class SharedMemory(Protocol):
         """Memory that a worker of this machine is to have as well."""
 
-        def make(self, gateway: Any, finish: Callable[[dict[str, Any]], object]) -> None: ...
+        def make(self, gateway: BaseGateway, finish: Finish) -> None: ...
         def close(self) -> None: ...
 
     class Carrier(Protocol):
@@ -44,6 +48,9 @@ if TYPE_CHECKING:
         def _io(self) -> Endpoint: ...
 
 
+_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # 0: the system can't write without waiting
+
+
 class StreamFull(Exception):
     """A stream that never waits takes nothing now."""
 
@@ -51,7 +58,7 @@ class StreamFull(Exception):
 class Writer(FrameWriter):
     """The writer of a gateway of the coordinator: it also writes without waiting."""
 
-    def queue(self, frame: list[Any]) -> None:
+    def queue(self, frame: Frame) -> None:
         """Queue a frame, which goes out with ``write_ready``, or with the next one sent."""
         if self._error is None and not self._closing:
             frame[3] += map(self._frames.append, (frame,))
@@ -76,7 +83,7 @@ class Writer(FrameWriter):
                 except BlockingIOError:
                     return False
                 except (OSError, ValueError) as exc:
-                    if getattr(exc, "errno", 0) == errno.EOPNOTSUPP:
+                    if isinstance(exc, OSError) and exc.errno == errno.EOPNOTSUPP:
                         return None
                     self.fail(str(exc))
         finally:
@@ -84,7 +91,7 @@ class Writer(FrameWriter):
                 self._lock.release()
         return None
 
-    def _advance_ready(self, frame: list[Any], way: ReadyWay) -> None:  # holds _lock
+    def _advance_ready(self, frame: Frame, way: ReadyWay) -> None:  # holds _lock
         """Write what one system call takes of a frame now."""
         header, payload, written, _ = frame
         start = sum(filter(None, written)) - len(header)
@@ -129,7 +136,7 @@ class Endpoint(ABC):
         options: the arguments of ``gateway_base.start_worker``.  Raises ``BootstrapError``.
         """
 
-    def on_hello(self, gateway: Any, finish: Callable[[dict[str, Any]], object]) -> bool:
+    def on_hello(self, gateway: Any, finish: Finish) -> bool:
         """Whether there is more to be done before the gateway can be used, after its source.
 
         finish: called then, with an empty dict or with what went wrong as ``error``.
@@ -306,11 +313,11 @@ class PipeEndpoint(Popen2IO, Endpoint):
     memory: SharedMemory | None = None  # beside the pipes, where the spec asks for it
     _never_waits = False
 
-    def __init__(self, outfile: Any, infile: Any, execmodel: ExecModel) -> None:
+    def __init__(self, outfile: IO[bytes], infile: IO[bytes], execmodel: ExecModel) -> None:
         super().__init__(outfile, infile, execmodel)
-        if self.takes_whole and hasattr(os, "RWF_NOWAIT"):
+        if self.takes_whole and _NOWAIT:
             fd = outfile.fileno()
-            self.write_now = lambda data: os.pwritev(fd, (data,), -1, os.RWF_NOWAIT)
+            self.write_now = lambda data: os.pwritev(fd, (data,), -1, _NOWAIT)
 
     def in_loop(self) -> LoopEnds | None:
         """Never wait from now on; return what an event loop polls, None on Windows."""
@@ -324,12 +331,12 @@ class PipeEndpoint(Popen2IO, Endpoint):
 
     def ready_way(self) -> tuple[int, ReadyWay] | None:
         """Return what can be polled for more room, and what writes without waiting."""
-        if not (self.takes_whole and hasattr(os, "RWF_NOWAIT")) or self.outfile.closed:
+        if not (self.takes_whole and _NOWAIT) or self.outfile.closed:
             return None
         fd = self.outfile.fileno()
-        return fd, (partial(os.pwritev, fd), -1, os.RWF_NOWAIT)
+        return fd, (partial(os.pwritev, fd), -1, _NOWAIT)
 
-    def on_hello(self, gateway: Any, finish: Callable[[dict[str, Any]], object]) -> bool:
+    def on_hello(self, gateway: Any, finish: Finish) -> bool:
         """Have the worker open the memory, if there is any; whether that is so."""
         if self.memory is not None:
             self.memory.make(gateway, finish)
@@ -392,6 +399,6 @@ class _Foreign(Endpoint):
         pass
 
 
-def endpoint_of(io: Any) -> Endpoint:
+def endpoint_of(io: object) -> Endpoint:
     """Return a stream as an ``Endpoint``; one of another kind gets what it lacks."""
     return io if isinstance(io, Endpoint) else _Foreign(io)

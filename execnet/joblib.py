@@ -39,7 +39,7 @@ class GroupBackend(ParallelBackendBase):  # type: ignore[misc]
     supports_timeout = True
     default_n_jobs = -1
 
-    def __init__(self, group: Group | None = None, **options: Any) -> None:
+    def __init__(self, group: Group | None = None, **options: object) -> None:
         super().__init__(**options)
         if group is None:
             raise ValueError('joblib.parallel_config("execnet", group=...) needs a group')
@@ -54,15 +54,15 @@ class GroupBackend(ParallelBackendBase):  # type: ignore[misc]
         wanted = -1 if n_jobs is None else n_jobs
         return min(wanted, workers) if wanted > 0 else max(1, workers + 1 + wanted)
 
-    def configure(self, n_jobs: int = 1, parallel: Any = None, **options: Any) -> int:
+    def configure(self, n_jobs: int = 1, parallel: Any = None, **options: object) -> int:
         """Take a call of ``Parallel``; return how many of its calls run at once."""
         self.parallel = parallel
         self._executor = self._group.executor(codec=codecs.pickle)
         return self.effective_n_jobs(n_jobs)
 
     def submit(
-        self, func: Callable[[], Any], callback: Callable[[Any], object] | None = None
-    ) -> Future[Any]:
+        self, func: Callable[[], object], callback: Callable[[Future[object]], object] | None = None
+    ) -> Future[object]:
         """Have some calls run by whichever worker is free."""
         assert self._executor is not None
         future = self._executor.submit(_run, func)
@@ -72,7 +72,7 @@ class GroupBackend(ParallelBackendBase):  # type: ignore[misc]
 
     apply_async = submit  # before joblib 1.5
 
-    def retrieve_result_callback(self, out: Any) -> Any:
+    def retrieve_result_callback(self, out: Future[object]) -> object:
         """Return what came of calls that have ended, or raise it."""
         return out.result()
 
@@ -88,7 +88,7 @@ class GroupBackend(ParallelBackendBase):  # type: ignore[misc]
             self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _run(func: Callable[[], Any]) -> Any:
+def _run(func: Callable[[], object]) -> object:
     return func()
 
 

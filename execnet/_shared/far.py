@@ -35,7 +35,7 @@ from ..gateway_base import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from ..gateway_base import BaseGateway, Channel, ChannelFactory
@@ -61,22 +61,22 @@ class Memory(object):
         self.fd = fd
         self.half_bytes = half_bytes
 
-    def __del__(self, close: Any = os.close) -> None:
+    def __del__(self, close: Callable[[int], object] = os.close) -> None:
         close(self.fd)
 
-    def write(self, place: int, view: Any) -> None:
+    def write(self, place: int, view: memoryview) -> None:
         """Write all of a view; OSError if there is no memory for it."""
         done = 0
         while done < len(view):
             done += self._write_some(place + done, view[done : done + STEP_BYTES])
 
-    def _write_some(self, place: int, view: Any) -> int:
+    def _write_some(self, place: int, view: memoryview) -> int:
         if not PY2:
             return os.pwrite(self.fd, view, place)
         os.lseek(self.fd, place, os.SEEK_SET)  # Python 2 holds the lock of ``Lender`` meanwhile
         return os.write(self.fd, view)
 
-    def map(self, start: int) -> Any:
+    def map(self, start: int) -> mmap.mmap:
         """Return a half as an ``mmap``."""
         more: dict[str, Any] = {"offset": start}
         if sys.version_info >= (3, 13):  # before, it keeps another descriptor
@@ -95,7 +95,7 @@ class Half(object):
 
     def __init__(self, memory: Memory, start: int) -> None:
         ctypes = _import("ctypes")
-        self._map: Any = memory.map(start)
+        self._map = memory.map(start)
         self._start = start
         # Views of arrays of numbers have a format that Python can't index; one of unions has "B".
         byte: Any = type("Byte", (ctypes.Union,), {"_fields_": [("byte", ctypes.c_ubyte)]})
@@ -104,7 +104,9 @@ class Half(object):
         self._address_of = ctypes.addressof
         self._address = int(ctypes.addressof(byte.from_buffer(self._map)))
 
-    def view(self, begin: int, size: int, on_drop: Any) -> tuple[memoryview, Any]:
+    def view(
+        self, begin: int, size: int, on_drop: Callable[[object], object]
+    ) -> tuple[memoryview, object]:
         """Return a view of a segment, and a weak reference to what its bytes come from.
 
         on_drop: called with that once nobody has a view of the segment any more.
@@ -117,7 +119,7 @@ class Half(object):
         source = kind.from_buffer(self._map, begin - self._start)
         return memoryview(source), weakref.ref(source, on_drop)
 
-    def place_of(self, view: Any) -> int:
+    def place_of(self, view: memoryview) -> int:
         """Return where a view begins in the memory; any number if it is not of this half."""
         try:
             first = self._byte.from_buffer(view)
@@ -140,7 +142,7 @@ class Lender(object):
         self._free = [(start, memory.half_bytes)]  # where one begins, and how long it is
         self._taken: dict[int, int] = {}
         self._lent: set[int] = set()
-        self._held: dict[int, Any] = {}
+        self._held: dict[int, object] = {}
         self._dropped: deque[int] = deque()  # a finalizer takes no lock, so it tells by this
         self._half: Half | None = None  # once somebody fills segments by views
         self._numbers = itertools.count(1)  # of items that go over the stream
@@ -172,7 +174,7 @@ class Lender(object):
         self._held[begin] = held
         return view
 
-    def send(self, channel: Channel, view: Any, buffer: Any) -> None:
+    def send(self, channel: Channel, view: memoryview, buffer: object) -> None:
         """Send the bytes of a view of a buffer, through the memory or over the stream."""
         gateway, factory = channel.gateway, channel._factory
         if channel._state not in ChannelState.SENDS:
@@ -198,7 +200,7 @@ class Lender(object):
             _release(buffer)
 
     def _frames_of(
-        self, id: int, view: Any, taken: list[int]
+        self, id: int, view: memoryview, taken: list[int]
     ) -> Iterator[tuple[bool, bytes, bytes]]:
         """Yield the frames of an item; a window asks for them once there is room."""
         if self._lend(view, taken) or self._fill(view, taken):
@@ -209,7 +211,7 @@ class Lender(object):
             begin = LAST if start + PART_BYTES >= size else MORE
             yield _frame(id, begin, number, view[start : start + PART_BYTES].tobytes())
 
-    def _lend(self, view: Any, taken: list[int]) -> bool:
+    def _lend(self, view: memoryview, taken: list[int]) -> bool:
         """Lend the segment that a view is of, if it is one that ``new`` returned; else False."""
         half = self._half  # another thread may end the gateway meanwhile
         if half is None or len(view) < LEAST_BYTES:
@@ -221,7 +223,7 @@ class Lender(object):
                 taken += (begin,)
         return bool(taken)
 
-    def _fill(self, view: Any, taken: list[int]) -> bool:
+    def _fill(self, view: memoryview, taken: list[int]) -> bool:
         """Write a view to a segment; False if there is none for it."""
         memory = self.memory
         if len(view) < LEAST_BYTES or memory is None:
@@ -267,6 +269,10 @@ class Lender(object):
                 self._free_unused(taken[0])
             del taken[0]
 
+    def close(self) -> None:
+        """Fill no more segments."""
+        self.memory = self._half = None
+
     def take_back(self, begin: int) -> None:
         """Note that the other side has no view of a segment; ``ProtocolError`` if it had none."""
         with self._lock:
@@ -286,7 +292,7 @@ class Lender(object):
         self._free = free
 
 
-def _release(view: Any) -> None:
+def _release(view: memoryview) -> None:
     """Have whoever filled a view use it no more: it is the other side's."""
     try:
         view.release()
@@ -301,12 +307,12 @@ class Borrower(object):
     at any moment, also within a garbage collection: no lock is taken.
     """
 
-    def __init__(self, gateway: Any, memory: Memory, start: int) -> None:
+    def __init__(self, gateway: BaseGateway, memory: Memory, start: int) -> None:
         self._gateway = gateway
         self._start, self._end = start, start + memory.half_bytes
         self.half: Any = Half(memory, start)
         self._pid = os.getpid()
-        self._seen: dict[int, Any] = {}  # weak references to what their bytes come from
+        self._seen: dict[int, object] = {}  # weak references to what their bytes come from
 
     def view(self, begin: int, size: int) -> memoryview:
         """Return a view of a segment; ``ProtocolError`` for one that there can't be."""
@@ -354,17 +360,20 @@ class Shared(object):
 
     def close(self) -> None:
         """Use it no more, in the receiver thread; views that exist stay valid."""
-        self.lender.memory = self.lender._half = self.borrower.half = None
+        self.lender.close()
+        self.borrower.half = None
 
 
-def start(gateway: Any, memory: Memory, own: int) -> Shared:
+def start(gateway: BaseGateway, memory: Memory, own: int) -> Shared:
     """Have ``send_bytes`` of a gateway's channels use the memory."""
     buffers = load_part("_features.buffers").buffers_of(gateway._channelfactory)
     shared = buffers.shared = Shared(gateway, memory, own)
     return shared
 
 
-def _joined(factory: ChannelFactory, id: int, is_last: bool, number: int, piece: bytes) -> Any:
+def _joined(
+    factory: ChannelFactory, id: int, is_last: bool, number: int, piece: bytes
+) -> memoryview | None:
     """Return a view of an item that came over the stream; None while pieces are missing."""
     parts, key = factory._parts, (id, -number)  # of other items, the numbers are above 0
     if id not in factory._callbacks and factory._channels.get(id) is None:
@@ -384,7 +393,7 @@ def _joined(factory: ChannelFactory, id: int, is_last: bool, number: int, piece:
 # ---------------------------------------------------------------- in a worker
 
 
-def tell(gateway: Any, told: Any) -> None:
+def tell(gateway: BaseGateway, told: tuple[int, str, tuple[int, int], int]) -> None:
     """Open the memory that the coordinator has made, and answer what went wrong."""
     id, place, mark, half_bytes = told
     problem = None

@@ -18,8 +18,8 @@ from . import far
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
+    from ..gateway_base import BaseGateway
     from .far import Shared
 
 PART = "_shared.far"
@@ -44,7 +44,7 @@ class Offer:
             raise BootstrapError(f"buffers=shared: there is no memory to share: {exc}") from exc
         self._shared: Shared | None = None
 
-    def make(self, gateway: Any, finish: Callable[[dict[str, Any]], object]) -> None:
+    def make(self, gateway: BaseGateway, finish: Callable[[dict[str, str]], object]) -> None:
         """Have a worker open it; in the receiver thread, when the worker has said hello.
 
         finish: called with {} once it has, or with ``error``, which says why it can't.
@@ -52,7 +52,7 @@ class Offer:
         memory = self._memory
         if memory is None:  # the stream has ended
             return
-        answers: list[Any] = []
+        answers: list[object] = []
 
         def on_answer(problem: object) -> None:
             answers.append(problem)
@@ -66,7 +66,7 @@ class Offer:
         data = dumps_internal((parts.sent_parts(gateway, PART), told))
         gateway._post(Message.SOURCES, 0, data)
 
-    def _begin(self, gateway: Any, memory: far.Memory, problem: object) -> dict[str, Any]:
+    def _begin(self, gateway: BaseGateway, memory: far.Memory, problem: object) -> dict[str, str]:
         try:
             if problem is None and self._memory is not None:
                 self._shared = far.start(gateway, memory, 0)

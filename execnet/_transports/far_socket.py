@@ -18,7 +18,14 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from types import ModuleType
     from typing import Any
+
+    from ..gateway_base import Popen2IO, WorkerGateway
+
+    Connection = list[socket.socket]  # empty once the worker is done with it
 
 
 class SocketFile(object):
@@ -30,28 +37,25 @@ class SocketFile(object):
 
     close = int
 
-    def __init__(self, connection: list[Any]) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def fileno(self) -> int:
-        fd: int = self._socket().fileno()
-        return fd
+        return self._socket().fileno()
 
     def read(self, size: int) -> bytes:
-        data: bytes = self._socket().recv(size)
-        return data
+        return self._socket().recv(size)
 
     def write(self, data: bytes) -> int:
-        size: int = self._socket().send(data)
-        return size
+        return self._socket().send(data)
 
-    def _socket(self) -> Any:
+    def _socket(self) -> socket.socket:
         if not self._connection:
             raise ValueError("the connection has ended")
         return self._connection[0]
 
 
-def hang_up(connection: list[Any]) -> None:
+def hang_up(connection: Connection) -> None:
     """End the connection, so that whoever waits for it on either side goes on."""
     for sock in connection:
         try:
@@ -60,7 +64,7 @@ def hang_up(connection: list[Any]) -> None:
             pass  # the coordinator was faster
 
 
-def start_in_server(base: Any, sock: Any, options: dict[str, Any]) -> None:
+def start_in_server(base: ModuleType, sock: socket.socket, options: dict[str, Any]) -> None:
     """Be a worker on a connection, until it ends; then restore what was changed.
 
     base: the shipped ``gateway_base``.  options: the arguments of its ``start_worker``.
@@ -87,7 +91,9 @@ def start_in_server(base: Any, sock: Any, options: dict[str, Any]) -> None:
             module._itself = module
 
 
-def _start(base: Any, io: Any, connection: list[Any], options: dict[str, Any]) -> None:
+def _start(
+    base: ModuleType, io: Popen2IO, connection: Connection, options: dict[str, Any]
+) -> None:
     marker = options["marker"]
     try:
         for key in "nice", "kill", "limits":
@@ -107,7 +113,9 @@ def _start(base: Any, io: Any, connection: list[Any], options: dict[str, Any]) -
     base._serve(io, options["id"], options["codecs"], options["grace"], kind)
 
 
-def _process_class(base: Any, connection: list[Any], has_signals: bool, handler: Any) -> Any:
+def _process_class(
+    base: ModuleType, connection: Connection, has_signals: bool, handler: object
+) -> Any:
     process_class: Any = base.Process
 
     class ServerProcess(process_class):  # type: ignore[misc]
@@ -144,7 +152,7 @@ def _process_class(base: Any, connection: list[Any], has_signals: bool, handler:
     return ServerProcess
 
 
-def _gateway_class(base: Any, connection: list[Any]) -> Any:
+def _gateway_class(base: ModuleType, connection: Connection) -> Callable[..., WorkerGateway]:
     """Return a function that makes a gateway which ends its code, but not the process."""
     worker_gateway: Any = base.WorkerGateway
     has_signals = isinstance(threading.current_thread(), threading._MainThread)  # type: ignore[attr-defined]

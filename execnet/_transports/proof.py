@@ -13,9 +13,11 @@ from ..script.socketserver import LINE_BYTES, PROVES_WITHIN_S, Prover, binding_o
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Protocol
+    import socket
+    from typing import Protocol
 
     from .keys import Wish
+    from .tls import Tls
 
     class Talk(Protocol):
         """A connection to a server, before it is a stream to a worker."""
@@ -38,8 +40,8 @@ SILENT_S = 2.0  # after that a client without a key takes a server for one that 
 class SocketTalk:
     """A connection of this process; ``tls`` encrypts, once TLS has begun."""
 
-    def __init__(self, sock: Any) -> None:
-        self.tls: Any = None
+    def __init__(self, sock: socket.socket) -> None:
+        self.tls: Tls | None = None
         self._sock = sock
 
     def read(self, timeout_s: float) -> bytes:
@@ -49,16 +51,14 @@ class SocketTalk:
         """
         self._sock.settimeout(max(0.001, timeout_s))
         if self.tls is not None:
-            data: bytes = self.tls.read_some(LINE_BYTES, self._receive)
-            return data
+            return self.tls.read_some(LINE_BYTES, self._receive)
         import socket
 
         there = self._sock.recv(LINE_BYTES, socket.MSG_PEEK)
         return self._receive(there.find(b"\n") + 1 or LINE_BYTES)
 
     def _receive(self, limit: int) -> bytes:
-        data: bytes = self._sock.recv(limit)
-        return data
+        return self._sock.recv(limit)
 
     def write(self, data: bytes) -> None:
         """Send all of it."""
@@ -76,8 +76,7 @@ class SocketTalk:
 
         self._sock.settimeout(max(0.001, timeout_s))
         self.tls = Tls()
-        fingerprint: bytes = self.tls.begin(self._receive, self._sock.sendall)
-        return fingerprint
+        return self.tls.begin(self._receive, self._sock.sendall)
 
 
 class TurnedAway(AuthenticationError):

@@ -14,6 +14,7 @@ from .._errors import BootstrapError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from importlib.metadata import EntryPoint
     from typing import Any
 
     from ..xspec import XSpec
@@ -210,7 +211,7 @@ def row_of(spec: XSpec, key: str) -> Transport:
     return TRANSPORTS.get(key) or _load(spec, key)
 
 
-def _plugins() -> dict[str, Any]:
+def _plugins() -> dict[str, EntryPoint]:
     """Return {spec key: entry point}; those of the table can't be replaced."""
     from importlib.metadata import entry_points
 
@@ -245,7 +246,7 @@ def _load(spec: XSpec, key: str) -> Transport:
     return Transport(key, make, **given)
 
 
-def _broken(spec: XSpec, point: Any, exc: Exception) -> ValueError:
+def _broken(spec: XSpec, point: EntryPoint, exc: Exception) -> ValueError:
     home = f"{point.value} of {point.dist.name}" if point.dist else point.value
     return ValueError(
         f"spec {spec.shown()!r}: transport {point.name!r} ({home}) failed: "

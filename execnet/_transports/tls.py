@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .._endpoint import LoopEnds
+    from .._endpoint import Frame, LoopEnds
 
 PIECE_BYTES = 1 << 18  # of a frame, encrypted at once
 
@@ -81,7 +81,7 @@ class Tls:
                 else:
                     self._incoming.write_eof()
 
-    def encrypt(self, data: Any, counts: list[int]) -> None:
+    def encrypt(self, data: bytes | memoryview, counts: list[int]) -> None:
         """Encrypt bytes into ``outgoing``; how many is noted in the same step."""
         with self._lock:
             counts.extend(map(self._encrypt, (data,)))
@@ -96,7 +96,7 @@ class Tls:
 class TlsWriter(FrameWriter):
     """The writer of a gateway whose stream has TLS."""
 
-    def _advance(self, frame: list[Any]) -> None:  # holds _lock
+    def _advance(self, frame: Frame) -> None:  # holds _lock
         self._io.hand_in(frame)
 
 
@@ -113,7 +113,7 @@ class TlsIO(Endpoint):
         self.args = io.args
         self.remoteaddress = io.remoteaddress
         self._io, self._tls = io, tls
-        self._handing: tuple[Any, int, list[int]] = (None, 0, [])
+        self._handing: tuple[Frame | None, int, list[int]] = (None, 0, [])
         self._out: tuple[list[bytes], list[int]] = ([], [])  # encrypted; how much was sent
 
     def read_some(self, limit: int) -> bytes:
@@ -139,7 +139,7 @@ class TlsIO(Endpoint):
 
     def write(self, data: bytes) -> None:
         """Write all of it."""
-        frame: list[Any] = [data, b"", [], []]
+        frame: Frame = [data, b"", [], []]
         while sum(frame[2]) < len(data):
             self.hand_in(frame)
 
@@ -184,7 +184,7 @@ class TlsIO(Endpoint):
         """End the connection at once, so that the far worker ends."""
         self._io.kill()
 
-    def hand_in(self, frame: list[Any]) -> None:
+    def hand_in(self, frame: Frame) -> None:
         """Encrypt and send the next piece of a frame; after an interrupt not once more."""
         header, payload, written, _ = frame
         start = sum(written)
