@@ -14,7 +14,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, List, Optional  # noqa: F401 - in comments
+    from typing import List, Optional  # noqa: F401 - in comments
 
 SERVER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "socketserver.py")
 PAUSE_S = 1.0  # so that a server that can't start does not keep the machine busy
@@ -27,7 +27,7 @@ class Loop(object):
     def __init__(self, args):
         # type: (List[str]) -> None
         self._command = [sys.executable, SERVER] + args
-        self._process = None  # type: Any
+        self._process = None  # type: Optional[subprocess.Popen[bytes]]
         self._stopping = False
 
     def run(self):

@@ -12,6 +12,7 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket  # noqa: F401 - in comments
     from typing import Any, Dict, List, Optional  # noqa: F401 - in comments
 
 CONNECT_S = 15
@@ -39,7 +40,7 @@ def load_server():
 
 
 def talk(conn):
-    # type: (Any) -> None
+    # type: (socket.socket) -> None
     """Run a console on the other side, over our stdin and stdout, until it ends."""
     conn.settimeout(None)
     conn.sendall(repr(CONSOLE).encode("ascii") + b"\n")
@@ -54,7 +55,7 @@ def talk(conn):
 
 
 def _send_input(conn):
-    # type: (Any) -> None
+    # type: (socket.socket) -> None
     try:
         # Not by sys.stdin: when the interpreter ends, it can't wait for the lock of that.
         data = os.read(0, 65536)

@@ -149,7 +149,7 @@ WORD_BYTES = 200
 ENDING = b"ending\n"  # the answer to it
 RDHUP = getattr(select, "POLLRDHUP", 0x2000 if sys.platform.startswith("linux") else 0)
 POLLS = hasattr(select, "poll")
-clock = getattr(time, "monotonic", time.time)
+clock = time.time if PY2 else time.monotonic
 
 
 def parse_address(text):
@@ -454,7 +454,7 @@ def _proved(conn, key_file, silent_s):
 
 
 def _read_line(conn, deadline):
-    # type: (Any, float) -> bytes
+    # type: (socket.socket, float) -> bytes
     line = b""
     while not line.endswith(b"\n"):
         conn.settimeout(max(0.001, deadline - clock()))
@@ -840,13 +840,13 @@ class Way(object):
     """One direction of a ``Relay``: bytes that were read and have to be written."""
 
     def __init__(self, source, sink, taken=b""):
-        # type: (Any, Any, bytes) -> None
+        # type: (socket.socket, socket.socket, bytes) -> None
         self.source, self.sink, self.data = source, sink, taken
         self.is_read = False  # whether it was read to its end
         self.is_over = False  # and the other side knows that
 
     def move(self, waits):
-        # type: (Dict[Any, int]) -> bool
+        # type: (Dict[socket.socket, int]) -> bool
         """Move some bytes; False if that has to wait, for what it then notes in ``waits``."""
         if not self.data and not self.is_read:
             data = self._tried(self.source, lambda: self.source.recv(65536), waits, READ)
@@ -859,7 +859,7 @@ class Way(object):
         return False
 
     def _tried(self, sock, func, waits, side):
-        # type: (Any, Callable[[], Any], Dict[Any, int], int) -> Any
+        # type: (socket.socket, Callable[[], Any], Dict[socket.socket, int], int) -> Any
         try:
             result = func()
         except EnvironmentError as exc:
@@ -883,7 +883,7 @@ class Relay(object):
     """
 
     def __init__(self, conn, inner, taken=b""):
-        # type: (Any, socket.socket, bytes) -> None
+        # type: (socket.socket, socket.socket, bytes) -> None
         self.conn, self.inner = conn, inner
         self._inwards, self._outwards = Way(conn, inner, taken), Way(inner, conn)
         for sock in conn, inner:
@@ -895,7 +895,7 @@ class Relay(object):
         ways, deadline = (self._inwards, self._outwards), float("inf")
         try:
             while not all(way.is_over for way in ways) and clock() < deadline:
-                waits = {}  # type: Dict[Any, int]
+                waits = {}  # type: Dict[socket.socket, int]
                 moved = [way.move(waits) for way in ways]
                 if True not in moved and waits:
                     timeout_s = max(0.0, min(deadline - clock(), 3600.0))
@@ -959,7 +959,7 @@ class Server(object):
         self._visitors = []  # type: List[Visitor]
         self._sessions = []  # type: List[Session]
         self._pumps = []  # type: List[int]
-        self._leaving = []  # type: List[Any]
+        self._leaving = []  # type: List[socket.socket]
         self._stopping = False
         self._woken, self._waker = _socket_pair()
         listener.setblocking(False)
@@ -996,7 +996,7 @@ class Server(object):
             pass  # it has been woken often enough, or has ended
 
     def quit(self, conn):
-        # type: (Any) -> None
+        # type: (socket.socket) -> None
         """Stop at the request of a client; its connection ends when others can listen here."""
         self._leaving.append(conn)
         self._stopping = True
@@ -1017,7 +1017,7 @@ class Server(object):
             visitor.close()
 
     def _start_with_relay(self, conn, taken):
-        # type: (Any, bytes) -> None
+        # type: (socket.socket, bytes) -> None
         near, far = socket.socketpair()
         try:
             session = Session(self, near)
@@ -1272,7 +1272,7 @@ def serve_channel(channel):
 
 
 def _as_bytes(text):
-    # type: (Any) -> bytes
+    # type: (Union[bytes, str]) -> bytes
     return text if isinstance(text, bytes) else text.encode("ascii")
 
 
