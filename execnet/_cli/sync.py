@@ -422,7 +422,7 @@ class _Work:
     def direct(self, source: Gateway, path: str, target: tuple[XSpec, str]) -> int:
         """Have a worker copy to another one that it starts; return the status."""
         options = {**self._options, "links": self._args.links or "as-is"}
-        rules, spec, dest = parse_rules(self._rules), target[0]._spec, os.fsencode(target[1])
+        rules, spec, dest = parse_rules(self._rules), str(target[0]), os.fsencode(target[1])
 
         def work() -> TargetResult:
             places = source, os.fsencode(path), spec, dest
