@@ -15,12 +15,11 @@ from typing import Any
 
 from .._output.near import Output as ForwardedOutput
 from .._rsync.result import printable_lines
-from .._ship.source import source_to_send
 from .._specs import Settings
 from ..gateway import Gateway
 from ..gateway_base import INTERRUPT_TEXT, Channel, ExecnetError, RemoteError
 from ..xspec import XSpec
-from .session import STATUS_FAILED, Session, WatchedGroup
+from .session import STATUS_FAILED, Session, WatchedGroup, run_there
 
 _END = object()
 
@@ -184,9 +183,7 @@ class Execution:
         gateway = self.gateway
         report = gateway.newchannel()
         report.setcallback(self._take_report)
-        text, file_name, _ = source_to_send(code, gateway._is_old())
-        arguments["report"] = report
-        return gateway._execute(what, text, file_name, "run", arguments)
+        return run_there(gateway, what, code, report=report, **arguments)
 
     def _take_report(self, report: object) -> None:
         self._report = report

@@ -19,12 +19,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
+from .._ship.source import source_to_send
 from .._specs import Settings
 from ..gateway import Gateway
-from ..gateway_base import ExecnetError
+from ..gateway_base import Channel, ExecnetError
 from ..gateway_io import BootstrapError
 from ..multi import Group
 from ..xspec import XSpec
@@ -176,6 +177,15 @@ def _wait_until_gone(gateways: Sequence[Gateway], timeout_s: float) -> list[Gate
     waited = [gateway for gateway in gateways if gateway._io.poll_until(deadline) is None]
     # If a hop was killed, the workers that are reached through it end too, in a way unknown here.
     return [gateway for gateway in waited if not gateway._io.has_ended()]
+
+
+def run_there(gateway: Gateway, what: str, code: ModuleType, /, **arguments: object) -> Channel:
+    """Run a module of ours in a worker; return its channel.
+
+    what: describes it in errors.  code: has a function ``run(channel, **arguments)``.
+    """
+    text, file_name, _ = source_to_send(code, gateway._is_old())
+    return gateway._execute(what, text, file_name, "run", arguments)
 
 
 # ---------------------------------------------------------------- the watch

@@ -20,11 +20,10 @@ from types import ModuleType
 from typing import Any
 
 from .. import _folders
-from .._ship.source import source_to_send
 from ..gateway import Gateway
 from ..gateway_base import ExecnetError, printable
 from . import far_shell
-from .session import END_S, STATUS_FAILED, WatchedGroup
+from .session import END_S, STATUS_FAILED, WatchedGroup, run_there
 from .words import SPEC_HELP, Commands, add_command, parse_specs
 
 _DESCRIPTION = f"""\
@@ -119,9 +118,7 @@ class Far:
         self._answered = threading.Event()
         self._decoders = {fd: codecs.getincrementaldecoder("utf-8")("replace") for fd in (1, 2)}
         self._control = gateway.newchannel()
-        text, file_name, _ = source_to_send(far_shell, gateway._is_old())
-        arguments = {"control": self._control}
-        self._channel = gateway._execute("the shell", text, file_name, "run", arguments)
+        self._channel = run_there(gateway, "the shell", far_shell, control=self._control)
         self._channel.reconfigure(py2str_as_py3str=False)  # output is bytes
         self._channel.setcallback(self._take, endmarker=None)
 

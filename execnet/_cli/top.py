@@ -19,11 +19,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from .._rsync.result import printable
-from .._ship.source import source_to_send
 from ..gateway import Gateway
 from ..gateway_base import ExecnetError
 from . import far_top
-from .session import STATUS_FAILED, Session, WatchedGroup, supervise
+from .session import STATUS_FAILED, Session, WatchedGroup, run_there, supervise
 from .words import SPEC_HELP, Commands, add_command, parse_specs, seconds
 
 _DESCRIPTION = f"""\
@@ -89,8 +88,7 @@ class Watched:
         self._before: Report = {}
         self._answered = threading.Event()
         self._is_asked = False
-        text, file_name, _ = source_to_send(far_top, gateway._is_old())
-        self._channel = gateway._execute("execnet top", text, file_name, "run")
+        self._channel = run_there(gateway, "execnet top", far_top)
         self._channel.setcallback(self._take, endmarker=None)
 
     def ask(self) -> None:
