@@ -93,7 +93,9 @@ def test_one_that_fails_ends_the_others(group: Group, key: str) -> None:
 def test_each_has_its_own_time_and_says_which_one_it_is(group: Group, key: str) -> None:
     with listening() as (_, address):
         specs = [f"socket={address}//{key}//id={name}//connect_timeout=0.2" for name in "ab"]
-        with pytest.raises(AuthenticationError, match=r"^[ab] could not be started: .*keeps silent"):
+        with pytest.raises(
+            AuthenticationError, match=r"^[ab] could not be started: .*keeps silent"
+        ):
             group.makegateways(specs)
 
 
