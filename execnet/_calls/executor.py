@@ -22,7 +22,7 @@ from ..gateway_base import (
     timed_inbox,
 )
 from .future import Future, Teller
-from .lane import Asked, Lane, Work
+from .lane import AHEAD_MAX, Asked, Lane, Work
 from .near import Mapped
 
 TYPE_CHECKING = False
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 # How long a thread that waits for a result lets more of them come while workers have enough to do:
 # waking it for each takes longer than a small call.
 PAUSE_S = 0.001
-FIRST_EACH = 2  # calls of a map for each worker before the others are made ready
 AT_HAND = (list, tuple, range)  # iterables whose items never have to be waited for
 
 
@@ -153,7 +152,7 @@ class Executor(futures.Executor):
 
         first = itertools.islice(rows, buffersize)
         if all(type(one) in AT_HAND for one in iterables):  # all at once
-            ask(*itertools.islice(first, FIRST_EACH * len(self._free)))  # so that the workers begin
+            ask(*itertools.islice(first, AHEAD_MAX * len(self._free)))  # so that the workers begin
             ask(*first)
         for row in first:
             ask(row)
@@ -432,8 +431,12 @@ class Executor(futures.Executor):
 
     def _room(self, lane: Lane) -> int:
         """Return how many calls a lane may have at once: its share of what waits, or very few."""
-        lanes = len(self._lanes) * self._max_per_worker
-        return max(1, min(lane.depth, max(lane.least, len(self._waiting) // (lanes or 1))))
+        waiting, free = len(self._waiting), len(self._free)
+        if free:  # equal shares, or else the first call of few could hold up all others
+            share = -(-waiting // (free + 1))
+        else:
+            share = max(lane.least, waiting // (len(self._lanes) * self._max_per_worker or 1))
+        return max(1, min(lane.depth, share))
 
     def _take_waiting(self, lane: Lane) -> list[Work]:  # holds _lock
         """Remove and return the calls that a lane should be sent.
@@ -461,10 +464,10 @@ class Executor(futures.Executor):
         if lane.is_free:
             self._recall()
 
-    def on_given_back(self, lane: Lane, work: Work) -> None:
-        """Let another lane have a call that was sent ahead and has not begun."""
+    def on_given_back(self, lane: Lane, works: list[Work]) -> None:
+        """Let other lanes have calls that were sent ahead and have not begun."""
         with self._lock:
-            self._waiting.appendleft(work)
+            self._waiting.extendleft(reversed(works))
         self._give_back(lane)
         self._dispatch()
 

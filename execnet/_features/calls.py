@@ -7,7 +7,7 @@ pool allows.  Start at ``Calls.on_call``.
 A request is (number, function, positional[, keyword arguments]), where the function is
 "module:name" or the key of a function sent as source.  An answer is (number, result), or (number,
 name of the missing module, text), or (number, name of the exception's type, its arguments or
-None, its message, the text of the traceback), or (number,) for a call that was given back.
+None, its message, the text of the traceback), or ([number, ...],) for calls that are given back.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..gateway_base import (
     _import,
     _interrupt_others,
     _let_import,
+    _pack_int_frame,
     _told,
     dumps_internal,
     get_ident,
@@ -81,7 +82,7 @@ class Calls(object):
         self._start(id)
         direct = self._factory.direct
         if direct is not None and len(self._lanes) == 1 and not direct.waiting:
-            direct.served = True  # the thread that serves it may itself read the next request
+            direct.want()  # the thread that serves it may itself read the next request
 
     def _start(self, id: int) -> None:
         try:
@@ -123,14 +124,18 @@ class Calls(object):
             self._send(id, number, answer)  # before the next begins, so that one knows which did
             return request
         direct = self._factory.direct
-        if direct is not None and direct.offered and len(self._lanes) == 1:
+        if direct is not None and not direct.offered:
+            direct.decline()
+        elif direct is not None and len(self._lanes) == 1:
             sent: list[bool] = []
 
             def send() -> None:
                 sent.append(True)
                 self._send(id, number, answer)
 
-            requests = direct.read_frames(Message.CALL, id, send, self._pool.release_primary)
+            recall = _pack_int_frame(Message.INTERRUPT, id, 6, 70, -1, 81)  # nothing waits then
+            give_up = self._pool.release_primary
+            requests = direct.read_frames(Message.CALL, id, send, give_up, recall)
             if len(requests) > 1:
                 with self._lock:
                     self._lanes[id].extendleft(reversed(requests[1:]))
@@ -180,15 +185,15 @@ class Calls(object):
             interrupts.interrupt_main(self._gateway, lambda: self._current.get(id) == current)
 
     def _give_back(self, id: int) -> None:
-        """Answer the requests that wait, the last one first, with nothing but their numbers."""
+        """Answer the requests that wait, all at once, with nothing but their numbers."""
         with self._lock:
             requests = list(self._lanes.get(id, ()))
             waiting = [request for request in requests if type(request) is bytes]
             if waiting:  # of large ones not all may have arrived
                 self._lanes[id] = deque([one for one in requests if type(one) is not bytes])
-        for request in reversed(waiting):
-            number = self._load(request)[0]
-            self._send(id, number, (number,))
+        if waiting:
+            numbers = [self._load(request)[0] for request in waiting]
+            self._send(id, numbers[0], (numbers,))
 
     def _begin(self, id: int, number: int) -> None:
         with self._lock:
