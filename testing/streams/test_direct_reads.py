@@ -253,7 +253,8 @@ class TestOtherThreads:
         assert not direct.served  # so that there is no offer, unless one is being made:
         offering = Task(execmodel, direct.offer)
         offering.result()
-        assert not (direct.offered or direct.declined)
+        assert not direct.offered
+        assert not direct.declined
         os.close(reader)
         os.close(writer)
 
