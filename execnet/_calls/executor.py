@@ -407,7 +407,7 @@ class Executor(futures.Executor):
         The call that was answered still counts as unfinished: the next one is answered by the same
         thread, so that it can't be the last.
         """
-        if len(lane.asked) * 2 <= self._room(lane):  # not for each call
+        if self._waiting and len(lane.asked) * 2 <= self._room(lane):  # not for each call
             self._post_more(lane)
         if not lane.asked:  # there was none, or it failed, or was lost at once
             return False
@@ -540,11 +540,18 @@ def check_map(chunksize: int, buffersize: int | None) -> None:
         raise ValueError("buffersize must be None or > 0")
 
 
-def chunks(
-    iterables: tuple[Iterable[Any], ...], size: int
-) -> Iterator[tuple[tuple[tuple[Any, ...], ...]]]:
-    """Yield the arguments of calls that carry those of several, by columns."""
+def chunks(iterables: tuple[Iterable[Any], ...], size: int) -> Iterator[tuple[tuple[Any, ...]]]:
+    """Yield the arguments of calls that carry those of several, by columns.
+
+    A column is a tuple of items; of a range it is its bounds, as a list.
+    """
     if len(iterables) == 1:
+        if type(iterables[0]) is range:
+            left = iterables[0]
+            while left:  # which may be longer than ``len`` can tell
+                part, left = left[:size], left[size:]
+                yield (([part.start, part.stop, part.step],),)
+            return
         items = iter(iterables[0])
         while column := tuple(itertools.islice(items, size)):
             yield ((column,),)

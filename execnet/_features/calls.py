@@ -63,6 +63,7 @@ class Calls(object):
         self._lock = new_lock()
         self._defined = load_part("_features.defined").Defined()
         self._codecs: dict[bytes, Any] = {}  # by their descriptions
+        self._own = {"describe": describe, "many": self._many, "coded": self._coded}
         if self._pool.execmodel.has_main_thread and HAS_DAEMON_THREADS and not PY2:
             self._pool.start = SpareThreads(self._pool.execmodel, self._serve).start
 
@@ -249,12 +250,16 @@ class Calls(object):
         if not colon:
             return self._defined.function(name)
         if not module:
-            return {"describe": describe, "many": self._many, "coded": self._coded}[path]
+            return self._own[path]
         return attribute(import_module(module), path)
 
     def _many(self, name: str, columns: Any, before: Any, named: dict[str, Any]) -> list[Any]:
-        """Call a function with the first item of each column, then with the second, and so on."""
+        """Call a function with the first item of each column, then with the second, and so on.
+
+        A column is a tuple of items, or the bounds of a range, as a list.
+        """
         function = self._find(name)
+        columns = [range(*column) if type(column) is list else column for column in columns]
         if before or named:
             if PY2:
                 named = {str(key): named[key] for key in named}
