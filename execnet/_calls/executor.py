@@ -92,6 +92,7 @@ class Executor(futures.Executor):
         self._lanes: dict[Any, list[Lane]] = {}  # by gateway
         self._free: deque[Lane] = deque()
         self._unfinished = 0
+        self._depth = 1  # of a lane that was measured lately, for those that were not
         self._is_shut_down = False
         self._finished: list[_Flag] = []  # of threads that wait for the end of all calls
         self._last_loss: BaseException | None = None  # why a worker was lost, if one was lost
@@ -421,6 +422,7 @@ class Executor(futures.Executor):
         try:
             if taken:
                 lane.measure()
+                self._depth = lane.depth or self._depth
                 with self._lock:
                     works = self._take_waiting(lane)
                 if works:
@@ -436,7 +438,7 @@ class Executor(futures.Executor):
             share = -(-waiting // (free + 1))
         else:
             share = max(lane.least, waiting // (len(self._lanes) * self._max_per_worker or 1))
-        return max(1, min(lane.depth, share))
+        return max(1, min(lane.depth or self._depth, share))
 
     def _take_waiting(self, lane: Lane) -> list[Work]:  # holds _lock
         """Remove and return the calls that a lane should be sent.

@@ -122,7 +122,8 @@ class Lane:
         self.asked: dict[int, Asked] = {}
         self.has_ended = False
         self.is_free = False  # whether it has nothing to do; its owner sets this
-        self.depth = 1  # how many calls it should have at once, if they may be sent ahead
+        # How many calls it should have at once, if they may be sent ahead; 0: it is not known yet.
+        self.depth = 0
         self.least = 1  # the same, where other lanes may soon have nothing to do
         self.is_exact = _is_exact(self.gateway)
         # Whoever posts holds it, so that requests leave in the order that ``begun`` relies on.

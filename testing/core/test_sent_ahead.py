@@ -118,6 +118,18 @@ def test_workers_that_are_free_get_equal_shares(executor: Executor) -> None:
     assert taken == works[:5]
 
 
+def test_a_worker_that_had_no_calls_gets_as_many_as_another(executor: Executor) -> None:
+    new, known = (one for (one,) in executor._lanes.values())
+    new.depth, known.depth = 0, 7
+    known._posted_s, known._answered = 0.0, 0  # nothing to measure
+    executor._post_more(known)
+    works = [lane.Work(_Slot(None), abs, (n,), {}, is_mapped=True) for n in range(100)]
+    with executor._lock:
+        executor._waiting.extend(works)
+        assert executor._room(new) == executor._room(known) == 7
+        executor._waiting.clear()
+
+
 def test_answers_that_come_together_make_no_call_look_quick(
     executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
