@@ -408,7 +408,8 @@ class Executor(futures.Executor):
         The call that was answered still counts as unfinished: the next one is answered by the same
         thread, so that it can't be the last.
         """
-        if self._waiting and len(lane.asked) * 2 <= self._room(lane):  # not for each call
+        asked = 2 * len(lane.asked)  # more are sent when half of them have ended
+        if self._waiting and asked <= self._depth_of(lane) and asked <= self._room(lane):
             self._post_more(lane)
         if not lane.asked:  # there was none, or it failed, or was lost at once
             return False
@@ -438,7 +439,10 @@ class Executor(futures.Executor):
             share = -(-waiting // (free + 1))
         else:
             share = max(lane.least, waiting // (len(self._lanes) * self._max_per_worker or 1))
-        return max(1, min(lane.depth or self._depth, share))
+        return max(1, min(self._depth_of(lane), share))
+
+    def _depth_of(self, lane: Lane) -> int:
+        return lane.depth or self._depth
 
     def _take_waiting(self, lane: Lane) -> list[Work]:  # holds _lock
         """Remove and return the calls that a lane should be sent.

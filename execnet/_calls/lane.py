@@ -296,12 +296,12 @@ class Lane:
             self.has_ended = True
             self._lose_all()
             return
-        if type(answer) is tuple and len(answer) == 1:
-            self._take_back(answer[0])
-            return
         asked = None
-        if type(answer) is tuple and answer and type(answer[0]) is int:
-            asked = self.asked.pop(answer[0], None)
+        if type(answer) is tuple and answer:
+            if type(answer[0]) is int:
+                asked = self.asked.pop(answer[0], None)
+            elif len(answer) == 1:
+                self._take_back(answer[0])
         if asked is None:
             return  # this answers nothing that was asked
         work = asked.work
