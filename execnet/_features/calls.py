@@ -80,10 +80,10 @@ class Calls(object):
                 self._lanes[id].append(request)
                 return
             self._lanes[id] = deque([request])
-        self._start(id)
         direct = self._factory.direct
         if direct is not None and len(self._lanes) == 1 and not direct.waiting:
             direct.want()  # the thread that serves it may itself read the next request
+        self._start(id)
 
     def _start(self, id: int) -> None:
         try:
@@ -126,7 +126,8 @@ class Calls(object):
             return request
         direct = self._factory.direct
         if direct is not None and not direct.offered:
-            direct.decline()
+            if not direct.waiting:
+                direct.decline()
         elif direct is not None and len(self._lanes) == 1:
             sent: list[bool] = []
 

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import threading
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from tools import BOUND_S, LonelyGateway, MakeGateway, Task, find_python, is_in,
 from workers import ECHO
 
 from execnet import Channel, Gateway, Group, RemoteError
+from execnet._features.calls import Calls
 from execnet._features.direct import DirectReads
 from execnet.gateway_base import (
     CAN_READ_DIRECTLY,
@@ -240,6 +242,29 @@ class TestOtherThreads:
         offering = Task(execmodel, direct.offer)
         offering.result()
         assert not direct.offered
+        os.close(reader)
+        os.close(writer)
+
+    def test_there_is_no_offer_to_a_thread_that_has_served_a_call_meanwhile(self) -> None:
+        execmodel, answers = get_execmodel("thread"), []
+        reader, writer = os.pipe()
+        direct = DirectReads(reader, execmodel)
+        pool = types.SimpleNamespace(
+            execmodel=execmodel,
+            spawn=lambda serve, id: serve(id),  # it is done before the receiver thread goes on
+            release_primary=int,
+        )
+        factory = types.SimpleNamespace(
+            direct=direct, send_item=lambda id, item: answers.append(item)
+        )
+        gateway = types.SimpleNamespace(
+            _execpool=pool,
+            _channelfactory=factory,
+            process=types.SimpleNamespace(main_ident=0, is_interruptible=False),
+            _strconfig=(True, False),
+        )
+        Calls(gateway).on_call(1, dumps_internal((1, "builtins:abs", (-7,))))
+        assert (answers, direct.served) == ([(1, 7)], False)
         os.close(reader)
         os.close(writer)
 
