@@ -8,7 +8,7 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tools import BOUND_S, some_of, wait_in_loop, wait_until
 from execnet import WorkerDied, aio
 
 WAITS = "channel.send(1); channel.receive()"
+RESUMED = ["gw0 lost", "gw0 resumed"]
 ECHO = "for item in channel: channel.send(item)"
 
 
@@ -37,17 +38,20 @@ def spec_of(seconds: float, python: str = sys.executable, more: str = "") -> str
     return f"ssh=host//python={python}//resume={seconds:g}{more}"
 
 
-def in_loop(use: Callable[[aio.Group, aio.Gateway], Awaitable[object]], spec: str) -> list[str]:
-    """Make a gateway and use it; return what the group told of its connection."""
+def in_loop(
+    use: Callable[[aio.Group, aio.Gateway], Awaitable[object]], spec: str, told: Iterable[str] = ()
+) -> None:
+    """Make a gateway and use it; wait until the group has told this of its connection."""
     states: list[str] = []
 
     async def main() -> None:
         async with aio.Group() as group:
             group.on_state(lambda gateway, state: states.append(f"{gateway.id} {state}"))
             await use(group, await group.makegateway(spec))
+            expected = list(told)
+            await wait_in_loop(lambda: states[: len(expected)] == expected)
 
     asyncio.run(main())
-    return states
 
 
 async def gone(*pids: int) -> None:
@@ -112,8 +116,7 @@ def test_a_socket_server_is_dialled_again(servers: Servers, tls: bool) -> None:
 
     with CutPort(server.address) as port:
         bound = "" if tls else f"//bound={server.address}"
-        states = in_loop(use, f"socket={port.address}{bound}//resume={BOUND_S}")
-    assert states[:2] == ["gw0 lost", "gw0 resumed"]
+        in_loop(use, f"socket={port.address}{bound}//resume={BOUND_S}", RESUMED)
 
 
 def test_a_silent_connection_is_taken_for_a_lost_one(link: CutLink) -> None:
@@ -123,8 +126,7 @@ def test_a_silent_connection_is_taken_for_a_lost_one(link: CutLink) -> None:
         await channel.send(1)
         assert await channel.receive(BOUND_S) == 1
 
-    states = in_loop(use, spec_of(BOUND_S, more="//heartbeat=0.2//dead_after=1"))
-    assert states[:2] == ["gw0 lost", "gw0 resumed"]
+    in_loop(use, spec_of(BOUND_S, more="//heartbeat=0.2//dead_after=1"), RESUMED)
 
 
 def test_an_end_of_the_command_that_its_pipes_hide_is_seen(link: CutLink) -> None:
@@ -136,7 +138,7 @@ def test_an_end_of_the_command_that_its_pipes_hide_is_seen(link: CutLink) -> Non
         await channel.send(1)
         assert await channel.receive(BOUND_S) == 1
 
-    assert in_loop(use, spec_of(BOUND_S)) == ["gw0 lost", "gw0 resumed"]
+    in_loop(use, spec_of(BOUND_S), RESUMED)
 
 
 def test_a_task_that_sends_waits_when_8_MiB_are_not_acknowledged(link: CutLink) -> None:
@@ -197,7 +199,7 @@ def test_errors_come_only_when_the_time_is_over_and_then_nothing_is_left(link: C
         await gone(pid, supervisor)
         assert not os.path.exists(folder)
 
-    assert in_loop(use, spec_of(1, more="//grace=0.2")) == ["gw0 lost"]
+    in_loop(use, spec_of(1, more="//grace=0.2"), ["gw0 lost"])
 
 
 @pytest.mark.parametrize("victim", ["worker", "supervisor"])
@@ -244,7 +246,7 @@ def test_nothing_is_left_of_many_connections(link: CutLink) -> None:
             await channel.send(number)
             assert await channel.receive(BOUND_S) == number
 
-    assert in_loop(use, spec_of(BOUND_S)) == ["gw0 lost", "gw0 resumed"] * 5
+    in_loop(use, spec_of(BOUND_S), RESUMED * 5)
     wait_until(lambda: (len(os.listdir("/proc/self/fd")), threading.active_count()) <= before)
 
 
