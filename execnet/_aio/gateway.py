@@ -250,6 +250,9 @@ class Gateway(gateway.Gateway):
             data = self._read_now(self._wanted)
         except (BlockingIOError, InterruptedError):
             return
+        except EOFError as exc:  # it says why
+            self._on_end(exc)
+            return
         except (OSError, ValueError) as exc:
             self._on_end(EOFError(f"reading failed: {exc}"))
             return
@@ -384,7 +387,7 @@ class Gateway(gateway.Gateway):
     def _read_rest(self, limit: int) -> bytes:
         try:
             return self._read_now(limit)
-        except (OSError, ValueError):
+        except (EOFError, OSError, ValueError):
             return b""
 
     def _close(self) -> None:

@@ -109,8 +109,12 @@ class _Core(multi.Group):
     def _prepare(self, spec: XSpec | str | None) -> Settings:
         settings = super()._prepare(spec)
         if settings.resume_s is not None:
-            text = "resume= is not for execnet.aio: execnet.Group can take connections up again"
-            raise ValueError(f"spec {settings.spec.shown()!r}: {text}")
+            if settings.spec.via:
+                text = "resume= with via= is not for execnet.aio, but for execnet.Group"
+                raise ValueError(f"spec {settings.spec.shown()!r}: {text}")
+            from .linked import let_resume
+
+            let_resume()
         return settings
 
     def _start(
@@ -338,6 +342,13 @@ class Group:
         As ``execnet.Group.on_output``: it runs in a thread, not in the loop.
         """
         self._core.on_output(callback)  # type: ignore[arg-type]
+
+    def on_state(self, callback: Callable[[Gateway, str], object] | None) -> None:
+        """Have a callback called when a gateway with ``resume=`` loses or regains its connection.
+
+        As ``execnet.Group.on_state``, but it runs in the loop, which handles its errors.
+        """
+        self._core.on_state(_in_loop(callback))
 
     def on_respawn(
         self, callback: Callable[[Gateway, Gateway | None, Exception], object] | None

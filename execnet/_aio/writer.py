@@ -32,7 +32,7 @@ class LoopWriter(FrameWriter):
         self._loop, self._poller, self._fd = loop, poller, fd
         self.loop_ident = 0  # of the thread that the loop runs in, once it has been seen there
         self._polls = False
-        self._waiting: deque[asyncio.Future[None]] = deque()  # one for each waiting task
+        self._waiting_tasks: deque[asyncio.Future[None]] = deque()  # one for each waiting task
 
     def send(self, header: bytes, payload: bytes | memoryview) -> None:
         """Have a frame written soon, as ``post``; OSError if it can't be.
@@ -92,9 +92,9 @@ class LoopWriter(FrameWriter):
             return
         waiter = self._loop.create_future()
         # First queue, then look: a thread that has written everything looks into the queue.
-        self._waiting.append(waiter)
+        self._waiting_tasks.append(waiter)
         try:
-            if self.is_full() or self._waiting[0] is not waiter:
+            if self.is_full() or self._waiting_tasks[0] is not waiter:
                 await waiter
         except BaseException:
             if not waiter.cancelled():  # its turn had come, which is now for the next one
@@ -102,13 +102,13 @@ class LoopWriter(FrameWriter):
             raise
         finally:
             with suppress(ValueError):
-                self._waiting.remove(waiter)
+                self._waiting_tasks.remove(waiter)
 
     def pass_on(self) -> None:
         """Let the next task write; called by a task that had its turn, and by the writer."""
         if self.is_full():
             return
-        for waiter in self._waiting:
+        for waiter in self._waiting_tasks:
             if not waiter.done():
                 waiter.set_result(None)
                 return
@@ -123,7 +123,7 @@ class LoopWriter(FrameWriter):
                 self._loop.call_soon_threadsafe(self._wake_all)
 
     def _wake_all(self) -> None:
-        for waiter in self._waiting:
+        for waiter in self._waiting_tasks:
             if not waiter.done():
                 waiter.set_result(None)
 
@@ -134,7 +134,7 @@ class LoopWriter(FrameWriter):
             done = super()._flush(True)  # in place of waiting it raises
         except StreamFull:
             return False
-        if self._waiting:
+        if self._waiting_tasks:
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self.pass_on)
         return done

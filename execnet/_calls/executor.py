@@ -22,7 +22,7 @@ from ..gateway_base import (
     timed_inbox,
 )
 from .future import Future, Teller
-from .lane import Asked, Lane, Work
+from .lane import AHEAD_MAX, Asked, Lane, Work
 from .near import Mapped
 
 TYPE_CHECKING = False
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 # How long a thread that waits for a result lets more of them come while workers have enough to do:
 # waking it for each takes longer than a small call.
 PAUSE_S = 0.001
-FIRST_EACH = 2  # calls of a map for each worker before the others are made ready
 AT_HAND = (list, tuple, range)  # iterables whose items never have to be waited for
 
 
@@ -93,6 +92,7 @@ class Executor(futures.Executor):
         self._lanes: dict[Any, list[Lane]] = {}  # by gateway
         self._free: deque[Lane] = deque()
         self._unfinished = 0
+        self._depth = 1  # of a lane that was measured lately, for those that were not
         self._is_shut_down = False
         self._finished: list[_Flag] = []  # of threads that wait for the end of all calls
         self._last_loss: BaseException | None = None  # why a worker was lost, if one was lost
@@ -153,7 +153,7 @@ class Executor(futures.Executor):
 
         first = itertools.islice(rows, buffersize)
         if all(type(one) in AT_HAND for one in iterables):  # all at once
-            ask(*itertools.islice(first, FIRST_EACH * len(self._free)))  # so that the workers begin
+            ask(*itertools.islice(first, AHEAD_MAX * len(self._free)))  # so that the workers begin
             ask(*first)
         for row in first:
             ask(row)
@@ -408,7 +408,8 @@ class Executor(futures.Executor):
         The call that was answered still counts as unfinished: the next one is answered by the same
         thread, so that it can't be the last.
         """
-        if len(lane.asked) * 2 <= self._room(lane):  # not for each call
+        asked = 2 * len(lane.asked)  # more are sent when half of them have ended
+        if self._waiting and asked <= self._depth_of(lane) and asked <= self._room(lane):
             self._post_more(lane)
         if not lane.asked:  # there was none, or it failed, or was lost at once
             return False
@@ -422,6 +423,7 @@ class Executor(futures.Executor):
         try:
             if taken:
                 lane.measure()
+                self._depth = lane.depth or self._depth
                 with self._lock:
                     works = self._take_waiting(lane)
                 if works:
@@ -432,8 +434,15 @@ class Executor(futures.Executor):
 
     def _room(self, lane: Lane) -> int:
         """Return how many calls a lane may have at once: its share of what waits, or very few."""
-        lanes = len(self._lanes) * self._max_per_worker
-        return max(1, min(lane.depth, max(lane.least, len(self._waiting) // (lanes or 1))))
+        waiting, free = len(self._waiting), len(self._free)
+        if free:  # equal shares, or else the first call of few could hold up all others
+            share = -(-waiting // (free + 1))
+        else:
+            share = max(lane.least, waiting // (len(self._lanes) * self._max_per_worker or 1))
+        return max(1, min(self._depth_of(lane), share))
+
+    def _depth_of(self, lane: Lane) -> int:
+        return lane.depth or self._depth
 
     def _take_waiting(self, lane: Lane) -> list[Work]:  # holds _lock
         """Remove and return the calls that a lane should be sent.
@@ -461,10 +470,10 @@ class Executor(futures.Executor):
         if lane.is_free:
             self._recall()
 
-    def on_given_back(self, lane: Lane, work: Work) -> None:
-        """Let another lane have a call that was sent ahead and has not begun."""
+    def on_given_back(self, lane: Lane, works: list[Work]) -> None:
+        """Let other lanes have calls that were sent ahead and have not begun."""
         with self._lock:
-            self._waiting.appendleft(work)
+            self._waiting.extendleft(reversed(works))
         self._give_back(lane)
         self._dispatch()
 
@@ -537,11 +546,18 @@ def check_map(chunksize: int, buffersize: int | None) -> None:
         raise ValueError("buffersize must be None or > 0")
 
 
-def chunks(
-    iterables: tuple[Iterable[Any], ...], size: int
-) -> Iterator[tuple[tuple[tuple[Any, ...], ...]]]:
-    """Yield the arguments of calls that carry those of several, by columns."""
+def chunks(iterables: tuple[Iterable[Any], ...], size: int) -> Iterator[tuple[tuple[Any, ...]]]:
+    """Yield the arguments of calls that carry those of several, by columns.
+
+    A column is a tuple of items; of a range it is its bounds, as a list.
+    """
     if len(iterables) == 1:
+        if type(iterables[0]) is range:
+            left = iterables[0]
+            while left:  # which may be longer than ``len`` can tell
+                part, left = left[:size], left[size:]
+                yield (([part.start, part.stop, part.step],),)
+            return
         items = iter(iterables[0])
         while column := tuple(itertools.islice(items, size)):
             yield ((column,),)

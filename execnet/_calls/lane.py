@@ -45,13 +45,14 @@ if TYPE_CHECKING:
 
         def go_on(self, lane: Lane) -> bool: ...
         def on_answered(self, lane: Lane) -> None: ...
-        def on_given_back(self, lane: Lane, work: Work) -> None: ...
+        def on_given_back(self, lane: Lane, works: list[Work]) -> None: ...
         def on_lost(self, lane: Lane, lost: list[Asked]) -> None: ...
 
 
-AHEAD_S = 0.005  # a worker gets no more calls at once than take about that long
+AHEAD_S = 0.01  # a worker gets no more calls at once than take about that long
 AHEAD_MAX = 32
-LEAST_S = 0.0005  # what takes no longer than that is not shared out once more
+LEAST_S = 0.002  # what takes no longer than that is not shared out once more
+PACE_S = 0.02  # what is older than that counts half for the pace of calls, and so on
 NOTE_S = 1.0  # more than a write takes when nobody reads
 
 
@@ -121,14 +122,15 @@ class Lane:
         self.asked: dict[int, Asked] = {}
         self.has_ended = False
         self.is_free = False  # whether it has nothing to do; its owner sets this
-        self.depth = 1  # how many calls it should have at once, if they may be sent ahead
+        # How many calls it should have at once, if they may be sent ahead; 0: it is not known yet.
+        self.depth = 0
         self.least = 1  # the same, where other lanes may soon have nothing to do
         self.is_exact = _is_exact(self.gateway)
         # Whoever posts holds it, so that requests leave in the order that ``begun`` relies on.
         self.posting = new_rlock()
         self._held: list[tuple[Asked, bytes, bytes]] = []
         self._pace_s = 0.0  # what a call takes
-        self._posted_s = 0.0
+        self._posted_s = 0.0  # when it got something to do
         self._answered = 0  # since then
         self._recalled = 0  # the last number when calls were recalled
         self.calls = calls
@@ -242,13 +244,15 @@ class Lane:
 
     def measure(self) -> None:
         """Adapt how many calls it should have to what those take that were answered meanwhile."""
-        now = monotonic()
         if self._answered:
-            pace_s = max((now - self._posted_s) / self._answered, 1e-6)
+            taken_s = monotonic() - self._posted_s
+            pace_s = max(taken_s / self._answered, 1e-6)
             self._pace_s = min(pace_s, 2 * self._pace_s or pace_s)  # a busy machine delays some
             self.depth = max(1, min(AHEAD_MAX, int(AHEAD_S / self._pace_s)))
             self.least = max(1, min(AHEAD_MAX, int(LEAST_S / self._pace_s)))
-        self._posted_s, self._answered = now, 0
+            if taken_s > PACE_S:  # forget half of it
+                self._posted_s += taken_s / 2
+                self._answered //= 2
 
     def recall(self) -> None:
         """Have calls given back that were sent ahead and have not begun; never waits."""
@@ -293,15 +297,15 @@ class Lane:
             self._lose_all()
             return
         asked = None
-        if type(answer) is tuple and answer and type(answer[0]) is int:
-            asked = self.asked.pop(answer[0], None)
+        if type(answer) is tuple and answer:
+            if type(answer[0]) is int:
+                asked = self.asked.pop(answer[0], None)
+            elif len(answer) == 1:
+                self._take_back(answer[0])
         if asked is None:
             return  # this answers nothing that was asked
         work = asked.work
         self._answered += 1
-        if len(answer) == 1:
-            self._owner.on_given_back(self, work)
-            return
         goes_on = False
         if len(answer) == 2:
             goes_on = self._owner.go_on(self)  # before the result wakes another thread
@@ -321,6 +325,15 @@ class Lane:
             self._callback.may_be_late = True
         if not goes_on:
             self._owner.on_answered(self)
+
+    def _take_back(self, numbers: Any) -> None:
+        """Have the owner take back calls that have not begun."""
+        if type(numbers) is not list or any(type(number) is not int for number in numbers):
+            return
+        given_back = [self.asked.pop(number, None) for number in numbers]
+        works = [asked.work for asked in given_back if asked is not None]
+        if works:
+            self._owner.on_given_back(self, works)
 
     def _lose_all(self) -> None:
         # A thread that is about to note how much it wrote holds this lock.

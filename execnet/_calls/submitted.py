@@ -30,9 +30,10 @@ class Owner:
     def on_answered(self, lane: Lane) -> None:
         """Do nothing: nobody waits for that."""
 
-    def on_given_back(self, lane: Lane, work: Work) -> None:
-        """Fail a call that the worker gives back, unasked."""
-        work.sink.end(None, LoadError(f"{self._gateway.id} gave a call back"))
+    def on_given_back(self, lane: Lane, works: list[Work]) -> None:
+        """Fail calls that the worker gives back, unasked."""
+        for work in works:
+            work.sink.end(None, LoadError(f"{self._gateway.id} gave a call back"))
 
     def on_lost(self, lane: Lane, lost: list[Asked]) -> None:
         """Fail all calls that will not be answered."""

@@ -7,7 +7,7 @@ pool allows.  Start at ``Calls.on_call``.
 A request is (number, function, positional[, keyword arguments]), where the function is
 "module:name" or the key of a function sent as source.  An answer is (number, result), or (number,
 name of the missing module, text), or (number, name of the exception's type, its arguments or
-None, its message, the text of the traceback), or (number,) for a call that was given back.
+None, its message, the text of the traceback), or ([number, ...],) for calls that are given back.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..gateway_base import (
     _import,
     _interrupt_others,
     _let_import,
+    _pack_int_frame,
     _told,
     dumps_internal,
     get_ident,
@@ -62,6 +63,7 @@ class Calls(object):
         self._lock = new_lock()
         self._defined = load_part("_features.defined").Defined()
         self._codecs: dict[bytes, Any] = {}  # by their descriptions
+        self._own = {"describe": describe, "many": self._many, "coded": self._coded}
         if self._pool.execmodel.has_main_thread and HAS_DAEMON_THREADS and not PY2:
             self._pool.start = SpareThreads(self._pool.execmodel, self._serve).start
 
@@ -78,10 +80,10 @@ class Calls(object):
                 self._lanes[id].append(request)
                 return
             self._lanes[id] = deque([request])
-        self._start(id)
         direct = self._factory.direct
         if direct is not None and len(self._lanes) == 1 and not direct.waiting:
-            direct.served = True  # the thread that serves it may itself read the next request
+            direct.want()  # the thread that serves it may itself read the next request
+        self._start(id)
 
     def _start(self, id: int) -> None:
         try:
@@ -123,14 +125,19 @@ class Calls(object):
             self._send(id, number, answer)  # before the next begins, so that one knows which did
             return request
         direct = self._factory.direct
-        if direct is not None and direct.offered and len(self._lanes) == 1:
+        if direct is not None and not direct.offered:
+            if not direct.waiting:
+                direct.decline()
+        elif direct is not None and len(self._lanes) == 1:
             sent: list[bool] = []
 
             def send() -> None:
                 sent.append(True)
                 self._send(id, number, answer)
 
-            requests = direct.read_frames(Message.CALL, id, send, self._pool.release_primary)
+            recall = _pack_int_frame(Message.INTERRUPT, id, 6, 70, -1, 81)  # nothing waits then
+            give_up = self._pool.release_primary
+            requests = direct.read_frames(Message.CALL, id, send, give_up, recall)
             if len(requests) > 1:
                 with self._lock:
                     self._lanes[id].extendleft(reversed(requests[1:]))
@@ -180,15 +187,15 @@ class Calls(object):
             interrupts.interrupt_main(self._gateway, lambda: self._current.get(id) == current)
 
     def _give_back(self, id: int) -> None:
-        """Answer the requests that wait, the last one first, with nothing but their numbers."""
+        """Answer the requests that wait, all at once, with nothing but their numbers."""
         with self._lock:
             requests = list(self._lanes.get(id, ()))
             waiting = [request for request in requests if type(request) is bytes]
             if waiting:  # of large ones not all may have arrived
                 self._lanes[id] = deque([one for one in requests if type(one) is not bytes])
-        for request in reversed(waiting):
-            number = self._load(request)[0]
-            self._send(id, number, (number,))
+        if waiting:
+            numbers = [self._load(request)[0] for request in waiting]
+            self._send(id, numbers[0], (numbers,))
 
     def _begin(self, id: int, number: int) -> None:
         with self._lock:
@@ -244,12 +251,16 @@ class Calls(object):
         if not colon:
             return self._defined.function(name)
         if not module:
-            return {"describe": describe, "many": self._many, "coded": self._coded}[path]
+            return self._own[path]
         return attribute(import_module(module), path)
 
     def _many(self, name: str, columns: Any, before: Any, named: dict[str, Any]) -> list[Any]:
-        """Call a function with the first item of each column, then with the second, and so on."""
+        """Call a function with the first item of each column, then with the second, and so on.
+
+        A column is a tuple of items, or the bounds of a range, as a list.
+        """
         function = self._find(name)
+        columns = [range(*column) if type(column) is list else column for column in columns]
         if before or named:
             if PY2:
                 named = {str(key): named[key] for key in named}

@@ -57,16 +57,17 @@ class DirectReads:
         self.chunks: list[bytes] = []
         self.waiting: dict[object, Any] = {}  # the queues that wait for the receiver thread
         self.served = False  # whether one of them got an item
+        self.declined = False  # whether the thread that was to read has ended before the offer
 
     def offer(self) -> None:
         """Leave the stream to others as long as they use it; in the receiver thread."""
         self._set_up()
         uses, self.offered = -1, True
-        asked = any(items.empty() for items in self.waiting.copy().values())
+        asked = self.declined or any(items.empty() for items in self.waiting.copy().values())
         while not (asked or self.chunks or uses == self.uses):
             uses = self.uses
             asked = self._asked_back.acquire(True, self.IDLE_S)
-        self.offered = self.served = False
+        self.offered = self.served = self.declined = False
         if self._wake_fd >= 0:
             os.eventfd_write(self._wake_fd, 1)
         with self._turn:  # the thread that read so far has finished
@@ -108,6 +109,16 @@ class DirectReads:
         finally:
             sock.detach()
 
+    def want(self) -> None:
+        """A thread was given something to do, after which it may read; in the receiver thread."""
+        self.declined = False
+        self.served = True
+
+    def decline(self) -> None:
+        """That thread was done before there was an offer: the receiver thread goes on."""
+        self.served, self.declined = False, True
+        self.take_back()  # if there is one by now
+
     def next_chunk(self) -> bytes:
         """Remove and return the bytes that were read first; in the receiver thread."""
         return self.chunks.pop(0)
@@ -146,12 +157,14 @@ class DirectReads:
         id: int,
         send: Callable[[], object],
         give_up: Callable[[], object],
+        ignored: bytes,
     ) -> list[bytes]:
         """Send something, then return the payloads of the frames that come next, at least one.
 
         [], after ``give_up()``, if there comes none for a while, or first one of another code or
         for another channel, or an empty one: the receiver thread meets what comes then.  While
         the stream is not offered, or others read it, neither function is called.
+        ignored: a frame that means nothing if it comes first.
         """
         if self._turn.locked():
             return []
@@ -159,14 +172,14 @@ class DirectReads:
         with self._turn:
             if not self.offered or chunks:
                 return []
-            self.uses += 1
             payloads: list[bytes] = []
             try:
                 send()
-                if self._poll is None or self._is_readable():
-                    for data in self._reads:
-                        chunks.append(data)
+                while self._read_chunk():
+                    data = chunks[0]
+                    if data != ignored:
                         break
+                    del chunks[0]
             except OSError:
                 pass  # as in ``read``
             start = _take_frames(data, code, id, payloads) if chunks else 0
@@ -179,9 +192,17 @@ class DirectReads:
                 self.take_back()
             return payloads
 
-    def _is_readable(self) -> bool:
-        ready = self._poll(self._limit_ms)
-        return bool(ready) and ready[0][0] == self._fd
+    def _read_chunk(self) -> bool:
+        """Append to ``chunks`` what comes next; False if nothing does, for a while."""
+        self.uses += 1
+        if self._poll is not None:
+            ready = self._poll(self._limit_ms)
+            if not ready or ready[0][0] != self._fd:
+                return False
+        for data in self._reads:
+            self.chunks.append(data)
+            return True
+        return False
 
     def _load(self, channel: Channel, items: Any, data: bytes) -> bool:
         """Put the bytes read into a channel's queue, if they are exactly one item for it.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import warnings
 from contextlib import suppress
 
@@ -25,7 +26,7 @@ from ..gateway_base import (
     new_lock,
     printable,
 )
-from .far_link import BARRIER, Connection, Link, LinkWriter
+from .far_link import BARRIER, Connection, Link, LinkWriter, clock
 from .logins import Ended, Login, Refused, Session, Unreachable, discard
 from .records import Record
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from .._endpoint import LoopEnds
     from .._specs import Settings
     from ..gateway import Gateway
     from ..gateway_base import ExecModel
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0  # between two attempts, at first and at most
 NOT_HERE = 0  # stands for the process id of a worker that runs on another host
 PART = "_resume.far_worker"
+LOOK_S = 1.0  # how often the link's thread looks for the end of a command, for a loop
 MARGIN_S = 10.0  # how long after its two times of grace a worker is killed, if its time is over
 
 
@@ -99,6 +102,8 @@ class ResumeIO(Link, Endpoint):
         self._id = str(settings.spec.id)
         self._maker = maker
         self._lock = new_lock()
+        self._readable: Any = None  # what a loop polls: the bell, and the connection in use
+        self._look_at = 0.0  # when to look for the end of the command
         self._carrier = maker.first()
         self.carrier = maker.carrier
         self.args, self.remoteaddress = self._carrier.args, self._carrier.remoteaddress
@@ -159,6 +164,73 @@ class ResumeIO(Link, Endpoint):
         self.is_held = False
         self.bell.ring()
         finish({})
+
+    # ------------------------------------------------------------ in a loop
+
+    def in_loop(self) -> LoopEnds | None:
+        """Never wait from now on; return what an event loop polls, None without ``epoll``.
+
+        The link's thread writes all the same.
+        """
+        if not hasattr(select, "epoll"):
+            return None
+        with self._reading:
+            self._readable = select.epoll()
+            self._readable.register(self._reader_bell.fd, select.EPOLLIN)
+            self._poll(self.connection)
+        return self._readable.fileno(), self._read_now, -1
+
+    def start(self, writer: LinkWriter, name: str) -> None:
+        """Start the link's thread; once it runs, have it take the frames of another writer."""
+        if self._done.is_set():
+            super().start(writer, name)
+        else:
+            self.writer = writer
+
+    def _poll(self, connection: Connection | None) -> None:  # holds _reading
+        """Have a loop that reads poll a connection as well."""
+        if self._readable is not None and connection is not None and not connection.is_lost:
+            self._readable.register(connection.read_fd, select.EPOLLIN)
+
+    def _read_now(self, limit: int) -> bytes:
+        """Return the bytes that are there, as ``read_some``; BlockingIOError if there are none."""
+        self._reader_bell.take()
+        if self.is_over:
+            raise EOFError(self.end_text)
+        connection = self.connection
+        if connection is not None:
+            data = self._read(connection, limit)
+            if data:
+                return data
+            if data is not None or connection.is_broken:
+                self.lose(connection, "the connection ended")
+        raise BlockingIOError
+
+    def lose(self, connection: Connection, why: str) -> None:
+        """Give a connection up, as the base class; a loop polls it no more."""
+        with self._reading:  # while it is held, nothing is closed
+            if self._readable is not None and not connection.is_closed:
+                with suppress(OSError, ValueError):  # it was lost before, or all is over
+                    self._readable.unregister(connection.read_fd)
+        super().lose(connection, why)
+
+    def on_used(self, connection: Connection) -> None:
+        """Note that a connection is in use; called in the link's thread."""
+        with self._reading:
+            self._poll(connection)
+
+    def _await(self, connection: Connection | None, due_s: float | None) -> None:
+        """Wait for work, as the base class, and look for the end of the command for a loop."""
+        if self._readable is None:
+            super()._await(connection, due_s)
+            return
+        super()._await(connection, LOOK_S if due_s is None else min(due_s, LOOK_S))
+        used = self.connection
+        if used is not None and clock() >= self._look_at:
+            self._look_at = clock() + LOOK_S
+            if not used.is_broken and used.has_ended():
+                used.is_broken = True  # what has come can still be read
+                self._reader_bell.ring()
 
     # ------------------------------------------------------------ another connection
 
@@ -253,6 +325,8 @@ class ResumeIO(Link, Endpoint):
     def close_read(self) -> None:
         """End the stream, and close whatever carries it."""
         super().close_read()
+        if self._readable is not None:
+            self._readable.close()
         with self._lock:
             carrier = self._carrier
         if self.given_up or self._is_killed:
@@ -357,6 +431,8 @@ class ResumeIO(Link, Endpoint):
         for connection in [self.connection, *self._given_up]:  # otherwise the command would not end
             if connection is not None:
                 connection.close()
+        if self._readable is not None:
+            self._readable.close()
         self._gone = _Flag(self.execmodel)
         self._gone.set()
         self._carrier.disown()

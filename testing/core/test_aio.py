@@ -318,7 +318,7 @@ class TestCalls:
                 assert gateway._writer.is_full()
                 waits = [gateway.call("threading:told.wait", BOUND_S) for _ in range(4)]
                 told = asyncio.gather(*waits, gateway.call("threading:told.set"))
-                await wait_in_loop(lambda: len(gateway._writer._waiting) == 5)
+                await wait_in_loop(lambda: len(gateway._writer._waiting_tasks) == 5)
             finally:
                 os.kill(pid, signal.SIGCONT)
             assert await told == [True] * 4 + [None]

@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from interpreters import far_sides
 from tools import BOUND_S, MakeGateway, wait_until
 
 from execnet import DeadlockError, DumpError, Gateway, Group, TimeoutError, WorkerDied, codecs
-from execnet._calls.executor import Executor
+from execnet._calls.executor import Executor, chunks
 from execnet._calls.lane import Work
+from execnet._features.codecs import Codec
 from execnet.gateway_base import LoadError
 
 pytestmark = pytest.mark.core
@@ -210,6 +212,34 @@ class TestMap:
         assert list(executor.map(after, range(5), **options)) == [1, 2, 3, 4, 5]
         assert list(executor.map(add, [], **options)) == []
 
+    @pytest.mark.parametrize(
+        "numbers",
+        [range(0), range(7), range(50, -50, -7), range(10**30, 10**30 + 5), range(10**30)],
+        ids=str,
+    )
+    @pytest.mark.parametrize("codec", [None, codecs.standard])
+    def test_a_range_travels_as_its_bounds(
+        self, pair: Group, numbers: range, codec: Codec | None
+    ) -> None:
+        parts = [range(*bounds) for ((bounds,),) in itertools.islice(chunks((numbers,), 3), 9)]
+        assert list(itertools.chain(*parts)) == list(itertools.islice(numbers, 27))
+        few = numbers[:27]
+        with pair.executor(codec=codec) as executor:
+            assert list(executor.map(add, few, chunksize=3)) == list(few)
+
+    @pytest.mark.parametrize("python", [one.path for one in far_sides()], ids=map(str, far_sides()))
+    def test_other_pythons_take_chunks_of_all_kinds(self, group: Group, python: str) -> None:
+        group.makegateway(f"popen//python={python}")
+        with group.executor() as executor:
+            for numbers in range(10), range(9, -4, -2), list(range(5)):
+                expected = [number + 1 for number in numbers]
+                assert (
+                    list(executor.map("operator:add", numbers, [1] * 10, chunksize=2)) == expected
+                )
+                assert list(executor.map("operator:neg", numbers, chunksize=2)) == [
+                    -number for number in numbers
+                ]
+
     @pytest.mark.parametrize("chunksize", [1, 2])
     def test_an_error_comes_in_its_place(self, executor: Executor, chunksize: int) -> None:
         results = executor.map(inverse, [1, 2, 0, 4], chunksize=chunksize)
@@ -234,18 +264,19 @@ class TestMap:
             submit(*works)
 
         monkeypatch.setattr(executor, "_submit", count)
-        assert list(executor.map(add, range(50))) == list(range(50))
-        assert numbers == [4, 46]
+        assert list(executor.map(add, range(100))) == list(range(100))
+        assert numbers == [64, 36]
 
-    @pytest.mark.parametrize(("call_s", "room"), [(0.00001, 32), (0.0001, 5), (0.0003, 1)])
-    def test_few_short_calls_go_to_one_worker_even_when_others_have_none(
+    @pytest.mark.parametrize(("call_s", "room"), [(0.00001, 32), (0.0001, 20), (0.003, 1)])
+    def test_few_short_calls_go_to_one_worker_when_no_other_is_free(
         self, executor: Executor, monkeypatch: pytest.MonkeyPatch, call_s: float, room: int
     ) -> None:
         lane = executor._free[0]
+        executor._free.clear()
         monkeypatch.setattr("execnet._calls.lane.monotonic", lambda: 100.0)
         lane._posted_s, lane._answered, lane._pace_s = 100.0 - 7.999 * call_s, 8, 0.0
         lane.measure()
-        assert (lane.depth, executor._room(lane)) == (min(32, int(0.005 / call_s)), room)
+        assert (lane.depth, executor._room(lane)) == (min(32, int(0.01 / call_s)), room)
 
     def test_time_runs_out_for_all_together(self, gateway: Gateway, group: Group) -> None:
         gate = Gate(gateway)

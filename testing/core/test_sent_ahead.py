@@ -86,6 +86,70 @@ def test_calls_behind_a_long_one_go_to_a_worker_that_is_free(
     assert set(counted(path).values()) == {1}
 
 
+def test_calls_behind_a_long_one_are_given_back_together(
+    executor: Executor, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[int] = []
+    take = executor.on_given_back
+
+    def note(lane: lane.Lane, works: list[lane.Work]) -> None:
+        given_back.append(len(works))
+        take(lane, works)
+
+    monkeypatch.setattr(executor, "on_given_back", note)
+    results = executor.map(functools.partial(noted, str(path)), range(32))
+    wait_until(lambda: len(counted(path)) == 32)
+    path.with_suffix(".go").touch()
+    assert list(results) == list(range(32))
+    assert max(given_back) > 1
+
+
+def test_workers_that_are_free_get_equal_shares(executor: Executor) -> None:
+    for (one,) in executor._lanes.values():
+        one.depth, one.least = 32, 3
+    works = [lane.Work(_Slot(None), abs, (n,), {}, is_mapped=True) for n in range(10)]
+    with executor._lock:
+        executor._waiting.extend(works)
+        free = executor._take_free()
+        assert free is not None
+        taken = executor._take_waiting(free)
+        executor._waiting.clear()
+    executor._give_back(free)
+    assert taken == works[:5]
+
+
+def test_a_worker_that_had_no_calls_gets_as_many_as_another(executor: Executor) -> None:
+    new, known = (one for (one,) in executor._lanes.values())
+    new.depth, known.depth = 0, 7
+    known._posted_s, known._answered = 0.0, 0  # nothing to measure
+    executor._post_more(known)
+    works = [lane.Work(_Slot(None), abs, (n,), {}, is_mapped=True) for n in range(100)]
+    with executor._lock:
+        executor._waiting.extend(works)
+        assert executor._room(new) == executor._room(known) == 7
+        executor._waiting.clear()
+
+
+def test_answers_that_come_together_make_no_call_look_quick(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(lane, "monotonic", lambda: now[0])
+    monkeypatch.setattr(lane, "AHEAD_S", 0.01)
+    one = next(iter(executor._lanes.values()))[0]
+    one._pace_s, one._posted_s, one._answered = 0.001, now[0], 0
+    for taken_s, answers in (0.005, 4), (0.000001, 4):
+        now[0] += taken_s
+        one._answered += answers
+        one.measure()
+    assert one.depth == 15  # eight calls within five milliseconds
+    for _ in range(1000):  # the pace of long ago is forgotten
+        now[0] += 0.01
+        one._answered += 1
+        one.measure()
+    assert one.depth == 1
+
+
 def test_calls_that_nobody_wants_any_more_do_not_run(
     makegateway: MakeGateway, group: Group, path: Path
 ) -> None:

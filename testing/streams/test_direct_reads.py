@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import socket
 import threading
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +18,7 @@ from tools import BOUND_S, LonelyGateway, MakeGateway, Task, find_python, is_in,
 from workers import ECHO
 
 from execnet import Channel, Gateway, Group, RemoteError
+from execnet._features.calls import Calls
 from execnet._features.direct import DirectReads
 from execnet.gateway_base import (
     CAN_READ_DIRECTLY,
@@ -23,6 +26,7 @@ from execnet.gateway_base import (
     LoadError,
     Message,
     WorkerDied,
+    _pack_int_frame,
     dumps_internal,
     get_execmodel,
 )
@@ -238,6 +242,76 @@ class TestOtherThreads:
         offering = Task(execmodel, direct.offer)
         offering.result()
         assert not direct.offered
+        os.close(reader)
+        os.close(writer)
+
+    def test_there_is_no_offer_to_a_thread_that_has_served_a_call_meanwhile(self) -> None:
+        execmodel, answers = get_execmodel("thread"), []
+        reader, writer = os.pipe()
+        direct = DirectReads(reader, execmodel)
+        pool = types.SimpleNamespace(
+            execmodel=execmodel,
+            spawn=lambda serve, id: serve(id),  # it is done before the receiver thread goes on
+            release_primary=int,
+        )
+        factory = types.SimpleNamespace(
+            direct=direct, send_item=lambda id, item: answers.append(item)
+        )
+        gateway = types.SimpleNamespace(
+            _execpool=pool,
+            _channelfactory=factory,
+            process=types.SimpleNamespace(main_ident=0, is_interruptible=False),
+            _strconfig=(True, False),
+        )
+        Calls(gateway).on_call(1, dumps_internal((1, "builtins:abs", (-7,))))
+        assert (answers, direct.served) == ([(1, 7)], False)
+        os.close(reader)
+        os.close(writer)
+
+    def test_an_offer_comes_too_late_for_a_thread_that_is_done(self) -> None:
+        execmodel = get_execmodel("thread")
+        reader, writer = os.pipe()
+        direct = DirectReads(reader, execmodel)
+        direct.IDLE_S = LONG_S
+        direct.want()
+        direct.decline()
+        assert not direct.served  # so that there is no offer, unless one is being made:
+        offering = Task(execmodel, direct.offer)
+        offering.result()
+        assert not direct.offered
+        assert not direct.declined
+        os.close(reader)
+        os.close(writer)
+
+    def test_an_offer_ends_when_the_thread_that_could_read_is_done(self) -> None:
+        execmodel = get_execmodel("thread")
+        reader, writer = os.pipe()
+        direct = DirectReads(reader, execmodel)
+        direct.IDLE_S = LONG_S
+        offering = Task(execmodel, direct.offer)
+        wait_until(lambda: direct.offered)
+        direct.decline()
+        offering.result()
+        os.close(reader)
+        os.close(writer)
+
+    def test_frames_are_read_after_one_that_means_nothing(self) -> None:
+        execmodel = get_execmodel("thread")
+        reader, writer = os.pipe()
+        direct = DirectReads(reader, execmodel)
+        direct.IDLE_S = LONG_S
+        offering = Task(execmodel, direct.offer)
+        wait_until(lambda: direct.offered)
+        ignored, frame = _pack_int_frame(Message.INTERRUPT, 1, 6, 70, -1, 81), io.BytesIO()
+        Message(Message.CALL, 1, b"request").to_io(frame)
+        os.write(writer, ignored)
+        reading = Task(execmodel, direct.read_frames, Message.CALL, 1, int, list, ignored)
+        wait_until(lambda: direct.uses == 2)
+        os.write(writer, frame.getvalue())
+        assert reading.result() == [b"request"]
+        assert direct.chunks == []
+        direct.take_back()
+        offering.result()
         os.close(reader)
         os.close(writer)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import signal
@@ -21,7 +20,7 @@ from pages import read
 from processes import processes_with, stop
 from tools import BOUND_S, ROOT, SOURCE, some_of, wait_until
 
-from execnet import BootstrapError, Gateway, Group, WorkerDied, aio
+from execnet import BootstrapError, Gateway, Group, WorkerDied
 from execnet._resume import near, records
 from execnet._resume.logins import Ended, Login, Session, Unreachable
 from execnet._resume.ways import command_of_login
@@ -391,15 +390,6 @@ def test_a_start_that_is_cut_when_the_worker_is_ready_leaves_nothing(
         group.makegateway(spec_of(600))
     path = f"PATH={os.environ['PATH']}"
     wait_until(lambda: set(processes_with(path)) <= {os.getpid()})
-
-
-def test_a_loop_is_told_that_it_can_not_resume(link: CutLink) -> None:
-    async def make() -> None:
-        async with aio.Group() as group:
-            await group.makegateway(spec_of(10))
-
-    with pytest.raises(ValueError, match=r"resume= is not for execnet\.aio"):
-        asyncio.run(make())
 
 
 def test_what_is_sent_before_the_hello_goes_in_one_packet() -> None:
