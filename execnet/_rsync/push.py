@@ -16,7 +16,6 @@ from typing import Any, Protocol
 from .. import gateway_base
 from .._ship.parts import note_loaded
 from .._via.blobs import send_shared
-from ..gateway import Gateway
 from .far import digests
 from .far.messages import PATH_MAX
 from .far.pump import WAKE, Pump
@@ -77,8 +76,8 @@ def check_source_stays(root: bytes, targets: list[Target]) -> None:
 
 def sender_to(gateway: Any) -> Callable[[Any, Any], None]:
     """Return what sends an item over a channel; to several workers beyond a hop, only once."""
-    # Those of ``execnet.aio`` wait in another way.
-    return send_shared if type(gateway) is Gateway else gateway_base.Channel.send
+    waits_in_loop = hasattr(gateway, "_refuse_blocking")  # as those of ``execnet.aio``
+    return gateway_base.Channel.send if waits_in_loop else send_shared
 
 
 def share_ways(targets: list[Target]) -> None:
