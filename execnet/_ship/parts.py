@@ -205,14 +205,15 @@ def with_imports(name: str) -> list[str]:
     """
     found: list[str] = []
     package = name.rpartition(".")[0]
-    for module, names in _IMPORTS.findall(source_of(name)):
-        for one in [f".{module}"] if module else [f".{one.strip()}" for one in names.split(",")]:
-            found += [part for part in with_imports(package + one) if part not in found]
+    for other, module, names in _IMPORTS.findall(source_of(name)):
+        folder = other.strip(".") or package
+        for one in [module] if module else [one.strip() for one in names.split(",")]:
+            found += [part for part in with_imports(f"{folder}.{one}") if part not in found]
     return [*found, name]
 
 
-# Imports from the same folder.
-_IMPORTS = re.compile(r"^from \.(\w*) import (.*)", re.M)
+# Imports from the same folder, and from that of what runs alone.
+_IMPORTS = re.compile(r"^from \.(\.script|)(\w*) import (.*)", re.M)
 
 
 def import_folder() -> str:

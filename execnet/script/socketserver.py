@@ -379,12 +379,12 @@ class Prover(object):
         self._words = words[1:]
         return words[1] == b"tls", words[2] != b"-"
 
-    def answer(self, binding):
-        # type: (bytes) -> bytes
-        """Return the line that proves that we have the key."""
+    def answer(self, binding, *purpose):
+        # type: (bytes, bytes) -> bytes
+        """Return the line that proves that we have the key; purpose: words of other servers."""
         assert self._key is not None
         self._nonce = new_nonce()
-        self._words += [self._nonce, binding]
+        self._words += list(purpose) + [self._nonce, binding]
         proved = proof(self._key, b"client", self._words)
         return b" ".join([VERSION, self._nonce, binding, proved])
 
