@@ -274,10 +274,11 @@ class Group:
         tls: bool | str = True,
         count: int | None = None,
         options: str = "",
+        fanout: int | None = None,
     ) -> str:
         """Let workers dial in; as ``execnet.Group.listen``."""
         loop = await self._take_loop()
-        listen = partial(self._core.listen, address, key, tls, count, options)
+        listen = partial(self._core.listen, address, key, tls, count, options, fanout)
         return await to_its_end(in_thread(loop, listen), int)
 
     def join_command(

@@ -1,4 +1,4 @@
-"""What a joiner says about itself, checked before it is used.
+"""What a joiner says about itself, checked before it is used, and how it is turned away.
 
 Start at ``Facts``.
 """
@@ -13,6 +13,14 @@ TEXT_CHARS = 100
 NUMBER_MAX = 1 << 31
 _TEXTS = "host", "launcher", "job"
 _NUMBERS = "pid", "rank", "size"
+
+
+class Refused(Exception):
+    """A joiner is turned away; ``word`` begins the line that it is sent."""
+
+    def __init__(self, text: str, word: str = "error") -> None:
+        super().__init__(text)
+        self.word = word
 
 
 class Facts:
@@ -35,6 +43,11 @@ class Facts:
             self._values[name] = _checked_text(name, said.get(name))
         for name in _NUMBERS:
             self._values[name] = _checked_number(name, said.get(name))
+        # Of its end of the connection; None if there is none that others could dial.
+        self.address: str | None = None
+        text = _checked_text("address", said.get("address"))
+        if text is not None:
+            self.address = numeric(text)
         # Distinguishes jobs of one launcher; None if that is not known.
         self.place: tuple[str, str, int] | None = None
         if self._values["job"] and self._values["launcher"] and self._values["rank"] is not None:
@@ -43,6 +56,12 @@ class Facts:
     def shown(self) -> dict[str, Any]:
         """Return the values for ``_rinfo``, None for unknown ones; the hello has the pid."""
         return {name: value for name, value in self._values.items() if name != "pid"}
+
+    @property
+    def host(self) -> str | None:
+        """The name of its machine, as far as that is known."""
+        host: str | None = self._values["host"]
+        return host
 
     def __str__(self) -> str:
         if self.place is None:
@@ -59,6 +78,22 @@ def _checked_text(name: str, value: object) -> str | None:
     if not (value.isascii() and value.isprintable()):
         raise ValueError(f"its {name} is not printable")
     return value
+
+
+def numeric(text: str) -> str | None:
+    """Return the address of a machine without a mapping; None if it means something there alone.
+
+    Raises ValueError if it is none.
+    """
+    import ipaddress
+
+    if "%" in text:
+        return None
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError("its address is none") from None
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def _checked_number(name: str, value: object) -> int | None:

@@ -1,9 +1,10 @@
 """The code that a worker which dialled in gets from the coordinator after authentication.
 
 This process keeps the connection, and relays between it and the worker, which is a process of its
-own, so that nothing there has seen the key.  It runs after the first code of ``command``, is sent
-together with ``script/socketserver.py`` and keeps to what Python 2.7 and today's Python both
-accept.  Start at ``join``.
+own, so that nothing there has seen the key.  If the coordinator says so, that is a connection to
+another worker, the *hop* through which the coordinator then reaches this one.  It runs after the
+first code of ``command``, is sent together with ``script/socketserver.py`` and keeps to what
+Python 2.7 and today's Python both accept.  Start at ``join``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 ANSWER_S = 99  # how long the coordinator may take to find a place
+REACH_S = 3  # how long the way to a hop may take, all its addresses together
+HOP = b"hop"  # in the proof to a hop, which has a key for this joiner alone
 TEXT_CHARS = 100  # of the facts about this machine
 # Launchers of many processes: name, rank, number of processes, and what distinguishes jobs.
 LAUNCHERS = (
@@ -68,17 +71,82 @@ def join(conn: Any, base: Any) -> int:
     conn: with TLS, after the proof.  base: the module ``script.socketserver``.
     """
     base.keep_alive(conn)
-    conn.sendall((json.dumps(facts()) + "\n").encode("ascii"))
+    known = facts()
+    known["address"] = _text(conn.getsockname()[0])
+    conn.sendall((json.dumps(known) + "\n").encode("ascii"))
     try:
-        answer = base._read_line(conn, base.clock() + ANSWER_S).decode("ascii", "replace")
+        word, rest = _answer(conn, base)
+        while word == "hop":
+            try:
+                hop = _connected_to_hop(rest.split(" "), base)
+            except (EnvironmentError, ValueError, IndexError) as exc:
+                conn.sendall(("unreached %s\n" % _text("%s" % (exc,))).encode("ascii"))
+                word, rest = _answer(conn, base)
+            else:
+                conn.sendall(b"reached\n")
+                base._shut(conn)
+                conn.close()
+                conn, word = hop, "go"
     except (EnvironmentError, ValueError):
-        answer = "error the coordinator has ended the connection"
-    word, _, rest = answer.partition(" ")
+        word, rest = "error", "the coordinator has ended the connection"
     if word != "go":
         sys.stderr.write("execnet join: %s\n" % base.printable(rest.encode("ascii", "replace")))
         return int(word != "late")
     near, far = socket.socketpair()
     return _serve(conn, near, far, base)
+
+
+def _answer(conn: Any, base: Any) -> tuple[str, str]:
+    line = base._read_line(conn, base.clock() + ANSWER_S).decode("ascii", "replace")
+    word, _, rest = line.partition(" ")
+    return word, rest
+
+
+def _connected_to_hop(words: list[str], base: Any) -> Any:
+    """Return a connection to a hop, after the proofs.
+
+    words: a port, the SHA-256 of the certificate and the key, in hex, then hosts.  Nothing is sent
+    before the certificate has shown that it is the hop.  Raises EnvironmentError or ValueError if
+    it is not reached, IndexError if there are too few words.
+    """
+    port, fingerprint, key = int(words[0]), words[1].encode("ascii"), words[2].encode("ascii")
+    until = base.clock() + REACH_S
+    error: Any = None
+    for number, host in enumerate(words[3:], 4):
+        left_s = (until - base.clock()) / (len(words) - number + 1)
+        try:
+            conn = socket.create_connection((host, port), max(0.01, left_s))
+        except EnvironmentError as exc:
+            error = exc
+            continue
+        try:
+            return _proved(conn, base.Prover(base.key_of(key)), fingerprint, until, base)
+        except (EnvironmentError, ValueError) as exc:
+            conn.close()
+            error = exc
+    raise ValueError("%s port %d: %s" % (" and ".join(words[3:]), port, error))
+
+
+def _proved(conn: Any, prover: Any, fingerprint: bytes, until: float, base: Any) -> Any:
+    import ssl
+
+    is_tls, is_wanted = prover.greeted(base._read_line(conn, until))
+    if not (is_tls and is_wanted):
+        raise ValueError("no hop greets so")
+    context: Any = ssl.SSLContext(getattr(ssl, "PROTOCOL_TLS_CLIENT", ssl.PROTOCOL_SSLv23))
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    conn.settimeout(max(0.01, until - base.clock()))
+    hop = context.wrap_socket(conn)
+    try:
+        if base.fingerprint_of(hop.getpeercert(True) or b"") != fingerprint:
+            raise ValueError("it has another certificate")
+        hop.sendall(prover.answer(fingerprint, HOP) + b"\n")
+        prover.proved(base._read_line(hop, until))
+        base.keep_alive(hop)
+        return hop
+    except BaseException:
+        hop.close()
+        raise
 
 
 def _serve(conn: Any, near: Any, far: Any, base: Any) -> int:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .near import Joins
     from .wanted import Wanted
 
+THREADS = "thread", "main_thread_only"  # execution models of workers that can lead to others
 LAUNCHER_S = 10.0  # how long a launcher may take to notice that its tasks have ended
 
 
@@ -50,6 +51,7 @@ class Listening:
         tls: bool | str = True,
         count: int | None = None,
         options: str = "",
+        fanout: int | None = None,
     ) -> str:
         """Let workers dial in: any process that runs ``join_command()`` becomes one.
 
@@ -57,9 +59,12 @@ class Listening:
         key that joiners must have, or its 32 bytes; None for ``~/.execnet/key``, made if
         necessary.  tls: True makes a certificate with the program openssl; otherwise a file with a
         certificate and its private key.  count: how many may be connected at the same time.
-        options: keys of a spec for all of them, as in "chdir=/tmp//nice=5".  Returns
-        "host:port//fingerprint=...", for ``execnet join``.  Raises ValueError for bad arguments, or
-        if the group is listening already, OSError if it can't listen there, or has no certificate.
+        options: keys of a spec for all of them, as in "chdir=/tmp//nice=5".  fanout: how many are
+        reached from here, and at most from each worker: further joiners are told to dial to those
+        that are there, and are reached ``via`` them, as in ``tree``; None reaches all from here.
+        Returns "host:port//fingerprint=...", for ``execnet join``.  Raises ValueError for bad
+        arguments, or if the group is listening already, OSError if it can't listen there, or has no
+        certificate.
         """
         if not self.execmodel.has_main_thread:
             raise ValueError(f"listen() needs threads, and this group has {self.execmodel.backend}")
@@ -69,11 +74,21 @@ class Listening:
         for name in "id", "key", "certificate":
             if vars(spec).get(name) is not None:
                 raise ValueError(f"options={options!r}: {name}= can't be for all that join")
+        if fanout is not None:
+            from .._tree.plan import check_fanout
+
+            check_fanout(fanout)
+            if spec.execmodel not in THREADS:
+                raise ValueError(f"fanout= needs threads in workers, which have {spec.execmodel}")
         from .near import Joins
 
         def make(io: Endpoint, address: str) -> Gateway:
-            spec = _spec_of(address, options)
-            gateway = self._make_through(spec, lambda settings, model: io)
+            def through(settings: Settings, model: ExecModel) -> Endpoint:
+                if io.carrier is not None:
+                    vars(settings.spec)["via"] = io.carrier.id
+                return io
+
+            gateway = self._make_through(_spec_of(address, options), through)
             self._tell_executors()
             return gateway
 
@@ -81,7 +96,9 @@ class Listening:
             if self._joins is not None:
                 raise ValueError(f"the group listens already, at {self._joins.ticket}")
             self._end_at_exit()
-            self._joins = Joins(address, key, tls, count, self.execmodel, lambda: nullcontext(make))
+            self._joins = Joins(
+                address, key, tls, count, self.execmodel, lambda: nullcontext(make), fanout
+            )
             return str(self._joins.ticket)
 
     def join_command(

@@ -24,7 +24,7 @@ from ..gateway_base import Message, TimeoutError, real_select, timed_inbox
 from ..gateway_socket import ANY_HOST, LOOPBACK, SocketIO
 from ..script import socketserver
 from .command import KEY_VARIABLE, Ticket
-from .facts import Facts
+from .facts import Facts, Refused
 from .launcher import Launcher
 from .visitor import Connection, Door, DoorCertificate
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .._endpoint import Endpoint
     from ..gateway import Gateway
     from ..gateway_base import ExecModel
+    from .hops import Hops
 
     class Makes(Protocol):
         """Makes a gateway from a joiner's stream, and adds it to a group."""
@@ -51,21 +52,13 @@ END_S = 5.0  # for threads to see that it is over
 REASONS = 5  # kept for the message of a wait that fails
 
 
-class Refused(Exception):
-    """A joiner is turned away; ``word`` begins the line that it is sent."""
-
-    def __init__(self, text: str, word: str = "error") -> None:
-        super().__init__(text)
-        self.word = word
-
-
 class Joins:
     """The door of a group, and the workers that came in.
 
     key: a file, or the key itself.  tls: a file with a certificate and its private key, or True
     for one that is made now.  count: how many may be there at once.  place: called for each
-    joiner, may wait; gives what makes a gateway of it, or raises ``Refused``.  ``_changed`` guards
-    all lists; any thread may call.
+    joiner, may wait; gives what makes a gateway of it, or raises ``Refused``.  fanout: as for
+    ``hops``; None to keep all connections.  ``_changed`` guards all lists; any thread may call.
     """
 
     def __init__(
@@ -76,6 +69,7 @@ class Joins:
         count: int | None,
         execmodel: ExecModel,
         place: Callable[[], AbstractContextManager[Makes]],
+        fanout: int | None = None,
     ) -> None:
         self.count = count
         self.gateways: list[Gateway] = []  # those that have joined and were not replaced
@@ -84,6 +78,11 @@ class Joins:
         self.reasons: deque[str] = deque(maxlen=REASONS)  # why the last were turned away
         self._place, self._execmodel = place, execmodel
         self._changed = threading.Condition()
+        self._hops: Hops | None = None
+        if fanout is not None:
+            from .hops import Hops
+
+            self._hops = Hops(fanout, execmodel, self._changed)
         self._seen: set[str] = set()  # ids of joiners
         self._starting = 0  # joiners that have a place, but are not gateways yet
         self._busy: set[Connection] = set()  # theirs
@@ -184,6 +183,8 @@ class Joins:
             for connection in self._busy:
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
+            if self._hops is not None:
+                self._hops.stop()
             self._changed.notify_all()
         for connection, _ in waiting:
             connection.close()
@@ -268,7 +269,6 @@ class Joins:
 
     def _become_worker(self, connection: Connection, id: str) -> None:
         sock = connection.sock
-        name = socketserver.format_address(sock.getpeername()[:2])
         talk = SocketTalk(sock)
         talk.tls = connection.tls
         code = _code()
@@ -285,19 +285,37 @@ class Joins:
             with self._place() as make:
                 if _has_left(sock):
                     raise ConnectionError("it has left")
-                talk.write(b"go on\n")
-                sock.settimeout(None)
-                io = SocketIO(sock, self._execmodel, name)
-                address = socketserver.format_address(self.address)
-                io.args = [f"listen={address}", f"joined={name}"]
-                stream = TlsIO(io, connection.tls)
-                stream.facts = facts.shown()
-                gateway = make(stream, address)
+                gateway = self._made(make, connection, talk, facts)
         except Refused as exc:
             self._turn_away(talk, exc)
             raise
         finally:
             self._add(gateway, facts)
+
+    def _made(self, make: Makes, connection: Connection, talk: SocketTalk, facts: Facts) -> Gateway:
+        """Make a gateway of a joiner, which waits to hear from where it gets its work."""
+        sock, address = connection.sock, socketserver.format_address(self.address)
+        host, port = sock.getpeername()[:2]
+        name = socketserver.format_address((host, port))
+        args = [f"listen={address}", f"joined={name}"]
+        hops, gateway = self._hops, None
+        node = None if hops is None else hops.find(talk, facts, host, args, name)
+        try:
+            if node is not None and node.stream is not None:
+                stream: Endpoint = node.stream
+                connection.close()
+            else:
+                talk.write(b"go on\n")
+                sock.settimeout(None)
+                io = SocketIO(sock, self._execmodel, name)
+                io.args = args
+                stream = TlsIO(io, connection.tls)
+            stream.facts = facts.shown()
+            gateway = make(stream, address)
+            return gateway
+        finally:
+            if hops is not None and node is not None:
+                hops.settle(node, gateway)
 
     def _turn_away(self, talk: SocketTalk, why: Exception) -> None:
         word = why.word if isinstance(why, Refused) else "error"

@@ -16,7 +16,8 @@ from .. import gateway_bootstrap
 from .._clock import monotonic
 from .._errors import BootstrapError
 from ..script.socketserver import format_address
-from .near import Joins, Refused
+from .facts import Refused
+from .near import Joins
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

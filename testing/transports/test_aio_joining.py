@@ -75,6 +75,22 @@ class TestListening:
         run(body, pem)
         assert [joiner.wait(BOUND_S) for joiner in joiners] == [0, 0]
 
+    def test_further_ones_are_reached_through_others(self, pem: str) -> None:
+        joiners: list[subprocess.Popen[bytes]] = []
+
+        async def body(group: aio.Group) -> None:
+            for count in 1, 2, 3:
+                joiners.append(start(group))
+                gateways = await group.wait_for(count, BOUND_S)
+            via = [gateway.spec.via for gateway in gateways]
+            assert via == [None, *(gateway.id for gateway in gateways[:2])]
+            channel = gateways[2].remote_exec("channel.send(channel.receive())")
+            await channel.send(b"x" * 300_000)
+            assert await channel.receive() == b"x" * 300_000
+
+        run(body, pem, fanout=1)
+        assert [joiner.wait(BOUND_S) for joiner in joiners] == [0, 0, 0]
+
     def test_a_launched_program_brings_workers_and_ends_with_the_group(self, pem: str) -> None:
         async def body(group: aio.Group) -> None:
             await group.launch(["env"], python=sys.executable)
