@@ -10,10 +10,6 @@ import os
 
 from .wire import ROOTED, SYMLINK
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    pass
-
 SEP = os.sep.encode()
 
 

@@ -140,8 +140,7 @@ class Sending(object):
             os.close(fd)
 
     def _has_grown(
-        self, fd: int, before: os.stat_result, proof: Proof,
-        prove: Callable[[int, os.stat_result], Proof]
+        self, fd: int, before: os.stat_result, proof: Proof, prove: Prove
     ) -> bool:  # fmt: skip
         """Return whether a file only grew while it was sent; reading it again proves that.
 
