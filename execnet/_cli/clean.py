@@ -20,6 +20,10 @@ from ..gateway_io import Popen2IOMaster
 from .session import STATUS_FAILED
 from .words import add_command
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .words import Subparsers
+
 _DESCRIPTION = """\
 Remove what execnet left on this machine and nobody needs any more: sockets of ssh connections that
 have ended, folders and logs of services that have ended, traces and temporary files of processes
@@ -28,7 +32,7 @@ their host.
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the parser of this subcommand."""
     parser = add_command(subparsers, "clean", "remove what ended processes left", _DESCRIPTION)
     parser.add_argument("--dry-run", action="store_true", help="only print what would be removed")

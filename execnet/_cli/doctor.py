@@ -8,12 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from typing import Any
 
 from .._rsync.result import printable_lines
 from .examine import ExaminedGroup, Findings, Stage, examine
 from .session import STATUS_FAILED, Session, supervise
 from .words import SPEC_HELP, add_command, parse_specs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .words import Subparsers
 
 _DESCRIPTION = f"""\
 Start an interpreter for each SPEC, one after the other, in stages: look up the name of the host,
@@ -39,7 +42,7 @@ examples:
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the parser of ``execnet doctor``."""
     parser = add_command(
         subparsers,

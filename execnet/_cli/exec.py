@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
-from typing import Any
 
 from .._ship.source import source_to_send
 from ..gateway_base import Channel
@@ -19,6 +18,10 @@ from . import far_exec
 from .execution import Execution, PatientGroup, Printer, execute
 from .session import CommandError, Session, supervise
 from .words import SPEC_HELP, add_command, parse_specs, seconds
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .words import Subparsers
 
 _USAGE = """\
 execnet exec SPEC... (-c CODE | FILE | -m MODULE) [--timeout SECONDS]
@@ -59,7 +62,7 @@ examples:
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the parser of ``execnet exec``."""
     parser = add_command(
         subparsers,

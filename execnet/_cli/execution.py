@@ -93,7 +93,7 @@ class Printer:
     def _out(self, text: str, gateway: Gateway) -> None:
         self._write(text if self._is_safe else printable_lines(text), f"[{gateway.id}] ")
 
-    def _json(self, gateway: Gateway, **found: Any) -> None:
+    def _json(self, gateway: Gateway, **found: object) -> None:
         self._write(json.dumps({"gateway": gateway.id, **found}), "")
 
     def _write(self, text: str, prefix: str) -> None:
@@ -176,7 +176,7 @@ class Execution:
         else:
             self._channel.setcallback(self._take, endmarker=_END)
 
-    def send(self, code: ModuleType, what: str, **arguments: Any) -> Channel:
+    def send(self, code: ModuleType, what: str, **arguments: object) -> Channel:
         """Run a module of ours in the worker; return its channel.
 
         code: has a function ``run(channel, report, **arguments)``.  what: describes it in errors.
@@ -188,7 +188,7 @@ class Execution:
         arguments["report"] = report
         return gateway._execute(what, text, file_name, "run", arguments)
 
-    def _take_report(self, report: Any) -> None:
+    def _take_report(self, report: object) -> None:
         self._report = report
 
     def _take(self, item: object) -> None:

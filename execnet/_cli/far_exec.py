@@ -15,7 +15,10 @@ import types
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import TracebackType
     from typing import Any
+
+    from ..gateway_base import Channel
 
 VALUE = "__execnet_value__"
 LOST_CHARACTERS = 200  # of a value that is lost
@@ -23,8 +26,8 @@ SHOWN = bool, int, float, complex, bytes, str, type(u""), list, tuple, dict, set
 
 
 def run(
-    channel: Any,
-    report: Any,
+    channel: Channel,
+    report: Channel,
     source: str,
     place: str,
     file_name: bytes | None,
@@ -62,7 +65,7 @@ def run(
         report.send((status, text, _shown(value)))
 
 
-def _run_flushed(channel: Any, source: str, place: str, namespace: dict[str, Any]) -> Any:
+def _run_flushed(channel: Channel, source: str, place: str, namespace: dict[str, Any]) -> object:
     """Run a source; flush what it printed, unless it forked and this is the child."""
     base = sys.modules[channel.__class__.__module__]
     pid = os.getpid()
@@ -74,7 +77,7 @@ def _run_flushed(channel: Any, source: str, place: str, namespace: dict[str, Any
 
 
 def _prepare(
-    channel: Any, file_name: bytes | None, argv: list[bytes], name: str, package: str | None
+    channel: Channel, file_name: bytes | None, argv: list[bytes], name: str, package: str | None
 ) -> dict[str, Any]:
     """Make this process look like one that was started to run the program."""
     sys.argv = [_native(word) for word in argv]
@@ -90,8 +93,8 @@ def _prepare(
     return namespace
 
 
-def _native(word: Any) -> str:
-    native: str = os.fsdecode(word) if hasattr(os, "fsdecode") else word
+def _native(word: bytes) -> str:
+    native: str = os.fsdecode(word) if hasattr(os, "fsdecode") else str(word)
     return native
 
 
@@ -129,7 +132,7 @@ def _run(source: str, place: str, namespace: dict[str, Any]) -> object:
     return namespace.pop(VALUE, None)
 
 
-def _users_part(traceback: Any) -> Any:
+def _users_part(traceback: TracebackType | None) -> TracebackType | None:
     while traceback is not None and traceback.tb_frame.f_globals is globals():
         traceback = traceback.tb_next
     return traceback
@@ -142,7 +145,7 @@ def _remember(source: str, place: str) -> None:
         linecache.cache[str(place)] = (len(source), None, lines, str(place))
 
 
-def _status_of(error: Any) -> int:
+def _status_of(error: BaseException | None) -> int:
     """Handle a SystemExit as Python does; return its exit status."""
     code = getattr(error, "code", None)
     if code is None:
@@ -153,7 +156,7 @@ def _status_of(error: Any) -> int:
     return 1
 
 
-def _flush(channel: Any) -> None:
+def _flush(channel: Channel) -> None:
     for file in sys.stdout, sys.stderr:
         try:
             file.flush()

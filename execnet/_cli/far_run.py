@@ -14,13 +14,15 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import IO
+
+    from ..gateway_base import Channel
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as in shells
 END_S = 2.0  # how long an interrupted program may take to end
 
 
-def run(channel: Any, report: Any, command: list[bytes], has_input: bool) -> None:
+def run(channel: Channel, report: Channel, command: list[bytes], has_input: bool) -> None:
     """Run a command to its end; its stdin is what arrives on ``channel``, or nothing."""
     words = [_native(word) for word in command]
     try:
@@ -34,15 +36,15 @@ def run(channel: Any, report: Any, command: list[bytes], has_input: bool) -> Non
     report.send((status, text, None))
 
 
-def _start(words: list[str], has_input: bool) -> Any:
+def _start(words: list[str], has_input: bool) -> subprocess.Popen[bytes]:
     with open(os.devnull, "rb") as nothing:
         return subprocess.Popen(words, stdin=subprocess.PIPE if has_input else nothing)
 
 
-def _wait(process: Any, inputs: Any) -> int:
+def _wait(process: subprocess.Popen[bytes], inputs: Channel | None) -> int:
     """Wait until a program ends, feeding it from a channel; return its status."""
     try:
-        if inputs is not None:
+        if inputs is not None and process.stdin is not None:
             thread = threading.Thread(target=_feed, args=(inputs, process.stdin))
             thread.daemon = True
             thread.start()
@@ -53,12 +55,12 @@ def _wait(process: Any, inputs: Any) -> int:
     return 128 - status if status < 0 else status
 
 
-def _native(word: Any) -> str:
-    native: str = os.fsdecode(word) if hasattr(os, "fsdecode") else word
+def _native(word: bytes) -> str:
+    native: str = os.fsdecode(word) if hasattr(os, "fsdecode") else str(word)
     return native
 
 
-def _feed(channel: Any, stdin: Any) -> None:
+def _feed(channel: Channel, stdin: IO[bytes]) -> None:
     try:
         for data in channel:
             _write(stdin, data)
@@ -69,7 +71,7 @@ def _feed(channel: Any, stdin: Any) -> None:
         pass
 
 
-def _write(stdin: Any, data: bytes) -> None:
+def _write(stdin: IO[bytes], data: bytes) -> None:
     """Write data, or close if there is none; ignore a program that stopped reading."""
     try:
         if data:
@@ -84,7 +86,7 @@ def _write(stdin: Any, data: bytes) -> None:
         pass
 
 
-def _end(process: Any) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     """End a program; it may have been interrupted too, and be about to end."""
     try:
         process.terminate()

@@ -29,7 +29,11 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
     from typing import Any
+
+    from ..gateway_base import Channel
 
 NAME = "<shell>"
 CELL_NAME = "<cell %d>"
@@ -40,7 +44,7 @@ SYNC_S = 5.0  # how long the end of a statement waits for its output
 class Pipe(object):
     """A pipe in place of descriptor ``fd``; its thread sends what is written at once."""
 
-    def __init__(self, fd: int, send: Any) -> None:
+    def __init__(self, fd: int, send: Callable[[int, bytes], object]) -> None:
         self._fd = fd
         self._send = send
         self._mark = b"\0" + binascii.hexlify(os.urandom(8)) + b"\0"
@@ -90,7 +94,7 @@ class Shell(object):
     runs, so that no message gets lost.
     """
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._process = channel.gateway.process
         self._base = sys.modules[channel.__class__.__module__]
@@ -158,7 +162,7 @@ class Shell(object):
             except self._base.DumpError:
                 self._channel.send(("done", number, "%s" % (sys.exc_info()[1],)))
 
-    def _values(self, names: list[str]) -> Any:
+    def _values(self, names: list[str]) -> object:
         """Return ({name: value},), or a text that says which name is not there."""
         missing = [name for name in names if name not in self._names]
         if missing:
@@ -183,7 +187,7 @@ class Shell(object):
         lines = source.splitlines(True)
         linecache.cache[name] = len(source), None, lines, name  # for tracebacks
         tree = ast.parse(source, name)
-        shown: list[Any] = []
+        shown: list[ast.stmt] = []
         if tree.body and isinstance(tree.body[-1], ast.Expr):
             shown.append(tree.body.pop())
         codes = [compile(tree, name, "exec", 0, True)]
@@ -191,7 +195,7 @@ class Shell(object):
             codes.append(compile(ast.Interactive(shown), name, "single", 0, True))
         return codes
 
-    def _run(self, number: int, text: str, is_cell: bool) -> Any:
+    def _run(self, number: int, text: str, is_cell: bool) -> object:
         """Run a statement or a cell; return what the answer to it says."""
         answer: Any = None
         try:
@@ -212,7 +216,10 @@ class Shell(object):
                 pass
         return answer
 
-    def _failed(self, is_cell: bool, kind: Any, error: Any, traceback: Any) -> Any:
+    def _failed(
+        self, is_cell: bool, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None
+    ) -> object:  # fmt: skip
         """Return the exit status that a statement asks for, or the text of a cell's error."""
         while traceback is not None and traceback.tb_frame.f_globals is globals():
             traceback = traceback.tb_next
@@ -237,14 +244,14 @@ class Shell(object):
             pass
         return None
 
-    def _status_of(self, error: Any) -> int:
+    def _status_of(self, error: BaseException | None) -> int:
         code = getattr(error, "code", None)
         if code is None or isinstance(code, int):
             return (code or 0) & 0xFF
         sys.stderr.write("%s\n" % (code,))
         return 1
 
-    def _completions(self, text: Any) -> list[str]:
+    def _completions(self, text: str) -> list[str]:
         head, dot, tail = str(text).rpartition(".")
         if not dot:
             words = list(self._names) + dir(sys.modules[len.__module__]) + list(keyword.kwlist)
@@ -261,7 +268,7 @@ class Shell(object):
         return sorted(one for one in found if is_private or one[start] != "_")
 
 
-def run(channel: Any, control: Any) -> None:
+def run(channel: Channel, control: Channel) -> None:
     """Serve a shell; interrupts arrive on the channel ``control``."""
     shell = Shell(channel)
     control.setcallback(shell.interrupt)

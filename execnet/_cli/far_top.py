@@ -12,7 +12,11 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType, ModuleType
     from typing import Any
+
+    from ..gateway_base import Channel, Message
 
 TOLD = 5  # pieces of running code
 _RUNS = "_execute", "_answer"  # what runs the code of ``remote_exec``, and calls
@@ -21,14 +25,14 @@ _RUNS = "_execute", "_answer"  # what runs the code of ``remote_exec``, and call
 class Tasks(object):
     """What this process executes; ``_since`` says when each piece of code was first seen."""
 
-    def __init__(self, base: Any) -> None:
+    def __init__(self, base: ModuleType) -> None:
         self._package = base.__name__.rpartition(".")[0] + "."
-        self._since: dict[Any, float] = {}
+        self._since: dict[object, float] = {}
 
-    def look(self, now: float) -> list[Any]:
+    def look(self, now: float) -> list[list[Any]]:
         """Return [where it is, for how many seconds it has been seen] for each, oldest first."""
         found: list[Any] = []
-        seen: dict[Any, float] = {}
+        seen: dict[object, float] = {}
         for ident, frame in sys._current_frames().items():
             task = self._task_of(frame)
             if task is not None:
@@ -38,7 +42,7 @@ class Tasks(object):
         self._since = seen
         return sorted(found, key=lambda item: -item[1])[:TOLD]
 
-    def _task_of(self, frame: Any) -> Any:
+    def _task_of(self, frame: FrameType | None) -> tuple[object, str] | None:
         """Return what identifies a thread's task, and where it is; None if it has no task."""
         innermost = outermost = None
         while frame is not None:
@@ -57,7 +61,7 @@ class Tasks(object):
         return None
 
 
-def _called(request: Any) -> str:
+def _called(request: object) -> str:
     """Return the name of the function that a call is for."""
     if type(request) is not tuple:
         return "call"
@@ -81,7 +85,7 @@ class Counts(object):
         self._is_in_part = False
         self._received, self._sent = itertools.count(), itertools.count()
         self._looks = 0
-        self._hidden: list[tuple[Any, str]] = []
+        self._hidden: list[tuple[object, str]] = []
 
     def look(self) -> list[int]:
         """Return how many were received and sent so far."""
@@ -110,23 +114,23 @@ class Counts(object):
             self._gateway.note_sent = lambda: next(self._sent)
             self._hidden.append((self._gateway, "note_sent"))
 
-    def _hide(self, holder: Any, name: str, counted: Any) -> None:
+    def _hide(self, holder: object, name: str, counted: Callable[..., object]) -> None:
         if holder is not None and name not in vars(holder):
             method = getattr(holder, name)
             setattr(holder, name, lambda *arguments: counted(method, *arguments))
             self._hidden.append((holder, name))
 
-    def _count_sent(self, method: Any, id: int, item: Any) -> None:
+    def _count_sent(self, method: Callable[..., Any], id: int, item: object) -> None:
         if id not in self.ignored:  # first: whoever gets the item may look at the count
             next(self._sent)
         method(id, item)
 
-    def _count_item(self, method: Any, id: int, data: Any) -> None:
+    def _count_item(self, method: Callable[..., Any], id: int, data: bytes) -> None:
         if not self._is_in_part and id not in self.ignored:
             next(self._received)
         method(id, data)
 
-    def _count_part(self, method: Any, message: Any) -> None:
+    def _count_part(self, method: Callable[..., Any], message: Message) -> None:
         self._is_in_part = True  # only the receiver thread is here
         try:
             method(message)
@@ -135,19 +139,19 @@ class Counts(object):
         if not message.left and self._gateway._channelfactory._part[1]:
             next(self._received)
 
-    def _count_read(self, method: Any, channel: Any, *rest: Any) -> Any:
+    def _count_read(self, method: Callable[..., Any], channel: Channel, *rest: object) -> object:
         is_item = method(channel, *rest)
         if is_item and channel.id not in self.ignored:
             next(self._received)
         return is_item
 
-    def _count_read_calls(self, method: Any, *arguments: Any) -> Any:
+    def _count_read_calls(self, method: Callable[..., Any], *arguments: Any) -> Any:
         payloads = method(*arguments)
         for _ in payloads:
             next(self._received)
         return payloads
 
-    def _count_call(self, method: Any, id: int, data: Any) -> None:
+    def _count_call(self, method: Callable[..., Any], id: int, data: bytes) -> None:
         if data:  # else it comes as an item
             next(self._received)
         method(id, data)
@@ -156,7 +160,7 @@ class Counts(object):
 class Items(object):
     """How many items and calls have passed since this began, in all gateways of the process."""
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._totals = [0, 0]
         self._last: dict[Any, list[int]] = {}
@@ -194,7 +198,7 @@ class Items(object):
                     counts.stop()
 
 
-def _gateways(channel: Any) -> list[Any]:
+def _gateways(channel: Channel) -> list[Any]:
     """Return the gateways of this process."""
     service = getattr(channel.gateway, "service", None)
     return [channel.gateway] if service is None else list(service.clients)
@@ -226,7 +230,7 @@ def _carried() -> list[int] | None:
         return None
 
 
-def _unread(channel: Any) -> int:
+def _unread(channel: Channel) -> int:
     """Return how many items have come here that no code has taken yet."""
     count = 0
     for gateway in _gateways(channel):
@@ -237,7 +241,7 @@ def _unread(channel: Any) -> int:
     return count
 
 
-def run(channel: Any) -> None:
+def run(channel: Channel) -> None:
     """Answer each item with the current state of this process."""
     items = Items(channel)
     try:
@@ -246,7 +250,7 @@ def run(channel: Any) -> None:
         items.close()
 
 
-def _report(channel: Any, items: Items) -> None:
+def _report(channel: Channel, items: Items) -> None:
     tasks = Tasks(sys.modules[channel.__class__.__module__])
     for _ in channel:
         times = os.times()

@@ -11,7 +11,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .._rsync.result import printable
 from .._specs import Settings
@@ -23,6 +23,7 @@ from .words import SPEC_HELP, add_command, parse_specs
 
 if TYPE_CHECKING:
     from ..gateway_bootstrap import Through
+    from .words import Subparsers
 
 _DESCRIPTION = f"""\
 Start one interpreter per SPEC, all at once, and print a table: the id and the spec of the gateway,
@@ -60,7 +61,7 @@ _ENOUGH_S = 0.5  # no further round trips to a gateway after this long
 _ANSWER_S = 30.0  # how long a round trip may take
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the parser of ``execnet info``."""
     parser = add_command(
         subparsers,

@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import sys
-from typing import Any
 
 from .._errors import AuthenticationError
 from .._join.command import KEY_VARIABLE, Ticket, ticket_of
@@ -19,6 +18,10 @@ from .._transports.keys import client_key
 from ..script.socketserver import key_of
 from .session import STATUS_FAILED, CommandError
 from .words import add_command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .words import Subparsers
 
 PODS = 100_000  # the most that an Indexed Job of Kubernetes can have
 _DESCRIPTION = f"""\
@@ -30,7 +33,7 @@ without --key it is the variable {KEY_VARIABLE}, which code in the worker does n
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the parser of this subcommand."""
     parser = add_command(subparsers, "join", "be a worker of a program that listens", _DESCRIPTION)
     parser.add_argument("address", metavar="ADDRESS", help="what Group.listen() returned")

@@ -156,7 +156,7 @@ class Cells:
         self._known[gateway.id] = [cell]
         return cell
 
-    def _ask(self, targets: Sequence[Cell], kind: str, value: Any) -> None:
+    def _ask(self, targets: Sequence[Cell], kind: str, value: object) -> None:
         """Have all of them do something, and print what they print; raise what they raised."""
         writer = Writer(len(targets) > 1)
         for target in targets:

@@ -10,13 +10,16 @@ import os
 import shlex
 import sys
 import threading
-from typing import Any
 
 from ..gateway_base import Channel
 from . import far_run
 from .execution import Execution, PatientGroup, Printer, execute
 from .session import CommandError, Session, supervise
 from .words import SPEC_HELP, add_command, parse_specs, seconds
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .words import Subparsers
 
 _USAGE = """\
 execnet run SPEC... [--timeout SECONDS] [--stdin] [--json] -- COMMAND [ARGUMENT...]"""
@@ -50,7 +53,7 @@ _CHUNK_BYTES = 1 << 16
 _AHEAD_BYTES = 1 << 20  # of our stdin that a program may have left unread
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the parser of ``execnet run``."""
     parser = add_command(
         subparsers,

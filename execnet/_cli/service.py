@@ -24,6 +24,10 @@ from .info import format_table
 from .session import STATUS_FAILED, CommandError
 from .words import add_command
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .words import Subparsers
+
 _DESCRIPTION = """\
 Services are your processes that keep running and keep state: the spec socketservice=NAME connects
 to one, and starts it if necessary.
@@ -50,7 +54,7 @@ class Place(Protocol):
 Action = Callable[[argparse.Namespace, Place], int]
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the parser of ``execnet service``."""
     parser = add_command(
         subparsers, "service", "list, ask or end the services of this user", _DESCRIPTION, _EPILOG
@@ -65,7 +69,7 @@ def add_parser(subparsers: Any) -> None:
     _add(actions, "logs", _logs, "print what the code of a service wrote")
 
 
-def _add(actions: Any, name: str, run: Action, text: str) -> argparse.ArgumentParser:
+def _add(actions: Subparsers, name: str, run: Action, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = actions.add_parser(
         name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
     )

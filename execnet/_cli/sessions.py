@@ -27,6 +27,10 @@ from .info import format_table
 from .session import STATUS_FAILED, STATUS_SIGNAL, CommandError
 from .words import add_command, seconds
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .words import Subparsers
+
 _DESCRIPTION = """\
 A session is an interpreter with a name that keeps its globals between commands, here or on another
 machine.
@@ -44,7 +48,7 @@ _COLUMNS = ("session", "pid", "python", "names", "running")
 END_S = 5.0
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the parser of ``execnet session``."""
     parser = add_command(
         subparsers,
@@ -66,7 +70,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _add(
-    actions: Any, name: str, run: Callable[[argparse.Namespace, Channel], int], text: str
+    actions: Subparsers, name: str, run: Callable[[argparse.Namespace, Channel], int], text: str
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = actions.add_parser(
         name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False

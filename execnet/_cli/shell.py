@@ -26,6 +26,12 @@ from . import far_shell
 from .session import END_S, STATUS_FAILED, WatchedGroup
 from .words import SPEC_HELP, add_command, parse_specs
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .words import Subparsers
+
 _DESCRIPTION = f"""\
 Start one interpreter per SPEC, all at once, and use them as at Python's own prompt: with history,
 completion with the tab key, and multi-line statements. Output appears as it is written. Ctrl-C
@@ -57,7 +63,7 @@ _KEPT = re.compile(r"(\x1b\[[0-9;]*m|\r)")  # colours and progress bars are let 
 _LIFE_S = 1.0  # how often the main thread looks up from a wait
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the parser of ``execnet shell``."""
     parser = add_command(
         subparsers,
@@ -124,7 +130,7 @@ class Far:
         self._channel.reconfigure(py2str_as_py3str=False)  # output is bytes
         self._channel.setcallback(self._take, endmarker=None)
 
-    def ask(self, kind: str, text: str) -> None:
+    def ask(self, kind: str, text: object) -> None:
         """Send a request; ``wait`` comes next."""
         self._number += 1
         self.answer = None
@@ -380,7 +386,7 @@ class Prompt:
 class _Readline:
     """History and completion, if Python has the module for it."""
 
-    def __init__(self, complete: Any) -> None:
+    def __init__(self, complete: Callable[[str], list[str]]) -> None:
         self._path = os.path.join(_folders.home(), _HISTORY)
         self._words: list[str] = []
         self._ask = complete

@@ -31,6 +31,11 @@ from .bar import new_bar
 from .session import STATUS_FAILED, CommandError, Session, WatchedGroup, supervise
 from .words import add_command, parse_specs
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .bar import Bar
+    from .words import Subparsers
+
 _DESCRIPTION = """\
 Copy SRC, a file or a directory, to the path DEST of one interpreter per SPEC, all at once, and
 send only what is missing there: new files, and the changed parts of old ones.  Each file is
@@ -70,7 +75,7 @@ examples:
 _LEAVE_S = 1.0  # how long what was interrupted may take to clean up here
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the parser of ``execnet sync``."""
     parser = add_command(
         subparsers,
@@ -100,7 +105,7 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def _add_transfer(parser: Any) -> None:
+def _add_transfer(parser: argparse.ArgumentParser) -> None:
     """Add the options for how content travels, and when."""
     parser.add_argument(
         "--partial",
@@ -129,7 +134,7 @@ def _add_transfer(parser: Any) -> None:
     )
 
 
-def _add_attributes(parser: Any) -> None:
+def _add_attributes(parser: argparse.ArgumentParser) -> None:
     """Add the options for modes, times, owners and links."""
     parser.add_argument("--no-perms", action="store_true", help="do not preserve modes")
     parser.add_argument("--no-times", action="store_true", help="do not preserve times")
@@ -157,7 +162,7 @@ def _add_attributes(parser: Any) -> None:
     )
 
 
-def _add_output(parser: Any) -> None:
+def _add_output(parser: argparse.ArgumentParser) -> None:
     """Add the options for what is printed."""
     parser.add_argument(
         "-v",
@@ -193,7 +198,7 @@ def _mask(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is not an octal number up to 777")
 
 
-def _add_rules(parser: Any) -> None:
+def _add_rules(parser: argparse.ArgumentParser) -> None:
     """Add the options that select what is copied; their order counts."""
 
     def add(
@@ -343,7 +348,7 @@ class _Work:
     """
 
     def __init__(
-        self, args: argparse.Namespace, rules: list[Rule | str], session: Session, bar: Any,
+        self, args: argparse.Namespace, rules: list[Rule | str], session: Session, bar: Bar | None,
         name: str,
     ) -> None:  # fmt: skip
         self._args = args
@@ -388,7 +393,7 @@ class _Work:
             gateway, mask=self._args.mask, links=self._args.links or "inside", expands=True,
             **self._options,
         )  # fmt: skip
-        rules, tell = parse_rules(self._rules), self._bar and self._bar.tell
+        rules, tell = parse_rules(self._rules), None if self._bar is None else self._bar.tell
 
         def work() -> TargetResult:
             return pull(gateway, source, dest, options, rules, tell, None, self.tell_file)
@@ -452,8 +457,8 @@ class _Work:
         self._print(path or self._name, gateway)
 
     @property
-    def progress(self) -> Any:
-        return self._bar and self._bar.tell
+    def progress(self) -> Callable[..., None] | None:
+        return None if self._bar is None else self._bar.tell
 
     def _print(self, text: str, gateway: Gateway) -> None:
         try:

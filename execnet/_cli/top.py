@@ -26,6 +26,10 @@ from . import far_top
 from .session import STATUS_FAILED, Session, WatchedGroup, supervise
 from .words import SPEC_HELP, add_command, parse_specs, seconds
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .words import Subparsers
+
 _DESCRIPTION = f"""\
 Start an interpreter for each SPEC, and keep showing what its process does: whether it answers, its
 share of a processor, its memory, the load of its machine, how many items and bytes it receives and
@@ -57,7 +61,7 @@ _CLEAR = "\x1b[H\x1b[2J"
 _STACKS_S = 5.0
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the parser of ``execnet top``."""
     parser = add_command(
         subparsers,
@@ -269,11 +273,11 @@ def _line(row: dict[str, Any]) -> list[str]:
 _NAMES = ("state", "pid", "cpu", "mb", "load", "in", "out", "in_items", "out_items", "unread")
 
 
-def _kilobytes(bytes_per_s: Any) -> str:
+def _kilobytes(bytes_per_s: float | None) -> str:
     return _number(None if bytes_per_s is None else bytes_per_s / 1000, 1)
 
 
-def _number(value: Any, digits: int) -> str:
+def _number(value: object, digits: int) -> str:
     return f"{value:.{digits}f}" if isinstance(value, (int, float)) else "-"
 
 

@@ -25,6 +25,7 @@ from .words import SPEC_HELP, add_command, parse_specs, seconds
 if TYPE_CHECKING:
     from .. import xdeploy
     from .._xdeploy.kept import Kept
+    from .words import Subparsers
 
 _USAGE = """\
 execnet venv SPEC NAME [REQUIREMENT...] [-r FILE]... [--project DIR]
@@ -59,7 +60,7 @@ _FOR_MAKE = (
 _COLUMNS = "kind", "name", "python", "tool", "size", "last use", "state", "path"
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the parser of ``execnet venv``."""
     parser = add_command(
         subparsers,
@@ -133,7 +134,7 @@ def _run(args: argparse.Namespace) -> int:
     return supervise("venv", job, args.timeout)
 
 
-def _check_options(args: argparse.Namespace, action: Any) -> None:
+def _check_options(args: argparse.Namespace, action: object) -> None:
     """Refuse what is for another action: whoever says ``--dry-run`` wants nothing to be made."""
     for name, value in vars(args).items():
         of = _prune if name in _FOR_PRUNE else _make if name in _FOR_MAKE else action

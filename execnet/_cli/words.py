@@ -8,11 +8,14 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from .._speclists import expand
 from ..xspec import XSpec
 from .session import CommandError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # no public name for it
 
 SPEC_HELP = """\
 A SPEC says where and how to run an interpreter: "popen" means this machine and this Python,
@@ -24,7 +27,12 @@ the lines of a file, which may have comments after "#".
 
 
 def add_command(
-    subparsers: Any, name: str, text: str, description: str, epilog: str | None = None, **more: str
+    subparsers: Subparsers,
+    name: str,
+    text: str,
+    description: str,
+    epilog: str | None = None,
+    usage: str | None = None,
 ) -> argparse.ArgumentParser:
     """Add the parser of a subcommand and return it; text: what the list of subcommands says."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
@@ -34,7 +42,7 @@ def add_command(
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        **more,
+        usage=usage,
     )
     return parser
 
