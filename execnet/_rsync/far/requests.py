@@ -50,12 +50,14 @@ from .wire import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
     from .places import Directory, Entry, Identity, Named, Where
     from .removal import Spare
     from .temps import Request
     from .wire import Buffer, Changes, Options, Proof, Say
+
+    Look = Callable[[], list[object]]  # returns the next message, an empty list if there is none
+    Placed = tuple[Directory, bytes]  # the directory that something is in, and its name
 
 ACK_BYTES = PIECE_BYTES
 ASKED_MAX = 1000  # requests in one message
@@ -97,7 +99,7 @@ class Outbox(object):
     def plan(self, item: int | bytes) -> None:
         self._plan.append(item)
 
-    def say(self, *message: Any) -> None:
+    def say(self, *message: object) -> None:
         """Send a message after all that was gathered before."""
         self.flush()
         self._send(message)
@@ -144,17 +146,14 @@ class Requests(object):
         self._temps = Temps(self._places)
         self._out = Outbox(send)
         self._pending: deque[Request] = deque()  # in the order in which the answers will come
-        # returns a list of the next message, empty if none is there yet
-        self._look: Callable[[], list[Any]] = list
-        self._early: deque[Any] = deque()  # those that were taken before their turn
+        self._look: Look = list
+        self._early: deque[object] = deque()  # those that were taken before their turn
         self._bases = self._bases_bytes = 0  # of requests that hold a copy of an old file
         # id -> identity of the old file that is compared with the new
         self._compared: dict[int, Identity] = {}
         self._refused = -1  # a file that cannot be written, of which pieces still come
-        # id -> (directory, name), for hard links
-        self._leaders: dict[int, tuple[Directory, bytes]] = {}
-        # links that cannot be made and have no stand-in yet
-        self._unlinked: dict[int, tuple[Directory, bytes]] = {}
+        self._leaders: dict[int, Placed] = {}  # by id, for hard links
+        self._unlinked: dict[int, Placed] = {}  # links that cannot be made, without a stand-in yet
         # id -> (whether a directory goes for it, or another kind, and what in there stays)
         self._replaced: dict[int, tuple[bool, Spare | None]] = {}
         self._keeps_modes, self._keeps_times = options["modes"], options["times"]

@@ -47,10 +47,10 @@ from .wire import SMALL_MAX, Violation, numbers, reason_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from typing import Any
 
     from ...gateway_base import Channel
     from .places import Entry, Handle, Identity
+    from .requests import Look
     from .rules import Rules
     from .spelling import Spelling
     from .wire import Numbers, Options, PackedUnit, Say
@@ -72,7 +72,7 @@ def room_at(path: bytes) -> float:
     return found.f_blocks * found.f_frsize or float("inf")  # some tell nothing
 
 
-def next_in(channel: Channel) -> list[Any]:
+def next_in(channel: Channel) -> list[object]:
     """Return a list of the next item of a channel, an empty one if none has arrived."""
     try:
         return [channel.receive(0)]
@@ -148,7 +148,7 @@ class Target(Linking):
             wire.GONE: self._on_gone,
         }
 
-    def run(self, receive: Callable[[], object], look: Callable[[], list[Any]] = list) -> None:
+    def run(self, receive: Callable[[], object], look: Look = list) -> None:
         """Work until everything announced is there; raises what ``receive`` and ``look`` raise.
 
         look: returns a list of the next message, or an empty one if that would mean to wait.
@@ -298,9 +298,8 @@ class Target(Linking):
         if directory is None:
             raise Violation("entries of directory %d, which was not announced" % number)
         self._begin_listing(directory)
-        existing = directory.existing
         names = blob.split(b"\0") if kinds else []
-        count = len(names)
+        existing, count = directory.existing, len(names)
         self._spelling = self._spellings.with_forms(directory, self._spelling, blob)
         modes, sizes = numbers("H", told_modes, count), numbers("q", told_sizes, count)
         times = numbers("q", told_times, count)
@@ -310,8 +309,7 @@ class Target(Linking):
             name = names[place] if self._only_name is None else self._only_name
             self._check_name(name)
             if self.announced_by is not None:
-                path = path_of(directory, name)
-                self._check_rules(self.announced_by, path, kind == wire.DIRECTORY)
+                self._check_rules(self.announced_by, path_of(directory, name), kind)
             mode = modes[place] & (
                 self._directory_bits if kind == wire.DIRECTORY else self._file_bits
             )
@@ -408,8 +406,8 @@ class Target(Linking):
             raise Violation("not a name on Windows: %r" % (name,))
         self._seen.add(name)
 
-    def _check_rules(self, rules: Rules, path: bytes, is_directory: bool) -> None:
-        if self._only_name is None and rules.leaves_out(path, is_directory):
+    def _check_rules(self, rules: Rules, path: bytes, kind: int) -> None:
+        if self._only_name is None and rules.leaves_out(path, kind == wire.DIRECTORY):
             raise Violation("announced an entry that the rules leave out: %.1000r" % (path,))
 
     def _end_listing(self, directory: Directory, is_complete: bool) -> None:
