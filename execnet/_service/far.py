@@ -85,7 +85,7 @@ class Service(object):
         self.ended: deque[Running] = deque(maxlen=ENDED)  # those whose connection was lost before
         self.clients: set[ServiceGateway] = set()
         self._main_tasks: deque[Callable[[], object]] = deque()
-        self._socks: set[Any] = set()
+        self._socks: set[socket.socket] = set()
         self._strangers = 0  # connections that have not authenticated
         self._connections = 0  # those that have not ended, including those without a gateway
         self._lock = threading.Lock()
@@ -112,7 +112,7 @@ class Service(object):
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._leave)
 
-    def _listen(self) -> Any:
+    def _listen(self) -> socket.socket:
         if self.port:
             listener = socket.socket(socket.AF_INET)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -287,7 +287,7 @@ class Service(object):
 
     # ------------------------------------------------------------ a connection's thread
 
-    def _serve(self, sock: Any) -> None:
+    def _serve(self, sock: socket.socket) -> None:
         try:
             try:
                 pid = self._admit(sock, clock() + PROOF_S)
@@ -305,12 +305,12 @@ class Service(object):
         finally:
             self._forget(sock)
 
-    def _know(self, sock: Any) -> None:
+    def _know(self, sock: socket.socket) -> None:
         """Note that a connection was admitted or not."""
         with self._lock:
             self._strangers -= 1
 
-    def _forget(self, sock: Any) -> None:
+    def _forget(self, sock: socket.socket) -> None:
         with self._lock:
             self._socks.discard(sock)
             self._connections -= 1
@@ -318,7 +318,7 @@ class Service(object):
         self._idle_from = clock()
         os.write(self._wakes, b".")
 
-    def _admit(self, sock: Any, deadline: float) -> int:
+    def _admit(self, sock: socket.socket, deadline: float) -> int:
         """Return the process id of the other end, if it is admitted."""
         if self.port:
             load_part("_service.far_proof").admit(sock, deadline)
@@ -328,7 +328,7 @@ class Service(object):
             raise ServiceError("user %d does not own this service" % user)
         return pid
 
-    def _act(self, sock: Any, request: dict[str, Any], pid: int) -> None:
+    def _act(self, sock: socket.socket, request: dict[str, Any], pid: int) -> None:
         ask = request.get("ask")
         if request.get("idle") is not None:
             self.idle_s = request["idle"]
@@ -345,7 +345,7 @@ class Service(object):
             far_find.say(sock, {"error": "this service, of version %s, does not support %s"
                                          % (self._options["version"], ask)})
 
-    def _be_gateway(self, sock: Any, request: dict[str, Any], pid: int) -> None:
+    def _be_gateway(self, sock: socket.socket, request: dict[str, Any], pid: int) -> None:
         options = request["options"]
         io = ConnectionIO(sock, self.model)
         for name in NOT_FOR_ONE:

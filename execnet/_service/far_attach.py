@@ -115,7 +115,7 @@ class Passage(object):
     service is watched as well.
     """
 
-    def __init__(self, sock: Any, greeting: dict[str, Any]) -> None:
+    def __init__(self, sock: socket.socket, greeting: dict[str, Any]) -> None:
         self._sock = sock
         self._greeting = greeting
         self._poll = select.poll()

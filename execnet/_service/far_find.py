@@ -189,7 +189,7 @@ def try_lock(folder: str) -> int:
 class Reader(object):
     """Reads exactly what is asked for from a socket, until a deadline."""
 
-    def __init__(self, sock: Any, deadline: float) -> None:
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
         self._deadline = deadline
 
@@ -207,7 +207,7 @@ class Reader(object):
         return data
 
 
-def read_dict(sock: Any, deadline: float) -> dict[str, Any]:
+def read_dict(sock: socket.socket, deadline: float) -> dict[str, Any]:
     """Receive a greeting, request or answer from the other side."""
     found = loads_internal(Message.from_io(Reader(sock, deadline)).data)
     if type(found) is not dict:
@@ -215,12 +215,12 @@ def read_dict(sock: Any, deadline: float) -> dict[str, Any]:
     return found
 
 
-def say(sock: Any, said: dict[str, Any]) -> None:
+def say(sock: socket.socket, said: dict[str, Any]) -> None:
     """Send the same."""
     sock.sendall(_frame_of(said))
 
 
-def peer_of(sock: Any) -> tuple[int, int]:
+def peer_of(sock: socket.socket) -> tuple[int, int]:
     """Return (process id or 0, user) of the other end of a Unix socket."""
     peercred = getattr(socket, "SO_PEERCRED", 17 if sys.platform.startswith("linux") else None)
     if peercred is not None:
@@ -233,7 +233,7 @@ def peer_of(sock: Any) -> tuple[int, int]:
     return 0, _user()  # then the folder, which nobody else can enter, has to do
 
 
-def _greeted(sock: Any, deadline: float, name: str) -> dict[str, Any]:
+def _greeted(sock: socket.socket, deadline: float, name: str) -> dict[str, Any]:
     """Return the greeting of a service; ``_Nobody`` if it ends before."""
     try:
         return read_dict(sock, deadline)
@@ -247,7 +247,7 @@ def _greeted(sock: Any, deadline: float, name: str) -> dict[str, Any]:
 
 def attach(
     folder: str, port: int | None, deadline: float, prove: Callable[[Any], object] = int
-) -> tuple[Any, dict[str, Any]] | None:
+) -> tuple[socket.socket, dict[str, Any]] | None:
     """Return a connection to a service and its greeting, None if there is none.
 
     prove: makes both sides authenticate, if they are connected through a port.
@@ -288,7 +288,7 @@ def connect(
     deadline: float,
     line_for: Callable[[dict[str, Any]], bytes],
     prove: Callable[[Any], object] = int,
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[socket.socket, dict[str, Any]]:
     """Return a connection to a service and its greeting; start it if it is not running.
 
     want: ``name``, ``words`` (the command of an interpreter that reads a line), ``port`` (or None)

@@ -32,6 +32,7 @@ from .far_log import keep_from_children
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 state: dict[Any, Any] = {}  # the state that code of a service keeps: ``execnet.service.state``
@@ -44,7 +45,7 @@ LAST_CHARS, LAST_ITEMS = 200, 20  # of the last item that a task has sent, as it
 class ConnectionIO(Popen2IO):
     """The stream of a connection."""
 
-    def __init__(self, sock: Any, execmodel: Any) -> None:
+    def __init__(self, sock: socket.socket, execmodel: Any) -> None:
         self._sock = sock
         fds = [os.dup(sock.fileno()), os.dup(sock.fileno())]
         for fd in fds:
@@ -85,7 +86,7 @@ class ServiceProcess(Process):
 class Running(object):
     """A task: code that runs in a thread, or waits for its turn, or has ended."""
 
-    def __init__(self, gateway: Any, function: Any, arguments: Any) -> None:
+    def __init__(self, gateway: Any, function: Callable[..., object], arguments: Any) -> None:
         self.gateway = gateway
         self.ident = get_ident()
         self.since = time.time()
@@ -101,7 +102,7 @@ class Running(object):
         if self._channel is not None:
             self._channel.send = self._noting(self._channel.send)
 
-    def _noting(self, send: Any) -> Any:
+    def _noting(self, send: Callable[..., object]) -> Any:
         def noting_send(item: Any) -> None:
             self.last = item
             send(item)

@@ -11,10 +11,10 @@ from .far_find import ServiceError, clock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    import socket
 
 
-def admit(sock: Any, deadline: float) -> None:
+def admit(sock: socket.socket, deadline: float) -> None:
     """Return when the other end has proved that it has the key; else raise ``ServiceError``."""
     server = load_part("script.socketserver")
     sock.settimeout(max(0.001, deadline - clock()))

@@ -17,6 +17,7 @@ from .far_gateway import state, text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from typing import Any
 
 FOREVER_S = 1e9
@@ -35,7 +36,7 @@ class Client(object):
 class Job(object):
     """Code that runs, or waits for the code of others; ``_lock`` guards what is sent."""
 
-    def __init__(self, service: Any, sock: Any, request: dict[str, Any]) -> None:
+    def __init__(self, service: Any, sock: socket.socket, request: dict[str, Any]) -> None:
         self._service = service
         self._sock = sock
         self._source = request["code"]
@@ -154,7 +155,7 @@ class Job(object):
             return False
 
 
-def serve(service: Any, sock: Any, request: dict[str, Any]) -> None:
+def serve(service: Any, sock: socket.socket, request: dict[str, Any]) -> None:
     """Run code in the main thread; return when it has ended, or its client is gone."""
     state.setdefault("__name__", "__main__")
     state.setdefault("__builtins__", __import__("__builtin__" if PY2 else "builtins"))

@@ -19,8 +19,11 @@ from .far_find import ServiceError, clock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
     from typing import Any
+
+    from ..gateway_base import Channel
 
 PREFIX = "session-"
 BOOT = ["-u", "-c", "import sys;exec(eval(sys.stdin.readline()))"]
@@ -30,7 +33,7 @@ STOP_S = 12.0
 FOREVER_S = 1e9
 
 
-def main(channel: Any) -> None:
+def main(channel: Channel) -> None:
     """Serve the requests on the channel that comes next; returns at once.
 
     So Ctrl-C in the terminal, which also reaches the main thread here, interrupts nothing.
@@ -40,7 +43,7 @@ def main(channel: Any) -> None:
     thread.start()
 
 
-def _do(channel: Any) -> None:
+def _do(channel: Channel) -> None:
     """Serve the request in the next item: send the results, and close the channel."""
     try:
         said = channel.receive()
@@ -55,7 +58,7 @@ def _do(channel: Any) -> None:
         channel.close()
 
 
-def _execute(channel: Any, said: dict[str, Any]) -> None:
+def _execute(channel: Channel, said: dict[str, Any]) -> None:
     words = said["words"] or [sys.executable]
     want = {"name": PREFIX + said["name"], "port": None, "words": words + BOOT}
 
@@ -82,7 +85,7 @@ def _execute(channel: Any, said: dict[str, Any]) -> None:
         sock.close()
 
 
-def _hand_on(channel: Any, sock: Any) -> None:
+def _hand_on(channel: Channel, sock: socket.socket) -> None:
     """Pass on what is said while code runs; the client's end ends the connection."""
     try:
         while True:
@@ -126,14 +129,14 @@ def _asked(folder: str, record: dict[str, Any], what: str) -> dict[str, Any]:
         attached[0].close()
 
 
-def _prover() -> Callable[[Any], object]:
+def _prover() -> Callable[[socket.socket], object]:
     """Return what makes both ends of a connection to a port prove that they have the key."""
     try:
         server = load_part("script.socketserver")
     except ImportError:
         raise ServiceError("it has a port, and the source to ask it was not sent")
 
-    def prove(sock: Any) -> None:
+    def prove(sock: socket.socket) -> None:
         try:
             server._proved(sock, server.default_key(), 0)
         except ValueError as exc:
@@ -142,14 +145,14 @@ def _prover() -> Callable[[Any], object]:
     return prove
 
 
-def _list(channel: Any, said: dict[str, Any]) -> None:
+def _list(channel: Channel, said: dict[str, Any]) -> None:
     for folder, record in _sessions():
         told = _asked(folder, record, "status")
         told["session"] = told["service"][len(PREFIX) :]
         channel.send(told)
 
 
-def _stop(channel: Any, said: dict[str, Any]) -> None:
+def _stop(channel: Channel, said: dict[str, Any]) -> None:
     found = [one for one in _sessions() if one[1]["service"] == PREFIX + said["name"]]
     if not found:
         raise ServiceError("no session %r is running there" % said["name"])
@@ -181,7 +184,7 @@ def _ends(folder: str) -> bool:
     return False
 
 
-def _services(channel: Any, said: dict[str, Any]) -> None:
+def _services(channel: Channel, said: dict[str, Any]) -> None:
     for folder, record in _found():
         try:
             told = _asked(folder, record, "status")
@@ -191,11 +194,11 @@ def _services(channel: Any, said: dict[str, Any]) -> None:
         channel.send(told)
 
 
-def _end_one(channel: Any, said: dict[str, Any]) -> None:
+def _end_one(channel: Channel, said: dict[str, Any]) -> None:
     _end(*_one(said["key"]))
 
 
-def _log(channel: Any, said: dict[str, Any]) -> None:
+def _log(channel: Channel, said: dict[str, Any]) -> None:
     channel.send({"log": far_find.log_of(_one(said["key"])[0])})
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .._endpoint import Endpoint
     from .._via.stream import ViaIO
     from ..gateway import Gateway
-    from ..gateway_base import ExecModel
+    from ..gateway_base import Channel, ExecModel
 
 SMALL_BYTES = 4096
 ASKS = "Permission denied", "Host key verification failed"
@@ -195,7 +195,7 @@ class Passage:
         self._io.worker_pid = worker_pid
         self._io.kill()
 
-    def wait(self, read_all: Any) -> tuple[int | None, bytes]:
+    def wait(self, read_all: object) -> tuple[int | None, bytes]:
         """Wait for its end; return its exit status and the end of its stderr."""
         status = self._io.wait()
         return status, self._io.stderr_tail().encode("utf-8", "replace")
@@ -248,7 +248,7 @@ class KeptForwarder(Forwarder):
         return passage, passage
 
 
-def main(channel: Any) -> None:
+def main(channel: Channel) -> None:
     """Start what the next item asks for, and forward its bytes; returns at once."""
     data, news, request = channel.receive()
     KeptForwarder(data, news, request).start()

@@ -23,6 +23,7 @@ from .far_find import PROTOCOL, ServiceError, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
     from typing import Any
 
@@ -77,10 +78,10 @@ def line_for(want: dict[str, Any]) -> bytes:
     return far_find.line_of(code, dict(want, version=version()))
 
 
-def prover(port: int, deadline: float) -> Callable[[Any], object]:
+def prover(port: int, deadline: float) -> Callable[[socket.socket], object]:
     """Return a function that makes both ends of a connection prove that they have the key."""
 
-    def prove_both(sock: Any) -> None:
+    def prove_both(sock: socket.socket) -> None:
         from .._transports.keys import Wish, own_key
         from .._transports.proof import SocketTalk, TurnedAway, prove
         from ..xspec import XSpec
@@ -188,7 +189,7 @@ def _listener_of(port: int | None) -> int | None:
     return None
 
 
-def _for_model(sock: Any, execmodel: ExecModel) -> Any:
+def _for_model(sock: socket.socket, execmodel: ExecModel) -> Any:
     """Return a socket in the form that the greenlets of a model use."""
     if execmodel.has_main_thread:
         return sock
@@ -241,7 +242,7 @@ class ServiceIO(SocketIO):
 
     def __init__(
         self,
-        sock: Any,
+        sock: socket.socket,
         execmodel: ExecModel,
         name: str,
         greeting: dict[str, Any],
