@@ -15,9 +15,10 @@ from ._log import INFO, note
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
+    from ._rsync.far.wire import Settings, Wishes
     from ._rsync.patterns import Rule
     from ._rsync.push import Target
     from ._rsync.result import Progress, Result, Skipped, TargetResult
@@ -77,7 +78,7 @@ def pull_options(
     partial: bool = False, compress: bool = False, bwlimit: float | None = None, mask: int = 0o022,
     links: str = "inside", max_files: int | None = None, max_bytes: int | None = None,
     expands: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+) -> Wishes:  # fmt: skip
     """Return the options of ``_rsync.pull`` and ``_rsync.relay``; ValueError for a bad value.
 
     expands: a "~" at the beginning of the source is the home directory there.
@@ -190,7 +191,7 @@ class RSync:
             _refuse_home(destdir)
         excluded_too = bool(options.get("delete_excluded"))
         delete = excluded_too or bool(options.get("delete"))
-        settings = {
+        settings: Settings = {
             "dest": os.fsencode(destdir),
             "delete": delete,
             "rules": [] if excluded_too else self._rules,
@@ -311,7 +312,7 @@ class RSync:
 
     # reports of a run
 
-    def on_sending(self, target: Target, paths: list[bytes]) -> None:
+    def on_sending(self, target: Target, paths: Sequence[bytes]) -> None:
         report = self._report_send_file
         if self._verbose or getattr(report, "__func__", None) is not RSync._report_send_file:
             for path in paths:
@@ -321,7 +322,7 @@ class RSync:
         if self._callback is not None:
             self._callback("list", total, target.channel)
 
-    def on_acks(self, target: Target, sizes: list[int]) -> None:
+    def on_acks(self, target: Target, sizes: Sequence[int]) -> None:
         if self._callback is not None:
             for size in sizes:
                 self._callback("ack", size, target.channel)

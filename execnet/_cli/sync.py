@@ -410,7 +410,6 @@ class _Work:
         options = pull_options(
             source, mask=0, links=self._args.links or "as-is", expands=True, **self._options
         )
-        options |= {"expanduser": True}
         rules = parse_rules(self._rules)
 
         def work() -> TargetResult:

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
 from ..gateway_base import ExecnetError
 from .relay import Reports
 from .result import RSyncError, TargetResult
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..gateway import Gateway
+    from ..gateway_base import Channel
+    from .far.wire import Rule
 
 _CODE = """
 from execnet._rsync import direct
@@ -22,8 +29,9 @@ _PYTHON = (3, 10)  # what makes gateways
 
 
 def direct(
-    source: Any, path: bytes, spec: str, dest: bytes, wishes: dict[str, Any], rules: Any,
-    on_sending: Any,
+    source: Gateway, path: bytes, spec: str, dest: bytes, wishes: dict[str, object],
+    rules: list[Rule],
+    on_sending: Callable[[str], object],
 ) -> TargetResult:  # fmt: skip
     """Have a worker copy a path of its own to another one, which it starts; return the result.
 
@@ -53,7 +61,7 @@ def direct(
     return result
 
 
-def serve(channel: Any) -> None:
+def serve(channel: Channel) -> None:
     """Copy as the first item says, and tell what is done."""
     # only the source needs these, which are forwarded one by one
     from ..multi import Group
@@ -62,11 +70,11 @@ def serve(channel: Any) -> None:
 
     path, spec, dest, wishes, rules = channel.receive()
 
-    def tell(name: str, *values: Any) -> None:
+    def tell(name: str, *values: object) -> None:
         channel.send((wire.TOLD, name, values))
 
     class Telling(RSync):
-        def _report_send_file(self, gateway: Any, modified_rel_path: str) -> None:
+        def _report_send_file(self, gateway: Gateway, modified_rel_path: str) -> None:
             tell("sending", [os.fsencode(modified_rel_path)])
 
     group = Group()
@@ -83,7 +91,7 @@ def serve(channel: Any) -> None:
         _tell_result(rsync.result.targets[0], tell)
 
 
-def _tell_result(result: TargetResult, tell: Any) -> None:
+def _tell_result(result: TargetResult, tell: Callable[..., object]) -> None:
     tell("sent", result.bytes_sent)
     for skipped in result.skipped:
         tell("skipped", os.fsencode(skipped.path), os.fsencode(skipped.reason))

@@ -24,18 +24,28 @@ from .patterns import Rule
 from .push import path_inside, place_here
 from .result import Progress, RSyncError, Skipped, TargetResult, text_of
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+    from ..gateway import Gateway
+    from ..gateway_base import Channel
+    from .far.places import Entry, Named
+    from .far.wire import Buffer, Changes, Message, Options, Proof, Root, SourceOptions, Wishes
+
 _WORKER_S = 5.0  # how long after ``timeout`` a worker may leave its input unread
 
 
 def pull(
-    gateway: Any,
+    gateway: Gateway,
     remote_dir: str | os.PathLike[str],
     local_dir: str | os.PathLike[str],
-    wishes: dict[str, Any],
+    wishes: Wishes,
     rules: list[Rule],
     progress: Progress | None,
     timeout: float | None,
-    tell: Any = None,
+    tell: Callable[[str, Gateway], object] | None = None,
 ) -> TargetResult:
     """Do what ``RSync.pull`` promises.
 
@@ -53,7 +63,7 @@ def pull(
             channel.send((os.fsencode(remote_dir), inner, rules, sending))
             root, costs = root_of(channel.receive(), place, os.fsencode(remote_dir))
             note_loaded(gateway, "_rsync.far.server")
-            options = {
+            options: Options = {
                 **wishes, "dest": os.fsencode(local_dir), "root": root, "hashes": costs,
                 "asks": False, "expanduser": False, "name": name_of(gateway, remote_dir),
                 "rules": [] if wishes["delete_excluded"] else rules,
@@ -71,13 +81,18 @@ def pull(
         channel.close()
 
 
-def source_options(wishes: dict[str, Any], reports: bool) -> dict[str, Any]:
+def source_options(wishes: Wishes, reports: bool) -> SourceOptions:
     """Return the options of a source.  reports: it tells the coordinator what its target does."""
-    names = "compress", "most_per_s", "expands", "owners"
-    return {name: wishes[name] for name in names} | {"reports": reports}
+    return {
+        "compress": wishes["compress"],
+        "most_per_s": wishes["most_per_s"],
+        "expands": wishes["expands"],
+        "owners": wishes["owners"],
+        "reports": reports,
+    }
 
 
-def root_of(answer: Any, place: str, path: bytes) -> Any:
+def root_of(answer: Any, place: str, path: bytes) -> tuple[Root, dict[str, float]]:
     """Return (what the source is, the cost of hashes there) from its first answer.
 
     Raises RSyncError if the source does not exist, or the answer is malformed.
@@ -93,9 +108,11 @@ def root_of(answer: Any, place: str, path: bytes) -> Any:
     return root, {os.fsdecode(name): cost for name, cost in costs.items()}  # bytes in Python 2
 
 
-def _make_target(channel: Any, place: str, *arguments: Any) -> _LocalTarget:
+def _make_target(
+    channel: Channel, place: str, options: Options, result: TargetResult, progress: Progress | None
+) -> _LocalTarget:
     try:
-        return _LocalTarget(channel, place, *arguments)
+        return _LocalTarget(channel, place, options, result, progress)
     except wire.Violation as exc:  # they have no hash in common
         raise RSyncError(f"{place} broke the protocol: {exc}") from exc
 
@@ -120,7 +137,7 @@ class Deadline:
     A thread then closes the channel, and ends the worker if it has left its input unread.
     """
 
-    def __init__(self, channel: Any, place: str, timeout: float | None) -> None:
+    def __init__(self, channel: Channel, place: str, timeout: float | None) -> None:
         self._channel = channel
         self._place = place
         self._timeout = timeout
@@ -131,7 +148,9 @@ class Deadline:
         if self._timeout is not None:
             self._channel.gateway.execmodel.start(self._wait)
 
-    def __exit__(self, kind: Any, exc: BaseException | None, traceback: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: object
+    ) -> None:
         self._is_over.set()
         if self._has_passed and isinstance(exc, (OSError, EOFError)):
             text = f"{self._place} was not copied within {self._timeout} seconds"
@@ -147,15 +166,15 @@ class Deadline:
             start(self._channel.gateway._io.kill)
 
 
-def name_of(gateway: Any, path: str | os.PathLike[str]) -> bytes:
+def name_of(gateway: Gateway, path: str | os.PathLike[str]) -> bytes:
     """Return the last part of a worker's path."""
-    flavour: Any = ntpath if gateway._rinfo().platform == "win32" else posixpath
+    flavour: ModuleType = ntpath if gateway._rinfo().platform == "win32" else posixpath
     name: bytes = flavour.basename(os.fsencode(path).rstrip(b"/"))
     return name
 
 
 def _inner(
-    gateway: Any, remote_dir: str | os.PathLike[str], local_dir: str | os.PathLike[str]
+    gateway: Gateway, remote_dir: str | os.PathLike[str], local_dir: str | os.PathLike[str]
 ) -> bytes | None:
     """Return the path of the target relative to the source, if it is in there."""
     place = place_here(gateway, os.fsencode(remote_dir))
@@ -163,7 +182,7 @@ def _inner(
 
 
 def _check_source_stays(
-    gateway: Any, remote_dir: str | os.PathLike[str], local_dir: str | os.PathLike[str]
+    gateway: Gateway, remote_dir: str | os.PathLike[str], local_dir: str | os.PathLike[str]
 ) -> None:
     """Refuse to delete in a directory that the source is in."""
     place = place_here(gateway, os.fsencode(remote_dir))
@@ -176,15 +195,15 @@ class _LocalTarget(remote.Target):
 
     def __init__(
         self,
-        channel: Any,
+        channel: Channel,
         place: str,
-        options: dict[str, Any],
+        options: Options,
         result: TargetResult,
         progress: Progress | None,
     ) -> None:
         self.channel = channel
         self.source = place
-        self.tell: Any = None
+        self.tell: Callable[[str, Gateway], object] | None = None
         self._is_same = False  # what ends now only differs in time or mode
         self.of_progress: BaseException | None = None  # what ``progress`` raised
         self._result = result
@@ -192,7 +211,7 @@ class _LocalTarget(remote.Target):
         self._done_bytes = 0
         super().__init__(self._on_sent, options)
 
-    def _on_sent(self, message: Any) -> None:
+    def _on_sent(self, message: Message) -> None:
         """Send a message to the source, and note what it means for the result."""
         self._to_source(message)
         if message[0] == wire.END:
@@ -206,29 +225,29 @@ class _LocalTarget(remote.Target):
         """End because the source is gone."""
         raise RSyncError(code, f"{self.source}: {text_of(reason)}")
 
-    def _to_source(self, message: Any) -> None:
+    def _to_source(self, message: Message) -> None:
         try:
             self.channel.send(message)
         except OSError:
             self.channel.waitclose()  # raises what the source ended with
             raise
 
-    def receive(self) -> Any:
+    def receive(self) -> object:
         return self.channel.receive()
 
-    def _check_growth(self, entry: Any, size: int) -> None:
+    def _check_growth(self, entry: Entry, size: int) -> None:
         if size > wire.may_become(entry[4]):
             raise wire.Violation(f"a file of {size} bytes, announced with {entry[4]}")
         self._announced.grow(max(0, size - entry[4]))
 
-    def skip(self, entry: Any, reason: bytes) -> None:
+    def skip(self, entry: Named, reason: bytes) -> None:
         self._skip(path_of(entry[0], entry[2]), reason)
 
     def _skip(self, path: bytes, reason: bytes) -> None:
         text = text_of(reason[: wire.TEXT_MAX])
         self._result.add("skipped", Skipped(os.fsdecode(path[:PATH_MAX]), text))
 
-    def plan(self, entry: Any) -> None:
+    def plan(self, entry: Entry) -> None:
         self._result.add("planned", os.fsdecode(path_of(entry[0], entry[2])))
 
     def plan_deletion(self, path: bytes) -> None:
@@ -244,7 +263,7 @@ class _LocalTarget(remote.Target):
         super()._on_fail(number, reason)
 
     def _on_files(
-        self, ids: bytes, sizes: bytes, changed: Any, blob: bytes, is_packed: bool
+        self, ids: bytes, sizes: bytes, changed: Changes, blob: bytes, is_packed: bool
     ) -> None:
         self._result.files_sent += len(ids) // 8
         self._result.bytes_sent += len(blob)
@@ -259,16 +278,16 @@ class _LocalTarget(remote.Target):
         if self._pending:
             self._tell_progress(self._pending[0][0], offset + length)
 
-    def _on_same(self, ids: bytes, changed: Any, proof: Any) -> None:
+    def _on_same(self, ids: bytes, changed: Changes, proof: Proof) -> None:
         self._is_same = True
         super()._on_same(ids, changed, proof)
         self._is_same = False
 
-    def _on_open(self, *arguments: Any) -> None:
+    def _on_open(self, number: int, size: int, mode: int, mtime: int, how: int) -> None:
         self._result.files_sent += 1
-        super()._on_open(*arguments)
+        super()._on_open(number, size, mode, mtime, how)
 
-    def _on_piece(self, number: int, offset: int, data: Any) -> None:
+    def _on_piece(self, number: int, offset: int, data: Buffer) -> None:
         self._result.bytes_sent += len(data)
         super()._on_piece(number, offset, data)
         if self._pending:
@@ -282,7 +301,7 @@ class _LocalTarget(remote.Target):
             self.tell(os.fsdecode(path_of(entry[0], entry[2])), self._result.gateway)
         self._tell_progress(entry, 0)
 
-    def _tell_progress(self, entry: Any, partly: int) -> None:
+    def _tell_progress(self, entry: Entry, partly: int) -> None:
         if self._progress is not None:
             path = os.fsdecode(path_of(entry[0], entry[2]))
             done = self._done_bytes + min(partly, entry[4])

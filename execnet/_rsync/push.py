@@ -25,21 +25,34 @@ from .far.watcher import TargetFailed, Watcher
 from .far.wire import CAN_PACK, Violation
 from .result import RSyncError, Skipped, TargetResult, text_of
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import queue
+    from collections.abc import Sequence
+
+    from .._endpoint import Carrier
+    from ..gateway import Gateway
+    from ..gateway_base import Channel
+    from .far.tree import Accept, Step
+    from .far.wire import Message, Options, Rule, Settings
+
+    Event = tuple[Any, ...]  # a method, and its arguments
+
 _END = object()  # what a channel's callback gets last
 
 
 class Hooks(Protocol):
     """What a run reports to its user, in the user's thread."""
 
-    def on_sending(self, target: Target, paths: list[bytes]) -> None: ...
+    def on_sending(self, target: Target, paths: Sequence[bytes]) -> None: ...
     def on_list(self, target: Target, total: int) -> None: ...
-    def on_acks(self, target: Target, sizes: list[int]) -> None: ...
+    def on_acks(self, target: Target, sizes: Sequence[int]) -> None: ...
     def on_skipped(self, target: Target, skipped: Skipped) -> None: ...
     def on_finished(self, target: Target) -> None: ...
     def on_progress(self, total: int, done: int, current: str) -> None: ...
 
 
-def place_here(gateway: Any, path: bytes) -> bytes | None:
+def place_here(gateway: Gateway, path: bytes) -> bytes | None:
     """Return a worker's path on this machine, None if it is, or may be, on another one."""
     spec = gateway.spec
     if not spec.popen or spec.python or spec.via:
@@ -56,7 +69,7 @@ def path_inside(path: bytes, directory: bytes) -> bytes | None:
     return None if inner.split(os.sep.encode())[0] in (b".", b"..") else inner
 
 
-def without_targets(root: bytes, targets: list[Target], accept: Any) -> Any:
+def without_targets(root: bytes, targets: list[Target], accept: Accept | None) -> Accept | None:
     """Return ``accept`` wrapped to refuse targets inside the source, which would never end."""
     places = [place_here(target.gateway, target.options["dest"]) for target in targets]
     inner = {path_inside(place, root) for place in places if place} - {None}
@@ -74,7 +87,7 @@ def check_source_stays(root: bytes, targets: list[Target]) -> None:
             raise RSyncError(f"{target.gateway.id}:{text}")
 
 
-def sender_to(gateway: Any) -> Callable[[Any, Any], None]:
+def sender_to(gateway: Gateway) -> Callable[[Channel, Any], None]:
     """Return what sends an item over a channel; to several workers beyond a hop, only once."""
     waits_in_loop = hasattr(gateway, "_refuse_blocking")  # as those of ``execnet.aio``
     return gateway_base.Channel.send if waits_in_loop else send_shared
@@ -82,9 +95,10 @@ def sender_to(gateway: Any) -> Callable[[Any, Any], None]:
 
 def share_ways(targets: list[Target]) -> None:
     """Have what several targets need cross each link once, where some go via the same workers."""
-    ways = []
+    ways: list[list[Carrier | Gateway]] = []
     for target in targets:
-        gateway, way = target.gateway, []
+        gateway: Carrier | Gateway | None = target.gateway
+        way: list[Carrier | Gateway] = []
         while gateway is not None:
             way.append(gateway)
             gateway = gateway._io.carrier
@@ -104,15 +118,15 @@ class Target:
 
     def __init__(
         self,
-        gateway: Any,
-        channel: Any,
+        gateway: Gateway,
+        channel: Channel,
         destdir: str,
         finished: Callable[[], object] | None,
-        options: dict[str, Any],
+        options: Settings,
     ) -> None:
         self.gateway = gateway
         self.channel = channel
-        self.send: Callable[[Any, Any], None] = gateway_base.Channel.send
+        self.send: Callable[[Channel, Any], None] = gateway_base.Channel.send
         self.finished = finished
         self.options = options
         self.result = TargetResult(gateway, destdir)
@@ -146,11 +160,13 @@ class _Service(Watcher):
     def start(self) -> None:
         tree = self._tree
         name = os.path.basename(os.path.abspath(tree.root))
-        options = dict(self.target.options, hashes=digests.costs(), root=tree.root_entry, name=name)
+        options: Options = {
+            **self.target.options, "hashes": digests.costs(), "root": tree.root_entry, "name": name,
+        }  # fmt: skip
         self.target.channel.setcallback(self.inbox.put, endmarker=_END)
         self.target.gateway.execmodel.start(self._main, (options,))
 
-    def _main(self, options: dict[str, Any]) -> None:
+    def _main(self, options: Options) -> None:
         error: BaseException | None = None
         pump = Pump(self._tree, self._supply, self._send, self._receive, self)
         pump.compresses = self.target.options["compress"] and CAN_PACK
@@ -184,19 +200,19 @@ class _Service(Watcher):
         text += f" ({os.fsdecode(path)})" if path else ""
         return RSyncError(code, text) if code else RSyncError(text)
 
-    def _supply(self) -> Any:
+    def _supply(self) -> Step | None:
         if self._cursor == len(self._run.log):
             return None
         self._cursor += 1
         return self._run.log[self._cursor - 1]
 
-    def _send(self, message: Any) -> None:
+    def _send(self, message: Message | bytes | Options) -> None:
         try:
             self.target.send(self.target.channel, message)
         except OSError as exc:
             raise ChannelGone(str(exc)) from exc
 
-    def _receive(self) -> Any:
+    def _receive(self) -> object:
         message = self.inbox.get()
         if message is not _END:
             return message
@@ -214,7 +230,7 @@ class _Service(Watcher):
     def asked(self, count: int) -> None:
         self.total += count
 
-    def sending(self, paths: Any) -> None:
+    def sending(self, paths: Sequence[bytes]) -> None:
         self._run.events.put((self._on_sending, paths))
 
     def sent(self, count: int) -> None:
@@ -226,13 +242,13 @@ class _Service(Watcher):
     def listed(self, total: int) -> None:
         self._run.events.put((self._on_listed, total))
 
-    def done(self, sizes: Any) -> None:
+    def done(self, sizes: Sequence[int]) -> None:
         self._run.events.put((self._on_done, sizes))
 
     def skipped(self, path: bytes, reason: bytes) -> None:
         self._run.events.put((self.on_skipped, path, reason))
 
-    def planned(self, paths: Any, deleted: Any) -> None:
+    def planned(self, paths: Sequence[bytes], deleted: Sequence[bytes]) -> None:
         for path in paths:
             self.target.result.add("planned", os.fsdecode(path))
         for path in deleted:
@@ -241,7 +257,7 @@ class _Service(Watcher):
     def plans(self) -> bool:
         return bool(self.target.options["dry_run"])
 
-    def ended(self, unchanged: int, settled: int, deleted: int, refused: Any) -> None:
+    def ended(self, unchanged: int, settled: int, deleted: int, refused: Sequence[int]) -> None:
         note_loaded(self.target.gateway, "_rsync.far.target")
         result = self.target.result
         result.take_refusals(*refused)
@@ -254,7 +270,7 @@ class _Service(Watcher):
             raise Gone
         return bool(answer.get())
 
-    def spared(self, paths: Any) -> bytes:
+    def spared(self, paths: Sequence[bytes]) -> bytes:
         answer = self.target.gateway.execmodel.queue.Queue()
         self._run.events.put((self._on_spared, paths, answer))
         if self._run.is_over:
@@ -263,14 +279,14 @@ class _Service(Watcher):
 
     # the same, in the user's thread
 
-    def _on_spared(self, paths: Any, answer: Any) -> None:
+    def _on_spared(self, paths: Sequence[bytes], answer: queue.Queue[bytes]) -> None:
         is_over = self._run.is_over
         answer.put(bytes([is_over or not self._run.may_go(path) for path in paths]))
 
-    def _on_accept(self, path: bytes, answer: Any) -> None:
+    def _on_accept(self, path: bytes, answer: queue.Queue[bool]) -> None:
         answer.put(not self._run.is_over and self._run.accepts(path))
 
-    def _on_sending(self, paths: Any) -> None:
+    def _on_sending(self, paths: Sequence[bytes]) -> None:
         self.target.result.files_sent += len(paths)
         self._run.hooks.on_sending(self.target, paths)
 
@@ -283,7 +299,7 @@ class _Service(Watcher):
         held, self._acks = self._acks or [], None
         self._on_done(held)
 
-    def _on_done(self, sizes: Any) -> None:
+    def _on_done(self, sizes: Sequence[int]) -> None:
         if self._acks is not None:
             self._acks.extend(sizes)
             return
@@ -306,7 +322,12 @@ class Run:
     """One walk of a source for some targets.  Used by the thread that calls ``execute``."""
 
     def __init__(
-        self, root: bytes, targets: list[Target], accept: Any, rules: Any, hooks: Hooks
+        self,
+        root: bytes,
+        targets: list[Target],
+        accept: Accept | None,
+        rules: list[Rule],
+        hooks: Hooks,
     ) -> None:
         check_source_stays(root, targets)
         accept = without_targets(root, targets, accept)
@@ -328,7 +349,7 @@ class Run:
         self._accept = accept
         self._empty = queue.Empty
         self.hooks = hooks
-        self.log: list[Any] = []  # of the walk; services read it
+        self.log: list[Step] = []  # of the walk; services read it
         self.events = queue.Queue()  # calls to be made in the user's thread
         self.is_over = False
         self._services = [_Service(self, target, tree) for target in targets]
@@ -365,7 +386,7 @@ class Run:
             if function.__name__ in ("_on_accept", "_on_spared"):
                 function(*arguments)
 
-    def _waiting_events(self) -> Iterator[Any]:
+    def _waiting_events(self) -> Iterator[Event]:
         while True:
             try:
                 yield self.events.get_nowait()
@@ -376,7 +397,7 @@ class Run:
         for function, *arguments in self._waiting_events():
             self._handle(function, *arguments)
 
-    def _handle(self, function: Callable[..., object], *arguments: Any) -> None:
+    def _handle(self, function: Callable[..., object], *arguments: object) -> None:
         function(*arguments)
         while self._remarks:
             remark = self._remarks.pop(0)

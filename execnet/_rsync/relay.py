@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any
 
 from .._ship.parts import note_loaded, run
 from ..gateway_base import ExecnetError
@@ -19,10 +18,18 @@ from .far.messages import FROM_REPORTER, FROM_SOURCE, FROM_TARGET, PATH_MAX, che
 from .pull import name_of, root_of, source_options
 from .result import RSyncError, Skipped, TargetResult, text_of
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..gateway import Gateway
+    from ..gateway_base import Channel
+    from .far.wire import Options, Rule, Wishes
+
 
 def relay(
-    source: Any, path: bytes, target: Any, dest: bytes, wishes: dict[str, Any], rules: Any,
-    on_sending: Any,
+    source: Gateway, path: bytes, target: Gateway, dest: bytes, wishes: Wishes, rules: list[Rule],
+    on_sending: Callable[[str], object],
 ) -> TargetResult:  # fmt: skip
     """Copy a path from one worker to another worker; return the result.
 
@@ -35,9 +42,9 @@ def relay(
     try:
         inlet.send((path, None, rules, source_options(wishes, reports=True)))
         root, costs = root_of(inlet.receive(), place, path)
-        options = {
+        options: Options = {
             **wishes, "dest": dest, "root": root, "hashes": costs, "asks": False,
-            "name": name_of(source, os.fsdecode(path)),
+            "expanduser": True, "name": name_of(source, os.fsdecode(path)),
             "rules": [] if wishes["delete_excluded"] else rules,
         }  # fmt: skip
         outlet.send(options)
@@ -57,20 +64,30 @@ class Reports:
     place: of the source.  on_sending: called with the path of each file that is sent.
     """
 
-    def __init__(self, place: str, result: TargetResult, on_sending: Any) -> None:
+    def __init__(
+        self, place: str, result: TargetResult, on_sending: Callable[[str], object]
+    ) -> None:
         self._place = place
         self._result = result
         self._on_sending = on_sending
+        self._on_told: dict[str, Callable[..., None]] = {
+            "sending": self._on_told_sending,
+            "sent": self._on_told_sent,
+            "skipped": self._on_told_skipped,
+            "planned": self._on_told_planned,
+            "ended": self._on_told_ended,
+            "failed": self._on_told_failed,
+        }
         self.failed: str | None = None  # why a target that the source serves alone has not all
 
-    def take(self, message: Any) -> None:
+    def take(self, message: object) -> None:
         try:
             _, name, values = checked(message, FROM_REPORTER)
-            getattr(self, "_on_told_" + os.fsdecode(name))(*values)
-        except (wire.Violation, AttributeError, TypeError, ValueError) as exc:
+            self._on_told[os.fsdecode(name)](*values)
+        except (wire.Violation, KeyError, TypeError, ValueError) as exc:
             raise RSyncError(f"{self._place} broke the protocol: {exc}") from exc
 
-    def _on_told_sending(self, paths: Any) -> None:
+    def _on_told_sending(self, paths: Sequence[bytes]) -> None:
         self._result.files_sent += len(paths)
         for path in paths:
             self._on_sending(os.fsdecode(path))
@@ -82,7 +99,7 @@ class Reports:
         text = text_of(reason[: wire.TEXT_MAX])
         self._result.add("skipped", Skipped(os.fsdecode(path[:PATH_MAX]), text))
 
-    def _on_told_planned(self, paths: Any, deleted: Any) -> None:
+    def _on_told_planned(self, paths: Sequence[bytes], deleted: Sequence[bytes]) -> None:
         for path in paths:
             self._result.add("planned", os.fsdecode(path))
         for path in deleted:
@@ -102,7 +119,12 @@ class _Relay:
     """Two threads; each hands on what arrives on one of two channels."""
 
     def __init__(
-        self, inlet: Any, outlet: Any, place: str, result: TargetResult, on_sending: Any
+        self,
+        inlet: Channel,
+        outlet: Channel,
+        place: str,
+        result: TargetResult,
+        on_sending: Callable[[str], object],
     ) -> None:
         self._inlet, self._outlet = inlet, outlet
         self._place = place

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..gateway_base import ExecnetError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..gateway import Gateway
 
 LISTED_MAX = 100_000  # items of a list in a result, which a far side could make endless
 
@@ -49,7 +53,7 @@ class RSyncError(ExecnetError, OSError):
     Control characters are escaped, since parts of the text may come from the far side.
     """
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: object) -> None:
         super().__init__(*(printable(arg) if isinstance(arg, str) else arg for arg in args))
 
 
@@ -87,7 +91,7 @@ class TargetResult:
     ``unlisted`` counts, by the name of the list, the items beyond that.
     """
 
-    gateway: Any
+    gateway: Gateway
     destdir: str
     files_sent: int = 0
     bytes_sent: int = 0
@@ -107,7 +111,7 @@ class TargetResult:
         """Whether everything arrived: no error, nothing skipped, nothing refused."""
         return self.error is None and not self.skipped and not self.refused
 
-    def add(self, name: str, item: Any) -> None:
+    def add(self, name: str, item: Skipped | str) -> None:
         """Add to the list of that name, or count the item if that is full."""
         items = getattr(self, name)
         if len(items) < LISTED_MAX:

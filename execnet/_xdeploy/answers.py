@@ -12,11 +12,14 @@ import urllib.error
 from collections import deque
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any
 
 from .._clock import monotonic
 from ..gateway_base import Channel
 from .sources import Sources
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 THREADS = 4
 END_S = 0.5  # how long a request in progress may take to end; an index may not answer at all
@@ -59,7 +62,7 @@ class Answers:
         for thread in self._threads:
             thread.join(max(0.0, deadline - monotonic()))
 
-    def _on_request(self, item: Any) -> None:
+    def _on_request(self, item: object) -> None:
         if type(item) is not tuple or len(item) != 3 or type(item[0]) is not int:
             raise ValueError("no request to an index")
         with self._lock:
@@ -118,7 +121,7 @@ class Answers:
         else:
             raise ValueError("no request to an index")
 
-    def _send(self, number: int, type: str, digest: str, pieces: Any) -> None:
+    def _send(self, number: int, type: str, digest: str, pieces: Iterable[bytes]) -> None:
         """Send an answer; a read that fails is reported before the head is sent, if it can be."""
         pieces = iter(pieces)
         first = next(pieces, b"")

@@ -17,6 +17,20 @@ from typing import Any
 from .errors import DeployError
 from .sources import File, Sources
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from email.message import Message
+    from typing import Protocol
+
+    class Tag(Protocol):
+        """What a wheel fits to, as the package packaging has it."""
+
+        interpreter: str
+        abi: str
+        platform: str
+
+
 PROJECTS_MAX = 1000
 MARKER_NAMES = {
     "os_name", "sys_platform", "platform_machine", "platform_python_implementation",
@@ -39,9 +53,9 @@ def _packaging(name: str) -> Any:
 def choose(
     lines: list[str],
     constraints: list[str],
-    markers: Mapping[Any, Any],
+    markers: Mapping[object, object],
     sources: Sources,
-    installed: Mapping[Any, Any],
+    installed: Mapping[object, object],
 ) -> list[tuple[str, bytes]]:
     """Return the names and contents of the wheels that the requirements need.
 
@@ -63,7 +77,7 @@ def choose(
 
 class _Chooser:
     def __init__(
-        self, environment: dict[str, str], sources: Sources, installed: Mapping[Any, Any]
+        self, environment: dict[str, str], sources: Sources, installed: Mapping[object, object]
     ) -> None:
         self._requirements = _packaging("requirements")
         self._specifiers = _packaging("specifiers")
@@ -155,7 +169,7 @@ class _Chooser:
                 self._add_needs(name, metadata, extra)
         return contents
 
-    def _add_needs(self, name: str, metadata: Any, extra: str) -> None:
+    def _add_needs(self, name: str, metadata: Message[str, str], extra: str) -> None:
         for line in metadata.get_all("Requires-Dist") or ():
             self.add(line, name, extra)
 
@@ -178,7 +192,7 @@ class _Chooser:
             raise DeployError(f"no pure wheel of {name}{wanted} for this Python", _STEP)
         return max(allowed, key=lambda pair: pair[0])
 
-    def _fits(self, tags: Any) -> bool:
+    def _fits(self, tags: Iterable[Tag]) -> bool:
         major, minor = (int(part) for part in self._environment["python_version"].split("."))
         pythons = {f"py{major}"} | {f"py{major}{older}" for older in range(minor + 1)}
         return any(
@@ -196,7 +210,7 @@ class _Chooser:
         return bool(versions.contains(version, prereleases=True))
 
 
-def _metadata_of(wheel: bytes, name: str) -> Any:
+def _metadata_of(wheel: bytes, name: str) -> Message[str, str]:
     try:
         with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
             names = archive.namelist()

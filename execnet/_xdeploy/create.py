@@ -27,6 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..gateway import Gateway
     from ..gateway_base import Channel
+    from .far.places import FindAnswer, FindRequest
 
 ANSWERED = {
     "found", "key", "facts", "interpreter", "newest", "core", "has_core", "start", "has_start",
@@ -106,7 +107,7 @@ class _Job:
         self.is_broken = False
         self._is_made = False
         self._is_fetched = False
-        self._found: dict[str, Any] = {}  # what the far side said last
+        self._found: FindAnswer = {}  # what the far side said last
         self._has_bad_core = self._has_bad_start = False  # no worker came of what is kept
 
     def start_found(self, id: str) -> Gateway | None:
@@ -135,7 +136,7 @@ class _Job:
     def _again(self) -> bool:
         return bool(self._options.recreate or self._options.refresh or self.is_broken)
 
-    def _venv_of(self, found: dict[str, Any]) -> Venv:
+    def _venv_of(self, found: FindAnswer) -> Venv:
         return Venv(
             self._name, str(found["key"]), str(found["venv"]), str(found["python"]),
             str(found["tool"]), self._is_made,
@@ -176,7 +177,7 @@ class _Job:
             with suppress(OSError, EOFError, RemoteError, TimeoutError):
                 channel.waitclose(quick.ANSWER_S)
 
-    def _find(self, recreate: bool) -> tuple[dict[str, Any], Channel]:
+    def _find(self, recreate: bool) -> tuple[FindAnswer, Channel]:
         options, gateway = self._options, self._gateway
         hold = gateway.newchannel()
         channel = run(gateway, "_xdeploy.far.find")
@@ -216,7 +217,7 @@ class _Job:
         if type(answer) is not dict or not ("error" in answer or answer.keys() >= ANSWERED):
             raise DeployError(f"{self._gateway.id} broke the protocol", "finding")
 
-    def _request(self, recreate: bool) -> dict[str, Any]:
+    def _request(self, recreate: bool) -> FindRequest:
         options = self._options
         return {
             "name": self._name, "root": options.root, "recreate": recreate,

@@ -13,6 +13,7 @@ from .errors import DeployError, hidden
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..gateway import Gateway
+    from .far.places import KeptRequest
 
 DAY_S = 86400.0
 
@@ -56,14 +57,14 @@ def prune(
     names: only of these environments and projects; of all if empty.  dry_run: only report.
     Raises ``DeployError`` if the worker can't do that.
     """
-    request = {
+    request: KeptRequest = {
         "prune": True, "root": root or "", "unused_s": unused_days * DAY_S,
         "names": list(names), "dry_run": dry_run,
     }  # fmt: skip
     return _asked(gateway, request)
 
 
-def _asked(gateway: Gateway, request: dict[str, Any]) -> list[Kept]:
+def _asked(gateway: Gateway, request: KeptRequest) -> list[Kept]:
     try:
         channel = run(gateway, "_xdeploy.far.kept")
         channel.send(request)

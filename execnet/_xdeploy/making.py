@@ -25,6 +25,8 @@ from .sources import Sources, configured, default_index
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..gateway import Gateway
     from ..gateway_base import Channel
 
@@ -81,7 +83,9 @@ class Making:
     def _index_url(self) -> str:
         return self._options.index_url or self._wanted.index_url
 
-    def run(self, part: str, more: dict[str, Any], ladder: list[str], timeout_s: float) -> None:
+    def run(
+        self, part: str, more: Mapping[str, object], ladder: list[str], timeout_s: float
+    ) -> None:
         """Have a shipped part make it; ``DeployError`` if that fails.
 
         more: what else that part has to know.  ladder: the tools that it may use.
@@ -109,7 +113,7 @@ class Making:
                 channel.close()
             answers.close()
 
-    def _request(self, timeout_s: float, index: Channel) -> dict[str, Any]:
+    def _request(self, timeout_s: float, index: Channel) -> dict[str, object]:
         wanted, options = self._wanted, self._options
         url = self._index_url()
         asks_index = has_secret(url) or bool(wanted.extra_urls)
@@ -163,7 +167,7 @@ class Making:
             text = f"{self._gateway.id} broke the protocol: {exc}"
             raise DeployError(text, "making") from exc
 
-    def _answer(self, what: str, argument: Any, known: Any) -> Any:
+    def _answer(self, what: str, argument: Any, known: Any) -> object:
         """Return the answer to a question; known: what need not be sent."""
         if what == "pip":
             try:

@@ -36,6 +36,8 @@ from .requirements import Wanted, digest_of, load_toml, read, sent_file
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..gateway import Gateway
+    from .far.places import UseAnswer, UseRequest
+    from .requirements import Requirements
 
 LADDER = ["uv", "pip", "a pip that is sent", "unpack"]
 TRIES = 3
@@ -285,7 +287,7 @@ def _install(gateway: Gateway, file: Path, options: Options, on_output: OnOutput
     assert match is not None
     name = normalized(match[1])
     wanted = Wanted(files=[file], lines=[sent_file(match[1], 0, file)])
-    request = {
+    request: UseRequest = {
         "kind": "layer", "name": name, "root": options.root,
         "digest": wanted.digest(options.index_url and hidden(options.index_url)),
     }  # fmt: skip
@@ -304,12 +306,12 @@ def _install(gateway: Gateway, file: Path, options: Options, on_output: OnOutput
     raise DeployError(f"the layer of {name} is removed as soon as it is made", "installing")
 
 
-def _asked(gateway: Gateway, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+def _asked(gateway: Gateway, request: UseRequest, timeout_s: float) -> UseAnswer:
     """Return what the worker answers to a request to ``far.use``."""
     try:
         channel = run(gateway, "_xdeploy.far.use")
         channel.send(request)
-        answer: dict[str, Any] = channel.receive(max(0.0, timeout_s))
+        answer: UseAnswer = channel.receive(max(0.0, timeout_s))
         channel.waitclose(ANSWER_S)
     except (RemoteError, TimeoutError, EOFError) as exc:
         raise DeployError(f"{gateway.id} can't use it: {exc}", "using it") from exc
@@ -328,7 +330,7 @@ class _Noting(RSync):
         super().__init__(*args, **options)
         self.sources: list[str] = []
 
-    def _report_send_file(self, gateway: Any, modified_rel_path: str) -> None:
+    def _report_send_file(self, gateway: object, modified_rel_path: str) -> None:
         if modified_rel_path.endswith(".py"):
             self.sources.append(modified_rel_path)
 
@@ -373,7 +375,7 @@ class Sync:
         with self._lock:
             is_first = self._folder is None
             if self._folder is None:
-                self._folder = str(self._ask("tree", key=self._key())["folder"])
+                self._folder = str(self._ask({"kind": "tree", "key": self._key()})["folder"])
             rsync = _Noting(self._source, verbose=False, rules=[f"- {name}" for name in LEFT_OUT])
             rsync.add_target(self._gateway, self._folder, delete=True, links="inside")
             result = rsync.send()
@@ -381,17 +383,18 @@ class Sync:
             target = result.targets[0]
             changed = target.files_sent + target.deleted
             if changed or is_first:
-                self._ask(
-                    "use", folder=self._path(self._folder), changed=bool(changed),
-                    tree=self._folder, sent=rsync.sources,
-                )  # fmt: skip
+                self._ask({
+                    "kind": "use", "folder": self._path(self._folder), "changed": bool(changed),
+                    "tree": self._folder, "sent": rsync.sources,
+                })  # fmt: skip
                 self.count += 1
             return changed
 
     def launcher(self, python: str, layer: str) -> str:
         """Return the path of a command there that starts an interpreter with a layer."""
-        more = {"key": self._key(), "python": python, "layer": layer}
-        return str(self._ask("launcher", **more)["launcher"])
+        request: UseRequest = {"kind": "launcher", "key": self._key()}
+        request["python"], request["layer"] = python, layer
+        return str(self._ask(request)["launcher"])
 
     def _key(self) -> str:
         import socket
@@ -403,8 +406,8 @@ class Sync:
         """Return the folder that modules are imported from: ``src``, if the project has one."""
         return f"{folder}/src" if (self._source / "src").is_dir() else folder
 
-    def _ask(self, kind: str, **more: Any) -> dict[str, Any]:
-        request = {"kind": kind, "name": self._name, "root": self._root, **more}
+    def _ask(self, request: UseRequest) -> UseAnswer:
+        request["name"], request["root"] = self._name, self._root
         return _asked(self._gateway, request, ANSWER_S)
 
     def start(self) -> None:
@@ -443,7 +446,7 @@ class Sync:
             self._thread = None
 
 
-def wanted_of(requirements: Any) -> Wanted:
+def wanted_of(requirements: Requirements) -> Wanted:
     """Return what is wanted; projects that are named become wheels."""
     return read(requirements, lambda path: _pure(SetupFile(path).wheel()))
 

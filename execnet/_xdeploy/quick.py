@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .._specs import Settings
     from ..gateway import Gateway
     from ..gateway_base import Channel, ExecModel
+    from .far.places import FindRequest
 
 ANSWER_S = 10.0  # how long after the worker the answer may come that was sent before it
 START = "_xdeploy.far.start"
@@ -57,7 +58,7 @@ class EnvironmentIO(ViaIO):
     needs_boot = True
     loaded = frozenset([FAR, START])
 
-    def __init__(self, gateway: Gateway, wanted: dict[str, Any], execmodel: ExecModel) -> None:
+    def __init__(self, gateway: Gateway, wanted: FindRequest, execmodel: ExecModel) -> None:
         self.told: Channel = gateway.newchannel()
         args = command(XSpec("popen//python=python"))
         request = {
@@ -87,7 +88,7 @@ class EnvironmentIO(ViaIO):
 
 
 def start(
-    gateway: Gateway, id: str, wanted: dict[str, Any], timeout_s: float
+    gateway: Gateway, id: str, wanted: FindRequest, timeout_s: float
 ) -> tuple[Gateway | None, Any, Channel | None]:
     """Return a worker of an environment, what is known of that, and what holds it until closed.
 

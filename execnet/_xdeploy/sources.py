@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from html.parser import HTMLParser
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import IO
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit, urlunsplit
 
 from .._clock import monotonic
@@ -152,7 +152,7 @@ class Sources:
         try:
             with closing(self._open(url)) as response:
                 data = _read(response, PAGE_BYTES_MAX + 1)
-                base = response.url if not url.startswith("file:") else url
+                base = response.url if isinstance(response, HTTPResponse) else url
         except urllib.error.HTTPError as exc:
             if exc.code in (403, 404, 410):
                 return []
@@ -193,7 +193,7 @@ class Sources:
             raise OSError(f"{file.name} is not what its digest says")
         return data
 
-    def _open(self, url: str) -> Any:
+    def _open(self, url: str) -> IO[bytes] | HTTPResponse:
         if url.startswith("file:"):
             path = _path_of(url)
             return open(path / "index.html" if path.is_dir() else path, "rb")
@@ -210,7 +210,10 @@ class Sources:
             context = ssl.create_default_context(cafile=self._cert)
         try:
             timeout_s = max(SHORTEST_S, min(FETCH_S, self.deadline - monotonic()))
-            return urllib.request.urlopen(request, timeout=timeout_s, context=context)
+            response: HTTPResponse = urllib.request.urlopen(
+                request, timeout=timeout_s, context=context
+            )
+            return response
         except urllib.error.HTTPError as exc:
             exc.close()  # nobody reads its body
             raise
@@ -218,10 +221,9 @@ class Sources:
             raise OSError(f"{urlsplit(bare).hostname} does not speak HTTP: {exc!r}") from exc
 
 
-def _read(response: Any, size: int) -> bytes:
+def _read(response: IO[bytes] | HTTPResponse, size: int) -> bytes:
     try:
-        data: bytes = response.read(size)
-        return data
+        return response.read(size)
     except HTTPException as exc:
         raise OSError(f"an answer was cut: {exc!r}") from exc
 

@@ -33,7 +33,7 @@ from .chunks import (
     sample_starts,
     table_of,
 )
-from .places import O_FILE, O_OLD, at, identity_of, open_same, read_full
+from .places import O_FILE, O_OLD, at, effective_user, identity_of, open_same, read_full
 from .requests import Requests
 from .temps import Incoming, Part, sum_in, tag_in, tag_of
 from .wire import (
@@ -58,7 +58,7 @@ from .wire import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from .places import Entry, Where
 
 EARLY_MAX = 16  # messages that are taken before their turn
 DIGESTS_AT_ONCE = 4 * PIECE_BYTES  # bytes of a file whose digests go in one message
@@ -67,7 +67,7 @@ DIGESTS_AT_ONCE = 4 * PIECE_BYTES  # bytes of a file whose digests go in one mes
 class Bases(Requests):
     """Offers old files to the source, and builds the new ones from them as it says."""
 
-    def _ask_for_blocks(self, entry: Any, path: bytes, where: Any) -> None:
+    def _ask_for_blocks(self, entry: Entry, path: bytes, where: Where) -> None:
         """Send the digests of an old file's first blocks while they are copied to a new one."""
         try:
             old = os.open(path, O_OLD, **where)
@@ -85,11 +85,11 @@ class Bases(Requests):
             incoming = Incoming(fd, temp, self._digest, self._stream)
             incoming.set_base(found, block_bytes(largest), min(found.st_size, entry[4]))
             self._total += entry[4]
-            self._add_base(entry, incoming, old)
+            self._add_base(entry, incoming, found, old)
         finally:
             os.close(old)
 
-    def _has_left(self, entry: Any) -> bool:
+    def _has_left(self, entry: Entry) -> bool:
         """Ask for what a file that an earlier run left is missing; return whether there is one."""
         incoming = None if self._dry_run else self._take_left(entry)
         if incoming is None:
@@ -102,7 +102,7 @@ class Bases(Requests):
             self._out.say(REST, entry[1], incoming.part.size, incoming.part.sum)
         return True
 
-    def _take_left(self, entry: Any) -> Any:
+    def _take_left(self, entry: Entry) -> Incoming | None:
         """Return a file that an earlier run left, taken over, or None."""
         directory, _, name, _, size, mtime = entry
         left = self._leftovers.pop(tag_of(name)[:-8], None)
@@ -131,28 +131,30 @@ class Bases(Requests):
         directory.settled = False
         return incoming
 
-    def _compare_own(self, entry: Any, incoming: Incoming) -> None:
+    def _compare_own(self, entry: Entry, incoming: Incoming) -> None:
         """Compare what was left like an old file: all of it may be wrong."""
         found = os.fstat(incoming.fd)
         largest = max(found.st_size, entry[4])
         incoming.set_base(found, block_bytes(largest), min(found.st_size, entry[4]))
-        self._add_base(entry, incoming, incoming.fd)
+        self._add_base(entry, incoming, found, incoming.fd)
 
-    def _add_base(self, entry: Any, incoming: Incoming, old: int) -> None:
-        self._compared[entry[1]] = identity_of(incoming.base)
+    def _add_base(
+        self, entry: Entry, incoming: Incoming, found: os.stat_result, old: int
+    ) -> None:  # fmt: skip
+        self._compared[entry[1]] = identity_of(found)
         self._expect(entry, incoming)
-        self._out.say(DELTA, entry[1], incoming.base.st_size)
+        self._out.say(DELTA, entry[1], incoming.base_bytes)
         self._send_digests(entry[1], old, incoming, FIRST_BYTES)
 
-    def _expect(self, entry: Any, incoming: Incoming) -> None:
+    def _expect(self, entry: Entry, incoming: Incoming) -> None:
         self._pending.append((entry, incoming))
         self._bases += 1
         self._bases_bytes += entry[4]
 
-    def _ask_again(self, entry: Any) -> None:
+    def _ask_again(self, entry: Entry) -> None:
         """Compare what was left if it is not what the earlier run wrote; otherwise as above."""
         incoming = self._pending[0][1]
-        if incoming.part is None:
+        if incoming is None or incoming.part is None:
             Requests._ask_again(self, entry)
             return
         again = Incoming(os.dup(incoming.fd), incoming.temp, self._digest, self._stream)
@@ -161,14 +163,13 @@ class Bases(Requests):
         self._take_request()
         self._compare_own(entry, again)
 
-    def _send_digests(self, number: int, old: Any, incoming: Incoming, limit: int) -> None:
+    def _send_digests(self, number: int, old: int | None, incoming: Incoming, limit: int) -> None:
         """Read, copy and digest in one go, so that what is proved later is what was copied.
 
         old: None if it is gone.  limit: where to stop, unless the end is near.
         """
         block, digests = incoming.block, incoming.digests
-        base, told = incoming.base, len(incoming.digests)
-        is_sparse = getattr(base, "st_blocks", 1 << 60) * 512 < base.st_size
+        told, is_sparse = len(incoming.digests), incoming.is_sparse
         step, wanted = chunk_bytes(block), DIGESTS_AT_ONCE * DIGEST_BYTES
         if old is not None:
             os.lseek(old, incoming.known, os.SEEK_SET)
@@ -187,13 +188,13 @@ class Bases(Requests):
                 told = len(digests)
                 self._look_ahead(number, incoming)
 
-    def _unopened_base(self, number: int) -> Any:
+    def _unopened_base(self, number: int) -> tuple[Entry, Incoming]:
         entry, incoming = self._request(number)
         if incoming is None or incoming.base is None or incoming.size >= 0:
             raise Violation("entry %d has no old file, or was opened" % number)
         return entry, incoming
 
-    def _reopen(self, entry: Any, incoming: Incoming) -> Any:
+    def _reopen(self, entry: Entry, incoming: Incoming) -> int:
         """Open the old file again; OSError if it is another one by now."""
         if incoming.is_own:
             return os.dup(incoming.fd)
@@ -204,7 +205,7 @@ class Bases(Requests):
         entry, incoming = self._unopened_base(number)
         if incoming.known >= incoming.common:
             raise Violation("there are no more digests of entry %d" % number)
-        if incoming.base.st_size != entry[4]:
+        if incoming.base_bytes != entry[4]:
             self._write_early(incoming)
         try:
             old = self._reopen(entry, incoming)
@@ -224,12 +225,12 @@ class Bases(Requests):
 
     def _write_early(self, incoming: Incoming) -> None:
         """Begin to write a file that will replace another one."""
-        if incoming.base.st_size >= EARLY_BYTES and not incoming.is_own:
+        if incoming.base_bytes >= EARLY_BYTES and not incoming.is_own:
             incoming.writeback.start()
 
     def _look_ahead(self, number: int, incoming: Incoming) -> None:
         """Find out whether the source has said ``DIFFERS``; what else it has said is for later."""
-        is_large = incoming.base.st_size >= EARLY_BYTES
+        is_large = incoming.base_bytes >= EARLY_BYTES
         if is_large and not incoming.writeback.is_started and len(self._early) < EARLY_MAX:
             messages = self._look()
             self._early.extend(messages)
@@ -241,7 +242,7 @@ class Bases(Requests):
     def _on_seek(self, number: int) -> None:
         """Send the chunks of an old file, or ask for all of the new one if it is gone."""
         entry, incoming = self._unopened_base(number)
-        is_all = incoming.marks is not None or incoming.base.st_size <= SEARCHED_BYTES
+        is_all = incoming.marks is not None or incoming.base_bytes <= SEARCHED_BYTES
         if incoming.old >= 0:
             raise Violation("all chunks of entry %d are known" % number)
         try:
@@ -256,26 +257,27 @@ class Bases(Requests):
         if not is_all:
             incoming.close_old()
         self._pending.append(self._pending.popleft())
-        self._out.say(CHUNKS, number, is_all, *(incoming.marks + chunks))
+        self._out.say(CHUNKS, number, is_all, *chunks)
 
-    def _chunks_of(self, incoming: Incoming, is_all: bool) -> Any:
-        size, old = incoming.base.st_size, incoming.old
+    def _chunks_of(self, incoming: Incoming, is_all: bool) -> tuple[bytes, bytes, bytes, bytes]:
+        """Return the marks, and the keys and lengths of the chunks that they cut."""
+        size, old, marks = incoming.base_bytes, incoming.old, incoming.marks
         average = average_bytes(size)
-        if incoming.marks is None:
+        if marks is None:
             step = max(size // 32, LOOKED_AT_BYTES // 32)
             sample = [piece_at(old, start, LOOKED_AT_BYTES // 32) for start in range(0, size, step)]
-            incoming.marks = choose_marks(b"".join(sample), average)
+            incoming.marks = marks = choose_marks(b"".join(sample), average)
         if is_all:
             os.lseek(old, 0, os.SEEK_SET)
             pieces = pieces_of(lambda count: read_full(old, count), 0, size)
-            return table_of(pieces, incoming.marks, average, self._digest)
+            return marks + table_of(pieces, marks, average, self._digest)
         keys, lengths = [], []
         for start in sample_starts(size):
             part = [piece_at(old, start, SAMPLE_BYTES)]
-            found = table_of(part, incoming.marks, average, self._digest)
+            found = table_of(part, marks, average, self._digest)
             keys.append(found[0])
             lengths.append(found[1])
-        return b"".join(keys), b"".join(lengths)
+        return marks + (b"".join(keys), b"".join(lengths))
 
     def _on_copy(self, number: int, offset: int, old_offset: int, length: int) -> None:
         if number == self._refused:
@@ -296,14 +298,14 @@ class Bases(Requests):
             self._refuse(entry, exc)
 
 
-def check_left(found: Any, size: int) -> None:
+def check_left(found: os.stat_result, size: int) -> None:
     """Raise OSError for what no run of ours has left, or what is too large to be compared.
 
     size: of the source's file.
     """
     largest = max(found.st_size, size)
     is_file = stat.S_ISREG(found.st_mode) and found.st_nlink == 1
-    is_ours = found.st_uid == getattr(os, "geteuid", int)()
+    is_ours = found.st_uid == effective_user()
     if not (is_file and is_ours and found.st_size > SMALL_MAX):
         raise OSError(errno.EPERM, "is not what a run has left")
     if largest > BLOCKS_MAX * block_bytes(largest):

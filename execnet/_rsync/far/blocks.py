@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
+from .places import is_sparse
 from .tree import Unstable
 from .wire import (
     DIGEST_BYTES,
@@ -22,8 +23,13 @@ from .wire import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
+    from collections.abc import Callable, Iterator
+
+    from .digests import Digest
+    from .wire import Buffer, Change, Message
+
+
+HAS_HOLES = hasattr(os, "SEEK_DATA")  # whether the system says where they are
 
 
 class Comparison(object):
@@ -32,7 +38,7 @@ class Comparison(object):
     size: of the old file.  announced: that of the new one, when it was listed.
     """
 
-    def __init__(self, size: int, announced: int, digest: Any) -> None:
+    def __init__(self, size: int, announced: int, digest: Digest) -> None:
         self.size = size
         self.block = block_bytes(max(size, announced))
         self._common = min(size, announced)  # bytes that can be the same in both
@@ -60,7 +66,7 @@ class Comparison(object):
         number = min(offset // self.block, self._count - 1)
         return len(self._digests) >= (number + 1) * SENT_BYTES
 
-    def same_bytes(self, offset: int, data: Any, digest: bytes) -> int:
+    def same_bytes(self, offset: int, data: Buffer, digest: bytes) -> int:
         """Return how many bytes of the block at ``offset`` are unchanged: all, or none.
 
         In the block where the old file ended, that is all or none of what it had there.
@@ -72,12 +78,12 @@ class Comparison(object):
             digest = self.digest(data[:old])
         return min(old, len(data)) if known == digest[:SENT_BYTES] else 0
 
-    def changes(self, position: int, data: bytes, digests: bytearray) -> Any:
+    def changes(self, position: int, data: bytes, digests: bytearray) -> list[list[int]]:
         """Return [[start, stop]] of what changed in a part of a file; add its blocks' digests.
 
         position: of the part.  There must be digests for all of it.
         """
-        changes: Any = []
+        changes: list[list[int]] = []
         view = memoryview(data)
         found = self.digest.of_blocks(data, self.block)
         digests += found
@@ -99,15 +105,15 @@ class Batch(object):
 
     def __init__(self, code: int) -> None:
         self.code = code
-        self.ids: Any = []
-        self.paths: Any = []
+        self.ids: list[int] = []
+        self.paths: list[bytes] = []
         self.bytes = 0  # of content
         self.listed_bytes = 0  # of the files, when they were listed
-        self._sizes: Any = []
-        self._changed: Any = {}  # place -> (mode, time)
-        self._parts: Any = []
+        self._sizes: list[int] = []
+        self._changed: dict[int, Change] = {}  # place -> (mode, time)
+        self._parts: list[bytes] = []
 
-    def add(self, number: int, path: bytes, size: int, data: bytes, changed: Any) -> None:
+    def add(self, number: int, path: bytes, size: int, data: bytes, changed: Change | None) -> None:
         """Add a file.  size: as it was listed.  changed: None, or its new (mode, time)."""
         if changed is not None:
             self._changed[len(self.ids)] = changed
@@ -122,7 +128,7 @@ class Batch(object):
     def cost(self) -> int:
         return self.bytes + 32 * len(self.ids) if self.code == FILES else 0
 
-    def message(self, pack: Any) -> Any:
+    def message(self, pack: Callable[[bytes], bytes | None]) -> Message:
         """Return the message.  pack: compresses content, or returns None."""
         ids = pack_ids(self.ids)
         if self.code == SAME:
@@ -130,8 +136,8 @@ class Batch(object):
         content = b"".join(self._parts)
         short = pack(content)
         is_packed = short is not None
-        self.bytes = len(short) if is_packed else len(content)
-        content = short if is_packed else content
+        content = content if short is None else short
+        self.bytes = len(content)
         return FILES, ids, pack_ids(self._sizes), self._changed, content, is_packed
 
 
@@ -145,10 +151,10 @@ def read_exactly(fd: int, size: int) -> bytes:
     return data
 
 
-def data_ranges(fd: int, found: Any) -> Iterator[Any]:
+def data_ranges(fd: int, found: os.stat_result) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) of what is not a hole in a file."""
     size = found.st_size
-    if getattr(found, "st_blocks", 1 << 60) * 512 >= size or not hasattr(os, "SEEK_DATA"):
+    if not (HAS_HOLES and is_sparse(found)):
         yield 0, size
         return
     stop = 0

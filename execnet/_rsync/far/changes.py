@@ -17,7 +17,9 @@ from .tree import mtime_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
+
+    from ...gateway_base import Channel
+
 
 _MASK = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x800  # IN_MODIFY ... IN_MOVE_SELF
 _ONLY_DIRECTORIES = 0x01000000  # IN_ONLYDIR
@@ -26,27 +28,27 @@ _LOOK_S = 1.0  # between looks, where there is no inotify
 _QUIET_S = 0.05  # how long it must be quiet before a change is reported: many come at once
 
 
-def changes(path: Any, stop: Any = None) -> Iterator[None]:
+def changes(path: str, stop: Stop | None = None) -> Iterator[None]:
     """Yield once at first, and then each time something has changed below a path.
 
     stop: a ``Stop`` with which another thread can end it.
     """
     yield None
-    own = Stop() if stop is None else None
+    used = Stop() if stop is None else stop
     try:
-        watch = _watch(path, own or stop)
+        watch = _watch(path, used)
         try:
-            while not (own or stop).is_set():
+            while not used.is_set():
                 yield None  # what changed before it was watched
                 watch.wait()
         finally:
             watch.close()
     finally:
-        if own is not None:
-            own.close()
+        if stop is None:
+            used.close()
 
 
-def _watch(path: Any, stop: Any) -> Any:
+def _watch(path: str, stop: Stop) -> _Inotify | _Looks:
     try:
         return _Inotify(path, stop)
     except OSError:
@@ -76,7 +78,7 @@ class Stop(object):
 class _Inotify(object):
     """The kernel's notifications about a file, or a directory and everything below it."""
 
-    def __init__(self, path: Any, stop: Stop) -> None:
+    def __init__(self, path: str, stop: Stop) -> None:
         if not sys.platform.startswith("linux"):
             raise OSError("this system has no inotify")
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -101,7 +103,7 @@ class _Inotify(object):
         for folder, _, _ in os.walk(self._path):
             self._add(folder)
 
-    def _add(self, folder: Any) -> None:
+    def _add(self, folder: str | bytes) -> None:
         """Watch a directory, even if it is watched already; one that is gone does not matter."""
         name = folder if isinstance(folder, bytes) else os.fsencode(folder)
         if self._libc.inotify_add_watch(self._fd, name, _MASK | _ONLY_DIRECTORIES) < 0:
@@ -120,7 +122,7 @@ class _Inotify(object):
 class _Looks(object):
     """Looks at a tree again and again."""
 
-    def __init__(self, path: Any, stop: Stop) -> None:
+    def __init__(self, path: str, stop: Stop) -> None:
         self._path = path
         self._stop = stop
         self._last = self._look()
@@ -128,8 +130,8 @@ class _Looks(object):
     def close(self) -> None:
         pass
 
-    def _look(self) -> Any:
-        found: Any = []
+    def _look(self) -> list[object]:
+        found: list[object] = []
         for folder, _, files in os.walk(self._path):
             for path in [folder] + [os.path.join(folder, name) for name in files]:
                 found.append((path, _status(path)))
@@ -142,7 +144,7 @@ class _Looks(object):
         self._last = now
 
 
-def _status(path: Any) -> Any:
+def _status(path: str) -> tuple[int, int, int, int] | None:
     try:
         found = os.lstat(path)
     except OSError:
@@ -150,12 +152,12 @@ def _status(path: Any) -> Any:
     return mtime_of(found), found.st_size, found.st_mode, found.st_ino
 
 
-def main(channel: Any) -> None:
+def main(channel: Channel) -> None:
     """Say when something has changed below a path, which comes first; each item asks for more."""
     path = os.path.expanduser(channel.receive())
     stop, wanted = Stop(), threading.Event()
 
-    def take(item: Any) -> None:
+    def take(item: object) -> None:
         if item is None:  # the channel is closed
             stop.set()
         wanted.set()

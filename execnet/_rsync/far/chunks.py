@@ -21,8 +21,12 @@ from .wire import PIECE_BYTES, Violation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
+    from collections.abc import Callable, Iterable, Iterator
+
+    from .digests import Digest
+
+    Marks = tuple[bytes, bytes]  # a prefix, and what follows it
+    Run = tuple[int | None, int, int]  # offset in the old file, if any; in the new one; bytes
 
 KEY_BYTES = 8  # kept of a chunk's digest; a longer one proves the whole
 MARK_BYTES = 8  # of a mark, at most
@@ -38,7 +42,7 @@ def average_bytes(size: int) -> int:
     return max(1024, 2 * int(size**0.5))
 
 
-def choose_marks(sample: bytes, average: int) -> Any:
+def choose_marks(sample: bytes, average: int) -> Marks:
     """Return (bytes, bytes one of which follows them), once in ``average`` bytes or so.
 
     They have to be spread over the whole sample.  If there are none, because the content is too
@@ -48,7 +52,9 @@ def choose_marks(sample: bytes, average: int) -> Any:
     expected = BUCKETS * (1 - (1 - 1.0 / BUCKETS) ** wanted)  # if they were spread by chance
     best, most = (b"", b""), 0
     for place, marks in enumerate(_candidates(sample, wanted)):
-        spread = len({match.start() * BUCKETS // len(sample) for match in finder(marks)(sample)})
+        find = finder(marks)
+        found = find(sample) if find else ()
+        spread = len({match.start() * BUCKETS // len(sample) for match in found})
         if spread > most:
             best, most = marks, spread
         if most >= 0.8 * expected or place >= CANDIDATES_MAX:
@@ -56,9 +62,9 @@ def choose_marks(sample: bytes, average: int) -> Any:
     return best
 
 
-def _candidates(sample: bytes, wanted: int) -> Iterator[Any]:
+def _candidates(sample: bytes, wanted: int) -> Iterator[Marks]:
     """Yield candidate marks about as frequent as wanted, of one byte and its followers, or more."""
-    pairs: Any = {}
+    pairs: dict[bytes, Counter[int]] = {}
     for count, byte in sorted((count, byte) for byte, count in Counter(bytearray(sample)).items()):
         if count >= wanted:
             first = bytes(bytearray([byte]))
@@ -80,13 +86,13 @@ def _candidates(sample: bytes, wanted: int) -> Iterator[Any]:
             prefix = prefix + bytes(bytearray(min(rest)[1:])) if rest else b""
 
 
-def _counts_after(prefix: bytes, sample: bytes) -> Any:
+def _counts_after(prefix: bytes, sample: bytes) -> Counter[int]:
     """Return how often each byte follows a prefix."""
     found = re.findall(_expression(prefix) + b"(?=(.))", sample, re.DOTALL)
     return Counter(bytearray(b"".join(found)))
 
 
-def _some_followers(counts: Any, wanted: int) -> Iterator[bytes]:
+def _some_followers(counts: dict[int, int], wanted: int) -> Iterator[bytes]:
     """Yield sets of bytes about as frequent together as wanted: a single byte, and rare ones."""
     for byte, count in sorted(counts.items()):
         if wanted <= count <= 2 * wanted:
@@ -105,7 +111,7 @@ def _expression(text: bytes) -> bytes:
     return b"".join([("\\x%02x" % byte).encode("ascii") for byte in bytearray(text)])
 
 
-def finder(marks: Any) -> Any:
+def finder(marks: Marks) -> Callable[[bytes], Iterator[re.Match[bytes]]] | None:
     """Return a function from data to matches of marks, None if there are none."""
     prefix, followers = marks
     if not followers:
@@ -116,7 +122,7 @@ def finder(marks: Any) -> Any:
     return re.compile(expression, re.DOTALL).finditer
 
 
-def cut(pieces: Any, marks: Any, average: int) -> Iterator[Any]:
+def cut(pieces: Iterable[bytes], marks: Marks, average: int) -> Iterator[memoryview]:
     """Yield the chunks of content that arrives in pieces."""
     find = finder(marks)
     low, high = average // 4, average * 4
@@ -141,7 +147,9 @@ def cut(pieces: Any, marks: Any, average: int) -> Iterator[Any]:
         yield memoryview(rest)
 
 
-def table_of(pieces: Any, marks: Any, average: int, digest: Any) -> Any:
+def table_of(
+    pieces: Iterable[bytes], marks: Marks, average: int, digest: Digest
+) -> tuple[bytes, bytes]:  # fmt: skip
     """Return (keys, lengths) of the chunks of some content, packed."""
     keys, lengths = [], []
     for chunk in cut(pieces, marks, average):
@@ -150,18 +158,20 @@ def table_of(pieces: Any, marks: Any, average: int, digest: Any) -> Any:
     return b"".join(keys), struct.pack("!%dI" % len(lengths), *lengths)
 
 
-def keys_of(keys: bytes) -> Any:
+def keys_of(keys: bytes) -> list[bytes]:
     return [keys[start : start + KEY_BYTES] for start in range(0, len(keys), KEY_BYTES)]
 
 
-def lengths_of(lengths: bytes) -> Any:
+def lengths_of(lengths: bytes) -> tuple[int, ...]:
     return struct.unpack("!%dI" % (len(lengths) // 4), lengths)
 
 
 class Table(object):
     """The chunks of an old file.  size: of the file.  is_sample: these are only a few of them."""
 
-    def __init__(self, size: int, is_sample: bool, marks: Any, keys: bytes, lengths: bytes) -> None:
+    def __init__(
+        self, size: int, is_sample: bool, marks: Marks, keys: bytes, lengths: bytes
+    ) -> None:  # fmt: skip
         if len(keys) // KEY_BYTES * 4 != len(lengths) or len(keys) % KEY_BYTES:
             raise Violation("%d bytes of keys, %d of lengths" % (len(keys), len(lengths)))
         finder(marks)  # refuses bad marks
@@ -179,7 +189,7 @@ class Table(object):
         self._places = {key: place for place, key in enumerate(self._keys)}
         self._next = 0  # the place after the one that was found last
 
-    def find(self, key: bytes, length: int) -> Any:
+    def find(self, key: bytes, length: int) -> int | None:
         """Return the offset of a chunk in the old file, None if the file does not have it."""
         place = self._next
         if place >= len(self._keys) or self._keys[place] != key:
@@ -189,22 +199,23 @@ class Table(object):
         self._next = place + 1
         return self._offsets[place]
 
-    def runs(self, keys: bytes, lengths: bytes) -> Any:
-        """Yield [offset in the old file or None, offset in the new, bytes], for all of the new.
+    def runs(self, keys: bytes, lengths: bytes) -> Iterator[Run]:
+        """Yield (offset in the old file or None, offset in the new, bytes), for all of the new.
 
         keys, lengths: of the chunks of the new file.
         """
-        run: Any = [None, 0, 0]
+        begin: int | None = None
+        start = size = 0
         for key, length in zip(keys_of(keys), lengths_of(lengths)):
             old = self.find(key, length)
-            goes_on = old is None if run[0] is None else old == run[0] + run[2]
+            goes_on = old is None if begin is None else old == begin + size
             if not goes_on:
-                if run[2]:
-                    yield run
-                run = [old, run[1] + run[2], 0]
-            run[2] += length
-        if run[2]:
-            yield run
+                if size:
+                    yield begin, start, size
+                begin, start, size = old, start + size, 0
+            size += length
+        if size:
+            yield begin, start, size
 
     def has_any(self, keys: bytes, lengths: bytes) -> bool:
         """Return whether any chunk of some content is in the old file."""
@@ -212,7 +223,7 @@ class Table(object):
         return any(self.find(key, length) is not None for key, length in found)
 
 
-def pieces_of(read: Any, start: int, stop: int) -> Iterator[bytes]:
+def pieces_of(read: Callable[[int], bytes], start: int, stop: int) -> Iterator[bytes]:
     """Yield the content of a part of a file; read: takes a number of bytes, at most a piece."""
     while start < stop:
         data = read(min(PIECE_BYTES // 4, stop - start))
@@ -220,6 +231,6 @@ def pieces_of(read: Any, start: int, stop: int) -> Iterator[bytes]:
         yield data
 
 
-def sample_starts(size: int) -> Any:
+def sample_starts(size: int) -> range:
     """Return where samples of an old file begin: spread over what the new one is searched for."""
     return range(0, size, SEARCHED_BYTES)

@@ -19,7 +19,17 @@ from .wire import DIGEST_BYTES, Violation, clock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, Protocol
+
+    from .wire import Buffer
+
+
+    class Hash(Protocol):
+        """An object of ``hashlib``."""
+
+        def update(self, data: Buffer, /) -> object: ...
+        def digest(self) -> bytes: ...
 
 # blake2b where both have it; sha256 where both compute that faster, thanks to instructions of
 # the processor, or where one is too old for blake2b; md5 where a host has neither
@@ -38,10 +48,10 @@ class Digest(object):
     new: makes an object of ``hashlib`` from some data.
     """
 
-    def __init__(self, new: Any) -> None:
+    def __init__(self, new: Callable[[Buffer], Hash]) -> None:
         self._new = new
 
-    def __call__(self, data: Any) -> bytes:
+    def __call__(self, data: Buffer) -> bytes:
         digest: bytes = self._new(data).digest()[:DIGEST_BYTES]
         return digest
 
@@ -60,6 +70,8 @@ class Gmac(Digest):
     D. McGrew, J. Viega, "The Galois/Counter Mode of Operation (GCM)", 2004.
     """
 
+    _context = None  # until there is one
+
     def __init__(self, secret: bytes) -> None:
         import _hashlib
         import ctypes  # the standard library offers no other way
@@ -67,11 +79,11 @@ class Gmac(Digest):
         # Its calls are too short to let other threads run.
         library = ctypes.PyDLL(getattr(_hashlib, "__file__", None))
         pointer, number = ctypes.c_void_p, ctypes.c_int
-        self._cast: Any = ctypes.cast
+        self._cast: Callable[..., ctypes.c_void_p] = ctypes.cast
         self._pointer = pointer
 
         def named(name: str, result: Any, *arguments: Any) -> Any:
-            found = getattr(library, "EVP_" + name)
+            found = library["EVP_" + name]
             found.restype, found.argtypes = result, arguments
             return found
 
@@ -88,7 +100,7 @@ class Gmac(Digest):
         if not cipher or not self._begin(self._context, cipher, None, secret, self._nonce):
             raise ValueError("no AES-GCM")
 
-    def __call__(self, data: Any) -> bytes:
+    def __call__(self, data: Buffer) -> bytes:
         return self._at(data if isinstance(data, bytes) else data.tobytes(), len(data))
 
     def of_blocks(self, data: bytes, block: int) -> bytes:
@@ -97,7 +109,7 @@ class Gmac(Digest):
         starts = range(0, size, block)
         return b"".join([self._at(place + start, min(block, size - start)) for start in starts])
 
-    def _at(self, place: Any, size: int) -> bytes:
+    def _at(self, place: bytes | int, size: int) -> bytes:
         """Return the digest of what is at an address, or of bytes."""
         context, tag, count = self._context, self._tag, self._count
         if not (
@@ -110,17 +122,17 @@ class Gmac(Digest):
         return bytes(tag.raw)
 
     def __del__(self) -> None:
-        if getattr(self, "_context", None):
+        if self._context:
             self._free(self._context)
 
 
-def costs() -> Any:
+def costs() -> dict[str, float]:
     """Return {name: seconds for some data} for the hashes that this Python has."""
     found = {name: _cost(name) for name in HASHES + (KEYED,)}
     return {name: cost for name, cost in found.items() if cost}
 
 
-def _cost(name: str) -> Any:
+def _cost(name: str) -> float | None:
     """Return the seconds that hashing some data takes, None if this Python lacks the hash.
 
     The best of a few counts: other processes may be using this host.
@@ -136,13 +148,13 @@ def _cost(name: str) -> Any:
         return None
 
 
-def _seconds_of(digest: Any, data: bytes) -> float:
+def _seconds_of(digest: Digest, data: bytes) -> float:
     started = clock()
     digest(data)
     return float(clock() - started)
 
 
-def digest_of(name: Any, secret: bytes) -> Any:
+def digest_of(name: str, secret: bytes) -> Digest:
     """Return a ``Digest``.
 
     name, secret: what ``choose`` returned.
@@ -158,21 +170,25 @@ def digest_of(name: Any, secret: bytes) -> Any:
         raise Violation("no such hash: %.100r" % (name,))
     if name == "blake2b":
         return Digest(lambda data: hashlib.blake2b(data, digest_size=DIGEST_BYTES))
-    return Digest(getattr(hashlib, name))
+    return Digest(stream_of(name))
 
 
-def stream_of(name: str) -> Any:
+def stream_of(name: str) -> Callable[..., Hash]:
     """Return a function that makes an object of ``hashlib``."""
-    return getattr(hashlib, name)
+    found: Callable[..., Hash] = getattr(hashlib, name)
+    return found
 
 
-def choose(source_costs: Any) -> Any:
+def choose(source_costs: dict[str, float]) -> tuple[str, bytes]:
     """Return (name of a hash, secret), the fastest for the slower of the two.
 
     The secret is empty where digests are those of the hash itself.  It is md5 if there is no other.
     """
-    pairs = {name: (cost, source_costs.get(name)) for name, cost in costs().items()}
-    common = {name: max(pair) for name, pair in pairs.items() if pair[1]}
+    common = {}
+    for name, cost in costs().items():
+        there = source_costs.get(name)
+        if there:
+            common[name] = max(cost, there)
     names = [name for name in HASHES if name in common]
     if not names:
         raise Violation("no hash in common: %.200r" % (source_costs,))

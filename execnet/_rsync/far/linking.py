@@ -20,10 +20,16 @@ from .wire import DIRECTORY, FILE, NOLINK, Violation
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+
+    from typing_extensions import Unpack
+
+    from .places import Directory, Entry, Where
+    from .temps import Maker
+    from .wire import Options, Say
 
 # PyPy passes a flag that the kernel refuses; so we check afterwards what was linked
-LINK_OPTIONS: Any = {} if hasattr(sys, "pypy_version_info") else {"follow_symlinks": False}
+IS_PYPY = "__pypy__" in sys.builtin_module_names
+LINK_OPTIONS: dict[str, bool] = {} if IS_PYPY else {"follow_symlinks": False}
 LINK_ERRORS = (OSError, NotImplementedError, AttributeError)
 
 
@@ -59,7 +65,7 @@ def stays_inside(text: bytes) -> bool:
     return True
 
 
-def link_maker(text: bytes) -> Any:
+def link_maker(text: bytes) -> Maker[None]:
     """Return a function that makes a link at a path."""
     return lambda path, **where: os.symlink(text, path, **where)
 
@@ -67,15 +73,17 @@ def link_maker(text: bytes) -> Any:
 class Linking(Sweeping):
     """Makes links, and asks for a copy where the host cannot make them."""
 
-    def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
+    def __init__(self, send: Say, options: Options) -> None:
         Sweeping.__init__(self, send, options)
         self._announced = Announced(options["max_files"], options["max_bytes"])
-        self._hardlinks: Any = deque()  # made once all of their leaders are there
+        # made once all of their leaders are there
+        self._hardlinks: deque[tuple[Entry, bool, int]] = deque()
         self._links = options["links"]
-        self._makes_links: Any = None  # whether the host does; None: not known yet
-        self._makers: Any = {}  # kind -> what is called for an entry; see ``Target``
+        self._makes_links: bool | None = None  # whether the host does; None: not known yet
+        # kind -> what is called for an entry; see ``Target``
+        self._makers: dict[int, Callable[..., object]] = {}
 
-    def _on_rooted(self, entry: Any, there: bool, text: bytes) -> None:
+    def _on_rooted(self, entry: Entry, there: bool, text: bytes) -> None:
         inner = text.lstrip(b"/" + SEP)
         if b"\0" in text or (text and inner == text) or not stays_inside(inner):
             raise Violation("not a place in the tree: %.1000r" % (text,))
@@ -86,7 +94,7 @@ class Linking(Sweeping):
         else:
             self._make_link(entry, there, self._dest + text)
 
-    def _on_symlink(self, entry: Any, there: bool, text: bytes) -> None:
+    def _on_symlink(self, entry: Entry, there: bool, text: bytes) -> None:
         if b"\0" in text or not text:
             raise Violation("not the text of a link: %.1000r" % (text,))
         if self._links == "none":
@@ -96,7 +104,7 @@ class Linking(Sweeping):
         else:
             self._make_link(entry, there, text)
 
-    def _make_link(self, entry: Any, there: bool, text: bytes) -> None:
+    def _make_link(self, entry: Entry, there: bool, text: bytes) -> None:
         directory, number, name, _, _, mtime = entry
         path, where = at(self._places.handle(directory), name) if there else (b"", {})
         found = os.lstat(path, **where) if there else None
@@ -133,7 +141,7 @@ class Linking(Sweeping):
             self._owners.give_link(number, handle, temp, os.lstat(path, **where))
         self._place(entry, temp)
 
-    def _can_link(self, directory: Any, found: Any, text: bytes) -> bool:
+    def _can_link(self, directory: Directory, found: os.stat_result, text: bytes) -> bool:
         """Return whether links can be made here; a dry run can only judge by what it finds.
 
         found: of what is there, which is no link.  text: of the link that should be there.
@@ -151,7 +159,7 @@ class Linking(Sweeping):
                 directory.settled, self._makes_links = False, True
         return self._makes_links is not False
 
-    def _is_like_target(self, directory: Any, found: Any, text: bytes) -> bool:
+    def _is_like_target(self, directory: Directory, found: os.stat_result, text: bytes) -> bool:
         """Return whether something has the kind, size and time of what a link points to here."""
         path = os.path.join(self._dest, path_of(directory.parent, directory.name), text)
         path = os.path.normpath(path)
@@ -168,12 +176,12 @@ class Linking(Sweeping):
             and time_of(other) == time_of(found)
         )
 
-    def _ask_for_copy(self, entry: Any) -> None:
+    def _ask_for_copy(self, entry: Entry) -> None:
         directory, number, name = entry[:3]
         self._unlinked[number] = directory, name
         self._out.say(NOLINK, number)
 
-    def _set_link_time(self, directory: Any, name: bytes, mtime: int) -> None:
+    def _set_link_time(self, directory: Directory, name: bytes, mtime: int) -> None:
         if HAS_NS and self._keeps_times and os.utime in os.supports_follow_symlinks:
             try:
                 set_link_time(self._places.handle(directory), name, mtime)
@@ -198,10 +206,10 @@ class Linking(Sweeping):
         entry = directory, new_number, name, mode, size, mtime
         self._try(self._makers[kind], entry, there, None)
 
-    def _on_hardlink(self, entry: Any, there: bool, leader: int) -> None:
+    def _on_hardlink(self, entry: Entry, there: bool, leader: int) -> None:
         self._hardlinks.append((entry, there, leader))
 
-    def _link(self, entry: Any, there: bool, leader: int) -> None:
+    def _link(self, entry: Entry, there: bool, leader: int) -> None:
         """Make a hard link to a file that has arrived by now, or ask for the content."""
         directory, _, name = entry[:3]
         try:
@@ -224,7 +232,7 @@ class Linking(Sweeping):
         except (OSError, KeyError, AttributeError, NotImplementedError):
             self._try(self._makers[FILE], entry, there, None)
 
-    def _may_lose(self, entry: Any, there: bool, leader: int) -> bool:
+    def _may_lose(self, entry: Entry, there: bool, leader: int) -> bool:
         """Return whether a file may replace what has its name now; note it if not."""
         path, where = at(self._places.handle(entry[0]), entry[2])
         found = os.lstat(path, **where)
@@ -232,7 +240,9 @@ class Linking(Sweeping):
             return True
         return self._may_replace(entry, found, self._on_hardlink, there, leader)
 
-    def _is_linked(self, directory: Any, name: bytes, source: Any, source_name: bytes) -> bool:
+    def _is_linked(
+        self, directory: Directory, name: bytes, source: Directory, source_name: bytes
+    ) -> bool:  # fmt: skip
         """Return whether two names are already one file; then renaming would do nothing."""
         path, where = at(self._places.handle(directory), name)
         found = os.lstat(path, **where)
@@ -240,15 +250,14 @@ class Linking(Sweeping):
         first = os.lstat(path, **where)
         return bool((found.st_dev, found.st_ino) == (first.st_dev, first.st_ino))
 
-    def _linker(self, source: Any, source_name: bytes) -> Any:
+    def _linker(self, source: Directory, source_name: bytes) -> Maker[None]:
         """Return a function that makes a hard link to a file at a path."""
 
-        def link(path: bytes, **where: Any) -> None:
+        def link(path: bytes, **where: Unpack[Where]) -> None:
             old, old_where = at(self._places.handle(source), source_name)
             if where:
-                fds = {"src_dir_fd": old_where["dir_fd"], "dst_dir_fd": where["dir_fd"]}
-                fds.update(LINK_OPTIONS)
-                os.link(old, path, **fds)
+                there, here = old_where["dir_fd"], where["dir_fd"]
+                os.link(old, path, src_dir_fd=there, dst_dir_fd=here, **LINK_OPTIONS)
             else:
                 os.link(old, path)
 

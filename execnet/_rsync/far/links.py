@@ -10,10 +10,6 @@ import os
 
 from .wire import ROOTED, SYMLINK
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 SEP = os.sep.encode()
 
 
@@ -24,7 +20,7 @@ class Links(object):
         self._root = os.path.abspath(root)
         self._prefixes = sorted({self._root, os.path.realpath(root)})
 
-    def convert(self, path: bytes, text: bytes) -> Any:
+    def convert(self, path: bytes, text: bytes) -> tuple[int, bytes]:
         """Return (kind, text) to announce for the link at ``path``, relative to the root.
 
         The text of a ROOTED one is appended to the path of the target's root.  An absolute link
@@ -48,7 +44,7 @@ class Links(object):
             return SYMLINK, text
         return SYMLINK, os.path.relpath(inner or b".", here or b".")
 
-    def _inside(self, path: bytes) -> Any:
+    def _inside(self, path: bytes) -> bytes | None:
         for prefix in self._prefixes:
             if path == prefix:
                 return b""

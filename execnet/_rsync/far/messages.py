@@ -11,7 +11,11 @@ from .wire import FIRST_STANDIN, INTEGERS, TooMuch, Violation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+
+    from .wire import Message
+
+    Kinds = tuple[Callable[[object], bool], ...]  # of the items of a message
 
 COUNT_MAX = 2**63  # of sizes and ids
 TIME_MAX = 2**63 * 10**9  # what fits into the seconds of a system call, in nanoseconds
@@ -26,7 +30,7 @@ class Announced(object):
     most_files, most_bytes: limits that the target's user has set, None for none.
     """
 
-    def __init__(self, most_files: Any, most_bytes: Any) -> None:
+    def __init__(self, most_files: int | None, most_bytes: int | None) -> None:
         self._most_files, self._most_bytes = most_files, most_bytes
         self._files = self._bytes = 0
         self._next_ids = {False: 1, True: FIRST_STANDIN}  # of the walk, and of stand-ins
@@ -49,41 +53,41 @@ class Announced(object):
             raise TooMuch("more than %d bytes" % self._most_bytes)
 
 
-def is_count(value: Any) -> bool:
+def is_count(value: object) -> bool:
     return isinstance(value, INTEGERS) and 0 <= value < COUNT_MAX
 
 
-def is_mode(value: Any) -> bool:
+def is_mode(value: object) -> bool:
     return isinstance(value, INTEGERS) and 0 <= value <= MODE_MAX
 
 
-def is_time(value: Any) -> bool:
+def is_time(value: object) -> bool:
     return isinstance(value, INTEGERS) and -TIME_MAX <= value < TIME_MAX
 
 
-def is_flag(value: Any) -> bool:
+def is_flag(value: object) -> bool:
     return value is True or value is False
 
 
-def is_bytes(value: Any) -> bool:
+def is_bytes(value: object) -> bool:
     return isinstance(value, bytes)
 
 
-def is_ids(value: Any) -> bool:
+def is_ids(value: object) -> bool:
     return isinstance(value, bytes) and len(value) % 8 == 0
 
 
-def is_name(value: Any) -> bool:
+def is_name(value: object) -> bool:
     """Return whether it is text; Python 2 writes it as bytes."""
     return isinstance(value, (bytes, TEXT))
 
 
-def is_proof(value: Any) -> bool:
+def is_proof(value: object) -> bool:
     """Return whether it is a checksum, a digest, or says that there is none."""
     return value is None or is_count(value) or isinstance(value, bytes)
 
 
-def is_changes(value: Any) -> bool:
+def is_changes(value: object) -> bool:
     """Return whether it is {place: (mode, time)}."""
     return isinstance(value, dict) and all(
         is_count(place) and isinstance(pair, tuple) and len(pair) == 2
@@ -92,23 +96,23 @@ def is_changes(value: Any) -> bool:
     )  # fmt: skip
 
 
-def is_how(value: Any) -> bool:
+def is_how(value: object) -> bool:
     return isinstance(value, INTEGERS) and wire.WHOLE <= value <= wire.CONTINUED
 
 
-def is_kept(value: Any) -> bool:
+def is_kept(value: object) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(map(is_bytes, value))
 
 
-def is_numbers(value: Any) -> bool:
+def is_numbers(value: object) -> bool:
     return isinstance(value, (bytes, list))
 
 
-def is_extras(value: Any) -> bool:
+def is_extras(value: object) -> bool:
     return isinstance(value, list) and all(is_bytes(item) or is_count(item) for item in value)
 
 
-def is_last(value: Any) -> bool:
+def is_last(value: object) -> bool:
     return isinstance(value, INTEGERS) and value in (wire.MORE, wire.COMPLETE, wire.INCOMPLETE)
 
 
@@ -117,33 +121,33 @@ UNIT = (is_count, is_count, is_bytes, is_bytes, is_numbers, is_numbers, is_numbe
         is_kept, is_last)  # fmt: skip
 
 
-def is_units(value: Any) -> bool:
+def is_units(value: object) -> bool:
     return isinstance(value, list) and all(fits(unit, UNIT) for unit in value)
 
 
-def is_paths(value: Any) -> bool:
+def is_paths(value: object) -> bool:
     return isinstance(value, list) and all(map(is_bytes, value))
 
 
-def is_plan(value: Any) -> bool:
+def is_plan(value: object) -> bool:
     return isinstance(value, list) and all(is_bytes(item) or is_count(item) for item in value)
 
 
-def is_costs(value: Any) -> bool:
+def is_costs(value: object) -> bool:
     """Return whether it is {name of a hash: seconds}."""
     return isinstance(value, dict) and all(
         is_name(name) and isinstance(cost, float) for name, cost in value.items()
     )
 
 
-def is_names(value: Any) -> bool:
+def is_names(value: object) -> bool:
     """Tell whether it is {number of a user or group: name}."""
     return isinstance(value, dict) and all(
         is_count(number) and number < 2**32 and is_bytes(name) for number, name in value.items()
     )
 
 
-def fits(value: Any, kinds: Any) -> bool:
+def fits(value: object, kinds: Kinds) -> bool:
     return (
         isinstance(value, tuple)
         and len(value) == len(kinds)
@@ -151,7 +155,7 @@ def fits(value: Any, kinds: Any) -> bool:
     )
 
 
-FROM_SOURCE = {
+FROM_SOURCE: dict[int, Kinds] = {
     wire.LIST: (is_count, is_units),
     wire.LIST_END: (),
     wire.OWNERS: (is_count, is_bytes, is_names, is_names),
@@ -172,10 +176,10 @@ FROM_SOURCE = {
     wire.GONE: (is_count, is_bytes),
 }
 # what a source tells the coordinator, if it serves another worker
-FROM_REPORTER = {
+FROM_REPORTER: dict[int, Kinds] = {
     wire.TOLD: (is_name, lambda value: isinstance(value, tuple)),
 }
-FROM_TARGET = {
+FROM_TARGET: dict[int, Kinds] = {
     wire.HELLO: (is_name, is_bytes, is_flag),
     wire.ACK: (is_count, is_count),
     wire.WANT: (is_ids,),
@@ -195,7 +199,7 @@ FROM_TARGET = {
 }
 
 
-def checked(message: Any, table: Any) -> Any:
+def checked(message: object, table: dict[int, Kinds]) -> Message:
     """Return a message that matches the table; raise ``Violation`` for any other."""
     if isinstance(message, tuple) and message and is_count(message[0]):
         kinds = table.get(message[0])

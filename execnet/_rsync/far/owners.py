@@ -12,7 +12,16 @@ import stat
 import struct
 from array import array
 
-from .places import HAS_FDS, O_FILE, REFUSALS, at, change_same
+from .places import (
+    HAS_FDS,
+    HAS_OWNERS,
+    O_FILE,
+    O_PATH,
+    REFUSALS,
+    at,
+    change_same,
+    effective_user,
+)
 from .wire import FIRST_STANDIN, OWNERS, PY2, TooMuch, Violation
 
 try:
@@ -23,8 +32,10 @@ except ImportError:  # Windows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+    from collections.abc import Callable, Iterable
+
+    from .places import Handle
+    from .wire import Message
 
 NAMES_MAX = 100000  # of users, and of groups
 
@@ -38,14 +49,14 @@ class Told(object):
     def __init__(self, first: int = 0) -> None:
         self._pairs = array("I")
         self._next = first  # the first id of which nothing was told
-        self._users: Any = {}  # number -> name, if it has one
-        self._groups: Any = {}
+        self._users: dict[int, bytes] = {}  # number -> name, if it has one
+        self._groups: dict[int, bytes] = {}
 
-    def add(self, found: Any) -> None:
+    def add(self, found: os.stat_result) -> None:
         self._pairs.append(found.st_uid)
         self._pairs.append(found.st_gid)
 
-    def messages(self) -> Any:
+    def messages(self) -> list[Message]:
         """Return what there is to tell since the last time."""
         pairs = self._pairs
         self._pairs = array("I")
@@ -57,7 +68,9 @@ class Told(object):
         return [(OWNERS, first, struct.pack("!%dI" % len(pairs), *pairs), users, groups)]
 
 
-def new_names(known: Any, numbers: Any, name_of: Callable[[int], Any]) -> Any:
+def new_names(
+    known: dict[int, bytes], numbers: Iterable[int], name_of: Callable[[int], str | bytes]
+) -> dict[int, bytes]:  # fmt: skip
     """Return {number: name} of those numbers that are not known yet, and have one."""
     new = {}
     for number in set(numbers) - set(known):
@@ -77,16 +90,18 @@ class Owners(object):
     is_wanted: whether that is kept at all.  most_files: entries that may be announced, or None.
     """
 
-    def __init__(self, is_wanted: bool, most_files: Any) -> None:
+    def __init__(self, is_wanted: bool, most_files: int | None) -> None:
         self.is_wanted = is_wanted
         self._most_files = most_files
         # as the source told, by id: of the walk, and of copies in place of links
         self._pairs = {False: array("I"), True: array("I")}
-        self._users: Any = {}  # number there -> number here
-        self._groups: Any = {}
+        self._users: dict[int, int] = {}  # number there -> number here
+        self._groups: dict[int, int] = {}
         self.refused = 0  # entries that could not be given away
 
-    def learn(self, first: int, pairs: bytes, users: Any, groups: Any) -> None:
+    def learn(
+        self, first: int, pairs: bytes, users: dict[int, bytes], groups: dict[int, bytes]
+    ) -> None:  # fmt: skip
         """Take what a source tells of the entries from an id on."""
         count = len(pairs) // 8
         known, place = self._of(first)
@@ -96,7 +111,7 @@ class Owners(object):
             raise TooMuch("more than %d entries" % self._most_files)
         if max(len(self._users) + len(users), len(self._groups) + len(groups)) > NAMES_MAX:
             raise TooMuch("more than %d names of owners" % NAMES_MAX)
-        if not hasattr(os, "chown"):
+        if not HAS_OWNERS:
             self.refused += count
             return
         known.extend(struct.unpack("!%dI" % (2 * count), pairs))
@@ -105,12 +120,12 @@ class Owners(object):
         for number, name in groups.items():
             self._groups[number] = number_of(lambda name: grp.getgrnam(name).gr_gid, name, number)
 
-    def _of(self, number: int) -> Any:
+    def _of(self, number: int) -> tuple[array[int], int]:
         """Return (where the owner of an entry is told, at which place)."""
         is_standin = number >= FIRST_STANDIN
         return self._pairs[is_standin], 2 * (number - FIRST_STANDIN * is_standin)
 
-    def _owner_of(self, number: int) -> Any:
+    def _owner_of(self, number: int) -> tuple[int, int] | None:
         """Return (user, group) of an entry by the numbers here, None if it is not told."""
         known, place = self._of(number)
         if place >= len(known):
@@ -118,23 +133,27 @@ class Owners(object):
         user, group = known[place : place + 2]
         return self._users.get(user, user), self._groups.get(group, group)
 
-    def is_right(self, number: int, found: Any) -> bool:
+    def is_right(self, number: int, found: os.stat_result) -> bool:
         """Whether what was found has the right owner, as far as owners are wanted."""
         return self._owner_of(number) in (None, (found.st_uid, found.st_gid))
 
     def may_be_refused(self) -> bool:
         """Tell whether this process may give away only some of what it makes."""
-        return bool(getattr(os, "geteuid", int)())
+        return bool(effective_user())
 
-    def give(self, number: int, found: Any, chown: Any, look: Any) -> Any:
+    def give(
+        self, number: int, found: os.stat_result, chown: Callable[[int, int], object],
+        look: Callable[[], os.stat_result]
+    ) -> os.stat_result:  # fmt: skip
         """Give something to its right owner; return its state after that.
 
         chown: takes a user and a group, -1 for as it is.  look: returns what is found.  What is
         refused is counted; the group may be changed all the same.
         """
-        if self.is_right(number, found):
+        owner = self._owner_of(number)
+        if owner is None or owner == (found.st_uid, found.st_gid):
             return found
-        user, group = self._owner_of(number)
+        user, group = owner
         for pair in ((user, group), (-1, group)):
             try:
                 chown(*pair)
@@ -146,7 +165,7 @@ class Owners(object):
         self.refused += not self.is_right(number, found)
         return found
 
-    def give_open(self, number: int, fd: int, found: Any) -> Any:
+    def give_open(self, number: int, fd: int, found: os.stat_result) -> os.stat_result:
         """Do that with what a descriptor is open on."""
 
         def chown(user: int, group: int) -> None:
@@ -154,7 +173,9 @@ class Owners(object):
 
         return self.give(number, found, chown, lambda: os.fstat(fd))
 
-    def give_same(self, number: int, handle: Any, name: bytes, found: Any) -> Any:
+    def give_same(
+        self, number: int, handle: Handle, name: bytes, found: os.stat_result
+    ) -> os.stat_result:  # fmt: skip
         """Do that with the very file that was found under a name."""
 
         def chown(user: int, group: int) -> None:
@@ -163,7 +184,7 @@ class Owners(object):
         path, where = at(handle, name)
         return self.give(number, found, chown, lambda: os.lstat(path, **where))
 
-    def give_link(self, number: int, handle: Any, name: bytes, found: Any) -> None:
+    def give_link(self, number: int, handle: Handle, name: bytes, found: os.stat_result) -> None:
         """Do that with a link, never with a file that has its name by now."""
         path, where = at(handle, name)
 
@@ -171,10 +192,10 @@ class Owners(object):
             if not HAS_FDS:
                 os.lchown(path, user, group)
                 return
-            if not hasattr(os, "O_PATH"):
+            if not O_PATH:
                 os.chown(path, user, group, follow_symlinks=False, **where)
                 return
-            fd = os.open(path, os.O_PATH | O_FILE, **where)
+            fd = os.open(path, O_PATH | O_FILE, **where)
             try:
                 if not stat.S_ISLNK(os.fstat(fd).st_mode):
                     raise OSError(errno.ENOENT, "was replaced meanwhile")
@@ -185,9 +206,9 @@ class Owners(object):
         self.give(number, found, chown, lambda: os.lstat(path, **where))
 
 
-def number_of(find: Callable[[Any], int], name: bytes, number: int) -> int:
+def number_of(find: Callable[[str], int], name: bytes, number: int) -> int:
     """Return the number that a name has here, or that which it has there."""
     try:
-        return find(name if PY2 else os.fsdecode(name))
+        return find(str(name) if PY2 else os.fsdecode(name))
     except (KeyError, ValueError):  # no such name, or none at all
         return number

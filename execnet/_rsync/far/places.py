@@ -13,24 +13,52 @@ from collections import OrderedDict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable, Hashable
+    from typing import TypedDict
+
+    from typing_extensions import Unpack
+
+    from .wire import Buffer
+
+    Handle = int | bytes  # a descriptor where the system has those for directories, else a path
+    Identity = tuple[int, int]  # device and inode
+    # Whether case is ignored, and whether normal forms are; None: not known yet.
+    Blind = tuple[bool | None, bool | None]
+
+    class Where(TypedDict, total=False):
+        """How a name is reached, as keyword arguments for calls of ``os``."""
+
+        dir_fd: int
+
+    Entry = tuple["Directory", int, bytes, int, int, int]  # directory, id, name, mode, size, time
+    # The same as far as it takes to name it; the root is in no directory.
+    Named = Entry | tuple["Directory | None", int, bytes]
 
 HANDLES_MAX = 64  # directories kept open, where the limit on open files allows it
 WRITE_BYTES = 256 * 1024  # at once; measured to be faster than more
 HAS_NS = hasattr(os.stat_result, "st_mtime_ns")
+HAS_OWNERS = hasattr(os, "chown")  # else they have no meaning
 HAS_FDS = (
     os.name == "posix"
     and {os.chmod, os.mkdir, os.open, os.rename, os.stat, os.unlink, os.utime}
     <= getattr(os, "supports_dir_fd", set())
     and {os.listdir, os.utime} <= os.supports_fd
 )
-O_FILE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+def flag(name: str) -> int:
+    """Return a flag for ``os.open``, 0 where the system has none of that name."""
+    return getattr(os, name, 0)
+
+
+O_NOFOLLOW, O_PATH = flag("O_NOFOLLOW"), flag("O_PATH")
+O_FILE = O_NOFOLLOW | flag("O_CLOEXEC") | flag("O_BINARY")
 O_NEW = O_FILE | os.O_CREAT | os.O_EXCL | os.O_RDWR
-O_OLD = O_FILE | os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+O_OLD = O_FILE | os.O_RDONLY | flag("O_NONBLOCK")
 SEP = os.sep.encode()
 # what a host says that does not let us set an attribute
 REFUSAL_NAMES = ("EPERM", "EACCES", "EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP")
-REFUSALS = frozenset([getattr(errno, name) for name in REFUSAL_NAMES if hasattr(errno, name)])
+REFUSALS = frozenset([code for name, code in vars(errno).items() if name in REFUSAL_NAMES])
 
 
 class Directory(object):
@@ -41,26 +69,28 @@ class Directory(object):
         "number", "parent", "settled",
     )  # fmt: skip
 
-    def __init__(self, number: int, parent: Any, name: bytes, mode: Any, mtime: int) -> None:
+    def __init__(
+        self, number: int, parent: Directory | None, name: bytes, mode: int | None, mtime: int
+    ) -> None:  # fmt: skip
         self.number = number
         self.parent = parent
         self.name = name  # the root's is its whole path
         self.mode = mode  # None: not ours, its attributes stay
         self.mtime = mtime
-        self.existing: Any = None
-        self.blind: Any = None  # which names are the same there, see ``spelling``
-        self.identity: Any = None  # its identity when it was first entered
+        self.existing: set[bytes] | None = None
+        self.blind: Blind = (False, False)  # which names are the same there, see ``spelling``
+        self.identity: Identity | None = None  # its identity when it was first entered
         self.fresh = False  # made by this run
         self.listed = False  # all of its entries were announced
         self.broken = False  # could not be made; its entries are left out
         self.settled = False  # mode and time are as they should be
 
-    def entry(self) -> Any:
+    def entry(self) -> Named:
         """Return the directory in the form of an entry."""
         return self.parent, self.number, self.name
 
 
-def path_of(directory: Any, name: bytes) -> bytes:
+def path_of(directory: Directory | None, name: bytes) -> bytes:
     """Return the path, relative to the root, of a name in a directory; b"" for the root."""
     if directory is None:
         return b""
@@ -71,7 +101,7 @@ def path_of(directory: Any, name: bytes) -> bytes:
     return b"/".join(reversed(parts))
 
 
-def depth_of(directory: Any) -> int:
+def depth_of(directory: Directory) -> int:
     """Return how deep below the root a directory is."""
     depth = 0
     while directory.parent is not None:
@@ -87,17 +117,17 @@ class Handles(object):
     """
 
     def __init__(self, at_most: int) -> None:
-        self._handles: Any = OrderedDict()
+        self._handles: OrderedDict[Hashable, Handle] = OrderedDict()
         self._max = at_most
 
-    def _keep(self, key: Any, handle: Any) -> Any:
+    def _keep(self, key: Hashable, handle: Handle) -> Handle:
         self._handles[key] = handle
         if len(self._handles) > self._max:
             self._leave(self._handles.popitem(last=False)[1])
         return handle
 
-    def _leave(self, handle: Any) -> None:
-        if HAS_FDS:
+    def _leave(self, handle: Handle) -> None:
+        if isinstance(handle, int):
             os.close(handle)
 
     def close(self) -> None:
@@ -111,31 +141,34 @@ class Places(Handles):
     def __init__(self) -> None:
         Handles.__init__(self, min(HANDLES_MAX, files_max() // 8))
 
-    def handle(self, directory: Any) -> Any:
+    def handle(self, directory: Directory) -> Handle:
         """Return the handle of a directory; OSError if it is not a directory any more."""
         handle = self._handles.get(directory)
         if handle is not None:
             return handle
-        chain = []
-        while directory is not None and handle is None:
-            chain.append(directory)
-            directory = directory.parent
-            handle = self._handles.get(directory)
-        for directory in reversed(chain):
-            handle = self._enter(directory, handle)
-        return handle
+        chain, place = [directory], directory.parent
+        while place is not None:
+            handle = self._handles.get(place)
+            if handle is not None:
+                break
+            chain.append(place)
+            place = place.parent
+        entered = self._enter(chain.pop(), handle)
+        while chain:
+            entered = self._enter(chain.pop(), entered)
+        return entered
 
-    def _enter(self, directory: Any, parent: Any) -> Any:
-        if HAS_FDS:
-            flags = O_OLD | os.O_DIRECTORY
-            if parent is None:
-                handle: Any = os.open(directory.name, flags & ~os.O_NOFOLLOW)
-            else:
-                handle = os.open(directory.name, flags, dir_fd=parent)
-        else:
-            handle = directory.name if parent is None else parent + SEP + directory.name
-            if parent is not None and not stat.S_ISDIR(os.lstat(handle).st_mode):
+    def _enter(self, directory: Directory, parent: Handle | None) -> Handle:
+        if isinstance(parent, int):
+            handle: Handle = os.open(directory.name, O_OLD | os.O_DIRECTORY, dir_fd=parent)
+        elif parent is not None:
+            handle = parent + SEP + directory.name
+            if not stat.S_ISDIR(os.lstat(handle).st_mode):
                 raise OSError(errno.ENOTDIR, "is not a directory any more")
+        elif HAS_FDS:
+            handle = os.open(directory.name, (O_OLD | os.O_DIRECTORY) & ~O_NOFOLLOW)
+        else:
+            handle = directory.name
         identity = identity_of(os.stat(handle))
         if directory.identity not in (None, identity):
             self._leave(handle)
@@ -154,19 +187,19 @@ def files_max() -> int:
     return 1 << 20 if limit == resource.RLIM_INFINITY else limit
 
 
-def at(handle: Any, name: bytes) -> Any:
+def at(handle: Handle, name: bytes) -> tuple[bytes, Where]:
     """Return (path, keyword arguments) for calls of ``os`` on a name in a directory."""
-    if HAS_FDS:
+    if isinstance(handle, int):
         return name, {"dir_fd": handle}
     return handle + SEP + name, {}
 
 
-def identity_of(found: Any) -> Any:
+def identity_of(found: os.stat_result) -> Identity:
     """Return what distinguishes a file from every other one."""
     return found.st_dev, found.st_ino
 
 
-def open_same(handle: Any, name: bytes, identity: Any) -> int:
+def open_same(handle: Handle, name: bytes, identity: Identity) -> int:
     """Return a descriptor of a file in a directory; OSError if the name is another file by now.
 
     It may only be good for changing attributes, through ``own_path``.
@@ -175,26 +208,28 @@ def open_same(handle: Any, name: bytes, identity: Any) -> int:
     try:
         fd = os.open(path, O_OLD, **where)
     except OSError as exc:
-        if exc.errno != errno.EACCES or not hasattr(os, "O_PATH"):
+        if exc.errno != errno.EACCES or not O_PATH:
             raise
-        fd = os.open(path, os.O_PATH | O_FILE, **where)
+        fd = os.open(path, O_PATH | O_FILE, **where)
     if identity_of(os.fstat(fd)) != identity:
         os.close(fd)
         raise OSError(errno.ENOENT, "was replaced meanwhile")
     return fd
 
 
-def chmod_same(handle: Any, name: bytes, found: Any, mode: int) -> Any:
+def chmod_same(handle: Handle, name: bytes, found: os.stat_result, mode: int) -> os.stat_result:
     """Set the mode of the very file that was found; return its new status."""
     return change_same(handle, name, found, lambda path: os.chmod(path, mode))
 
 
-def change_same(handle: Any, name: bytes, found: Any, change: Any) -> Any:
+def change_same(
+    handle: Handle, name: bytes, found: os.stat_result, change: Callable[[int | bytes], object]
+) -> os.stat_result:  # fmt: skip
     """Change the very file that was found; return its new status.
 
     change: takes a descriptor or a path.
     """
-    if not HAS_FDS:
+    if not isinstance(handle, int):
         path = handle + SEP + name
         if identity_of(os.lstat(path)) != identity_of(found):
             raise OSError(errno.ENOENT, "was replaced meanwhile")
@@ -224,13 +259,13 @@ def make_directories(path: bytes) -> bool:
     return True
 
 
-def names_in(handle: Any) -> Any:
+def names_in(handle: Handle) -> set[bytes]:
     return {
         name if isinstance(name, bytes) else os.fsencode(name) for name in os.listdir(handle)
     }  # fmt: skip
 
 
-def names_beginning(handle: Any, prefix: bytes) -> Any:
+def names_beginning(handle: Handle, prefix: bytes) -> set[bytes]:
     """Return those names in a directory that begin so; there may be very many others."""
     if getattr(os, "scandir", None) not in getattr(os, "supports_fd", ()):
         return {name for name in names_in(handle) if name.startswith(prefix)}
@@ -239,8 +274,8 @@ def names_beginning(handle: Any, prefix: bytes) -> Any:
         return {name for name in names if name.startswith(prefix)}
 
 
-def rename(handle: Any, old: bytes, new: bytes) -> None:
-    if HAS_FDS:
+def rename(handle: Handle, old: bytes, new: bytes) -> None:
+    if isinstance(handle, int):
         os.rename(old, new, src_dir_fd=handle, dst_dir_fd=handle)
     elif hasattr(os, "replace"):
         os.replace(handle + SEP + old, handle + SEP + new)
@@ -248,20 +283,20 @@ def rename(handle: Any, old: bytes, new: bytes) -> None:
         os.rename(handle + SEP + old, handle + SEP + new)
 
 
-def set_time(path: Any, mtime: int, **where: Any) -> None:
+def set_time(path: int | bytes, mtime: int, **where: Unpack[Where]) -> None:
     if HAS_NS:
         os.utime(path, ns=(mtime, mtime), **where)
     else:
         os.utime(path, (mtime / 1e9, mtime / 1e9))
 
 
-def set_link_time(handle: Any, name: bytes, mtime: int) -> None:
+def set_link_time(handle: Handle, name: bytes, mtime: int) -> None:
     """Set the time of a link, never that of a file that has its name by now."""
     path, where = at(handle, name)
-    if not (HAS_FDS and hasattr(os, "O_PATH")):
+    if not (HAS_FDS and O_PATH):
         os.utime(path, ns=(mtime, mtime), follow_symlinks=False, **where)
         return
-    fd = os.open(path, os.O_PATH | O_FILE, **where)
+    fd = os.open(path, O_PATH | O_FILE, **where)
     try:
         if stat.S_ISLNK(os.fstat(fd).st_mode):
             os.utime(b"/proc/self/fd/%d" % fd, ns=(mtime, mtime))
@@ -269,17 +304,27 @@ def set_link_time(handle: Any, name: bytes, mtime: int) -> None:
         os.close(fd)
 
 
-def same_time(found: Any, mtime: int) -> bool:
+def same_time(found: os.stat_result, mtime: int) -> bool:
     if HAS_NS:
         return bool(found.st_mtime_ns == mtime)
     return bool(abs(found.st_mtime - mtime / 1e9) < 2e-6)  # all that this Python can find out
 
 
-def time_of(found: Any) -> int:
+def time_of(found: os.stat_result) -> int:
     return int(found.st_mtime_ns) if HAS_NS else int(found.st_mtime * 1000000) * 1000
 
 
-def write_all(fd: int, data: Any) -> None:
+def effective_user() -> int:
+    """Return the number of the user that this process acts as, 0 where there are none."""
+    return os.geteuid() if HAS_OWNERS else 0
+
+
+def is_sparse(found: os.stat_result) -> bool:
+    """Return whether a file takes less room than its size, as far as the system tells."""
+    return getattr(found, "st_blocks", 1 << 60) * 512 < found.st_size
+
+
+def write_all(fd: int, data: Buffer) -> None:
     written = os.write(fd, data[:WRITE_BYTES])
     while written < len(data):
         written += os.write(fd, data[written : written + WRITE_BYTES])

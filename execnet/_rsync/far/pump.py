@@ -27,9 +27,11 @@ from .wire import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from typing import Any
 
-    from .tree import Entries, Tree
+    from .tree import Entries, Step, Tree
+    from .wire import Message, Send
 
 LIST_WINDOW_BYTES = 2 * 1024 * 1024  # announced and not yet processed
 BATCH_BYTES = 256 * 1024  # of small files in one message
@@ -46,21 +48,25 @@ class Pump(Sending):
     windows bound what is in transit: announcements and data that the target has not processed.
     """
 
-    def __init__(self, tree: Tree, supply: Any, send: Any, receive: Any, watcher: Watcher) -> None:
+    def __init__(
+        self, tree: Tree, supply: Callable[[], Step | None], send: Send,
+        receive: Callable[[], object], watcher: Watcher
+    ) -> None:  # fmt: skip
         Sending.__init__(self, tree, send, watcher)
         self._supply = supply
         self._receive = receive
         self._announced = 1  # ids below this one were; the root is known
-        self._asked: Any = {}  # how often, by id
-        self._requests: Any = deque()  # (code, id, digest or comparison), in order
-        self._comparisons: Any = {}  # id -> of those whose digests are arriving
-        self._links: Any = deque()  # that the target cannot make
-        self._standins: Any = None
-        self._announcing: Any = iter(())
+        self._asked: dict[int, int] = {}  # how often, by id
+        # (code, id, digest or comparison), in order
+        self._requests: deque[tuple[int, int, Any]] = deque()
+        self._comparisons: dict[int, Comparison] = {}  # id -> of those whose digests are arriving
+        self._links: deque[int] = deque()  # that the target cannot make
+        self._standins: StandIns | None = None
+        self._announcing: Iterator[tuple[int, Message]] = iter(())
         self._listed = self._ended = self._has_listed = False
         self._placed = 0  # files
         self._list_sent = self._list_done = 0
-        self._handlers: Any = {
+        self._handlers: dict[int, Callable[..., object]] = {
             wire.HELLO: self._on_hello,
             wire.ACK: self._on_ack,
             wire.WANT: self._on_want,
@@ -100,11 +106,11 @@ class Pump(Sending):
             self._take()
 
     def _take(self) -> None:
-        message = self._receive()
-        if message is WAKE:
+        item = self._receive()
+        if item is WAKE:
             return
-        code = checked(message, FROM_TARGET)[0]
-        self._handlers[code](*message[1:])
+        message = checked(item, FROM_TARGET)
+        self._handlers[message[0]](*message[1:])
 
     def _announce(self) -> bool:
         """Send the next part of the walk, if there is one and the target has room."""
@@ -143,19 +149,19 @@ class Pump(Sending):
             self._fail(number, str(exc).encode("utf-8"))
             return True
 
-    def _entries_of(self, number: Any) -> Entries:
+    def _entries_of(self, number: object) -> Entries:
         """Return the tree or copy that an id belongs to; refuse an id that was not announced."""
         if isinstance(number, INTEGERS):
             if 0 <= number < self._announced:
                 return self._tree
             entries = self._standins and self._standins.entries
             if entries and FIRST_STANDIN <= number < entries.count():
-                return entries  # type: ignore[no-any-return]
+                return entries
         raise Violation("entry %.100r was not announced" % (number,))
 
     # what the target says
 
-    def _on_hello(self, hash_name: Any, secret: bytes, has_sums: bool) -> None:
+    def _on_hello(self, hash_name: str | bytes, secret: bytes, has_sums: bool) -> None:
         if isinstance(hash_name, bytes):  # as Python 2 writes it
             hash_name = hash_name.decode("latin-1")
         self._digest = digests.digest_of(hash_name, secret)
@@ -168,7 +174,7 @@ class Pump(Sending):
             raise Violation("it processed %.100r and %.100r bytes" % (list_done, data_done))
         self._list_done, self._data_done = list_done, data_done
 
-    def _ask(self, number: Any, often: int) -> None:
+    def _ask(self, number: int, often: int) -> None:
         """Note that a file was asked for; refuse other entries, and files asked for too often."""
         entries = self._entries_of(number)
         if not entries.is_file(number) or self._asked.get(number, 0) >= often:
@@ -204,9 +210,7 @@ class Pump(Sending):
 
     def _on_delta(self, number: int, size: int) -> None:
         self._ask(number, 2)  # again when what it had, and did not want again, was damaged
-        if self._digest is None:
-            raise Violation("an old file without a digest to compare it by")
-        comparison = Comparison(size, self._size_of(number), self._digest)
+        comparison = Comparison(size, self._size_of(number), self._known_digest())
         self._requests.append((wire.DELTA, number, comparison))
         if not comparison.is_complete():
             self._comparisons[number] = comparison
@@ -251,7 +255,7 @@ class Pump(Sending):
     def _on_note(self, number: int, reason: bytes) -> None:
         self._watcher.skipped(self._path_of(number), bytes(reason[:TEXT_MAX]))
 
-    def _on_plan(self, items: Any) -> None:
+    def _on_plan(self, items: list[int | bytes]) -> None:
         if not self._watcher.plans():
             raise Violation("a plan in a run that is not dry")
         paths = [self._path_of(item) for item in items if not isinstance(item, bytes)]
@@ -264,7 +268,7 @@ class Pump(Sending):
         self._asked[number] = 1
         self._links.append(number)
 
-    def _on_doomed(self, paths: Any) -> None:
+    def _on_doomed(self, paths: list[bytes]) -> None:
         """Answer which of some paths, which only the target has, the user's filter leaves out."""
         for path in paths:
             if {b"", b".", b".."} & set(path.split(b"/")):
@@ -314,7 +318,11 @@ class Pump(Sending):
                 self._send_batch(batch)
                 self._send_large(number, wire.WANT, None)
                 return
-            is_same = code == wire.CHECK and self._digest(found[0]) == digest
+            is_same = (
+                code == wire.CHECK
+                and self._digest is not None
+                and self._digest(found[0]) == digest
+            )
             if (batch.code == wire.SAME) != is_same:
                 self._send_batch(batch)
                 batch = Batch(wire.SAME if is_same else wire.FILES)

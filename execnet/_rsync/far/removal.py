@@ -10,11 +10,17 @@ import errno
 import os
 import stat
 
-from .places import HAS_FDS, O_OLD, SEP, at, names_in
+from .places import O_NOFOLLOW, O_OLD, O_PATH, SEP, at, names_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+
+    from .places import Handle, Identity
+
+
+    Spare = Callable[[bytes, bool], bool]
+    Tell = Callable[[bytes, bool], object]
 
 
 class Frame:
@@ -22,7 +28,7 @@ class Frame:
 
     __slots__ = ("has_rest", "identity", "name", "names")
 
-    def __init__(self, name: bytes, names: Any, identity: Any) -> None:
+    def __init__(self, name: bytes, names: list[bytes], identity: Identity | None) -> None:
         self.name = name
         self.names = names  # still to be removed, the first one last
         self.identity = identity  # recognises it on the way up
@@ -38,14 +44,17 @@ class Removal:
     However deep it goes, one descriptor is open at a time, two for a moment.
     """
 
-    def __init__(self, handle: Any, path: bytes = b"", spare: Any = None, tell: Any = None) -> None:
+    def __init__(
+        self, handle: Handle, path: bytes = b"", spare: Spare | None = None,
+        tell: Tell | None = None
+    ) -> None:  # fmt: skip
         self.count = 0
         self._handle = handle
         self._path = path
         self._spare = spare
         self._tell = tell
-        self._frames: Any = []
-        self._error: Any = None  # the first one
+        self._frames: list[Frame] = []
+        self._error: OSError | None = None  # the first one
 
     def remove(self, name: bytes) -> bool:
         """Remove a name; return whether it is gone, or would be.
@@ -69,7 +78,7 @@ class Removal:
             raise self._error
         return not frame.has_rest
 
-    def _take(self, here: Any, frame: Frame, name: bytes) -> Any:
+    def _take(self, here: Handle, frame: Frame, name: bytes) -> Handle:
         """Remove a name, or enter it; return the handle of where to go on."""
         path, where = at(here, name)
         try:
@@ -87,20 +96,19 @@ class Removal:
             self._went(name, False)
         return here
 
-    def _enter(self, here: Any, name: bytes) -> Any:
+    def _enter(self, here: Handle, name: bytes) -> Handle:
         inner = enter(here, name, self._tell is None)
         try:
             identity = identity_of(inner)
             names = sorted(names_in(inner), reverse=True)
         except OSError:
-            if HAS_FDS:
-                os.close(inner)
+            self._close(inner)
             raise
         self._frames.append(Frame(name, names, identity))
         self._close(here)
         return inner
 
-    def _leave(self, inner: Any) -> Any:
+    def _leave(self, inner: Handle) -> Handle:
         """Go up from an emptied directory and remove it; return the handle of where to go on."""
         here = self._climb(inner)
         left, frame = self._frames.pop(), self._frames[-1]
@@ -117,8 +125,8 @@ class Removal:
             self._went(left.name, True)
         return here
 
-    def _climb(self, inner: Any) -> Any:
-        if not HAS_FDS:
+    def _climb(self, inner: Handle) -> Handle:
+        if not isinstance(inner, int):
             return inner[: -len(SEP + self._frames[-1].name)]
         if len(self._frames) == 2:
             os.close(inner)
@@ -130,8 +138,8 @@ class Removal:
         os.close(inner)
         return here
 
-    def _close(self, here: Any) -> None:
-        if HAS_FDS and here != self._handle:
+    def _close(self, here: Handle) -> None:
+        if isinstance(here, int) and here != self._handle:
             os.close(here)
 
     def _fail(self, frame: Frame, exc: OSError) -> None:
@@ -149,9 +157,9 @@ class Removal:
         return b"/".join([self._path] + parts if self._path else parts)
 
 
-def enter(handle: Any, name: bytes, may_open_up: bool) -> Any:
+def enter(handle: Handle, name: bytes, may_open_up: bool) -> Handle:
     """Return a handle of a directory in another, changing its mode if it has to and may."""
-    if not HAS_FDS:
+    if not isinstance(handle, int):
         path = handle + SEP + name
         mode = os.lstat(path).st_mode
         if not stat.S_ISDIR(mode):
@@ -176,28 +184,28 @@ def enter(handle: Any, name: bytes, may_open_up: bool) -> Any:
     return fd
 
 
-def make_readable(handle: Any, name: bytes) -> None:
+def make_readable(handle: int, name: bytes) -> None:
     """Make a directory of ours accessible that cannot be opened as it is; never a link's target."""
-    if not hasattr(os, "O_PATH"):
+    if not O_PATH:
         os.chmod(name, 0o700, dir_fd=handle, follow_symlinks=False)
         return
-    fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=handle)
+    fd = os.open(name, O_PATH | os.O_DIRECTORY | O_NOFOLLOW | os.O_CLOEXEC, dir_fd=handle)
     try:
         os.chmod("/proc/self/fd/%d" % fd, stat.S_IMODE(os.fstat(fd).st_mode) | 0o700)
     finally:
         os.close(fd)
 
 
-def identity_of(handle: Any) -> Any:
-    found = os.fstat(handle) if HAS_FDS else os.lstat(handle)
+def identity_of(handle: Handle) -> Identity:
+    found = os.fstat(handle) if isinstance(handle, int) else os.lstat(handle)
     return found.st_dev, found.st_ino
 
 
-def is_empty(handle: Any, name: bytes) -> bool:
+def is_empty(handle: Handle, name: bytes) -> bool:
     """Return whether a directory in another is empty; OSError if it cannot be looked at."""
     inner = enter(handle, name, False)
     try:
         return not names_in(inner)
     finally:
-        if HAS_FDS:
+        if isinstance(inner, int):
             os.close(inner)

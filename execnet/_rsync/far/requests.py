@@ -50,7 +50,14 @@ from .wire import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+
+    from .places import Directory, Entry, Identity, Named, Where
+    from .removal import Spare
+    from .temps import Request
+    from .wire import Buffer, Changes, Options, Proof, Say
+
+    Look = Callable[[], list[object]]  # returns the next message, an empty list if there is none
+    Placed = tuple[Directory, bytes]  # the directory that something is in, and its name
 
 ACK_BYTES = PIECE_BYTES
 ASKED_MAX = 1000  # requests in one message
@@ -59,7 +66,7 @@ FATAL_NAMES = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "EMFILE", "ENFILE")
 COARSE_NS = 2 * 10**9  # no file system in use rounds times more coarsely than FAT does
 ODD_TIME_NS = 1000000001123456789  # that every rounding changes
 IN_THE_WAY = (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EACCES)  # the last on Windows
-FATAL_ERRORS = frozenset([getattr(errno, name) for name in FATAL_NAMES if hasattr(errno, name)])
+FATAL_ERRORS = frozenset([code for name, code in vars(errno).items() if name in FATAL_NAMES])
 
 
 class Fatal(Exception):
@@ -69,13 +76,13 @@ class Fatal(Exception):
 class Outbox(object):
     """What a target has to say, gathered into a few messages.  ``send`` takes each."""
 
-    def __init__(self, send: Callable[[Any], object]) -> None:
+    def __init__(self, send: Say) -> None:
         self._send = send
         self._code = WANT
-        self._ids: Any = []  # asked for with this code
-        self._digests: Any = []
-        self._done: Any = []
-        self._plan: Any = []
+        self._ids: list[int] = []  # asked for with this code
+        self._digests: list[bytes] = []
+        self._done: list[int] = []
+        self._plan: list[int | bytes] = []
         self.list_done = self.data_done = 0  # worked off
         self._list_told = self._data_told = 0
 
@@ -89,10 +96,10 @@ class Outbox(object):
     def done(self, number: int) -> None:
         self._done.append(number)
 
-    def plan(self, item: Any) -> None:
+    def plan(self, item: int | bytes) -> None:
         self._plan.append(item)
 
-    def say(self, *message: Any) -> None:
+    def say(self, *message: object) -> None:
         """Send a message after all that was gathered before."""
         self.flush()
         self._send(message)
@@ -124,7 +131,7 @@ class Requests(object):
     an ``Incoming`` if there is a temporary file for it already.
     """
 
-    def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
+    def __init__(self, send: Say, options: Options) -> None:
         dest = options["dest"]
         if options["expanduser"]:
             dest = os.path.expanduser(dest)
@@ -138,25 +145,28 @@ class Requests(object):
         self._places = Places()
         self._temps = Temps(self._places)
         self._out = Outbox(send)
-        self._pending: Any = deque()  # in the order in which the answers will come
-        self._look: Any = list  # returns a list of the next message, empty if none is there yet
-        self._early: Any = deque()  # those that were taken before their turn
+        self._pending: deque[Request] = deque()  # in the order in which the answers will come
+        self._look: Look = list
+        self._early: deque[object] = deque()  # those that were taken before their turn
         self._bases = self._bases_bytes = 0  # of requests that hold a copy of an old file
-        self._compared: Any = {}  # id -> identity of the old file that is compared with the new
+        # id -> identity of the old file that is compared with the new
+        self._compared: dict[int, Identity] = {}
         self._refused = -1  # a file that cannot be written, of which pieces still come
-        self._leaders: Any = {}  # id -> (directory, name), for hard links
-        self._unlinked: Any = {}  # links that cannot be made and have no stand-in yet
+        self._leaders: dict[int, Placed] = {}  # by id, for hard links
+        self._unlinked: dict[int, Placed] = {}  # links that cannot be made, without a stand-in yet
         # id -> (whether a directory goes for it, or another kind, and what in there stays)
-        self._replaced: Any = {}
+        self._replaced: dict[int, tuple[bool, Spare | None]] = {}
         self._keeps_modes, self._keeps_times = options["modes"], options["times"]
         self._owners = Owners(options["owners"], options["max_files"])
         mask = options["mask"]
         self._file_bits, self._directory_bits = 0o777 & ~mask, 0o1777 & ~mask  # kept of modes
         self._is_resumed = options["partial"]
-        self._leftovers: Any = {}  # tag -> name of what was left in the directory at hand
-        self._again: Any = set()  # what was asked for again, since it arrived damaged
+        # tag -> name of what was left in the directory at hand
+        self._leftovers: dict[bytes, bytes] = {}
+        self._again: set[int] = set()  # what was asked for again, since it arrived damaged
         self._window_ns = options["window_ns"]  # by which equal times may differ
-        self._grain_ns: Any = None  # by which the file system rounds them; None: not known yet
+        # by which the file system rounds them; None: not known yet
+        self._grain_ns: int | None = None
         self._times_refused = self._modes_refused = 0  # entries whose content is there
         self._total = 0  # bytes that are needed
         self._unchanged = self._settled = self._deleted = 0
@@ -164,11 +174,11 @@ class Requests(object):
 
     # reports; a target in the coordinator's process overrides these
 
-    def skip(self, entry: Any, reason: bytes) -> None:
+    def skip(self, entry: Named, reason: bytes) -> None:
         """Report that an entry could not be transferred."""
         self._out.say(NOTE, entry[1], reason)
 
-    def plan(self, entry: Any) -> None:
+    def plan(self, entry: Entry) -> None:
         """Report that a run that is not dry would make this."""
         self._out.plan(entry[1])
 
@@ -183,18 +193,18 @@ class Requests(object):
         """End because the source is gone; only a worker says so."""
         raise Violation("the source is gone: %r" % (reason,))
 
-    def _note(self, entry: Any, exc: Any, what: bytes = b"") -> None:
+    def _note(self, entry: Named, exc: Exception, what: bytes = b"") -> None:
         """Report why an entry was not transferred; raise ``Fatal`` if no other can be either."""
         reason = reason_of(exc)
-        if getattr(exc, "errno", None) in FATAL_ERRORS:
+        if isinstance(exc, OSError) and exc.errno in FATAL_ERRORS:
             raise Fatal(entry[1], exc.errno, reason)
         self.skip(entry, what + reason)
 
     @abstractmethod
-    def _clear(self, directory: Any, name: bytes, spare: Any) -> None:
+    def _clear(self, directory: Directory, name: bytes, spare: Spare | None) -> None:
         """Remove a directory that is in the way."""
 
-    def _place(self, entry: Any, temp: bytes) -> None:
+    def _place(self, entry: Entry, temp: bytes) -> None:
         """Give a temporary file its final name, after removing what may be removed for it."""
         directory, number, name = entry[:3]
         try:
@@ -210,7 +220,7 @@ class Requests(object):
 
     # asking
 
-    def _ask(self, code: int, entry: Any, digest: bytes = b"") -> None:
+    def _ask(self, code: int, entry: Entry, digest: bytes = b"") -> None:
         self._total += entry[4]
         if self._dry_run:
             self.plan(entry)
@@ -218,7 +228,7 @@ class Requests(object):
             self._pending.append((entry, None))
             self._out.ask(code, entry[1], digest)
 
-    def _ask_with_digest(self, entry: Any, path: bytes, where: Any) -> None:
+    def _ask_with_digest(self, entry: Entry, path: bytes, where: Where) -> None:
         try:
             fd = os.open(path, O_OLD, **where)
             try:
@@ -236,19 +246,19 @@ class Requests(object):
 
     # answers
 
-    def _request(self, number: int) -> Any:
+    def _request(self, number: int) -> Request:
         if not self._pending or self._pending[0][0][1] != number:
             raise Violation("an answer that was not asked for, to %.100r" % (number,))
         return self._pending[0]
 
-    def _opened(self, number: int) -> Any:
+    def _opened(self, number: int) -> tuple[Entry, Incoming]:
         """Return the request that is being answered, for which a file was opened."""
         entry, incoming = self._request(number)
         if incoming is None or incoming.size < 0:
             raise Violation("content of entry %d, which was not opened" % number)
         return entry, incoming
 
-    def _take_request(self) -> Any:
+    def _take_request(self) -> Request:
         """Take the request that is being answered from those that wait; return it."""
         entry, incoming = self._pending.popleft()
         self._compared.pop(entry[1], None)
@@ -285,7 +295,7 @@ class Requests(object):
             except OSError:
                 pass  # what is there has no checksum then
 
-    def _refuse(self, entry: Any, exc: Any) -> None:
+    def _refuse(self, entry: Entry, exc: OSError) -> None:
         """Note that a file cannot be written; the rest of it is dropped as it arrives."""
         self._note(entry, exc)
         self._end_request(False)
@@ -295,7 +305,7 @@ class Requests(object):
         self._on_piece(number, offset, memoryview(unpacked(short, size)))
 
     def _on_files(
-        self, ids: bytes, sizes: bytes, changed: Any, blob: bytes, is_packed: bool
+        self, ids: bytes, sizes: bytes, changed: Changes, blob: bytes, is_packed: bool
     ) -> None:  # fmt: skip
         """Write whole small files.  changed: {place: (mode, time)} of those not as announced."""
         ids_there, lengths = unpack_ids(ids), unpack_ids(sizes)
@@ -320,7 +330,7 @@ class Requests(object):
             start = stop
         self._out.data_done += len(blob) + 32 * len(ids_there)
 
-    def _write_small(self, entry: Any, data: Any, mode: int, mtime: int) -> None:
+    def _write_small(self, entry: Entry, data: Buffer, mode: int, mtime: int) -> None:
         directory = entry[0]
         fd, temp = self._temps.create(directory, mode)
         try:
@@ -336,7 +346,7 @@ class Requests(object):
             self._temps.drop(temp)
             raise
 
-    def _create_large(self, entry: Any, *version: int) -> Any:
+    def _create_large(self, entry: Entry, *version: int) -> tuple[int, bytes]:
         """Create the temporary file of a large one; a later run may use what has arrived.
 
         version: size and time of the source's file, if everything in it will be of one version.
@@ -344,10 +354,10 @@ class Requests(object):
         tag = tag_of(entry[2], *version) if self._is_resumed else b""
         return self._temps.create(entry[0], self._mode_while_coming(entry), tag)
 
-    def _mode_while_coming(self, entry: Any) -> int:
+    def _mode_while_coming(self, entry: Entry) -> int:
         return 0o600 if self._keeps_modes else int(entry[3])  # the umask is applied to the latter
 
-    def _seal(self, fd: int, entry: Any, temp: bytes, mode: int, mtime: int) -> None:
+    def _seal(self, fd: int, entry: Entry, temp: bytes, mode: int, mtime: int) -> None:
         """Set time, owner and mode of a temporary file."""
         path, where = (fd, {}) if HAS_FDS else at(self._places.handle(entry[0]), temp)
         if self._keeps_times:
@@ -360,7 +370,7 @@ class Requests(object):
         if stat.S_IMODE(found.st_mode) != mode:
             self._set_mode_of(path, where, mode, fd)
 
-    def _mode_there(self, entry: Any, new: Any) -> int:
+    def _mode_there(self, entry: Entry, new: os.stat_result) -> int:
         """Return the mode of the file that is being replaced, or that of the new one."""
         path, where = at(self._places.handle(entry[0]), entry[2])
         try:
@@ -369,7 +379,7 @@ class Requests(object):
             old = new
         return stat.S_IMODE(old.st_mode if stat.S_ISREG(old.st_mode) else new.st_mode)
 
-    def _set_time(self, path: Any, where: Any, mtime: int) -> None:
+    def _set_time(self, path: int | bytes, where: Where, mtime: int) -> None:
         """Set a time.  If the host refuses, the content still counts; a second look reports it."""
         try:
             set_time(path, mtime, **where)
@@ -377,7 +387,7 @@ class Requests(object):
             if exc.errno not in REFUSALS:
                 raise
 
-    def _set_mode_of(self, path: Any, where: Any, mode: int, fd: int) -> None:
+    def _set_mode_of(self, path: int | bytes, where: Where, mode: int, fd: int) -> None:
         """Set a mode, check through a descriptor that it took effect, and count it if not."""
         try:
             os.chmod(path, mode, **where)
@@ -386,20 +396,23 @@ class Requests(object):
                 raise
         self._count_refused_mode(os.fstat(fd), mode)
 
-    def _count_refused_time(self, directory: Any, found: Any, mtime: int) -> None:
+    def _count_refused_time(self, directory: Directory, found: os.stat_result, mtime: int) -> None:
         """Count a time that could not be set, unless the file system just rounds it."""
         difference = abs(time_of(found) - mtime)
         if difference == 0 or not self._keeps_times or same_time(found, mtime):
             return
-        if self._grain_ns is None and difference < COARSE_NS:
-            self._grain_ns = self._find_grain(directory)
-        self._times_refused += difference >= COARSE_NS or difference >= self._grain_ns
+        if difference < COARSE_NS:
+            if self._grain_ns is None:
+                self._grain_ns = self._find_grain(directory)
+            if difference < self._grain_ns:
+                return
+        self._times_refused += 1
 
-    def _count_refused_mode(self, found: Any, mode: int) -> None:
+    def _count_refused_mode(self, found: os.stat_result, mode: int) -> None:
         if os.name != "nt":  # which has one bit of it, and says so of no other
             self._modes_refused += stat.S_IMODE(found.st_mode) != mode
 
-    def _is_near(self, directory: Any, found: Any, mtime: int) -> bool:
+    def _is_near(self, directory: Directory, found: os.stat_result, mtime: int) -> bool:
         """Return whether two times are the same as far as the target can store them."""
         difference = abs(time_of(found) - mtime)
         if difference <= self._window_ns:
@@ -410,7 +423,7 @@ class Requests(object):
             self._grain_ns = self._find_grain(directory)
         return bool(difference < self._grain_ns)
 
-    def _find_grain(self, directory: Any) -> int:
+    def _find_grain(self, directory: Directory) -> int:
         """Return the nanoseconds to which times are rounded where a directory is."""
         fd, temp = self._temps.create(directory, 0o600)
         try:
@@ -443,10 +456,10 @@ class Requests(object):
         except OSError as exc:
             self._refuse(entry, exc)
 
-    def _check_growth(self, entry: Any, size: int) -> None:
+    def _check_growth(self, entry: Entry, size: int) -> None:
         """Refuse a file that grew beyond what is allowed; only a pull does."""
 
-    def _on_piece(self, number: int, offset: int, data: Any) -> None:
+    def _on_piece(self, number: int, offset: int, data: Buffer) -> None:
         self._out.data_done += len(data) + 32
         if number == self._refused:
             return
@@ -456,7 +469,7 @@ class Requests(object):
         except OSError as exc:
             self._refuse(entry, exc)
 
-    def _on_close(self, number: int, proof: Any) -> None:
+    def _on_close(self, number: int, proof: Proof) -> None:
         if number == self._refused:
             return
         entry, incoming = self._opened(number)
@@ -471,14 +484,14 @@ class Requests(object):
         else:
             self._end_request(True)
 
-    def _ask_again(self, entry: Any) -> None:
+    def _ask_again(self, entry: Entry) -> None:
         """Ask for the whole file if its base changed meanwhile, or it arrived damaged."""
         if entry[1] in self._again:
             raise Violation("the content of entry %d failed its check twice" % entry[1])
         self._again.add(entry[1])
         self._without_base(entry)
 
-    def _without_base(self, entry: Any) -> None:
+    def _without_base(self, entry: Entry) -> None:
         """Ask for the whole file, in place of the request that is being answered."""
         leader = self._leaders.get(entry[1])
         self._end_request(False)
@@ -487,7 +500,7 @@ class Requests(object):
         self._total -= entry[4]
         self._ask(WANT, entry)
 
-    def _on_same(self, ids: bytes, changed: Any, proof: Any) -> None:
+    def _on_same(self, ids: bytes, changed: Changes, proof: Proof) -> None:
         """Keep the content of old files; set their new modes and times."""
         for place, number in enumerate(unpack_ids(ids)):
             entry, incoming = self._request(number)
@@ -509,7 +522,7 @@ class Requests(object):
             self._settled += 1
             self._end_request(True)
 
-    def _settle_file(self, entry: Any, mode: int, mtime: int) -> None:
+    def _settle_file(self, entry: Entry, mode: int, mtime: int) -> None:
         """Set time, owner and mode of the file that was compared, never of a link's target."""
         handle, name = self._places.handle(entry[0]), entry[2]
         fd = open_same(handle, name, self._compared[entry[1]])
@@ -525,12 +538,12 @@ class Requests(object):
         finally:
             os.close(fd)
 
-    def _keep_own(self, entry: Any, incoming: Incoming, mode: int, mtime: int) -> None:
+    def _keep_own(self, entry: Entry, incoming: Incoming, mode: int, mtime: int) -> None:
         """Give its final name to a file that an earlier run left complete."""
         self._seal(incoming.fd, entry, incoming.temp, mode, mtime)
         self._place(entry, incoming.temp)
 
-    def _keep_content(self, entry: Any, incoming: Any) -> None:
+    def _keep_content(self, entry: Entry, incoming: Incoming | None) -> None:
         if incoming is None:
             return
         if incoming.base is None or incoming.base.st_nlink == 1:

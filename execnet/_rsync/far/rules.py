@@ -7,13 +7,13 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from .wire import Rule
 
 
 class Rules(object):
     """rules: (regular expression for a path, whether it is included, for directories only)."""
 
-    def __init__(self, rules: Any) -> None:
+    def __init__(self, rules: list[Rule]) -> None:
         import re  # few runs have rules
 
         self._rules = [

@@ -19,11 +19,19 @@ from .wire import BLOCKS, CHUNK_BYTES, CHUNKED, CONTINUED, PIECE_BYTES, WHOLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from .tree import Entries, Tree
+    from .blocks import Comparison
+    from .chunks import Run, Table
+    from .digests import Digest, Hash
+    from .tree import Entries, Tree, Version
     from .watcher import Watcher
+    from .wire import Message, Proof, Send
+
+    Ranges = list[tuple[int, int]]
+    Prove = Callable[[int, os.stat_result], Proof]  # computes the proof of a file again
+    Sent = tuple[Message, Prove]  # the last message, which has a proof
+    Cut = tuple[Version, bytes, bytes, bytes]  # what it is of, keys, lengths, proof
 
 DATA_WINDOW_BYTES = 8 * 1024 * 1024  # sent and not yet worked off
 SOUGHT_MIN = 64 * 1024  # bytes of an old file in which moved data is searched
@@ -35,7 +43,7 @@ GREW = b"grew while it was read; the copy has its content from before"
 class Sending(object):
     """The half of ``Pump`` that answers requests for large files."""
 
-    def __init__(self, tree: Tree, send: Any, watcher: Watcher) -> None:
+    def __init__(self, tree: Tree, send: Send, watcher: Watcher) -> None:
         self._tree = tree
         self._folders = tree.folders()
         self._send = send
@@ -44,14 +52,17 @@ class Sending(object):
         self.compresses = False  # what is sent, where that makes it smaller
         self._failures = self._incompressible = 0  # contents in a row; how many not to try
         self.most_per_s = 0  # bytes, 0 for any number
-        self.sleep: Any = time.sleep
+        self.sleep: Callable[[float], object] = time.sleep
         self._next_time = 0.0  # when everything sent so far would be through, at that pace
-        self._digest: Any = None
-        self._stream: Any = None  # makes a digest that takes data part by part
+        self._digest: Digest | None = None
+        # makes a digest that takes data part by part
+        self._stream: Callable[[], Hash] | None = None
         self._sums = False  # whether a file that is sent whole is proved by its checksum
         self._moved_bytes = 0  # of the large file that is being sent
-        self._sought: Any = {}  # id -> (size of the old file, bytes told), while chunks are awaited
-        self._cuts: Any = {}  # id -> (identity, keys, lengths, proof) of a file that was cut
+        # id -> (size of the old file, bytes told), while chunks are awaited
+        self._sought: dict[int, tuple[int, int]] = {}
+        # id -> (identity, keys, lengths, proof) of a file that was cut
+        self._cuts: dict[int, Cut] = {}
         self._data_sent = self._data_done = 0
         self._answered = 0  # files
 
@@ -59,9 +70,19 @@ class Sending(object):
 
         def _take(self) -> None: ...
         def _announce(self) -> bool: ...
-        def _entries_of(self, number: Any) -> Entries: ...
+        def _entries_of(self, number: object) -> Entries: ...
 
-    def _path_of(self, number: Any) -> bytes:
+    def _known_digest(self) -> Digest:
+        if self._digest is None:
+            raise wire.Violation("no hash was named")
+        return self._digest
+
+    def _new_stream(self) -> Hash:
+        if self._stream is None:
+            raise wire.Violation("no hash was named")
+        return self._stream()
+
+    def _path_of(self, number: int) -> bytes:
         return self._entries_of(number).path_of(number)
 
     def _size_of(self, number: int) -> int:
@@ -79,7 +100,7 @@ class Sending(object):
         self._send((wire.REMARK, self._path_of(number), reason))
         self._watcher.skipped(self._path_of(number), reason)
 
-    def _send_large(self, number: int, code: int, extra: Any, told: int = 0) -> None:
+    def _send_large(self, number: int, code: int, extra: object, told: int = 0) -> None:
         """Answer with a large file, in pieces, or ask for digests that allow sending less of it.
 
         extra: what came with the request, a ``Comparison``, a ``Table``, or (bytes, checksum).
@@ -98,7 +119,7 @@ class Sending(object):
                 raise Unstable("grew too much since it was listed")
             self._moved_bytes = told
             self._failures = self._incompressible = 0
-            send = {
+            send: dict[int, Callable[..., Sent | None]] = {
                 wire.DELTA: self._send_changes, wire.CHUNKS: self._send_moved,
                 wire.REST: self._send_rest,
             }  # fmt: skip
@@ -118,7 +139,9 @@ class Sending(object):
         finally:
             os.close(fd)
 
-    def _has_grown(self, fd: int, before: Any, proof: Any, prove: Any) -> bool:
+    def _has_grown(
+        self, fd: int, before: os.stat_result, proof: Proof, prove: Prove
+    ) -> bool:  # fmt: skip
         """Return whether a file only grew while it was sent; reading it again proves that.
 
         Raises ``Unstable`` if it changed in any other way: then what was sent is worthless.
@@ -130,7 +153,7 @@ class Sending(object):
             raise Unstable("changed while it was read")
         return True
 
-    def _open_far(self, number: int, found: Any, how: int) -> None:
+    def _open_far(self, number: int, found: os.stat_result, how: int) -> None:
         self._watcher.sending([self._path_of(number)])
         meta = found.st_size, found.st_mode & 0o777, mtime_of(found)
         self._send((wire.OPEN, number) + meta + (how,))
@@ -144,7 +167,7 @@ class Sending(object):
             start += len(data)
             self._moved(number, start)
 
-    def _send_piece(self, number: int, offset: int, data: Any) -> None:
+    def _send_piece(self, number: int, offset: int, data: bytes) -> None:
         while self._is_window_full():
             self._take()
         self._data_sent += len(data) + 32
@@ -159,7 +182,7 @@ class Sending(object):
         while self._announce():
             pass
 
-    def _packed(self, data: bytes) -> Any:
+    def _packed(self, data: bytes) -> bytes | None:
         """Return some content compressed; None if that does not pay, and for a while after that."""
         if not self.compresses or not data:
             return None
@@ -192,12 +215,14 @@ class Sending(object):
 
     # all of it, or the rest
 
-    def _send_whole(self, number: int, fd: int, found: Any, _: Any) -> Any:
+    def _send_whole(self, number: int, fd: int, found: os.stat_result, _: object) -> Sent | None:
         self._open_far(number, found, WHOLE)
         proof = wire.SUM_OF_NOTHING if self._sums else None
         return self._send_from(number, fd, found, 0, proof)
 
-    def _send_rest(self, number: int, fd: int, found: Any, there: Any) -> Any:
+    def _send_rest(
+        self, number: int, fd: int, found: os.stat_result, there: tuple[int, int]
+    ) -> Sent | None:  # fmt: skip
         """Send what follows on the part that a target has of the version that was listed.
 
         there: (bytes of that part, its checksum).
@@ -209,7 +234,9 @@ class Sending(object):
         self._moved(number, there[0])
         return self._send_from(number, fd, found, *there)
 
-    def _send_from(self, number: int, fd: int, found: Any, begin: int, proof: Any) -> Any:
+    def _send_from(
+        self, number: int, fd: int, found: os.stat_result, begin: int, proof: int | None
+    ) -> Sent:  # fmt: skip
         """Send a file from an offset on.  proof: checksum of what is before it, or None."""
         for position, data in content_of(fd, found, begin):
             if proof is not None:
@@ -220,7 +247,9 @@ class Sending(object):
 
     # blocks that differ from those of an old file
 
-    def _send_changes(self, number: int, fd: int, found: Any, old: Any) -> Any:
+    def _send_changes(
+        self, number: int, fd: int, found: os.stat_result, old: Comparison
+    ) -> Sent | None:  # fmt: skip
         """Compare the old and the new file as far as both reach, then send what differs."""
         size = found.st_size
         if size > wire.BLOCKS_MAX * old.block:  # it grew far beyond its announced size
@@ -251,7 +280,7 @@ class Sending(object):
         proof = old.digest(bytes(digests))
         return (wire.CLOSE, number, proof), self._prover(old)
 
-    def _await_digests(self, number: int, old: Any, position: int) -> None:
+    def _await_digests(self, number: int, old: Comparison, position: int) -> None:
         while not old.is_known(position):
             if position >= wire.FIRST_BYTES and not old.is_wanted:
                 old.is_wanted = True
@@ -259,8 +288,8 @@ class Sending(object):
             self._take()
 
     def _send_tail(
-        self, number: int, fd: int, position: int, size: int, old: Any, digests: bytearray,
-        ranges: Any,
+        self, number: int, fd: int, position: int, size: int, old: Comparison, digests: bytearray,
+        ranges: Ranges,
     ) -> None:  # fmt: skip
         """Send the part of the file beyond the end of the old one."""
         block, is_dense, begin = old.block, ranges == [(0, size)], position
@@ -275,7 +304,9 @@ class Sending(object):
         if not is_dense:
             self._send_parts(number, fd, [(begin, size)], ranges)
 
-    def _send_parts(self, number: int, fd: int, parts: Any, ranges: Any) -> None:
+    def _send_parts(
+        self, number: int, fd: int, parts: Iterable[Sequence[int]], ranges: Ranges
+    ) -> None:  # fmt: skip
         """Send parts of a file, or say that they are holes.  ranges: of the data between holes."""
         for start, stop, is_hole in with_holes(parts, ranges):
             if is_hole:
@@ -283,10 +314,10 @@ class Sending(object):
             else:
                 self._send_range(number, fd, start, stop)
 
-    def _prover(self, old: Any) -> Any:
+    def _prover(self, old: Comparison) -> Prove:
         """Return a function that computes the proof of a file again, from its blocks."""
 
-        def prove(fd: int, found: Any) -> bytes:
+        def prove(fd: int, found: os.stat_result) -> bytes:
             os.lseek(fd, 0, os.SEEK_SET)
             digests = bytearray()
             for position in range(0, found.st_size, old.block):
@@ -301,10 +332,11 @@ class Sending(object):
         self._sought[number] = old_size, self._moved_bytes
         self._send((wire.SEEK, number))
 
-    def _send_moved(self, number: int, fd: int, found: Any, table: Any) -> Any:
+    def _send_moved(self, number: int, fd: int, found: os.stat_result, table: Table) -> Sent | None:
         if table.is_sample:
             part = min(found.st_size, SEARCHED_BYTES + SAMPLE_BYTES)
-            found_there = table_of(parts(fd, part), table.marks, table.average, self._digest)
+            digest = self._known_digest()
+            found_there = table_of(parts(fd, part), table.marks, table.average, digest)
             if not table.has_any(*found_there):
                 return self._send_whole(number, fd, found, None)
             self._seek(number, table.size)
@@ -318,11 +350,12 @@ class Sending(object):
         self._send_runs(number, fd, table.runs(keys, lengths), list(data_ranges(fd, found)))
         return (wire.CLOSE, number, proof), self._whole_digest
 
-    def _send_runs(self, number: int, fd: int, runs: Any, ranges: Any) -> None:
+    def _send_runs(self, number: int, fd: int, runs: Iterable[Run], ranges: Ranges) -> None:
         """Send parts of a file, say where the old one has them, or that they are holes."""
-        olds: Any = deque()  # of the parts that ``with_holes`` has taken
+        # of the parts that ``with_holes`` has taken
+        olds: deque[tuple[int | None, int, int]] = deque()
 
-        def taken() -> Iterator[Any]:
+        def taken() -> Iterator[tuple[int, int]]:
             for old, start, length in runs:
                 olds.append((old, start, start + length))
                 yield start, start + length
@@ -336,28 +369,28 @@ class Sending(object):
                 continue
             for position in range(start, stop, PIECE_BYTES):
                 part = min(PIECE_BYTES, stop - position)
-                if is_hole:
+                if is_hole or old is None:
                     self._send((wire.HOLE, number, position, part))
                 else:
                     self._send((wire.COPY, number, position, old + position - begin, part))
                 self._moved(number, position + part)
 
-    def _cut(self, fd: int, found: Any, table: Any) -> Any:
+    def _cut(self, fd: int, found: os.stat_result, table: Table) -> Cut:
         """Return (identity, keys and lengths of the chunks, digest) of a whole file."""
-        stream = self._stream()
+        stream = self._new_stream()
         pieces = updating(stream, parts(fd, found.st_size))
-        keys, lengths = table_of(pieces, table.marks, table.average, self._digest)
+        keys, lengths = table_of(pieces, table.marks, table.average, self._known_digest())
         return identity_of(found), keys, lengths, stream.digest()[: wire.DIGEST_BYTES]
 
-    def _whole_digest(self, fd: int, found: Any) -> bytes:
-        stream = self._stream()
+    def _whole_digest(self, fd: int, found: os.stat_result) -> bytes:
+        stream = self._new_stream()
         for _ in updating(stream, parts(fd, found.st_size)):
             pass
         digest: bytes = stream.digest()[: wire.DIGEST_BYTES]
         return digest
 
 
-def content_of(fd: int, found: Any, begin: int = 0) -> Iterator[Any]:
+def content_of(fd: int, found: os.stat_result, begin: int = 0) -> Iterator[tuple[int, bytes]]:
     """Yield (offset, data) of what is not a hole in a file, from an offset on."""
     for start, stop in data_ranges(fd, found):
         start = max(start, begin)
@@ -368,7 +401,7 @@ def content_of(fd: int, found: Any, begin: int = 0) -> Iterator[Any]:
             start += len(data)
 
 
-def sum_of(fd: int, found: Any) -> int:
+def sum_of(fd: int, found: os.stat_result) -> int:
     """Return the checksum of what is not a hole in a file."""
     code = wire.SUM_OF_NOTHING
     for _, data in content_of(fd, found):
@@ -376,9 +409,9 @@ def sum_of(fd: int, found: Any) -> int:
     return code
 
 
-def joined(ranges: Any) -> Any:
+def joined(ranges: Iterable[Iterable[int]]) -> list[list[int]]:
     """Return [[start, stop]] with those merged that touch."""
-    whole: Any = []
+    whole: list[list[int]] = []
     for start, stop in ranges:
         if whole and whole[-1][1] == start:
             whole[-1][1] = stop
@@ -387,7 +420,9 @@ def joined(ranges: Any) -> Any:
     return whole
 
 
-def with_holes(parts: Any, ranges: Any) -> Iterator[Any]:
+def with_holes(
+    parts: Iterable[Sequence[int]], ranges: Iterable[tuple[int, int]]
+) -> Iterator[tuple[int, int, bool]]:  # fmt: skip
     """Yield (start, stop, whether it is a hole) of parts of a file.  ranges: of the data."""
     rest = deque(ranges)
     for start, stop in parts:
@@ -406,7 +441,7 @@ def parts(fd: int, size: int) -> Iterator[bytes]:
     return pieces_of(lambda count: read_exactly(fd, count), 0, size)
 
 
-def updating(stream: Any, pieces: Any) -> Iterator[bytes]:
+def updating(stream: Hash, pieces: Iterable[bytes]) -> Iterator[bytes]:
     for piece in pieces:
         stream.update(piece)
         yield piece

@@ -15,16 +15,20 @@ from .watcher import TargetFailed, Watcher
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Sequence
+
+    from ...gateway_base import Channel
+    from .tree import Step
+    from .wire import Send, SourceOptions
 
 
 class Reporter(Watcher):
     """Tells the coordinator what a target that is another worker is doing."""
 
-    def __init__(self, send: Any) -> None:
+    def __init__(self, send: Send) -> None:
         self._send = send
 
-    def sending(self, paths: Any) -> None:
+    def sending(self, paths: Sequence[bytes]) -> None:
         self._send((wire.TOLD, "sending", (list(paths),)))
 
     def sent(self, count: int) -> None:
@@ -33,26 +37,26 @@ class Reporter(Watcher):
     def skipped(self, path: bytes, reason: bytes) -> None:
         self._send((wire.TOLD, "skipped", (path, reason)))
 
-    def planned(self, paths: Any, deleted: Any) -> None:
+    def planned(self, paths: Sequence[bytes], deleted: Sequence[bytes]) -> None:
         self._send((wire.TOLD, "planned", (list(paths), list(deleted))))
 
-    def ended(self, unchanged: int, settled: int, deleted: int, refused: Any) -> None:
+    def ended(self, unchanged: int, settled: int, deleted: int, refused: Sequence[int]) -> None:
         self._send((wire.TOLD, "ended", (unchanged, settled, deleted) + tuple(refused)))
 
 
-def main(channel: Any) -> None:
+def main(channel: Channel) -> None:
     """Offer a tree as the next item says: (its root, a path that is left out, rules, options).
 
     The first answer says what the root is, or is (None, errno, reason) if it can't be offered.
     """
-    remarks: Any = []
+    remarks: list[tuple[bytes, bytes]] = []
     root, left_out, rules, options = channel.receive()
     if options["expands"]:
         root = os.path.expanduser(root)
     try:
         tree = Tree(
             root,
-            left_out and (lambda path: path != left_out),
+            (lambda path: path != left_out) if left_out else None,
             lambda path, reason: remarks.append((path, reason)),
             Rules(rules) if rules else None,
         )
@@ -65,11 +69,13 @@ def main(channel: Any) -> None:
     _offer(channel, tree, remarks, options)
 
 
-def _offer(channel: Any, tree: Tree, remarks: Any, options: dict[str, Any]) -> None:
+def _offer(
+    channel: Channel, tree: Tree, remarks: list[tuple[bytes, bytes]], options: SourceOptions
+) -> None:  # fmt: skip
     """Serve a tree until the target has all; remarks: of the walk, sent between its steps."""
     walk = tree.walk()
 
-    def supply() -> Any:
+    def supply() -> Step:
         step = next(walk)
         while remarks:
             remark = remarks.pop(0)

@@ -18,9 +18,9 @@ from .wire import DIRECTORY, FILE, FIRST_STANDIN, INSTEAD, LIST, reason_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
 
-    from .tree import Tree
+    from .tree import Accept, Remark, Tree
+    from .wire import Message
 
 DEPTH_MAX = 8  # links within what links point to
 ENTRIES_MAX = 1000000
@@ -34,7 +34,7 @@ class Refused(Exception):
 class StandIns(object):
     """Copies of what links point to; used by one pump, and so by one thread."""
 
-    def __init__(self, tree: Tree, accept: Any, remark: Any) -> None:
+    def __init__(self, tree: Tree, accept: Accept | None, remark: Remark) -> None:
         rules, root = tree.rules, tree.root
         self.entries = Entries(root, FIRST_STANDIN, accept, remark, rules, tree.identity)
         if tree.tells_owners():
@@ -43,13 +43,13 @@ class StandIns(object):
         self._rules = rules
         self._root = os.path.realpath(root)
         self._accept = accept
-        self._firsts: Any = []  # ids at which copies of directories begin
-        self._chains: Any = []  # for each, the directories that links led here from
+        self._firsts: list[int] = []  # ids at which copies of directories begin
+        self._chains: list[list[bytes]] = []  # for each, the directories that links led here from
 
     def close(self) -> None:
         self._folders.close()
 
-    def announce(self, number: int, path: bytes) -> Iterator[Any]:
+    def announce(self, number: int, path: bytes) -> Iterator[tuple[int, Message]]:
         """Yield (cost, message) pairs that announce a copy in place of the link at ``path``.
 
         Raises ``Refused`` before the first one if a copy is not possible.
@@ -77,7 +77,7 @@ class StandIns(object):
         else:
             raise Refused(WHY + "it points to a special file")
 
-    def _look(self, path: bytes) -> Any:
+    def _look(self, path: bytes) -> os.stat_result:
         return self._folders.look(path) if path else os.stat(self.entries.root)
 
     def _resolve(self, path: bytes) -> bytes:
@@ -116,10 +116,10 @@ class StandIns(object):
         self._firsts.append(self.entries.count())
         self._chains.append(chain)
 
-    def _directories(self, number: int) -> Iterator[Any]:
+    def _directories(self, number: int) -> Iterator[tuple[int, Message]]:
         stack = [number]
         while stack:
-            inner: Any = []
+            inner: list[int] = []
             for cost, unit in self.entries.units_of(stack.pop(), inner, self._folders):
                 for message in self.entries.owners_told():
                     yield 0, message

@@ -21,8 +21,11 @@ from .wire import DOOMED, Violation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+    from collections.abc import Callable, Iterable
+
+    from .places import Directory, Entry
+    from .removal import Spare, Tell
+    from .wire import Options, Say
 
 ASKED_MAX = 1000  # paths in one question
 FULL = b"a non-empty directory has its name"
@@ -36,19 +39,20 @@ class Sweeping(Bases):
     question is (paths, their answers, what to call with a function that says what stays).
     """
 
-    def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
+    def __init__(self, send: Say, options: Options) -> None:
         Bases.__init__(self, send, options)
-        self._spare: Any = Rules(options["rules"]).leaves_out if options["rules"] else None
+        self._spare: Spare | None = Rules(options["rules"]).leaves_out if options["rules"] else None
         self._asks = options["asks"]
-        self._questions: Any = deque()  # in the order in which the answers will come
+        # in the order in which the answers will come
+        self._questions: deque[tuple[list[bytes], bytearray, Callable[[Spare], object]]] = deque()
 
     @abstractmethod
-    def _try(self, maker: Any, entry: Any, *args: Any) -> None:
+    def _try(self, maker: Callable[..., object], entry: Entry, *args: object) -> None:
         """Process one entry; what the host refuses is noted, and the rest goes on."""
 
     # what the source does not have
 
-    def _sweep(self, directory: Any, names: Any, is_complete: bool) -> None:
+    def _sweep(self, directory: Directory, names: Iterable[bytes], is_complete: bool) -> None:
         """Remove what was not announced, if that is wanted, and what dead runs left."""
         doomed = []
         for name in sorted(names):
@@ -65,13 +69,16 @@ class Sweeping(Bases):
         elif doomed:
             self._remove(directory, doomed, self._spare)
 
-    def _is_left_over(self, directory: Any, name: bytes) -> bool:
+    def _is_left_over(self, directory: Directory, name: bytes) -> bool:
         try:
             return self._temps.is_left_over(self._places.handle(directory), name)
         except OSError:
             return False
 
-    def _remove(self, directory: Any, names: Any, spare: Any, tell: Any = None) -> int:
+    def _remove(
+        self, directory: Directory, names: Iterable[bytes], spare: Spare | None,
+        tell: Tell | None = None
+    ) -> int:  # fmt: skip
         """Remove names of a directory and everything below them; return how many were removed."""
         if tell is None and self._dry_run:
             tell = self._tell
@@ -91,7 +98,7 @@ class Sweeping(Bases):
         self._deleted += removal.count
         return removal.count
 
-    def _removal(self, directory: Any, spare: Any, tell: Any) -> Removal:
+    def _removal(self, directory: Directory, spare: Spare | None, tell: Tell | None) -> Removal:
         path = path_of(directory.parent, directory.name)
         return Removal(self._places.handle(directory), path, spare, tell)
 
@@ -100,12 +107,14 @@ class Sweeping(Bases):
 
     # what the source's user wants to stay
 
-    def _ask_what_stays(self, directory: Any, names: Any, then: Any) -> bool:
+    def _ask_what_stays(
+        self, directory: Directory, names: list[bytes], then: Callable[[Spare], object]
+    ) -> bool:  # fmt: skip
         """Ask about names and everything below them; ``then`` gets a function that says what stays.
 
         Returns False if all of it stays anyway.
         """
-        paths: Any = []
+        paths: list[bytes] = []
         self._remove(directory, names, self._spare, lambda path, _: paths.append(path))
         if not paths:
             return False
@@ -128,7 +137,9 @@ class Sweeping(Bases):
 
     # what is in the way
 
-    def _may_replace(self, entry: Any, found: Any, maker: Any, *args: Any) -> bool:
+    def _may_replace(
+        self, entry: Entry, found: os.stat_result, maker: Callable[..., object], *args: object
+    ) -> bool:  # fmt: skip
         """Return whether something of another kind with an entry's name may go; note it if not.
 
         It says no as well when the source has to be asked first; then ``maker`` is called again.
@@ -155,7 +166,10 @@ class Sweeping(Bases):
             self._remove(directory, [name], self._spare)
         return True
 
-    def _replace(self, entry: Any, spare: Any, maker: Any, args: Any) -> None:
+    def _replace(
+        self, entry: Entry, spare: Spare | None, maker: Callable[..., object],
+        args: tuple[object, ...]
+    ) -> None:  # fmt: skip
         """Go on with an entry that is in conflict with a directory, now that we have asked."""
         directory, number, name = entry[:3]
         try:
@@ -171,12 +185,12 @@ class Sweeping(Bases):
             self._remove(directory, [name], spare)
         self._try(maker, entry, *args)
 
-    def _can_go(self, directory: Any, name: bytes, spare: Any) -> bool:
+    def _can_go(self, directory: Directory, name: bytes, spare: Spare | None) -> bool:
         if spare is None:
             return True
         return self._removal(directory, spare, lambda path, _: None).remove(name)
 
-    def _clear(self, directory: Any, name: bytes, spare: Any) -> None:
+    def _clear(self, directory: Directory, name: bytes, spare: Spare | None) -> None:
         """Remove a directory that is in the way; its content is removed only with ``delete``."""
         if not self._delete:
             path, where = at(self._places.handle(directory), name)
@@ -189,7 +203,9 @@ class Sweeping(Bases):
         finally:
             self._deleted += removal.count
 
-    def _make_directory(self, directory: Any, name: bytes, found: Any, mode: int) -> bool:
+    def _make_directory(
+        self, directory: Directory, name: bytes, found: os.stat_result | None, mode: int
+    ) -> bool:  # fmt: skip
         """Make a directory; what else has its name is removed once it is sure to be replaced.
 
         Returns False if another run has made it just now.

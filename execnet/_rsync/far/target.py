@@ -46,8 +46,14 @@ from .wire import SMALL_MAX, Violation, numbers, reason_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ...gateway_base import Channel
+    from .places import Entry, Handle, Identity
+    from .requests import Look
+    from .rules import Rules
+    from .spelling import Spelling
+    from .wire import Numbers, Options, PackedUnit, Say
 
 BASES_BYTES = 256 * 1024 * 1024  # of old files whose new versions are awaited, unless one alone
 BASES_MAX = 8  # each is an open file
@@ -56,7 +62,7 @@ BAD_NAMES = frozenset([b"", b".", b".."])
 EXTRAS = {wire.HARDLINK: is_count, wire.SYMLINK: is_bytes, wire.ROOTED: is_bytes}
 
 
-def room_at(path: bytes) -> Any:
+def room_at(path: bytes) -> float:
     """Return the bytes of the file system that a path is or will be in, used ones as well."""
     if not hasattr(os, "statvfs"):  # Windows, where files have holes only if they are asked for
         return float("inf")
@@ -66,7 +72,7 @@ def room_at(path: bytes) -> Any:
     return found.f_blocks * found.f_frsize or float("inf")  # some tell nothing
 
 
-def next_in(channel: Any) -> Any:
+def next_in(channel: Channel) -> list[object]:
     """Return a list of the next item of a channel, an empty one if none has arrived."""
     try:
         return [channel.receive(0)]
@@ -74,7 +80,7 @@ def next_in(channel: Any) -> Any:
         return []
 
 
-def bounds_of(values: Any) -> Any:
+def bounds_of(values: Sequence[int]) -> tuple[int, ...]:
     return (min(values), max(values)) if values else ()
 
 
@@ -92,28 +98,28 @@ class Target(Linking):
     ``is_bounded``, whether a file has to fit into the file system, free or not.
     """
 
-    def __init__(self, send: Callable[[Any], object], options: dict[str, Any]) -> None:
+    def __init__(self, send: Say, options: Options) -> None:
         Linking.__init__(self, send, options)
         self._root = options["root"]
         self._name = options["name"]
         self._is_directory_meant = options["dest"].endswith((b"/", SEP))
-        self.announced_by: Any = None  # rules that a source which is not trusted keeps to
+        self.announced_by: Rules | None = None  # rules that a source which is not trusted keeps to
         # announcements
-        self._only_name: Any = None  # of a source that is a single file
-        self._units: Any = deque()  # announced and not yet processed; an int acknowledges
-        self._unit: Any = None  # the one that is being processed
-        self._directories: Any = {}
+        self._only_name: bytes | None = None  # of a source that is a single file
+        self._units: deque[PackedUnit | int] = deque()  # not yet processed; an int acknowledges
+        self._unit: Iterator[bool] | None = None  # the one that is being processed
+        self._directories: dict[int, Directory] = {}
         self._unlisted = 0  # directories whose entries are still to come
-        self._listing: Any = None  # the directory whose entries are coming now
+        self._listing: Directory | None = None  # the directory whose entries are coming now
         self._spellings = Spellings(self._places, self._temps, self._dry_run)
-        self._spelling: Any = None  # of names in it, where different names can be the same file
-        self._seen: Any = set()  # names announced in it
+        self._spelling: Spelling | None = None  # of it, where several names can be one file
+        self._seen: set[bytes] = set()  # names announced in it
         self._is_listed = False  # all was announced
         self._has_told_total = False
         self._is_bounded = options["is_bounded"]
-        self._room: Any = None  # bytes of the file system; None: not known yet
-        self._inodes: Any = set()  # of old files with several names, when one was announced
-        self._makers: Any = {
+        self._room: float | None = None  # bytes of the file system; None: not known yet
+        self._inodes: set[Identity] = set()  # of old files with names that were announced
+        self._makers: dict[int, Callable[..., object]] = {
             wire.FILE: self._on_file,
             wire.LEADER: self._on_leader,
             wire.HARDLINK: self._on_hardlink,
@@ -121,7 +127,7 @@ class Target(Linking):
             wire.ROOTED: self._on_rooted,
             wire.DIRECTORY: self._on_directory,
         }
-        self._handlers: Any = {
+        self._handlers: dict[int, Callable[..., object]] = {
             wire.LIST: self._on_list,
             wire.LIST_END: self._on_list_end,
             wire.OWNERS: self._on_owners,
@@ -142,7 +148,7 @@ class Target(Linking):
             wire.GONE: self._on_gone,
         }
 
-    def run(self, receive: Callable[[], Any], look: Callable[[], Any] = list) -> None:
+    def run(self, receive: Callable[[], object], look: Look = list) -> None:
         """Work until everything announced is there; raises what ``receive`` and ``look`` raise.
 
         look: returns a list of the next message, or an empty one if that would mean to wait.
@@ -158,7 +164,8 @@ class Target(Linking):
                     number, offset = wire.PIECE.unpack_from(message)
                     self._on_piece(number, offset, memoryview(message)[wire.PIECE.size :])
                 else:
-                    self._handlers[checked(message, FROM_SOURCE)[0]](*message[1:])
+                    parts = checked(message, FROM_SOURCE)
+                    self._handlers[parts[0]](*parts[1:])
                 self._work()
                 self._out.flush()
             self._settle_directories()
@@ -226,7 +233,7 @@ class Target(Linking):
             self._open_up_root(outer, name, found)
         return False
 
-    def _place_of_file(self, name: bytes) -> Any:
+    def _place_of_file(self, name: bytes) -> tuple[bytes, bytes]:
         """Return (directory, name) of a single file: in the target if that is a directory."""
         if not (self._is_directory_meant or os.path.isdir(self._dest)):
             return os.path.split(self._dest)
@@ -234,14 +241,14 @@ class Target(Linking):
         self._seen = set()
         return self._dest, name
 
-    def _open_up_root(self, outer: bytes, name: bytes, found: Any) -> None:
+    def _open_up_root(self, outer: bytes, name: bytes, found: os.stat_result) -> None:
         places = Places()
         try:
             self._open_up(places.handle(Directory(0, None, outer, None, 0)), name, found)
         finally:
             places.close()
 
-    def _open_up(self, handle: Any, name: bytes, found: Any) -> bool:
+    def _open_up(self, handle: Handle, name: bytes, found: os.stat_result) -> bool:
         """Make a directory of ours accessible if its mode forbids it; return whether we tried."""
         if found.st_mode & 0o700 == 0o700 or self._dry_run:
             return False
@@ -253,12 +260,14 @@ class Target(Linking):
 
     # announcements
 
-    def _on_owners(self, first: int, pairs: bytes, users: Any, groups: Any) -> None:
+    def _on_owners(
+        self, first: int, pairs: bytes, users: dict[int, bytes], groups: dict[int, bytes]
+    ) -> None:  # fmt: skip
         if self._owners.is_wanted:  # else it is for other targets
             self._owners.learn(first, pairs, users, groups)
             self._directories[0].settled = False  # it was looked at before this came
 
-    def _on_list(self, cost: int, units: Any) -> None:
+    def _on_list(self, cost: int, units: list[PackedUnit]) -> None:
         self._units.extend(units)
         self._units.append(cost)
 
@@ -280,8 +289,9 @@ class Target(Linking):
                 self._unit = None
 
     def _look_at(
-        self, number: int, first: int, blob: bytes, kinds: bytes, modes: Any, sizes: Any,
-        times: Any, extras: Any, kept: Any, last: int,
+        self, number: int, first: int, blob: bytes, kinds: bytes, told_modes: Numbers,
+        told_sizes: Numbers, told_times: Numbers, extras: list[int | bytes],
+        kept: tuple[bytes, bytes], last: int,
     ) -> Iterator[bool]:  # fmt: skip
         """Process the entries of one unit; yield after each."""
         directory = self._directories.get(number)
@@ -289,22 +299,22 @@ class Target(Linking):
             raise Violation("entries of directory %d, which was not announced" % number)
         self._begin_listing(directory)
         names = blob.split(b"\0") if kinds else []
-        count = len(names)
+        existing, count = directory.existing, len(names)
         self._spelling = self._spellings.with_forms(directory, self._spelling, blob)
-        modes, sizes = numbers("H", modes, count), numbers("q", sizes, count)
-        times = numbers("q", times, count)
+        modes, sizes = numbers("H", told_modes, count), numbers("q", told_sizes, count)
+        times = numbers("q", told_times, count)
         self._check_unit(first, kinds, modes, sizes, times, extras, count)
-        extras = iter(extras)
+        further = iter(extras)
         for place, kind in enumerate(bytearray(kinds)):
             name = names[place] if self._only_name is None else self._only_name
             self._check_name(name)
             if self.announced_by is not None:
-                self._check_rules(path_of(directory, name), kind == wire.DIRECTORY)
+                self._check_rules(self.announced_by, path_of(directory, name), kind)
             mode = modes[place] & (
                 self._directory_bits if kind == wire.DIRECTORY else self._file_bits
             )
             entry = directory, first + place, name, mode, sizes[place], times[place]
-            extra = next(extras) if kind in (wire.HARDLINK, wire.SYMLINK, wire.ROOTED) else None
+            extra = next(further) if kind in (wire.HARDLINK, wire.SYMLINK, wire.ROOTED) else None
             if self._spelling is not None:
                 name, other = self._spelling.take(name)
                 self._seen.add(name)
@@ -312,14 +322,14 @@ class Target(Linking):
                     self._leave_out(entry, kind, other)
                     continue
                 entry = entry[:2] + (name,) + entry[3:]
-            there = not directory.broken and name in directory.existing
+            there = existing is not None and not directory.broken and name in existing
             self._try(self._makers[kind], entry, there, extra)
             yield True
         self._keep_names(kept if self._asks else kept[:1])
         if last != wire.MORE:
             self._end_listing(directory, last == wire.COMPLETE)
 
-    def _keep_names(self, kept: Any) -> None:
+    def _keep_names(self, kept: tuple[bytes, ...]) -> None:
         """Note the names of what is not sent, and has to stay all the same."""
         for names in kept:
             for name in names.split(b"\0") if names else ():
@@ -328,7 +338,8 @@ class Target(Linking):
                     self._seen.add(self._spelling.take(name)[0])
 
     def _check_unit(
-        self, first: int, kinds: bytes, modes: Any, sizes: Any, times: Any, extras: Any, count: int
+        self, first: int, kinds: bytes, modes: Sequence[int], sizes: Sequence[int],
+        times: Sequence[int], extras: list[int | bytes], count: int,
     ) -> None:  # fmt: skip
         """Refuse a unit that is inconsistent, or that exceeds the limits."""
         of_extras = [EXTRAS[kind] for kind in bytearray(kinds) if kind in EXTRAS]
@@ -345,7 +356,7 @@ class Target(Linking):
             raise Violation("inconsistent entries: %.200r" % (kinds,))
         self._announced.add(first, count, sum(sizes))
 
-    def _begin_listing(self, directory: Any) -> None:
+    def _begin_listing(self, directory: Directory) -> None:
         if directory is self._listing:
             return
         if self._listing is not None or directory.listed:
@@ -353,37 +364,39 @@ class Target(Linking):
         self._listing = directory
         self._leftovers = {}
         if self._only_name is not None:
-            self._find_left_of_file(directory)
+            self._find_left_of_file(directory, self._only_name)
         elif directory.fresh:
             directory.existing = set()
         elif directory.existing is None and not directory.broken:
             try:
-                directory.existing = names_in(self._places.handle(directory))
-                self._leftovers = self._left_in(directory) if self._is_resumed else {}
+                names = names_in(self._places.handle(directory))
+                directory.existing = names
+                self._leftovers = self._left_in(directory, names) if self._is_resumed else {}
             except OSError as exc:
                 directory.broken = True
                 self._note(directory.entry(), exc)
         self._spelling = self._spellings.of(directory)
 
-    def _find_left_of_file(self, directory: Any) -> None:
+    def _find_left_of_file(self, directory: Directory, name: bytes) -> None:
         """Find what earlier runs left of a source that is a single file."""
         try:
             names = names_beginning(self._places.handle(directory), PREFIX)
         except OSError:  # writing there will fail as well, and in a dry run it may not be there
             return
-        own = (b"", tag_of(self._only_name)[:-8])
-        directory.existing |= {name for name in names if tag_in(name)[:-8] in own}
-        self._leftovers = self._left_in(directory) if self._is_resumed else {}
+        own = (b"", tag_of(name)[:-8])
+        there = (directory.existing or set()) | {name for name in names if tag_in(name)[:-8] in own}
+        directory.existing = there
+        self._leftovers = self._left_in(directory, there) if self._is_resumed else {}
 
-    def _leave_out(self, entry: Any, kind: int, other: bytes) -> None:
+    def _leave_out(self, entry: Entry, kind: int, other: bytes) -> None:
         """Report an entry whose name means the same file as another one's here."""
         self.skip(entry, b"has the same name on this file system as " + other)
         if kind == wire.DIRECTORY:  # its entries will come all the same
             self._add_directory(entry).broken = True
 
-    def _left_in(self, directory: Any) -> Any:
+    def _left_in(self, directory: Directory, there: set[bytes]) -> dict[bytes, bytes]:
         """Return {tag without version: name} of unfinished files of earlier runs in a directory."""
-        names = [name for name in directory.existing if tag_in(name) and parts_of(name)]
+        names = [name for name in there if tag_in(name) and parts_of(name)]
         return {tag_in(name)[:-8]: name for name in names if self._is_left_over(directory, name)}
 
     def _check_name(self, name: bytes) -> None:
@@ -393,12 +406,12 @@ class Target(Linking):
             raise Violation("not a name on Windows: %r" % (name,))
         self._seen.add(name)
 
-    def _check_rules(self, path: bytes, is_directory: bool) -> None:
-        if self._only_name is None and self.announced_by.leaves_out(path, is_directory):
+    def _check_rules(self, rules: Rules, path: bytes, kind: int) -> None:
+        if self._only_name is None and rules.leaves_out(path, kind == wire.DIRECTORY):
             raise Violation("announced an entry that the rules leave out: %.1000r" % (path,))
 
-    def _end_listing(self, directory: Any, is_complete: bool) -> None:
-        if not directory.broken:
+    def _end_listing(self, directory: Directory, is_complete: bool) -> None:
+        if directory.existing is not None and not directory.broken:
             is_ours = directory.mode is not None
             self._sweep(directory, directory.existing - self._seen, is_complete and is_ours)
         directory.listed = True
@@ -407,7 +420,7 @@ class Target(Linking):
         self._seen = set()
         self._unlisted -= 1
 
-    def _try(self, maker: Any, entry: Any, *args: Any) -> None:
+    def _try(self, maker: Callable[..., object], entry: Entry, *args: object) -> None:
         """Process one entry; what the host refuses is noted, and the rest goes on."""
         try:
             if not entry[0].broken:
@@ -418,7 +431,7 @@ class Target(Linking):
         if maker == self._on_directory:  # its entries will come all the same
             self._add_directory(entry).broken = True
 
-    def _on_directory(self, entry: Any, there: bool, _: Any = None) -> None:
+    def _on_directory(self, entry: Entry, there: bool, _: object = None) -> None:
         parent, _, name = entry[:3]
         if not there and self._dry_run:
             self._add_directory(entry).fresh = True
@@ -447,7 +460,7 @@ class Target(Linking):
         if not (self._keeps_modes or self._dry_run):
             self._find_settled(directory, os.lstat(path, **where))
 
-    def _find_settled(self, directory: Directory, found: Any) -> None:
+    def _find_settled(self, directory: Directory, found: os.stat_result) -> None:
         """Find out whether an existing directory has the mode and time that it should."""
         if not self._keeps_modes:
             directory.mode = stat.S_IMODE(found.st_mode)
@@ -455,7 +468,7 @@ class Target(Linking):
         is_right = is_right and self._owners.is_right(directory.number, found)
         directory.settled = is_right and stat.S_IMODE(found.st_mode) == directory.mode
 
-    def _add_directory(self, entry: Any) -> Directory:
+    def _add_directory(self, entry: Entry) -> Directory:
         parent, number, name, mode, _, mtime = entry
         if number in self._directories:
             raise Violation("directory %d was announced twice" % number)
@@ -464,11 +477,11 @@ class Target(Linking):
         self._unlisted += 1
         return directory
 
-    def _on_leader(self, entry: Any, there: bool, _: Any = None) -> None:
+    def _on_leader(self, entry: Entry, there: bool, _: object = None) -> None:
         self._leaders[entry[1]] = entry[0], entry[2]
         self._on_file(entry, there)
 
-    def _on_file(self, entry: Any, there: bool, _: Any = None) -> None:
+    def _on_file(self, entry: Entry, there: bool, _: object = None) -> None:
         directory, _, name, _, size, mtime = entry
         is_large = size > SMALL_MAX
         if is_large and self._is_bounded and self._is_too_large(size):
@@ -507,7 +520,7 @@ class Target(Linking):
             self._room = room_at(self._dest)
         return bool(size > self._room)
 
-    def _is_alone(self, found: Any) -> bool:
+    def _is_alone(self, found: os.stat_result) -> bool:
         """Return whether no other announced name is the same file."""
         if found.st_nlink == 1:
             return True
@@ -516,7 +529,7 @@ class Target(Linking):
         self._inodes.add(inode)
         return is_alone
 
-    def _settle_content(self, entry: Any, found: Any) -> None:
+    def _settle_content(self, entry: Entry, found: os.stat_result) -> None:
         """Set what is to be set of an old file of which the content stays."""
         is_owned = self._owners.is_right(entry[1], found)
         is_mode = stat.S_IMODE(found.st_mode) == entry[3] or not self._keeps_modes
@@ -530,7 +543,7 @@ class Target(Linking):
         else:
             self._ask(wire.WANT, entry)  # its other names are not ours to change
 
-    def _set_attributes(self, entry: Any, found: Any) -> None:
+    def _set_attributes(self, entry: Entry, found: os.stat_result) -> None:
         self._settled += 1
         if self._dry_run:
             self.plan(entry)
@@ -571,13 +584,13 @@ class Target(Linking):
             except OSError as exc:
                 self._note(directory.entry(), exc)
 
-    def _give_directory(self, number: int, handle: Any, found: Any) -> Any:
+    def _give_directory(self, number: int, handle: Handle, found: os.stat_result) -> os.stat_result:
         def chown(user: int, group: int) -> None:
             os.chown(handle, user, group)
 
         return self._owners.give(number, found, chown, lambda: os.stat(handle))
 
 
-def main(channel: Any) -> None:
+def main(channel: Channel) -> None:
     """Serve one source: the first item says what it wants, then its messages follow."""
     Target(channel.send, channel.receive()).run(channel.receive, lambda: next_in(channel))

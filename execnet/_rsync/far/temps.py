@@ -12,7 +12,16 @@ import os
 import threading
 import time
 
-from .places import HAS_FDS, O_NEW, WRITE_BYTES, at, identity_of, read_full, rename, write_all
+from .places import (
+    O_NEW,
+    WRITE_BYTES,
+    at,
+    identity_of,
+    is_sparse,
+    read_full,
+    rename,
+    write_all,
+)
 from .wire import (
     BLOCKS,
     BLOCKS_MAX,
@@ -30,9 +39,25 @@ from .writeback import Writeback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Protocol, TypeVar
 
-    from .places import Places
+    from typing_extensions import Unpack
+
+    from .chunks import Marks
+    from .digests import Digest, Hash
+    from .places import Directory, Entry, Handle, Places, Where
+    from .wire import Buffer, Proof
+
+    T_co = TypeVar("T_co", covariant=True)
+    T = TypeVar("T")
+
+    class Maker(Protocol[T_co]):
+        """Makes something at a path."""
+
+        def __call__(self, path: bytes, /, **where: Unpack[Where]) -> T_co: ...
+
+    Request = tuple[Entry, "Incoming | None"]  # with a temporary file, if there is one already
 
 PREFIX = b".execnet-rsync-"
 NO_VERSION = b"-" * 8  # in a tag: the content may be of several
@@ -52,10 +77,11 @@ class Temps(object):
         self._stem = self._stem_of(os.getpid())
         self._places = places
         self._count = 0
-        self._live: Any = {}  # name -> directory
-        self.sums: Any = {}  # name -> checksum of what is in a file that is for the next run
+        self._live: dict[bytes, Directory] = {}  # name -> directory
+        # name -> checksum of what is in a file that is for the next run
+        self.sums: dict[bytes, int] = {}
 
-    def make(self, directory: Any, maker: Any, tag: bytes = b"") -> Any:
+    def make(self, directory: Directory, maker: Maker[T], tag: bytes = b"") -> tuple[T, bytes]:
         """Call ``maker(path, **where)`` with a new name; return (what it returns, the name)."""
         handle = self._places.handle(directory)
         while True:
@@ -70,14 +96,14 @@ class Temps(object):
                 if exc.errno != errno.EEXIST:
                     raise
 
-    def create(self, directory: Any, mode: int, tag: bytes = b"") -> Any:
+    def create(self, directory: Directory, mode: int, tag: bytes = b"") -> tuple[int, bytes]:
         """Return (descriptor, name) of a new file in a directory.
 
         tag: finds its content again if this run ends early.
         """
-        if not HAS_FDS:
-            return self.make(directory, lambda path: os.open(path, O_NEW, mode), tag)
         handle = self._places.handle(directory)
+        if not isinstance(handle, int):
+            return self.make(directory, lambda path, **_: os.open(path, O_NEW, mode), tag)
         while True:  # the same as ``make``, but inline: there may be many
             self._count += 1
             name = b"%s%d%s" % (self._stem, self._count, tag)
@@ -89,7 +115,7 @@ class Temps(object):
                 if exc.errno != errno.EEXIST:
                     raise
 
-    def keep(self, directory: Any, temp: bytes, name: bytes) -> None:
+    def keep(self, directory: Directory, temp: bytes, name: bytes) -> None:
         """Give a temporary file its final name, replacing whatever has it but a directory."""
         rename(self._places.handle(directory), temp, name)
         del self._live[temp]
@@ -126,7 +152,7 @@ class Temps(object):
             except OSError:
                 self.drop(temp)
 
-    def take_over(self, directory: Any, left: bytes, tag: bytes) -> bytes:
+    def take_over(self, directory: Directory, left: bytes, tag: bytes) -> bytes:
         """Rename what a run left to a name of this run; return that."""
         self._count += 1
         name = self._stem + str(self._count).encode() + tag
@@ -138,9 +164,12 @@ class Temps(object):
     def _stem_of(self, pid: int) -> bytes:
         return PREFIX + self._host + b"-" + str(pid).encode() + b"-"
 
-    def is_left_over(self, handle: Any, name: bytes) -> bool:
+    def is_left_over(self, handle: Handle, name: bytes) -> bool:
         """Return whether a temporary file was left by a run that is dead."""
-        host, pid, _ = parts_of(name)
+        parts = parts_of(name)
+        if parts is None:
+            return False
+        host, pid, _ = parts
         if int(pid) == 0:  # its run has let go of it
             return True
         if host == self._host and os.name == "posix":
@@ -168,7 +197,7 @@ def tag_in(temp: bytes) -> bytes:
     return tag if tag[:1] == b"." and temp.startswith(PREFIX) and len(temp) > 17 else b""
 
 
-def parts_of(temp: bytes) -> Any:
+def parts_of(temp: bytes) -> list[bytes] | None:
     """Return (host, process, number) that the name of a temporary file tells; None for others."""
     parts = temp[len(PREFIX) : len(temp) - len(tag_in(temp))].split(b"-")
     is_temp = temp.startswith(PREFIX) and len(parts) == 3
@@ -177,14 +206,14 @@ def parts_of(temp: bytes) -> Any:
 
 def sum_in(temp: bytes) -> int:
     """Return the checksum in the name of a file that its run has let go of, or 0."""
-    _, pid, number = parts_of(temp)
-    code = int(number) if pid == b"0" else 0
+    parts = parts_of(temp)
+    code = int(parts[2]) if parts is not None and parts[1] == b"0" else 0
     return code if code < 2**32 else 0
 
 
 def host_tag() -> bytes:
     """Return what identifies this host, and the PID namespace on it."""
-    host: Any = os.uname()[1] if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+    host: bytes | str = os.environ.get("COMPUTERNAME", "") if os.name == "nt" else os.uname()[1]
     if not isinstance(host, bytes):
         host = host.encode("utf-8", "replace")
     try:  # a container has PIDs of its own
@@ -277,24 +306,27 @@ class Incoming(object):
     the beginning is there, and only the rest arrives.
     """
 
-    def __init__(self, fd: int, temp: bytes, digest: Any, stream: Any) -> None:
+    def __init__(self, fd: int, temp: bytes, digest: Digest, stream: Callable[[], Hash]) -> None:
         self.fd = fd
         self.temp = temp
         self.writeback = Writeback(fd)
-        self.base: Any = None  # status of the old file, if there is one to build on
-        self._no_copy: Any = None  # the error that kept it from being copied
+        # Status of the old file, if there is one to build on, its size, whether it has holes.
+        self.base: os.stat_result | None = None
+        self.base_bytes = 0
+        self.is_sparse = False
+        self._no_copy: OSError | None = None  # the error that kept it from being copied
         self.block = 0  # bytes; 0: what comes is the whole file
         self.digests = bytearray()
         self.is_own = False  # the base is what an earlier run left, taken over
         self.common = 0  # bytes of the old file that the new one may have in the same place
         self.known = 0  # how many of those were digested
-        self.marks: Any = None  # by which the old file was cut into chunks
+        self.marks: Marks | None = None  # by which the old file was cut into chunks
         self.old = -1  # descriptor of the old file, if its chunks are copied
         self.digest = digest
         self._new_stream = stream
-        self._stream: Any = None  # of everything that arrived, if chunks are copied
-        self._torn: Any = set()  # blocks that a piece covers in part
-        self.part: Any = None  # reads again what was there when only the rest is to come
+        self._stream: Hash | None = None  # of everything that arrived, if chunks are copied
+        self._torn: set[int] = set()  # blocks that a piece covers in part
+        self.part: Part | None = None  # reads again what was there when only the rest is to come
         self._sum = SUM_OF_NOTHING  # of everything up to the last piece
         self._has_gaps = False  # in which case that is not known
         self._end = 0  # of the last piece
@@ -302,11 +334,12 @@ class Incoming(object):
         self.mode = 0
         self.mtime = 0
 
-    def set_base(self, base: Any, block: int, common: int) -> None:
-        self.base, self.block, self.common = base, block, common
+    def set_base(self, base: os.stat_result, block: int, common: int) -> None:
+        self.base, self.base_bytes, self.is_sparse = base, base.st_size, is_sparse(base)
+        self.block, self.common = block, common
 
-    def set_part(self, part: Part, base: Any) -> None:
-        self.part, self.base = part, base
+    def set_part(self, part: Part, base: os.stat_result) -> None:
+        self.part, self.base, self.base_bytes = part, base, base.st_size
         self._sum, self._end = part.sum, part.size
 
     def close(self) -> None:
@@ -347,7 +380,7 @@ class Incoming(object):
                 raise Violation("a file of %d blocks" % blocks)
             kept = self.digests[: blocks * DIGEST_BYTES]
             self.digests = kept.ljust(blocks * DIGEST_BYTES, b"\0")
-        elif how == CONTINUED:
+        elif self.part is not None and how == CONTINUED:
             self.part.start()
         elif self.block or self.part is not None:
             self._begin_anew()
@@ -363,7 +396,7 @@ class Incoming(object):
             self.part.end()
             self.part = None
 
-    def copy(self, data: Any, is_hole: bool) -> None:
+    def copy(self, data: Buffer, is_hole: bool) -> None:
         """Take in the next part of the old file, if there is room; it may not be needed."""
         try:
             if self.is_own:
@@ -381,11 +414,11 @@ class Incoming(object):
         if self._no_copy is not None:
             raise self._no_copy
 
-    def piece(self, offset: int, data: Any) -> None:
+    def piece(self, offset: int, data: Buffer) -> None:
         if not self._end <= offset <= offset + len(data) <= self.size:
             raise Violation("%d bytes at %d of a file of %d" % (len(data), offset, self.size))
         if self._stream is not None:
-            self._add_to_stream(offset, data)
+            self._add_to_stream(self._stream, offset, data)
         self.writeback.before_change(offset, len(data))
         os.lseek(self.fd, offset, os.SEEK_SET)
         write_all(self.fd, data)
@@ -396,14 +429,14 @@ class Incoming(object):
         elif self._stream is None and HAS_SUMS:
             self._sum = checksum(data, self._sum)
 
-    def _add_to_stream(self, offset: int, data: Any) -> None:
+    def _add_to_stream(self, stream: Hash, offset: int, data: Buffer) -> None:
         if offset != self._end:
             raise Violation("a gap at %d, before %d" % (self._end, offset))
-        self._stream.update(data)
+        stream.update(data)
 
     def copy_old(self, offset: int, old_offset: int, length: int) -> None:
         """Copy a part of the new file from the old one."""
-        if self.old < 0 or self._stream is None or old_offset + length > self.base.st_size:
+        if self.old < 0 or self._stream is None or old_offset + length > self.base_bytes:
             raise Violation("%d bytes at %d of an old file" % (length, old_offset))
         for done in range(0, length, WRITE_BYTES):
             os.lseek(self.old, old_offset + done, os.SEEK_SET)
@@ -412,7 +445,7 @@ class Incoming(object):
     def hole(self, offset: int, length: int) -> None:
         """Make a hole in what was copied from the old file, or leave one where parts of it go."""
         if self._stream is not None and length <= PIECE_BYTES and offset + length <= self.size:
-            self._add_to_stream(offset, bytes(bytearray(length)))
+            self._add_to_stream(self._stream, offset, bytes(bytearray(length)))
             self._end = offset + length
             return
         if not (self.block and self._end <= offset <= offset + length <= self.size):
@@ -430,7 +463,7 @@ class Incoming(object):
             zeros = self.digest(bytes(bytearray(self.block)))
             self.digests[first * DIGEST_BYTES : last * DIGEST_BYTES] = zeros * (last - first)
 
-    def _note_digests(self, offset: int, data: Any) -> None:
+    def _note_digests(self, offset: int, data: Buffer) -> None:
         for number in range(offset // self.block, -(-self._end // self.block)):
             start = number * self.block
             stop = min(start + self.block, self.size)
@@ -439,11 +472,11 @@ class Incoming(object):
             else:
                 self._store(number, data[start - offset : stop - offset])
 
-    def _store(self, number: int, data: Any) -> None:
+    def _store(self, number: int, data: Buffer) -> None:
         start = number * DIGEST_BYTES
         self.digests[start : start + DIGEST_BYTES] = self.digest(data)
 
-    def is_whole(self, proof: Any) -> bool:
+    def is_whole(self, proof: Proof) -> bool:
         """Set the length; return whether the content is what the source read."""
         if os.fstat(self.fd).st_size != self.size:  # it ends in a hole, or was longer
             os.ftruncate(self.fd, self.size)

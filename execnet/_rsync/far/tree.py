@@ -18,7 +18,7 @@ from collections import deque
 from .folders import Folders
 from .links import SEP, Links
 from .owners import Told
-from .places import at
+from .places import HAS_NS, HAS_OWNERS, at
 from .wire import (
     COMPLETE,
     DIRECTORY,
@@ -39,14 +39,22 @@ from .wire import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
-    from typing import Any
+
+    from .places import Handle, Identity
+    from .rules import Rules
+    from .wire import Change, Message, PackedUnit
+
+    Accept = Callable[[bytes], object]  # takes a path, and says whether it is included
+    Remark = Callable[[bytes, bytes], object]  # takes a path and a reason
+    Step = tuple[int, int, Message]  # ids announced by then, cost, message
+    Content = tuple[bytes, Change | None, bool]  # see ``Entries.read_small``
+    Version = tuple[int, int, int, float]  # inode, size, times of the last changes
 
 LIST_BYTES = 64 * 1024  # of announcements that go in one message
 UNIT_ENTRIES = 2000  # of a directory in one unit
 FILE_KINDS = frozenset([FILE, LEADER, HARDLINK])
 CACHE_BYTES = 16 * 1024 * 1024  # of small files that other targets may ask for soon
 
-HAS_NS = hasattr(os.stat_result, "st_mtime_ns")
 GONE_ERRORS = (errno.ENOENT, errno.ENOTDIR, getattr(errno, "ESTALE", errno.ENOENT))
 KINDS = [
     (stat.S_ISFIFO, "a FIFO"),
@@ -64,24 +72,24 @@ class Unstable(Exception):
     """A file could not be read whole: it changed meanwhile, or is not a file any more."""
 
 
-def mtime_of(found: Any) -> int:
+def mtime_of(found: os.stat_result) -> int:
     """Return the time of last change in nanoseconds."""
     if HAS_NS:
         return int(found.st_mtime_ns)
     return int(found.st_mtime * 1000000) * 1000
 
 
-def identity_of(found: Any) -> Any:
+def identity_of(found: os.stat_result) -> Version:
     """Return values that change when a file's content does."""
-    return found.st_ino, found.st_size, mtime_of(found), getattr(found, "st_ctime", 0)
+    return found.st_ino, found.st_size, mtime_of(found), found.st_ctime
 
 
-def has_grown(before: Any, after: Any) -> bool:
+def has_grown(before: os.stat_result, after: os.stat_result) -> bool:
     """Return whether a file may just have been appended to."""
     return bool(after.st_ino == before.st_ino and after.st_size > before.st_size)
 
 
-def status_of(handle: Any, name: bytes) -> Any:
+def status_of(handle: Handle, name: bytes) -> os.stat_result | OSError:
     """Return the ``lstat`` of a name in a directory, or the OSError that it raises."""
     path, where = at(handle, name)
     try:
@@ -90,26 +98,33 @@ def status_of(handle: Any, name: bytes) -> Any:
         return exc
 
 
+def is_left_out(rules: Rules, path: bytes, found: os.stat_result | OSError) -> bool:
+    is_directory = not isinstance(found, OSError) and stat.S_ISDIR(found.st_mode)
+    return rules.leaves_out(path, is_directory)
+
+
 class Unit(object):
     """Entries of one directory, on their way into one message."""
 
     def __init__(self, directory: int, first: int) -> None:
         self._directory = directory
         self._first = first
-        self._names: Any = []
-        self._kept: Any = []  # names that are there and cannot be sent
-        self._left_out: Any = []  # names that the user's filter leaves out
+        self._names: list[bytes] = []
+        self._kept: list[bytes] = []  # names that are there and cannot be sent
+        self._left_out: list[bytes] = []  # names that the user's filter leaves out
         self._kinds = bytearray()
-        self._modes: Any = []
-        self._sizes: Any = []
-        self._times: Any = []
-        self._extras: Any = []
+        self._modes: list[int] = []
+        self._sizes: list[int] = []
+        self._times: list[int] = []
+        self._extras: list[int | bytes] = []
         self.cost = 64
 
     def __len__(self) -> int:
         return len(self._kinds) + len(self._kept) + len(self._left_out)
 
-    def add(self, name: bytes, kind: int, mode: int, size: int, mtime: int, extra: Any) -> None:
+    def add(
+        self, name: bytes, kind: int, mode: int, size: int, mtime: int, extra: int | bytes | None
+    ) -> None:  # fmt: skip
         self._names.append(name)
         self._kinds.append(kind)
         self._modes.append(mode)
@@ -129,7 +144,7 @@ class Unit(object):
         self._left_out.append(name)
         self.cost += len(name) + 32
 
-    def packed(self, last: int) -> Any:
+    def packed(self, last: int) -> PackedUnit:
         names, kinds = b"\0".join(self._names), bytes(self._kinds)
         kept = b"\0".join(self._kept), b"\0".join(self._left_out)
         modes = pack_numbers("H", self._modes)
@@ -146,7 +161,8 @@ class Entries(object):
     """
 
     def __init__(
-        self, root: bytes, first: int, accept: Any, remark: Any, rules: Any, identity: Any
+        self, root: bytes, first: int, accept: Accept | None, remark: Remark, rules: Rules | None,
+        identity: Identity | None
     ) -> None:  # fmt: skip
         self.root = root
         self.first = first
@@ -156,16 +172,16 @@ class Entries(object):
         self.tells_left_out = False
         self.identity = identity
         self._links = Links(root)
-        self._paths: Any = []  # relative to the root, to read from
+        self._paths: list[bytes] = []  # relative to the root, to read from
         self._kinds = bytearray()
         self._sizes = array("d" if sys.version_info[0] == 2 else "q")
         self._modes = array("H")
-        self._times: Any = []
-        self._owners: Any = None  # ``Told``, if these are announced
+        self._times: list[int] = []
+        self._owners: Told | None = None  # ``Told``, if these are announced
 
-    def check_source(self, exc: Any) -> None:
+    def check_source(self, exc: Exception) -> None:
         """Raise ``SourceGone`` if that is why something could not be read."""
-        if getattr(exc, "errno", None) not in GONE_ERRORS:
+        if not isinstance(exc, OSError) or exc.errno not in GONE_ERRORS:
             return
         try:
             found = os.stat(self.root)
@@ -174,7 +190,7 @@ class Entries(object):
         if found is None or (stat.S_ISDIR(found.st_mode) and self._is_another(found)):
             raise SourceGone(errno.ENOENT, "the source has vanished", self.root)
 
-    def _is_another(self, root: Any) -> bool:
+    def _is_another(self, root: os.stat_result) -> bool:
         return self.identity is not None and self.identity != (root.st_dev, root.st_ino)
 
     def count(self) -> int:
@@ -182,17 +198,17 @@ class Entries(object):
 
     def tell_owners(self) -> None:
         """Announce who owns what, too; not after the first entry was added."""
-        if hasattr(os, "chown"):  # else they have no meaning
+        if HAS_OWNERS:  # else they have no meaning
             self._owners = Told(self.first)
 
     def tells_owners(self) -> bool:
         return self._owners is not None
 
-    def owners_told(self) -> Any:
+    def owners_told(self) -> list[Message]:
         """Return messages about the owners of the entries that were added since the last time."""
         return [] if self._owners is None else self._owners.messages()
 
-    def add(self, path: bytes, kind: int, found: Any, size: int) -> Any:
+    def add(self, path: bytes, kind: int, found: os.stat_result, size: int) -> tuple[int, int, int]:
         """Add an entry; return its (id, mode, time)."""
         mode = found.st_mode & (0o1777 if kind == DIRECTORY else 0o777)
         mtime = found.st_mtime_ns if HAS_NS else mtime_of(found)
@@ -213,11 +229,11 @@ class Entries(object):
     def size_of(self, number: int) -> int:
         return int(self._sizes[number - self.first])
 
-    def version_of(self, number: int) -> Any:
+    def version_of(self, number: int) -> tuple[int, int]:
         """Return size and time of an entry, as it was listed."""
         return self.size_of(number), self._times[number - self.first]
 
-    def file_size(self, number: int) -> Any:
+    def file_size(self, number: int) -> int | None:
         """Return the size of a file, None if the entry is not a file."""
         place = number - self.first
         return int(self._sizes[place]) if self._kinds[place] in FILE_KINDS else None
@@ -234,7 +250,9 @@ class Entries(object):
 
     # a directory
 
-    def units_of(self, number: int, inner: Any, folders: Folders) -> Iterator[Any]:
+    def units_of(
+        self, number: int, inner: list[int], folders: Folders
+    ) -> Iterator[tuple[int, PackedUnit]]:  # fmt: skip
         """Yield (cost, unit) of a directory; add the ids of directories in it to ``inner``.
 
         folders: must not be used for anything else until this has ended.
@@ -256,19 +274,16 @@ class Entries(object):
                     unit.leave_out(name)
             else:
                 found = status_of(handle, name)
-                if self._rules is None or not self._is_left_out(path, found):
+                if self._rules is None or not is_left_out(self._rules, path, found):
                     self._add_entry(unit, path, name, found, inner, handle)
             if len(unit) == UNIT_ENTRIES:
                 yield unit.cost, unit.packed(MORE)
                 unit = Unit(number, self.count())
         yield unit.cost, unit.packed(last)
 
-    def _is_left_out(self, path: bytes, found: Any) -> bool:
-        is_directory = not isinstance(found, OSError) and stat.S_ISDIR(found.st_mode)
-        return bool(self._rules.leaves_out(path, is_directory))
-
     def _add_entry(
-        self, unit: Unit, path: bytes, name: bytes, found: Any, inner: Any, handle: Any
+        self, unit: Unit, path: bytes, name: bytes, found: os.stat_result | OSError,
+        inner: list[int], handle: Handle
     ) -> None:  # fmt: skip
         if isinstance(found, OSError):
             self.check_source(found)
@@ -290,11 +305,13 @@ class Entries(object):
             self._remark(path, ("is %s, left out" % kinds[0]).encode())
             unit.keep(name)
 
-    def _add_linked(self, unit: Unit, path: bytes, name: bytes, found: Any) -> None:
+    def _add_linked(self, unit: Unit, path: bytes, name: bytes, found: os.stat_result) -> None:
         """Add a file that has other names."""
         self._add(unit, path, name, FILE, found, found.st_size, None)
 
-    def _add_link(self, unit: Unit, path: bytes, name: bytes, found: Any, handle: Any) -> None:
+    def _add_link(
+        self, unit: Unit, path: bytes, name: bytes, found: os.stat_result, handle: Handle
+    ) -> None:  # fmt: skip
         link, where = at(handle, name)
         try:
             kind, text = self._links.convert(path, os.readlink(link, **where))
@@ -307,7 +324,8 @@ class Entries(object):
             self._add(unit, path, name, kind, found, 0, text)
 
     def _add(
-        self, unit: Unit, path: bytes, name: bytes, kind: int, found: Any, size: int, extra: Any
+        self, unit: Unit, path: bytes, name: bytes, kind: int, found: os.stat_result, size: int,
+        extra: int | bytes | None
     ) -> None:  # fmt: skip
         _, mode, mtime = self.add(path, kind, found, size)
         unit.add(name, kind, mode, size, mtime, extra)
@@ -323,7 +341,7 @@ class Entries(object):
                 raise Unstable("became a link since it was listed")
             raise
 
-    def read_small(self, number: int, folders: Folders) -> Any:
+    def read_small(self, number: int, folders: Folders) -> Content | None:
         """Return (content, None or the new (mode, time), whether the file grew meanwhile).
 
         Returns None if the file is not small any more; raises OSError, or ``Unstable`` for a file
@@ -343,11 +361,11 @@ class Entries(object):
         finally:
             os.close(fd)
 
-    def _is_as_listed(self, place: int, found: Any) -> bool:
+    def _is_as_listed(self, place: int, found: os.stat_result) -> bool:
         listed = self._sizes[place], self._modes[place], self._times[place]
         return listed == (found.st_size, found.st_mode & 0o777, mtime_of(found))
 
-    def _read_changed(self, fd: int, before: Any) -> Any:
+    def _read_changed(self, fd: int, before: os.stat_result) -> Content | None:
         """Read a file that is not as it was listed; it must not change while it is read."""
         os.lseek(fd, 0, os.SEEK_SET)
         data = os.read(fd, SMALL_MAX + 1)
@@ -376,9 +394,9 @@ class Tree(Entries):
     def __init__(
         self,
         root: bytes,
-        accept: Any,
+        accept: Accept | None,
         remark: Callable[[bytes, bytes], object],
-        rules: Any = None,
+        rules: Rules | None = None,
     ) -> None:
         Entries.__init__(self, root, 0, accept, remark, rules, None)
         self.rules = rules
@@ -393,9 +411,9 @@ class Tree(Entries):
         _, mode, mtime = self.add(b"", DIRECTORY, self._found, 0)
         self.root_entry = self.root_kind, mode, mtime
         self.shared = False  # several targets will ask for the same files
-        self._leaders: Any = {}  # inode -> id
-        self._cache: Any = {}
-        self._cache_order: Any = deque()
+        self._leaders: dict[Identity, int] = {}  # inode -> id
+        self._cache: dict[int, Content] = {}
+        self._cache_order: deque[tuple[int, int]] = deque()
         self._cache_bytes = 0
         self._cache_lock = threading.Lock()
 
@@ -405,15 +423,15 @@ class Tree(Entries):
         if self._owners is not None:
             self._owners.add(self._found)
 
-    def _owners_told(self) -> Any:
+    def _owners_told(self) -> list[Step]:
         return [(self.count(), 0, message) for message in self.owners_told()]
 
-    def walk(self) -> Generator[Any, None, None]:
+    def walk(self) -> Generator[Step, None, None]:
         """Yield (ids announced by then, cost, message); the last message is ``LIST_END``.
 
         It holds directories open: close it if you do not take it to the end.
         """
-        units: Any = []
+        units: list[PackedUnit] = []
         cost = 0
         limit = LIST_BYTES // 16  # the first goes soon, so that the target has work
         for unit_cost, unit in self._units():
@@ -430,7 +448,7 @@ class Tree(Entries):
             yield self.count(), cost, (LIST, cost, units)
         yield self.count(), 0, (LIST_END,)
 
-    def _units(self) -> Iterator[Any]:
+    def _units(self) -> Iterator[tuple[int, PackedUnit]]:
         if self.root_kind == FILE:
             unit = Unit(0, 1)  # the target knows the name
             self._add(unit, b"", b"-", FILE, self._found, self._found.st_size, None)
@@ -439,14 +457,14 @@ class Tree(Entries):
         stack, folders = [0], self.folders()
         try:
             while stack:
-                inner: Any = []
+                inner: list[int] = []
                 for item in self.units_of(stack.pop(), inner, folders):
                     yield item
                 stack.extend(reversed(inner))
         finally:
             folders.close()
 
-    def _add_linked(self, unit: Unit, path: bytes, name: bytes, found: Any) -> None:
+    def _add_linked(self, unit: Unit, path: bytes, name: bytes, found: os.stat_result) -> None:
         inode = found.st_dev, found.st_ino
         leader = self._leaders.setdefault(inode, self.count())
         if leader == self.count():
@@ -454,7 +472,7 @@ class Tree(Entries):
         else:
             self._add(unit, path, name, HARDLINK, found, found.st_size, leader)
 
-    def read_small(self, number: int, folders: Folders) -> Any:
+    def read_small(self, number: int, folders: Folders) -> Content | None:
         """Read a small file; keep it for a while if several targets will ask for it."""
         found = self._cache.get(number)
         if found is None:
@@ -464,7 +482,7 @@ class Tree(Entries):
                     self._keep(number, found)
         return found
 
-    def _keep(self, number: int, found: Any) -> None:
+    def _keep(self, number: int, found: Content) -> None:
         self._cache[number] = found
         self._cache_order.append((number, len(found[0]) + 200))
         self._cache_bytes += len(found[0]) + 200

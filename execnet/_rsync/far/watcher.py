@@ -8,7 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Sequence
 
 
 class TargetFailed(Exception):
@@ -21,7 +21,7 @@ class Watcher(object):
     def asked(self, count: int) -> None:
         """The target asked for a file of this many bytes."""
 
-    def sending(self, paths: Any) -> None:
+    def sending(self, paths: Sequence[bytes]) -> None:
         """Content of these files is about to be sent, in whole or in part."""
 
     def sent(self, count: int) -> None:
@@ -33,7 +33,7 @@ class Watcher(object):
     def listed(self, total: int) -> None:
         """The target knows how many bytes it needs."""
 
-    def done(self, sizes: Any) -> None:
+    def done(self, sizes: Sequence[int]) -> None:
         """Files of these sizes are in place at the target."""
 
     def skipped(self, path: bytes, reason: bytes) -> None:
@@ -43,14 +43,14 @@ class Watcher(object):
         """Return whether this is a dry run."""
         return True
 
-    def planned(self, paths: Any, deleted: Any) -> None:
+    def planned(self, paths: Sequence[bytes], deleted: Sequence[bytes]) -> None:
         """A dry run would send the first and delete the second."""
 
-    def spared(self, paths: Any) -> bytes:
+    def spared(self, paths: Sequence[bytes]) -> bytes:
         """Return a byte for each path that the target would delete: 1 if it has to stay."""
         return b"\0" * len(paths)
 
-    def ended(self, unchanged: int, settled: int, deleted: int, refused: Any) -> None:
+    def ended(self, unchanged: int, settled: int, deleted: int, refused: Sequence[int]) -> None:
         """The target is done; refused: for how many entries it could not set time, mode, owner."""
 
     def accept(self, path: bytes) -> bool:

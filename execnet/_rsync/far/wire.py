@@ -17,7 +17,68 @@ except ImportError:  # an interpreter built without it
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable, Sequence
+    from typing import Any, TypedDict
+
+    from typing_extensions import NotRequired
+
+    Buffer = bytes | memoryview
+    Numbers = bytes | list[Any]  # packed, or one by one because one is too large
+    PackedUnit = tuple[Any, ...]  # entries of a directory, of the types in ``messages.UNIT``
+    # A code and what it says, of the types that ``messages`` has for the code.
+    Message = tuple[Any, ...]
+    Send = Callable[[Message | bytes], object]  # bytes are a piece of a file
+    Say = Callable[[Message], object]  # of a target, which sends no pieces
+    Change = tuple[int, int]  # a file's new mode and time
+    Changes = dict[int, Change]  # by the place in a message
+    Proof = int | bytes | None  # a checksum, or a digest
+    Root = tuple[int, int, int]  # kind, mode, time
+    # regular expression for a path, whether it is included, for directories only
+    Rule = tuple[bytes, bool, bool]
+
+    class Wishes(TypedDict):
+        """What a run's user wants; see ``target.Target`` and ``RSync.add_target``."""
+
+        delete: bool
+        dry_run: bool
+        modes: bool
+        times: bool
+        owners: bool
+        is_bounded: bool
+        window_ns: int
+        partial: bool
+        compress: bool
+        most_per_s: int
+        mask: int
+        links: str
+        max_files: int | None
+        max_bytes: int | None
+        delete_excluded: NotRequired[bool]
+        expands: NotRequired[bool]
+
+    class Settings(Wishes):
+        """The same for one target of ``RSync.send``."""
+
+        dest: bytes
+        rules: list[Rule]
+        asks: bool
+        expanduser: bool
+
+    class Options(Settings):
+        """What a target is told, with what only the source can tell."""
+
+        root: Root
+        name: bytes
+        hashes: dict[str, float]
+
+    class SourceOptions(TypedDict):
+        """What the source of a pull is told."""
+
+        compress: bool
+        most_per_s: int
+        expands: bool
+        owners: bool
+        reports: bool
 
 # source to target
 LIST, LIST_END, FILES, OPEN, CLOSE, SAME, FAIL, INSTEAD, REMARK, SPARED, GONE = range(1, 12)
@@ -64,7 +125,7 @@ class TooMuch(Exception):
     """The other half has more than the user allows; the text says of what."""
 
 
-def checksum(data: Any, before: int = SUM_OF_NOTHING) -> int:
+def checksum(data: Buffer, before: int = SUM_OF_NOTHING) -> int:
     """Return the checksum of some content that follows what has the checksum ``before``.
 
     It finds damage, not malice.  Adler-32 takes half the time of CRC-32 where ``zlib`` uses no
@@ -91,24 +152,24 @@ def chunk_bytes(block: int) -> int:
     return max(1, CHUNK_BYTES // block) * block
 
 
-def pack_ids(ids: Any) -> bytes:
+def pack_ids(ids: Sequence[int]) -> bytes:
     return struct.pack("!%dQ" % len(ids), *ids)
 
 
-def unpack_ids(blob: bytes) -> Any:
+def unpack_ids(blob: bytes) -> tuple[int, ...]:
     if len(blob) % 8:
         raise Violation("%d bytes of ids" % len(blob))
     return struct.unpack("!%dQ" % (len(blob) // 8), blob)
 
 
-def pack_numbers(code: str, values: Any) -> Any:
+def pack_numbers(code: str, values: Sequence[int]) -> bytes | list[int]:
     try:
         return struct.pack("!%d%s" % (len(values), code), *values)
     except struct.error:  # a time beyond the year 2262
         return list(values)
 
 
-def numbers(code: str, value: Any, count: int) -> Any:
+def numbers(code: str, value: Numbers, count: int) -> Sequence[int]:
     """Return ``count`` numbers that arrived packed, or as a list because one was too large."""
     if not isinstance(value, bytes):
         if len(value) != count or [item for item in value if not isinstance(item, INTEGERS)]:
@@ -119,7 +180,7 @@ def numbers(code: str, value: Any, count: int) -> Any:
     return struct.unpack("!%d%s" % (count, code), value)
 
 
-def packed(data: bytes) -> Any:
+def packed(data: bytes) -> bytes | None:
     """Return some content compressed, None if that does not make it much smaller."""
     short = zlib.compress(data, 1)
     return short if len(short) < len(data) * 0.9 else None
@@ -143,9 +204,9 @@ def may_become(announced: int) -> int:
     return 2 * announced + SLACK_BYTES
 
 
-def reason_of(exc: Any) -> bytes:
+def reason_of(exc: BaseException) -> bytes:
     """Return the text that a message has for an error."""
-    text = getattr(exc, "strerror", None) or str(exc)
+    text: str | bytes = (isinstance(exc, OSError) and exc.strerror) or str(exc)
     if not isinstance(text, bytes):
         text = text.encode("utf-8", "replace")
     return bytes(text[:TEXT_MAX])

@@ -16,14 +16,14 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
 
 # What is asked for at once: no page of memory, however large, reaches beyond a multiple of it.
 STEP_BYTES = 8 * 1024 * 1024
 WAIT_BEFORE, WRITE = 1, 2  # SYNC_FILE_RANGE_WAIT_BEFORE and SYNC_FILE_RANGE_WRITE of Linux
 
 
-def syncer() -> Any:
+def syncer() -> Callable[[int, int, int, int], int] | None:
     """Return a function like ``sync_file_range`` of Linux, or None where there is none.
 
     It returns an error's number, 0 for none.
@@ -57,9 +57,9 @@ class Writeback(object):
         self._wanted = 0  # up to where the thread is to write
         self._written = 0  # up to where that has begun
         self.is_started = False
-        self._sync: Any = None
-        self._thread: Any = None
-        self._changed: Any = None
+        self._sync: Callable[[int, int, int, int], int] | None = None
+        self._thread: threading.Thread | None = None
+        self._changed = threading.Condition()
         self._is_over = False
 
     def start(self) -> None:
@@ -69,7 +69,6 @@ class Writeback(object):
         self.is_started = True
         self._sync = syncer()
         if self._sync is not None:
-            self._changed = threading.Condition()
             self._thread = threading.Thread(target=self._run, name="execnet-rsync-writeback")
             self._thread.daemon = True
             self._thread.start()
@@ -102,14 +101,15 @@ class Writeback(object):
 
     def before_change(self, offset: int, length: int) -> None:
         """Wait until a part that is going to change is not on its way; after ``finish`` only."""
-        if offset < self._written:
+        if self._sync is not None and offset < self._written:
             error = self._sync(self._fd, offset, length, WAIT_BEFORE)
             if error:
                 raise OSError(error, os.strerror(error))
 
     def _run(self) -> None:
-        while self._has_more():
-            if self._sync(self._fd, self._written, STEP_BYTES, WRITE):
+        sync = self._sync
+        while sync is not None and self._has_more():
+            if sync(self._fd, self._written, STEP_BYTES, WRITE):
                 return  # the rename says what is wrong
             self._written += STEP_BYTES
 

@@ -25,13 +25,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ...gateway_base import Channel
+    from .places import BuildRequest, Found, Marker
+    from .tools import Place, Rung
 
-def main(channel: Any) -> None:
+
+def main(channel: Channel) -> None:
     """Make the environment of one request."""
     make(channel, Build)
 
 
-def make(channel: Any, kind: Any) -> None:
+def make(channel: Channel, kind: type[Build]) -> None:
     """Make what one request wants, with a ``Build``."""
     request = channel.receive()
     commands = Commands(channel, time.time() + request["timeout"], root_folder(request["root"]))
@@ -53,7 +57,7 @@ class Build(object):
 
     kind = "venvs"
 
-    def __init__(self, channel: Any, request: Any, commands: Commands) -> None:
+    def __init__(self, channel: Channel, request: BuildRequest, commands: Commands) -> None:
         self._channel = channel
         self.request = request
         self.commands = commands
@@ -61,7 +65,7 @@ class Build(object):
         self._folder = key_folder(request["root"], self.kind, request["name"], request["key"])
         self._offline = False
 
-    def run(self) -> Any:
+    def run(self) -> str:
         """Make it, unless another process just did; return which tool did."""
         request, commands = self.request, self.commands
         commands.begin(u"making the folder")
@@ -76,7 +80,7 @@ class Build(object):
             if caches is not None:
                 os.close(caches)
 
-    def _hold_caches(self) -> Any:
+    def _hold_caches(self) -> int | None:
         """Hold the caches of installers, so that they are not pruned; return a descriptor or None.
 
         If they are being pruned right now, nothing of them is there any more.
@@ -88,7 +92,7 @@ class Build(object):
         except (Busy, NoLocks, EnvironmentError):
             return None
 
-    def _run_alone(self, lock: Lock) -> Any:
+    def _run_alone(self, lock: Lock) -> str:
         with lock:
             found = self.find(self._folder)
             if found is not None and found[0] > self.request["newer_than"]:
@@ -100,14 +104,14 @@ class Build(object):
                 remove_if_free(self._folder, old)
             return tool
 
-    def find(self, folder: Any) -> Any:
+    def find(self, folder: str) -> Found | None:
         """Return (number, marker) of a complete one, or None."""
         return newest_venv(folder)
 
-    def _tell_wait(self, holder: Any) -> None:
+    def _tell_wait(self, holder: str) -> None:
         self.commands.begin(u"waiting for %s, which is making the same" % holder)
 
-    def _make(self, number: int) -> Any:
+    def _make(self, number: int) -> str:
         venv = os.path.join(self._folder, str(number))
         held = None
         try:
@@ -127,7 +131,7 @@ class Build(object):
             if held is not None:
                 os.close(held)
 
-    def _marker(self, tool: Any) -> Any:
+    def _marker(self, tool: str) -> Marker:
         request = self.request
         return {
             u"name": text_of(request["name"]), u"tool": tool, u"made": u"%d" % time.time(),
@@ -135,7 +139,7 @@ class Build(object):
             u"requirements": text_of(request["shown"]), u"base": text_of(request["interpreter"]),
         }  # fmt: skip
 
-    def _fill(self, path: Any, held: Any) -> Any:
+    def _fill(self, path: str, held: int | None) -> str:
         """Make and fill it with the first tool that can; return its name."""
         request = self.request
         environment = self.environment(path, held)
@@ -161,20 +165,22 @@ class Build(object):
             if relay is not None:
                 relay.close()
 
-    rungs: Any = RUNGS
-    environment_class: Any = Environment
+    rungs: dict[str, type[Rung]] = RUNGS
 
-    def environment(self, path: Any, held: Any) -> Any:
-        """Return the object that the tools fill."""
+    def place(self, path: str, held: int | None) -> Place:
+        """Return what an ``Environment`` is made from."""
         interpreter = native(self.request["interpreter"])
-        more = self.request["facts"], self.root, self.commands, self._ask, held
-        return self.environment_class(path, interpreter, *more)
+        return path, interpreter, self.request["facts"], self.root, self.commands, self._ask, held
 
-    def finish(self, environment: Any) -> None:
+    def environment(self, path: str, held: int | None) -> Environment:
+        """Return the object that the tools fill."""
+        return Environment(*self.place(path, held))
+
+    def finish(self, environment: Environment) -> None:
         """Finish it."""
         environment.add_holder()
 
-    def _install(self, rung: Any, relay: Any) -> None:
+    def _install(self, rung: Rung, relay: Relay | None) -> None:
         request = self.request
         if not request["lines"]:
             return
@@ -185,7 +191,7 @@ class Build(object):
             written(rung.environment.temporary, "constraints.txt", request["constraints"], url),
         )
 
-    def _open_relay(self) -> Any:
+    def _open_relay(self) -> Relay | None:
         """Return the index on loopback if packages come through the coordinator, else None.
 
         With "auto", that depends on whether the index can be reached from here.
@@ -202,10 +208,10 @@ class Build(object):
         make_folder(kept)
         return Relay(request["index"], kept)
 
-    def _index(self, relay: Any, temporary: Any) -> Any:
+    def _index(self, relay: Relay | None, temporary: str) -> dict[str, str]:
         """Return the environment variables that tell installers where packages are."""
         request = self.request
-        found: Any = {}
+        found: dict[str, str] = {}
         url = request["index_url"]
         if relay is not None:
             hosts = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
@@ -227,13 +233,13 @@ class Build(object):
             found.update(PIP_INDEX_URL=url, UV_DEFAULT_INDEX=url, UV_INDEX_URL=url)
         return found
 
-    def _ask(self, what: Any, *more: Any) -> Any:
+    def _ask(self, what: str, *more: object) -> Any:
         """Ask the coordinator, and return its answer."""
         self._channel.send((u"need", text_of(what)) + more)
         return self._channel.receive()
 
 
-def written(folder: Any, name: str, lines: Any, url: str) -> Any:
+def written(folder: str, name: str, lines: list[str], url: str) -> str | None:
     """Write lines to a file that only this user can read; return its path, None without lines."""
     if not lines:
         return None

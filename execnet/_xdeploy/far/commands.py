@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -18,7 +19,10 @@ from .quick import native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Iterable, Iterator, Mapping
+    from typing import IO, Any
+
+    from ...gateway_base import Channel
 
 LAST_LINES = 100
 LINE_BYTES = 1 << 14  # the rest of a longer line is dropped
@@ -36,7 +40,8 @@ class Failure(Exception):
     """A step failed."""
 
     def __init__(
-        self, text: Any, step: Any = u"", command: Any = (), status: Any = None, lines: Any = ()
+        self, text: str | bytes, step: str = u"", command: Iterable[str | bytes] = (),
+        status: int | None = None, lines: Iterable[str] = ()
     ) -> None:
         Exception.__init__(self, text)
         self.text = text_of(text)
@@ -53,13 +58,13 @@ class Commands(object):
     deadline: as ``time.time()``.
     """
 
-    def __init__(self, channel: Any, deadline: float, root: Any) -> None:
+    def __init__(self, channel: Channel, deadline: float, root: str) -> None:
         self._channel = channel
         self._deadline = deadline
         self._root = root
         self.step = u""
 
-    def begin(self, step: Any) -> None:
+    def begin(self, step: str) -> None:
         """Report the current step."""
         self.step = text_of(step)
         self._channel.send((u"step", self.step))
@@ -71,7 +76,7 @@ class Commands(object):
         if time.time() > self._deadline:
             raise Failure(u"the time is up", self.step)
 
-    def environ(self, temporary: Any, more: Any) -> Any:
+    def environ(self, temporary: str, more: Mapping[str, str]) -> dict[str, str]:
         """Return the variables of a command; they keep its caches below our folder."""
         found = {name: value for name, value in os.environ.items() if name not in DROPPED}
         for name in list(found):
@@ -88,7 +93,10 @@ class Commands(object):
         found.update((native(name), native(value)) for name, value in more.items())
         return found
 
-    def run(self, words: Any, environ: Any, fd: Any = None, is_silent: bool = False) -> Any:
+    def run(
+        self, words: list[str], environ: dict[str, str], fd: int | None = None,
+        is_silent: bool = False
+    ) -> list[str]:  # fmt: skip
         """Run a command to its end; return its last lines.
 
         is_silent: its lines are not passed on.
@@ -102,9 +110,11 @@ class Commands(object):
         watcher = threading.Thread(target=self._watch, args=(process, given_up))
         watcher.daemon = True
         watcher.start()
-        lines: Any = deque(maxlen=LAST_LINES)
+        lines: deque[str] = deque(maxlen=LAST_LINES)
+        output = process.stdout
+        assert output is not None  # a pipe
         try:
-            for line in _lines_of(process.stdout):
+            for line in _lines_of(output):
                 lines.append(line)
                 if not is_silent:
                     self._channel.send((u"line", line))
@@ -113,7 +123,7 @@ class Commands(object):
             raise
         finally:
             watcher.join()
-            process.stdout.close()
+            output.close()
             process.wait()
         if time.time() > self._deadline:
             text = u"%s: it took too long, and was killed" % self.step
@@ -124,10 +134,14 @@ class Commands(object):
             raise Failure(text, self.step, words, process.returncode, lines)
         return list(lines)
 
-    def _start(self, words: Any, environ: Any, fd: Any) -> Any:
-        options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": environ}
-        if hasattr(os, "setsid"):
-            if hasattr(os, "set_inheritable"):
+    def _start(
+        self, words: list[str], environ: dict[str, str], fd: int | None
+    ) -> subprocess.Popen[bytes]:  # fmt: skip
+        options: dict[str, Any] = {
+            "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": environ,
+        }  # fmt: skip
+        if os.name == "posix":
+            if sys.version_info >= (3, 4):
                 options["start_new_session"] = True
                 if fd is not None:
                     options["pass_fds"] = (fd,)
@@ -140,14 +154,14 @@ class Commands(object):
             text = u"%s: %s" % (self.step, text_of(str(exc)))
             raise Failure(text, self.step, words)
 
-    def _watch(self, process: Any, given_up: Any) -> None:
+    def _watch(self, process: subprocess.Popen[bytes], given_up: threading.Event) -> None:
         """Kill all that a command started, once it has ended, is late or is not wanted any more."""
         while not (given_up.is_set() or self._channel.isclosed() or _has_ended(process)):
             if time.time() > self._deadline:
                 break
             given_up.wait(LOOK_S)
         try:
-            if hasattr(os, "killpg"):
+            if os.name == "posix":
                 os.killpg(process.pid, signal.SIGKILL)
             else:
                 process.kill()
@@ -155,7 +169,7 @@ class Commands(object):
             pass
 
 
-def _has_ended(process: Any) -> bool:
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     """Whether a process has ended; if possible it is not reaped, so that its id is not reused."""
     if hasattr(os, "waitid") and hasattr(os, "WNOWAIT"):
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -166,11 +180,11 @@ def _has_ended(process: Any) -> bool:
     return process.poll() is not None
 
 
-def _why(status: int) -> Any:
+def _why(status: int) -> str:
     return u"it was killed by signal %d" % -status if status < 0 else u"exit status %d" % status
 
 
-def _lines_of(file: Any) -> Any:
+def _lines_of(file: IO[bytes]) -> Iterator[str]:
     """Yield the lines of what a command prints, as text."""
     while True:
         line = file.readline(LINE_BYTES)

@@ -15,16 +15,16 @@ from .writing import make_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from ...gateway_base import Channel
 
 
-def main(channel: Any) -> None:
+def main(channel: Channel) -> None:
     """Keep what one item has: (path, name of a file, its source or "", other parts)."""
     path, file_name, source, parts = channel.receive()
     keep(native(path), native(file_name), source, parts)
 
 
-def keep(path: str, file_name: str, source: Any, parts: Any) -> None:
+def keep(path: str, file_name: str, source: str, parts: dict[str, tuple[str, str]]) -> None:
     """Compile into a file, all of it or nothing: the core, and parts that are loaded later."""
     compiled = {
         native(name): (native(file), marshal.dumps(compile(text, file, "exec", 0, True, 0)))

@@ -17,12 +17,13 @@ from .tools import find_program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from ...gateway_base import Channel
+    from .places import Found, Marker
 
 VERSION = "import sys; sys.stdout.write('%d.%d.%d' % sys.version_info[:3])"
 
 
-def main(channel: Any) -> None:
+def main(channel: Channel) -> None:
     """Fetch the interpreter of one request, whose name is a version."""
     make(channel, Fetch)
 
@@ -32,11 +33,11 @@ class Fetch(Build):
 
     kind = PYTHONS
 
-    def find(self, folder: Any) -> Any:
+    def find(self, folder: str) -> Found | None:
         found = newest(folder)
         return found if found is not None and runs(folder, found) else None
 
-    def _fill(self, path: Any, held: Any) -> Any:
+    def _fill(self, path: str, held: int | None) -> str:
         uv = find_program("uv")
         self.commands.begin(u"fetching it with uv")
         if uv is None:
@@ -52,10 +53,11 @@ class Fetch(Build):
         wanted = native(self.request["name"])
         environ = self.commands.environ(temporary, variables)
         self.commands.run([uv, "python", "install", wanted], environ, held)
-        self._python = _python_in(path)
-        if self._python is None:
+        found = _python_in(path)
+        if found is None:
             raise Failure(u"uv left no interpreter there", self.commands.step)
-        python = os.path.join(path, self._python)
+        self._python = found
+        python = os.path.join(path, found)
         version = self.commands.run([python, "-c", VERSION], environ, held, True)[-1:]
         bare = wanted[len("pypy") :] if wanted.startswith("pypy") else wanted
         if not version or not (version[0] + ".").startswith(bare + "."):
@@ -63,7 +65,7 @@ class Fetch(Build):
             raise Failure(text, self.commands.step, (), None, version)
         return u"uv"
 
-    def _marker(self, tool: Any) -> Any:
+    def _marker(self, tool: str) -> Marker:
         request = self.request
         return {
             u"name": text_of(request["name"]), u"tool": tool, u"path": text_of(self._python),
@@ -71,7 +73,7 @@ class Fetch(Build):
         }  # fmt: skip
 
 
-def _python_in(path: Any) -> Any:
+def _python_in(path: str) -> str | None:
     """Return the interpreter below a folder of uv's, relative to it, or None."""
     for name in sorted(os.listdir(path)):
         python = os.path.join(name, "bin", "python")

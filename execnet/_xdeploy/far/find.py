@@ -28,6 +28,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ...gateway_base import Channel
+    from .places import FindAnswer, FindRequest, Found
+
 PROBE_S = 30.0
 PYTHONS = "pythons"  # the kind of what uv has fetched
 
@@ -57,15 +60,15 @@ facts = [
 """
 
 
-def facts_of(python: Any) -> Any:
+def facts_of(python: str | None) -> list[str]:
     """Return what an interpreter reports about itself, None for the one that runs this.
 
     Raises OSError or ValueError if it does not run.
     """
     if python is None:
-        found: Any = {}
-        exec(compile(PROBE, "<execnet>", "exec"), found)
-        return [text_of(fact) for fact in found["facts"]]
+        namespace: dict[str, Any] = {}
+        exec(compile(PROBE, "<execnet>", "exec"), namespace)
+        return [text_of(fact) for fact in namespace["facts"]]
     import json
     import subprocess  # both take a while, and other interpreters are seldom asked
 
@@ -78,10 +81,11 @@ def facts_of(python: Any) -> Any:
     start = answer.rfind(u'["execnet"')
     if process.returncode or start < 0:
         raise ValueError("it is not a working Python: %s" % python)
-    return json.loads(answer[start:])[1]
+    facts: list[str] = json.loads(answer[start:])[1]
+    return facts
 
 
-def key_of(facts: Any, digest: Any) -> Any:
+def key_of(facts: list[str], digest: str) -> str:
     """Return the key of what is wanted, for an interpreter.
 
     It is the coordinator's name for it, and a checksum of the few facts that interpreters differ
@@ -91,7 +95,7 @@ def key_of(facts: Any, digest: Any) -> Any:
     return "%s%08x" % (native(digest)[:16], zlib.crc32(text) & 0xFFFFFFFF)
 
 
-def find(request: Any) -> Any:
+def find(request: FindRequest) -> tuple[FindAnswer, int | None]:
     """Return (answer, descriptor of the held environment or None)."""
     python, words = None, request["python_search"]
     if words:
@@ -103,12 +107,12 @@ def find(request: Any) -> Any:
     facts = facts_of(python)
     key = key_of(facts, request["digest"])
     folder = key_folder(request["root"], "venvs", request["name"], key)
-    answer = {"facts": facts, "key": text_of(key), "found": False}
+    answer: FindAnswer = {"facts": facts, "key": text_of(key), "found": False}
     answer["interpreter"] = text_of(python or sys.executable)
     core = core_path(request["root"], key_of(facts, request["core"]))
-    answer.update(core=text_of(core), has_core=is_mine(core))
+    answer["core"], answer["has_core"] = text_of(core), is_mine(core)
     start = start_path(request["root"], request["start"])
-    answer.update(start=text_of(start), has_start=is_mine(start))
+    answer["start"], answer["has_start"] = text_of(start), is_mine(start)
     if os.path.isdir(folder):  # what somebody else has put there is not run
         for path in (root_folder(request["root"]), os.path.dirname(folder), folder):
             check_owner(path)
@@ -128,17 +132,17 @@ def find(request: Any) -> Any:
         if held is not None:
             os.close(held)
         return answer, None
-    answer.update(found=True, venv=text_of(venv), python=text_of(python_of(venv)))
-    answer.update(tool=marker.get("tool", u""))
+    answer["found"], answer["venv"] = True, text_of(venv)
+    answer["python"], answer["tool"] = text_of(python_of(venv)), marker.get("tool", u"")
     return answer, held
 
 
-def machine_key() -> Any:
+def machine_key() -> str:
     """Return the key of interpreters fetched for this kind of machine: homes may be shared."""
     return key_of(facts_of(None)[4:7], "0" * 16)
 
 
-def fetched(root: Any, version: Any) -> Any:
+def fetched(root: str, version: str) -> str | None:
     """Return the path of an interpreter that was fetched before as this version, or None."""
     if not is_name(native(version)):
         return None
@@ -155,18 +159,18 @@ def fetched(root: Any, version: Any) -> Any:
     return interpreter_of(folder, found)
 
 
-def interpreter_of(folder: Any, found: Any) -> Any:
+def interpreter_of(folder: str, found: Found) -> str:
     """Return the path of a fetched interpreter, of which ``newest`` tells."""
     return os.path.join(folder, str(found[0]), native(found[1].get("path", u"")))
 
 
-def runs(folder: Any, found: Any) -> bool:
+def runs(folder: str, found: Found) -> bool:
     """Whether a fetched interpreter is still there."""
     path = interpreter_of(folder, found)
     return os.path.isfile(path) and os.access(path, os.X_OK)
 
 
-def is_mine(path: Any) -> bool:
+def is_mine(path: str) -> bool:
     """Whether a file is there, in a folder that only this user can write to."""
     try:
         check_owner(os.path.dirname(path))
@@ -176,7 +180,7 @@ def is_mine(path: Any) -> bool:
     return True
 
 
-def search(words: Any) -> Any:
+def search(words: list[str]) -> str | None:
     """Return the path that a command prints, None if it finds none."""
     import subprocess
 
@@ -187,13 +191,13 @@ def search(words: Any) -> Any:
     return native(path) if process.returncode == 0 and path else None
 
 
-def main(channel: Any) -> None:
+def main(channel: Channel) -> None:
     """Answer one request."""
     request = channel.receive()
     answer, held = find(request)
     if held is not None:
 
-        def release(_: Any) -> None:
+        def release(_: object) -> None:
             os.close(held)
 
         request["hold"].setcallback(release, endmarker=None)

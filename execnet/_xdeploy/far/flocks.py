@@ -14,16 +14,10 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 BUSY = errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK
-REFUSED = tuple(
-    getattr(errno, name)
-    for name in ("ENOLCK", "ENOSYS", "EOPNOTSUPP", "ENOTSUP", "EINVAL")
-    if hasattr(errno, name)
-)
+REFUSAL_NAMES = "ENOLCK", "ENOSYS", "EOPNOTSUPP", "ENOTSUP", "EINVAL"
+REFUSED = tuple(code for name, code in vars(errno).items() if name in REFUSAL_NAMES)
+CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 
 
 class NoLocks(Exception):
@@ -34,27 +28,28 @@ class Busy(Exception):
     """Another process still holds it; the text says which."""
 
 
-def shared(path: Any) -> Any:
+def shared(path: str) -> int:
     """Hold a file shared; return its descriptor.
 
     Raises ``Busy`` if a process is removing what the file stands for, ``NoLocks`` where there are
     no locks, and OSError if it does not exist.
     """
-    return _locked(path, "LOCK_SH", os.O_RDWR)
+    return _locked(path, False, os.O_RDWR)
 
 
-def exclusive(path: Any) -> Any:
+def exclusive(path: str) -> int:
     """Hold a file exclusively, if nobody holds it; return its descriptor.  Errors as ``shared``."""
-    return _locked(path, "LOCK_EX", os.O_RDWR | os.O_CREAT)
+    return _locked(path, True, os.O_RDWR | os.O_CREAT)
 
 
-def _locked(path: Any, kind: str, flags: int) -> Any:
+def _locked(path: str, is_exclusive: bool, flags: int) -> int:
     if fcntl is None:
         raise NoLocks()
     for _ in range(100):
-        fd = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
+        fd = os.open(path, flags | CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, getattr(fcntl, kind) | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_EX if is_exclusive else fcntl.LOCK_SH
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
             if _is_at(fd, path):
                 return fd
         except EnvironmentError as exc:
@@ -68,7 +63,7 @@ def _locked(path: Any, kind: str, flags: int) -> Any:
     raise Busy(path)
 
 
-def _is_at(fd: int, path: Any) -> bool:
+def _is_at(fd: int, path: str) -> bool:
     try:
         status = os.stat(path)
     except OSError:

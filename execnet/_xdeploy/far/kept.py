@@ -15,14 +15,17 @@ from .writing import remove, remove_if_free, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Iterator
+
+    from ...gateway_base import Channel
+    from .places import KeptEntry, KeptRequest, Marker
 
 KINDS = "venvs", "layers", "trees", "pythons"  # which come last, as environments need them
 CACHES = "pip", "uv", "virtualenv", "tools"  # of installers, and installers that were sent
 LISTED_MAX = 100000
 
 
-def main(channel: Any) -> None:
+def main(channel: Channel) -> None:
     """Answer one request: send the entries that exist, or that were removed."""
     request = channel.receive()
     root = root_folder(request["root"])
@@ -38,7 +41,7 @@ def main(channel: Any) -> None:
             _remove_files(os.path.join(root, name), request["unused_s"])
 
 
-def entries(root: Any) -> Any:
+def entries(root: str) -> Iterator[KeptEntry]:
     """Yield a dict for each environment, layer, tree and fetched Python, complete or not.
 
     One for each cache follows.
@@ -64,7 +67,7 @@ def entries(root: Any) -> Any:
             yield _dict_of("caches", name, name, 0, path, _state(cache_lock(root)), {}, used, size)
 
 
-def is_needed(root: Any, python_folder: Any, python_number: int) -> bool:
+def is_needed(root: str, python_folder: str, python_number: int) -> bool:
     """Whether an environment was made from a fetched Python."""
     start = u" ".join(text_of(os.path.join(python_folder, str(python_number))).split()) + os.sep
     venvs = os.path.join(root, "venvs")
@@ -76,7 +79,7 @@ def is_needed(root: Any, python_folder: Any, python_number: int) -> bool:
     return False
 
 
-def _entry(kind: str, name: Any, folder: Any, number: int, is_newest: bool) -> Any:
+def _entry(kind: str, name: str, folder: str, number: int, is_newest: bool) -> KeptEntry:
     marker = read_marker(folder, number) or {}
     path = os.path.join(folder, str(number))
     is_complete = bool(marker) or kind == "trees"
@@ -91,9 +94,9 @@ def _entry(kind: str, name: Any, folder: Any, number: int, is_newest: bool) -> A
 
 
 def _dict_of(
-    kind: str, folder: Any, name: Any, number: int, path: Any, state: Any, marker: Any,
+    kind: str, folder: str, name: str, number: int, path: str, state: str, marker: Marker,
     used: float, size: int,
-) -> Any:  # fmt: skip
+) -> KeptEntry:  # fmt: skip
     return {
         u"kind": text_of(kind), u"folder": text_of(folder), u"number": number,
         u"name": text_of(name), u"path": text_of(path), u"state": state,
@@ -102,7 +105,7 @@ def _dict_of(
     }  # fmt: skip
 
 
-def _state(path: Any) -> Any:
+def _state(path: str) -> str:
     """Return "used", "free", or "unknown" where there are no locks."""
     if not os.path.exists(path):
         return u"free"
@@ -115,7 +118,7 @@ def _state(path: Any) -> Any:
     return u"free"
 
 
-def _last_use(path: Any) -> float:
+def _last_use(path: str) -> float:
     times = [0.0]
     for name in (path, path + ".done", path + ".held"):
         try:
@@ -125,7 +128,7 @@ def _last_use(path: Any) -> float:
     return max(times)
 
 
-def _used_and_size(path: Any) -> Any:
+def _used_and_size(path: str) -> tuple[float, int]:
     """Return when a file in a folder was last read or written, and how many bytes all take."""
     used, total = 0.0, 0
     for folder, _, files in os.walk(path):
@@ -139,7 +142,7 @@ def _used_and_size(path: Any) -> Any:
     return used, total
 
 
-def _is_wanted(entry: Any, request: Any) -> bool:
+def _is_wanted(entry: KeptEntry, request: KeptRequest) -> bool:
     """Whether an entry should be removed."""
     is_named = bool(entry[u"kind"] != u"caches" and entry[u"name"] in request["names"])
     if request["names"] and not is_named:
@@ -152,7 +155,7 @@ def _is_wanted(entry: Any, request: Any) -> bool:
     return is_old and entry[u"state"] in states
 
 
-def _remove(root: Any, entry: Any) -> bool:
+def _remove(root: str, entry: KeptEntry) -> bool:
     """Remove an entry unless it is in use by now; its folder too, if nothing else is in there."""
     if entry[u"kind"] == u"caches":
         return _remove_cache(root, native(entry[u"folder"]))
@@ -162,7 +165,7 @@ def _remove(root: Any, entry: Any) -> bool:
     return _remove_numbered(folder, entry)
 
 
-def _remove_numbered(folder: Any, entry: Any) -> bool:
+def _remove_numbered(folder: str, entry: KeptEntry) -> bool:
     if entry[u"state"] == u"unknown":
         remove(folder, entry[u"number"])
     elif not remove_if_free(folder, entry[u"number"]):
@@ -182,7 +185,7 @@ def _remove_numbered(folder: Any, entry: Any) -> bool:
     return True
 
 
-def _remove_python(root: Any, folder: Any, entry: Any) -> bool:
+def _remove_python(root: str, folder: str, entry: KeptEntry) -> bool:
     """Remove a fetched Python unless an environment needs it, or something is being made."""
     try:
         lock = exclusive(cache_lock(root))
@@ -194,7 +197,7 @@ def _remove_python(root: Any, folder: Any, entry: Any) -> bool:
         os.close(lock)
 
 
-def _remove_cache(root: Any, name: Any) -> bool:
+def _remove_cache(root: str, name: str) -> bool:
     """Remove a cache unless something is being made; who begins meanwhile finds none."""
     path = os.path.join(root, name)
     old = "%s.%d.old" % (path, os.getpid())
@@ -212,7 +215,7 @@ def _remove_cache(root: Any, name: Any) -> bool:
     return True
 
 
-def _remove_files(folder: Any, unused_s: float) -> None:
+def _remove_files(folder: str, unused_s: float) -> None:
     """Remove files that were not used for so long: of packages, and what workers are made of."""
     try:
         names = os.listdir(folder)

@@ -21,8 +21,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ...gateway_base import Channel
+    from .places import Found
 
-def main(channel: Any) -> None:
+    Missing = tuple[str, str | None, str | None]  # name, version, its own address
+
+
+def main(channel: Channel) -> None:
     """Make the layer of one request."""
     make(channel, LayerBuild)
 
@@ -43,25 +48,29 @@ class Folder(Environment):
     normalized name of what is installed in any case.
     """
 
-    def __init__(self, path: Any, interpreter: Any, *more: Any) -> None:
+    def __init__(self, path: str, interpreter: str, *more: Any) -> None:
         Environment.__init__(self, path, interpreter, *more)
         self.python = interpreter
         self.leaves_out = False
         self.project = ""
 
-    def packages(self) -> Any:
+    def packages(self) -> str:
         """Return the folder itself."""
         return self.path
 
-    def with_missing(self, requirements: Any, missing: Any) -> Any:
+    def with_missing(
+        self, requirements: str | None, missing: list[Missing]
+    ) -> str | None:  # fmt: skip
         """Return the path of a file with the requirements and what else is missing.
 
         missing: (name, version or None, its own address or None) for each distribution.
         """
-        with io.open(requirements, encoding="utf-8") as file:
-            lines = file.read().splitlines()
+        lines = []
+        if requirements is not None:
+            with io.open(requirements, encoding="utf-8") as file:
+                lines = file.read().splitlines()
         for name, version, url in missing:
-            if not (NAME.match(name) and (URL.match(url) if url else VERSION.match(version))):
+            if not (NAME.match(name) and (URL.match(url) if url else VERSION.match(version or ""))):
                 text = u"not a distribution: %r %r" % (name, url or version)
                 raise Failure(text, self.commands.step)
             if re.sub(r"[-_.]+", u"-", name).lower() != self.project:
@@ -72,14 +81,15 @@ class Folder(Environment):
 class LayerUv(Rung):
     """``uv``, if it is installed."""
 
-    environment: Any  # a ``Folder``
+    environment: Folder
 
     def create(self) -> None:
-        self._uv = find_program("uv")
-        if self._uv is None or self.environment.version < (3, 8):
+        uv = find_program("uv")
+        if uv is None or self.environment.version < (3, 8):
             raise NotHere("it is not installed, or does not support this Python")
+        self._uv = uv
 
-    def install(self, requirements: Any, constraints: Any) -> None:
+    def install(self, requirements: str | None, constraints: str | None) -> None:
         environment = self.environment
         words = [self._uv, "pip", "install", "--python", environment.python]
         words += ["--index-strategy", "unsafe-best-match"]
@@ -96,10 +106,14 @@ class LayerUv(Rung):
         environment.run(words + into + options_of(requirements, constraints), **variables)
 
 
-def missing_of_uv(lines: Any) -> Any:
+def missing_of_uv(lines: list[str]) -> list[Missing] | None:
     """Return what uv would install, None if that can't be read from what it said."""
     matches = [match for match in map(UV_LINE.match, lines) if match]
-    found = [match.groups() for match in matches if match.group(2) or match.group(3)]
+    found = [
+        (match.group(1), match.group(2), match.group(3))
+        for match in matches
+        if match.group(2) or match.group(3)
+    ]
     counts = [int(match.group(1)) for match in map(UV_COUNT.match, lines) if match]
     return found if counts == [len(found)] or not (counts or found) else None
 
@@ -107,7 +121,7 @@ def missing_of_uv(lines: Any) -> Any:
 class LayerPip(Rung):
     """The pip that the interpreter has."""
 
-    environment: Any  # a ``Folder``
+    environment: Folder
 
     def create(self) -> None:
         environment = self.environment
@@ -117,7 +131,7 @@ class LayerPip(Rung):
         except Failure:
             raise NotHere("this Python has no pip")
 
-    def install(self, requirements: Any, constraints: Any) -> None:
+    def install(self, requirements: str | None, constraints: str | None) -> None:
         environment = self.environment
         words = self.pip() + ["install", "--target", environment.path]
         if environment.leaves_out and self._reports():
@@ -133,7 +147,9 @@ class LayerPip(Rung):
         match = re.match(r"pip (\d+)\.(\d+)", said)
         return match is not None and (int(match.group(1)), int(match.group(2))) >= REPORTING_PIP
 
-    def _missing(self, requirements: Any, constraints: Any) -> Any:
+    def _missing(
+        self, requirements: str | None, constraints: str | None
+    ) -> list[Missing]:  # fmt: skip
         """Return what pip would install into the environment."""
         environment = self.environment
         environment.commands.begin(u"looking for what the environment lacks")
@@ -158,20 +174,20 @@ class LayerSentPip(LayerPip):
     def create(self) -> None:
         self._pip = self.environment.sent_pip()
 
-    def pip(self) -> Any:
+    def pip(self) -> list[str]:
         return [self.environment.python, self._pip]
 
 
 class LayerUnpack(Rung):
     """No tool at all: pure wheels that the coordinator chooses."""
 
-    environment: Any  # a ``Folder``
+    environment: Folder
 
     def create(self) -> None:
         os.mkdir(self.environment.path, PRIVATE)
         os.mkdir(os.path.join(self.environment.path, "bin"), PRIVATE)
 
-    def install(self, requirements: Any, constraints: Any) -> None:
+    def install(self, requirements: str | None, constraints: str | None) -> None:
         environment = self.environment
         there = environment.leaves_out and environment.version >= (3, 8)
         installed = environment.ask_python(INSTALLED) if there else {}
@@ -182,20 +198,19 @@ class LayerBuild(Build):
     """Makes one layer, from nothing to its marker."""
 
     kind = "layers"
-    rungs: Any = {
+    rungs: dict[str, type[Rung]] = {
         "uv": LayerUv, "pip": LayerPip, "a pip that is sent": LayerSentPip, "unpack": LayerUnpack,
     }  # fmt: skip
-    environment_class = Folder
 
-    def environment(self, path: Any, held: Any) -> Any:
-        made = Build.environment(self, path, held)
+    def environment(self, path: str, held: int | None) -> Folder:
+        made = Folder(*self.place(path, held))
         made.leaves_out = self.request["leaves_out"]
         made.project = text_of(self.request["name"])
         return made
 
-    def find(self, folder: Any) -> Any:
+    def find(self, folder: str) -> Found | None:
         return newest(folder)
 
-    def finish(self, environment: Any) -> None:
+    def finish(self, environment: Environment) -> None:
         if not os.path.isdir(environment.path):  # nothing was to be installed
             os.mkdir(environment.path, PRIVATE)

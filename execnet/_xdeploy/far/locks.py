@@ -18,21 +18,20 @@ from .flocks import Busy, NoLocks, exclusive
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
 POLL_S = 0.1
 RENEW_S = 5.0
 STALE_S = 60.0  # a holder on another machine that has not renewed its folder for so long is gone
 
 
-def host_name() -> Any:
+def host_name() -> str:
     """Return the name of this machine."""
     import socket  # which takes a while, and is not needed to find an environment
 
     return socket.gethostname()
 
 
-def boot_id() -> Any:
+def boot_id() -> str:
     """Return an id that changes each time this machine boots, "" if it is not known."""
     try:
         with io.open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
@@ -41,7 +40,7 @@ def boot_id() -> Any:
         return ""
 
 
-def identity() -> Any:
+def identity() -> str:
     """Return what identifies this process: host, boot, process."""
     return u"%s %s %d" % (host_name(), boot_id() or u"-", os.getpid())
 
@@ -55,17 +54,17 @@ class Lock(object):
 
     def __init__(
         self,
-        path: Any,
+        path: str,
         deadline: float,
-        on_wait: Callable[[Any], object],
+        on_wait: Callable[[str], object],
         check: Callable[[], object],
     ) -> None:
         self._path = path
         self._deadline = deadline
         self._on_wait = on_wait
         self._check = check
-        self._fd: Any = None
-        self._renewer: Any = None
+        self._fd: int | None = None
+        self._renewer: _Renewer | None = None
 
     def __enter__(self) -> Lock:
         told = None
@@ -80,7 +79,7 @@ class Lock(object):
             time.sleep(POLL_S)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._renewer is not None:
             self._renewer.release()
         if self._fd is not None:
@@ -106,7 +105,7 @@ class Lock(object):
             pass
         return True
 
-    def _holder(self) -> Any:
+    def _holder(self) -> str:
         for path in (self._path, os.path.join(self._path + ".d", "owner")):
             try:
                 with io.open(path, encoding="utf-8", errors="replace") as file:
@@ -124,7 +123,7 @@ class Lock(object):
 class _Renewer(object):
     """Keeps renewing a folder that is a lock; ``release`` gives it back."""
 
-    def __init__(self, folder: Any) -> None:
+    def __init__(self, folder: str) -> None:
         self._folder = folder
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -144,7 +143,7 @@ class _Renewer(object):
         _remove(self._folder)
 
 
-def take_folder(folder: Any) -> Any:
+def take_folder(folder: str) -> _Renewer | None:
     """Make the folder that is a lock, and renew it; None if somebody else has it."""
     try:
         os.mkdir(folder, 0o700)
@@ -163,7 +162,7 @@ def take_folder(folder: Any) -> Any:
         raise
 
 
-def _is_left(folder: Any) -> bool:
+def _is_left(folder: str) -> bool:
     """Whether the process that made a folder has ended."""
     try:
         age = _now_of(folder) - os.stat(folder).st_mtime
@@ -176,14 +175,14 @@ def _is_left(folder: Any) -> bool:
     return age > STALE_S
 
 
-def _age_s(folder: Any) -> float:
+def _age_s(folder: str) -> float:
     try:
         return _now_of(folder) - os.stat(folder).st_mtime
     except EnvironmentError:
         return 0.0
 
 
-def _now_of(folder: Any) -> float:
+def _now_of(folder: str) -> float:
     """Return the time by the file system's clock, which may be another machine's."""
     probe = "%s.%d.now" % (folder, os.getpid())
     with open(probe, "wb"):
@@ -207,7 +206,7 @@ def _is_running(pid: int) -> bool:
         return True
 
 
-def _move_away(folder: Any) -> bool:
+def _move_away(folder: str) -> bool:
     """Remove a folder whose maker has ended; False if somebody else did first."""
     away = "%s.%d.left" % (folder, os.getpid())
     try:
@@ -225,7 +224,7 @@ def _move_away(folder: Any) -> bool:
     return True
 
 
-def _remove(folder: Any) -> None:
+def _remove(folder: str) -> None:
     import shutil
 
     shutil.rmtree(folder, True)

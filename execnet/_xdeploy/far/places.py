@@ -16,14 +16,129 @@ from .quick import native, root_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import TypedDict
+
+    from typing_extensions import NotRequired
+
+    from ...gateway_base import Channel
+
+    Marker = dict[str, str]  # what tells of something that is complete
+    Found = tuple[int, Marker]  # the number of the newest one that is complete
+
+    class FindRequest(TypedDict):
+        """What ``find`` looks for, and ``start`` starts a worker in."""
+
+        name: str
+        root: str
+        recreate: bool
+        digest: str
+        python: str
+        python_search: list[str]
+        core: str
+        start: str
+        hold: NotRequired[Channel]  # of ``find``
+        told: NotRequired[Channel]  # of ``start``, as is what follows
+        args: NotRequired[list[str]]
+
+    class FindAnswer(TypedDict, total=False):
+        """What there is; only an error and a key if there is no interpreter."""
+
+        error: str
+        key: str
+        facts: list[str]
+        interpreter: str
+        found: bool
+        newest: int
+        core: str
+        has_core: bool
+        start: str
+        has_start: bool
+        venv: str
+        python: str
+        tool: str
+
+    class BuildRequest(TypedDict):
+        """What ``build`` makes; ``layers`` and ``fetch`` take the same."""
+
+        root: str
+        name: str
+        key: str
+        newer_than: int
+        facts: list[str]
+        interpreter: str
+        leaves_out: NotRequired[bool]  # of ``layers``
+        ladder: list[str]
+        timeout: float
+        lines: list[str]
+        constraints: list[str]
+        shown: str
+        index: Channel
+        offline: bool | str
+        default_index: str
+        index_url: str
+        asks_index: bool
+        has_index: bool
+        links: bool | str
+        relays: bool
+
+    class UseRequest(TypedDict, total=False):
+        """What ``use`` does, by its kind."""
+
+        kind: str
+        name: str
+        root: str
+        digest: str  # of a layer
+        key: str  # of a tree, or a launcher
+        layer: str  # of a launcher, as is the next
+        python: str
+        tree: str  # of what was sent, as is what follows
+        sent: list[str]
+        folder: str
+        changed: bool
+
+    class UseAnswer(TypedDict, total=False):
+        """What it has done, or what is known of a layer."""
+
+        facts: list[str]
+        key: str
+        found: bool
+        newest: int
+        interpreter: str
+        leaves_out: bool
+        folder: str
+        tool: str
+        launcher: str
+
+    class KeptRequest(TypedDict):
+        """What ``kept`` lists, or removes."""
+
+        root: str
+        prune: bool
+        unused_s: NotRequired[float]  # of what is removed, as is what follows
+        names: NotRequired[list[str]]
+        dry_run: NotRequired[bool]
+
+    class KeptEntry(TypedDict):
+        """One thing that is kept."""
+
+        kind: str
+        folder: str
+        number: int
+        name: str
+        path: str
+        state: str
+        python: str
+        tool: str
+        requirements: str
+        used: float
+        bytes: int
 
 PRIVATE = 0o700
 LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 HEX = frozenset("0123456789abcdef")
 
 
-def text_of(value: Any) -> Any:
+def text_of(value: str | bytes) -> str:
     """Return a ``str`` of this Python as text."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
@@ -38,7 +153,7 @@ def is_key(text: str) -> bool:
     return len(text) == 24 and HEX.issuperset(text)
 
 
-def key_folder(root: Any, kind: str, name: Any, key: Any) -> Any:
+def key_folder(root: str, kind: str, name: str, key: str) -> str:
     """Return the folder for a name and a key; kind: such as "venvs"."""
     name, key = native(name), native(key)
     if not is_name(name) or not is_key(key):
@@ -46,23 +161,23 @@ def key_folder(root: Any, kind: str, name: Any, key: Any) -> Any:
     return os.path.join(root_folder(root), kind, "%s-%s" % (name, key))
 
 
-def core_path(root: Any, key: Any) -> Any:
+def core_path(root: str, key: str) -> str:
     """Return the file that workers of an interpreter are made of."""
     return os.path.join(root_folder(root), "core", key)
 
 
-def cache_lock(root: Any) -> Any:
+def cache_lock(root: str) -> str:
     """Return the file that is held, shared, while something is made with the installers' caches."""
     return os.path.join(root, "caches.held")
 
 
-def python_of(venv: Any) -> Any:
+def python_of(venv: str) -> str:
     """Return the path of an environment's interpreter."""
     names = ("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")
     return os.path.join(venv, *names)
 
 
-def numbers_in(folder: Any) -> Any:
+def numbers_in(folder: str) -> list[int]:
     """Return the numbers used in a folder, complete or not, the newest first."""
     try:
         names = os.listdir(folder)
@@ -72,7 +187,7 @@ def numbers_in(folder: Any) -> Any:
     return sorted((int(head) for head in heads if head.isdigit()), reverse=True)
 
 
-def read_marker(folder: Any, number: Any) -> Any:
+def read_marker(folder: str, number: int) -> Marker | None:
     """Return the content of an environment's marker, None if it is not complete."""
     try:
         with io.open(os.path.join(folder, "%d.done" % number), encoding="utf-8") as file:
@@ -83,7 +198,7 @@ def read_marker(folder: Any, number: Any) -> Any:
     return marker if lines[-2:] == [u"done", u""] else None
 
 
-def newest(folder: Any) -> Any:
+def newest(folder: str) -> Found | None:
     """Return (number, marker) of the one to use, or None."""
     for number in numbers_in(folder):
         marker = read_marker(folder, number)
@@ -92,7 +207,7 @@ def newest(folder: Any) -> Any:
     return None
 
 
-def newest_venv(folder: Any) -> Any:
+def newest_venv(folder: str) -> Found | None:
     """Return the same for environments.
 
     One whose interpreter can't run any more, as the one it was made from is gone, does not count.

@@ -12,10 +12,10 @@ import zlib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from ...gateway_base import Channel
 
 
-def main(channel: Any) -> None:
+def main(channel: Channel) -> None:
     """Run ``start`` with the second item, after one of (root, digest); raise if it is not kept."""
     path = start_path(*channel.receive())
     for one in (os.path.dirname(os.path.dirname(path)), os.path.dirname(path), path):
@@ -35,13 +35,13 @@ def main(channel: Any) -> None:
     module.main(channel)
 
 
-def start_path(root: Any, digest: Any) -> Any:
+def start_path(root: str, digest: str) -> str:
     """Return the file that has ``start``, compiled by this Python."""
     version = zlib.crc32(sys.version.encode("utf-8", "replace")) & 0xFFFFFFFF
     return os.path.join(root_folder(root), "core", "%s%08x" % (native(digest)[:16], version))
 
 
-def root_folder(root: Any) -> Any:
+def root_folder(root: str) -> str:
     """Return the folder that everything is in: ``root``, or one in the user's cache folder."""
     if root:
         return os.path.abspath(os.path.expanduser(native(root)))
@@ -51,16 +51,16 @@ def root_folder(root: Any) -> Any:
     return os.path.join(os.path.abspath(caches), "execnet")
 
 
-def check_owner(path: Any) -> None:
+def check_owner(path: str) -> None:
     """Raise OSError if a folder or file is somebody else's, or others can write to it."""
-    if hasattr(os, "geteuid"):
+    if os.name == "posix":
         status = os.stat(path)
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise OSError("%s can be written by other users, so it is not used" % path)
 
 
-def native(text: Any) -> Any:
+def native(text: str | bytes) -> str:
     """Return a text as this Python's ``str``, which is bytes on Python 2."""
     if isinstance(text, str):
         return text
-    return text.encode("utf-8") if sys.version_info[0] == 2 else text.decode("utf-8", "replace")
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else text.encode("utf-8")

@@ -15,16 +15,12 @@ import threading
 
 from .quick import native
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 CONNECT_S = 3.0
 LOOK_UP_S = 6.0
 ADDRESS = re.compile(r"(https?)://(?:[^@/]*@)?(\[[0-9A-Fa-f:.]+\]|[^:/]+)(?::(\d+))?")
 
 
-def reaches(index_url: Any, default: Any) -> bool:
+def reaches(index_url: str, default: str) -> bool:
     """Whether the index accepts a connection.
 
     index_url: the user's, or "".  default: the one to ask if nothing here names one; if it is ""
@@ -54,7 +50,7 @@ def _proxy(scheme: str, host: str) -> str:
 
 def _connects(host: str, port: int) -> bool:
     """Connect in a thread: looking up a name can take longer than anyone would wait."""
-    found: Any = []
+    found: list[bool] = []
 
     def connect() -> None:
         try:

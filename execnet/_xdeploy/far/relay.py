@@ -32,7 +32,13 @@ from .quick import native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
+
+    from ...gateway_base import Channel
+
+    Inbox = Queue[tuple[Any, ...] | None]  # of one request: what follows its number; None: the end
+    Answer = tuple[int, str, str, Iterator[bytes]]  # status, type, digest, pieces
 
 ANSWER_S = 300.0
 PIECE_BYTES = 1 << 18
@@ -46,11 +52,11 @@ class Relay(object):
     channel: to the coordinator.  kept: the folder of files that were received.
     """
 
-    def __init__(self, channel: Any, kept: Any) -> None:
+    def __init__(self, channel: Channel, kept: str) -> None:
         self._channel = channel
         self._kept = kept
         self._lock = threading.Lock()
-        self._waiting: Any = {}
+        self._waiting: dict[int, Inbox] = {}
         self._last = 0
         self._secret = binascii.hexlify(os.urandom(16)).decode("ascii")
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -68,7 +74,7 @@ class Relay(object):
         self._thread.join()
         self._channel.close()
 
-    def _on_answer(self, item: Any) -> None:
+    def _on_answer(self, item: tuple[Any, ...] | None) -> None:
         with self._lock:
             everyone = list(self._waiting.values())
             inboxes = everyone if item is None else [self._waiting.get(item[0])]
@@ -76,9 +82,9 @@ class Relay(object):
             if inbox is not None:
                 inbox.put(item if item is None else item[1:])
 
-    def ask(self, kind: Any, what: Any) -> Any:
+    def ask(self, kind: str, what: str) -> Answer:
         """Return (status, type, digest, pieces); raises EOFError if no answer comes."""
-        inbox: Any = Queue()
+        inbox: Inbox = Queue()
         with self._lock:
             self._last += 1
             number = self._last
@@ -95,7 +101,7 @@ class Relay(object):
         with self._lock:
             self._waiting.pop(number, None)
 
-    def _pieces(self, number: int, inbox: Any) -> Any:
+    def _pieces(self, number: int, inbox: Inbox) -> Iterator[bytes]:
         try:
             while True:
                 (piece,) = _taken(inbox)
@@ -107,7 +113,7 @@ class Relay(object):
 
     # called by handlers
 
-    def answer(self, handler: Any, path: str) -> None:
+    def answer(self, handler: BaseHTTPRequestHandler, path: str) -> None:
         """Answer a request of an installer."""
         start = "/" + self._secret
         match = PATH.match(path[len(start) :]) if path.startswith(start + "/") else None
@@ -136,7 +142,9 @@ class Relay(object):
         if handler.command != "HEAD":
             handler.wfile.write(data)
 
-    def _send_kept(self, handler: Any, digest: str, pieces: Any) -> None:
+    def _send_kept(
+        self, handler: BaseHTTPRequestHandler, digest: str, pieces: Iterator[bytes]
+    ) -> None:  # fmt: skip
         """Send a file from those kept, or keep it from now on.
 
         The coordinator is asked first in any case: its answer has the digest.  It sends the content
@@ -161,7 +169,7 @@ class Relay(object):
                 piece = file.read(PIECE_BYTES)
 
 
-def _taken(inbox: Any) -> Any:
+def _taken(inbox: Inbox) -> tuple[Any, ...]:
     try:
         item = inbox.get(True, ANSWER_S)
     except Empty:
@@ -171,7 +179,7 @@ def _taken(inbox: Any) -> Any:
     return item
 
 
-def _keep(path: str, digest: str, pieces: Any) -> bool:
+def _keep(path: str, digest: str, pieces: Iterator[bytes]) -> bool:
     """Write a file that arrives in pieces; False if it does not match its digest."""
     temporary = "%s.%s" % (path, binascii.hexlify(os.urandom(4)).decode("ascii"))
     seen = hashlib.sha256()
@@ -203,7 +211,7 @@ def is_ours(port: int, server_port: int, table: str = "/proc/net/tcp") -> bool:
     return {int(words[7]) for words in found} <= {0, os.geteuid()}
 
 
-def _lines_of(path: str) -> Any:
+def _lines_of(path: str) -> list[list[str]]:
     if path.endswith("6") and not os.path.exists(path):
         return []
     with io.open(path, encoding="ascii") as file:
@@ -213,24 +221,24 @@ def _lines_of(path: str) -> Any:
 class _Server(ThreadingMixIn, HTTPServer):
     daemon_threads = True
     block_on_close = False
-    relay: Any = None
+    relay: Relay
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:
+    def verify_request(self, request: object, client_address: tuple[str, int]) -> bool:
         """Whether a connection is this user's, as far as that is known."""
         return is_ours(client_address[1], self.server_address[1])
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: object, client_address: tuple[str, int]) -> None:
         """Say nothing: an installer may have been killed."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     timeout = 60
+    server: _Server
 
     def do_GET(self) -> None:
-        server: Any = self.server
-        server.relay.answer(self, self.path.partition("?")[0].partition("#")[0])
+        self.server.relay.answer(self, self.path.partition("?")[0].partition("#")[0])
 
     do_HEAD = do_GET
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, *_: object) -> None:
         """Log nothing: the coordinator reports what is done."""

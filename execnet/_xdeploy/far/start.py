@@ -17,14 +17,16 @@ from .quick import native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable, Iterable
+
+    from ...gateway_base import Channel, ExecModel
 
 
 HAS_CLOSEFROM = hasattr(os, "POSIX_SPAWN_CLOSEFROM")  # Python 3.13 with a new C library
 OPEN = "/dev/fd" if sys.platform == "darwin" else "/proc/self/fd"  # names what is open
 
 
-def main(channel: Any) -> None:
+def main(channel: Channel) -> None:
     """Answer one item, which is as that for ``_via.far``."""
     data, news, request = channel.receive()
     told = request["told"]
@@ -32,7 +34,7 @@ def main(channel: Any) -> None:
     told.send({text_of(name): value for name, value in answer.items()})
     if held is not None:
 
-        def release(_: Any) -> None:
+        def release(_: object) -> None:
             os.close(held)
 
         told.setcallback(release, endmarker=None)
@@ -54,7 +56,7 @@ def main(channel: Any) -> None:
     via_far.Forwarder(data, news, dict(request, args=words), child).start()
 
 
-def can_spawn(model: Any) -> bool:
+def can_spawn(model: ExecModel) -> bool:
     """Whether a process can be started without ``subprocess``, which takes long to import."""
     has_calls = hasattr(os, "posix_spawn") and hasattr(os, "waitid")
     return model.has_main_thread and has_calls and (HAS_CLOSEFROM or os.path.isdir(OPEN))
@@ -63,7 +65,9 @@ def can_spawn(model: Any) -> bool:
 class Child(object):
     """A process that was spawned, as ``_via.far_ends.Process``."""
 
-    def __init__(self, descendants: Any, pid: int, read_fd: int, write_fd: int) -> None:
+    def __init__(
+        self, descendants: Callable[[int], Iterable[int]], pid: int, read_fd: int, write_fd: int
+    ) -> None:  # fmt: skip
         import threading  # which takes a while, and is there by now
 
         self.read_fd, self.write_fd = read_fd, write_fd
@@ -84,7 +88,7 @@ class Child(object):
     def close_write(self) -> None:
         """Its stdin is a file of its own, which was closed."""
 
-    def wait(self, read_all: Any) -> tuple[int, bytes]:
+    def wait(self, read_all: object) -> tuple[int, bytes]:
         """Wait for its end; return exit status and nothing of its stderr, which is ours."""
         os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
         with self._lock:
@@ -101,11 +105,11 @@ def _kill(pid: int) -> None:
         pass
 
 
-def closing() -> Any:
+def closing() -> list[tuple[int, ...]]:
     """Return what closes the descriptors that code here has made inheritable."""
     if HAS_CLOSEFROM:
         return [(os.POSIX_SPAWN_CLOSEFROM, 3)]  # type: ignore[attr-defined]
-    found = []
+    found: list[tuple[int, ...]] = []
     for name in os.listdir(OPEN):
         try:
             if int(name) > 2 and os.get_inheritable(int(name)):
@@ -115,11 +119,13 @@ def closing() -> Any:
     return found
 
 
-def spawn(words: Any) -> Any:
+def spawn(words: list[str]) -> tuple[int, int, int] | None:
     """Start a command; return its id and our ends of its pipes, None if it can't be started."""
     stdin, write_fd = os.pipe()
     read_fd, stdout = os.pipe()
-    actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stdout, 1)]
+    actions: list[tuple[int, ...]] = [
+        (os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stdout, 1),
+    ]  # fmt: skip
     try:
         actions += closing()
         pid = os.posix_spawn(native(words[0]), words, os.environ, file_actions=actions)

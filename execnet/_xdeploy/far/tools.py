@@ -21,7 +21,14 @@ from .writing import make_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
+
+    from .commands import Commands
+
+    Ask = Callable[..., Any]  # takes what it is about, and more; returns the coordinator's answer
+    # Path, interpreter, facts, root, commands, ask, held; see ``Environment``.
+    Place = tuple[str, str, list[str], str, Commands, Ask, int | None]
 
 # Run by each interpreter of the environment: it takes a shared lock of that, and of the layers that
 # it was started with, and notes that they are used.
@@ -64,7 +71,8 @@ class Environment(object):
     """
 
     def __init__(
-        self, path: Any, interpreter: Any, facts: Any, root: Any, commands: Any, ask: Any, held: Any
+        self, path: str, interpreter: str, facts: list[str], root: str, commands: Commands,
+        ask: Ask, held: int | None
     ) -> None:
         self.path = path
         self.interpreter = interpreter
@@ -77,9 +85,9 @@ class Environment(object):
         self.temporary = path + ".tmp"
         self.is_to_be_filled = True
         self.python = python_of(path)
-        self._packages: Any = None
+        self._packages: str | None = None
 
-    def run(self, words: Any, **variables: Any) -> Any:
+    def run(self, words: list[str], **variables: str) -> list[str]:
         """Run a command; errors as for ``Commands.run``."""
         environ = self.commands.environ(self.temporary, variables)
         return self.commands.run(words, environ, self.held)
@@ -99,7 +107,7 @@ class Environment(object):
         shutil.rmtree(self.path, True)
         self._packages = None
 
-    def packages(self) -> Any:
+    def packages(self) -> str:
         """Return the folder of its packages."""
         if self._packages is None:
             folder = native(self.ask_python("sysconfig.get_path('purelib')"))
@@ -117,7 +125,7 @@ class Environment(object):
             with io.open(os.path.join(folder, name), "w", encoding="ascii") as file:
                 file.write(text)
 
-    def sent_pip(self) -> Any:
+    def sent_pip(self) -> str:
         """Return the folder of a pip that the coordinator sends once; ``NotHere`` if it has none.
 
         It is unpacked, since modules in an archive are compiled at every start.
@@ -144,7 +152,7 @@ class Environment(object):
         return os.path.join(folder, "pip")
 
 
-def find_program(name: str) -> Any:
+def find_program(name: str) -> str | None:
     """Return the path of a program in the PATH or where users install programs, or None."""
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     home = os.path.expanduser("~")
@@ -156,7 +164,7 @@ def find_program(name: str) -> Any:
     return None
 
 
-def options_of(requirements: Any, constraints: Any) -> Any:
+def options_of(requirements: str | None, constraints: str | None) -> list[str]:
     """Return the words that name the files."""
     words = ["-r", requirements] if requirements else []
     return words + (["-c", constraints] if constraints else [])
@@ -165,7 +173,7 @@ def options_of(requirements: Any, constraints: Any) -> Any:
 class Rung(object):
     """A tool; ``variables`` say where to find packages."""
 
-    def __init__(self, environment: Environment, variables: Any) -> None:
+    def __init__(self, environment: Environment, variables: dict[str, str]) -> None:
         self.environment = environment
         self.variables = variables
 
@@ -173,11 +181,11 @@ class Rung(object):
     def create(self) -> None:
         """Make it; raise ``NotHere`` if another tool has to, ``Failure`` if this one fails."""
 
-    def pip(self) -> Any:
+    def pip(self) -> list[str]:
         """Return the words that start the installer."""
         return [self.environment.python, "-m", "pip"]
 
-    def install(self, requirements: Any, constraints: Any) -> None:
+    def install(self, requirements: str | None, constraints: str | None) -> None:
         """Install what is listed in two files, either of which may be None."""
         words = self.pip() + ["install"] + options_of(requirements, constraints)
         variables = dict(self.variables, PYTHONDONTWRITEBYTECODE="")
@@ -189,16 +197,17 @@ class Uv(Rung):
 
     def create(self) -> None:
         environment = self.environment
-        self._uv = find_program("uv")
-        if self._uv is None:
+        uv = find_program("uv")
+        if uv is None:
             raise NotHere("it is not installed")
+        self._uv = uv
         if environment.version < (3, 8):
             raise NotHere("it does not support Python %d.%d" % environment.version[:2])
         environment.commands.begin(u"making it with uv")
         words = [self._uv, "venv", "--no-project", "--python", environment.interpreter]
         environment.run(words + [environment.path], UV_NO_CONFIG="1")
 
-    def install(self, requirements: Any, constraints: Any) -> None:
+    def install(self, requirements: str | None, constraints: str | None) -> None:
         words = [self._uv, "pip", "install", "--python", self.environment.python]
         words += ["--index-strategy", "unsafe-best-match"] + options_of(requirements, constraints)
         variables = dict(self.variables)
@@ -232,7 +241,7 @@ class VenvAndPip(Venv):
         self._pip = self.environment.sent_pip()
         Venv.create(self)
 
-    def pip(self) -> Any:
+    def pip(self) -> list[str]:
         return [self.environment.python, self._pip]
 
 
@@ -254,7 +263,7 @@ class Virtualenv(Rung):
         words += ["--no-periodic-update", "--no-setuptools", "--no-wheel", environment.path]
         environment.run(words, **variables)
 
-    def _fetch(self) -> Any:
+    def _fetch(self) -> str:
         """Install the last version that supports Python 2.7 into a folder of ours."""
         environment = self.environment
         folder = os.path.join(environment.temporary, "virtualenv")
@@ -290,11 +299,13 @@ class Unpack(Rung):
             file.write(text)
         environment.packages()  # this shows that it runs
 
-    def install(self, requirements: Any, constraints: Any) -> None:
+    def install(self, requirements: str | None, constraints: str | None) -> None:
         install_wheels(self.environment, os.path.dirname(self.environment.python))
 
 
-def install_wheels(environment: Environment, scripts: Any, installed: Any = None) -> None:
+def install_wheels(
+    environment: Environment, scripts: str, installed: dict[str, str] | None = None
+) -> None:  # fmt: skip
     """Unpack the wheels that the coordinator chooses; their commands go into a folder.
 
     installed: the versions of distributions that need not be chosen, by name.

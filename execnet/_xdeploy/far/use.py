@@ -21,7 +21,10 @@ from .writing import make_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Iterable
+
+    from ...gateway_base import Channel
+    from .places import UseAnswer, UseRequest
 
 # Starts an interpreter with a layer on its path.
 LAUNCHER = """\
@@ -32,13 +35,13 @@ exec {python} "$@"
 """
 
 # By kind and project: the folder that is on the path, and the descriptor that holds what it is in.
-_used: Any = {}
-_held: Any = {}  # trees: the descriptors that hold them
+_used: dict[tuple[str, str], tuple[str, int | None]] = {}
+_held: dict[str, int] = {}  # trees: the descriptors that hold them
 
 
-def main(channel: Any) -> None:
+def main(channel: Channel) -> None:
     """Answer one request: a dict, as the answer is."""
-    request = channel.receive()
+    request: UseRequest = channel.receive()
     if request["kind"] == u"layer":
         answer = use_layer(request)
     elif request["kind"] == u"tree":
@@ -53,7 +56,7 @@ def main(channel: Any) -> None:
     channel.send(answer)
 
 
-def use_layer(request: Any) -> Any:
+def use_layer(request: UseRequest) -> UseAnswer:
     """Put a layer on the path if it exists; return what is known about it.
 
     One for an environment leaves out what that has, so that it is for this environment alone.
@@ -66,7 +69,7 @@ def use_layer(request: Any) -> Any:
         for path in (root_folder(request["root"]), os.path.dirname(folder), folder):
             check_owner(path)
     found = newest(folder)
-    answer = {u"facts": facts, u"key": text_of(key), u"found": False, u"newest": 0}
+    answer: UseAnswer = {u"facts": facts, u"key": text_of(key), u"found": False, u"newest": 0}
     answer.update({u"interpreter": text_of(sys.executable), u"leaves_out": bool(environment)})
     if found is None:
         return answer
@@ -88,7 +91,7 @@ def use_layer(request: Any) -> Any:
     return answer
 
 
-def environment_here() -> Any:
+def environment_here() -> list[str]:
     """Return what tells apart the environment that this runs in; nothing if it is none of ours.
 
     Its folder alone does not: one that was pruned may be made again.
@@ -100,7 +103,7 @@ def environment_here() -> Any:
         return []
 
 
-def tree_folder(request: Any) -> Any:
+def tree_folder(request: UseRequest) -> str:
     """Make and hold the folder for the tree of one of the coordinator's projects; return it."""
     folder = key_folder(request["root"], "trees", request["name"], request["key"])
     trees = os.path.dirname(folder)
@@ -118,7 +121,7 @@ def tree_folder(request: Any) -> Any:
     return path
 
 
-def write_launcher(request: Any) -> Any:
+def write_launcher(request: UseRequest) -> str:
     """Write a command that starts an interpreter with a layer; return its path, beside the tree."""
     text = LAUNCHER.format(layer=_quoted(request["layer"]), python=_quoted(request["python"]))
     data = text if isinstance(text, bytes) else text.encode("utf-8")
@@ -136,12 +139,12 @@ def write_launcher(request: Any) -> Any:
     return path
 
 
-def _quoted(text: Any) -> str:
+def _quoted(text: str) -> str:
     """Return a word for ``sh``."""
     return "'%s'" % native(text).replace("'", "'\\''")
 
 
-def use(name: Any, folder: Any, held: Any, is_changed: bool) -> None:
+def use(name: tuple[str, str], folder: str, held: int | None, is_changed: bool) -> None:
     """Have a project's packages imported from a folder; it comes first in the path."""
     old, old_held = _used.get(name, (None, None))
     if is_changed:
@@ -161,12 +164,12 @@ def use(name: Any, folder: Any, held: Any, is_changed: bool) -> None:
         os.close(old_held)
 
 
-def top_names(folder: Any) -> Any:
+def top_names(folder: str) -> set[str]:
     """Return the names of what can be imported from a folder."""
     return {name.partition(".")[0] for name in os.listdir(folder)}
 
 
-def forget(folder: Any, names: Any) -> None:
+def forget(folder: str, names: set[str] | None) -> None:
     """Have modules from a folder imported again; names: only these, None for all."""
     start = folder + os.sep
     for name, module in list(sys.modules.items()):
@@ -184,12 +187,12 @@ def forget(folder: Any, names: Any) -> None:
         machinery.invalidate_caches()  # type: ignore[union-attr]
 
 
-def remove_bytecode(folder: Any, sources: Any) -> None:
+def remove_bytecode(folder: str, sources: Iterable[str]) -> None:
     """Remove what was compiled from sources that were sent again; paths are relative to a folder.
 
     Python would not see that one differs whose size and second are those of the one before.
     """
-    stems: Any = {}
+    stems: dict[str, set[str]] = {}
     for source in sources:
         path = os.path.join(folder, native(source))
         stems.setdefault(os.path.dirname(path), set()).add(os.path.basename(path)[: -len(".py")])
@@ -204,25 +207,25 @@ def remove_bytecode(folder: Any, sources: Any) -> None:
                     _unlink(os.path.join(below, name))
 
 
-def _unlink(path: Any) -> None:
+def _unlink(path: str) -> None:
     try:
         os.unlink(path)
     except OSError:  # another process was faster
         pass
 
 
-def _without(paths: Any, path: Any) -> None:
+def _without(paths: list[str], path: str | None) -> None:
     while path in paths:
         paths.remove(path)
 
 
-def _add_variable(name: str, folder: Any) -> None:
+def _add_variable(name: str, folder: str) -> None:
     """Put a folder first in an environment variable, for processes that the worker starts."""
     paths = [path for path in os.environ.get(name, "").split(os.pathsep) if path]
     os.environ[name] = os.pathsep.join([folder] + paths)
 
 
-def _remove_variable(name: str, folder: Any) -> None:
+def _remove_variable(name: str, folder: str | None) -> None:
     paths = [path for path in os.environ.get(name, "").split(os.pathsep) if path]
     _without(paths, folder)
     os.environ[name] = os.pathsep.join(paths)

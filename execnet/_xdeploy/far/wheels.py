@@ -16,10 +16,6 @@ import zipfile
 from .commands import Failure
 from .places import text_of
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 STEP = u"unpacking"
 ENTRIES_MAX = 100000
 BYTES_MAX = 4 << 30  # of all files of one wheel
@@ -35,7 +31,7 @@ if __name__ == "__main__":
 """
 
 
-def unpack(path: Any, packages: Any, scripts: Any, python: Any) -> None:
+def unpack(path: str, packages: str, scripts: str, python: str) -> None:
     """Unpack a pure wheel; ``Failure`` for anything else, or a wheel with a hostile name in it.
 
     packages: the folder that it goes into.  scripts: where its commands go.  python: the
@@ -66,7 +62,7 @@ def unpack(path: Any, packages: Any, scripts: Any, python: Any) -> None:
         file.write(u"execnet\n")
 
 
-def check(entry: Any) -> None:
+def check(entry: zipfile.ZipInfo) -> None:
     """Refuse an entry whose name leads out of the folder, or that is not an ordinary file."""
     name = entry.filename
     parts = name.rstrip("/").split("/")
@@ -82,7 +78,7 @@ def check(entry: Any) -> None:
         raise Failure(u"the wheel has a file of a hostile name: %r" % (text_of(name),), STEP)
 
 
-def _write(packages: Any, name: Any, archive: Any, entry: Any) -> None:
+def _write(packages: str, name: str, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
     path = os.path.join(packages, *name.split("/"))
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
@@ -93,7 +89,7 @@ def _write(packages: Any, name: Any, archive: Any, entry: Any) -> None:
         shutil.copyfileobj(source, file)
 
 
-def _write_scripts(text: Any, folder: Any, python: Any) -> None:
+def _write_scripts(text: str, folder: str, python: str) -> None:
     """Write the commands that a wheel brings."""
     section = u""
     for line in text.splitlines():

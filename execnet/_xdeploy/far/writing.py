@@ -13,10 +13,12 @@ from .quick import check_owner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+
+    from .places import Marker
 
 
-def make_folder(path: Any) -> None:
+def make_folder(path: str) -> None:
     """Make a folder that only this user can write; OSError if somebody else could."""
     if not os.path.isdir(path):
         try:
@@ -27,7 +29,7 @@ def make_folder(path: Any) -> None:
     check_owner(path)
 
 
-def write_marker(folder: Any, number: Any, marker: Any) -> None:
+def write_marker(folder: str, number: int, marker: Marker) -> None:
     """Mark an environment as complete; after this it never changes.
 
     The marker is read at every look-up, so it has plain lines: JSON is slow to import.
@@ -42,7 +44,7 @@ def write_marker(folder: Any, number: Any, marker: Any) -> None:
     os.rename(path + ".new", path)
 
 
-def remove(folder: Any, number: Any) -> None:
+def remove(folder: str, number: int) -> None:
     """Remove an environment that nobody holds, its marker first."""
     base = os.path.join(folder, str(number))
     for end in (".done", ".done.new"):
@@ -56,14 +58,14 @@ def remove(folder: Any, number: Any) -> None:
     _unlink(base + ".held")
 
 
-def remove_tree(path: Any) -> None:
+def remove_tree(path: str) -> None:
     """Remove a folder with all that is in it, also what nobody may write to."""
     import shutil  # which takes a while, and is not needed to use what is there
 
     shutil.rmtree(path, onerror=_make_writable_and_go_on)
 
 
-def remove_if_free(folder: Any, number: Any) -> bool:
+def remove_if_free(folder: str, number: int) -> bool:
     """Remove it, or what is left of it, unless somebody uses it; return whether it was removed.
 
     Where the file system has no locks we cannot know, and it stays.
@@ -79,14 +81,14 @@ def remove_if_free(folder: Any, number: Any) -> bool:
     return True
 
 
-def _unlink(path: Any) -> None:
+def _unlink(path: str) -> None:
     try:
         os.unlink(path)
     except OSError:
         pass
 
 
-def _make_writable_and_go_on(function: Any, path: Any, _: Any) -> None:
+def _make_writable_and_go_on(function: Callable[[str], object], path: str, _: object) -> None:
     """Make a folder writable, since its content can't be removed otherwise; packages have such."""
     import shutil
 
