@@ -610,10 +610,12 @@ class TestStdout:
 
     def test_that_nobody_reads_holds_up_the_workers(self, shell: Shell) -> None:
         code = """
+            import os
             for number in range(100000):
                 channel.send("x" * 100000)
-                with open("sent", "w") as file:
+                with open("new", "w") as file:
                     file.write(str(number))
+                os.rename("new", "sent")
             """
         process = shell.start("exec", "popen", "-c", code)
         shell.wait_for_file("sent")
@@ -621,7 +623,7 @@ class TestStdout:
 
         def stands_still() -> bool:
             seen.append((shell.folder / "sent").read_text())
-            return len(seen) > 100 and len({number for number in seen[-100:] if number}) == 1
+            return len(seen) > 100 and len(set(seen[-100:])) == 1
 
         assert wait_until(stands_still)
         assert int(seen[-1]) < 1000
