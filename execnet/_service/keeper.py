@@ -18,7 +18,7 @@ from .._specs import Settings
 from .._transports import table
 from .._transports.sharing import settings_of_connection, way_through
 from .._transports.ssh import asking_nobody
-from .._via.far import Forwarder
+from .._via.far_threads import ThreadedForwarder
 from .._via.spare import SpareIO, have_spares, source_key
 from ..gateway_base import GatewayState
 from ..gateway_io import Popen2IOMaster
@@ -227,14 +227,13 @@ class Passage:
         """Read no more."""
         self._io.close_read()
 
-    def on_end(self) -> None:
-        """Do nothing: threads that wait for the stream will meet its end."""
 
-
-class KeptForwarder(Forwarder):
+class KeptForwarder(ThreadedForwarder):
     """Forwards between a channel of the program and a worker at a kept login."""
 
-    def _open(self) -> tuple[Passage, Passage]:
+    _stream: Passage | None
+
+    def _open(self) -> Passage:
         user = object()
         gateway = keeper.claim(self._request, self._model, user)
         try:
@@ -244,7 +243,14 @@ class KeptForwarder(Forwarder):
         except BaseException:
             keeper.leave(gateway, user)
             raise
-        return passage, passage
+        return passage
+
+    def _open_stream(self) -> Passage:
+        passage: Passage = self._owner
+        return passage
+
+    def _write_now(self, data: bytes) -> int:
+        return 0 if self._stream is None else self._stream.write_now(data)
 
 
 def main(channel: Channel) -> None:

@@ -79,6 +79,7 @@ FEATURES = (
     "calls",
     "codec",
     "codecs",
+    "credit",
     "defined",
     "direct",
     "files",

@@ -14,8 +14,9 @@ import os
 import socket
 
 from ..script import socketserver
-from .far import Forwarder
-from .far_ends import ERRORS, as_bytes
+from .far import forward
+from .far_ends import as_bytes
+from .far_loop import ERRORS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ class Dialled(object):
     request: a dict of ``listen`` (the address), ``listen_s``, ``key`` (in hex) and ``certificate``
     (a PEM; True: make one).  ``peer`` is the port and the SHA-256 of the certificate.
     """
+
+    stderr = None
+    open_end = None  # it ends when all was read
 
     def __init__(self, request: dict[str, Any]) -> None:
         pem = request["certificate"]
@@ -107,14 +111,18 @@ class Dialled(object):
         except ERRORS:  # it has ended, or is closed
             pass
 
+    def status(self) -> None:
+        """Close it, once the joiner has ended it; there is no exit status."""
+        self._near.close()
+
     def wait(self, read_all: Any) -> tuple[None, bytes]:
         """Wait until it has ended; there is no exit status."""
         read_all.wait()
-        self._near.close()
+        self.status()
         return None, b""
 
 
 def main(channel: Any) -> None:
     """Wait for the joiner of the next item, and forward; returns at once."""
     data_channel, news, request = channel.receive()
-    Forwarder(data_channel, news, request, Dialled(request)).start()
+    forward(data_channel, news, request, Dialled(request))

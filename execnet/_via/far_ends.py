@@ -1,19 +1,18 @@
 """What a gateway reaches for others that go via it: a process or a connection.
 
-This file is shipped, see ``_via.far``; it stands alone and keeps to what Python 2.7 and
-today's Python both accept.  An owner (``Process``, ``Connection``) has two descriptors and
-knows when it has ended; a stream reads and writes the descriptors.
+This file is shipped, see ``_via.far``; it keeps to what Python 2.7 and today's Python both accept.
+An owner (``Process``, ``Connection``) has two descriptors and knows when it has ended.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import select
 import signal
 import struct
 import sys
-import threading
+
+from ..gateway_base import new_lock, real_select
+from .far_loop import ERRORS, IN, Loop, retried, set_private
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ STDERR_S = 0.5  # how long the stderr of a process may take to end after it
 STDERR_BYTES = 4096
 PIPE_BYTES = 1 << 20
 F_SETPIPE_SZ = 1031  # Linux; ``fcntl`` names it since 3.10
-ERRORS = (EnvironmentError, ValueError, select.error)  # ValueError: a file is closed
 
 
 class Process(object):
@@ -32,7 +30,7 @@ class Process(object):
 
     def __init__(self, model: Any, request: dict[str, Any]) -> None:
         subprocess = model.subprocess
-        self._stderr = StderrTail(model) if request["stderr"] else None
+        self.stderr = StderrTail(model) if request["stderr"] else None
         self.leads_group = request.get("leads_group")  # of what must not outlive it
         child_stdin, self.write_fd = pipe()
         self.read_fd, child_stdout = pipe()
@@ -42,7 +40,7 @@ class Process(object):
                 bufsize=0,
                 stdin=child_stdin,
                 stdout=child_stdout,
-                stderr=None if self._stderr is None else subprocess.PIPE,
+                stderr=None if self.stderr is None else subprocess.PIPE,
                 close_fds=os.name == "posix",  # not the default everywhere
             )
         except BaseException:
@@ -52,8 +50,8 @@ class Process(object):
         finally:
             os.close(child_stdin)
             os.close(child_stdout)
-        if self._stderr is not None:
-            self._stderr.follow(self._popen.stderr)
+        if self.stderr is not None:
+            self.stderr.follow(self._popen.stderr)
 
     def kill(self, worker_pid: int | None) -> None:
         """Kill the process unless it has ended, and what it started: all, if no worker is known."""
@@ -84,11 +82,20 @@ class Process(object):
     def close_write(self) -> None:
         """Do nothing: stdin is a file of its own, which was closed."""
 
-    def wait(self, read_all: Any) -> tuple[int, bytes]:
-        """Wait until it has ended; return the exit status and the end of its stderr."""
+    def open_end(self) -> int:
+        """Return a descriptor that can be read once it has ended, -1 if the system has none."""
+        return open_end_of(self._popen.pid)
+
+    def status(self) -> int:
+        """Wait until it has ended; return the exit status."""
         status: int = self._popen.wait()
         self._kill_group()
-        return status, b"" if self._stderr is None else self._stderr.last()
+        return status
+
+    def wait(self, read_all: Any) -> tuple[int, bytes]:
+        """Wait until it has ended; return the exit status and the end of its stderr."""
+        status = self.status()
+        return status, b"" if self.stderr is None else self.stderr.last()
 
 
 class StderrTail(object):
@@ -96,34 +103,74 @@ class StderrTail(object):
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._tail = b""
+        self._lock = new_lock()  # guards what is called
+        self._on_over: Callable[[], object] | None = None
+        self._file: Any = None
+        self._loop: Any = None
+        self.tail = b""
         self._over = model.Event()
 
     def follow(self, file: Any) -> None:
         """Begin to read a file."""
-        self._model.start(self._run, (file,), "execnet-via-stderr")
+        self._file = file
+        if can_poll(self._model):
+            self._loop = stderr_loop(self._model)
+            self._loop.call(self._watch)
+        else:
+            self._model.start(self._run, (), "execnet-via-stderr")
 
-    def _run(self, file: Any) -> None:
-        while True:
-            data = os.read(file.fileno(), 4096) if self._model.has_main_thread else file.read(1)
-            if not data:
-                break
-            self._tail = (self._tail + data)[-STDERR_BYTES:]
+    def _watch(self) -> None:
+        self._loop.enter()
+        self._loop.watch(self._file.fileno(), IN, self._read)
+
+    def _run(self) -> None:
+        while self._read():
+            pass
+
+    def _read(self) -> bool:
+        """Pass on what is there; return whether it goes on."""
+        file = self._file
+        if self._model.has_main_thread:
+            data = retried(os.read, file.fileno(), 4096)
+        else:
+            data = file.read(1)
+        if data:
+            self.tail = (self.tail + data)[-STDERR_BYTES:]
             try:
                 os.write(2, data)
             except ERRORS:  # ours is closed
                 pass
+            return True
+        if self._loop is not None:
+            self._loop.unwatch(file.fileno())
+            self._loop.leave()
         file.close()
-        self._over.set()
+        with self._lock:
+            self._over.set()
+            func = self._on_over
+        if func is not None:
+            func()
+        return False
+
+    def when_over(self, func: Callable[[], object] | None) -> None:
+        """Call a function at the end of it, in whatever thread; None: call nothing any more."""
+        with self._lock:
+            self._on_over = func
+            is_over = self._over.is_set()
+        if is_over and func is not None:
+            func()
 
     def last(self) -> bytes:
         """Return the end of it; does not wait for a forked process that holds it open."""
         self._over.wait(STDERR_S)
-        return self._tail
+        return self.tail
 
 
 class Connection(object):
     """A connection from here to a socket server."""
+
+    stderr = None
+    open_end = None  # it ends when all was read
 
     def __init__(self, model: Any, request: dict[str, Any]) -> None:
         socket = model.socket
@@ -167,105 +214,40 @@ class Connection(object):
         except ERRORS:  # it was reset, or is closed
             pass
 
+    def status(self) -> None:
+        """Close it, once the server has ended it; there is no exit status."""
+        self._socket.close()
+
     def wait(self, read_all: Any) -> tuple[None, bytes]:
         """Wait until the server has ended it; there is no exit status."""
         read_all.wait()
-        self._socket.close()
+        self.status()
         return None, b""
 
 
-class PolledStream(object):
-    """Two descriptors; waiting for either ends when the process does.
-
-    A process that was forked there may hold the other ends open, which must not hide the end.
-    """
-
-    def __init__(self, read_fd: int, write_fd: int) -> None:
-        import fcntl
-
-        flags = fcntl.fcntl(write_fd, fcntl.F_GETFL)
-        fcntl.fcntl(write_fd, fcntl.F_SETFL, flags | os.O_NONBLOCK)
-        self._read_fd, self._write_fd = read_fd, write_fd
-        self._end_fd, self._end_writer = pipe()  # hangs up at the end
-        self._readable, self._writable = select.poll(), select.poll()
-        self._readable.register(read_fd, select.POLLIN)
-        self._writable.register(write_fd, select.POLLOUT)
-        for poll in self._readable, self._writable:
-            poll.register(self._end_fd, 0)
-        self._drain_bytes = PIPE_BYTES  # how much may still be read after the end
-        self._lock = threading.Lock()
-        self._users = 2  # how many use the descriptor that hangs up at the end
-        self._poll, self._read = self._readable.poll, os.read
-        if sys.version_info[0] == 2:
-            self._poll = lambda: retried(self._readable.poll)
-            self._read = lambda fd, limit: retried(os.read, fd, limit)
-
-    def read_some(self, limit: int) -> bytes:
-        """Return the bytes that are there; waits for some; b"" at the end."""
-        ready = self._poll()
-        if len(ready) > 1 or ready[0][0] == self._end_fd:
-            self._drain_bytes -= limit
-            if len(ready) == 1 or self._drain_bytes < 0:
-                return b""
-        return self._read(self._read_fd, limit)
-
-    def write_now(self, data: bytes) -> int:
-        """Return how many bytes went out without waiting; an error is raised by the next wait."""
-        try:
-            return os.write(self._write_fd, data)
-        except ERRORS:
-            return 0
-
-    def write(self, data: bytes) -> None:
-        """Write all of it."""
-        while data:
-            ready = dict(retried(self._writable.poll))
-            if self._end_fd in ready:
-                raise EnvironmentError(errno.EPIPE, "it has ended")
-            try:
-                data = data[os.write(self._write_fd, data) :]
-            except EnvironmentError as exc:
-                if exc.errno not in (errno.EAGAIN, errno.EINTR):
-                    raise
-
-    def on_end(self) -> None:
-        """Wake up whoever waits."""
-        os.close(self._end_writer)
-
-    def close_read(self) -> None:
-        """Close what is read."""
-        os.close(self._read_fd)
-        self._leave()
-
-    def close_write(self) -> None:
-        """Close what is written."""
-        os.close(self._write_fd)
-        self._leave()
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users:
-                os.close(self._end_fd)
+def can_poll(model: Any) -> bool:
+    """Whether one thread can wait for many: not everywhere, and not among greenlets."""
+    return model.has_main_thread and hasattr(real_select(), "poll")
 
 
-class WaitingStream(object):
-    """The same for a system that can't poll descriptors, and for greenlets."""
+_stderr_loop: list[Loop] = []
+_lock = new_lock()
 
-    def __init__(self, stream_class: Any, owner: Any, model: Any) -> None:
-        outfile = model.fdopen(owner.write_fd, "wb")
-        self._io = stream_class(outfile, model.fdopen(owner.read_fd, "rb"), model)
-        self.read_some = self._io.read_some
-        self.write = self._io.write
-        self.close_read = self._io.close_read
-        self.close_write = self._io.close_write
 
-    def write_now(self, data: bytes) -> int:
-        """Return 0: nothing can be written without waiting."""
-        return 0
+def stderr_loop(model: Any) -> Loop:
+    """Return the loop that reads what processes say on stderr; it may wait for ours."""
+    with _lock:
+        if not _stderr_loop:
+            _stderr_loop.append(Loop(model, "execnet-via-stderr"))
+    return _stderr_loop[0]
 
-    def on_end(self) -> None:
-        """Do nothing: a thread that waits reads the end, or fails to write."""
+
+def open_end_of(pid: int) -> int:
+    """Return a descriptor that can be read once a child has ended, -1 if the system has none."""
+    try:
+        return os.pidfd_open(pid)  # type: ignore[attr-defined, unused-ignore]
+    except (AttributeError, EnvironmentError):
+        return -1
 
 
 def pipe() -> tuple[int, int]:
@@ -274,8 +256,8 @@ def pipe() -> tuple[int, int]:
     if os.name == "posix":
         import fcntl
 
-        for fd in fds:  # in Python 2 all our processes would inherit them
-            fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+        for fd in fds:
+            set_private(fd)
         if sys.platform.startswith("linux"):
             try:
                 fcntl.fcntl(fds[1], F_SETPIPE_SZ, PIPE_BYTES)
@@ -304,16 +286,6 @@ def descendants(pid: int) -> list[int]:
     except ERRORS:
         return []
     return found + [below for child in found for below in descendants(child)]
-
-
-def retried(func: Callable[..., Any], *args: Any) -> Any:
-    """Call a function again for as long as a signal interrupts it, as Python 3 does itself."""
-    while True:
-        try:
-            return func(*args)
-        except ERRORS as exc:
-            if exc.args[:1] != (errno.EINTR,):
-                raise
 
 
 def command_of(args: list[str]) -> list[Any]:

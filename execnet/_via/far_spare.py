@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 
-from .far import Forwarder
+from .far import forward
 from .far_ends import Process, pipe_all
 
 TYPE_CHECKING = False
@@ -140,4 +140,4 @@ def main(channel: Any) -> None:
         spares.begin(channel.gateway.execmodel, words, zlib.decompress(packed))
         return
     data_channel, news, request = item
-    Forwarder(data_channel, news, request, spares.take(request)).start()
+    forward(data_channel, news, request, spares.take(request))

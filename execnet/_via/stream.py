@@ -12,6 +12,7 @@ from functools import partial
 from .._clock import monotonic
 from .._endpoint import Endpoint, StreamFull
 from .._errors import BootstrapError
+from .._features.credit import Credit
 from .._ship.parts import run, send_parts
 from .._transports.table import address_of, command
 from ..gateway_base import (
@@ -26,7 +27,7 @@ from ..gateway_base import (
     opcode,
 )
 from .blobs import kept_by, send_shared
-from .far import CHUNK_BYTES, CLOSE, CREDIT_BYTES, DROP, EOF, WINDOW_BYTES
+from .far_forwarder import CHUNK_BYTES, CLOSE, DROP, EOF, WINDOW_BYTES
 from .reads import ViaReads
 from .writer import ViaWriter
 
@@ -53,20 +54,21 @@ STATUS_S = 1.0  # how long the report of an end may come after the end of the st
 class BoundedInbox:
     """The queue of the bytes from the gateway between, whose worker may ignore the window."""
 
-    def __init__(self, items: Any, io: ViaIO) -> None:
-        self._io, self._items = io, items
-        self._came = 0
+    def __init__(self, items: Any, credit: Credit) -> None:
+        self._items = items
+        self._credit = credit
         self.get, self.empty, self.qsize = items.get, items.empty, items.qsize
         self.put = items.put  # for direct reads, of one item when all are read: one step in C
 
     def put_nowait(self, item: Any) -> None:
         """Take an item, in the receiver thread; ``ProtocolError`` if too much is unread."""
         if type(item) is bytes:
+            credit = self._credit
             if self._items.empty():
-                self._came = self._io.read_bytes
-            if self._came - self._io.read_bytes > WINDOW_BYTES + CHUNK_BYTES:
+                credit.sent = credit.taken  # direct reads have counted none of theirs
+            if credit.is_exceeded(CHUNK_BYTES):
                 raise ProtocolError("more was forwarded than was asked for")
-            self._came += len(item)
+            credit.sent += len(item)
         self._items.put(item)
 
 
@@ -89,7 +91,6 @@ class ViaIO(Endpoint):
 
     peer = b""  # host and port of a server, as that machine resolved them
     is_forwarded = False  # whether the far half is at work
-    read_bytes = 0
     _handing: Any = None  # the piece of a frame that is handed in
     _on_writable: Callable[[], object] | None = None  # of an event loop
 
@@ -118,15 +119,14 @@ class ViaIO(Endpoint):
         self._closed_read = self._closed_write = False
         self._silent = False  # whether its worker does not answer; it may be stopped
         self._kill_time = 0.0
-        self._read_bytes = 0  # bytes that were read and not reported yet
-        self._sent = 0  # changed by the writing thread alone
-        self._taken = 0  # changed by the receiver thread of ``via`` alone
-        self._credit = _Flag(execmodel)  # another one for each wait
+        self.output = Credit(WINDOW_BYTES)  # from there: receiver thread of ``via``, and reader
+        self.input = Credit(WINDOW_BYTES)  # to there: the writing thread, and that receiver thread
+        self._room = _Flag(execmodel)  # another one for each wait
         self._arrived: deque[Any] = deque()  # for that loop
         self.is_connected = _Flag(execmodel)
         self._data: Channel = via.newchannel()
         self._data._strconfig = (False, False)  # Python 2's str are bytes
-        self._data._set_inbox(BoundedInbox(self._data._items, self))
+        self._data._set_inbox(BoundedInbox(self._data._items, self.output))
         self._news: Channel = via.newchannel()  # for reports that come even while nobody reads
         self._news._strconfig = (False, False)
         self._start(request, code)
@@ -164,8 +164,8 @@ class ViaIO(Endpoint):
             self.hop = (error.hop if isinstance(error, WorkerDied) else "") or self._via.id
             self._lose(f"{self._via.id}, which it goes via, has ended: {error}")
         elif type(item) is int:
-            self._taken += item
-            self._set_credit()
+            self.input.taken += item
+            self._set_room()
         elif type(item) is bytes:
             self.peer = item
             self.is_connected.set()
@@ -203,10 +203,10 @@ class ViaIO(Endpoint):
             self._status, self._reason = status, reason
             self._ended.set()
             self._over.set()
-            self._set_credit()
+            self._set_room()
 
-    def _set_credit(self) -> None:
-        self._credit.set()
+    def _set_room(self) -> None:
+        self._room.set()
         if self._on_writable is not None:
             self._on_writable()
 
@@ -262,11 +262,9 @@ class ViaIO(Endpoint):
     def account(self, size: int) -> None:
         """Report to the far side, now and then, how much was taken."""
         self._silent = False
-        self.read_bytes += size
-        self._read_bytes += size
-        if self._read_bytes >= CREDIT_BYTES:
-            read, self._read_bytes = self._read_bytes, 0
-            self._post(read)
+        report = self.output.take(size)
+        if report:
+            self._post(report)
 
     def read_within(self, timeout_s: float) -> bytes:
         """As ``read_some``; TimeoutError if nothing comes."""
@@ -301,7 +299,7 @@ class ViaIO(Endpoint):
         self._await_room()
         head, payload = self._packed(data)
         self._via._send_frame(head, payload)
-        self._sent += len(data)  # afterwards, so that an interrupt does not take room away for ever
+        self.input.sent += len(data)  # afterwards: an interrupt must not take room away for ever
         return len(data)
 
     def wait_writable(self) -> None:
@@ -321,13 +319,13 @@ class ViaIO(Endpoint):
             if inner is None:
                 piece = data if len(data) <= CHUNK_BYTES else data[start : start + CHUNK_BYTES]
                 inner, size = writer.frame(*self._packed(piece)), len(piece)
-            self._handing = frame, start, inner, size, self._sent + size
+            self._handing = frame, start, inner, size, self.input.sent + size
         _, _, inner, size, sent = self._handing
         if _receives_here(self._via):
             writer.post_frame(inner)
         else:
             writer.deliver(inner)
-        self._sent = sent
+        self.input.sent = sent
         written[:] = (start + size,)
 
     def _packed(self, data: bytes) -> tuple[bytes, bytes]:
@@ -349,14 +347,12 @@ class ViaIO(Endpoint):
 
     def _await_room(self) -> None:
         """Wait while too much is on its way; OSError at the end of the far process."""
-        # If an interrupt kept bytes from being counted, the far side still reports them as taken.
-        self._sent = max(self._sent, self._taken)
-        while self._sent - self._taken >= WINDOW_BYTES and not self._ended.is_set():
+        while not self.input.has_room() and not self._ended.is_set():
             if self._on_writable is not None:
                 raise StreamFull
-            credit = self._credit = _Flag(self.execmodel)
-            if self._sent - self._taken >= WINDOW_BYTES and not self._ended.is_set():
-                credit.wait()
+            room = self._room = _Flag(self.execmodel)
+            if not self.input.has_room() and not self._ended.is_set():
+                room.wait()
         if self._ended.is_set():
             raise OSError(self._reason or "the far process has ended")
 
@@ -376,7 +372,7 @@ class ViaIO(Endpoint):
         """Whether a few KiB can be written without waiting."""
         if self._ended.is_set():
             return True
-        return self._sent - self._taken < WINDOW_BYTES and self._via._io.can_write_now()
+        return self.input.under_way < WINDOW_BYTES and self._via._io.can_write_now()
 
     def close_write(self) -> None:
         """Let the far side read the end, after what was written."""

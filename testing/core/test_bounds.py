@@ -16,6 +16,8 @@ from workers import ask
 from execnet import Gateway, Group, ProtocolError, WorkerDied
 from execnet._ends import admission
 from execnet._ends.admission import BoundedSizes
+from execnet._features.credit import Credit
+from execnet._via.far_forwarder import WINDOW_BYTES
 from execnet._via.stream import BoundedInbox
 from execnet.gateway_base import Message, dumps_internal
 
@@ -183,33 +185,29 @@ class TestOutput:
         other.exit()
 
 
-class FakeIO:
-    read_bytes = 0
-
-
 def test_a_gateway_that_others_go_via_can_not_flood() -> None:
-    io = FakeIO()
-    inbox = BoundedInbox(SimpleQueue[bytes](), io)  # type: ignore[arg-type]
+    credit = Credit(WINDOW_BYTES)
+    inbox = BoundedInbox(SimpleQueue[bytes](), credit)
     for _ in range(14):
         inbox.put_nowait(b"x" * 100_000)
     with pytest.raises(ProtocolError, match="more was forwarded than was asked for"):
         inbox.put_nowait(b"x")
-    io.read_bytes = 1_000_000
+    credit.taken = 1_000_000
     inbox.put_nowait(b"x")
 
 
 def test_what_a_thread_reads_itself_is_put_in_one_step() -> None:
     """As no interrupt may come between the bytes' leaving one place and their arrival there."""
-    inbox = BoundedInbox(SimpleQueue[bytes](), FakeIO())  # type: ignore[arg-type]
+    inbox = BoundedInbox(SimpleQueue[bytes](), Credit(WINDOW_BYTES))
     assert type(inbox.put) is BuiltinFunctionType
 
 
 def test_what_a_thread_read_itself_does_not_widen_the_bound() -> None:
-    io = FakeIO()
-    inbox = BoundedInbox(SimpleQueue[bytes](), io)  # type: ignore[arg-type]
+    credit = Credit(WINDOW_BYTES)
+    inbox = BoundedInbox(SimpleQueue[bytes](), credit)
     for _ in range(100):
         inbox.put(b"x" * 100_000)  # as direct reads do: each is taken and counted before the next
-        io.read_bytes += len(inbox.get())
+        credit.taken += len(inbox.get())
     for _ in range(14):
         inbox.put_nowait(b"x" * 100_000)
     with pytest.raises(ProtocolError, match="more was forwarded than was asked for"):

@@ -165,7 +165,7 @@ class TestSlowSides:
         sender.start()
         try:
             # Its pipe and its window are full.
-            wait_until(lambda: behind._io._sent - behind._io._taken >= MIB)
+            wait_until(lambda: behind._io.input.under_way >= MIB)
             for number in range(2000):
                 other.send(number)
                 assert other.receive(BOUND_S) == number

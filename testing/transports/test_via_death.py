@@ -142,7 +142,7 @@ class TestAWorkerDies:
 
         sender = threading.Thread(target=send)
         sender.start()
-        wait_until(lambda: gateway._io._sent - gateway._io._taken >= MIB)
+        wait_until(lambda: gateway._io.input.under_way >= MIB)
         gateway._io.kill()  # overtakes what is choked
         assert gateway._io.wait() == -9
         sender.join(BOUND_S)
@@ -189,7 +189,7 @@ class TestTermination:
 
         sender = threading.Thread(target=send)
         sender.start()
-        wait_until(lambda: gateways[2]._io._sent - gateways[2]._io._taken >= MIB)
+        wait_until(lambda: gateways[2]._io.input.under_way >= MIB)
         start = time.monotonic()
         group.terminate(timeout=TIMEOUT_S)
         assert time.monotonic() - start < TIMEOUT_S + 1

@@ -46,7 +46,7 @@ def test_a_callback_of_a_gateway_may_send_to_one_behind_it_that_others_wait_for(
     stop(pid_of(behind))
     sender = threading.Thread(target=lambda: [channel.send(b"x" * MIB) for _ in range(64)])
     sender.start()
-    wait_until(lambda: behind._io._sent - behind._io._taken >= MIB)
+    wait_until(lambda: behind._io.input.under_way >= MIB)
     called = threading.Event()
 
     def call(item: int) -> None:

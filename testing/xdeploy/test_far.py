@@ -18,7 +18,8 @@ import pytest
 from tools import BOUND_S, Task, wait_until
 from wheels import make_wheel
 
-from execnet._xdeploy.far import flocks, locks, reach, wheels
+from execnet._ship.parts import with_imports
+from execnet._xdeploy.far import flocks, locks, reach, start, wheels
 from execnet._xdeploy.far.commands import Commands, Failure
 from execnet.gateway_base import get_execmodel
 
@@ -233,3 +234,7 @@ def test_an_index_is_reached_if_something_listens_there(monkeypatch: pytest.Monk
         monkeypatch.setenv("no_proxy", ".invalid")
         assert not reach.reaches("https://nowhere.invalid/simple/", "")
     assert not reach.reaches(f"http://127.0.0.1:{port}/simple/", "")
+
+
+def test_what_forwards_is_loaded_after_what_it_imports() -> None:
+    assert [f"_via.{name}" for name in start.FORWARDS] == with_imports("_via.far")

@@ -17,11 +17,13 @@ from .quick import native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from types import ModuleType
 
     from ...gateway_base import Channel, ExecModel
 
 
+# What forwards, each after those that it imports.
+FORWARDS = "far_loop", "far_ends", "far_kept", "far_forwarder", "far_polled", "far_threads", "far"
 HAS_CLOSEFROM = hasattr(os, "POSIX_SPAWN_CLOSEFROM")  # Python 3.13 with a new C library
 OPEN = "/dev/fd" if sys.platform == "darwin" else "/proc/self/fd"  # names what is open
 
@@ -49,11 +51,9 @@ def main(channel: Channel) -> None:
     words = [answer["python"]] + request["args"][1:] + [answer["core"], answer["venv"]]
     spawned = spawn(words) if can_spawn(channel.gateway.execmodel) else None
     base = sys.modules[channel.__class__.__module__]
-    for name in "far_ends", "far_kept":  # which it imports
-        base.load_part("_via." + name)
-    via_far = base.load_part("_via.far")
-    child = Child(via_far.far_ends.descendants, *spawned) if spawned else None
-    via_far.Forwarder(data, news, dict(request, args=words), child).start()
+    parts = [base.load_part("_via." + name) for name in FORWARDS]
+    child = Child(parts[FORWARDS.index("far_ends")], *spawned) if spawned else None
+    parts[-1].forward(data, news, dict(request, args=words), child)
 
 
 def can_spawn(model: ExecModel) -> bool:
@@ -65,20 +65,20 @@ def can_spawn(model: ExecModel) -> bool:
 class Child(object):
     """A process that was spawned, as ``_via.far_ends.Process``."""
 
-    def __init__(
-        self, descendants: Callable[[int], Iterable[int]], pid: int, read_fd: int, write_fd: int
-    ) -> None:  # fmt: skip
+    stderr = None
+
+    def __init__(self, far_ends: ModuleType, pid: int, read_fd: int, write_fd: int) -> None:
         import threading  # which takes a while, and is there by now
 
         self.read_fd, self.write_fd = read_fd, write_fd
-        self._descendants = descendants
+        self._far_ends = far_ends
         self._pid = pid
         self._lock = threading.Lock()
         self._has_ended = False  # and its id may be another's
 
     def kill(self, worker_pid: int | None) -> None:
         """Kill it, if it has not ended, and what it started: all, if no worker is known."""
-        for pid in self._descendants(self._pid):
+        for pid in self._far_ends.descendants(self._pid):
             if worker_pid in (None, pid):  # what a worker started is its own
                 _kill(pid)
         with self._lock:
@@ -88,14 +88,19 @@ class Child(object):
     def close_write(self) -> None:
         """Its stdin is a file of its own, which was closed."""
 
-    def wait(self, read_all: object) -> tuple[int, bytes]:
-        """Wait for its end; return exit status and nothing of its stderr, which is ours."""
+    def open_end(self) -> int:
+        """Return a descriptor that can be read once it has ended, -1 if the system has none."""
+        fd: int = self._far_ends.open_end_of(self._pid)
+        return fd
+
+    def status(self) -> int:
+        """Wait until it has ended; return the exit status."""
         os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
         with self._lock:
             _, status = os.waitpid(self._pid, 0)
             self._has_ended = True
         is_killed = os.WIFSIGNALED(status)
-        return -os.WTERMSIG(status) if is_killed else os.WEXITSTATUS(status), b""
+        return -os.WTERMSIG(status) if is_killed else os.WEXITSTATUS(status)
 
 
 def _kill(pid: int) -> None:
