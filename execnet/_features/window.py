@@ -11,6 +11,7 @@ from ..gateway_base import (
     _refuse_in_callback,
     _timed,
     dumps_internal,
+    load_part,
     loads_internal,
 )
 
@@ -24,19 +25,20 @@ if TYPE_CHECKING:
 if not TYPE_CHECKING:
     deque = __import__("_collections").deque  # without the rest of ``collections``
 
+Credit = load_part("_features.credit").Credit
+
 
 class Windows:
     """Back pressure: limits the bytes of channels that are in transit or unread.
 
-    A channel may send if everything was read, or if the unread bytes, with the new item, fit
-    its window.  The receiver thread never waits, since it has to read.  ``_lock`` guards the
-    counts; any thread may call.
+    ``_features.credit`` has the rule; what counts here are whole items.  The receiver thread never
+    waits, since it has to read.  ``_lock`` guards the counts; any thread may call.
     """
 
     def __init__(self, factory: ChannelFactory) -> None:
         self._factory = factory
         self._bytes: dict[int, int] = {}  # by channel; 0: for all that are made from now on
-        self._unread: dict[int, int] = {}
+        self._credits: dict[int, Any] = {}  # of the channels that have sent something
         # Holds the sizes of unread items; a coordinator's also checks that the window is kept.
         self.bound: Any = getattr(factory.gateway, "_bound_sizes", None)
         self._lock = factory.gateway.execmodel.Lock()
@@ -91,19 +93,20 @@ class Windows:
         gateway, window = self._factory.gateway, self.of(id)
         while True:
             with self._lock:
-                unread = self._unread.get(id, 0)
-                if not unread or unread + size <= window:
+                credit = self._credits.setdefault(id, Credit(window))
+                credit.window_bytes = window
+                if credit.has_room(size):
                     counted += (size,)  # no call comes between this and the next one
-                    self._unread[id] = unread + size
+                    credit.sent += size
                     return
                 _refuse_in_callback(gateway, "a window of channel %d" % id)
-                credit = _Flag(gateway.execmodel)
-                self._senders.append(credit)
+                room = _Flag(gateway.execmodel)
+                self._senders.append(room)
             channel = self._factory._channels.get(id)
             if self._factory.finished or channel is None or channel.isclosed():
                 raise _OSError("the channel was closed while it waited to send: %r" % (channel,))
             self._factory.take_back()
-            credit.wait()
+            room.wait()
 
     def on_read(self, id: int, size: int) -> None:
         """Tell the other side that this many bytes of a channel were read here."""
@@ -114,13 +117,13 @@ class Windows:
     def on_credit(self, id: int, size: int) -> None:
         """Let a channel send that much more."""
         with self._lock:
-            if id in self._unread:
-                self._unread[id] = max(0, self._unread[id] - size)
+            if id in self._credits:
+                self._credits[id].taken += size
         self.wake()
 
     def forget(self, id: int) -> None:
         """Drop what is known about a channel that is gone."""
-        self._unread.pop(id, None)
+        self._credits.pop(id, None)
         self._bytes.pop(id, None)
 
     def wake(self) -> None:

@@ -5,7 +5,8 @@ take the places of descriptors 1 and 2, so the output of C code and child proces
 
 An item is (1 or 2, whole lines as bytes, how many lines were dropped in front of them); only
 the very last line may lack its end.  The coordinator sends how many bytes it has taken, and at
-most ``WINDOW_BYTES`` are on their way, so that a reader that stops reading stops nothing else.
+most ``WINDOW_BYTES`` are on their way (``_features.credit``), so that a reader that stops reading
+stops nothing else.
 Start at ``serve``; ``Splitter`` has no I/O.
 """
 
@@ -26,7 +27,6 @@ LINE_BYTES = 1 << 16  # a longer line is sent as several; also the most that is 
 BUFFER_BYTES = 1 << 20  # how much may wait here to be sent
 ENTRY_BYTES = 256  # what a waiting item costs in addition to its bytes
 WINDOW_BYTES = 1 << 18  # how much may be on the way and not yet reported as taken
-CREDIT_BYTES = WINDOW_BYTES // 4  # how much is taken before that is reported
 STALL_S = 1.0  # how long a print waits for room if nothing is taken meanwhile
 FLUSH_S = 5.0  # how long the worker, when it ends, waits until its output is sent
 LONG_S = 1e6
@@ -144,7 +144,8 @@ class Forwarder(object):
         self._removals = 0  # how often something left the queue
         self._stalled_at = -1  # the count of removals when there was none for too long
         self._drops = False  # whether everything is dropped, as nobody takes it any more
-        self._sent = self._taken = 0
+        base: Any = sys.modules[channel.__class__.__module__]
+        self._credit = base.load_part("_features.credit").Credit(WINDOW_BYTES)
         self._model = channel.gateway.execmodel
         self._done = self._model.Event()
         wake_fd, self._wake_fd = map(_private, os.pipe())
@@ -235,7 +236,7 @@ class Forwarder(object):
                 while self._queue:
                     self._await_credit()
                     fd, lines, dropped = self._take()
-                    self._sent += len(lines)
+                    self._credit.sent += len(lines)
                     self._channel.send((fd, bytes(lines), dropped))
         except ERRORS:
             pass
@@ -264,10 +265,10 @@ class Forwarder(object):
 
     def _await_credit(self) -> None:
         try:
-            while self._sent - self._taken >= WINDOW_BYTES:
-                self._taken += self._channel.receive()
+            while not self._credit.has_room():
+                self._credit.taken += self._channel.receive()
         except EOFError:  # at the end the coordinator takes everything that is left
-            self._taken = sys.maxsize
+            self._credit.window_bytes = sys.maxsize
 
 
 def _flush_each_line() -> None:

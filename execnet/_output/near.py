@@ -12,10 +12,11 @@ from contextlib import suppress
 from .._clock import monotonic
 from .._ends import fork
 from .._errors import BootstrapError
+from .._features.credit import Credit
 from .._ship.source import source_to_send
 from ..gateway_base import Message, RemoteError, _Flag, dumps_internal, new_lock, printable
 from . import far as output_far
-from .far import BUFFER_BYTES, CREDIT_BYTES, WINDOW_BYTES
+from .far import BUFFER_BYTES, WINDOW_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 DRAIN_S = 10.0  # how long a group that ends waits for a callback if it has no time limit
 LAST_S = 0.5  # how long it waits for a callback at least
 NO_WINDOW = 1 << 60  # bytes
+# What may come beyond the window: a worker that ends sends all that it has left.
+ALLOWANCE = BUFFER_BYTES + WINDOW_BYTES // 4
 STREAMS = {1: "stdout", 2: "stderr"}
 _IN_SERVICE = "def serve(channel, **how): channel.gateway.forward(**how)"
 
@@ -166,8 +169,7 @@ class _Source:
         self._inbox = inbox
         self.gateway = gateway
         self._channel = channel
-        self._taken = 0  # bytes that were taken and not reported yet
-        self._came = self._went = 0  # bytes; each is written by one thread
+        self._credit = Credit(WINDOW_BYTES)
         self._is_refused = False
 
     def on_item(self, item: Any) -> None:
@@ -178,21 +180,18 @@ class _Source:
             self._inbox.put((self, (2, b"execnet: its output is garbled, and is dropped", 0)))
             item = None
         elif item is not None:
-            self._came += len(item[1])
-            # When a worker ends, it sends everything that it has left.
-            if self._came - self._went > WINDOW_BYTES + BUFFER_BYTES + CREDIT_BYTES:
+            self._credit.sent += len(item[1])
+            if self._credit.is_exceeded(ALLOWANCE):
                 self._is_refused = True
                 self.gateway._on_silence("its output does not wait until it is read")
                 item = None
         self._inbox.put((self, item))
 
     def acknowledge(self, item: Any) -> None:
-        self._went += len(item[1])
-        self._taken += len(item[1])
-        if self._taken >= CREDIT_BYTES and not self._channel.isclosed():
-            taken, self._taken = self._taken, 0
+        report = self._credit.take(len(item[1]))
+        if report and not self._channel.isclosed():
             # Not ``send``: a stopped worker must not hold up the lines of others.
-            self.gateway._post(Message.CHANNEL_DATA, self._channel.id, dumps_internal(taken))
+            self.gateway._post(Message.CHANNEL_DATA, self._channel.id, dumps_internal(report))
 
 
 def _is_output(item: Any) -> bool:

@@ -213,7 +213,7 @@ class TestAnInterruptedSend:
         for _ in range(3):  # each goes alone, so the second would wait
             with pytest.raises(KeyboardInterrupt):
                 channel.send(ITEM)
-        assert windows._unread == {channel.id: 0}
+        assert windows._credits[channel.id].under_way == 0
 
     def test_after_it_is_handed_in_stays_counted_until_it_is_read(
         self, makegateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
@@ -225,7 +225,7 @@ class TestAnInterruptedSend:
         code.send(orders)
         windows, deliver = gateway._channelfactory.windows, gateway._writer.deliver
         assert windows is not None
-        before = windows._unread[code.id]
+        before = windows._credits[code.id].under_way
 
         def handed_in(frame: list[object]) -> None:
             deliver(frame)
@@ -235,7 +235,7 @@ class TestAnInterruptedSend:
         with pytest.raises(KeyboardInterrupt):
             code.send(ITEM)
         monkeypatch.undo()
-        assert windows._unread[code.id] >= before + len(ITEM) - 100
+        assert windows._credits[code.id].under_way >= before + len(ITEM) - 100
         orders.send(1)
         assert orders.receive(timeout=10) == 1
 
