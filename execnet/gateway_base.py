@@ -215,42 +215,6 @@ def _decoded(text: Any) -> Any:
     return text
 
 
-# ---------------------------------------------------------------- tracing
-
-DEBUG = os.environ.get("EXECNET_DEBUG")
-
-
-def notrace(*msg: object) -> None:
-    """Trace nothing."""
-
-
-trace = notrace
-
-if DEBUG == "2":
-
-    def trace(*msg: object) -> None:
-        """Write a line to stderr."""
-        sys.stderr.write("[%d] %s\n" % (os.getpid(), " ".join(map(str, msg))))
-
-elif DEBUG:
-    import tempfile
-
-    def _open_trace() -> tuple[str, Any]:
-        # For this user only, and never a file or a link that somebody else has put there.
-        fd, path = tempfile.mkstemp(prefix="execnet-debug-%d-" % os.getpid())
-        return path, os.fdopen(fd, "w")
-
-    fn, _tracefile = _open_trace()
-
-    def trace(*msg: object) -> None:
-        """Write a line to the trace file."""
-        try:
-            _tracefile.write(" ".join(map(str, msg)) + "\n")
-            _tracefile.flush()
-        except ValueError:  # closed: the interpreter ends
-            pass
-
-
 # ---------------------------------------------------------------- dumping items
 #
 # Two codecs share the wire; the first byte of an item tells them apart.  The classic one
@@ -578,7 +542,10 @@ class ExecModel(object):
 
     def Lock(self) -> Any:
         """Return a new lock; ``with`` takes it safely where an interrupt may come."""
-        return new_lock()
+        return _with_lock(self._plain_lock())
+
+    def _plain_lock(self) -> Any:
+        return _thread.allocate_lock()
 
     def RLock(self) -> Any:
         """Return a new reentrant lock."""
@@ -595,7 +562,8 @@ class MainThreadOnlyExecModel(ExecModel):
     backend = "main_thread_only"
 
 
-_EXEC_MODELS = {"thread": ExecModel, "main_thread_only": MainThreadOnlyExecModel}
+_EXEC_MODELS: dict[str, Any] = {"thread": ExecModel, "main_thread_only": MainThreadOnlyExecModel}
+_EXEC_MODELS.update(eventlet=None, gevent=None)  # these are in a part
 
 
 def get_execmodel(backend: str | ExecModel) -> ExecModel:
@@ -605,7 +573,9 @@ def get_execmodel(backend: str | ExecModel) -> ExecModel:
     if backend not in _EXEC_MODELS:
         known = ", ".join(sorted(_EXEC_MODELS))
         raise ValueError("unknown execution model %r, there are: %s" % (backend, known))
-    return _EXEC_MODELS[backend]()
+    kind = _EXEC_MODELS[backend] or load_part("_features.greenlets").MODELS[backend]
+    model: ExecModel = kind()
+    return model
 
 
 # ---------------------------------------------------------------- streams
@@ -769,11 +739,6 @@ def _getcwd() -> str:
         return os.getcwd()
     except OSError:  # somebody removed it
         return ""
-
-
-# Who says a goodbye: a worker; a watched one, after which its watcher says one; that watcher.
-OF_WORKER, OF_WATCHED, OF_WATCHER = range(3)
-STACKS_S = 0.25  # how long executions may go on in an orderly end before their stacks are sent
 
 
 def _signal_module() -> Any:
@@ -1026,7 +991,78 @@ def start_worker(
 
 # ================================================================ after hello, but for greenlets
 #
-# A worker of greenlets is sent this part in the first line, too.
+# A worker of greenlets is sent this, and the part with their models, in the first line, too.
+
+_FEATURES = "buffers codec direct window pulse calls defined interrupts packed codecs files idle"
+FEATURE_PARTS = ["_features." + name for name in (_FEATURES + " greenlets").split()] * HAS_PARTS
+# What a worker was sent: by the name of each part, its file and its source or compiled code.
+_sent_parts: dict[str, tuple[str, Any]] = {}
+
+
+def load_part(name: str, file_name: str | None = None, source: Any = None) -> Any:
+    """Return a module of this package by its name in it, such as ``_features.codec``.
+
+    It is made of the source that was sent, now or earlier, or imported.  Raises ImportError
+    where there is neither: this module may run alone.
+    """
+    if file_name is not None:
+        _sent_parts.setdefault(name, (file_name, source))
+    full_name = "%s.%s" % (__name__.rpartition(".")[0] if HAS_PARTS else _found_package(), name)
+    if name not in _sent_parts:
+        _import(full_name)  # also if it is there: another thread may be at it
+    elif full_name not in sys.modules:
+        _make_module(full_name, *_sent_parts[name])
+    return sys.modules[full_name]
+
+
+def _found_package() -> str:
+    """Return a package of this module, which runs alone, and the parts that are found.
+
+    They are beside its file, or in an execnet that is installed.
+    """
+    package = "_execnet_%x" % id(_sent_parts)
+    if package not in sys.modules:
+        util = _import("importlib.util").util
+        installed = util.find_spec("execnet")
+        folders = [os.path.dirname(os.path.abspath(globals().get("__file__", "")))]
+        folders += installed.submodule_search_locations if installed else []
+        found = [one for one in folders if os.path.isdir(os.path.join(one, "_features"))]
+        if not found:
+            raise ImportError("%s runs alone, without the rest of execnet" % __name__)
+        spec = util.spec_from_loader(package, None, is_package=True)
+        spec.submodule_search_locations += found[:1]
+        sys.modules[package] = util.module_from_spec(spec)
+        base = sys.modules[package + ".gateway_base"] = type(sys)("gateway_base")
+        vars(base).update(globals())
+    return package
+
+
+def _make_module(name: str, file_name: str | None, source: Any) -> Any:
+    """Make a module, and the packages that it is in; return it."""
+    package, _, leaf = str(name).rpartition(".")
+    module: Any = type(sys)(str(name))
+    module.__dict__.pop("__spec__", None)  # CPython 3.15 warns of one that is None
+    if package and package not in sys.modules:
+        _make_module(package, None, "")
+    if file_name is None:
+        module.__path__ = []
+        module.__package__ = name
+    else:
+        module.__file__ = file_name
+        module.__package__ = package
+    if type(source) is bytes and not PY2:
+        source = __import__("marshal").loads(source)
+    elif source:
+        source = compile(source, str(file_name), "exec", 0, True)
+    if source:
+        exec(source, module.__dict__)
+    module = sys.modules.setdefault(str(name), module)  # unless another thread was faster
+    if package:
+        setattr(sys.modules[package], leaf, module)
+    return module
+
+
+# ================================================================ after hello, for all
 
 _MAIN = get_ident(), getattr(_thread, "get_native_id", int)()  # the thread that imports this
 _thread_names: dict[int, str] = {}  # of threads that ``threading`` knows nothing of
@@ -1067,136 +1103,45 @@ def _run_thread(func: Callable[..., object], args: Sequence[Any], name: str) -> 
         del _thread_names[get_ident()]
 
 
-class GeventExecModel(ExecModel):
-    """The greenlets of gevent."""
-
-    backend = "gevent"
-    has_main_thread = False
-    _modules = {
-        "queue": "gevent.queue",
-        "subprocess": "gevent.subprocess",
-        "socket": "gevent.socket",
-        "time": "gevent",
-        "get_ident": "gevent.thread",
-        "os": "gevent.os",
-        "threading": "gevent.lock",
-        "event": "gevent.event",
-    }
-
-    def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
-        self._module("gevent").spawn(func, *args)
-
-    def _open_text(self, fd: int, mode: str, bufsize: int) -> Any:
-        return self._module("gevent.fileobject").FileObject(fd, mode, bufsize)
-
-    def _open_binary(self, fd: int, mode: str, bufsize: int) -> Any:
-        green_os = self._module("os")
-        green_os.make_nonblocking(fd)
-        return _GreenFile(fd, green_os.nb_read, self.wait_writable)
-
-    def wait_writable(self, fd: int) -> None:
-        self._module("socket").wait_write(fd)
-
-    def inbox(self) -> Any:
-        return self.queue.Queue()
-
-    def Lock(self) -> Any:
-        return _with_lock(self._module("threading").Semaphore(1))
-
-    def RLock(self) -> Any:
-        return self._module("threading").RLock()
-
-    def Event(self) -> Any:
-        return self._module("event").Event()
-
-
-class EventletExecModel(GeventExecModel):
-    """The greenlets of eventlet."""
-
-    backend = "eventlet"
-    _modules = {
-        "queue": "eventlet.queue",
-        "subprocess": "eventlet.green.subprocess",
-        "socket": "eventlet.green.socket",
-        "time": "eventlet",
-        "get_ident": "eventlet.green.thread",
-        "threading": "eventlet.green.threading",
-        "event": "eventlet.green.threading",
-    }
-
-    def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
-        self._module("eventlet").spawn_n(func, *args)
-
-    def Lock(self) -> Any:
-        return load_part("_features.polled").PolledLock(self._module("time").sleep)
-
-    def _open_text(self, fd: int, mode: str, bufsize: int) -> Any:
-        return self._module("eventlet.greenio").GreenPipe(fd, mode, bufsize)
-
-    def _open_binary(self, fd: int, mode: str, bufsize: int) -> Any:
-        hubs = self._module("eventlet.hubs")
-        os.set_blocking(fd, False)
-
-        def read(fd: int, size: int) -> bytes:
-            while True:
-                try:
-                    return os.read(fd, size)
-                except BlockingIOError:
-                    hubs.trampoline(fd, read=True)
-
-        return _GreenFile(fd, read, self.wait_writable, hubs.notify_close)
-
-    def wait_writable(self, fd: int) -> None:
-        self._module("eventlet.hubs").trampoline(fd, write=True)
-
-
-class _GreenFile(object):
-    """A file over a non-blocking descriptor; waiting for it lets other greenlets run."""
-
-    def __init__(
-        self,
-        fd: int,
-        read: Callable[[int, int], bytes],
-        wait_writable: Callable[[int], object],
-        before_close: Callable[[int], object] = id,
-    ) -> None:
-        self._fd = fd
-        self._os_read = read
-        self._wait_writable = wait_writable
-        self._before_close = before_close  # wakes up whoever waits for the descriptor
-
-    def fileno(self) -> int:
-        if self._fd < 0:
-            raise ValueError("the file is closed")
-        return self._fd
-
-    def read(self, size: int) -> bytes:
-        return self._os_read(self.fileno(), size)
-
-    def write(self, data: bytes) -> int:
-        while True:
-            try:
-                return os.write(self.fileno(), data)
-            except BlockingIOError:
-                self._wait_writable(self._fd)
-
-    def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            self._before_close(fd)
-            os.close(fd)
-
-
-_EXEC_MODELS["gevent"] = GeventExecModel
-_EXEC_MODELS["eventlet"] = EventletExecModel
-
-
-# ================================================================ after hello, for all
-
-
 def threads_are_patched() -> bool:
     module = __import__("thread" if PY2 else "_thread")
     return module.start_new_thread is not _thread.start_new_thread
+
+
+# ---------------------------------------------------------------- tracing
+
+DEBUG = os.environ.get("EXECNET_DEBUG")
+
+
+def notrace(*msg: object) -> None:
+    """Trace nothing."""
+
+
+trace = notrace
+
+if DEBUG == "2":
+
+    def trace(*msg: object) -> None:
+        """Write a line to stderr."""
+        sys.stderr.write("[%d] %s\n" % (os.getpid(), " ".join(map(str, msg))))
+
+elif DEBUG:
+    import tempfile
+
+    def _open_trace() -> tuple[str, Any]:
+        # For this user only, and never a file or a link that somebody else has put there.
+        fd, path = tempfile.mkstemp(prefix="execnet-debug-%d-" % os.getpid())
+        return path, os.fdopen(fd, "w")
+
+    fn, _tracefile = _open_trace()
+
+    def trace(*msg: object) -> None:
+        """Write a line to the trace file."""
+        try:
+            _tracefile.write(" ".join(map(str, msg)) + "\n")
+            _tracefile.flush()
+        except ValueError:  # closed: the interpreter ends
+            pass
 
 
 # ---------------------------------------------------------------- errors, as a gateway has them
@@ -1326,55 +1271,6 @@ def _keep_spare_fd() -> None:
             _spare_fds.append(os.open(os.devnull, os.O_RDONLY))
     except EnvironmentError:
         pass  # there is none, so nothing is lost
-
-
-_FEATURES = "buffers codec direct window pulse calls defined interrupts packed codecs files idle"
-FEATURE_PARTS = ["_features." + name for name in (_FEATURES + " polled").split()] * HAS_PARTS
-# What a worker was sent: by the name of each part, its file and its source or compiled code.
-_sent_parts: dict[str, tuple[str, Any]] = {}
-
-
-def load_part(name: str, file_name: str | None = None, source: Any = None) -> Any:
-    """Return a module of this package by its name in it, such as ``_features.codec``.
-
-    It is made of the source that was sent, now or earlier, or imported.  Raises ImportError
-    where there is neither: this module runs alone, too.
-    """
-    if file_name is not None:
-        _sent_parts.setdefault(name, (file_name, source))
-    full_name = "%s.%s" % (__name__.rpartition(".")[0], name)
-    if not HAS_PARTS:
-        raise ImportError("%s runs alone, without %s" % (__name__, name))
-    if name not in _sent_parts:
-        _import(full_name)  # also if it is there: another thread may be at it
-    elif full_name not in sys.modules:
-        _make_module(full_name, *_sent_parts[name])
-    return sys.modules[full_name]
-
-
-def _make_module(name: str, file_name: str | None, source: Any) -> Any:
-    """Make a module, and the packages that it is in; return it."""
-    package, _, leaf = str(name).rpartition(".")
-    module: Any = type(sys)(str(name))
-    module.__dict__.pop("__spec__", None)  # CPython 3.15 warns of one that is None
-    if package and package not in sys.modules:
-        _make_module(package, None, "")
-    if file_name is None:
-        module.__path__ = []
-        module.__package__ = name
-    else:
-        module.__file__ = file_name
-        module.__package__ = package
-    if type(source) is bytes and not PY2:
-        source = __import__("marshal").loads(source)
-    elif source:
-        source = compile(source, str(file_name), "exec", 0, True)
-    if source:
-        exec(source, module.__dict__)
-    module = sys.modules.setdefault(str(name), module)  # unless another thread was faster
-    if package:
-        setattr(sys.modules[package], leaf, module)
-    return module
 
 
 def real_select() -> Any:
@@ -2420,7 +2316,7 @@ class FrameWriter(object):
 
 
 # Elsewhere a read and the append of its bytes are no single call, or a pipe can't be polled.
-CAN_READ_DIRECTLY = not (PY2 or ISPYPY or sys.platform == "win32")
+CAN_READ_DIRECTLY = HAS_PARTS and not (PY2 or ISPYPY or sys.platform == "win32")
 
 
 # ---------------------------------------------------------------- channels
@@ -3439,6 +3335,9 @@ class BaseGateway(object):
 
 # ---------------------------------------------------------------- worker
 
+# Who says a goodbye: a worker; a watched one, after which its watcher says one; that watcher.
+OF_WORKER, OF_WATCHED, OF_WATCHER = range(3)
+STACKS_S = 0.25  # how long executions may go on in an orderly end before their stacks are sent
 IDLE_MS = 50  # without anything to read, before a worker loads a module that it may need later
 
 
@@ -3526,7 +3425,7 @@ class WorkerGateway(BaseGateway):
 
     def _expect_code(self) -> None:
         if self._to_load is None:
-            self._to_load = [""] if hasattr(self._io, "has_more") else []
+            self._to_load = [""] if HAS_PARTS and hasattr(self._io, "has_more") else []
         if self._channelfactory.direct is None:
             self._enable_direct_reads()
 

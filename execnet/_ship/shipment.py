@@ -70,10 +70,11 @@ if k:
   m.start_worker(**o)"""
 _CONNECTION = """,None if globals().get("in_own_process") else globals().get("clientsock")"""
 
-# The lines at which the module is cut: before what only a worker with greenlets needs in order to
-# say hello, and before what no worker needs until then.
+# The lines at which the module is cut: before what loads a part, which only a worker with greenlets
+# needs in order to say hello, and before what no worker needs until then.
 CUT_BEFORE_GREENLETS = f"# {'=' * 64} after hello, but for"
 CUT = f"# {'=' * 64} after hello, for all"
+GREENLETS = "_features.greenlets"
 FEATURES = (
     "buffers",
     "calls",
@@ -82,10 +83,10 @@ FEATURES = (
     "defined",
     "direct",
     "files",
+    "greenlets",
     "idle",
     "interrupts",
     "packed",
-    "polled",
     "pulse",
     "window",
 )
@@ -136,6 +137,7 @@ def _make(greenlets: bool) -> tuple[str, bytes, bytes, bytes]:
 
     source = parts.source_of(MODULE)
     first, rest = cut(lower(source), source, CUT if greenlets else CUT_BEFORE_GREENLETS)
+    sent = "\n_sent_parts.update({})".format
     sources, compiled = {}, {}
     for name in FEATURES:
         name = f"_features.{name}"
@@ -143,7 +145,8 @@ def _make(greenlets: bool) -> tuple[str, bytes, bytes, bytes]:
         sources[name] = file_name, text
         code = compile(text, file_name, "exec", 0, True, 0)
         compiled[name] = file_name, marshal.dumps(code)
-    sent = "\n_sent_parts.update({})".format
+    if greenlets:  # in its last line, which is empty
+        first += sent(ascii({GREENLETS: sources[GREENLETS]})).strip()
     code = compile(rest + sent(compiled), parts.file_of(MODULE), "exec", 0, True, 0)
     rest += sent(ascii(sources))
     return pack(first), deflate(first), deflate(rest), b"m" + marshal.dumps(code)

@@ -44,6 +44,20 @@ assert Message._types[4][0] == "CHANNEL_DATA"
 trace("nothing")
 print("works")
 """
+# What it takes from the rest of execnet, which is beside it or installed, without importing that.
+CHECK_PARTS = """
+import sys
+assert [get_execmodel(name).backend for name in ("gevent", "eventlet")] == ["gevent", "eventlet"]
+assert isinstance(get_execmodel("gevent"), ExecModel)
+assert "execnet" not in sys.modules
+print("works")
+"""
+CHECK_WITHOUT = """
+try:
+    get_execmodel("gevent")
+except ImportError as error:
+    print(error)
+"""
 SERVE = "\nserve(init_popen_io(get_execmodel('thread')), id='worker')\n"
 
 # One thread has begun to import ``select`` when another needs it, and ends only when that waits.
@@ -128,6 +142,18 @@ class TestWaysToRun:
         ended = run(command_for(way, CHECK, tmp_path), PYTHONPATH="")
         assert ended.stderr == ""
         assert ended.stdout == "works\n"
+
+    @ways
+    def test_it_finds_its_parts_when_it_is(self, way: str, tmp_path: Path) -> None:
+        ended = run(command_for(way, CHECK_PARTS, tmp_path), PYTHONPATH=str(FILE.parent.parent))
+        assert ended.stderr == ""
+        assert ended.stdout == "works\n"
+
+    def test_without_the_rest_of_execnet_it_says_so(self, tmp_path: Path) -> None:
+        python, *script = command_for(SCRIPT, CHECK + CHECK_WITHOUT, tmp_path)
+        ended = run([python, "-I", "-S", *script])
+        assert ended.stderr == ""
+        assert ended.stdout == "works\n__main__ runs alone, without the rest of execnet\n"
 
     @ways
     def test_it_serves_when_it_is(self, way: str, tmp_path: Path) -> None:

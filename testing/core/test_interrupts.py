@@ -26,7 +26,7 @@ from processes import is_asleep, stop
 from tools import BOUND_S, KIT, MakeGateway, Task, is_in, run, some_of, wait_until
 
 from execnet import Group
-from execnet._features.polled import PolledLock
+from execnet._features.greenlets import PolledLock
 from execnet.gateway_base import (
     FrameDecoder,
     FrameWriter,
