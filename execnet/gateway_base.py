@@ -993,8 +993,9 @@ def start_worker(
 #
 # A worker of greenlets is sent this, and the part with their models, in the first line, too.
 
-_FEATURES = "buffers codec direct window pulse calls defined interrupts packed codecs files idle"
-FEATURE_PARTS = ["_features." + name for name in (_FEATURES + " greenlets").split()] * HAS_PARTS
+_FEATURES = "running buffers codec direct window pulse calls defined interrupts packed codecs "
+_FEATURES += "files idle greenlets"
+FEATURE_PARTS = ["_features." + name for name in _FEATURES.split()] * HAS_PARTS
 # What a worker was sent: by the name of each part, its file and its source or compiled code.
 _sent_parts: dict[str, tuple[str, Any]] = {}
 
@@ -1292,32 +1293,6 @@ def _frames_of_user(exc: Any, tb: Any) -> int | None:
         shown, limit = shown + 1, limit if is_ours else shown + 1
         tb = tb.tb_next
     return limit
-
-
-def format_stacks() -> str:
-    """Return the stacks of all threads of this process."""
-    names = dict(_thread_names)
-    format_stack: Any = _plain_stack
-    try:
-        names.update((thread.ident, thread.name) for thread in _threading().enumerate())
-        format_stack = _import("traceback").format_stack
-    except Exception:  # they can't be imported any more
-        pass
-    names.update(_thread_names)
-    parts = ["process %d\n" % os.getpid()]
-    for ident, frame in sys._current_frames().items():
-        parts.append("\nthread %s:\n" % names.get(ident, ident))
-        parts += format_stack(frame)
-    return "".join(parts)
-
-
-def _plain_stack(frame: Any) -> list[str]:
-    lines: list[str] = []
-    while frame is not None:
-        code = frame.f_code
-        lines.insert(0, _FRAME_LINE % (code.co_filename, frame.f_lineno, code.co_name))
-        frame = frame.f_back
-    return lines
 
 
 def _dump_text(text: str) -> bytes:
@@ -3029,12 +3004,27 @@ def _answer(message: Message, gateway: BaseGateway, item: Any) -> None:
     gateway._post(Message.CHANNEL_CLOSE, message.channelid)
 
 
+def _running() -> Any:
+    """Return the part that interrupts what runs; None where this module runs all alone."""
+    try:
+        return load_part("_features.running")
+    except Exception:
+        return None
+
+
+def _stacks() -> Any:
+    running = _running()
+    if running is None:
+        return "no stacks: a part of execnet can't be loaded"
+    return _decoded(running.format_stacks())
+
+
 def _on_stacks(message: Message, gateway: BaseGateway) -> None:
     if message.data:
         _check_text(message.data, len(message.data) - 1)
         gateway._stacks = loads_internal(message.data, None, (True, False))
     else:
-        _answer(message, gateway, _decoded(format_stacks()))
+        _answer(message, gateway, _stacks())
 
 
 def _on_reconfigure(message: Message, gateway: BaseGateway) -> None:
@@ -3366,7 +3356,7 @@ class Process(object):
 
     def interrupt_main(self) -> None:
         """Interrupt the task of the main thread."""
-        _interrupt(self.main_ident)
+        load_part("_features.running").interrupt_main_thread(self.main_ident)
 
     def end(self, gateway: WorkerGateway) -> None:
         """End, as the code of a gateway does not, or its coordinator is out of reach."""
@@ -3396,6 +3386,7 @@ class WorkerGateway(BaseGateway):
             self.process.take_main_thread()
         self._go("hello")
         self._initreceive()
+        _running()  # while the coordinator is told, as code may leave nothing to import from
         if self.execmodel.has_main_thread:
             self._execpool.integrate_as_primary_thread()
         while not self._receiver_done.is_set():
@@ -3557,7 +3548,7 @@ class WorkerGateway(BaseGateway):
     def _let_executions_finish(self) -> None:
         self._execpool.trigger_shutdown()
         if not (self.is_hurried or self._execpool.waitall(min(self.grace_s, STACKS_S))):
-            self._post(Message.STACKS, 0, _dump_text(format_stacks()))
+            self._post(Message.STACKS, 0, _dump_text(_stacks()))
             self._execpool.waitall(self.grace_s - STACKS_S)
 
     def _end_executions(self, close: Callable[[], object] | None = None) -> None:
@@ -3567,21 +3558,13 @@ class WorkerGateway(BaseGateway):
             what waits in a channel is to get one of them, no second one while it cleans up.
         """
         self._execpool.trigger_shutdown()
-        places, main_places = {}, {}
-        if self._execpool.active_count() and self.execmodel.has_main_thread:
-            main_places = _places({self.process.main_ident})
-            self.process.interrupt_main()
-            places = _interrupt_others(self._execpool.idents(), self.process.main_ident)
-        if close is not None:
-            close()
         first_s = min(self.grace_s, STACKS_S)
-        if self._execpool.waitall(first_s):
-            return
-        if main_places and _places({self.process.main_ident}) == main_places:
-            self.process.interrupt_main()  # the first came just before it began to wait
-        # A thread that waits in C meets its interrupt only after that, perhaps never.
-        stuck = close is not None and places and _places(self._execpool.idents()) == places
-        if stuck or not self._execpool.waitall(self.grace_s - first_s):
+        running, is_stuck = _running(), False
+        if running:
+            is_stuck = running.interrupt_all(self, close, first_s)
+        elif close is not None:
+            close()
+        if is_stuck or not self._execpool.waitall(self.grace_s - first_s):
             self._trace("executions did not end, exiting")
             self._say_goodbye(1, "its code did not end")
             self.process.end(self)
@@ -3614,63 +3597,12 @@ def _end_fork(error: BaseException | None) -> None:
         os._exit(status & 255)
 
 
-def _places(idents: set[int]) -> dict[int, tuple[int, int]]:
-    """Return where threads are in their code."""
-    frames = sys._current_frames()
-    found = [(ident, frames[ident]) for ident in idents if ident in frames]
-    return {ident: (id(frame), frame.f_lasti) for ident, frame in found}
-
-
-def _let_import(idents: set[int]) -> None:
-    """Wait a moment until none of the threads is just now within the import system.
-
-    An interrupt there may leave its lock taken, and the next import would wait for ever.
-    """
-    for _ in range(100):
-        frames = sys._current_frames()
-        files = [frames[ident].f_code.co_filename for ident in idents if ident in frames]
-        if "<frozen importlib._bootstrap>" not in files:
-            return
-        __import__("time").sleep(0.001)
-
-
-def _interrupt_others(idents: set[int], main_ident: int) -> dict[int, tuple[int, int]]:
-    """Raise KeyboardInterrupt in threads that are not the main one; return where they were."""
-    idents.discard(main_ident)
-    places = _places(idents)
-    if idents:
-        try:
-            ctypes = _import("ctypes")
-        except Exception:  # an interpreter without it, or one that can import no more
-            return {}
-        raise_in = getattr(getattr(ctypes, "pythonapi", None), "PyThreadState_SetAsyncExc", None)
-        if raise_in is None:  # PyPy
-            return {}
-        _let_import(idents)
-        for ident in idents:
-            number = ctypes.c_long(ident) if PY2 else ctypes.c_ulong(ident)
-            raise_in(number, ctypes.py_object(KeyboardInterrupt))
-    return places
-
-
 def _marked_as_utf8(source: str) -> str:
     """Return a source that Python 2 reads as UTF-8, whatever it says of its encoding."""
     import re
 
     cookie = r"\A((?:.*\n)?[ \t\f]*#.*?)coding([:=])"
     return "\xef\xbb\xbf" + re.sub(cookie, r"\1Coding\2", source, count=1)
-
-
-def _interrupt(thread_ident: int) -> None:
-    """Raise KeyboardInterrupt in the main thread, also where it sleeps."""
-    _let_import({thread_ident})
-    signal = _signal_module()
-    if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(thread_ident, signal.SIGINT)
-    elif sys.platform != "win32":  # Python 2: the kernel prefers the main thread
-        os.kill(os.getpid(), signal.SIGINT)
-    else:
-        __import__("thread" if PY2 else "_thread").interrupt_main()
 
 
 def serve(

@@ -88,6 +88,7 @@ FEATURES = (
     "interrupts",
     "packed",
     "pulse",
+    "running",
     "window",
 )
 

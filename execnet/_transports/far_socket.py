@@ -137,7 +137,8 @@ def _process_class(
                 self._is_ours = True
                 process_class.interrupt_main(self)
             else:
-                base._interrupt_others({self.main_ident}, 0)
+                running = base.load_part("_features.running")
+                running.interrupt_others({self.main_ident}, 0)
 
         def end(self, gateway: Any) -> None:
             """Let the server go on: make the calling thread leave the code that it runs.

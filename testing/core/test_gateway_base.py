@@ -199,6 +199,31 @@ class TestWaysToRun:
         assert failure.msgcode == Message.CHANNEL_CLOSE_ERROR
         assert "ZeroDivisionError" in loads_internal(failure.data)
 
+    def test_without_the_rest_of_execnet_code_is_not_interrupted(self, tmp_path: Path) -> None:
+        """It ends with the worker, which ends ``grace`` seconds after its coordinator."""
+        serve = "\nserve(init_popen_io(get_execmodel('thread')), id='worker', grace=0.01)\n"
+        python, *script = command_for(SCRIPT, serve, tmp_path)
+        worker = subprocess.Popen(
+            [python, "-I", "-S", *script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        watchdog = threading.Timer(20, worker.kill)
+        watchdog.start()
+        try:
+            with worker:
+                assert worker.stdin is not None
+                source = "channel.send(1)\nwhile True: pass"
+                task = dumps_internal((source, None, None, {}))
+                worker.stdin.write(frames(Message(Message.CHANNEL_EXEC, 1, task)))
+                worker.stdin.write(frames(Message(Message.STACKS, 3)))
+                worker.stdin.flush()
+                said = [loads_internal(m.data) for m in self.read_messages(worker, 4) if m.data]
+                worker.stdin.close()
+        finally:
+            watchdog.cancel()
+            watchdog.join()
+        assert "no stacks: a part of execnet can't be loaded" in said
+        assert worker.returncode == 1
+
     def read_messages(self, worker: subprocess.Popen[bytes], number: int) -> list[Message]:
         assert worker.stdout is not None
         decoder = FrameDecoder()

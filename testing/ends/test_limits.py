@@ -191,6 +191,29 @@ execnet.default_group.terminate(1)
         first.send(None)
         first.waitclose(BOUND_S)
 
+    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+    def test_code_that_left_for_another_root_is_shown_and_interrupted(
+        self, makegateway: MakeGateway, tmp_path: Path
+    ) -> None:
+        gateway = makegateway("popen")
+        channel = gateway.remote_exec(
+            f"""
+            import os
+            os.chroot({str(tmp_path)!r})
+            try:
+                channel.send(1)
+                while True:
+                    pass
+            finally:
+                open("/interrupted", "w").close()
+            """
+        )
+        assert channel.receive(BOUND_S) == 1
+        assert "<remote exec>" in gateway.dump_stacks(BOUND_S)
+        gateway.exit()
+        gateway.join(BOUND_S)
+        wait_until((tmp_path / "interrupted").exists)
+
     def test_nor_is_there_a_path_to_import_from(self, fresh: Gateway) -> None:
         empty = "import sys; del sys.path[:]\nsys.modules.pop('traceback', None)\n"
         first = fresh.remote_exec(empty + "channel.send(1)\nchannel.receive()")
