@@ -1,6 +1,6 @@
 """Turns a spec into a stream and a gateway: the first line, the marker, the hello.
 
-Start at ``start``.  On the far side the line calls ``start_worker`` in ``gateway_base``.
+Start at ``start``.  On the far side the line calls ``start_worker`` in ``_ends.far_start``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BY_IMPORT = """\
 def boot(options):
     import sys
     path, sys.path = sys.path, [{folder!r}] + [entry for entry in sys.path if entry]
-    from execnet.gateway_base import start_worker
+    from execnet._ends.far_start import start_worker
     sys.path = path
     start_worker(**options)
 boot({options!r})

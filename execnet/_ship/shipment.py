@@ -6,6 +6,7 @@ of its own, before any request.  Start at ``boot_code``.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from . import parts
@@ -75,6 +76,7 @@ _CONNECTION = """,None if globals().get("in_own_process") else globals().get("cl
 CUT_BEFORE_GREENLETS = f"# {'=' * 64} after hello, but for"
 CUT = f"# {'=' * 64} after hello, for all"
 GREENLETS = "_features.greenlets"
+START = "_ends.far_start"  # which makes the module, of which it has the names, a worker
 FEATURES = (
     "buffers",
     "calls",
@@ -139,6 +141,7 @@ def _make(greenlets: bool) -> tuple[str, bytes, bytes, bytes]:
     source = parts.source_of(MODULE)
     first, rest = cut(lower(source), source, CUT if greenlets else CUT_BEFORE_GREENLETS)
     sent = "\n_sent_parts.update({})".format
+    first += "exec(compile({},{},'exec'))".format(*map(ascii, _start()))  # its last line is empty
     sources, compiled = {}, {}
     for name in FEATURES:
         name = f"_features.{name}"
@@ -146,16 +149,26 @@ def _make(greenlets: bool) -> tuple[str, bytes, bytes, bytes]:
         sources[name] = file_name, text
         code = compile(text, file_name, "exec", 0, True, 0)
         compiled[name] = file_name, marshal.dumps(code)
-    if greenlets:  # in its last line, which is empty
-        first += sent(ascii({GREENLETS: sources[GREENLETS]})).strip()
+    if greenlets:
+        first += sent(ascii({GREENLETS: sources[GREENLETS]})).replace("\n", ";")
     code = compile(rest + sent(compiled), parts.file_of(MODULE), "exec", 0, True, 0)
     rest += sent(ascii(sources))
     return pack(first), deflate(first), deflate(rest), b"m" + marshal.dumps(code)
 
 
+def _start() -> tuple[str, str]:
+    """Return what runs among the names of the module: the source without its imports, its file."""
+    source = _OWN_NAMES.sub(lambda found: "\n" * found[0].count("\n"), parts.lowered(START))
+    return source, parts.file_of(START)
+
+
+_OWN_NAMES = re.compile(r"^from \.\.gateway_base import \([^)]*\)", re.M)
+
+
 @lru_cache(maxsize=2)
 def _shipment(greenlets: bool) -> Shipment:
-    modules = [MODULE, "_ship.lower", "_ship.shipment", *(f"_features.{name}" for name in FEATURES)]
+    modules = [MODULE, START, "_ship.lower", "_ship.shipment"]
+    modules += [f"_features.{name}" for name in FEATURES]
     made_of = [*map(parts.source_of, modules), parts.file_of(MODULE)]
     kind = "shipment-greenlets" if greenlets else "shipment"
     return Shipment(*parts.kept(MODULE, kind, made_of, lambda: _make(greenlets)))
@@ -196,7 +209,7 @@ def head_of_line() -> str:
 def boot_code(options: Mapping[str, Any], in_server: bool = False, resumes: bool = False) -> str:
     """Return the code that makes an interpreter a worker.
 
-    options: the arguments of ``gateway_base.start_worker``.  in_server: it may be a socket server
+    options: the arguments of ``start_worker``.  in_server: it may be a socket server
     that executes the code itself.  resumes: whether the worker outlives its connections.
     """
     greenlets = _has_greenlets(options["execmodel"])
