@@ -3245,7 +3245,8 @@ class WorkerGateway(BaseGateway):
 
     def _load_while_idle(self) -> None:
         try:
-            if not self._io.has_more(IDLE_MS):
+            # The thread that has this lock may never let go of it.
+            if not self._io.has_more(IDLE_MS) and not __import__("_imp").lock_held():
                 load_part("_features.idle").load(self)
         except Exception:  # that can't be imported, or it can't be told whether it idles
             self._to_load = []

@@ -5,12 +5,16 @@ What fails there is told, on its channel; all else runs on.
 
 from __future__ import annotations
 
+import _imp
 import os
 import signal
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from interpreters import Interpreter
@@ -19,6 +23,7 @@ from workers import ask
 
 from execnet import Gateway, RemoteError, gateway_base
 from execnet._features import idle
+from execnet.gateway_base import WorkerGateway
 
 pytest_plugins = ["worker_fixtures"]
 
@@ -230,6 +235,22 @@ execnet.default_group.terminate(1)
         loaded = f"import sys\nchannel.send({names!r} <= set(sys.modules))"
         idle_s = 2 * gateway_base.IDLE_MS / 1000  # else asking is what keeps it busy
         wait_until(lambda: ask(gateway, loaded), sleep=lambda _: time.sleep(idle_s))
+
+    @pytest.mark.parametrize("load", [idle.load, WorkerGateway._load_while_idle])
+    def test_it_does_not_wait_for_the_lock_of_imports(
+        self, load: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It could not notice its coordinator's end while it did."""
+        gateway = SimpleNamespace(
+            _to_load=["zipapp"], _io=SimpleNamespace(has_more=lambda wait_ms: False)
+        )
+        monkeypatch.setattr(gateway_base, "load_part", None)  # that would wait, too
+        _imp.acquire_lock()
+        try:
+            load(gateway)
+        finally:
+            _imp.release_lock()
+        assert gateway._to_load == ["zipapp"]
 
     def test_it_runs_no_file_of_the_user_for_that(
         self, makegateway: MakeGateway, tmp_path: Path
