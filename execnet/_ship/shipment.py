@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from ..gateway_base import FEATURE_PARTS
 from . import parts
 
 TYPE_CHECKING = False
@@ -77,22 +78,6 @@ CUT_BEFORE_GREENLETS = f"# {'=' * 64} after hello, but for"
 CUT = f"# {'=' * 64} after hello, for all"
 GREENLETS = "_features.greenlets"
 START = "_ends.far_start"  # which makes the module, of which it has the names, a worker
-FEATURES = (
-    "buffers",
-    "calls",
-    "codec",
-    "codecs",
-    "defined",
-    "direct",
-    "files",
-    "greenlets",
-    "idle",
-    "interrupts",
-    "packed",
-    "pulse",
-    "running",
-    "window",
-)
 
 
 class Shipment:
@@ -143,8 +128,7 @@ def _make(greenlets: bool) -> tuple[str, bytes, bytes, bytes]:
     sent = "\n_sent_parts.update({})".format
     first += "exec(compile({},{},'exec'))".format(*map(ascii, _start()))  # its last line is empty
     sources, compiled = {}, {}
-    for name in FEATURES:
-        name = f"_features.{name}"
+    for name in FEATURE_PARTS:
         text, file_name = parts.lowered(name), parts.file_of(name)
         sources[name] = file_name, text
         code = compile(text, file_name, "exec", 0, True, 0)
@@ -167,8 +151,7 @@ _OWN_NAMES = re.compile(r"^from \.\.gateway_base import \([^)]*\)", re.M)
 
 @lru_cache(maxsize=2)
 def _shipment(greenlets: bool) -> Shipment:
-    modules = [MODULE, START, "_ship.lower", "_ship.shipment"]
-    modules += [f"_features.{name}" for name in FEATURES]
+    modules = [MODULE, START, "_ship.lower", "_ship.shipment", *FEATURE_PARTS]
     made_of = [*map(parts.source_of, modules), parts.file_of(MODULE)]
     kind = "shipment-greenlets" if greenlets else "shipment"
     return Shipment(*parts.kept(MODULE, kind, made_of, lambda: _make(greenlets)))

@@ -17,7 +17,7 @@ from .._ship import parts, shipment
 from .._specs import CONNECT_TIMEOUT_S
 from .._transports.table import command
 from .._via.stream import FAR, ViaIO
-from ..gateway_base import RemoteError, TimeoutError
+from ..gateway_base import FEATURE_PARTS, RemoteError, TimeoutError
 from ..xspec import XSpec
 
 TYPE_CHECKING = False
@@ -170,7 +170,7 @@ def keep_start(gateway: Gateway, path: str) -> Channel | None:
 
 def keep_core(made: Gateway, path: str) -> Channel | None:
     """Have an environment's worker keep what the next ones are made of."""
-    names = [*(f"_features.{name}" for name in shipment.FEATURES), shipment.START, *_next_names()]
+    names = [*FEATURE_PARTS, shipment.START, *_next_names()]
     return _keep(made, path, parts.lowered(shipment.MODULE), names)
 
 
