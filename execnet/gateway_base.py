@@ -8,7 +8,7 @@ Python both accept.  It is imported, executed as a script or executed from a str
 It is ordered as a worker lives: what it needs up to its hello, which is sent in the first line;
 then what loads a part; then the rest.  ``_ship.shipment`` cuts it at the two lines that say so.
 Start at ``Message`` for what crosses the wire, at ``Channel`` for what users hold, at
-``WorkerGateway`` for a worker's life, which begins in ``_ends.far_start``.  What a gateway can do
+``WorkerGateway`` for a worker's life, which begins in ``_features.start``.  What a gateway can do
 beyond this is in ``_features``.
 """
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Code that runs in this process: where it stands, and how it is interrupted.
+"""Code that runs in this process: where it stands, how it is interrupted, how its crash is told.
 
 A worker loads this when it begins to serve, since later it may not be able to: it has to end
 whatever its code has made of the process.  Start at ``interrupt_all``; ``interrupts`` has those
@@ -134,3 +134,54 @@ def interrupt_main_thread(ident: int) -> None:
         os.kill(os.getpid(), signal.SIGINT)
     else:
         __import__("thread" if PY2 else "_thread").interrupt_main()
+
+
+# ---------------------------------------------------------------- crashes
+
+
+class FaultTrace(object):
+    """Sends the trace of a fatal signal to the worker's stream instead of to stderr.
+
+    It is the last that the stream gets.  The coordinator, which reads it in ``_ends.last_words``,
+    shows it on its own stderr, and keeps it for ``WorkerDied``.
+    """
+
+    def __init__(self, stream_fd: int) -> None:
+        self._stream_fd = stream_fd
+        self._stderr = _file_of(2)
+        self._is_ours = False  # otherwise the code wants it elsewhere
+        self._module: Any = None
+        try:
+            self._module = __import__("faulthandler")
+        except ImportError:  # Python 2
+            pass
+        # A forked process must not write into its parent's stream.
+        if self._module is not None and hasattr(os, "register_at_fork"):
+            self._is_ours = True
+            self._enable = self._module.enable
+            os.register_at_fork(after_in_child=self.leave_stream)
+            self._module.enable = self.enable
+            self._enable(stream_fd)
+
+    def enable(self, file: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Stand in for ``faulthandler.enable``: what would go to stderr goes to the stream."""
+        file = sys.stderr if file is None else file
+        found = _file_of(file)
+        self._is_ours = found is not None and found == self._stderr
+        self._enable(self._stream_fd if self._is_ours else file, *args, **kwargs)
+
+    def leave_stream(self) -> None:
+        """Let traces go to stderr: the stream ends, or it belongs to the parent process."""
+        if self._module is not None and self._module.enable == self.enable:
+            self._module.enable = self._enable
+        if self._is_ours and self._module.is_enabled():
+            self._enable(2)
+        self._is_ours = False
+
+
+def _file_of(file: Any) -> tuple[int, int] | None:
+    try:
+        status = os.fstat(file if isinstance(file, int) else file.fileno())
+    except Exception:  # it is closed, or not a file
+        return None
+    return status.st_dev, status.st_ino

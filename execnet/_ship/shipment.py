@@ -77,7 +77,7 @@ _CONNECTION = """,None if globals().get("in_own_process") else globals().get("cl
 CUT_BEFORE_GREENLETS = f"# {'=' * 64} after hello, but for"
 CUT = f"# {'=' * 64} after hello, for all"
 GREENLETS = "_features.greenlets"
-START = "_ends.far_start"  # which makes the module, of which it has the names, a worker
+START = "_features.start"  # which makes the module, of which it has the names, a worker
 
 
 class Shipment:

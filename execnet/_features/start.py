@@ -26,6 +26,7 @@ from ..gateway_base import (
     get_execmodel,
     geterrortext,
     init_popen_io,
+    load_part,
 )
 
 TYPE_CHECKING = False
@@ -47,16 +48,17 @@ def start_worker(
     stdout: int | None = None,
     rest: bool = False,
     watcher: str = "",
-    faults: str | bool = "",
+    faults: bool = False,
     terminal: str = "",
     limits: Mapping[str, Any] | None = None,
 ) -> None:
     """Become a worker on stdin and stdout, as the coordinator's first line asks for.
 
     ``marker`` tells the coordinator where noise ends and frames begin; with ``rest`` a part
-    of ``gateway_base`` is still to come.  ``terminal``, ``watcher``, ``faults`` and the "part" of
-    ``limits`` are parts of ``_ends``: they leave a terminal, tell of the worker's end, and limit
-    it.  What goes wrong in the preparation is reported in place of a hello.
+    of ``gateway_base`` is still to come.  ``terminal``, ``watcher`` and the "part" of ``limits``
+    are parts of ``_ends``: they leave a terminal, tell of the worker's end, and limit it.
+    ``faults`` has traces of fatal signals sent.  What goes wrong in the preparation is reported in
+    place of a hello.
     """
     _find_standard_library()
     if terminal:
@@ -93,7 +95,7 @@ def start_worker(
         _thread.start_new_thread(int, ())
     leave_stream = int
     if faults:
-        trace_of = _part(faults, "_ends.far_faults")["FaultTrace"]
+        trace_of = load_part("_features.running").FaultTrace
         leave_stream = trace_of(io.outfile.fileno()).leave_stream
     _serve(io, id, codecs, grace, farewell=marker, is_watched=is_watched, leave_stream=leave_stream)
 
