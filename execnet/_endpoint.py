@@ -133,7 +133,7 @@ class Endpoint(ABC):
     def boot(self, options: dict[str, object]) -> None:
         """Start the worker; called once, before anything is read or written.
 
-        options: the arguments of ``gateway_base.start_worker``.  Raises ``BootstrapError``.
+        options: the arguments of ``start_worker``.  Raises ``BootstrapError``.
         """
 
     def on_hello(self, gateway: Any, finish: Finish) -> bool:

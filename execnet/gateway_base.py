@@ -6,10 +6,10 @@ alone, needs the standard library only, and keeps to syntax that Python 2.7 and 
 Python both accept.  It is imported, executed as a script or executed from a string.
 
 It is ordered as a worker lives: what it needs up to its hello, which is sent in the first line;
-then the execution models of greenlets; then the rest.  ``_ship.shipment`` cuts it at the two
-lines that say so.  Start at ``Message`` for what crosses the wire, at ``Channel`` for
-what users hold, at ``start_worker`` for a worker's life.  What a gateway can do beyond this is
-in ``_features``.
+then what loads a part; then the rest.  ``_ship.shipment`` cuts it at the two lines that say so.
+Start at ``Message`` for what crosses the wire, at ``Channel`` for what users hold, at
+``WorkerGateway`` for a worker's life, which begins in ``_features.start``.  What a gateway can do
+beyond this is in ``_features``.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any, Protocol
 
     Out = Callable[[bytes], None]
@@ -213,42 +213,6 @@ def _decoded(text: Any) -> Any:
         except ValueError:
             return text.decode("latin-1")
     return text
-
-
-# ---------------------------------------------------------------- tracing
-
-DEBUG = os.environ.get("EXECNET_DEBUG")
-
-
-def notrace(*msg: object) -> None:
-    """Trace nothing."""
-
-
-trace = notrace
-
-if DEBUG == "2":
-
-    def trace(*msg: object) -> None:
-        """Write a line to stderr."""
-        sys.stderr.write("[%d] %s\n" % (os.getpid(), " ".join(map(str, msg))))
-
-elif DEBUG:
-    import tempfile
-
-    def _open_trace() -> tuple[str, Any]:
-        # For this user only, and never a file or a link that somebody else has put there.
-        fd, path = tempfile.mkstemp(prefix="execnet-debug-%d-" % os.getpid())
-        return path, os.fdopen(fd, "w")
-
-    fn, _tracefile = _open_trace()
-
-    def trace(*msg: object) -> None:
-        """Write a line to the trace file."""
-        try:
-            _tracefile.write(" ".join(map(str, msg)) + "\n")
-            _tracefile.flush()
-        except ValueError:  # closed: the interpreter ends
-            pass
 
 
 # ---------------------------------------------------------------- dumping items
@@ -578,7 +542,10 @@ class ExecModel(object):
 
     def Lock(self) -> Any:
         """Return a new lock; ``with`` takes it safely where an interrupt may come."""
-        return new_lock()
+        return _with_lock(self._plain_lock())
+
+    def _plain_lock(self) -> Any:
+        return _thread.allocate_lock()
 
     def RLock(self) -> Any:
         """Return a new reentrant lock."""
@@ -595,7 +562,8 @@ class MainThreadOnlyExecModel(ExecModel):
     backend = "main_thread_only"
 
 
-_EXEC_MODELS = {"thread": ExecModel, "main_thread_only": MainThreadOnlyExecModel}
+_EXEC_MODELS: dict[str, Any] = {"thread": ExecModel, "main_thread_only": MainThreadOnlyExecModel}
+_EXEC_MODELS.update(eventlet=None, gevent=None)  # these are in a part
 
 
 def get_execmodel(backend: str | ExecModel) -> ExecModel:
@@ -605,7 +573,9 @@ def get_execmodel(backend: str | ExecModel) -> ExecModel:
     if backend not in _EXEC_MODELS:
         known = ", ".join(sorted(_EXEC_MODELS))
         raise ValueError("unknown execution model %r, there are: %s" % (backend, known))
-    return _EXEC_MODELS[backend]()
+    kind = _EXEC_MODELS[backend] or load_part("_features.greenlets").MODELS[backend]
+    model: ExecModel = kind()
+    return model
 
 
 # ---------------------------------------------------------------- streams
@@ -771,11 +741,6 @@ def _getcwd() -> str:
         return ""
 
 
-# Who says a goodbye: a worker; a watched one, after which its watcher says one; that watcher.
-OF_WORKER, OF_WATCHED, OF_WATCHER = range(3)
-STACKS_S = 0.25  # how long executions may go on in an orderly end before their stacks are sent
-
-
 def _signal_module() -> Any:
     """Return ``signal`` without its enums, whose import takes longer than all others."""
     try:
@@ -819,14 +784,6 @@ def above_stdio(fd: int) -> int:
         os.close(fd)
 
 
-def _fill_stdio() -> None:
-    """Open null devices for closed standard descriptors, so that ours don't get their numbers."""
-    fd = os.open(os.devnull, os.O_RDWR)
-    while fd <= 2:
-        fd = os.dup(fd)
-    os.close(fd)
-
-
 def _move_to_null(fd: int, flags: int) -> int:
     """Return a private duplicate of a descriptor, whose number leads nowhere from now on."""
     moved = above_stdio(os.dup(fd))
@@ -855,178 +812,81 @@ def _frame_of(item: Any, msgcode: int = Message.HELLO) -> bytes:
     return _HEADER.pack(msgcode, 0, len(data)) + data
 
 
-def _read_rest(io: Any) -> None:
-    """Execute the rest of this module, which the coordinator sends when it has the hello."""
-    source = Message.from_io(io).data
-    if source[:1] == b"\x78":  # deflated; source as text begins with an empty line
-        import zlib
-
-        source = zlib.decompress(source)
-    if source[:1] == b"m":
-        code = __import__("marshal").loads(source[1:])
-    else:
-        code = compile(source, __file__, "exec")  # as this part: Python 2 imports absolutely
-    exec(code, globals())
-
-
-def _lead_a_group() -> Callable[[], object]:
-    """Arrange that all processes that this one starts are killed with it; return what does that."""
-    import atexit
-    import signal
-
-    if os.getpgrp() != os.getpid():  # not as the leader of a session, whose group is its own
-        os.setpgid(0, 0)
-    return atexit.register(lambda: os.killpg(0, signal.SIGKILL))  # the first one is called last
-
-
-def change_surroundings(
-    env: Mapping[str | bytes, str | bytes] | None, chdir: str | bytes | None
-) -> None:
-    """Set variables of the environment, and change to a folder that may have to be made."""
-    decode = getattr(os, "fsdecode", str)
-    for name, value in (env or {}).items():
-        os.environ[decode(name)] = decode(value)
-    if chdir is not None:
-        chdir = decode(chdir)
-        missing, folder = [], chdir
-        while folder and not os.path.isdir(folder):
-            missing.append(folder)
-            folder = os.path.dirname(folder.rstrip(os.sep))
-        for folder in reversed(missing):
-            try:
-                os.mkdir(folder, 0o755)  # as the umask says, and never for others to write to
-            except EnvironmentError:
-                if not os.path.isdir(folder):  # else another worker has made it just now
-                    raise
-        os.chdir(chdir)
-
-
-def _part(source: str | bool, name: str) -> dict[str, Any]:
-    """Return what a part of the first line defines; True: it can be imported."""
-    if source is True:
-        name = "%s.%s" % (__package__, name)
-        __import__(name)
-        return vars(sys.modules[name])
-    namespace: dict[str, Any] = {"__name__": "_execnet" + name.replace(".", "_")}
-    exec(compile(source, name, "exec", 0, True), namespace)  # type: ignore[arg-type]
-    return namespace
-
-
-class _StandardLibrary(object):
-    """Finds the imports of our own code in the standard library, and nowhere else.
-
-    A module of the working folder may have such a name, and is for the user's code.
-    """
-
-    def __init__(self) -> None:
-        self._library = os.path.dirname(os.__file__)
-        self._ours = os.path.dirname(__file__) + os.sep
-        self.places = [self._library]
-        self.places += [p for p in sys.path if os.path.basename(p) in ("lib-dynload", "DLLs")]
-        self.find: Any = sys.modules["_frozen_importlib_external"].PathFinder.find_spec
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Return where a module is, if our code or a module that it needs imports it."""
-        frame: Any = sys._getframe(1) if path is None else None
-        while frame is not None:
-            file = frame.f_code.co_filename
-            if file.startswith(self._ours):
-                return self.find(name, self.places)
-            is_library = file.startswith(self._library) and "-packages" not in file
-            frame = frame.f_back if is_library or file.startswith("<frozen ") else None
-        return None
-
-
-def _find_standard_library() -> None:
-    """Let our code import from there; not possible in Python 2 and in frozen programs."""
-    try:
-        sys.meta_path.insert(0, _StandardLibrary())
-    except (KeyError, AttributeError, NameError):
-        pass
-
-
-def _open_stream(execmodel: str, stdout: int | None) -> Popen2IO:
-    """Return the stream on stdin and stdout; stdout: a descriptor for what code prints."""
-    if stdout is not None:
-        os.fstat(stdout)  # fails if a program in between has closed it
-    model = get_execmodel(execmodel)
-    if not model.has_main_thread:  # if it is not installed, say so now
-        for name in model._modules:
-            model._module(name)
-    io = init_popen_io(model)
-    if stdout is not None:
-        os.dup2(stdout, 1)
-        os.close(stdout)
-    return io
-
-
-def start_worker(
-    id: str,
-    marker: bytes,
-    execmodel: str,
-    codecs: Sequence[str],
-    chdir: str | bytes | None = None,
-    nice: int = 0,
-    env: Mapping[str | bytes, str | bytes] | None = None,
-    grace: float | None = None,
-    kill: str | None = None,
-    stdout: int | None = None,
-    rest: bool = False,
-    watcher: str = "",
-    faults: str | bool = "",
-    terminal: str = "",
-    limits: Mapping[str, Any] | None = None,
-) -> None:
-    """Become a worker on stdin and stdout, as the coordinator's first line asks for.
-
-    ``marker`` tells the coordinator where noise ends and frames begin; with ``rest`` a part
-    of this module is still to come.  ``terminal``, ``watcher``, ``faults`` and the "part" of
-    ``limits`` are parts of ``_ends``: they leave a terminal, tell of the worker's end, and limit
-    it.  What goes wrong in the preparation is reported in place of a hello.
-    """
-    _find_standard_library()
-    if terminal:
-        _part(terminal, "_ends.far_terminal")["leave_terminal"]()
-    # So that none ends it before it knows what to interrupt.  Not SIG_IGN, which processes
-    # that code starts would inherit.
-    _handle_interrupts(lambda signum, frame: None)
-    signal = _signal_module()
-    if hasattr(signal, "pthread_sigmask"):  # a coordinator that blocks it, blocks it for all
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    is_watched = watcher and _part(watcher, "_ends.far_watcher")["fork_watcher"](_frame_of, marker)
-    try:
-        _fill_stdio()
-        change_surroundings(env, chdir)
-        if nice:
-            os.nice(nice)
-        if limits:
-            _part(limits["part"], "_ends.far_limits")["set_limits"](limits, _import)
-        before_exit = _lead_a_group() if kill == "group" else int
-        io = _open_stream(execmodel, stdout)
-    except Exception as exc:
-        io = init_popen_io(get_execmodel("thread"))
-        io.write(marker + _frame_of({"error": _decoded(geterrortext(exc))}))
-        return
-    io.write(marker + _hello())
-    if rest:
-        try:
-            _read_rest(io)
-        except EOFError:
-            return  # the coordinator has gone
-    Process.before_exit = staticmethod(before_exit)
-    _keep_spare_fd()
-    if (3,) < sys.version_info < (3, 9):  # whose threads, when they end, have glibc load a library
-        _thread.start_new_thread(int, ())
-    leave_stream = int
-    if faults:
-        trace_of = _part(faults, "_ends.far_faults")["FaultTrace"]
-        leave_stream = trace_of(io.outfile.fileno()).leave_stream
-    _serve(io, id, codecs, grace, farewell=marker, is_watched=is_watched, leave_stream=leave_stream)
-
-
 # ================================================================ after hello, but for greenlets
 #
-# A worker of greenlets is sent this part in the first line, too.
+# A worker of greenlets is sent this, and the part with their models, in the first line, too.
+
+_FEATURES = "running buffers codec direct credit window pulse calls defined interrupts packed "
+_FEATURES += "codecs files idle greenlets"
+FEATURE_PARTS = ["_features." + name for name in _FEATURES.split()] * HAS_PARTS
+# What a worker was sent: by the name of each part, its file and its source or compiled code.
+_sent_parts: dict[str, tuple[str, Any]] = {}
+
+
+def load_part(name: str, file_name: str | None = None, source: Any = None) -> Any:
+    """Return a module of this package by its name in it, such as ``_features.codec``.
+
+    It is made of the source that was sent, now or earlier, or imported.  Raises ImportError
+    where there is neither: this module may run alone.
+    """
+    if file_name is not None:
+        _sent_parts.setdefault(name, (file_name, source))
+    full_name = "%s.%s" % (__name__.rpartition(".")[0] if HAS_PARTS else _found_package(), name)
+    if name not in _sent_parts:
+        _import(full_name)  # also if it is there: another thread may be at it
+    elif full_name not in sys.modules:
+        _make_module(full_name, *_sent_parts[name])
+    return sys.modules[full_name]
+
+
+def _found_package() -> str:
+    """Return a package of this module, which runs alone, and the parts that are found.
+
+    They are beside its file, or in an execnet that is installed.
+    """
+    package = "_execnet_%x" % id(_sent_parts)
+    if package not in sys.modules:
+        util = _import("importlib.util").util
+        installed = util.find_spec("execnet")
+        folders = [os.path.dirname(os.path.abspath(globals().get("__file__", "")))]
+        folders += installed.submodule_search_locations if installed else []
+        found = [one for one in folders if os.path.isdir(os.path.join(one, "_features"))]
+        if not found:
+            raise ImportError("%s runs alone, without the rest of execnet" % __name__)
+        spec = util.spec_from_loader(package, None, is_package=True)
+        spec.submodule_search_locations += found[:1]
+        sys.modules[package] = util.module_from_spec(spec)
+        base = sys.modules[package + ".gateway_base"] = type(sys)("gateway_base")
+        vars(base).update(globals())
+    return package
+
+
+def _make_module(name: str, file_name: str | None, source: Any) -> Any:
+    """Make a module, and the packages that it is in; return it."""
+    package, _, leaf = str(name).rpartition(".")
+    module: Any = type(sys)(str(name))
+    module.__dict__.pop("__spec__", None)  # CPython 3.15 warns of one that is None
+    if package and package not in sys.modules:
+        _make_module(package, None, "")
+    if file_name is None:
+        module.__path__ = []
+        module.__package__ = name
+    else:
+        module.__file__ = file_name
+        module.__package__ = package
+    if type(source) is bytes and not PY2:
+        source = __import__("marshal").loads(source)
+    elif source:
+        source = compile(source, str(file_name), "exec", 0, True)
+    if source:
+        exec(source, module.__dict__)
+    module = sys.modules.setdefault(str(name), module)  # unless another thread was faster
+    if package:
+        setattr(sys.modules[package], leaf, module)
+    return module
+
+
+# ================================================================ after hello, for all
 
 _MAIN = get_ident(), getattr(_thread, "get_native_id", int)()  # the thread that imports this
 _thread_names: dict[int, str] = {}  # of threads that ``threading`` knows nothing of
@@ -1067,136 +927,45 @@ def _run_thread(func: Callable[..., object], args: Sequence[Any], name: str) -> 
         del _thread_names[get_ident()]
 
 
-class GeventExecModel(ExecModel):
-    """The greenlets of gevent."""
-
-    backend = "gevent"
-    has_main_thread = False
-    _modules = {
-        "queue": "gevent.queue",
-        "subprocess": "gevent.subprocess",
-        "socket": "gevent.socket",
-        "time": "gevent",
-        "get_ident": "gevent.thread",
-        "os": "gevent.os",
-        "threading": "gevent.lock",
-        "event": "gevent.event",
-    }
-
-    def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
-        self._module("gevent").spawn(func, *args)
-
-    def _open_text(self, fd: int, mode: str, bufsize: int) -> Any:
-        return self._module("gevent.fileobject").FileObject(fd, mode, bufsize)
-
-    def _open_binary(self, fd: int, mode: str, bufsize: int) -> Any:
-        green_os = self._module("os")
-        green_os.make_nonblocking(fd)
-        return _GreenFile(fd, green_os.nb_read, self.wait_writable)
-
-    def wait_writable(self, fd: int) -> None:
-        self._module("socket").wait_write(fd)
-
-    def inbox(self) -> Any:
-        return self.queue.Queue()
-
-    def Lock(self) -> Any:
-        return _with_lock(self._module("threading").Semaphore(1))
-
-    def RLock(self) -> Any:
-        return self._module("threading").RLock()
-
-    def Event(self) -> Any:
-        return self._module("event").Event()
-
-
-class EventletExecModel(GeventExecModel):
-    """The greenlets of eventlet."""
-
-    backend = "eventlet"
-    _modules = {
-        "queue": "eventlet.queue",
-        "subprocess": "eventlet.green.subprocess",
-        "socket": "eventlet.green.socket",
-        "time": "eventlet",
-        "get_ident": "eventlet.green.thread",
-        "threading": "eventlet.green.threading",
-        "event": "eventlet.green.threading",
-    }
-
-    def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
-        self._module("eventlet").spawn_n(func, *args)
-
-    def Lock(self) -> Any:
-        return load_part("_features.polled").PolledLock(self._module("time").sleep)
-
-    def _open_text(self, fd: int, mode: str, bufsize: int) -> Any:
-        return self._module("eventlet.greenio").GreenPipe(fd, mode, bufsize)
-
-    def _open_binary(self, fd: int, mode: str, bufsize: int) -> Any:
-        hubs = self._module("eventlet.hubs")
-        os.set_blocking(fd, False)
-
-        def read(fd: int, size: int) -> bytes:
-            while True:
-                try:
-                    return os.read(fd, size)
-                except BlockingIOError:
-                    hubs.trampoline(fd, read=True)
-
-        return _GreenFile(fd, read, self.wait_writable, hubs.notify_close)
-
-    def wait_writable(self, fd: int) -> None:
-        self._module("eventlet.hubs").trampoline(fd, write=True)
-
-
-class _GreenFile(object):
-    """A file over a non-blocking descriptor; waiting for it lets other greenlets run."""
-
-    def __init__(
-        self,
-        fd: int,
-        read: Callable[[int, int], bytes],
-        wait_writable: Callable[[int], object],
-        before_close: Callable[[int], object] = id,
-    ) -> None:
-        self._fd = fd
-        self._os_read = read
-        self._wait_writable = wait_writable
-        self._before_close = before_close  # wakes up whoever waits for the descriptor
-
-    def fileno(self) -> int:
-        if self._fd < 0:
-            raise ValueError("the file is closed")
-        return self._fd
-
-    def read(self, size: int) -> bytes:
-        return self._os_read(self.fileno(), size)
-
-    def write(self, data: bytes) -> int:
-        while True:
-            try:
-                return os.write(self.fileno(), data)
-            except BlockingIOError:
-                self._wait_writable(self._fd)
-
-    def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            self._before_close(fd)
-            os.close(fd)
-
-
-_EXEC_MODELS["gevent"] = GeventExecModel
-_EXEC_MODELS["eventlet"] = EventletExecModel
-
-
-# ================================================================ after hello, for all
-
-
 def threads_are_patched() -> bool:
     module = __import__("thread" if PY2 else "_thread")
     return module.start_new_thread is not _thread.start_new_thread
+
+
+# ---------------------------------------------------------------- tracing
+
+DEBUG = os.environ.get("EXECNET_DEBUG")
+
+
+def notrace(*msg: object) -> None:
+    """Trace nothing."""
+
+
+trace = notrace
+
+if DEBUG == "2":
+
+    def trace(*msg: object) -> None:
+        """Write a line to stderr."""
+        sys.stderr.write("[%d] %s\n" % (os.getpid(), " ".join(map(str, msg))))
+
+elif DEBUG:
+    import tempfile
+
+    def _open_trace() -> tuple[str, Any]:
+        # For this user only, and never a file or a link that somebody else has put there.
+        fd, path = tempfile.mkstemp(prefix="execnet-debug-%d-" % os.getpid())
+        return path, os.fdopen(fd, "w")
+
+    fn, _tracefile = _open_trace()
+
+    def trace(*msg: object) -> None:
+        """Write a line to the trace file."""
+        try:
+            _tracefile.write(" ".join(map(str, msg)) + "\n")
+            _tracefile.flush()
+        except ValueError:  # closed: the interpreter ends
+            pass
 
 
 # ---------------------------------------------------------------- errors, as a gateway has them
@@ -1328,55 +1097,6 @@ def _keep_spare_fd() -> None:
         pass  # there is none, so nothing is lost
 
 
-_FEATURES = "buffers codec direct window pulse calls defined interrupts packed codecs files idle"
-FEATURE_PARTS = ["_features." + name for name in (_FEATURES + " polled").split()] * HAS_PARTS
-# What a worker was sent: by the name of each part, its file and its source or compiled code.
-_sent_parts: dict[str, tuple[str, Any]] = {}
-
-
-def load_part(name: str, file_name: str | None = None, source: Any = None) -> Any:
-    """Return a module of this package by its name in it, such as ``_features.codec``.
-
-    It is made of the source that was sent, now or earlier, or imported.  Raises ImportError
-    where there is neither: this module runs alone, too.
-    """
-    if file_name is not None:
-        _sent_parts.setdefault(name, (file_name, source))
-    full_name = "%s.%s" % (__name__.rpartition(".")[0], name)
-    if not HAS_PARTS:
-        raise ImportError("%s runs alone, without %s" % (__name__, name))
-    if name not in _sent_parts:
-        _import(full_name)  # also if it is there: another thread may be at it
-    elif full_name not in sys.modules:
-        _make_module(full_name, *_sent_parts[name])
-    return sys.modules[full_name]
-
-
-def _make_module(name: str, file_name: str | None, source: Any) -> Any:
-    """Make a module, and the packages that it is in; return it."""
-    package, _, leaf = str(name).rpartition(".")
-    module: Any = type(sys)(str(name))
-    module.__dict__.pop("__spec__", None)  # CPython 3.15 warns of one that is None
-    if package and package not in sys.modules:
-        _make_module(package, None, "")
-    if file_name is None:
-        module.__path__ = []
-        module.__package__ = name
-    else:
-        module.__file__ = file_name
-        module.__package__ = package
-    if type(source) is bytes and not PY2:
-        source = __import__("marshal").loads(source)
-    elif source:
-        source = compile(source, str(file_name), "exec", 0, True)
-    if source:
-        exec(source, module.__dict__)
-    module = sys.modules.setdefault(str(name), module)  # unless another thread was faster
-    if package:
-        setattr(sys.modules[package], leaf, module)
-    return module
-
-
 def real_select() -> Any:
     """Return ``select`` with the interpreter's own ``poll``."""
     select: Any = sys.modules.get("select")
@@ -1396,32 +1116,6 @@ def _frames_of_user(exc: Any, tb: Any) -> int | None:
         shown, limit = shown + 1, limit if is_ours else shown + 1
         tb = tb.tb_next
     return limit
-
-
-def format_stacks() -> str:
-    """Return the stacks of all threads of this process."""
-    names = dict(_thread_names)
-    format_stack: Any = _plain_stack
-    try:
-        names.update((thread.ident, thread.name) for thread in _threading().enumerate())
-        format_stack = _import("traceback").format_stack
-    except Exception:  # they can't be imported any more
-        pass
-    names.update(_thread_names)
-    parts = ["process %d\n" % os.getpid()]
-    for ident, frame in sys._current_frames().items():
-        parts.append("\nthread %s:\n" % names.get(ident, ident))
-        parts += format_stack(frame)
-    return "".join(parts)
-
-
-def _plain_stack(frame: Any) -> list[str]:
-    lines: list[str] = []
-    while frame is not None:
-        code = frame.f_code
-        lines.insert(0, _FRAME_LINE % (code.co_filename, frame.f_lineno, code.co_name))
-        frame = frame.f_back
-    return lines
 
 
 def _dump_text(text: str) -> bytes:
@@ -2420,7 +2114,7 @@ class FrameWriter(object):
 
 
 # Elsewhere a read and the append of its bytes are no single call, or a pipe can't be polled.
-CAN_READ_DIRECTLY = not (PY2 or ISPYPY or sys.platform == "win32")
+CAN_READ_DIRECTLY = HAS_PARTS and not (PY2 or ISPYPY or sys.platform == "win32")
 
 
 # ---------------------------------------------------------------- channels
@@ -3133,12 +2827,27 @@ def _answer(message: Message, gateway: BaseGateway, item: Any) -> None:
     gateway._post(Message.CHANNEL_CLOSE, message.channelid)
 
 
+def _running() -> Any:
+    """Return the part that interrupts what runs; None where this module runs all alone."""
+    try:
+        return load_part("_features.running")
+    except Exception:
+        return None
+
+
+def _stacks() -> Any:
+    running = _running()
+    if running is None:
+        return "no stacks: a part of execnet can't be loaded"
+    return _decoded(running.format_stacks())
+
+
 def _on_stacks(message: Message, gateway: BaseGateway) -> None:
     if message.data:
         _check_text(message.data, len(message.data) - 1)
         gateway._stacks = loads_internal(message.data, None, (True, False))
     else:
-        _answer(message, gateway, _decoded(format_stacks()))
+        _answer(message, gateway, _stacks())
 
 
 def _on_reconfigure(message: Message, gateway: BaseGateway) -> None:
@@ -3439,6 +3148,9 @@ class BaseGateway(object):
 
 # ---------------------------------------------------------------- worker
 
+# Who says a goodbye: a worker; a watched one, after which its watcher says one; that watcher.
+OF_WORKER, OF_WATCHED, OF_WATCHER = range(3)
+STACKS_S = 0.25  # how long executions may go on in an orderly end before their stacks are sent
 IDLE_MS = 50  # without anything to read, before a worker loads a module that it may need later
 
 
@@ -3467,7 +3179,7 @@ class Process(object):
 
     def interrupt_main(self) -> None:
         """Interrupt the task of the main thread."""
-        _interrupt(self.main_ident)
+        load_part("_features.running").interrupt_main_thread(self.main_ident)
 
     def end(self, gateway: WorkerGateway) -> None:
         """End, as the code of a gateway does not, or its coordinator is out of reach."""
@@ -3497,6 +3209,7 @@ class WorkerGateway(BaseGateway):
             self.process.take_main_thread()
         self._go("hello")
         self._initreceive()
+        _running()  # while the coordinator is told, as code may leave nothing to import from
         if self.execmodel.has_main_thread:
             self._execpool.integrate_as_primary_thread()
         while not self._receiver_done.is_set():
@@ -3526,13 +3239,14 @@ class WorkerGateway(BaseGateway):
 
     def _expect_code(self) -> None:
         if self._to_load is None:
-            self._to_load = [""] if hasattr(self._io, "has_more") else []
+            self._to_load = [""] if HAS_PARTS and hasattr(self._io, "has_more") else []
         if self._channelfactory.direct is None:
             self._enable_direct_reads()
 
     def _load_while_idle(self) -> None:
         try:
-            if not self._io.has_more(IDLE_MS):
+            # The thread that has this lock may never let go of it.
+            if not self._io.has_more(IDLE_MS) and not __import__("_imp").lock_held():
                 load_part("_features.idle").load(self)
         except Exception:  # that can't be imported, or it can't be told whether it idles
             self._to_load = []
@@ -3658,7 +3372,7 @@ class WorkerGateway(BaseGateway):
     def _let_executions_finish(self) -> None:
         self._execpool.trigger_shutdown()
         if not (self.is_hurried or self._execpool.waitall(min(self.grace_s, STACKS_S))):
-            self._post(Message.STACKS, 0, _dump_text(format_stacks()))
+            self._post(Message.STACKS, 0, _dump_text(_stacks()))
             self._execpool.waitall(self.grace_s - STACKS_S)
 
     def _end_executions(self, close: Callable[[], object] | None = None) -> None:
@@ -3668,21 +3382,13 @@ class WorkerGateway(BaseGateway):
             what waits in a channel is to get one of them, no second one while it cleans up.
         """
         self._execpool.trigger_shutdown()
-        places, main_places = {}, {}
-        if self._execpool.active_count() and self.execmodel.has_main_thread:
-            main_places = _places({self.process.main_ident})
-            self.process.interrupt_main()
-            places = _interrupt_others(self._execpool.idents(), self.process.main_ident)
-        if close is not None:
-            close()
         first_s = min(self.grace_s, STACKS_S)
-        if self._execpool.waitall(first_s):
-            return
-        if main_places and _places({self.process.main_ident}) == main_places:
-            self.process.interrupt_main()  # the first came just before it began to wait
-        # A thread that waits in C meets its interrupt only after that, perhaps never.
-        stuck = close is not None and places and _places(self._execpool.idents()) == places
-        if stuck or not self._execpool.waitall(self.grace_s - first_s):
+        running, is_stuck = _running(), False
+        if running:
+            is_stuck = running.interrupt_all(self, close, first_s)
+        elif close is not None:
+            close()
+        if is_stuck or not self._execpool.waitall(self.grace_s - first_s):
             self._trace("executions did not end, exiting")
             self._say_goodbye(1, "its code did not end")
             self.process.end(self)
@@ -3715,63 +3421,12 @@ def _end_fork(error: BaseException | None) -> None:
         os._exit(status & 255)
 
 
-def _places(idents: set[int]) -> dict[int, tuple[int, int]]:
-    """Return where threads are in their code."""
-    frames = sys._current_frames()
-    found = [(ident, frames[ident]) for ident in idents if ident in frames]
-    return {ident: (id(frame), frame.f_lasti) for ident, frame in found}
-
-
-def _let_import(idents: set[int]) -> None:
-    """Wait a moment until none of the threads is just now within the import system.
-
-    An interrupt there may leave its lock taken, and the next import would wait for ever.
-    """
-    for _ in range(100):
-        frames = sys._current_frames()
-        files = [frames[ident].f_code.co_filename for ident in idents if ident in frames]
-        if "<frozen importlib._bootstrap>" not in files:
-            return
-        __import__("time").sleep(0.001)
-
-
-def _interrupt_others(idents: set[int], main_ident: int) -> dict[int, tuple[int, int]]:
-    """Raise KeyboardInterrupt in threads that are not the main one; return where they were."""
-    idents.discard(main_ident)
-    places = _places(idents)
-    if idents:
-        try:
-            ctypes = _import("ctypes")
-        except Exception:  # an interpreter without it, or one that can import no more
-            return {}
-        raise_in = getattr(getattr(ctypes, "pythonapi", None), "PyThreadState_SetAsyncExc", None)
-        if raise_in is None:  # PyPy
-            return {}
-        _let_import(idents)
-        for ident in idents:
-            number = ctypes.c_long(ident) if PY2 else ctypes.c_ulong(ident)
-            raise_in(number, ctypes.py_object(KeyboardInterrupt))
-    return places
-
-
 def _marked_as_utf8(source: str) -> str:
     """Return a source that Python 2 reads as UTF-8, whatever it says of its encoding."""
     import re
 
     cookie = r"\A((?:.*\n)?[ \t\f]*#.*?)coding([:=])"
     return "\xef\xbb\xbf" + re.sub(cookie, r"\1Coding\2", source, count=1)
-
-
-def _interrupt(thread_ident: int) -> None:
-    """Raise KeyboardInterrupt in the main thread, also where it sleeps."""
-    _let_import({thread_ident})
-    signal = _signal_module()
-    if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(thread_ident, signal.SIGINT)
-    elif sys.platform != "win32":  # Python 2: the kernel prefers the main thread
-        os.kill(os.getpid(), signal.SIGINT)
-    else:
-        __import__("thread" if PY2 else "_thread").interrupt_main()
 
 
 def serve(

@@ -1,6 +1,6 @@
 """Turns a spec into a stream and a gateway: the first line, the marker, the hello.
 
-Start at ``start``.  On the far side the line calls ``start_worker`` in ``gateway_base``.
+Start at ``start``.  On the far side the line calls ``start_worker`` in ``_features.start``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BY_IMPORT = """\
 def boot(options):
     import sys
     path, sys.path = sys.path, [{folder!r}] + [entry for entry in sys.path if entry]
-    from execnet.gateway_base import start_worker
+    from execnet._features.start import start_worker
     sys.path = path
     start_worker(**options)
 boot({options!r})
@@ -71,7 +71,7 @@ def worker_options(
     if settings.attach is not None:
         return options  # nobody beside a service tells of its end
     if spec.popen:  # otherwise stderr is captured, or belongs to the server
-        options["faults"] = True if settings.has_source else _lowered("_ends.far_faults")
+        options["faults"] = True
     elif settings.is_watched:
         resumes = settings.resume_s is not None
         watcher = _lowered("_resume.far_fork" if resumes else "_ends.far_watcher")

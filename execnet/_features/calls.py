@@ -23,8 +23,6 @@ from ..gateway_base import (
     _decoded,
     _end_fork,
     _import,
-    _interrupt_others,
-    _let_import,
     _pack_int_frame,
     _told,
     dumps_internal,
@@ -174,15 +172,15 @@ class Calls(object):
             self._give_back(id)
             return
         main_ident = self._gateway.process.main_ident
-        interrupts = load_part("_features.interrupts")
-        _let_import({self._current.get(id, (0, 0))[1]})
+        interrupts, running = load_part("_features.interrupts"), load_part("_features.running")
+        running.let_import({self._current.get(id, (0, 0))[1]})
         with self._lock:
             current = self._current.get(id, (0, 0))
             if id not in self._lanes or number < current[0] or (id, number) in self._interrupted:
                 return  # it has ended, or was interrupted
             self._interrupted.add((id, number))
             if current[0] == number and current[1] != main_ident:
-                _interrupt_others({current[1]}, main_ident)
+                running.interrupt_others({current[1]}, main_ident)
         if current == (number, main_ident):
             interrupts.interrupt_main(self._gateway, lambda: self._current.get(id) == current)
 

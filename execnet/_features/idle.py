@@ -26,7 +26,7 @@ _loading = getattr(_thread, "RLock", _thread.allocate_lock)()
 
 def load(gateway: Any) -> None:
     """Import the remaining modules, one by one, until something can be read."""
-    while True:
+    while not __import__("_imp").lock_held():
         name = gateway._to_load.pop(0)
         if not name:  # the first time
             gateway._to_load = _modules_to_load()

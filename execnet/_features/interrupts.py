@@ -2,12 +2,12 @@
 
 A late one must not hit anything else.  In the main thread it is a signal, whose handler checks
 whether its target is still running.  Elsewhere it is set for a thread, which withdraws it at the
-end of a call.  Start at ``on_interrupt``.
+end of a call.  ``running`` does either.  Start at ``on_interrupt``.
 """
 
 from __future__ import annotations
 
-from ..gateway_base import PY2, _import, _interrupt_others, _let_import, get_ident, loads_internal
+from ..gateway_base import PY2, _import, get_ident, load_part, loads_internal
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.05, 30.0  # each is twice as long as the one before
 
@@ -35,10 +35,11 @@ def _interrupt_reply(gateway: Any, pool: Any, reply: Any) -> None:
     if reply.ident == gateway.process.main_ident:
         interrupt_main(gateway, lambda: pool._primary_owner is reply)
     elif reply.ident:
-        _let_import({reply.ident})
+        running = load_part("_features.running")
+        running.let_import({reply.ident})
         with pool._lock:  # so that the thread can't end meanwhile, and another get its number
             if reply in pool._running:
-                _interrupt_others({reply.ident}, 0)
+                running.interrupt_others({reply.ident}, 0)
 
 
 def interrupt_main(gateway: Any, is_meant: Any) -> None:

@@ -6,7 +6,7 @@ Start at ``first_line``.
 from __future__ import annotations
 
 from .._ship.loading import code_to_load
-from .far import BROKEN
+from .far import BROKEN, START
 
 # Run by the template's interpreter.  {load} defines ``base`` and ``part``.
 _BOOT = """\
@@ -20,7 +20,7 @@ def boot():
   return
  {load}
  sys.path = search
- base._find_standard_library()
+ base.load_part({start!r})._find_standard_library()
  part.run(base, {preload!r})
 boot()
 """
@@ -31,6 +31,6 @@ def first_line(preload: tuple[str, ...], ship: bool) -> bytes:
 
     preload: the modules to import.  ship: whether our source has to be sent.
     """
-    load = code_to_load("_forkserver.far", ships=ship)
-    code = _BOOT.format(load=load.rstrip(), preload=preload, broken=BROKEN)
+    load = code_to_load("_forkserver.far", (START,), ships=ship)
+    code = _BOOT.format(load=load.rstrip(), start=START, preload=preload, broken=BROKEN)
     return (ascii(code) + "\n").encode("ascii")

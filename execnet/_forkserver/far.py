@@ -40,6 +40,7 @@ FORK, KILL = 1, 2  # to the template; number: bytes that follow
 READY, BROKEN = 3, 4  # from it, once; number: its pid, or bytes that follow
 FORKED, FAILED = 5, 6  # number: the worker's pid; the error's
 EXITED, KILLED = 7, 8  # number: exit status; signal
+START = "_features.start"  # what makes a forked process a worker
 MAX_FDS = 4
 QUIET_MS = 3  # without orders, before a spare is forked, which would compete with running workers
 NUMBERS = {"stdin": 0, "stdout": 1, "stderr": 2}
@@ -263,7 +264,7 @@ def run(base: Any, preload: Sequence[str]) -> None:
     template.tell(READY, 0, os.getpid())
     order = template.serve()
     options = become_worker(base, order, changed)
-    base.start_worker(**options)
+    base.load_part(START).start_worker(**options)
 
 
 def _handlers() -> dict[int, Any]:

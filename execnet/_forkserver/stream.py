@@ -74,7 +74,7 @@ class ForkedIO(PipeEndpoint):
     def boot(self, options: dict[str, Any]) -> None:
         """Have a worker forked; returns before it exists.
 
-        options: the arguments of ``gateway_base.start_worker``.  Raises ``BootstrapError``.
+        options: the arguments of ``start_worker``.  Raises ``BootstrapError``.
         """
         fds = {"stdin": self._theirs[0], "stdout": self._theirs[1]}
         try:

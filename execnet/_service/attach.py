@@ -35,7 +35,7 @@ unpack({packed!r}, {options!r})
 def first_line(settings: Settings, options: dict[str, object]) -> bytes:
     """Return the line for the interpreter over there.
 
-    options: the arguments of ``gateway_base.start_worker``.
+    options: the arguments of ``start_worker``.
     """
     spec = settings.spec
     words = None  # then it is the interpreter that reads the line

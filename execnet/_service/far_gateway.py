@@ -21,8 +21,6 @@ from ..gateway_base import (
     WorkerGateway,
     WorkerPool,
     _Flag,
-    _interrupt_others,
-    _plain_stack,
     get_ident,
     load_part,
     new_lock,
@@ -223,7 +221,8 @@ def told_of(task: Execution) -> Said:
         "error": None if task.error is None else text_of(task.error),
     }
     if told["orphan"] and task.until is None:
-        stack = _plain_stack(sys._current_frames().get(task.ident))
+        running = load_part("_features.running")
+        stack = running.plain_stack(sys._current_frames().get(task.ident))
         told["stack"] = text_of("".join(stack))
     return told
 
@@ -413,7 +412,8 @@ class ServiceGateway(WorkerGateway):
 
     def interrupt_left(self) -> None:
         """Interrupt code that goes on although its connection was lost."""
-        _interrupt_others(self._execpool.idents(), self.process.main_ident)
+        running = load_part("_features.running")
+        running.interrupt_others(self._execpool.idents(), self.process.main_ident)
 
     def _on_silence(self, reason: str) -> None:
         self._writer.fail(reason)

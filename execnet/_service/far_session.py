@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-from ..gateway_base import PY2, _end_fork, _interrupt, _marked_as_utf8, geterrortext, new_lock
+from ..gateway_base import PY2, _end_fork, _marked_as_utf8, geterrortext, load_part, new_lock
 from . import far_find
 from .far_gateway import Execution, state, text_of
 
@@ -73,7 +73,7 @@ class Job(Execution):
 
     def _interrupt(self) -> None:
         if self._runs:
-            _interrupt(self.ident)
+            load_part("_features.running").interrupt_main_thread(self.ident)
 
     # in the main thread
 

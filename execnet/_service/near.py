@@ -260,7 +260,7 @@ class ServiceIO(SocketIO):
             self._poll = EndPoll(sock.fileno(), self._process, lambda: None)
 
     def boot(self, options: Said) -> None:
-        """Ask for a gateway; options: the arguments of ``gateway_base.start_worker``."""
+        """Ask for a gateway; options: the arguments of ``start_worker``."""
         try:
             say(self._sock, dict(self._request, options=options))
         except OSError as exc:

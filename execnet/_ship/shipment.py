@@ -6,8 +6,10 @@ of its own, before any request.  Start at ``boot_code``.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
+from ..gateway_base import FEATURE_PARTS
 from . import parts
 
 TYPE_CHECKING = False
@@ -70,26 +72,12 @@ if k:
   m.start_worker(**o)"""
 _CONNECTION = """,None if globals().get("in_own_process") else globals().get("clientsock")"""
 
-# The lines at which the module is cut: before what only a worker with greenlets needs in order to
-# say hello, and before what no worker needs until then.
+# The lines at which the module is cut: before what loads a part, which only a worker with greenlets
+# needs in order to say hello, and before what no worker needs until then.
 CUT_BEFORE_GREENLETS = f"# {'=' * 64} after hello, but for"
 CUT = f"# {'=' * 64} after hello, for all"
-FEATURES = (
-    "buffers",
-    "calls",
-    "codec",
-    "codecs",
-    "credit",
-    "defined",
-    "direct",
-    "files",
-    "idle",
-    "interrupts",
-    "packed",
-    "polled",
-    "pulse",
-    "window",
-)
+GREENLETS = "_features.greenlets"
+START = "_features.start"  # which makes the module, of which it has the names, a worker
 
 
 class Shipment:
@@ -137,22 +125,33 @@ def _make(greenlets: bool) -> tuple[str, bytes, bytes, bytes]:
 
     source = parts.source_of(MODULE)
     first, rest = cut(lower(source), source, CUT if greenlets else CUT_BEFORE_GREENLETS)
+    sent = "\n_sent_parts.update({})".format
+    first += "exec(compile({},{},'exec'))".format(*map(ascii, _start()))  # its last line is empty
     sources, compiled = {}, {}
-    for name in FEATURES:
-        name = f"_features.{name}"
+    for name in FEATURE_PARTS:
         text, file_name = parts.lowered(name), parts.file_of(name)
         sources[name] = file_name, text
         code = compile(text, file_name, "exec", 0, True, 0)
         compiled[name] = file_name, marshal.dumps(code)
-    sent = "\n_sent_parts.update({})".format
+    if greenlets:
+        first += sent(ascii({GREENLETS: sources[GREENLETS]})).replace("\n", ";")
     code = compile(rest + sent(compiled), parts.file_of(MODULE), "exec", 0, True, 0)
     rest += sent(ascii(sources))
     return pack(first), deflate(first), deflate(rest), b"m" + marshal.dumps(code)
 
 
+def _start() -> tuple[str, str]:
+    """Return what runs among the names of the module: the source without its imports, its file."""
+    source = _OWN_NAMES.sub(lambda found: "\n" * found[0].count("\n"), parts.lowered(START))
+    return source, parts.file_of(START)
+
+
+_OWN_NAMES = re.compile(r"^from \.\.gateway_base import \([^)]*\)", re.M)
+
+
 @lru_cache(maxsize=2)
 def _shipment(greenlets: bool) -> Shipment:
-    modules = [MODULE, "_ship.lower", "_ship.shipment", *(f"_features.{name}" for name in FEATURES)]
+    modules = [MODULE, START, "_ship.lower", "_ship.shipment", *FEATURE_PARTS]
     made_of = [*map(parts.source_of, modules), parts.file_of(MODULE)]
     kind = "shipment-greenlets" if greenlets else "shipment"
     return Shipment(*parts.kept(MODULE, kind, made_of, lambda: _make(greenlets)))
@@ -193,7 +192,7 @@ def head_of_line() -> str:
 def boot_code(options: Mapping[str, Any], in_server: bool = False, resumes: bool = False) -> str:
     """Return the code that makes an interpreter a worker.
 
-    options: the arguments of ``gateway_base.start_worker``.  in_server: it may be a socket server
+    options: the arguments of ``start_worker``.  in_server: it may be a socket server
     that executes the code itself.  resumes: whether the worker outlives its connections.
     """
     greenlets = _has_greenlets(options["execmodel"])

@@ -2,7 +2,7 @@
 
 Such a server executes the first line of a client itself, and serves one client after the other.
 So the worker here ends no process, and leaves signals, folder, environment and modules as they
-were.  Our own server starts a process for each client, which runs ``gateway_base.start_worker``.
+were.  Our own server starts a process for each client, which runs ``start_worker``.
 The first line for ``socket=`` contains both, as its sender does not know which server listens.
 
 This file is shipped in that line; it keeps to what Python 2.7 and today's Python both accept.
@@ -137,7 +137,8 @@ def _process_class(
                 self._is_ours = True
                 process_class.interrupt_main(self)
             else:
-                base._interrupt_others({self.main_ident}, 0)
+                running = base.load_part("_features.running")
+                running.interrupt_others({self.main_ident}, 0)
 
         def end(self, gateway: Any) -> None:
             """Let the server go on: make the calling thread leave the code that it runs.

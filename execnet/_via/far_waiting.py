@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from ..gateway_base import FEATURE_PARTS, Message, _find_standard_library, load_part, start_worker
+from ..gateway_base import FEATURE_PARTS, Message, load_part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ def run(options: dict[str, Any]) -> None:
     options: a dict of ``head``, with which the line of a worker with the source that is loaded
     here begins.
     """
-    _find_standard_library()
+    base: Any = sys.modules[load_part.__module__]
+    base._find_standard_library()
     for name in FEATURE_PARTS:
         load_part(name)
     line = sys.stdin.readline()
     if not line:  # nobody needs it any more
         return
     code, head = eval(line), options["head"]
-    base: Any = sys.modules[start_worker.__module__]
     package = base.__name__.rpartition(".")[0]
     for name in [name for name in sys.modules if name.startswith(package + "._via")]:
         del sys.modules[name]  # a worker that has just started has none of it

@@ -17,7 +17,7 @@ from .._ship import parts, shipment
 from .._specs import CONNECT_TIMEOUT_S
 from .._transports.table import command
 from .._via.stream import FAR, ViaIO
-from ..gateway_base import RemoteError, TimeoutError
+from ..gateway_base import FEATURE_PARTS, RemoteError, TimeoutError
 from ..xspec import XSpec
 
 TYPE_CHECKING = False
@@ -47,7 +47,7 @@ def boot(f,o):
  with open(c,"rb") as i:s,p=marshal.load(i)
  exec(s,m.__dict__)
  m._sent_parts.update(p)
- m.start_worker(chdir=d,**o)
+ m.load_part({start!r}).start_worker(chdir=d,**o)
 boot({file_name!r},{options!r})
 """
 
@@ -83,7 +83,9 @@ class EnvironmentIO(ViaIO):
     def boot(self, options: dict[str, object]) -> None:
         """Send the line that makes the interpreter a worker, before anything is known of it."""
         del options["chdir"]
-        line = _LINE.format(file_name=parts.file_of(shipment.MODULE), options=options)
+        line = _LINE.format(
+            file_name=parts.file_of(shipment.MODULE), start=shipment.START, options=options
+        )
         self.write((ascii(line) + "\n").encode("ascii"))
 
 
@@ -169,8 +171,8 @@ def keep_start(gateway: Gateway, path: str) -> Channel | None:
 
 def keep_core(made: Gateway, path: str) -> Channel | None:
     """Have an environment's worker keep what the next ones are made of."""
-    features = [f"_features.{name}" for name in shipment.FEATURES]
-    return _keep(made, path, parts.lowered(shipment.MODULE), [*features, *_next_names()])
+    names = [*FEATURE_PARTS, shipment.START, *_next_names()]
+    return _keep(made, path, parts.lowered(shipment.MODULE), names)
 
 
 def _keep(gateway: Gateway, path: str, source: str, names: list[str]) -> Channel | None:

@@ -44,6 +44,20 @@ assert Message._types[4][0] == "CHANNEL_DATA"
 trace("nothing")
 print("works")
 """
+# What it takes from the rest of execnet, which is beside it or installed, without importing that.
+CHECK_PARTS = """
+import sys
+assert [get_execmodel(name).backend for name in ("gevent", "eventlet")] == ["gevent", "eventlet"]
+assert isinstance(get_execmodel("gevent"), ExecModel)
+assert "execnet" not in sys.modules
+print("works")
+"""
+CHECK_WITHOUT = """
+try:
+    get_execmodel("gevent")
+except ImportError as error:
+    print(error)
+"""
 SERVE = "\nserve(init_popen_io(get_execmodel('thread')), id='worker')\n"
 
 # One thread has begun to import ``select`` when another needs it, and ends only when that waits.
@@ -130,6 +144,18 @@ class TestWaysToRun:
         assert ended.stdout == "works\n"
 
     @ways
+    def test_it_finds_its_parts_when_it_is(self, way: str, tmp_path: Path) -> None:
+        ended = run(command_for(way, CHECK_PARTS, tmp_path), PYTHONPATH=str(FILE.parent.parent))
+        assert ended.stderr == ""
+        assert ended.stdout == "works\n"
+
+    def test_without_the_rest_of_execnet_it_says_so(self, tmp_path: Path) -> None:
+        python, *script = command_for(SCRIPT, CHECK + CHECK_WITHOUT, tmp_path)
+        ended = run([python, "-I", "-S", *script])
+        assert ended.stderr == ""
+        assert ended.stdout == "works\n__main__ runs alone, without the rest of execnet\n"
+
+    @ways
     def test_it_serves_when_it_is(self, way: str, tmp_path: Path) -> None:
         worker = subprocess.Popen(
             command_for(way, SERVE, tmp_path),
@@ -172,6 +198,31 @@ class TestWaysToRun:
         (failure,) = [message for message in answers if message.channelid == 3]
         assert failure.msgcode == Message.CHANNEL_CLOSE_ERROR
         assert "ZeroDivisionError" in loads_internal(failure.data)
+
+    def test_without_the_rest_of_execnet_code_is_not_interrupted(self, tmp_path: Path) -> None:
+        """It ends with the worker, which ends ``grace`` seconds after its coordinator."""
+        serve = "\nserve(init_popen_io(get_execmodel('thread')), id='worker', grace=0.01)\n"
+        python, *script = command_for(SCRIPT, serve, tmp_path)
+        worker = subprocess.Popen(
+            [python, "-I", "-S", *script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        watchdog = threading.Timer(20, worker.kill)
+        watchdog.start()
+        try:
+            with worker:
+                assert worker.stdin is not None
+                source = "channel.send(1)\nwhile True: pass"
+                task = dumps_internal((source, None, None, {}))
+                worker.stdin.write(frames(Message(Message.CHANNEL_EXEC, 1, task)))
+                worker.stdin.write(frames(Message(Message.STACKS, 3)))
+                worker.stdin.flush()
+                said = [loads_internal(m.data) for m in self.read_messages(worker, 4) if m.data]
+                worker.stdin.close()
+        finally:
+            watchdog.cancel()
+            watchdog.join()
+        assert "no stacks: a part of execnet can't be loaded" in said
+        assert worker.returncode == 1
 
     def read_messages(self, worker: subprocess.Popen[bytes], number: int) -> list[Message]:
         assert worker.stdout is not None

@@ -26,14 +26,14 @@ from processes import is_asleep, stop
 from tools import BOUND_S, KIT, MakeGateway, Task, is_in, run, some_of, wait_until
 
 from execnet import Group
-from execnet._features.polled import PolledLock
+from execnet._features.greenlets import PolledLock
+from execnet._features.running import let_import
 from execnet.gateway_base import (
     FrameDecoder,
     FrameWriter,
     Message,
     _Flag,
     _left,
-    _let_import,
     dumps_internal,
     get_execmodel,
     new_lock,
@@ -351,7 +351,7 @@ class TestTheEndOfAWorker:
         wait_until(lambda: is_in(thread, "_get_module_lock"), sleep=lambda delay: None)
         monkeypatch.setattr(time, "sleep", leave)
         assert thread.ident is not None
-        _let_import({thread.ident})
+        let_import({thread.ident})
         assert waited == [True]
 
 

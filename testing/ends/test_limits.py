@@ -5,12 +5,16 @@ What fails there is told, on its channel; all else runs on.
 
 from __future__ import annotations
 
+import _imp
 import os
 import signal
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from interpreters import Interpreter
@@ -19,6 +23,7 @@ from workers import ask
 
 from execnet import Gateway, RemoteError, gateway_base
 from execnet._features import idle
+from execnet.gateway_base import WorkerGateway
 
 pytest_plugins = ["worker_fixtures"]
 
@@ -191,6 +196,29 @@ execnet.default_group.terminate(1)
         first.send(None)
         first.waitclose(BOUND_S)
 
+    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+    def test_code_that_left_for_another_root_is_shown_and_interrupted(
+        self, makegateway: MakeGateway, tmp_path: Path
+    ) -> None:
+        gateway = makegateway("popen")
+        channel = gateway.remote_exec(
+            f"""
+            import os
+            os.chroot({str(tmp_path)!r})
+            try:
+                channel.send(1)
+                while True:
+                    pass
+            finally:
+                open("/interrupted", "w").close()
+            """
+        )
+        assert channel.receive(BOUND_S) == 1
+        assert "<remote exec>" in gateway.dump_stacks(BOUND_S)
+        gateway.exit()
+        gateway.join(BOUND_S)
+        wait_until((tmp_path / "interrupted").exists)
+
     def test_nor_is_there_a_path_to_import_from(self, fresh: Gateway) -> None:
         empty = "import sys; del sys.path[:]\nsys.modules.pop('traceback', None)\n"
         first = fresh.remote_exec(empty + "channel.send(1)\nchannel.receive()")
@@ -207,6 +235,22 @@ execnet.default_group.terminate(1)
         loaded = f"import sys\nchannel.send({names!r} <= set(sys.modules))"
         idle_s = 2 * gateway_base.IDLE_MS / 1000  # else asking is what keeps it busy
         wait_until(lambda: ask(gateway, loaded), sleep=lambda _: time.sleep(idle_s))
+
+    @pytest.mark.parametrize("load", [idle.load, WorkerGateway._load_while_idle])
+    def test_it_does_not_wait_for_the_lock_of_imports(
+        self, load: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It could not notice its coordinator's end while it did."""
+        gateway = SimpleNamespace(
+            _to_load=["zipapp"], _io=SimpleNamespace(has_more=lambda wait_ms: False)
+        )
+        monkeypatch.setattr(gateway_base, "load_part", None)  # that would wait, too
+        _imp.acquire_lock()
+        try:
+            load(gateway)
+        finally:
+            _imp.release_lock()
+        assert gateway._to_load == ["zipapp"]
 
     def test_it_runs_no_file_of_the_user_for_that(
         self, makegateway: MakeGateway, tmp_path: Path

@@ -36,7 +36,7 @@ from fault_calls import SLACK_S, TYPED, Actor, Broken, Calls, check_the_dead
 from tools import Resources
 
 from execnet import Gateway, Group
-from execnet.gateway_base import format_stacks
+from execnet._features.running import format_stacks
 
 T = TypeVar("T")
 
