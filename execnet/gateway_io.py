@@ -480,7 +480,7 @@ def _start_resumable(
 
 
 def _maker_over(settings: Settings, execmodel: ExecModel, via: Gateway) -> Maker:
-    """Return what makes connections through a gateway or, in a tree, by other ways after its end."""
+    """Return what makes connections through a gateway, in a tree by other ways after its end."""
     from ._resume import detours, ways
 
     level = vars(settings.spec).get("_level")

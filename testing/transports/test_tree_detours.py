@@ -22,6 +22,7 @@ from socketservers import Serve, Server
 from tools import BOUND_S, wait_until
 
 from execnet import Gateway, Group, WorkerDied, XSpec
+from execnet._ends.terminate import carriers_last
 from execnet._resume import detours
 from execnet._specs import Settings
 from execnet._tree.plan import arranged
@@ -290,6 +291,20 @@ def test_the_group_ends_one_that_has_moved_before_its_new_hop(
     supervisor = supervisor_of(pid)
     exchange(worker, sizes(), halfway=lambda: kill(first))
     group.terminate(BOUND_S)
+    assert_gone(pid, supervisor)
+
+
+def test_whatever_may_lead_to_a_lost_worker_ends_after_it(
+    make_tree: MakeTree, group: Group, server: Server, states: list[str]
+) -> None:
+    first, second, worker = make_tree(2, "//resume=1//grace=0.2")
+    assert list(carriers_last(list(group))) == [[second, worker], [first]]
+    pid = pid_of(worker)
+    supervisor = supervisor_of(pid)
+    server.stop(signal.SIGKILL)
+    kill(first)
+    wait_until(lambda: states == ["gw2 lost"])
+    assert list(carriers_last(list(group))) == [[worker], [first, second]]
     assert_gone(pid, supervisor)
 
 
