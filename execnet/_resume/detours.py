@@ -99,4 +99,5 @@ class Detours(Maker):
         hop, via = self.hop(), self.carrier
         if via is None or not hop:
             return ""
-        return f"{via.id}, which it went via, has ended: {via._error or 'as asked'}"
+        how = str(via._error or "as asked").partition("\n")[0]
+        return f"{via.id}, which it went via, has ended: {how}"

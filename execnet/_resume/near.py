@@ -298,7 +298,9 @@ class ResumeIO(Link, Endpoint):
                 return
             if failed is None:
                 return
-            last = failed if monotonic() < ends_at else last
+            # The last round may have been cut short.
+            if monotonic() < ends_at or (last == why and self._maker.why_elsewhere()):
+                last = failed
 
     def _try_ways(self, session: Session, ends_at: float, seconds: float) -> str | None:
         """Make an attempt by each way; return why all failed, None if no more are wanted.
@@ -319,7 +321,7 @@ class ResumeIO(Link, Endpoint):
                 failures.append(f"{way.name}: {exc}" if way.name else str(exc))
             else:
                 self._maker.take(way)
-                self.carrier = way.carrier
+                self.carrier, self._asked = way.carrier, []
                 self.use(_Carried(carrier, session.epoch), peer_read)
                 if way.name:
                     failures[:0] = [f"{self._id} is reached {way.name} from now on"]
@@ -503,6 +505,8 @@ def _in_turn(ways: list[Maker], ends_at: float) -> Iterator[tuple[Maker, float]]
     """Yield ways, each with when its attempt has to be over: they share what time is left."""
     for place, way in enumerate(ways):
         now = monotonic()
+        if place and now >= ends_at:
+            return
         yield way, min(ends_at, now + max(TURN_S, (ends_at - now) / (len(ways) - place)))
 
 

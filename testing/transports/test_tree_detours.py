@@ -136,6 +136,15 @@ def test_a_way_that_leads_nowhere_is_followed_by_the_next(
     assert len(fake_ssh.runs()) == before + 1
 
 
+def test_a_way_that_hangs_leaves_time_for_the_next(make_tree: MakeTree) -> None:
+    first, second, worker = make_tree(2, "//resume=6//grace=0.2")
+    pid = pid_of(second)
+    stop(pid)
+    exchange(worker, sizes(), halfway=lambda: kill(first))
+    assert carrier_of(worker) == ""
+    os.kill(pid, signal.SIGCONT)
+
+
 def test_a_real_tree_over_ssh_goes_on_without_one_of_its_hops(spec: str, group: Group) -> None:
     python = f"//python={sys.executable}"
     tree = group.tree([f"{spec}{python}{RESUMES}"] * 5, fanout=2)
@@ -206,25 +215,39 @@ def test_a_callback_of_the_other_hop_never_waits_for_the_lost_worker(
 
 
 def test_without_another_way_the_error_says_which_hop_died_and_what_was_tried(
-    make_tree: MakeTree, server: Server
+    group: Group, server: Server
 ) -> None:
-    first, second, worker = make_tree(2, "//resume=1//grace=0.2")
-    channel = worker.remote_exec(WAITS)
-    assert channel.receive(BOUND_S) == 1
-    pid = pid_of(worker)
-    supervisor = supervisor_of(pid)
-    server.stop(signal.SIGKILL)
-    kill(first)
-    with pytest.raises(WorkerDied) as caught:
-        channel.receive(BOUND_S)
+    with CutPort(server.address) as port:
+        spec = f"socket={port.address}//bound={server.address}//resume=4//grace=0.2"
+        first, second, worker = group.tree(["popen", "popen", spec], 2)
+        channel = worker.remote_exec(WAITS)
+        assert channel.receive(BOUND_S) == 1
+        pid = pid_of(worker)
+        supervisor = supervisor_of(pid)
+        port.go_down()
+        kill(first)
+        with pytest.raises(WorkerDied) as caught:
+            channel.receive(BOUND_S)
     assert caught.value.hop == first.id
     text = str(caught.value)
-    assert "gw2 was given up: it was out of reach for 1 s; gw0, which it went via, has " in text
-    assert "ended: worker gw0 died, killed by SIGKILL" in text
-    assert "; via gw1: " in text
+    assert "gw2 was given up: it was out of reach for 4 s; gw0, which it went via, has " in text
+    assert "ended: worker gw0 died, killed by SIGKILL: the stream ended; via gw1: " in text
     assert "; directly: " in text
     assert_gone(pid, supervisor)
     assert second.hasreceiver()
+
+
+def test_a_way_that_hangs_to_the_end_is_told_of(make_tree: MakeTree) -> None:
+    first, second, worker = make_tree(2, "//resume=1//grace=0.2")
+    channel = worker.remote_exec(WAITS)
+    assert channel.receive(BOUND_S) == 1
+    pid = pid_of(second)
+    stop(pid)
+    kill(first)
+    with pytest.raises(WorkerDied, match=r"killed by SIGKILL.*; via gw1: .*silent") as caught:
+        channel.receive(BOUND_S)
+    os.kill(pid, signal.SIGCONT)
+    assert caught.value.hop == "gw0"
 
 
 @pytest.mark.parametrize(
