@@ -190,7 +190,7 @@ def test_a_hop_that_is_out_of_reach_is_waited_for_half_of_the_time(
 
 
 def test_a_callback_of_the_other_hop_never_waits_for_the_lost_worker(
-    make_tree: MakeTree, states: list[str]
+    make_tree: MakeTree,
 ) -> None:
     first, second, worker = make_tree()
     beyond = worker.remote_exec("for item in channel: channel.send(len(item))")
@@ -202,8 +202,9 @@ def test_a_callback_of_the_other_hop_never_waits_for_the_lost_worker(
         sent.set()
 
     stop(pid_of(worker))  # so that nothing is acknowledged
-    channel = second.remote_exec("channel.send(1); channel.receive()")
+    channel = second.remote_exec("channel.send(channel.receive()); channel.receive()")
     channel.setcallback(send)
+    channel.send(1)  # only now, as what had come before would be given to the callback here
     kill(first)
     os.kill(worker._rinfo().pid, signal.SIGCONT)
     assert sent.wait(BOUND_S)
