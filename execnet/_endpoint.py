@@ -114,7 +114,7 @@ class Endpoint(ABC):
     execmodel: ExecModel
     args: Sequence[str] = ()  # the command, or what stands for it in messages
     remoteaddress: str | None = None  # of the worker's host, for one over a network
-    carrier: Carrier | None = None
+    carrier: Carrier | None = None  # another one after the end of this, with resume= in a tree
     facts: Mapping[str, Any] = {}  # what is known of the worker before it says hello
     stdout_fd: int | None = None  # the number by which the worker finds our stdout, if it has it
     has_process = False  # of this machine, whose end ``has_ended`` sees while the stream is open

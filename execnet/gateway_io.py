@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from ._ends.green_poll import GreenPoll
     from ._ends.watch import EndWatch
+    from ._resume.ways import Maker
     from ._transports.table import Transport
     from .gateway import Gateway
     from .xspec import XSpec
@@ -464,21 +465,39 @@ def _start_resumable(
     settings: Settings, execmodel: ExecModel, find_gateway: Callable[[str], Gateway] | None
 ) -> Endpoint:
     """Start a worker that outlives its connections."""
-    from ._resume import near, ways
+    from ._resume import near
 
     near.check_models(settings, execmodel)
     if settings.spec.via:
         from ._via.stream import find
 
         via = find(settings.spec.via, find_gateway)
-        return near.ResumeIO(settings, execmodel, ways.over_gateway(settings, execmodel, via))
-    if settings.transport is None:
-        return near.ResumeIO(settings, execmodel, ways.over_socket(settings, execmodel))
-    command = transports_table.command(settings.spec, row=settings.transport)
-    maker = ways.over_command(command, execmodel, Popen2IOMaster)
-    io = near.ResumeIO(settings, execmodel, maker)
-    io.remoteaddress = transports_table.address_of(settings.spec, settings.transport)
+        return near.ResumeIO(settings, execmodel, _maker_over(settings, execmodel, via))
+    io = near.ResumeIO(settings, execmodel, _direct_maker(settings, execmodel))
+    if settings.transport is not None:
+        io.remoteaddress = transports_table.address_of(settings.spec, settings.transport)
     return io
+
+
+def _maker_over(settings: Settings, execmodel: ExecModel, via: Gateway) -> Maker:
+    """Return what makes connections through a gateway, in a tree by other ways after its end."""
+    from ._resume import detours, ways
+
+    level = vars(settings.spec).get("_level")
+    if level is None or not detours.leads_anywhere(settings):
+        return ways.over_gateway(settings, execmodel, via)
+    direct = _direct_maker(settings, execmodel)
+    return detours.Detours(settings, execmodel, via, level, direct)
+
+
+def _direct_maker(settings: Settings, execmodel: ExecModel) -> Maker:
+    """Return what makes connections from here."""
+    from ._resume import ways
+
+    if settings.transport is None:
+        return ways.over_socket(settings, execmodel)
+    command = transports_table.command(settings.spec, row=settings.transport)
+    return ways.over_command(command, execmodel, Popen2IOMaster)
 
 
 def create_io(

@@ -178,10 +178,17 @@ def longest_end_s(gateways: Iterable[Gateway]) -> float:
 
 
 def carriers_of(gateway: Any) -> list[str | None]:
-    """Return the ids of the gateways that another one goes via, or was installed via."""
-    spec = gateway.spec
-    carrier = getattr(getattr(gateway, "_io", None), "carrier", None)
-    return [spec.via, getattr(spec, "installvia", None), getattr(carrier, "id", None)]
+    """Return the ids of the gateways that another one goes via, or was installed via.
+
+    One of a tree that is out of reach may go via any of the level above, if it has to be killed.
+    """
+    spec, io = gateway.spec, getattr(gateway, "_io", None)
+    carrier = getattr(io, "carrier", None)
+    ids = [spec.via, getattr(spec, "installvia", None), getattr(carrier, "id", None)]
+    level = getattr(spec, "_level", None)
+    if level is not None and io is not None and io.is_out_of_reach():
+        ids += level[0]
+    return ids
 
 
 def wait_ended(gateway: Gateway, deadline: float) -> bool:

@@ -38,6 +38,10 @@ class Ended(Exception):
         self.status = status
 
 
+class Rebooted(Ended):
+    """The host that answered was started after the worker, unless it is another of that name."""
+
+
 class Refused(Exception):
     """The session is there, and will not be resumed."""
 
@@ -75,7 +79,7 @@ class Session:
         if host != self.host:
             return Unreachable(f"another host answered, {printable(host)}, not {self.host}")
         if boot != self.boot:
-            return Ended("its host was rebooted", None)
+            return Rebooted("its host was rebooted", None)
         return Ended("neither it nor its supervisor is there any more", None)
 
 

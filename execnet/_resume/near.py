@@ -12,10 +12,12 @@ import random
 import select
 import warnings
 from contextlib import suppress
+from functools import partial
 
 from .._clock import monotonic
 from .._endpoint import Endpoint
 from .._ends.terminate import LOGIN_S
+from .._log import WARNING, note
 from .._ship import parts
 from ..gateway_base import (
     Message,
@@ -27,12 +29,12 @@ from ..gateway_base import (
     printable,
 )
 from .far_link import BARRIER, Connection, Link, LinkWriter, clock
-from .logins import Ended, Login, Refused, Session, Unreachable, discard
+from .logins import Ended, Login, Rebooted, Refused, Session, Unreachable, discard
 from .records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from .._endpoint import LoopEnds
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from .ways import Maker
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0  # between two attempts, at first and at most
+TURN_S = 2.0  # how long one way of several may take at least
 NOT_HERE = 0  # stands for the process id of a worker that runs on another host
 PART = "_resume.far_worker"
 LOOK_S = 1.0  # how often the link's thread looks for the end of a command, for a loop
@@ -68,6 +71,15 @@ class _Writer(LinkWriter):
             self.post_frame(frame)
         else:
             super().deliver(frame)
+
+    def _has_room(self) -> bool:
+        """Whether a sender need not wait; the way may change while it does."""
+        return super()._has_room() or bool(self._io.may_not_wait())
+
+    def wake(self) -> None:
+        """Make all senders that wait look again; two threads may do this at once."""
+        with suppress(IndexError):
+            super().wake()
 
 
 class _Carried(Connection):
@@ -106,6 +118,7 @@ class ResumeIO(Link, Endpoint):
         self._look_at = 0.0  # when to look for the end of the command
         self._carrier = maker.first()
         self.carrier = maker.carrier
+        self._asked: list[Any] = []  # gateways that may lead there from now on
         self.args, self.remoteaddress = self._carrier.args, self._carrier.remoteaddress
         Link.__init__(self, execmodel, _Carried(self._carrier, 0))
         self.is_numbered = False
@@ -248,7 +261,7 @@ class ResumeIO(Link, Endpoint):
     def _make_record(self) -> Record | None:
         """Return the record for a later program; None where that would not find the way."""
         assert self._session is not None
-        if self.carrier is not None:
+        if self._settings.spec.via:
             return None
         return Record(self._session, 2 * self._settings.grace_s + MARGIN_S)
 
@@ -269,30 +282,65 @@ class ResumeIO(Link, Endpoint):
         while not (self.is_over or self._is_killed):
             left_s = ends_at - monotonic()
             if left_s <= 0:
+                self.hop = self._maker.hop()
                 self._give_up(f"it was out of reach for {seconds:g} s; {last}")
                 return
             self._pause.wait(min(left_s, pause_s * random.uniform(0.5, 1.0)))
             pause_s = min(2 * pause_s, LAST_PAUSE_S)
-            if self.is_over or self._is_killed:
-                return
             try:
-                login = Login(session, self._make, ends_at)
-                carrier, peer_read = login.resume(self._keep, self.read_bytes)
-            except Unreachable as exc:
-                last = str(exc) if monotonic() < ends_at else last
+                failed = self._try_ways(session, ends_at, seconds)
             except (Ended, Refused) as exc:
-                self._status = exc.status if isinstance(exc, Ended) else None
-                self.hop = self._maker.hop()
+                if isinstance(exc, Ended):
+                    self._status = exc.status
+                else:
+                    self.hop = self._maker.hop()
                 self._give_up(str(exc), has_ended=isinstance(exc, Ended))
                 return
-            else:
-                self.use(_Carried(carrier, session.epoch), peer_read)
-                self._tell_state("resumed")
+            if failed is None:
                 return
+            # The last round may have been cut short.
+            if monotonic() < ends_at or (last == why and self._maker.why_elsewhere()):
+                last = failed
 
-    def _make(self, deadline: float) -> Any:
+    def _try_ways(self, session: Session, ends_at: float, seconds: float) -> str | None:
+        """Make an attempt by each way; return why all failed, None if no more are wanted.
+
+        Raises ``Ended`` and ``Refused`` if that is final.
+        """
+        ways = self._ways(is_late=ends_at - monotonic() < seconds / 2)
+        failures = [self._maker.why_elsewhere()]
+        for way, deadline in _in_turn(ways, ends_at):
+            if self.is_over or self._is_killed:
+                return None
+            try:
+                login = Login(session, partial(self._make, way), deadline)
+                carrier, peer_read = login.resume(self._keep, self.read_bytes)
+            except (Unreachable, Rebooted, Refused) as exc:
+                if not isinstance(exc, Unreachable) and self._maker.is_final(way):
+                    raise
+                failures.append(f"{way.name}: {exc}" if way.name else str(exc))
+            else:
+                self._maker.take(way)
+                self.carrier, self._asked = way.carrier, []
+                self.use(_Carried(carrier, session.epoch), peer_read)
+                if way.name:
+                    failures[:0] = [f"{self._id} is reached {way.name} from now on"]
+                    note("gateway", WARNING, lambda: _joined(failures), self._id)
+                self._tell_state("resumed")
+                return None
+        return _joined(failures)
+
+    def _ways(self, is_late: bool) -> list[Maker]:
+        """Return by which ways to try it; receiver threads on one of them wait no more."""
+        group: Any = None if self._gateway is None else self._gateway._group
+        ways = self._maker.ways(group, is_late)
+        self._asked = [way.carrier for way in ways if way.carrier is not None]
+        self.writer.wake()
+        return ways
+
+    def _make(self, way: Maker, deadline: float) -> Any:
         """Make another connection, in an attempt that ends with the stream."""
-        return self._maker.anew(deadline, lambda: self.is_over)
+        return way.anew(deadline, lambda: self.is_over)
 
     def _keep(self, carrier: Any) -> None:
         """Take a command that makes an attempt; it ends with the stream."""
@@ -375,29 +423,35 @@ class ResumeIO(Link, Endpoint):
             self._carrier.kill()
             return
         self._pause.set()
-        carriers: list[Any] = []
-        try:
-            deadline = monotonic() + LOGIN_S if self.kill_by is None else self.kill_by
-            login = Login(self._session, self._make, deadline)
-            self._status = login.kill(carriers.append)
-        except Ended:
-            pass
-        except (Unreachable, Refused) as exc:
+        deadline = monotonic() + LOGIN_S if self.kill_by is None else self.kill_by
+        why = self._kill_by_login(self._session, deadline)
+        if why:
             record, self._record = self._record or self._make_record(), None
             if record is not None:
                 record.leave()
-            self._warn_unreachable(str(exc))
+            self._warn_unreachable(why)
         self.stop("the worker was killed")
         self._carrier.kill()
 
+    def _kill_by_login(self, session: Session, deadline: float) -> str:
+        """Have the worker killed; return why it may run on, "" if it does not."""
+        failures = [self._maker.why_elsewhere()]
+        for way, until in _in_turn(self._ways(is_late=True), deadline):
+            try:
+                self._status = Login(session, partial(self._make, way), until).kill(bool)
+            except (Unreachable, Rebooted, Refused) as exc:
+                if isinstance(exc, Rebooted) and self._maker.is_final(way):
+                    return ""
+                failures.append(f"{way.name}: {exc}" if way.name else str(exc))
+            except Ended:
+                return ""
+            else:
+                return ""
+        return _joined(failures)
+
     def may_not_wait(self) -> bool:
-        """Whether this is the receiver thread of a gateway on the way there."""
-        via: Any = self.carrier
-        while via is not None:
-            if via._get_ident() == via._receiver_ident:
-                return True
-            via = via._io.carrier
-        return False
+        """Whether this is the receiver thread of a gateway that may be on the way there."""
+        return any(map(_receives_here, [self.carrier, *self._asked]))
 
     def is_out_of_reach(self, since: float = -1.0) -> bool:
         is_silent = self.read_at <= since and self.kept_bytes > 0
@@ -409,7 +463,7 @@ class ResumeIO(Link, Endpoint):
             f"worker {self._id} could not be reached to be killed ({why}); its supervisor ends it "
             f"once it was out of reach for {seconds:g} s"
         )
-        if self.carrier is None:
+        if not self._settings.spec.via:
             text += ', or "execnet clean" does'
         with suppress(Exception):  # warnings are errors
             warnings.warn(text, ResourceWarning, stacklevel=4)
@@ -436,3 +490,25 @@ class ResumeIO(Link, Endpoint):
         self._gone = _Flag(self.execmodel)
         self._gone.set()
         self._carrier.disown()
+
+
+def _receives_here(via: Any) -> bool:
+    """Whether this thread acts on the frames of a gateway, or of one that it goes via."""
+    while via is not None:
+        if via._get_ident() == via._receiver_ident:
+            return True
+        via = via._io.carrier
+    return False
+
+
+def _in_turn(ways: list[Maker], ends_at: float) -> Iterator[tuple[Maker, float]]:
+    """Yield ways, each with when its attempt has to be over: they share what time is left."""
+    for place, way in enumerate(ways):
+        now = monotonic()
+        if place and now >= ends_at:
+            return
+        yield way, min(ends_at, now + max(TURN_S, (ends_at - now) / (len(ways) - place)))
+
+
+def _joined(told: list[str]) -> str:
+    return "; ".join(filter(None, told))

@@ -19,7 +19,7 @@ from .logins import Refused, Unreachable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from .._endpoint import Endpoint
@@ -39,6 +39,8 @@ class Maker:
     raises OSError, ``Unreachable`` or ``Refused``.  carrier: the gateway that they go through.
     """
 
+    name = ""  # of one way among several
+
     def __init__(
         self,
         first: Callable[[], Any],
@@ -55,6 +57,24 @@ class Maker:
         if via is None or via._state == GatewayState.LIVE:
             return ""
         return getattr(via._error, "hop", "") or via.id
+
+    def ways(self, group: Iterable[Any] | None, is_late: bool) -> list[Maker]:
+        """Return what may make the next connection, in the order in which to try it.
+
+        group: whose gateways may lead there.  is_late: whether half of the time is over.
+        """
+        return [self]
+
+    def take(self, way: Maker) -> None:
+        """Note which of them made the connection in use."""
+
+    def is_final(self, way: Maker) -> bool:
+        """Whether nothing else is to be tried if one of them leads to no such worker."""
+        return True
+
+    def why_elsewhere(self) -> str:
+        """Return why another way than the spec's is tried; "" if none is."""
+        return ""
 
 
 class Way:

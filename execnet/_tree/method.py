@@ -59,7 +59,7 @@ def tree(group: Grove, specs: Iterable[XSpec | str | None], fanout: int = 16) ->
     each worker; with as many specs or fewer they are all reached from here.
     Raises the errors of ``makegateways``, then none of them are left; TypeError or ValueError for a
     bad fanout.  If a worker dies, those reached through it get ``WorkerDied``, with its id as
-    ``hop``.
+    ``hop``; those with ``resume=`` and an address are reached another way.
     """
     from copy import copy
 

@@ -6,6 +6,8 @@ be, but for the last, which is spread over the level above it.  Start at ``arran
 
 from __future__ import annotations
 
+from collections import Counter
+
 from .._specs import JOINED
 
 TYPE_CHECKING = False
@@ -25,14 +27,30 @@ def check_fanout(fanout: int) -> None:
 def arranged(prepared: list[Settings], fanout: int) -> list[XSpec]:
     """Return the specs, which have ids, each with ``via`` set to the worker that leads to it.
 
+    ``_level`` becomes the ids of all workers of that one's level, and at which of them to begin
+    when it has died: the worker after it, for its second child the next one, and so on.
     Raises ValueError for a spec that can't be part of a tree.
     """
     for settings in prepared:
         _check(settings)
     specs = [settings.spec for settings in prepared]
-    for spec, parent in zip(specs, parents_of(len(specs), fanout), strict=True):
+    parents = parents_of(len(specs), fanout)
+    depths: list[int] = []
+    levels: list[list[str]] = []
+    places: list[int] = []  # in their levels
+    begun: Counter[int] = Counter()  # children, by parent
+    for spec, parent in zip(specs, parents, strict=True):
+        depths.append(0 if parent is None else depths[parent] + 1)
+        if depths[-1] == len(levels):
+            levels.append([])
+        level = levels[depths[-1]]
+        places.append(len(level))
+        level.append(str(spec.id))
         if parent is not None:
-            setattr(spec, "via", specs[parent].id)  # noqa: B010  # a key of any name, for mypy
+            begun[parent] += 1
+            above = levels[depths[parent]]
+            vars(spec)["via"] = specs[parent].id
+            vars(spec)["_level"] = above, (places[parent] + begun[parent]) % len(above)
     return specs
 
 

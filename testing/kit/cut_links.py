@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -141,10 +141,16 @@ for number, item in enumerate(channel):
 """
 
 
-def exchange(gateway: Gateway, sizes: list[int], timeout_s: float = EXCHANGE_S) -> None:
+def exchange(
+    gateway: Gateway,
+    sizes: list[int],
+    timeout_s: float = EXCHANGE_S,
+    halfway: Callable[[], object] = int,
+) -> None:
     """Send items of these sizes there and back, with callbacks beside them, and compare.
 
-    Half of the bytes go over a channel whose ends receive, half over one with callbacks.
+    Half of the bytes go over a channel whose ends receive, half over one with callbacks.  halfway:
+    called when half of the items have come back, while others are under way.
     """
     channel = gateway.remote_exec(FAR)
     other = gateway.newchannel()
@@ -170,6 +176,8 @@ def exchange(gateway: Gateway, sizes: list[int], timeout_s: float = EXCHANGE_S) 
     sender.start()
     for number, text in enumerate(texts):
         assert channel.receive(timeout_s) == [number, text]
+        if number == len(texts) // 2:
+            halfway()
     sender.join()
     assert done.wait(timeout_s)
     assert came == texts

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cut_links import CutLink, assert_gone, clean, exchange, program_with, supervisor_of
@@ -288,6 +289,11 @@ def test_a_kill_goes_by_a_login_of_its_own(group: Group, link: CutLink) -> None:
     assert link.runs() == 2
 
 
+def makes(gateway: Gateway) -> Callable[[float], Any]:
+    """Return what makes another connection to a gateway's worker."""
+    return lambda deadline: gateway._io._maker.anew(deadline, bool)  # type: ignore[attr-defined]
+
+
 def test_a_kill_without_a_network_returns_and_warns(group: Group, link: CutLink) -> None:
     gateway = group.makegateway(spec_of(1, more="//grace=0.2"))
     pid = pid_of(gateway)
@@ -298,7 +304,7 @@ def test_a_kill_without_a_network_returns_and_warns(group: Group, link: CutLink)
     ((path, told),) = records.left()
     assert_gone(pid, supervisor)
     link.go_up()
-    ended = records.end(path, told, lambda settings: gateway._io._make)  # type: ignore[attr-defined]
+    ended = records.end(path, told, lambda settings: makes(gateway))
     assert ended == "has ended before: neither it nor its supervisor is there any more"
     assert list(records.left()) == []
 
@@ -327,7 +333,7 @@ def test_terminate_logs_in_within_its_time_where_a_worker_is_out_of_reach(
     if lose is CutLink.go_down:
         link.go_up()
     ((path, told),) = records.left()
-    records.end(path, told, lambda settings: gateway._io._make)  # type: ignore[attr-defined]
+    records.end(path, told, lambda settings: makes(gateway))
     assert_gone(pid, supervisor)
 
 
