@@ -139,9 +139,9 @@ def test_what_differs_is_started_anew(group: Group, monkeypatch: pytest.MonkeyPa
         assert not start(group)[1]  # the program would send other source
     assert pid in children_of(ids_of(group[0])[0])
     os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: is_gone(pid))
     assert not start(group)[1]
     started_in_advance(group)
-    assert is_gone(pid)
 
 
 def test_it_ends_with_the_login(group: Group) -> None:

@@ -21,9 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from typing_extensions import Unpack
-
-    from .places import Directory, Entry, Where
+    from .places import Directory, Entry
     from .temps import Maker
     from .wire import Options, Say
 
@@ -253,7 +251,7 @@ class Linking(Sweeping):
     def _linker(self, source: Directory, source_name: bytes) -> Maker[None]:
         """Return a function that makes a hard link to a file at a path."""
 
-        def link(path: bytes, **where: Unpack[Where]) -> None:
+        def link(path: bytes, **where: int) -> None:
             old, old_where = at(self._places.handle(source), source_name)
             if where:
                 there, here = old_where["dir_fd"], where["dir_fd"]

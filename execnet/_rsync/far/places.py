@@ -14,9 +14,7 @@ from collections import OrderedDict
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
-    from typing import TypedDict
-
-    from typing_extensions import Unpack
+    from typing import Any, TypedDict
 
     from .wire import Buffer
 
@@ -283,7 +281,7 @@ def rename(handle: Handle, old: bytes, new: bytes) -> None:
         os.rename(handle + SEP + old, handle + SEP + new)
 
 
-def set_time(path: int | bytes, mtime: int, **where: Unpack[Where]) -> None:
+def set_time(path: int | bytes, mtime: int, **where: Any) -> None:
     if HAS_NS:
         os.utime(path, ns=(mtime, mtime), **where)
     else:

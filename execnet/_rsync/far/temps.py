@@ -40,23 +40,16 @@ from .writeback import Writeback
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol, TypeVar
-
-    from typing_extensions import Unpack
+    from typing import TypeVar
 
     from .chunks import Marks
     from .digests import Digest, Hash
-    from .places import Directory, Entry, Handle, Places, Where
+    from .places import Directory, Entry, Handle, Places
     from .wire import Buffer, Proof
 
-    T_co = TypeVar("T_co", covariant=True)
     T = TypeVar("T")
 
-    class Maker(Protocol[T_co]):
-        """Makes something at a path."""
-
-        def __call__(self, path: bytes, /, **where: Unpack[Where]) -> T_co: ...
-
+    Maker = Callable[..., T]  # makes something at a path: called with that, and a ``Where``
     Request = tuple[Entry, "Incoming | None"]  # with a temporary file, if there is one already
 
 PREFIX = b".execnet-rsync-"

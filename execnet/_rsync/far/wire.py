@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, TypedDict
 
-    from typing_extensions import NotRequired
-
     Buffer = bytes | memoryview
     Numbers = bytes | list[Any]  # packed, or one by one because one is too large
     PackedUnit = tuple[Any, ...]  # entries of a directory, of the types in ``messages.UNIT``
@@ -36,7 +34,13 @@ if TYPE_CHECKING:
     # regular expression for a path, whether it is included, for directories only
     Rule = tuple[bytes, bool, bool]
 
-    class Wishes(TypedDict):
+    class Wish(TypedDict, total=False):
+        """What may be left out of ``Wishes``."""
+
+        delete_excluded: bool
+        expands: bool
+
+    class Wishes(Wish):
         """What a run's user wants; see ``target.Target`` and ``RSync.add_target``."""
 
         delete: bool
@@ -53,8 +57,6 @@ if TYPE_CHECKING:
         links: str
         max_files: int | None
         max_bytes: int | None
-        delete_excluded: NotRequired[bool]
-        expands: NotRequired[bool]
 
     class Settings(Wishes):
         """The same for one target of ``RSync.send``."""

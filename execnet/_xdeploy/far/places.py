@@ -18,14 +18,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TypedDict
 
-    from typing_extensions import NotRequired
-
     from ...gateway_base import Channel
 
     Marker = dict[str, str]  # what tells of something that is complete
     Found = tuple[int, Marker]  # the number of the newest one that is complete
 
-    class FindRequest(TypedDict):
+    class Holding(TypedDict, total=False):
+        """What comes with a ``FindRequest`` for one of the two."""
+
+        hold: Channel  # of ``find``
+        told: Channel  # of ``start``, as is what follows
+        args: list[str]
+
+    class FindRequest(Holding):
         """What ``find`` looks for, and ``start`` starts a worker in."""
 
         name: str
@@ -36,9 +41,6 @@ if TYPE_CHECKING:
         python_search: list[str]
         core: str
         start: str
-        hold: NotRequired[Channel]  # of ``find``
-        told: NotRequired[Channel]  # of ``start``, as is what follows
-        args: NotRequired[list[str]]
 
     class FindAnswer(TypedDict, total=False):
         """What there is; only an error and a key if there is no interpreter."""
@@ -57,7 +59,12 @@ if TYPE_CHECKING:
         python: str
         tool: str
 
-    class BuildRequest(TypedDict):
+    class LayersRequest(TypedDict, total=False):
+        """What ``layers`` takes besides a ``BuildRequest``."""
+
+        leaves_out: bool
+
+    class BuildRequest(LayersRequest):
         """What ``build`` makes; ``layers`` and ``fetch`` take the same."""
 
         root: str
@@ -66,7 +73,6 @@ if TYPE_CHECKING:
         newer_than: int
         facts: list[str]
         interpreter: str
-        leaves_out: NotRequired[bool]  # of ``layers``
         ladder: list[str]
         timeout: float
         lines: list[str]
@@ -109,14 +115,18 @@ if TYPE_CHECKING:
         tool: str
         launcher: str
 
-    class KeptRequest(TypedDict):
+    class PruneRequest(TypedDict, total=False):
+        """What ``kept`` is told besides a ``KeptRequest`` if it is to remove something."""
+
+        unused_s: float
+        names: list[str]
+        dry_run: bool
+
+    class KeptRequest(PruneRequest):
         """What ``kept`` lists, or removes."""
 
         root: str
         prune: bool
-        unused_s: NotRequired[float]  # of what is removed, as is what follows
-        names: NotRequired[list[str]]
-        dry_run: NotRequired[bool]
 
     class KeptEntry(TypedDict):
         """One thing that is kept."""
