@@ -38,6 +38,7 @@ LEVEL_S = 5.0  # how long a joiner waits for the rest of the level that is to le
 FIRST_S = 60.0  # the same, while there is none of that level
 LISTEN_S = 15.0  # how long a hop waits for a joiner
 REST_S = 60.0  # how long nobody is sent to a worker that did not answer
+REASON_CHARS = 200  # of why a hop does not wait
 DIRECT = 64  # how many may be reached directly, or four times the fanout if that is more
 
 
@@ -60,7 +61,8 @@ class HopIO(ViaIO):
             raise TimeoutError(f"{self._via.id} does not answer")
         found = re.fullmatch(rb"(\d{1,5}) ([0-9a-f]{64})", self.peer)
         if found is None:
-            raise OSError(self._reason or f"{self._via.id} does not wait for a joiner")
+            reason = self._reason.partition("\n")[0][:REASON_CHARS]  # the hop's own words
+            raise OSError(reason or f"{self._via.id} does not wait for a joiner")
         return int(found[1]), found[2].decode("ascii")
 
 

@@ -1,0 +1,99 @@
+"""Workers that lead to others, or say so, and mean harm: to the coordinator, and to joiners."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from test_join import KEY, Speaker, Start, command, pem, start  # noqa: F401 - fixtures
+from tools import BOUND_S, wait_until
+from workers import ask
+
+from execnet import Gateway, Group
+from execnet._join import hops
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the command is for a Unix shell")
+
+HERE = json.dumps({"host": socket.gethostname(), "address": "127.0.0.1"}).encode() + b"\n"
+# From now on the worker does something else where it is told to wait for a joiner.
+HOSTILE = """
+import sys
+base = sys.modules[channel.__class__.__module__]
+load_part, kept = base.load_part, []
+code = compile(channel.receive(), "hostile", "exec")
+
+class Hostile(object):
+    @staticmethod
+    def main(channel):
+        data, news, request = channel.receive()
+        kept.append((channel, data, news))
+        exec(code, {"channel": channel, "data": data, "news": news, "request": request})
+
+def load(*sent):
+    part = load_part(*sent)
+    return Hostile if sent[0] == "_via.far_dialled" else part
+
+base.load_part = load
+channel.send(None)
+channel.receive()
+"""
+Hop = Callable[[str], Gateway]
+
+
+@pytest.fixture
+def hop(group: Group, pem: str, start: Start) -> Hop:  # noqa: F811
+    """A function that has ``group`` listen, and adds a hop that does what code says."""
+
+    def hop(code: str) -> Gateway:
+        group.listen("127.0.0.1:0", KEY, pem, fanout=1)
+        start(command(group))
+        (gateway,) = group.wait_for(1, BOUND_S)
+        channel = gateway.remote_exec(HOSTILE)
+        channel.send(code)
+        channel.receive(BOUND_S)
+        return gateway
+
+    return hop
+
+
+def joins(group: Group, start: Start) -> Gateway:  # noqa: F811
+    """Start a joiner; return its gateway."""
+    before = set(group)
+    start(command(group))
+    wait_until(lambda: len(set(group) - before) == 1, BOUND_S)
+    (gateway,) = set(group) - before
+    assert ask(gateway, "channel.send(channel.receive())", 5) == 5
+    return gateway
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        r'news.send((None, b"", b"\x1b[31mred\r\nERROR:root:more" + b"x" * 1000))',
+        r'raise ValueError("\x1b[31mred\r\nERROR:root:more" + "x" * 1000)',
+    ],
+    ids=["reason", "error"],
+)
+def test_what_it_says_is_one_line_that_no_terminal_obeys(
+    group: Group,
+    hop: Hop,
+    start: Start,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+    code: str,
+) -> None:
+    caplog.set_level(logging.INFO, "execnet")
+    gateway = hop(code)
+    assert joins(group, start).spec.via is None
+    (text,) = [one for one in caplog.messages if "a joiner is not reached" in one]
+    assert text.startswith(f"a joiner is not reached via {gateway.id}: ")
+    assert r"\x1b[31mred" in text
+    assert text.isprintable()
+    assert len(text) < 300
