@@ -52,6 +52,13 @@ class HopIO(ViaIO):
         super()._finish(status, reason)
         self.is_connected.set()  # whoever waits for that looks at what it got
 
+    def _close_channels(self) -> None:
+        super()._close_channels()
+        if self._closed_read and self._ended.is_set():
+            # A hop may never end the code that loads the parts, and then has none of them.
+            self.loaded = frozenset()
+            self._close(self._code)
+
     def place(self, timeout_s: float) -> tuple[int, str]:
         """Return the port where that worker waits, and the SHA-256 of its certificate.
 

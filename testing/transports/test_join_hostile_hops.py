@@ -97,3 +97,22 @@ def test_what_it_says_is_one_line_that_no_terminal_obeys(
     assert r"\x1b[31mred" in text
     assert text.isprintable()
     assert len(text) < 300
+
+
+def test_one_that_never_answers_leaves_nothing_here(
+    group: Group,
+    hop: Hop,
+    start: Start,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hops, "READY_S", 0.3)
+    monkeypatch.setattr(hops, "REST_S", 0.0)
+    gateway = hop("channel.setcallback(id); __import__('threading').Event().wait()")
+    factory = gateway._channelfactory
+    for _ in range(2):
+        with Speaker(str(group._get_joins().ticket)) as speaker:
+            assert speaker.say(HERE) == "go on\n"
+            wait_until(lambda: not factory._channels, BOUND_S)
+    wait_until(lambda: group._get_joins()._starting == 0, BOUND_S)
+    gc.collect()
+    assert [one for one in gc.get_objects() if isinstance(one, hops.HopIO)] == []
