@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import math
+import os
+import signal
 import socket
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from test_join import KEY, Speaker, Start, command, pem, start  # noqa: F401 - fixtures
@@ -116,3 +117,34 @@ def test_one_that_never_answers_leaves_nothing_here(
     wait_until(lambda: group._get_joins()._starting == 0, BOUND_S)
     gc.collect()
     assert [one for one in gc.get_objects() if isinstance(one, hops.HopIO)] == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="it has to be stopped")
+def test_one_that_reads_nothing_holds_no_joiner_up(
+    group: Group,
+    pem: str,  # noqa: F811
+    start: Start,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hops, "READY_S", 0.3)
+    # As with heartbeats, which it may send whether it reads or not.
+    group.listen("127.0.0.1:0", KEY, pem, fanout=1, options="heartbeat=0")
+    start(command(group))
+    (gateway,) = group.wait_for(1, BOUND_S)
+    channel = gateway.remote_exec("channel.send(len(channel.receive()))")
+    pid = ask(gateway, "import os; channel.send(os.getpid())")
+    sender = threading.Thread(target=channel.send, args=(bytes(64 << 20),))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        sender.start()
+        wait_until(lambda: gateway._writer._frames, BOUND_S)
+        assert [joins(group, start).spec.via for _ in range(2)] == [None, "gw1"]
+        (node,) = [one for one in group._get_joins()._hops._nodes if one.gateway is gateway]
+        assert (node.rests_until, node.children) == (math.inf, 0)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    sender.join(BOUND_S)
+    assert channel.receive(BOUND_S) == 64 << 20
+    wait_until(lambda: node.rests_until < math.inf, BOUND_S)
+    node.rests_until = 0.0
+    assert joins(group, start).spec.via == gateway.id
