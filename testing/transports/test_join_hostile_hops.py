@@ -20,6 +20,7 @@ from workers import ask
 
 from execnet import Gateway, Group
 from execnet._join import hops
+from execnet._join.facts import Facts
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the command is for a Unix shell")
 
@@ -148,3 +149,9 @@ def test_one_that_reads_nothing_holds_no_joiner_up(
     wait_until(lambda: node.rests_until < math.inf, BOUND_S)
     node.rests_until = 0.0
     assert joins(group, start).spec.via == gateway.id
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "::ffff:0.0.0.0", "224.0.0.1", "fe80::1%lo"])
+def test_what_means_another_machine_to_each_is_no_address_of_a_hop(address: str) -> None:
+    said = json.dumps({"address": address}).encode()
+    assert Facts("id", said).address is None
