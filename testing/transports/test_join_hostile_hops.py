@@ -155,3 +155,21 @@ def test_one_that_reads_nothing_holds_no_joiner_up(
 def test_what_means_another_machine_to_each_is_no_address_of_a_hop(address: str) -> None:
     said = json.dumps({"address": address}).encode()
     assert Facts("id", said).address is None
+
+
+def test_where_no_thread_can_be_started_a_joiner_is_reached_from_here(
+    group: Group,
+    pem: str,  # noqa: F811
+    start: Start,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin = threading.Thread.start
+
+    def fails(thread: threading.Thread) -> None:
+        if thread.name == "execnet-join-hop":
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    group.listen("127.0.0.1:0", KEY, pem, fanout=1)
+    assert [joins(group, start).spec.via for _ in range(2)] == [None, None]
