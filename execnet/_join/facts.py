@@ -93,7 +93,8 @@ def numeric(text: str) -> str | None:
         address = ipaddress.ip_address(text)
     except ValueError:
         raise ValueError("its address is none") from None
-    return str(getattr(address, "ipv4_mapped", None) or address)
+    address = getattr(address, "ipv4_mapped", None) or address
+    return None if address.is_unspecified or address.is_multicast else str(address)
 
 
 def _checked_number(name: str, value: object) -> int | None:

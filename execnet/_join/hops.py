@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections import Counter
+from contextlib import suppress
+from math import inf
 
 from .._clock import monotonic
 from .._log import INFO, note
@@ -24,8 +27,6 @@ from .facts import Refused, numeric
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import threading
-
     from ..gateway import Gateway
     from ..gateway_base import ExecModel
     from .facts import Facts
@@ -38,6 +39,7 @@ LEVEL_S = 5.0  # how long a joiner waits for the rest of the level that is to le
 FIRST_S = 60.0  # the same, while there is none of that level
 LISTEN_S = 15.0  # how long a hop waits for a joiner
 REST_S = 60.0  # how long nobody is sent to a worker that did not answer
+REASON_CHARS = 200  # of why a hop does not wait
 DIRECT = 64  # how many may be reached directly, or four times the fanout if that is more
 
 
@@ -51,6 +53,13 @@ class HopIO(ViaIO):
         super()._finish(status, reason)
         self.is_connected.set()  # whoever waits for that looks at what it got
 
+    def _close_channels(self) -> None:
+        super()._close_channels()
+        if self._closed_read and self._ended.is_set():
+            # A hop may never end the code that loads the parts, and then has none of them.
+            self.loaded = frozenset()
+            self._close(self._code)
+
     def place(self, timeout_s: float) -> tuple[int, str]:
         """Return the port where that worker waits, and the SHA-256 of its certificate.
 
@@ -60,7 +69,8 @@ class HopIO(ViaIO):
             raise TimeoutError(f"{self._via.id} does not answer")
         found = re.fullmatch(rb"(\d{1,5}) ([0-9a-f]{64})", self.peer)
         if found is None:
-            raise OSError(self._reason or f"{self._via.id} does not wait for a joiner")
+            reason = self._reason.partition("\n")[0][:REASON_CHARS]  # the hop's own words
+            raise OSError(reason or f"{self._via.id} does not wait for a joiner")
         return int(found[1]), found[2].decode("ascii")
 
 
@@ -78,7 +88,7 @@ class Node:
         self.parent: Node | None = None
         self.level = 0
         self.children = 0  # those that are about to become workers, or are
-        self.rests_until = 0.0
+        self.rests_until = 0.0  # inf: until it has taken what it was sent
         self.unreached: set[object] = set()  # from where it was not reached
         self.was_reached = False
         self.certificate: bytes | bool | None = None
@@ -233,16 +243,16 @@ class Hops:
             parent.certificate = _new_certificate()
         request: dict[str, object] = {"args": None, "listen": parent.address, "key": key.hex()}
         request.update(listen_s=LISTEN_S, certificate=parent.certificate)
-        try:
-            stream = HopIO(hop, request, [*args, f"hop={hop.id}"], name, self._execmodel)
-        except (OSError, EOFError):  # it has just ended
+        ready_by = monotonic() + READY_S
+        stream = self._opened(parent, request, [*args, f"hop={hop.id}"], name)
+        if stream is None:
             return None
         try:
             with self._changed:
                 self._streams.add(stream)
                 if self._is_over:
                     raise Refused("the group was ended", "late")
-            why = self._awaited_why(talk, node, parent, stream, key)
+            why = self._awaited_why(talk, node, parent, stream, key, ready_by)
             if why is None:
                 return stream
         except BaseException:
@@ -252,12 +262,54 @@ class Hops:
         note("gateway", INFO, lambda: f"a joiner is not reached via {hop.id}: {why}", hop.id)
         return None
 
+    def _opened(
+        self, parent: Node, request: dict[str, object], args: list[str], name: str
+    ) -> HopIO | None:
+        """Open a stream through a hop; None if the hop has ended, or does not take what is sent.
+
+        It may read nothing, or be about to get a large item: then a thread waits for that.
+        """
+        hop = parent.gateway
+        assert hop is not None
+        opened: list[HopIO | None] = []
+        is_late = False
+
+        def run() -> None:
+            stream = None
+            try:
+                with suppress(OSError, EOFError):  # it has just ended
+                    stream = HopIO(hop, request, args, name, self._execmodel)
+            finally:
+                with self._changed:
+                    opened.append(stream)
+                    if is_late:
+                        parent.rests_until = monotonic() + REST_S
+                    self._changed.notify_all()
+                if is_late and stream is not None:
+                    stream.discard()
+
+        try:
+            threading.Thread(target=run, name="execnet-join-hop", daemon=True).start()
+        except RuntimeError:  # no more threads can be started
+            return None
+        with self._changed:
+            if self._changed.wait_for(lambda: opened or self._is_over, READY_S) and opened:
+                return opened[0]
+            is_late, parent.rests_until = True, inf
+            return None
+
     def _awaited_why(
-        self, talk: SocketTalk, node: Node, parent: Node, stream: HopIO, key: bytes
+        self,
+        talk: SocketTalk,
+        node: Node,
+        parent: Node,
+        stream: HopIO,
+        key: bytes,
+        ready_by: float,
     ) -> str | None:
         """Send a joiner to a hop, and hear why it has not reached it; None: it has."""
         try:
-            port, fingerprint = stream.place(READY_S)
+            port, fingerprint = stream.place(max(0.0, ready_by - monotonic()))
         except TimeoutError as exc:
             parent.rests_until = monotonic() + REST_S
             return str(exc)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 WORD = b"join"  # in the proof, so that one for a socket server is useless here, and vice versa
+HEX = b"0123456789abcdef"
 
 
 class Connection:
@@ -74,8 +75,11 @@ class JoinVisitor(socketserver.Visitor):
         super()._say(*words)
 
     def _admit(self, proved: bytes) -> None:
+        id = self._words[-2]
+        if id.strip(HEX):  # others may be no text, or one that a terminal obeys
+            raise socketserver.Refused("a joiner's id is a number in hex")
         self._step = None  # type: ignore[assignment]
-        self._server.on_proof(self.conn, self._words[-2].decode("ascii"))
+        self._server.on_proof(self.conn, id.decode("ascii"))
 
 
 class Door(socketserver.Server):

@@ -43,21 +43,31 @@ class SocketTalk:
     def __init__(self, sock: socket.socket) -> None:
         self.tls: Tls | None = None
         self._sock = sock
+        self._until = 0.0  # when all that is waited for has to be here
 
     def read(self, timeout_s: float) -> bytes:
         """Return what comes, b"" at the end; TimeoutError if nothing does.
 
         Without TLS, no more than a line: a service says at once what follows on its proof.
         """
-        self._sock.settimeout(max(0.001, timeout_s))
+        self._set_timeout(timeout_s)
         if self.tls is not None:
             return self.tls.read_some(LINE_BYTES, self._receive)
         import socket
 
         there = self._sock.recv(LINE_BYTES, socket.MSG_PEEK)
-        return self._receive(there.find(b"\n") + 1 or LINE_BYTES)
+        return self._sock.recv(there.find(b"\n") + 1 or LINE_BYTES)
+
+    def _set_timeout(self, timeout_s: float) -> None:
+        timeout_s = max(0.001, timeout_s)
+        self._until = monotonic() + timeout_s
+        self._sock.settimeout(timeout_s)
 
     def _receive(self, limit: int) -> bytes:
+        left = self._until - monotonic()
+        if left <= 0:  # else the bytes of a record of TLS could come one by one for ever
+            raise TimeoutError("timed out")
+        self._sock.settimeout(left)
         return self._sock.recv(limit)
 
     def write(self, data: bytes) -> None:
@@ -74,7 +84,7 @@ class SocketTalk:
         """Begin TLS; return the SHA-256 of the server's certificate, in hex."""
         from .tls import Tls
 
-        self._sock.settimeout(max(0.001, timeout_s))
+        self._set_timeout(timeout_s)
         self.tls = Tls()
         return self.tls.begin(self._receive, self._sock.sendall)
 

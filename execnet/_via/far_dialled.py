@@ -77,6 +77,7 @@ class Dialled(object):
             listener.close()
             raise
         self.peer = as_bytes("%d " % self._door.address[1]) + certificate.fingerprint
+        self._is_killed = False
         try:
             self._near, self._far = socket.socketpair()
             self.read_fd, self.write_fd = os.dup(self._near.fileno()), os.dup(self._near.fileno())
@@ -90,6 +91,8 @@ class Dialled(object):
         try:
             self._door.run()
             if self._door.taken is not None:
+                if self._is_killed:
+                    self._shutdown(self._door.taken, socket.SHUT_RDWR)
                 # It goes on for a while after the joiner's side has ended, not ours.
                 socketserver.Relay(self._far, self._door.taken).run()
         finally:
@@ -97,17 +100,20 @@ class Dialled(object):
 
     def kill(self, worker_pid: int | None) -> None:
         """Break it off, or stop to wait for it."""
+        self._is_killed = True
         self._door.stop()
-        self._shutdown(socket.SHUT_RDWR)
+        self._shutdown(self._near, socket.SHUT_RDWR)
+        if self._door.taken is not None:
+            self._shutdown(self._door.taken, socket.SHUT_RDWR)  # it may stay for ever
 
     def close_write(self) -> None:
         """Let the joiner read the end."""
         self._door.stop()
-        self._shutdown(socket.SHUT_WR)
+        self._shutdown(self._near, socket.SHUT_WR)
 
-    def _shutdown(self, how: int) -> None:
+    def _shutdown(self, sock: Any, how: int) -> None:
         try:
-            self._near.shutdown(how)
+            socket.socket.shutdown(sock, how)  # that of TLS would end it under another thread
         except ERRORS:  # it has ended, or is closed
             pass
 

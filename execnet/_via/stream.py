@@ -25,6 +25,7 @@ from ..gateway_base import (
     _pack_bytes_head,
     dumps_internal,
     opcode,
+    printable,
 )
 from .blobs import kept_by, send_shared
 from .far_forwarder import CHUNK_BYTES, CLOSE, DROP, EOF, WINDOW_BYTES
@@ -155,7 +156,7 @@ class ViaIO(Endpoint):
         else:
             kind, message = getattr(error, "type_name", None), getattr(error, "message", None)
             why = f"{kind}: {message}" if kind else str(error)
-            self._lose(f"{self._via.id} can't start it: {why}")
+            self._lose(f"{self._via.id} can't start it: {printable(why)}")
 
     def _on_news(self, item: Any) -> None:
         self._silent = False
@@ -177,7 +178,7 @@ class ViaIO(Endpoint):
 
     def _on_end(self, status: int | None, stderr: bytes, reason: bytes) -> None:
         self._stderr = stderr.decode("utf-8", "replace").strip()
-        text = reason.decode("utf-8", "replace")
+        text = printable(reason.decode("utf-8", "replace"))
         self.could_not_start = bool(text)
         self._finish(status, f"{self._via.id} can't {self._verb}: {text}" if text else "")
         self._close_channels()

@@ -381,6 +381,13 @@ class TestAttacks:
         with Speaker(ticket, word="") as speaker:
             assert "error the client has another key" in speaker.answer
 
+    @pytest.mark.parametrize("id", ["\u00e9" * 32, "\x1b" * 64], ids=["bytes", "control"])
+    def test_what_is_no_id_is_refused_and_the_door_stays_open(self, ticket: str, id: str) -> None:
+        with Speaker(ticket, id=id) as speaker:
+            assert speaker.answer.endswith("error a joiner's id is a number in hex\n")
+        with Speaker(ticket) as speaker:
+            assert speaker.answer.split()[1] == "ok"
+
     @pytest.mark.parametrize(
         "facts",
         [

@@ -535,6 +535,27 @@ class TestAtTheHop:
             dialled.dial()
         assert sent == []
 
+    @pytest.mark.parametrize("when", ["later", "as it comes"])
+    def test_one_that_stays_is_broken_off(
+        self,
+        pem: str,  # noqa: F811
+        monkeypatch: pytest.MonkeyPatch,
+        when: str,
+    ) -> None:
+        hop, take = Dialled(pem), far_dialled.Door.take
+
+        def taking(door: Any, conn: Any) -> None:
+            if when == "as it comes":
+                hop.owner.kill(None)
+            take(door, conn)
+
+        monkeypatch.setattr(far_dialled.Door, "take", taking)
+        with hop.dial():
+            hop.close()
+            wait_until(
+                lambda: "execnet-socketserver" not in {one.name for one in threading.enumerate()}
+            )
+
     def test_it_waits_for_no_longer_than_it_was_told(self, pem: str) -> None:  # noqa: F811
         hop = Dialled(pem, 0.01)
         assert os.read(hop.owner.read_fd, 1) == b""

@@ -11,6 +11,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from workers import ask
 
 from execnet import AuthenticationError, BootstrapError, Group, gateway_socket
 from execnet._transports import keys
+from execnet._transports.proof import SocketTalk
+from execnet._transports.tls import Tls
 from execnet.gateway_base import ExecModel, WorkerDied
 from execnet.script import socketserver
 
@@ -261,3 +264,42 @@ def test_via_another_gateway_it_is_refused_with_a_reason(server: Server, group: 
     group.makegateway("popen//id=between")
     with pytest.raises(AuthenticationError, match="does not go via= another gateway"):
         group.makegateway(f"socket={server.address}//via=between")
+
+
+@pytest.mark.parametrize("during", ["handshake", "line"])
+def test_what_comes_byte_by_byte_gets_no_more_time(during: str, tmp_path: Path) -> None:
+    pem = tmp_path / "pem"
+    pem.write_bytes(socketserver.make_certificate())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    near, far = socket.socketpair()
+    over = threading.Event()
+    with near, far:
+        near.settimeout(BOUND_S)
+        other, talk = Tls(context), SocketTalk(near)
+        if during == "line":
+            far.settimeout(BOUND_S)
+            greeter = threading.Thread(target=other.begin, args=(far.recv, far.sendall))
+            greeter.start()
+            talk.begin_tls(BOUND_S)
+            greeter.join()
+            record = other.sealed(b"x" * 10_000)
+        else:
+            record = b"\x16\x03\x03\x40\x00" + bytes(1 << 14)
+
+        def drip() -> None:
+            for number in range(len(record) - 1):
+                if over.wait(0.01):
+                    return
+                far.sendall(record[number : number + 1])
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        began = time.monotonic()
+        try:
+            with pytest.raises(TimeoutError):
+                talk.read(0.3) if during == "line" else talk.begin_tls(0.3)
+            assert time.monotonic() - began < BOUND_S / 2
+        finally:
+            over.set()
+            thread.join()
