@@ -63,8 +63,11 @@ def start(group: Group, spec: str = "ssh=anywhere") -> tuple[Gateway, bool]:
 def started_in_advance(group: Group, spec: str = "ssh=anywhere") -> Gateway:
     """Return the first gateway whose worker was there before it was asked for."""
     found: list[Gateway] = []
+    if not group:
+        group.makegateway(spec)
 
     def is_found() -> bool:
+        wait_for_spare(group)  # none is begun while others start; it may not be ready yet
         gateway, was_there = start(group, spec)
         found.append(gateway)
         return was_there
