@@ -49,6 +49,7 @@ def main(channel: Channel) -> None:
 
     The first answer says what the root is, or is (None, errno, reason) if it can't be offered.
     """
+    wire.widen(channel.gateway._io, "outfile")
     remarks: list[tuple[bytes, bytes]] = []
     root, left_out, rules, options = channel.receive()
     if options["expands"]:

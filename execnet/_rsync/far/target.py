@@ -42,7 +42,7 @@ from .places import (
 from .requests import Fatal
 from .spelling import Spellings
 from .temps import PREFIX, parts_of, tag_in, tag_of
-from .wire import SMALL_MAX, Violation, numbers, reason_of
+from .wire import SMALL_MAX, Violation, numbers, reason_of, widen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -593,4 +593,5 @@ class Target(Linking):
 
 def main(channel: Channel) -> None:
     """Serve one source: the first item says what it wants, then its messages follow."""
+    widen(channel.gateway._io, "infile")
     Target(channel.send, channel.receive()).run(channel.receive, lambda: next_in(channel))

@@ -109,6 +109,8 @@ BLOCKS_MAX = 2 * 1024 * 1024  # of a file that is compared at all; larger ones a
 TEXT_MAX = 1000
 SLACK_BYTES = 1024 * 1024  # by which a file may exceed twice its announced size
 FIRST_STANDIN = 1 << 40  # ids from here on are copies in place of links, for one target only
+PIPE_BYTES = 1024 * 1024  # the largest buffer that an ordinary user may have
+F_SETPIPE_SZ = 1031  # Linux; ``fcntl`` names it since 3.10
 PIECE = struct.Struct("!QQ")  # id and offset; a message of bytes is a piece: this, then content
 
 PY2 = sys.version_info[0] == 2
@@ -125,6 +127,20 @@ class Violation(Exception):
 
 class TooMuch(Exception):
     """The other half has more than the user allows; the text says of what."""
+
+
+def widen(stream: object, name: str) -> None:
+    """Give a worker's pipe a large buffer, so that more passes each time that it is waited for.
+
+    One that sshd has made holds 64 KiB.  name: ``infile`` or ``outfile`` of the worker's stream;
+    what is no pipe stays as it is, and so does a pipe if its user's share of buffers is used up.
+    """
+    try:
+        import fcntl
+
+        fcntl.fcntl(getattr(stream, name).fileno(), F_SETPIPE_SZ, PIPE_BYTES)
+    except (ImportError, AttributeError, EnvironmentError, ValueError):
+        pass
 
 
 def checksum(data: Buffer, before: int = SUM_OF_NOTHING) -> int:
