@@ -8,6 +8,7 @@ Python 2.7 and today's Python both accept.  The side towards the process is in `
 from __future__ import annotations
 
 import threading
+from abc import abstractmethod
 from collections import deque
 
 from ..gateway_base import Message, dumps_internal, load_part
@@ -177,18 +178,18 @@ class Forwarder(object):
 
     # the side towards the process
 
+    @abstractmethod
     def _forward(self) -> None:
         """Forward what comes from both sides, until the process has ended."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _write_now(self, data: bytes) -> int:  # holds _lock
         """Write what can be written without waiting; return how much."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _on_queued(self) -> None:
         """Have the queue written; never waits."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _on_credit(self) -> None:
         """Go on reading: there may be room in the window, or none is needed any more."""
-        raise NotImplementedError

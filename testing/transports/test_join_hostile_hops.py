@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from processes import stop
 from test_join import KEY, Speaker, Start, command, pem, start  # noqa: F401 - fixtures
 from tools import BOUND_S, wait_until
 from workers import ask
@@ -135,7 +136,7 @@ def test_one_that_reads_nothing_holds_no_joiner_up(
     channel = gateway.remote_exec("channel.send(len(channel.receive()))")
     pid = ask(gateway, "import os; channel.send(os.getpid())")
     sender = threading.Thread(target=channel.send, args=(bytes(64 << 20),))
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     try:
         sender.start()
         wait_until(lambda: gateway._writer._frames, BOUND_S)
