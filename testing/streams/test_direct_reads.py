@@ -32,6 +32,7 @@ from execnet.gateway_base import (
 )
 
 LONG_S = 10
+THREADS = get_execmodel("thread")
 # The worker says how often it has read directly for each item that is None.
 COUNTING_ECHO = """
 for item in channel:
@@ -99,6 +100,23 @@ def reading(gateway: Gateway, receive: Callable[[], Any]) -> Task:
 def read_without_end(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have direct reads go on until something comes, so that no pause of theirs helps others."""
     monkeypatch.setattr(direct_reads(gateway), "IDLE_S", LONG_S)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """The two ends of a pipe: what is read, what is written."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+@pytest.fixture
+def direct(pipe: tuple[int, int]) -> DirectReads:
+    """Direct reads of the pipe, whose offers end when they are told to."""
+    direct = DirectReads(pipe[0], THREADS)
+    direct.IDLE_S = LONG_S
+    return direct
 
 
 class TestWhoReads:
@@ -232,18 +250,14 @@ class TestOtherThreads:
         first.close()
         first.waitclose(timeout=LONG_S - 1)
 
-    def test_an_offer_is_withdrawn_where_somebody_has_begun_to_wait(self) -> None:
+    def test_an_offer_is_withdrawn_where_somebody_has_begun_to_wait(
+        self, direct: DirectReads
+    ) -> None:
         """He looked whether there was an offer just before it was made."""
-        execmodel = get_execmodel("thread")
-        reader, writer = os.pipe()
-        direct = DirectReads(reader, execmodel)
-        direct.IDLE_S = LONG_S
-        direct.waiting[object()] = execmodel.inbox()
-        offering = Task(execmodel, direct.offer)
+        direct.waiting[object()] = THREADS.inbox()
+        offering = Task(THREADS, direct.offer)
         offering.result()
         assert not direct.offered
-        os.close(reader)
-        os.close(writer)
 
     def test_there_is_no_offer_to_a_thread_that_has_served_a_call_meanwhile(self) -> None:
         execmodel, answers = get_execmodel("thread"), []
@@ -268,52 +282,38 @@ class TestOtherThreads:
         os.close(reader)
         os.close(writer)
 
-    def test_an_offer_comes_too_late_for_a_thread_that_is_done(self) -> None:
-        execmodel = get_execmodel("thread")
-        reader, writer = os.pipe()
-        direct = DirectReads(reader, execmodel)
-        direct.IDLE_S = LONG_S
+    def test_an_offer_comes_too_late_for_a_thread_that_is_done(self, direct: DirectReads) -> None:
         direct.want()
         direct.decline()
         assert not direct.served  # so that there is no offer, unless one is being made:
-        offering = Task(execmodel, direct.offer)
+        offering = Task(THREADS, direct.offer)
         offering.result()
         assert not direct.offered
         assert not direct.declined
-        os.close(reader)
-        os.close(writer)
 
-    def test_an_offer_ends_when_the_thread_that_could_read_is_done(self) -> None:
-        execmodel = get_execmodel("thread")
-        reader, writer = os.pipe()
-        direct = DirectReads(reader, execmodel)
-        direct.IDLE_S = LONG_S
-        offering = Task(execmodel, direct.offer)
+    def test_an_offer_ends_when_the_thread_that_could_read_is_done(
+        self, direct: DirectReads
+    ) -> None:
+        offering = Task(THREADS, direct.offer)
         wait_until(lambda: direct.offered)
         direct.decline()
         offering.result()
-        os.close(reader)
-        os.close(writer)
 
-    def test_frames_are_read_after_one_that_means_nothing(self) -> None:
-        execmodel = get_execmodel("thread")
-        reader, writer = os.pipe()
-        direct = DirectReads(reader, execmodel)
-        direct.IDLE_S = LONG_S
-        offering = Task(execmodel, direct.offer)
+    def test_frames_are_read_after_one_that_means_nothing(
+        self, direct: DirectReads, pipe: tuple[int, int]
+    ) -> None:
+        offering = Task(THREADS, direct.offer)
         wait_until(lambda: direct.offered)
         ignored, frame = _pack_int_frame(Message.INTERRUPT, 1, 6, 70, -1, 81), io.BytesIO()
         Message(Message.CALL, 1, b"request").to_io(frame)
-        os.write(writer, ignored)
-        reading = Task(execmodel, direct.read_frames, Message.CALL, 1, int, list, ignored)
+        os.write(pipe[1], ignored)
+        reading = Task(THREADS, direct.read_frames, Message.CALL, 1, int, list, ignored)
         wait_until(lambda: direct.uses == 2)
-        os.write(writer, frame.getvalue())
+        os.write(pipe[1], frame.getvalue())
         assert reading.result() == [b"request"]
         assert direct.chunks == []
         direct.take_back()
         offering.result()
-        os.close(reader)
-        os.close(writer)
 
     def test_an_offer_that_ends_has_who_reads_give_up(self) -> None:
         execmodel = get_execmodel("thread")
