@@ -44,6 +44,25 @@ class Listening:
         def _make_through(self, spec: Any, through: Any) -> Gateway: ...
         def _start(self, settings: Settings, find: Any, through: Any) -> Gateway: ...
 
+    def _check_wishes(
+        self, address: str, count: int | None, options: str, fanout: int | None
+    ) -> None:
+        """Raise the errors of ``listen`` for its arguments."""
+        if not self.execmodel.has_main_thread:
+            raise ValueError(f"listen() needs threads, and this group has {self.execmodel.backend}")
+        if count is not None and count < 1:
+            raise ValueError(f"count={count} admits nobody")
+        spec = self._prepare(_spec_of(address, options)).spec
+        for name in "id", "key", "certificate":
+            if vars(spec).get(name) is not None:
+                raise ValueError(f"options={options!r}: {name}= can't be for all that join")
+        if fanout is not None:
+            from .._tree.plan import check_fanout
+
+            check_fanout(fanout)
+            if spec.execmodel not in THREADS:
+                raise ValueError(f"fanout= needs threads in workers, which have {spec.execmodel}")
+
     def listen(
         self,
         address: str = "0.0.0.0:0",
@@ -66,20 +85,7 @@ class Listening:
         arguments, or if the group is listening already, OSError if it can't listen there, or has no
         certificate.
         """
-        if not self.execmodel.has_main_thread:
-            raise ValueError(f"listen() needs threads, and this group has {self.execmodel.backend}")
-        if count is not None and count < 1:
-            raise ValueError(f"count={count} admits nobody")
-        spec = self._prepare(_spec_of(address, options)).spec  # the caller gets the error
-        for name in "id", "key", "certificate":
-            if vars(spec).get(name) is not None:
-                raise ValueError(f"options={options!r}: {name}= can't be for all that join")
-        if fanout is not None:
-            from .._tree.plan import check_fanout
-
-            check_fanout(fanout)
-            if spec.execmodel not in THREADS:
-                raise ValueError(f"fanout= needs threads in workers, which have {spec.execmodel}")
+        self._check_wishes(address, count, options, fanout)
         from .near import Joins
 
         def make(io: Endpoint, address: str) -> Gateway:
