@@ -78,11 +78,7 @@ class Joins:
         self.reasons: deque[str] = deque(maxlen=REASONS)  # why the last were turned away
         self._place, self._execmodel = place, execmodel
         self._changed = threading.Condition()
-        self._hops: Hops | None = None
-        if fanout is not None:
-            from .hops import Hops
-
-            self._hops = Hops(fanout, execmodel, self._changed)
+        self._hops = None if fanout is None else self._new_hops(fanout)
         self._seen: set[str] = set()  # ids of joiners
         self._starting = 0  # joiners that have a place, but are not gateways yet
         self._busy: set[Connection] = set()  # theirs
@@ -97,15 +93,23 @@ class Joins:
         self._door = self._open(address, certificate)
         assert isinstance(self._door.address, tuple)
         self.address: tuple[str, int] = self._door.address
-        host, port = self.address
-        shown = (_own_host(host) if host in ANY_HOST else host), port
-        self.ticket = Ticket(shown, certificate.fingerprint.decode("ascii"))
+        self.ticket = self._ticket_with(certificate)
         self._thread = threading.Thread(target=self._door.run, name="execnet-join", daemon=True)
         try:
             self._thread.start()
         except RuntimeError:  # no more threads can be started
             self._door.disown()
             raise
+
+    def _new_hops(self, fanout: int) -> Hops:
+        from .hops import Hops
+
+        return Hops(fanout, self._execmodel, self._changed)
+
+    def _ticket_with(self, certificate: DoorCertificate) -> Ticket:
+        host, port = self.address
+        shown = (_own_host(host) if host in ANY_HOST else host), port
+        return Ticket(shown, certificate.fingerprint.decode("ascii"))
 
     def _open(self, address: str, certificate: DoorCertificate) -> Door:
         place = socketserver.parse_address(address)
