@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zlib
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from execnet._rsync.far.digests import KEYED, SECRET_BYTES, Gmac, choose, costs,
 from execnet._rsync.far.pump import Pump
 from execnet._rsync.far.tree import Tree
 from execnet._rsync.far.watcher import Watcher
-from execnet._rsync.far.wire import HELLO, Violation
+from execnet._rsync.far.wire import CRC_32, HELLO, NO_SUM, Violation, checksum, sum_of_nothing
 
 needs_gmac = pytest.mark.skipif(KEYED not in costs(), reason="this Python has no AES-GCM")
 SECRET = b"0123456789abcdef"
@@ -74,8 +75,36 @@ def test_the_hash_is_the_fastest_for_the_slower_half(
     monkeypatch: pytest.MonkeyPatch, source: Any, name: str, has_secret: bool
 ) -> None:
     monkeypatch.setattr(digests, "costs", lambda: COSTS)
-    chosen, secret = choose(source)
+    chosen, secret, _ = choose(source)
     assert (chosen, len(secret)) == (name, SECRET_BYTES if has_secret else 0)
+
+
+@pytest.mark.parametrize(
+    ("adler", "crc", "nothing"),
+    [
+        (1.0, 1.0, CRC_32),
+        (1.0, 2.5, 1),
+        (3.0, 2.5, CRC_32),
+        (None, 9.0, CRC_32),
+        (None, None, NO_SUM),
+    ],
+)
+def test_the_checksum_is_the_fastest_for_the_slower_half(
+    monkeypatch: pytest.MonkeyPatch, adler: float | None, crc: float | None, nothing: int
+) -> None:
+    monkeypatch.setattr(digests, "costs", lambda: {**COSTS, "adler32": 2.0, "crc32": 1.5})
+    source = {"sha256": 2.0, "adler32": adler, "crc32": crc}
+    assert choose({name: cost for name, cost in source.items() if cost})[2] == nothing
+
+
+@pytest.mark.parametrize("nothing", [1, CRC_32])
+def test_a_checksum_goes_on_as_it_began(nothing: int) -> None:
+    compute = zlib.crc32 if nothing == CRC_32 else zlib.adler32
+    begun = checksum(b"a", nothing)
+    assert (checksum(b"b", begun), sum_of_nothing(begun)) == (
+        compute(b"ab") | nothing & CRC_32,
+        nothing,
+    )
 
 
 def test_each_run_has_another_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +126,7 @@ def test_a_python_that_cannot_reach_its_cryptography_does_without(
 ) -> None:
     monkeypatch.setitem(sys.modules, "_hashlib", None)
     assert KEYED not in costs()
-    assert choose({"sha256": 1e-9, KEYED: 1e-9}) == ("sha256", b"")
+    assert choose({"sha256": 1e-9, KEYED: 1e-9}) == ("sha256", b"", NO_SUM)
     with pytest.raises(Violation, match="secret"):
         digest_of("sha256", SECRET)
 
@@ -111,6 +140,16 @@ def test_a_library_that_computes_something_else_is_not_used(
 
 def test_a_secret_of_another_length_breaks_the_protocol(tmp_path: Any) -> None:
     tree = Tree(bytes(tmp_path), None, lambda *_: None)
-    said = iter([(HELLO, "sha256", b"short", True)])
+    said = iter([(HELLO, "sha256", b"short", 1)])
     with pytest.raises(Violation, match="5 bytes"):
+        Pump(tree, tree.walk().__next__, lambda _: None, said.__next__, Watcher()).run()
+
+
+@pytest.mark.parametrize("nothing", [2, 2**31, CRC_32 + 1, 2 * CRC_32])
+def test_a_checksum_of_nothing_that_is_none_breaks_the_protocol(
+    tmp_path: Any, nothing: int
+) -> None:
+    tree = Tree(bytes(tmp_path), None, lambda *_: None)
+    said = iter([(HELLO, "sha256", b"", nothing)])
+    with pytest.raises(Violation, match="no such checksum"):
         Pump(tree, tree.walk().__next__, lambda _: None, said.__next__, Watcher()).run()

@@ -300,7 +300,7 @@ def test_a_target_that_acknowledges_nothing_gets_one_window_of_data(tmp_path: Pa
         for start in range(0, 3 * DATA_WINDOW_BYTES, 4096):  # no holes
             file.seek(start)
             file.write(b"x")
-    sent = pump_until_silent(source, [(HELLO, "md5", b"", True), (WANT, pack_ids([1]))])
+    sent = pump_until_silent(source, [(HELLO, "md5", b"", 1), (WANT, pack_ids([1]))])
     assert max(len(message) for message in sent if isinstance(message, bytes)) <= PIECE_BYTES
     data = sum(len(message) for message in sent if isinstance(message, bytes))
     assert 7 << 20 <= data <= 9 << 20
@@ -311,7 +311,7 @@ def test_a_target_that_acknowledges_nothing_gets_one_window_of_the_list(tmp_path
     source.mkdir()
     for number in range(15_000):
         (source / (f"{number:05}" + "x" * 245)).touch()
-    sent = pump_until_silent(source, [(HELLO, "md5", b"", True)])
+    sent = pump_until_silent(source, [(HELLO, "md5", b"", 1)])
     cost = sum(message[1] for message in sent if message[0] == LIST)
     assert 2 << 20 <= cost < 3 << 20
 

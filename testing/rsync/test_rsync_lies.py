@@ -65,7 +65,7 @@ TRUE_ANSWERS: dict[int, tuple[Any, ...]] = {
     wire.GONE: (2, b"why"),
 }
 TRUE_REQUESTS: dict[int, tuple[Any, ...]] = {
-    wire.HELLO: ("md5", b"", True),
+    wire.HELLO: ("md5", b"", 1),
     wire.ACK: (0, 0),
     wire.WANT: (IDS,),
     wire.CHECK: (IDS, b"x" * 16),
@@ -150,7 +150,7 @@ def test_whatever_a_worker_says_the_run_ends_with_a_violation_or_goes_on(tmp_pat
         for lies in lies_about(TRUE_REQUESTS):
             tree = Tree(os.fsencode(source), None, lambda *_: None)
             walk, sent = tree.walk(), []
-            start: list[Any] = [(wire.HELLO, "md5", b"", True)] * has_hello
+            start: list[Any] = [(wire.HELLO, "md5", b"", 1)] * has_hello
             try:
                 Pump(tree, walk.__next__, sent.append, iter(start + lies).__next__, Wet()).run()
             except (Violation, StopIteration, TargetFailed):

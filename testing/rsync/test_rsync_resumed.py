@@ -174,18 +174,20 @@ LEFT = {
     "damaged": (0, True, [wire.REST, wire.DELTA]),
     "wrong sum": (1, False, [wire.REST, wire.DELTA]),
     "no sum": (None, False, [wire.DELTA]),
-    "no number of 32 bits": (2**40, False, [wire.DELTA]),
+    "no checksum's number": (2**40, False, [wire.DELTA]),
+    "another sum": (wire.CRC_32, False, [wire.REST, wire.DELTA]),
 }
 
 
+@pytest.mark.parametrize("nothing", wire.SUMS_OF_NOTHING.values(), ids=wire.SUMS_OF_NOTHING)
 @pytest.mark.parametrize("kind", LEFT)
 def test_what_is_there_is_only_kept_if_it_has_its_checksum(
-    gateway: Gateway, source: Path, tmp_path: Path, kind: str
+    gateway: Gateway, source: Path, tmp_path: Path, kind: str, nothing: int
 ) -> None:
     off_by, is_damaged, asked = LEFT[kind]
     found, content = (source / "d/large").stat(), (source / "d/large").read_bytes()
     dest, there = tmp_path / "dest", bytearray(content[: SIZE // 2])
-    number = "0" if off_by is None else str(zlib.adler32(there) + off_by)
+    number = "0" if off_by is None else str(wire.checksum(there, nothing) ^ off_by)
     there[12_345] ^= is_damaged
     path = leave(dest / "d", "large", bytes(there), found.st_size, found.st_mtime_ns)
     path.rename(str(path).replace("-0-0.", f"-0-{number}."))
@@ -204,7 +206,7 @@ def test_a_full_disk_leaves_what_fits_for_the_next_run(tmp_path: Path) -> None:
     files = Temps(places)
     root = Directory(0, None, os.fsencode(tmp_path), None, 0)
     fd, temp = files.create(root, 0o600, tag_of(b"x", len(whole), 5))
-    incoming = Incoming(fd, temp, None, None)
+    incoming = Incoming(fd, temp, None, None, wire.SUMS_OF_NOTHING["adler32"])
     incoming.open(len(whole), 0o600, 5, wire.WHOLE)
     incoming.piece(0, whole[:100_000])
     with pytest.MonkeyPatch.context() as patch:
@@ -254,7 +256,7 @@ def test_a_file_that_is_in_place_stays_whole_wherever_the_run_is_interrupted(
         (wire.LIST, 9, [unit([(b"a", wire.FILE, SIZE)])]),
         (wire.OPEN, 1, SIZE, 0o644, 1, wire.WHOLE),
         wire.PIECE.pack(1, 0) + b"x" * 4096,
-        (wire.CLOSE, 1, zlib.adler32(b"x" * 4096)),
+        (wire.CLOSE, 1, None),
     ]
     with pytest.raises(KeyboardInterrupt):
         Target([].append, OPTIONS | options | {"partial": partial}).run(iter(said).__next__)

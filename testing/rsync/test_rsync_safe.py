@@ -407,7 +407,7 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
-HELLO_MESSAGE = (HELLO, "md5", b"", True)
+HELLO_MESSAGE = (HELLO, "md5", b"", 1)
 
 
 @pytest.mark.parametrize(
@@ -443,8 +443,8 @@ HELLO_MESSAGE = (HELLO, "md5", b"", True)
         [(NOLINK, 4), (NOLINK, 4)],
         [(LISTED, -1)],
         [(LISTED, "x")],
-        [(HELLO, "crc32", b"", True)],
-        [(HELLO, "md5", b"short", True)],
+        [(HELLO, "crc32", b"", 1)],
+        [(HELLO, "md5", b"short", 1)],
         [(HELLO,)],
         [(FATAL, 77, 1, b"")],
         [(END, "x", 0, 0, 0, 0)],

@@ -187,7 +187,7 @@ def test_nothing_is_on_its_way_unnoticed_when_blocks_begin_to_change(
     tmp_path: Path, calls: Calls
 ) -> None:
     fd = os.open(tmp_path / "new", os.O_CREAT | os.O_RDWR)
-    incoming = Incoming(fd, b"new", None, None)
+    incoming = Incoming(fd, b"new", None, None, 0)
     incoming.set_base(os.fstat(fd), 1024, 0)
     incoming.writeback.start()
     [thread] = [one for one in threading.enumerate() if one.name == "execnet-rsync-writeback"]

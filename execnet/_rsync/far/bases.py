@@ -45,7 +45,6 @@ from .wire import (
     DIGESTS,
     EARLY_BYTES,
     FIRST_BYTES,
-    HAS_SUMS,
     PIECE_BYTES,
     REST,
     SENT_BYTES,
@@ -82,7 +81,7 @@ class Bases(Requests):
                 return
             fd, temp = self._create_large(entry)
             entry[0].settled = False
-            incoming = Incoming(fd, temp, self._digest, self._stream)
+            incoming = self._incoming(fd, temp)
             incoming.set_base(found, block_bytes(largest), min(found.st_size, entry[4]))
             self._total += entry[4]
             self._add_base(entry, incoming, found, old)
@@ -114,13 +113,13 @@ class Bases(Requests):
             fd = os.open(path, O_FILE | os.O_RDWR, **where)
         except OSError:
             return None
-        incoming = Incoming(fd, left, self._digest, self._stream)
+        incoming = self._incoming(fd, left)
         incoming.is_own = True
         try:
             found = os.fstat(fd)
             check_left(found, size)
             is_same = tag_in(left) == tag_of(name, size, mtime)
-            if is_same and sum_in(left) and found.st_size <= size and HAS_SUMS:
+            if is_same and sum_in(left) and found.st_size <= size and self._sum_of_nothing:
                 fd = open_same(handle, left, identity_of(found))
                 incoming.set_part(Part(fd, found.st_size, sum_in(left)), found)
             tag = tag_in(left) if incoming.part else tag_of(name)
@@ -157,7 +156,7 @@ class Bases(Requests):
         if incoming is None or incoming.part is None:
             Requests._ask_again(self, entry)
             return
-        again = Incoming(os.dup(incoming.fd), incoming.temp, self._digest, self._stream)
+        again = self._incoming(os.dup(incoming.fd), incoming.temp)
         again.is_own = True
         self._again.add(entry[1])
         self._take_request()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 
-from .wire import DIGEST_BYTES, Violation, clock
+from .wire import DIGEST_BYTES, NO_SUM, SUMS_OF_NOTHING, Violation, checksum, clock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,8 +127,8 @@ class Gmac(Digest):
 
 
 def costs() -> dict[str, float]:
-    """Return {name: seconds for some data} for the hashes that this Python has."""
-    found = {name: _cost(name) for name in HASHES + (KEYED,)}
+    """Return {name: seconds for some data} for the hashes and checksums that this Python has."""
+    found = {name: _cost(name) for name in HASHES + (KEYED,) + tuple(SUMS_OF_NOTHING)}
     return {name: cost for name, cost in found.items() if cost}
 
 
@@ -139,18 +139,24 @@ def _cost(name: str) -> float | None:
     """
     data = b"x" * 32768  # a block of a large file
     try:
+        if name in SUMS_OF_NOTHING:
+            return _least_seconds(lambda data: checksum(data, SUMS_OF_NOTHING[name]), data)
         digest = Gmac(b"\0" * SECRET_BYTES) if name == KEYED else digest_of(name, b"")
         first = digest(b"")  # which may load a library
         if name == KEYED and first != TAG_OF_NOTHING:
             return None
-        return min([max(_seconds_of(digest, data), 1e-9) for _ in range(3)])
+        return _least_seconds(digest, data)
     except MISSING:  # too old, or forbidden on this host
         return None
 
 
-def _seconds_of(digest: Digest, data: bytes) -> float:
+def _least_seconds(compute: Callable[[bytes], object], data: bytes) -> float:
+    return min([max(_seconds_of(compute, data), 1e-9) for _ in range(3)])
+
+
+def _seconds_of(compute: Callable[[bytes], object], data: bytes) -> float:
     started = clock()
-    digest(data)
+    compute(data)
     return float(clock() - started)
 
 
@@ -179,10 +185,11 @@ def stream_of(name: str) -> Callable[..., Hash]:
     return found
 
 
-def choose(source_costs: dict[str, float]) -> tuple[str, bytes]:
-    """Return (name of a hash, secret), the fastest for the slower of the two.
+def choose(source_costs: dict[str, float]) -> tuple[str, bytes, int]:
+    """Return (name of a hash, secret, checksum of nothing), the fastest for the slower of the two.
 
     The secret is empty where digests are those of the hash itself.  It is md5 if there is no other.
+    The checksum is ``NO_SUM`` where one half has none.
     """
     common = {}
     for name, cost in costs().items():
@@ -194,4 +201,6 @@ def choose(source_costs: dict[str, float]) -> tuple[str, bytes]:
         raise Violation("no hash in common: %.200r" % (source_costs,))
     best = min([name for name in names if name != "md5"] or names, key=common.__getitem__)
     is_keyed = common.get(KEYED, common[best]) < common[best]
-    return best, os.urandom(SECRET_BYTES) if is_keyed else b""
+    sums = sorted([name for name in SUMS_OF_NOTHING if name in common], key=common.__getitem__)
+    nothing = SUMS_OF_NOTHING[sums[0]] if sums else NO_SUM
+    return best, os.urandom(SECRET_BYTES) if is_keyed else b"", nothing

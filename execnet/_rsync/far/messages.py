@@ -134,7 +134,7 @@ def is_plan(value: object) -> bool:
 
 
 def is_costs(value: object) -> bool:
-    """Return whether it is {name of a hash: seconds}."""
+    """Return whether it is {name of a hash or checksum: seconds}."""
     return isinstance(value, dict) and all(
         is_name(name) and isinstance(cost, float) for name, cost in value.items()
     )
@@ -180,7 +180,7 @@ FROM_REPORTER: dict[int, Kinds] = {
     wire.TOLD: (is_name, lambda value: isinstance(value, tuple)),
 }
 FROM_TARGET: dict[int, Kinds] = {
-    wire.HELLO: (is_name, is_bytes, is_flag),
+    wire.HELLO: (is_name, is_bytes, is_count),
     wire.ACK: (is_count, is_count),
     wire.WANT: (is_ids,),
     wire.CHECK: (is_ids, is_bytes),

@@ -161,12 +161,14 @@ class Pump(Sending):
 
     # what the target says
 
-    def _on_hello(self, hash_name: str | bytes, secret: bytes, has_sums: bool) -> None:
+    def _on_hello(self, hash_name: str | bytes, secret: bytes, nothing: int) -> None:
         if isinstance(hash_name, bytes):  # as Python 2 writes it
             hash_name = hash_name.decode("latin-1")
         self._digest = digests.digest_of(hash_name, secret)
         self._stream = digests.stream_of(hash_name)
-        self._sums = has_sums and wire.HAS_SUMS
+        if nothing != wire.NO_SUM and nothing not in wire.SUMS_OF_NOTHING.values():
+            raise Violation("no such checksum: %.100r" % (nothing,))
+        self._sum_of_nothing = nothing
 
     def _on_ack(self, list_done: int, data_done: int) -> None:
         known = self._list_done <= list_done <= self._list_sent

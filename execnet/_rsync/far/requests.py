@@ -32,7 +32,6 @@ from .wire import (
     ACK,
     CHECK,
     DONE,
-    HAS_SUMS,
     HELLO,
     NOTE,
     PIECE_BYTES,
@@ -139,9 +138,10 @@ class Requests(object):
         self._dest = os.path.abspath(dest)
         self._dry_run = options["dry_run"]
         self._delete = options["delete"]
-        hash_name, secret = digests.choose(options["hashes"])
+        hash_name, secret, nothing = digests.choose(options["hashes"])
         self._digest = digests.digest_of(hash_name, secret)
         self._stream = digests.stream_of(hash_name)
+        self._sum_of_nothing = nothing
         self._places = Places()
         self._temps = Temps(self._places)
         self._out = Outbox(send)
@@ -170,7 +170,10 @@ class Requests(object):
         self._times_refused = self._modes_refused = 0  # entries whose content is there
         self._total = 0  # bytes that are needed
         self._unchanged = self._settled = self._deleted = 0
-        self._out.say(HELLO, hash_name, secret, HAS_SUMS)
+        self._out.say(HELLO, hash_name, secret, nothing)
+
+    def _incoming(self, fd: int, temp: bytes) -> Incoming:
+        return Incoming(fd, temp, self._digest, self._stream, self._sum_of_nothing)
 
     # reports; a target in the coordinator's process overrides these
 
@@ -446,7 +449,7 @@ class Requests(object):
             if incoming is None:
                 fd, temp = self._create_large(entry, size, mtime)
                 entry[0].settled = False
-                incoming = Incoming(fd, temp, self._digest, self._stream)
+                incoming = self._incoming(fd, temp)
                 self._pending[0] = entry, incoming
             elif incoming.is_own and (size, mtime) != (entry[4], entry[5]):  # another version
                 version = (size, mtime) if how == WHOLE else ()

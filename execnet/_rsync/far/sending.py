@@ -57,7 +57,8 @@ class Sending(object):
         self._digest: Digest | None = None
         # makes a digest that takes data part by part
         self._stream: Callable[[], Hash] | None = None
-        self._sums = False  # whether a file that is sent whole is proved by its checksum
+        # with which the proof of a file that is sent whole begins; NO_SUM: there are no checksums
+        self._sum_of_nothing = wire.NO_SUM
         self._moved_bytes = 0  # of the large file that is being sent
         # id -> (size of the old file, bytes told), while chunks are awaited
         self._sought: dict[int, tuple[int, int]] = {}
@@ -217,7 +218,7 @@ class Sending(object):
 
     def _send_whole(self, number: int, fd: int, found: os.stat_result, _: object) -> Sent | None:
         self._open_far(number, found, WHOLE)
-        proof = wire.SUM_OF_NOTHING if self._sums else None
+        proof = self._sum_of_nothing or None
         return self._send_from(number, fd, found, 0, proof)
 
     def _send_rest(
@@ -228,7 +229,7 @@ class Sending(object):
         there: (bytes of that part, its checksum).
         """
         is_listed = (found.st_size, mtime_of(found)) == self._entries_of(number).version_of(number)
-        if not (is_listed and self._sums):
+        if not (is_listed and self._sum_of_nothing):
             return self._send_whole(number, fd, found, None)
         self._open_far(number, found, CONTINUED)
         self._moved(number, there[0])
@@ -238,12 +239,13 @@ class Sending(object):
         self, number: int, fd: int, found: os.stat_result, begin: int, proof: int | None
     ) -> Sent:  # fmt: skip
         """Send a file from an offset on.  proof: checksum of what is before it, or None."""
+        nothing = wire.sum_of_nothing(proof or wire.NO_SUM)
         for position, data in content_of(fd, found, begin):
             if proof is not None:
                 proof = wire.checksum(data, proof)
             self._send_piece(number, position, data)
             self._moved(number, position + len(data))
-        return (wire.CLOSE, number, proof), sum_of
+        return (wire.CLOSE, number, proof), lambda fd, found: sum_of(fd, found, nothing)
 
     # blocks that differ from those of an old file
 
@@ -401,9 +403,9 @@ def content_of(fd: int, found: os.stat_result, begin: int = 0) -> Iterator[tuple
             start += len(data)
 
 
-def sum_of(fd: int, found: os.stat_result) -> int:
-    """Return the checksum of what is not a hole in a file."""
-    code = wire.SUM_OF_NOTHING
+def sum_of(fd: int, found: os.stat_result, nothing: int) -> int:
+    """Return the checksum of what is not a hole in a file; ``nothing`` is the one of nothing."""
+    code = nothing
     for _, data in content_of(fd, found):
         code = wire.checksum(data, code)
     return code

@@ -28,12 +28,12 @@ from .wire import (
     CHUNK_BYTES,
     CHUNKED,
     CONTINUED,
+    CRC_32,
     DIGEST_BYTES,
-    HAS_SUMS,
     PIECE_BYTES,
-    SUM_OF_NOTHING,
     Violation,
     checksum,
+    sum_of_nothing,
 )
 from .writeback import Writeback
 
@@ -201,7 +201,7 @@ def sum_in(temp: bytes) -> int:
     """Return the checksum in the name of a file that its run has let go of, or 0."""
     parts = parts_of(temp)
     code = int(parts[2]) if parts is not None and parts[1] == b"0" else 0
-    return code if code < 2**32 else 0
+    return code if code < 2 * CRC_32 else 0
 
 
 def host_tag() -> bytes:
@@ -257,7 +257,7 @@ class Part(object):
         self.size, self.sum = size, expected
         self._fd = fd
         self._left = size  # still to be read
-        self._found = SUM_OF_NOTHING
+        self._found = sum_of_nothing(expected)
         self._is_over = False
         self._thread = threading.Thread(target=self._read, name="execnet-rsync-part")
         self._thread.daemon = True
@@ -299,7 +299,9 @@ class Incoming(object):
     the beginning is there, and only the rest arrives.
     """
 
-    def __init__(self, fd: int, temp: bytes, digest: Digest, stream: Callable[[], Hash]) -> None:
+    def __init__(
+        self, fd: int, temp: bytes, digest: Digest, stream: Callable[[], Hash], nothing: int
+    ) -> None:  # fmt: skip
         self.fd = fd
         self.temp = temp
         self.writeback = Writeback(fd)
@@ -320,7 +322,7 @@ class Incoming(object):
         self._stream: Hash | None = None  # of everything that arrived, if chunks are copied
         self._torn: set[int] = set()  # blocks that a piece covers in part
         self.part: Part | None = None  # reads again what was there when only the rest is to come
-        self._sum = SUM_OF_NOTHING  # of everything up to the last piece
+        self._nothing = self._sum = nothing  # the latter of everything up to the last piece
         self._has_gaps = False  # in which case that is not known
         self._end = 0  # of the last piece
         self.size = -1  # not opened
@@ -384,7 +386,7 @@ class Incoming(object):
         self.writeback.give_up()
         os.ftruncate(self.fd, 0)
         self.block = self._end = 0
-        self._sum = SUM_OF_NOTHING
+        self._sum = self._nothing
         if self.part is not None:
             self.part.end()
             self.part = None
@@ -419,7 +421,7 @@ class Incoming(object):
         self._end = offset + len(data)
         if self.block:
             self._note_digests(offset, data)
-        elif self._stream is None and HAS_SUMS:
+        elif self._stream is None and self._nothing:
             self._sum = checksum(data, self._sum)
 
     def _add_to_stream(self, stream: Hash, offset: int, data: Buffer) -> None:
@@ -476,7 +478,7 @@ class Incoming(object):
         if self._stream is not None:
             return bool(self._stream.digest()[:DIGEST_BYTES] == proof)
         if not self.block:
-            is_right = proof is None or not HAS_SUMS or self._sum == proof
+            is_right = proof is None or self._sum == proof
             return is_right and (self.part is None or self.part.is_right())
         for number in self._torn:
             os.lseek(self.fd, number * self.block, os.SEEK_SET)

@@ -116,8 +116,10 @@ PIECE = struct.Struct("!QQ")  # id and offset; a message of bytes is a piece: th
 PY2 = sys.version_info[0] == 2
 INTEGERS = (int, long) if PY2 else int  # type: ignore[name-defined]
 
-CAN_PACK = HAS_SUMS = zlib is not None
-SUM_OF_NOTHING = 1  # see ``checksum``
+CAN_PACK = zlib is not None
+CRC_32 = 2**32  # set in a checksum that is a CRC-32; others are Adler-32
+SUMS_OF_NOTHING = {"adler32": 1, "crc32": CRC_32}  # see ``checksum``
+NO_SUM = 0  # there is none, or it is not known
 clock = getattr(time, "perf_counter", time.time)
 
 
@@ -143,15 +145,22 @@ def widen(stream: object, name: str) -> None:
         pass
 
 
-def checksum(data: Buffer, before: int = SUM_OF_NOTHING) -> int:
+def checksum(data: Buffer, before: int) -> int:
     """Return the checksum of some content that follows what has the checksum ``before``.
 
-    It finds damage, not malice.  Adler-32 takes half the time of CRC-32 where ``zlib`` uses no
-    special instructions for either.
+    It finds damage, not malice, and is of the same kind as ``before``.  Which kind takes less time
+    depends on the version of ``zlib``; both halves time them and agree on one.
     """
     if PY2 and isinstance(data, memoryview):
         data = data.tobytes()
+    if before & CRC_32:
+        return zlib.crc32(data, before & 0xFFFFFFFF) & 0xFFFFFFFF | CRC_32
     return zlib.adler32(data, before) & 0xFFFFFFFF
+
+
+def sum_of_nothing(sum: int) -> int:
+    """Return what a checksum of this kind begins with."""
+    return SUMS_OF_NOTHING["crc32" if sum & CRC_32 else "adler32"]
 
 
 def block_bytes(size: int) -> int:
