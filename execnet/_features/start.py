@@ -168,10 +168,17 @@ def _part(source: str | bool, name: str) -> dict[str, Any]:
     return namespace
 
 
+# Before Python 3.10: what our code and the library import that some platforms lack.
+LACKED = (
+    "_winapi", "_winreg", "fcntl", "grp", "msvcrt", "nt", "pwd", "resource", "termios", "winreg",
+)  # fmt: skip
+
+
 class _StandardLibrary(object):
     """Finds the imports of our own code in the standard library, and nowhere else.
 
-    A module of the working folder may have such a name, and is for the user's code.
+    A module of the working folder may have such a name, and is for the user's code.  That goes for
+    modules that this library lacks, too, and for what the library tries to import from elsewhere.
     """
 
     def __init__(self) -> None:
@@ -184,13 +191,29 @@ class _StandardLibrary(object):
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """Return where a module is, if our code or a module that it needs imports it."""
         frame: Any = sys._getframe(1) if path is None else None
+        by_library = False
         while frame is not None:
             file = frame.f_code.co_filename
             if file.startswith(self._ours):
-                return self.find(name, self.places)
+                return self._find(name, by_library)
             is_library = file.startswith(self._library) and "-packages" not in file
+            by_library = by_library or (is_library and "importlib" not in file)
             frame = frame.f_back if is_library or file.startswith("<frozen ") else None
         return None
+
+    def _find(self, name: str, by_library: bool) -> Any:
+        found = self.find(name, self.places)
+        is_standard = by_library or name in getattr(sys, "stdlib_module_names", LACKED)
+        if found is not None or not is_standard or name in sys.builtin_module_names:
+            return found
+        try:
+            here = ["", os.getcwd(), sys.path[0]]
+        except (OSError, IndexError):  # the folder is gone
+            here = [""]
+        found = self.find(name, [place for place in sys.path if place not in here])
+        if found is None:
+            raise ModuleNotFoundError("No module named %r" % (name,), name=name)
+        return found
 
 
 def _find_standard_library() -> None:

@@ -308,6 +308,10 @@ def interpreter_words(spec: XSpec, row: Transport, executable: str) -> list[str]
                 "this program is frozen, so it has to be able to be a worker: call "
                 "execnet.freeze_support() first thing in its main module, before any gateway"
             )
+        # Where the environment says so, the worker hears of it anyway.
+        is_safe = getattr(sys.flags, "safe_path", False) and not os.environ.get("PYTHONSAFEPATH")
+        if is_safe and executable == sys.executable and not frozen:
+            flags.append("-P")
         return [executable, *flags, "-c", popen_bootstrapline]
     start = f'{" ".join(flags)} -c "{popen_bootstrapline}"'
     script = f"command -v python3 >/dev/null 2>&1&&exec python3 {start};exec python {start}"

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 from interpreters import Interpreter, found
-from tools import BOUND_S, MakeGateway, run_python
+from tools import BOUND_S, MakeGateway, run, run_python
 from workers import ask
+
+from execnet import Group
 
 NAMES = (
     "ast", "select", "traceback", "struct", "zlib", "threading", "queue", "linecache", "tempfile",
     "_pickle", "pickle", "ctypes", "hashlib", "stat", "errno", "heapq", "tokenize", "socket",
     "signal", "weakref", "collections", "fnmatch", "shutil", "random",
+    # what the library tries to import where there is none
+    "msvcrt", "_winapi", "winreg", "_overlapped", "_scproxy", "nt", "org", "vms_lib",
 )  # fmt: skip
 # What PyPy itself imports for "python -c" can't be kept from it.
 CPYTHONS = [one for one in found() if one.version >= (3, 6) and one.implementation == "cpython"]
@@ -75,6 +80,31 @@ def test_nor_after_it_has_changed_there(
 ) -> None:
     use(makegateway(f"popen//chdir={shadows}"), tmp_path)
     use(makegateway(f"popen//python={sys.executable}//chdir={shadows}"), tmp_path)
+
+
+@pytest.mark.parametrize("spec", ["popen//via=first", "socket//installvia=first"])
+def test_nor_does_what_starts_others(
+    group: Group, shadows: Path, tmp_path: Path, spec: str
+) -> None:
+    group.makegateway(f"popen//python={sys.executable}//chdir={shadows}//id=first")
+    assert ask(group.makegateway(spec), "channel.send(1)") == 1
+    assert [path.name for path in tmp_path.glob("*.ran")] == []
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python has -P since 3.11")
+@pytest.mark.parametrize("how", ["-P", "PYTHONSAFEPATH"])
+@pytest.mark.parametrize("spec", ["popen", "popen//forkserver"])
+def test_the_users_code_does_not_find_its_own_if_python_is_not_to(how: str, spec: str) -> None:
+    code = f"""
+        import execnet
+        group = execnet.Group()
+        gateway = group.makegateway({spec!r})
+        print(gateway.remote_exec("import sys; channel.send('' in sys.path)").receive())
+        group.terminate(5)
+    """
+    words = [sys.executable, "-P"] if how == "-P" else [sys.executable]
+    environment = {"PYTHONSAFEPATH": "1"} if how != "-P" else {}
+    assert run([*words, "-c", textwrap.dedent(code)], **environment).stdout == "False\n"
 
 
 @pytest.mark.parametrize("python", CPYTHONS, ids=str)
