@@ -26,22 +26,50 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, Iterator, Sequence
-    from typing import Any, Protocol
+    from contextlib import AbstractContextManager
+    from types import FrameType, ModuleType, TracebackType
+    from typing import IO, Any, Protocol
 
     Out = Callable[[bytes], None]
     Saver = Callable[[Out, Any], None]
     StrConfig = tuple[bool, bool]
     Task = tuple[Any, ...]  # as ``Message.CHANNEL_EXEC`` carries it
+    Do = Callable[[], object]
+    Job = tuple[Callable[..., object], tuple[object, ...], dict[str, object]]
+    Source = str | bytes | None  # of a part, or compiled and marshalled code
+    Piece = bytes | memoryview
+    Frame = list[Any]  # see ``FrameWriter``
+    WriteAll = Callable[[Sequence[Piece]], int | None]
+    PartKey = tuple[int, int | None]  # the id of a channel and the number of an item
+    Admits = Callable[[int, int, int], bool]  # code, channel id, payload bytes
+    Prepare = Callable[["Channel | _Callback"], object]
+
+    class LockLike(AbstractContextManager[object, None], Protocol):  # threads' or greenlets'
+        def acquire(self, blocking: bool = True, timeout: float = -1, /) -> bool: ...
+        def release(self) -> None: ...
+        def locked(self) -> bool: ...
+
+    class Inbox(Protocol):  # a queue without a bound
+        def put(self, item: object, /) -> None: ...
+        def put_nowait(self, item: object, /) -> None: ...
+        def get(self, block: bool = True, timeout: float | None = None, /) -> Any: ...
+        def empty(self) -> bool: ...
+        def qsize(self) -> int: ...
+
+    class Reads(Protocol):
+        def read(self, size: int, /) -> bytes: ...
+
+    class Writes(Protocol):
+        def write(self, data: bytes, /) -> object: ...
 
     class Stream(Protocol):
         """What a gateway needs of its byte stream; ``Popen2IO`` is one."""
 
         execmodel: ExecModel
-
         small_bytes: int
-        write_some: Callable[[Any], int | None]
-        write_pieces: Callable[[Any], int | None] | None
+        write_pieces: WriteAll | None
 
+        def write_some(self, data: Piece, /) -> int | None: ...
         def read_some(self, limit: int) -> bytes: ...
         def write(self, data: bytes) -> None: ...
         def can_write_now(self) -> bool: ...
@@ -56,19 +84,22 @@ if TYPE_CHECKING:
         served: bool
         uses: int
         chunks: list[bytes]
-        waiting: dict[object, Any]
+        waiting: dict[object, Inbox]
 
         def offer(self) -> None: ...
         def next_chunk(self) -> bytes: ...
         def take_back(self) -> None: ...
-        def read(self, channel: Channel, items: Any, timeout: float | None) -> bool: ...
+        def want(self) -> None: ...
+        def decline(self) -> None: ...
+        def read_frames(self, code: int, id: int, a: Do, b: Do, c: bytes, /) -> list[bytes]: ...
+        def read(self, channel: Channel, items: Inbox, timeout: float | None) -> bool: ...
 
     class Windows(Protocol):
         """Limits what channels may have on their way: ``_features.window``."""
 
         def adopt(self, channel: Channel) -> None: ...
         def of(self, id: int) -> int: ...
-        def send(self, id: int, size: int, frames: Iterator[tuple[bool, bytes, Any]]) -> None: ...
+        def send(self, id: int, size: int, frames: Iterator[tuple[bool, bytes, Piece]]) -> None: ...
         def on_read(self, id: int, size: int) -> None: ...
         def forget(self, id: int) -> None: ...
         def wake(self) -> None: ...
@@ -86,12 +117,12 @@ else:
     BlockingIOError = InterruptedError = OSError = EnvironmentError
 
 
-def _real(name: str, function: str) -> Any:
+def _real(name: str, function: str) -> ModuleType:
     """Return a module in C; a new copy, if a greenlet library has replaced that function."""
-    module: Any = __import__(name)
+    module = __import__(name)
     if type(getattr(module, function, None)) is not type(len):
         try:
-            spec = module.__spec__
+            spec: Any = module.__spec__
             module = spec.loader.create_module(spec)
             spec.loader.exec_module(module)
         except (ImportError, AttributeError):
@@ -99,7 +130,7 @@ def _real(name: str, function: str) -> Any:
     return module
 
 
-_thread: Any = type(sys)("_thread")  # what it had when it was first needed
+_thread = type(sys)("_thread")  # what it had when it was first needed
 _thread.__dict__.update(_real("thread" if PY2 else "_thread", "start_new_thread").__dict__)
 get_ident: Callable[[], int] = _thread.get_ident
 # Some subinterpreters have no daemon threads, so they wait for all their threads to end.
@@ -141,7 +172,7 @@ _FRAME_LINE = '  File "%s", line %d, in %s\n'
 _spare_fds: list[int] = []  # at most one, which an import gets if there is no other
 
 
-def _import(name: str) -> Any:
+def _import(name: str) -> ModuleType:
     """Import a module late, even if no descriptor is left for its file."""
     try:
         return __import__(name)
@@ -159,7 +190,7 @@ def _import(name: str) -> Any:
 HAS_PARTS = __name__.endswith(".gateway_base")
 
 
-def geterrortext(exc: Any) -> str:
+def geterrortext(exc: object) -> str:
     """Return the text of an exception's traceback, as much of it as possible; never fails.
 
     exc: an exception, or a tuple (type, value, traceback).
@@ -178,7 +209,7 @@ def geterrortext(exc: Any) -> str:
     return text
 
 
-def _users_part(tb: Any) -> Any:
+def _users_part(tb: TracebackType | None) -> TracebackType | None:
     """Return a traceback without our own frames that come before those of the user's code."""
     found = tb
     while found is not None and found.tb_frame.f_globals is globals():
@@ -186,12 +217,12 @@ def _users_part(tb: Any) -> Any:
     return found or tb  # all are ours where code does not compile
 
 
-def _full_error_text(kind: Any, exc: Any, tb: Any) -> str:
+def _full_error_text(kind: type, exc: object, tb: TracebackType | None) -> str:
     limit = _frames_of_user(exc, tb) if kind is DumpError else None
     return "".join(_import("traceback").format_exception(kind, exc, tb, limit))
 
 
-def _plain_error_text(kind: Any, exc: Any, tb: Any) -> str:
+def _plain_error_text(kind: type, exc: object, tb: TracebackType | None) -> str:
     """Return the text as far as it needs no imports and no files."""
     lines = ["Traceback (most recent call last):\n"] if tb is not None else []
     while tb is not None and len(lines) < 100:
@@ -205,7 +236,7 @@ def _plain_error_text(kind: Any, exc: Any, tb: Any) -> str:
     return "".join(lines) + text + "\n"
 
 
-def _decoded(text: Any) -> Any:
+def _decoded(text: str) -> str:
     """Return Python 2's str as text; whatever it holds, it must be readable."""
     if PY2 and isinstance(text, bytes):
         try:
@@ -251,11 +282,11 @@ class _Parts(list):  # type: ignore[type-arg]
     """The pieces of an item that is being written; to a pickler, a file."""
 
     __slots__ = ("gateway",)
-    gateway: Any  # whose channels may be in it; None: of any; False: of none
+    gateway: object  # whose channels may be in it; None: of any; False: of none
     write = list.append
 
 
-def _refuse(out: Out, item: Any) -> None:
+def _refuse(out: Out, item: object) -> None:
     raise DumpError("can't serialize %r" % (type(item),))
 
 
@@ -304,7 +335,7 @@ def _save(out: Out, before: bytes, groups: Any, after: bytes) -> None:
         out(after)
 
 
-def _save_list(out: Out, items: list[Any]) -> None:
+def _save_list(out: Out, items: list[object]) -> None:
     before = _pack_op(opcode.NEWLIST, len(items))
     ints = _ints_of_list(items) if len(items) > 15 else b""
     _save(out, before + ints, () if ints else enumerate(items), opcode.SETITEM)
@@ -335,7 +366,7 @@ _TEXT_HEADS = [_pack_op(opcode.PY3STRING, size) for size in range(4 * 32)]
 _INT_HEADS = [_pack_op(opcode.INT, number) for number in range(128)]
 
 
-def dumps_internal(obj: Any, gateway: Any = None) -> bytes:
+def dumps_internal(obj: object, gateway: object = None) -> bytes:
     """Return an item in the classic format, without a version byte.
 
     gateway: whose channels it may contain; None: any; False: none.
@@ -406,7 +437,7 @@ class Message(object):
         self.data = data
 
     @staticmethod
-    def from_io(io: Any) -> Message:
+    def from_io(io: Reads) -> Message:
         """Read one message from an object that has ``read``; ``EOFError`` if it ends."""
         header = io.read(_HEADER.size)
         if len(header) < _HEADER.size:
@@ -417,11 +448,11 @@ class Message(object):
             raise EOFError("the stream ended %d bytes before a message did" % (size - len(data)))
         return Message(msgcode, channelid, data)
 
-    def to_io(self, io: Any) -> None:
+    def to_io(self, io: Writes) -> None:
         """Write this message to an object that has ``write``."""
         io.write(_HEADER.pack(self.msgcode, self.channelid, len(self.data)) + self.data)
 
-    def received(self, gateway: Any) -> None:
+    def received(self, gateway: BaseGateway) -> None:
         """Act on this message; runs in the receiver thread."""
         self._types[self.msgcode][1](self, gateway)
 
@@ -453,37 +484,27 @@ class ExecModel(object):
 
     backend = "thread"
     has_main_thread = True  # whether tasks can be handed to the main thread
+    _plain_lock: Callable[[], LockLike] = staticmethod(_thread.allocate_lock)
     _modules = {"queue": "Queue" if PY2 else "queue", "get_ident": "thread" if PY2 else "_thread"}
 
     def __repr__(self) -> str:
         return "<ExecModel %r>" % self.backend
 
-    def _module(self, name: str) -> Any:
+    def _module(self, name: str) -> ModuleType:
         name = self._modules.get(name, name)
         if self.has_main_thread:
             _threading()  # in case that it imports it
         __import__(name)
         return sys.modules[name]
 
-    @property
-    def queue(self) -> Any:
-        """The module with ``Queue`` and ``Empty``."""
-        return self._module("queue")
-
-    @property
-    def subprocess(self) -> Any:
-        """The module with ``Popen``."""
-        return self._module("subprocess")
-
-    @property
-    def socket(self) -> Any:
-        """The module with ``socket``."""
-        return self._module("socket")
+    # The modules with ``Queue`` and ``Empty``, with ``Popen`` and with ``socket``.
+    queue = property(lambda self: self._module("queue"))
+    subprocess = property(lambda self: self._module("subprocess"))
+    socket = property(lambda self: self._module("socket"))
 
     def get_ident(self) -> int:
         """Return the number of the running thread or greenlet."""
-        ident: int = self._module("get_ident").get_ident()
-        return ident
+        return int(self._module("get_ident").get_ident())
 
     def sleep(self, delay: float) -> None:
         """Wait for ``delay`` seconds."""
@@ -508,9 +529,7 @@ class ExecModel(object):
         return self._open_text(fd, mode, bufsize)
 
     def _open_binary(self, fd: int, mode: str, bufsize: int) -> Any:
-        import io
-
-        return io.open(fd, mode, bufsize)
+        return __import__("io").open(fd, mode, bufsize)
 
     def _open_text(self, fd: int, mode: str, bufsize: int) -> Any:
         return os.fdopen(fd, mode, bufsize)
@@ -525,7 +544,7 @@ class ExecModel(object):
         else:
             select.select([], [fd], [])
 
-    def inbox(self) -> Any:
+    def inbox(self) -> Inbox:
         """Return a new queue without a bound."""
         try:
             from _queue import SimpleQueue  # without the rest of ``queue``
@@ -540,14 +559,11 @@ class ExecModel(object):
         empty: type[Exception] | None = getattr(sys.modules.get("_queue"), "Empty", None)
         return empty or self.queue.Empty
 
-    def Lock(self) -> Any:
+    def Lock(self) -> LockLike:
         """Return a new lock; ``with`` takes it safely where an interrupt may come."""
         return _with_lock(self._plain_lock())
 
-    def _plain_lock(self) -> Any:
-        return _thread.allocate_lock()
-
-    def RLock(self) -> Any:
+    def RLock(self) -> LockLike:
         """Return a new reentrant lock."""
         return new_rlock()
 
@@ -562,8 +578,8 @@ class MainThreadOnlyExecModel(ExecModel):
     backend = "main_thread_only"
 
 
-_EXEC_MODELS: dict[str, Any] = {"thread": ExecModel, "main_thread_only": MainThreadOnlyExecModel}
-_EXEC_MODELS.update(eventlet=None, gevent=None)  # these are in a part
+_EXEC_MODELS: dict[str, type[ExecModel] | None] = {"eventlet": None, "gevent": None}  # in a part
+_EXEC_MODELS.update(thread=ExecModel, main_thread_only=MainThreadOnlyExecModel)
 
 
 def get_execmodel(backend: str | ExecModel) -> ExecModel:
@@ -574,8 +590,7 @@ def get_execmodel(backend: str | ExecModel) -> ExecModel:
         known = ", ".join(sorted(_EXEC_MODELS))
         raise ValueError("unknown execution model %r, there are: %s" % (backend, known))
     kind = _EXEC_MODELS[backend] or load_part("_features.greenlets").MODELS[backend]
-    model: ExecModel = kind()
-    return model
+    return kind()
 
 
 # ---------------------------------------------------------------- streams
@@ -583,7 +598,7 @@ def get_execmodel(backend: str | ExecModel) -> ExecModel:
 
 def _retried(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
     """Return a read that continues after a signal, as Python 3 does by itself."""
-    import errno
+    errno = _import("errno")
 
     def read_again(size: int) -> bytes:
         while True:
@@ -613,8 +628,8 @@ class Popen2IO(object):
         write = getattr(outfile, "buffer", outfile).write
         self.small_bytes = 0  # smaller frames are best written at once
         self.takes_whole = False  # whether these are written whole or, at an interrupt, not at all
-        self.write_some: Any = write  # one system call; returns how much it took
-        self.write_pieces: Any = None  # the same for several pieces, where the system has it
+        self.write_some: Callable[[Piece], int | None] = write  # one system call; how much it took
+        self.write_pieces: WriteAll | None = None  # the same for several pieces, where it has that
         try:
             fd = outfile.fileno()
             mode = os.fstat(fd).st_mode
@@ -673,10 +688,8 @@ class Popen2IO(object):
     def direct_reads(self) -> DirectReads | None:
         """Return what lets other threads read, None for what has no descriptor."""
         try:
-            direct: DirectReads = load_part("_features.direct").DirectReads(
-                self.infile.fileno(), self.execmodel
-            )
-            return direct
+            kind: Callable[..., DirectReads] = load_part("_features.direct").DirectReads
+            return kind(self.infile.fileno(), self.execmodel)
         except (OSError, ValueError, AttributeError, ImportError):
             return None  # a buffer in memory, or closed
 
@@ -689,18 +702,18 @@ class Popen2IO(object):
         self.outfile.close()
 
 
-def _is_full(error: Any) -> bool:
+def _is_full(error: Exception) -> bool:
     """Whether a stream took nothing only because it is full or, in Python 2, a signal came."""
-    import errno
+    errno = _import("errno")
+    numbers = errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR
+    return isinstance(error, EnvironmentError) and error.errno in numbers
 
-    return error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
 
-
-def write_all(io: Any, data: bytes) -> None:
+def write_all(io: Stream, data: bytes) -> None:
     """Write bytes to a stream that may take less of them at once."""
     start = 0
     while start < len(data):
-        taken = 0
+        taken: int | None = 0
         try:
             taken = io.write_some(memoryview(data)[start:] if start else data)
         except EnvironmentError as exc:
@@ -724,7 +737,7 @@ Message._types = {Message.SOURCE: ("SOURCE", _on_source)}  # what a worker knows
 FEATURES = "goodbye stacks" + " heartbeat window calls interrupts codecs imports" * HAS_PARTS
 
 
-def _describe_process() -> dict[str, Any]:
+def _describe_process() -> dict[str, object]:
     return {
         "executable": _decoded(sys.executable),
         "version_info": tuple(sys.version_info[:5]),
@@ -741,7 +754,7 @@ def _getcwd() -> str:
         return ""
 
 
-def _signal_module() -> Any:
+def _signal_module() -> ModuleType:
     """Return ``signal`` without its enums, whose import takes longer than all others."""
     try:
         return __import__("_signal")
@@ -749,7 +762,7 @@ def _signal_module() -> Any:
         return __import__("signal")
 
 
-def _handle_interrupts(handler: Callable[[int, Any], object]) -> None:
+def _handle_interrupts(handler: Callable[[int, FrameType | None], object]) -> None:
     signal = _signal_module()
     try:
         signal.signal(signal.SIGINT, handler)
@@ -788,8 +801,7 @@ def _move_to_null(fd: int, flags: int) -> int:
     """Return a private duplicate of a descriptor, whose number leads nowhere from now on."""
     moved = above_stdio(os.dup(fd))
     if PY2 and sys.platform != "win32":  # Python 3 does so by itself
-        import fcntl
-
+        fcntl = _import("fcntl")
         fcntl.fcntl(moved, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     null = os.open(os.devnull, flags)
     os.dup2(null, fd)
@@ -802,12 +814,11 @@ def _hello() -> bytes:
     hello = _describe_process()
     default = "pypy" if ISPYPY else "cpython"  # Python 2 does not say
     hello["implementation"] = getattr(getattr(sys, "implementation", None), "name", default)
-    hello["codecs"] = CODECS
-    hello["features"] = FEATURES
+    hello.update(codecs=CODECS, features=FEATURES)
     return _frame_of(hello)
 
 
-def _frame_of(item: Any, msgcode: int = Message.HELLO) -> bytes:
+def _frame_of(item: object, msgcode: int = Message.HELLO) -> bytes:
     data = dumps_internal(item)
     return _HEADER.pack(msgcode, 0, len(data)) + data
 
@@ -820,10 +831,10 @@ _FEATURES = "running buffers codec direct credit window pulse calls defined inte
 _FEATURES += "codecs files idle greenlets"
 FEATURE_PARTS = ["_features." + name for name in _FEATURES.split()] * HAS_PARTS
 # What a worker was sent: by the name of each part, its file and its source or compiled code.
-_sent_parts: dict[str, tuple[str, Any]] = {}
+_sent_parts: dict[str, tuple[str, Source]] = {}
 
 
-def load_part(name: str, file_name: str | None = None, source: Any = None) -> Any:
+def load_part(name: str, file_name: str | None = None, source: Source = None) -> ModuleType:
     """Return a module of this package by its name in it, such as ``_features.codec``.
 
     It is made of the source that was sent, now or earlier, or imported.  Raises ImportError
@@ -861,10 +872,10 @@ def _found_package() -> str:
     return package
 
 
-def _make_module(name: str, file_name: str | None, source: Any) -> Any:
+def _make_module(name: str, file_name: str | None, source: Source) -> ModuleType:
     """Make a module, and the packages that it is in; return it."""
     package, _, leaf = str(name).rpartition(".")
-    module: Any = type(sys)(str(name))
+    module = type(sys)(str(name))
     module.__dict__.pop("__spec__", None)  # CPython 3.15 warns of one that is None
     if package and package not in sys.modules:
         _make_module(package, None, "")
@@ -875,11 +886,11 @@ def _make_module(name: str, file_name: str | None, source: Any) -> Any:
         module.__file__ = file_name
         module.__package__ = package
     if type(source) is bytes and not PY2:
-        source = __import__("marshal").loads(source)
-    elif source:
-        source = compile(source, str(file_name), "exec", 0, True)
-    if source:
-        exec(source, module.__dict__)
+        code = __import__("marshal").loads(source)
+    else:
+        code = compile(source, str(file_name), "exec", 0, True) if source else None
+    if code:
+        exec(code, module.__dict__)
     module = sys.modules.setdefault(str(name), module)  # unless another thread was faster
     if package:
         setattr(sys.modules[package], leaf, module)
@@ -892,7 +903,7 @@ _MAIN = get_ident(), getattr(_thread, "get_native_id", int)()  # the thread that
 _thread_names: dict[int, str] = {}  # of threads that ``threading`` knows nothing of
 
 
-def _threading() -> Any:
+def _threading() -> ModuleType:
     """Return ``threading``, which a worker imports when it has to: its import takes long.
 
     It takes the thread that imports it for the main one (since 3.13 only its native id).
@@ -919,7 +930,7 @@ if sys.version_info < (3, 10) or ISPYPY:
     _threading()
 
 
-def _run_thread(func: Callable[..., object], args: Sequence[Any], name: str) -> None:
+def _run_thread(func: Callable[..., object], args: Sequence[object], name: str) -> None:
     _thread_names[get_ident()] = name
     try:
         func(*args)
@@ -952,7 +963,7 @@ if DEBUG == "2":
 elif DEBUG:
     import tempfile
 
-    def _open_trace() -> tuple[str, Any]:
+    def _open_trace() -> tuple[str, IO[str]]:
         # For this user only, and never a file or a link that somebody else has put there.
         fd, path = tempfile.mkstemp(prefix="execnet-debug-%d-" % os.getpid())
         return path, os.fdopen(fd, "w")
@@ -1068,11 +1079,11 @@ class _ErrorText(str):
         return kind("".join((self,)), *(self.details or ()))
 
 
-def _told(text: str, exc: Any) -> _ErrorText:
+def _told(text: str, exc: object) -> _ErrorText:
     """Return the text of an error as it is sent; never fails, whatever the error does."""
     told = _ErrorText(text)
     try:
-        message: Any = _decoded(str(exc))
+        message = _decoded(str(exc))
     except UnicodeError:  # Python 2's, of a text that is not ASCII
         message = type(u"")(exc)
     except:  # noqa: E722 - the error may do anything
@@ -1097,9 +1108,9 @@ def _keep_spare_fd() -> None:
         pass  # there is none, so nothing is lost
 
 
-def real_select() -> Any:
+def real_select() -> ModuleType:
     """Return ``select`` with the interpreter's own ``poll``."""
-    select: Any = sys.modules.get("select")
+    select = sys.modules.get("select")
     if select is None or getattr(getattr(select, "__spec__", None), "_initializing", False):
         select = _import("select")  # waits while another thread imports it: half of it crashes
     if type(getattr(select, "poll", None)) is type(len) or sys.platform == "win32":
@@ -1107,7 +1118,7 @@ def real_select() -> Any:
     return _real("select", "poll")
 
 
-def _frames_of_user(exc: Any, tb: Any) -> int | None:
+def _frames_of_user(exc: object, tb: TracebackType | None) -> int | None:
     """Return how many frames lead to the code that gave us an item, without our own."""
     shown, limit = 0, None
     while tb is not None and getattr(exc, "__context__", None) is None:
@@ -1162,7 +1173,7 @@ def _parse_decimal(digits: bytes) -> int:
     return numbers[0]
 
 
-def _ints_of_list(items: list[Any]) -> bytes:
+def _ints_of_list(items: list[object]) -> bytes:
     """Return the bytes for all items of a list of ints at once; nothing for other lists."""
     count = len(items)
     try:
@@ -1185,7 +1196,7 @@ def _save_channel(out: Any, channel: Channel) -> None:
     out(_pack_op(opcode.CHANNEL, channel.id))
 
 
-def _find_refused(item: Any, parts: _Parts) -> str:
+def _find_refused(item: object, parts: _Parts) -> str:
     """Return "path: reason" of the part that can't be serialized; without recursion."""
     found: list[tuple[Any, str, tuple[int, ...]]] = [(item, "item", ())]
     for part, path, around in found:  # it grows: level by level
@@ -1210,7 +1221,7 @@ def _find_refused(item: Any, parts: _Parts) -> str:
     return "item: nested too deeply"
 
 
-def dumps(obj: Any) -> bytes:
+def dumps(obj: object) -> bytes:
     """Return the dump of an object that consists of builtin types.
 
     The type must be exactly None, bool, int, float, complex, str, bytes, list, tuple, dict,
@@ -1220,7 +1231,7 @@ def dumps(obj: Any) -> bytes:
     return DUMPFORMAT_VERSION + dumps_internal(obj, False)
 
 
-def dump(byteio: Any, obj: Any) -> None:
+def dump(byteio: Writes, obj: object) -> None:
     """Write ``dumps(obj)`` to a file that takes bytes."""
     byteio.write(dumps(obj))
 
@@ -1271,7 +1282,7 @@ class Unserializer(object):
     """
 
     def __init__(
-        self, stream: Any, channel_or_gateway: Any = None, strconfig: StrConfig | None = None
+        self, stream: Reads, channel_or_gateway: object = None, strconfig: StrConfig | None = None
     ) -> None:
         self.stream = stream
         self.channel_or_gateway = channel_or_gateway
@@ -1289,7 +1300,7 @@ class Unserializer(object):
         return loads_internal(data, self.channel_or_gateway, self.strconfig)
 
 
-def load(io: Any, py2str_as_py3str: bool = False, py3str_as_py2str: bool = False) -> Any:
+def load(io: Reads, py2str_as_py3str: bool = False, py3str_as_py2str: bool = False) -> Any:
     """Return the object whose dump comes next in a file that gives bytes.
 
     py2str_as_py3str: a str that Python 2 dumped becomes text, as latin-1; else it is bytes.
@@ -1306,7 +1317,7 @@ def loads(bytestring: bytes, py2str_as_py3str: bool = False, py3str_as_py2str: b
 
 
 def loads_internal(
-    bytestring: bytes, channel_or_gateway: Any = None, strconfig: StrConfig | None = None
+    bytestring: bytes, channel_or_gateway: object = None, strconfig: StrConfig | None = None
 ) -> Any:
     """Return the item that ``dumps_internal`` made these bytes of."""
     if strconfig is None:
@@ -1314,9 +1325,9 @@ def loads_internal(
     return _parse(bytestring, 0, strconfig, channel_or_gateway)
 
 
-def _parse(data: bytes, pos: int, strconfig: StrConfig, holder: Any) -> Any:
-    stack: list[Any] = []
-    value: Any
+def _parse(data: bytes, pos: int, strconfig: StrConfig, holder: object) -> Any:
+    stack: list[object] = []
+    value: object
     push, pop, constants, strings = stack.append, stack.pop, _CONSTANTS, _STRINGS
     int4, size, text, int_, set_item = _unpack_int4, _unpack_size, _TEXT, _INT, _SETITEM
     try:
@@ -1376,7 +1387,7 @@ def _parse(data: bytes, pos: int, strconfig: StrConfig, holder: Any) -> Any:
         raise LoadError("inconsistent data at byte %d: %s" % (pos, exc))
 
 
-def _checked_key(key: Any) -> Any:
+def _checked_key(key: Any) -> object:
     """Return a key that can be hashed: Python crashes on tuples that are nested too deeply."""
     level, depth = [key], 0
     while level and type(level[0]) in (tuple, frozenset):
@@ -1387,7 +1398,7 @@ def _checked_key(key: Any) -> Any:
     return key
 
 
-def _parse_other(op: Any, data: bytes, pos: int, stack: list[Any], holder: Any) -> Any:
+def _parse_other(op: int, data: bytes, pos: int, stack: list[object], holder: object) -> Any:
     """Handle the less frequent opcodes; return the value and the position after it."""
     number = _unpack_int4(data, pos)[0]
     pos += 4
@@ -1410,11 +1421,11 @@ def _parse_other(op: Any, data: bytes, pos: int, stack: list[Any], holder: Any) 
     if op == _LONGOP:
         return _LONG(number), pos
     gateway = getattr(holder, "gateway", holder)
-    factory = getattr(gateway, "_channelfactory", gateway)
+    factory: Any = getattr(gateway, "_channelfactory", gateway)
     if op == _CHANNEL and factory is not None:
         return factory.new(number), pos
-    op = data[pos - 5 : pos - 4]
-    raise LoadError("unknown opcode, or a channel outside of a gateway: %r" % (op,))
+    shown = data[pos - 5 : pos - 4]
+    raise LoadError("unknown opcode, or a channel outside of a gateway: %r" % (shown,))
 
 
 def _parse_ints(data: bytes, count: int) -> list[int]:
@@ -1430,11 +1441,11 @@ def _text(data: bytes, strconfig: StrConfig) -> str:
 
 
 _LONG = type(sys.maxsize + 1)  # Python 2 has a type of its own for large ints
-_CONSTANTS: dict[Any, Any] = dict(zip(b"LRC", (None, True, False)))
+_CONSTANTS: dict[int, bool | None] = dict(zip(b"LRC", (None, True, False)))
 _INT, _SETITEM, _STOP, _NEWDICT, _FLOAT = b"FPQJD"
 _BUILDTUPLE, _NEWLIST, _COMPLEX, _LONGOP, _CHANNEL = b"@KTGB"
 _TEXT = None if PY2 else opcode.PY3STRING[0]  # text that is decoded in any configuration
-_STRINGS: dict[Any, Callable[[bytes, StrConfig], Any]] = {
+_STRINGS: dict[int, Callable[[bytes, StrConfig], object]] = {
     opcode.PY3STRING[0]: (lambda data, conf: data if PY2 and conf[1] else _text(data, conf)),
     opcode.BYTES[0]: lambda data, conf: data,
     opcode.PY2STRING[0]: lambda data, conf: data.decode("latin-1") if conf[0] and not PY2 else data,
@@ -1442,15 +1453,15 @@ _STRINGS: dict[Any, Callable[[bytes, StrConfig], Any]] = {
     opcode.LONGINT[0]: lambda data, conf: _parse_decimal(data),
     opcode.LONGLONG[0]: lambda data, conf: _LONG(_parse_decimal(data)),
 }
-_COLLECTIONS: dict[Any, Any] = dict(zip(b"@OE", (tuple, set, frozenset)))
+_COLLECTIONS: dict[int, type] = dict(zip(b"@OE", (tuple, set, frozenset)))
 
 
-def dumps_fast(item: Any, gateway: Any = None) -> bytes:
+def dumps_fast(item: object, gateway: object = None) -> bytes:
     """Return an item in the fastest format that can hold it."""
     return (_dump_pickled if type(item) in _CONTAINERS else dumps_internal)(item, gateway)
 
 
-def load_item(data: bytes, channel_or_factory: Any, strconfig: StrConfig) -> Any:
+def load_item(data: bytes, channel_or_factory: object, strconfig: StrConfig) -> Any:
     """Return the item that either codec made these bytes of; ``LoadError`` if none did."""
     try:
         if len(data) == 6 and data[:1] == b"F" and data[5:] == b"Q":  # an int
@@ -1470,7 +1481,7 @@ def _use_fast_codec() -> None:  # with its first item: what it imports takes lon
     _dump_pickled, _load_pickled = codec.dump_pickled, codec.load_pickled
 
 
-def _dump_pickled(item: Any, gateway: Any) -> bytes:
+def _dump_pickled(item: object, gateway: object) -> bytes:
     try:
         _use_fast_codec()
     except Exception:  # it can't be imported any more
@@ -1503,7 +1514,7 @@ class FrameDecoder(object):
     admits: gets the header of a frame; if it returns False, the frame is left out.
     """
 
-    def __init__(self, hands_on: bool = False, admits: Any = None) -> None:
+    def __init__(self, hands_on: bool = False, admits: Admits | None = None) -> None:
         self._admits = admits
         self._chunks: list[bytes] = []  # received and not yet enough for a message
         self._have = 0
@@ -1591,29 +1602,29 @@ class _Lock(object):
 
     __slots__ = ("__exit__", "_takes", "acquire", "locked", "release")
 
-    def __init__(self, lock: Any) -> None:
+    def __init__(self, lock: LockLike) -> None:
         self.acquire = lock.acquire
         self.release = lock.release
-        self.locked = getattr(lock, "locked", None)
+        self.locked = lock.locked
         self.__exit__ = lock.__exit__
         self._takes = iter(lock.acquire, None)  # each step takes it
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> bool | None:
         for taken in self._takes:
             return taken
         return None
 
 
 # Until 3.13, ``with`` enters a lock and its block in one step.
-_with_lock: Callable[[Any], Any] = _Lock if sys.version_info >= (3, 14) else lambda lock: lock
+_with_lock = _Lock if sys.version_info >= (3, 14) else lambda lock: lock
 
 
-def new_lock() -> Any:
+def new_lock() -> LockLike:
     """Return a new lock for threads; ``with`` takes it safely where an interrupt may come."""
     return _with_lock(_thread.allocate_lock())
 
 
-def new_rlock() -> Any:
+def new_rlock() -> LockLike:
     """Return a new reentrant lock for threads, as ``new_lock``."""
     return _with_lock((_threading() if PY2 else _thread).RLock())
 
@@ -1636,7 +1647,7 @@ class _Timed(object):
     with a timeout").  Where another thread takes the item, ``Empty`` comes though ``left`` is > 0.
     """
 
-    def __init__(self, items: Any, timeout: float) -> None:
+    def __init__(self, items: Inbox | None, timeout: float) -> None:
         self._items, self.left = items, timeout  # seconds
 
     def __iter__(self) -> _Timed:
@@ -1656,14 +1667,14 @@ class _Timed(object):
         return False
 
 
-def _timed(items: Any, timeout: float | None) -> Any:
+def _timed(items: Inbox, timeout: float | None) -> Any:
     """Return the arguments of ``map(items.get, ...)`` that take an item within a time."""
     if timeout is None or timeout <= 0 or _TIMED_GET_ENDS or type(items).__module__ != "_queue":
         return (timeout is None or timeout > 0,), (timeout and max(timeout, 0),)
     return (_Timed(items, timeout),)
 
 
-def timed_inbox(execmodel: ExecModel) -> Any:
+def timed_inbox(execmodel: ExecModel) -> Inbox:
     """Return a queue whose waits with a timeout end, and at once when an item comes."""
     return _Inbox() if execmodel.has_main_thread and not PY2 else execmodel.inbox()
 
@@ -1672,7 +1683,7 @@ class _Inbox(object):
     """Our own queue, if Python has none in C: an interrupt leaves none of its locks taken."""
 
     def __init__(self) -> None:
-        self._items: deque[Any] = deque()
+        self._items: deque[object] = deque()
         self._arrived = _thread.allocate_lock()  # free when something has come
         self.put_nowait = self.put
 
@@ -1682,7 +1693,7 @@ class _Inbox(object):
     def empty(self) -> bool:
         return not self._items
 
-    def put(self, item: Any) -> None:
+    def put(self, item: object) -> None:
         self._items.append(item)
         self._wake()
 
@@ -1692,7 +1703,7 @@ class _Inbox(object):
         except RuntimeError:  # it is free
             pass
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+    def get(self, block: bool = True, timeout: float | None = None) -> object:
         time = _import("time")
         deadline = None if timeout is None else time.time() + timeout
         while True:
@@ -1716,12 +1727,12 @@ class _Inbox(object):
 class Reply(object):
     """The result, now or later, of a function that a pool runs."""
 
-    def __init__(self, task: tuple[Any, Any, dict[str, Any]], execmodel: ExecModel) -> None:
+    def __init__(self, task: Job, execmodel: ExecModel) -> None:
         self.task = task
         self.running = True
         self.started = False
         self.ident = 0  # of the thread that runs it
-        self._result: Any = None
+        self._result: object = None
         self._error: BaseException | None = None
         self._finished = _Flag(execmodel)
 
@@ -1787,7 +1798,7 @@ class WorkerPool(object):
         """Return the threads that run functions now."""
         return {reply.ident for reply in list(self._running)} - {0}
 
-    def spawn(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Reply:
+    def spawn(self, func: Callable[..., object], *args: object, **kwargs: object) -> Reply:
         """Run ``func(*args, **kwargs)``; ``ValueError`` after a shutdown was triggered."""
         reply = Reply((func, args, kwargs), self.execmodel)
         with self._lock:
@@ -1802,7 +1813,7 @@ class WorkerPool(object):
             self._start_thread(reply)
         return reply
 
-    def try_spawn_primary(self, func: Callable[..., Any], *args: Any) -> Reply | None:
+    def try_spawn_primary(self, func: Callable[..., object], *args: object) -> Reply | None:
         """Run ``func`` in the primary thread, or return None if that is busy."""
         reply = Reply((func, args, {}), self.execmodel)
         with self._lock:
@@ -1902,7 +1913,7 @@ class WorkerPool(object):
 JOINED_BYTES = 16384  # a smaller payload is cheaper to copy than to send by itself
 
 
-def _left(frame: list[Any]) -> int:
+def _left(frame: Frame) -> int:
     """Return how many bytes of a frame were not written yet."""
     left: int = len(frame[0]) + len(frame[1]) - sum(filter(None, frame[2]))
     return left
@@ -1918,7 +1929,7 @@ class FrameWriter(object):
     """
 
     def __init__(self, io: Stream, name: str) -> None:
-        self._io: Any = io
+        self._io = io
         self._name = name
         self._small_bytes = getattr(io, "small_bytes", 0) - _HEADER.size
         self._write_some: Any = getattr(io, "write_some", None) or self._write_whole
@@ -1926,21 +1937,21 @@ class FrameWriter(object):
         self._takes_whole: bool = getattr(io, "takes_whole", False)
         self._lock = io.execmodel.Lock()
         self._turn = io.execmodel.Lock()  # whoever holds it and waits for _lock gets that next
-        self._begun: list[Any] | None = None  # the frame that is written without being queued
-        self._frames: deque[list[Any]] = deque()  # the first one may be written in part
+        self._begun: Frame | None = None  # the frame that is written without being queued
+        self._frames: deque[Frame] = deque()  # the first one may be written in part
         self._flusher_runs = False
         self.no_thread = ""  # why no flusher could be started, if one was to be
         self._closing = self._closed = False
         self._error: str | None = None
         self.refusal: Callable[[str], Exception] = _OSError  # the error once it has failed
 
-    def frame(self, header: bytes, payload: bytes | memoryview) -> list[Any]:
+    def frame(self, header: bytes, payload: Piece) -> Frame:
         """Return a frame for ``deliver``."""
         if len(payload) < JOINED_BYTES or self._write_pieces is None:
             header, payload = b"".join((header, payload)), b""
         return [header, payload, [], []]
 
-    def send(self, header: bytes, payload: bytes | memoryview) -> None:
+    def send(self, header: bytes, payload: Piece) -> None:
         """Write a frame; returns when the stream has taken it, OSError if it can't."""
         if len(payload) < self._small_bytes and not self._frames:
             try:
@@ -1951,7 +1962,7 @@ class FrameWriter(object):
                             if self._write_some(data):
                                 return
                         else:
-                            written: list[Any] = []
+                            written: list[int | None] = []
                             self._begun = [data, b"", written, [None]]
                             written += map(self._write_some, (data,))
                             if written[0] == len(data):
@@ -1968,7 +1979,7 @@ class FrameWriter(object):
                     self._flush_left_behind()
         self.deliver(self.frame(header, payload))
 
-    def deliver(self, frame: list[Any]) -> None:
+    def deliver(self, frame: Frame) -> None:
         """Send a frame; after an interrupt, a second call does not send it twice."""
         small = len(frame[0]) + len(frame[1]) < self._small_bytes
         if self._error is None and not self._closing:
@@ -1988,15 +1999,15 @@ class FrameWriter(object):
             reason = self._error or "the gateway was ended"
             raise self.refusal("cannot send (already closed?): %s" % reason)
 
-    def has(self, frame: list[Any]) -> bool:
+    def has(self, frame: Frame) -> bool:
         """Whether a frame was handed in: then it is or will be written, whatever happens."""
         return bool(frame[3])
 
-    def post(self, header: bytes, payload: bytes | memoryview) -> None:
+    def post(self, header: bytes, payload: Piece) -> None:
         """Have a frame written soon; never waits.  For the receiver thread and finalizers."""
         self.post_frame(self.frame(header, payload))
 
-    def post_frame(self, frame: list[Any]) -> None:
+    def post_frame(self, frame: Frame) -> None:
         """Have a frame written soon, as ``post``; a second call does not send it twice."""
         if self._error is None and not self._closing and not self.has(frame):
             frame[3] += map(self._frames.append, (frame,))
@@ -2042,7 +2053,7 @@ class FrameWriter(object):
             self._closed = True
         return True
 
-    def _advance(self, frame: list[Any]) -> None:  # holds _lock
+    def _advance(self, frame: Frame) -> None:  # holds _lock
         """Write what one system call takes of a frame."""
         header, payload, written, _ = frame
         start = sum(filter(None, written)) - len(header)
@@ -2143,7 +2154,7 @@ class ChannelState(object):
     AFTER = {"far_drop": SEND_ONLY, "stream_end": RECEIVE_CLOSED, "close": CLOSED, "drop": DELETED}
 
 
-def _refusal(gateway: Any, text: str) -> Exception:
+def _refusal(gateway: object, text: str) -> Exception:
     """Return the error for a refused send, with the reason if the gateway was lost."""
     error = getattr(gateway, "_error", None)
     if not isinstance(error, WorkerDied):
@@ -2153,12 +2164,12 @@ def _refusal(gateway: Any, text: str) -> Exception:
     return gone
 
 
-def _refuse_in_callback(gateway: Any, waited_for: object) -> None:
+def _refuse_in_callback(gateway: object, waited_for: object) -> None:
     """Raise ``DeadlockError`` in a thread that would have to read what it waits for.
 
     That is the receiver thread of a gateway, or of one that it goes via.
     """
-    link = gateway
+    link: Any = gateway
     while link is not None:
         reader = getattr(link, "_receiver_ident", None)
         if reader is not None and reader == link._get_ident():
@@ -2177,7 +2188,7 @@ class _Flag(object):
 
     def __init__(self, execmodel: ExecModel) -> None:
         self._execmodel, self._is_set = execmodel, False
-        self._tokens: Any = execmodel.inbox()
+        self._tokens = execmodel.inbox()
 
     def is_set(self) -> bool:
         return self._is_set
@@ -2211,7 +2222,7 @@ class Channel(object):
     _INTERNALWAKEUP = 1000  # nothing wakes up in between; programs look for the name
     _executing = False
     _whose = ""  # what a warning of an error begins with
-    _codec: Any = None
+    _codec: object = None
     # What makes items of other types than builtins; None: nothing does.  See ``_features.codecs``.
     codec: Any = property(
         lambda self: self._codec, lambda self, codec: load_part("_features.codecs").use(self, codec)
@@ -2224,8 +2235,8 @@ class Channel(object):
         self._strconfig: StrConfig = getattr(gateway, "_strconfig", (True, False))
         self._state = ChannelState.OPEN
         self._lock = gateway.execmodel.Lock()
-        self._items: Any = gateway.execmodel.inbox()  # None once there is a callback
-        self._arrivals: Iterator[Any] = iter(self._items.get, NO_ENDMARKER_WANTED)
+        self._items: Inbox | None = gateway.execmodel.inbox()  # None once there is a callback
+        self._arrivals = iter(self._items.get, NO_ENDMARKER_WANTED)
         self._receiveclosed = _Flag(gateway.execmodel)
         self._remoteerrors: list[BaseException] = []
 
@@ -2270,7 +2281,7 @@ class Channel(object):
             self._factory.windows.forget(self.id)
         return before
 
-    def _set_inbox(self, items: Any) -> None:
+    def _set_inbox(self, items: Inbox) -> None:
         self._items = items
         self._arrivals = iter(items.get, NO_ENDMARKER_WANTED)
 
@@ -2294,7 +2305,7 @@ class Channel(object):
 
     # sending
 
-    def send(self, item: Any) -> None:
+    def send(self, item: object) -> None:
         """Send an item; returns when the stream has taken it, not when it was received.
 
         It waits as long as the other side's process neither reads nor ends; in a callback of
@@ -2388,8 +2399,8 @@ class Channel(object):
             timed = _timed(items, timeout)
             arrivals = map(items.get, *timed)
         direct = self._factory.direct
-        me: Any = None
-        waiting: dict[Any, Any] = {me: items}  # in place of the real one: no jump in the end
+        me: object = None
+        waiting: dict[object, Inbox] = {me: items}  # in place of the real one: no jump in the end
         if (
             not (direct and direct.offered and direct.read(self, items, timeout))
             and items.empty()
@@ -2466,7 +2477,7 @@ class Channel(object):
             return error
 
     def setcallback(
-        self, callback: Callable[[Any], object], endmarker: Any = NO_ENDMARKER_WANTED
+        self, callback: Callable[[Any], object], endmarker: object = NO_ENDMARKER_WANTED
     ) -> None:
         """Have ``callback(item)`` called for every item, those in the queue at once.
 
@@ -2497,7 +2508,7 @@ class Channel(object):
             well = self._factory.call(self.id, entry, item)
         raise _OSError("%r has a callback already" % (self,))
 
-    def _take_queued(self, items: Any) -> Any:
+    def _take_queued(self, items: Inbox) -> object:
         try:
             return items.get(False)
         except self.gateway.execmodel.Empty:  # or somebody in receive() was faster
@@ -2534,7 +2545,7 @@ class _Callback(object):
     holds it when the end comes passes the endmarker after its own call.
     """
 
-    def __init__(self, callback: Callable[[Any], object], endmarker: Any, channel: Channel) -> None:
+    def __init__(self, callback: Callable[..., object], endmarker: Any, channel: Channel) -> None:
         self._callback = callback
         self._endmarker = endmarker
         self._strconfig = channel._strconfig
@@ -2543,7 +2554,7 @@ class _Callback(object):
         # True for some milliseconds, while another thread may read and does not.
         self.may_be_late: bool = getattr(callback, "may_be_late", False)
 
-    def __call__(self, item: Any) -> None:
+    def __call__(self, item: object) -> None:
         try:
             with self._turn:
                 if not self._ended:
@@ -2575,13 +2586,13 @@ class ChannelFactory(object):
     _keeps_freed = False  # whether this process was told to
     load_item = staticmethod(load_item)  # for a peer that may mean harm: one that looks first
 
-    def __init__(self, gateway: Any, startcount: int = 1) -> None:
+    def __init__(self, gateway: BaseGateway, startcount: int = 1) -> None:
         self._channels: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
         self._callbacks: dict[int, _Callback] = {}
-        self._parts: dict[tuple[int, int | None], tuple[bytes, BytesIO]] = {}
-        self._part: Any = None  # the key of the one that is coming, and whether it is the last
+        self._parts: dict[PartKey, tuple[bytes, BytesIO]] = {}
+        self._part: tuple[PartKey, int] = (0, None), 0  # of the one that comes; 1 if it is the last
         self.max_item: int | None = None  # bytes of all items of which some pieces have come
-        self._early: dict[int, list[Any]] = {}  # prepares channels that have not come yet
+        self._early: dict[int, list[Prepare]] = {}  # prepares channels that have not come yet
         self.arrived: deque[int] = deque(maxlen=10000)  # ids that the peer gave, the last ones
         self._item_numbers = itertools.count(1)
         self._lock = new_rlock()  # held only for moments, so it will do for greenlets as well
@@ -2593,8 +2604,8 @@ class ChannelFactory(object):
         self.windows: Windows | None = None
         self.buffers: Any = None  # those that large items may go to: ``_features.buffers``
         self.post: Callable[..., None] = getattr(gateway, "_post", gateway._send)
-        self._send_frame: Any = getattr(gateway, "_send_frame", self._send_message)
-        self._make_channel: Any = getattr(gateway, "_make_channel", Channel)
+        self._send_frame: Callable[..., None] = getattr(gateway, "_send_frame", self._send_message)
+        self._make_channel: Callable[..., Channel] = getattr(gateway, "_make_channel", Channel)
 
     def new(self, id: int | None = None) -> Channel:
         """Return the channel with that id, which is made if there is none."""
@@ -2615,7 +2626,7 @@ class ChannelFactory(object):
                     self.windows.adopt(channel)
             return channel
 
-    def prepare(self, id: int, prepare: Callable[[Any], object]) -> None:
+    def prepare(self, id: int, prepare: Prepare) -> None:
         """Pass what takes the items of a channel, itself or its callback, to a function."""
         holders = [holder for holder in (self._channels.get(id), self._callbacks.get(id)) if holder]
         for holder in holders:
@@ -2629,7 +2640,7 @@ class ChannelFactory(object):
         found = [ref() for ref in self._channels.valuerefs()]
         return [channel for channel in found if channel is not None]
 
-    def send_item(self, id: int, item: Any) -> None:
+    def send_item(self, id: int, item: object) -> None:
         """Send an item over the channel with that id, a large one in pieces."""
         # What the rest would come to, for what is often sent: 4 is CHANNEL_DATA, 70 is INT.
         if type(item) is int and -(1 << 31) < item < 1 << 31 and self.windows is None:
@@ -2654,7 +2665,7 @@ class ChannelFactory(object):
             for _, header, payload in self._frames_of(id, pieces):
                 self._send_frame(header, payload)
 
-    def _frames_of(self, id: int, pieces: list[bytes]) -> Iterator[tuple[bool, bytes, Any]]:
+    def _frames_of(self, id: int, pieces: Sequence[Piece]) -> Iterator[tuple[bool, bytes, Piece]]:
         """Yield the frames of an item: whether it is the last, header, payload."""
         if len(pieces) == 1 and len(pieces[0]) <= ITEM_MAX:
             yield True, _HEADER.pack(Message.CHANNEL_DATA, id, len(pieces[0])), pieces[0]
@@ -2669,7 +2680,7 @@ class ChannelFactory(object):
                 size = len(prefix) + len(part)
                 yield last, _HEADER.pack(Message.CHANNEL_DATA_PART, id, size) + prefix, part
 
-    def _send_message(self, header: bytes, payload: Any) -> None:
+    def _send_message(self, header: bytes, payload: Piece) -> None:
         """Send a frame through a gateway that takes no frames."""
         msgcode, channelid, _ = _HEADER.unpack_from(header)
         data = b"".join((header[_HEADER.size :], payload))
@@ -2726,7 +2737,7 @@ class ChannelFactory(object):
     def _local_receive(self, id: int, data: bytes) -> None:
         callback = self._callbacks.get(id)
         channel = None if callback else self._channels.get(id)
-        owner: Any = callback or channel
+        owner = callback or channel
         if owner is None:
             return  # it was closed or dropped here while the item was on its way
         try:
@@ -2737,7 +2748,7 @@ class ChannelFactory(object):
         self._deliver(id, callback, channel, item, len(data))
 
     def _deliver(
-        self, id: int, callback: _Callback | None, channel: Channel | None, item: Any, size: int
+        self, id: int, callback: _Callback | None, channel: Channel | None, item: object, size: int
     ) -> None:
         if channel is not None:
             with channel._lock:
@@ -2757,7 +2768,7 @@ class ChannelFactory(object):
             if self.windows is not None and self.windows.of(id):
                 self.windows.on_read(id, size)
 
-    def call(self, id: int, callback: _Callback, item: Any) -> bool:
+    def call(self, id: int, callback: _Callback, item: object) -> bool:
         """Pass an item to a callback, whose error closes the channel; whether there was none."""
         try:
             callback(item)
@@ -2822,12 +2833,12 @@ class ChannelFactory(object):
 # ---------------------------------------------------------------- gateways
 
 
-def _answer(message: Message, gateway: BaseGateway, item: Any) -> None:
+def _answer(message: Message, gateway: BaseGateway, item: object) -> None:
     gateway._post(Message.CHANNEL_DATA, message.channelid, dumps_internal(item))
     gateway._post(Message.CHANNEL_CLOSE, message.channelid)
 
 
-def _running() -> Any:
+def _running() -> ModuleType | None:
     """Return the part that interrupts what runs; None where this module runs all alone."""
     try:
         return load_part("_features.running")
@@ -2835,11 +2846,10 @@ def _running() -> Any:
         return None
 
 
-def _stacks() -> Any:
+def _stacks() -> str:
     running = _running()
-    if running is None:
-        return "no stacks: a part of execnet can't be loaded"
-    return _decoded(running.format_stacks())
+    missing = "no stacks: a part of execnet can't be loaded"
+    return _decoded(running.format_stacks()) if running else missing
 
 
 def _on_stacks(message: Message, gateway: BaseGateway) -> None:
@@ -2986,13 +2996,10 @@ class BaseGateway(object):
         self._channelfactory = ChannelFactory(self, _startcount)
 
     def __repr__(self) -> str:
-        return "<%s id=%r %s, %s model, %d active channels>" % (
-            self.__class__.__name__,
-            self.id,
-            "receive-live" if self.hasreceiver() else "not-receiving",
-            self.execmodel.backend,
-            len(self._channelfactory.channels()),
-        )
+        state = "receive-live" if self.hasreceiver() else "not-receiving"
+        words = self.__class__.__name__, self.id, state, self.execmodel.backend
+        count = len(self._channelfactory.channels())
+        return "<%s id=%r %s, %s model, %d active channels>" % (words + (count,))
 
     def _trace(self, *msg: object) -> None:
         trace(self.id, *msg)
@@ -3004,7 +3011,7 @@ class BaseGateway(object):
         """Send a frame; in the receiver thread, which must go on reading, without waiting."""
         self._send_frame(_HEADER.pack(msgcode, channelid, len(data)), data)
 
-    def _send_frame(self, header: bytes, payload: bytes | memoryview) -> None:
+    def _send_frame(self, header: bytes, payload: Piece) -> None:
         """Send a frame whose first bytes may be with its header already; as ``_send``."""
         if self._get_ident() == self._receiver_ident:
             self._writer.post(header, payload)
@@ -3015,13 +3022,10 @@ class BaseGateway(object):
         """Have a frame sent soon; never waits and never fails."""
         self._writer.post(_HEADER.pack(msgcode, channelid, len(data)), data)
 
-    def _status(self) -> dict[str, Any]:
+    def _status(self) -> dict[str, object]:
         """Return what a STATUS message is answered with."""
-        status = _describe_process()
-        status["numchannels"] = len(self._channelfactory._channels)
-        status["numexecuting"] = 0
-        status["execmodel"] = self.execmodel.backend
-        return status
+        count, model = len(self._channelfactory._channels), self.execmodel.backend
+        return dict(_describe_process(), numchannels=count, numexecuting=0, execmodel=model)
 
     def _on_hello(self, hello: dict[str, Any]) -> None:
         self._go("hello")
@@ -3030,9 +3034,10 @@ class BaseGateway(object):
 
     _on_goodbye: Any = None  # only workers send one
     _on_import: Any = None  # only workers ask
-    _on_cut_frame: Any = id  # gets what was read last, if it ends within a frame or is none
-    _load_while_idle: Any = None  # only a worker has something to load
-    _admits: Any = None  # which frames the peer may send; None: any
+    _on_silence: Callable[[str], object] = id  # ends a gateway whose peer gives no sign of life
+    _on_cut_frame: Callable[[bytes], object] = id  # gets what was read last, if it is cut or bad
+    _load_while_idle: Callable[[], object] = int  # only a worker has something to load
+    _admits: Admits | None = None  # which frames the peer may send; None: any
 
     def _local_schedulexec(self, channel: Channel, sourcetask: Task) -> None:
         channel.close("execution is not allowed on this side")
@@ -3218,10 +3223,9 @@ class WorkerGateway(BaseGateway):
             except KeyboardInterrupt:  # too late for the code that it was meant for
                 pass
 
-    def _status(self) -> dict[str, Any]:
-        status = super(WorkerGateway, self)._status()
-        status["numexecuting"] = self._execpool.active_count()
-        return status
+    def _status(self) -> dict[str, object]:
+        count = self._execpool.active_count()
+        return dict(super(WorkerGateway, self)._status(), numexecuting=count)
 
     def _local_schedulexec(self, channel: Channel, sourcetask: Task) -> None:
         self._trace("schedule execution on", channel)
@@ -3253,8 +3257,7 @@ class WorkerGateway(BaseGateway):
 
     def _await_primary(self, task: tuple[Channel, Task]) -> None:
         """Execute a task if the main thread is free in a moment, otherwise refuse it."""
-        import time
-
+        time = _import("time")
         deadline = time.time() + self.busy_wait_s
         while self._execpool.wait_primary_idle(max(0, deadline - time.time())):
             if self._execpool.try_spawn_primary(self.executetask, task) is not None:
@@ -3273,10 +3276,7 @@ class WorkerGateway(BaseGateway):
         try:
             self._channelfactory.take_back()
             channel._executing = False
-            if error is None:
-                channel.close()
-            else:
-                channel.close(error)
+            channel.close(error)
         except BaseException as exc:  # no memory, or a late interrupt: whoever waits must be told
             text = error or "closing %r failed: %s" % (channel, type(exc).__name__)
             self._post(Message.CHANNEL_CLOSE_ERROR, channel.id, _dump_text(text))
@@ -3409,7 +3409,7 @@ def _end_fork(error: BaseException | None) -> None:
 
     Nothing here is its own: not the stream, nor what is in buffers or waits for ``atexit``.
     """
-    status: Any = 1
+    status = 1
     try:
         code = getattr(error, "code", None) if isinstance(error, SystemExit) else error
         if code is None or isinstance(code, int):
@@ -3423,14 +3423,13 @@ def _end_fork(error: BaseException | None) -> None:
 
 def _marked_as_utf8(source: str) -> str:
     """Return a source that Python 2 reads as UTF-8, whatever it says of its encoding."""
-    import re
-
     cookie = r"\A((?:.*\n)?[ \t\f]*#.*?)coding([:=])"
-    return "\xef\xbb\xbf" + re.sub(cookie, r"\1Coding\2", source, count=1)
+    marked: str = _import("re").sub(cookie, r"\1Coding\2", source, count=1)
+    return "\xef\xbb\xbf" + marked
 
 
 def serve(
-    io: Any, id: str, peer_codecs: Sequence[str] = ("classic",), grace: float | None = None
+    io: Stream, id: str, peer_codecs: Sequence[str] = ("classic",), grace: float | None = None
 ) -> None:
     """Be a worker: execute what arrives on ``io`` until it ends.
 
@@ -3442,7 +3441,8 @@ def serve(
 
 
 def _serve(
-    io: Any, id: str, peer_codecs: Sequence[str], grace: float | None, kind: Any = None, **more: Any
+    io: Stream, id: str, peer_codecs: Sequence[str], grace: float | None,
+    kind: Callable[..., WorkerGateway] | None = None, **more: object
 ) -> None:
     trace("creating workergateway on %r" % (io,))
     gateway = (kind or WorkerGateway)(io=io, id=id, _startcount=2)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TypeVar
 
+    from .._features.codecs import Codec
+
     T = TypeVar("T")
 
 REFUSED_S = 2.0  # how long it may take until the reason is known why a stream takes no more
@@ -50,6 +52,7 @@ class Channel(gateway_base.Channel):
     """
 
     gateway: Any  # an ``execnet.aio.Gateway``
+    _codec: Codec | None
 
     def __init__(self, gateway: Any, id: int, _factory: Any = None) -> None:
         self._closers: list[asyncio.Future[None]] = []  # tell tasks that wait for its end

@@ -32,10 +32,16 @@ from ..gateway_base import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
-    from ..gateway_base import ChannelFactory, FrameDecoder
+    from typing_extensions import Buffer
+
+    from ..gateway_base import ChannelFactory, Frame, FrameDecoder, Inbox, Piece
+
+    HasMore = Callable[[int], bool]
+    ReadInto = Callable[[memoryview], int | None]
+    Ways = tuple[HasMore | None, ReadInto | None]  # neither, or both
 if not TYPE_CHECKING:
     deque = __import__("_collections").deque  # without the rest of ``collections``
 
@@ -45,7 +51,7 @@ WAIT_MS = 50  # for more of an item, before the receiver thread reads as it does
 FULL = object()  # what a thread that waits is given when its buffer holds the item
 
 
-def view_of(buffer: Any, writable: bool = False) -> Any:
+def view_of(buffer: Buffer, writable: bool = False) -> memoryview:
     """Return the bytes of an object as a flat memoryview.
 
     Raises TypeError for an object that has none, or none that can be written to if asked for, and
@@ -75,7 +81,7 @@ def view_of(buffer: Any, writable: bool = False) -> Any:
         raise TypeError("items of the format %r: receive into a view as bytes" % (view.format,))
 
 
-def _old_view(obj: Any, writable: bool) -> Any:  # Python 2, where arrays have no memoryview
+def _old_view(obj: Any, writable: bool) -> memoryview:  # Python 2, where arrays have no memoryview
     try:
         old: Any = buffer(obj)  # type: ignore[name-defined]  # noqa: F821
         if not writable:
@@ -89,7 +95,7 @@ def _old_view(obj: Any, writable: bool) -> Any:  # Python 2, where arrays have n
 # ---------------------------------------------------------------- sending
 
 
-def send_bytes(channel: Channel, buffer: Any) -> None:
+def send_bytes(channel: Channel, buffer: Buffer) -> None:
     """Send the bytes of an object; see ``Channel.send_bytes``."""
     view, buffers = view_of(buffer), channel._factory.buffers
     if buffers is not None and buffers.shared is not None and channel._codec is None:
@@ -98,7 +104,7 @@ def send_bytes(channel: Channel, buffer: Any) -> None:
         send_pieces(channel, [view])
 
 
-def send_pieces(channel: Channel, pieces: list[Any]) -> None:
+def send_pieces(channel: Channel, pieces: list[Piece]) -> None:
     """Send bytes that are in several places as one item."""
     gateway, factory = channel.gateway, channel._factory
     if channel._state not in ChannelState.SENDS:
@@ -118,9 +124,9 @@ def send_pieces(channel: Channel, pieces: list[Any]) -> None:
         raise
 
 
-def joined(pieces: list[Any]) -> bytes:
+def joined(pieces: list[Piece]) -> bytes:
     """Return a copy of all pieces."""
-    return b"".join([piece if type(piece) is bytes else piece.tobytes() for piece in pieces])
+    return b"".join([piece if isinstance(piece, bytes) else piece.tobytes() for piece in pieces])
 
 
 def is_in_place(channel: Channel, size: int) -> bool:
@@ -144,7 +150,7 @@ def send_copy(factory: ChannelFactory, id: int, data: bytes) -> None:
         factory._send_frame(header, payload)
 
 
-def frames_of(channel: Channel, pieces: list[Any]) -> Any:
+def frames_of(channel: Channel, pieces: list[Piece]) -> Iterator[Frame]:
     """Yield the frames of an item whose bytes stay where they are."""
     frame, frames_of_pieces = channel.gateway._writer.frame, channel._factory._frames_of
     pieces = [_head(sum(map(len, pieces)))] + pieces + [opcode.STOP]
@@ -152,7 +158,7 @@ def frames_of(channel: Channel, pieces: list[Any]) -> Any:
         yield frame(header, payload)
 
 
-def let_go(frame: list[Any]) -> None:
+def let_go(frame: Frame) -> None:
     """Have what is left of a frame sent from a copy: the buffer is its owner's again."""
     if _left(frame):
         frame[1] = bytes(frame[1])
@@ -173,14 +179,14 @@ class Waiter(object):
     tell: called when something was given; it must not wait.
     """
 
-    def __init__(self, view: Any, tell: Callable[[Any], object]) -> None:
+    def __init__(self, view: memoryview, tell: Callable[[object], object]) -> None:
         self.view = view
         self.tell = tell
         self.filling: Filling | None = None
         self.is_given = self.is_full = False
         self.size = 0  # of the item that is in the buffer, once that is full
 
-    def give(self, item: Any) -> bool:  # holds the lock of ``Buffers``
+    def give(self, item: object) -> bool:  # holds the lock of ``Buffers``
         """Give it an item, unless it has one or is getting one."""
         if self.is_given or self.filling is not None:
             return False
@@ -207,7 +213,7 @@ class Filling(object):
         self._rest = BytesIO()  # what does not belong there
         self._is_whole = False
 
-    def write(self, data: Any) -> None:
+    def write(self, data: Piece) -> None:
         with self._lock:
             if self._waiter is not None:
                 part = data[: self._size - self._filled]
@@ -216,7 +222,7 @@ class Filling(object):
                 data = data[len(part) :]
             self._rest.write(data)
 
-    def read(self, read_into: Callable[[Any], int | None], limit: int) -> int:
+    def read(self, read_into: ReadInto, limit: int) -> int:
         """Read what is there from the stream, straight into the buffer; return how much."""
         with self._lock:
             limit = min(limit, self._size - self._filled)
@@ -235,7 +241,7 @@ class Filling(object):
         self._rest.truncate(size - self._filled)
         self._is_whole = True
 
-    def getvalue(self) -> bytes | None:
+    def getvalue(self) -> bytes | bytearray | None:
         """Return what came; None if the buffer has it, and whoever waits was told."""
         with self._lock:
             waiter = self._waiter
@@ -266,15 +272,15 @@ class OwnFilling(Filling):
 
     def __init__(self, buffers: Buffers, channel: Channel, size: int) -> None:
         self._data = bytearray(min(size, STEP_BYTES))
-        waiter = Waiter(memoryview(self._data), int)
+        waiter = Waiter(memoryview(self._data), id)
         super(OwnFilling, self).__init__(buffers, channel, waiter, size)
 
-    def write(self, data: Any) -> None:
+    def write(self, data: Piece) -> None:
         while self._filled + len(data) > len(self._data) < self._size:
             self._grow()
         super(OwnFilling, self).write(data)
 
-    def read(self, read_into: Callable[[Any], int | None], limit: int) -> int:
+    def read(self, read_into: ReadInto, limit: int) -> int:
         if self._filled == len(self._data) < self._size:
             self._grow()
         return super(OwnFilling, self).read(read_into, min(limit, len(self._data) - self._filled))
@@ -289,7 +295,7 @@ class OwnFilling(Filling):
             self._data = self._data + more
         waiter.view = memoryview(self._data)
 
-    def getvalue(self) -> Any:
+    def getvalue(self) -> bytes | bytearray | None:
         if not self._is_whole:
             return super(OwnFilling, self).getvalue()
         return self._data if _wants_bytearrays(self._channel) else bytes(self._data)
@@ -312,7 +318,7 @@ class Buffers(object):
         self._waiting: dict[int, list[Waiter]] = {}  # by channel
         self.lock = factory.gateway.execmodel.Lock()
         self.shared: Any = None  # memory that both ends have: ``_shared.far``
-        self._ways: Any = None  # (whether there is more to read, what reads it into a buffer)
+        self._ways: Ways | None = None
 
     def enter(self, id: int, waiter: Waiter) -> None:
         """Have the next item of a channel go to a buffer."""
@@ -336,7 +342,7 @@ class Buffers(object):
 
     # in the receiver thread
 
-    def begin(self, id: int, head: bytes) -> Any:
+    def begin(self, id: int, head: bytes) -> BytesIO | Filling:
         """Return what the pieces of a large item are written to.
 
         head: what it begins with if it may be bytes, else b"".
@@ -363,15 +369,16 @@ class Buffers(object):
         """
         gateway, has_read = self._gateway, False
         key = self._factory._part and self._factory._part[0]
-        filling: Any = self._factory._parts.get(key, (b"", None))[1]
+        filling: object = self._factory._parts.get(key, (b"", None))[1]
         direct = self._factory.direct
         if not isinstance(filling, Filling) or (direct and direct.chunks):
             return False
-        if gateway._next_data.__self__ is not gateway:  # another thread may be reading
+        next_data: Any = gateway._next_data
+        if next_data.__self__ is not gateway:  # another thread may be reading
             return False
         has_more, read_into = self._ways = self._ways or _ways(gateway._io)
         try:
-            while decoder.left and read_into is not None and has_more(wait_ms):
+            while decoder.left and has_more and read_into and has_more(wait_ms):
                 count = filling.read(read_into, decoder.left)
                 if not count:
                     break
@@ -383,11 +390,12 @@ class Buffers(object):
         return has_read
 
 
-def _ways(io: Any) -> tuple[Any, Any]:
+def _ways(io: object) -> Ways:
     """Return how to know whether a stream can be read, and how to read it into a buffer."""
     read_into = getattr(io, "read_into", None)
-    if read_into is None and type(getattr(io, "infile", None)).__name__ == "FileIO":
-        read_into = io.infile.readinto
+    infile: Any = getattr(io, "infile", None)
+    if read_into is None and type(infile).__name__ == "FileIO":
+        read_into = infile.readinto
     has_more = getattr(io, "has_more", None)
     return (has_more, read_into) if has_more is not None else (None, None)
 
@@ -401,9 +409,9 @@ def buffers_of(factory: ChannelFactory) -> Buffers:
     return buffers
 
 
-def copied(item: Any, view: Any) -> int:
+def copied(item: object, view: memoryview) -> int:
     """Copy an item to a buffer and return its size; raise for one that can't be."""
-    if type(item) not in (bytes, bytearray, memoryview):
+    if not isinstance(item, (bytes, bytearray, memoryview)):
         kind = type(item).__name__
         raise TypeError("the next item is not bytes but %s; it stays for receive()" % kind)
     if len(item) > len(view):
@@ -422,11 +430,11 @@ class BufferInbox(object):
     An item that comes while a thread waits with a buffer is given to that thread.
     """
 
-    def __init__(self, items: Any, channel: Channel, buffers: Buffers) -> None:
+    def __init__(self, items: Inbox, channel: Channel, buffers: Buffers) -> None:
         self._items = items
         self._buffers = buffers
         self._id = channel.id
-        self._back: deque[Any] = deque()  # taken, and the next ones again
+        self._back: deque[object] = deque()  # taken, and the next ones again
         self._draws = iter(self._back.popleft, FULL)
         self._empty = channel.gateway.execmodel.Empty
         self.put, self.put_nowait = items.put, items.put_nowait
@@ -443,7 +451,7 @@ class BufferInbox(object):
             return False
         return not any(waiter.is_given for waiter in list(self._buffers.waiters(self._id)))
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+    def get(self, block: bool = True, timeout: float | None = None) -> object:
         """Return the next item, like a queue."""
         try:
             for item in self._draws:  # each step takes one
@@ -459,7 +467,7 @@ class BufferInbox(object):
             return self.get(True, timed[0].left)  # another thread was faster
         return item
 
-    def offer(self, item: Any) -> None:
+    def offer(self, item: object) -> None:
         """Put an item while threads wait with buffers: the first of them gets it."""
         waiters = self._buffers.waiters(self._id)
         with self._buffers.lock:
@@ -470,7 +478,7 @@ class BufferInbox(object):
                 for waiter in waiters:
                     waiter.tell(ENDMARKER)
 
-    def give_back(self, item: Any) -> None:
+    def give_back(self, item: object) -> None:
         """Make an item that was taken the next one again."""
         if self._back or not self._items.empty() or hasattr(self, "sizes"):
             self._back.appendleft(item)
@@ -489,12 +497,12 @@ class BufferInbox(object):
                 self.put, self.put_nowait = self._items.put, self._items.put_nowait
 
 
-def receive_into(channel: Channel, buffer: Any, timeout: float | None = None) -> int:
+def receive_into(channel: Channel, buffer: Buffer, timeout: float | None = None) -> int:
     """Put the next item into a buffer; see ``Channel.receive_into``."""
     view = view_of(buffer, writable=True)
     inbox = _inbox_of(channel)
     waiter = Waiter(view, channel.gateway.execmodel.inbox().put)
-    taken: list[Any] = []  # the item, once it is ours; whatever happens then, it is not lost
+    taken: list[object] = []  # the item, once it is ours; whatever happens then, it is not lost
     try:
         _take(channel, inbox, waiter, timeout, taken)
         return waiter.size if taken[0] is FULL else copied(taken[0], view)
@@ -516,7 +524,7 @@ def _inbox_of(channel: Channel) -> BufferInbox:
 
 
 def _take(
-    channel: Channel, inbox: BufferInbox, waiter: Waiter, timeout: float | None, taken: list[Any]
+    channel: Channel, inbox: BufferInbox, waiter: Waiter, timeout: float | None, taken: list[object]
 ) -> None:
     """Take the next item, waiting for it up to ``timeout`` seconds."""
     deadline = None if timeout is None else _now() + timeout
@@ -544,7 +552,7 @@ def _take(
 
 
 def _wait(
-    channel: Channel, inbox: BufferInbox, waiter: Waiter, left: float | None, taken: list[Any]
+    channel: Channel, inbox: BufferInbox, waiter: Waiter, left: float | None, taken: list[object]
 ) -> bool:
     """Wait with a buffer for the next item; return False if there is no need to."""
     factory, me, box = channel._factory, object(), channel.gateway.execmodel.inbox()
@@ -569,7 +577,8 @@ def _wait(
 
 
 def _stop(
-    channel: Channel, inbox: BufferInbox, waiter: Waiter, me: object, box: Any, taken: list[Any]
+    channel: Channel, inbox: BufferInbox, waiter: Waiter, me: object, box: Inbox,
+    taken: list[object]
 ) -> None:
     """Wait no more: nothing is written to the buffer from now on; may be called again."""
     if channel._factory.direct is not None:

@@ -37,9 +37,16 @@ from ..gateway_base import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
+    from collections.abc import Callable, Sequence
+    from types import ModuleType
     from typing import Any
 
-    from ..gateway_base import ExecModel
+    from ..gateway_base import Channel, ExecModel, WorkerGateway
+    from .codecs import Codec
+    from .defined import Defined
+
+    Request = bytes | Channel  # one that does not fit in a frame comes as an item
+    Perform = Callable[..., object]
 if not TYPE_CHECKING:
     deque = __import__("_collections").deque  # without the rest of ``collections``
 
@@ -50,18 +57,19 @@ _NEVER_THEMSELVES = "StopIteration", "StopAsyncIteration"
 class Calls(object):
     """The calls of one worker.  ``_lock`` guards the lanes."""
 
-    def __init__(self, gateway: Any) -> None:
+    def __init__(self, gateway: WorkerGateway) -> None:
         self._gateway = gateway
         self._pool = gateway._execpool
         self._factory = gateway._channelfactory
-        self._lanes: dict[int, deque[Any]] = {}  # waiting requests, of lanes that are being served
+        self._lanes: dict[int, deque[Request]] = {}  # what waits, of lanes that are being served
         self._current: dict[int, tuple[int, int]] = {}  # number and thread of a lane's call
         self._interrupted: set[tuple[int, int]] = set()  # pairs of lane and number
-        self._large: dict[int, Any] = {}  # channels for requests that do not fit in a frame
+        self._large: dict[int, Channel] = {}  # channels for requests that do not fit in a frame
         self._lock = new_lock()
-        self._defined = load_part("_features.defined").Defined()
-        self._codecs: dict[bytes, Any] = {}  # by their descriptions
-        self._own = {"describe": describe, "many": self._many, "coded": self._coded}
+        self._defined: Defined = load_part("_features.defined").Defined()
+        self._codecs: dict[bytes, Codec] = {}  # by their descriptions
+        self._own: dict[str, Perform] = {"describe": describe, "many": self._many}
+        self._own["coded"] = self._coded
         if self._pool.execmodel.has_main_thread and HAS_DAEMON_THREADS and not PY2:
             self._pool.start = SpareThreads(self._pool.execmodel, self._serve).start
 
@@ -69,7 +77,7 @@ class Calls(object):
 
     def on_call(self, id: int, data: bytes) -> None:
         """Have a request served; b"" for one that arrives as an item of the channel."""
-        request: Any = data
+        request: Request = data
         if not data:
             self._large = {n: one for n, one in self._large.items() if not one.isclosed()}
             request = self._large[id] = self._factory.new(id)
@@ -107,12 +115,12 @@ class Calls(object):
             number, answer = self._answer(id, request)
             request = self._go_on(id, number, answer)
 
-    def _next(self, id: int) -> Any:
+    def _next(self, id: int) -> Request | None:
         with self._lock:
             requests = self._lanes[id]
             return requests.popleft() if requests else None
 
-    def _go_on(self, id: int, number: int, answer: Any) -> Any:
+    def _go_on(self, id: int, number: int, answer: object) -> Request | None:
         """Send an answer and return the next request of the lane; None if it is no longer served.
 
         Whoever gets the answer may rely on this thread being free, above all if it is the main one.
@@ -146,7 +154,7 @@ class Calls(object):
         self._end_lane(id, number, answer)
         return None
 
-    def _end_lane(self, id: int, number: int = 0, answer: Any = None) -> None:
+    def _end_lane(self, id: int, number: int = 0, answer: object = None) -> None:
         self._pool.release_primary()
         with self._lock:
             again = bool(self._lanes[id])
@@ -158,8 +166,8 @@ class Calls(object):
         if again:  # it arrived just now
             self._start(id)
 
-    def _load(self, request: Any) -> Any:
-        if type(request) is bytes:
+    def _load(self, request: Request) -> Any:
+        if isinstance(request, bytes):
             return load_item(request, self._factory, self._gateway._strconfig)
         return request.receive()
 
@@ -209,20 +217,20 @@ class Calls(object):
                 self._interrupted.discard((id, number))
                 load_part("_features.interrupts").take_back()
 
-    def _answer(self, id: int, request: Any) -> tuple[int, Any]:
+    def _answer(self, id: int, request: Request) -> tuple[int, object]:
         """Execute a request; return its number and the answer."""
         process, number, pid = self._gateway.process, 0, os.getpid()
         in_main_thread = get_ident() == process.main_ident
-        answer: Any
+        answer: object
         try:
             try:
-                request = self._load(request)
-                number, function, positional = request[:3]
+                loaded = self._load(request)
+                number, function, positional = loaded[:3]
                 self._begin(id, number)
                 process.is_interruptible |= in_main_thread
                 function = self._find(function)
-                if len(request) > 3:
-                    named = request[3]
+                if len(loaded) > 3:
+                    named = loaded[3]
                     if PY2:
                         named = {str(name): named[name] for name in named}
                     answer = number, function(*positional, **named)
@@ -244,15 +252,18 @@ class Calls(object):
             answer = self._error(number, error)
         return number, answer
 
-    def _find(self, name: str) -> Any:
+    def _find(self, name: str) -> Callable[..., object]:
         module, colon, path = name.partition(":")
         if not colon:
             return self._defined.function(name)
         if not module:
             return self._own[path]
-        return attribute(import_module(module), path)
+        found: Callable[..., object] = attribute(import_module(module), path)
+        return found
 
-    def _many(self, name: str, columns: Any, before: Any, named: dict[str, Any]) -> list[Any]:
+    def _many(
+        self, name: str, columns: Any, before: tuple[object, ...], named: dict[str, object]
+    ) -> list[object]:
         """Call a function with the first item of each column, then with the second, and so on.
 
         A column is a tuple of items, or the bounds of a range, as a list.
@@ -265,7 +276,7 @@ class Calls(object):
             function = _import("functools").partial(function, *before, **named)
         return list(map(function, *columns))
 
-    def _coded(self, name: str, description: Any, given: Any) -> Any:
+    def _coded(self, name: str, description: object, given: object) -> object:
         """Call a function with arguments that a codec made plain; its result is made so, too."""
         key = dumps_internal(description)
         codec = self._codecs.get(key)
@@ -276,7 +287,7 @@ class Calls(object):
             named = {str(name): named[name] for name in named}
         return codec.dump(self._find(name)(*positional, **named))
 
-    def _error(self, number: int, error: Any) -> tuple[Any, ...]:
+    def _error(self, number: int, error: Any) -> tuple[object, ...]:
         """Return the answer for what was raised: an exception, or (type, value, traceback)."""
         exc = error
         if type(error) is tuple:
@@ -288,7 +299,7 @@ class Calls(object):
         type_name, message = told.details or ("", "")
         return number, type_name, _arguments(exc), message, _decoded("".join((told,)))
 
-    def _send(self, id: int, number: int, answer: Any) -> None:
+    def _send(self, id: int, number: int, answer: object) -> None:
         try:
             self._factory.send_item(id, answer)
         except Exception as exc:  # the result is not an item, or there is no memory or no stream
@@ -307,45 +318,46 @@ class SpareThreads(object):
 
     KEEP_S = 1.0
 
-    def __init__(self, execmodel: ExecModel, serve: Any) -> None:
+    def __init__(self, execmodel: ExecModel, serve: Perform) -> None:
         self._execmodel = execmodel
         self._serve = serve
         self._idle: list[list[Any]] = []  # the lock that a thread waits for, and what it gets
 
-    def start(self, perform: Any, args: Any, name: str) -> None:
-        """Have ``perform(*args)`` called in a thread; the argument is a ``Reply``."""
+    def start(self, func: Perform, args: Sequence[Any] = (), name: str = "") -> None:
+        """Have ``func(*args)`` called in a thread; the argument is a ``Reply``."""
         if args[0].task[0] != self._serve:  # it may leave things behind in its thread
-            self._execmodel.start(perform, args, name)
+            self._execmodel.start(func, args, name)
             return
         try:
             given = self._idle.pop()
         except IndexError:
-            self._execmodel.start(self._run, (perform, args), name)
+            self._execmodel.start(self._run, (func, args), name)
         else:
-            given[1] = perform, args
+            given[1] = func, args
             given[0].release()
 
-    def _run(self, perform: Any, args: Any) -> None:
-        task = perform, args
+    def _run(self, func: Perform, args: Sequence[object]) -> None:
+        task: tuple[Perform, Sequence[object]] | None = func, args
         while task is not None:
             task[0](*task[1])
             task = self._next_task()
 
-    def _next_task(self) -> Any:
+    def _next_task(self) -> tuple[Perform, Sequence[object]] | None:
         """Wait for what the thread is to do next; None if there was nothing for a while."""
         lock = new_lock()
         lock.acquire()
-        given = [lock, None]
+        given: list[Any] = [lock, None]
         self._idle.append(given)
         if not lock.acquire(True, self.KEEP_S):
             try:
                 self._idle.remove(given)
             except ValueError:  # it was chosen just now
                 lock.acquire()
-        return given[1]
+        task: tuple[Perform, Sequence[object]] | None = given[1]
+        return task
 
 
-def _arguments(exc: Any) -> Any:
+def _arguments(exc: object) -> object:
     """Return the arguments of an exception that goes back as itself; None for all others."""
     kind = type(exc)
     try:
@@ -374,7 +386,7 @@ class Missing(Exception):
         self.text = text
 
 
-def import_module(name: str) -> Any:
+def import_module(name: str) -> ModuleType:
     """Return a module; raises ``Missing`` if it, or a package that it is in, is not found."""
     name = str(name)
     if PY2 and name == "builtins":
@@ -397,13 +409,13 @@ def import_module(name: str) -> Any:
     return sys.modules[name]
 
 
-def _is_ready(module: Any) -> bool:
+def _is_ready(module: ModuleType) -> bool:
     """Whether no thread is still importing it."""
     spec = getattr(module, "__spec__", None)
     return not PY2 and spec is not None and not getattr(spec, "_initializing", False)
 
 
-def _is_about(exc: Any, name: str) -> bool:
+def _is_about(exc: ImportError, name: str) -> bool:
     """Whether an ImportError says that this module, or a package that it is in, is missing."""
     if not PY2:
         missing = getattr(exc, "name", None) if type(exc) is not ImportError else None
@@ -412,14 +424,14 @@ def _is_about(exc: Any, name: str) -> bool:
     return len(words) == 2 and not words[0] and words[1] in [name] + name.split(".")
 
 
-def attribute(found: Any, path: str) -> Any:
+def attribute(found: object, path: str) -> Any:
     """Return the object that a dotted path leads to."""
     for part in path.split("."):
         found = getattr(found, str(part))
     return found
 
 
-def describe(module: str, path: str) -> Any:
+def describe(module: str, path: str) -> tuple[object, ...]:
     """Return (value,) for what a path leads to in a module, () if that is not a value."""
     found = import_module(module)
     if path:
@@ -435,20 +447,20 @@ def describe(module: str, path: str) -> Any:
 # ---------------------------------------------------------------- the frames
 
 
-def _of(gateway: Any) -> Calls:
+def _of(gateway: WorkerGateway) -> Calls:
     if gateway.calls is None:
         gateway.calls = Calls(gateway)
     calls: Calls = gateway.calls
     return calls
 
 
-def on_call(message: Any, gateway: Any) -> None:
+def on_call(message: Message, gateway: WorkerGateway) -> None:
     """Act on a CALL; runs in the receiver thread."""
     Message._types[Message.CALL] = "CALL", on_call  # from now on without looking for this part
     gateway._expect_code()
     _of(gateway).on_call(message.channelid, message.data)
 
 
-def on_define(message: Any, gateway: Any) -> None:
+def on_define(message: Message, gateway: WorkerGateway) -> None:
     """Act on a DEFINE; runs in the receiver thread."""
     _of(gateway).on_define(message.data)

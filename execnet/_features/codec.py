@@ -22,6 +22,7 @@ from ..gateway_base import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
 try:
@@ -45,10 +46,11 @@ class StrictUnpickler(_pickle.Unpickler):  # type: ignore[misc]
 
 
 _PICKLED_CONTAINERS = (b"]", b"}", b"(", b"\x85", b"\x86", b"\x87", b"\x8f")
-_idle_picklers: list[Any] = []  # of picklers that succeeded: ``dump``, and what it writes to
+# Of picklers that succeeded: ``dump``, and what it writes to.
+_idle_picklers: list[tuple[Callable[[object], object], _Parts]] = []
 
 
-def _nested_too_deeply(pickled: bytes, item: Any) -> bool:
+def _nested_too_deeply(pickled: bytes, item: object) -> bool:
     """Whether a pickled item is nested more deeply than the classic codec allows."""
     # Before 3.12 the pickler has the same limit.
     if sys.version_info < (3, 12) or sum(map(pickled.count, _PICKLED_CONTAINERS)) < _NESTING_MAX:
@@ -61,9 +63,9 @@ def _nested_too_deeply(pickled: bytes, item: Any) -> bool:
     return bool(level)
 
 
-def dump_pickled(item: Any, gateway: Any = None) -> bytes:
+def dump_pickled(item: object, gateway: object = None) -> bytes:
     """Return a container pickled, or in the classic format."""
-    written: Any = None
+    written: list[bytes] | None = None
     try:
         try:
             dump, written = taken = _idle_picklers.pop()  # so that no other thread uses it

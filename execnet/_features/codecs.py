@@ -29,8 +29,13 @@ from ..gateway_base import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
+    from datetime import datetime, time, timedelta
     from typing import Any
+
+    from ..gateway_base import BaseGateway
+
+    Convert = Callable[[Any], Any]  # of a value of some type, or to one
 
 packed = load_part("_features.packed")
 _TEXT = type(u"")
@@ -50,8 +55,8 @@ class Codec(object):
         self.wants_bytearrays = "numpy" in self.sets  # for large items, to make arrays of
         self.protocol = 5  # of pickles
         self._names: dict[type, str] = {}
-        self._to_item: dict[str, Callable[[Any], Any]] = {}
-        self._from_item: dict[str, Callable[[Any], Any]] = {"plain": lambda item: item}
+        self._to_item: dict[str, Convert] = {}
+        self._from_item: dict[str, Convert] = {"plain": lambda item: item}
         self._described: dict[str, tuple[str, str, str]] = {}  # by name: what a worker imports
         self._expected: dict[str, tuple[str, str, str]] = {}  # the same, as a coordinator told it
         for name in self.sets:
@@ -63,7 +68,7 @@ class Codec(object):
         names = list(self.sets) + sorted(set(self._described) | set(self._expected))
         return "<Codec %s>" % (", ".join(names) or "of nothing")
 
-    def __or__(self, other: Any) -> Codec:
+    def __or__(self, other: object) -> Codec:
         """Return a codec with the types of both."""
         if not isinstance(other, Codec):
             return NotImplemented
@@ -78,9 +83,9 @@ class Codec(object):
 
     def register(
         self,
-        type: Any,
-        to_item: Callable[[Any], Any] | None = None,
-        from_item: Callable[[Any], Any] | None = None,
+        type: type,
+        to_item: Convert | None = None,
+        from_item: Convert | None = None,
         name: str | None = None,
     ) -> Codec:
         """Register a type, so that values of exactly this type can be sent; return the codec.
@@ -105,16 +110,16 @@ class Codec(object):
         self._described[key] = words
         return self
 
-    def _add(self, type: Any, name: str, to_item: Any, from_item: Any) -> None:
+    def _add(self, type: type, name: str, to_item: Convert, from_item: Convert) -> None:
         """Register a type of a ready-made set, which the other side has as well."""
         self._names[type] = name
         self._to_item[name], self._from_item[name] = to_item, from_item
 
-    def describe(self) -> tuple[Any, ...]:
+    def describe(self) -> tuple[object, ...]:
         """Return a plain item from which ``described`` builds a codec on the other side."""
         return self.sets, self.protocol, list(self._described.items())
 
-    def for_python(self, version_info: Any) -> Codec:
+    def for_python(self, version_info: Sequence[int]) -> Codec:
         """Return the codec to use with a worker of this version."""
         protocol = 2 if version_info[0] < 3 else 4 if tuple(version_info[:2]) < (3, 8) else 5
         if protocol == self.protocol or "pickle" not in self.sets:
@@ -125,7 +130,7 @@ class Codec(object):
 
     # to a plain item
 
-    def dump(self, item: Any, raws: list[Any] | None = None) -> Any:
+    def dump(self, item: object, raws: list[memoryview] | None = None) -> object:
         """Return an item without registered types.
 
         raws: gets the bytes of large arrays, which are to be sent after it: ``_features.packed``.
@@ -155,7 +160,7 @@ class Codec(object):
         parts = kind([self._plain(part) for part in item])
         return (MARK, "", parts) if _is_marked(item) else parts
 
-    def _item(self, name: str, value: Any) -> Any:
+    def _item(self, name: str, value: object) -> object:
         try:
             return self._to_item[name](value)
         except DumpError:
@@ -178,7 +183,7 @@ class Codec(object):
 
     # from one
 
-    def load(self, item: Any, channel: Any = None) -> Any:
+    def load(self, item: Any, channel: Channel | None = None) -> Any:
         """Return the item that the other side's ``dump`` got; ``LoadError`` if there is none.
 
         channel: the one that it came over.
@@ -218,7 +223,7 @@ class Codec(object):
         except Exception as exc:
             raise LoadError("no value of %s: %s: %s" % (name, type(exc).__name__, exc))
 
-    def _import(self, name: Any) -> None:
+    def _import(self, name: str) -> None:
         """Import what the coordinator registered under a name."""
         if name == "numpy.ndarray" and "numpy" in self.sets:
             packed.register_numpy(self)
@@ -245,13 +250,13 @@ def described(description: Any) -> Codec:
     return codec
 
 
-def _is_marked(item: Any) -> bool:
+def _is_marked(item: object) -> bool:
     if type(item) is not tuple or len(item) != 3:
         return False
     return isinstance(item[0], (str, _TEXT)) and item[0] == MARK
 
 
-def _name_of(what: Any) -> str:
+def _name_of(what: object) -> str:
     name = getattr(what, "__qualname__", None) or getattr(what, "__name__", "")
     return "%s:%s" % (getattr(what, "__module__", None), name)
 
@@ -283,12 +288,12 @@ class CodecChannel(Channel):
     """A channel that has a codec; channels without one pay nothing for this."""
 
     _codec: Codec | None
-    _untaken: list[Any]  # what arrived at the same time as an interrupt
+    _untaken: list[object]  # what arrived at the same time as an interrupt
 
-    def send(self, item: Any) -> None:
+    def send(self, item: object) -> None:
         """Send an item like ``Channel.send``, also with values of the codec's types."""
         codec = self._codec
-        raws: list[Any] = []
+        raws: list[memoryview] = []
         plain = codec.dump(item, None if PY2 else raws) if codec else item
         if raws:
             load_part("_features.buffers").send_pieces(self, packed.pieces_of(self, plain, raws))
@@ -317,12 +322,12 @@ class CodecChannel(Channel):
             raise
 
     def setcallback(
-        self, callback: Callable[[Any], object], endmarker: Any = NO_ENDMARKER_WANTED
+        self, callback: Callable[[Any], object], endmarker: object = NO_ENDMARKER_WANTED
     ) -> None:
         """Call ``callback(item)`` for every item, like ``Channel.setcallback``."""
         codec = self._codec
 
-        def loading(item: Any) -> None:
+        def loading(item: object) -> None:
             callback(item if item is endmarker or codec is None else codec.load(item, self))
 
         while self._untaken:
@@ -333,7 +338,7 @@ class CodecChannel(Channel):
 _SAVERS[CodecChannel] = _save_channel
 
 
-def use(channel: Any, codec: Any) -> None:
+def use(channel: Channel, codec: Any) -> None:
     """Give a channel a codec; a coordinator tells its worker.
 
     Raises TypeError for an object that is not a codec, OSError if the channel has a callback.
@@ -348,13 +353,13 @@ def use(channel: Any, codec: Any) -> None:
     _set(channel, codec)
 
 
-def check_codec(codec: Any) -> None:
+def check_codec(codec: object) -> None:
     """Raise TypeError for an object that is not a codec."""
     if not isinstance(codec, Codec):
         raise TypeError("expected a codec, such as execnet.codecs.standard, not %r" % (codec,))
 
 
-def _set(channel: Any, codec: Codec | None) -> None:
+def _set(channel: object, codec: Codec | None) -> None:
     if not isinstance(channel, Channel):
         return  # its callback already has the items
     for name, value in ("_codec", codec), ("_untaken", getattr(channel, "_untaken", [])):
@@ -370,7 +375,8 @@ def _set(channel: Any, codec: Codec | None) -> None:
 def _renew_inbox(channel: Channel) -> None:
     """Give a channel another queue, for threads that wait for the next item to use the codec."""
     with channel._lock:
-        old, fresh = channel._items, channel.gateway.execmodel.inbox()
+        old: Any = channel._items
+        fresh = channel.gateway.execmodel.inbox()
         if old is None or hasattr(old, "note_read") != hasattr(old, "over"):
             return  # it has a callback; or buffers, which no codec is for
         inner = old._items if hasattr(old, "over") else old
@@ -384,7 +390,7 @@ def _renew_inbox(channel: Channel) -> None:
         inner.put(ENDMARKER)  # last: whoever wakes up looks whether there is another queue
 
 
-def on_codec(message: Message, gateway: Any) -> None:
+def on_codec(message: Message, gateway: BaseGateway) -> None:
     """Act on a CODEC frame in a worker: give a channel a codec, even before it exists."""
     description = loads_internal(message.data)
     codec = None if description is None else described(description)
@@ -408,7 +414,7 @@ def _functions_for(kind: Any) -> tuple[Any, Any]:
         return _fields_of, lambda item: _of_fields(kind, item)
     if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
         return tuple, kind._make  # type: ignore[attr-defined]
-    metaclass: Any = getattr(sys.modules.get("enum"), "EnumMeta", ())
+    metaclass = getattr(sys.modules.get("enum"), "EnumMeta", ())
     if isinstance(kind, metaclass):
         return _name_or_value, lambda item: kind[item[0]] if item[0] else kind(item[1])
     raise TypeError(
@@ -417,15 +423,15 @@ def _functions_for(kind: Any) -> tuple[Any, Any]:
     )
 
 
-def _fields_of(value: Any) -> tuple[Any, ...]:
-    fields: Any = type(value).__dataclass_fields__
+def _fields_of(value: Any) -> tuple[object, ...]:
+    fields = type(value).__dataclass_fields__
     return tuple([(name, getattr(value, name)) for name in fields if hasattr(value, name)])
 
 
-def _of_fields(kind: Any, item: Any) -> Any:
+def _of_fields(kind: Any, item: Iterable[tuple[str, object]]) -> object:
     fields = kind.__dataclass_fields__
-    given: dict[str, Any] = {}
-    rest: dict[str, Any] = {}
+    given: dict[str, object] = {}
+    rest: dict[str, object] = {}
     for name, value in item:
         if name not in fields:
             raise LoadError("%s has no field %.80r" % (kind.__name__, name))
@@ -436,7 +442,7 @@ def _of_fields(kind: Any, item: Any) -> Any:
     return made
 
 
-def _name_or_value(member: Any) -> tuple[Any, Any]:
+def _name_or_value(member: Any) -> tuple[object, object]:
     kind = type(member)  # a combination of flags has no name of its own
     if member.name in kind.__members__:
         return member.name, None
@@ -506,29 +512,29 @@ def _add_paths(codec: Codec) -> None:
     codec._add(pathlib.PureWindowsPath, "windowspath", str, pathlib.PureWindowsPath)
 
 
-def _seconds(offset: Any) -> Any:
+def _seconds(offset: timedelta | None) -> float | None:
     return None if offset is None else offset.total_seconds()
 
 
-def _zone_of(moment: Any) -> Any:
+def _zone_of(moment: time | datetime) -> float | None:
     """Return the offset of a time from UTC in seconds; None if it is not known."""
     return _seconds(moment.utcoffset())
 
 
-def _fixed_zone(seconds: Any) -> Any:
+def _fixed_zone(seconds: float) -> object:
     datetime = _import("datetime")
     if PY2:
         raise LoadError("Python 2 has no time zones")
     return datetime.timezone(datetime.timedelta(seconds=seconds))
 
 
-def _zoned(kind: Any, numbers: Any, seconds: Any, fold: Any) -> Any:
+def _zoned(kind: Any, numbers: Sequence[int], seconds: float | None, fold: int) -> object:
     zone = None if seconds is None else _fixed_zone(seconds)
     made = kind(*numbers, tzinfo=zone)
     return made.replace(fold=fold) if fold else made
 
 
-def _short(text: Any) -> str:
+def _short(text: str) -> str:
     if len(text) > TEXT_MAX:
         raise LoadError("a number of %d characters" % len(text))
     return str(text)
@@ -542,7 +548,7 @@ def _add_pickle(codec: Codec) -> None:
     codec._from_item["pickle"] = _unpickled
 
 
-def _pickled(item: Any, protocol: int) -> Any:
+def _pickled(item: object, protocol: int) -> object:
     pickle = _import("pickle")
     protocol = min(protocol, pickle.HIGHEST_PROTOCOL)
     buffers: list[Any] = []
@@ -554,7 +560,7 @@ def _pickled(item: Any, protocol: int) -> Any:
     return MARK, "pickle", (data, [bytes(buffer.raw()) for buffer in buffers])
 
 
-def _unpickled(item: Any) -> Any:
+def _unpickled(item: Any) -> object:
     data, buffers = packed.octets(item[0]), item[1]
     pickle = _import("pickle")
     # From bytearrays, so that arrays made of them are writable.

@@ -18,9 +18,12 @@ from ..gateway_base import PY2, _marked_as_utf8, load_part, new_rlock
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import CodeType
     from typing import Any
 
-    Entry = tuple[str, str, str, str, Any]
+    Names = dict[str, object]  # of a namespace
+
+    Entry = tuple[str, str, str, str, tuple[Any, ...]]
 
 _FOLDER = "_execnet_sent"  # the package that namespaces appear to be in
 _FLAGS = 0
@@ -34,8 +37,8 @@ class Defined(object):
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
         self._plans: dict[str, list[str]] = {}
-        self._spaces: dict[str, tuple[dict[str, Any], bool]] = {}  # whether it was sent
-        self._private: dict[str, Any] = {}  # by the hash of the entry
+        self._spaces: dict[str, tuple[Names, bool]] = {}  # whether it was sent
+        self._private: Names = {}  # by the hash of the entry
         self._made: dict[tuple[str, str], str] = {}  # the hash of what a name means now
         self._functions: dict[str, tuple[int, Any]] = {}
         self._changes = 0  # how often a name got another meaning
@@ -48,7 +51,7 @@ class Defined(object):
             self._entries[entry[0]] = entry
         self._plans[key] = plan
 
-    def function(self, key: str) -> Callable[..., Any]:
+    def function(self, key: str) -> Callable[..., object]:
         """Return the function of a plan, after giving all names that it uses their meaning.
 
         Raises whatever executing its source raises, and ImportError for a missing module.
@@ -59,10 +62,10 @@ class Defined(object):
                 for hash in self._plans[key]:
                     function = self._make(*self._entries[hash])
                 self._functions[key] = self._changes, function
-        found: Callable[..., Any] = function
+        found: Callable[..., object] = function
         return found
 
-    def _space(self, module: str) -> tuple[dict[str, Any], bool]:
+    def _space(self, module: str) -> tuple[Names, bool]:
         """Return the namespace of a module, and whether it is one for names that were sent."""
         if module not in self._spaces:
             try:
@@ -73,7 +76,9 @@ class Defined(object):
                 self._spaces[module] = _new_space(module), True
         return self._spaces[module]
 
-    def _make(self, hash: str, module: str, name: str, kind: str, made_of: Any) -> Any:
+    def _make(
+        self, hash: str, module: str, name: str, kind: str, made_of: tuple[object, ...]
+    ) -> object:
         """Return the object of an entry; make it unless it exists already."""
         space, was_sent = self._space(module)
         if "<" in name:
@@ -89,20 +94,20 @@ class Defined(object):
 
     # the kinds
 
-    def _value(self, module: str, space: dict[str, Any], value: Any) -> Any:
+    def _value(self, module: str, space: Names, value: object) -> object:
         return value
 
-    def _refused(self, module: str, space: dict[str, Any], text: str) -> Any:
+    def _refused(self, module: str, space: Names, text: str) -> object:
         raise ValueError(text)
 
-    def _import(self, module: str, space: dict[str, Any], name: str, path: str) -> Any:
+    def _import(self, module: str, space: Names, name: str, path: str) -> object:
         try:
             return self._imported(name, path)
         except self._calls.Missing as exc:
             text = "%s, which code of %s that was sent to here uses" % (exc.text, module)
         raise ImportError(text)
 
-    def _imported(self, name: str, path: str) -> Any:
+    def _imported(self, name: str, path: str) -> object:
         if name in self._spaces:
             first, _, rest = path.partition(".")
             found = self._spaces[name][0].get(first)
@@ -112,9 +117,9 @@ class Defined(object):
         return self._calls.attribute(found, path) if path else found
 
     def _source(
-        self, module: str, space: dict[str, Any], file_name: str, text: str, defines: str
-    ) -> Any:
-        local: dict[str, Any] = {}
+        self, module: str, space: Names, file_name: str, text: str, defines: str
+    ) -> object:
+        local: Names = {}
         exec(_compiled(text, file_name), space, local)
         made = local[str(defines)]
         if self._space(module)[1] and "<" not in defines:
@@ -122,27 +127,28 @@ class Defined(object):
         return made
 
     def _closure(
-        self, module: str, space: dict[str, Any], file_name: str, text: str, cells: list[str]
-    ) -> Any:
+        self, module: str, space: Names, file_name: str, text: str, cells: list[str]
+    ) -> object:
         local: dict[str, Any] = {}
         exec(_compiled(text, file_name), space, local)
         return local["__make__"](*[self._make(*self._entries[hash]) for hash in cells])
 
-    def _alias(self, module: str, space: dict[str, Any], hash: str) -> Any:
+    def _alias(self, module: str, space: Names, hash: str) -> object:
         return self._make(*self._entries[hash])
 
 
-def _new_space(module: str) -> dict[str, Any]:
+def _new_space(module: str) -> Names:
     # ``dataclasses`` looks up the module of a class, which has to exist for that.
     name = "__main__" if module == "__main__" else "%s.%s" % (_FOLDER, module)
-    made: Any = type(sys)(str(name))
+    made = type(sys)(str(name))
     if module != "__main__":
         sys.modules[str(name)] = made
-    space: dict[str, Any] = vars(made)
+    space: Names = vars(made)
     return space
 
 
-def _compiled(text: str, file_name: str) -> Any:
+def _compiled(text: str, file_name: str) -> CodeType:
     if PY2:
         text = _marked_as_utf8(text)
-    return compile(text + "\n", str(file_name), "exec", _FLAGS, True)
+    code: CodeType = compile(text + "\n", str(file_name), "exec", _FLAGS, True)
+    return code

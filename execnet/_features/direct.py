@@ -21,9 +21,10 @@ from ..gateway_base import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
 
-    from ..gateway_base import Channel, ExecModel
+    from ..gateway_base import Channel, ExecModel, Inbox
+
+    Poll = Callable[[int | None], list[tuple[int, int]]]
 
 _unpack_int_frame = _INT_FRAME.unpack
 
@@ -45,8 +46,8 @@ class DirectReads:
 
     def __init__(self, fd: int, execmodel: ExecModel) -> None:
         self._fd = fd
-        self._reads: Iterator[Any] = map(os.read, itertools.repeat(fd), itertools.repeat(65536))
-        self._poll: Any = None  # None: the socket itself waits no longer than ``IDLE_S``
+        self._reads: Iterator[bytes] = map(os.read, itertools.repeat(fd), itertools.repeat(65536))
+        self._poll: Poll | None = None  # None: the socket itself waits no longer than ``IDLE_S``
         self._limit_ms: int | None = 5  # ``IDLE_S``; None: something else ends it, too
         self._wake_fd = -1
         self._turn = execmodel.Lock()
@@ -55,7 +56,7 @@ class DirectReads:
         self.uses = 0
         self.offered = False
         self.chunks: list[bytes] = []
-        self.waiting: dict[object, Any] = {}  # the queues that wait for the receiver thread
+        self.waiting: dict[object, Inbox] = {}  # the queues that wait for the receiver thread
         self.served = False  # whether one of them got an item
         self.declined = False  # whether the thread that was to read has ended before the offer
 
@@ -131,7 +132,7 @@ class DirectReads:
             except RuntimeError:
                 pass  # another thread did it first
 
-    def read(self, channel: Channel, items: Any, timeout: float | None) -> bool:
+    def read(self, channel: Channel, items: Inbox, timeout: float | None) -> bool:
         """Read an item into a channel's queue; False if the receiver thread has to do it."""
         if self._turn.locked() or not (timeout is None or timeout > self.IDLE_S):
             return False
@@ -204,7 +205,7 @@ class DirectReads:
             return True
         return False
 
-    def _load(self, channel: Channel, items: Any, data: bytes) -> bool:
+    def _load(self, channel: Channel, items: Inbox, data: bytes) -> bool:
         """Put the bytes read into a channel's queue, if they are exactly one item for it.
 
         Not an item with channels: an interrupt would drop them, and so close them.
@@ -223,7 +224,7 @@ class DirectReads:
             except LoadError:
                 return False  # the receiver thread meets it as well, and closes the channel
         with channel._lock:
-            if channel._items is not items or channel._state not in ChannelState.RECEIVES:
+            if items is not channel._items or channel._state not in ChannelState.RECEIVES:
                 return False
             counts = channel._factory.windows is not None
             sizes: list[int] = getattr(items, "sizes", []) if counts else []

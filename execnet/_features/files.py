@@ -35,7 +35,7 @@ class ChannelFile(object):
 class ChannelFileWrite(ChannelFile):
     """Sends what is written to it, an item per call."""
 
-    def write(self, out: Any) -> None:
+    def write(self, out: object) -> None:
         """Send ``out`` as one item."""
         self.channel.send(out)
 

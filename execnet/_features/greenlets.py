@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from ..gateway_base import Inbox, LockLike
+
 
 class GeventExecModel(ExecModel):
     """The greenlets of gevent."""
@@ -39,7 +41,7 @@ class GeventExecModel(ExecModel):
     def _open_text(self, fd: int, mode: str, bufsize: int) -> Any:
         return self._module("gevent.fileobject").FileObject(fd, mode, bufsize)
 
-    def _open_binary(self, fd: int, mode: str, bufsize: int) -> Any:
+    def _open_binary(self, fd: int, mode: str, bufsize: int) -> _GreenFile:
         green_os = self._module("os")
         green_os.make_nonblocking(fd)
         return _GreenFile(fd, green_os.nb_read, self.wait_writable)
@@ -47,14 +49,17 @@ class GeventExecModel(ExecModel):
     def wait_writable(self, fd: int) -> None:
         self._module("socket").wait_write(fd)
 
-    def inbox(self) -> Any:
-        return self.queue.Queue()
+    def inbox(self) -> Inbox:
+        items: Inbox = self.queue.Queue()
+        return items
 
-    def _plain_lock(self) -> Any:
-        return self._module("threading").Semaphore(1)
+    def _plain_lock(self) -> LockLike:
+        lock: LockLike = self._module("threading").Semaphore(1)
+        return lock
 
-    def RLock(self) -> Any:
-        return self._module("threading").RLock()
+    def RLock(self) -> LockLike:
+        lock: LockLike = self._module("threading").RLock()
+        return lock
 
     def Event(self) -> Any:
         return self._module("event").Event()
@@ -77,13 +82,13 @@ class EventletExecModel(GeventExecModel):
     def start(self, func: Callable[..., object], args: Sequence[Any] = (), name: str = "") -> None:
         self._module("eventlet").spawn_n(func, *args)
 
-    def Lock(self) -> Any:
+    def Lock(self) -> LockLike:
         return PolledLock(self._module("time").sleep)
 
     def _open_text(self, fd: int, mode: str, bufsize: int) -> Any:
         return self._module("eventlet.greenio").GreenPipe(fd, mode, bufsize)
 
-    def _open_binary(self, fd: int, mode: str, bufsize: int) -> Any:
+    def _open_binary(self, fd: int, mode: str, bufsize: int) -> _GreenFile:
         hubs = self._module("eventlet.hubs")
         os.set_blocking(fd, False)
 

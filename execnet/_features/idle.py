@@ -12,7 +12,7 @@ from ..gateway_base import FEATURE_PARTS, IDLE_MS, _import, _thread, _threading,
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from ..gateway_base import WorkerGateway
 
 # What an established worker needs, in the order in which it is loaded, with its dependencies.
 _LOADED_LATER = ["select", "_pickle", "threading", "queue", "ctypes"]
@@ -24,10 +24,10 @@ _BROUGHT_ALONG = (
 _loading = getattr(_thread, "RLock", _thread.allocate_lock)()
 
 
-def load(gateway: Any) -> None:
+def load(gateway: WorkerGateway) -> None:
     """Import the remaining modules, one by one, until something can be read."""
     while not __import__("_imp").lock_held():
-        name = gateway._to_load.pop(0)
+        name = (gateway._to_load or []).pop(0)
         if not name:  # the first time
             gateway._to_load = _modules_to_load()
         else:

@@ -13,10 +13,14 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 0.05, 30.0  # each is twice as long as the one bef
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+
+    from ..gateway_base import ExecModel, Message, Reply, WorkerGateway, WorkerPool
+
+    Asked = Callable[[], bool]
 
 
-def on_interrupt(message: Any, gateway: Any) -> None:
+def on_interrupt(message: Message, gateway: WorkerGateway) -> None:
     """Act on an INTERRUPT; runs in the receiver thread."""
     if not gateway.execmodel.has_main_thread:
         return
@@ -31,7 +35,7 @@ def on_interrupt(message: Any, gateway: Any) -> None:
             _interrupt_reply(gateway, pool, reply)
 
 
-def _interrupt_reply(gateway: Any, pool: Any, reply: Any) -> None:
+def _interrupt_reply(gateway: WorkerGateway, pool: WorkerPool, reply: Reply) -> None:
     if reply.ident == gateway.process.main_ident:
         interrupt_main(gateway, lambda: pool._primary_owner is reply)
     elif reply.ident:
@@ -42,7 +46,7 @@ def _interrupt_reply(gateway: Any, pool: Any, reply: Any) -> None:
                 running.interrupt_others({reply.ident}, 0)
 
 
-def interrupt_main(gateway: Any, is_meant: Any) -> None:
+def interrupt_main(gateway: WorkerGateway, is_meant: Asked) -> None:
     """Interrupt the main thread, if by then it is still running the target."""
     process = gateway.process
     seen: list[None] = []
@@ -68,7 +72,12 @@ def interrupt_main(gateway: Any, is_meant: Any) -> None:
     insist(gateway.execmodel, lambda: not seen and is_meant(), again, settle)
 
 
-def insist(execmodel: Any, is_wanted: Any, interrupt: Any, settle: Any = int) -> None:
+def insist(
+    execmodel: ExecModel,
+    is_wanted: Asked,
+    interrupt: Callable[[], object],
+    settle: Callable[[], object] = int,
+) -> None:
     """Repeat the interrupt until it is seen; then call ``settle``.
 
     Python does not notice a signal that arrives just before it begins to wait.

@@ -14,8 +14,17 @@ from ..gateway_base import DumpError, LoadError, _import, dumps_fast, dumps_inte
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+    from collections.abc import Callable, Sequence
+    from types import ModuleType
+    from typing import Any, TypeVar
+
+    from ..gateway_base import Channel, Piece
+    from .codecs import Codec
+
+    Whole = bytes | bytearray
+    K = TypeVar("K")
+    T = TypeVar("T")
+    V = TypeVar("V")
 
 _DTYPE = r"[<>|=][biufcSUmM][1-9][0-9]*(\[[0-9a-zA-Z]+\])?\Z"
 MAGIC = b"\0packed\1"
@@ -24,20 +33,20 @@ ALIGNED_BYTES = 64  # so that numpy is as fast with them as with its own
 _SIZE = struct.Struct("!Q")
 _START = len(MAGIC) + _SIZE.size
 # What threads are packing or unpacking.
-_raws: dict[int, list[Any]] = {}
-_wholes: dict[int, Any] = {}
+_raws: dict[int, list[memoryview] | None] = {}
+_wholes: dict[int, tuple[Whole, int]] = {}
 
 
 def _aligned(size: int) -> int:
     return -(-size // ALIGNED_BYTES) * ALIGNED_BYTES
 
 
-def with_raws(raws: list[Any] | None, function: Callable[[Any], Any], item: Any) -> Any:
+def with_raws(raws: list[memoryview] | None, function: Callable[[T], V], item: T) -> V:
     """Call a function of an item; ``add_raw`` adds to a list meanwhile, or to none."""
     return _with(_raws, raws, function, item)
 
 
-def _with(table: dict[int, Any], value: Any, function: Callable[[Any], Any], item: Any) -> Any:
+def _with(table: dict[int, K], value: K, function: Callable[[T], V], item: T) -> V:
     ident = get_ident()
     before = table.get(ident)
     table[ident] = value
@@ -50,7 +59,7 @@ def _with(table: dict[int, Any], value: Any, function: Callable[[Any], Any], ite
             table[ident] = before
 
 
-def add_raw(view: Any) -> int | None:
+def add_raw(view: memoryview) -> int | None:
     """Have bytes sent after the item; return where they begin, None if they have to be in it."""
     raws = _raws.get(get_ident())
     if raws is None or len(view) < LARGE_BYTES:
@@ -60,18 +69,18 @@ def add_raw(view: Any) -> int | None:
     return start
 
 
-def pieces_of(channel: Any, plain: Any, raws: list[Any]) -> list[Any]:
+def pieces_of(channel: Channel, plain: object, raws: list[memoryview]) -> list[Piece]:
     """Return the pieces of an item of bytes for a plain item and what is to come after it."""
     dump = dumps_fast if channel._factory.fast else dumps_internal
     data = dump(plain, channel.gateway)
     head = MAGIC + _SIZE.pack(len(data)) + data
-    pieces = [head + bytes(bytearray(_aligned(len(head)) - len(head)))]
+    pieces: list[Piece] = [head + bytes(bytearray(_aligned(len(head)) - len(head)))]
     for raw in raws:
         pieces += [raw, bytes(bytearray(_aligned(len(raw)) - len(raw)))]
     return pieces
 
 
-def unpacked(whole: Any, channel: Any, value_of: Callable[[Any], Any]) -> Any:
+def unpacked(whole: Whole, channel: Channel | None, value_of: Callable[[Any], V]) -> V:
     """Return what ``value_of`` makes of the item in bytes that begin with ``MAGIC``.
 
     channel: the one that they came over.  Raises ``LoadError`` where there is no such item.
@@ -87,7 +96,7 @@ def unpacked(whole: Any, channel: Any, value_of: Callable[[Any], Any]) -> Any:
     return _with(_wholes, (whole, _aligned(end)), value_of, plain)
 
 
-def raw_of(start: Any, size: int) -> tuple[Any, int]:
+def raw_of(start: object, size: int) -> tuple[Whole, int]:
     """Return the memory that has the bytes of an array, and where they begin in it."""
     whole, first = _wholes.get(get_ident(), (b"", 0))
     if type(start) is not int or start < 0 or first + start + size > len(whole):
@@ -98,7 +107,7 @@ def raw_of(start: Any, size: int) -> tuple[Any, int]:
 # ---------------------------------------------------------------- arrays
 
 
-def register_numpy(codec: Any) -> None:
+def register_numpy(codec: Codec) -> None:
     numpy = __import__("numpy")
     codec._add(numpy.ndarray, "numpy.ndarray", _array_item, lambda item: _array(numpy, *item))
     codec._from_item["numpy.scalar"] = lambda item: _array(numpy, *item)[()]
@@ -107,7 +116,7 @@ def register_numpy(codec: Any) -> None:
         codec._names.setdefault(kind, "numpy.scalar")
 
 
-def _array_item(array: Any) -> Any:
+def _array_item(array: Any) -> object:
     text = array.dtype.str
     if array.dtype.hasobject or not _import("re").match(_DTYPE, text):
         raise DumpError("an array of %s can't be sent, only one of numbers or text" % array.dtype)
@@ -119,7 +128,13 @@ def _array_item(array: Any) -> Any:
     return text, shape, array.tobytes()
 
 
-def _array(numpy: Any, text: Any, shape: Any, data: Any, start: Any = None) -> Any:
+def _array(
+    numpy: ModuleType,
+    text: str,
+    shape: Sequence[int],
+    data: Any,
+    start: object = None,
+) -> Any:
     if not _import("re").match(_DTYPE, text) or len(shape) > 32:
         raise LoadError("no array: %.40r" % (text,))
     dtype, count = numpy.dtype(str(text)), 1
@@ -139,6 +154,6 @@ def _array(numpy: Any, text: Any, shape: Any, data: Any, start: Any = None) -> A
     return numpy.frombuffer(data, dtype).reshape(shape).copy()  # received arrays are writable
 
 
-def octets(data: Any) -> Any:
+def octets(data: bytes | str) -> bytes:
     """Return bytes; those of Python 2 arrive as another type."""
     return data if isinstance(data, bytes) else data.encode("latin-1")

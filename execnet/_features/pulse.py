@@ -7,7 +7,8 @@ from ..gateway_base import Message, loads_internal
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+
+    from ..gateway_base import BaseGateway
 
 
 class Pulse:
@@ -17,7 +18,7 @@ class Pulse:
     stopped itself, or does not read, does not take that for the silence of its peer.
     """
 
-    def __init__(self, gateway: Any, interval_s: float, dead_after_s: float) -> None:
+    def __init__(self, gateway: BaseGateway, interval_s: float, dead_after_s: float) -> None:
         self._gateway = gateway
         time = __import__("time")
         self._clock: Callable[[], float] = getattr(time, "monotonic", time.time)
@@ -61,7 +62,7 @@ class Pulse:
             pass
 
 
-def on_ping(message: Any, gateway: Any) -> None:
+def on_ping(message: Message, gateway: BaseGateway) -> None:
     """Act on a PING frame: one with two times starts the heartbeats and the watch."""
     if message.data:
         interval_s, dead_after_s = loads_internal(message.data)

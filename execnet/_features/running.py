@@ -22,6 +22,7 @@ from ..gateway_base import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
     from typing import Any
 
     from ..gateway_base import WorkerGateway
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 def format_stacks() -> str:
     """Return the stacks of all threads of this process."""
     names = dict(_thread_names)
-    format_stack: Any = plain_stack
+    format_stack: Callable[[FrameType], list[str]] = plain_stack
     try:
         names.update((thread.ident, thread.name) for thread in _threading().enumerate())
         format_stack = _import("traceback").format_stack
@@ -49,7 +50,7 @@ def format_stacks() -> str:
     return "".join(parts)
 
 
-def plain_stack(frame: Any) -> list[str]:
+def plain_stack(frame: FrameType | None) -> list[str]:
     """Return the lines of a stack as far as they need no imports and no files."""
     lines: list[str] = []
     while frame is not None:
@@ -163,7 +164,7 @@ class FaultTrace(object):
             self._module.enable = self.enable
             self._enable(stream_fd)
 
-    def enable(self, file: Any = None, *args: Any, **kwargs: Any) -> None:
+    def enable(self, file: object = None, *args: object, **kwargs: object) -> None:
         """Stand in for ``faulthandler.enable``: what would go to stderr goes to the stream."""
         file = sys.stderr if file is None else file
         found = _file_of(file)

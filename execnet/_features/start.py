@@ -32,7 +32,11 @@ from ..gateway_base import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import FrameType
     from typing import Any
+
+    Find = Callable[[str, list[str]], ModuleSpec | None]
 
 
 def start_worker(
@@ -108,7 +112,7 @@ def _fill_stdio() -> None:
     os.close(fd)
 
 
-def _read_rest(io: Any) -> None:
+def _read_rest(io: Popen2IO) -> None:
     """Execute the rest of ``gateway_base``, which the coordinator sends when it has the hello.
 
     Only workers that were sent their source call this: it runs among the names of that module.
@@ -186,11 +190,13 @@ class _StandardLibrary(object):
         self._ours = os.path.dirname(_hello.__code__.co_filename) + os.sep
         self.places = [self._library]
         self.places += [p for p in sys.path if os.path.basename(p) in ("lib-dynload", "DLLs")]
-        self.find: Any = sys.modules["_frozen_importlib_external"].PathFinder.find_spec
+        self.find: Find = sys.modules["_frozen_importlib_external"].PathFinder.find_spec
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: object = None
+    ) -> ModuleSpec | None:
         """Return where a module is, if our code or a module that it needs imports it."""
-        frame: Any = sys._getframe(1) if path is None else None
+        frame: FrameType | None = sys._getframe(1) if path is None else None
         by_library = False
         while frame is not None:
             file = frame.f_code.co_filename

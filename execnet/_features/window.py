@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from ..gateway_base import Channel, ChannelFactory
+    from ..gateway_base import BaseGateway, Channel, ChannelFactory, Frame, Inbox, Piece
+    from . import credit
 if not TYPE_CHECKING:
     deque = __import__("_collections").deque  # without the rest of ``collections``
 
@@ -38,7 +39,7 @@ class Windows:
     def __init__(self, factory: ChannelFactory) -> None:
         self._factory = factory
         self._bytes: dict[int, int] = {}  # by channel; 0: for all that are made from now on
-        self._credits: dict[int, Any] = {}  # of the channels that have sent something
+        self._credits: dict[int, credit.Credit] = {}  # of the channels that have sent something
         # Holds the sizes of unread items; a coordinator's also checks that the window is kept.
         self.bound: Any = getattr(factory.gateway, "_bound_sizes", None)
         self._lock = factory.gateway.execmodel.Lock()
@@ -64,7 +65,7 @@ class Windows:
         """Return the window of a channel in bytes; 0 for none."""
         return self._bytes.get(id) or self._bytes.get(0, 0)
 
-    def send(self, id: int, size: int, frames: Iterator[tuple[bool, bytes, Any]]) -> None:
+    def send(self, id: int, size: int, frames: Iterator[tuple[bool, bytes, Piece]]) -> None:
         """Send the frames of an item as soon as allowed; OSError if the channel ends first.
 
         An interrupt gives back what was counted, unless the last frame has left.
@@ -141,20 +142,21 @@ class _CountedInbox:
     An item counts as read when the next one is asked for.  ``_lock`` guards the reports.
     """
 
-    def __init__(self, items: Any, windows: Windows, id: int) -> None:
+    def __init__(self, items: Inbox, windows: Windows, id: int) -> None:
         self._items = items
+        self._windows = windows
         self._gateway = windows._factory.gateway
         self._id = id
         self._lock = self._gateway.execmodel.Lock()
         # Of the items in the queue, and of those last taken.
         self.sizes: Any = [] if windows.bound is None else windows.bound(windows.of(id))
         self._bound = windows.bound
-        self._telling: tuple[int, list[Any]] | None = None  # how many of them, and the frame
+        self._telling: tuple[int, Frame] | None = None  # how many of them, and the frame
         self.put, self.put_nowait = items.put, items.put_nowait
         self.empty = items.empty
         self.qsize = items.qsize
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+    def get(self, block: bool = True, timeout: float | None = None) -> object:
         """Return the next item, like a queue."""
         self.note_read()
         timed = _timed(self._items, timeout if block else 0)
@@ -166,9 +168,9 @@ class _CountedInbox:
             return self.get(True, timed[0].left)  # another thread was faster
         return item
 
-    def over(self, items: Any) -> _CountedInbox:
+    def over(self, items: Inbox) -> _CountedInbox:
         """Return what counts the items of another queue, which has ours."""
-        other = _CountedInbox(items, self._gateway._channelfactory.windows, self._id)
+        other = _CountedInbox(items, self._windows, self._id)
         other.sizes = self.sizes
         return other
 
@@ -198,19 +200,20 @@ class _CountedInbox:
                 self.sizes.credited = 0
 
 
-def on_window(message: Any, gateway: Any) -> None:
+def on_window(message: Message, gateway: BaseGateway) -> None:
     """Act on a WINDOW frame: limit a channel, or with the id 0 each new one."""
     factory, window_bytes = gateway._channelfactory, loads_internal(message.data)
     if type(window_bytes) is not int or window_bytes < 1:
         raise LoadError("not a window: %.40r" % (window_bytes,))
-    factory.windows = factory.windows or Windows(factory)
-    factory.windows.set(message.channelid, window_bytes)
+    windows = factory.windows if isinstance(factory.windows, Windows) else Windows(factory)
+    factory.windows = windows
+    windows.set(message.channelid, window_bytes)
 
 
-def on_credit(message: Any, gateway: Any) -> None:
+def on_credit(message: Message, gateway: BaseGateway) -> None:
     """Act on a CREDIT frame: this many bytes of a channel were read on the other side."""
     windows, size = gateway._channelfactory.windows, loads_internal(message.data)
     if type(size) is not int or size < 0:
         raise LoadError("not a number of bytes: %.40r" % (size,))
-    if windows is not None:
+    if isinstance(windows, Windows):
         windows.on_credit(message.channelid, size)

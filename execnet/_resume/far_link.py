@@ -34,6 +34,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
     from typing import Any
+
+    from ..gateway_base import ExecModel, Frame, Piece
 if not TYPE_CHECKING:
     deque = __import__("_collections").deque  # without the rest of ``collections``
 
@@ -120,20 +122,22 @@ class LinkWriter(FrameWriter):
     It hands a frame over to the link's thread in one step, so no interrupt sends half of one.
     """
 
-    def __init__(self, io: Any, name: str) -> None:
+    _io: Link
+
+    def __init__(self, io: Link, name: str) -> None:
         super(LinkWriter, self).__init__(io, name)
         self._waiting: deque[_Flag] = deque()  # one for each sender that waits for room
         self._io.start(self, name)
 
-    def frame(self, header: Any, payload: Any) -> list[Any]:
+    def frame(self, header: bytes, payload: Piece) -> Frame:
         """Return a frame for ``deliver``: a copy, since it may be sent again."""
         return [b"".join((header, payload)), b"", [], []]
 
-    def send(self, header: Any, payload: Any) -> None:
+    def send(self, header: bytes, payload: Piece) -> None:
         """Have a frame sent; waits for room, OSError if the link has ended."""
         self.deliver(self.frame(header, payload))
 
-    def deliver(self, frame: list[Any]) -> None:
+    def deliver(self, frame: Frame) -> None:
         """Send a frame; after an interrupt, a second call does not send it twice."""
         while not (self._has_room() or self.has(frame)):
             room = _Flag(self._io.execmodel)
@@ -155,7 +159,7 @@ class LinkWriter(FrameWriter):
         left: int = KEPT_BYTES - self._io.kept_bytes
         return sum(len(frame[0]) for frame in queued) < left
 
-    def post_frame(self, frame: list[Any]) -> None:
+    def post_frame(self, frame: Frame) -> None:
         """Have a frame sent soon; never waits."""
         if self._error is None and not self._closing and not self.has(frame):
             frame[3] += map(self._frames.append, (frame,))
@@ -174,7 +178,7 @@ class LinkWriter(FrameWriter):
         self.wake()
         self._io.bell.ring()
 
-    def take(self) -> list[Any] | None:
+    def take(self) -> Frame | None:
         """Return the next frame; None if there is none.  Only the link's thread calls this."""
         return self._frames.popleft() if self._frames else None
 
@@ -198,7 +202,7 @@ class Link(object):
     write_some: Any = None  # not used: the writer of a link works in another way
     write_pieces: Any = None
 
-    def __init__(self, execmodel: Any, connection: Connection) -> None:
+    def __init__(self, execmodel: ExecModel, connection: Connection) -> None:
         self.execmodel = execmodel
         self.connection: Connection | None = connection
         self.bell = Bell()

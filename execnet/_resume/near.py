@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .._endpoint import LoopEnds
     from .._specs import Settings
     from ..gateway import Gateway
-    from ..gateway_base import ExecModel
+    from ..gateway_base import ExecModel, Frame, Piece
     from .ways import Maker
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0  # between two attempts, at first and at most
@@ -61,11 +61,13 @@ def check_models(settings: Settings, execmodel: ExecModel) -> None:
 class _Writer(LinkWriter):
     """The writer of a stream that may go through other gateways."""
 
-    def frame(self, header: Any, payload: Any, blob: object = None) -> list[Any]:
+    _io: ResumeIO
+
+    def frame(self, header: bytes, payload: Piece, blob: object = None) -> Frame:
         """Return a frame, as the base class; what others need as well is not kept on the way."""
         return super().frame(header, payload)
 
-    def deliver(self, frame: list[Any]) -> None:
+    def deliver(self, frame: Frame) -> None:
         """Send a frame, as the base class; a receiver thread on the way there does not wait."""
         if self._io.may_not_wait():
             self.post_frame(frame)

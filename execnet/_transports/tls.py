@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .._endpoint import Frame, LoopEnds
+    from ..gateway_base import Piece
 
 PIECE_BYTES = 1 << 18  # of a frame, encrypted at once
 
@@ -96,6 +97,8 @@ class Tls:
 class TlsWriter(FrameWriter):
     """The writer of a gateway whose stream has TLS."""
 
+    _io: TlsIO
+
     def _advance(self, frame: Frame) -> None:  # holds _lock
         self._io.hand_in(frame)
 
@@ -137,13 +140,13 @@ class TlsIO(Endpoint):
         ends = self._io.in_loop()
         return ends and (ends[0], self.read_some, ends[2])
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Piece) -> None:
         """Write all of it."""
         frame: Frame = [data, b"", [], []]
         while sum(frame[2]) < len(data):
             self.hand_in(frame)
 
-    def write_some(self, data: bytes) -> int:
+    def write_some(self, data: Piece) -> int:
         """Write all of it; return how much that is."""
         self.write(data)
         return len(data)

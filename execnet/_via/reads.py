@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..gateway_base import Channel
+    from ..gateway_base import Channel, Inbox
 
 LIMITED_S = 1.0  # stands for any time limit: with one, a direct read lasts some milliseconds
 
@@ -39,13 +39,13 @@ class ViaReads(DirectReads):
 
     def _await_data(self, limit_ms: int | None) -> list[tuple[int, int]]:
         items, direct = self._data._items, self._via._channelfactory.direct
-        if items.empty():
+        if items is not None and items.empty():
             timeout = None if limit_ms is None else LIMITED_S
             if not (direct and direct.offered and direct.read(self._data, items, timeout)):
                 return []
         return [(0, 0)]
 
-    def _load(self, channel: Channel, items: Any, data: Any) -> bool:
+    def _load(self, channel: Channel, items: Inbox, data: Any) -> bool:
         if type(data) is not bytes:
             return False  # the end
         self._io.account(len(data))

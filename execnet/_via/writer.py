@@ -9,9 +9,18 @@ from ..gateway_base import _HEADER, FrameWriter, Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Protocol
+
+    from ..gateway_base import Frame, Piece, Stream
 
     Blob = tuple[bytes, int, int]  # its hash, where it begins in the whole frame, and ends
+
+    class ViaStream(Stream, Protocol):
+        """What the writer needs of its stream: ``ViaIO``."""
+
+        def may_not_wait(self) -> bool: ...
+        def hand_in(self, frame: Frame) -> None: ...
+
 
 BLOB_BYTES = 4096  # smaller ones are not worth it
 DIGEST_BYTES = 32
@@ -21,9 +30,9 @@ KEEPS = b"k"  # begins the answer to an import that a worker keeps for others: i
 class ViaWriter(FrameWriter):
     """The writer of a gateway that goes via others; their receiver threads never wait for it."""
 
-    def frame(
-        self, header: bytes, payload: bytes | memoryview, blob: Blob | None = None
-    ) -> list[Any]:
+    _io: ViaStream
+
+    def frame(self, header: bytes, payload: Piece, blob: Blob | None = None) -> Frame:
         """Return a frame, with the blob at its end if there is one: source is always one."""
         frame = super().frame(header, payload)
         if blob is None and header[0] in SHARED and len(payload) >= BLOB_BYTES:
@@ -34,28 +43,28 @@ class ViaWriter(FrameWriter):
             frame.append(blob)
         return frame
 
-    def send(self, header: bytes, payload: bytes | memoryview) -> None:
+    def send(self, header: bytes, payload: Piece) -> None:
         """Write a frame, as the base class; without waiting in a thread that must not."""
         if self._io.may_not_wait():
             self.post(header, payload)
         else:
             super().send(header, payload)
 
-    def deliver(self, frame: list[Any]) -> None:
+    def deliver(self, frame: Frame) -> None:
         """Send a frame, as the base class; without waiting in a thread that must not."""
         if self._io.may_not_wait():
             self.post_frame(frame)
         else:
             super().deliver(frame)
 
-    def _advance(self, frame: list[Any]) -> None:  # holds _lock
+    def _advance(self, frame: Frame) -> None:  # holds _lock
         self._io.hand_in(frame)
 
 
 SHARED = Message.SOURCE, Message.SOURCES
 
 
-def _blob_of(payload: bytes | memoryview, header: bytes) -> Blob:
+def _blob_of(payload: Piece, header: bytes) -> Blob:
     end = _HEADER.size + len(payload)
     if header[0] == Message.SOURCES and payload[:1] == KEEPS and _HEADER.unpack(header)[1]:
         start = len(KEEPS) + DIGEST_BYTES
