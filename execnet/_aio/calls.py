@@ -17,21 +17,33 @@ from .threads import in_thread, to_its_end
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
+
+    from .writer import LoopWriter
+
+    class LoopGateway(near.GatewayLike, Protocol):
+        """What calls need from their gateway."""
+
+        _loop: asyncio.AbstractEventLoop
+
+        @property
+        def _writer(self) -> LoopWriter: ...
 
 
 class Calls(near.Calls):
     """The calls of one gateway; used in the loop's thread."""
 
+    gateway: LoopGateway
+
     async def call(
         self,
-        function: Any,
-        positional: tuple[Any, ...],
-        named: dict[str, Any],
+        function: object,
+        positional: tuple[object, ...],
+        named: dict[str, object],
         is_last: bool = False,
     ) -> Any:
         """Run a function in the worker and return its result; raises what it raised."""
-        writer: Any = self.gateway._writer
+        writer = self.gateway._writer
         if self.new_module_of(function):
             loop = asyncio.get_running_loop()  # and a thread reads the files
             await to_its_end(in_thread(loop, self.send_modules_of, function), int)
@@ -71,7 +83,7 @@ class Sink:
     def cancel(self) -> object:
         return self._future.cancel()
 
-    def end(self, value: Any, error: BaseException | None) -> None:
+    def end(self, value: object, error: BaseException | None) -> None:
         if self._future.done():
             return
         if error is None:
@@ -87,12 +99,14 @@ class Submitted(Owner):
     files for it, and so are those that are submitted after them.
     """
 
+    _gateway: LoopGateway
+
     def __init__(self, calls: Calls) -> None:
         super().__init__(calls)
-        self._functions: deque[Any] = deque()  # whose modules are sent next
+        self._functions: deque[object] = deque()  # whose modules are sent next
 
     def submit(
-        self, function: Any, positional: tuple[Any, ...], named: dict[str, Any]
+        self, function: object, positional: tuple[object, ...], named: dict[str, object]
     ) -> asyncio.Future[Any]:
         """Have a call sent soon and return its future; raises as ``Lane.post`` does."""
         lane = self._lane

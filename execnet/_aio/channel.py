@@ -30,9 +30,12 @@ from .inbox import Inbox
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, TypeVar
+    from typing import Any, NoReturn, TypeVar
+
+    from typing_extensions import Buffer
 
     from .._features.codecs import Codec
+    from ..gateway_base import ChannelFactory, Piece
 
     T = TypeVar("T")
 
@@ -54,13 +57,13 @@ class Channel(gateway_base.Channel):
     gateway: Any  # an ``execnet.aio.Gateway``
     _codec: Codec | None
 
-    def __init__(self, gateway: Any, id: int, _factory: Any = None) -> None:
+    def __init__(self, gateway: Any, id: int, _factory: ChannelFactory | None = None) -> None:
         self._closers: list[asyncio.Future[None]] = []  # tell tasks that wait for its end
         super().__init__(gateway, id, _factory)
         self._inbox = Inbox(gateway._loop, gateway._turn)
         self._set_inbox(self._inbox)
 
-    async def send(self, item: Any) -> None:
+    async def send(self, item: object) -> None:
         """Send an item; waits while the stream takes nothing, and while its window is full.
 
         Returns when the stream has taken the item, though it may still be writing it.  Items of one
@@ -72,7 +75,7 @@ class Channel(gateway_base.Channel):
         writer = self.gateway._writer
         codec = self._codec
         if codec is not None:
-            raws: list[Any] = []
+            raws: list[memoryview] = []
             item = codec.dump(item, raws)
             if raws:
                 await self._send_pieces(packed.pieces_of(self, item, raws))
@@ -101,7 +104,7 @@ class Channel(gateway_base.Channel):
                 writer.pass_on()
             await self._credit()
 
-    async def send_bytes(self, buffer: Any) -> None:
+    async def send_bytes(self, buffer: Buffer) -> None:
         """Send what an object with a buffer holds, as an item of bytes.
 
         Many bytes are not copied: leave them as they are until it returns.  One that is cancelled
@@ -115,7 +118,7 @@ class Channel(gateway_base.Channel):
         else:
             await self._send_pieces([view])
 
-    async def _send_pieces(self, pieces: list[Any]) -> None:
+    async def _send_pieces(self, pieces: list[Piece]) -> None:
         writer = self.gateway._writer
         if self._state not in ChannelState.SENDS:
             raise _refusal(self.gateway, f"cannot send to {self!r} of {self.gateway!r}")
@@ -164,7 +167,7 @@ class Channel(gateway_base.Channel):
         codec = self._codec
         return item if codec is None else codec.load(item, self)
 
-    def _take(self, timeout: float | None) -> Any:
+    def _take(self, timeout: float | None) -> object:
         """Take the next item, or raise what there is in its place; does not wait."""
         inbox, items = self._inbox, self._items
         if items is None:
@@ -177,7 +180,7 @@ class Channel(gateway_base.Channel):
         inbox.put(item)  # others may be waiting too
         raise self._getremoteerror() or EOFError(f"{self!r} has no more items")
 
-    async def receive_into(self, buffer: Any, timeout: float | None = None) -> int:
+    async def receive_into(self, buffer: Buffer, timeout: float | None = None) -> int:
         """Put the next item, which has to be bytes, into a buffer, and return their number.
 
         Once it has raised, or was cancelled, nothing writes to the buffer any more, and the item
@@ -241,7 +244,7 @@ class Channel(gateway_base.Channel):
         return before
 
     def setcallback(
-        self, callback: Callable[[Any], object], endmarker: Any = NO_ENDMARKER_WANTED
+        self, callback: Callable[[Any], object], endmarker: object = NO_ENDMARKER_WANTED
     ) -> None:
         """Have ``callback(item)`` called in the loop for every item; as ``execnet.Channel``'s.
 
@@ -257,11 +260,11 @@ class Channel(gateway_base.Channel):
         else:
             super().setcallback(callback, endmarker)
 
-    def makefile(self, mode: str = "w", proxyclose: bool = False) -> Any:
+    def makefile(self, mode: str = "w", proxyclose: bool = False) -> NoReturn:
         """Refuse, since code that reads or writes a file would wait, and so stop the loop."""
         raise TypeError("a channel of execnet.aio is no file: await its send() and receive()")
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> NoReturn:
         raise TypeError("a channel of execnet.aio is iterated over with 'async for'")
 
     __next__ = next = __iter__

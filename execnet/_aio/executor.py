@@ -26,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import types
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-    from typing import Any, ParamSpec, TypeVar
+    from typing import Any, NoReturn, ParamSpec, TypeVar
 
     P = ParamSpec("P")
     T = TypeVar("T")
@@ -38,7 +38,9 @@ class Executor(executor.Executor):
     Only the loop's thread may use it.  ``async with`` waits in the end until all calls have ended.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, group: Any, *options: Any) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, group: executor.GroupLike, *options: Any
+    ) -> None:
         self._loop = loop
         self._preparing: list[Work] = []  # whose functions' modules are sent
         super().__init__(group, *options)
@@ -58,13 +60,17 @@ class Executor(executor.Executor):
         return future
 
     def _work(
-        self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_mapped: bool = False
+        self,
+        fn: object,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        is_mapped: bool = False,
     ) -> tuple[asyncio.Future[Any], Work]:
         future: asyncio.Future[Any] = self._loop.create_future()
         sink = Sink(future)
         return future, Work(sink, fn, args, kwargs, self._retries, self._codec, is_mapped)
 
-    def _ask(self, fn: Any, row: tuple[Any, ...]) -> asyncio.Future[Any]:
+    def _ask(self, fn: object, row: tuple[object, ...]) -> asyncio.Future[Any]:
         future, work = self._work(fn, row, {}, is_mapped=True)
         self._submit(work)
         return future
@@ -93,7 +99,7 @@ class Executor(executor.Executor):
     async def map(
         self,
         fn: Callable[..., T],
-        *iterables: Iterable[Any],
+        *iterables: Iterable[object],
         chunksize: int = 1,
         buffersize: int | None = None,
     ) -> AsyncIterator[T]:
@@ -103,7 +109,7 @@ class Executor(executor.Executor):
         the iteration ends, or is cancelled, is cancelled, too.
         """
         executor.check_map(chunksize, buffersize)
-        rows: Iterator[Any] = zip(*iterables)  # noqa: B905 - as the built-in map
+        rows: Iterator[executor.Row] = zip(*iterables)  # noqa: B905 - as the built-in map
         if chunksize > 1:
             rows = executor.chunks(iterables, chunksize)
         if self._lacking(fn, None):
@@ -150,7 +156,7 @@ class Executor(executor.Executor):
         """Wait for all calls; after an error or a cancellation, only for those that were sent."""
         await self.shutdown(cancel_futures=error is not None)
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> NoReturn:
         raise TypeError("an executor of execnet.aio is used with 'async with' and 'await'")
 
     def on_group_changed(self) -> None:
@@ -158,5 +164,5 @@ class Executor(executor.Executor):
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(super().on_group_changed)
 
-    def _forward_imports(self, worker: Any, names: list[str]) -> None:
+    def _forward_imports(self, worker: gateway.Gateway, names: list[str]) -> None:
         gateway.Gateway.forward_imports(worker, names)

@@ -40,12 +40,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import types
     from collections.abc import Callable, Iterable
-    from typing import Any, ParamSpec, TypeVar, overload
+    from typing import Any, NoReturn, ParamSpec, TypeVar, overload
 
+    from .._ends.death import Source
     from .._ends.handshake import Handshake
     from .._features.pulse import Pulse
     from .._specs import Settings
+    from ..gateway_base import ChannelFactory, Piece
     from ..xspec import XSpec
+    from .calls import Calls
     from .poller import Polls
 
     P = ParamSpec("P")
@@ -65,6 +68,7 @@ class Gateway(gateway.Gateway):
     """
 
     _writer: LoopWriter
+    _calls: Calls | None
 
     def __init__(
         self,
@@ -102,7 +106,7 @@ class Gateway(gateway.Gateway):
         self._drains = kind is LoopTlsWriter
         self._loop.call_soon_threadsafe(self._attach)
 
-    def _make_channel(self, gateway: Any, id: int, factory: Any) -> Channel:
+    def _make_channel(self, gateway: BaseGateway, id: int, factory: ChannelFactory) -> Channel:
         """Return a new channel for the calling thread, whose calls wait unless it is the loop's."""
         ident = get_ident()
         if ident == self._receiver_ident:
@@ -114,7 +118,7 @@ class Gateway(gateway.Gateway):
 
     # ---------------------------------------------------------------- calls
 
-    def _get_calls(self) -> Any:
+    def _get_calls(self) -> Calls:
         if self._calls is None:
             from .calls import Calls
 
@@ -126,16 +130,16 @@ class Gateway(gateway.Gateway):
         @overload
         async def call(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
         @overload
-        async def call(self, func: str, /, *args: Any, **kwargs: Any) -> Any: ...
-        async def call(self, func: Any, /, *args: Any, **kwargs: Any) -> Any: ...
+        async def call(self, func: str, /, *args: object, **kwargs: object) -> Any: ...
+        async def call(self, func: object, /, *args: object, **kwargs: object) -> object: ...
 
         @overload
         def submit(
             self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
         ) -> asyncio.Future[T]: ...
         @overload
-        def submit(self, func: str, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]: ...
-        def submit(self, func: Any, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]: ...
+        def submit(self, func: str, /, *args: object, **kwargs: object) -> asyncio.Future[Any]: ...
+        def submit(self, func: object, /, *args: object, **kwargs: object) -> object: ...
 
     else:
 
@@ -159,7 +163,7 @@ class Gateway(gateway.Gateway):
                 self._submitted = Submitted(self._get_calls())
             return self._submitted.submit(func, args, kwargs)
 
-    def module(self, name: str) -> Any:
+    def module(self, name: str) -> NoReturn:
         """Refuse: attributes of a remote module can't be awaited."""
         raise TypeError(f"execnet.aio has no modules: await gateway.call('{name}:FUNCTION')")
 
@@ -220,7 +224,7 @@ class Gateway(gateway.Gateway):
     if TYPE_CHECKING:
 
         def newchannel(self) -> channels.Channel: ...
-        def remote_exec(self, source: Any, **kwargs: Any) -> channels.Channel: ...
+        def remote_exec(self, source: Source, **kwargs: Any) -> channels.Channel: ...
         def _ask_stacks(self) -> channels.Channel: ...
 
     # ---------------------------------------------------------------- the loop's thread
@@ -233,7 +237,7 @@ class Gateway(gateway.Gateway):
         else:
             self._io.tell_loop(self._on_readable, self._writer.on_writable)
 
-    def _send_frame(self, header: bytes, payload: bytes | memoryview) -> None:
+    def _send_frame(self, header: bytes, payload: Piece) -> None:
         """Send a frame without waiting, in whatever thread."""
         self._writer.send(header, payload)
 
@@ -359,7 +363,9 @@ class Gateway(gateway.Gateway):
         else:
             self._in_thread(self._io.poll_until, monotonic() + EXIT_STATUS_S, then=self._finish)
 
-    def _in_thread(self, function: Callable[..., object], *args: Any, then: Any) -> None:
+    def _in_thread(
+        self, function: Callable[..., object], *args: object, then: Callable[[], object]
+    ) -> None:
         """Call a function in a thread, then another one in the loop, even if the first failed."""
 
         def go_on(future: asyncio.Future[object]) -> None:

@@ -22,13 +22,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import types
     from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-    from typing import Any
+    from typing import Any, TypeVar
 
+    from .._ends.death import Source
     from .._features.codecs import Codec
     from .._specs import Settings
+    from ..gateway import Gateway as NearGateway
     from ..gateway_bootstrap import Through
     from ..xspec import XSpec
     from .executor import Executor
+
+    T = TypeVar("T")
 
 STARTS_MAX = 8  # calls that start gateways at once, each in a thread; one may start a thousand
 
@@ -37,7 +41,7 @@ class _Request:
     """A call that makes gateways, or waits for some, in its thread."""
 
     def __init__(self, core: _Core) -> None:
-        self.gateways: list[Any] = []
+        self.gateways: list[NearGateway] = []
         self.is_cancelled = False
         self._core = core
 
@@ -64,7 +68,7 @@ class _Core(multi.Group):
         """Make gateways of this loop from now on."""
         self.loop, self._kind = loop, partial(Gateway, loop=loop, poller=poller_of(loop))
 
-    def run(self, request: _Request, method: Callable[..., list[Any]], *args: Any) -> list[Any]:
+    def run(self, request: _Request, method: Callable[..., list[T]], *args: object) -> list[T]:
         """Call a method that makes gateways or waits for some, in a thread."""
         ident = get_ident()
         self._requests[ident] = request
@@ -97,7 +101,7 @@ class _Core(multi.Group):
             if door is not None:
                 door.look_again()
 
-    def is_shared(self, gateway: Any) -> bool:
+    def is_shared(self, gateway: object) -> bool:
         """Whether it is a connection through which others start."""
         return gateway in self._connections.gateways()
 
@@ -118,8 +122,8 @@ class _Core(multi.Group):
         return settings
 
     def _start(
-        self, settings: Settings, find: Callable[[str], Any], through: Through | None
-    ) -> Any:
+        self, settings: Settings, find: Callable[[str], NearGateway], through: Through | None
+    ) -> NearGateway:
         request = self._requests.get(get_ident())  # None in the thread of a joiner
         if request is not None and request.is_cancelled:
             raise OSError("it was cancelled")
@@ -310,7 +314,7 @@ class Group:
 
     # using
 
-    def remote_exec(self, source: Any, **kwargs: Any) -> MultiChannel:
+    def remote_exec(self, source: Source, **kwargs: Any) -> MultiChannel:
         """Execute code in all workers at once; as ``execnet.Group.remote_exec``."""
         return MultiChannel([gateway.remote_exec(source, **kwargs) for gateway in self])
 
@@ -411,7 +415,7 @@ def _in_loop(callback: Callable[..., object] | None) -> Callable[..., None] | No
     check_callback(callback)
     loop = asyncio.get_running_loop()
 
-    def tell(*what: Any) -> None:
+    def tell(*what: object) -> None:
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(callback, *what)
 

@@ -15,7 +15,6 @@ from ..gateway_base import ENDMARKER, ExecModel
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
 
 class Waiter(asyncio.Future):  # type: ignore[type-arg]
@@ -25,10 +24,10 @@ class Waiter(asyncio.Future):  # type: ignore[type-arg]
     awaits it.  However it is woken, interrupted and cancelled, the task goes on once.
     """
 
-    _task: tuple[Callable[[Any], object], contextvars.Context] | None = None
+    _task: tuple[Callable[[Waiter], object], contextvars.Context] | None = None
 
     def add_done_callback(
-        self, fn: Callable[[Any], object], *, context: contextvars.Context | None = None
+        self, fn: Callable[[Waiter], object], *, context: contextvars.Context | None = None
     ) -> None:
         """Note how the task goes on; its loop calls this once the task waits."""
         if self.done() or self._task is not None:
@@ -36,7 +35,7 @@ class Waiter(asyncio.Future):  # type: ignore[type-arg]
         else:
             self._task = fn, contextvars.copy_context() if context is None else context
 
-    def cancel(self, msg: Any = None) -> bool:
+    def cancel(self, msg: object = None) -> bool:
         """Have the task go on, with a CancelledError; whether it did not know how it would."""
         was_waiting = super().cancel(msg)
         self.go_on_soon()  # also if it was woken and an interrupt came then
@@ -81,7 +80,7 @@ class Inbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, turn: Turn) -> None:
         self.loop, self._turn = loop, turn
-        self.items: list[Any] | deque[Any] = []  # a deque as soon as there is more than one
+        self.items: list[object] | deque[object] = []  # a deque as soon as there is more than one
         self._waiters: list[Waiter] = []
 
     def qsize(self) -> int:
@@ -92,7 +91,7 @@ class Inbox:
         """Whether there is no item."""
         return not self.items
 
-    def put(self, item: Any) -> None:
+    def put(self, item: object) -> None:
         """Add an item."""
         if self.items and type(self.items) is list:
             self.items = deque(self.items)
@@ -106,12 +105,12 @@ class Inbox:
         """Whether all items were taken, and no more can come."""
         return bool(self.items) and self.items[0] is ENDMARKER
 
-    def put_back(self, item: Any) -> None:
+    def put_back(self, item: object) -> None:
         """Make an item that was taken the next one again."""
         self.items = deque([item, *self.items])
         self.wake_next()
 
-    def get(self, block: bool = False, timeout: float | None = None) -> Any:
+    def get(self, block: bool = False, timeout: float | None = None) -> object:
         """Take the next item; raises ``Empty`` if there is none, as this never waits."""
         if not self.items:
             raise ExecModel().Empty

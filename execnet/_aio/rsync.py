@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..gateway_base import Channel
     from .gateway import Gateway
 
+    # Gateway, folder, what is called in the end, options.
+    Asked = tuple[Gateway, str | os.PathLike[str], Callable[[], object] | None, dict[str, Any]]
     T = TypeVar("T")
 
 
@@ -31,11 +33,11 @@ class RSync(rsync.RSync):
     thread, one after the other.
     """
 
-    _asked: list[tuple[Any, ...]] | None = None
+    _asked: list[Asked] | None = None
 
     def add_target(
         self,
-        gateway: Any,
+        gateway: Gateway,
         destdir: str | os.PathLike[str],
         finishedcallback: Callable[[], object] | None = None,
         **options: Any,

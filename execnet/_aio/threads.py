@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def in_thread(
-    loop: asyncio.AbstractEventLoop, function: Callable[..., T], *args: Any
+    loop: asyncio.AbstractEventLoop, function: Callable[..., T], *args: object
 ) -> asyncio.Future[T]:
     """Call a function in a thread; return a future of the loop for its result.
 
@@ -36,7 +36,7 @@ def in_thread(
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(tell, *told)
 
-    def tell(what: Callable[[Any], object], value: Any) -> None:
+    def tell(what: Callable[[Any], object], value: object) -> None:
         if not future.done():
             what(value)
 

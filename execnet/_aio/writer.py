@@ -13,8 +13,8 @@ from ..gateway_base import FrameWriter, get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
+    from .._endpoint import Endpoint
+    from ..gateway_base import Frame, Piece
     from .poller import Polls
 
 
@@ -26,7 +26,7 @@ class LoopWriter(FrameWriter):
     """
 
     def __init__(
-        self, io: Any, name: str, loop: asyncio.AbstractEventLoop, poller: Polls, fd: int
+        self, io: Endpoint, name: str, loop: asyncio.AbstractEventLoop, poller: Polls, fd: int
     ) -> None:
         super().__init__(io, name)
         self._loop, self._poller, self._fd = loop, poller, fd
@@ -34,7 +34,7 @@ class LoopWriter(FrameWriter):
         self._polls = False
         self._waiting_tasks: deque[asyncio.Future[None]] = deque()  # one for each waiting task
 
-    def send(self, header: bytes, payload: bytes | memoryview) -> None:
+    def send(self, header: bytes, payload: Piece) -> None:
         """Have a frame written soon, as ``post``; OSError if it can't be.
 
         It never waits in the loop's thread, which awaits ``room`` before it calls this.
@@ -62,7 +62,7 @@ class LoopWriter(FrameWriter):
             raise self.refusal_now()
         self.post(header, payload)
 
-    def _send_from_thread(self, header: bytes, payload: bytes | memoryview) -> None:
+    def _send_from_thread(self, header: bytes, payload: Piece) -> None:
         """Wait until it is this frame's turn, and have it written soon."""
         try:
             asyncio.run_coroutine_threadsafe(self.room(), self._loop).result()
@@ -72,7 +72,7 @@ class LoopWriter(FrameWriter):
         finally:
             self._loop.call_soon_threadsafe(self.pass_on)
 
-    def deliver(self, frame: list[Any]) -> None:
+    def deliver(self, frame: Frame) -> None:
         """Have a frame written soon, as ``post_frame``."""
         self.post_frame(frame)
 

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from typing import Any, ParamSpec, TypeVar, overload
 
+    from ..gateway_base import LockLike
     from .module import RemoteModule
-    from .near import Calls
+    from .near import Calls, GatewayLike
     from .submitted import Submitted
 
     P = ParamSpec("P")
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class Calling:
     """The part of a gateway that calls functions; any thread may call."""
 
-    _exit_lock: Any  # of a gateway
+    _exit_lock: LockLike  # of a gateway
     _calls: Calls | None = None  # made for the first one
     _submitted: Submitted | None = None
 
@@ -33,8 +34,8 @@ class Calling:
         @overload
         def call(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
         @overload
-        def call(self, func: str, /, *args: Any, **kwargs: Any) -> Any: ...
-        def call(self, func: Any, /, *args: Any, **kwargs: Any) -> Any: ...
+        def call(self, func: str, /, *args: object, **kwargs: object) -> Any: ...
+        def call(self, func: object, /, *args: object, **kwargs: object) -> object: ...
 
     else:
 
@@ -61,8 +62,8 @@ class Calling:
             self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
         ) -> Future[T]: ...
         @overload
-        def submit(self, func: str, /, *args: Any, **kwargs: Any) -> Future[Any]: ...
-        def submit(self, func: Any, /, *args: Any, **kwargs: Any) -> Future[Any]: ...
+        def submit(self, func: str, /, *args: object, **kwargs: object) -> Future[Any]: ...
+        def submit(self, func: object, /, *args: object, **kwargs: object) -> object: ...
 
     else:
 
@@ -95,7 +96,7 @@ class Calling:
         calls.describe(name, "")
         return RemoteModule(calls, name)
 
-    def _interrupt(self: Any, channel_id: int, number: int | None = None) -> None:
+    def _interrupt(self: GatewayLike, channel_id: int, number: int | None = None) -> None:
         """Interrupt the code of a channel, or a call of a lane by its number; never waits."""
         if "interrupts" not in self.handshake.hello.get("features", "").split():
             raise OSError(f"{self.id} can't be interrupted: its worker does not support that")

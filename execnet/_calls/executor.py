@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from typing import Any, ParamSpec, Protocol, TypeVar
 
     from .._features.codecs import Codec
-    from ..gateway_base import ExecModel
+    from .._imports.library import Library
+    from ..gateway_base import ExecModel, Inbox
+
+    Row = tuple[object, ...]  # arguments
 
     P = ParamSpec("P")
     T = TypeVar("T")
@@ -39,10 +42,10 @@ if TYPE_CHECKING:
     class GroupLike(Protocol):
         """What an executor needs from its group."""
 
-        _executors: list[Any]
+        _executors: list[Executor]
         _codec: Codec | None
 
-        def _get_library(self) -> Any: ...
+        def _get_library(self) -> Library: ...
         def _awaits_workers(self) -> bool: ...
         @property
         def execmodel(self) -> ExecModel: ...
@@ -89,7 +92,7 @@ class Executor(futures.Executor):
         self._teller = Teller(group.execmodel)
         self._lock = new_lock()
         self._waiting: deque[Work] = deque()
-        self._lanes: dict[Any, list[Lane]] = {}  # by gateway
+        self._lanes: dict[object, list[Lane]] = {}  # by gateway
         self._free: deque[Lane] = deque()
         self._unfinished = 0
         self._depth = 1  # of a lane that was measured lately, for those that were not
@@ -119,7 +122,7 @@ class Executor(futures.Executor):
     def map(
         self,
         fn: Callable[..., T],
-        *iterables: Iterable[Any],
+        *iterables: Iterable[object],
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
@@ -133,7 +136,7 @@ class Executor(futures.Executor):
         """
         check_map(chunksize, buffersize)
         self._send_modules_of(fn, None)
-        rows: Iterator[Any] = zip(*iterables)  # noqa: B905 - as the built-in map
+        rows: Iterator[Row] = zip(*iterables)  # noqa: B905 - as the built-in map
         if chunksize > 1:
             rows = chunks(iterables, chunksize)
         function = Mapped(fn, chunksize > 1)
@@ -141,7 +144,7 @@ class Executor(futures.Executor):
         asked: deque[_Slot] = deque()
         ready = timed_inbox(self._group.execmodel)
 
-        def ask(*rows: tuple[Any, ...]) -> None:
+        def ask(*rows: Row) -> None:
             slots = [_Slot(ready) for _ in rows]
             retries, codec = self._retries, self._codec
             works = [
@@ -163,9 +166,9 @@ class Executor(futures.Executor):
     def _results(
         self,
         asked: deque[_Slot],
-        rows: Iterator[Any],
-        ask: Callable[[Any], None],
-        ready: Any,
+        rows: Iterator[Row],
+        ask: Callable[[Row], None],
+        ready: Inbox,
         deadline: float | None,
     ) -> Iterator[Any]:
         try:
@@ -190,7 +193,7 @@ class Executor(futures.Executor):
             if asked:
                 self._recall()
 
-    def _await(self, ready: Any, deadline: float | None) -> None:
+    def _await(self, ready: Inbox, deadline: float | None) -> None:
         timeout = None if deadline is None else max(0.0, deadline - monotonic())
         try:
             ready.get(True, timeout)
@@ -244,7 +247,7 @@ class Executor(futures.Executor):
 
     # requests
 
-    def _send_modules_of(self, function: Any, count: int | None) -> None:
+    def _send_modules_of(self, function: object, count: int | None) -> None:
         """Send the module of a function to the workers that are to call it first.
 
         They would have to ask for it otherwise.  count: of calls, None for many.
@@ -253,7 +256,7 @@ class Executor(futures.Executor):
             with contextlib.suppress(OSError):  # it has ended, as its calls are going to tell
                 lane.calls.send_modules_of(function)
 
-    def _lacking(self, function: Any, count: int | None) -> list[Lane]:
+    def _lacking(self, function: object, count: int | None) -> list[Lane]:
         """Return lanes, of those that are next, whose worker was not sent a function's module."""
         with self._lock:
             lanes = list(itertools.islice(self._free, count))
@@ -312,7 +315,7 @@ class Executor(futures.Executor):
     def _forward_imports(self, gateway: Any, names: list[str]) -> None:
         gateway.forward_imports(names)
 
-    def _forget(self, gateway: Any, lane: Lane) -> None:  # holds _lock
+    def _forget(self, gateway: object, lane: Lane) -> None:  # holds _lock
         lanes = self._lanes.get(gateway, [])
         if lane in lanes:
             lanes.remove(lane)
@@ -512,7 +515,7 @@ class _Slot:
 
     __slots__ = ("_ready", "error", "has_ended", "interrupt", "is_awaited", "value")
 
-    def __init__(self, ready: Any) -> None:
+    def __init__(self, ready: Inbox) -> None:
         self._ready = ready
         self.value: Any = None
         self.error: BaseException | None = None
@@ -522,7 +525,7 @@ class _Slot:
     def begin(self) -> bool:
         return not self.has_ended
 
-    def end(self, value: Any, error: BaseException | None) -> None:
+    def end(self, value: object, error: BaseException | None) -> None:
         self.value, self.error = value, error
         self.has_ended = True
         if self.is_awaited:
@@ -546,7 +549,7 @@ def check_map(chunksize: int, buffersize: int | None) -> None:
         raise ValueError("buffersize must be None or > 0")
 
 
-def chunks(iterables: tuple[Iterable[Any], ...], size: int) -> Iterator[tuple[tuple[Any, ...]]]:
+def chunks(iterables: tuple[Iterable[object], ...], size: int) -> Iterator[Row]:
     """Yield the arguments of calls that carry those of several, by columns.
 
     A column is a tuple of items; of a range it is its bounds, as a list.

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from .._features.codecs import Codec
-    from .near import Calls
+    from ..gateway_base import Frame
+    from .near import Calls, GatewayLike
 
     class Sink(Protocol):
         """Receives the result of a call; ``Future`` is one."""
@@ -64,9 +65,9 @@ class Work:
     def __init__(
         self,
         sink: Sink,
-        function: Any,
-        positional: tuple[Any, ...],
-        named: dict[str, Any],
+        function: object,
+        positional: tuple[object, ...],
+        named: dict[str, object],
         retries: int = 0,
         codec: Codec | None = None,
         is_mapped: bool = False,
@@ -79,7 +80,7 @@ class Work:
         self.codec = codec  # of arguments and result
         self.is_mapped = is_mapped  # one of many, so that nobody waits for the start of this one
 
-    def end(self, result: Any) -> None:
+    def end(self, result: object) -> None:
         """Give the result to whoever asked for it."""
         if self.codec is not None:
             try:
@@ -98,10 +99,10 @@ class Asked:
     def __init__(self, work: Work, was_resent: bool) -> None:
         self.work = work
         self.was_resent = was_resent  # as source, since the module was missing
-        self._frame: list[Any] = []
+        self._frame: Frame = []
         self._end = 0
 
-    def goes_with(self, frame: list[Any], end: int) -> None:
+    def goes_with(self, frame: Frame, end: int) -> None:
         """Note how many bytes of a frame have to be written for the request to be sent."""
         self._frame, self._end = frame, end
 
@@ -118,7 +119,7 @@ class Lane:
     """
 
     def __init__(self, calls: Calls, owner: Owner) -> None:
-        self.gateway: Any = calls.gateway
+        self.gateway = calls.gateway
         self.asked: dict[int, Asked] = {}
         self.has_ended = False
         self.is_free = False  # whether it has nothing to do; its owner sets this
@@ -136,9 +137,9 @@ class Lane:
         self.calls = calls
         self._owner = owner
         self._numbers = itertools.count(1)
-        self._write_now: Any = None
+        self._write_now: Callable[[bytes], int] | None = None
         if type(self.gateway._writer) is Writer:
-            self._write_now = getattr(self.gateway._io, "write_now", None)
+            self._write_now = self.gateway._io.write_now
         self._channel = calls.new_lane()
         self._channel.setcallback(self._on_answer, endmarker=None)
         self._callback = self.gateway._channelfactory._callbacks.get(self._channel.id)
@@ -206,12 +207,12 @@ class Lane:
             if self._write_now is None or frame[1] or not self._put(frame):
                 writer.post_frame(frame)
 
-    def _put(self, frame: list[Any]) -> bool:
+    def _put(self, frame: Frame) -> bool:
         """Write what the stream takes at once of a frame, if nothing else waits for it."""
         writer = self.gateway._writer
         (taken,) = map(writer._lock.acquire, (False,))  # doc/interrupts.rst, "Locks"
         try:
-            if not taken or writer._has_work() or writer._error:
+            if not taken or self._write_now is None or writer._has_work() or writer._error:
                 return False
             frame[2] += map(self._write_now, (frame[0],))  # one step
             if _left(frame):
@@ -326,7 +327,7 @@ class Lane:
         if not goes_on:
             self._owner.on_answered(self)
 
-    def _take_back(self, numbers: Any) -> None:
+    def _take_back(self, numbers: object) -> None:
         """Have the owner take back calls that have not begun."""
         if type(numbers) is not list or any(type(number) is not int for number in numbers):
             return
@@ -345,8 +346,8 @@ class Lane:
         self._owner.on_lost(self, [asked for asked in lost if asked is not None])
 
 
-def _is_exact(gateway: Any) -> bool:
+def _is_exact(gateway: GatewayLike) -> bool:
     """Whether all that the worker wrote is read, whatever its end: it is our child, over pipes."""
-    io: Any = gateway._io
+    io = gateway._io
     pid = io.popen.pid if isinstance(io, PipeEndpoint) and hasattr(io, "popen") else None
     return pid is not None and bool(pid == gateway.handshake.hello.get("pid"))

@@ -34,7 +34,7 @@ class RemoteModule:
             known = self.__known[name] = RemoteModule(self.__calls, self.__module, path)
         return known
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         """Call it in the worker, like ``Gateway.call``."""
         if not self.__path:
             raise TypeError(f"module {self.__module!r} can't be called, its functions can")

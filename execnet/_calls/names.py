@@ -5,23 +5,19 @@ from __future__ import annotations
 import sys
 import types
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
-
-def name_of(function: Any) -> str | None:
+def name_of(function: object) -> str | None:
     """Return "module:name" if that leads to this very function; else None.
 
     Functions of the main module have no such name: elsewhere, the main module is another one.
     """
-    module: Any = getattr(function, "__module__", None)
-    path: Any = getattr(function, "__qualname__", None)
+    module = getattr(function, "__module__", None)
+    path = getattr(function, "__qualname__", None)
     if type(function) is types.BuiltinFunctionType and not module:
         module = type(function.__self__).__module__  # a method of a builtin type
     if not isinstance(module, str) or not isinstance(path, str) or module == "__main__":
         return None
-    found: Any = sys.modules.get(module)
+    found: object = sys.modules.get(module)
     for part in path.split("."):
         found = getattr(found, part, None)
     if found is function or (found == function and isinstance(function, types.MethodType)):
@@ -37,7 +33,7 @@ def is_installed(module: str) -> bool:
     return not path.endswith(".py") or "site-packages" in path or "dist-packages" in path
 
 
-def shown(function: Any) -> str:
+def shown(function: object) -> str:
     """Return the name of a function for messages."""
     if isinstance(function, str):
         return function

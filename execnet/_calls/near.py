@@ -32,7 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Protocol
 
+    from .._endpoint import Endpoint
+    from .._ends.handshake import Handshake
     from .._features.codecs import Codec
+    from .._imports.near import Forwarding
+    from .._specs import Settings
     from ..gateway_base import ChannelFactory, ExecModel, FrameWriter
 
     class GatewayLike(Protocol):
@@ -41,9 +45,10 @@ if TYPE_CHECKING:
         id: str
         codec: Codec | None
         execmodel: ExecModel
-        handshake: Any
-        settings: Any
-        _io: Any
+        handshake: Handshake
+        settings: Settings
+        _io: Endpoint
+        _state: str
 
         @property
         def _writer(self) -> FrameWriter: ...
@@ -51,9 +56,10 @@ if TYPE_CHECKING:
         def as_error(self) -> Callable[..., RemoteError]: ...
 
         _error: BaseException | None
-        _forwarding: Any
+        _forwarding: Forwarding | None
         _channelfactory: ChannelFactory
 
+        def hasreceiver(self) -> bool: ...
         def newchannel(self) -> Channel: ...
         def fitting_codec(self, codec: Codec) -> Codec: ...
         def _interrupt(self, channel_id: int, number: int | None = None) -> None: ...
@@ -79,11 +85,11 @@ class Mapped:
     in_chunks: one call carries several rows of arguments.
     """
 
-    def __init__(self, function: Any, in_chunks: bool) -> None:
+    def __init__(self, function: object, in_chunks: bool) -> None:
         self.in_chunks = in_chunks
         self.names: dict[Calls, str] = {}
-        self.before: tuple[Any, ...] = ()
-        self.named: dict[str, Any] = {}
+        self.before: tuple[object, ...] = ()
+        self.named: dict[str, object] = {}
         while isinstance(function, functools.partial):
             self.before = function.args + self.before
             self.named = {**function.keywords, **self.named}
@@ -110,9 +116,9 @@ class Calls:
 
     def call(
         self,
-        function: Any,
-        positional: tuple[Any, ...],
-        named: dict[str, Any],
+        function: object,
+        positional: tuple[object, ...],
+        named: dict[str, object],
         is_last: bool = False,
     ) -> Any:
         """Run a function in the worker and return its result; raises what it raised.
@@ -135,11 +141,11 @@ class Calls:
 
     def prepared(
         self,
-        function: Any,
-        positional: tuple[Any, ...],
-        named: dict[str, Any],
+        function: object,
+        positional: tuple[object, ...],
+        named: dict[str, object],
         codec: Codec | None,
-    ) -> tuple[Any, bytes]:
+    ) -> tuple[Channel, bytes]:
         """Return a lane that nothing else uses, and a request for it; raises as ``request``."""
         request = self.request(0, function, positional, named, codec)
         try:
@@ -147,7 +153,7 @@ class Calls:
         except IndexError:
             return self.new_lane(), request
 
-    def taken(self, channel: Channel, answer: Any, function: Any, is_last: bool) -> bool:
+    def taken(self, channel: Channel, answer: object, function: object, is_last: bool) -> bool:
         """Free the lane of an answer; raise its error; False if the call has to be made again."""
         if len(self._idle) < IDLE_MAX:
             self._idle.append(channel)
@@ -169,12 +175,12 @@ class Calls:
                 self.gateway._interrupt(channel.id, 0)
         channel.close()
 
-    def describe(self, module: str, path: str) -> tuple[Any, ...]:
+    def describe(self, module: str, path: str) -> tuple[object, ...]:
         """Import a module in the worker; return (value,) of the attribute that a path leads to.
 
         () means that it is not a value, but something callable, or something with callables in it.
         """
-        found: tuple[Any, ...] = self.call(DESCRIBE, (module, path), {})
+        found: tuple[object, ...] = self.call(DESCRIBE, (module, path), {})
         return found
 
     def new_lane(self) -> Channel:
@@ -186,22 +192,22 @@ class Calls:
 
     # requests
 
-    def codec_for(self, function: Any) -> Codec | None:
+    def codec_for(self, function: object) -> Codec | None:
         """Return the codec of the gateway, for arguments and results of a user's function."""
         return None if function is DESCRIBE else self.gateway.codec
 
-    def send_modules_of(self, function: Any) -> None:
+    def send_modules_of(self, function: object) -> None:
         """Send the module of a function before its first call, if imports of it travel.
 
         It may read files, and wait for the stream.
         """
         module = self.new_module_of(function)
-        if module:
+        forwarding = self.gateway._forwarding
+        if module and forwarding is not None:
             self._ahead.add(module)
-            gateway = self.gateway
-            gateway._forwarding.send_ahead(module, not gateway.handshake.is_plain)
+            forwarding.send_ahead(module, not self.gateway.handshake.is_plain)
 
-    def new_module_of(self, function: Any) -> str:
+    def new_module_of(self, function: object) -> str:
         """Return the module of a function; "" if it was sent, or if no imports travel."""
         if self.gateway._forwarding is None:
             return ""
@@ -214,9 +220,9 @@ class Calls:
     def request(
         self,
         number: int,
-        function: Any,
-        positional: tuple[Any, ...],
-        named: dict[str, Any],
+        function: object,
+        positional: tuple[object, ...],
+        named: dict[str, object],
         codec: Codec | None = None,
     ) -> bytes:
         """Return a request, after sending what the worker needs for it.
@@ -244,7 +250,7 @@ class Calls:
                 codec = self.gateway.fitting_codec(codec)
                 given = codec.dump((positional, named))
                 name, positional, named = CODED, (name, codec.describe(), given), {}
-            item: tuple[Any, ...] = (number, name, positional)
+            item: tuple[object, ...] = (number, name, positional)
             if named:
                 item = (number, name, positional, named)
             return (dumps_fast if factory.fast else dumps_internal)(item, self.gateway)
@@ -255,7 +261,7 @@ class Calls:
             error = DumpError(f"{shown(function)} can't be called with that: {text}")
         raise error
 
-    def _name(self, function: Any) -> str:
+    def _name(self, function: object) -> str:
         """Return the worker's name for a function."""
         if isinstance(function, str):
             module, _, path = function.partition(":")
@@ -290,7 +296,7 @@ class Calls:
 
     # answers
 
-    def error_of(self, answer: Any, function: Any, is_last: bool) -> Exception | None:
+    def error_of(self, answer: object, function: object, is_last: bool) -> Exception | None:
         """Return the error in an answer; None if the request should be made again.
 
         is_last: it was made again already, and will not be another time.
@@ -312,7 +318,9 @@ class Calls:
         error = self.gateway._error
         return EOFError(f"{self.gateway.id} was ended") if error is None else copy.copy(error)
 
-    def _on_missing(self, module: str, text: str, function: Any, is_last: bool) -> Exception | None:
+    def _on_missing(
+        self, module: str, text: str, function: object, is_last: bool
+    ) -> Exception | None:
         if isinstance(function, Mapped):
             function.names.pop(self, None)
             function = function.function
@@ -329,7 +337,7 @@ class Calls:
         return error
 
 
-def _itself(error: RemoteError, arguments: Any) -> Exception | None:
+def _itself(error: RemoteError, arguments: object) -> Exception | None:
     """Return what was raised, if that is a builtin exception; else None."""
     kind = getattr(builtins, error.type_name or "", None)
     if type(arguments) is not tuple or not isinstance(kind, type):

@@ -16,10 +16,6 @@ from .._ship.source import _defines, no_source
 from .._ship.syntax import parse
 from .names import shown
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 _LAMBDA = "__lambda__"
 _MAKE = "__make__"
 
@@ -32,7 +28,12 @@ class Text:
     """
 
     def __init__(
-        self, code: types.CodeType, sent: str, defines: str, makes: bool, function: Any
+        self,
+        code: types.CodeType,
+        sent: str,
+        defines: str,
+        makes: bool,
+        function: types.FunctionType | type,
     ) -> None:
         self.code = code
         self.sent = sent
@@ -83,7 +84,7 @@ def _read_function(key: _Code, cells: tuple[str, ...], is_old: bool) -> tuple[st
     return sent, defines, makes
 
 
-def _lines_of(found: Any) -> tuple[list[str], int, str]:
+def _lines_of(found: types.CodeType | type) -> tuple[list[str], int, str]:
     """Return the lines of a code object or a class, the number of the first one, and the file."""
     defined = found.__name__ if isinstance(found, type) else found.co_name
     name = f"{'class' if isinstance(found, type) else 'function'} {defined!r}"
@@ -159,11 +160,12 @@ def _composed(
     return "\n" * (first_line - 1) + without_annotations(text, is_old), makes
 
 
-def _cells_of(function: Any) -> dict[str, types.CellType]:
+def _cells_of(function: types.FunctionType | type) -> dict[str, types.CellType]:
     """Return what a function, or the functions of a class, close over."""
-    functions = [function]
     if isinstance(function, type):
         functions = [one for one in vars(function).values() if isinstance(one, types.FunctionType)]
+    else:
+        functions = [function]
     cells: dict[str, types.CellType] = {}
     for one in functions:
         for name, cell in zip(one.__code__.co_freevars, one.__closure__ or (), strict=True):

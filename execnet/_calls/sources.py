@@ -21,9 +21,9 @@ from .reading import Text, read
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
-    Entry = tuple[str, str, str, str, tuple[Any, ...]]
+    Function = Callable[..., object]  # or a class
+    Entry = tuple[str, str, str, str, tuple[object, ...]]
 
 
 class Plan:
@@ -43,7 +43,7 @@ class Plan:
 class _Seen:
     """What a name stood for; if that is mutable, also what was in it."""
 
-    def __init__(self, read_value: Callable[[], Any], value: Any) -> None:
+    def __init__(self, read_value: Callable[[], object], value: object) -> None:
         self._read = read_value
         # Functions may refer to themselves, and would never be freed.
         self._value = weakref.ref(value) if isinstance(value, types.FunctionType) else value
@@ -56,7 +56,7 @@ class _Seen:
         return value is before and self._content == _content(value)
 
 
-def _content(value: Any) -> bytes:
+def _content(value: object) -> bytes:
     if type(value) not in _CONTAINERS:
         return b""
     try:
@@ -65,17 +65,17 @@ def _content(value: Any) -> bytes:
         return b""
 
 
-def _hash(item: Any) -> str:
+def _hash(item: object) -> str:
     return hashlib.sha256(dumps_internal(item, False)).hexdigest()[:24]
 
 
-_plans: dict[bool, weakref.WeakKeyDictionary[Any, Plan]] = {
+_plans: dict[bool, weakref.WeakKeyDictionary[object, Plan]] = {
     True: weakref.WeakKeyDictionary(),
     False: weakref.WeakKeyDictionary(),
 }
 
 
-def plan_of(function: Any, is_old: bool) -> Plan:
+def plan_of(function: Function, is_old: bool) -> Plan:
     """Return the parts of a function, a class or a decorated function.
 
     is_old: for a Python without annotations, including those of classes.
@@ -97,7 +97,7 @@ def plan_of(function: Any, is_old: bool) -> Plan:
     return plan
 
 
-def _made(function: Any, is_old: bool) -> Plan:
+def _made(function: Function, is_old: bool) -> Plan:
     collector = _Collector(is_old)
     collector.follow_root(function)
     return Plan(list(collector.entries.values()), collector.seen)
@@ -112,7 +112,7 @@ class _Collector:
         self._is_old = is_old
         self._begun: set[tuple[str, str]] = set()
 
-    def follow_root(self, function: Any) -> None:
+    def follow_root(self, function: Function) -> None:
         """Add a function and everything that it needs; it is the last entry."""
         module = getattr(function, "__module__", None)
         name = getattr(function, "__qualname__", None)
@@ -128,20 +128,20 @@ class _Collector:
         # Where functions need each other, the requested one may have come first.
         self.entries[module, name] = self.entries.pop((module, name))
 
-    def _add(self, module: str, name: str, kind: str, made_of: tuple[Any, ...]) -> str:
+    def _add(self, module: str, name: str, kind: str, made_of: tuple[object, ...]) -> str:
         entry = module, name, kind, made_of
         hash = _hash(entry)
         self.entries[module, name] = (hash, *entry)
         return hash
 
-    def _follow(self, module: str, name: str, names: dict[str, Any], user: str) -> None:
+    def _follow(self, module: str, name: str, names: dict[str, object], user: str) -> None:
         if name not in names:
             return  # it will be missing there just as it is here
         value = names[name]
         self.seen.append(_Seen(lambda: names.get(name), value))
         self._add_name(module, name, value, user)
 
-    def _add_name(self, module: str, name: str, value: Any, user: str) -> None:
+    def _add_name(self, module: str, name: str, value: object, user: str) -> None:
         """Add what a name of a module stands for; user: what uses it, for messages."""
         if (module, name) in self._begun:
             return
@@ -163,7 +163,7 @@ class _Collector:
                     " builtin types can be sent along"
                 ) from None
 
-    def _add_callable(self, module: str, name: str, value: Any, user: str) -> None:
+    def _add_callable(self, module: str, name: str, value: Function, user: str) -> None:
         known, home = name_of(value), getattr(value, "__module__", None)
         if not isinstance(home, str) or isinstance(value, types.MethodType):
             if known is None:
@@ -185,7 +185,7 @@ class _Collector:
                 self._add(home, first, "refused", (str(exc),))
         self._add(module, name, "import", (home, path))
 
-    def _add_source(self, module: str, name: str, value: Any) -> None:
+    def _add_source(self, module: str, name: str, value: Function) -> None:
         """Add a function or a class by its source, after what that uses."""
         self._begun.add((module, name))
         function = inspect.unwrap(value)
@@ -196,7 +196,7 @@ class _Collector:
         for used in _find_non_builtin_globals(text.sent, text.code):
             self._follow(module, used, names, text.shown)
         if not text.cells and not text.makes:
-            made_of: tuple[Any, ...] = text.code.co_filename, text.sent, text.defines
+            made_of: tuple[object, ...] = text.code.co_filename, text.sent, text.defines
             self._add(module, name, "source", made_of)
             return
         hashes = [self._add_cell(module, text, cell, value) for cell, value in text.cells.items()]
@@ -215,7 +215,7 @@ class _Collector:
         return self.entries[module, private][0]
 
 
-def _globals_of(function: Any, module: str) -> dict[str, Any]:
+def _globals_of(function: object, module: str) -> dict[str, object]:
     if isinstance(function, types.FunctionType):
         return function.__globals__
     return vars(sys.modules[module]) if module in sys.modules else {}

@@ -20,7 +20,7 @@ class Owner:
     """Owns the lane of one gateway that is sent calls as they are submitted."""
 
     def __init__(self, calls: Calls) -> None:
-        self._gateway: Any = calls.gateway
+        self._gateway = calls.gateway
         self._lane = Lane(calls, self)
 
     def go_on(self, lane: Lane) -> bool:
@@ -49,7 +49,7 @@ class Submitted(Owner):
         self._teller = Teller(self._gateway.execmodel)
 
     def submit(
-        self, function: Any, positional: tuple[Any, ...], named: dict[str, Any]
+        self, function: object, positional: tuple[object, ...], named: dict[str, object]
     ) -> Future[Any]:
         """Send a call and return its future; raises what ``Lane.send`` raises."""
         gateway = self._gateway
