@@ -18,7 +18,13 @@ from ..gateway_base import _CONSTANTS, _STRINGS, LoadError, load_item, opcode
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, TypeVar
+
+    from ..gateway_base import StrConfig
+
+    N = TypeVar("N", tuple[object, ...], frozenset[object])
+    K = TypeVar("K")
+    T = TypeVar("T")
 
 NESTING_MAX = 1000
 SAME_HASH_MAX = 64  # keys of one dict or set
@@ -130,7 +136,7 @@ class Scan:
 _scan: Scan | None = None
 
 
-def load_checked(data: bytes, channel_or_factory: Any, strconfig: Any) -> Any:
+def load_checked(data: bytes, channel_or_factory: object, strconfig: StrConfig) -> Any:
     """Return an item of an untrusted worker; ``LoadError`` if it is refused."""
     global _scan
     if data[:1] == b"\x80":
@@ -146,7 +152,7 @@ def load_checked(data: bytes, channel_or_factory: Any, strconfig: Any) -> Any:
     return _carefully(_Classic(data, channel_or_factory, strconfig).load)
 
 
-def _carefully(load: Callable[[], Any]) -> Any:
+def _carefully(load: Callable[[], T]) -> T:
     try:
         return load()
     except LoadError:
@@ -163,10 +169,10 @@ class _Guarded:
 
     def __init__(self) -> None:
         self._depths: dict[int, int] = {}  # of tuples and frozensets, by id
-        self._kept: list[Any] = []  # so that no other object gets their ids
+        self._kept: list[object] = []  # so that no other object gets their ids
         self._hashes: dict[int, dict[int, int]] = {}  # of keys, by container
 
-    def nested(self, value: Any) -> Any:
+    def nested(self, value: N) -> N:
         """Return a new tuple or frozenset, unless it is nested too deeply."""
         depth = 1 + max([self._depths.get(id(part), 0) for part in value], default=0)
         if depth > NESTING_MAX:
@@ -175,7 +181,7 @@ class _Guarded:
         self._kept.append(value)
         return value
 
-    def key(self, container: Any, key: Any) -> Any:
+    def key(self, container: object, key: K) -> K:
         """Return a key for a dict or a set, unless too many keys have its hash."""
         if type(key) is not str and type(key) is not bytes:
             counts, value = self._hashes.setdefault(id(container), {}), hash(key)
@@ -184,7 +190,7 @@ class _Guarded:
                 raise LoadError(f"more than {SAME_HASH_MAX} keys of one dict have the same hash")
         return key
 
-    def frozen(self, parts: list[Any]) -> Any:
+    def frozen(self, parts: list[object]) -> frozenset[object]:
         """Return a frozenset of checked keys."""
         keys = [self.key(parts, part) for part in parts]
         self._kept.append(parts)
@@ -198,10 +204,10 @@ class _Pickle(_Guarded):
         super().__init__()
         self._data = data
 
-    def load(self) -> Any:
+    def load(self) -> object:
         """Return the item."""
         data, pos = self._data, 2
-        stack: list[Any] = []
+        stack: list[object] = []
         marks: list[int] = []
         while True:
             op = data[pos : pos + 1]
@@ -229,19 +235,19 @@ class _Pickle(_Guarded):
             else:
                 self._one(op, stack)
 
-    def _leaf(self, op: bytes, data: bytes) -> Any:
+    def _leaf(self, op: bytes, data: bytes) -> object:
         if op == b"G":
             return struct.unpack(">d", data)[0]
         if op in b"KMJ":
             return int.from_bytes(data, "little", signed=op == b"J")
         return {b"N": None, b"\x88": True, b"\x89": False}[op]
 
-    def _long(self, op: bytes, data: bytes) -> Any:
+    def _long(self, op: bytes, data: bytes) -> object:
         if op in b"\x8a\x8b":
             return int.from_bytes(data, "little", signed=True)
         return data if op in b"CB\x8e" else data.decode("utf-8", "surrogatepass")
 
-    def _many(self, op: bytes, parts: list[Any], stack: list[Any]) -> None:
+    def _many(self, op: bytes, parts: list[object], stack: list[object]) -> None:
         if op == b"t":
             stack.append(self.nested(tuple(parts)))
         elif op == b"\x91":
@@ -255,7 +261,7 @@ class _Pickle(_Guarded):
             found = self._top(stack, set)
             found.update([self.key(found, part) for part in parts])
 
-    def _one(self, op: bytes, stack: list[Any]) -> None:
+    def _one(self, op: bytes, stack: list[object]) -> None:
         if op in b"\x85\x86\x87":
             size = op[0] - 0x84
             parts = stack[-size:]
@@ -271,33 +277,34 @@ class _Pickle(_Guarded):
             key = stack.pop()
             self._set(stack, key, value)
         else:
-            made: dict[bytes, Callable[[], Any]] = {b"]": list, b"}": dict, b")": tuple}
+            made: dict[bytes, Callable[[], object]] = {b"]": list, b"}": dict, b")": tuple}
             value = made.get(op, set)()
             self._kept.append(value)
             stack.append(value)
 
-    def _set(self, stack: list[Any], key: Any, value: Any) -> None:
+    def _set(self, stack: list[object], key: object, value: object) -> None:
         found = self._top(stack, dict)
         found[self.key(found, key)] = value
 
-    def _top(self, stack: list[Any], kind: type) -> Any:
-        if type(stack[-1]) is not kind:
-            raise LoadError(f"inconsistent data: items for {type(stack[-1])!r}")
-        return stack[-1]
+    def _top(self, stack: list[object], kind: type[T]) -> T:
+        top = stack[-1]
+        if not isinstance(top, kind):
+            raise LoadError(f"inconsistent data: items for {type(top)!r}")
+        return top
 
 
 class _Classic(_Guarded):
     """Loads an item in the classic format, whose opcodes are those of ``dumps``."""
 
-    def __init__(self, data: bytes, factory: Any, strconfig: Any) -> None:
+    def __init__(self, data: bytes, factory: Any, strconfig: StrConfig) -> None:
         super().__init__()
         self._data, self._factory, self._strconfig = data, factory, strconfig
         self._channels = self._digits = 0
 
-    def load(self) -> Any:
+    def load(self) -> object:
         """Return the item."""
         data, pos = self._data, 0
-        stack: list[Any] = []
+        stack: list[object] = []
         constants, strings = _CONSTANTS, _STRINGS
         while True:
             op = data[pos]
@@ -338,7 +345,7 @@ class _Classic(_Guarded):
         number: int = struct.unpack_from("!i", self._data, pos)[0]
         return number
 
-    def _with_number(self, name: bytes, number: int, stack: list[Any], left: int) -> None:
+    def _with_number(self, name: bytes, number: int, stack: list[object], left: int) -> None:
         if name in (opcode.INT, opcode.LONG):
             stack.append(number)
         elif name == opcode.NEWLIST:
@@ -366,7 +373,7 @@ class _Classic(_Guarded):
         else:
             raise LoadError(f"unknown opcode {name!r}")
 
-    def _set_item(self, stack: list[Any]) -> None:
+    def _set_item(self, stack: list[object]) -> None:
         value = stack.pop()
         key = stack.pop()
         target = stack[-1]

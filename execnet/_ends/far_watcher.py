@@ -13,14 +13,13 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
 GOODBYE = 15
 OF_WATCHER = 2
 TELL_S = 60  # how long the report may take to be taken; nobody may be there to take it
 
 
-def fork_watcher(frame_of: Callable[[Any, int], bytes], farewell: bytes) -> bool:
+def fork_watcher(frame_of: Callable[[object, int], bytes], farewell: bytes) -> bool:
     """Fork; the child goes on, and this process waits for its end and reports it.
 
     Returns whether there is such a process now.  It is the parent, so that it learns how the worker
@@ -46,7 +45,7 @@ def fork_watcher(frame_of: Callable[[Any, int], bytes], farewell: bytes) -> bool
 def _wait_for(pid: int) -> int | None:
     """Return the exit status of a child, negative for a signal; None if it can't be known."""
     try:
-        signal: Any = __import__("_signal")  # quicker than the module around it
+        signal = __import__("_signal")  # quicker than the module around it
     except ImportError:  # Python 2
         signal = __import__("signal")
 

@@ -18,6 +18,8 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import subprocess
+    from types import ModuleType
     from typing import Any
 
 ANSWER_S = 99  # how long the coordinator may take to find a place
@@ -44,14 +46,14 @@ def facts() -> dict[str, Any]:
                 found["size"] = int(os.environ[size])
             parts = [os.environ[part] for part in job if os.environ.get(part)]
             if name == "Kubernetes":  # the name of a pod is that of its job, plus the rank
-                end = "-%d" % found["rank"]
+                end = "-%s" % found["rank"]
                 parts = [part[: -len(end)] if part.endswith(end) else part for part in parts[:1]]
             found["job"] = _text(".".join(parts))
             break
     return found
 
 
-def _text(text: Any) -> Any:
+def _text(text: str) -> str:
     return "".join(char for char in text if " " <= char <= "~")[:TEXT_CHARS]
 
 
@@ -65,7 +67,7 @@ class Host(object):
         self.cwd = os.getcwd()
 
 
-def join(conn: Any, base: Any) -> int:
+def join(conn: socket.socket, base: ModuleType) -> int:
     """Be the worker of a connection until it ends; return the exit status of this process.
 
     conn: with TLS, after the proof.  base: the module ``script.socketserver``.
@@ -96,13 +98,13 @@ def join(conn: Any, base: Any) -> int:
     return _serve(conn, near, far, base)
 
 
-def _answer(conn: Any, base: Any) -> tuple[str, str]:
+def _answer(conn: socket.socket, base: ModuleType) -> tuple[str, str]:
     line = base._read_line(conn, base.clock() + ANSWER_S).decode("ascii", "replace")
     word, _, rest = line.partition(" ")
     return word, rest
 
 
-def _connected_to_hop(words: list[str], base: Any) -> Any:
+def _connected_to_hop(words: list[str], base: ModuleType) -> socket.socket:
     """Return a connection to a hop, after the proofs.
 
     words: a port, the SHA-256 of the certificate and the key, in hex, then hosts.  Nothing is sent
@@ -111,7 +113,7 @@ def _connected_to_hop(words: list[str], base: Any) -> Any:
     """
     port, fingerprint, key = int(words[0]), words[1].encode("ascii"), words[2].encode("ascii")
     until = base.clock() + REACH_S
-    error: Any = None
+    error: Exception | None = None
     for number, host in enumerate(words[3:], 4):
         left_s = (until - base.clock()) / (len(words) - number + 1)
         try:
@@ -127,13 +129,15 @@ def _connected_to_hop(words: list[str], base: Any) -> Any:
     raise ValueError("%s port %d: %s" % (" and ".join(words[3:]), port, error))
 
 
-def _proved(conn: Any, prover: Any, fingerprint: bytes, until: float, base: Any) -> Any:
+def _proved(
+    conn: socket.socket, prover: Any, fingerprint: bytes, until: float, base: ModuleType
+) -> socket.socket:
     import ssl
 
     is_tls, is_wanted = prover.greeted(base._read_line(conn, until))
     if not (is_tls and is_wanted):
         raise ValueError("no hop greets so")
-    context: Any = ssl.SSLContext(getattr(ssl, "PROTOCOL_TLS_CLIENT", ssl.PROTOCOL_SSLv23))
+    context = ssl.SSLContext(getattr(ssl, "PROTOCOL_TLS_CLIENT", ssl.PROTOCOL_SSLv23))
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     conn.settimeout(max(0.01, until - base.clock()))
     hop = context.wrap_socket(conn)
@@ -149,12 +153,12 @@ def _proved(conn: Any, prover: Any, fingerprint: bytes, until: float, base: Any)
         raise
 
 
-def _serve(conn: Any, near: Any, far: Any, base: Any) -> int:
+def _serve(conn: socket.socket, near: socket.socket, far: socket.socket, base: ModuleType) -> int:
     has_left = threading.Event()
     relay_class: Any = base.Relay
 
     class JoinRelay(relay_class):  # type: ignore[misc]
-        def _tell_end(self, way: Any) -> None:
+        def _tell_end(self, way: object) -> None:
             if way is self._inwards:
                 has_left.set()
             relay_class._tell_end(self, way)
@@ -176,7 +180,7 @@ def _serve(conn: Any, near: Any, far: Any, base: Any) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _pass_signals_on(process: Any) -> None:
+def _pass_signals_on(process: subprocess.Popen[bytes]) -> None:
     """Pass the signals of a batch system on to the worker, and report its end."""
 
     def pass_on(signum: int, frame: object) -> None:

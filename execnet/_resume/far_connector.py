@@ -12,10 +12,6 @@ import stat
 import struct
 import time
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 LAST_WORDS_S = 1.0  # after which a server or an sshd may end a connection
 ANSWER_S = 60.0  # how long a supervisor may take, which may wait for a worker's end
 
@@ -40,7 +36,7 @@ def place() -> tuple[str, str]:
     return found[0], "-".join([os.uname()[1]] + found[1].split())
 
 
-def send_fd(sock: Any, fd: int) -> None:
+def send_fd(sock: socket.socket, fd: int) -> None:
     """Send a descriptor over a Unix socket, with one byte."""
     if hasattr(sock, "sendmsg"):
         data = struct.pack("i", fd)
@@ -94,7 +90,7 @@ def connect(marker: bytes, folder: str, secret: str, verb: str, epoch: int) -> N
     os._exit(int(told[-1]) & 255 if told else 0)
 
 
-def _line(sock: Any) -> str:
+def _line(sock: socket.socket) -> str:
     line = b""
     while not line.endswith(b"\n"):
         data = sock.recv(1)

@@ -19,7 +19,7 @@ LAST_WORDS_S = 1.0  # as in ``far_connector``
 IN_SERVER = False  # whether a server waits for this process; set by a line that follows
 
 
-def fork_watcher(frame_of: Callable[[Any, int], bytes], farewell: bytes) -> int:
+def fork_watcher(frame_of: Callable[[object, int], bytes], farewell: bytes) -> int:
     """Fork; the child goes on, and this process becomes its supervisor.
 
     Returns the child's socket to the supervisor; 0 if there can't be one.  A server that waits for

@@ -36,7 +36,7 @@ clock = getattr(time, "monotonic", time.time)
 
 
 def supervise(
-    pid: int, fd: int, kept_fd: int, frame_of: Callable[[Any, int], bytes], farewell: bytes
+    pid: int, fd: int, kept_fd: int, frame_of: Callable[[object, int], bytes], farewell: bytes
 ) -> None:
     """Be the supervisor of a child, which is at the other end of a socket; ends the process.
 
@@ -53,7 +53,7 @@ def supervise(
         os._exit(255 if status is None else status if status >= 0 else 128 - status)
 
 
-def send_fd(sock: Any, fd: int) -> None:
+def send_fd(sock: socket.socket, fd: int) -> None:
     """Send a descriptor over a Unix socket, with one byte."""
     if hasattr(sock, "sendmsg"):
         data = struct.pack("i", fd)
@@ -62,7 +62,7 @@ def send_fd(sock: Any, fd: int) -> None:
         __import__("_multiprocessing").sendfd(sock.fileno(), fd)
 
 
-def receive_fd(sock: Any) -> int:
+def receive_fd(sock: socket.socket) -> int:
     """Return a descriptor that comes over a Unix socket, with one byte."""
     if not hasattr(sock, "recvmsg"):
         if not select.select([sock], [], [], REQUEST_S)[0]:  # the call itself has no timeout
@@ -79,7 +79,9 @@ def receive_fd(sock: Any) -> int:
 class Login(object):
     """What carries a connection: stdout and stderr of a login, and its connector."""
 
-    def __init__(self, epoch: int, out_fd: int, error_fd: int, sock: Any = None) -> None:
+    def __init__(
+        self, epoch: int, out_fd: int, error_fd: int, sock: socket.socket | None = None
+    ) -> None:
         self.epoch = epoch
         self.out_fd = out_fd
         self.error_fd = error_fd
@@ -340,7 +342,7 @@ class Supervisor(object):
         except (EnvironmentError, socket.error, ValueError, EOFError):
             sock.close()
 
-    def _act(self, sock: Any, secret: str, verb: str, epoch: int) -> None:
+    def _act(self, sock: socket.socket, secret: str, verb: str, epoch: int) -> None:
         if not is_equal(secret, OPTIONS["secret"]):
             self._answer(sock, "refused the secret is another one")
         elif self._has_ended:
@@ -355,7 +357,7 @@ class Supervisor(object):
             self._epoch = epoch
             self._hand_over(sock, epoch)
 
-    def _hand_over(self, sock: Any, epoch: int) -> None:
+    def _hand_over(self, sock: socket.socket, epoch: int) -> None:
         sock.sendall(b"ok\n")
         fds = []
         try:
@@ -369,7 +371,7 @@ class Supervisor(object):
             for fd in fds:
                 os.close(fd)
 
-    def _answer(self, sock: Any, text: str) -> None:
+    def _answer(self, sock: socket.socket, text: str) -> None:
         try:
             sock.sendall((text + "\n").encode("ascii"))
         except (EnvironmentError, socket.error):
@@ -385,7 +387,7 @@ def is_equal(told: str, secret: str) -> bool:
     return not differs
 
 
-def is_of_user(sock: Any) -> bool:
+def is_of_user(sock: socket.socket) -> bool:
     """Whether a process of this user is at the other end, if the system tells."""
     option = getattr(socket, "SO_PEERCRED", 17 if os.path.isdir("/proc/self") else None)
     if option is None:  # all that protects it then is the folder that nobody else can enter
@@ -394,7 +396,7 @@ def is_of_user(sock: Any) -> bool:
     return bool(user & 0xFFFFFFFF == os.getuid())
 
 
-def read_line(sock: Any) -> str:
+def read_line(sock: socket.socket) -> str:
     """Return a line, and read nothing of what follows it."""
     line = b""
     while not line.endswith(b"\n"):

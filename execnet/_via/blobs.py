@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Protocol
 
-    from ..gateway_base import Channel
+    from ..gateway import Gateway
+    from ..gateway_base import Channel, Frame
+    from .writer import Blob
 
     class User(Protocol):
         """A stream through the worker."""
@@ -47,17 +49,17 @@ class Kept:
     it: nothing is dropped while frames that use it were not handed in.
     """
 
-    def __init__(self, gateway: Any) -> None:
+    def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._lock = gateway.execmodel.Lock()
         self._left = STORE_BYTES
         self._part_sent = False
         # The longest unused first: size, and frames that use it, each with its stream.
-        self._blobs: OrderedDict[bytes, tuple[int, list[tuple[list[Any], User]]]] = OrderedDict()
+        self._blobs: OrderedDict[bytes, tuple[int, list[tuple[Frame, User]]]] = OrderedDict()
 
     def use(
-        self, digest: bytes, data: bytes, user: User, make: Callable[[], list[Any]]
-    ) -> list[Any] | None:
+        self, digest: bytes, data: bytes, user: User, make: Callable[[], Frame]
+    ) -> Frame | None:
         """Return a frame that uses a blob; see to it that the worker has that by then.
 
         user: the stream that the blob is for.  make: returns the frame, which the caller hands in.
@@ -71,7 +73,7 @@ class Kept:
             users.append((frame, user))
             return frame
 
-    def act(self, digest: bytes, data: bytes, header: bytes) -> list[Any] | None:
+    def act(self, digest: bytes, data: bytes, header: bytes) -> Frame | None:
         """Return a frame that has the worker act as if a header and a blob had come from here.
 
         It was handed in already.  None if there is no room for the blob.
@@ -81,7 +83,7 @@ class Kept:
                 return None
             return self._post(self._told("act", digest, header), None)
 
-    def keep_in(self, digest: bytes, size: int, make: Callable[[], list[Any]]) -> list[Any] | None:
+    def keep_in(self, digest: bytes, size: int, make: Callable[[], Frame]) -> Frame | None:
         """Return a frame that has the worker keep a blob for others, handed in already.
 
         None if the worker has it, or has no room for it.
@@ -112,7 +114,7 @@ class Kept:
         self._blobs[digest] = size, []
         self._left -= size
 
-    def _is_in_use(self, frame: list[Any], user: User) -> bool:
+    def _is_in_use(self, frame: Frame, user: User) -> bool:
         """Whether a worker that dropped the blob of a frame now might still look for it."""
         return not (user.has_ended() or (user.is_forwarded and self._gateway._writer.has(frame)))
 
@@ -137,7 +139,7 @@ class Kept:
         sent = [(PART, None, None)] if is_there else parts.sent_parts(gateway, PART)
         return dumps_internal((sent, told))
 
-    def _post(self, payload: bytes, blob: Any) -> list[Any]:
+    def _post(self, payload: bytes, blob: Blob | None) -> Frame:
         header = _HEADER.pack(Message.SOURCES, 0, len(payload))
         frame = frame_of(self._gateway, header, payload, blob)
         self._gateway._writer.post_frame(frame)
@@ -145,10 +147,10 @@ class Kept:
         return frame
 
 
-def frame_of(gateway: Any, header: bytes, payload: bytes, blob: Any) -> list[Any]:
+def frame_of(gateway: Gateway, header: bytes, payload: bytes, blob: Blob | None) -> Frame:
     """Return a frame of a gateway; a blob means something if the gateway itself goes via others."""
     told = [] if blob is None or gateway._io.carrier is None else [blob]
-    frame: list[Any] = gateway._writer.frame(header, payload, *told)
+    frame: Frame = gateway._writer.frame(header, payload, *told)
     return frame
 
 

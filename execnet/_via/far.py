@@ -26,13 +26,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..gateway_base import Channel
+    from .far_ends import Owner
 
-def forward(channel: Any, news: Any, request: dict[str, Any], owner: Any = None) -> None:
+
+def forward(
+    channel: Channel, news: Channel, request: dict[str, Any], owner: Owner | None = None
+) -> None:
     """Start what is requested, unless it is there already, and forward; returns at once."""
     kind = PolledForwarder if can_poll(channel.gateway.execmodel) else ThreadedForwarder
     kind(channel, news, request, owner).start()
 
 
-def main(channel: Any) -> None:
+def main(channel: Channel) -> None:
     """Forward as the next item asks; returns at once, the main thread is for other code."""
     forward(*channel.receive())

@@ -22,6 +22,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..gateway_base import Channel
+    from .far_ends import Waits
+
 WORD = b"hop"  # in the proof, so that one for something else is useless here
 
 Visitor: Any = socketserver.Visitor
@@ -45,9 +48,9 @@ class Door(Server):  # type: ignore[misc]
     """Listens until the joiner has come, or nobody expects it any more."""
 
     visitor_class = HopVisitor
-    taken: Any = None  # the connection of the joiner
+    taken: socket.socket | None = None  # the connection of the joiner
 
-    def take(self, conn: Any) -> None:
+    def take(self, conn: socket.socket) -> None:
         """Take the first that has shown that it is the joiner; then this stops listening."""
         if self.taken is not None:
             conn.close()
@@ -111,7 +114,7 @@ class Dialled(object):
         self._door.stop()
         self._shutdown(self._near, socket.SHUT_WR)
 
-    def _shutdown(self, sock: Any, how: int) -> None:
+    def _shutdown(self, sock: socket.socket, how: int) -> None:
         try:
             socket.socket.shutdown(sock, how)  # that of TLS would end it under another thread
         except ERRORS:  # it has ended, or is closed
@@ -121,14 +124,14 @@ class Dialled(object):
         """Close it, once the joiner has ended it; there is no exit status."""
         self._near.close()
 
-    def wait(self, read_all: Any) -> tuple[None, bytes]:
+    def wait(self, read_all: Waits) -> tuple[None, bytes]:
         """Wait until it has ended; there is no exit status."""
         read_all.wait()
         self.status()
         return None, b""
 
 
-def main(channel: Any) -> None:
+def main(channel: Channel) -> None:
     """Wait for the joiner of the next item, and forward; returns at once."""
     data_channel, news, request = channel.receive()
     forward(data_channel, news, request, Dialled(request))

@@ -17,7 +17,30 @@ from .far_loop import ERRORS, IN, Loop, retried, set_private
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from types import ModuleType
+    from typing import Any, Protocol
+
+    from ..gateway_base import ExecModel
+
+    class Waits(Protocol):
+        """An event."""
+
+        def wait(self) -> object: ...
+
+    class Owner(Protocol):
+        """What a gateway reaches: ``Process`` is one."""
+
+        read_fd: int
+        write_fd: int
+
+        @property
+        def stderr(self) -> StderrTail | None: ...
+        @property
+        def open_end(self) -> Callable[[], int] | None: ...
+        def kill(self, worker_pid: int | None) -> None: ...
+        def close_write(self) -> None: ...
+        def status(self) -> int | None: ...
+        def wait(self, read_all: Waits) -> tuple[int | None, bytes]: ...
 
 STDERR_S = 0.5  # how long the stderr of a process may take to end after it
 STDERR_BYTES = 4096
@@ -28,7 +51,7 @@ F_SETPIPE_SZ = 1031  # Linux; ``fcntl`` names it since 3.10
 class Process(object):
     """A command that runs here, with pipes as its stdin and stdout."""
 
-    def __init__(self, model: Any, request: dict[str, Any]) -> None:
+    def __init__(self, model: ExecModel, request: dict[str, Any]) -> None:
         subprocess = model.subprocess
         self.stderr = StderrTail(model) if request["stderr"] else None
         self.leads_group = request.get("leads_group")  # of what must not outlive it
@@ -92,7 +115,7 @@ class Process(object):
         self._kill_group()
         return status
 
-    def wait(self, read_all: Any) -> tuple[int, bytes]:
+    def wait(self, read_all: Waits | None) -> tuple[int, bytes]:
         """Wait until it has ended; return the exit status and the end of its stderr."""
         status = self.status()
         return status, b"" if self.stderr is None else self.stderr.last()
@@ -101,7 +124,7 @@ class Process(object):
 class StderrTail(object):
     """Passes the stderr of a process on to ours, and keeps the end of it."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: ExecModel) -> None:
         self._model = model
         self._lock = new_lock()  # guards what is called
         self._on_over: Callable[[], object] | None = None
@@ -172,7 +195,7 @@ class Connection(object):
     stderr = None
     open_end = None  # it ends when all was read
 
-    def __init__(self, model: Any, request: dict[str, Any]) -> None:
+    def __init__(self, model: ExecModel, request: dict[str, Any]) -> None:
         socket = model.socket
         address = request["address"]
         self.peer = b""  # host and port, which a client's proof contains
@@ -190,7 +213,7 @@ class Connection(object):
         self._socket.settimeout(None)
         self.read_fd, self.write_fd = os.dup(self._socket.fileno()), os.dup(self._socket.fileno())
 
-    def _check_owner(self, socket: Any) -> None:
+    def _check_owner(self, socket: ModuleType) -> None:
         """Refuse a process of another user, if the system tells whose it is."""
         peercred = getattr(socket, "SO_PEERCRED", 17 if sys.platform.startswith("linux") else None)
         if peercred is not None:
@@ -218,14 +241,14 @@ class Connection(object):
         """Close it, once the server has ended it; there is no exit status."""
         self._socket.close()
 
-    def wait(self, read_all: Any) -> tuple[None, bytes]:
+    def wait(self, read_all: Waits) -> tuple[None, bytes]:
         """Wait until the server has ended it; there is no exit status."""
         read_all.wait()
         self.status()
         return None, b""
 
 
-def can_poll(model: Any) -> bool:
+def can_poll(model: ExecModel) -> bool:
     """Whether one thread can wait for many: not everywhere, and not among greenlets."""
     return model.has_main_thread and hasattr(real_select(), "poll")
 
@@ -234,7 +257,7 @@ _stderr_loop: list[Loop] = []
 _lock = new_lock()
 
 
-def stderr_loop(model: Any) -> Loop:
+def stderr_loop(model: ExecModel) -> Loop:
     """Return the loop that reads what processes say on stderr; it may wait for ours."""
     with _lock:
         if not _stderr_loop:
@@ -288,11 +311,11 @@ def descendants(pid: int) -> list[int]:
     return found + [below for child in found for below in descendants(child)]
 
 
-def command_of(args: list[str]) -> list[Any]:
+def command_of(args: list[str]) -> list[bytes] | list[str]:
     """Return a command in the form that this system accepts."""
     return [as_bytes(arg) for arg in args] if os.name == "posix" else args
 
 
-def as_bytes(text: Any) -> bytes:
+def as_bytes(text: str | bytes) -> bytes:
     """Return a text as UTF-8; Python 2 may have bytes already."""
     return text if isinstance(text, bytes) else text.encode("utf-8", "replace")

@@ -19,6 +19,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..gateway_base import Channel
+    from .far_ends import Owner
+
 Credit = load_part("_features.credit").Credit
 
 WINDOW_BYTES = 1 << 20  # how much may be on the way in one direction, not reported as taken
@@ -44,7 +47,7 @@ class Forwarder(object):
     """
 
     def __init__(
-        self, channel: Any, news: Any, request: dict[str, Any], owner: Any = None
+        self, channel: Channel, news: Channel, request: dict[str, Any], owner: Owner | None = None
     ) -> None:
         self._channel = channel
         self._news = news
@@ -69,7 +72,7 @@ class Forwarder(object):
 
     # the receiver thread
 
-    def on_item(self, item: Any) -> None:
+    def on_item(self, item: object) -> None:
         """Act on what the coordinator sent; None: it is gone, or needs this no more."""
         if isinstance(item, bytes):
             self._put(item)
@@ -107,12 +110,12 @@ class Forwarder(object):
         if report:
             self._tell(report)
 
-    def _tell(self, item: Any) -> None:
+    def _tell(self, item: object) -> None:
         """Tell the coordinator even while it does not read; never waits, and never fails."""
         news = self._news
         news.gateway._post(Message.CHANNEL_DATA, news.id, dumps_internal(item))
 
-    def _send(self, item: Any) -> None:
+    def _send(self, item: object) -> None:
         try:
             self._channel.send(item)
         except ERRORS:  # the coordinator is gone, which ``on_item`` learns as well

@@ -12,6 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..gateway_base import BaseGateway
+
 
 def kept_of(gateway: Any) -> dict[bytes, bytes]:
     """Return what is kept here."""
@@ -21,22 +23,22 @@ def kept_of(gateway: Any) -> dict[bytes, bytes]:
     return kept
 
 
-def tell(gateway: Any, told: Any) -> None:
+def tell(gateway: BaseGateway, told: Any) -> None:
     """Do as the coordinator says, in the receiver thread."""
     _DOES[told[0]](gateway, *told[1:])
 
 
-def _keep(gateway: Any, digest: bytes, data: bytes) -> None:
+def _keep(gateway: BaseGateway, digest: bytes, data: bytes) -> None:
     kept_of(gateway)[digest] = data
 
 
-def _drop(gateway: Any, digests: list[bytes]) -> None:
+def _drop(gateway: BaseGateway, digests: list[bytes]) -> None:
     kept = kept_of(gateway)
     for digest in digests:
         kept.pop(digest, None)
 
 
-def _act(gateway: Any, digest: bytes, head: bytes) -> None:
+def _act(gateway: BaseGateway, digest: bytes, head: bytes) -> None:
     """Act as if a frame with this header, and what is kept as its payload, had come."""
     code, id, _ = _HEADER.unpack_from(head)
     Message(code, id, kept_of(gateway)[digest]).received(gateway)

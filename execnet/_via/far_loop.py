@@ -17,7 +17,11 @@ from ..gateway_base import new_lock, real_select
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, TypeVar
+
+    from ..gateway_base import ExecModel
+
+    T = TypeVar("T")
 
 IN, OUT = 1, 4  # POLLIN and POLLOUT, wherever there is a poll
 ERRORS = (EnvironmentError, ValueError, _select.error)  # ValueError: a file is closed
@@ -32,7 +36,7 @@ class Loop(object):
     waits meanwhile.  ``_lock`` guards the calls, and whether the thread runs.
     """
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: ExecModel, name: str) -> None:
         self._model = model
         self._name = name
         self._lock = new_lock()
@@ -44,7 +48,7 @@ class Loop(object):
         self._wake_fd = self._wake_writer = -1
         self._poller: Any = None
 
-    def call(self, func: Callable[..., object], *args: Any) -> None:
+    def call(self, func: Callable[..., object], *args: object) -> None:
         """Have a function called soon; never waits.
 
         RuntimeError (Python 2: ``thread.error``) or OSError if there can be no thread for it.
@@ -138,7 +142,7 @@ class Loop(object):
             return ()
         return (max(0.0, min(when for when, _ in self._timers) - now) * self._unit,)
 
-    def _try(self, func: Callable[..., object], *args: Any) -> None:
+    def _try(self, func: Callable[..., object], *args: object) -> None:
         """Call a function; an error of it ends nobody else's."""
         try:
             func(*args)
@@ -184,7 +188,7 @@ def set_nonblocking(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
 
 
-def retried(func: Callable[..., Any], *args: Any) -> Any:
+def retried(func: Callable[..., T], *args: object) -> T:
     """Call a function again for as long as a signal interrupts it, as Python 3 does itself."""
     while True:
         try:

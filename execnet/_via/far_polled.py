@@ -22,6 +22,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..gateway_base import Channel
+    from .far_ends import Owner
+
 
 def loops_of(gateway: Any) -> tuple[Loop, Loop]:
     """Return the loops of a gateway: the one that reads, and the one that never waits."""
@@ -42,7 +45,7 @@ class PolledForwarder(Forwarder):
     """
 
     def __init__(
-        self, channel: Any, news: Any, request: dict[str, Any], owner: Any = None
+        self, channel: Channel, news: Channel, request: dict[str, Any], owner: Owner | None = None
     ) -> None:
         super(PolledForwarder, self).__init__(channel, news, request, owner)
         self._reads, self._writes = loops_of(channel.gateway)

@@ -15,6 +15,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..gateway_base import Channel
+    from .far_ends import Owner
+
 
 class ThreadedForwarder(Forwarder):
     """Forwards in threads of its own: one reads, one writes, and one waits for the end.
@@ -23,7 +26,7 @@ class ThreadedForwarder(Forwarder):
     """
 
     def __init__(
-        self, channel: Any, news: Any, request: dict[str, Any], owner: Any = None
+        self, channel: Channel, news: Channel, request: dict[str, Any], owner: Owner | None = None
     ) -> None:
         super(ThreadedForwarder, self).__init__(channel, news, request, owner)
         self._stream: Any = None  # to the process

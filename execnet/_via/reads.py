@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..gateway import Gateway
     from ..gateway_base import Channel, Inbox
 
 LIMITED_S = 1.0  # stands for any time limit: with one, a direct read lasts some milliseconds
@@ -23,7 +24,7 @@ class ViaReads(DirectReads):
     it may be reported twice, but never not at all.
     """
 
-    def __init__(self, io: Any, via: Any, data: Channel) -> None:
+    def __init__(self, io: Any, via: Gateway, data: Channel) -> None:
         super().__init__(0, io.execmodel)
         self._io = io
         self._via = via

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .._specs import Settings
     from .._transports.table import Command
     from ..gateway import Gateway
-    from ..gateway_base import Channel
+    from ..gateway_base import Channel, Frame
 
     Find = Callable[[str], Gateway]
 
@@ -61,7 +61,7 @@ class BoundedInbox:
         self.get, self.empty, self.qsize = items.get, items.empty, items.qsize
         self.put = items.put  # for direct reads, of one item when all are read: one step in C
 
-    def put_nowait(self, item: Any) -> None:
+    def put_nowait(self, item: object) -> None:
         """Take an item, in the receiver thread; ``ProtocolError`` if too much is unread."""
         if type(item) is bytes:
             credit = self._credit
@@ -123,7 +123,7 @@ class ViaIO(Endpoint):
         self.output = Credit(WINDOW_BYTES)  # from there: receiver thread of ``via``, and reader
         self.input = Credit(WINDOW_BYTES)  # to there: the writing thread, and that receiver thread
         self._room = _Flag(execmodel)  # another one for each wait
-        self._arrived: deque[Any] = deque()  # for that loop
+        self._arrived: deque[object] = deque()  # for that loop
         self.is_connected = _Flag(execmodel)
         self._data: Channel = via.newchannel()
         self._data._strconfig = (False, False)  # Python 2's str are bytes
@@ -146,7 +146,7 @@ class ViaIO(Endpoint):
 
     # the receiver thread of the gateway that it goes via
 
-    def _on_code_end(self, item: Any) -> None:
+    def _on_code_end(self, item: object) -> None:
         if item is not None:  # code of a user may have reported more
             return
         self.is_forwarded = True
@@ -234,7 +234,7 @@ class ViaIO(Endpoint):
         """Call these when something has come, and when there is room."""
         self._on_writable = on_writable
 
-        def on_data(item: Any) -> None:
+        def on_data(item: object) -> None:
             self._arrived.append(item)
             on_readable()
 
@@ -249,7 +249,7 @@ class ViaIO(Endpoint):
         """Return why the stream has ended, unless that was in order."""
         return "" if self._closed_write else self._reason
 
-    def take(self, item: Any) -> bytes:
+    def take(self, item: object) -> bytes:
         """Return the bytes that came over the channel; b"" for the end."""
         if type(item) is bytes:
             self.account(len(item))
@@ -307,7 +307,7 @@ class ViaIO(Endpoint):
         """Wait until something can be written."""
         self._await_room()
 
-    def hand_in(self, frame: list[Any]) -> None:
+    def hand_in(self, frame: Frame) -> None:
         """Hand in the next piece of a frame and note that, so that no interrupt sends it twice."""
         data, _, written = frame[:3]
         start, writer = sum(written), self._via._writer
@@ -335,11 +335,11 @@ class ViaIO(Endpoint):
         head = _pack_bytes_head(Message.CHANNEL_DATA, self._data.id, size + 6, opcode.BYTES, size)
         return head, data + opcode.STOP
 
-    def _using_blob(self, frame: list[Any]) -> list[Any] | None:
+    def _using_blob(self, frame: Frame) -> Frame | None:
         """Return a frame for a blob that is kept over there; None if there is no room for it."""
         data, (digest, start, end) = frame[0], frame[4]
 
-        def make() -> list[Any]:
+        def make() -> Frame:
             item = dumps_internal([digest, data[:start], data[end:]])
             header = _HEADER.pack(Message.CHANNEL_DATA, self._data.id, len(item))
             return self._via._writer.frame(header, item)
