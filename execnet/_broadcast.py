@@ -26,7 +26,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ._endpoint import Frame, ReadyWay
+    from ._endpoint import ReadyWay
+    from .gateway_base import Frame
 
     Ways = dict[Writer, tuple[int, ReadyWay]]
 

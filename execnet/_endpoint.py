@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import IO, Any, Protocol
 
-    from .gateway_base import BaseGateway, DirectReads, ExecModel
+    from .gateway_base import BaseGateway, DirectReads, ExecModel, Frame, WriteAll
 
     # What an event loop polls for reading, what reads it, and what it polls for writing.
     LoopEnds = tuple[int, Callable[[int], bytes], int]
     # What writes without waiting, and its arguments after the pieces.
     ReadyWay = tuple[Any, ...]
-    Frame = list[Any]  # as ``FrameWriter.frame`` makes it
+    WriteNow = Callable[[bytes], int]  # all of it, or raises BlockingIOError
 
     # Gets {}, or what went wrong as ``error``.
     Finish = Callable[[dict[str, str]], object]
@@ -62,6 +62,27 @@ class Writer(FrameWriter):
         """Queue a frame, which goes out with ``write_ready``, or with the next one sent."""
         if self._error is None and not self._closing:
             frame[3] += map(self._frames.append, (frame,))
+
+    def put_now(self, write: WriteNow, frame: Frame) -> bool:
+        """Write what the stream takes at once of a frame, if nothing else waits for it.
+
+        write: its ``write_now``.  The frame has nothing but a header.  False: nothing was done.
+        """
+        (taken,) = map(self._lock.acquire, (False,))  # doc/interrupts.rst, "Locks"
+        try:
+            if not taken or self._has_work() or self._error:
+                return False
+            frame[2] += map(write, (frame[0],))  # one step
+            if _left(frame):
+                frame[3] += map(self._frames.append, (frame,))
+        except OSError:  # it is full, or is none; or the system can't do that
+            return False
+        finally:
+            if taken:
+                self._lock.release()
+                if self._has_work():  # the rest, or what was handed in while the lock was taken
+                    self._flush_left_behind()
+        return True
 
     def write_ready(self, way: ReadyWay) -> bool | None:
         """Write as much of what is queued as the stream takes now; return whether that was all.
@@ -154,9 +175,9 @@ class Endpoint(ABC):
     takes_whole = False  # such a one goes all or, at an interrupt, not at all
     # One system call, which returns how much it took; for several pieces where the system has one.
     write_some: Callable[[Any], int | None]
-    write_pieces: Callable[[Any], int | None] | None = None
+    write_pieces: WriteAll | None = None
     # Takes all of a small frame or raises BlockingIOError, where the system can do that.
-    write_now: Callable[[bytes], int] | None = None
+    write_now: WriteNow | None = None
 
     def ready_way(self) -> tuple[int, ReadyWay] | None:
         """Return what can be polled for more room, and what writes without waiting.
@@ -336,7 +357,7 @@ class PipeEndpoint(Popen2IO, Endpoint):
         fd = self.outfile.fileno()
         return fd, (partial(os.pwritev, fd), -1, _NOWAIT)
 
-    def on_hello(self, gateway: Any, finish: Finish) -> bool:
+    def on_hello(self, gateway: BaseGateway, finish: Finish) -> bool:
         """Have the worker open the memory, if there is any; whether that is so."""
         if self.memory is not None:
             self.memory.make(gateway, finish)

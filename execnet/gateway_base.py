@@ -2205,7 +2205,7 @@ class _Flag(object):
                     self._tokens.put(token)  # others may be waiting too
                     self._is_set = True
             except self._execmodel.Empty:
-                if getattr(timed[0], "left", 0) > 0:  # it is another one that has the token
+                if isinstance(timed[0], _Timed) and timed[0].left > 0:  # another has it
                     return self.wait(timed[0].left)
         return self._is_set
 
@@ -2422,7 +2422,7 @@ class Channel(object):
                 items.put(item)  # others may be waiting too
                 break
         except self.gateway.execmodel.Empty:
-            if getattr(timed[0], "left", 0) > 0:  # another thread was faster
+            if isinstance(timed[0], _Timed) and timed[0].left > 0:  # another thread was faster
                 return self.receive(timed[0].left)
             raise self.TimeoutError("no item after %r seconds from %r" % (timeout, self))
         finally:

@@ -25,7 +25,7 @@ from .threads import in_thread, to_its_end
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import types
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable
     from typing import Any, NoReturn, ParamSpec, TypeVar
 
     P = ParamSpec("P")
@@ -109,9 +109,7 @@ class Executor(executor.Executor):
         the iteration ends, or is cancelled, is cancelled, too.
         """
         executor.check_map(chunksize, buffersize)
-        rows: Iterator[executor.Row] = zip(*iterables)  # noqa: B905 - as the built-in map
-        if chunksize > 1:
-            rows = executor.chunks(iterables, chunksize)
+        rows = executor.rows_of(iterables, chunksize)
         if self._lacking(fn, None):
             send = in_thread(self._loop, self._send_modules_of, fn, None)  # it reads files
             await to_its_end(send, int)

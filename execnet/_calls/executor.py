@@ -136,9 +136,7 @@ class Executor(futures.Executor):
         """
         check_map(chunksize, buffersize)
         self._send_modules_of(fn, None)
-        rows: Iterator[Row] = zip(*iterables)  # noqa: B905 - as the built-in map
-        if chunksize > 1:
-            rows = chunks(iterables, chunksize)
+        rows = rows_of(iterables, chunksize)
         function = Mapped(fn, chunksize > 1)
         deadline = None if timeout is None else monotonic() + timeout
         asked: deque[_Slot] = deque()
@@ -147,11 +145,8 @@ class Executor(futures.Executor):
         def ask(*rows: Row) -> None:
             slots = [_Slot(ready) for _ in rows]
             retries, codec = self._retries, self._codec
-            works = [
-                Work(slot, function, row, {}, retries, codec, True)
-                for slot, row in zip(slots, rows, strict=True)
-            ]
-            self._submit(*works)
+            pairs = zip(slots, rows, strict=True)
+            self._submit(*[Work(s, function, row, {}, retries, codec, True) for s, row in pairs])
             asked.extend(slots)
 
         first = itertools.islice(rows, buffersize)
@@ -547,6 +542,11 @@ def check_map(chunksize: int, buffersize: int | None) -> None:
         raise TypeError("buffersize must be an integer or None")
     if buffersize is not None and buffersize < 1:
         raise ValueError("buffersize must be None or > 0")
+
+
+def rows_of(iterables: tuple[Iterable[object], ...], size: int) -> Iterator[Row]:
+    """Yield the arguments of calls that carry those of so many."""
+    return chunks(iterables, size) if size > 1 else zip(*iterables)  # noqa: B905 - as ``map``
 
 
 def chunks(iterables: tuple[Iterable[object], ...], size: int) -> Iterator[Row]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from concurrent import futures
 from contextlib import suppress
+from functools import partial
 
 from .._clock import monotonic
 from .._endpoint import PipeEndpoint, Writer
@@ -19,7 +20,6 @@ from ..gateway_base import (
     LoadError,
     Message,
     WorkerDied,
-    _left,
     new_rlock,
 )
 
@@ -137,9 +137,10 @@ class Lane:
         self.calls = calls
         self._owner = owner
         self._numbers = itertools.count(1)
-        self._write_now: Callable[[bytes], int] | None = None
-        if type(self.gateway._writer) is Writer:
-            self._write_now = self.gateway._io.write_now
+        self._put: Callable[[Frame], bool] | None = None
+        writer, write_now = self.gateway._writer, self.gateway._io.write_now
+        if type(writer) is Writer and write_now is not None:
+            self._put = partial(writer.put_now, write_now)
         self._channel = calls.new_lane()
         self._channel.setcallback(self._on_answer, endmarker=None)
         self._callback = self.gateway._channelfactory._callbacks.get(self._channel.id)
@@ -204,27 +205,8 @@ class Lane:
             for asked, header, request in held:
                 end += len(header) + len(request)
                 asked.goes_with(frame, end)
-            if self._write_now is None or frame[1] or not self._put(frame):
+            if self._put is None or frame[1] or not self._put(frame):
                 writer.post_frame(frame)
-
-    def _put(self, frame: Frame) -> bool:
-        """Write what the stream takes at once of a frame, if nothing else waits for it."""
-        writer = self.gateway._writer
-        (taken,) = map(writer._lock.acquire, (False,))  # doc/interrupts.rst, "Locks"
-        try:
-            if not taken or self._write_now is None or writer._has_work() or writer._error:
-                return False
-            frame[2] += map(self._write_now, (frame[0],))  # one step
-            if _left(frame):
-                frame[3] += map(writer._frames.append, (frame,))
-        except OSError:  # it is full, or is none; or the system can't do that
-            return False
-        finally:
-            if taken:
-                writer._lock.release()
-                if writer._has_work():  # the rest, or what was handed in while the lock was taken
-                    writer._flush_left_behind()
-        return True
 
     def _prepare(self, asked: Asked) -> tuple[int, bytes]:
         number, work = next(self._numbers), asked.work

@@ -235,12 +235,7 @@ class Calls:
             positional, named = function.args + positional, {**function.keywords, **named}
             return self.request(number, function.func, positional, named, codec)
         if isinstance(function, Mapped):
-            name = function.names.get(self) or self._name(function.function)
-            function.names[self] = name
-            if function.in_chunks:
-                name, positional = MANY, (name, *positional, function.before, function.named)
-            else:
-                positional, named = function.before + positional, function.named
+            name, positional, named = self._mapped(function, positional, named)
             function = function.function
         else:
             name = self._name(function)
@@ -260,6 +255,16 @@ class Calls:
                 text = text.replace(place, word, 1)
             error = DumpError(f"{shown(function)} can't be called with that: {text}")
         raise error
+
+    def _mapped(
+        self, mapped: Mapped, positional: tuple[object, ...], named: dict[str, object]
+    ) -> tuple[str, tuple[object, ...], dict[str, object]]:
+        """Return the name and the arguments of a call of a function that is called often."""
+        name = mapped.names.get(self) or self._name(mapped.function)
+        mapped.names[self] = name
+        if mapped.in_chunks:
+            return MANY, (name, *positional, mapped.before, mapped.named), named
+        return name, mapped.before + positional, mapped.named
 
     def _name(self, function: object) -> str:
         """Return the worker's name for a function."""

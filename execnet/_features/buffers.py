@@ -24,6 +24,7 @@ from ..gateway_base import (
     _pack_op,
     _refusal,
     _refuse_in_callback,
+    _Timed,
     _timed,
     _unpack_int4,
     opcode,
@@ -462,7 +463,7 @@ class BufferInbox(object):
         try:
             (item,) = map(self._items.get, *timed)  # as in ``Channel.receive``
         except self._empty:
-            if getattr(timed[0], "left", 0) <= 0:
+            if not isinstance(timed[0], _Timed) or timed[0].left <= 0:
                 raise
             return self.get(True, timed[0].left)  # another thread was faster
         return item

@@ -9,6 +9,7 @@ from ..gateway_base import (
     _Flag,
     _OSError,
     _refuse_in_callback,
+    _Timed,
     _timed,
     dumps_internal,
     load_part,
@@ -163,7 +164,7 @@ class _CountedInbox:
         try:
             (item,) = map(self._items.get, *timed)  # as in ``Channel.receive``
         except self._gateway.execmodel.Empty:
-            if getattr(timed[0], "left", 0) <= 0:
+            if not isinstance(timed[0], _Timed) or timed[0].left <= 0:
                 raise
             return self.get(True, timed[0].left)  # another thread was faster
         return item

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .._endpoint import Frame, LoopEnds
-    from ..gateway_base import Piece
+    from .._endpoint import LoopEnds
+    from ..gateway_base import Frame, Piece
 
 PIECE_BYTES = 1 << 18  # of a frame, encrypted at once
 
