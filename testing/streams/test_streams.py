@@ -280,6 +280,12 @@ class TestFrameWriter:
                 Task(pipe.execmodel, writer.send, header(1), b"x").result()
         Task(pipe.execmodel, writer.post, header(1), b"x").result()
 
+    def test_a_file_that_somebody_has_closed_is_an_os_error_as_well(self, pipe: Pipe) -> None:
+        writer = FrameWriter(pipe.out, "gw")
+        pipe.out.close_write()
+        with pytest.raises(OSError, match=r"closed|bad file descriptor|cannot send"):
+            writer.send(header(1), b"x")
+
     def test_a_sender_that_waits_is_told_of_the_reader_s_end(self, pipe: Pipe) -> None:
         writer = FrameWriter(pipe.out, "gw")
         pipe.fill()
