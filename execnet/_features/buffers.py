@@ -40,9 +40,8 @@ if TYPE_CHECKING:
 
     from ..gateway_base import ChannelFactory, Frame, FrameDecoder, Inbox, Piece
 
-    HasMore = Callable[[int], bool]
     ReadInto = Callable[[memoryview], int | None]
-    Ways = tuple[HasMore | None, ReadInto | None]  # neither, or both
+    Ways = tuple[Callable[[int], bool] | None, ReadInto | None]  # neither, or both
 if not TYPE_CHECKING:
     deque = __import__("_collections").deque  # without the rest of ``collections``
 
@@ -315,7 +314,7 @@ class Buffers(object):
 
     def __init__(self, factory: ChannelFactory) -> None:
         self._factory = factory
-        self._gateway = factory.gateway
+        self._gateway: Any = factory.gateway
         self._waiting: dict[int, list[Waiter]] = {}  # by channel
         self.lock = factory.gateway.execmodel.Lock()
         self.shared: Any = None  # memory that both ends have: ``_shared.far``
@@ -364,18 +363,14 @@ class Buffers(object):
         return BytesIO()
 
     def fill(self, decoder: FrameDecoder, wait_ms: int = WAIT_MS) -> bool:
-        """Read the rest of a frame into the buffer that it is for, while there is something.
-
-        Returns whether anything was read.
-        """
+        """Read the rest of a frame into its buffer while some is there; return whether it was."""
         gateway, has_read = self._gateway, False
         key = self._factory._part and self._factory._part[0]
         filling: object = self._factory._parts.get(key, (b"", None))[1]
         direct = self._factory.direct
         if not isinstance(filling, Filling) or (direct and direct.chunks):
             return False
-        next_data: Any = gateway._next_data
-        if next_data.__self__ is not gateway:  # another thread may be reading
+        if gateway._next_data.__self__ is not gateway:  # another thread may be reading
             return False
         has_more, read_into = self._ways = self._ways or _ways(gateway._io)
         try:
@@ -391,12 +386,11 @@ class Buffers(object):
         return has_read
 
 
-def _ways(io: object) -> Ways:
+def _ways(io: Any) -> Ways:
     """Return how to know whether a stream can be read, and how to read it into a buffer."""
     read_into = getattr(io, "read_into", None)
-    infile: Any = getattr(io, "infile", None)
-    if read_into is None and type(infile).__name__ == "FileIO":
-        read_into = infile.readinto
+    if read_into is None and type(getattr(io, "infile", None)).__name__ == "FileIO":
+        read_into = io.infile.readinto
     has_more = getattr(io, "has_more", None)
     return (has_more, read_into) if has_more is not None else (None, None)
 
