@@ -7,7 +7,6 @@ from .gateway_base import get_execmodel, new_lock
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
 
 class Reporter:
@@ -17,10 +16,10 @@ class Reporter:
         self._callback = callback
         self._name = name  # of the thread
         self._lock = new_lock()  # guards the next two
-        self._untold: list[tuple[Any, ...]] = []
+        self._untold: list[tuple[object, ...]] = []
         self._runs = False
 
-    def tell(self, *what: Any) -> None:
+    def tell(self, *what: object) -> None:
         """Have the callback called with these soon."""
         with self._lock:
             self._untold.append(what)

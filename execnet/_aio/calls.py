@@ -69,14 +69,14 @@ class Sink:
 
     interrupt: Callable[[], object] | None = None  # ends a running call, if it may
 
-    def __init__(self, future: asyncio.Future[Any]) -> None:
+    def __init__(self, future: asyncio.Future[object]) -> None:
         self._future = future
         future.add_done_callback(self._on_done)
 
     def begin(self) -> bool:
         return not self._future.done()
 
-    def _on_done(self, future: asyncio.Future[Any]) -> None:
+    def _on_done(self, future: asyncio.Future[object]) -> None:
         if future.cancelled() and self.interrupt is not None:
             self.interrupt()
 
@@ -112,7 +112,7 @@ class Submitted(Owner):
         lane = self._lane
         if not lane.is_live():
             raise self._gateway._writer.refusal_now()
-        future: asyncio.Future[Any] = self._gateway._loop.create_future()
+        future: asyncio.Future[object] = self._gateway._loop.create_future()
         work = Work(Sink(future), function, positional, named, codec=self._gateway.codec)
         is_new = lane.calls.new_module_of(function)
         if not (is_new or self._functions):

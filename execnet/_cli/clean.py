@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import _folders
 from .._service import admin
@@ -63,7 +63,7 @@ def _run(args: argparse.Namespace) -> int:
     return status
 
 
-def _end_worker(path: str, told: dict[str, Any], args: argparse.Namespace) -> int:
+def _end_worker(path: str, told: dict[str, object], args: argparse.Namespace) -> int:
     """End a worker whose program is gone; return an exit status."""
     who = f"worker {told['worker']} of process {told['pid']} on {told['host']}"
     from .._resume import records

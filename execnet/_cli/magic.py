@@ -87,7 +87,7 @@ class Cell(Far):
         with suppress(OSError):
             self._channel.close()
 
-    def _take(self, item: Any) -> None:
+    def _take(self, item: object) -> None:
         super()._take(item)
         self._posted.put(None)
 

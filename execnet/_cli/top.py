@@ -120,7 +120,7 @@ class Watched:
             row["last_words"] = str(self.gateway._error)
         return row
 
-    def _take(self, item: Any) -> None:
+    def _take(self, item: object) -> None:
         if item is None:
             self.has_ended = True
         else:

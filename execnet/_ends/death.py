@@ -11,7 +11,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import types
     from collections.abc import Callable, Mapping
-    from typing import Any
 
     from ..xspec import XSpec
 
@@ -41,7 +40,7 @@ def worker_died(
     return died
 
 
-def place_of(facts: Mapping[str, Any]) -> str:
+def place_of(facts: Mapping[str, object]) -> str:
     """Return in words where a worker that dialled in was, "" for others."""
     if not facts:
         return ""

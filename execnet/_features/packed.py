@@ -80,7 +80,7 @@ def pieces_of(channel: Channel, plain: object, raws: list[memoryview]) -> list[P
     return pieces
 
 
-def unpacked(whole: Whole, channel: Channel | None, value_of: Callable[[Any], V]) -> V:
+def unpacked(whole: Whole, channel: Channel | None, value_of: Callable[[object], V]) -> V:
     """Return what ``value_of`` makes of the item in bytes that begin with ``MAGIC``.
 
     channel: the one that they came over.  Raises ``LoadError`` where there is no such item.

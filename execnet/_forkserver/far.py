@@ -28,6 +28,7 @@ from contextlib import suppress
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from types import ModuleType
     from typing import Any
 
     Changes = dict[bytes, "bytes | None"]
@@ -238,7 +239,7 @@ def _fork_quietly() -> int:
 # ---------------------------------------------------------------- the start
 
 
-def run(base: Any, preload: Sequence[str]) -> None:
+def run(base: ModuleType, preload: Sequence[str]) -> None:
     """Be a template; in the processes that it forks, be a worker.
 
     base: the module ``gateway_base``.  preload: names of modules to import.
@@ -267,7 +268,7 @@ def run(base: Any, preload: Sequence[str]) -> None:
     base.load_part(START).start_worker(**options)
 
 
-def _handlers() -> dict[int, Any]:
+def _handlers() -> dict[int, object]:
     """Return the handlers of all signals, as far as Python knows."""
     return {number: _signal.getsignal(number) for number in range(1, signal.NSIG)}
 
@@ -300,7 +301,7 @@ def _import_all(preload: Sequence[str]) -> str:
 # ---------------------------------------------------------------- the worker
 
 
-def become_worker(base: Any, order: Order, handlers: dict[int, Any]) -> dict[str, Any]:
+def become_worker(base: ModuleType, order: Order, handlers: dict[int, object]) -> dict[str, Any]:
     """Make a forked process look like a fresh interpreter; return the worker's options."""
     fields: Fields = marshal.loads(order.payload)
     options, names, changes = fields
@@ -322,7 +323,7 @@ def become_worker(base: Any, order: Order, handlers: dict[int, Any]) -> dict[str
     return options
 
 
-def rehearse(base: Any) -> None:
+def rehearse(base: ModuleType) -> None:
     """Do once, on null devices, what a worker does at its start."""
     if base.DEBUG:
         return  # it would leave traces

@@ -23,7 +23,6 @@ from .templates import SLICE_S, Fork, Template, TemplateLost
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
     from .._ends.green_poll import GreenPoll
     from .._ends.poll import EndPoll
@@ -71,7 +70,7 @@ class ForkedIO(PipeEndpoint):
         self._end_poll = end_poll(ours[1], self, lambda: self._template.watch())
         self._has_answered = False
 
-    def boot(self, options: dict[str, Any]) -> None:
+    def boot(self, options: dict[str, object]) -> None:
         """Have a worker forked; returns before it exists.
 
         options: the arguments of ``start_worker``.  Raises ``BootstrapError``.

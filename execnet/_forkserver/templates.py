@@ -27,7 +27,7 @@ from .far import BROKEN, EXITED, FAILED, FORK, FORKED, HEADER, KILL, KILLED, MAR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    pass
 
 KEPT = 8  # templates without workers, kept for later gateways
 SLICE_S = 0.02  # the longest wait for a report that another thread may have taken
@@ -125,7 +125,7 @@ class Template:
                 raise BootstrapError(text + "was not ready in time", self.command)
             self.wait_for_news(SLICE_S)
 
-    def fork(self, options: dict[str, Any], fds: dict[str, int], deadline: float) -> Fork:
+    def fork(self, options: dict[str, object], fds: dict[str, int], deadline: float) -> Fork:
         """Ask for a worker; returns before it exists.
 
         options: for ``start_worker``.  fds: its stdio and its folder, by name.  Raises

@@ -278,7 +278,7 @@ def _flush_each_line() -> None:
     """
     for file in sys.stdout, sys.stderr:
         if hasattr(file, "reconfigure"):
-            way: dict[str, Any] = {"line_buffering": True, "write_through": False}
+            way: dict[str, object] = {"line_buffering": True, "write_through": False}
             file.reconfigure(encoding="utf-8", errors="backslashreplace", **way)
 
 

@@ -92,7 +92,7 @@ def start_in_server(base: ModuleType, sock: socket.socket, options: dict[str, An
 
 
 def _start(
-    base: ModuleType, io: Popen2IO, connection: Connection, options: dict[str, Any]
+    base: ModuleType, io: Popen2IO, connection: Connection, options: dict[str, object]
 ) -> None:
     marker = options["marker"]
     try:

@@ -23,6 +23,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..gateway_base import Channel, ExecModel
+
     Facts = dict[str, tuple[float, int] | None]
 
 QUIET_S = 0.2  # without a start, before one is made in advance: it would compete with that
@@ -44,7 +46,7 @@ class Spares(object):
         self._is_planned = False
         self._asked_at = 0.0
 
-    def begin(self, model: Any, words: list[str], line: bytes) -> None:
+    def begin(self, model: ExecModel, words: list[str], line: bytes) -> None:
         """Have one ready from now on.
 
         words: the command of an interpreter.  line: what has it load the source and wait.
@@ -130,7 +132,7 @@ def _stamp(place: str) -> tuple[float, int] | None:
 spares = Spares()
 
 
-def main(channel: Any) -> None:
+def main(channel: Channel) -> None:
     """Start what the next item asks for, or begin to have spares; returns at once."""
     item = channel.receive()
     if len(item) == 2:

@@ -21,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from email.message import Message
+    from types import ModuleType
     from typing import Protocol
 
     class Tag(Protocol):
@@ -41,7 +42,7 @@ _STEP = "choosing wheels"
 _LOCAL = re.compile(r"\{relay\}file/(\d+)/([^\s#]+)\S*")
 
 
-def _packaging(name: str) -> Any:
+def _packaging(name: str) -> ModuleType:
     for package in ("packaging", "pip._vendor.packaging"):
         try:
             return import_module(f"{package}.{name}")

@@ -23,8 +23,6 @@ from .writing import make_folder, remove, remove_if_free, write_marker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from ...gateway_base import Channel
     from .places import BuildRequest, Found, Marker
     from .tools import Place, Rung
@@ -233,7 +231,7 @@ class Build(object):
             found.update(PIP_INDEX_URL=url, UV_DEFAULT_INDEX=url, UV_INDEX_URL=url)
         return found
 
-    def _ask(self, what: str, *more: object) -> Any:
+    def _ask(self, what: str, *more: object) -> object:
         """Ask the coordinator, and return its answer."""
         self._channel.send((u"need", text_of(what)) + more)
         return self._channel.receive()
