@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Protocol
 
-    from ..gateway import Gateway
-    from ..gateway_base import Channel, Frame
+    from ..gateway_base import BaseGateway, Channel, Frame
     from .writer import Blob
 
     class User(Protocol):
@@ -49,7 +48,7 @@ class Kept:
     it: nothing is dropped while frames that use it were not handed in.
     """
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: BaseGateway) -> None:
         self._gateway = gateway
         self._lock = gateway.execmodel.Lock()
         self._left = STORE_BYTES
@@ -147,7 +146,7 @@ class Kept:
         return frame
 
 
-def frame_of(gateway: Gateway, header: bytes, payload: bytes, blob: Blob | None) -> Frame:
+def frame_of(gateway: BaseGateway, header: bytes, payload: bytes, blob: Blob | None) -> Frame:
     """Return a frame of a gateway; a blob means something if the gateway itself goes via others."""
     told = [] if blob is None or gateway._io.carrier is None else [blob]
     frame: Frame = gateway._writer.frame(header, payload, *told)
