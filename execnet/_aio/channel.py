@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn, TypeVar
 
-    from typing_extensions import Buffer
-
     from .._features.codecs import Codec
     from ..gateway_base import ChannelFactory, Piece
 
@@ -104,7 +102,7 @@ class Channel(gateway_base.Channel):
                 writer.pass_on()
             await self._credit()
 
-    async def send_bytes(self, buffer: Buffer) -> None:
+    async def send_bytes(self, buffer: Any) -> None:
         """Send what an object with a buffer holds, as an item of bytes.
 
         Many bytes are not copied: leave them as they are until it returns.  One that is cancelled
@@ -180,7 +178,7 @@ class Channel(gateway_base.Channel):
         inbox.put(item)  # others may be waiting too
         raise self._getremoteerror() or EOFError(f"{self!r} has no more items")
 
-    async def receive_into(self, buffer: Buffer, timeout: float | None = None) -> int:
+    async def receive_into(self, buffer: Any, timeout: float | None = None) -> int:
         """Put the next item, which has to be bytes, into a buffer, and return their number.
 
         Once it has raised, or was cancelled, nothing writes to the buffer any more, and the item

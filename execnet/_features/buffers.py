@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from typing_extensions import Buffer
-
     from ..gateway_base import ChannelFactory, Frame, FrameDecoder, Inbox, Piece
 
     ReadInto = Callable[[memoryview], int | None]
@@ -51,7 +49,7 @@ WAIT_MS = 50  # for more of an item, before the receiver thread reads as it does
 FULL = object()  # what a thread that waits is given when its buffer holds the item
 
 
-def view_of(buffer: Buffer, writable: bool = False) -> memoryview:
+def view_of(buffer: Any, writable: bool = False) -> memoryview:
     """Return the bytes of an object as a flat memoryview.
 
     Raises TypeError for an object that has none, or none that can be written to if asked for, and
@@ -95,7 +93,7 @@ def _old_view(obj: Any, writable: bool) -> memoryview:  # Python 2, where arrays
 # ---------------------------------------------------------------- sending
 
 
-def send_bytes(channel: Channel, buffer: Buffer) -> None:
+def send_bytes(channel: Channel, buffer: Any) -> None:
     """Send the bytes of an object; see ``Channel.send_bytes``."""
     view, buffers = view_of(buffer), channel._factory.buffers
     if buffers is not None and buffers.shared is not None and channel._codec is None:
@@ -492,7 +490,7 @@ class BufferInbox(object):
                 self.put, self.put_nowait = self._items.put, self._items.put_nowait
 
 
-def receive_into(channel: Channel, buffer: Buffer, timeout: float | None = None) -> int:
+def receive_into(channel: Channel, buffer: Any, timeout: float | None = None) -> int:
     """Put the next item into a buffer; see ``Channel.receive_into``."""
     view = view_of(buffer, writable=True)
     inbox = _inbox_of(channel)
