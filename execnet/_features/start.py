@@ -207,7 +207,7 @@ class _StandardLibrary(object):
             frame = frame.f_back if is_library or file.startswith("<frozen ") else None
         return None
 
-    def _find(self, name: str, by_library: bool) -> Any:
+    def _find(self, name: str, by_library: bool) -> ModuleSpec | None:
         found = self.find(name, self.places)
         is_standard = by_library or name in getattr(sys, "stdlib_module_names", LACKED)
         if found is not None or not is_standard or name in sys.builtin_module_names:
