@@ -140,6 +140,7 @@ class Endpoint(ABC):
     stdout_fd: int | None = None  # the number by which the worker finds our stdout, if it has it
     has_process = False  # of this machine, whose end ``has_ended`` sees while the stream is open
     needs_boot = False  # ``boot`` starts the worker, in place of a first line
+    tells_arrivals = False  # it has ``park``
 
     # Set by the thread that waits for the worker's hello.
     worker_pid: int | None = None
@@ -150,6 +151,7 @@ class Endpoint(ABC):
     # Set by its receiver thread: others read and close it, as soon as something comes or it ends.
     is_shared = False
     hop = ""  # the gateway on the way there whose end was this one's, too
+    carries = False  # whether others go via this one
 
     def boot(self, options: dict[str, object]) -> None:
         """Start the worker; called once, before anything is read or written.
@@ -222,6 +224,17 @@ class Endpoint(ABC):
         Then one thread can wait for many streams.  Before it does, ``read_kept`` has raised.
         """
         return -1
+
+    def park(self, ready: Callable[[Any], object], whom: object) -> None:
+        """Call ``ready(whom)`` as soon as ``read_some`` returns at once; only once.
+
+        Any thread may do that.  ready: a function in C that never waits.  This is another way
+        than a descriptor for one thread to wait for many streams.
+        """
+        raise NotImplementedError
+
+    def unpark(self) -> None:
+        """Note that ``ready`` was called, before anything is read."""
 
     def read_kept(self, limit: int) -> bytes:
         """Return, like ``read_some``, what came by the descriptor before; never waits.

@@ -1,19 +1,26 @@
-"""Threads that read for many gateways: for those over sockets beyond the first ``OWN``.
+"""Threads that read for many gateways: for those beyond the first ``OWN``.
 
-While nothing comes, such a gateway is parked: its descriptor is polled along with all others.  One
-thread polls.  When something has come for a gateway, that thread leaves the polling to another one
-and takes the gateway's turn: it is the receiver thread until all is acted on that has come.
-So whatever it runs, and waits for, it keeps nobody else's bytes.  It stays with a gateway that is
-within a frame, or that has a callback.  Start at ``Gateway``.
+They are over sockets or behind another gateway (``via=``).  While nothing comes, such a gateway is
+parked: its descriptor is polled along with all others, or the receiver thread of the gateway that
+it goes via tells of what has come.  One thread polls.  When something has come for a gateway, that
+thread leaves the polling to another one and takes the gateway's turn: it is the receiver thread
+until all is acted on that has come.  So whatever it runs, and waits for, it keeps nobody else's
+bytes.  It stays with a gateway that is within a frame, or that has a callback.
+
+Those behind others have threads apart: they wait for what those over sockets read, and so does the
+end of each.  One that others go via stays with its thread, for the same reason.  Start at
+``Gateway``.
 """
 
 from __future__ import annotations
 
 import os
 import select
-from contextlib import suppress
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from . import gateway
+from ._clock import monotonic
 from ._ends import fork
 from .gateway_base import get_execmodel, new_lock
 
@@ -23,11 +30,12 @@ if TYPE_CHECKING:
 
     from .gateway_base import DirectReads, FrameDecoder
 
-OWN = 16  # gateways that keep a thread of their own, which is some microseconds faster
+OWN = 16  # gateways of both kinds that keep threads of their own, which are a bit faster
 OFFERS = 4  # gateways whose streams are left to threads that wait for items, at most
 POLLING = 4  # threads that poll, or wait to do so, at most; others end
 BUSY = 4  # while more are at work, another one is started only if none of them is back within
 BACK_S = 0.01  # this time
+END_S = 0.1  # how long a worker may usually take to end after its stream
 
 
 class _Parked(BaseException):
@@ -35,7 +43,7 @@ class _Parked(BaseException):
 
 
 class Gateway(gateway.Gateway):
-    """A worker that is reached through a socket, seen from the coordinator.
+    """A worker that is reached through a socket or another worker, seen from the coordinator.
 
     Its receiver thread is its own, or one of ``_Readers`` for as long as something comes.
     """
@@ -56,6 +64,7 @@ class Gateway(gateway.Gateway):
     def take_turn(self, readers: _Readers) -> None:
         """Act on what has come, then park the gateway, or see to its end."""
         self._receiver_ident = self._get_ident()
+        readers.unpark(self)
         try:
             self._receive_what_is_there()
         except _Parked:
@@ -91,8 +100,7 @@ class Gateway(gateway.Gateway):
         factory, readers = self._channelfactory, self._readers
         if readers is None:
             return super()._next_data(limit, decoder)
-        callbacks = list(factory._callbacks.values())
-        if decoder.left or decoder._have or not all(one.may_be_late for one in callbacks):
+        if decoder.left or decoder._have or self._needs_thread():
             readers.count(-1)
             try:
                 return super()._next_data(limit, decoder)
@@ -109,12 +117,18 @@ class Gateway(gateway.Gateway):
         except BlockingIOError:
             raise _Parked from None
 
+    def _needs_thread(self) -> bool:
+        """Whether it has a callback that may take its time, or others wait behind it."""
+        callbacks = list(self._channelfactory._callbacks.values())
+        carries = self._io.carries and self._io.tells_arrivals
+        return carries or not all(one.may_be_late for one in callbacks)
+
     def _park(self, readers: _Readers) -> bool:
-        """Have the stream polled; return False if it is closed already."""
+        """Have the stream looked after; return False if it is closed already."""
         self._receiver_ident = None
         self._reading = True
         try:
-            readers.poll(self._io.shared_fd())
+            readers.park(self)
         except (OSError, ValueError) as exc:
             self._ending = EOFError(f"reading failed: {exc}")
             return False
@@ -125,61 +139,66 @@ class Gateway(gateway.Gateway):
             _seats.remove(self, self._readers)
         super()._on_stream_end()
 
+    def _reap(self) -> None:
+        readers, deadline = self._readers, monotonic() + END_S
+        if readers is None or self._io.poll_until(deadline) is not None or self._io.has_ended():
+            super()._reap()
+            return
+        readers.count(-1)
+        try:
+            super()._reap()
+        finally:
+            readers.count(1)
 
-class _Readers:
-    """Polls for the gateways that are parked, until there are none.
+
+class _Readers(ABC):
+    """Waits for what comes for the gateways that are parked, until there are none.
 
     ``_lead`` is held by the thread that polls.  ``_lock`` guards the rest.
     """
 
+    _lead: AbstractContextManager[Any]
+
     def __init__(self) -> None:
-        self.gateways: dict[int, Gateway] = {}  # by descriptor
-        self._lead, self._lock = new_lock(), new_lock()
+        self.gateways: dict[object, Gateway] = {}
+        self._lock = new_lock()
         self._threads = self._polling = self._busy = 0
         self._awaited: list[Any] = []  # locks that are released when a thread comes back
         self._is_over = False
         self._offers: list[None] = [None] * OFFERS
-        self._epoll = select.epoll()
-        self._heard, self._bell = os.pipe()  # its end wakes all that poll
-        self._epoll.register(self._heard, select.EPOLLIN)
-        if min(self._epoll.fileno(), self._heard, self._bell) <= 2:
-            self.close()
-            raise OSError("descriptors of stdin, stdout or stderr are free")
 
-    def close(self) -> None:
-        """Close the descriptors."""
-        self._epoll.close()
-        os.close(self._heard)
-        self.ring()
-
-    def ring(self) -> None:
-        """Wake all that poll, for ever."""
-        bell, self._bell = self._bell, -1
-        if bell >= 0:
-            os.close(bell)
-
-    def poll(self, fd: int) -> None:
+    @abstractmethod
+    def park(self, gateway: Gateway) -> None:
         """Have a turn taken when something can be read."""
-        self._epoll.modify(fd, select.EPOLLIN | select.EPOLLONESHOT)
 
-    def add(self, fd: int, gateway: Gateway) -> None:
-        """Poll for one more gateway."""
-        self.gateways[fd] = gateway
-        try:
-            self._epoll.register(fd, select.EPOLLIN | select.EPOLLONESHOT)
-        except BaseException:
-            del self.gateways[fd]
-            raise
+    def unpark(self, gateway: Gateway) -> None:
+        """Note that its turn has begun."""
 
-    def remove(self, fd: int) -> None:
-        """Poll no more for a gateway; the last one ends all."""
-        if self.gateways.pop(fd, None) is not None:
-            with suppress(OSError, ValueError):
-                self._epoll.unregister(fd)
+    @abstractmethod
+    def add(self, gateway: Gateway) -> None:
+        """Wait for one more gateway."""
+
+    @abstractmethod
+    def remove(self, gateway: Gateway) -> None:
+        """Wait no more for a gateway; call ``_note_removal`` then."""
+
+    def _note_removal(self) -> None:
+        """End all after the last one."""
         if not self.gateways:
             with self._lock:
                 self._is_over = True
                 self.ring()
+
+    @abstractmethod
+    def _wait(self) -> Gateway | None:
+        """Wait until something can be read; None at the end."""
+
+    @abstractmethod
+    def ring(self) -> None:
+        """Wake all that wait, for ever."""
+
+    def close(self) -> None:
+        """Release what the system has given."""
 
     def offer(self, direct: DirectReads) -> None:
         """Leave a stream to the thread that waits for its items, unless many are."""
@@ -263,10 +282,94 @@ class _Readers:
     def _start(self) -> None:
         get_execmodel("thread").start(self._run, (), "execnet-reader")
 
+
+class _Polled(_Readers):
+    """Waits for gateways over sockets: polls their descriptors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lead = new_lock()
+        self._epoll = select.epoll()
+        self._heard, self._bell = os.pipe()  # its end wakes all that poll
+        self._epoll.register(self._heard, select.EPOLLIN)
+        if min(self._epoll.fileno(), self._heard, self._bell) <= 2:
+            self.close()
+            raise OSError("descriptors of stdin, stdout or stderr are free")
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        self._epoll.close()
+        os.close(self._heard)
+        self.ring()
+
+    def ring(self) -> None:
+        """Wake all that poll, for ever."""
+        bell, self._bell = self._bell, -1
+        if bell >= 0:
+            os.close(bell)
+
+    def park(self, gateway: Gateway) -> None:
+        """Poll for it, once."""
+        self._epoll.modify(gateway._io.shared_fd(), select.EPOLLIN | select.EPOLLONESHOT)
+
+    def add(self, gateway: Gateway) -> None:
+        """Poll for one more gateway."""
+        fd = gateway._io.shared_fd()
+        self.gateways[fd] = gateway
+        try:
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLONESHOT)
+        except BaseException:
+            del self.gateways[fd]
+            raise
+
+    def remove(self, gateway: Gateway) -> None:
+        """Poll no more for a gateway, whose descriptor is still open."""
+        fd = gateway._io.shared_fd()
+        if self.gateways.pop(fd, None) is not None:
+            with suppress(OSError, ValueError):
+                self._epoll.unregister(fd)
+        self._note_removal()
+
     def _wait(self) -> Gateway | None:
-        """Wait until something can be read; None at the end."""
         ((fd, _),) = self._epoll.poll(-1, 1)
         return self.gateways.get(fd)
+
+
+class _Told(_Readers):
+    """Waits for gateways behind others: their streams put them into a queue."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lead = nullcontext()  # any number may wait for a queue
+        self._ready = get_execmodel("thread").inbox()
+
+    def ring(self) -> None:
+        """Wake all that wait, for ever."""
+        self._ready.put(None)
+
+    def park(self, gateway: Gateway) -> None:
+        """Have it put into the queue, once."""
+        gateway._io.park(self._ready.put, gateway)
+
+    def unpark(self, gateway: Gateway) -> None:
+        """Have nobody else wait for its turn."""
+        gateway._io.unpark()
+
+    def add(self, gateway: Gateway) -> None:
+        """Wait for one more gateway."""
+        self.gateways[gateway] = gateway
+        self.park(gateway)
+
+    def remove(self, gateway: Gateway) -> None:
+        """Wait no more for a gateway."""
+        self.gateways.pop(gateway, None)
+        self._note_removal()
+
+    def _wait(self) -> Gateway | None:
+        gateway: Gateway | None = self._ready.get()
+        if gateway is None:
+            self.ring()
+        return gateway
 
 
 class _Seats:
@@ -275,7 +378,7 @@ class _Seats:
     def __init__(self) -> None:
         self._lock = new_lock()
         self._own = 0
-        self._readers: _Readers | None = None
+        self._readers: dict[type[_Readers], _Readers] = {}
 
     def take(self, gateway: Gateway) -> _Readers | None:
         """Return what reads for a gateway from now on; None: the calling thread has to."""
@@ -288,19 +391,19 @@ class _Seats:
             return None
 
     def _add(self, gateway: Gateway) -> _Readers:
-        readers = self._readers or _Readers()
-        fd = gateway._io.shared_fd()
+        kind = _Told if gateway._io.tells_arrivals else _Polled
+        readers = self._readers.get(kind) or kind()
         gateway._readers, gateway._reading = readers, True
         gateway._io.is_shared = True
         try:
-            readers.add(fd, gateway)
+            readers.add(gateway)
         except BaseException:
             gateway._readers, gateway._reading = None, False
             gateway._io.is_shared = False
-            if self._readers is None:
+            if not readers.gateways:
                 readers.close()
             raise
-        self._readers = readers
+        self._readers[kind] = readers
         return readers
 
     def leave(self) -> None:
@@ -311,16 +414,16 @@ class _Seats:
     def remove(self, gateway: Gateway, readers: _Readers) -> None:
         """A gateway has ended, whose descriptor is still open."""
         with self._lock:
-            readers.remove(gateway._io.shared_fd())
-            if not readers.gateways and self._readers is readers:
-                self._readers = None
+            readers.remove(gateway)
+            if not readers.gateways and self._readers.get(type(readers)) is readers:
+                del self._readers[type(readers)]
 
     def _disown(self) -> None:
         """In a forked process: the gateways are the parent's, and so is what polls for them."""
         readers = self._readers
         self.__init__()  # type: ignore[misc]
-        if readers is not None:
-            readers.close()
+        for one in readers.values():
+            one.close()
 
 
 _seats = _Seats()

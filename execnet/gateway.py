@@ -135,11 +135,7 @@ class Gateway(Calling, BaseGateway):
         """What arrived instead of the worker's answer, or before it."""
         return self.handshake.noise
 
-    def remote_exec(
-        self,
-        source: Source,
-        **kwargs: Any,
-    ) -> Channel:
+    def remote_exec(self, source: Source, **kwargs: Any) -> Channel:
         """Execute code in the worker; return the channel that is its ``channel`` there.
 
         source: a string of statements; a function whose first parameter is the channel, and that
@@ -544,7 +540,10 @@ class Gateway(Calling, BaseGateway):
             from ._ends import heartbeat
 
             heartbeat.look_again()
-        self._io.wait()  # so that ``exit()`` alone leaves no zombie
+        self._reap()  # so that ``exit()`` alone leaves no zombie
+
+    def _reap(self) -> None:
+        self._io.wait()
 
 
 class ForkError(ExecnetError, OSError, EOFError):

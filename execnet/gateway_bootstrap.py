@@ -137,7 +137,7 @@ def start_over(io: Endpoint, settings: Settings, kind: Callable[..., Gateway] = 
         else:
             line, shipment = first_line(settings, marker, io.stdout_fd), _shipment_for(settings)
         handshake = Handshake(io.execmodel, marker, shipment)
-        if kind is Gateway and io.shared_fd() >= 0:
+        if kind is Gateway and (io.tells_arrivals or io.shared_fd() >= 0):
             from ._readers import Gateway as kind
         gateway = kind(io, settings.spec, handshake, settings)
         if line:

@@ -31,6 +31,14 @@ class ViaReads(DirectReads):
         self._data = data
         self._reads = data._arrivals
 
+    def offer(self) -> None:
+        """Leave the stream to others, as the base class; not if that gateway can't do so now."""
+        direct = self._via._channelfactory.direct
+        if direct is None or direct.waiting:  # it reads itself for all that wait
+            self.served = self.declined = False
+            return
+        super().offer()
+
     def _set_up(self) -> None:
         self._poll = self._await_data
         self._limit_ms = None  # the offer of that gateway ends as well

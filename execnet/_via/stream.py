@@ -26,6 +26,7 @@ from ..gateway_base import (
     dumps_internal,
     opcode,
     printable,
+    threads_are_patched,
 )
 from .blobs import kept_by, send_shared
 from .far_forwarder import CHUNK_BYTES, CLOSE, DROP, EOF, WINDOW_BYTES
@@ -58,6 +59,8 @@ class BoundedInbox:
     def __init__(self, items: Any, credit: Credit) -> None:
         self._items = items
         self._credit = credit
+        self._parked: list[object] = []  # whoever takes this out has to tell of it
+        self._ready: Callable[[Any], object] = id
         self.get, self.empty, self.qsize = items.get, items.empty, items.qsize
         self.put = items.put  # for direct reads, of one item when all are read: one step in C
 
@@ -71,6 +74,36 @@ class BoundedInbox:
                 raise ProtocolError("more was forwarded than was asked for")
             credit.sent += len(item)
         self._items.put(item)
+        if self._parked:
+            self.wake()
+
+    def park(self, ready: Callable[[Any], object], whom: object) -> None:
+        """Call ``ready(whom)``, once, as soon as there is something to take."""
+        self._ready = ready
+        self._parked.append(whom)
+        if not self._items.empty():
+            self.wake()
+
+    def wake(self) -> None:
+        """Do that, unless it was done; one step in C, which no interrupt can cut in two."""
+        try:
+            [None].extend(map(self._ready, map(self._parked.pop, (-1,))))  # type: ignore[arg-type]
+        except IndexError:
+            pass
+
+
+class _Closed(_Flag):
+    """That a channel gets no more: its queue, which learns of it without a call, is told."""
+
+    def __init__(self, execmodel: ExecModel, inbox: BoundedInbox) -> None:
+        super().__init__(execmodel)
+        self._inbox = inbox
+
+    def set(self) -> None:
+        try:
+            super().set()
+        finally:
+            self._inbox.wake()
 
 
 class ViaIO(Endpoint):
@@ -127,7 +160,13 @@ class ViaIO(Endpoint):
         self.is_connected = _Flag(execmodel)
         self._data: Channel = via.newchannel()
         self._data._strconfig = (False, False)  # Python 2's str are bytes
-        self._data._set_inbox(BoundedInbox(self._data._items, self.output))
+        self._inbox = BoundedInbox(self._data._items, self.output)
+        self._data._set_inbox(self._inbox)
+        self._data._receiveclosed = _Closed(via.execmodel, self._inbox)
+        self._waiting: dict[object, Any] = {}  # of that gateway: who waits for its receiver thread
+        are_threads = execmodel.has_main_thread and via.execmodel.has_main_thread
+        self.tells_arrivals = are_threads and not threads_are_patched()
+        via._io.carries = True
         self._news: Channel = via.newchannel()  # for reports that come even while nobody reads
         self._news._strconfig = (False, False)
         self._start(request, code)
@@ -222,6 +261,29 @@ class ViaIO(Endpoint):
             return self.take(self._data.receive())
         except (EOFError, OSError):  # the gateway between has ended, or this one was given up
             return self.take(EOF)
+
+    def park(self, ready: Callable[[Any], object], whom: object) -> None:
+        """Call ``ready(whom)`` when something has come; meanwhile this counts as one who waits."""
+        factory = self._via._channelfactory
+        if factory.direct is not None:
+            self._waiting = factory.direct.waiting
+            self._waiting[self] = self._inbox
+        factory.take_back()
+        self._inbox.park(ready, whom)
+
+    def unpark(self) -> None:
+        """Wait no more."""
+        self._waiting.pop(self, None)
+
+    def read_kept(self, limit: int) -> bytes:
+        """Return what has come; never waits."""
+        if self._inbox.empty():
+            raise BlockingIOError
+        return self.read_some(limit)
+
+    def on_silence(self, reason: str) -> bool:
+        """Whether something has come that no thread has had the time to take."""
+        return self.is_shared and not self._inbox.empty()
 
     def in_loop(self) -> LoopEnds | None:
         """Never wait from now on; return what to poll and how to read: there is nothing to poll."""
