@@ -173,6 +173,7 @@ class _Readers(ABC):
 
     def unpark(self, gateway: Gateway) -> None:
         """Note that its turn has begun."""
+        gateway._io.unpark()
 
     @abstractmethod
     def add(self, gateway: Gateway) -> None:
@@ -197,8 +198,9 @@ class _Readers(ABC):
     def ring(self) -> None:
         """Wake all that wait, for ever."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Release what the system has given."""
+        """Release what the system has given; nobody waits any more."""
 
     def offer(self, direct: DirectReads) -> None:
         """Leave a stream to the thread that waits for its items, unless many are."""
@@ -347,13 +349,11 @@ class _Told(_Readers):
         """Wake all that wait, for ever."""
         self._ready.put(None)
 
+    close = ring  # there is nothing of the system's
+
     def park(self, gateway: Gateway) -> None:
         """Have it put into the queue, once."""
         gateway._io.park(self._ready.put, gateway)
-
-    def unpark(self, gateway: Gateway) -> None:
-        """Have nobody else wait for its turn."""
-        gateway._io.unpark()
 
     def add(self, gateway: Gateway) -> None:
         """Wait for one more gateway."""

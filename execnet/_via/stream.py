@@ -7,6 +7,7 @@ The bytes travel over a channel of that gateway, and nobody looks into them on t
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from functools import partial
 
 from .._clock import monotonic
@@ -86,10 +87,8 @@ class BoundedInbox:
 
     def wake(self) -> None:
         """Do that, unless it was done; one step in C, which no interrupt can cut in two."""
-        try:
-            [None].extend(map(self._ready, map(self._parked.pop, (-1,))))  # type: ignore[arg-type]
-        except IndexError:
-            pass
+        with suppress(IndexError):
+            deque(map(self._ready, map(self._parked.pop, (-1,))), 0)
 
 
 class _Closed(_Flag):

@@ -36,7 +36,7 @@ def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSsh:
 
 @pytest.fixture(params=["own", "shared"])
 def readers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gateways over sockets have a thread each, then share some."""
+    """Gateways over sockets and behind others have a thread each, then share some."""
     if request.param == "shared":
         monkeypatch.setattr(_readers, "OWN", 0)
 

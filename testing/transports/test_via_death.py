@@ -34,7 +34,10 @@ from execnet import Gateway, Group, WorkerDied
 TIMEOUT_S = 0.3  # given to terminate() where a worker will not end by itself
 MIB = 1 << 20
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX"),
+    pytest.mark.usefixtures("readers"),
+]
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="knows who descends from whom")
 
 
