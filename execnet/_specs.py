@@ -383,6 +383,11 @@ class Settings:
         return self.type == "socket" and not self.spec.installvia
 
     @property
+    def has_starter(self) -> bool:
+        """Whether the process that starts the worker ends it with its first connection."""
+        return self.type == "socket"
+
+    @property
     def is_watched(self) -> bool:
         """Whether a process beside the worker tells of its end, which no network shows."""
         if self.transport is None:
@@ -513,8 +518,6 @@ class Settings:
         reason = ""
         if self.attach is not None:
             reason = "not attach=, which makes a new connection to a service that stays anyway"
-        elif self.spec.installvia:
-            reason = "not installvia=, whose server takes one connection and ends with its gateway"
         elif self.type == JOINED:
             reason = "not listen=: nobody here can make a worker dial in again"
         elif self.type == "socketservice" or (self.transport and self.transport.is_local):

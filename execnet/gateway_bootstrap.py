@@ -75,7 +75,7 @@ def worker_options(
     elif settings.is_watched:
         resumes = settings.resume_s is not None
         watcher = _lowered("_resume.far_fork" if resumes else "_ends.far_watcher")
-        options["watcher"] = watcher + ("\nIN_SERVER = True\n" if settings.is_in_server else "")
+        options["watcher"] = watcher + ("\nIN_SERVER = True\n" if settings.has_starter else "")
     if settings.type == "sudo":
         options["terminal"] = _lowered("_ends.far_terminal")
     return options

@@ -473,6 +473,12 @@ def _start_resumable(
 
         via = find(settings.spec.via, find_gateway)
         return near.ResumeIO(settings, execmodel, _maker_over(settings, execmodel, via))
+    if settings.spec.installvia:
+        from . import gateway_socket
+        from ._resume import ways
+
+        starter = gateway_socket.find(settings.spec.installvia, find_gateway)
+        return near.ResumeIO(settings, execmodel, ways.over_server_of(settings, execmodel, starter))
     io = near.ResumeIO(settings, execmodel, _direct_maker(settings, execmodel))
     if settings.transport is not None:
         io.remoteaddress = transports_table.address_of(settings.spec, settings.transport)

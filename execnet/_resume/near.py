@@ -263,9 +263,13 @@ class ResumeIO(Link, Endpoint):
     def _make_record(self) -> Record | None:
         """Return the record for a later program; None where that would not find the way."""
         assert self._session is not None
-        if self._settings.spec.via:
+        if not self._is_found_later():
             return None
         return Record(self._session, 2 * self._settings.grace_s + MARGIN_S)
+
+    def _is_found_later(self) -> bool:
+        """Whether a program can log in there that has none of our gateways."""
+        return not (self._settings.spec.via or self._settings.spec.installvia)
 
     def _is_placed(self) -> bool:
         return self._session is not None and self._session.is_placed
@@ -336,7 +340,7 @@ class ResumeIO(Link, Endpoint):
         """Return by which ways to try it; receiver threads on one of them wait no more."""
         group: Any = None if self._gateway is None else self._gateway._group
         ways = self._maker.ways(group, is_late)
-        self._asked = [way.carrier for way in ways if way.carrier is not None]
+        self._asked = [way.starter for way in ways if way.starter is not None]
         self.writer.wake()
         return ways
 
@@ -465,7 +469,7 @@ class ResumeIO(Link, Endpoint):
             f"worker {self._id} could not be reached to be killed ({why}); its supervisor ends it "
             f"once it was out of reach for {seconds:g} s"
         )
-        if not self._settings.spec.via:
+        if self._is_found_later():
             text += ', or "execnet clean" does'
         with suppress(Exception):  # warnings are errors
             warnings.warn(text, ResourceWarning, stacklevel=4)
