@@ -383,11 +383,6 @@ class Settings:
         return self.type == "socket" and not self.spec.installvia
 
     @property
-    def has_starter(self) -> bool:
-        """Whether the process that starts the worker ends it with its first connection."""
-        return self.type == "socket"
-
-    @property
     def is_watched(self) -> bool:
         """Whether a process beside the worker tells of its end, which no network shows."""
         if self.transport is None:
@@ -518,8 +513,6 @@ class Settings:
         reason = ""
         if self.attach is not None:
             reason = "not attach=, which makes a new connection to a service that stays anyway"
-        elif self.type == JOINED:
-            reason = "not listen=: nobody here can make a worker dial in again"
         elif self.type == "socketservice" or (self.transport and self.transport.is_local):
             hint = f", so it may be for {self.spec.via} itself" if self.spec.via else ""
             reason = f"not {self.type}=, which has no network in between{hint}"

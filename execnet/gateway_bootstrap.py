@@ -75,7 +75,8 @@ def worker_options(
     elif settings.is_watched:
         resumes = settings.resume_s is not None
         watcher = _lowered("_resume.far_fork" if resumes else "_ends.far_watcher")
-        options["watcher"] = watcher + ("\nIN_SERVER = True\n" if settings.has_starter else "")
+        # The server that starts a worker, installed or not, ends it with its first connection.
+        options["watcher"] = watcher + ("\nIN_SERVER = True\n" if settings.type == "socket" else "")
     if settings.type == "sudo":
         options["terminal"] = _lowered("_ends.far_terminal")
     return options

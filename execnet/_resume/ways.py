@@ -44,6 +44,7 @@ class Maker:
     """
 
     name = ""  # of one way among several
+    is_awaited = False  # whether the other side connects, and an attempt waits for that
 
     def __init__(
         self,
@@ -78,6 +79,9 @@ class Maker:
 
     def take(self, way: Maker) -> None:
         """Note which of them made the connection in use."""
+
+    def close(self) -> None:
+        """Note that no further connection is wanted; never waits."""
 
     def is_final(self, way: Maker) -> bool:
         """Whether nothing else is to be tried if one of them leads to no such worker."""
