@@ -506,6 +506,14 @@ def _direct_maker(settings: Settings, execmodel: ExecModel) -> Maker:
     return ways.over_command(command, execmodel, Popen2IOMaster)
 
 
+def log_in_anew(settings: Settings, execmodel: ExecModel) -> Endpoint:
+    """Run the command of a spec when nobody may be there to answer its questions."""
+    io: Endpoint = _direct_maker(settings, execmodel).anew(0.0, bool)
+    assert settings.transport is not None
+    io.remoteaddress = transports_table.address_of(settings.spec, settings.transport)
+    return io
+
+
 def create_io(
     spec: XSpec,
     execmodel: ExecModel,

@@ -485,6 +485,11 @@ class ResumeIO(Link, Endpoint):
         with suppress(Exception):  # warnings are errors
             warnings.warn(text, ResourceWarning, stacklevel=4)
 
+    @property
+    def could_not_start(self) -> bool:  # type: ignore[override]
+        """Whether the command in use was never started."""
+        return bool(getattr(self._carrier, "could_not_start", False))
+
     def stderr_tail(self) -> str:
         """Return the end of what came over the stderr of the connection in use."""
         tail: str = self._carrier.stderr_tail()

@@ -110,6 +110,11 @@ class Way:
         self.why_ended, self.end = io.why_ended, io.end
         self._io = io
 
+    @property
+    def could_not_start(self) -> bool:
+        """Whether there was never anything that could end."""
+        return self._io.could_not_start
+
     def wait_writable(self) -> None:
         """Return at once: a connection that is not in use yet waits when it is written."""
 

@@ -372,7 +372,6 @@ def test_a_host_that_does_not_know_the_session_was_rebooted_or_is_another_one() 
         ("socketservice", "socketservice=, which has no network"),
         ("srun", "srun=: Slurm ends a job step with its connection"),
         ("srun//via=gw", "srun=: Slurm"),
-        ("ssh=a//share=yes", "share=yes, where the connection is that of others, too"),
         ("ssh=a//attach=b", "attach=, which makes a new connection"),
     ],
 )
