@@ -135,7 +135,7 @@ def _connected_to_hop(words: list[str], base: ModuleType) -> socket.socket:
             error = exc
             continue
         try:
-            return _proved(conn, base.Prover(base.key_of(key)), fingerprint, until, base, HOP)
+            return _proved(conn, base.Prover(base.key_of(key)), fingerprint, until, base, (HOP,))
         except (EnvironmentError, ValueError) as exc:
             conn.close()
             error = exc
@@ -148,7 +148,7 @@ def _proved(
     fingerprint: bytes,
     until: float,
     base: ModuleType,
-    *purpose: bytes,
+    purpose: tuple[bytes, ...],
 ) -> socket.socket:
     """Return the connection with TLS, after the proofs; purpose: a word, and an id to tell."""
     import ssl
@@ -196,7 +196,7 @@ class Door(object):
         try:
             until = base.clock() + DIAL_S
             prover = base.Prover(self._key)
-            proved = _proved(conn, prover, self._fingerprint, until, base, RETURN, self._id)
+            proved = _proved(conn, prover, self._fingerprint, until, base, (RETURN, self._id))
             until = base.clock() + ANSWER_S
             while not line.endswith(b"\n"):
                 if not (proved.pending() or select.select([proved], [], [], base.TICK_S)[0]):
