@@ -388,7 +388,8 @@ class Settings:
         if self.transport is None:
             return self.type == JOINED or self.resume_s is not None
         is_near = self.spec.popen or self.transport.is_local
-        return not (is_near or self.is_shared or self.through or self.attach)
+        is_shared = self.is_shared and self.resume_s is None
+        return not (is_near or is_shared or self.through or self.attach)
 
     def deadline(self) -> float | None:
         """Return when a worker that is started now must have answered; None for never."""
@@ -513,17 +514,11 @@ class Settings:
         reason = ""
         if self.attach is not None:
             reason = "not attach=, which makes a new connection to a service that stays anyway"
-        elif self.spec.installvia:
-            reason = "not installvia=, whose server takes one connection and ends with its gateway"
-        elif self.type == JOINED:
-            reason = "not listen=: nobody here can make a worker dial in again"
         elif self.type == "socketservice" or (self.transport and self.transport.is_local):
             hint = f", so it may be for {self.spec.via} itself" if self.spec.via else ""
             reason = f"not {self.type}=, which has no network in between{hint}"
         elif self.type == "srun":
             reason = "not srun=: Slurm ends a job step with its connection, and all processes of it"
-        elif self.is_shared:
-            reason = "not share=yes, where the connection is that of others, too"
         elif sys.platform == "win32":
             reason = "not on Windows, which passes no connection from process to process"
         elif self.spec.execmodel in ("gevent", "eventlet"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from . import gateway_bootstrap
+from . import gateway_bootstrap, gateway_io
 from ._clock import monotonic
 from ._specs import JOINED
 from ._transports.logins import SSH_FAILED, address_of, logins, pause_s, was_refused
@@ -233,7 +233,13 @@ class Starts:
             start.deadline = start.settings.deadline()
         dial = self._find_dial(start)
         through: Through | None = None if dial is None else dial.stream
-        if start.connection is not None:
+        if start.connection is not None and start.settings.resume_s is not None:
+            from ._resume.shared import SharedWays
+
+            assert start.address is not None
+            login = start.address, start.connection, start
+            through = SharedWays(self._connections, *login, self._log_in_anew).stream
+        elif start.connection is not None:
             through = way_through(self._connections, start.connection, start)
         start.gateway = self._begin_one(start.settings, self._find, through)
         start.gateway.handshake.on_answer = self._on_answer
@@ -241,6 +247,19 @@ class Starts:
             start.gateway._io.kill()
         if start.settings.type == JOINED:
             start.deadline = start.settings.deadline()  # now that it has dialled in
+
+    def _log_in_anew(
+        self, settings: Settings, deadline: float, is_over: Callable[[], bool]
+    ) -> Gateway:
+        """Make a shared connection in place of a lost one; called after ``run`` has returned."""
+        through = None if settings.spec.via else gateway_io.log_in_anew
+        gateway = self._begin_one(settings, self._find_outside, through)
+        answered = gateway.handshake.answered
+        while not answered.wait(LOOK_S):
+            if is_over() or monotonic() >= deadline:
+                break
+        gateway_bootstrap.wait_ready(gateway, 0.0)
+        return gateway
 
     def _find(self, id: str) -> Gateway:
         if id not in self._by_id:

@@ -75,7 +75,9 @@ def worker_options(
     elif settings.is_watched:
         resumes = settings.resume_s is not None
         watcher = _lowered("_resume.far_fork" if resumes else "_ends.far_watcher")
-        options["watcher"] = watcher + ("\nIN_SERVER = True\n" if settings.is_in_server else "")
+        # What starts it, a server or a shared login, ends it with its first connection.
+        leaves = settings.type == "socket" or settings.is_shared
+        options["watcher"] = watcher + ("\nIN_SERVER = True\n" if leaves else "")
     if settings.type == "sudo":
         options["terminal"] = _lowered("_ends.far_terminal")
     return options

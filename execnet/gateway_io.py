@@ -473,6 +473,12 @@ def _start_resumable(
 
         via = find(settings.spec.via, find_gateway)
         return near.ResumeIO(settings, execmodel, _maker_over(settings, execmodel, via))
+    if settings.spec.installvia:
+        from . import gateway_socket
+        from ._resume import ways
+
+        starter = gateway_socket.find(settings.spec.installvia, find_gateway)
+        return near.ResumeIO(settings, execmodel, ways.over_server_of(settings, execmodel, starter))
     io = near.ResumeIO(settings, execmodel, _direct_maker(settings, execmodel))
     if settings.transport is not None:
         io.remoteaddress = transports_table.address_of(settings.spec, settings.transport)
@@ -498,6 +504,14 @@ def _direct_maker(settings: Settings, execmodel: ExecModel) -> Maker:
         return ways.over_socket(settings, execmodel)
     command = transports_table.command(settings.spec, row=settings.transport)
     return ways.over_command(command, execmodel, Popen2IOMaster)
+
+
+def log_in_anew(settings: Settings, execmodel: ExecModel) -> Endpoint:
+    """Run the command of a spec when nobody may be there to answer its questions."""
+    io: Endpoint = _direct_maker(settings, execmodel).anew(0.0, bool)
+    assert settings.transport is not None
+    io.remoteaddress = transports_table.address_of(settings.spec, settings.transport)
+    return io
 
 
 def create_io(

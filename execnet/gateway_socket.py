@@ -240,12 +240,27 @@ def create_io(
         wish = Wish(spec) if isinstance(address, tuple) else None
         is_off = spec.authentication == "none"
         return _connect(address, execmodel, timeout_s, wish, is_off, is_over)
-    gateway = _find(spec.installvia, find_gateway)
+    gateway = find(spec.installvia, find_gateway)
+    return install(gateway, settings, execmodel, timeout_s, timeout_s or CONNECT_TIMEOUT_S)
+
+
+def install(
+    gateway: Gateway,
+    settings: Settings,
+    execmodel: ExecModel,
+    timeout_s: float | None,
+    listen_s: float,
+    is_over: Callable[[], bool] | None = None,
+) -> Endpoint:
+    """Start a server for one connection on a gateway's worker, and connect to it.
+
+    listen_s: how long it listens.  is_over and errors as for ``create_io``.
+    """
     key = os.urandom(32)
     # One client, with the key: nobody else gets in, even if others can connect.
-    guard = {"clients": 1, "key": key.hex(), "listen_s": timeout_s or CONNECT_TIMEOUT_S}
-    address = _install(gateway, address, guard, timeout_s)
-    return _connect(address, execmodel, timeout_s, Wish(spec, key))
+    guard = {"clients": 1, "key": key.hex(), "listen_s": listen_s}
+    address = _install(gateway, settings.address, guard, timeout_s)
+    return _connect(address, execmodel, timeout_s, Wish(settings.spec, key), is_over=is_over)
 
 
 def dial(
@@ -321,7 +336,8 @@ def _host_of(gateway: Gateway) -> str:
     return destination.rpartition("@")[2]
 
 
-def _find(installvia: str, find_gateway: Callable[[str], Gateway] | None) -> Gateway:
+def find(installvia: str, find_gateway: Callable[[str], Gateway] | None) -> Gateway:
+    """Return the gateway of a group with an id; ValueError if there is none."""
     try:
         if find_gateway is not None:
             return find_gateway(installvia)

@@ -76,7 +76,7 @@ class Group(Listening):
         self._is_hurried = False  # running code gets no time to finish, but is interrupted at once
         self._terminating = new_rlock()
         self._lock = new_rlock()
-        self._launchers, self._doors = [], {}
+        self._launchers, self._doors, self._closing = [], {}, []
         self._executors: list[Executor] = []  # that are told of new members
         self._codec: Codec | None = None
         self._output: Output | None = None  # where forwarded lines go; made when needed

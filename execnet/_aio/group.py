@@ -113,8 +113,10 @@ class _Core(multi.Group):
     def _prepare(self, spec: XSpec | str | None) -> Settings:
         settings = super()._prepare(spec)
         if settings.resume_s is not None:
-            if settings.spec.via:
-                text = "resume= with via= is not for execnet.aio, but for execnet.Group"
+            spec, shares = settings.spec, settings.is_shared and "share=yes"
+            through = (spec.via and "via=") or (spec.installvia and "installvia=") or shares
+            if through:
+                text = f"resume= with {through} is not for execnet.aio, but for execnet.Group"
                 raise ValueError(f"spec {settings.spec.shown()!r}: {text}")
             from .linked import let_resume
 

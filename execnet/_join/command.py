@@ -15,18 +15,19 @@ COMMAND_BYTES = 1500  # where a batch system or a manifest puts it
 PATIENCE_S = 60  # how long a joiner tries to connect
 ANSWER_S = 99  # for each answer; the coordinator may first ask another worker whether it is alive
 
-# The line has to be short: b, h modules; k key, t when it gives up, s connection, n the
+# The line has to be short: b, h modules; d address; k key, t when it gives up, s connection, n the
 # coordinator's nonce, c context, p what the certificate's hash is, i the joiner's id and nonce, f
 # what it reads from, a the answer.  A try that the coordinator ends, as it does in a crowd, has a
 # successor, with a new id.  Python 2.7 has neither PROTOCOL_TLS_CLIENT nor "raise from".
 _FIRST = """\
 import binascii as b,hashlib as h,hmac,os,socket,ssl,sys,time
+d="{host}",{port}
 try:k=b.unhexlify(({key}).strip())
 except Exception as x:sys.exit("execnet join: no key: %s"%x)
 t=time.time()+{patience}
 while 1:
  try:
-  s=socket.create_connection(("{host}",{port}),9)
+  s=socket.create_connection(d,9)
   s.settimeout({answer})
   n=s.makefile("rb",0).readline(99).decode().split()[2]
   c=ssl.SSLContext(getattr(ssl,"PROTOCOL_TLS_CLIENT",2))

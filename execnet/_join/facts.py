@@ -38,6 +38,7 @@ class Facts:
             raise ValueError("what it says about itself is not JSON") from exc
         if type(said) is not dict:
             raise ValueError("what it says about itself is not an object")
+        self.id = id
         self._values: dict[str, Any] = {"join_id": id}
         for name in _TEXTS:
             self._values[name] = _checked_text(name, said.get(name))

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from .._endpoint import Endpoint
     from .._specs import Settings
     from ..gateway import Gateway
     from ..gateway_base import ExecModel
+    from ..gateway_bootstrap import Through
     from .launcher import Launcher
     from .near import Joins
     from .wanted import Wanted
@@ -32,6 +32,7 @@ class Listening:
     _joins: Joins | None = None
     _launchers: list[Launcher]  # those that may not have ended
     _doors: dict[object, Wanted]  # of ``listen=`` specs, by address
+    _closing: list[Joins]  # to which only those come back that have joined before
     _lock: Any  # attributes of a group
     _end_at_exit: Callable[[], None]
     _tell_executors: Callable[[], None]
@@ -46,13 +47,14 @@ class Listening:
 
     def _check_wishes(
         self, address: str, count: int | None, options: str, fanout: int | None
-    ) -> None:
-        """Raise the errors of ``listen`` for its arguments."""
+    ) -> Settings:
+        """Return what the options mean; raises the errors of ``listen`` for its arguments."""
         if not self.execmodel.has_main_thread:
             raise ValueError(f"listen() needs threads, and this group has {self.execmodel.backend}")
         if count is not None and count < 1:
             raise ValueError(f"count={count} admits nobody")
-        spec = self._prepare(_spec_of(address, options)).spec
+        settings = self._prepare(_spec_of(address, options))
+        spec = settings.spec
         for name in "id", "key", "certificate":
             if vars(spec).get(name) is not None:
                 raise ValueError(f"options={options!r}: {name}= can't be for all that join")
@@ -62,6 +64,13 @@ class Listening:
             check_fanout(fanout)
             if spec.execmodel not in THREADS:
                 raise ValueError(f"fanout= needs threads in workers, which have {spec.execmodel}")
+            if settings.resume_s is not None:
+                raise ValueError("fanout= is not with resume=: joiners come back to this program")
+        if settings.resume_s is not None:
+            from .._resume.near import check_models
+
+            check_models(settings, self.execmodel)
+        return settings
 
     def listen(
         self,
@@ -85,15 +94,10 @@ class Listening:
         arguments, or if the group is listening already, OSError if it can't listen there, or has no
         certificate.
         """
-        self._check_wishes(address, count, options, fanout)
+        resumes = self._check_wishes(address, count, options, fanout).resume_s is not None
         from .near import Joins
 
-        def make(io: Endpoint, address: str) -> Gateway:
-            def through(settings: Settings, model: ExecModel) -> Endpoint:
-                if io.carrier is not None:
-                    vars(settings.spec)["via"] = io.carrier.id
-                return io
-
+        def make(through: Through, address: str) -> Gateway:
             gateway = self._make_through(_spec_of(address, options), through)
             self._tell_executors()
             return gateway
@@ -102,8 +106,9 @@ class Listening:
             if self._joins is not None:
                 raise ValueError(f"the group listens already, at {self._joins.ticket}")
             self._end_at_exit()
+            place = make, resumes
             self._joins = Joins(
-                address, key, tls, count, self.execmodel, lambda: nullcontext(make), fanout
+                address, key, tls, count, self.execmodel, lambda: nullcontext(place), fanout
             )
             return str(self._joins.ticket)
 
@@ -165,8 +170,8 @@ class Listening:
         """Wait for the next worker that dials in where a ``listen=`` spec says."""
         from .wanted import Wanted
 
-        def begin(settings: Settings, io: Endpoint) -> Gateway:
-            return self._start(settings, None, lambda settings, model: io)
+        def begin(settings: Settings, through: Through) -> Gateway:
+            return self._start(settings, None, through)
 
         with self._lock:
             door = self._doors.get(settings.address)
@@ -193,9 +198,12 @@ class Listening:
         doors, self._doors = self._doors, {}
         for door in doors.values():
             door.stop()
+        self._closing += [one for one in (joins, *(door.joins for door in doors.values())) if one]
 
     def _end_launchers(self, deadline: float | None) -> None:
-        """End the programs that started joiners, after the joiners have ended."""
+        """Close all doors and end the programs that started joiners, after the joiners."""
+        while self._closing:
+            self._closing.pop().close()
         until = monotonic() + LAUNCHER_S if deadline is None else deadline
         launchers, self._launchers = self._launchers, []
         if launchers:
@@ -206,8 +214,9 @@ class Listening:
     def _disown_joins(self) -> None:
         joins, self._joins = self._joins, None
         doors, self._doors = self._doors, {}
+        closing, self._closing = self._closing, []
         self._launchers = []
-        for one in [joins, *(door.joins for door in doors.values())]:
+        for one in [joins, *(door.joins for door in doors.values()), *closing]:
             if one is not None:
                 one.disown()
 

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import deque
 from contextlib import suppress
+from functools import partial
 
 from .._clock import monotonic
 from .._errors import BootstrapError
@@ -35,14 +36,20 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from .._endpoint import Endpoint
+    from .._specs import Settings
     from ..gateway import Gateway
     from ..gateway_base import ExecModel
+    from ..gateway_bootstrap import Through
     from .hops import Hops
+    from .returns import Return
 
     class Makes(Protocol):
         """Makes a gateway from a joiner's stream, and adds it to a group."""
 
-        def __call__(self, io: Endpoint, address: str) -> Gateway: ...
+        def __call__(self, through: Through, address: str) -> Gateway: ...
+
+    # And whether its worker outlives its connections.
+    Place = tuple[Makes, bool]
 
 
 AT_ONCE = 32  # joiners that may become workers at the same time; others wait
@@ -57,8 +64,9 @@ class Joins:
 
     key: a file, or the key itself.  tls: a file with a certificate and its private key, or True
     for one that is made now.  count: how many may be there at once.  place: called for each
-    joiner, may wait; gives what makes a gateway of it, or raises ``Refused``.  fanout: as for
-    ``hops``; None to keep all connections.  ``_changed`` guards all lists; any thread may call.
+    joiner, may wait; gives what makes a gateway of it, and whether that resumes, or raises
+    ``Refused``.  fanout: as for ``hops``; None to keep all connections.  ``_changed`` guards all
+    lists; any thread may call.
     """
 
     def __init__(
@@ -68,7 +76,7 @@ class Joins:
         tls: bool | str,
         count: int | None,
         execmodel: ExecModel,
-        place: Callable[[], AbstractContextManager[Makes]],
+        place: Callable[[], AbstractContextManager[Place]],
         fanout: int | None = None,
     ) -> None:
         self.count = count
@@ -80,6 +88,7 @@ class Joins:
         self._changed = threading.Condition()
         self._hops = None if fanout is None else self._new_hops(fanout)
         self._seen: set[str] = set()  # ids of joiners
+        self._returns: dict[str, Return] = {}  # by id, of those that may come back
         self._starting = 0  # joiners that have a place, but are not gateways yet
         self._busy: set[Connection] = set()  # theirs
         self._ranks: dict[object, Gateway | None] = {}  # None: one that is about to join
@@ -116,7 +125,8 @@ class Joins:
         if isinstance(place, str):
             raise ValueError(f"{address!r}: joiners connect to host:port")
         socket = socketserver.listen(place)
-        return Door(socket, self.secret, certificate, self._on_proof, self._on_refusal)
+        told = self._on_proof, self._on_refusal, self._returns.get
+        return Door(socket, self.secret, certificate, *told)
 
     def launch(self, words: Sequence[str]) -> None:
         """Start a launcher; if the key is in no file, it goes into its environment."""
@@ -176,7 +186,8 @@ class Joins:
     def stop(self, patience_s: float = 0.0) -> None:
         """Admit nobody any more, not even those that are about to become workers.
 
-        patience_s: how long those may take that are being told so.
+        patience_s: how long those may take that are being told so.  Those that were here before may
+        come back, so that they can be ended, until ``close``.
         """
         until = monotonic() + patience_s
         with self._changed:
@@ -192,19 +203,28 @@ class Joins:
             self._changed.notify_all()
         for connection, _ in waiting:
             connection.close()
-        self._door.stop()
         with self._changed:
-            threads = [self._thread, *self._threads]
+            threads = list(self._threads)
+        if not self._returns:
+            self._door.stop()
+            threads.append(self._thread)
         deadline = monotonic() + END_S
         for thread in threads:
             if thread is not threading.current_thread():  # a callback ends the group
                 thread.join(max(0.0, deadline - monotonic()))
+
+    def close(self) -> None:
+        """Close the door, as all workers have ended."""
+        self._door.stop()
+        self._thread.join(END_S)
 
     def disown(self) -> None:
         """In a forked process: the door is the parent's, and its threads are not here."""
         self._door.disown()
         for connection in [*(one for one, _ in self._waiting), *self._busy]:
             connection.close()
+        for one in self._returns.values():
+            one.disown()
 
     # ---------------------------------------------------------------- the thread of the door
 
@@ -286,40 +306,68 @@ class Joins:
             raise
         gateway = None
         try:
-            with self._place() as make:
+            with self._place() as place:
                 if _has_left(sock):
                     raise ConnectionError("it has left")
-                gateway = self._made(make, connection, talk, facts)
+                gateway = self._made(place, connection, talk, facts)
         except Refused as exc:
             self._turn_away(talk, exc)
             raise
         finally:
             self._add(gateway, facts)
 
-    def _made(self, make: Makes, connection: Connection, talk: SocketTalk, facts: Facts) -> Gateway:
+    def _made(
+        self, place: Place, connection: Connection, talk: SocketTalk, facts: Facts
+    ) -> Gateway:
         """Make a gateway of a joiner, which waits to hear from where it gets its work."""
-        sock, address = connection.sock, socketserver.format_address(self.address)
-        host, port = sock.getpeername()[:2]
+        make, resumes = place
+        address = socketserver.format_address(self.address)
+        host, port = connection.sock.getpeername()[:2]
         name = socketserver.format_address((host, port))
         args = [f"listen={address}", f"joined={name}"]
         hops, gateway = self._hops, None
         node = None if hops is None else hops.find(talk, facts, host, args, name)
         try:
             if node is not None and node.stream is not None:
-                stream: Endpoint = node.stream
+                through: Through = partial(_through_hop, node.stream, facts)
                 connection.close()
             else:
-                talk.write(b"go on\n")
-                sock.settimeout(None)
-                io = SocketIO(sock, self._execmodel, name)
-                io.args = args
-                stream = TlsIO(io, connection.tls)
-            stream.facts = facts.shown()
-            gateway = make(stream, address)
+                stream_over = partial(self._stream_over, args, name)
+                through = self._through(connection, talk, facts, stream_over, resumes)
+            gateway = make(through, address)
             return gateway
         finally:
+            if gateway is None and facts.id in self._returns:
+                self._returns[facts.id].close()
             if hops is not None and node is not None:
                 hops.settle(node, gateway)
+
+    def _through(
+        self,
+        connection: Connection,
+        talk: SocketTalk,
+        facts: Facts,
+        stream_over: Callable[[Connection], Endpoint],
+        resumes: bool,
+    ) -> Through:
+        """Tell a joiner to go on; return what makes the stream of its worker."""
+        if resumes:
+            from .returns import Return
+
+            found = Return(facts, connection, stream_over, lambda: self._returns.pop(facts.id))
+            self._returns[facts.id] = found
+            talk.write(f"stay {found.key.hex()}\n".encode("ascii"))
+            return found.stream
+        talk.write(b"go on\n")
+        stream = stream_over(connection)
+        stream.facts = facts.shown()
+        return lambda settings, model: stream
+
+    def _stream_over(self, args: list[str], name: str, connection: Connection) -> Endpoint:
+        connection.sock.settimeout(None)
+        io = SocketIO(connection.sock, self._execmodel, name)
+        io.args = args
+        return TlsIO(io, connection.tls)
 
     def _turn_away(self, talk: SocketTalk, why: Exception) -> None:
         word = why.word if isinstance(why, Refused) else "error"
@@ -379,6 +427,8 @@ def _lives(gateway: Gateway) -> bool:
     """Whether a worker is alive; if necessary, ask it and wait for one heartbeat."""
     if not gateway.hasreceiver():
         return False
+    if gateway.settings.resume_s is not None:  # it may come back until its time is over
+        return True
     answers = timed_inbox(gateway.execmodel)
     try:
         # With a callback, since this thread must not wait for a channel of a loop.
@@ -455,7 +505,7 @@ def load(n,t):
  return m
 base=load("<execnet socket server>","{server}")
 far=load("<execnet join>","{far}")
-sys.exit(far.join(s,base))
+sys.exit(far.join(s,base,d,i,p))
 """
 
 
@@ -475,3 +525,10 @@ def _code() -> bytes:
 
 
 _made = b""
+
+
+def _through_hop(stream: Endpoint, facts: Facts, settings: Settings, model: ExecModel) -> Endpoint:
+    assert stream.carrier is not None
+    vars(settings.spec)["via"] = stream.carrier.id
+    stream.facts = facts.shown()
+    return stream

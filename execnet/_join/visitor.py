@@ -6,6 +6,8 @@ Accepting connections, and the limits on their number and time, come from the so
 
 from __future__ import annotations
 
+import hmac
+
 from .._transports.tls import Tls
 from ..script import socketserver
 
@@ -13,9 +15,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
+
+    class Return(Protocol):
+        """What a joiner comes back to."""
+
+        key: bytes
+
+        def come(self, connection: Connection) -> None: ...
+
 
 WORD = b"join"  # in the proof, so that one for a socket server is useless here, and vice versa
+RETURN = b"return"  # in that of a joiner which comes back, and has a key for that alone
 HEX = b"0123456789abcdef"
 
 
@@ -74,6 +85,29 @@ class JoinVisitor(socketserver.Visitor):
             self._server.on_refusal(self.host, socketserver.printable(words[1]))
         super()._say(*words)
 
+    def _check(self, line: bytes, rest: bytes) -> None:
+        words = line.split(b" ")
+        if len(words) == 5 and words[0] == socketserver.VERSION and not rest:
+            self._let_return(*words[1:])
+        else:
+            super()._check(line, rest)
+
+    def _let_return(self, nonce: bytes, binding: bytes, proved: bytes, id: bytes) -> None:
+        """Check the proof of a joiner that comes back, whose id tells which key it is about."""
+        server, certificate = self._server, self._server.certificate
+        found = server.find_return(id.decode("latin-1"))
+        if found is None:
+            raise socketserver.Refused("nobody waits for this joiner to come back")
+        words = [*self._words[:-1], RETURN, id, nonce, binding]
+        wanted = socketserver.proof(found.key, b"client", words)
+        if len(nonce) != 64 or not hmac.compare_digest(proved, wanted):
+            raise socketserver.Refused("the client has another key")
+        if certificate is None or binding != certificate.fingerprint:
+            raise socketserver.Refused("the client has seen another certificate")
+        self.is_known, self._step = True, None  # type: ignore[assignment]
+        self._say(b"ok", socketserver.proof(found.key, b"server", words))
+        found.come(self.conn)
+
     def _admit(self, proved: bytes) -> None:
         id = self._words[-2]
         if id.strip(HEX):  # others may be no text, or one that a terminal obeys
@@ -86,7 +120,8 @@ class Door(socketserver.Server):
     """Passes joiners that have proved that they have the key to ``on_proof``.
 
     on_proof: called with the connection and the id of a joiner; must not wait.  on_refusal: called
-    with the host of one that is turned away, and why.  Threads as for ``socketserver.Server``.
+    with the host of one that is turned away, and why.  find_return: returns what a joiner with an
+    id comes back to, or None.  Threads as for ``socketserver.Server``.
     """
 
     visitor_class = JoinVisitor
@@ -98,9 +133,11 @@ class Door(socketserver.Server):
         certificate: DoorCertificate,
         on_proof: Callable[[Any, str], object],
         on_refusal: Callable[[str, str], object],
+        find_return: Callable[[str], Return | None],
     ) -> None:
         super().__init__(listener, key=key, certificate=certificate)
         self.on_proof, self.on_refusal = on_proof, on_refusal
+        self.find_return = find_return
 
     def disown(self) -> None:
         """In a forked process: release what is the parent's, and leave it as it is."""

@@ -23,11 +23,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .._endpoint import Endpoint
     from .._specs import Settings
     from ..gateway import Gateway
     from ..gateway_base import ExecModel
-    from .near import Makes
+    from ..gateway_bootstrap import Through
+    from .near import Place
 
 PATIENCE_S = 60.0  # how long a joiner waits for a spec
 NOT_WANTED = "the spec no longer waits"
@@ -49,15 +49,15 @@ class _Want:
 class Wanted:
     """A door of a group, and the ``listen=`` specs that wait at it.
 
-    settings: of the first of these specs.  begin: makes a gateway for settings from a stream,
-    without waiting for its answer.  Any thread may call.
+    settings: of the first of these specs.  begin: makes a gateway for settings from what makes its
+    stream, without waiting for its answer.  Any thread may call.
     """
 
     def __init__(
         self,
         settings: Settings,
         execmodel: ExecModel,
-        begin: Callable[[Settings, Endpoint], Gateway],
+        begin: Callable[[Settings, Through], Gateway],
     ) -> None:
         self._begin = begin
         self._changed = threading.Condition()  # guards what follows
@@ -131,13 +131,13 @@ class Wanted:
     # ---------------------------------------------------------------- threads of joiners
 
     @contextmanager
-    def _place(self) -> Iterator[Makes]:
+    def _place(self) -> Iterator[Place]:
         """Wait for a spec; give what makes its gateway from the stream of a joiner."""
         want = self._next()
 
-        def make(io: Endpoint, address: str) -> Gateway:
+        def make(through: Through, address: str) -> Gateway:
             try:
-                gateway = self._begin(want.settings, io)
+                gateway = self._begin(want.settings, through)
             except Exception as exc:
                 want.error = exc
                 raise
@@ -148,7 +148,7 @@ class Wanted:
             return gateway
 
         try:
-            yield make
+            yield make, want.settings.resume_s is not None
         finally:
             with self._changed:
                 if not want.is_met():  # the joiner has left: it is the next one's

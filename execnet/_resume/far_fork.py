@@ -63,7 +63,7 @@ def fork_watcher(frame_of: Callable[[object, int], bytes], farewell: bytes) -> i
 
 
 def leave_server() -> int:
-    """Go on in another process, which leads a session; return its socket to this one.
+    """Go on in another process, of a session of its own; return its socket to this one.
 
     This process keeps nothing, and ends when nobody has the other end of the socket any more, with
     the status that it was told.
@@ -75,9 +75,12 @@ def leave_server() -> int:
         end.close()
     if not pid:
         os.setsid()
+        if os.fork():  # so that who ends this process and all below it does not find that one
+            os._exit(0)
         return fd
     told, data = b"", b"-"
     try:
+        os.waitpid(pid, 0)
         null = os.open(os.devnull, os.O_RDWR)
         for number in 0, 1, 2:
             os.dup2(null, number)

@@ -248,6 +248,7 @@ class Supervisor(object):
         if self._login is not None:
             is_told = self._tell(self._login.out_fd, goodbye(self._status))
             self._drop_login(self._status or 0)
+            is_told = is_told or bool(self._killers)  # the connection may be dead
             self._ends_at = None if is_told else clock() + OPTIONS["seconds"]
         if self._control is not None:
             self._control.close()

@@ -19,6 +19,7 @@ from .._endpoint import Endpoint
 from .._ends.terminate import LOGIN_S
 from .._log import WARNING, note
 from .._ship import parts
+from .._specs import JOINED
 from ..gateway_base import (
     Message,
     _Flag,
@@ -252,6 +253,8 @@ class ResumeIO(Link, Endpoint):
     def on_lost(self, connection: Connection, why: str) -> None:
         """Begin to make attempts, for as long as the spec says."""
         carrier = self._carrier
+        if self._is_killed and self._maker.is_awaited:  # lost for the login that kills the worker
+            return
         if not self._is_placed() or self._is_killed or self._has_said_goodbye():
             self.stop(carrier.why_ended() or why)
             return
@@ -263,9 +266,14 @@ class ResumeIO(Link, Endpoint):
     def _make_record(self) -> Record | None:
         """Return the record for a later program; None where that would not find the way."""
         assert self._session is not None
-        if self._settings.spec.via:
+        if not self._is_found_later():
             return None
         return Record(self._session, 2 * self._settings.grace_s + MARGIN_S)
+
+    def _is_found_later(self) -> bool:
+        """Whether a program can log in there that has none of our gateways."""
+        spec = self._settings.spec
+        return not (spec.via or spec.installvia or self._settings.type == JOINED)
 
     def _is_placed(self) -> bool:
         return self._session is not None and self._session.is_placed
@@ -288,7 +296,8 @@ class ResumeIO(Link, Endpoint):
                 self._give_up(f"it was out of reach for {seconds:g} s; {last}")
                 return
             self._pause.wait(min(left_s, pause_s * random.uniform(0.5, 1.0)))
-            pause_s = min(2 * pause_s, LAST_PAUSE_S)
+            if not self._maker.is_awaited:
+                pause_s = min(2 * pause_s, LAST_PAUSE_S)
             try:
                 failed = self._try_ways(session, ends_at, seconds)
             except (Ended, Refused) as exc:
@@ -301,7 +310,8 @@ class ResumeIO(Link, Endpoint):
             if failed is None:
                 return
             # The last round may have been cut short.
-            if monotonic() < ends_at or (last == why and self._maker.why_elsewhere()):
+            is_whole = self._maker.is_awaited or monotonic() < ends_at
+            if is_whole or (last == why and self._maker.why_elsewhere()):
                 last = failed
 
     def _try_ways(self, session: Session, ends_at: float, seconds: float) -> str | None:
@@ -315,7 +325,8 @@ class ResumeIO(Link, Endpoint):
             if self.is_over or self._is_killed:
                 return None
             try:
-                login = Login(session, partial(self._make, way), deadline)
+                make = partial(self._make, way, lambda: self.is_over or self._is_killed)
+                login = Login(session, make, deadline)
                 carrier, peer_read = login.resume(self._keep, self.read_bytes)
             except (Unreachable, Rebooted, Refused) as exc:
                 if not isinstance(exc, Unreachable) and self._maker.is_final(way):
@@ -336,13 +347,13 @@ class ResumeIO(Link, Endpoint):
         """Return by which ways to try it; receiver threads on one of them wait no more."""
         group: Any = None if self._gateway is None else self._gateway._group
         ways = self._maker.ways(group, is_late)
-        self._asked = [way.carrier for way in ways if way.carrier is not None]
+        self._asked = [way.starter for way in ways if way.starter is not None]
         self.writer.wake()
         return ways
 
-    def _make(self, way: Maker, deadline: float) -> Any:
-        """Make another connection, in an attempt that ends with the stream."""
-        return way.anew(deadline, lambda: self.is_over)
+    def _make(self, way: Maker, is_over: Callable[[], bool], deadline: float) -> Any:
+        """Make another connection, in an attempt that can be ended."""
+        return way.anew(deadline, is_over)
 
     def _keep(self, carrier: Any) -> None:
         """Take a command that makes an attempt; it ends with the stream."""
@@ -383,6 +394,7 @@ class ResumeIO(Link, Endpoint):
             carrier.kill()  # it may wait for a host that does not answer
         carrier.close_write()
         carrier.close_read()
+        self._maker.close()
         if self._record is not None:
             self._record.remove()
 
@@ -426,21 +438,24 @@ class ResumeIO(Link, Endpoint):
             return
         self._pause.set()
         deadline = monotonic() + LOGIN_S if self.kill_by is None else self.kill_by
-        why = self._kill_by_login(self._session, deadline)
-        if why:
-            record, self._record = self._record or self._make_record(), None
-            if record is not None:
-                record.leave()
-            self._warn_unreachable(why)
-        self.stop("the worker was killed")
-        self._carrier.kill()
+        try:
+            why = self._kill_by_login(self._session, deadline)
+            if why:
+                record, self._record = self._record or self._make_record(), None
+                if record is not None:
+                    record.leave()
+                self._warn_unreachable(why)
+        finally:
+            self.stop("the worker was killed")
+            self._carrier.kill()
 
     def _kill_by_login(self, session: Session, deadline: float) -> str:
         """Have the worker killed; return why it may run on, "" if it does not."""
         failures = [self._maker.why_elsewhere()]
         for way, until in _in_turn(self._ways(is_late=True), deadline):
             try:
-                self._status = Login(session, partial(self._make, way), until).kill(bool)
+                make = partial(self._make, way, lambda: self.is_over)
+                self._status = Login(session, make, until).kill(bool)
             except (Unreachable, Rebooted, Refused) as exc:
                 if isinstance(exc, Rebooted) and self._maker.is_final(way):
                     return ""
@@ -465,10 +480,15 @@ class ResumeIO(Link, Endpoint):
             f"worker {self._id} could not be reached to be killed ({why}); its supervisor ends it "
             f"once it was out of reach for {seconds:g} s"
         )
-        if not self._settings.spec.via:
+        if self._is_found_later():
             text += ', or "execnet clean" does'
         with suppress(Exception):  # warnings are errors
             warnings.warn(text, ResourceWarning, stacklevel=4)
+
+    @property
+    def could_not_start(self) -> bool:  # type: ignore[override]
+        """Whether the command in use was never started."""
+        return bool(getattr(self._carrier, "could_not_start", False))
 
     def stderr_tail(self) -> str:
         """Return the end of what came over the stderr of the connection in use."""

@@ -1,7 +1,7 @@
 """What carries a connection of a gateway with ``resume=``: a command, or a stream of another kind.
 
 A maker makes one connection after the other to the same place.  Start at ``over_command``,
-``over_socket`` and ``over_gateway``, each of which returns one.
+``over_socket``, ``over_server_of`` and ``over_gateway``, each of which returns one.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import socket
 import threading
 from contextlib import suppress
 
+from .._clock import monotonic
 from .._endpoint import endpoint_of
 from .._errors import BootstrapError, SecurityWarning
+from .._specs import CONNECT_TIMEOUT_S
 from .._transports.ssh import asking_nobody, with_options
 from .._transports.table import Command
 from ..gateway_base import GatewayState
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from ..gateway_base import ExecModel
 
 PIECE_BYTES = 1 << 16
+LISTEN_S = 5.0  # how long a server that was started for one connection waits for it
 LEAVE_S = 1.0  # how long a thread that passes bytes may take to notice the end
 
 
@@ -37,23 +40,32 @@ class Maker:
     first: makes the first one; raises ``BootstrapError``.  anew: called with when the attempt has
     to be over, as ``time.monotonic()``, and a function that says whether nobody wants it any more;
     raises OSError, ``Unreachable`` or ``Refused``.  carrier: the gateway that they go through.
+    starter: the gateway without which there is no further one; ``carrier``, if it is not given.
     """
 
     name = ""  # of one way among several
+    is_awaited = False  # whether the other side connects, and an attempt waits for that
 
     def __init__(
         self,
         first: Callable[[], Any],
         anew: Callable[[float, Callable[[], bool]], Any],
         carrier: Gateway | None = None,
+        starter: Gateway | None = None,
     ) -> None:
         self.first = first
         self.anew = anew
         self.carrier = carrier
+        self._starter = starter
+
+    @property
+    def starter(self) -> Gateway | None:
+        """The gateway that has to take part in making a connection."""
+        return self.carrier if self._starter is None else self._starter
 
     def hop(self) -> str:
         """Return the gateway on the way whose end is this one's, too; "" if there is none."""
-        via = self.carrier
+        via = self.starter
         if via is None or via._state == GatewayState.LIVE:
             return ""
         return getattr(via._error, "hop", "") or via.id
@@ -67,6 +79,9 @@ class Maker:
 
     def take(self, way: Maker) -> None:
         """Note which of them made the connection in use."""
+
+    def close(self) -> None:
+        """Note that no further connection is wanted; never waits."""
 
     def is_final(self, way: Maker) -> bool:
         """Whether nothing else is to be tried if one of them leads to no such worker."""
@@ -94,6 +109,11 @@ class Way:
         self.stderr_tail, self.is_connecting = io.stderr_tail, io.is_connecting
         self.why_ended, self.end = io.why_ended, io.end
         self._io = io
+
+    @property
+    def could_not_start(self) -> bool:
+        """Whether there was never anything that could end."""
+        return self._io.could_not_start
 
     def wait_writable(self) -> None:
         """Return at once: a connection that is not in use yet waits when it is written."""
@@ -209,17 +229,52 @@ def over_socket(settings: Settings, execmodel: ExecModel) -> Maker:
     """Return what dials a socket server, and exchanges the proofs each time."""
     from .. import gateway_socket
 
-    def way_of(io: Endpoint) -> Way:
-        sock = getattr(io, "sock", None)
-        return PassedWay(io) if sock is None else Way(io, sock)
-
     def anew(deadline: float, is_over: Callable[[], bool]) -> Way:
         try:
-            return way_of(gateway_socket.dial(settings, execmodel, deadline, is_over))
+            return _way_of(gateway_socket.dial(settings, execmodel, deadline, is_over))
         except SecurityWarning as exc:  # warnings are errors
             raise Unreachable(str(exc)) from exc
 
-    return Maker(lambda: way_of(gateway_socket.create_io(settings, execmodel)), anew)
+    return Maker(lambda: _way_of(gateway_socket.create_io(settings, execmodel)), anew)
+
+
+def _way_of(io: Endpoint) -> Way:
+    sock = getattr(io, "sock", None)
+    return PassedWay(io) if sock is None else Way(io, sock)
+
+
+def over_server_of(settings: Settings, execmodel: ExecModel, starter: Gateway) -> Maker:
+    """Return what has a gateway's worker start a server for each connection, and dials that.
+
+    Each server has a key of its own, and takes one connection: nobody listens while there is one.
+    """
+    from .. import gateway_socket
+
+    def make(deadline: float | None, listen_s: float, is_over: Callable[[], bool]) -> Way:
+        left_s = None if deadline is None else max(0.001, deadline - monotonic())
+        return _way_of(
+            gateway_socket.install(starter, settings, execmodel, left_s, listen_s, is_over)
+        )
+
+    def anew(deadline: float, is_over: Callable[[], bool]) -> Way:
+        _check_lives(starter, "which starts its server")
+        # One that can't be dialled keeps the next one from a port that the spec names.
+        return make(deadline, min(LISTEN_S, max(0.001, deadline - monotonic())), is_over)
+
+    timeout_s = settings.connect_timeout_s
+    return Maker(
+        lambda: make(settings.deadline(), timeout_s or CONNECT_TIMEOUT_S, bool),
+        anew,
+        starter=starter,
+    )
+
+
+def _check_lives(via: Gateway, what: str) -> None:
+    """Raise ``Refused`` if a gateway has ended, ``Unreachable`` if it has no connection itself."""
+    if via._state != GatewayState.LIVE:
+        raise Refused(f"{via.id}, {what}, has ended: {via._error or 'as asked'}")
+    if via._io.is_out_of_reach():  # and may keep so much that a request would wait
+        raise Unreachable(f"{via.id}, {what}, is out of reach itself")
 
 
 def over_gateway(settings: Settings, execmodel: ExecModel, via: Gateway) -> Maker:
@@ -227,10 +282,7 @@ def over_gateway(settings: Settings, execmodel: ExecModel, via: Gateway) -> Make
     from .._via import stream
 
     def anew(deadline: float, is_over: Callable[[], bool]) -> Way:
-        if via._state != GatewayState.LIVE:
-            raise Refused(f"{via.id}, which it goes via, has ended: {via._error or 'as asked'}")
-        if via._io.is_out_of_reach():  # and may keep so much that a request would wait
-            raise Unreachable(f"{via.id}, which it goes via, is out of reach itself")
+        _check_lives(via, "which it goes via")
         change = command_of_login
         try:
             io = stream.create_io_over(settings, execmodel, via, None, change, deadline)

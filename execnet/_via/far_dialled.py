@@ -16,7 +16,6 @@ import socket
 from ..script import socketserver
 from .far import forward
 from .far_ends import as_bytes
-from .far_loop import ERRORS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ class Dialled(object):
             self._door.run()
             if self._door.taken is not None:
                 if self._is_killed:
-                    self._shutdown(self._door.taken, socket.SHUT_RDWR)
+                    socketserver._shut(self._door.taken)
                 # It goes on for a while after the joiner's side has ended, not ours.
                 socketserver.Relay(self._far, self._door.taken).run()
         finally:
@@ -105,20 +104,14 @@ class Dialled(object):
         """Break it off, or stop to wait for it."""
         self._is_killed = True
         self._door.stop()
-        self._shutdown(self._near, socket.SHUT_RDWR)
+        socketserver._shut(self._near)
         if self._door.taken is not None:
-            self._shutdown(self._door.taken, socket.SHUT_RDWR)  # it may stay for ever
+            socketserver._shut(self._door.taken)  # it may stay for ever
 
     def close_write(self) -> None:
         """Let the joiner read the end."""
         self._door.stop()
-        self._shutdown(self._near, socket.SHUT_WR)
-
-    def _shutdown(self, sock: socket.socket, how: int) -> None:
-        try:
-            socket.socket.shutdown(sock, how)  # that of TLS would end it under another thread
-        except ERRORS:  # it has ended, or is closed
-            pass
+        socketserver._shut(self._near, socket.SHUT_WR)
 
     def status(self) -> None:
         """Close it, once the joiner has ended it; there is no exit status."""

@@ -576,11 +576,12 @@ def ready_of(wanted, timeout_s):
         return set()
 
 
-def _shut(conn):
-    # type: (socket.socket) -> None
-    """End a connection for all that hold it, and wake up whatever waits for it."""
+def _shut(conn, how=socket.SHUT_RDWR):
+    # type: (Any, int) -> None
+    """End a connection, not its TLS, for all that hold it, and wake up whatever waits for it."""
+    is_usual = isinstance(conn, socket.socket)  # one of a pair is not, in Python 2
     try:
-        conn.shutdown(socket.SHUT_RDWR)
+        socket.socket.shutdown(conn, how) if is_usual else conn.shutdown(how)
     except EnvironmentError:
         pass  # the other side was faster
 
@@ -913,10 +914,7 @@ class Relay(object):
 
     def _tell_end(self, way):
         # type: (Way) -> None
-        try:
-            socket.socket.shutdown(way.sink, socket.SHUT_WR)  # that of TLS would also end TLS
-        except EnvironmentError:
-            pass  # it has gone
+        _shut(way.sink, socket.SHUT_WR)
 
 
 class Server(object):

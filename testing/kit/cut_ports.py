@@ -1,6 +1,6 @@
 """A port in front of a socket server, whose connections a test cuts, stops and refuses.
 
-Start at ``CutPort``.
+Start at ``CutPort``; ``InstalledPort`` is for servers that a gateway starts.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ import socket
 import threading
 from contextlib import suppress
 from types import TracebackType
+from typing import Any
 
+import pytest
 from socketservers import connect
 
+from execnet import Gateway, XSpec, gateway_socket
 from execnet.script.socketserver import format_address
 
 PIECE_BYTES = 4096
@@ -144,3 +147,28 @@ class CutPort:
     def go_up(self) -> None:
         """Have connections again."""
         self._is_down = False
+
+
+class InstalledPort(CutPort):
+    """What leads to the servers of ``installvia=``, each time to the one started last."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__("")
+        self.servers: list[str] = []
+        install, wish = gateway_socket._install, gateway_socket.Wish
+
+        def install_there(
+            gateway: Gateway, at: Any, options: dict[str, object], timeout_s: float
+        ) -> tuple[str, int]:
+            self.server = format_address(install(gateway, at, options, timeout_s))
+            self.servers.append(self.server)
+            host, _, port = self.address.rpartition(":")
+            return host, int(port)
+
+        def wish_there(spec: XSpec, key: bytes | None = None) -> gateway_socket.Wish:
+            found = wish(spec, key)
+            found.bound = self.server  # of a forwarded port
+            return found
+
+        monkeypatch.setattr(gateway_socket, "_install", install_there)
+        monkeypatch.setattr(gateway_socket, "Wish", wish_there)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interpreters import found
+from interpreters import far_sides, found
 from processes import is_gone
 from socketservers import read_to_end
 from test_socket_proof import relay_to
@@ -226,6 +226,8 @@ class TestCommand:
             ({"options": "python=python2"}, "nothing starts a worker that dials in"),
             ({"address": "unix:/tmp/x"}, "host:port"),
             ({"key": b"short"}, "32 random bytes"),
+            ({"options": "resume=9", "fanout": 2}, "fanout= is not with resume="),
+            ({"options": "resume=9//execmodel=gevent"}, "resume= .*, not with greenlets"),
         ],
     )
     def test_a_group_does_not_listen_so(
@@ -432,6 +434,16 @@ class TestEnds:
         wait_until(lambda: all(map(is_gone, pids)))
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(ticket_of(ticket).address)
+
+    @pytest.mark.parametrize("python", [one.path for one in far_sides()], ids=map(str, far_sides()))
+    def test_of_a_program_prints_nothing_there(
+        self, group: Group, ticket: str, start: Start, python: str
+    ) -> None:
+        joiner = start(group.join_command(python=shlex.quote(python)))
+        (gateway,) = group.wait_for(1, BOUND_S)
+        gateway.remote_exec("import os; os.fork() or __import__('time').sleep(1)")
+        gateway._io.close_write()  # as when the program has gone
+        assert ended(joiner) == (0, "")
 
     def test_of_a_worker_by_a_signal_is_told_on_both_sides(
         self, group: Group, ticket: str, start: Start

@@ -370,11 +370,8 @@ def test_a_host_that_does_not_know_the_session_was_rebooted_or_is_another_one() 
         ("popen//via=gw", "popen=, .*, so it may be for gw itself$"),
         ("sudo=a", "sudo=, which has no network"),
         ("socketservice", "socketservice=, which has no network"),
-        ("listen=h:1", "listen=: nobody here can make a worker dial in again"),
-        ("socket=h:0//installvia=gw", "installvia=, whose server takes one connection"),
         ("srun", "srun=: Slurm ends a job step with its connection"),
         ("srun//via=gw", "srun=: Slurm"),
-        ("ssh=a//share=yes", "share=yes, where the connection is that of others, too"),
         ("ssh=a//attach=b", "attach=, which makes a new connection"),
     ],
 )

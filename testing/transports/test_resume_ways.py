@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from cut_links import CutLink, assert_gone, clean, exchange, program_with, supervisor_of
-from cut_ports import CutPort
+from cut_ports import CutPort, InstalledPort
 from interpreters import far_sides
 from processes import is_gone, processes_with, stop
 from socketservers import Server, Servers, connect, read_to_end
@@ -36,7 +36,14 @@ NOBODY = 65534
 class Way:
     """A group, and a way to a worker that a test cuts."""
 
-    def __init__(self, name: str, folder: Path, servers: Servers, python: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        servers: Servers,
+        python: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         self.group = Group()
         self.states: list[str] = []
         self.group.on_state(lambda gateway, state: self.states.append(f"{gateway.id} {state}"))
@@ -45,7 +52,12 @@ class Way:
         self.server: Server | None = None
         self._after = ExitStack()
         self._spec = f"ssh=host//python={python}"
-        if "socket" in name:
+        if "installed" in name:
+            address = "=0.0.0.0:0" if "TLS" in name else ""
+            self.link = self._after.enter_context(InstalledPort(monkeypatch))
+            self._spec = f"socket{address}//installvia=hop"
+            self.group.makegateway(f"popen//python={python}//id=hop")
+        elif "socket" in name:
             tls = ["--tls"] if "TLS" in name else []
             path = str(folder / "at") if "unix" in name else ""
             address = f"unix:{path}" if path else ":0"
@@ -75,7 +87,15 @@ class Way:
 
 
 MakeWay = Callable[..., Way]
-WAYS = ["socket", "socket TLS", "socket unix", "via", "socket via"]
+WAYS = [
+    "socket",
+    "socket TLS",
+    "socket unix",
+    "installed",
+    "installed TLS",
+    "via",
+    "socket via",
+]
 
 
 @pytest.fixture
@@ -88,7 +108,7 @@ def make_way(
         def make(name: str, python: str = sys.executable) -> Way:
             if "TLS" in name and shutil.which("openssl") is None:
                 missing("the program openssl")
-            return ways.enter_context(closing(Way(name, tmp_path, servers, python)))
+            return ways.enter_context(closing(Way(name, tmp_path, servers, python, monkeypatch)))
 
         yield make
 
@@ -213,7 +233,7 @@ def test_terminate_without_a_network_returns_and_warns(way: Way) -> None:
     with pytest.warns(ResourceWarning, match="could not be reached to be killed") as warned:
         way.group.terminate(0.1)
     can_be_cleaned = '"execnet clean" does' in str(warned[0].message)
-    assert can_be_cleaned == (not gateway.spec.via)
+    assert can_be_cleaned == (not (gateway.spec.via or gateway.spec.installvia))
     assert len(list(records.left())) == can_be_cleaned
     assert_gone(pid, supervisor)
 
@@ -400,6 +420,46 @@ def test_an_attempt_that_nobody_answers_ends_with_its_gateway(served: Way) -> No
 def test_what_is_sent_before_the_hello_goes_in_one_packet() -> None:
     spec = XSpec("socket=h:1//resume=9//id=gateway1234//execmodel=thread")
     assert len(first_line(Settings(spec), b"x" * 28)) <= FIRST_PACKET_MAX
+
+
+# ---------------------------------------------------------------- servers that gateways start
+
+
+def test_each_connection_has_a_server_of_its_own_that_listens_for_nobody_else(
+    make_way: MakeWay,
+) -> None:
+    way = make_way("installed")
+    gateway = way.make()
+    way.link.cut()
+    channel = gateway.remote_exec("for item in channel: channel.send(item)")
+    channel.send(1)
+    assert channel.receive(BOUND_S) == 1
+    assert isinstance(way.link, InstalledPort)
+    first, second = way.link.servers
+    assert first != second
+    for address in first, second:
+        with pytest.raises(ConnectionRefusedError):
+            connect(address)
+
+
+@pytest.mark.parametrize("name", ["installed", "installed TLS"])
+def test_a_worker_without_the_gateway_that_starts_its_servers_is_a_clear_end(
+    make_way: MakeWay, name: str
+) -> None:
+    way = make_way(name)
+    gateway = way.make(1, "//grace=0.2")
+    pid = pid_of(gateway)
+    supervisor = supervisor_of(pid)
+    channel = gateway.remote_exec(WAITS)
+    assert channel.receive(BOUND_S) == 1
+    os.kill(pid_of(way.group["hop"]), signal.SIGKILL)
+    way.group["hop"].join(BOUND_S)
+    way.link.cut()
+    why = r"gw0 was given up: hop, which starts its server, has ended: .*SIGKILL"
+    with pytest.raises(WorkerDied, match=why) as caught:
+        channel.receive(BOUND_S)
+    assert caught.value.hop == "hop"
+    assert_gone(pid, supervisor)  # when its time is over
 
 
 # ---------------------------------------------------------------- other gateways
