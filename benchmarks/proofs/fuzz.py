@@ -269,7 +269,7 @@ def proof() -> tuple[Callable[[bytes], None], list[bytes]]:
         def __init__(self) -> None:
             self.key, self.started = key, 0
 
-        def start_process(self, visitor: Any, taken: bytes) -> None:
+        def start_process(self, visitor: Any, line: bytes, rest: bytes) -> None:
             self.started += 1
 
         def quit(self, conn: Any) -> None:

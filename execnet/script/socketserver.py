@@ -45,8 +45,10 @@ INTERPRETER = sys.executable
 # both kinds of servers, and uses stdin and stdout.
 FIRST_STAGE = (
     "import sys;as_released=sys.argv.pop();code=eval(sys.stdin.readline());in_own_process=True;"
-    "exec(as_released if 'clientsock' in code and 'in_own_process' not in code else code)"
+    "%sexec(as_released if 'clientsock' in code and 'in_own_process' not in code else code)"
 )
+# The line comes through a descriptor of its own, which becomes the connection after that.
+BACK_TO_CONNECTION = "import os;os.dup2(1,0);"
 # This executes the string with the names that released servers give it.  As there, stdin and stdout
 # are not the connection; printed output goes to the server's stderr.
 AS_RELEASED = """
@@ -140,12 +142,13 @@ TICK_S = 0.5  # how often it looks whether to end, if nothing can wake it up
 LAST_WORDS_S = 5  # how long it waits for output to be sent, and for killed processes to go
 VISITORS = 64  # how many clients may be there that have not proved anything
 LINE_BYTES = 600  # the longest answer of a client or a server
-# A client sends a string in quotes.  Other protocols begin differently, also that of web
-# pages, whose requests could be expressions.
+FIRST_BYTES = 1 << 20  # the longest line for a process, without a proof; clients send 64 KiB
+CHUNK_BYTES = 65536
+# A client sends a line that is a string in quotes, and nothing else is evaluated: requests of web
+# pages could be expressions, and can begin with a quote, too.
 QUOTES = b"'", b'"'
 # A client may send this to the server itself, before anything else: b"\0", a word and b"\n".
 QUIT = b"\0quit\n"
-WORD_BYTES = 200
 ENDING = b"ending\n"  # the answer to it
 RDHUP = getattr(select, "POLLRDHUP", 0x2000 if sys.platform.startswith("linux") else 0)
 POLLS = hasattr(select, "poll")
@@ -606,6 +609,7 @@ class Visitor(object):
         self._server = server
         self._words = []  # type: List[bytes]
         self._line = b""
+        self._first = bytearray()  # of the first line after the proof
         self._step = self._greet if server.greets else self._take_first
 
     def advance(self):
@@ -693,45 +697,68 @@ class Visitor(object):
         # type: (bytes) -> None
         self._say(b"ok", proved)
         self.deadline = clock() + GREETING_S
-        self._line = b""
         self._step = self._take_first
 
     def _take_first(self):
         # type: () -> None
-        """Look at what comes, without reading it if possible: is it for a process?"""
-        is_plain = self._server.certificate is None
-        first = self.conn.recv(1, socket.MSG_PEEK) if is_plain else self.conn.recv(1)
-        if first in QUOTES:
-            self._step = None  # type: ignore[assignment]
-            self._server.start_process(self, b"" if is_plain else first)
-        elif first == b"\0":
-            self._line = b"" if is_plain else first
-            self._step = self._take_word
+        """Take the first line: is it for a process, or a word for the server?"""
+        if self._server.certificate is None:  # what follows is left for the process
+            data = self.conn.recv(CHUNK_BYTES, socket.MSG_PEEK)
+            data = data and self.conn.recv(data.find(b"\n") + 1 or len(data))
         else:
+            data = self.conn.recv(CHUNK_BYTES)
+        self._first += data
+        if b"\n" in data:
+            line, _, rest = bytes(self._first).partition(b"\n")
+            self._take_line(line + b"\n", rest)
+        elif not data or not self._may_go_on():
             self.close()
 
-    def _take_word(self):
-        # type: () -> None
-        byte = self.conn.recv(1)
-        self._line += byte
-        if self._line == QUIT:
+    def _may_go_on(self):
+        # type: () -> bool
+        """Whether what has come can still become a line that is taken."""
+        if self._first[:1] == b"\0":
+            return QUIT.startswith(bytes(self._first))
+        is_short = self.is_known or len(self._first) < FIRST_BYTES
+        return is_short and self._first[:1] in QUOTES
+
+    def _take_line(self, line, rest):
+        # type: (bytes, bytes) -> None
+        if line == QUIT:
             self._step = None  # type: ignore[assignment]
             self.conn.send(ENDING)
             self._server.quit(self.conn)
-        elif not byte or not QUIT.startswith(self._line):
+        elif is_string(line):
+            self._step = None  # type: ignore[assignment]
+            self._server.start_process(self, line, rest)
+        else:
             self.close()
+
+
+def is_string(line):
+    # type: (bytes) -> bool
+    """Whether a line, with its newline, is one string in quotes and nothing else."""
+    import re
+
+    quote, inner, end = line[:1], line[1:-2], line[-2:]
+    inner = re.sub(b"\\\\.", b"", inner)  # a backslash and whatever it makes of the next one
+    is_closed = len(line) > 2 and quote in QUOTES and end == quote + b"\n"
+    return is_closed and quote not in inner and b"\\" not in inner
 
 
 class Session(object):
     """The process of a client.
 
-    Only the thread of ``Server.run`` calls.  near: the stdin and stdout of the process.  If the
-    server is not told when processes end, a thread waits for that.
+    Only the thread of ``Server.run`` calls.  near: the stdin and stdout of the process, which
+    first reads ``line`` from ``feeder``.  If the server is not told when processes end, a thread
+    waits for that.
     """
 
-    def __init__(self, server, near):
-        # type: (Server, socket.socket) -> None
+    def __init__(self, server, near, line):
+        # type: (Server, socket.socket, bytes) -> None
         self.near = near
+        self.feeder = None  # type: Optional[socket.socket]
+        self._line = line  # what has not been passed on yet
         self.watches = not WINDOWS  # whether ``near`` shows that the client has left
         self.kill_at = float("inf")
         self._server = server
@@ -741,12 +768,24 @@ class Session(object):
         if WINDOWS:
             options.update(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         else:
-            options.update(stdin=near, stdout=near, close_fds=True)
+            self.feeder, fed = socket.socketpair()
+            options.update(stdin=fed, stdout=near, close_fds=True)
             # A session of its own, as Ctrl-C at the terminal is meant for this server.
             options.update({"preexec_fn": os.setsid} if PY2 else {"start_new_session": True})
         near.setblocking(True)  # now: a process will share the flags of the descriptor
-        command = [INTERPRETER, "-u", "-c", FIRST_STAGE, AS_RELEASED]
-        self.process = subprocess.Popen(command, **options)  # type: Any
+        stage = FIRST_STAGE % ("" if WINDOWS else BACK_TO_CONNECTION)
+        command = [INTERPRETER, "-u", "-c", stage, AS_RELEASED]
+        try:
+            self.process = subprocess.Popen(command, **options)  # type: Any
+        except BaseException:
+            self._close_feeder()
+            raise
+        finally:
+            if not WINDOWS:
+                fed.close()
+        if self.feeder is not None:
+            self.feeder.setblocking(False)
+            self.feed()
         if not server.hears_of_ends:
             pumps = [self._pump_out, self._pump_in] if WINDOWS else []
             try:
@@ -755,7 +794,27 @@ class Session(object):
             except BaseException:  # there are too many threads
                 self.kill()
                 self.process.wait()
+                self._close_feeder()
                 raise
+
+    def feed(self):
+        # type: () -> None
+        """Pass on as much of the line as the process takes now."""
+        assert self.feeder is not None
+        try:
+            self._line = self._line[self.feeder.send(self._line) :]
+        except EnvironmentError as exc:
+            if waits_for(exc):
+                return
+            self._line = b""  # the process has ended
+        if not self._line:
+            self._close_feeder()
+
+    def _close_feeder(self):
+        # type: () -> None
+        if self.feeder is not None:
+            self.feeder.close()
+            self.feeder = None
 
     def has_ended(self):
         # type: () -> bool
@@ -789,6 +848,7 @@ class Session(object):
         _shut(self.near)
         for thread in self._helpers:
             thread.join(LAST_WORDS_S)
+        self._close_feeder()
         self.near.close()
 
     def _wait(self):
@@ -801,8 +861,11 @@ class Session(object):
 
     def _pump_in(self):
         # type: () -> None
-        stdin = self.process.stdin
-        _pump(self.near.recv, lambda data: (stdin.write(data), stdin.flush()))
+        stdin, lines = self.process.stdin, [self._line]
+        _pump(
+            lambda size: lines.pop() if lines else self.near.recv(size),
+            lambda data: (stdin.write(data), stdin.flush()),
+        )
         try:
             stdin.close()
         except EnvironmentError:
@@ -999,33 +1062,33 @@ class Server(object):
         self._leaving.append(conn)
         self._stopping = True
 
-    def start_process(self, visitor, taken):
-        # type: (Visitor, bytes) -> None
-        """Give a client its process.  taken: bytes that it has sent and that were read here."""
+    def start_process(self, visitor, line, rest):
+        # type: (Visitor, bytes, bytes) -> None
+        """Give a client its process.  line, rest: what it has sent and was read here."""
         try:
             if self._left == 0:
                 raise EnvironmentError("there are to be no more")
             if self.certificate is None:
-                self._sessions.append(Session(self, visitor.conn))
+                self._sessions.append(Session(self, visitor.conn, line))
             else:
-                self._start_with_relay(visitor.conn, taken)
+                self._start_with_relay(visitor.conn, line, rest)
             self._left -= 1
         except (EnvironmentError, RuntimeError, threading.ThreadError) as exc:
             sys.stderr.write("execnet socket server: a client failed: %s\n" % (exc,))
             visitor.close()
 
-    def _start_with_relay(self, conn, taken):
-        # type: (socket.socket, bytes) -> None
+    def _start_with_relay(self, conn, line, rest):
+        # type: (socket.socket, bytes, bytes) -> None
         near, far = socket.socketpair()
         try:
-            session = Session(self, near)
+            session = Session(self, near, line)
         except BaseException:
             near.close()
             far.close()
             raise
         self._sessions.append(session)
         try:
-            relay = Relay(conn, far, taken)
+            relay = Relay(conn, far, rest)
             if not self.hears_of_ends:  # nothing may fork
                 _start(relay.run)
                 return
@@ -1081,6 +1144,8 @@ class Server(object):
         for session in self._sessions:
             if session.watches and POLLS:
                 wanted[session.near.fileno()] = HANGUP
+            if session.feeder is not None:
+                wanted[session.feeder.fileno()] = WRITE
             moments.append(session.kill_at)
         ready = ready_of(wanted, max(0.0, min(moments) - now))
         self._see_to_sessions(ready)
@@ -1101,6 +1166,8 @@ class Server(object):
         for session in self._sessions:
             if session.watches and session.near.fileno() in ready:
                 session.on_left()
+            if session.feeder is not None and session.feeder.fileno() in ready:
+                session.feed()
             if session.kill_at <= now:
                 session.kill()
         ended = [session for session in self._sessions if session.has_ended()]

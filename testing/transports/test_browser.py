@@ -48,6 +48,22 @@ const ways = {
 </script></body>"""
 
 
+# Its own site has become the server, as after DNS rebinding: it may use methods of its own then.
+# A quote is a legal one, so that the first line of the request can be an expression.
+REBOUND_PAGE = """<!doctype html><title>page</title><body><script>
+const paths = ["/'if(CODE)else", "/'if(CODE)else?'", "/';CODE;'"];
+(async () => {
+  for (const path of paths) {
+    for (const method of ["'", "''", "GET'"]) {
+      try { await fetch(path, {method: method, body: "CODE"}); } catch (error) {}
+    }
+  }
+  await fetch("http://SITE/tried", {method: "POST", mode: "no-cors", body: "methods"});
+})();
+</script></body>"""
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+
+
 @pytest.fixture
 def browser() -> str:
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -108,6 +124,7 @@ class Way(ThreadingTCPServer):
 
     def __init__(self) -> None:
         self.server = ""
+        self.page = b""  # what it answers itself to whoever asks for "/"
         self.said: list[bytes] = []
 
         class Handler(BaseRequestHandler):
@@ -115,6 +132,9 @@ class Way(ThreadingTCPServer):
                 handler.request.settimeout(BOUND_S)
                 with connect(self.server) as far, suppress(OSError):
                     data = handler.request.recv(65536)
+                    if self.page and data.startswith(b"GET / "):
+                        handler.request.sendall(OK % len(self.page) + self.page)
+                        return
                     if data:
                         self.said.append(data)
                     far.sendall(data)
@@ -127,6 +147,23 @@ class Way(ThreadingTCPServer):
 @pytest.fixture
 def way(nothing_is_left: None) -> Iterator[Way]:
     yield from serving(Way())
+
+
+def show(browser: str, url: str, site: Site, way: Way, requests: int, folder: Path) -> None:
+    """Show a page until it has tried everything, and so many requests were on their way."""
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    command += [f"--user-data-dir={folder}/profile", url]
+    command += ["--host-resolver-rules=MAP rebound.test 127.0.0.1"]
+    with (folder / "shown").open("wb") as shown:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=shown, stderr=shown)
+        try:
+            is_done = site.is_done.wait(3 * BOUND_S)  # a browser takes its time
+            # A beacon is sent when the browser sees fit.
+            wait_until(lambda: len(way.said) >= requests or process.poll() is not None)
+        finally:
+            process.terminate()
+            process.wait(BOUND_S)
+    assert is_done, (folder / "shown").read_text(errors="replace")
 
 
 @pytest.mark.parametrize("options", [[], ["--no-authentication"]], ids=["key", "no key"])
@@ -144,18 +181,7 @@ def test_whatever_a_page_tries_runs_nothing(
     code = f"open(`{ran}`,`w`)".replace("`", "\\x22")
     way.server = server.address
     site.text = PAGE.replace("ADDRESS", way.address).replace("CODE", code)
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    command += [f"--user-data-dir={tmp_path}/profile", f"http://{site.address}/"]
-    with (tmp_path / "shown").open("wb") as shown:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=shown, stderr=shown)
-        try:
-            is_done = site.is_done.wait(3 * BOUND_S)  # a browser takes its time
-            # A beacon is sent when the browser sees fit.
-            wait_until(lambda: len(way.said) >= 5 or process.poll() is not None)
-        finally:
-            process.terminate()
-            process.wait(BOUND_S)
-    assert is_done, (tmp_path / "shown").read_text(errors="replace")
+    show(browser, f"http://{site.address}/", site, way, 5, tmp_path)
     assert site.tried == "image,get,post,beacon,socket"
     assert {b"GET", b"POST"} <= {said.split(b" ")[0] for said in way.said}
     assert len(way.said) >= 5, "all of them have reached the server"
@@ -163,3 +189,21 @@ def test_whatever_a_page_tries_runs_nothing(
     assert server.processes() == []
     gateway = makegateway(f"socket={server.address}" + ("//authentication=none" if options else ""))
     assert ask(gateway, "channel.send(1)") == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--no-authentication"]], ids=["key", "no key"])
+def test_a_page_whose_own_site_becomes_the_server_runs_nothing(
+    browser: str, site: Site, way: Way, servers: Servers, tmp_path: Path, options: list[str]
+) -> None:
+    server = servers.start(":0", *options)
+    ran = tmp_path / "ran"
+    way.server = server.address
+    page = REBOUND_PAGE.replace("SITE", site.address).replace("CODE", f"open('{ran}','w')")
+    way.page = page.encode()
+    port = way.address.rpartition(":")[2]
+    show(browser, f"http://rebound.test:{port}/", site, way, 9, tmp_path)
+    assert site.tried == "methods"
+    lines = [said.split(b"\r\n")[0] for said in way.said]
+    assert f"' /'if(open('{ran}','w'))else HTTP/1.1".encode() in lines, "it is an expression"
+    assert not ran.exists()
+    assert server.processes() == []

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -139,6 +140,72 @@ class TestClients:
         assert not run_by_page.exists()
         assert server.processes() == []
 
+    @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+    def test_a_line_that_begins_like_a_string_is_seen_whole_before_anything_starts(
+        self, in_process: InProcess, monkeypatch: pytest.MonkeyPatch, tls: bool
+    ) -> None:
+        """A method of a web page's own can be a quote."""
+        started = []
+        server = in_process.server
+        monkeypatch.setattr(server, "start_process", lambda *a: started.append(a[1]))
+        if tls:
+            pem = socketserver.make_certificate()
+            server.certificate, server.greets = socketserver.Certificate(pem), True
+        for line in (
+            b"' /'if(print(1))else HTTP/1.1\r\nHost: evil.test\r\n\r\n",
+            b'" /"if(print(1))else HTTP/1.1\r\nHost: evil.test\r\n\r\n',
+            b"'print(1)'\r\n",
+            b"'a''print(1)'\n",
+            b"'a'+'print(1)'\n",
+            b"'''print(1)'''\n",
+            b"'print(1)\\'\n",
+            b"'print(1)\\\\' '\n",
+            b"'print(1)\"\n",
+            b"'print(1)' \n",
+            b"'\n'\n",
+            b"'print(1)'",
+            b"'print(1)",
+            b"'",
+        ):
+            assert socketserver.is_string(line) is False
+            with greeted(in_process.address, tls) as conn:
+                conn.sendall(line)
+                if b"\n" not in line:
+                    conn.shutdown(socket.SHUT_WR)
+                assert read_to_end(conn) == b"", line
+        assert started == []
+
+    @pytest.mark.parametrize("line", [b"''", b'"\'"', b"'\\''", b"'\\\\'", b"'\\\\\\'\xe9'"])
+    def test_one_string_is_one_however_it_is_quoted(self, line: bytes) -> None:
+        assert socketserver.is_string(line + b"\n")
+        assert not socketserver.is_string(line[:-1] + b"\n")
+
+    def test_a_line_comes_in_pieces_and_what_follows_is_for_the_process(
+        self, serve: Serve
+    ) -> None:
+        server = serve(":0", "--no-authentication")
+        code = "import sys; print(len(" + repr("x" * 300_000) + "), sys.stdin.read())"
+        line = repr(code).encode() + b"\nand more"
+        with connect(server.address) as conn:
+            conn.sendall(line[:1])
+            conn.sendall(line[1:100])
+            with connect(server.address) as other:  # by then the server has seen the first one
+                other.sendall(b"'print(1)'\n")
+                assert read_to_end(other).split() == [b"1"]
+            assert server.processes() == []
+            conn.sendall(line[100:])
+            conn.shutdown(socket.SHUT_WR)
+            assert read_to_end(conn).split() == [b"300000", b"and", b"more"]
+
+    def test_a_line_without_an_end_is_not_kept(
+        self, in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(socketserver, "FIRST_BYTES", 200_000)
+        with connect(in_process.address) as conn:
+            with contextlib.suppress(ConnectionError):
+                conn.sendall(b"'" + b"x" * 10_000_000)
+            assert read_to_end(conn) == b""
+
     def test_nothing_but_a_string_in_quotes_gets_a_process(
         self, in_process: InProcess, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -216,6 +283,17 @@ class TestClients:
             assert not is_reaped(pid)
             coordinator.kill()
         wait_reaped(pid)
+
+
+def greeted(address: str, tls: bool) -> socket.socket:
+    """Return a connection that can send its first line."""
+    conn = connect(address)
+    if not tls:
+        return conn
+    assert conn.makefile("rb", 0).readline() == b"execnet-auth-1 tls -\n"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context.wrap_socket(conn)
 
 
 @pytest.fixture
