@@ -16,7 +16,7 @@ from ._endpoint import Endpoint, StreamFull
 from ._errors import AuthenticationError, BootstrapError, HostNotFound, HostRefused
 from ._ship.source import source_to_send
 from ._specs import CONNECT_TIMEOUT_S
-from ._transports.keys import Wish, certificate, own_key
+from ._transports.keys import Wish, certificate, own_key, trusts_others
 from ._transports.proof import SocketTalk, TurnedAway, prove
 from .gateway_base import ExecModel, RemoteError, _Flag, above_stdio, threads_are_patched, write_all
 from .script import socketserver
@@ -238,8 +238,7 @@ def create_io(
     if not spec.installvia:
         assert address is not None  # the spec was checked
         wish = Wish(spec) if isinstance(address, tuple) else None
-        is_off = spec.authentication == "none"
-        return _connect(address, execmodel, timeout_s, wish, is_off, is_over)
+        return _connect(address, execmodel, timeout_s, wish, trusts_others(spec), is_over)
     gateway = find(spec.installvia, find_gateway)
     return install(gateway, settings, execmodel, timeout_s, timeout_s or CONNECT_TIMEOUT_S)
 
@@ -270,11 +269,11 @@ def dial(
 
     deadline: as ``time.monotonic()``.  Errors as for ``create_io``, after which nothing is left.
     """
-    address, is_off = settings.address, settings.spec.authentication == "none"
+    address, is_trusted = settings.address, trusts_others(settings.spec)
     assert address is not None  # the spec was checked
     wish = Wish(settings.spec) if isinstance(address, tuple) else None
     left_s = max(0.001, deadline - monotonic())
-    return _connect(address, execmodel, left_s, wish, is_off, is_over)
+    return _connect(address, execmodel, left_s, wish, is_trusted, is_over)
 
 
 def start_via(gateway: Gateway, hostport: tuple[str, int] | None = None) -> tuple[str, int]:
@@ -351,13 +350,13 @@ def _connect(
     execmodel: ExecModel,
     timeout_s: float | None,
     wish: Wish | None,
-    trusts_others: bool = False,
+    is_trusted: bool = False,
     is_over: Callable[[], bool] | None = None,
 ) -> Endpoint:
     """Return a stream to a server; ``HostNotFound`` if there is none within the timeout.
 
     timeout_s: None for ever.  wish: the authentication; None at a path, where the other end has to
-    be a process of this user or of root, unless ``trusts_others``.  is_over: whether nobody waits
+    be a process of this user or of root, unless it ``is_trusted``.  is_over: whether nobody waits
     for it any more.
     """
     name = format_address(address)
@@ -372,7 +371,7 @@ def _connect(
                     error = exc
                     break
                 try:
-                    return _proved(sock, execmodel, name, deadline, wish, trusts_others)
+                    return _proved(sock, execmodel, name, deadline, wish, is_trusted)
                 except TurnedAway as exc:
                     if is_last:
                         raise AuthenticationError(str(exc)) from exc
@@ -396,14 +395,14 @@ def _proved(
     name: str,
     deadline: float | None,
     wish: Wish | None,
-    trusts_others: bool,
+    is_trusted: bool,
 ) -> Endpoint:
     """Return the stream over a connection, after both sides have authenticated."""
     try:
         talk = SocketTalk(sock)
         if wish is not None:
             prove(talk, wish, name, deadline)
-        elif not trusts_others:
+        elif not is_trusted:
             _check_owner(sock, name)
         sock.settimeout(None)
         io = SocketIO(sock, execmodel, name)
@@ -422,7 +421,8 @@ def _check_owner(sock: Any, name: str) -> None:
     owner = owner_of(sock, name.partition(":")[2])
     if owner not in (0, os.geteuid()):
         raise AuthenticationError(
-            f"{name}: user {owner} listens there, not this one; authentication=none trusts them"
+            f"{name}: user {owner} listens there, not this one; authentication=none trusts "
+            "them, but env: is only for this user and root"
         )
 
 

@@ -68,6 +68,11 @@ class Wish:
         self.has_secrets = bool(spec.env)
 
 
+def trusts_others(spec: XSpec) -> bool:
+    """Whether a spec also accepts a server at a path that belongs to another user."""
+    return spec.authentication == "none" and not spec.env
+
+
 @functools.lru_cache(maxsize=1)
 def _certificate() -> bytes | None:
     try:

@@ -569,7 +569,9 @@ def _request_of(
         if settings.address is None:
             raise ValueError(f"spec {spec.shown()!r}: socket= needs host:port or unix:path")
         request["address"], request["timeout"] = settings.address, settings.connect_timeout_s
-        request["trusts_others"] = spec.authentication == "none"
+        from .._transports.keys import trusts_others
+
+        request["trusts_others"] = trusts_others(spec)
         return request, [f"socket={spec.socket}"]
     args = command(spec, via._rinfo().executable, settings.transport)
     args = args if change is None else change(args)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from ast import literal_eval
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from tools import BOUND_S, run, some_of, wait_until
 from workers import ask
 
 import execnet
-from execnet import AuthenticationError, Group, _folders, gateway_socket
+from execnet import AuthenticationError, BootstrapError, Group, _folders, gateway_socket
 from execnet._transports import proof
 from execnet._transports.keys import Wish
 from execnet._transports.proof import SocketTalk, read_line
@@ -28,6 +29,7 @@ from execnet.script import socketserver
 from execnet.xspec import XSpec
 
 ONE = "channel.send(1)"
+NOBODY = 65534
 
 
 def new_key(path: Path) -> Path:
@@ -276,11 +278,74 @@ class TestTheOtherEndOfAPath:
         spec = f"socket={server.address}//authentication=none"
         assert ask(group.makegateway(spec), ONE) == 1
 
+    def test_a_process_of_another_user_gets_nothing_and_never_a_variable(
+        self, others: OthersServer, group: Group
+    ) -> None:
+        group.makegateway("popen//id=between")
+        for options in "env:SECRET=1", "", "authentication=none//env:SECRET=1":
+            spec = "//".join(filter(None, [f"socket={others.address}", options]))
+            with pytest.raises(AuthenticationError, match=f"user {NOBODY} listens there, not this"):
+                group.makegateway(spec)
+            assert others.heard() == b""
+            with pytest.raises(BootstrapError, match=f"user {NOBODY} listens there, not this"):
+                group.makegateway(f"{spec}//via=between")
+            assert others.heard() == b""
+        with pytest.raises(BootstrapError):
+            group.makegateway(f"socket={others.address}//authentication=none")
+        assert others.heard().startswith(b"'")
+
     def test_who_it_is_tells_the_system(self, servers: Servers, tmp_path: Path) -> None:
         server = servers.start(f"unix:{tmp_path}/socket")
         with connect(server.address) as conn:
             assert gateway_socket.owner_of(conn, f"{tmp_path}/socket") == os.geteuid()
             assert gateway_socket.owner_of(NoPeer(), f"{tmp_path}/x") == tmp_path.stat().st_uid
+
+
+# It says what each client has sent, as far as that is a line, or to its end.
+LISTENS = """
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+os.chmod(sys.argv[1], 0o777)
+os.setgroups([])
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[2]))
+listener.listen()
+print("listening", flush=True)
+while True:
+    with listener.accept()[0] as conn:
+        line = conn.makefile("rb").readline()
+        print(line, flush=True)
+"""
+
+
+class OthersServer:
+    """A process of another user, which listens at a path."""
+
+    def __init__(self, path: str) -> None:
+        self.address = f"unix:{path}"
+        command = [sys.executable, "-c", LISTENS, path, str(NOBODY)]
+        self.popen = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._said() == "listening"
+
+    def _said(self) -> str:
+        assert self.popen.stdout is not None
+        return self.popen.stdout.readline().strip()
+
+    def heard(self) -> bytes:
+        """Return what the next client has sent before it went."""
+        line: bytes = literal_eval(self._said())
+        return line
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> Iterator[OthersServer]:
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("only root can be another user as well")
+    server = OthersServer(str(tmp_path / "others"))
+    yield server
+    server.popen.terminate()
+    server.popen.communicate()
 
 
 class NoPeer:
