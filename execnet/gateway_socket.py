@@ -20,7 +20,7 @@ from ._transports.keys import Wish, certificate, own_key, trusts_others
 from ._transports.proof import SocketTalk, TurnedAway, prove
 from .gateway_base import ExecModel, RemoteError, _Flag, above_stdio, threads_are_patched, write_all
 from .script import socketserver
-from .script.socketserver import format_address, is_loopback, keep_alive, parse_address
+from .script.socketserver import format_address, is_loopback, keep_alive, owner_of, parse_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -424,27 +424,6 @@ def _check_owner(sock: Any, name: str) -> None:
             f"{name}: user {owner} listens there, not this one; authentication=none trusts "
             "them, but env: is only for this user and root"
         )
-
-
-def owner_of(sock: Any, path: str) -> int:
-    """Return the user of the process at the other end of a Unix socket.
-
-    If the system does not say, that is the owner of the folder: nobody else can make a socket there
-    that others can't replace.
-    """
-    import socket
-    import struct
-    import sys
-
-    if hasattr(socket, "SO_PEERCRED"):
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        owner: int = struct.unpack("3I", credentials)[1]
-        return owner
-    if sys.platform == "darwin" or "bsd" in sys.platform:  # LOCAL_PEERCRED and its struct xucred
-        version, owner = struct.unpack("2I", sock.getsockopt(0, 1, 76)[:8])
-        if version == 0:
-            return owner
-    return os.stat(os.path.dirname(os.path.abspath(path))).st_uid
 
 
 def _places(address: Address, execmodel: ExecModel) -> list[tuple[int, Any]]:

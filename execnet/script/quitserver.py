@@ -32,24 +32,30 @@ def load_server():
     return names
 
 
-def quit_server(address, key=None):
-    # type: (str, Optional[str]) -> None
+def quit_server(address, key=None, fingerprint=None, trusts=False):
+    # type: (str, Optional[str], Optional[str], bool) -> None
     """End the server at an address; EnvironmentError if there is none or it does not answer.
 
-    key: the file with its key; None takes the default one, if there is one.
+    key: the file with its key; None takes the default one, if there is one.  fingerprint: of its
+    certificate.  trusts: whether to ask for no proof.  With neither key nor fingerprint, a server
+    that keeps silent is ended as well: what it is sent is no secret.
     """
     server = load_server()
-    answer = _ask(server, address, server["QUIT"], key)
+    answer = _ask(server["connect"](address, WAIT_S, key, fingerprint, trusts, True), server["QUIT"])
     if answer == ENDING:
         return
-    if answer or key or not _ends_as_released(server, address):
+    if answer or key or fingerprint or not _ends_as_released(server, address):
         raise EnvironmentError("what listens there is no socket server")
 
 
-def _ask(server, address, line, key=None):
-    # type: (Dict[str, Any], str, bytes, Optional[str]) -> bytes
+def _connect(server, address):
+    # type: (Dict[str, Any], str) -> Any
+    return server["connect"](address, WAIT_S, trusts=True)
+
+
+def _ask(conn, line):
+    # type: (Any, bytes) -> bytes
     """Send a line; return all that is answered until the connection ends, b"" for nothing."""
-    conn = server["connect"](address, WAIT_S, key)
     try:
         conn.settimeout(ANSWER_S)
         try:
@@ -70,9 +76,9 @@ def _ends_as_released(server, address):
     # type: (Dict[str, Any], str) -> bool
     """End a server that executes what it is sent, as in execnet 1 and 2; whether it ended."""
     try:
-        _ask(server, address, QUIT_RELEASED)
+        _ask(_connect(server, address), QUIT_RELEASED)
         for _ in range(20):
-            server["connect"](address, WAIT_S, None, 0.0).close()
+            _connect(server, address).close()
             time.sleep(0.1)
     except EnvironmentError:  # it has ended
         return True
@@ -89,10 +95,16 @@ def main(args=None):
     parser.add_argument("address", nargs="?", default=":8888", help=explained)
     explained = "its key; default ~/.execnet/key, if there is one"
     parser.add_argument("--key", metavar="FILE", help=explained)
+    explained = "the SHA-256 of its certificate, for a server with --tls and without a key"
+    parser.add_argument("--fingerprint", metavar="HEX", help=explained)
+    explained = "ask for no proof, and do not wait for one"
+    parser.add_argument("--no-authentication", action="store_true", help=explained)
     options = parser.parse_args(args)
+    if options.no_authentication and (options.key or options.fingerprint):
+        parser.error("--no-authentication asks for no proof")
     address = options.address
     try:
-        quit_server(address, options.key)
+        quit_server(address, options.key, options.fingerprint, options.no_authentication)
     except (ValueError, EnvironmentError) as exc:
         sys.exit("can't end the server at %s: %s" % (address, exc))
 

@@ -16,12 +16,29 @@ if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional  # noqa: F401 - in comments
 
 CONNECT_S = 15
+# A server of execnet 1 or 2 runs this itself and goes on afterwards.  There stdin and stdout are
+# not the connection.
 CONSOLE = """\
 import code, os, socket, sys
+kept = sys.stdin, sys.stdout, sys.stderr
+theirs = None if globals().get("in_own_process") else globals().get("clientsock")
+if theirs is not None:
+    sys.stdin, sys.stdout = theirs.makefile("r"), theirs.makefile("w")
 sys.stderr = sys.stdout
 where = "%s, process %d in %s" % (socket.gethostname(), os.getpid(), os.getcwd())
 space = {"__name__": "__console__"}
-code.interact("Python %s\\n%s" % (sys.version.split("\\n")[0], where), local=space)
+try:
+    code.interact("Python %s\\n%s" % (sys.version.split("\\n")[0], where), local=space)
+except SystemExit:
+    pass
+finally:
+    try:
+        sys.stdout.flush()
+        if theirs is not None:
+            theirs.shutdown(1)
+    except EnvironmentError:
+        pass
+    sys.stdin, sys.stdout, sys.stderr = kept
 """
 GOODBYE = b"\nraise SystemExit\n"  # after an empty line, which ends an open block
 SERVER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "socketserver.py")
@@ -77,10 +94,18 @@ def main(args=None):
     parser.add_argument("address", nargs="?", default=":8888", help=explained)
     explained = "the server's key; default ~/.execnet/key, if there is one"
     parser.add_argument("--key", metavar="FILE", help=explained)
+    explained = "the SHA-256 of its certificate, for a server with --tls and without a key"
+    parser.add_argument("--fingerprint", metavar="HEX", help=explained)
+    explained = "ask for no proof: whoever listens there gets what you type"
+    parser.add_argument("--no-authentication", action="store_true", help=explained)
     options = parser.parse_args(args)
+    if options.no_authentication and (options.key or options.fingerprint):
+        parser.error("--no-authentication asks for no proof")
     address = options.address
     try:
-        conn = load_server()["connect"](address, CONNECT_S, options.key)
+        connect = load_server()["connect"]
+        trusts = options.no_authentication
+        conn = connect(address, CONNECT_S, options.key, options.fingerprint, trusts)
     except (ValueError, EnvironmentError) as exc:
         sys.exit("can't connect to %s: %s" % (address, exc))
     try:

@@ -136,6 +136,7 @@ WINDOWS = sys.platform == "win32"  # there a socket can't be the stdin of a proc
 VERSION = b"execnet-auth-1"
 VERSIONS = b"execnet-auth-"  # how lines of other versions begin as well
 PROVES_WITHIN_S = 10  # how long a client may take, from the connection to the proof
+SILENT_S = 2.0  # after that a server is taken for one that does not greet
 GREETING_S = 60  # how long it may take after that until it sends something for a process
 ENDS_WITHIN_S = 15  # how long a process may take whose client has left; a worker takes up to 10
 TICK_S = 0.5  # how often it looks whether to end, if nothing can wake it up
@@ -150,6 +151,7 @@ QUOTES = b"'", b'"'
 # A client may send this to the server itself, before anything else: b"\0", a word and b"\n".
 QUIT = b"\0quit\n"
 ENDING = b"ending\n"  # the answer to it
+COMMON_MACHINES = "x86_64", "i386", "i586", "i686", "aarch64", "armv6l", "armv7l", "riscv64"
 RDHUP = getattr(select, "POLLRDHUP", 0x2000 if sys.platform.startswith("linux") else 0)
 POLLS = hasattr(select, "poll")
 clock = time.time if PY2 else time.monotonic
@@ -403,12 +405,22 @@ class Prover(object):
             raise ValueError("what listens there has not proved that it has the key")
 
 
-def connect(address, timeout_s, key_file=None, silent_s=2.0):
-    # type: (str, float, Optional[str], float) -> socket.socket
+def connect(
+    address,  # type: str
+    timeout_s,  # type: float
+    key_file=None,  # type: Optional[str]
+    fingerprint=None,  # type: Optional[str]
+    trusts=False,  # type: bool
+    takes_silent=False,  # type: bool
+):
+    # type: (...) -> socket.socket
     """Return a connection to a server, after the proofs, for ``quitserver.py`` and ``shell.py``.
 
-    A server that says nothing for ``silent_s`` asks for no proof, unless a key is named.  Raises
-    EnvironmentError or ValueError.
+    key_file: None for the default one, if there is one.  fingerprint: of its certificate, which is
+    enough for a server that asks for no key.  trusts: whether to ask for no proof, and take other
+    users' servers at a path as well.  takes_silent: whether to take a server that does not greet,
+    as those of execnet 1 and 2 and ours with --no-authentication, though there is a default key.
+    Raises EnvironmentError or ValueError.
     """
     place = parse_address(address)
     if isinstance(place, tuple):
@@ -419,22 +431,50 @@ def connect(address, timeout_s, key_file=None, silent_s=2.0):
         conn.settimeout(timeout_s)
         if not isinstance(place, tuple):
             conn.connect(place)
+            if not trusts and owner_of(conn, place) not in (0, os.geteuid()):
+                raise ValueError("user %d listens there, not this one" % owner_of(conn, place))
             return conn
-        return _proved(conn, key_file, silent_s)
+        return conn if trusts else _proved(conn, key_file, fingerprint, takes_silent)
     except BaseException:
         conn.close()
         raise
 
 
-def _proved(conn, key_file, silent_s):
-    # type: (socket.socket, Optional[str], float) -> socket.socket
+def owner_of(sock, path):
+    # type: (socket.socket, str) -> int
+    """Return the user of the process at the other end of a Unix socket.
+
+    If the system does not say, that is the owner of the folder, if nobody else can make a socket
+    there; else of the socket.
+    """
+    import struct
+
+    # Python 2 does not know the number, which differs on a few kinds of processors.
+    known = 17 if sys.platform.startswith("linux") and os.uname()[4] in COMMON_MACHINES else None
+    peercred = getattr(socket, "SO_PEERCRED", known)  # type: Optional[int]
+    if peercred is not None:
+        found = sock.getsockopt(socket.SOL_SOCKET, peercred, struct.calcsize("3i"))
+        return int(struct.unpack("3I", found)[1])
+    if sys.platform == "darwin" or "bsd" in sys.platform:  # LOCAL_PEERCRED and its struct xucred
+        version, owner = struct.unpack("2I", sock.getsockopt(0, 1, 76)[:8])
+        if version == 0:
+            return int(owner)
+    folder = os.stat(os.path.dirname(os.path.abspath(path)))
+    return os.lstat(path).st_uid if folder.st_mode & 0o022 else folder.st_uid
+
+
+def _proved(conn, key_file, fingerprint, takes_silent):
+    # type: (socket.socket, Optional[str], Optional[str], bool) -> socket.socket
+    is_named = key_file is not None or fingerprint is not None
     if key_file is None and os.path.lexists(default_key()):
         key_file = default_key()
     prover = Prover(None if key_file is None else read_key(key_file))
     deadline = clock() + PROVES_WITHIN_S
-    if not select.select([conn], [], [], PROVES_WITHIN_S if key_file else silent_s)[0]:
-        if key_file:
-            raise ValueError("it keeps silent: it may be one that asks for no key")
+    if not select.select([conn], [], [], PROVES_WITHIN_S if is_named else SILENT_S)[0]:
+        if is_named or (key_file and not takes_silent):
+            raise ValueError("it keeps silent: --no-authentication is for those that prove nothing")
+        if not takes_silent:
+            sys.stderr.write("it proves nothing, and whoever can connect there can run code\n")
         return conn
     is_tls, is_wanted = prover.greeted(_read_line(conn, deadline))
     binding, relayed = binding_of(conn.getpeername()), conn  # type: bytes, socket.socket
@@ -445,10 +485,16 @@ def _proved(conn, key_file, silent_s):
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         relayed = context.wrap_socket(conn)
         binding = fingerprint_of(relayed.getpeercert(True) or b"")
-    if not is_wanted or key_file is None:
-        raise ValueError("it proves nothing" if not is_wanted else "it asks for a key")
-    relayed.sendall(prover.answer(binding) + b"\n")
-    prover.proved(_read_line(relayed, deadline))
+    if fingerprint is not None and (not is_tls or binding.decode("ascii") != fingerprint):
+        raise ValueError("its certificate has another fingerprint" if is_tls else "it has no TLS")
+    if not is_wanted and fingerprint is None:
+        shown = binding.decode("ascii")
+        raise ValueError("it proves nothing: say --fingerprint %s if that is it" % shown)
+    if is_wanted and key_file is None:
+        raise ValueError("it asks for a key")
+    if is_wanted:
+        relayed.sendall(prover.answer(binding) + b"\n")
+        prover.proved(_read_line(relayed, deadline))
     if not is_tls:
         return conn
     near, far = socket.socketpair()  # two threads can't use one connection with TLS

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from processes import interrupt_asleep, stop, wait_reaped
 from released import NAMES, THAT_SERVE_MANY, Released, ReleasedServer, find_released
-from socketservers import InProcess, Servers, connect, read_to_end
+from socketservers import SCRIPTS, InProcess, Servers, connect, read_to_end
 from tools import BOUND_S, clean_environment, find_python, run, wait_until
 from workers import ask
 
@@ -288,10 +288,24 @@ sys.stdin.read()
             group.terminate(timeout=5)
             wait_reaped(*pids - {server.popen.pid})
 
-    def test_our_quitserver_ends_it(self, start: Start, released: Released) -> None:
+    @pytest.mark.parametrize("own", [True, False], ids=["key", "no key"])
+    def test_our_quitserver_ends_it(self, start: Start, released: Released, own: bool) -> None:
         server = start(released)
+        if own:
+            socketserver.own_key()
         quitserver.quit_server(server.address)
         server.popen.wait(BOUND_S)
+
+    def test_our_shell_talks_to_it(self, server: ReleasedServer, group: Group) -> None:
+        socketserver.own_key()
+        command = [sys.executable, str(SCRIPTS / "shell.py"), server.address]
+        assert "it keeps silent" in run(command, stdin="secret\n").stderr
+        lines = "import os\nprint(os.getpid() * 3)\n1 / 0\n"
+        shown = run([*command, "--no-authentication"], stdin=lines)
+        assert f"{server.popen.pid * 3}\n" in shown.stdout
+        assert "ZeroDivisionError" in shown.stdout
+        assert (shown.returncode, shown.stderr) == (0, "")
+        is_served(server, group)
 
 
 CLIENT = """\
