@@ -110,6 +110,29 @@ def _transport(how: str, title: str) -> Benchmark:
     return Benchmark(name, title, *words, tail=True, pinned=True, families=families)
 
 
+def _link(what: str, how: str) -> Benchmark:
+    words = {
+        "tcp": "by TCP on loopback, after the proofs (socket=)",
+        "tls": "the same with TLS",
+        "ssh": "over ssh on loopback",
+    }
+    needs = {"tcp": (), "tls": ("openssl",), "ssh": _SSH}[how]
+    without = ("execnet-2.1.2",)  # its socket servers prove nothing
+    is_bulk = what == "bulk"
+    return Benchmark(
+        f"link-{what}-{how}",
+        f"{'64 MiB to the worker' if is_bulk else 'round trip of an int'}, {words[how]}",
+        "link",
+        (what, how),
+        "MB/s" if is_bulk else "µs",
+        more_is_better=is_bulk,
+        tail=not is_bulk,
+        pinned=not is_bulk,
+        needs=needs,
+        without=without,
+    )
+
+
 def _call(how: str, title: str) -> Benchmark:
     without = ("execnet-2.1.2",)  # it knows no calls
     return Benchmark(f"call-{how}", title, "call", (how,), "µs", tail=True, without=without)
@@ -287,6 +310,7 @@ BENCHMARKS = (
     _map("chunks", 100, "in chunks of 100"),
     _transport("socket", "by TCP on loopback (socket=)"),
     _transport("via", "with a worker behind another (via=)"),
+    *(_link(what, how) for what in ("roundtrip", "bulk") for how in ("tcp", "tls", "ssh")),
     *(_mixed(direction, pieces) for direction in _DIRECTIONS for pieces in ("items", "whole")),
     *(
         _one_way(direction, kind, how)

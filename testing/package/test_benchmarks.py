@@ -24,7 +24,15 @@ from tools import IS_THOROUGH, missing, wait_until
 sys.path.append(str(tools.ROOT))  # the package is not installed
 
 from benchmarks import _report
-from benchmarks._catalog import BENCHMARKS, OURS, PEERS, PROGRAMS, Benchmark, Peer
+from benchmarks._catalog import (
+    BENCHMARKS,
+    OURS,
+    PEERS,
+    PROGRAMS,
+    Benchmark,
+    Peer,
+    benchmarks_named,
+)
 from benchmarks._environments import (
     ROOT,
     Environments,
@@ -103,6 +111,17 @@ def test_every_transport_and_what_passes_at_once_is_measured(tmp_path: Path) -> 
     for benchmark, found in rows.items():
         for row in found:
             assert 0 < row["median"] <= row["p99"], (benchmark, row)
+
+
+def test_tls_is_measured_beside_what_it_is_compared_with(tmp_path: Path) -> None:
+    names = [
+        f"link-{what}-{how}" for what in ("roundtrip", "bulk") for how in ("tcp", "tls", "ssh")
+    ]
+    assert [benchmark.name for benchmark in benchmarks_named(["link"])] == names
+    if shutil.which("openssl") is None:
+        missing("the program openssl")
+    _, data = measure(tmp_path, "--peers", OURS, "--runs", 1, "link-roundtrip-tls", "link-bulk-tls")
+    assert [benchmark["rows"][0]["status"] for benchmark in data["benchmarks"]] == ["ok", "ok"]
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux")
