@@ -18,7 +18,7 @@ import pytest
 from interpreters import Interpreter, chosen, found
 from processes import wait_reaped
 from socketservers import SCRIPTS, Server, Servers, connect
-from tools import BOUND_S, Task, missing, run, wait_until
+from tools import BOUND_S, Task, find_python, missing, run, wait_until
 from workers import ask
 
 from execnet import AuthenticationError, BootstrapError, Group, gateway_socket
@@ -183,6 +183,46 @@ class TestWhoItIs:
         server = servers.start()
         with pytest.raises(AuthenticationError, match="it has no TLS"):
             group.makegateway(f"socket={server.address}//fingerprint={'0' * 64}")
+
+
+# As lax as the library can be: what is refused then, our server refuses.
+LAX = """\
+openssl_conf = init
+[init]
+ssl_conf = ssl
+[ssl]
+system_default = lax
+[lax]
+CipherString = ALL:@SECLEVEL=0
+MinProtocol = TLSv1
+"""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("python", ["2.7", "3.6", "3.8", sys.executable])
+def test_nothing_older_than_tls_1_2_is_spoken(
+    servers: Servers, tmp_path: Path, python: str
+) -> None:
+    (tmp_path / "lax").write_text(LAX)
+    path = python if python == sys.executable else find_python(python)
+    lax = tmp_path / "python"
+    lax.write_text(f'#!/bin/sh\nOPENSSL_CONF={tmp_path}/lax exec {path} "$@"\n')
+    lax.chmod(0o700)
+    server = servers.start(":0", "--tls", "--no-authentication", python=str(lax))
+
+    def spoken(version: ssl.TLSVersion) -> str | None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, version
+        with connect(server.address) as conn:
+            conn.makefile("rb", 0).readline()
+            with context.wrap_socket(conn) as tls:
+                return tls.version()
+
+    assert spoken(ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
+    with pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"):
+        spoken(ssl.TLSVersion.TLSv1_1)
 
 
 def test_when_its_own_output_has_ended_a_process_still_gets_only_what_was_encrypted() -> None:
