@@ -41,7 +41,8 @@ def quit_server(address, key=None, fingerprint=None, trusts=False):
     that keeps silent is ended as well: what it is sent is no secret.
     """
     server = load_server()
-    answer = _ask(server["connect"](address, WAIT_S, key, fingerprint, trusts, True), server["QUIT"])
+    conn = server["connect"](address, WAIT_S, key, fingerprint, trusts, takes_silent=True)
+    answer = _ask(conn, server["QUIT"])
     if answer == ENDING:
         return
     if answer or key or fingerprint or not _ends_as_released(server, address):

@@ -180,9 +180,7 @@ class TestClients:
         assert socketserver.is_string(line + b"\n")
         assert not socketserver.is_string(line[:-1] + b"\n")
 
-    def test_a_line_comes_in_pieces_and_what_follows_is_for_the_process(
-        self, serve: Serve
-    ) -> None:
+    def test_a_line_comes_in_pieces_and_what_follows_is_for_the_process(self, serve: Serve) -> None:
         server = serve(":0", "--no-authentication")
         code = "import sys; print(len(" + repr("x" * 300_000) + "), sys.stdin.read())"
         line = repr(code).encode() + b"\nand more"

@@ -484,7 +484,6 @@ class TestTools:
         assert run(command).returncode == 0
         assert server.popen.wait(BOUND_S) == 0
 
-
     @pytest.mark.parametrize("python", [found()[0].path, sys.executable], ids=["oldest", "this"])
     def test_with_a_default_key_they_use_and_end_a_server_that_asks_for_none(
         self, servers: Servers, python: str
