@@ -167,7 +167,9 @@ class TestClients:
             b"'print(1)",
             b"'",
         ):
-            assert socketserver.is_string(line) is False
+            assert not socketserver.is_string(line[: line.find(b"\n") + 1 or len(line)])
+            if tls and b"\n" not in line:
+                continue
             with greeted(in_process.address, tls) as conn:
                 conn.sendall(line)
                 if b"\n" not in line:
