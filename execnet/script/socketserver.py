@@ -2,8 +2,9 @@
 
 It knows nothing of execnet: it runs ``python -c "import sys;exec(eval(sys.stdin.readline()))"``
 with the connection as stdin and stdout, and the line that the client sends next does the rest.
-Clients of execnet 1 and 2 find the names that their own servers give them.  So whoever has the key
-can run code.  Each client has a process of its own.
+The process is started when all of that line is here, if it is one string in quotes.  Clients of
+execnet 1 and 2 find the names that their own servers give them.  So whoever has the key can run
+code.  Each client has a process of its own.
 
 The server speaks first: ``execnet-auth-1 plain|tls NONCE``.  If it says tls, TLS begins then.  The
 client answers ``execnet-auth-1 NONCE BINDING PROOF``, the server ``execnet-auth-1 ok PROOF`` or

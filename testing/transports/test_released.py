@@ -409,9 +409,10 @@ class TestTheirClient:
         try:
             with connect(server.address) as conn:
                 code = "import os, socket\n" + OWN_CODE
-                conn.sendall(repr(code).encode() + b"\n")
+                line, goodbye = repr(code).encode() + b"\n", b"goodbye"
+                conn.sendall(line if windows else line + goodbye)
                 answer = conn.makefile("rb").readline()
-                conn.sendall(b"goodbye")
+                conn.sendall(goodbye if windows else b"")
                 assert read_to_end(conn) == b"goodbye"
         finally:
             server.stop()
