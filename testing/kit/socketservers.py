@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from ast import literal_eval
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from tools import BOUND_S, clean_environment
 from execnet.script import socketserver
 
 SCRIPTS = Path(socketserver.__file__).parent
+NOBODY = 65534
 
 
 def connect(address: str) -> socket.socket:
@@ -135,6 +137,43 @@ class InProcess:
         self.server.stop()
         self._thread.join(BOUND_S)
         assert not self._thread.is_alive()
+
+
+# It says what each client has sent, as far as that is a line, or to its end.
+LISTENS = """
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+os.chmod(sys.argv[1], 0o777)
+os.setgroups([])
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[2]))
+listener.listen()
+print("listening", flush=True)
+while True:
+    with listener.accept()[0] as conn:
+        line = conn.makefile("rb").readline()
+        print(line, flush=True)
+"""
+
+
+class OthersServer:
+    """A process of another user, which listens at a path."""
+
+    def __init__(self, path: str) -> None:
+        self.address = f"unix:{path}"
+        command = [sys.executable, "-c", LISTENS, path, str(NOBODY)]
+        self.popen = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._said() == "listening"
+
+    def _said(self) -> str:
+        assert self.popen.stdout is not None
+        return self.popen.stdout.readline().strip()
+
+    def heard(self) -> bytes:
+        """Return what the next client has sent before it went."""
+        line: bytes = literal_eval(self._said())
+        return line
 
 
 Serve = Callable[..., Server]

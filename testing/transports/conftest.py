@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from services import FakeSsh, Sshd
-from socketservers import Serve, Servers
+from socketservers import OthersServer, Serve, Servers
 
 from execnet import _readers
 
@@ -45,3 +46,13 @@ def readers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def serve(servers: Servers) -> Serve:
     """A function that starts a socket server."""
     return servers.start
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> Iterator[OthersServer]:
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("only root can be another user as well")
+    server = OthersServer(str(tmp_path / "others"))
+    yield server
+    server.popen.terminate()
+    server.popen.communicate()

@@ -411,7 +411,7 @@ class TestTheirClient:
                 code = "import os, socket\n" + OWN_CODE
                 line, goodbye = repr(code).encode() + b"\n", b"goodbye"
                 conn.sendall(line if windows else line + goodbye)
-                answer = conn.makefile("rb").readline()
+                answer = conn.makefile("rb", 0).readline()
                 conn.sendall(goodbye if windows else b"")
                 assert read_to_end(conn) == b"goodbye"
         finally:

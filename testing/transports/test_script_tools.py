@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from interpreters import Interpreter, chosen, found
 from processes import wait_reaped
-from socketservers import SCRIPTS, Server, Servers, connect
+from socketservers import NOBODY, SCRIPTS, OthersServer, Server, Servers, connect, read_to_end
 from tools import BOUND_S, clean_environment, run, wait_until
 
 from execnet import Group
 from execnet.gateway_base import WorkerDied
+from execnet.script import socketserver
 
 
 def script(
@@ -174,6 +175,92 @@ class TestShell:
         ended = script("shell.py", "127.0.0.1:1")
         assert ended.returncode == 1
         assert ended.stderr.startswith("can't connect to 127.0.0.1:1: ")
+
+
+class TestProofs:
+    def test_they_take_the_key(self, servers: Servers, tmp_path: Path) -> None:
+        path = tmp_path / "key"
+        socketserver.make_key(str(path))
+        server = servers.start(":0", "--key", str(path))
+        for script in "quitserver.py", "shell.py":
+            refused = run([sys.executable, str(SCRIPTS / script), server.address])
+            assert refused.returncode == 1
+            assert "it asks for a key" in refused.stderr
+        command = [sys.executable, str(SCRIPTS / "shell.py"), server.address, "--key", str(path)]
+        shown = run(command, stdin="print(6 * 7)\n")
+        assert "42" in shown.stdout
+        command[1] = str(SCRIPTS / "quitserver.py")
+        assert run(command).returncode == 0
+        assert server.popen.wait(BOUND_S) == 0
+
+    @pytest.mark.parametrize("python", [found()[0].path, sys.executable], ids=["oldest", "this"])
+    def test_with_a_default_key_they_use_and_end_a_server_that_asks_for_none(
+        self, servers: Servers, python: str
+    ) -> None:
+        socketserver.own_key()
+        server = servers.start(":0", "--no-authentication")
+        shell = [python, str(SCRIPTS / "shell.py"), server.address]
+        refused = run(shell, stdin="secret\n")
+        assert refused.returncode == 1
+        assert "it keeps silent: --no-authentication is for" in refused.stderr
+        shown = run([*shell, "--no-authentication"], stdin="print(6 * 7)\n")
+        assert "42" in shown.stdout
+        quits = [python, str(SCRIPTS / "quitserver.py"), server.address]
+        assert run([*quits, "--key", socketserver.default_key()]).returncode == 1, "it is another"
+        assert run(quits).returncode == 0
+        assert server.popen.wait(BOUND_S) == 0
+
+    def test_without_a_key_the_shell_warns(self, servers: Servers) -> None:
+        server = servers.start(":0", "--no-authentication")
+        command = [sys.executable, str(SCRIPTS / "shell.py"), server.address]
+        shown = run(command, stdin="print(6 * 7)\n")
+        assert "42" in shown.stdout
+        assert shown.stderr == "it proves nothing, and whoever can connect there can run code\n"
+
+    def test_what_is_typed_goes_to_no_silent_server_of_somebody_else(self) -> None:
+        key = socketserver.own_key()
+        assert key
+        with socket.create_server(("127.0.0.1", 0)) as squatter:
+            command = [sys.executable, str(SCRIPTS / "shell.py")]
+            command.append(f"127.0.0.1:{squatter.getsockname()[1]}")
+            assert run(command, stdin="secret\n").returncode == 1
+            with squatter.accept()[0] as conn:
+                assert read_to_end(conn) == b""
+
+    @pytest.mark.parametrize("python", [found()[0].path, sys.executable], ids=["oldest", "this"])
+    def test_at_a_path_another_users_process_gets_nothing(
+        self, others: OthersServer, python: str
+    ) -> None:
+        for script in "shell.py", "quitserver.py":
+            command = [python, str(SCRIPTS / script), others.address]
+            refused = run(command, stdin="secret\n")
+            assert refused.returncode == 1
+            assert f"user {NOBODY} listens there, not this one" in refused.stderr
+            assert others.heard() == b""
+        run([*command, "--no-authentication"])
+        assert others.heard() == b"\0quit\n"
+
+    def test_they_know_a_server_by_its_fingerprint(self, servers: Servers) -> None:
+        server = servers.start(":0", "--tls", "--no-authentication")
+        assert server.popen.stdout is not None
+        words = server.popen.stdout.readline() + server.popen.stdout.readline()
+        fingerprint = words.partition("fingerprint=")[2].split()[0]
+        command = [sys.executable, str(SCRIPTS / "shell.py"), server.address]
+        for options, why in (
+            ([], f"it proves nothing: say --fingerprint {fingerprint} if"),
+            (["--fingerprint", "0" * 64], "its certificate has another fingerprint"),
+        ):
+            assert why in run([*command, *options], stdin="secret\n").stderr
+        options = ["--fingerprint", fingerprint]
+        assert "42" in run([*command, *options], stdin="print(6 * 7)\n").stdout
+        command[1] = str(SCRIPTS / "quitserver.py")
+        assert run([*command, *options]).returncode == 0
+        assert server.popen.wait(BOUND_S) == 0
+
+    def test_no_proof_and_a_key_is_refused(self) -> None:
+        for script in "shell.py", "quitserver.py":
+            command = [sys.executable, str(SCRIPTS / script), "--no-authentication", "--key", "x"]
+            assert "asks for no proof" in run(command).stderr
 
 
 class TestService:
