@@ -19,7 +19,6 @@ from .._rsync.direct import direct
 from .._rsync.far.changes import changes
 from .._rsync.patterns import Rule, gitignore_rules, lines_of, parse_rules, pattern_rules
 from .._rsync.pull import pull
-from .._rsync.push import path_inside, place_here
 from .._rsync.relay import relay
 from .._rsync.result import Progress, TargetResult, printable
 from .._ship.parts import run as run_part
@@ -318,18 +317,6 @@ def parse_targets(words: Sequence[str]) -> list[tuple[XSpec, str]]:
     return [(spec, dest) for word, dest in pairs for spec in parse_specs([word])]
 
 
-def _check_apart(source: str, gateway: Gateway, dest: str) -> None:
-    """Refuse a target inside the source, and a source inside the target."""
-    place = place_here(gateway, os.fsencode(os.path.expanduser(dest)))
-    root = os.fsencode(source)
-    if place is None or not os.path.isdir(root):
-        return
-    if path_inside(place, root) is not None:
-        raise CommandError(f"{dest!r} is inside of {source!r}")
-    if path_inside(root, place) is not None:
-        raise CommandError(f"{source!r} is inside of {dest!r}")
-
-
 def _split_target(word: str) -> tuple[str, str]:
     """Split at the last colon, except that of a Windows drive."""
     match = re.fullmatch(r"(.+?):([A-Za-z]:[\\/][^:]*)", word, re.DOTALL)
@@ -370,8 +357,6 @@ class _Work:
     def send(self, targets: list[tuple[Gateway, str]]) -> int:
         """Copy from here to workers, again after each change if wanted; return the status."""
         status = 0
-        for gateway, dest in targets:
-            _check_apart(self._args.source, gateway, dest)
         for _ in changes(self._args.source) if self._args.watch else [None]:
             rsync = _Sync(self._args.source, self._rules, self)
             for gateway, dest in targets:
@@ -396,7 +381,7 @@ class _Work:
         """Copy from a worker to here; return the status."""
         options = pull_options(
             gateway, mask=self._args.mask, links=self._args.links or "inside", expands=True,
-            **self._options,
+            keeps_apart=True, **self._options,
         )  # fmt: skip
         rules = parse_rules(self._rules)
 
@@ -408,8 +393,9 @@ class _Work:
     def relay(self, source: Gateway, path: str, target: Gateway, dest: str) -> int:
         """Copy from one worker to another one; return the status."""
         options = pull_options(
-            source, mask=0, links=self._args.links or "as-is", expands=True, **self._options
-        )
+            source, mask=0, links=self._args.links or "as-is", expands=True, keeps_apart=True,
+            **self._options,
+        )  # fmt: skip
         rules = parse_rules(self._rules)
 
         def work() -> TargetResult:
@@ -519,6 +505,8 @@ class _Work:
 
 class _Sync(RSync):
     """A synchronisation that prints where the command's output goes."""
+
+    _keeps_apart = True
 
     def __init__(self, source: str, rules: list[Rule | str], work: _Work) -> None:
         super().__init__(source, verbose=False, progress=work.progress, rules=rules)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rsync_trees import assert_same, make_tree, snapshot
+from rsync_trees import assert_same, make_tree
 from shell import Shell
 from tools import missing, wait_until
 
@@ -129,19 +129,6 @@ def test_an_unreadable_directory_does_not_keep_a_pattern_for_directories_from_be
     done = shell.run("sync", "--exclude", "cache/", "source", "popen:dest")
     assert done.returncode in (0, 1)
     assert sorted(os.listdir(shell.folder / "dest"))[0::2] == ["a", "lock"]
-
-
-@pytest.mark.parametrize(
-    ("src", "dest", "text"),
-    [("source", "source/d/copy", "is inside of 'source'"), ("source/d", "source", "is inside of")],
-)
-def test_a_target_and_a_source_inside_of_each_other_are_refused(
-    shell: Shell, source: Path, src: str, dest: str, text: str
-) -> None:
-    before = snapshot(source)
-    done = shell.run("sync", src, f"popen:{dest}")
-    assert (done.returncode, text in done.stderr) == (2, True)
-    assert snapshot(source) == before
 
 
 def test_what_cannot_be_had_is_on_stderr_and_in_the_status(shell: Shell, source: Path) -> None:

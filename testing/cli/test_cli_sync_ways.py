@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from processes import children_of
-from rsync_trees import assert_same, make_tree
+from rsync_trees import assert_same, make_tree, snapshot
 from shell import Shell
 from tools import wait_until
 
@@ -77,6 +77,27 @@ def test_what_is_left_out_is_deleted_only_if_that_is_asked_for(
     assert sorted(os.listdir(shell.folder / "dest")) == [".env", "a", "cache", "d"]
     assert shell.run("sync", "--delete-excluded", *words).returncode == 0
     assert sorted(os.listdir(shell.folder / "dest")) == ["a", "cache", "d"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("src", "dest", "said"),
+    [("source", "source/d/copy", "is inside of the source"),
+     ("source/d", "source", "the source is inside of it"),
+     ("~/d", "source", "deleting there would remove the source")],
+)  # fmt: skip
+def test_a_target_and_a_source_inside_of_each_other_are_refused(
+    shell: Shell, source: Path, way: str, src: str, dest: str, said: str
+) -> None:
+    before = snapshot(source)
+    options = ["--delete"] * ("delet" in said)
+    if way == "to":
+        src = src.replace("~", "source")
+    places = {"source": src, "dest": dest}
+    words = [re.sub("(source|dest)$", lambda match: places[match[0]], word) for word in WAYS[way]]
+    done = shell.run("sync", *options, *words, HOME=str(source))
+    assert (done.returncode, said in done.stderr) == (1, True)
+    assert snapshot(source) == before
 
 
 @pytest.mark.parametrize("way", ["from", "between", "directly"])
