@@ -81,8 +81,8 @@ def pull_options(
 ) -> Wishes:  # fmt: skip
     """Return the options of ``_rsync.pull`` and ``_rsync.relay``; ValueError for a bad value.
 
-    expands: a "~" at the beginning of the source is the home directory there.  keeps_apart: refuse
-    a source in the target, and a target in the source.
+    expands: a "~" at the beginning of the source, or of a target here, is the home directory of
+    that side.  keeps_apart: refuse a source in the target, and a target in the source.
     """
     return {
         "delete": delete or delete_excluded,

@@ -39,7 +39,8 @@ send only what is missing there: new files, and the changed parts of old ones.  
 replaced as a whole when its new content is complete.  Missing directories are made.
 
 A SPEC says where an interpreter is and how to start it, such as "ssh=user@host" or "popen"; DEST
-is what follows the last colon, a path on that host; "~" and "~user" are home directories there.
+is what follows the last colon, a path on that host; "~" and "~user" are home directories there,
+or here in a path of this machine.
 SRC may have the same form, with one DEST: then it is copied from there to here, or to another
 interpreter, through this program unless --direct is given.  If a local file has such a name, it
 means that file.
@@ -231,6 +232,8 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the arguments say, and return the exit status."""
+    if not os.path.lexists(args.source):
+        args.source = os.path.expanduser(args.source)
     far, targets = _places_of(args)
     rules = _rules_of(args)
     bar = new_bar(args)

@@ -65,7 +65,7 @@ def pull(
             options: Options = {
                 **wishes, "dest": os.fsencode(local_dir), "root": root, "hashes": costs,
                 "source": source, "is_left_out": inner is not None,
-                "asks": False, "expanduser": False, "name": name_of(gateway, remote_dir),
+                "asks": False, "expanduser": wishes["expands"], "name": name_of(gateway, remote_dir),
                 "rules": [] if wishes["delete_excluded"] else rules,
             }  # fmt: skip
             result = TargetResult(gateway, os.fsdecode(local_dir))

@@ -79,6 +79,18 @@ def test_what_is_left_out_is_deleted_only_if_that_is_asked_for(
     assert sorted(os.listdir(shell.folder / "dest")) == ["a", "cache", "d"]
 
 
+def test_a_home_is_that_of_the_side_that_it_is_on(shell: Shell, source: Path) -> None:
+    home = make_tree(shell.folder / "home", {"far/x": b"1"})
+    far = f"popen//env:HOME={home}"
+    assert shell.run("sync", f"{far}:~/far", "~/near", HOME=str(shell.folder)).returncode == 0
+    assert os.listdir(shell.folder / "near") == ["x"]
+    done = shell.run("sync", f"{far}:~/far", "~nobody-of-this-name/near")
+    assert (done.returncode, "no such home directory" in done.stderr) == (1, True)
+    assert shell.run("sync", "~/source/d", f"{far}:~/d", HOME=str(shell.folder)).returncode == 0
+    assert os.listdir(home / "d") == ["b"]
+    assert not list(shell.folder.glob("~*"))
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("src", "dest", "said"),
