@@ -220,7 +220,7 @@ def test_a_source_with_an_old_python_starts_nothing() -> None:
         direct(gateway, b"here", "popen", b"there", {}, [], None)
 
 
-@pytest.mark.parametrize("way", ["to", "from", "directly"])
+@pytest.mark.parametrize("way", WAYS)
 def test_changes_are_brought_over_as_they_come(shell: Shell, source: Path, way: str) -> None:
     process = shell.start("sync", "--watch", *WAYS[way])
     dest = shell.folder / "dest"
