@@ -299,8 +299,11 @@ def _checked_rule(text: str) -> list[str]:
 
 def _rules_of(args: argparse.Namespace) -> list[Rule | str]:
     rules: list[Rule | str] = []
-    for part in args.rules:
-        rules += gitignore_rules(args.source) if part is None else part
+    try:
+        for part in args.rules:
+            rules += gitignore_rules(args.source) if part is None else part
+    except OSError as exc:
+        raise CommandError(printable(_reason_of(exc))) from exc
     return rules
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 
 # (regular expression for a path, whether it is included, whether it applies to directories only)
@@ -149,6 +150,7 @@ def gitignore_rules(root: str) -> list[Rule]:
     """Return rules that leave out what the ``.gitignore`` files in a tree ignore.
 
     The first rule that matches counts, so deeper files come first, and each from its last line up.
+    Raises OSError for a file that cannot be read: what it leaves out may be secret.
     """
     from .far.rules import Rules
 
@@ -171,14 +173,23 @@ def _path(prefix: str, name: str) -> bytes:
 
 
 def _rules_of_gitignore(path: str, prefix: str) -> Iterator[Rule]:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        lines = file.read().split("\n")
-    for line in lines:
+    for line in _lines_of_gitignore(path):
         line = re.sub(r"(?<!\\) +$", "", line.removesuffix("\r"))
         takes_part = line.startswith("!")
         line = line[1:] if takes_part else line
         if line.strip("/") and not line.startswith("#"):
             yield _rule_of_gitignore(line, prefix, takes_part)
+
+
+def _lines_of_gitignore(path: str) -> list[str]:
+    """Return the lines of a file; none if it is a link to nothing, or no file at all."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would have to be waited for
+            return []
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().split("\n")
+    except FileNotFoundError:
+        return []
 
 
 def _rule_of_gitignore(line: str, prefix: str, takes_part: bool) -> Rule:

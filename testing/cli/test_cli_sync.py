@@ -113,6 +113,14 @@ def test_a_bad_rule_starts_nothing(shell: Shell, source: Path, words: list[str])
     assert (done.returncode, words[0] in done.stderr) == (2, True)
 
 
+def test_a_gitignore_that_cannot_be_read_starts_nothing(shell: Shell, source: Path) -> None:
+    (source / "d/.gitignore").symlink_to(".gitignore")
+    done = shell.run("sync", "--gitignore", "source", "popen:dest")
+    text = "execnet sync: source/d/.gitignore: Too many levels of symbolic links\n"
+    assert (done.returncode, done.stderr) == (2, text)
+    assert not (shell.folder / "dest").exists()
+
+
 def test_delete_leaves_alone_what_is_excluded_unless_told(shell: Shell, source: Path) -> None:
     dest = make_tree(shell.folder / "dest", {".env": b"secret", "old/.env": b"", "old/x": b""})
     done = shell.run("sync", "--delete", "--exclude", ".env", "source", "popen:dest")

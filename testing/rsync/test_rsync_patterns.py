@@ -90,6 +90,18 @@ def test_gitignore_leaves_out_what_git_does(
         path.unlink()
 
 
+def test_a_gitignore_that_is_no_file_leaves_nothing_out(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"file/.gitignore": b"*.pyc\n"})
+    for name in "dangling", "directory", "pipe":
+        (tmp_path / name).mkdir()
+    (tmp_path / "dangling/.gitignore").symlink_to("none")
+    (tmp_path / "directory/.gitignore").symlink_to("..")
+    os.mkfifo(tmp_path / "pipe/.gitignore")
+    rules = Rules(gitignore_rules(str(tmp_path)))
+    assert rules.leaves_out(b"file/x.pyc", False)
+    assert not rules.leaves_out(b"dangling/x.pyc", False)
+
+
 @pytest.mark.parametrize(
     "rule", ["", "x", "- ", "-", "merge", ": .f", "-! a", "- /", "dir-merge f"]
 )
