@@ -49,8 +49,9 @@ _EPILOG = """\
 A PATTERN is like those of rsync: "*.o" is compared with the name of each file and directory,
 "a/*.o" with the end of its path, "/a" with the whole path below SRC; "name/" is for directories
 only, and "**" matches slashes too.  A RULE is "- PATTERN", "+ PATTERN", "merge FILE" for a file
-with a rule in each line, or "merge,- FILE" for one with a pattern in each.  The first pattern that
-matches counts, in the order of the command line.  Leaving out a directory leaves out everything
+with a rule in each line, or "merge,- FILE" for one with a pattern in each; a FILE named
+".gitignore" is read as git reads it.  The first pattern that matches counts, in the order of the
+command line.  Leaving out a directory leaves out everything
 in it.  What is left out is not deleted either.
 
 On a terminal a bar shows the progress if "rich" is installed (pip install execnet[cli]);

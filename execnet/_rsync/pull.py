@@ -64,8 +64,8 @@ def pull(
             note_loaded(gateway, "_rsync.far.server")
             options: Options = {
                 **wishes, "dest": os.fsencode(local_dir), "root": root, "hashes": costs,
-                "source": source, "is_left_out": inner is not None,
-                "asks": False, "expanduser": wishes["expands"], "name": name_of(gateway, remote_dir),
+                "source": source, "is_left_out": inner is not None, "asks": False,
+                "expanduser": wishes["expands"], "name": name_of(gateway, remote_dir),
                 "rules": [] if wishes["delete_excluded"] else rules,
             }  # fmt: skip
             result = TargetResult(gateway, os.fsdecode(local_dir))

@@ -44,7 +44,8 @@ def relay(
         root, costs, where = root_of(inlet.receive(), place, path)
         options: Options = {
             **wishes, "dest": dest, "root": root, "hashes": costs, "source": where,
-            "is_left_out": False, "asks": False, "expanduser": True, "name": name_of(source, os.fsdecode(path)),
+            "is_left_out": False, "asks": False, "expanduser": True,
+            "name": name_of(source, os.fsdecode(path)),
             "rules": [] if wishes["delete_excluded"] else rules,
         }  # fmt: skip
         outlet.send(options)
