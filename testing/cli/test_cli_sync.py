@@ -56,6 +56,16 @@ def test_delete_removes_what_the_source_does_not_have(shell: Shell, source: Path
     assert_same(source, dest)
 
 
+def test_what_is_replaced_by_another_kind_is_told(shell: Shell, source: Path) -> None:
+    dest = make_tree(shell.folder / "dest", {"d": b"precious", "a/full": b"precious"})
+    done = shell.run("sync", "-n", "source", "popen:dest")
+    assert "[gw0] would delete d" in done.stdout.splitlines()
+    said = "execnet sync: [gw0] a: a non-empty directory has its name\n"
+    assert (done.stderr, (dest / "d").read_bytes()) == (said, b"precious")
+    done = shell.run("sync", "source", "popen:dest")
+    assert (", 1 deleted, " in done.stdout, done.stderr) == (True, said)
+
+
 def test_a_dry_run_says_what_it_would_do(shell: Shell, source: Path) -> None:
     dest = make_tree(shell.folder / "dest", {"old": b""})
     done = shell.run("sync", "source", "popen:dest", "--dry-run", "--delete", "--exclude", "d")
@@ -264,6 +274,13 @@ def test_on_a_terminal_a_bar_shows_the_progress(shell: Shell, source: Path) -> N
     assert terminal.drawn.endswith(SHOW_CURSOR)
     assert stdout.startswith("[gw0] dest: 5 files sent (3.146 MB), 0 unchanged, ")
     assert stdout.count("\n") == 1
+
+
+def test_verbose_prints_each_file_beside_the_bar(shell: Shell, source: Path) -> None:
+    stdout = Terminal(shell, "-v", "source", "popen:dest").finish()
+    lines = stdout.splitlines()
+    assert sorted(lines[:-1]) == sorted(f"[gw0] {name}" for name in FILES)
+    assert lines[-1].startswith("[gw0] dest: 4 files sent")
 
 
 def test_after_ctrl_c_the_terminal_has_its_cursor_back(shell: Shell, source: Path) -> None:

@@ -197,6 +197,27 @@ def test_modes_and_links_from_a_worker_are_as_is_only_if_asked_for(
     assert_same(source, shell.folder / "dest")
 
 
+def test_content_is_compressed_if_that_is_asked_for(shell: Shell, source: Path) -> None:
+    hop, far = "popen//id=hop:other", "popen//id=far//via=hop"
+    done = shell.run("sync", "--json", "source", hop, f"{far}:plain")
+    plain = json.loads(done.stdout.splitlines()[1])["bytes_sent"]
+    done = shell.run("sync", "--json", "-z", "source", hop, f"{far}:short")
+    short = json.loads(done.stdout.splitlines()[1])["bytes_sent"]
+    assert (plain, short < 10_000) == (100_001, True)
+    assert_same(source, shell.folder / "short")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("way", WAYS)
+def test_owners_are_kept_if_that_is_asked_for(shell: Shell, source: Path, way: str) -> None:
+    os.chown(source / "d", 12345, 23456)
+    os.chown(source / "d/b", 0, 23456)
+    for options, expected in ([], [(0, 0)] * 2), (["--owner"], [(12345, 23456), (0, 23456)]):
+        assert shell.run("sync", *options, *WAYS[way]).returncode == 0
+        found = [(shell.folder / "dest" / name).stat() for name in ("d", "d/b")]
+        assert [(one.st_uid, one.st_gid) for one in found] == expected
+
+
 def test_a_watched_worker_that_dies_is_told(shell: Shell, source: Path) -> None:
     process = shell.start("sync", "--watch", "popen:source", "dest")
     wait_until(lambda: (shell.folder / "dest/d/b").exists())
