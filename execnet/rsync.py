@@ -77,11 +77,12 @@ def pull_options(
     modes: bool = True, times: bool = True, owners: bool = False, modify_window: float = 0,
     partial: bool = False, compress: bool = False, bwlimit: float | None = None, mask: int = 0o022,
     links: str = "inside", max_files: int | None = None, max_bytes: int | None = None,
-    expands: bool = False,
+    expands: bool = False, keeps_apart: bool = False,
 ) -> Wishes:  # fmt: skip
     """Return the options of ``_rsync.pull`` and ``_rsync.relay``; ValueError for a bad value.
 
-    expands: a "~" at the beginning of the source is the home directory there.
+    expands: a "~" at the beginning of the source, or of a target here, is the home directory of
+    that side.  keeps_apart: refuse a source in the target, and a target in the source.
     """
     return {
         "delete": delete or delete_excluded,
@@ -96,6 +97,7 @@ def pull_options(
         "compress": compress and not _is_local(gateway),
         "most_per_s": _positive("bwlimit", bwlimit),
         "expands": expands,
+        "keeps_apart": keeps_apart,
         "mask": mask,
         "links": _checked_links(links),
         "max_files": max_files,
@@ -126,6 +128,8 @@ class RSync:
     Subclasses may override ``filter`` and ``_report_send_file``.  All of these run in the thread
     that calls ``send``.
     """
+
+    _keeps_apart = False  # whether a source in the target, and a target in the source, is refused
 
     def __init__(
         self,
@@ -210,6 +214,7 @@ class RSync:
             "max_files": None,
             "max_bytes": None,
             "is_bounded": False,
+            "keeps_apart": self._keeps_apart,
         }
         channel = run(gateway, "_rsync.far.target", send=sender_to(gateway))
         self._targets.append(

@@ -19,7 +19,6 @@ from .._rsync.direct import direct
 from .._rsync.far.changes import changes
 from .._rsync.patterns import Rule, gitignore_rules, lines_of, parse_rules, pattern_rules
 from .._rsync.pull import pull
-from .._rsync.push import path_inside, place_here
 from .._rsync.relay import relay
 from .._rsync.result import Progress, TargetResult, printable
 from .._ship.parts import run as run_part
@@ -40,7 +39,8 @@ send only what is missing there: new files, and the changed parts of old ones.  
 replaced as a whole when its new content is complete.  Missing directories are made.
 
 A SPEC says where an interpreter is and how to start it, such as "ssh=user@host" or "popen"; DEST
-is what follows the last colon, a path on that host; "~" and "~user" are home directories there.
+is what follows the last colon, a path on that host; "~" and "~user" are home directories there,
+or here in a path of this machine.
 SRC may have the same form, with one DEST: then it is copied from there to here, or to another
 interpreter, through this program unless --direct is given.  If a local file has such a name, it
 means that file.
@@ -49,8 +49,9 @@ _EPILOG = """\
 A PATTERN is like those of rsync: "*.o" is compared with the name of each file and directory,
 "a/*.o" with the end of its path, "/a" with the whole path below SRC; "name/" is for directories
 only, and "**" matches slashes too.  A RULE is "- PATTERN", "+ PATTERN", "merge FILE" for a file
-with a rule in each line, or "merge,- FILE" for one with a pattern in each.  The first pattern that
-matches counts, in the order of the command line.  Leaving out a directory leaves out everything
+with a rule in each line, or "merge,- FILE" for one with a pattern in each; a FILE named
+".gitignore" is read as git reads it.  The first pattern that matches counts, in the order of the
+command line.  Leaving out a directory leaves out everything
 in it.  What is left out is not deleted either.
 
 On a terminal a bar shows the progress if "rich" is installed (pip install execnet[cli]);
@@ -232,6 +233,8 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the arguments say, and return the exit status."""
+    if not os.path.lexists(args.source):
+        args.source = os.path.expanduser(args.source)
     far, targets = _places_of(args)
     rules = _rules_of(args)
     bar = new_bar(args)
@@ -297,8 +300,11 @@ def _checked_rule(text: str) -> list[str]:
 
 def _rules_of(args: argparse.Namespace) -> list[Rule | str]:
     rules: list[Rule | str] = []
-    for part in args.rules:
-        rules += gitignore_rules(args.source) if part is None else part
+    try:
+        for part in args.rules:
+            rules += gitignore_rules(args.source) if part is None else part
+    except OSError as exc:
+        raise CommandError(printable(_reason_of(exc))) from exc
     return rules
 
 
@@ -316,18 +322,6 @@ def parse_targets(words: Sequence[str]) -> list[tuple[XSpec, str]]:
     pairs = [_split_target(word) for word in words]
     parse_specs([spec for spec, _ in pairs])  # finds an id that is given twice
     return [(spec, dest) for word, dest in pairs for spec in parse_specs([word])]
-
-
-def _check_apart(source: str, gateway: Gateway, dest: str) -> None:
-    """Refuse a target inside the source, and a source inside the target."""
-    place = place_here(gateway, os.fsencode(os.path.expanduser(dest)))
-    root = os.fsencode(source)
-    if place is None or not os.path.isdir(root):
-        return
-    if path_inside(place, root) is not None:
-        raise CommandError(f"{dest!r} is inside of {source!r}")
-    if path_inside(root, place) is not None:
-        raise CommandError(f"{source!r} is inside of {dest!r}")
 
 
 def _split_target(word: str) -> tuple[str, str]:
@@ -370,8 +364,6 @@ class _Work:
     def send(self, targets: list[tuple[Gateway, str]]) -> int:
         """Copy from here to workers, again after each change if wanted; return the status."""
         status = 0
-        for gateway, dest in targets:
-            _check_apart(self._args.source, gateway, dest)
         for _ in changes(self._args.source) if self._args.watch else [None]:
             rsync = _Sync(self._args.source, self._rules, self)
             for gateway, dest in targets:
@@ -396,7 +388,7 @@ class _Work:
         """Copy from a worker to here; return the status."""
         options = pull_options(
             gateway, mask=self._args.mask, links=self._args.links or "inside", expands=True,
-            **self._options,
+            keeps_apart=True, **self._options,
         )  # fmt: skip
         rules = parse_rules(self._rules)
 
@@ -408,8 +400,9 @@ class _Work:
     def relay(self, source: Gateway, path: str, target: Gateway, dest: str) -> int:
         """Copy from one worker to another one; return the status."""
         options = pull_options(
-            source, mask=0, links=self._args.links or "as-is", expands=True, **self._options
-        )
+            source, mask=0, links=self._args.links or "as-is", expands=True, keeps_apart=True,
+            **self._options,
+        )  # fmt: skip
         rules = parse_rules(self._rules)
 
         def work() -> TargetResult:
@@ -519,6 +512,8 @@ class _Work:
 
 class _Sync(RSync):
     """A synchronisation that prints where the command's output goes."""
+
+    _keeps_apart = True
 
     def __init__(self, source: str, rules: list[Rule | str], work: _Work) -> None:
         super().__init__(source, verbose=False, progress=work.progress, rules=rules)

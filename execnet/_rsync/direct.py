@@ -74,6 +74,8 @@ def serve(channel: Channel) -> None:
         channel.send((wire.TOLD, name, values))
 
     class Telling(RSync):
+        _keeps_apart = True
+
         def _report_send_file(self, gateway: Gateway, modified_rel_path: str) -> None:
             tell("sending", [os.fsencode(modified_rel_path)])
 

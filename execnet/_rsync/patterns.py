@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 
 # (regular expression for a path, whether it is included, whether it applies to directories only)
@@ -42,21 +43,45 @@ def parse_rules(rules: Iterable[str | Rule]) -> list[Rule]:
 
 
 def _add_rule(parsed: list[Rule], text: str) -> None:
+    parts = _parts_of(text)
+    if parts is None:
+        raise ValueError(f"not a rule, or one that is not supported: {text!r}")
+    kind, only, rest = parts
+    if kind == "!":
+        parsed.clear()
+    elif kind != ".":
+        parsed += rules_of(rest, kind == "+")
+    elif only is None:
+        _merge(parsed, rest)
+    else:
+        parsed += [rule for line in lines_of(rest) for rule in rules_of(line, only == "+")]
+
+
+def _parts_of(text: str) -> tuple[str, str | None, str] | None:
+    """Return (kind, modifier, rest) of a rule; None if it is none, or is not supported."""
     match = _RULE.fullmatch(text)
     kind, only, rest = match.groups() if match else ("", None, None)
     kind = _LONG.get(kind, kind)
-    if kind == "!" and not rest:
-        parsed.clear()
-    elif kind == "." and rest:
-        for line in lines_of(rest):
-            if only is None:
-                _add_rule(parsed, line)
-            else:
-                parsed += rules_of(line, only == "+")
-    elif kind in ("-", "+") and rest and only is None:
-        parsed += rules_of(rest, kind == "+")
+    is_rule = not rest if kind == "!" else rest and (kind == "." or only is None)
+    return (kind, only, rest or "") if match and is_rule else None
+
+
+def _merge(parsed: list[Rule], path: str) -> None:
+    """Add the rules in a file.
+
+    The program rsync takes a ``.gitignore`` only if each line of it is a rule of its own; any other
+    is read as git reads it.
+    """
+    lines = list(lines_of(path))
+    plain = [line for line in lines if _parts_of(line) is None]
+    if plain and os.path.basename(path) == ".gitignore":
+        parsed += list(_rules_of_gitignore(path, ""))[::-1]
+    elif plain:
+        advice = f"write '- {plain[0]}', or 'merge,- {path}' if each line is a pattern"
+        raise ValueError(f"no rule, {plain[0]!r} in {path!r}: {advice}")
     else:
-        raise ValueError(f"not a rule, or one that is not supported: {text!r}")
+        for line in lines:
+            _add_rule(parsed, line)
 
 
 def lines_of(path: str) -> Iterator[str]:
@@ -149,6 +174,7 @@ def gitignore_rules(root: str) -> list[Rule]:
     """Return rules that leave out what the ``.gitignore`` files in a tree ignore.
 
     The first rule that matches counts, so deeper files come first, and each from its last line up.
+    Raises OSError for a file that cannot be read: what it leaves out may be secret.
     """
     from .far.rules import Rules
 
@@ -171,14 +197,23 @@ def _path(prefix: str, name: str) -> bytes:
 
 
 def _rules_of_gitignore(path: str, prefix: str) -> Iterator[Rule]:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        lines = file.read().split("\n")
-    for line in lines:
+    for line in _lines_of_gitignore(path):
         line = re.sub(r"(?<!\\) +$", "", line.removesuffix("\r"))
         takes_part = line.startswith("!")
         line = line[1:] if takes_part else line
         if line.strip("/") and not line.startswith("#"):
             yield _rule_of_gitignore(line, prefix, takes_part)
+
+
+def _lines_of_gitignore(path: str) -> list[str]:
+    """Return the lines of a file; none if it is a link to nothing, or no file at all."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would have to be waited for
+            return []
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().split("\n")
+    except FileNotFoundError:
+        return []
 
 
 def _rule_of_gitignore(line: str, prefix: str, takes_part: bool) -> Rule:

@@ -17,6 +17,7 @@ from .._ship.parts import note_loaded, run
 from ..gateway_base import ExecnetError
 from .far import target as remote
 from .far import wire
+from .far.apart import is_place
 from .far.messages import PATH_MAX, fits, is_bytes, is_costs, is_count, is_mode, is_time
 from .far.places import SEP, path_of
 from .far.rules import Rules
@@ -52,8 +53,6 @@ def pull(
     wishes: the options of a ``Target``.  tell: called with the path of each file that arrives, and
     the gateway.
     """
-    if wishes["delete"]:
-        _check_source_stays(gateway, remote_dir, local_dir)
     place = f"{gateway.id}:{os.fsdecode(remote_dir)}"
     channel = run(gateway, "_rsync.far.server")
     try:
@@ -61,11 +60,12 @@ def pull(
             inner = _inner(gateway, remote_dir, local_dir)
             sending = source_options(wishes, reports=False)
             channel.send((os.fsencode(remote_dir), inner, rules, sending))
-            root, costs = root_of(channel.receive(), place, os.fsencode(remote_dir))
+            root, costs, source = root_of(channel.receive(), place, os.fsencode(remote_dir))
             note_loaded(gateway, "_rsync.far.server")
             options: Options = {
                 **wishes, "dest": os.fsencode(local_dir), "root": root, "hashes": costs,
-                "asks": False, "expanduser": False, "name": name_of(gateway, remote_dir),
+                "source": source, "is_left_out": inner is not None, "asks": False,
+                "expanduser": wishes["expands"], "name": name_of(gateway, remote_dir),
                 "rules": [] if wishes["delete_excluded"] else rules,
             }  # fmt: skip
             result = TargetResult(gateway, os.fsdecode(local_dir))
@@ -92,20 +92,24 @@ def source_options(wishes: Wishes, reports: bool) -> SourceOptions:
     }
 
 
-def root_of(answer: Any, place: str, path: bytes) -> tuple[Root, dict[str, float]]:
-    """Return (what the source is, the cost of hashes there) from its first answer.
+def root_of(
+    answer: Any, place: str, path: bytes
+) -> tuple[Root, dict[str, float], wire.Place | None]:  # fmt: skip
+    """Return (what the source is, the cost of hashes, where it is) from its first answer.
 
     Raises RSyncError if the source does not exist, or the answer is malformed.
     """
     if fits(answer, (lambda item: item is None, is_count, is_bytes)):
         _, code, reason = answer
         raise RSyncError(code, f"{place}: {text_of(reason[: wire.TEXT_MAX])}")
-    if not fits(answer, (lambda root: fits(root, (is_count, is_mode, is_time)), is_costs)):
+    kinds = (lambda root: fits(root, (is_count, is_mode, is_time)), is_costs, is_place)
+    if not fits(answer, kinds):
         raise RSyncError(f"{place} broke the protocol: its first answer is {answer!r:.200}")
-    root, costs = answer
+    root, costs, source = answer
     if root[0] != wire.DIRECTORY and path.endswith((b"/", SEP)):
         raise RSyncError(errno.ENOTDIR, f"{place}: {os.strerror(errno.ENOTDIR)}")
-    return root, {os.fsdecode(name): cost for name, cost in costs.items()}  # bytes in Python 2
+    costs = {os.fsdecode(name): cost for name, cost in costs.items()}  # bytes in Python 2
+    return root, costs, source
 
 
 def _make_target(
@@ -179,15 +183,6 @@ def _inner(
     """Return the path of the target relative to the source, if it is in there."""
     place = place_here(gateway, os.fsencode(remote_dir))
     return path_inside(os.fsencode(local_dir), place) if place else None
-
-
-def _check_source_stays(
-    gateway: Gateway, remote_dir: str | os.PathLike[str], local_dir: str | os.PathLike[str]
-) -> None:
-    """Refuse to delete in a directory that the source is in."""
-    place = place_here(gateway, os.fsencode(remote_dir))
-    if place is not None and path_inside(place, os.fsencode(local_dir)) is not None:
-        raise RSyncError(f"{os.fsdecode(local_dir)}: deleting there would remove the source")
 
 
 class _LocalTarget(remote.Target):

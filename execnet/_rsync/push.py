@@ -17,12 +17,13 @@ from .. import gateway_base
 from .._ship.parts import note_loaded
 from .._via.blobs import send_shared
 from .far import digests
+from .far.apart import place_of
 from .far.messages import PATH_MAX
 from .far.pump import WAKE, Pump
 from .far.rules import Rules
 from .far.tree import SourceGone, Tree
 from .far.watcher import TargetFailed, Watcher
-from .far.wire import CAN_PACK, Violation
+from .far.wire import CAN_PACK, DIRECTORY, Violation
 from .result import RSyncError, Skipped, TargetResult, text_of
 
 TYPE_CHECKING = False
@@ -70,21 +71,17 @@ def path_inside(path: bytes, directory: bytes) -> bytes | None:
 
 
 def without_targets(root: bytes, targets: list[Target], accept: Accept | None) -> Accept | None:
-    """Return ``accept`` wrapped to refuse targets inside the source, which would never end."""
-    places = [place_here(target.gateway, target.options["dest"]) for target in targets]
-    inner = {path_inside(place, root) for place in places if place} - {None}
+    """Return ``accept`` wrapped to refuse targets inside the source, which would never end.
+
+    A target that is not known to be there finds that out itself, and ends.
+    """
+    for target in targets:
+        place = place_here(target.gateway, target.options["dest"])
+        target.inner = path_inside(place, root) if place else None
+    inner = {target.inner for target in targets} - {None}
     if not inner:
         return accept
     return lambda path: path not in inner and (accept is None or accept(path))
-
-
-def check_source_stays(root: bytes, targets: list[Target]) -> None:
-    """Refuse to delete in a directory that the source is in."""
-    for target in targets:
-        place = place_here(target.gateway, target.options["dest"])
-        if place and target.options["delete"] and path_inside(root, place) is not None:
-            text = f"{target.result.destdir}: deleting there would remove the source"
-            raise RSyncError(f"{target.gateway.id}:{text}")
 
 
 def sender_to(gateway: Gateway) -> Callable[[Channel, Any], None]:
@@ -129,6 +126,7 @@ class Target:
         self.send: Callable[[Channel, Any], None] = gateway_base.Channel.send
         self.finished = finished
         self.options = options
+        self.inner: bytes | None = None  # its path in the source, if that leaves it out
         self.result = TargetResult(gateway, destdir)
 
 
@@ -162,6 +160,7 @@ class _Service(Watcher):
         name = os.path.basename(os.path.abspath(tree.root))
         options: Options = {
             **self.target.options, "hashes": digests.costs(), "root": tree.root_entry, "name": name,
+            "source": self._run.place, "is_left_out": self.target.inner is not None,
         }  # fmt: skip
         self.target.channel.setcallback(self.inbox.put, endmarker=_END)
         self.target.gateway.execmodel.start(self._main, (options,))
@@ -329,7 +328,6 @@ class Run:
         rules: list[Rule],
         hooks: Hooks,
     ) -> None:
-        check_source_stays(root, targets)
         accept = without_targets(root, targets, accept)
         self._remarks: list[tuple[bytes, bytes]] = []
         try:
@@ -339,6 +337,7 @@ class Run:
             )  # fmt: skip
         except OSError as exc:  # whose name is bytes there
             raise OSError(exc.errno, exc.strerror, os.fsdecode(root)) from exc
+        self.place = place_of(root) if tree.root_entry[0] == DIRECTORY else None
         tree.shared = len(targets) > 1
         share_ways(targets)
         if any(target.options["owners"] for target in targets):

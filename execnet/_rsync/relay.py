@@ -41,10 +41,11 @@ def relay(
     inlet, outlet = run(source, "_rsync.far.server"), run(target, "_rsync.far.target")
     try:
         inlet.send((path, None, rules, source_options(wishes, reports=True)))
-        root, costs = root_of(inlet.receive(), place, path)
+        root, costs, where = root_of(inlet.receive(), place, path)
         options: Options = {
-            **wishes, "dest": dest, "root": root, "hashes": costs, "asks": False,
-            "expanduser": True, "name": name_of(source, os.fsdecode(path)),
+            **wishes, "dest": dest, "root": root, "hashes": costs, "source": where,
+            "is_left_out": False, "asks": False, "expanduser": True,
+            "name": name_of(source, os.fsdecode(path)),
             "rules": [] if wishes["delete_excluded"] else rules,
         }  # fmt: skip
         outlet.send(options)

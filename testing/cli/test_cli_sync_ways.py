@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from processes import children_of
-from rsync_trees import assert_same, make_tree
+from rsync_trees import assert_same, make_tree, snapshot
 from shell import Shell
 from tools import wait_until
 
@@ -77,6 +77,39 @@ def test_what_is_left_out_is_deleted_only_if_that_is_asked_for(
     assert sorted(os.listdir(shell.folder / "dest")) == [".env", "a", "cache", "d"]
     assert shell.run("sync", "--delete-excluded", *words).returncode == 0
     assert sorted(os.listdir(shell.folder / "dest")) == ["a", "cache", "d"]
+
+
+def test_a_home_is_that_of_the_side_that_it_is_on(shell: Shell, source: Path) -> None:
+    home = make_tree(shell.folder / "home", {"far/x": b"1"})
+    far = f"popen//env:HOME={home}"
+    assert shell.run("sync", f"{far}:~/far", "~/near", HOME=str(shell.folder)).returncode == 0
+    assert os.listdir(shell.folder / "near") == ["x"]
+    done = shell.run("sync", f"{far}:~/far", "~nobody-of-this-name/near")
+    assert (done.returncode, "no such home directory" in done.stderr) == (1, True)
+    assert shell.run("sync", "~/source/d", f"{far}:~/d", HOME=str(shell.folder)).returncode == 0
+    assert os.listdir(home / "d") == ["b"]
+    assert not list(shell.folder.glob("~*"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("src", "dest", "said"),
+    [("source", "source/d/copy", "is inside of the source"),
+     ("source/d", "source", "the source is inside of it"),
+     ("~/d", "source", "deleting there would remove the source")],
+)  # fmt: skip
+def test_a_target_and_a_source_inside_of_each_other_are_refused(
+    shell: Shell, source: Path, way: str, src: str, dest: str, said: str
+) -> None:
+    before = snapshot(source)
+    options = ["--delete"] * ("delet" in said)
+    if way == "to":
+        src = src.replace("~", "source")
+    places = {"source": src, "dest": dest}
+    words = [re.sub("(source|dest)$", lambda match: places[match[0]], word) for word in WAYS[way]]
+    done = shell.run("sync", *options, *words, HOME=str(source))
+    assert (done.returncode, said in done.stderr) == (1, True)
+    assert snapshot(source) == before
 
 
 @pytest.mark.parametrize("way", ["from", "between", "directly"])
@@ -164,6 +197,27 @@ def test_modes_and_links_from_a_worker_are_as_is_only_if_asked_for(
     assert_same(source, shell.folder / "dest")
 
 
+def test_content_is_compressed_if_that_is_asked_for(shell: Shell, source: Path) -> None:
+    hop, far = "popen//id=hop:other", "popen//id=far//via=hop"
+    done = shell.run("sync", "--json", "source", hop, f"{far}:plain")
+    plain = json.loads(done.stdout.splitlines()[1])["bytes_sent"]
+    done = shell.run("sync", "--json", "-z", "source", hop, f"{far}:short")
+    short = json.loads(done.stdout.splitlines()[1])["bytes_sent"]
+    assert (plain, short < 10_000) == (100_001, True)
+    assert_same(source, shell.folder / "short")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("way", WAYS)
+def test_owners_are_kept_if_that_is_asked_for(shell: Shell, source: Path, way: str) -> None:
+    os.chown(source / "d", 12345, 23456)
+    os.chown(source / "d/b", 0, 23456)
+    for options, expected in ([], [(0, 0)] * 2), (["--owner"], [(12345, 23456), (0, 23456)]):
+        assert shell.run("sync", *options, *WAYS[way]).returncode == 0
+        found = [(shell.folder / "dest" / name).stat() for name in ("d", "d/b")]
+        assert [(one.st_uid, one.st_gid) for one in found] == expected
+
+
 def test_a_watched_worker_that_dies_is_told(shell: Shell, source: Path) -> None:
     process = shell.start("sync", "--watch", "popen:source", "dest")
     wait_until(lambda: (shell.folder / "dest/d/b").exists())
@@ -187,7 +241,7 @@ def test_a_source_with_an_old_python_starts_nothing() -> None:
         direct(gateway, b"here", "popen", b"there", {}, [], None)
 
 
-@pytest.mark.parametrize("way", ["to", "from", "directly"])
+@pytest.mark.parametrize("way", WAYS)
 def test_changes_are_brought_over_as_they_come(shell: Shell, source: Path, way: str) -> None:
     process = shell.start("sync", "--watch", *WAYS[way])
     dest = shell.folder / "dest"

@@ -192,15 +192,15 @@ except EOFError:
     return RSync.pull(gateway, "/far", dest, **options)
 
 
-ROOT = "say(((DIRECTORY, 0o755, 1), {'md5': 1.0}))\n"
+ROOT = "say(((DIRECTORY, 0o755, 1), {'md5': 1.0}, None))\n"
 
 
 @pytest.mark.parametrize(
     "first",
-    ["5", "None", "()", "(None,)", "(None, 2**70, b'x')", "(None, 1, 'text')", "((1, 2), {})",
-     "((DIRECTORY, 0o755, 2**99), {})", "((SYMLINK, 0o777, 1), {'md5': 1.0})",
-     "((DIRECTORY, 0o755, 1), {'md5': 'x'})", "((DIRECTORY, 0o755, 1), {})",
-     "((DIRECTORY, 0o755, 1), [])", "((FILE, -1, 1), {'md5': 1.0})"],
+    ["5", "None", "()", "(None,)", "(None, 2**70, b'x')", "(None, 1, 'text')", "((1, 2), {}, None)",
+     "((DIRECTORY, 0o755, 2**99), {}, None)", "((SYMLINK, 0o777, 1), {'md5': 1.0}, None)",
+     "((DIRECTORY, 0o755, 1), {'md5': 'x'}, None)", "((DIRECTORY, 0o755, 1), {}, None)",
+     "((DIRECTORY, 0o755, 1), [], None)", "((FILE, -1, 1), {'md5': 1.0}, None)"],
 )  # fmt: skip
 def test_a_malformed_first_answer_names_the_worker(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, first: str

@@ -90,6 +90,43 @@ def test_gitignore_leaves_out_what_git_does(
         path.unlink()
 
 
+def test_a_gitignore_that_is_no_file_leaves_nothing_out(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"file/.gitignore": b"*.pyc\n"})
+    for name in "dangling", "directory", "pipe":
+        (tmp_path / name).mkdir()
+    (tmp_path / "dangling/.gitignore").symlink_to("none")
+    (tmp_path / "directory/.gitignore").symlink_to("..")
+    os.mkfifo(tmp_path / "pipe/.gitignore")
+    rules = Rules(gitignore_rules(str(tmp_path)))
+    assert rules.leaves_out(b"file/x.pyc", False)
+    assert not rules.leaves_out(b"dangling/x.pyc", False)
+
+
+def test_a_gitignore_may_be_merged_and_means_what_it_means_to_git(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = "# compiled\n*.pyc\n!kept.pyc\na/b\n/cache/\n"
+    make_tree(tmp_path, {".gitignore": lines.encode()})
+    for kind in "merge .gitignore", ". .gitignore":
+        rules = Rules(parse_rules(["+ own.pyc", kind]))
+        left_out = [b"d/x.pyc", b"a/b", b"cache/"]
+        kept_in = [b"own.pyc", b"d/kept.pyc", b"c/a/b", b"d/cache/", b"cache", b"#"]
+        found = [rules.leaves_out(path.rstrip(b"/"), path[-1:] == b"/") for path in left_out]
+        assert found == [True] * len(left_out)
+        found = [rules.leaves_out(path.rstrip(b"/"), path[-1:] == b"/") for path in kept_in]
+        assert found == [False] * len(kept_in)
+    (tmp_path / ".gitignore").write_text("- /a\n!\n- /b/\n")
+    assert parse_rules(["merge .gitignore"]) == parse_rules(["- /b/"])
+
+
+def test_what_is_no_rule_in_a_merged_file_says_what_to_write(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"rules": b"- *.o\n*.pyc\n"})
+    advice = r"'\*.pyc' in '.*rules': write '- \*.pyc', or 'merge,- .*rules' if each line is a"
+    with pytest.raises(ValueError, match=advice):
+        parse_rules([f"merge {tmp_path}/rules"])
+
+
 @pytest.mark.parametrize(
     "rule", ["", "x", "- ", "-", "merge", ": .f", "-! a", "- /", "dir-merge f"]
 )

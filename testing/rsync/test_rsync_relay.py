@@ -14,7 +14,7 @@ from execnet._rsync.far import wire
 from execnet._rsync.far.wire import DIRECTORY
 from execnet._rsync.result import RSyncError
 
-ROOT = ((DIRECTORY, 0o755, 1), {"md5": 1.0})
+ROOT = ((DIRECTORY, 0o755, 1), {"md5": 1.0}, None)
 WISHES = dict.fromkeys(("compress", "most_per_s", "expands", "owners", "delete_excluded"), False)
 
 

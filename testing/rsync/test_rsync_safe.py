@@ -510,7 +510,7 @@ def test_a_hostile_source_of_a_pull_is_named_in_the_error(
     evil = unit([(b"../evil", FILE, 1)])
     code = (
         "for _ in range(2): channel.receive()\n"
-        f"channel.send((({DIRECTORY}, 0o755, 1), {{'md5': 1.0}}))\n"
+        f"channel.send((({DIRECTORY}, 0o755, 1), {{'md5': 1.0}}, None))\n"
         f"channel.send(({LIST}, 9, [{evil!r}]))\n"
         "channel.receive()"
     )

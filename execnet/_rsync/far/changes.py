@@ -13,6 +13,7 @@ import sys
 import threading
 
 from .tree import mtime_of
+from .wire import clock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _ONLY_DIRECTORIES = 0x01000000  # IN_ONLYDIR
 _CLOEXEC_AND_NONBLOCK = 0o2000000 | 0o4000
 _LOOK_S = 1.0  # between looks, where there is no inotify
 _QUIET_S = 0.05  # how long it must be quiet before a change is reported: many come at once
+_LATEST_S = 1.0  # after which it is reported even if more keep coming, as in a busy log
 
 
 def changes(path: str, stop: Stop | None = None) -> Iterator[None]:
@@ -114,7 +116,8 @@ class _Inotify(object):
     def wait(self) -> None:
         if self._stop.reader in select.select([self._fd, self._stop.reader], [], [])[0]:
             return
-        while select.select([self._fd], [], [], _QUIET_S)[0]:
+        latest = clock() + _LATEST_S
+        while select.select([self._fd], [], [], _QUIET_S)[0] and clock() < latest:
             os.read(self._fd, 65536)
         self._add_all()  # there may be new directories
 

@@ -41,18 +41,20 @@ class Removal:
     handle: of the directory.  path: its path below the root, for the next two.
     spare: takes (path, whether it is a directory) and returns whether that stays, with its content.
     tell: takes the same of what would be removed, in order; then nothing is removed.
+    is_source: whether a directory is what all is copied from, which is never removed.
     However deep it goes, one descriptor is open at a time, two for a moment.
     """
 
     def __init__(
         self, handle: Handle, path: bytes = b"", spare: Spare | None = None,
-        tell: Tell | None = None
+        tell: Tell | None = None, is_source: Callable[[Identity], bool] | None = None
     ) -> None:  # fmt: skip
         self.count = 0
         self._handle = handle
         self._path = path
         self._spare = spare
         self._tell = tell
+        self._is_source = is_source
         self._frames: list[Frame] = []
         self._error: OSError | None = None  # the first one
 
@@ -100,6 +102,8 @@ class Removal:
         inner = enter(here, name, self._tell is None)
         try:
             identity = identity_of(inner)
+            if self._is_source is not None and self._is_source(identity):
+                raise OSError(errno.EBUSY, "it is the source")
             names = sorted(names_in(inner), reverse=True)
         except OSError:
             self._close(inner)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from . import digests, wire
+from .apart import place_of
 from .pump import Pump
 from .rules import Rules
 from .tree import SourceGone, Tree
@@ -47,7 +48,8 @@ class Reporter(Watcher):
 def main(channel: Channel) -> None:
     """Offer a tree as the next item says: (its root, a path that is left out, rules, options).
 
-    The first answer says what the root is, or is (None, errno, reason) if it can't be offered.
+    The first answer says what the root is, the cost of hashes, and the place of a directory; or it
+    is (None, errno, reason) if the root can't be offered.
     """
     wire.widen(channel.gateway._io, "outfile")
     remarks: list[tuple[bytes, bytes]] = []
@@ -66,7 +68,8 @@ def main(channel: Channel) -> None:
         return
     if options["owners"]:
         tree.tell_owners()
-    channel.send((tree.root_entry, digests.costs()))
+    place = place_of(root) if tree.root_entry[0] == wire.DIRECTORY else None
+    channel.send((tree.root_entry, digests.costs(), place))
     _offer(channel, tree, remarks, options)
 
 

@@ -12,6 +12,7 @@ import stat
 from abc import abstractmethod
 from collections import deque
 
+from .apart import Apart
 from .bases import Bases
 from .places import at, path_of
 from .removal import Removal, is_empty
@@ -43,12 +44,21 @@ class Sweeping(Bases):
         Bases.__init__(self, send, options)
         self._spare: Spare | None = Rules(options["rules"]).leaves_out if options["rules"] else None
         self._asks = options["asks"]
+        self._apart = Apart(options.get("source"))
+        self._keeps_apart = options.get("keeps_apart", False)
+        self._is_left_out = options.get("is_left_out", False)
         # in the order in which the answers will come
         self._questions: deque[tuple[list[bytes], bytearray, Callable[[Spare], object]]] = deque()
 
     @abstractmethod
     def _try(self, maker: Callable[..., object], entry: Entry, *args: object) -> None:
         """Process one entry; what the host refuses is noted, and the rest goes on."""
+
+    def _check_place(self) -> None:
+        """Raise OSError if there is no such home, or if the source would be in danger."""
+        if self._has_no_home:
+            raise OSError(errno.ENOENT, "no such home directory")
+        self._apart.check(self._dest, self._delete, self._keeps_apart, self._is_left_out)
 
     # what the source does not have
 
@@ -100,7 +110,8 @@ class Sweeping(Bases):
 
     def _removal(self, directory: Directory, spare: Spare | None, tell: Tell | None) -> Removal:
         path = path_of(directory.parent, directory.name)
-        return Removal(self._places.handle(directory), path, spare, tell)
+        handle = self._places.handle(directory)
+        return Removal(handle, path, spare, tell, self._apart.is_source)
 
     def _tell(self, path: bytes, _: bool) -> None:
         self.plan_deletion(path)

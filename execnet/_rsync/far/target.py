@@ -95,7 +95,8 @@ class Target(Linking):
     "as-is" (all), "inside" (those that cannot lead out of the tree) or "none"; ``partial``,
     whether parts of large files are kept when a run ends early, and used by the next;
     ``max_files`` and ``max_bytes``, how much may be announced, None for any amount;
-    ``is_bounded``, whether a file has to fit into the file system, free or not.
+    ``is_bounded``, whether a file has to fit into the file system, free or not; and where the
+    source is, see ``apart``: ``source``, ``is_left_out``, ``keeps_apart``.
     """
 
     def __init__(self, send: Say, options: Options) -> None:
@@ -197,8 +198,7 @@ class Target(Linking):
             raise Violation("not a root: %.200r" % (self._root,))
         kind, mode, mtime = self._root
         try:
-            if self._has_no_home:
-                raise OSError(errno.ENOENT, "no such home directory")
+            self._check_place()
             if kind == wire.DIRECTORY:
                 root = Directory(0, None, self._dest, mode & self._directory_bits, mtime)
                 root.fresh = self._make_root_directory()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     Changes = dict[int, Change]  # by the place in a message
     Proof = int | bytes | None  # a checksum, or a digest
     Root = tuple[int, int, int]  # kind, mode, time
+    Place = tuple[bytes, list[bytes]]  # see ``apart.place_of``
     # regular expression for a path, whether it is included, for directories only
     Rule = tuple[bytes, bool, bool]
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
         delete_excluded: bool
         expands: bool
+        keeps_apart: bool
 
     class Wishes(Wish):
         """What a run's user wants; see ``target.Target`` and ``RSync.add_target``."""
@@ -66,7 +68,13 @@ if TYPE_CHECKING:
         asks: bool
         expanduser: bool
 
-    class Options(Settings):
+    class Found(TypedDict, total=False):
+        """Where the source is; see ``apart``."""
+
+        source: Place | None
+        is_left_out: bool
+
+    class Options(Settings, Found):
         """What a target is told, with what only the source can tell."""
 
         root: Root
