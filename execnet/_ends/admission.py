@@ -95,7 +95,7 @@ class Admission:
         return True
 
     def _count_early(self, channel_id: int) -> None:
-        """Note that something is kept for a channel that has not come; ``ProtocolError`` if much is."""
+        """Note what is kept for a channel that has not come; ``ProtocolError`` if it is much."""
         if len(self._early) >= EARLY_MAX or self._early_frames >= EARLY_FRAMES_MAX:
             for arrived in list(self._gateway._channelfactory.arrived):
                 self._early_frames -= self._early.pop(arrived, 0)

@@ -10,10 +10,11 @@ the same user, on the same machine.  Start at ``load_checked``.
 
 from __future__ import annotations
 
+import gc
 import re
 import struct
 
-from ..gateway_base import _CONSTANTS, _STRINGS, LoadError, load_item, opcode
+from ..gateway_base import _CONSTANTS, _STRINGS, ISPYPY, LoadError, load_item, opcode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 NESTING_MAX = 1000
+TOO_DEEP = f"nested too deeply: more than {NESTING_MAX} containers within one another"
+CONTAINERS = frozenset([list, tuple, dict, set, frozenset])
+COUNTED_MAX = 1 << 16  # bytes of an item
 SAME_HASH_MAX = 64  # keys of one dict or set
 CHANNELS_MAX = 1000  # in one item
 DIGITS_MAX = 1 << 24  # of all decimal numbers of one item
@@ -47,6 +51,11 @@ RISKY_CLASSIC = (
     opcode.CHANNEL,
 )  # fmt: skip
 FEW = 64  # this many of them are harmless
+# One of these is there for each container that is not empty.
+NESTING = b"\x85", b"\x86", b"\x87", b"t", b"e", b"a", b"u", b"s", b"\x90", b"\x91"
+NESTING_CLASSIC = (
+    opcode.SETITEM, opcode.BUILDTUPLE, opcode.SET, opcode.FROZENSET,
+)  # fmt: skip
 
 
 class Scan:
@@ -142,14 +151,55 @@ def load_checked(data: bytes, channel_or_factory: object, strconfig: StrConfig) 
     if data[:1] == b"\x80":
         if _scan is None:
             _scan = Scan(SCANNED)
-        if not _scan.check(data):
-            return load_item(data, channel_or_factory, strconfig)
-        return _carefully(_Pickle(data).load)
-    if len(data) <= 5 * FEW:
-        return load_item(data, channel_or_factory, strconfig)
-    if len(data) <= DIGITS_MAX and sum(map(data.count, RISKY_CLASSIC)) <= FEW:
-        return load_item(data, channel_or_factory, strconfig)
-    return _carefully(_Classic(data, channel_or_factory, strconfig).load)
+        if _scan.check(data):
+            item: Any = _carefully(_Pickle(data).load)
+        else:
+            item = load_item(data, channel_or_factory, strconfig)
+    elif len(data) > 5 * FEW and _is_risky(data):
+        item = _carefully(_Classic(data, channel_or_factory, strconfig).load)
+    else:
+        item = load_item(data, channel_or_factory, strconfig)
+    if _may_be_deep(data):
+        check_nesting(item)
+    return item
+
+
+def _is_risky(data: bytes) -> bool:
+    """Whether an item in the classic format is to be loaded with care."""
+    return len(data) > DIGITS_MAX or sum(map(data.count, RISKY_CLASSIC)) > FEW
+
+
+def _may_be_deep(data: bytes) -> bool:
+    """Whether to look how deeply an item is nested; counting takes longer if it is large."""
+    nesting = NESTING if data[:1] == b"\x80" else NESTING_CLASSIC
+    return len(data) > COUNTED_MAX or (
+        len(data) > NESTING_MAX and sum(map(data.count, nesting)) >= NESTING_MAX
+    )
+
+
+def check_nesting(item: object) -> None:
+    """Raise ``LoadError`` if an item, which is a tree, is nested too deeply."""
+    level = [item]
+    for _ in range(NESTING_MAX):
+        parts = _parts(level)
+        kinds = {*map(type, parts)}
+        if kinds.isdisjoint(CONTAINERS):
+            return
+        is_mixed = not kinds <= CONTAINERS
+        level = [part for part in parts if type(part) in CONTAINERS] if is_mixed else parts
+    raise LoadError(TOO_DEEP)
+
+
+def _parts(level: list[Any]) -> list[object]:
+    """Return what is directly in some objects."""
+    if not ISPYPY:  # where dicts hide what is in them
+        return gc.get_referents(*level)
+    parts: list[object] = []
+    for one in level:
+        if type(one) in CONTAINERS:
+            parts += one
+            parts += one.values() if type(one) is dict else ()
+    return parts
 
 
 def _carefully(load: Callable[[], T]) -> T:
@@ -176,7 +226,7 @@ class _Guarded:
         """Return a new tuple or frozenset, unless it is nested too deeply."""
         depth = 1 + max([self._depths.get(id(part), 0) for part in value], default=0)
         if depth > NESTING_MAX:
-            raise LoadError("inconsistent data: a key is nested too deeply")
+            raise LoadError(TOO_DEEP)
         self._depths[id(value)] = depth
         self._kept.append(value)
         return value

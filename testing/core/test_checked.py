@@ -119,6 +119,55 @@ def test_nested_frozensets_take_no_time_that_grows_with_the_square() -> None:
     assert time.process_time() - start < 5
 
 
+# Each is followed by, or follows, what is within it.
+NESTED: dict[str, tuple[bytes, bytes]] = {
+    "tuples": (b"", b"\x85"),
+    "long tuples": (b"(NNN", b"t"),
+    "lists": (b"]", b"a"),
+    "long lists": (b"](N", b"e"),
+    "dicts": (b"}N", b"s"),
+    "long dicts": (b"}(NNN", b"u"),
+    "tuples in a dict": (b"}N)", b"\x86s"),
+}
+ONE = struct.pack("!i", 1)
+NESTED_CLASSIC = {
+    "tuples": (b"", opcode.BUILDTUPLE + ONE),
+    "lists": (opcode.NEWLIST + ONE + opcode.INT + struct.pack("!i", 0), opcode.SETITEM),
+    "dicts": (opcode.NEWDICT + opcode.NONE, opcode.SETITEM),
+    "frozensets": (b"", opcode.FROZENSET + ONE),
+}
+
+
+@pytest.mark.parametrize(
+    "around", [b"%b", b"](N%be", b"}(NN\x88%bu", b"](%be" % (b"K\1" * 3000 + b"%b")]
+)
+@pytest.mark.parametrize("name", NESTED)
+def test_no_item_is_nested_without_end(name: str, around: bytes) -> None:
+    before, after = NESTED[name]
+    levels = 2 if name == "tuples in a dict" else 1
+    most = (1000 - (around != b"%b")) // levels  # and one that is empty, or within the last
+    for count, fits in (most - 1, True), (most + 1, False), (200_000, False):
+        data = b"\x80\x04" + around % (before * count + b")" + after * count) + b"."
+        if fits:
+            load_checked(data, None, (True, False))
+        else:
+            with pytest.raises(LoadError, match="nested too deeply: more than 1000 containers"):
+                load_checked(data, None, (True, False))
+
+
+@pytest.mark.parametrize("name", NESTED_CLASSIC)
+def test_no_item_in_the_classic_format_is_nested_without_end(name: str) -> None:
+    before, after = NESTED_CLASSIC[name]
+    within = opcode.BUILDTUPLE + struct.pack("!i", 0)
+    for count, fits in (999, True), (1000, False), (200_000, False):
+        data = before * count + within + after * count + opcode.STOP
+        if fits:
+            load_checked(data, None, (True, False))
+        else:
+            with pytest.raises(LoadError, match="nested too deeply: more than 1000 containers"):
+                load_checked(data, None, (True, False))
+
+
 def test_decimal_digits_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checked, "DIGITS_MAX", 10_000)
     number = dumps_internal(10**4500)[:-1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -16,7 +15,7 @@ from execnet._output import logs
 from execnet._specs import Settings
 
 TEXT = "first\n[gw1] from another\n"
-LOGGED = {name: 0 for name in logs._NUMBERS} | dict.fromkeys(logs.far_logs.TEXTS, "")
+LOGGED = dict.fromkeys(logs._NUMBERS, 0) | dict.fromkeys(logs.far_logs.TEXTS, "")
 
 
 def fail(args: object) -> int:
