@@ -172,22 +172,37 @@ def open_private(path: str, flags: int) -> int:
     raise ServiceError("%s is not a file of this user" % path)
 
 
+def remove(path: str) -> None:
+    """Remove a file, if it is there and can be removed."""
+    try:
+        os.unlink(path)
+    except EnvironmentError:
+        pass
+
+
 def try_lock(folder: str) -> int:
     """Return the locked descriptor, -1 if a service holds it, or a process that starts one."""
     import fcntl
 
-    path = os.path.join(folder, "lock")
-    fd = open_private(path, os.O_RDWR)
+    fd = open_private(os.path.join(folder, "lock"), os.O_RDWR)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(fd), os.lstat(path)):  # otherwise somebody removed it
+        if is_lock_of(folder, fd):
             return fd
     except EnvironmentError as exc:
-        if exc.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.ENOENT):
+        if exc.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
             os.close(fd)
             raise
     os.close(fd)
     return -1
+
+
+def is_lock_of(folder: str, fd: int) -> bool:
+    """Whether a descriptor is that of a folder's lock, which nobody has removed or replaced."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(os.path.join(folder, "lock")))
+    except EnvironmentError:
+        return False
 
 
 # ---------------------------------------------------------------- the connection
@@ -423,10 +438,7 @@ def _high(fd: int) -> int:
 
 def _written(path: str, data: bytes) -> int:
     """Return a descriptor to read data from; a file, as a pipe might be full."""
-    try:
-        os.unlink(path)
-    except EnvironmentError:
-        pass
+    remove(path)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         os.unlink(path)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from processes import is_running
+from services import script
 from tools import BOUND_S, MakeGateway, error_of, run_all, run_python, wait_until
 
 import execnet
 from execnet import Gateway, Group, service
+from execnet._cli import main
+from execnet._service import admin, far_find, near
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no services there")
 
@@ -241,12 +247,54 @@ def test_the_log_is_two_files_of_a_mebibyte(work: Callable[[], Gateway]) -> None
 def test_it_ends_when_nobody_uses_it_and_when_its_record_is_gone(
     home: Path, makegateway: MakeGateway
 ) -> None:
+    first = makegateway("socketservice=idle//idle=0")
+    assert status("idle")["idle"] == 0
+    first.exit()
     gateway = makegateway("socketservice=idle//idle=0.2")
     makegateway("socketservice=cleaned")
     Path(service.find("cleaned")._found[0], "record").unlink()
     assert [one.name for one in service.find_all()] == ["idle"]
     gateway.exit()
     wait_until(lambda: service.find_all() == [], timeout_s=15)
+
+
+def test_one_that_has_lost_its_folder_ends_and_leaves_its_successor_alone(
+    work: Callable[[], Gateway],
+) -> None:
+    first = work()
+    channel = first.remote_exec("channel.receive()")
+    folder = Path(service.find("work")._found[0])
+    os.kill(pid_of(first), signal.SIGSTOP)  # it must not notice before there is a successor
+    shutil.rmtree(folder)
+    second = work()
+    os.kill(pid_of(first), signal.SIGCONT)
+    assert ask(second, COUNT) == (1, pid_of(second))
+    assert pid_of(second) != pid_of(first)
+    with pytest.raises(execnet.WorkerDied, match="its service was stopped"):
+        channel.receive(BOUND_S)
+    wait_until(lambda: not is_running(pid_of(first)))
+    assert {"socket", "record"} <= {path.name for path in folder.iterdir()}
+    assert ask(work(), COUNT) == (2, pid_of(second))
+
+
+    def look_and_start() -> Iterator[tuple[str, str]]:
+        yield from list(leftovers())
+        pids.append(pid_of(work()))
+
+    monkeypatch.setattr(admin, "leftovers", look_and_start)
+    assert main(["clean"]) == 0
+    assert ask(work(), COUNT) == (1, pids[0])
+
+
+    def start_and_remove(path: str) -> None:
+        started.append(work())
+        remove(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", start_and_remove)
+        assert admin.remove(folder) is False
+    assert ask(work(), COUNT) == (1, pid_of(started[0]))
+    assert far_find.try_lock(os.path.join(folder, "absent")) == -1
 
 
 @pytest.mark.parametrize(
