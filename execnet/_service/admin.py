@@ -5,10 +5,12 @@ Start at ``find_all``, ``status`` and ``stop``.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from contextlib import suppress
 
+from .. import _folders
 from .._clock import monotonic, sleep
 from .._errors import AuthenticationError
 from . import far_find
@@ -179,3 +181,26 @@ def leftovers() -> Iterator[tuple[str, str]]:
                 yield folder, "the folder of a service that has ended"
     except ServiceError:  # not a usable folder
         return
+
+
+def remove(folder: str) -> bool:
+    """Remove the folder of a service that has ended; return False if it is in use again.
+
+    It is locked meanwhile, so nobody starts a service there.  The lock itself goes last: whoever
+    waits for it then finds that it is not the folder's any more.
+    """
+    lock = far_find.try_lock(folder)
+    if lock < 0:
+        return not os.path.lexists(folder)
+    try:
+        for name in sorted(os.listdir(folder), key="lock".__eq__):
+            _folders.remove(os.path.join(folder, name))
+    finally:
+        os.close(lock)
+    try:
+        os.rmdir(folder)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return not os.path.lexists(folder)
+    return True

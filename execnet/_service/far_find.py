@@ -184,7 +184,12 @@ def try_lock(folder: str) -> int:
     """Return the locked descriptor, -1 if a service holds it, or a process that starts one."""
     import fcntl
 
-    fd = open_private(os.path.join(folder, "lock"), os.O_RDWR)
+    try:
+        fd = open_private(os.path.join(folder, "lock"), os.O_RDWR)
+    except EnvironmentError as exc:
+        if exc.errno != errno.ENOENT:
+            raise
+        return -1  # "execnet clean" removes the folder
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if is_lock_of(folder, fd):

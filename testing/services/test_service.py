@@ -277,6 +277,13 @@ def test_one_that_has_lost_its_folder_ends_and_leaves_its_successor_alone(
     assert ask(work(), COUNT) == (2, pid_of(second))
 
 
+def test_clean_leaves_one_that_was_started_after_it_looked(
+    work: Callable[[], Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work()
+    service.find("work").stop()
+    leftovers, pids = admin.leftovers, []
+
     def look_and_start() -> Iterator[tuple[str, str]]:
         yield from list(leftovers())
         pids.append(pid_of(work()))
@@ -285,6 +292,14 @@ def test_one_that_has_lost_its_folder_ends_and_leaves_its_successor_alone(
     assert main(["clean"]) == 0
     assert ask(work(), COUNT) == (1, pids[0])
 
+
+def test_one_that_is_started_during_the_removal_of_its_folder_keeps_it(
+    work: Callable[[], Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work()
+    folder = service.find("work")._found[0]
+    service.find("work").stop()
+    remove, started = os.rmdir, []
 
     def start_and_remove(path: str) -> None:
         started.append(work())
