@@ -495,13 +495,17 @@ def run(options: Said) -> None:
         service.begin()
     except Exception as exc:
         text = "%s" % exc if isinstance(exc, ServiceError) else geterrortext(sys.exc_info())
+        sys.stderr.write("%s\n" % text)  # in the log, as the program may be gone
         os.write(ready, text.encode("utf-8", "backslashreplace"))
         return
     for number in signal.SIGTERM, signal.SIGHUP:
         signal.signal(number, lambda signum, frame: service.stop_soon())
     service.process.take_main_thread()
     service.model.start(service.accept_all, (), "execnet-service")
-    os.write(ready, b"ready\n")
+    try:
+        os.write(ready, b"ready\n")
+    except EnvironmentError:
+        pass  # the program that started it was killed; others may already be connected
     os.close(ready)
     service.run_in_main()
     service.exit()

@@ -312,6 +312,22 @@ def test_one_that_is_started_during_the_removal_of_its_folder_keeps_it(
     assert far_find.try_lock(os.path.join(folder, "absent")) == -1
 
 
+def test_one_whose_starter_is_killed_before_it_is_ready_serves_the_next(
+    home: Path, tmp_path: Path, makegateway: MakeGateway
+) -> None:
+    os.mkfifo(tmp_path / "go")
+    script(tmp_path / "slow", f'read word <{tmp_path}/go\nexec {sys.executable} "$@"')
+    spec = f"socketservice=work//python={tmp_path}/slow"
+    program = f"import execnet\nexecnet.makegateway({spec!r})"
+    starter = subprocess.Popen([sys.executable, "-c", program])
+    with open(tmp_path / "go", "w") as go:  # opens when the other side does
+        starter.kill()
+        starter.wait()
+        go.write("go\n")
+    (found,) = wait_until(service.find_all)
+    assert ask(makegateway(spec), COUNT) == (1, found._found[1]["pid"])
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
