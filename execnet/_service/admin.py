@@ -134,26 +134,13 @@ def stop(found: Found) -> None:
     except ServiceError:
         if is_over(found[0]):
             return
-    pid = _listener(found)
+    pid = far_find.listener_of(*found)
     if pid:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         if _wait_ended(Pid(pid), STOP_S):
             return
     raise ServiceError(f"process {found[1].get('pid')} of the service does not end")
-
-
-def _listener(found: Found) -> int:
-    """Return the process that listens at a service's socket, according to the system, or 0."""
-    import socket
-
-    if found[1].get("port"):
-        return int(found[1].get("pid", 0))  # the record is this user's own
-    with suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(ANSWER_S)
-        sock.connect(far_find.socket_of(found[0]))
-        return far_find.peer_of(sock)[0]
-    return int(found[1].get("pid", 0))
 
 
 def _wait_ended(process: Pid, wait_s: float) -> bool:

@@ -37,6 +37,7 @@ PROTOCOL = 1  # of the messages; part of the key, so that versions run side by s
 PATH_BYTES = 103  # of a socket's path, on all systems
 TRIES = 3  # with services that end before they greet
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.002, 0.05  # between checks while another process starts it
+LISTENER_S = 5.0  # for the system to say who listens
 LONGEST_S = 1e6  # of one wait
 LOG_BYTES = 4096  # of the log in the error when a service can't start
 LOOPBACK = "127.0.0.1"
@@ -260,6 +261,25 @@ def peer_of(sock: socket.socket) -> tuple[int, int]:
     return 0, _user()  # then the folder, which nobody else can enter, has to do
 
 
+def listener_of(folder: str, record: Said) -> int:
+    """Return the process of a service even if it does not answer, 0 if there is none.
+
+    A record can be older than the service, so for a Unix socket the system is asked.
+    """
+    known = int(record.get("pid", 0))
+    if record.get("port"):
+        return known  # the record is this user's own
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(LISTENER_S)
+        sock.connect(socket_of(folder))
+        return peer_of(sock)[0] or known
+    except EnvironmentError as exc:
+        return 0 if exc.errno in (errno.ENOENT, errno.ECONNREFUSED) else known
+    finally:
+        sock.close()
+
+
 def _greeted(sock: socket.socket, deadline: float, name: str) -> Said:
     """Return the greeting of a service; ``_Nobody`` if it ends before."""
     try:
@@ -380,6 +400,8 @@ def _start(
     line_for: LineFor,
 ) -> None:
     """Start a service, which then holds a lock; return when it accepts connections."""
+    # Of one that was killed: its process id can be another process's by now.
+    remove(os.path.join(folder, "record"))
     log = os.path.join(folder, "log")
     log_fd = open_private(log, os.O_WRONLY | os.O_APPEND)
     begins = os.fstat(log_fd).st_size
