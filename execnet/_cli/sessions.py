@@ -139,9 +139,9 @@ def _exec(args: argparse.Namespace, channel: Channel) -> int:
                 return int(said["status"])
         except KeyboardInterrupt:
             interrupts += 1
-            if interrupts > 1:  # the code keeps running
+            if interrupts > 2:  # the session does not answer
                 return STATUS_SIGNAL + 2
-            channel.send({"interrupt": True})
+            channel.send({"interrupt": True} if interrupts == 1 else {"leaves": True})
 
 
 def _line(args: argparse.Namespace, gateway: Gateway, wants: Said) -> bytes:

@@ -100,6 +100,32 @@ def test_ctrl_c_interrupts_the_code_in_its_main_thread(home: Path) -> None:
     assert output("exec", "work", "-c", "print(main)") == "True\n"
 
 
+def test_after_a_second_ctrl_c_the_code_goes_on_alone(home: Path, tmp_path: Path) -> None:
+    code = f"""
+import os, time
+try:
+    print("begun", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    x = "cleans up"
+    print(x, flush=True)
+    while not os.path.exists({str(tmp_path / "go")!r}):
+        time.sleep(0.01)
+    x = "done"
+"""
+    with subprocess.Popen([*COMMAND, "exec", "work", "-c", code], stdout=subprocess.PIPE) as client:
+        assert client.stdout
+        for said in b"begun\n", b"cleans up\n":
+            assert client.stdout.readline() == said
+            client.send_signal(signal.SIGINT)
+        assert client.wait(BOUND_S) == 130
+    (told,) = service.find("session-work").status()["running"]
+    assert told["orphan"]
+    (tmp_path / "go").touch()
+    assert output("exec", "work", "-c", "print(x)") == "done\n"
+
+
+def test_ctrl_c_gives_up_code_that_waits_for_its_turn(home: Path) -> None:
     def running() -> list[dict[str, object]]:
         found = service.find_all()
         return found[0].status()["running"] if found else []
