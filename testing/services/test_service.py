@@ -244,6 +244,18 @@ def test_the_log_is_two_files_of_a_mebibyte(work: Callable[[], Gateway]) -> None
     assert all(path.stat().st_size <= 1 << 20 for path in log.parent.glob("log*"))
 
 
+def test_an_orphan_keeps_it_and_loses_its_turn(home: Path, makegateway: MakeGateway) -> None:
+    spec = "socketservice=work//one_at_a_time=yes//grace=0.1"
+    leaves, stays = makegateway(spec), makegateway(spec)
+    assert ask(leaves, SLEEP_ON) is None
+    waiter = stays.remote_exec(HOLD)
+    wait_until(lambda: [one for one in status()["running"] if one["waits"]])  # type: ignore[attr-defined]
+    leaves.exit()
+    assert waiter.receive(BOUND_S) == 1
+    (told,) = (one for one in status()["running"] if one["orphan"])  # type: ignore[attr-defined]
+    assert not told["waits"]
+
+
 def test_it_ends_when_nobody_uses_it_and_when_its_record_is_gone(
     home: Path, makegateway: MakeGateway
 ) -> None:
@@ -370,6 +382,16 @@ class TestPort:
         makegateway(f"socketservice//port={other}//python={python}")
         with pytest.raises(execnet.BootstrapError, match="without a word it is python="):
             makegateway(f"socketservice//port={other}")
+
+    def test_another_protocol_is_told_who_has_it(
+        self, home: Path, makegateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        port = free_port()
+        pid = pid_of(makegateway(f"socketservice//port={port}"))
+        monkeypatch.setattr(near, "PROTOCOL", 2)
+        said = f"of process {pid}, execnet 3.* it speaks protocol 1, and this is 2; .*service stop"
+        with pytest.raises(execnet.BootstrapError, match=said):
+            makegateway(f"socketservice//port={port}")
 
     def test_what_else_listens_there_is_told(self, home: Path, group: Group) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
