@@ -140,6 +140,8 @@ def stop(found: Found) -> None:
             os.kill(pid, signal.SIGKILL)
         if _wait_ended(Pid(pid), STOP_S):
             return
+    elif _wait_until_over(found[0], STOP_S):  # it has just been killed
+        return
     raise ServiceError(f"process {found[1].get('pid')} of the service does not end")
 
 
@@ -153,6 +155,15 @@ def _wait_ended(process: Pid, wait_s: float) -> bool:
         return True
     finally:
         process.close()
+
+
+def _wait_until_over(folder: str, wait_s: float) -> bool:
+    deadline = monotonic() + wait_s
+    while not is_over(folder):
+        if monotonic() > deadline:
+            return False
+        sleep(LOOK_S)
+    return True
 
 
 def log_lines(found: Found) -> list[str]:
