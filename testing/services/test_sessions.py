@@ -9,7 +9,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,6 +101,16 @@ def test_ctrl_c_interrupts_the_code_in_its_main_thread(home: Path) -> None:
     assert output("exec", "work", "-c", "print(main)") == "True\n"
 
 
+@contextmanager
+def client_of(code: str, **streams: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Have a session run code, from a process that is killed if it is still there at the end."""
+    with subprocess.Popen([*COMMAND, "exec", "work", "-c", code], **streams) as client:  # type: ignore[call-overload]
+        try:
+            yield client
+        finally:
+            client.kill()
+
+
 def test_after_a_second_ctrl_c_the_code_goes_on_alone(home: Path, tmp_path: Path) -> None:
     code = f"""
 import os, time
@@ -113,7 +124,7 @@ except KeyboardInterrupt:
         time.sleep(0.01)
     x = "done"
 """
-    with subprocess.Popen([*COMMAND, "exec", "work", "-c", code], stdout=subprocess.PIPE) as client:
+    with client_of(code, stdout=subprocess.PIPE) as client:
         assert client.stdout
         for said in b"begun\n", b"cleans up\n":
             assert client.stdout.readline() == said
@@ -130,15 +141,13 @@ def test_ctrl_c_gives_up_code_that_waits_for_its_turn(home: Path) -> None:
         found = service.find_all()
         return found[0].status()["running"] if found else []
 
-    command = [*COMMAND, "exec", "work", "-c"]
     code = "print('begun', flush=True)\nwhile True: __import__('time').sleep(60)"
-    with subprocess.Popen([*command, code], stdout=subprocess.PIPE) as holder:
+    with client_of(code, stdout=subprocess.PIPE) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == b"begun\n"
-        with subprocess.Popen([*command, "ran = 1"], stderr=subprocess.PIPE) as waiter:
-            assert wait_until(lambda: [one["code"] for one in running() if one["waits"]]) == [
-                "ran = 1"
-            ]
+        with client_of("ran = 1", stderr=subprocess.PIPE) as waiter:
+            (told,) = wait_until(lambda: [one for one in running() if one["waits"]])
+            assert told["code"] == "ran = 1"
             waiter.send_signal(signal.SIGINT)
             assert waiter.communicate(timeout=BOUND_S)[1] == b"KeyboardInterrupt\n"
             assert waiter.returncode == 130
