@@ -41,6 +41,7 @@ def add_parser(subparsers: Commands) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     status = 0
+    found: list[tuple[str, str, Callable[[str], bool]]]
     found = [(path, what, _remove) for path, what in _folders.leftovers()]
     found += [(path, what, admin.remove) for path, what in admin.leftovers()]
     for path, what, remove in found:
