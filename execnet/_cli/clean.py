@@ -41,16 +41,19 @@ def add_parser(subparsers: Commands) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     status = 0
-    for path, what in (*_folders.leftovers(), *admin.leftovers()):
+    found: list[tuple[str, str, Callable[[str], bool]]]
+    found = [(path, what, _remove) for path, what in _folders.leftovers()]
+    found += [(path, what, admin.remove) for path, what in admin.leftovers()]
+    for path, what, remove in found:
         error = None
         try:
-            if not args.dry_run:
-                _folders.remove(path)
+            if not args.dry_run and not remove(path):
+                continue  # somebody uses it again
         except OSError as exc:
             error, status = str(exc), STATUS_FAILED
         if args.json:
-            found = {"path": str(path), "what": what, "error": error, "removed": not args.dry_run}
-            print(json.dumps(found | ({"removed": False} if error else {})))
+            told = {"path": str(path), "what": what, "error": error, "removed": not args.dry_run}
+            print(json.dumps(told | ({"removed": False} if error else {})))
         elif error is not None:
             print(f"can't remove {path}: {error}")
         else:
@@ -61,6 +64,11 @@ def _run(args: argparse.Namespace) -> int:
         statuses = [_end_worker(path, told, args) for path, told in records.left()]
         status = max([status, *statuses])
     return status
+
+
+def _remove(path: str) -> bool:
+    _folders.remove(path)
+    return True
 
 
 def _end_worker(path: str, told: dict[str, object], args: argparse.Namespace) -> int:

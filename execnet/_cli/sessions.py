@@ -139,9 +139,9 @@ def _exec(args: argparse.Namespace, channel: Channel) -> int:
                 return int(said["status"])
         except KeyboardInterrupt:
             interrupts += 1
-            if interrupts > 1:  # the code keeps running
+            if interrupts > 2:  # the session does not answer
                 return STATUS_SIGNAL + 2
-            channel.send({"interrupt": True})
+            channel.send({"interrupt": True} if interrupts == 1 else {"leaves": True})
 
 
 def _line(args: argparse.Namespace, gateway: Gateway, wants: Said) -> bytes:
@@ -166,18 +166,23 @@ def _list(args: argparse.Namespace, channel: Channel) -> int:
     channel.send({"do": "list"})
     told = []
     for one in channel:
-        if "error" in one:
+        if "session" not in one:
             raise CommandError(one["error"], STATUS_FAILED)
         told.append(one)
     if args.json:
         print(json.dumps(told, indent=2, sort_keys=True, default=repr))
     elif told:
-        rows = [
-            (one["session"], one["pid"], one["python"], len(one["state"]), len(one["running"]))
-            for one in told
-        ]
-        print(format_table([[printable(str(cell)) for cell in row] for row in rows], _COLUMNS))
+        print(format_table([*map(_row, told)], _COLUMNS))
     return 0
+
+
+def _row(told: Said) -> list[str]:
+    if "error" in told:
+        cells = [told["session"], told.get("pid"), "(does not answer)", "?", "?"]
+    else:
+        counts = len(told["state"]), len(told["running"])
+        cells = [told["session"], told["pid"], told["python"], *counts]
+    return [printable(str(cell)) for cell in cells]
 
 
 def _stop(args: argparse.Namespace, channel: Channel) -> int:

@@ -5,10 +5,12 @@ Start at ``find_all``, ``status`` and ``stop``.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from contextlib import suppress
 
+from .. import _folders
 from .._clock import monotonic, sleep
 from .._errors import AuthenticationError
 from . import far_find
@@ -132,26 +134,15 @@ def stop(found: Found) -> None:
     except ServiceError:
         if is_over(found[0]):
             return
-    pid = _listener(found)
+    pid = far_find.listener_of(*found)
     if pid:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         if _wait_ended(Pid(pid), STOP_S):
             return
+    elif _wait_until_over(found[0], STOP_S):  # it has just been killed
+        return
     raise ServiceError(f"process {found[1].get('pid')} of the service does not end")
-
-
-def _listener(found: Found) -> int:
-    """Return the process that listens at a service's socket, according to the system, or 0."""
-    import socket
-
-    if found[1].get("port"):
-        return int(found[1].get("pid", 0))  # the record is this user's own
-    with suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(ANSWER_S)
-        sock.connect(far_find.socket_of(found[0]))
-        return far_find.peer_of(sock)[0]
-    return int(found[1].get("pid", 0))
 
 
 def _wait_ended(process: Pid, wait_s: float) -> bool:
@@ -164,6 +155,15 @@ def _wait_ended(process: Pid, wait_s: float) -> bool:
         return True
     finally:
         process.close()
+
+
+def _wait_until_over(folder: str, wait_s: float) -> bool:
+    deadline = monotonic() + wait_s
+    while not is_over(folder):
+        if monotonic() > deadline:
+            return False
+        sleep(LOOK_S)
+    return True
 
 
 def log_lines(found: Found) -> list[str]:
@@ -179,3 +179,26 @@ def leftovers() -> Iterator[tuple[str, str]]:
                 yield folder, "the folder of a service that has ended"
     except ServiceError:  # not a usable folder
         return
+
+
+def remove(folder: str) -> bool:
+    """Remove the folder of a service that has ended; return False if it is in use again.
+
+    It is locked meanwhile, so nobody starts a service there.  The lock itself goes last: whoever
+    waits for it then finds that it is not the folder's any more.
+    """
+    lock = far_find.try_lock(folder)
+    if lock < 0:
+        return not os.path.lexists(folder)
+    try:
+        for name in sorted(os.listdir(folder), key="lock".__eq__):
+            _folders.remove(os.path.join(folder, name))
+    finally:
+        os.close(lock)
+    try:
+        os.rmdir(folder)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return not os.path.lexists(folder)
+    return True

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from .far_find import Said
     from .far_gateway import Execution
 
+    Place = tuple[int, int] | None
+
 PROOF_S = 10.0  # how long a connection may take to authenticate
 STRANGERS = 64  # how many may do so at once
 REQUEST_S = 30.0  # how long a connection may take to say what it wants
@@ -94,6 +96,7 @@ class Service(object):
         self._lock = threading.Lock()
         self._listener: Any = None  # a socket, once it listens
         self._log = far_log.Log(os.path.join(self.folder, "log"))
+        self._places: dict[str, Place] = {}  # those of the socket and the record that it made
         self._is_stopping = False
         self._is_ended = False
         self._idle_from = clock()
@@ -105,7 +108,9 @@ class Service(object):
 
     def begin(self) -> None:
         """Listen, and write the record; raises what goes wrong."""
-        _remove(os.path.join(self.folder, "record"))  # left by one that was killed
+        if not far_find.is_lock_of(self.folder, self._options["lock"]):
+            raise ServiceError("somebody removed the folder %s" % text_of(self.folder))
+        far_find.remove(os.path.join(self.folder, "record"))  # left by one that was killed
         self._listener = self._listen()
         keep_from_children(self._listener.fileno())
         self._listener.setblocking(False)
@@ -125,13 +130,14 @@ class Service(object):
                 raise ServiceError("port %d: %s" % (self.port, exc.strerror))
         else:
             path = far_find.socket_of(self.folder)
-            _remove(path)  # we have the lock, so nobody else listens there
+            far_find.remove(path)  # we have the lock, so nobody else listens there
             listener = socket.socket(socket.AF_UNIX)
             before = os.umask(0o177)
             try:
                 listener.bind(path)
             finally:
                 os.umask(before)
+            self._places["socket"] = _place_of(path)
         listener.listen(BACKLOG)
         return listener
 
@@ -143,6 +149,7 @@ class Service(object):
         os.write(fd, json.dumps(self.greeting(), sort_keys=True).encode("ascii") + b"\n")
         os.close(fd)
         os.rename(path + ".new", path)
+        self._places["record"] = _place_of(path)
 
     def greeting(self) -> Said:
         """Return the greeting of each connection, which is also in the record."""
@@ -217,8 +224,7 @@ class Service(object):
         if now - self._looked < LOOK_S:
             return
         self._looked = now
-        record = far_find.record_of(self.folder)
-        if record.get("pid") != os.getpid():
+        if not self._has("record"):
             self.stop_soon()
         elif now - self._touched > TOUCH_S:
             self._touched = now
@@ -228,6 +234,20 @@ class Service(object):
                 except EnvironmentError:
                     pass
 
+    def _has(self, name: str) -> bool:
+        """Whether a file is still this service's, and not a successor's; it is not opened.
+
+        For its code may have used up all descriptors.
+        """
+        is_ours = _place_of(os.path.join(self.folder, name)) == self._places.get(name)
+        return is_ours and far_find.is_lock_of(self.folder, self._options["lock"])
+
+    def _remove_traces(self) -> None:
+        """Remove the socket and the record, except those of a successor."""
+        for name in self._places:
+            if self._has(name):
+                far_find.remove(os.path.join(self.folder, name))
+
     def stop_soon(self) -> None:
         """Make the service end; any thread may call, and signal handlers."""
         self._is_stopping = True
@@ -236,8 +256,7 @@ class Service(object):
     def _end(self) -> None:
         """End running code, then let the main thread end the process, or do it here."""
         self._listener.close()
-        for name in ("record",) if self.port else ("socket", "record"):
-            _remove(os.path.join(self.folder, name))
+        self._remove_traces()
         deadline, main = clock() + STOP_S, self.process.main_ident
         for client in list(self.clients):
             client.stop()
@@ -435,11 +454,13 @@ def _memory_bytes() -> int:
         return 0
 
 
-def _remove(path: str) -> None:
+def _place_of(path: str) -> Place:
+    """Return device and inode of a name, None if it is not there."""
     try:
-        os.unlink(path)
+        found = os.lstat(path)
     except EnvironmentError:
-        pass
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _pipe() -> tuple[int, int]:
@@ -474,13 +495,17 @@ def run(options: Said) -> None:
         service.begin()
     except Exception as exc:
         text = "%s" % exc if isinstance(exc, ServiceError) else geterrortext(sys.exc_info())
+        sys.stderr.write("%s\n" % text)  # in the log, as the program may be gone
         os.write(ready, text.encode("utf-8", "backslashreplace"))
         return
     for number in signal.SIGTERM, signal.SIGHUP:
         signal.signal(number, lambda signum, frame: service.stop_soon())
     service.process.take_main_thread()
     service.model.start(service.accept_all, (), "execnet-service")
-    os.write(ready, b"ready\n")
+    try:
+        os.write(ready, b"ready\n")
+    except EnvironmentError:
+        pass  # the program that started it was killed; others may already be connected
     os.close(ready)
     service.run_in_main()
     service.exit()

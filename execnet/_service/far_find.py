@@ -37,6 +37,7 @@ PROTOCOL = 1  # of the messages; part of the key, so that versions run side by s
 PATH_BYTES = 103  # of a socket's path, on all systems
 TRIES = 3  # with services that end before they greet
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.002, 0.05  # between checks while another process starts it
+LISTENER_S = 5.0  # for the system to say who listens
 LONGEST_S = 1e6  # of one wait
 LOG_BYTES = 4096  # of the log in the error when a service can't start
 LOOPBACK = "127.0.0.1"
@@ -172,22 +173,42 @@ def open_private(path: str, flags: int) -> int:
     raise ServiceError("%s is not a file of this user" % path)
 
 
+def remove(path: str) -> None:
+    """Remove a file, if it is there and can be removed."""
+    try:
+        os.unlink(path)
+    except EnvironmentError:
+        pass
+
+
 def try_lock(folder: str) -> int:
     """Return the locked descriptor, -1 if a service holds it, or a process that starts one."""
     import fcntl
 
-    path = os.path.join(folder, "lock")
-    fd = open_private(path, os.O_RDWR)
+    try:
+        fd = open_private(os.path.join(folder, "lock"), os.O_RDWR)
+    except EnvironmentError as exc:
+        if exc.errno != errno.ENOENT:
+            raise
+        return -1  # "execnet clean" removes the folder
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(fd), os.lstat(path)):  # otherwise somebody removed it
+        if is_lock_of(folder, fd):
             return fd
     except EnvironmentError as exc:
-        if exc.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.ENOENT):
+        if exc.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
             os.close(fd)
             raise
     os.close(fd)
     return -1
+
+
+def is_lock_of(folder: str, fd: int) -> bool:
+    """Whether a descriptor is that of a folder's lock, which nobody has removed or replaced."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(os.path.join(folder, "lock")))
+    except EnvironmentError:
+        return False
 
 
 # ---------------------------------------------------------------- the connection
@@ -238,6 +259,25 @@ def peer_of(sock: socket.socket) -> tuple[int, int]:
         if version == 0:
             return 0, user
     return 0, _user()  # then the folder, which nobody else can enter, has to do
+
+
+def listener_of(folder: str, record: Said) -> int:
+    """Return the process of a service even if it does not answer, 0 if there is none.
+
+    A record can be older than the service, so for a Unix socket the system is asked.
+    """
+    known = int(record.get("pid", 0))
+    if record.get("port"):
+        return known  # the record is this user's own
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(LISTENER_S)
+        sock.connect(socket_of(folder))
+        return peer_of(sock)[0] or known
+    except EnvironmentError as exc:
+        return 0 if exc.errno in (errno.ENOENT, errno.ECONNREFUSED) else known
+    finally:
+        sock.close()
 
 
 def _greeted(sock: socket.socket, deadline: float, name: str) -> Said:
@@ -360,6 +400,8 @@ def _start(
     line_for: LineFor,
 ) -> None:
     """Start a service, which then holds a lock; return when it accepts connections."""
+    # Of one that was killed: its process id can be another process's by now.
+    remove(os.path.join(folder, "record"))
     log = os.path.join(folder, "log")
     log_fd = open_private(log, os.O_WRONLY | os.O_APPEND)
     begins = os.fstat(log_fd).st_size
@@ -423,10 +465,7 @@ def _high(fd: int) -> int:
 
 def _written(path: str, data: bytes) -> int:
     """Return a descriptor to read data from; a file, as a pipe might be full."""
-    try:
-        os.unlink(path)
-    except EnvironmentError:
-        pass
+    remove(path)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         os.unlink(path)

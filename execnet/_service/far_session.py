@@ -11,7 +11,15 @@ import os
 import sys
 import time
 
-from ..gateway_base import PY2, _end_fork, _marked_as_utf8, geterrortext, load_part, new_lock
+from ..gateway_base import (
+    PY2,
+    _end_fork,
+    _marked_as_utf8,
+    get_ident,
+    geterrortext,
+    load_part,
+    new_lock,
+)
 from . import far_find
 from .far_gateway import Execution, state, text_of
 
@@ -39,16 +47,20 @@ class Client(object):
 
 
 class Job(Execution):
-    """Code that runs, or waits for the code of others; ``_lock`` guards what is sent."""
+    """Code that runs, or waits for the code of others.
+
+    ``_lock`` guards what is sent, ``_turn`` whether it still waits.
+    """
 
     def __init__(self, service: Host, sock: socket.socket, request: Said) -> None:
         self._service = service
         self._sock = sock
         self._source = request["code"]
-        self._lock = new_lock()
-        self._runs = False
+        self._lock, self._turn = new_lock(), new_lock()
+        self._runs = self._is_interrupted = False
         self.gateway = Client(str(request.get("client", "")))
         self.ident = service.process.main_ident
+        self._thread = get_ident()  # of the connection
         self.since = time.time()
         self.waits = True
         self.code = text_of(self._source.strip().split("\n")[0][:80])
@@ -56,32 +68,55 @@ class Job(Execution):
     # in the thread of the connection
 
     def follow(self) -> None:
-        """Listen to the client until the code has ended; the client's end interrupts the code."""
+        """Listen to the client until the code has ended, or the client leaves.
+
+        An end without a word interrupts the code; a client that says that it leaves does not.
+        """
         try:
             while True:
-                if far_find.read_dict(self._sock, far_find.clock() + FOREVER_S).get("interrupt"):
+                said = far_find.read_dict(self._sock, far_find.clock() + FOREVER_S)
+                if said.get("leaves"):
+                    self._leave(INTERRUPTED)
+                    return
+                if said.get("interrupt"):
                     self._interrupt()
         except (EnvironmentError, EOFError):
-            self.gateway.is_over = True
+            self._leave(None)
             if self._runs:
-                self.gateway.is_given_up = True
                 self._interrupt()
+
+    def _leave(self, status: int | None) -> None:
+        """Send no more; what runs goes on without its client, which may be told a status."""
+        if status is not None:
+            self._say({"status": status})
+        self.gateway.is_over = True
+        self.gateway.is_given_up = self._runs
 
     def stop(self) -> None:
         """End it, since the service ends."""
         self._interrupt()
 
     def _interrupt(self) -> None:
+        """Interrupt the code; if it has not begun, it never will."""
+        with self._turn:
+            waited, self._is_interrupted = self.waits, True
         if self._runs:
             load_part("_features.running").interrupt_main_thread(self.ident)
+        elif waited:
+            self.write(2, b"KeyboardInterrupt\n")
+            self._leave(INTERRUPTED)
 
     # in the main thread
 
     def run(self) -> None:
         """Run the code, and send its exit status."""
-        service, self.waits = self._service, False
-        if self.gateway.is_over:
-            return
+        service = self._service
+        with self._turn:
+            if self.gateway.is_over or self._is_interrupted:
+                return
+            self.waits = False
+        if service.running.get(self._thread) is self:
+            service.running.pop(self._thread)
         service.running[self.ident] = self
         service.routes[self.ident] = self
         try:
@@ -103,7 +138,7 @@ class Job(Execution):
         try:
             try:
                 self._runs = process.is_interruptible = True
-                if self.gateway.is_over:  # its client left just now
+                if self.gateway.is_over or self._is_interrupted:  # just now
                     raise KeyboardInterrupt
                 source = self._source + "\n"
                 if PY2:
@@ -165,6 +200,10 @@ def serve(service: Host, sock: socket.socket, request: Said) -> None:
     state.setdefault("__name__", "__main__")
     state.setdefault("__builtins__", __import__("__builtin__" if PY2 else "builtins"))
     job = Job(service, sock, request)
-    service.call_in_main(job.run)
-    job.follow()
+    service.running[get_ident()] = job  # until it begins
+    try:
+        service.call_in_main(job.run)
+        job.follow()
+    finally:
+        service.running.pop(get_ident(), None)
 

@@ -102,7 +102,10 @@ def _found() -> list[tuple[str, Said]]:
     services, found = far_find.services_folder(makes=False), []
     for name in sorted(os.listdir(services)) if os.path.isdir(services) else ():
         folder = os.path.join(services, name)
-        far_find.be_private(folder, makes=False)
+        try:
+            far_find.be_private(folder, makes=False)
+        except ServiceError:
+            continue  # it is not the folder of a service
         lock = far_find.try_lock(folder)
         if lock >= 0:  # it has ended
             os.close(lock)
@@ -147,9 +150,15 @@ def _prover() -> Prove:
 
 def _list(channel: Channel, said: Said) -> None:
     for folder, record in _sessions():
-        told = _asked(folder, record, "status")
-        told["session"] = told["service"][len(PREFIX) :]
-        channel.send(told)
+        channel.send(dict(_told(folder, record), session=record["service"][len(PREFIX) :]))
+
+
+def _told(folder: str, record: Said) -> Said:
+    """Return the status of a service, or its record with an ``error`` if it does not answer."""
+    try:
+        return _asked(folder, record, "status")
+    except (ServiceError, EnvironmentError, EOFError) as exc:
+        return dict(record, error="%s" % (exc,))
 
 
 def _stop(channel: Channel, said: Said) -> None:
@@ -166,9 +175,11 @@ def _end(folder: str, record: Said) -> None:
         _asked(folder, record, "stop")
         if _ends(folder):
             return
-    except (EnvironmentError, EOFError):
+    except (ServiceError, EnvironmentError, EOFError):
         pass  # it does not answer
-    far_find.kill(record["pid"])
+    pid = far_find.listener_of(folder, record)
+    if pid:
+        far_find.kill(pid)
     if not _ends(folder):
         raise ServiceError("the process %d did not end" % record["pid"])
 
@@ -186,12 +197,7 @@ def _ends(folder: str) -> bool:
 
 def _services(channel: Channel, said: Said) -> None:
     for folder, record in _found():
-        try:
-            told = _asked(folder, record, "status")
-        except (ServiceError, EnvironmentError, EOFError) as exc:
-            told = dict(record, error="%s" % (exc,))
-        told["key"] = os.path.basename(folder)
-        channel.send(told)
+        channel.send(dict(_told(folder, record), key=os.path.basename(folder)))
 
 
 def _end_one(channel: Channel, said: Said) -> None:

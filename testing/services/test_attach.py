@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interpreters import Interpreter, found
+from interpreters import Interpreter, far_sides, found
 from services import Sshd, free_port, script
-from tools import BOUND_S, IS_THOROUGH, MakeGateway, error_of, wait_until
+from tools import BOUND_S, MakeGateway, error_of, wait_until
 
 from execnet import Gateway, Group, RemoteError, WorkerDied, service
 from execnet._cli import main
@@ -42,7 +42,6 @@ channel.send({"step": 1})
 go.wait(60)
 channel.send("the result")
 """
-FAR_PYTHONS = [*found()[: 2 if IS_THOROUGH else 1], found()[-1]]
 PROGRAM = """
 import sys, execnet
 gateway = execnet.makegateway(sys.argv[1])
@@ -226,7 +225,7 @@ def test_a_stop_interrupts_code_that_goes_on(
     assert note.exists()
 
 
-@pytest.mark.parametrize("python", FAR_PYTHONS, ids=str)
+@pytest.mark.parametrize("python", far_sides(), ids=str)
 def test_items_come_whole_and_the_death_of_the_service_is_told(
     home: Path, makegateway: MakeGateway, python: Interpreter
 ) -> None:

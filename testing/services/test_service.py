@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from processes import is_running
+from services import script
 from tools import BOUND_S, MakeGateway, error_of, run_all, run_python, wait_until
 
 import execnet
 from execnet import Gateway, Group, service
+from execnet._cli import main
+from execnet._service import admin, far_find, near
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no services there")
 
@@ -238,15 +244,100 @@ def test_the_log_is_two_files_of_a_mebibyte(work: Callable[[], Gateway]) -> None
     assert all(path.stat().st_size <= 1 << 20 for path in log.parent.glob("log*"))
 
 
+def test_an_orphan_keeps_it_and_loses_its_turn(home: Path, makegateway: MakeGateway) -> None:
+    spec = "socketservice=work//one_at_a_time=yes//grace=0.1"
+    leaves, stays = makegateway(spec), makegateway(spec)
+    assert ask(leaves, SLEEP_ON) is None
+    waiter = stays.remote_exec(HOLD)
+    wait_until(lambda: [one for one in status()["running"] if one["waits"]])  # type: ignore[attr-defined]
+    leaves.exit()
+    assert waiter.receive(BOUND_S) == 1
+    (told,) = (one for one in status()["running"] if one["orphan"])  # type: ignore[attr-defined]
+    assert not told["waits"]
+
+
 def test_it_ends_when_nobody_uses_it_and_when_its_record_is_gone(
     home: Path, makegateway: MakeGateway
 ) -> None:
+    first = makegateway("socketservice=idle//idle=0")
+    assert status("idle")["idle"] == 0
+    first.exit()
     gateway = makegateway("socketservice=idle//idle=0.2")
     makegateway("socketservice=cleaned")
     Path(service.find("cleaned")._found[0], "record").unlink()
     assert [one.name for one in service.find_all()] == ["idle"]
     gateway.exit()
     wait_until(lambda: service.find_all() == [], timeout_s=15)
+
+
+def test_one_that_has_lost_its_folder_ends_and_leaves_its_successor_alone(
+    work: Callable[[], Gateway],
+) -> None:
+    first = work()
+    channel = first.remote_exec("channel.receive()")
+    folder = Path(service.find("work")._found[0])
+    os.kill(pid_of(first), signal.SIGSTOP)  # it must not notice before there is a successor
+    shutil.rmtree(folder)
+    second = work()
+    os.kill(pid_of(first), signal.SIGCONT)
+    assert ask(second, COUNT) == (1, pid_of(second))
+    assert pid_of(second) != pid_of(first)
+    with pytest.raises(execnet.WorkerDied, match="its service was stopped"):
+        channel.receive(BOUND_S)
+    wait_until(lambda: not is_running(pid_of(first)))
+    assert {"socket", "record"} <= {path.name for path in folder.iterdir()}
+    assert ask(work(), COUNT) == (2, pid_of(second))
+
+
+def test_clean_leaves_one_that_was_started_after_it_looked(
+    work: Callable[[], Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work()
+    service.find("work").stop()
+    leftovers, pids = admin.leftovers, []
+
+    def look_and_start() -> Iterator[tuple[str, str]]:
+        yield from list(leftovers())
+        pids.append(pid_of(work()))
+
+    monkeypatch.setattr(admin, "leftovers", look_and_start)
+    assert main(["clean"]) == 0
+    assert ask(work(), COUNT) == (1, pids[0])
+
+
+def test_one_that_is_started_during_the_removal_of_its_folder_keeps_it(
+    work: Callable[[], Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work()
+    folder = service.find("work")._found[0]
+    service.find("work").stop()
+    remove, started = os.rmdir, []
+
+    def start_and_remove(path: str) -> None:
+        started.append(work())
+        remove(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", start_and_remove)
+        assert admin.remove(folder) is False
+    assert ask(work(), COUNT) == (1, pid_of(started[0]))
+    assert far_find.try_lock(os.path.join(folder, "absent")) == -1
+
+
+def test_one_whose_starter_is_killed_before_it_is_ready_serves_the_next(
+    home: Path, tmp_path: Path, makegateway: MakeGateway
+) -> None:
+    os.mkfifo(tmp_path / "go")
+    script(tmp_path / "slow", f'read word <{tmp_path}/go\nexec {sys.executable} "$@"')
+    spec = f"socketservice=work//python={tmp_path}/slow"
+    program = f"import execnet\nexecnet.makegateway({spec!r})"
+    starter = subprocess.Popen([sys.executable, "-c", program])
+    with open(tmp_path / "go", "w") as go:  # opens when the other side does
+        starter.kill()
+        starter.wait()
+        go.write("go\n")
+    (found,) = wait_until(service.find_all)
+    assert ask(makegateway(spec), COUNT) == (1, found._found[1]["pid"])
 
 
 @pytest.mark.parametrize(
@@ -291,6 +382,16 @@ class TestPort:
         makegateway(f"socketservice//port={other}//python={python}")
         with pytest.raises(execnet.BootstrapError, match="without a word it is python="):
             makegateway(f"socketservice//port={other}")
+
+    def test_another_protocol_is_told_who_has_it(
+        self, home: Path, makegateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        port = free_port()
+        pid = pid_of(makegateway(f"socketservice//port={port}"))
+        monkeypatch.setattr(near, "PROTOCOL", 2)
+        said = f"of process {pid}, execnet 3.* it speaks protocol 1, and this is 2; .*service stop"
+        with pytest.raises(execnet.BootstrapError, match=said):
+            makegateway(f"socketservice//port={port}")
 
     def test_what_else_listens_there_is_told(self, home: Path, group: Group) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:

@@ -9,12 +9,13 @@ import shlex
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from interpreters import Interpreter, found
+from interpreters import Interpreter, far_sides
 from services import FakeSsh
 from tools import BOUND_S, wait_until
 
@@ -100,6 +101,74 @@ def test_ctrl_c_interrupts_the_code_in_its_main_thread(home: Path) -> None:
     assert output("exec", "work", "-c", "print(main)") == "True\n"
 
 
+@contextmanager
+def client_of(code: str, **streams: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Have a session run code, from a process that is killed if it is still there at the end."""
+    with subprocess.Popen([*COMMAND, "exec", "work", "-c", code], **streams) as client:  # type: ignore[call-overload]
+        try:
+            yield client
+        finally:
+            client.kill()
+
+
+def test_after_a_second_ctrl_c_the_code_goes_on_alone(home: Path, tmp_path: Path) -> None:
+    code = f"""
+import os, time
+try:
+    print("begun", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    x = "cleans up"
+    print(x, flush=True)
+    while not os.path.exists({str(tmp_path / "go")!r}):
+        time.sleep(0.01)
+    x = "done"
+"""
+    with client_of(code, stdout=subprocess.PIPE) as client:
+        assert client.stdout
+        for said in b"begun\n", b"cleans up\n":
+            assert client.stdout.readline() == said
+            client.send_signal(signal.SIGINT)
+        assert client.wait(BOUND_S) == 130
+    (told,) = service.find("session-work").status()["running"]
+    assert told["orphan"]
+    (tmp_path / "go").touch()
+    assert output("exec", "work", "-c", "print(x)") == "done\n"
+
+
+def test_ctrl_c_gives_up_code_that_waits_for_its_turn(home: Path) -> None:
+    def running() -> list[dict[str, object]]:
+        found = service.find_all()
+        return found[0].status()["running"] if found else []
+
+    code = "print('begun', flush=True)\nwhile True: __import__('time').sleep(60)"
+    with client_of(code, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"begun\n"
+        with client_of("ran = 1", stderr=subprocess.PIPE) as waiter:
+            (told,) = wait_until(lambda: [one for one in running() if one["waits"]])
+            assert told["code"] == "ran = 1"
+            waiter.send_signal(signal.SIGINT)
+            assert waiter.communicate(timeout=BOUND_S)[1] == b"KeyboardInterrupt\n"
+            assert waiter.returncode == 130
+        assert [one["waits"] for one in running()] == [False]
+        holder.send_signal(signal.SIGINT)
+        assert holder.wait(BOUND_S) == 130
+    assert output("exec", "work", "-c", "print('ran' in globals())") == "False\n"
+
+
+def test_one_that_does_not_answer_is_listed_and_stopped(home: Path) -> None:
+    for name in "a", "b":
+        output("exec", name, "-c", "x = 1")
+    (home / "services" / "stray").touch()
+    os.kill(service.find("session-a").status()["pid"], signal.SIGSTOP)
+    told = {one["session"]: one for one in json.loads(output("list", "--json"))}
+    assert "does not answer" in told["a"]["error"]
+    assert told["b"]["state"] == ["'x'"]
+    assert output("stop", "a") == ""
+    assert [line.split()[0] for line in output("list").splitlines()] == ["session", "b"]
+
+
 def test_the_end_of_a_program_interrupts_its_code(home: Path) -> None:
     code = "import time\ntry:\n print(1)\n while True: time.sleep(60)\n"
     code += "except KeyboardInterrupt: x = 2"
@@ -133,7 +202,7 @@ def test_stop_ends_code_that_runs(home: Path) -> None:
     assert output("list") == ""
 
 
-@pytest.mark.parametrize("python", [found()[0], found()[-1]], ids=str)
+@pytest.mark.parametrize("python", far_sides(), ids=str)
 def test_a_session_elsewhere_and_on_another_python(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: Interpreter
 ) -> None:
