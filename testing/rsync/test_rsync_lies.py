@@ -219,6 +219,31 @@ def test_a_file_is_no_larger_than_it_may_have_become_since_it_was_announced(
     assert os.listdir(tmp_path / "dest") == []
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_small_file_is_small_however_it_comes(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_packed: bool
+) -> None:
+    lie = ROOT + "say((LIST, 9, [unit([(b'a', FILE, 5)])]))\n"
+    lie += "blob = bytes(SMALL_MAX + 1)\n"
+    lie += f"content = zlib.compress(blob) if {is_packed} else blob\n"
+    lie += f"say((FILES, pack_ids([1]), pack_ids([len(blob)]), {{}}, content, {is_packed}),\n"
+    lie += "    (LIST_END,))"
+    with pytest.raises(RSyncError, match=r"gw0:/far broke the protocol: .*a small file of 32769"):
+        pull_from(gateway, monkeypatch, tmp_path / "dest", lie)
+    assert os.listdir(tmp_path / "dest") == []
+
+
+def test_small_files_that_grew_count_against_what_a_pull_may_bring(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lie = ROOT + "say((LIST, 9, [unit([(b'a', FILE, 5), (b'b', FILE, 5)])]))\n"
+    lie += "say((FILES, pack_ids([1, 2]), pack_ids([500, 600]), {}, bytes(1100), False),\n"
+    lie += "    (LIST_END,))"
+    with pytest.raises(RSyncError, match=r"gw0:/far has more than 1000 bytes, which"):
+        pull_from(gateway, monkeypatch, tmp_path / "dest", lie, max_bytes=1000)
+    assert sum(path.stat().st_size for path in (tmp_path / "dest").iterdir()) <= 1000
+
+
 def test_content_that_never_proves_true_ends_a_pull(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
