@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from processes import stop
 from rsync_trees import make_tree, send, snapshot
-from rsync_units import OPTIONS, unit
+from rsync_units import LIES, OPTIONS, unit
 from tools import IS_THOROUGH, SOURCE, MakeGateway
 
 from execnet import Gateway, RSync
@@ -84,11 +84,6 @@ TRUE_REQUESTS: dict[int, tuple[Any, ...]] = {
 }
 ENTRIES = [(b"a", FILE, 1), (b"large", FILE, LARGE), (b"d", DIRECTORY, 0), (b"h", HARDLINK, 1),
            (b"l", SYMLINK, 0), (b"r", ROOTED, 0), (b"leader", LEADER, 1)]  # fmt: skip
-LIES: list[Any] = [
-    None, True, -1, 0, 1, 2, 77, 2**40, 2**63, 2**100, -(2**100), 1.5, "x", b"", b"x", b"\0" * 8,
-    b"\xff" * 8, b"\xff" * 4096, [], [0], [None], [()], [b"x", 5], {}, {0: 1}, {0: (2**70, 2**99)},
-    {"x": (1, 1)}, (), (1,), (b"", b""), [[]],
-]  # fmt: skip
 
 
 def lies_about(answers: dict[int, tuple[Any, ...]]) -> Iterator[list[Any]]:

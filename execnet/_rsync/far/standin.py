@@ -60,8 +60,13 @@ class StandIns(object):
         except OSError as exc:
             raise Refused(WHY + reason_of(exc).decode("utf-8", "replace"))
         if stat.S_ISDIR(found.st_mode):
+            shown = self.entries.shown.get(number, path)
+            if self._rules is not None and self._rules.leaves_out(shown, True):
+                raise Refused(WHY + "directories of its name are excluded")
             self._enter(number, path, target)
             new, mode, mtime = self.entries.add(target, DIRECTORY, found, 0)
+            if self._rules is not None:
+                self.entries.shown[new] = shown
             for message in self.entries.owners_told():
                 yield 0, message
             yield 0, (INSTEAD, number, DIRECTORY, new, mode, 0, mtime)
