@@ -100,5 +100,5 @@ def _tell_result(result: TargetResult, tell: Callable[..., object]) -> None:
     deleted = [os.fsencode(path) for path in result.planned_deletions]
     if planned or deleted:
         tell("planned", planned, deleted)
-    refused = [result.refused.get(name, 0) for name in ("times", "modes", "owners")]
+    refused = [result.refused.get(name, 0) for name in ("times", "modes", "owners", "links")]
     tell("ended", result.unchanged, result.settled, result.deleted, *refused)

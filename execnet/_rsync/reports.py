@@ -35,7 +35,7 @@ REPORTS: dict[str, Kinds] = {
     "sent": (is_count,),
     "skipped": (is_bytes, is_bytes),
     "planned": (is_paths, is_paths),
-    "ended": (is_count,) * 6,
+    "ended": (is_count,) * 7,
     "failed": (is_bytes,),
 }
 

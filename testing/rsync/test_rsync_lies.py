@@ -78,7 +78,7 @@ TRUE_REQUESTS: dict[int, tuple[Any, ...]] = {
     wire.NOTE: (1, b"why"),
     wire.PLAN: ([1, b"path"],),
     wire.NOLINK: (4,),
-    wire.END: (1, 1, 1, 0, 0, 0),
+    wire.END: (1, 1, 1, 0, 0, 0, 0),
     wire.FATAL: (1, 28, b"why"),
     wire.DOOMED: ([b"path"],),
 }

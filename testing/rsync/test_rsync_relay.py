@@ -32,7 +32,7 @@ TRUE_REPORTS: dict[str, tuple[Any, ...]] = {
     "sent": (5,),
     "skipped": (PATH, PATH),
     "planned": ([PATH], [PATH]),
-    "ended": (1, 2, 3, 0, 0, 0),
+    "ended": (1, 2, 3, 0, 0, 0, 0),
     "failed": (PATH,),
 }
 END = object()
@@ -180,7 +180,7 @@ def test_a_source_that_does_not_say_how_it_went_has_failed(
 ) -> None:
     with pytest.raises(RSyncError, match=r"^one:/here ended before everything was there"):
         relayed(monkeypatch, [*told, END], [])
-    relayed(monkeypatch, [*told, (TOLD, "ended", (0,) * 6), END], [])
+    relayed(monkeypatch, [*told, (TOLD, "ended", (0,) * 7), END], [])
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_source_that_does_not_say_how_it_went_has_failed(
      (wire.TOLD,), (wire.TOLD, "sent", 5), (wire.TOLD, "sent", ("x",)), (wire.TOLD, "no", ()),
      (wire.TOLD, "sending", (5,)), (wire.TOLD, "skipped", (b"x",)), (wire.TOLD, "ended", ()),
      (wire.TOLD, "skipped", (b"x", "text")), (wire.TOLD, "failed", ("t",)),
-     (wire.TOLD, "planned", ([b"x"], [])), (wire.TOLD, "ended", (0, 0, 0, "\x1b]0;x", 0, 0)),
+     (wire.TOLD, "planned", ([b"x"], [])), (wire.TOLD, "ended", (0, 0, 0, "\x1b]0;x", 0, 0, 0)),
      5, None, (), {}, [], "x", (wire.LIST,), (wire.LIST, 9, [5]), (wire.END, 0, 0, 0)],
 )  # fmt: skip
 def test_a_source_that_lies_to_the_coordinator_is_named(
@@ -253,11 +253,11 @@ def test_what_the_rules_leave_out_is_not_handed_on(
 
 def test_what_the_rules_let_through_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     messages = [IN_ROOT, STANDIN, b"a piece"]
-    relayed(monkeypatch, [*messages, (TOLD, "ended", (0,) * 6), END], [], ("- x",))
+    relayed(monkeypatch, [*messages, (TOLD, "ended", (0,) * 7), END], [], ("- x",))
     assert messages == DELIVERED
     single = [(wire.LIST, 9, [unit([(b"-", FILE, 1)])])]
     root = ((FILE, 0o644, 1), {"md5": 1.0})
-    relayed(monkeypatch, [*single, (TOLD, "ended", (0,) * 6), END], [], ("- *",), root)
+    relayed(monkeypatch, [*single, (TOLD, "ended", (0,) * 7), END], [], ("- *",), root)
     assert single == DELIVERED
 
 
