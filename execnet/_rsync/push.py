@@ -69,13 +69,11 @@ def path_inside(path: bytes, directory: bytes) -> bytes | None:
     return None if inner.split(os.sep.encode())[0] in (b".", b"..") else inner
 
 
-def without_targets(root: bytes, targets: list[Target], accept: Accept | None) -> Accept | None:
-    """Return ``accept`` wrapped to refuse targets inside the source, which would never end."""
+def targets_inside(root: bytes, targets: list[Target]) -> frozenset[bytes]:
+    """Return paths of targets inside the source, which would never end if they were sent."""
     places = [place_here(target.gateway, target.options["dest"]) for target in targets]
-    inner = {path_inside(place, root) for place in places if place} - {None}
-    if not inner:
-        return accept
-    return lambda path: path not in inner and (accept is None or accept(path))
+    inner = [path_inside(place, root) for place in places if place]
+    return frozenset(path for path in inner if path is not None)
 
 
 def check_source_stays(root: bytes, targets: list[Target]) -> None:
@@ -330,7 +328,6 @@ class Run:
         hooks: Hooks,
     ) -> None:
         check_source_stays(root, targets)
-        accept = without_targets(root, targets, accept)
         self._remarks: list[tuple[bytes, bytes]] = []
         try:
             tree = Tree(
@@ -339,6 +336,7 @@ class Run:
             )  # fmt: skip
         except OSError as exc:  # whose name is bytes there
             raise OSError(exc.errno, exc.strerror, os.fsdecode(root)) from exc
+        tree.hidden = targets_inside(root, targets)
         tree.shared = len(targets) > 1
         share_ways(targets)
         if any(target.options["owners"] for target in targets):

@@ -37,6 +37,7 @@ class StandIns(object):
     def __init__(self, tree: Tree, accept: Accept | None, remark: Remark) -> None:
         rules, root = tree.rules, tree.root
         self.entries = Entries(root, FIRST_STANDIN, accept, remark, rules, tree.identity)
+        self.entries.hidden = tree.hidden
         if tree.tells_owners():
             self.entries.tell_owners()
         self._folders = self.entries.folders()
@@ -98,6 +99,8 @@ class StandIns(object):
         return inner
 
     def _is_left_out(self, path: bytes) -> bool:
+        if path in self.entries.hidden:
+            return True
         if self._accept is not None and not self._accept(path):
             return True
         if self._rules is None:

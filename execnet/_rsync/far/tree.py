@@ -170,6 +170,8 @@ class Entries(object):
         self._remark = remark
         self._rules = rules
         self.tells_left_out = False
+        # targets in here, which are not sent; what another target has of that name stays
+        self.hidden: frozenset[bytes] = frozenset()
         self.shown: dict[int, bytes] = {}  # paths of what stands in for links, where rules count
         self.identity = identity
         self._links = Links(root)
@@ -261,7 +263,7 @@ class Entries(object):
         here = self.path_of(number)
         names, last = [], COMPLETE
         try:
-            names = folders.names(here)
+            names = self._with_hidden(here, folders.names(here))
             handle = folders.handle(here)
         except OSError as exc:
             self.check_source(exc)
@@ -276,12 +278,21 @@ class Entries(object):
                     unit.leave_out(name)
             else:
                 found = status_of(handle, name)
-                if self._rules is None or self._may_be_shown(self._rules, path, shown, name, found):
+                if self._rules and not self._may_be_shown(self._rules, path, shown, name, found):
+                    pass
+                elif path in self.hidden:
+                    unit.keep(name)
+                else:
                     self._add_entry(unit, path, name, found, inner, handle)
             if len(unit) == UNIT_ENTRIES:
                 yield unit.cost, unit.packed(MORE)
                 unit = Unit(number, self.count())
         yield unit.cost, unit.packed(last)
+
+    def _with_hidden(self, here: bytes, names: list[bytes]) -> list[bytes]:
+        """Return names in a directory, with those of targets that are only about to be made."""
+        hidden = [path.rpartition(SEP) for path in sorted(self.hidden)]
+        return names + [name for folder, _, name in hidden if folder == here and name not in names]
 
     def _may_be_shown(
         self, rules: Rules, path: bytes, shown: bytes | None, name: bytes,
