@@ -10,7 +10,7 @@ import os
 import time
 
 from ..gateway_base import ExecnetError
-from .relay import Reports
+from .reports import Reports
 from .result import RSyncError, TargetResult
 
 TYPE_CHECKING = False
@@ -45,7 +45,7 @@ def direct(
         raise RSyncError(f"{place}: only Python {wanted} or later can start {spec!r} itself")
     source.forward_imports(["execnet"])
     result = TargetResult(source, f"{spec}:{os.fsdecode(dest)}")
-    reports = Reports(place, result, on_sending)
+    reports = Reports(place, result, on_sending, bool(wishes["dry_run"]), rules, is_alone=True)
     started = time.monotonic()
     channel = source.remote_exec(_CODE)
     try:
@@ -53,6 +53,7 @@ def direct(
         for message in channel:
             reports.take(message)
         channel.waitclose()
+        reports.end()
     finally:
         channel.close()
     result.seconds = time.monotonic() - started
@@ -97,10 +98,9 @@ def _tell_result(result: TargetResult, tell: Callable[..., object]) -> None:
     tell("sent", result.bytes_sent)
     for skipped in result.skipped:
         tell("skipped", os.fsencode(skipped.path), os.fsencode(skipped.reason))
-    tell(
-        "planned",
-        [os.fsencode(path) for path in result.planned],
-        [os.fsencode(path) for path in result.planned_deletions],
-    )
-    refused = [result.refused.get(name, 0) for name in ("times", "modes", "owners")]
+    planned = [os.fsencode(path) for path in result.planned]
+    deleted = [os.fsencode(path) for path in result.planned_deletions]
+    if planned or deleted:
+        tell("planned", planned, deleted)
+    refused = [result.refused.get(name, 0) for name in ("times", "modes", "owners", "links")]
     tell("ended", result.unchanged, result.settled, result.deleted, *refused)

@@ -70,18 +70,15 @@ def path_inside(path: bytes, directory: bytes) -> bytes | None:
     return None if inner.split(os.sep.encode())[0] in (b".", b"..") else inner
 
 
-def without_targets(root: bytes, targets: list[Target], accept: Accept | None) -> Accept | None:
-    """Return ``accept`` wrapped to refuse targets inside the source, which would never end.
+def targets_inside(root: bytes, targets: list[Target]) -> frozenset[bytes]:
+    """Return paths of targets inside the source, which would never end if they were sent.
 
     A target that is not known to be there finds that out itself, and ends.
     """
     for target in targets:
         place = place_here(target.gateway, target.options["dest"])
         target.inner = path_inside(place, root) if place else None
-    inner = {target.inner for target in targets} - {None}
-    if not inner:
-        return accept
-    return lambda path: path not in inner and (accept is None or accept(path))
+    return frozenset(target.inner for target in targets if target.inner is not None)
 
 
 def sender_to(gateway: Gateway) -> Callable[[Channel, Any], None]:
@@ -328,7 +325,6 @@ class Run:
         rules: list[Rule],
         hooks: Hooks,
     ) -> None:
-        accept = without_targets(root, targets, accept)
         self._remarks: list[tuple[bytes, bytes]] = []
         try:
             tree = Tree(
@@ -338,6 +334,7 @@ class Run:
         except OSError as exc:  # whose name is bytes there
             raise OSError(exc.errno, exc.strerror, os.fsdecode(root)) from exc
         self.place = place_of(root) if tree.root_entry[0] == DIRECTORY else None
+        tree.hidden = targets_inside(root, targets)
         tree.shared = len(targets) > 1
         share_ways(targets)
         if any(target.options["owners"] for target in targets):

@@ -1,8 +1,8 @@
 """Copies from one worker to another: their messages pass through the coordinator.
 
 The source behaves as in ``RSync.pull``, the target as in ``RSync.send``.  Each defends itself
-against the other; the coordinator only reads what the source reports about the target.  Start at
-``relay``.
+against the other.  The coordinator hands on nothing that is malformed, and nothing that its user's
+rules leave out; what the source reports about the target goes into the result.  Start at ``relay``.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import time
 from .._ship.parts import note_loaded, run
 from ..gateway_base import ExecnetError
 from .far import wire
-from .far.messages import FROM_REPORTER, FROM_SOURCE, FROM_TARGET, PATH_MAX, checked
+from .far.messages import FROM_SOURCE, FROM_TARGET, checked
 from .pull import name_of, root_of, source_options
-from .result import RSyncError, Skipped, TargetResult, text_of
+from .reports import Announcements, Reports
+from .result import RSyncError, TargetResult, text_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from ..gateway import Gateway
     from ..gateway_base import Channel
@@ -50,70 +51,16 @@ def relay(
         }  # fmt: skip
         outlet.send(options)
         result = TargetResult(target, os.fsdecode(dest))
-        _Relay(inlet, outlet, place, result, on_sending).run()
+        reports = Reports(place, result, on_sending, wishes["dry_run"], rules)
+        # a single file that was asked for is sent whatever the rules say
+        announced = Announcements(rules) if rules and root[0] == wire.DIRECTORY else None
+        _Relay(inlet, outlet, place, result, reports, announced).run()
         note_loaded(source, "_rsync.far.server")
         note_loaded(target, "_rsync.far.target")
         return result
     finally:
         inlet.close()
         outlet.close()
-
-
-class Reports:
-    """What a source tells of its target, for a result.
-
-    place: of the source.  on_sending: called with the path of each file that is sent.
-    """
-
-    def __init__(
-        self, place: str, result: TargetResult, on_sending: Callable[[str], object]
-    ) -> None:
-        self._place = place
-        self._result = result
-        self._on_sending = on_sending
-        self._on_told: dict[str, Callable[..., None]] = {
-            "sending": self._on_told_sending,
-            "sent": self._on_told_sent,
-            "skipped": self._on_told_skipped,
-            "planned": self._on_told_planned,
-            "ended": self._on_told_ended,
-            "failed": self._on_told_failed,
-        }
-        self.failed: str | None = None  # why a target that the source serves alone has not all
-
-    def take(self, message: object) -> None:
-        try:
-            _, name, values = checked(message, FROM_REPORTER)
-            self._on_told[os.fsdecode(name)](*values)
-        except (wire.Violation, KeyError, TypeError, ValueError) as exc:
-            raise RSyncError(f"{self._place} broke the protocol: {exc}") from exc
-
-    def _on_told_sending(self, paths: Sequence[bytes]) -> None:
-        self._result.files_sent += len(paths)
-        for path in paths:
-            self._on_sending(os.fsdecode(path))
-
-    def _on_told_sent(self, count: int) -> None:
-        self._result.bytes_sent += count
-
-    def _on_told_skipped(self, path: bytes, reason: bytes) -> None:
-        text = text_of(reason[: wire.TEXT_MAX])
-        self._result.add("skipped", Skipped(os.fsdecode(path[:PATH_MAX]), text))
-
-    def _on_told_planned(self, paths: Sequence[bytes], deleted: Sequence[bytes]) -> None:
-        for path in paths:
-            self._result.add("planned", os.fsdecode(path))
-        for path in deleted:
-            self._result.add("planned_deletions", os.fsdecode(path))
-
-    def _on_told_ended(self, unchanged: int, settled: int, deleted: int, *refused: int) -> None:
-        self._result.unchanged, self._result.settled, self._result.deleted = (
-            unchanged, settled, deleted,
-        )  # fmt: skip
-        self._result.take_refusals(*refused)
-
-    def _on_told_failed(self, text: bytes) -> None:
-        self.failed = f"{self._place}: {text_of(text)}"
 
 
 class _Relay:
@@ -125,13 +72,15 @@ class _Relay:
         outlet: Channel,
         place: str,
         result: TargetResult,
-        on_sending: Callable[[str], object],
+        reports: Reports,
+        announced: Announcements | None,
     ) -> None:
         self._inlet, self._outlet = inlet, outlet
         self._place = place
         self._result = result
-        self._reports = Reports(place, result, on_sending)
-        self._failed: BaseException | None = None
+        self._reports = reports
+        self._announced = announced
+        self._failed: Exception | None = None  # of the thread that brings back
 
     def run(self) -> None:
         started = time.monotonic()
@@ -145,6 +94,7 @@ class _Relay:
         back.join()
         if self._failed is not None or error is not None:
             raise self._failed or error  # type: ignore[misc]
+        self._reports.end()
         self._result.seconds = time.monotonic() - started
 
     def _bring(self) -> None:
@@ -153,30 +103,38 @@ class _Relay:
             for message in self._inlet:
                 if isinstance(message, tuple) and message[:1] == (wire.TOLD,):
                     self._reports.take(message)
-                elif isinstance(message, tuple) and message[:1] == (wire.GONE,):
-                    _, code, reason = checked(message, FROM_SOURCE)
-                    raise RSyncError(code, f"{self._place}: {text_of(reason)}")
                 else:
-                    self._outlet.send(message)
+                    self._hand_on(message)
             self._inlet.waitclose()
         except wire.Violation as exc:
             raise RSyncError(f"{self._place} broke the protocol: {exc}") from exc
         finally:
             self._outlet.close()
 
+    def _hand_on(self, message: object) -> None:
+        """Hand a message on to the target, which checks those that are pieces of a file."""
+        if not isinstance(message, bytes):
+            parts = checked(message, FROM_SOURCE)
+            if parts[0] == wire.GONE:
+                raise RSyncError(parts[1], f"{self._place}: {text_of(parts[2])}")
+            if self._announced is not None:
+                self._announced.check(parts)
+        self._outlet.send(message)
+
     def _bring_back(self) -> None:
         """Hand on what the target sends, until it ends."""
         try:
             for message in self._outlet:
+                parts = checked(message, FROM_TARGET)
                 self._inlet.send(message)
-                if message[0] == wire.FATAL:
-                    _, _, code, reason = checked(message, FROM_TARGET)
+                if parts[0] == wire.FATAL:
+                    _, _, code, reason = parts
                     place = f"{self._result.gateway.id}:{self._result.destdir}"
                     raise RSyncError(code, f"{place}: {text_of(reason)}")
             self._outlet.waitclose()
-        except (wire.Violation, TypeError, IndexError) as exc:
+        except wire.Violation as exc:
             self._failed = RSyncError(f"{self._result.gateway.id} broke the protocol: {exc}")
-        except (ExecnetError, EOFError, OSError) as exc:
+        except Exception as exc:  # ``run`` raises it
             self._failed = exc
         finally:
             if self._failed is not None:

@@ -87,8 +87,9 @@ class TargetResult:
     had to be done.  ``bytes_sent`` counts the content that travelled.  A dry run fills ``planned``
     with what it would send or make, and ``planned_deletions``; the path of a source that is a
     single file is empty.  ``refused`` says for how many entries the target could not set "times",
-    "modes" or "owners"; their content has arrived.  Each list holds at most 100,000 items;
-    ``unlisted`` counts, by the name of the list, the items beyond that.
+    "modes" or "owners", or make "links", for which it has copies; their content has arrived.  Each
+    list holds at most 100,000 items; ``unlisted`` counts, by the name of the list, the items beyond
+    that.
     """
 
     gateway: Gateway
@@ -119,9 +120,9 @@ class TargetResult:
         else:
             self.unlisted[name] = self.unlisted.get(name, 0) + 1
 
-    def take_refusals(self, times: int, modes: int, owners: int) -> None:
+    def take_refusals(self, times: int, modes: int, owners: int, links: int) -> None:
         """Note for how many entries the target could not set each of these."""
-        counts = {"times": times, "modes": modes, "owners": owners}
+        counts = {"times": times, "modes": modes, "owners": owners, "links": links}
         self.refused = {name: count for name, count in counts.items() if count}
 
 

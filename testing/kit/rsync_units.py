@@ -31,3 +31,10 @@ OPTIONS: dict[str, Any] = {
     "mask": 0, "links": "as-is", "max_files": None, "max_bytes": None, "owners": False,
     "is_bounded": False, "partial": False,
 }  # fmt: skip
+
+# What may stand in a message in place of what belongs there.
+LIES: list[Any] = [
+    None, True, -1, 0, 1, 2, 77, 2**40, 2**63, 2**100, -(2**100), 1.5, "x", b"", b"x", b"\0" * 8,
+    b"\xff" * 8, b"\xff" * 4096, [], [0], [None], [()], [b"x", 5], {}, {0: 1}, {0: (2**70, 2**99)},
+    {"x": (1, 1)}, (), (1,), (b"", b""), [[]],
+]  # fmt: skip

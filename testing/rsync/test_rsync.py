@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rsync_trees import assert_same, make_tree, send
+from rsync_trees import assert_same, forbid_links, make_tree, send
 from tools import MakeGateway
 
 from execnet import Gateway, Group, RemoteError, RSync
@@ -386,6 +386,60 @@ def test_the_worker_holds_nothing_when_the_call_returns(
     else:
         RSync.pull(gateway, source, dest)
     assert gateway.remote_exec(COUNT_DESCRIPTORS).receive() == before
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_target_inside_of_the_source_is_not_deleted_at_another_one(
+    makegateway: MakeGateway, source: Path, dest: Path, is_there: bool, asks: bool
+) -> None:
+    class Filtered(RSync):
+        def filter(self, path: str) -> bool:
+            return not path.endswith("never")
+
+    gateway = makegateway(f"popen//chdir={source}")
+    make_tree(dest, {"d/copy/keep": b"1", "d/old": b"2", "copy": b"3"})
+    if is_there:
+        (source / "d/copy").mkdir()
+    rsync = (Filtered if asks else RSync)(source, verbose=False)
+    rsync.add_target(gateway, "d/copy")
+    rsync.add_target(makegateway(), dest, delete=True)
+    result = rsync.send()
+    assert result is not None
+    assert result.ok
+    found = {str(path.relative_to(dest)) for path in dest.rglob("*")}
+    assert found == {"a", "d", "d/b", "d/copy", "d/copy/keep", "d/e", "d/e/c"}
+
+
+@pytest.mark.parametrize("excludes", ["by rule", "by filter"])
+def test_a_target_inside_of_the_source_that_is_excluded_goes_with_what_is_excluded(
+    makegateway: MakeGateway, source: Path, dest: Path, excludes: str
+) -> None:
+    class Filtered(RSync):
+        def filter(self, path: str) -> bool:
+            return excludes == "by rule" or not path.endswith("copy")
+
+    gateway = makegateway(f"popen//chdir={source}")
+    make_tree(dest, {"copy/old": b"1"})
+    make_tree(source, {"copy/x": b"1"})
+    rules = ["- copy/"] if excludes == "by rule" else []
+    rsync = Filtered(source, verbose=False, rules=rules)
+    rsync.add_target(gateway, "copy")
+    rsync.add_target(makegateway(), dest, delete_excluded=True)
+    rsync.send()
+    assert sorted(os.listdir(dest)) == ["a", "d"]
+
+
+def test_a_target_inside_of_the_source_is_not_copied_through_a_link(
+    makegateway: MakeGateway, source: Path
+) -> None:
+    gateway = makegateway(f"popen//chdir={source}")
+    forbid_links(gateway)
+    (source / "copy").mkdir()
+    (source / "l").symlink_to("copy")
+    result = send(gateway, source, "copy")
+    assert [skipped.path for skipped in result.skipped] == ["l"]
+    assert sorted(os.listdir(source / "copy")) == ["a", "d"]
 
 
 @pytest.mark.parametrize("way", ["send", "pull"])

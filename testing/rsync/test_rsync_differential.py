@@ -5,13 +5,14 @@ Known differences, which are left out of the comparison:
 - Set-user-id and set-group-id bits, and sticky bits of files, which we drop.
 - Links into the tree, which become links into the copy here and stay as they are there.
 - Owners of what an ordinary user copies, which we report and rsync does not.
-- A directory that cannot make way for something else, because what is left out is in it: here it
-  stays as it was, and there all else in it has gone.
+- A directory that cannot make way for something else, because it or what is in it is left out: here
+  it stays as it was, and there all else in it has gone, or all of it.
 - What has the name of a file that can't be read and is none itself: it stays here, and has gone
   there.
 
-Where a directory can't be read, rsync deletes nothing in the whole tree, so those are compared
-without ``--delete``.  ``python -m benchmarks sync`` compares 2,000 trees, also as another user.
+Where a directory can't be read, rsync deletes nothing in the whole tree.  It is compared with
+``--ignore-errors``, and without what is in that directory, which stays only here.  ``python -m
+benchmarks sync`` compares 2,000 trees, also as another user.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ from tools import MakeGateway
 from execnet import Gateway, RSync
 
 SEEDS = int(os.environ.get("EXECNET_RSYNC_SEEDS", "40"))
-EXCLUDED = ["a", "/b/*", "x*"]
+# sign and pattern of rules, of which some are taken in any order
+RULES = [
+    *(("-", "a"), ("-", "/b/*"), ("-", "x*"), ("-", "b/"), ("-", "/a/**"), ("-", "**/new*")),
+    *(("-", "a/**/b"), ("-", " "), ("-", "*"), ("-", "**/"), ("+", "x*"), ("+", "*/")),
+    *(("+", "/a/**"), ("+", "b/"), ("+", "a"), ("+", "/b/**/a")),
+]
 PARTIAL = 23  # what rsync ends with when something is not there
 STAYS = "a directory that holds excluded entries", "Permission denied"
 
@@ -151,9 +157,13 @@ def test_the_outcome_is_that_of_rsync(gateway: Gateway, tmp_path: Path, part: in
         base = tmp_path / str(number)
         source, dest, other = trees_of(base, seed)
         hidden = hide_some(source, seed)
-        deletes, excludes = hidden is None and seed.random() < 0.6, seed.random() < 0.4
-        words = ["--delete"] * deletes
-        words += [f"--exclude={pattern}" for pattern in EXCLUDED if excludes]
+        deletes = seed.random() < 0.6
+        rules = seed.sample(RULES, seed.randrange(1, 5)) if seed.random() < 0.5 else []
+        excluded_too = deletes and seed.random() < 0.3
+        words = ["--delete"] * deletes + ["--delete-excluded"] * excluded_too
+        words += ["--ignore-errors"] * (hidden is not None)
+        for sign, pattern in rules:
+            words.append(f"--{'include' if sign == '+' else 'exclude'}={pattern}")
         owned = os.geteuid() == 0 and seed.random() < 0.5
         if owned:
             give_some_away([source, dest, other], seed)
@@ -166,11 +176,12 @@ def test_the_outcome_is_that_of_rsync(gateway: Gateway, tmp_path: Path, part: in
         if done is None or done.returncode not in (0, PARTIAL):
             broken += 1  # with some hard links its processes lose or wait for each other
             continue
-        ours = RSync(source, verbose=False, rules=[f"- {one}" for one in EXCLUDED if excludes])
-        ours.add_target(gateway, dest, delete=deletes, owners=owned)
+        ours = RSync(source, verbose=False, rules=[" ".join(rule) for rule in rules])
+        ours.add_target(gateway, dest, delete=deletes, delete_excluded=excluded_too, owners=owned)
         found = ours.send()
         assert found is not None
-        assert (found.ok, number) == (done.returncode == 0, number), done.stderr
+        stays = any(one.reason.startswith(STAYS[0]) for one in found.targets[0].skipped)
+        assert (found.ok, number) == (done.returncode == 0 and not stays, number), (done, found)
         if hidden is not None:
             for root in (source, dest, other):
                 path = root / hidden.relative_to(source)
@@ -178,6 +189,8 @@ def test_the_outcome_is_that_of_rsync(gateway: Gateway, tmp_path: Path, part: in
                     path.chmod(0o755)
         skipped = found.targets[0].skipped
         kept = {os.fsencode(one.path) for one in skipped if one.reason.startswith(STAYS)}
+        if hidden is not None and deletes:
+            kept.add(os.fsencode(hidden.relative_to(source)))
         pair = outcome(dest, source), outcome(other, source, dest)
         assert differences(*(without(kept, one) for one in pair)) == [], number
         shutil.rmtree(base)

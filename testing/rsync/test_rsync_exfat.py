@@ -52,12 +52,14 @@ def test_content_arrives_and_a_second_run_sends_nothing(
     (source / "link").symlink_to("d")
     os.link(source / "twice", source / "other")
     result = sync(gateway, source, dest)
-    assert (result.skipped, result.error, list(result.refused)) == ([], None, ["modes"])
+    assert (result.skipped, result.error, list(result.refused)) == ([], None, ["modes", "links"])
+    assert result.refused["links"] == 2
     for name in (*FILES, "link/b", "link/large"):  # which is a copy: it makes no links
         assert (dest / name).read_bytes() == (source / name).read_bytes()
     assert (dest / "other").read_bytes() == b"3"
     again = sync(gateway, source, dest)
     assert (again.bytes_sent, again.files_sent, again.skipped) == (0, 0, [])
+    assert again.refused["links"] == 2
 
 
 def test_another_spelling_is_used_and_two_names_that_are_one_are_told(

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from processes import stop
 from rsync_trees import make_tree, send, snapshot
-from rsync_units import OPTIONS, unit
+from rsync_units import LIES, OPTIONS, unit
 from tools import IS_THOROUGH, SOURCE, MakeGateway
 
 from execnet import Gateway, RSync
@@ -78,17 +78,12 @@ TRUE_REQUESTS: dict[int, tuple[Any, ...]] = {
     wire.NOTE: (1, b"why"),
     wire.PLAN: ([1, b"path"],),
     wire.NOLINK: (4,),
-    wire.END: (1, 1, 1, 0, 0, 0),
+    wire.END: (1, 1, 1, 0, 0, 0, 0),
     wire.FATAL: (1, 28, b"why"),
     wire.DOOMED: ([b"path"],),
 }
 ENTRIES = [(b"a", FILE, 1), (b"large", FILE, LARGE), (b"d", DIRECTORY, 0), (b"h", HARDLINK, 1),
            (b"l", SYMLINK, 0), (b"r", ROOTED, 0), (b"leader", LEADER, 1)]  # fmt: skip
-LIES: list[Any] = [
-    None, True, -1, 0, 1, 2, 77, 2**40, 2**63, 2**100, -(2**100), 1.5, "x", b"", b"x", b"\0" * 8,
-    b"\xff" * 8, b"\xff" * 4096, [], [0], [None], [()], [b"x", 5], {}, {0: 1}, {0: (2**70, 2**99)},
-    {"x": (1, 1)}, (), (1,), (b"", b""), [[]],
-]  # fmt: skip
 
 
 def lies_about(answers: dict[int, tuple[Any, ...]]) -> Iterator[list[Any]]:
@@ -217,6 +212,31 @@ def test_a_file_is_no_larger_than_it_may_have_become_since_it_was_announced(
     with pytest.raises(RSyncError, match=r"gw0:/far broke the protocol: .*announced with 5"):
         pull_from(gateway, monkeypatch, tmp_path / "dest", lie)
     assert os.listdir(tmp_path / "dest") == []
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_small_file_is_small_however_it_comes(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_packed: bool
+) -> None:
+    lie = ROOT + "say((LIST, 9, [unit([(b'a', FILE, 5)])]))\n"
+    lie += "blob = bytes(SMALL_MAX + 1)\n"
+    lie += f"content = zlib.compress(blob) if {is_packed} else blob\n"
+    lie += f"say((FILES, pack_ids([1]), pack_ids([len(blob)]), {{}}, content, {is_packed}),\n"
+    lie += "    (LIST_END,))"
+    with pytest.raises(RSyncError, match=r"gw0:/far broke the protocol: .*a small file of 32769"):
+        pull_from(gateway, monkeypatch, tmp_path / "dest", lie)
+    assert os.listdir(tmp_path / "dest") == []
+
+
+def test_small_files_that_grew_count_against_what_a_pull_may_bring(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lie = ROOT + "say((LIST, 9, [unit([(b'a', FILE, 5), (b'b', FILE, 5)])]))\n"
+    lie += "say((FILES, pack_ids([1, 2]), pack_ids([500, 600]), {}, bytes(1100), False),\n"
+    lie += "    (LIST_END,))"
+    with pytest.raises(RSyncError, match=r"gw0:/far has more than 1000 bytes, which"):
+        pull_from(gateway, monkeypatch, tmp_path / "dest", lie, max_bytes=1000)
+    assert sum(path.stat().st_size for path in (tmp_path / "dest").iterdir()) <= 1000
 
 
 def test_content_that_never_proves_true_ends_a_pull(

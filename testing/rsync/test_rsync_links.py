@@ -148,10 +148,21 @@ def test_a_target_that_can_make_no_hard_links_gets_copies(
 ) -> None:
     os.link(source / "a", source / "a2")
     forbid_links(gateway, "link")
-    assert send(gateway, source, dest).ok
+    result = send(gateway, source, dest)
+    assert (result.ok, result.refused, result.skipped) == (False, {"links": 1}, [])
     assert snapshot(dest).entries == snapshot(source).entries
     again = send(gateway, source, dest)
-    assert (again.files_sent, again.unchanged) == (0, 3)
+    assert (again.files_sent, again.unchanged, again.refused) == (0, 3, {"links": 1})
+
+
+def test_a_hard_link_to_what_did_not_arrive_is_not_a_refused_one(
+    gateway: Gateway, source: Path, dest: Path
+) -> None:
+    os.link(source / "a", source / "a2")
+    make_tree(dest, {"a/in/the/way": b""})
+    result = send(gateway, source, dest)
+    assert ([skipped.path for skipped in result.skipped], result.refused) == (["a"], {})
+    assert (dest / "a2").read_bytes() == b"1"
 
 
 # targets that can make no links
@@ -168,12 +179,12 @@ def test_a_copy_stands_in_for_a_link_to_a_file_or_directory_in_the_tree(
     (source / "x/up").symlink_to("../d/e")
     forbid_links(gateway)
     result = send(gateway, source, dest)
-    assert result.ok
+    assert (result.ok, result.skipped, result.refused) == (False, [], {"links": 4})
     for path in ("file", "big", "tree/b", "tree/e/c", "x/up/c", "a", "d/b", "large"):
         assert not (dest / path).is_symlink()
         assert (dest / path).read_bytes() == (source / path).read_bytes()
     again = send(gateway, source, dest, delete=True)
-    assert again.ok
+    assert (again.skipped, again.refused) == ([], {"links": 4})
     assert (again.files_sent, again.settled, again.deleted) == (0, 0, 0)
     plan = send(gateway, source, dest, delete=True, dry_run=True)
     assert (plan.planned, plan.planned_deletions, plan.skipped) == ([], [], [])
@@ -268,7 +279,7 @@ def test_only_the_target_that_can_make_no_links_gets_copies(
     rsync.add_target(unable, dest / "unable")
     result = rsync.send()
     assert result is not None
-    assert result.ok
+    assert [target.refused for target in result.targets] == [{}, {"links": 1}]
     assert_same(source, dest / "able")
     assert (dest / "unable/l/b").read_bytes() == b"2"
     assert not (dest / "unable/l").is_symlink()

@@ -447,7 +447,7 @@ HELLO_MESSAGE = (HELLO, "md5", b"", 1)
         [(HELLO, "md5", b"short", 1)],
         [(HELLO,)],
         [(FATAL, 77, 1, b"")],
-        [(END, "x", 0, 0, 0, 0)],
+        [(END, "x", 0, 0, 0, 0, 0)],
         [(LIST_END,)],
         [(99, 1)],
         [5],

@@ -78,8 +78,14 @@ class Linking(Sweeping):
         self._hardlinks: deque[tuple[Entry, bool, int]] = deque()
         self._links = options["links"]
         self._makes_links: bool | None = None  # whether the host does; None: not known yet
+        self._links_refused = 0  # links and hard links that became copies
         # kind -> what is called for an entry; see ``Target``
         self._makers: dict[int, Callable[..., object]] = {}
+
+    def _refusals(self) -> tuple[int, int, int, int]:
+        """Return for how many entries the host could not set times, modes, owners and links."""
+        times, modes = self._times_refused, self._modes_refused
+        return times, modes, self._owners.refused, self._links_refused
 
     def _on_rooted(self, entry: Entry, there: bool, text: bytes) -> None:
         inner = text.lstrip(b"/" + SEP)
@@ -193,6 +199,7 @@ class Linking(Sweeping):
         if kind not in (FILE, DIRECTORY) or number not in self._unlinked:
             raise Violation("kind %.100r in place of entry %.100r" % (kind, number))
         self._announced.add(new_number, 1, size)
+        self._links_refused += 1
         directory, name = self._unlinked.pop(number)
         try:
             path, where = at(self._places.handle(directory), name)
@@ -228,7 +235,16 @@ class Linking(Sweeping):
             self._place(entry, temp)
             self._settled += 1
         except (OSError, KeyError, AttributeError, NotImplementedError):
+            self._links_refused += self._has_arrived(leader)  # else it was not the link that failed
             self._try(self._makers[FILE], entry, there, None)
+
+    def _has_arrived(self, leader: int) -> bool:
+        try:
+            source, name = self._leaders[leader]
+            path, where = at(self._places.handle(source), name)
+            return stat.S_ISREG(os.lstat(path, **where).st_mode)
+        except (OSError, KeyError):
+            return False
 
     def _may_lose(self, entry: Entry, there: bool, leader: int) -> bool:
         """Return whether a file may replace what has its name now; note it if not."""

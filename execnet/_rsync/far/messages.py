@@ -193,7 +193,7 @@ FROM_TARGET: dict[int, Kinds] = {
     wire.NOTE: (is_count, is_bytes),
     wire.PLAN: (is_plan,),
     wire.NOLINK: (is_count,),
-    wire.END: (is_count,) * 6,
+    wire.END: (is_count,) * 7,
     wire.FATAL: (is_count, is_count, is_bytes),
     wire.DOOMED: (is_paths,),
 }

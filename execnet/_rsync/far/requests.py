@@ -315,10 +315,13 @@ class Requests(object):
         blob = unpacked(blob, sum(lengths)) if is_packed else blob
         if len(ids_there) != len(lengths) or sum(lengths) != len(blob):
             raise Violation("not %d files in %d bytes" % (len(ids_there), len(blob)))
+        if lengths and max(lengths) > SMALL_MAX:
+            raise Violation("a small file of %d bytes" % max(lengths))
         view = memoryview(blob)
         start = 0
         for place, number in enumerate(ids_there):
             entry, incoming = self._request(number)
+            self._check_growth(entry, lengths[place])
             mode, mtime = changed.get(place, (entry[3], entry[5]))
             stop = start + lengths[place]
             try:

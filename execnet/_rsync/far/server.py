@@ -59,13 +59,15 @@ def main(channel: Channel) -> None:
     try:
         tree = Tree(
             root,
-            (lambda path: path != left_out) if left_out else None,
+            None,
             lambda path, reason: remarks.append((path, reason)),
             Rules(rules) if rules else None,
         )
     except OSError as exc:
         channel.send((None, exc.errno or 0, wire.reason_of(exc)))
         return
+    if left_out:
+        tree.hidden = frozenset([left_out])
     if options["owners"]:
         tree.tell_owners()
     place = place_of(root) if tree.root_entry[0] == wire.DIRECTORY else None

@@ -37,6 +37,7 @@ class StandIns(object):
     def __init__(self, tree: Tree, accept: Accept | None, remark: Remark) -> None:
         rules, root = tree.rules, tree.root
         self.entries = Entries(root, FIRST_STANDIN, accept, remark, rules, tree.identity)
+        self.entries.hidden = tree.hidden
         if tree.tells_owners():
             self.entries.tell_owners()
         self._folders = self.entries.folders()
@@ -60,8 +61,13 @@ class StandIns(object):
         except OSError as exc:
             raise Refused(WHY + reason_of(exc).decode("utf-8", "replace"))
         if stat.S_ISDIR(found.st_mode):
+            shown = self.entries.shown.get(number, path)
+            if self._rules is not None and self._rules.leaves_out(shown, True):
+                raise Refused(WHY + "directories of its name are excluded")
             self._enter(number, path, target)
             new, mode, mtime = self.entries.add(target, DIRECTORY, found, 0)
+            if self._rules is not None:
+                self.entries.shown[new] = shown
             for message in self.entries.owners_told():
                 yield 0, message
             yield 0, (INSTEAD, number, DIRECTORY, new, mode, 0, mtime)
@@ -93,6 +99,8 @@ class StandIns(object):
         return inner
 
     def _is_left_out(self, path: bytes) -> bool:
+        if path in self.entries.hidden:
+            return True
         if self._accept is not None and not self._accept(path):
             return True
         if self._rules is None:

@@ -170,8 +170,8 @@ class Target(Linking):
                 self._work()
                 self._out.flush()
             self._settle_directories()
-            refused = self._times_refused, self._modes_refused, self._owners.refused
-            self._out.say(wire.END, self._unchanged, self._settled, self._deleted, *refused)
+            counts = self._unchanged, self._settled, self._deleted
+            self._out.say(wire.END, *(counts + self._refusals()))
         except Fatal as exc:
             self._leave()  # before the other half goes on
             self._out.say(wire.FATAL, *exc.args)

@@ -170,6 +170,9 @@ class Entries(object):
         self._remark = remark
         self._rules = rules
         self.tells_left_out = False
+        # targets in here, which are not sent; what another target has of that name stays
+        self.hidden: frozenset[bytes] = frozenset()
+        self.shown: dict[int, bytes] = {}  # paths of what stands in for links, where rules count
         self.identity = identity
         self._links = Links(root)
         self._paths: list[bytes] = []  # relative to the root, to read from
@@ -260,13 +263,14 @@ class Entries(object):
         here = self.path_of(number)
         names, last = [], COMPLETE
         try:
-            names = folders.names(here)
+            names = self._with_hidden(here, folders.names(here))
             handle = folders.handle(here)
         except OSError as exc:
             self.check_source(exc)
             self._remark(here, reason_of(exc))
             last = INCOMPLETE
         unit = Unit(number, self.count())
+        shown = self.shown.get(number)
         for name in names:
             path = here + SEP + name if here else name
             if self._accept is not None and not self._accept(path):
@@ -274,12 +278,37 @@ class Entries(object):
                     unit.leave_out(name)
             else:
                 found = status_of(handle, name)
-                if self._rules is None or not is_left_out(self._rules, path, found):
+                if self._rules and not self._may_be_shown(self._rules, path, shown, name, found):
+                    pass
+                elif path in self.hidden:
+                    unit.keep(name)
+                else:
                     self._add_entry(unit, path, name, found, inner, handle)
             if len(unit) == UNIT_ENTRIES:
                 yield unit.cost, unit.packed(MORE)
                 unit = Unit(number, self.count())
         yield unit.cost, unit.packed(last)
+
+    def _with_hidden(self, here: bytes, names: list[bytes]) -> list[bytes]:
+        """Return names in a directory, with those of targets that are only about to be made."""
+        hidden = [path.rpartition(SEP) for path in sorted(self.hidden)]
+        return names + [name for folder, _, name in hidden if folder == here and name not in names]
+
+    def _may_be_shown(
+        self, rules: Rules, path: bytes, shown: bytes | None, name: bytes,
+        found: os.stat_result | OSError,
+    ) -> bool:  # fmt: skip
+        """Return whether rules let an entry through; also by the path that it gets.
+
+        shown: of its directory, if that stands in for a link, or is in such a one.
+        """
+        if is_left_out(rules, path, found):
+            return False
+        if shown is not None:
+            shown = shown + SEP + name
+            self.shown[self.count()] = shown
+            return not is_left_out(rules, shown, found)
+        return True
 
     def _add_entry(
         self, unit: Unit, path: bytes, name: bytes, found: os.stat_result | OSError,

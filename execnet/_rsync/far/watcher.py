@@ -51,7 +51,7 @@ class Watcher(object):
         return b"\0" * len(paths)
 
     def ended(self, unchanged: int, settled: int, deleted: int, refused: Sequence[int]) -> None:
-        """The target is done; refused: for how many entries it could not set time, mode, owner."""
+        """The target is done; refused: how many times, modes, owners and links it could not set."""
 
     def accept(self, path: bytes) -> bool:
         """Return whether an entry is included; asked only for copies in place of links."""
