@@ -18,7 +18,15 @@ from ._ship.source import source_to_send
 from ._specs import CONNECT_TIMEOUT_S
 from ._transports.keys import Wish, certificate, own_key, trusts_others
 from ._transports.proof import SocketTalk, TurnedAway, prove
-from .gateway_base import ExecModel, RemoteError, _Flag, above_stdio, threads_are_patched, write_all
+from .gateway_base import (
+    DataFormatError,
+    ExecModel,
+    RemoteError,
+    _Flag,
+    above_stdio,
+    threads_are_patched,
+    write_all,
+)
 from .script import socketserver
 from .script.socketserver import format_address, is_loopback, keep_alive, owner_of, parse_address
 
@@ -303,14 +311,15 @@ def _install(
     try:
         channel = gateway._execute(socketserver, *source_to_send(socketserver, gateway._is_old()))
         channel.send((*hostport, options))
-        _, port = channel.receive(timeout_s)
+        answer = channel.receive(timeout_s)
         channel.waitclose(timeout_s)
-    except (RemoteError, EOFError, OSError) as exc:
+    except (RemoteError, DataFormatError, EOFError, OSError) as exc:
         where = format_address(hostport)
         hint = "; via= needs no server" if "certificate" in options else ""
         raise BootstrapError(f"{gateway.id} can't serve at {where}{hint}: {exc}") from exc
+    port = answer[1] if isinstance(answer, tuple) and len(answer) == 2 else None
     if type(port) is not int or not 0 < port < 65536:
-        raise BootstrapError(f"{gateway.id} says that it serves at port {repr(port)[:80]}")
+        raise BootstrapError(f"{gateway.id} says that it serves at {repr(answer)[:80]}")
     # A worker must not choose where we connect: the source and the variables would go there.
     return reached if hostport[0] in ANY_HOST else hostport[0], port
 

@@ -89,8 +89,15 @@ class _Carried(Connection):
     """The connection that consists of a command's pipes, or of a socket."""
 
     def __init__(self, carrier: Any, epoch: int) -> None:
-        fds = [os.dup(file.fileno()) for file in (carrier.infile, carrier.outfile)]
-        super().__init__(fds[0], fds[1], epoch)
+        fds: list[int] = []
+        try:
+            fds += (os.dup(file.fileno()) for file in (carrier.infile, carrier.outfile))
+            super().__init__(fds[0], fds[1], epoch)
+        except BaseException:  # there can be no more descriptors
+            for fd in fds:
+                os.close(fd)
+            discard(carrier)
+            raise
         self.carrier = carrier
 
     def has_ended(self) -> bool:
@@ -328,14 +335,19 @@ class ResumeIO(Link, Endpoint):
                 make = partial(self._make, way, lambda: self.is_over or self._is_killed)
                 login = Login(session, make, deadline)
                 carrier, peer_read = login.resume(self._keep, self.read_bytes)
-            except (Unreachable, Rebooted, Refused) as exc:
-                if not isinstance(exc, Unreachable) and self._maker.is_final(way):
+                connection = _Carried(carrier, session.epoch)
+            except Ended as exc:
+                if not isinstance(exc, Rebooted) or self._maker.is_final(way):
                     raise
-                failures.append(f"{way.name}: {exc}" if way.name else str(exc))
+                failures.append(_told(way, exc))
+            except Exception as exc:
+                if isinstance(exc, Refused) and self._maker.is_final(way):
+                    raise
+                failures.append(_told(way, exc))
             else:
                 self._maker.take(way)
                 self.carrier, self._asked = way.carrier, []
-                self.use(_Carried(carrier, session.epoch), peer_read)
+                self.use(connection, peer_read)
                 if way.name:
                     failures[:0] = [f"{self._id} is reached {way.name} from now on"]
                     note("gateway", WARNING, lambda: _joined(failures), self._id)
@@ -456,12 +468,12 @@ class ResumeIO(Link, Endpoint):
             try:
                 make = partial(self._make, way, lambda: self.is_over)
                 self._status = Login(session, make, until).kill(bool)
-            except (Unreachable, Rebooted, Refused) as exc:
-                if isinstance(exc, Rebooted) and self._maker.is_final(way):
+            except Ended as exc:
+                if not isinstance(exc, Rebooted) or self._maker.is_final(way):
                     return ""
-                failures.append(f"{way.name}: {exc}" if way.name else str(exc))
-            except Ended:
-                return ""
+                failures.append(_told(way, exc))
+            except Exception as exc:
+                failures.append(_told(way, exc))
             else:
                 return ""
         return _joined(failures)
@@ -530,6 +542,13 @@ def _in_turn(ways: list[Maker], ends_at: float) -> Iterator[tuple[Maker, float]]
         if place and now >= ends_at:
             return
         yield way, min(ends_at, now + max(TURN_S, (ends_at - now) / (len(ways) - place)))
+
+
+def _told(way: Maker, error: Exception) -> str:
+    """Return why an attempt failed; it may lack descriptors, threads, or what led there."""
+    is_usual = isinstance(error, (Unreachable, Rebooted, Refused))
+    text = str(error) if is_usual else f"{type(error).__name__}: {error}"
+    return f"{way.name}: {text}" if way.name else text
 
 
 def _joined(told: list[str]) -> str:

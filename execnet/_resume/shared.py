@@ -10,7 +10,7 @@ import time
 
 from .._clock import monotonic
 from .._transports.sharing import settings_of_connection, way_through
-from .logins import Unreachable
+from .logins import Refused, Unreachable
 from .near import ResumeIO, check_models
 from .ways import Maker, PassedWay
 
@@ -89,7 +89,10 @@ class SharedWays(Maker):
                     found = connections.claim(address, user)
                     if found is None:
                         settings = settings_of_connection(self._settings)
-                        found = self._log_in(settings, deadline, is_over)
+                        try:
+                            found = self._log_in(settings, deadline, is_over)
+                        except ValueError as exc:  # what it goes via is not in the group any more
+                            raise Refused(str(exc)) from exc
                         connections.add(address, found, user)
                     return found
                 finally:
