@@ -337,8 +337,9 @@ class Joins:
             gateway = make(through, address)
             return gateway
         finally:
-            if gateway is None and facts.id in self._returns:
-                self._returns[facts.id].close()
+            found = None if gateway is not None else self._returns.get(facts.id)
+            if found is not None:
+                found.close()
             if hops is not None and node is not None:
                 hops.settle(node, gateway)
 

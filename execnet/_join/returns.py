@@ -71,7 +71,7 @@ class Return(Maker):
         The one before is not used any more, as the joiner has one at a time.
         """
         with self._changed:
-            dropped = self._came
+            dropped, used = self._came, self._used
             if self._is_over:
                 dropped = connection
             else:
@@ -79,8 +79,12 @@ class Return(Maker):
             self._changed.notify_all()
         if dropped is not None:
             dropped.close()
-        if dropped is not connection and self._io is not None:
+        if dropped is connection:
+            return
+        if self._io is not None:
             self._io.on_silence("its joiner has dialled in again")
+        if used is not None:  # a login over it would wait for an answer
+            used.kill()
 
     def _way(self, connection: Connection) -> PassedWay:
         self._used = PassedWay(self._stream_over(connection))
@@ -95,7 +99,11 @@ class Return(Maker):
             connection = self._next(deadline, is_over)
         finally:
             self._end()
-        return self._way(connection)
+        way = self._way(connection)
+        # By now another may have come, or a login that kills the worker needs the joiner.
+        if self._came is not None or is_over():
+            way.kill()
+        return way
 
     def _next(self, deadline: float, is_over: Callable[[], bool]) -> Connection:
         with self._changed:

@@ -305,7 +305,7 @@ def test_bytes_of_an_earlier_connection_bring_nobody_back(way: Way) -> None:
     assert way.states[2:] == []
 
 
-def test_one_that_comes_back_and_says_nothing_holds_up_nobody_else(way: Way) -> None:
+def test_one_that_comes_back_and_says_nothing_holds_up_nobody(way: Way) -> None:
     one = way.make()
     other = way.join()
     way.link.go_down()
@@ -319,9 +319,9 @@ def test_one_that_comes_back_and_says_nothing_holds_up_nobody_else(way: Way) -> 
         channel = other.remote_exec(ECHO)
         channel.send(1)
         assert channel.receive(BOUND_S) == 1
-    channel = one.remote_exec(ECHO)
-    channel.send(2)
-    assert channel.receive(BOUND_S) == 2
+        channel = one.remote_exec(ECHO)
+        channel.send(2)
+        assert channel.receive(BOUND_S) == 2
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="/proc shows all there is")

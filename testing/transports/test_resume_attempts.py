@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,6 +16,8 @@ import pytest
 from tools import BOUND_S
 
 from execnet import BootstrapError, LoadError, XSpec, gateway_socket
+from execnet._join.facts import Facts
+from execnet._join.returns import Return
 from execnet._resume import shared
 from execnet._resume.logins import Refused, Session
 from execnet._resume.near import ResumeIO
@@ -115,6 +118,60 @@ def test_without_descriptors_nothing_is_left_of_a_connection(
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(made[0])
     assert pairs.far[0].recv(1) == b""
+
+
+# ---------------------------------------------------------------- joiners
+
+
+@pytest.fixture
+def joiner(pairs: Pairs) -> Return:
+    def stream_over(connection: Any) -> SocketIO:
+        return SocketIO(connection, MODEL, "there")
+
+    return Return(Facts("0" * 64, b"{}"), pairs(), stream_over, int)  # type: ignore[arg-type]
+
+
+def test_a_joiner_that_comes_again_ends_the_login_over_the_connection_before(
+    joiner: Return, pairs: Pairs
+) -> None:
+    """That one may be dead without an end, and the time for an answer that of ``resume=``."""
+    joiner.come(pairs())  # type: ignore[arg-type]
+    way = joiner.anew(time.monotonic() + BOUND_S, bool)
+    joiner.come(pairs())  # type: ignore[arg-type]
+    way.infile.settimeout(BOUND_S)
+    assert way.infile.recv(1) == b""
+    assert pairs.far[1].recv(1) == b""
+    other = joiner.anew(time.monotonic() + BOUND_S, bool)
+    pairs.far[2].sendall(b"x")
+    assert other.infile.recv(1) == b"x"
+    for one in way, other:
+        one.kill()
+        one.close_write()
+        one.close_read()
+
+
+@pytest.mark.parametrize("how", ["kill", "come"])
+def test_a_connection_that_is_not_wanted_by_the_time_it_was_taken_is_not_used(
+    joiner: Return, pairs: Pairs, how: str
+) -> None:
+    is_killed = threading.Event()
+    stream_over = joiner._stream_over
+
+    def late(connection: Any) -> Any:  # as if another thread ran now
+        if how == "kill":
+            is_killed.set()
+        else:
+            joiner.come(pairs())  # type: ignore[arg-type]
+        return stream_over(connection)
+
+    joiner._stream_over = late
+    joiner.come(pairs())  # type: ignore[arg-type]
+    way = joiner.anew(time.monotonic() + BOUND_S, is_killed.is_set)
+    way.infile.settimeout(BOUND_S)
+    assert way.infile.recv(1) == b""
+    assert pairs.far[1].recv(1) == b""
+    way.close_write()
+    way.close_read()
 
 
 # ---------------------------------------------------------------- shared logins, installed servers
