@@ -11,7 +11,7 @@ import os
 import threading
 
 from .._clock import monotonic
-from .._resume.logins import Unreachable
+from .._resume.logins import Unreachable, discard
 from .._resume.near import ResumeIO, check_models
 from .._resume.ways import Maker, PassedWay
 
@@ -96,14 +96,17 @@ class Return(Maker):
         if used is not None:
             used.kill()
         try:
-            connection = self._next(deadline, is_over)
+            while True:
+                way = self._way(self._next(deadline, is_over))
+                # By now another may have come, or a login that kills the worker needs the joiner.
+                if is_over():
+                    way.kill()
+                elif self._came is not None:
+                    discard(way)
+                    continue
+                return way
         finally:
             self._end()
-        way = self._way(connection)
-        # By now another may have come, or a login that kills the worker needs the joiner.
-        if self._came is not None or is_over():
-            way.kill()
-        return way
 
     def _next(self, deadline: float, is_over: Callable[[], bool]) -> Connection:
         with self._changed:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 WORD = b"join"  # in the proof, so that one for a socket server is useless here, and vice versa
 RETURN = b"return"  # in that of a joiner which comes back, and has a key for that alone
 HEX = b"0123456789abcdef"
+UNPROVED_BYTES = 1 << 18  # that a visitor may send before its proof, the handshake included
 
 
 class Connection:
@@ -35,18 +36,26 @@ class Connection:
 
     def __init__(self, sock: socket.socket, tls: Tls) -> None:
         self.sock, self.tls = sock, tls
+        self._taken = 0  # bytes, until the proof
         self.fileno, self.shutdown, self.close = sock.fileno, sock.shutdown, sock.close
 
     def do_handshake(self) -> None:
         """Go on with the TLS handshake; OSError if it has to wait, or fails."""
         try:
-            self.tls.begin(self.sock.recv, self._send_all)
+            self.tls.begin(self._receive, self._send_all)
         except ValueError as exc:
             raise OSError(str(exc)) from exc
 
     def recv(self, limit: int) -> bytes:
         """Return what has arrived, b"" at the end; OSError if it has to wait."""
-        return self.tls.read_some(limit, self.sock.recv)
+        return self.tls.read_some(limit, self._receive)
+
+    def _receive(self, limit: int) -> bytes:
+        data = self.sock.recv(limit)
+        self._taken += len(data)
+        if self._taken > UNPROVED_BYTES:  # records without content could go on for ever
+            raise OSError("it sends more than a proof")
+        return data
 
     def send(self, data: bytes) -> int:
         """Send all, or raise OSError."""

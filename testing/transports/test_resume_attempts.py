@@ -18,6 +18,7 @@ from tools import BOUND_S
 from execnet import BootstrapError, LoadError, XSpec, gateway_socket
 from execnet._join.facts import Facts
 from execnet._join.returns import Return
+from execnet._join.visitor import Connection
 from execnet._resume import shared
 from execnet._resume.logins import Refused, Session
 from execnet._resume.near import ResumeIO
@@ -26,6 +27,7 @@ from execnet._specs import Settings
 from execnet._transports.sharing import Connections
 from execnet.gateway_base import get_execmodel
 from execnet.gateway_socket import SocketIO
+from execnet.script import socketserver
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="resume= is not for Windows")
 
@@ -158,6 +160,7 @@ def test_a_connection_that_is_not_wanted_by_the_time_it_was_taken_is_not_used(
     stream_over = joiner._stream_over
 
     def late(connection: Any) -> Any:  # as if another thread ran now
+        joiner._stream_over = stream_over
         if how == "kill":
             is_killed.set()
         else:
@@ -168,10 +171,30 @@ def test_a_connection_that_is_not_wanted_by_the_time_it_was_taken_is_not_used(
     joiner.come(pairs())  # type: ignore[arg-type]
     way = joiner.anew(time.monotonic() + BOUND_S, is_killed.is_set)
     way.infile.settimeout(BOUND_S)
-    assert way.infile.recv(1) == b""
+    if how == "come":
+        pairs.far[2].sendall(b"x")
+    assert way.infile.recv(1) == (b"x" if how == "come" else b"")
     assert pairs.far[1].recv(1) == b""
+    way.kill()
     way.close_write()
     way.close_read()
+
+
+def test_a_visitor_without_a_proof_sends_only_so_much() -> None:
+    """Otherwise records of TLS that say nothing would keep the thread of the door busy."""
+
+    class Endless:
+        def read_some(self, limit: int, receive: Callable[[int], bytes]) -> bytes:
+            while True:
+                receive(1 << 16)
+
+    sock: Any = SimpleNamespace(fileno=int, shutdown=int, close=int)
+    sock.recv = lambda limit: bytes(limit) if next(pieces) else b""
+    pieces = iter([True] * 100 + [False])
+    tls: Any = Endless()
+    with pytest.raises(OSError, match="more than a proof") as caught:
+        Connection(sock, tls).recv(600)
+    assert not socketserver.waits_for(caught.value)
 
 
 # ---------------------------------------------------------------- shared logins, installed servers
