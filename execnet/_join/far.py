@@ -32,6 +32,7 @@ DIAL_S = 10  # how long it may take to dial in again, and prove that it is the s
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0  # between two attempts, at first and at most
 HOP = b"hop"  # in the proof to a hop, which has a key for this joiner alone
 RETURN = b"return"  # in that of a joiner which comes back, with a key for its worker alone
+LINE = b"'exec(eval(sys.stdin.readline()))'\n"  # the process reads its own from the connection
 TEXT_CHARS = 100  # of the facts about this machine
 # Launchers of many processes: name, rank, number of processes, and what distinguishes jobs.
 LAUNCHERS = (
@@ -226,7 +227,7 @@ class Passage(object):
         self._conn = conn
         near, self._far = socket.socketpair()
         try:
-            self.session = base.Session(Host(wake), near)
+            self.session = base.Session(Host(wake), near, LINE)
             passage: Any = self
             relay_class: Any = base.Relay
 
@@ -302,7 +303,7 @@ def _serve(conn: socket.socket, near: socket.socket, far: socket.socket, base: M
                 has_left.set()
             relay_class._tell_end(self, way)
 
-    session = base.Session(Host(), near)
+    session = base.Session(Host(), near, LINE)
     _pass_signals_on(session.process)
     thread = base._start(JoinRelay(conn, far).run)
     is_told = False
