@@ -19,6 +19,8 @@ SMALL_MAX = 1 << 10
 EXACT = 100  # this many items are counted to the byte
 QUEUED_MAX = 10_000  # frames that a worker left unread, which tell it what was read here
 EARLY_MAX = 1000  # channels that were configured before they appeared
+EARLY_EACH_MAX = 100  # how often each of them was; an honest worker does so once or twice
+EARLY_FRAMES_MAX = 10_000  # how often all of them were: each time takes some 300 bytes
 
 # What a worker may send -> the most bytes, and whether it is about a channel.  Items are limited
 # where they are put together.  A code without a row, such as CHANNEL_EXEC or CALL, is never
@@ -51,7 +53,8 @@ class Admission:
 
     def __init__(self, gateway: Any) -> None:
         self._gateway = gateway
-        self._early: set[int] = set()
+        self._early: dict[int, int] = {}  # how often a channel that has not come was configured
+        self._early_frames = 0
 
     def __call__(self, code: int, channel_id: int, size: int) -> bool:
         """Return whether to act on a frame; False for one to drop silently.
@@ -88,12 +91,22 @@ class Admission:
             return False
         if channel_id in factory.arrived:
             return False
-        if len(self._early) >= EARLY_MAX:
-            self._early.difference_update(list(factory.arrived))
-            if len(self._early) >= EARLY_MAX:
-                raise ProtocolError(f"{EARLY_MAX} channels were configured and never came")
-        self._early.add(channel_id)
+        self._count_early(channel_id)
         return True
+
+    def _count_early(self, channel_id: int) -> None:
+        """Note that something is kept for a channel that has not come; ``ProtocolError`` if much is."""
+        if len(self._early) >= EARLY_MAX or self._early_frames >= EARLY_FRAMES_MAX:
+            for arrived in list(self._gateway._channelfactory.arrived):
+                self._early_frames -= self._early.pop(arrived, 0)
+        count = self._early.get(channel_id, 0) + 1
+        if len(self._early) >= EARLY_MAX and count == 1:
+            raise ProtocolError(f"{EARLY_MAX} channels were configured and never came")
+        if count > EARLY_EACH_MAX or self._early_frames >= EARLY_FRAMES_MAX:
+            most = EARLY_EACH_MAX if count > EARLY_EACH_MAX else EARLY_FRAMES_MAX
+            raise ProtocolError(f"channels that never came were configured {most} times")
+        self._early[channel_id] = count
+        self._early_frames += 1
 
 
 class BoundedSizes(list[int]):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections import deque
+from types import SimpleNamespace
 
 import pytest
 from tools import BOUND_S, wait_until
 from workers import ask, assert_ends, frame
 
-from execnet import Gateway, Group
+from execnet import Gateway, Group, ProtocolError
+from execnet._ends import admission
 from execnet.gateway_base import Message, dumps_internal
 
 EXEC = dumps_internal(("1/0", None, None, {}))
@@ -90,3 +93,61 @@ def test_what_is_early_is_kept_for_the_channel_that_it_is_about(gateway: Gateway
 def test_channels_that_never_come_can_not_be_configured_for_ever(gateway: Gateway) -> None:
     data = b"".join(frame(13, 2 * n + 1000, dumps_internal(5)) for n in range(1001))
     assert_ends(gateway, data, "1000 channels were configured and never came")
+
+
+class Factory:
+    """Channels that a worker's ``Admission`` looks at."""
+
+    def __init__(self) -> None:
+        self.count = 3
+        self._channels = {1: "a channel"}
+        self._callbacks: dict[int, object] = {}
+        self.arrived: deque[int] = deque()
+
+
+def admission_of(factory: Factory) -> admission.Admission:
+    handshake = SimpleNamespace(answered=threading.Event())
+    return admission.Admission(SimpleNamespace(_channelfactory=factory, handshake=handshake))
+
+
+@pytest.mark.parametrize("code", [Message.RECONFIGURE, Message.WINDOW, Message.CREDIT])
+@pytest.mark.parametrize(("ids", "each", "most"), [(1, 101, 100), (1000, 11, 10_000)])
+def test_a_channel_that_never_comes_can_not_be_configured_for_ever(
+    code: int, ids: int, each: int, most: int
+) -> None:
+    check = admission_of(Factory())
+    frames = [2 * (n + 1) for n in range(ids) for _ in range(each)]
+    assert all(check(code, channel_id, 9) for channel_id in frames[:most])
+    with pytest.raises(ProtocolError, match=f"configured {most} times"):
+        check(code, frames[most], 9)
+
+
+def test_channels_that_came_count_no_more() -> None:
+    factory = Factory()
+    check = admission_of(factory)
+    for n in range(20_000):
+        assert check(Message.RECONFIGURE, 2 * n + 2, 9)
+        factory.arrived.append(2 * n + 2)
+        if len(factory.arrived) > 900:
+            factory.arrived.popleft()
+
+
+def test_what_floods_a_channel_that_never_comes_ends_its_gateway(gateway: Gateway) -> None:
+    frames = frame(1, 1000, dumps_internal((True, True))) * 101
+    assert_ends(gateway, frames, "configured 100 times")
+
+
+LIMITS = [
+    (Message.CHANNEL_CLOSE_ERROR, 1, 1 << 24),
+    (Message.STACKS, 0, 1 << 24),
+    (Message.HELLO, 0, 1 << 16),
+    (Message.GOODBYE, 0, 1 << 16),
+]
+
+
+@pytest.mark.parametrize(("code", "channel_id", "most"), LIMITS)
+def test_what_is_no_item_is_taken_up_to_its_limit(code: int, channel_id: int, most: int) -> None:
+    check = admission_of(Factory())
+    assert check(code, channel_id, most)
+    with pytest.raises(ProtocolError, match=f"of {most + 1} bytes"):
+        check(code, channel_id, most + 1)
