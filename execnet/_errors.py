@@ -83,3 +83,8 @@ def command_text(args: list[str]) -> str:
 def with_command(text: str, args: Sequence[str]) -> str:
     """Return the text of an error and, after it, the command that it is about, if any."""
     return f"{text}\nthe command: {command_text(list(args))}" if args else text
+
+
+def indented(text: str) -> str:
+    """Return text from elsewhere whose further lines can't be taken for another worker's."""
+    return text.rstrip().replace("\n", "\n  ")

@@ -1058,7 +1058,8 @@ class RemoteError(ExecnetError):
         """Write an unasked message to stderr; errors and interrupts are ignored."""
         if self.formatted != INTERRUPT_TEXT:
             try:
-                sys.stderr.write("[%d] Warning: unhandled %s%r\n" % (os.getpid(), whose, self))
+                text = repr(self).rstrip().replace("\n", "\n  ")  # no line seems to be another's
+                sys.stderr.write("[%d] Warning: unhandled %s%s\n" % (os.getpid(), whose, text))
             except Exception:  # there is no stderr, or it is some object
                 pass
 

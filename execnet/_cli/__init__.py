@@ -65,7 +65,8 @@ def _run(argv: Sequence[str] | None) -> int:
     except CommandError as exc:
         from .._rsync.result import printable_lines
 
-        print(printable_lines(f"execnet {args.command}: {exc}"), file=sys.stderr)
+        text = printable_lines(f"execnet {args.command}: {exc}")
+        print(text.replace("\n", "\n  "), file=sys.stderr)  # it may be about one worker of many
         return exc.status
     return status
 

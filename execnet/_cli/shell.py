@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from .. import _folders
+from .._errors import indented
 from ..gateway import Gateway
 from ..gateway_base import ExecnetError, printable
 from . import far_shell
@@ -218,7 +219,7 @@ class Writer:
             if self._as_json:
                 self._print(json.dumps({"gateway": id, "error": text}) + "\n")
                 return
-            text = text if id is None else f"[{id}] {text}"
+            text = text if id is None else f"[{id}] {indented(text)}"
             self._print(f"{self.coloured(printable(text), 31)}\n")
 
     def describe(self, gateways: Sequence[Far]) -> None:

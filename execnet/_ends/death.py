@@ -5,6 +5,7 @@ How the worker ended is an argument: ``gateway.Gateway._explain_end`` decides it
 
 from __future__ import annotations
 
+from .._errors import indented
 from ..gateway_base import WorkerDied, printable
 
 TYPE_CHECKING = False
@@ -25,7 +26,7 @@ def worker_died(
     how: what is known about that, continuing "worker ID".  stderr: its last words.  last_asked:
     what it was last asked to execute.
     """
-    text = f"worker {id} {printable(how)}"
+    text = f"worker {id} {indented(printable(how))}"
     if spec.memory or spec.cpus:
         from . import limits
 
@@ -33,7 +34,7 @@ def worker_died(
     if last_asked:
         text += f"\nit was last asked to execute {last_asked}"
     if stderr:
-        text += f"\nits last words on stderr:\n{printable(stderr)}"
+        text += "\n" + indented(f"its last words on stderr:\n{printable(stderr)}")
     died = WorkerDied(text, exitcode)
     died.signal = -exitcode if exitcode and exitcode < 0 else None
     died.id, died.spec, died.stderr, died.last_asked = id, spec.shown(), stderr, last_asked

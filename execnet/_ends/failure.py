@@ -10,7 +10,7 @@ import os
 import re
 from contextlib import suppress
 
-from .._errors import BootstrapError, HostNotFound, with_command
+from .._errors import BootstrapError, HostNotFound, indented, with_command
 from .._transports.table import ssh_place
 from ..gateway_base import printable
 from . import limits
@@ -125,7 +125,7 @@ def failure_of(
     if noise:
         text += f"\nit said: {noise[-NOISE_SHOWN:].decode('utf-8', 'replace')}"
     kind = HostNotFound if unreachable else BootstrapError
-    return kind(with_command(printable(text), args), args, status, stderr, noise)
+    return kind(with_command(indented(printable(text)), args), args, status, stderr, noise)
 
 
 def _why_unprepared(spec: XSpec, problem: str) -> str:

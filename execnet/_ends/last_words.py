@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
 
+from .._errors import indented
 from ..gateway_base import (
     OF_WATCHED,
     OF_WATCHER,
@@ -91,8 +92,8 @@ class LastWords:
 
 
 def show(text: str) -> None:
-    """Write a text to this process's stderr."""
-    data = text.encode()
+    """Write a text to this process's stderr, all lines but the first indented."""
+    data = f"{indented(text)}\n".encode()
     with suppress(OSError):  # nobody is there to see it
         while data:
             data = data[os.write(2, data) :]

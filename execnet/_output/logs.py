@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from .._clock import monotonic
-from .._errors import BootstrapError
+from .._errors import BootstrapError, indented
 from .._log import logger_of
 from ..gateway_base import RemoteError, printable
 from . import far_logs, near
@@ -85,8 +85,8 @@ def _record_of(item: dict[str, Any], gateway: str) -> logging.LogRecord:
     for name in far_logs.TEXTS:
         found[name] = printable(str(item[name]))
     if "exc_text" in item:
-        found["exc_text"] = printable(str(item["exc_text"]))
+        found["exc_text"] = indented(printable(str(item["exc_text"])))
     record = logging.makeLogRecord(found)
     record.msecs = record.created % 1 * 1000
-    vars(record).update(msg=printable(str(item["message"])), gateway=gateway)
+    vars(record).update(msg=indented(printable(str(item["message"]))), gateway=gateway)
     return record
