@@ -33,8 +33,8 @@ PROOFS = {
     "faults": ("10,000 seeded faults; no call hangs, nothing is left", "testing/kit/faults.py"),
     "fuzz": ("an hour of coverage-guided fuzzing of each decoder", "benchmarks/proofs/fuzz.py"),
     "hostile": (
-        "10,000 seeded sessions of workers, clients and servers that mean harm",
-        "benchmarks/proofs/hostile.py",
+        "10,000 seeded sessions of workers, clients, servers and users that mean harm",
+        "testing/kit/hostile.py",
     ),
     "interrupts": (
         "20,000 seeded interrupts; nothing is lost, doubled or stuck",
@@ -60,7 +60,8 @@ PROOFS = {
     ),
     "window": ("2 GB to a slow reader stay out of memory", "benchmarks/proofs/window.py"),
 }
-ALWAYS = {"faults": ["--count", "10000"]}  # in front of the options, which may say otherwise
+# In front of the options, which may say otherwise.
+ALWAYS = {name: ["--count", "10000"] for name in ("faults", "hostile")}
 
 
 def run_proof(name: str, options: list[str]) -> int:
