@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,7 +35,7 @@ exec "$@"
 
 
 @pytest.fixture
-def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CutLink]:
+def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CutLink:
     """A network that the test cuts; the folder and the environment are right for it."""
     for name in "link", "bin", "home", "elsewhere":
         (tmp_path / name).mkdir()
@@ -50,7 +49,7 @@ def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CutLink]:
     monkeypatch.setenv("SSH_AUTH_SOCK", str(agent))
     monkeypatch.setenv("DOCKER_HOST", "tcp://there")
     monkeypatch.chdir(tmp_path / "home")
-    yield link
+    return link
 
 
 def go_elsewhere(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
