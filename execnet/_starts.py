@@ -7,6 +7,7 @@ Everything happens in the thread that makes the gateways; answers of workers wak
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 
 from . import gateway_bootstrap, gateway_io
 from ._clock import monotonic
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ._transports.dials import Dial, Dials
     from ._transports.logins import Address
     from ._transports.sharing import Connections
+    from ._transports.surroundings import Surroundings
     from ._tree.method import Group, Grove, OfClass, OfGroup
     from .gateway import Gateway
     from .gateway_base import ExecModel
@@ -64,6 +66,7 @@ class Start:
         self.shares = settings.is_shared  # whether it uses the login of others
         self.connection: Gateway | None = None  # through which it has started
         self.is_connection = False  # for those that share it
+        self.surroundings: Surroundings | None = None  # of that
         self.is_given_up = False
         self.gateway: Gateway | None = None
         self.is_ready = False
@@ -217,8 +220,11 @@ class Starts:
         if address not in self._connecting and self._connections.begin(address, self):
             self._connecting.add(address)
             self._connected.add(address)
+            from ._transports.surroundings import here
+
             connection = Start(settings_of_connection(start.settings))
             connection.is_connection = True
+            connection.surroundings = here()
             self._starts.append(connection)
         return False
 
@@ -249,10 +255,16 @@ class Starts:
             start.deadline = start.settings.deadline()  # now that it has dialled in
 
     def _log_in_anew(
-        self, settings: Settings, deadline: float, is_over: Callable[[], bool]
+        self,
+        settings: Settings,
+        surroundings: Surroundings | None,
+        deadline: float,
+        is_over: Callable[[], bool],
     ) -> Gateway:
         """Make a shared connection in place of a lost one; called after ``run`` has returned."""
-        through = None if settings.spec.via else gateway_io.log_in_anew
+        through: Through | None = None
+        if not settings.spec.via:
+            through = partial(gateway_io.log_in_anew, surroundings=surroundings)
         gateway = self._begin_one(settings, self._find_outside, through)
         answered = gateway.handshake.answered
         while not answered.wait(LOOK_S):
@@ -281,7 +293,7 @@ class Starts:
             gateway_bootstrap.wait_ready(gateway, now)
             start.is_ready = True
             if start.is_connection and start.address is not None:
-                self._connections.add(start.address, gateway, self)
+                self._connections.add(start.address, gateway, self, start.surroundings)
                 self._end_connecting(start.address)
         except BootstrapError as exc:
             if self._goes_on(start, gateway, exc):

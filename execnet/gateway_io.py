@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ._ends.green_poll import GreenPoll
     from ._ends.watch import EndWatch
     from ._resume.ways import Maker
+    from ._transports.surroundings import Surroundings
     from ._transports.table import Transport
     from .gateway import Gateway
     from .xspec import XSpec
@@ -496,19 +497,26 @@ def _maker_over(settings: Settings, execmodel: ExecModel, via: Gateway) -> Maker
     return detours.Detours(settings, execmodel, via, level, direct)
 
 
-def _direct_maker(settings: Settings, execmodel: ExecModel) -> Maker:
+def _direct_maker(
+    settings: Settings, execmodel: ExecModel, surroundings: Surroundings | None = None
+) -> Maker:
     """Return what makes connections from here."""
     from ._resume import ways
 
     if settings.transport is None:
         return ways.over_socket(settings, execmodel)
     command = transports_table.command(settings.spec, row=settings.transport)
-    return ways.over_command(command, execmodel, Popen2IOMaster)
+    return ways.over_command(command, execmodel, Popen2IOMaster, surroundings)
 
 
-def log_in_anew(settings: Settings, execmodel: ExecModel) -> Endpoint:
-    """Run the command of a spec when nobody may be there to answer its questions."""
-    io: Endpoint = _direct_maker(settings, execmodel).anew(0.0, bool)
+def log_in_anew(
+    settings: Settings, execmodel: ExecModel, surroundings: Surroundings | None
+) -> Endpoint:
+    """Run the command of a spec when nobody may be there to answer its questions.
+
+    surroundings: those that the login had which was lost.
+    """
+    io: Endpoint = _direct_maker(settings, execmodel, surroundings).anew(0.0, bool)
     assert settings.transport is not None
     io.remoteaddress = transports_table.address_of(settings.spec, settings.transport)
     return io

@@ -22,6 +22,7 @@ from .words import Commands, add_command
 
 if TYPE_CHECKING:
     from .._resume.ways import Way
+    from .._transports.surroundings import Surroundings
 
 _DESCRIPTION = """\
 Remove what execnet left on this machine and nobody needs any more: sockets of ssh connections that
@@ -90,7 +91,7 @@ def _end_worker(path: str, told: dict[str, object], args: argparse.Namespace) ->
     return STATUS_FAILED if error is not None else 0
 
 
-def _maker_for(settings: Settings) -> Callable[[float], Way]:
+def _maker_for(settings: Settings, surroundings: Surroundings) -> Callable[[float], Way]:
     """Return what connects to the place of a spec, without a question, and returns its stream."""
     from .._resume import ways
 
@@ -99,5 +100,5 @@ def _maker_for(settings: Settings) -> Callable[[float], Way]:
         maker = ways.over_socket(settings, model)
     else:
         command = table.command(settings.spec, row=settings.transport)
-        maker = ways.over_command(command, model, Popen2IOMaster)
+        maker = ways.over_command(command, model, Popen2IOMaster, surroundings)
     return lambda deadline: maker.anew(deadline, bool)

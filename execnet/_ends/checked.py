@@ -10,7 +10,6 @@ the same user, on the same machine.  Start at ``load_checked``.
 
 from __future__ import annotations
 
-import gc
 import re
 import struct
 
@@ -193,6 +192,8 @@ def check_nesting(item: object) -> None:
 def _parts(level: list[Any]) -> list[object]:
     """Return what is directly in some objects."""
     if not ISPYPY:  # where dicts hide what is in them
+        import gc
+
         return gc.get_referents(*level)
     parts: list[object] = []
     for one in level:

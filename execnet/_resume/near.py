@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ..gateway_base import ExecModel, Frame, Piece
     from .ways import Maker
 
-FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0  # between two attempts, at first and at most
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0  # before an attempt, at least and at most
 TURN_S = 2.0  # how long one way of several may take at least
 NOT_HERE = 0  # stands for the process id of a worker that runs on another host
 PART = "_resume.far_worker"
@@ -275,7 +275,8 @@ class ResumeIO(Link, Endpoint):
         assert self._session is not None
         if not self._is_found_later():
             return None
-        return Record(self._session, 2 * self._settings.grace_s + MARGIN_S)
+        longest_s = 2 * self._settings.grace_s + MARGIN_S
+        return Record(self._session, longest_s, self._maker.surroundings)
 
     def _is_found_later(self) -> bool:
         """Whether a program can log in there that has none of our gateways."""
@@ -302,9 +303,10 @@ class ResumeIO(Link, Endpoint):
                 self.hop = self._maker.hop()
                 self._give_up(f"it was out of reach for {seconds:g} s; {last}")
                 return
-            self._pause.wait(min(left_s, pause_s * random.uniform(0.5, 1.0)))
+            # Those that lost their connections together do not come back together.
+            self._pause.wait(min(left_s, pause_s * random.uniform(1.0, 2.0)))
             if not self._maker.is_awaited:
-                pause_s = min(2 * pause_s, LAST_PAUSE_S)
+                pause_s = min(2 * pause_s, LAST_PAUSE_S / 2)
             try:
                 failed = self._try_ways(session, ends_at, seconds)
             except (Ended, Refused) as exc:

@@ -1,7 +1,8 @@
 """What this machine remembers of workers with ``resume=``, so that a later program can end them.
 
-A record is a file that only this user can read: what is needed to log in, and the secret.  It is
-removed when the worker is known to have ended.  Start at ``Record``.
+A record is a file that only this user can read: what is needed to log in, and the secret of the
+session.  Of the environment it has what ``surroundings`` lists.  It is removed when the worker is
+known to have ended.  Start at ``Record``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import suppress
 from .._clock import monotonic
 from .._folders import home, is_running
 from .._specs import Settings
+from .._transports.surroundings import of_record
 from ..xspec import XSpec
 from .logins import Ended, Login, Session
 from .logins import Refused as Refused
@@ -24,6 +26,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from .._transports.surroundings import Surroundings
+
+    MakeFor = Callable[[Settings, Surroundings], Callable[[float], Any]]
 
 LOGIN_S = 20.0  # how long a login may take that ends a worker whose program has gone
 MARGIN_S = 60.0  # how long after its time a worker is sure to have been ended
@@ -37,7 +43,9 @@ def folder() -> str:
 class Record:
     """The record of one session; it raises nothing if it can't be kept."""
 
-    def __init__(self, session: Session, end_s: float) -> None:
+    def __init__(
+        self, session: Session, end_s: float, surroundings: Surroundings | None = None
+    ) -> None:
         spec = session.settings.spec
         # The rest of a spec may be secret, and a login does not need it.
         parts = [part for part in str(spec).split("//") if not part.startswith("env:")]
@@ -55,6 +63,8 @@ class Record:
             "longest_s": session.settings.resume_s + end_s,  # type: ignore[operator]
             "left": None,  # since when nobody has been connected, if that is known
         }
+        if surroundings is not None:
+            self._told.update(surroundings.for_record())
 
     def write(self) -> None:
         """Write the file, all of it or nothing."""
@@ -102,13 +112,12 @@ def _is_over(told: dict[str, Any]) -> bool:
     return not is_running(pid) or bool(told["began"] != _start_of(pid))
 
 
-def end(
-    path: str, told: dict[str, Any], make_for: Callable[[Settings], Callable[[float], Any]]
-) -> str:
+def end(path: str, told: dict[str, Any], make_for: MakeFor) -> str:
     """End the worker of a record by a login, and remove the record; return what happened.
 
-    make_for: returns what makes a connection to the place of a spec and returns its stream.  Raises
-    ``Unreachable`` or ``Refused`` if it may run on; the record stays then.
+    make_for: called with a spec and what its command is to be run in; returns what makes a
+    connection there and returns its stream.  Raises ``Unreachable`` or ``Refused`` if it may run
+    on; the record stays then.
     """
     settings = Settings(XSpec(told["spec"]))
     session = Session(settings)
@@ -116,7 +125,8 @@ def end(
     session.place(told)
     what = "was ended"
     try:
-        Login(session, make_for(settings), monotonic() + LOGIN_S).kill(lambda carrier: None)
+        make = make_for(settings, of_record(told))
+        Login(session, make, monotonic() + LOGIN_S).kill(lambda carrier: None)
     except Ended as exc:
         what = f"has ended before: {exc}"
     except Unreachable:

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from .._specs import Settings
     from .._transports.logins import Address
     from .._transports.sharing import Connections
+    from .._transports.surroundings import Surroundings
     from ..gateway import Gateway
     from ..gateway_base import ExecModel
 
     # Makes a connection that is ready, by a deadline, or until nobody wants it any more.
-    LogIn = Callable[[Settings, float, Callable[[], bool]], Gateway]
+    LogIn = Callable[[Settings, Surroundings | None, float, Callable[[], bool]], Gateway]
 
 LOOK_S = 0.1  # how often to look for a login that another worker makes
 
@@ -46,6 +47,7 @@ class SharedWays(Maker):
     ) -> None:
         super().__init__(lambda: self._way(connection, user), self._anew, connection)
         self._connections, self._address, self._log_in = connections, address, log_in
+        self.surroundings = connections.surroundings_of(connection)
         self._settings: Settings | None = None
         self._execmodel: ExecModel | None = None
 
@@ -90,10 +92,10 @@ class SharedWays(Maker):
                     if found is None:
                         settings = settings_of_connection(self._settings)
                         try:
-                            found = self._log_in(settings, deadline, is_over)
+                            found = self._log_in(settings, self.surroundings, deadline, is_over)
                         except ValueError as exc:  # what it goes via is not in the group any more
                             raise Refused(str(exc)) from exc
-                        connections.add(address, found, user)
+                        connections.add(address, found, user, self.surroundings)
                     return found
                 finally:
                     connections.end_start(address, user)

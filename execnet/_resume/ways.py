@@ -15,6 +15,7 @@ from .._endpoint import endpoint_of
 from .._errors import BootstrapError, SecurityWarning
 from .._specs import CONNECT_TIMEOUT_S
 from .._transports.ssh import asking_nobody, with_options
+from .._transports.surroundings import here
 from .._transports.table import Command
 from ..gateway_base import GatewayState
 from .logins import Refused, Unreachable
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from .._endpoint import Endpoint
     from .._specs import Settings
+    from .._transports.surroundings import Surroundings
     from ..gateway import Gateway
     from ..gateway_base import ExecModel
 
@@ -45,6 +47,7 @@ class Maker:
 
     name = ""  # of one way among several
     is_awaited = False  # whether the other side connects, and an attempt waits for that
+    surroundings: Surroundings | None = None  # of its command, if it runs one here
 
     def __init__(
         self,
@@ -205,16 +208,25 @@ class PassedWay(Way):
         self._far.close()
 
 
-def over_command(command: Command, execmodel: ExecModel, run: Callable[..., Any]) -> Maker:
+def over_command(
+    command: Command,
+    execmodel: ExecModel,
+    run: Callable[..., Any],
+    surroundings: Surroundings | None = None,
+) -> Maker:
     """Return what runs a command, which leads to another machine.
 
-    run: called with a command and the execution model; returns a stream.
+    run: called with a command and the execution model; returns a stream.  surroundings: what it is
+    run in each time; those of this process as it is now, if not given.
     """
+    kept = surroundings or here()
     again = command_of_login(command)
-    return Maker(
-        lambda: endpoint_of(run(command, execmodel)),
-        lambda *limits: endpoint_of(run(again, execmodel)),
+    maker = Maker(
+        lambda: endpoint_of(run(kept.put_around(command), execmodel)),
+        lambda *limits: endpoint_of(run(kept.put_around(again), execmodel)),
     )
+    maker.surroundings = kept
+    return maker
 
 
 def command_of_login(command: Command) -> Command:

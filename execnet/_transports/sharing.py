@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..gateway import Gateway
     from ..gateway_base import ExecModel
     from .logins import Address
+    from .surroundings import Surroundings
 
     class Leaves(Protocol):
         """What gets told that a user of a connection has ended."""
@@ -76,6 +77,7 @@ class Connections:
         self._refused: set[Address] = set()  # addresses where a connection can't be made
         self._by_address: dict[Address, Gateway] = {}
         self._users: dict[Gateway, set[object]] = {}  # of the connections that may not have ended
+        self._surroundings: dict[Gateway, Surroundings | None] = {}  # of the same ones
 
     def gateways(self) -> list[Gateway]:
         """Return all connections that may not have ended yet."""
@@ -87,6 +89,7 @@ class Connections:
         with self._lock:
             for gateway in gateways:
                 self._users.pop(gateway, None)
+                self._surroundings.pop(gateway, None)
 
     def claim(self, address: Address, user: object) -> Gateway | None:
         """Return a connection, which has the user from now on; None if there is none."""
@@ -102,14 +105,28 @@ class Connections:
         with self._lock:
             return self._starting.setdefault(address, owner) is owner
 
-    def add(self, address: Address, gateway: Gateway, user: object) -> None:
-        """Take a connection that is ready, with its first user."""
+    def add(
+        self,
+        address: Address,
+        gateway: Gateway,
+        user: object,
+        surroundings: Surroundings | None = None,
+    ) -> None:
+        """Take a connection that is ready, with its first user and what its command ran in."""
         with self._lock:
             self._users = {
                 other: users for other, users in self._users.items() if users or other.hasreceiver()
             }
             self._users[gateway] = {user}
+            self._surroundings = {
+                other: kept for other, kept in self._surroundings.items() if other in self._users
+            }
+            self._surroundings[gateway] = surroundings
             self._by_address[address] = gateway
+
+    def surroundings_of(self, gateway: Gateway) -> Surroundings | None:
+        """Return what a connection's command was run in, None if no command of ours made it."""
+        return self._surroundings.get(gateway)
 
     def end_start(self, address: Address, owner: object) -> None:
         """Note that the owner's start of a connection is over, successful or not."""

@@ -80,7 +80,15 @@ def test_nothing_is_lost_over_a_connection_that_is_cut() -> None:
     size = ["--cuts", 3, "--mib", 0.5, "--trips", 5, "--delay", 0.05]
     done = prove("resume", *size, "--may-cost", 900)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 of 3 cuts, " in done.stdout
     assert "nothing lost or doubled, 0 processes stayed" in done.stdout
+
+
+def test_fewer_cuts_than_asked_for_prove_nothing() -> None:
+    size = ["--cuts", 1, "--mib", 0.00001, "--seed", 2, "--trips", 1, "--delay", 0.01]
+    done = prove("resume", *size, "--may-cost", 90_000)  # it sends 10 bytes
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "0 of 1 cuts, " in done.stdout
 
 
 def test_many_gateways_are_sent_one_copy_and_end_in_time() -> None:

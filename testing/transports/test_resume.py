@@ -304,7 +304,7 @@ def test_a_kill_without_a_network_returns_and_warns(group: Group, link: CutLink)
     ((path, told),) = records.left()
     assert_gone(pid, supervisor)
     link.go_up()
-    ended = records.end(path, told, lambda settings: makes(gateway))
+    ended = records.end(path, told, lambda *place: makes(gateway))
     assert ended == "has ended before: neither it nor its supervisor is there any more"
     assert list(records.left()) == []
 
@@ -333,7 +333,7 @@ def test_terminate_logs_in_within_its_time_where_a_worker_is_out_of_reach(
     if lose is CutLink.go_down:
         link.go_up()
     ((path, told),) = records.left()
-    records.end(path, told, lambda settings: makes(gateway))
+    records.end(path, told, lambda *place: makes(gateway))
     assert_gone(pid, supervisor)
 
 
