@@ -207,7 +207,7 @@ def test_a_login_whose_way_has_left_the_group_is_not_tried_again(
         raise ValueError("via=hop: the group has no such gateway")
 
     connections = Connections()
-    ways = shared.SharedWays(connections, "host", SimpleNamespace(), None, log_in)  # type: ignore[arg-type]
+    ways = shared.SharedWays(connections, "host", object(), None, log_in)  # type: ignore[arg-type]
     ways._settings = settings_of("ssh=host//share=yes//resume=1")
     with pytest.raises(Refused, match="no such gateway"):
         ways.anew(time.monotonic() + BOUND_S, bool)
