@@ -81,13 +81,12 @@ def one_frame(choose: random.Random, id: int) -> bytes:
 
 _DATA = f"{Message.CHANNEL_DATA}, id"
 _PART = f"{Message.CHANNEL_DATA_PART}, id, 5 + size"
+OBJECTS = "items of very many objects"
 FLOODS = {
     "large items, past the window": f"pack({_DATA}, size + 6) + text",
     "small items, past the window": f"(pack({_DATA}, 2) + none) * 1000",
     "an item without end": f"pack({_DATA}, 1 << 20) if n == 0 else b'x' * size",
-    "items of very many objects": (
-        f"pack({_DATA}, 6 + (1 << 18)) + b'\\x80\\x04](' + b']' * (1 << 18) + b'e.'"
-    ),
+    OBJECTS: (f"pack({_DATA}, 6 + (1 << 18)) + b'\\x80\\x04](' + b']' * (1 << 18) + b'e.'"),
     "an item that is too large": f"pack({_DATA}, (1 << 30) - 1) if n == 0 else b'x' * size",
     "pieces of one item, past max_item": f"pack({_PART}) + number(1) + b'\\0' + b'x' * size",
     "pieces of many items, past max_item": f"pack({_PART}) + number(n) + b'\\0' + b'x' * size",
