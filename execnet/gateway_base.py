@@ -828,7 +828,7 @@ def _frame_of(item: object, msgcode: int = Message.HELLO) -> bytes:
 # A worker of greenlets is sent this, and the part with their models, in the first line, too.
 
 _FEATURES = "running buffers codec direct credit window pulse calls defined interrupts packed "
-_FEATURES += "codecs files idle greenlets"
+_FEATURES += "codecs files idle elsewhere greenlets"
 FEATURE_PARTS = ["_features." + name for name in _FEATURES.split()] * HAS_PARTS
 # What a worker was sent: by the name of each part, its file and its source or compiled code.
 _sent_parts: dict[str, tuple[str, Source]] = {}

@@ -172,17 +172,10 @@ def _part(source: str | bool, name: str) -> dict[str, Any]:
     return namespace
 
 
-# Before Python 3.10: what our code and the library import that some platforms lack.
-LACKED = (
-    "_winapi", "_winreg", "fcntl", "grp", "msvcrt", "nt", "pwd", "resource", "termios", "winreg",
-)  # fmt: skip
-
-
 class _StandardLibrary(object):
     """Finds the imports of our own code in the standard library, and nowhere else.
 
-    A module of the working folder may have such a name, and is for the user's code.  That goes for
-    modules that this library lacks, too, and for what the library tries to import from elsewhere.
+    A module of the working folder may have such a name, and is for the user's code.
     """
 
     def __init__(self) -> None:
@@ -197,29 +190,23 @@ class _StandardLibrary(object):
     ) -> ModuleSpec | None:
         """Return where a module is, if our code or a module that it needs imports it."""
         frame: FrameType | None = sys._getframe(1) if path is None else None
-        by_library = False
         while frame is not None:
             file = frame.f_code.co_filename
             if file.startswith(self._ours):
-                return self._find(name, by_library)
-            is_library = file.startswith(self._library) and "-packages" not in file
-            by_library = by_library or (is_library and "importlib" not in file)
-            frame = frame.f_back if is_library or file.startswith("<frozen ") else None
+                found = self.find(name, self.places)
+                if found is None and name not in sys.builtin_module_names:
+                    try:
+                        elsewhere = load_part("_features.elsewhere")
+                    except (NameError, ImportError):  # the rest has yet to come
+                        return None
+                    return elsewhere.find_spec(self, name)  # type: ignore[no-any-return]
+                return found
+            frame = frame.f_back if self.has(file) or file.startswith("<frozen ") else None
         return None
 
-    def _find(self, name: str, by_library: bool) -> ModuleSpec | None:
-        found = self.find(name, self.places)
-        is_standard = by_library or name in getattr(sys, "stdlib_module_names", LACKED)
-        if found is not None or not is_standard or name in sys.builtin_module_names:
-            return found
-        try:
-            here = ["", os.getcwd(), sys.path[0]]
-        except (OSError, IndexError):  # the folder is gone
-            here = [""]
-        found = self.find(name, [place for place in sys.path if place not in here])
-        if found is None:
-            raise ModuleNotFoundError("No module named %r" % (name,), name=name)
-        return found
+    def has(self, file: str) -> bool:
+        """Whether a file is one of the library's."""
+        return file.startswith(self._library) and "-packages" not in file
 
 
 def _find_standard_library() -> None:
