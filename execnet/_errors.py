@@ -87,4 +87,5 @@ def with_command(text: str, args: Sequence[str]) -> str:
 
 def indented(text: str) -> str:
     """Return text from elsewhere whose further lines can't be taken for another worker's."""
-    return text.rstrip().replace("\n", "\n  ")
+    first, *others = text.rstrip().split("\n")
+    return "\n".join([first, *(other and f"  {other}" for other in others)])

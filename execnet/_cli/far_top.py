@@ -54,7 +54,7 @@ class Tasks(object):
                 name, line = os.path.basename(innermost.f_code.co_filename), innermost.f_lineno
                 return id(outermost), "%s:%d %s" % (name, line, innermost.f_code.co_name)
             elif frame.f_code.co_name == "_answer":  # a function in C
-                return id(frame), _called(frame.f_locals.get("request"))
+                return id(frame), _called(frame.f_locals.get("loaded"))
             else:  # what is further in waits in there for the code
                 innermost = None
             frame = frame.f_back

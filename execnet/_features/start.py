@@ -197,7 +197,7 @@ class _StandardLibrary(object):
                 if found is None and name not in sys.builtin_module_names:
                     try:
                         elsewhere = load_part("_features.elsewhere")
-                    except (NameError, ImportError):  # the rest has yet to come
+                    except (NameError, ImportError, AttributeError):  # the rest has yet to come
                         return None
                     return elsewhere.find_spec(self, name)  # type: ignore[no-any-return]
                 return found

@@ -141,7 +141,7 @@ def _prover() -> Prove:
 
     def prove(sock: socket.socket) -> None:
         try:
-            server._proved(sock, server.default_key(), 0)
+            server._proved(sock, server.default_key(), None, False)
         except ValueError as exc:
             raise ServiceError("what listens there is not this service: %s" % exc)
 

@@ -23,7 +23,8 @@ import code, os, socket, sys
 kept = sys.stdin, sys.stdout, sys.stderr
 theirs = None if globals().get("in_own_process") else globals().get("clientsock")
 if theirs is not None:
-    sys.stdin, sys.stdout = theirs.makefile("r"), theirs.makefile("w")
+    unbuffered = {"bufsize": 0} if sys.version_info[0] == 2 else {}
+    sys.stdin, sys.stdout = theirs.makefile("r"), theirs.makefile("w", **unbuffered)
 sys.stderr = sys.stdout
 where = "%s, process %d in %s" % (socket.gethostname(), os.getpid(), os.getcwd())
 space = {"__name__": "__console__"}
@@ -61,10 +62,11 @@ def talk(conn):
     """Run a console on the other side, over our stdin and stdout, until it ends."""
     conn.settimeout(None)
     conn.sendall(repr(CONSOLE).encode("ascii") + b"\n")
+    # The console speaks first; what came with its line would be lost at servers of execnet 1 and 2.
+    data = conn.recv(65536)
     sender = threading.Thread(target=_send_input, args=(conn,))
     sender.daemon = True
     sender.start()
-    data = conn.recv(65536)
     while data:
         while data:
             data = data[os.write(1, data) :]

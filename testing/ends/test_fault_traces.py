@@ -11,6 +11,7 @@ import pytest
 from tools import BOUND_S, MakeGateway, find_python, run_python, wait_until
 
 from execnet import WorkerDied
+from execnet._errors import indented
 
 CRASH = "import faulthandler; faulthandler._sigsegv()"
 
@@ -45,8 +46,8 @@ def test_a_trace_is_told_and_shown_whoever_enabled_it(
     error = crash(makegateway(spec), f"{enable}\n{CRASH}")
     assert error.stderr.startswith("Fatal Python error: Segmentation fault\n\n")
     assert 'File "<remote exec>", line 2 in <module>' in error.stderr
-    assert error.stderr in str(error)
-    assert capfd.readouterr().err.strip() == error.stderr
+    assert indented(f":\n{error.stderr}") in str(error)
+    assert capfd.readouterr().err.strip() == indented(error.stderr)
     templates.shutdown()
 
 
@@ -59,7 +60,7 @@ def test_what_the_environment_says_changes_nothing(
 ) -> None:
     monkeypatch.setenv(variable, "1")
     error = crash(makegateway(), CRASH)
-    assert capfd.readouterr().err.strip() == error.stderr
+    assert capfd.readouterr().err.strip() == indented(error.stderr)
 
 
 def test_a_trace_within_a_frame_is_found(
@@ -75,7 +76,7 @@ channel.gateway._io.write(header + b"x" * ({size} // 2))
 """,
         )
         assert error.stderr.startswith("Fatal Python error: Segmentation fault\n\n")
-        assert capfd.readouterr().err.strip() == error.stderr
+        assert capfd.readouterr().err.strip() == indented(error.stderr)
 
 
 def test_what_was_sent_before_is_delivered(makegateway: MakeGateway) -> None:

@@ -48,7 +48,9 @@ def group(ssh: FakeSsh) -> Iterator[Group]:
 
 def ids_of(gateway: Gateway) -> tuple[int, int]:
     """Return the process ids of a gateway's login and of its worker."""
-    login, worker = gateway.remote_exec(IDS).receive(BOUND_S)
+    channel = gateway.remote_exec(IDS)
+    login, worker = channel.receive(BOUND_S)
+    channel.waitclose(BOUND_S)  # its main thread is free then
     return login, worker
 
 

@@ -87,7 +87,7 @@ class TestFailures:
     ) -> None:
         error = error_of(group, f"popen//python={program('exec yes blah')}")
         assert "65536 bytes" in str(error)
-        assert "blah\nblah\n" in str(error)
+        assert "blah\n  blah\n" in str(error)
         assert len(str(error)) < 10000
 
     def test_a_program_that_never_answers_is_given_up_in_time(

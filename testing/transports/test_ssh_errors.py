@@ -13,6 +13,7 @@ from services import Sshd, script
 from tools import BOUND_S, MakeGateway
 
 from execnet import BootstrapError, Group, HostNotFound, XSpec
+from execnet._errors import indented
 from execnet._transports.ssh import without_terminal
 from execnet._transports.table import split_place
 from execnet.gateway_io import ssh_args
@@ -34,8 +35,8 @@ def failure(group: Group, spec: str) -> BootstrapError:
     assert first.startswith("gw0 could not be started: ")
     assert last.startswith("the command: ssh ")
     assert str(error).count(" on stderr:") == bool(error.stderr)
-    said = error.stderr.replace("\r\n", "\n")
-    assert str(error).count(said or "the command: ") == 1
+    said = indented(":\n" + error.stderr.replace("\r\n", "\n"))
+    assert str(error).count(said if error.stderr else "the command: ") == 1
     return error
 
 

@@ -102,7 +102,7 @@ class TestHowItFails:
     ) -> None:
         fake_ssh("echo bye >&2; sleep 1000 & echo $! >> $here/children; exit 255")
         start = time.monotonic()
-        error = fails(group, SPEC, r"on stderr:\nbye")
+        error = fails(group, SPEC, r"on stderr:\n  bye")
         assert time.monotonic() - start < 5
         assert type(error) is HostNotFound
         os.kill(fake_ssh.pids()[1], 9)

@@ -218,12 +218,14 @@ class TestWhatIsKeptOfWorkers:
     def test_the_next_call_sends_neither(
         self, place: Place, makegateway: MakeGateway, tmp_path: Path
     ) -> None:
-        (tmp_path / "pyproject.toml").write_text("[project]\nname = 'mine'\n")
+        project = tmp_path / "project"
+        project.mkdir()
+        (project / "pyproject.toml").write_text("[project]\nname = 'mine'\n")
         place.create(makegateway(SENT), ())
         assert len(cores(place)) == 2
         gateway = makegateway(SENT)
         made = place.create(gateway, ())
-        xdeploy.SetupFile(tmp_path).sync_remote(made, root=str(place.root))
+        xdeploy.SetupFile(project).sync_remote(made, root=str(place.root))
         for worker, part in [(gateway, "_xdeploy.far.start"), (made, "_rsync.far.target")]:
             assert is_compiled(worker, part)
             assert {source for _, _, source in parts.sent_parts(worker, part)} == {None}

@@ -191,14 +191,16 @@ class TestCommand:
     def test_the_spec_with_a_project_is_one_word_and_holds_its_layer(
         self, place: Place, gateway: Gateway, group: Group, tmp_path: Path
     ) -> None:
-        (tmp_path / "pyproject.toml").write_text("[project]\nname = 'mine'\n")
+        project = tmp_path / "project"
+        project.mkdir()
+        (project / "pyproject.toml").write_text("[project]\nname = 'mine'\n")
         made: Any = place.create(gateway, ())
         layer = place.root / "layers" / f"mine-{'0' * 24}" / "it's 1"
         layer.mkdir(parents=True)
         (layer / "mine.py").write_text("version = 1")
         held = layer.with_name(layer.name + ".held")
         held.touch()
-        sync = xdeploy.SetupFile(tmp_path).sync_remote(made, root=str(place.root))
+        sync = xdeploy.SetupFile(project).sync_remote(made, root=str(place.root))
         launcher = sync.launcher(made.venv.python, str(layer))
         assert launcher == sync.launcher(made.venv.python, str(layer))
         spec = spec_for(gateway.spec, launcher, sync.folder)
