@@ -1,15 +1,15 @@
 """Threads that read for many gateways: for those beyond the first ``OWN``.
 
-They are over sockets or behind another gateway (``via=``).  While nothing comes, such a gateway is
+They go over sockets, or through another gateway (``via=``).  While nothing comes, such a gateway is
 parked: its descriptor is polled along with all others, or the receiver thread of the gateway that
 it goes via tells of what has come.  One thread polls.  When something has come for a gateway, that
 thread leaves the polling to another one and takes the gateway's turn: it is the receiver thread
 until all is acted on that has come.  So whatever it runs, and waits for, it keeps nobody else's
 bytes.  It stays with a gateway that is within a frame, or that has a callback.
 
-Those behind others have threads apart: they wait for what those over sockets read, and so does the
-end of each.  One that others go via stays with its thread, for the same reason.  Start at
-``Gateway``.
+Gateways that go through another have threads apart from those over sockets, which read for their
+carriers: they wait for these, also when they end.  For the same reason a gateway that goes through
+another and is itself a carrier keeps its own thread.  Start at ``Gateway``.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Gateway(gateway.Gateway):
             raise _Parked from None
 
     def _needs_thread(self) -> bool:
-        """Whether it has a callback that may take its time, or others wait behind it."""
+        """Whether it has a callback that may take its time, or carries others."""
         callbacks = list(self._channelfactory._callbacks.values())
         carries = self._io.carries and self._io.tells_arrivals
         return carries or not all(one.may_be_late for one in callbacks)
@@ -338,7 +338,7 @@ class _Polled(_Readers):
 
 
 class _Told(_Readers):
-    """Waits for gateways behind others: their streams put them into a queue."""
+    """Waits for gateways that go through others: their streams put them into a queue."""
 
     def __init__(self) -> None:
         super().__init__()

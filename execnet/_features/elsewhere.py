@@ -1,6 +1,7 @@
-"""Imports of the standard library that it lacks, which are not to be found in the working folder.
+"""Keeps the working folder out of imports that the standard library can't serve.
 
-``subprocess`` asks for ``msvcrt``, and ``pickle`` for ``org``, on every system.
+On every system ``subprocess`` tries to import ``msvcrt``, and ``pickle`` tries ``org``.  A file of
+that name in the working folder is the user's, and not meant.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 
 
 def find_spec(library: _StandardLibrary, name: str) -> ModuleSpec | None:
-    """Return where a module is that our code or the library imports, but that this does not have.
+    """Return where to find a module that our code imports, or the library on its behalf.
 
-    None: it is for the ordinary finders.  Raises ImportError if nobody but the user has it.
+    The library itself does not have it.  None: the ordinary finders should look for it.  Raises
+    ImportError if it is nowhere, or in the working folder or the script's only.
     """
     if name not in getattr(sys, "stdlib_module_names", ()) and not _is_by_library(library):
         return None
@@ -34,7 +36,7 @@ def find_spec(library: _StandardLibrary, name: str) -> ModuleSpec | None:
 
 
 def _is_by_library(library: _StandardLibrary) -> bool:
-    """Whether the library imports it for itself, and not what it was called with."""
+    """Whether a module of the library wants it for itself, not on behalf of its caller."""
     frame: FrameType | None = sys._getframe(3)  # what has the import
     while frame is not None and frame.f_code.co_filename.startswith("<frozen "):
         frame = frame.f_back
