@@ -228,8 +228,8 @@ class Endpoint(ABC):
     def park(self, ready: Callable[[Any], object], whom: object) -> None:
         """Call ``ready(whom)`` as soon as ``read_some`` returns at once; only once.
 
-        Only where ``tells_arrivals`` is true.  Any thread may make the call.  ready: a function in C that never waits.  This is another way
-        than a descriptor for one thread to wait for many streams.
+        Only where ``tells_arrivals`` is true.  Any thread may call.  ready: a function in C that
+        never waits.  This is another way than a descriptor for one thread to wait for many streams.
         """
         raise NotImplementedError
 
