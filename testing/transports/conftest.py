@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cut_links import CutLink
 from services import FakeSsh, Sshd
 from socketservers import OthersServer, Serve, Servers
 
@@ -35,9 +36,16 @@ def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSsh:
     return FakeSsh(tmp_path)
 
 
+@pytest.fixture
+def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CutLink:
+    """A network that the test cuts."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    return CutLink(tmp_path)
+
+
 @pytest.fixture(params=["own", "shared"])
 def readers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gateways over sockets and behind others have a thread each, then share some."""
+    """Gateways over sockets and through others have a thread each, then share some."""
     if request.param == "shared":
         monkeypatch.setattr(_readers, "OWN", 0)
 

@@ -35,13 +35,6 @@ WAITS = "channel.send(1); channel.receive()"
 
 
 @pytest.fixture
-def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CutLink:
-    """A network that the test cuts."""
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    return CutLink(tmp_path)
-
-
-@pytest.fixture
 def group(link: CutLink) -> Iterator[Group]:
     """A group whose gateways go over that."""
     with Group() as group:

@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,13 +24,6 @@ from execnet import WorkerDied, aio
 WAITS = "channel.send(1); channel.receive()"
 RESUMED = ["gw0 lost", "gw0 resumed"]
 ECHO = "for item in channel: channel.send(item)"
-
-
-@pytest.fixture
-def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CutLink:
-    """A network that the test cuts."""
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    return CutLink(tmp_path)
 
 
 def spec_of(seconds: float, python: str = sys.executable, more: str = "") -> str:

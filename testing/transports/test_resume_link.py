@@ -6,7 +6,6 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,13 +17,6 @@ from execnet._resume import far_link
 from execnet.gateway_base import get_execmodel
 
 SIZES = 100, 300_000  # of which the second is not copied for other streams
-
-
-@pytest.fixture
-def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CutLink:
-    """A network that the test cuts."""
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    return CutLink(tmp_path)
 
 
 @pytest.fixture
