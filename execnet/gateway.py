@@ -161,9 +161,10 @@ class Gateway(Calling, BaseGateway):
         file_name: str | None,
         call_name: str | None,
         kwargs: dict[str, Any] | None = None,
+        channel: Channel | None = None,
     ) -> Channel:
-        """Execute source text in the worker, as above."""
-        channel = self.newchannel()
+        """Execute source text in the worker, as above; ``channel``: instead of a new one."""
+        channel = channel or self.newchannel()
         if self.codec is not None:
             channel.codec = self.codec
         self._last_asked = asked = shown(source)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 
 from .._ship.source import source_to_send
-from ..gateway_base import Channel
 from . import far_exec
 from .execution import Execution, PatientGroup, Printer, execute
 from .session import CommandError, Session, supervise
@@ -100,8 +99,8 @@ def _run(args: argparse.Namespace) -> int:
         sys.set_int_max_str_digits(0)  # the result should be shown, however long it is
     group = PatientGroup(forwards=not args.quiet_output)
 
-    def begin(execution: Execution) -> Channel:
-        return execution.send(far_exec, code.source, **code.arguments(args.rest))
+    def begin(execution: Execution) -> None:
+        execution.send(far_exec, code.source, **code.arguments(args.rest))
 
     def job(session: Session) -> int:
         gateways = group.start_all(specs)

@@ -118,13 +118,13 @@ def execute(
     group: PatientGroup,
     gateways: Sequence[Gateway],
     printer: Printer,
-    begin: Callable[[Execution], Channel],
+    begin: Callable[[Execution], object],
     begun: Callable[[], object] = int,
 ) -> int:
     """Run something in all workers until it ends everywhere; return the largest exit status.
 
-    begin: starts it in a worker, and returns the channel whose items are printed.  begun: called
-    when it has started in all of them.
+    begin: starts it in a worker, on the execution's channel, whose items are printed.  begun:
+    called when it has started in all of them.
     """
     session.pending.update(dict.fromkeys(gateway.id for gateway in gateways))
     for gateway in gateways:
@@ -150,6 +150,7 @@ class Execution:
         self, session: Session, gateway: Gateway, printer: Printer, is_one_of_many: bool
     ) -> None:
         self.status = 0
+        self.channel: Channel  # from ``start`` on
         self.ended = threading.Event()
         self.gateway = gateway
         self.on_item: Callable[[Any], object] = self._print
@@ -157,7 +158,6 @@ class Execution:
         self._session = session
         self._printer = printer
         self._is_one_of_many = is_one_of_many
-        self._channel: Channel | None = None
         self._report: Any = None
         self._has_said_something = False
         self._lock = threading.Lock()
@@ -166,24 +166,28 @@ class Execution:
         self._awaited = {"code", "lines"} if ends_lines else {"code"}
         self._error: BaseException | None = None
 
-    def start(self, begin: Callable[[Execution], Channel]) -> None:
-        """Start it; report what goes wrong."""
+    def start(self, begin: Callable[[Execution], object]) -> None:
+        """Start it; report what goes wrong.
+
+        The callback is set first: an item that was there before it would be printed by this thread,
+        and while that waits for the reader of our stdout, nothing would hold up the worker.
+        """
         try:
-            self._channel = begin(self)
+            self.channel = self.gateway.newchannel()
+            self.channel.setcallback(self._take, endmarker=_END)
+            begin(self)
         except OSError as exc:  # it died meanwhile
             self._on_end_of_code(self.gateway._error or exc)
-        else:
-            self._channel.setcallback(self._take, endmarker=_END)
 
-    def send(self, code: ModuleType, what: str, **arguments: object) -> Channel:
-        """Run a module of ours in the worker; return its channel.
+    def send(self, code: ModuleType, what: str, **arguments: object) -> None:
+        """Run a module of ours in the worker, on our channel.
 
         code: has a function ``run(channel, report, **arguments)``.  what: describes it in errors.
         """
         gateway = self.gateway
         report = gateway.newchannel()
         report.setcallback(self._take_report)
-        return run_there(gateway, what, code, report=report, **arguments)
+        run_there(gateway, what, code, self.channel, report=report, **arguments)
 
     def _take_report(self, report: object) -> None:
         self._report = report
@@ -199,9 +203,8 @@ class Execution:
         self._printer.item(self.gateway, item)
 
     def _error_of_channel(self) -> BaseException | None:
-        assert self._channel is not None
         try:
-            self._channel.waitclose(0)  # it is closed, which is why we are here
+            self.channel.waitclose(0)  # it is closed, which is why we are here
         except (ExecnetError, EOFError) as exc:
             return exc
         return None

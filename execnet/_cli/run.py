@@ -80,15 +80,15 @@ def _run(args: argparse.Namespace) -> int:
     group = PatientGroup(forwards=True)
     inputs = _Inputs()
 
-    def begin(execution: Execution) -> Channel:
-        command = [os.fsencode(word) for word in args.rest]
-        what = shlex.join(args.rest)
-        channel = execution.send(far_run, what, command=command, has_input=args.stdin)
+    def begin(execution: Execution) -> None:
         if args.stdin:
+            channel = execution.channel
             inputs.add(channel)
             execution.on_item = lambda count: inputs.on_taken(channel, count)
             execution.on_over = lambda: inputs.drop(channel)
-        return channel
+        command = [os.fsencode(word) for word in args.rest]
+        what = shlex.join(args.rest)
+        execution.send(far_run, what, command=command, has_input=args.stdin)
 
     def job(session: Session) -> int:
         gateways = group.start_all(specs)

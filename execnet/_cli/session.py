@@ -179,13 +179,21 @@ def _wait_until_gone(gateways: Sequence[Gateway], timeout_s: float) -> list[Gate
     return [gateway for gateway in waited if not gateway._io.has_ended()]
 
 
-def run_there(gateway: Gateway, what: str, code: ModuleType, /, **arguments: object) -> Channel:
+def run_there(
+    gateway: Gateway,
+    what: str,
+    code: ModuleType,
+    /,
+    channel: Channel | None = None,
+    **arguments: object,
+) -> Channel:
     """Run a module of ours in a worker; return its channel.
 
-    what: describes it in errors.  code: has a function ``run(channel, **arguments)``.
+    what: describes it in errors.  code: has a function ``run(channel, **arguments)``.  channel: to
+    be used instead of a new one.
     """
     text, file_name, _ = source_to_send(code, gateway._is_old())
-    return gateway._execute(what, text, file_name, "run", arguments)
+    return gateway._execute(what, text, file_name, "run", arguments, channel)
 
 
 # ---------------------------------------------------------------- the watch

@@ -28,8 +28,9 @@ from tools import BOUND_S, IS_THOROUGH, ROOT, threads
 
 import execnet
 from execnet import _cli
+from execnet._cli import far_exec, session
 from execnet._cli import info as cli_info
-from execnet._cli import session
+from execnet._cli.execution import Execution, PatientGroup, Printer, execute
 from execnet._cli.session import END_S, STOP_S, CommandError, Output
 from execnet._cli.words import parse_specs
 
@@ -639,6 +640,28 @@ class TestStdout:
         assert wait_until(stands_still)
         assert int(seen[-1]) < 1000
         process.terminate()
+
+    def test_is_written_by_the_thread_that_reads(self) -> None:
+        """Any other that waited for a reader would let the worker send on."""
+        writers: list[str] = []
+        come = threading.Event()
+
+        class Noting(Printer):
+            def item(self, gateway: execnet.Gateway, item: object) -> None:
+                writers.append(threading.current_thread().name)
+                come.set()
+
+        def begin(execution: Execution) -> None:
+            arguments = {"place": "here", "file_name": None, "argv": [], "name": "a", "package": ""}
+            execution.send(far_exec, "it", source="channel.send(1)", **arguments)
+            assert come.wait(BOUND_S)
+
+        with PatientGroup(forwards=False) as group:
+            gateways = group.start_all(parse_specs(["popen"]))
+            watch = session.Session(group)
+            assert execute(watch, group, gateways, Noting(watch, as_json=False), begin) == 0
+            watch.close()
+        assert writers == ["execnet-receiver-gw0"]
 
 
 class TestInfo:
