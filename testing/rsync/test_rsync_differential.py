@@ -100,11 +100,13 @@ def differences(ours: Any, theirs: Any) -> list[Any]:
 
 def without(kept: set[bytes], found: Any) -> Any:
     """Return an outcome without some directories and what is in them."""
-    entries, hard_links = found
-    for path in kept:
-        for name in [name for name in entries if name == path or name.startswith(path + b"/")]:
-            del entries[name]
-    return entries, hard_links
+    entries, groups = found
+    gone = {
+        name for path in kept for name in entries if name == path or name.startswith(path + b"/")
+    }
+    entries = {name: entry for name, entry in entries.items() if name not in gone}
+    left = (group - gone for group in groups)
+    return entries, {group for group in left if len(group) > 1}
 
 
 def leads_to(name: bytes, text: bytes, roots: list[bytes]) -> bytes:
