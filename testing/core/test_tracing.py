@@ -193,7 +193,7 @@ class TestStderrStaysEmpty:
     def check(self, ending: str, model: str) -> None:
         """Run a program and prove that it says nothing and leaves nothing running."""
         program = PREPARED + textwrap.dedent(ending)
-        ended = run_python(program, model, timeout_s=20, PYTHONWARNINGS="ignore")
+        ended = run_python(program, model, PYTHONWARNINGS="ignore")
         assert ended.stderr == ""
         for pid in pids_in(ended):
             wait_until(functools.partial(is_reaped, pid))
