@@ -65,7 +65,7 @@ def test_a_flood_that_is_kept_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(admission, name, 1 << 40)
     code = hostile_frames.flood("RECONFIGURE of a channel that never comes", 1)
     with pytest.raises(AssertionError, match=" MiB more, where 65 are allowed"):
-        hostile.with_worker(random.Random(1), 10_000, code, lambda id: id, hostile.WAIT_S)
+        hostile.with_worker(random.Random(1), 10_000, code, lambda id: id, 3 * hostile.WAIT_S)
 
 
 @pytest.mark.skipif(not CAN_BE_TWO, reason="only root can be another user as well")
