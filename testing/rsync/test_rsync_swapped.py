@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not HAS_FDS, reason="reaches everything by paths
 
 # Puts links in the place of a file and of a directory, and takes them away, until stdin ends.
 SWAP = """
-import os, select, sys
+import os, select, shutil, sys
 base, outside = sys.argv[1:]
 def swap(name):
     path = os.path.join(base, name)
@@ -40,8 +40,10 @@ def swap(name):
         pass  # the other side was faster; the next swap finds what it left
     if os.path.islink(path):
         os.unlink(path)
-    if not os.path.exists(path) and os.path.lexists(path + "-moved"):
+    try:
         os.rename(path + "-moved", path)
+    except OSError:  # the other side has made a directory here
+        shutil.rmtree(path + "-moved", ignore_errors=True)
 print("swapping", flush=True)
 while not select.select([0], [], [], 0)[0]:
     for name in ("a", "d", "large"):
