@@ -37,7 +37,7 @@ THREADS = get_execmodel("thread")
 COUNTING_ECHO = """
 for item in channel:
     direct = channel.gateway._channelfactory.direct
-    channel.send(direct.uses if item is None else item)
+    channel.send((direct.uses if direct else 0) if item is None else item)
 """
 
 pytestmark = [
