@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ._deprecated import PopenGateway, SocketGateway, SshGateway
     from ._errors import AuthenticationError, SecurityWarning, SpecWarning
+    from ._features.dump_files import dump, load
     from ._frozen import freeze_support
     from .gateway import Gateway
     from .gateway_base import (
@@ -37,9 +38,7 @@ if TYPE_CHECKING:
         TimeoutError,
         WorkerDied,
         WorkerGone,
-        dump,
         dumps,
-        load,
         loads,
     )
     from .gateway_io import BootstrapError, HostNotFound
@@ -62,12 +61,13 @@ _HOMES = {
     "_cli.magic": ["load_ipython_extension", "unload_ipython_extension"],  # for "%load_ext"
     "_deprecated": ["PopenGateway", "SocketGateway", "SshGateway"],
     "_errors": ["AuthenticationError", "SecurityWarning", "SpecWarning"],
+    "_features.dump_files": ["dump", "load"],
     "_frozen": ["freeze_support"],
     "gateway": ["Gateway"],
     "gateway_base": [
         "Channel", "DataFormatError", "DeadlockError", "DumpError", "ExecnetError", "LoadError",
-        "ProtocolError", "RemoteError", "TimeoutError", "WorkerDied", "WorkerGone", "dump",
-        "dumps", "load", "loads",
+        "ProtocolError", "RemoteError", "TimeoutError", "WorkerDied", "WorkerGone",
+        "dumps", "loads",
     ],
     "gateway_io": ["BootstrapError", "HostNotFound"],
     "multi": ["Group", "MultiChannel", "default_group", "makegateway", "set_execmodel"],
