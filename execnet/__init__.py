@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._deprecated import PopenGateway, SocketGateway, SshGateway
-    from ._errors import AuthenticationError, SecurityWarning, SpecWarning
+    from ._errors import (
+        AuthenticationError,
+        SecurityWarning,
+        SpecWarning,
+        WorkerDied,
+        WorkerGone,
+    )
     from ._features.dump_files import dump, load
     from ._frozen import freeze_support
     from .gateway import Gateway
@@ -36,8 +42,6 @@ if TYPE_CHECKING:
         ProtocolError,
         RemoteError,
         TimeoutError,
-        WorkerDied,
-        WorkerGone,
         dumps,
         loads,
     )
@@ -60,14 +64,15 @@ __all__ = [
 _HOMES = {
     "_cli.magic": ["load_ipython_extension", "unload_ipython_extension"],  # for "%load_ext"
     "_deprecated": ["PopenGateway", "SocketGateway", "SshGateway"],
-    "_errors": ["AuthenticationError", "SecurityWarning", "SpecWarning"],
+    "_errors": [
+        "AuthenticationError", "SecurityWarning", "SpecWarning", "WorkerDied", "WorkerGone",
+    ],
     "_features.dump_files": ["dump", "load"],
     "_frozen": ["freeze_support"],
     "gateway": ["Gateway"],
     "gateway_base": [
         "Channel", "DataFormatError", "DeadlockError", "DumpError", "ExecnetError", "LoadError",
-        "ProtocolError", "RemoteError", "TimeoutError", "WorkerDied", "WorkerGone",
-        "dumps", "loads",
+        "ProtocolError", "RemoteError", "TimeoutError", "dumps", "loads",
     ],
     "gateway_io": ["BootstrapError", "HostNotFound"],
     "multi": ["Group", "MultiChannel", "default_group", "makegateway", "set_execmodel"],

@@ -1,4 +1,4 @@
-"""What is raised when a worker can't be started."""
+"""What is raised when a worker can't be started, or dies."""
 
 from __future__ import annotations
 
@@ -9,6 +9,35 @@ from .gateway_base import ExecnetError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+class WorkerDied(ExecnetError, EOFError):
+    """The worker ended without having been asked to.
+
+    ``exitcode`` is its exit status, negative for a signal, None if that is not known; ``signal``
+    the number of that signal; ``id`` and ``spec`` are the gateway's, ``stderr`` is its last words,
+    ``last_asked`` names the code it was last sent, ``hop`` the gateway on the way there that ended.
+    """
+
+    __module__ = "execnet"
+    signal: int | None = None
+    id = spec = stderr = last_asked = hop = ""
+
+    def __init__(self, text: str, exitcode: int | None = None) -> None:
+        super().__init__(text)
+        self.exitcode = exitcode
+
+    def as_refusal(self) -> WorkerGone:
+        """Return the error for what can't be sent because of it."""
+        gone = WorkerGone(str(self))
+        vars(gone).update(vars(self))
+        return gone
+
+
+class WorkerGone(WorkerDied, OSError):
+    """Something could not be sent because the worker has died; the text is as in ``WorkerDied``."""
+
+    __module__ = "execnet"
 
 
 class BootstrapError(ExecnetError, OSError, EOFError):

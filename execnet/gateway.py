@@ -20,6 +20,7 @@ from ._ends.admission import Admission, BoundedSizes
 from ._ends.death import describe_exit, place_of, shown, worker_died
 from ._ends.handshake import Handshake
 from ._ends.last_words import LastWords, show
+from ._errors import WorkerDied
 from ._log import DEBUG, INFO, WARNING, note
 from ._ship.source import _find_non_builtin_globals as _find_non_builtin_globals
 from ._ship.source import _source_of_function as _source_of_function
@@ -35,7 +36,6 @@ from .gateway_base import (
     LoadError,
     Message,
     ProtocolError,
-    WorkerDied,
     _Flag,
     _refusal,
     dumps_internal,

@@ -104,7 +104,7 @@ if TYPE_CHECKING:
         def forget(self, id: int) -> None: ...
         def wake(self) -> None: ...
 
-    Unserializer: Any  # these are in ``_features.dump_files``
+    Unserializer: Any  # see ``_PLACES``
     dump: Any
     load: Any
 PY2 = sys.version_info[0] == 2
@@ -854,12 +854,16 @@ def load_part(name: str, file_name: str | None = None, source: Source = None) ->
     return sys.modules[full_name]
 
 
+# What programs look for here, and where it is.
+_PLACES = dict.fromkeys(["Unserializer", "dump", "load"], "_features.dump_files")
+_PLACES.update(WorkerDied="_errors", WorkerGone="_errors")
+
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        """Return what this module has in a part; Python 3.7 and newer ask for it here."""
-        if name in ("Unserializer", "dump", "load"):
-            return getattr(load_part("_features.dump_files"), name)
+        """Return what is elsewhere; Python 3.7 and newer call this."""
+        if name in _PLACES:
+            return getattr(load_part(_PLACES[name]), name)
         raise AttributeError("module %r has no attribute %r" % (__name__, name))
 
 
@@ -1003,26 +1007,6 @@ class _NoDump(LoadError, EOFError):
     """There is no dump at all; programs expect either error."""
 
 
-class WorkerDied(ExecnetError, EOFError):
-    """The worker ended without having been asked to.
-
-    ``exitcode`` is its exit status, negative for a signal, None if that is not known; ``signal``
-    the number of that signal; ``id`` and ``spec`` are the gateway's, ``stderr`` is its last words,
-    ``last_asked`` names the code it was last sent, ``hop`` the gateway on the way there that ended.
-    """
-
-    signal: int | None = None
-    id = spec = stderr = last_asked = hop = ""
-
-    def __init__(self, text: str, exitcode: int | None = None) -> None:
-        super(WorkerDied, self).__init__(text)
-        self.exitcode = exitcode
-
-
-class WorkerGone(WorkerDied, _OSError):
-    """Something could not be sent because the worker has died; the text is as in ``WorkerDied``."""
-
-
 class TimeoutError(ExecnetError, _TimedOut):  # type: ignore[misc]
     """Nothing came in the time that the caller gave."""
 
@@ -1079,7 +1063,7 @@ class RemoteError(ExecnetError):
 
 if __name__ == "execnet.gateway_base":  # a copy that runs elsewhere can't be imported from
     _errors: list[type[ExecnetError]] = [DataFormatError, DumpError, LoadError, ProtocolError]
-    _errors += [ExecnetError, WorkerDied, WorkerGone, TimeoutError, DeadlockError, RemoteError]
+    _errors += [ExecnetError, TimeoutError, DeadlockError, RemoteError]
     for _error in _errors:
         _error.__module__ = "execnet"
 
@@ -2103,12 +2087,10 @@ class ChannelState(object):
 
 def _refusal(gateway: object, text: str) -> Exception:
     """Return the error for a refused send, with the reason if the gateway was lost."""
-    error = getattr(gateway, "_error", None)
-    if not isinstance(error, WorkerDied):
-        return _OSError(text + (": %s" % error if error is not None else ""))
-    gone = WorkerGone(str(error))
-    vars(gone).update(vars(error))
-    return gone
+    error: Any = getattr(gateway, "_error", None)
+    if hasattr(error, "as_refusal"):  # a ``WorkerDied``, which only coordinators have
+        return error.as_refusal()  # type: ignore[no-any-return]
+    return _OSError(text + (": %s" % error if error is not None else ""))
 
 
 def _refuse_in_callback(gateway: object, waited_for: object) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 
 from .._clock import monotonic
 from .._endpoint import PipeEndpoint, Writer
+from .._errors import WorkerDied
 from ..gateway_base import (
     _HEADER,
     ITEM_MAX,
@@ -19,7 +20,6 @@ from ..gateway_base import (
     GatewayState,
     LoadError,
     Message,
-    WorkerDied,
     new_rlock,
 )
 

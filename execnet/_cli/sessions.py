@@ -16,12 +16,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .. import Group
+from .._errors import WorkerDied
 from .._rsync.result import printable, printable_lines
 from .._service import far_talk
 from .._service.near import IDLE_S, line_for
 from .._ship.parts import run as run_part
 from ..gateway import Gateway
-from ..gateway_base import Channel, ExecnetError, WorkerDied
+from ..gateway_base import Channel, ExecnetError
 from ..xspec import XSpec
 from .info import format_table
 from .session import STATUS_FAILED, STATUS_SIGNAL, CommandError

@@ -5,8 +5,8 @@ How the worker ended is an argument: ``gateway.Gateway._explain_end`` decides it
 
 from __future__ import annotations
 
-from .._errors import indented
-from ..gateway_base import WorkerDied, printable
+from .._errors import WorkerDied, indented
+from ..gateway_base import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

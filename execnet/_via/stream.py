@@ -12,7 +12,7 @@ from functools import partial
 
 from .._clock import monotonic
 from .._endpoint import Endpoint, StreamFull
-from .._errors import BootstrapError
+from .._errors import BootstrapError, WorkerDied
 from .._features.credit import Credit
 from .._ship.parts import run, send_parts
 from .._transports.table import address_of, command
@@ -21,7 +21,6 @@ from ..gateway_base import (
     ExecModel,
     Message,
     ProtocolError,
-    WorkerDied,
     _Flag,
     _pack_bytes_head,
     dumps_internal,

@@ -15,10 +15,10 @@ import pytest
 from processes import children_of, is_running, stop
 from tools import MakeGateway, clean_environment, wait_until
 
-from execnet import XSpec
+from execnet import WorkerDied, XSpec
 from execnet._features.pulse import Pulse
 from execnet._specs import Settings
-from execnet.gateway_base import WorkerDied, get_execmodel
+from execnet.gateway_base import get_execmodel
 from execnet.gateway_io import _descendants
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP here")

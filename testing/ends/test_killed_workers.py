@@ -15,8 +15,7 @@ from programs import STUBBORN
 from tools import BOUND_S, MakeGateway, run_python, wait_until
 
 import execnet
-from execnet import Group
-from execnet.gateway_base import WorkerDied
+from execnet import Group, WorkerDied
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="there are no signals on this system")
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pytest
 from tools import BOUND_S, MakeGateway, run_python
 
-from execnet import Group, XSpec, _clock
+from execnet import Group, WorkerDied, XSpec, _clock
 from execnet._transports import table as transports_table
-from execnet.gateway_base import WorkerDied, get_execmodel
+from execnet.gateway_base import get_execmodel
 from execnet.multi import safe_terminate
 
 # What is stuck in C takes no interrupt, and has to be killed.

@@ -44,8 +44,8 @@ NAMES = {
     "ProtocolError": "gateway_base",
     "SecurityWarning": "_errors",
     "SpecWarning": "_errors",
-    "WorkerDied": "gateway_base",
-    "WorkerGone": "gateway_base",
+    "WorkerDied": "_errors",
+    "WorkerGone": "_errors",
 }
 DEPRECATED = ["PopenGateway", "SocketGateway", "SshGateway"]
 

@@ -15,8 +15,7 @@ from processes import is_gone
 from tools import BOUND_S, Resources, run_python, wait_until
 from workers import ECHO, ask
 
-from execnet import Gateway, Group
-from execnet.gateway_base import WorkerDied
+from execnet import Gateway, Group, WorkerDied
 
 pytest_plugins = ["worker_fixtures"]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and pids are POSIX's")

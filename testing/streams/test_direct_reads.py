@@ -17,7 +17,7 @@ import pytest
 from tools import BOUND_S, LonelyGateway, MakeGateway, Task, find_python, is_in, run_all, wait_until
 from workers import ECHO
 
-from execnet import Channel, Gateway, Group, RemoteError
+from execnet import Channel, Gateway, Group, RemoteError, WorkerDied
 from execnet._features.calls import Calls
 from execnet._features.direct import DirectReads
 from execnet.gateway_base import (
@@ -25,7 +25,6 @@ from execnet.gateway_base import (
     ChannelFactory,
     LoadError,
     Message,
-    WorkerDied,
     _pack_int_frame,
     dumps_internal,
     get_execmodel,

@@ -20,8 +20,7 @@ from socketservers import SCRIPTS, InProcess, Serve, Server, Servers, connect, r
 from tools import BOUND_S, missing, run, wait_until
 from workers import GETPID, ask
 
-from execnet import Gateway, Group
-from execnet.gateway_base import WorkerDied
+from execnet import Gateway, Group, WorkerDied
 from execnet.script import socketserver
 
 GETCWD = "import os; channel.send(os.getcwd())"

@@ -15,8 +15,7 @@ from processes import wait_reaped
 from socketservers import NOBODY, SCRIPTS, OthersServer, Server, Servers, connect, read_to_end
 from tools import BOUND_S, clean_environment, run, wait_until
 
-from execnet import Group
-from execnet.gateway_base import WorkerDied
+from execnet import Group, WorkerDied
 from execnet.script import socketserver
 
 

@@ -20,8 +20,8 @@ from tools import BOUND_S, MakeGateway, Task, error_of, wait_until
 from workers import ECHO, GETPID, ask
 
 import execnet
-from execnet import AuthenticationError, Group, HostNotFound, gateway_socket
-from execnet.gateway_base import ExecModel, WorkerDied, get_execmodel
+from execnet import AuthenticationError, Group, HostNotFound, WorkerDied, gateway_socket
+from execnet.gateway_base import ExecModel, get_execmodel
 from execnet.gateway_io import BootstrapError
 from execnet.script import socketserver
 

@@ -21,11 +21,11 @@ from socketservers import SCRIPTS, Server, Servers, connect
 from tools import BOUND_S, Task, find_python, missing, run, wait_until
 from workers import ask
 
-from execnet import AuthenticationError, BootstrapError, Group, gateway_socket
+from execnet import AuthenticationError, BootstrapError, Group, WorkerDied, gateway_socket
 from execnet._transports import keys
 from execnet._transports.proof import SocketTalk
 from execnet._transports.tls import Tls
-from execnet.gateway_base import ExecModel, WorkerDied
+from execnet.gateway_base import ExecModel
 from execnet.script import socketserver
 
 ECHO = "for item in channel: channel.send(item)"
