@@ -11,10 +11,11 @@ from functools import partial
 
 from . import gateway_bootstrap, gateway_io
 from ._clock import monotonic
+from ._features.queues import timed_inbox
 from ._specs import JOINED
 from ._transports.logins import SSH_FAILED, address_of, logins, pause_s, was_refused
 from ._transports.sharing import settings_of_connection, way_through
-from .gateway_base import HAVE_FAST_CODEC, load_part, threads_are_patched, timed_inbox
+from .gateway_base import HAVE_FAST_CODEC, load_part, threads_are_patched
 from .gateway_io import BootstrapError
 
 TYPE_CHECKING = False

@@ -553,7 +553,7 @@ class ExecModel(object):
         try:
             from _queue import SimpleQueue  # without the rest of ``queue``
         except ImportError:
-            return self.queue.Queue() if PY2 else _Inbox()
+            return self.queue.Queue() if PY2 else _own_inbox()
         return SimpleQueue()
 
     @property
@@ -832,7 +832,7 @@ def _frame_of(item: object, msgcode: int = Message.HELLO) -> bytes:
 # A worker of greenlets is sent this, and the part with their models, in the first line, too.
 
 _FEATURES = "running buffers codec direct credit window pulse calls defined interrupts packed "
-_FEATURES += "codecs files idle elsewhere dump_files greenlets"
+_FEATURES += "codecs files idle elsewhere dump_files queues greenlets"
 FEATURE_PARTS = ["_features." + name for name in _FEATURES.split()] * HAS_PARTS
 # What a worker was sent: by the name of each part, its file and its source or compiled code.
 _sent_parts: dict[str, tuple[str, Source]] = {}
@@ -1605,51 +1605,13 @@ def _timed(items: Inbox, timeout: float | None) -> Any:
     return (_Timed(items, timeout),)
 
 
-def timed_inbox(execmodel: ExecModel) -> Inbox:
-    """Return a queue whose waits with a timeout end, and at once when an item comes."""
-    return _Inbox() if execmodel.has_main_thread and not PY2 else execmodel.inbox()
-
-
-class _Inbox(object):
-    """Our own queue, if Python has none in C: an interrupt leaves none of its locks taken."""
-
-    def __init__(self) -> None:
-        self._items: deque[object] = deque()
-        self._arrived = _thread.allocate_lock()  # free when something has come
-        self.put_nowait = self.put
-
-    def qsize(self) -> int:
-        return len(self._items)
-
-    def empty(self) -> bool:
-        return not self._items
-
-    def put(self, item: object) -> None:
-        self._items.append(item)
-        self._wake()
-
-    def _wake(self) -> None:
-        try:
-            self._arrived.release()
-        except RuntimeError:  # it is free
-            pass
-
-    def get(self, block: bool = True, timeout: float | None = None) -> object:
-        time = _import("time")
-        deadline = None if timeout is None else time.time() + timeout
-        while True:
-            try:
-                return self._items.popleft()
-            except IndexError:
-                pass
-            left = -1 if deadline is None else deadline - time.time()
-            if not block or (deadline is not None and left <= 0):
-                raise ExecModel().Empty
-            try:
-                block = self._arrived.acquire(True, left)  # False: a clock may stand still
-            finally:
-                if self._items:  # there may be something for another one, too
-                    self._wake()
+def _own_inbox() -> Inbox:
+    """Return a queue for a Python that has none in C."""
+    try:
+        made: Inbox = load_part("_features.queues").OwnInbox()
+    except ImportError:  # this module runs all alone
+        made = __import__("queue").Queue()
+    return made
 
 
 # ---------------------------------------------------------------- worker pool
@@ -3285,19 +3247,7 @@ class WorkerGateway(BaseGateway):
             self._end_executions(close)
 
     def _on_silence(self, reason: str) -> None:
-        """End, as the coordinator is out of reach; the receiver thread waits for it."""
-        self._trace(reason)
-        self.leave_stream()
-        self._say_goodbye(1, "its coordinator was " + reason)
-        self._writer.fail(reason)
-        try:
-            place = os.getpid(), self.id, reason
-            sys.stderr.write("[%d] %s ends: its coordinator was %s\n" % place)
-            sys.stderr.flush()
-        except Exception:  # it is closed, or None
-            pass
-        self._end_executions(self._channelfactory._finished_receiving)
-        self.process.end(self)
+        load_part("_features.pulse").end_worker(self, reason)
 
     def _say_goodbye(self, status: int, reason: str = "") -> None:
         """Tell of the end and the exit status that it will have; nothing is sent after it."""

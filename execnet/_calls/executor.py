@@ -12,6 +12,7 @@ from collections import deque
 from concurrent import futures
 
 from .._clock import monotonic
+from .._features.queues import timed_inbox
 from ..gateway_base import (
     ExecnetError,
     GatewayState,
@@ -19,7 +20,6 @@ from ..gateway_base import (
     _Flag,
     _refuse_in_callback,
     new_lock,
-    timed_inbox,
 )
 from .future import Future, Teller
 from .lane import AHEAD_MAX, Asked, Lane, Work

@@ -12,7 +12,8 @@ from concurrent import futures
 from concurrent.futures import _base
 from contextlib import suppress
 
-from ..gateway_base import ExecModel, TimeoutError, _Flag, new_lock, timed_inbox
+from .._features.queues import timed_inbox
+from ..gateway_base import ExecModel, TimeoutError, _Flag, new_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn, Protocol
 
+from .._features.queues import timed_inbox
 from ..gateway import Gateway
-from ..gateway_base import ExecnetError, RemoteError, timed_inbox
+from ..gateway_base import ExecnetError, RemoteError
 from ..multi import Group
 from .session import CommandError
 from .shell import Far, Writer

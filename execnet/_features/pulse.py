@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 from ..gateway_base import Message, loads_internal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..gateway_base import BaseGateway
+    from ..gateway_base import BaseGateway, WorkerGateway
 
 
 class Pulse:
@@ -60,6 +63,22 @@ class Pulse:
         """Beat until the gateway has ended."""
         while self.beat() and not self._gateway._receiver_done.wait(self.interval_s):
             pass
+
+
+def end_worker(gateway: WorkerGateway, reason: str) -> None:
+    """End a worker whose coordinator is out of reach; its receiver thread waits for that one."""
+    gateway._trace(reason)
+    gateway.leave_stream()
+    gateway._say_goodbye(1, "its coordinator was " + reason)
+    gateway._writer.fail(reason)
+    try:
+        place = os.getpid(), gateway.id, reason
+        sys.stderr.write("[%d] %s ends: its coordinator was %s\n" % place)
+        sys.stderr.flush()
+    except Exception:  # it is closed, or None
+        pass
+    gateway._end_executions(gateway._channelfactory._finished_receiving)
+    gateway.process.end(gateway)
 
 
 def on_ping(message: Message, gateway: BaseGateway) -> None:

@@ -16,12 +16,13 @@ from functools import partial
 
 from .._clock import monotonic
 from .._errors import BootstrapError
+from .._features.queues import timed_inbox
 from .._folders import HOME_VARIABLE, key_file
 from .._ship.parts import lowered
 from .._transports.keys import own_key
 from .._transports.proof import SocketTalk, read_line
 from .._transports.tls import TlsIO
-from ..gateway_base import Message, TimeoutError, real_select, timed_inbox
+from ..gateway_base import Message, TimeoutError, real_select
 from ..gateway_socket import ANY_HOST, LOOPBACK, SocketIO
 from ..script import socketserver
 from .command import KEY_VARIABLE, Ticket

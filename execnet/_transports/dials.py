@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 from .. import gateway_io, gateway_socket
-from ..gateway_base import timed_inbox
+from .._features.queues import timed_inbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from tools import BOUND_S, MakeGateway, wait_until
 from execnet import Group, TimeoutError, WorkerDied
 from execnet._calls import lane
 from execnet._calls.executor import Executor, _Slot
-from execnet.gateway_base import ITEM_MAX, timed_inbox
+from execnet._features.queues import timed_inbox
+from execnet.gateway_base import ITEM_MAX
 
 pytestmark = pytest.mark.core
 

@@ -54,7 +54,8 @@ print("well")
 
 def test_a_flag_and_a_queue_of_ours_do_so_too() -> None:
     program = f"""{SIGNALS}{WAITS}
-from execnet.gateway_base import _Flag, get_execmodel, timed_inbox
+from execnet._features.queues import timed_inbox
+from execnet.gateway_base import _Flag, get_execmodel
 model = get_execmodel("thread")
 flag, inbox = _Flag(model), timed_inbox(model)
 waits(flag.wait)
