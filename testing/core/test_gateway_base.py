@@ -5,6 +5,7 @@ Its parts have files of their own: serializer, frames, execution models, streams
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import subprocess
@@ -57,6 +58,14 @@ try:
     get_execmodel("gevent")
 except ImportError as error:
     print(error)
+"""
+# CPython 3.7 and newer have such a queue, PyPy has none.
+CHECK_WITHOUT_QUEUE = """
+import sys
+sys.modules["_queue"] = None
+items = ExecModel().inbox()
+items.put(7)
+print(type(items).__name__, items.get())
 """
 SERVE = "\nserve(init_popen_io(get_execmodel('thread')), id='worker')\n"
 
@@ -154,6 +163,17 @@ class TestWaysToRun:
         ended = run([python, "-I", "-S", *script])
         assert ended.stderr == ""
         assert ended.stdout == "works\n__main__ runs alone, without the rest of execnet\n"
+
+    @pytest.mark.parametrize(("options", "kind"), [([], "OwnInbox"), (["-I", "-S"], "Queue")])
+    def test_it_has_a_queue_where_python_has_none_in_c(
+        self, options: list[str], kind: str, tmp_path: Path
+    ) -> None:
+        way = "imported under another name"
+        if options:  # without the rest of execnet
+            way = SCRIPT
+        python, *script = command_for(way, CHECK_WITHOUT_QUEUE, tmp_path)
+        ended = run([python, *options, *script])
+        assert (ended.stderr, ended.stdout) == ("", kind + " 7\n")
 
     @ways
     def test_it_serves_when_it_is(self, way: str, tmp_path: Path) -> None:
@@ -316,6 +336,13 @@ class TestNames:
         wanted = expected.split(", ")
         assert shown[: len(wanted)] == wanted
         assert all("=" in more for more in shown[len(wanted) :]), "a new one needs a default"
+
+    def test_what_is_elsewhere_is_found_by_its_name_here(self) -> None:
+        for name, module in gateway_base._PLACES.items():
+            home = importlib.import_module(f"execnet.{module}")
+            assert getattr(gateway_base, name) is getattr(home, name)
+        with pytest.raises(AttributeError, match="has no attribute 'loaded'"):
+            gateway_base.loaded  # type: ignore[attr-defined]  # noqa: B018
 
     def test_texts_and_tuples_are_there(self) -> None:
         assert gateway_base.sysex == (KeyboardInterrupt, SystemExit)
