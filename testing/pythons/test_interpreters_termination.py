@@ -120,6 +120,23 @@ class TestAnOrderlyEnd:
         assert time.monotonic() - started < BOUND_S / 2
         assert is_gone(pid)
 
+    @pytest.mark.parametrize("place", ["body", "finder"])
+    def test_code_within_an_import_is_interrupted(
+        self, fresh: Gateway, python: Interpreter, tmp_path: Path, place: str
+    ) -> None:
+        """The stacks that are sent first need no import then."""
+        if python.implementation != "cpython" or python.version < (3, 8):
+            pytest.skip("there it does not end")
+        (tmp_path / "endless.py").write_text("WAIT()")
+        channel = fresh.remote_exec(WITHIN_AN_IMPORT)
+        channel.send((str(tmp_path), str(tmp_path / "said"), place))
+        assert channel.receive(BOUND_S) == "busy"
+        pid = fresh._rinfo().pid
+        fresh.exit()
+        wait_until(lambda: is_gone(pid))
+        assert (tmp_path / "said").read_text() == "interrupted"
+        fresh.join(BOUND_S)
+
     def test_what_does_not_end_in_time_is_killed(self, group: Group, fresh: Gateway) -> None:
         channel = fresh.remote_exec(STUBBORN)
         channel.send(60)
