@@ -29,7 +29,6 @@ if TYPE_CHECKING:
         WorkerDied,
         WorkerGone,
     )
-    from ._features.dump_files import dump, load
     from ._frozen import freeze_support
     from .gateway import Gateway
     from .gateway_base import (
@@ -42,7 +41,9 @@ if TYPE_CHECKING:
         ProtocolError,
         RemoteError,
         TimeoutError,
+        dump,
         dumps,
+        load,
         loads,
     )
     from .gateway_io import BootstrapError, HostNotFound
@@ -67,12 +68,11 @@ _HOMES = {
     "_errors": [
         "AuthenticationError", "SecurityWarning", "SpecWarning", "WorkerDied", "WorkerGone",
     ],
-    "_features.dump_files": ["dump", "load"],
     "_frozen": ["freeze_support"],
     "gateway": ["Gateway"],
     "gateway_base": [
         "Channel", "DataFormatError", "DeadlockError", "DumpError", "ExecnetError", "LoadError",
-        "ProtocolError", "RemoteError", "TimeoutError", "dumps", "loads",
+        "ProtocolError", "RemoteError", "TimeoutError", "dump", "dumps", "load", "loads",
     ],
     "gateway_io": ["BootstrapError", "HostNotFound"],
     "multi": ["Group", "MultiChannel", "default_group", "makegateway", "set_execmodel"],

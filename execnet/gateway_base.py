@@ -103,10 +103,6 @@ if TYPE_CHECKING:
         def on_read(self, id: int, size: int) -> None: ...
         def forget(self, id: int) -> None: ...
         def wake(self) -> None: ...
-
-    Unserializer: Any  # see ``_PLACES``
-    dump: Any
-    load: Any
 PY2 = sys.version_info[0] == 2
 ISPYPY = hasattr(sys, "pypy_version_info")
 
@@ -832,7 +828,7 @@ def _frame_of(item: object, msgcode: int = Message.HELLO) -> bytes:
 # A worker of greenlets is sent this, and the part with their models, in the first line, too.
 
 _FEATURES = "running buffers codec direct credit window pulse calls defined interrupts packed "
-_FEATURES += "codecs files idle elsewhere dump_files queues greenlets"
+_FEATURES += "codecs files idle elsewhere queues greenlets"
 FEATURE_PARTS = ["_features." + name for name in _FEATURES.split()] * HAS_PARTS
 # What a worker was sent: by the name of each part, its file and its source or compiled code.
 _sent_parts: dict[str, tuple[str, Source]] = {}
@@ -852,19 +848,6 @@ def load_part(name: str, file_name: str | None = None, source: Source = None) ->
     elif full_name not in sys.modules:
         _make_module(full_name, *_sent_parts[name])
     return sys.modules[full_name]
-
-
-# What programs look for here, and where it is.
-_PLACES = dict.fromkeys(["Unserializer", "dump", "load"], "_features.dump_files")
-_PLACES.update(WorkerDied="_errors", WorkerGone="_errors")
-
-if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> object:
-        """Return what is elsewhere; Python 3.7 and newer call this."""
-        if name in _PLACES:
-            return getattr(load_part(_PLACES[name]), name)
-        raise AttributeError("module %r has no attribute %r" % (__name__, name))
 
 
 def _found_package() -> str:
@@ -1229,6 +1212,42 @@ def dumps(obj: object) -> bytes:
     return DUMPFORMAT_VERSION + dumps_internal(obj, False)
 
 
+def dump(byteio: Writes, obj: object) -> None:
+    """Write ``dumps(obj)`` to a file that takes bytes."""
+    byteio.write(dumps(obj))
+
+
+_SIZES = dict(zip("CJLPQR@BEFGKODT", [0] * 6 + [4] * 7 + [8, 16]))  # bytes after an opcode
+
+
+def _read_exactly(read: Callable[[int], bytes], size: int) -> bytes:
+    parts = []
+    while size > 0:
+        data = read(min(size, 1 << 20))  # so that a false size does not allocate much
+        if not data:
+            raise EOFError("%d bytes are missing" % size)
+        parts.append(data)
+        size -= len(data)
+    return b"".join(parts)
+
+
+def _read_item(read: Callable[[int], bytes]) -> bytes:
+    """Read the bytes of one item, up to its STOP and not a byte more."""
+    parts = []
+    op = b""
+    while op != opcode.STOP:
+        op = _read_exactly(read, 1)
+        size = _SIZES.get(op.decode("latin-1"))
+        parts.append(op)
+        if size is None:
+            if op[0] not in _STRINGS:
+                raise LoadError("unknown opcode %r" % (op,))
+            parts.append(_read_exactly(read, 4))
+            size = _unpack_int4(parts[-1])[0]
+        parts.append(_read_exactly(read, size))
+    return b"".join(parts)
+
+
 def _check_version(version: bytes) -> None:
     if not version:
         raise _NoDump("an empty dump")
@@ -1236,13 +1255,44 @@ def _check_version(version: bytes) -> None:
         raise LoadError("dump format %r, expected %r" % (version, DUMPFORMAT_VERSION))
 
 
-def loads(bytestring: bytes, py2str_as_py3str: bool = False, py3str_as_py2str: bool = False) -> Any:
-    """Return the object that ``dumps`` made these bytes of.
+class Unserializer(object):
+    """Reads items in the classic format from a stream that has ``read``.
+
+    ``channel_or_gateway`` makes the channels that an item may contain and gives the default
+    of ``strconfig``, the pair (py2str_as_py3str, py3str_as_py2str).
+    """
+
+    def __init__(
+        self, stream: Reads, channel_or_gateway: object = None, strconfig: StrConfig | None = None
+    ) -> None:
+        self.stream = stream
+        self.channel_or_gateway = channel_or_gateway
+        self.strconfig = strconfig
+
+    def load(self, versioned: bool = False) -> Any:
+        """Return the next item.
+
+        Raises ``LoadError`` for data that no serializer wrote and ``EOFError`` where the
+        stream ends within an item.
+        """
+        if versioned:
+            _check_version(self.stream.read(1))
+        data = _read_item(self.stream.read)
+        return loads_internal(data, self.channel_or_gateway, self.strconfig)
+
+
+def load(io: Reads, py2str_as_py3str: bool = False, py3str_as_py2str: bool = False) -> Any:
+    """Return the object whose dump comes next in a file that gives bytes.
 
     py2str_as_py3str: a str that Python 2 dumped becomes text, as latin-1; else it is bytes.
     py3str_as_py2str: on Python 2, text that Python 3 dumped becomes a str, as UTF-8.
     Raises ``LoadError`` or ``EOFError`` for what is not a whole dump.
     """
+    return Unserializer(io, None, (py2str_as_py3str, py3str_as_py2str)).load(True)
+
+
+def loads(bytestring: bytes, py2str_as_py3str: bool = False, py3str_as_py2str: bool = False) -> Any:
+    """Return the object that ``dumps`` made these bytes of; options and errors as ``load``."""
     _check_version(bytestring[:1])
     return _parse(bytes(bytestring), 1, (py2str_as_py3str, py3str_as_py2str), None)
 

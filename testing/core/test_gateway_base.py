@@ -5,7 +5,6 @@ Its parts have files of their own: serializer, frames, execution models, streams
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 import subprocess
@@ -336,13 +335,6 @@ class TestNames:
         wanted = expected.split(", ")
         assert shown[: len(wanted)] == wanted
         assert all("=" in more for more in shown[len(wanted) :]), "a new one needs a default"
-
-    def test_what_is_elsewhere_is_found_by_its_name_here(self) -> None:
-        for name, module in gateway_base._PLACES.items():
-            home = importlib.import_module(f"execnet.{module}")
-            assert getattr(gateway_base, name) is getattr(home, name)
-        with pytest.raises(AttributeError, match="has no attribute 'loaded'"):
-            gateway_base.loaded  # type: ignore[attr-defined]  # noqa: B018
 
     def test_texts_and_tuples_are_there(self) -> None:
         assert gateway_base.sysex == (KeyboardInterrupt, SystemExit)

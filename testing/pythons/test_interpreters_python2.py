@@ -209,11 +209,10 @@ channel.send(module.dumps({code}))
 import sys
 from io import BytesIO
 module = sys.modules[type(channel).__module__]
-in_files = module.load_part("_features.dump_files")
 for dumped in channel:
     for options in {}, {"py3str_as_py2str": True}, {"py2str_as_py3str": True}:
         item = module.loads(dumped, **options)
-        again = in_files.load(BytesIO(dumped), **options)
+        again = module.load(BytesIO(dumped), **options)
         channel.send((u'%s' % repr(item), repr(item) == repr(again)))
 """
         channel = shared2.remote_exec(code)
