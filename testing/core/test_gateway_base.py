@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from tools import MakeGateway, clean_environment, run, run_python
 
-from execnet import gateway_base
+from execnet import _errors, gateway_base
 from execnet.gateway_base import (
     FrameDecoder,
     Message,
@@ -357,7 +357,8 @@ class TestErrors:
         ],
     )
     def test_each_is_what_callers_already_catch(self, name: str, bases: tuple[Any, ...]) -> None:
-        error = getattr(gateway_base, name)
+        home = _errors if name == "WorkerDied" else gateway_base
+        error = getattr(home, name)
         assert issubclass(error, gateway_base.ExecnetError)
         for base in bases:
             assert issubclass(error, getattr(gateway_base, base) if isinstance(base, str) else base)
