@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 
         @property
         def _io(self) -> Endpoint: ...
+        @property
+        def endpoint(self) -> Endpoint: ...
+        @property
+        def receives_here(self) -> bool: ...
 
 
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # 0: the system can't write without waiting

@@ -14,19 +14,19 @@ from collections.abc import Iterable, Mapping
 
 from ._calls.calling import Calling
 from ._clock import monotonic
-from ._endpoint import Endpoint, endpoint_of
+from ._endpoint import endpoint_of
 from ._ends import fork
 from ._ends.admission import Admission, BoundedSizes
 from ._ends.death import describe_exit, place_of, shown, worker_died
 from ._ends.handshake import Handshake
 from ._ends.last_words import LastWords, show
+from ._inside import Inside
 from ._log import DEBUG, INFO, WARNING, note
 from ._ship.source import _find_non_builtin_globals as _find_non_builtin_globals
 from ._ship.source import _source_of_function as _source_of_function
 from ._ship.source import compiled, source_to_send
 from ._specs import Settings
 from .gateway_base import (
-    BaseGateway,
     Channel,
     DumpError,
     ExecnetError,
@@ -71,11 +71,13 @@ TERMINATE_S = 10.0  # how long a worker gets at the end of a with statement
 _SERVER = "execnet.script.socketserver"  # it is told which key its clients have
 # Names without an underscore that are for other modules of ours; completion need not offer them.
 _INTERNAL = frozenset(["announce_codec", "exitcode", "fitting_codec", "handshake", "is_hurried"])
+_INTERNAL |= {"ask_stacks", "await_receiver", "execute_source", "get_calls", "interrupt_call"}
 _INTERNAL |= {"known_parts", "noise", "post_first_line", "settings", "tell_state"}
+_INTERNAL |= {name for name in vars(Inside) if not name.startswith("_")}
 EXIT_STATUS_S = 1.0  # how long a process may take to end after its stream
 
 
-class Gateway(Calling, BaseGateway):
+class Gateway(Calling):
     """A worker, seen from the coordinator.
 
     io: a stream to a worker that has been told to serve.  spec: what it was made from.
@@ -93,7 +95,6 @@ class Gateway(Calling, BaseGateway):
     _forwarding: Forwarding | None = None
 
     _bound_sizes = BoundedSizes
-    _io: Endpoint
 
     def __init__(
         self,
@@ -145,16 +146,16 @@ class Gateway(Calling, BaseGateway):
         without a function, ``DumpError`` for one that can't be serialized, OSError if the worker
         is gone.  Errors of the code arrive on the channel as ``RemoteError``.
         """
-        text, file_name, call_name = source_to_send(source, self._is_old())
+        text, file_name, call_name = source_to_send(source, self.has_old_python())
         if kwargs and call_name is None:
             raise TypeError("keyword arguments need a function to be passed to")
         if isinstance(source, types.ModuleType) and source.__name__ == _SERVER:
             from ._transports.keys import given_to_server
 
             text = given_to_server() + text
-        return self._execute(source, text, file_name, call_name, kwargs)
+        return self.execute_source(source, text, file_name, call_name, kwargs)
 
-    def _execute(
+    def execute_source(
         self,
         source: Source,
         text: str,
@@ -239,15 +240,6 @@ class Gateway(Calling, BaseGateway):
             raise ProtocolError("a worker asked for a module, and none is forwarded")
         self._forwarding.on_request(message)
 
-    def _imports_parts(self) -> bool:
-        """Whether the worker can import our modules, because it has them where we have them."""
-        return self.settings.has_source
-
-    def _is_old(self) -> bool:
-        """Whether the worker's Python may not understand our modules as they are."""
-        version: tuple[int, ...] = self.handshake.hello.get("version_info", (2, 7))
-        return version[:2] < (3, 7)
-
     def remote_status(self, timeout: float | None = None) -> RemoteStatus:
         """Ask the worker for its status; answered even while its main thread is busy.
 
@@ -318,11 +310,12 @@ class Gateway(Calling, BaseGateway):
         code holds the interpreter.  timeout: seconds to wait, None for ever.
         Raises ``TimeoutError`` if no answer arrived, OSError if the worker is gone.
         """
-        channel = self._ask_stacks()
+        channel = self.ask_stacks()
         stacks: str = channel.receive(timeout)
         return stacks
 
-    def _ask_stacks(self) -> Channel:
+    def ask_stacks(self) -> Channel:
+        """Ask for the stacks; return the channel that gets them."""
         channel = self.newchannel()
         channel._strconfig = (True, False)
         self._send(Message.STACKS, channel.id)
@@ -366,9 +359,9 @@ class Gateway(Calling, BaseGateway):
         finally:
             self._io.kill()
             self._io.wait()
-            self._await_receiver()
+            self.await_receiver()
 
-    def _await_receiver(self) -> None:
+    def await_receiver(self) -> None:
         """Wait until nothing reads the stream any more: for the group, of a worker that ended."""
         self.join()
 

@@ -309,7 +309,9 @@ def _install(
     if not is_loopback(hostport) and hostport[0] != "localhost":
         options = {**options, "certificate": certificate()}
     try:
-        channel = gateway._execute(socketserver, *source_to_send(socketserver, gateway._is_old()))
+        channel = gateway.execute_source(
+            socketserver, *source_to_send(socketserver, gateway.has_old_python())
+        )
         channel.send((*hostport, options))
         answer = channel.receive(timeout_s)
         channel.waitclose(timeout_s)

@@ -515,7 +515,7 @@ class Group(Listening):
         try:
             if not taken:  # another thread is doing it with a longer timeout than ours
                 for gateway in list(self._ending):
-                    gateway._io.kill()
+                    gateway.endpoint.kill()
                 (taken,) = map(self._terminating.acquire, (True,), (KILL_S,))
                 if not taken:
                     return

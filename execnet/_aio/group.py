@@ -50,7 +50,7 @@ class _Request:
         self.is_cancelled = True
         for gateway in list(self.gateways):
             if not self._core.is_shared(gateway):  # others may be starting through it
-                gateway._io.kill()
+                gateway.endpoint.kill()
         self._core.look_again()
 
 
@@ -133,7 +133,7 @@ class _Core(multi.Group):
         if request is not None:
             request.gateways.append(gateway)
             if request.is_cancelled:
-                gateway._io.kill()
+                gateway.endpoint.kill()
         return gateway
 
     def kill(self) -> None:

@@ -132,7 +132,7 @@ def end_members(
 
 def _kill_and_reap(execmodel: ExecModel, gateways: list[Gateway], stuck: list[Gateway]) -> None:
     """Kill workers, and wait until they are gone; of stuck ones what they started, if asked for."""
-    streams = [gateway._io for gateway in gateways]
+    streams = [gateway.endpoint for gateway in gateways]
     for gateway, io in zip(gateways, streams, strict=True):
         if gateway.settings.kills_group and gateway in stuck:
             io.kill_group()
@@ -140,7 +140,7 @@ def _kill_and_reap(execmodel: ExecModel, gateways: list[Gateway], stuck: list[Ga
     for gateway, io in zip(gateways, streams, strict=True):
         io.wait()
         with suppress(DeadlockError):  # a callback of its own ends before its receiver
-            gateway._await_receiver()
+            gateway.await_receiver()
 
 
 def wait_all_ended(execmodel: ExecModel, gateways: list[Gateway], deadline: float) -> None:
@@ -156,7 +156,7 @@ def _kill_unreachable(execmodel: ExecModel, gateways: list[Gateway], deadline: f
 
     There may be no network, so each login may wait until then; they are made at once.
     """
-    slow = [gateway for gateway in gateways if gateway._io.kills_by_login]
+    slow = [gateway for gateway in gateways if gateway.endpoint.kills_by_login]
     if not slow:
         return
     began = monotonic()
@@ -165,7 +165,7 @@ def _kill_unreachable(execmodel: ExecModel, gateways: list[Gateway], deadline: f
     waited: list[Any] = [gateway for gateway in slow if not wait_ended(gateway, early)]
     since = early - SILENT_S
     times = [since] if since >= began else []  # before that, nothing had to come
-    lost = [gateway._io for gateway in waited if gateway._io.is_out_of_reach(*times)]
+    lost = [gateway.endpoint for gateway in waited if gateway.endpoint.is_out_of_reach(*times)]
     for io in lost:
         io.kill_by = late
     kill_all(execmodel, lost)
@@ -193,7 +193,7 @@ def carriers_of(gateway: Any) -> list[str | None]:
 
 def wait_ended(gateway: Gateway, deadline: float) -> bool:
     """Wait for a worker's end until the deadline; return whether it ended."""
-    io = gateway._io
+    io = gateway.endpoint
     if io.poll_until(deadline) is not None or not gateway.hasreceiver():
         return True
     return io.has_ended()  # an ended one may have None as its status

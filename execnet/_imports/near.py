@@ -186,7 +186,7 @@ class Forwarding:
                 digest, len(payload), lambda: frame_of(gateway, header, whole, blob)
             )
             if frame is not None:
-                gateway._writer.deliver(frame)
+                gateway.writer.deliver(frame)
                 return
         gateway._send(Message.SOURCES, number, payload)
 

@@ -44,7 +44,7 @@ def send_code(gateway: Gateway, code: Any, arguments: dict[str, Any]) -> Channel
     This does not count as something that the user has asked for.
     """
     channel: Channel = gateway.newchannel()
-    source, file_name, _ = source_to_send(code, gateway._is_old())
+    source, file_name, _ = source_to_send(code, gateway.has_old_python())
     task = source, file_name, "serve", arguments
     gateway._send(Message.CHANNEL_EXEC, channel.id, dumps_internal(task, gateway))
     return channel

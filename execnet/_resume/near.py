@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from .._endpoint import LoopEnds
+    from .._endpoint import Carrier, LoopEnds
     from .._specs import Settings
     from ..gateway import Gateway
     from ..gateway_base import ExecModel, Frame, Piece
@@ -528,12 +528,12 @@ class ResumeIO(Link, Endpoint):
         self._carrier.disown()
 
 
-def _receives_here(via: Any) -> bool:
+def _receives_here(via: Carrier | None) -> bool:
     """Whether this thread acts on the frames of a gateway, or of one that it goes via."""
     while via is not None:
-        if via._get_ident() == via._receiver_ident:
+        if via.receives_here:
             return True
-        via = via._io.carrier
+        via = via.endpoint.carrier
     return False
 
 

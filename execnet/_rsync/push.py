@@ -95,7 +95,7 @@ def share_ways(targets: list[Target]) -> None:
         way: list[Carrier | Gateway] = []
         while gateway is not None:
             way.append(gateway)
-            gateway = gateway._io.carrier
+            gateway = gateway.endpoint.carrier
         ways.append(way)
     often = Counter(id(gateway) for way in ways for gateway in way)
     for target, way in zip(targets, ways, strict=True):

@@ -171,7 +171,7 @@ def send_parts(channel: Channel, name: str) -> None:
 
 def _unpacks(gateway: Any) -> bool:
     """Whether a worker has zlib, and reads our source as it is."""
-    return not (gateway._is_old() or gateway.handshake.is_plain)
+    return not (gateway.has_old_python() or gateway.handshake.is_plain)
 
 
 @cache
@@ -184,11 +184,11 @@ def _packed(name: str) -> bytes:
 
 def sent_parts(gateway: Any, name: str) -> list[tuple[str, str | None, str | None]]:
     """Return what a worker's ``load_part`` needs for one of our modules and its imports."""
-    if gateway._imports_parts():
+    if gateway.imports_parts():
         return [(name, None, None)]
     if name in gateway.known_parts:
         return [(one, None, None) for one in with_imports(name)]
-    read = lowered if gateway._is_old() else source_of
+    read = lowered if gateway.has_old_python() else source_of
     return [(one, file_of(one), read(one)) for one in with_imports(name)]
 
 
