@@ -150,6 +150,7 @@ class Endpoint(ABC):
     worker_pid: int | None = None
     # Set by any thread, before the stream ends.
     could_not_start = False  # there was never anything that could end
+    kill_by: float | None = None  # when a kill by a login has to be over; set before it
     kills_by_login = False  # so that ``kill`` takes longer than a moment
     given_up = ""  # why the worker was, by the stream itself
     # Set by its receiver thread: others read and close it, as soon as something comes or it ends.

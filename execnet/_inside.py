@@ -22,6 +22,7 @@ class Inside(BaseGateway):
     _io: Endpoint
     handshake: Handshake
     settings: Settings
+    known_parts: frozenset[str] = frozenset()  # modules of ours that its worker has
 
     @property
     def endpoint(self) -> Endpoint:

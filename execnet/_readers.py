@@ -26,9 +26,7 @@ from .gateway_base import get_execmodel, new_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
-    from .gateway_base import DirectReads, FrameDecoder
+    from .gateway_base import DirectReads, FrameDecoder, LockLike
 
 OWN = 16  # gateways of both kinds that keep threads of their own, which are a bit faster
 OFFERS = 4  # gateways whose streams are left to threads that wait for items, at most
@@ -157,13 +155,13 @@ class _Readers(ABC):
     ``_lead`` is held by the thread that polls.  ``_lock`` guards the rest.
     """
 
-    _lead: AbstractContextManager[Any]
+    _lead: AbstractContextManager[object]
 
     def __init__(self) -> None:
         self.gateways: dict[object, Gateway] = {}
         self._lock = new_lock()
         self._threads = self._polling = self._busy = 0
-        self._awaited: list[Any] = []  # locks that are released when a thread comes back
+        self._awaited: list[LockLike] = []  # locks that are released when a thread comes back
         self._is_over = False
         self._offers: list[None] = [None] * OFFERS
 

@@ -72,7 +72,7 @@ _SERVER = "execnet.script.socketserver"  # it is told which key its clients have
 # Names without an underscore that are for other modules of ours; completion need not offer them.
 _INTERNAL = frozenset(["announce_codec", "exitcode", "fitting_codec", "handshake", "is_hurried"])
 _INTERNAL |= {"ask_stacks", "await_receiver", "execute_source", "get_calls", "interrupt_call"}
-_INTERNAL |= {"known_parts", "noise", "post_first_line", "settings", "tell_state"}
+_INTERNAL |= {"noise", "post_first_line", "settings", "tell_state"}
 _INTERNAL |= {name for name in vars(Inside) if not name.startswith("_")}
 EXIT_STATUS_S = 1.0  # how long a process may take to end after its stream
 
@@ -87,7 +87,6 @@ class Gateway(Calling):
 
     _group: GroupLike | None = None
     codec: Codec | None = None  # of the channels that ``remote_exec`` makes
-    known_parts: frozenset[str] = frozenset()  # modules of ours that its worker has
     exitcode: int | None = None
     _silence = ""  # why it was given up
     _is_explained = False
@@ -136,7 +135,7 @@ class Gateway(Calling):
         """What arrived instead of the worker's answer, or before it."""
         return self.handshake.noise
 
-    def remote_exec(self, source: Source, **kwargs: Any) -> Channel:
+    def remote_exec(self, source: Source, **kwargs: object) -> Channel:
         """Execute code in the worker; return the channel that is its ``channel`` there.
 
         source: a string of statements; a function whose first parameter is the channel, and that
@@ -161,7 +160,7 @@ class Gateway(Calling):
         text: str,
         file_name: str | None,
         call_name: str | None,
-        kwargs: dict[str, Any] | None = None,
+        kwargs: dict[str, object] | None = None,
         channel: Channel | None = None,
     ) -> Channel:
         """Execute source text in the worker, as above; ``channel``: instead of a new one."""

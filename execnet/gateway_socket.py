@@ -32,6 +32,7 @@ from .script.socketserver import format_address, is_loopback, keep_alive, owner_
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
     from typing import Any
 
@@ -401,7 +402,7 @@ def _connect(
 
 
 def _proved(
-    sock: Any,
+    sock: socket.socket,
     execmodel: ExecModel,
     name: str,
     deadline: float | None,
@@ -427,7 +428,7 @@ def _proved(
         raise
 
 
-def _check_owner(sock: Any, name: str) -> None:
+def _check_owner(sock: socket.socket, name: str) -> None:
     """Raise ``AuthenticationError`` if another user's process listens at a path."""
     owner = owner_of(sock, name.partition(":")[2])
     if owner not in (0, os.geteuid()):
@@ -437,20 +438,20 @@ def _check_owner(sock: Any, name: str) -> None:
         )
 
 
-def _places(address: Address, execmodel: ExecModel) -> list[tuple[int, Any]]:
+def _places(address: Address, execmodel: ExecModel) -> list[tuple[int, Address]]:
     """Return (family, address to connect to) for everything that an address can mean."""
     socket = execmodel.socket
     if isinstance(address, str):
         return [(socket.AF_UNIX, address)]
-    host: Any = address[0]
-    if host.isascii() and execmodel.has_main_thread:
-        host = host.encode()  # else the codec for names in all letters is loaded
+    host: str | bytes = address[0]
+    if address[0].isascii() and execmodel.has_main_thread:
+        host = address[0].encode()  # else the codec for names in all letters is loaded
     found = socket.getaddrinfo(host, address[1], 0, socket.SOCK_STREAM)
     return [(family, place) for family, _, _, _, place in found]
 
 
 def _connected(
-    place: tuple[int, Any],
+    place: tuple[int, Address],
     execmodel: ExecModel,
     deadline: float | None,
     is_over: Callable[[], bool] | None,
@@ -475,7 +476,7 @@ def _connected(
 
 
 def _await_connection(
-    sock: Any, address: Any, deadline: float | None, is_over: Callable[[], bool]
+    sock: socket.socket, address: Address, deadline: float | None, is_over: Callable[[], bool]
 ) -> None:
     """Connect, looking now and then whether nobody wants that any more; OSError then, too."""
     import select

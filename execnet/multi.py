@@ -464,7 +464,7 @@ class Group(Listening):
                 gateway._get_forwarding(library).allow(names)
 
     def remote_exec(
-        self, source: str | types.FunctionType | types.ModuleType, **kwargs: Any
+        self, source: str | types.FunctionType | types.ModuleType, **kwargs: object
     ) -> MultiChannel:
         """Execute code in all workers at once; arguments and errors as for a gateway."""
         return MultiChannel([gateway.remote_exec(source, **kwargs) for gateway in self])

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ._rsync.patterns import Rule
     from ._rsync.push import Target
     from ._rsync.result import Progress, Result, Skipped, TargetResult
+    from .gateway import Gateway
 
     Callback = Callable[[str, int, Any], object]
 
@@ -46,7 +47,7 @@ def _nanoseconds(seconds: float) -> int:
     return int(seconds * 1_000_000_000)
 
 
-def _is_local(gateway: Any) -> bool:
+def _is_local(gateway: Gateway) -> bool:
     return bool(gateway.spec.popen and not gateway.spec.via)
 
 
@@ -73,7 +74,7 @@ def _refuse_home(path: str | os.PathLike[str]) -> None:
 
 
 def pull_options(
-    gateway: Any, *, delete: bool = False, delete_excluded: bool = False, dry_run: bool = False,
+    gateway: Gateway, *, delete: bool = False, delete_excluded: bool = False, dry_run: bool = False,
     modes: bool = True, times: bool = True, owners: bool = False, modify_window: float = 0,
     partial: bool = False, compress: bool = False, bwlimit: float | None = None, mask: int = 0o022,
     links: str = "inside", max_files: int | None = None, max_bytes: int | None = None,
@@ -158,7 +159,7 @@ class RSync:
 
     def add_target(
         self,
-        gateway: Any,
+        gateway: Gateway,
         destdir: str | os.PathLike[str],
         finishedcallback: Callable[[], object] | None = None,
         **options: Any,
@@ -251,7 +252,7 @@ class RSync:
 
     @staticmethod
     def pull(
-        gateway: Any,
+        gateway: Gateway,
         remote_dir: str | os.PathLike[str],
         local_dir: str | os.PathLike[str],
         *,
@@ -308,7 +309,7 @@ class RSync:
             return None  # saves a call for each entry
         return lambda path: self.filter(os.path.join(self._sourcedir, os.fsdecode(path)))
 
-    def _report_send_file(self, gateway: Any, modified_rel_path: str) -> None:
+    def _report_send_file(self, gateway: Gateway, modified_rel_path: str) -> None:
         """Report that a file is being sent; meant to be overridden."""
         if self._verbose:
             from ._rsync.result import print_line

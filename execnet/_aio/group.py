@@ -316,7 +316,7 @@ class Group:
 
     # using
 
-    def remote_exec(self, source: Source, **kwargs: Any) -> MultiChannel:
+    def remote_exec(self, source: Source, **kwargs: object) -> MultiChannel:
         """Execute code in all workers at once; as ``execnet.Group.remote_exec``."""
         return MultiChannel([gateway.remote_exec(source, **kwargs) for gateway in self])
 

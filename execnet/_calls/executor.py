@@ -512,7 +512,7 @@ class _Slot:
 
     def __init__(self, ready: Inbox) -> None:
         self._ready = ready
-        self.value: Any = None
+        self.value: object = None
         self.error: BaseException | None = None
         self.has_ended = self.is_awaited = False
         self.interrupt: Callable[[], object] | None = None

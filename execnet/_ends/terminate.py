@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
+    from .._endpoint import Endpoint
     from ..gateway import Gateway
     from ..gateway_base import ExecModel
 
@@ -68,7 +69,7 @@ def _call_and_set(func: Callable[[], object], done: _Flag) -> None:
         done.set()
 
 
-def kill_all(execmodel: ExecModel, streams: list[Any]) -> None:
+def kill_all(execmodel: ExecModel, streams: list[Endpoint]) -> None:
     """Kill the workers of streams; all at once where each takes a login."""
     slow = [io for io in streams if io.kills_by_login]
     ended = []
@@ -162,7 +163,7 @@ def _kill_unreachable(execmodel: ExecModel, gateways: list[Gateway], deadline: f
     began = monotonic()
     early = max(deadline - LOGIN_S, (began + deadline) / 2)
     late = max(deadline, began + SILENT_S)
-    waited: list[Any] = [gateway for gateway in slow if not wait_ended(gateway, early)]
+    waited = [gateway for gateway in slow if not wait_ended(gateway, early)]
     since = early - SILENT_S
     times = [since] if since >= began else []  # before that, nothing had to come
     lost = [gateway.endpoint for gateway in waited if gateway.endpoint.is_out_of_reach(*times)]

@@ -41,8 +41,8 @@ from .library import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any
 
+    from .._inside import Inside
     from .._specs import Settings
     from .far_finder import Row
 
@@ -64,7 +64,7 @@ class Forwarding:
     while something is sent, so that changes reach the worker in order.
     """
 
-    def __init__(self, gateway: Any, library: Library) -> None:
+    def __init__(self, gateway: Inside, library: Library) -> None:
         self._gateway = gateway
         self.library = library
         self._rules = Rules()
@@ -422,7 +422,7 @@ def names_in_spec(library: Library, settings: Settings) -> list[str]:
     return list(names)
 
 
-def forwarding_of(gateway: Any, library: Library | None) -> Forwarding:
+def forwarding_of(gateway: Inside, library: Library | None) -> Forwarding:
     """Return the object that forwards modules to a worker; OSError if it can't take any."""
     features = gateway.handshake.hello.get("features", "")
     if "imports" not in features.split():

@@ -12,7 +12,6 @@ from .ways import Maker, over_gateway
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any
 
     from .._specs import Settings
     from ..gateway_base import ExecModel
@@ -50,7 +49,7 @@ class Detours(Maker):
         self._way: Maker = home  # by which the worker was reached last
         direct.name = "directly"
 
-    def ways(self, group: Iterable[Any] | None, is_late: bool) -> list[Maker]:
+    def ways(self, group: Iterable[object] | None, is_late: bool) -> list[Maker]:
         """Return what may make the next connection, in the order in which to try it.
 
         While the gateway on the way lives, that is this way alone.  If it has no connection itself,
@@ -64,7 +63,7 @@ class Detours(Maker):
             return [way]
         return [*([way] if lives else []), *self._others(group or ()), self._direct]
 
-    def _others(self, group: Iterable[Any]) -> list[Maker]:
+    def _others(self, group: Iterable[object]) -> list[Maker]:
         living = {
             gateway.id: gateway
             for gateway in group

@@ -72,7 +72,7 @@ class Maker:
             return ""
         return getattr(via.end_error, "hop", "") or via.id
 
-    def ways(self, group: Iterable[Any] | None, is_late: bool) -> list[Maker]:
+    def ways(self, group: Iterable[object] | None, is_late: bool) -> list[Maker]:
         """Return what may make the next connection, in the order in which to try it.
 
         group: whose gateways may lead there.  is_late: whether half of the time is over.
@@ -210,7 +210,7 @@ class PassedWay(Way):
 def over_command(
     command: Command,
     execmodel: ExecModel,
-    run: Callable[..., Any],
+    run: Callable[..., Endpoint],
     surroundings: Surroundings | None = None,
 ) -> Maker:
     """Return what runs a command, which leads to another machine.

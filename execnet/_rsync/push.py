@@ -81,7 +81,7 @@ def targets_inside(root: bytes, targets: list[Target]) -> frozenset[bytes]:
     return frozenset(target.inner for target in targets if target.inner is not None)
 
 
-def sender_to(gateway: Gateway) -> Callable[[Channel, Any], None]:
+def sender_to(gateway: Gateway) -> Callable[[Channel, object], None]:
     """Return what sends an item over a channel; to several workers beyond a hop, only once."""
     waits_in_loop = hasattr(gateway, "_refuse_blocking")  # as those of ``execnet.aio``
     return gateway_base.Channel.send if waits_in_loop else send_shared
@@ -120,7 +120,7 @@ class Target:
     ) -> None:
         self.gateway = gateway
         self.channel = channel
-        self.send: Callable[[Channel, Any], None] = gateway_base.Channel.send
+        self.send: Callable[[Channel, object], None] = gateway_base.Channel.send
         self.finished = finished
         self.options = options
         self.inner: bytes | None = None  # its path in the source, if that leaves it out
