@@ -349,6 +349,7 @@ class PipeEndpoint(Popen2IO, Endpoint):
     """A stream to a process of this machine, over two pipes."""
 
     has_process = True
+    popen: Any = None  # the process, if it was started as a child of this one
     memory: SharedMemory | None = None  # beside the pipes, where the spec asks for it
     _never_waits = False
 

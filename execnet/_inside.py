@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ._endpoint import Endpoint
     from ._ends.handshake import Handshake
+    from ._imports.near import Forwarding
     from ._specs import Settings
     from .gateway_base import ChannelFactory, FrameWriter
 
@@ -23,6 +24,12 @@ class Inside(BaseGateway):
     handshake: Handshake
     settings: Settings
     known_parts: frozenset[str] = frozenset()  # modules of ours that its worker has
+
+    waits_in_loop = False  # as those of ``execnet.aio``
+    forwarding: Forwarding | None = None  # modules that the worker imports from here
+
+    def refuse_blocking(self) -> None:
+        """Raise TypeError if the calling thread must not wait for this gateway."""
 
     @property
     def endpoint(self) -> Endpoint:

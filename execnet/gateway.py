@@ -71,8 +71,8 @@ TERMINATE_S = 10.0  # how long a worker gets at the end of a with statement
 _SERVER = "execnet.script.socketserver"  # it is told which key its clients have
 # Names without an underscore that are for other modules of ours; completion need not offer them.
 _INTERNAL = frozenset(["announce_codec", "exitcode", "fitting_codec", "handshake", "is_hurried"])
-_INTERNAL |= {"ask_stacks", "await_receiver", "execute_source", "get_calls", "interrupt_call"}
-_INTERNAL |= {"noise", "post_first_line", "settings", "tell_state"}
+_INTERNAL |= {"ask_stacks", "await_receiver", "execute_source", "get_calls", "get_forwarding"}
+_INTERNAL |= {"interrupt_call", "noise", "post_first_line", "settings", "tell_state"}
 _INTERNAL |= {name for name in vars(Inside) if not name.startswith("_")}
 EXIT_STATUS_S = 1.0  # how long a process may take to end after its stream
 
@@ -91,7 +91,6 @@ class Gateway(Calling):
     _silence = ""  # why it was given up
     _is_explained = False
     _has_pulse = False
-    _forwarding: Forwarding | None = None
 
     _bound_sizes = BoundedSizes
 
@@ -213,7 +212,7 @@ class Gateway(Calling):
         Raises ValueError for a module that does not exist here or is in the standard library,
         TypeError for a string instead of a list, OSError if the worker is gone.
         """
-        self._get_forwarding().allow(names, allow, deny)
+        self.get_forwarding().allow(names, allow, deny)
 
     def reload_imports(self) -> list[str]:
         """Read forwarded modules again; return the names of those that changed for the worker.
@@ -221,23 +220,24 @@ class Gateway(Calling):
         If any changed, the worker's next imports execute all forwarded modules again.  Raises
         OSError if the worker is gone.
         """
-        forwarding = self._get_forwarding()
+        forwarding = self.get_forwarding()
         forwarding.library.forget()
         return forwarding.reload()
 
-    def _get_forwarding(self, library: Library | None = None) -> Forwarding:
-        if self._forwarding is None:
+    def get_forwarding(self, library: Library | None = None) -> Forwarding:
+        """Return what forwards imports, made for the first; library: the group's is the default."""
+        if self.forwarding is None:
             from ._imports.near import forwarding_of
 
             if library is None and self._group is not None:
                 library = self._group._get_library()
-            self._forwarding = forwarding_of(self, library)
-        return self._forwarding
+            self.forwarding = forwarding_of(self, library)
+        return self.forwarding
 
     def _on_import(self, message: Message) -> None:
-        if self._forwarding is None:
+        if self.forwarding is None:
             raise ProtocolError("a worker asked for a module, and none is forwarded")
-        self._forwarding.on_request(message)
+        self.forwarding.on_request(message)
 
     def remote_status(self, timeout: float | None = None) -> RemoteStatus:
         """Ask the worker for its status; answered even while its main thread is busy.

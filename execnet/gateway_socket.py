@@ -293,7 +293,7 @@ def start_via(gateway: Gateway, hostport: tuple[str, int] | None = None) -> tupl
     machine listens on the loopback interface, and one elsewhere on all interfaces, with TLS.
     Raises ``BootstrapError`` if the server can't listen.
     """
-    getattr(gateway, "_refuse_blocking", int)()  # one of ``execnet.aio`` does
+    gateway.refuse_blocking()  # one of ``execnet.aio`` does
     options = {"clients": 0, "key": own_key().hex()}
     return _install(gateway, hostport, options, CONNECT_TIMEOUT_S)
 
@@ -391,14 +391,18 @@ def _connect(
         raise
     except (OSError, UnicodeError) as exc:  # UnicodeError: no name of a host could be so
         error = exc
+    raise _not_reached(name, error, timeout_s) from error
+
+
+def _not_reached(name: str, error: Exception, timeout_s: float | None) -> HostNotFound:
     what = str(error)
     if isinstance(error, TimeoutError) and timeout_s is not None:
         what = f"no answer within {timeout_s:g} s"
     kind = HostRefused if isinstance(error, ConnectionRefusedError) else HostNotFound
-    raise kind(
+    return kind(
         f"can't connect to {name}: {what}. Does execnet/script/socketserver.py run there, "
         "and does it listen on more than its loopback interface?"
-    ) from error
+    )
 
 
 def _proved(

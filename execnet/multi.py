@@ -443,7 +443,7 @@ class Group(Listening):
         Like ``Gateway.reload_imports``, for all members to which something is forwarded.
         """
         self._get_library().forget()
-        forwarding = [getattr(gateway, "_forwarding", None) for gateway in self]
+        forwarding = [gateway.forwarding for gateway in self if isinstance(gateway, Gateway)]
         return sorted({name for one in forwarding if one is not None for name in one.reload()})
 
     def _get_library(self) -> Library:
@@ -461,7 +461,7 @@ class Group(Listening):
 
                 library = self._get_library()
                 names = names_in_spec(library, gateway.settings)
-                gateway._get_forwarding(library).allow(names)
+                gateway.get_forwarding(library).allow(names)
 
     def remote_exec(
         self, source: str | types.FunctionType | types.ModuleType, **kwargs: object

@@ -67,6 +67,7 @@ class Gateway(gateway.Gateway):
     awaited.  Only the loop's thread may use it.  Callbacks run in the loop.
     """
 
+    waits_in_loop = True
     _writer: LoopWriter
     _calls: Calls | None
 
@@ -429,7 +430,7 @@ class Gateway(gateway.Gateway):
 
     # ---------------------------------------------------------------- any thread
 
-    def _refuse_blocking(self) -> None:
+    def refuse_blocking(self) -> None:
         """Raise TypeError: something is about to wait in a thread that must not."""
         if get_ident() not in self.made_in:
             raise TypeError(f"{self.id} belongs to a loop: use what execnet.aio has for it")

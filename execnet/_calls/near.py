@@ -62,7 +62,7 @@ if TYPE_CHECKING:
         def as_error(self) -> Callable[..., RemoteError]: ...
 
         _error: BaseException | None
-        _forwarding: Forwarding | None
+        forwarding: Forwarding | None
         _channelfactory: ChannelFactory
 
         def hasreceiver(self) -> bool: ...
@@ -208,14 +208,14 @@ class Calls:
         It may read files, and wait for the stream.
         """
         module = self.new_module_of(function)
-        forwarding = self.gateway._forwarding
+        forwarding = self.gateway.forwarding
         if module and forwarding is not None:
             self._ahead.add(module)
             forwarding.send_ahead(module, not self.gateway.handshake.is_plain)
 
     def new_module_of(self, function: object) -> str:
         """Return the module of a function; "" if it was sent, or if no imports travel."""
-        if self.gateway._forwarding is None:
+        if self.gateway.forwarding is None:
             return ""
         while isinstance(function, functools.partial):
             function = function.func

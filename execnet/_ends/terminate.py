@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from .._clock import monotonic
+from .._inside import Inside
 from ..gateway_base import HAS_DAEMON_THREADS, DeadlockError, WorkerGateway, _Flag
 
 TYPE_CHECKING = False
@@ -183,12 +184,14 @@ def carriers_of(gateway: Any) -> list[str | None]:
 
     One of a tree that is out of reach may go via any of the level above, if it has to be killed.
     """
-    spec, io = gateway.spec, getattr(gateway, "_io", None)
-    carrier = getattr(io, "carrier", None)
-    ids = [spec.via, getattr(spec, "installvia", None), getattr(carrier, "id", None)]
-    level = getattr(spec, "_level", None)
-    if level is not None and io is not None and io.is_out_of_reach():
-        ids += level[0]
+    spec = gateway.spec
+    ids = [spec.via, getattr(spec, "installvia", None)]
+    if isinstance(gateway, Inside):
+        io, level = gateway.endpoint, vars(spec).get("_level")
+        if io.carrier is not None:
+            ids.append(io.carrier.id)
+        if level is not None and io.is_out_of_reach():
+            ids += level[0]
     return ids
 
 

@@ -32,8 +32,9 @@ class Handler(logging.Handler):
         if os.getpid() != self._pid:
             return
         try:
-            item = {name: getattr(record, name, None) for name in NUMBERS}
-            item.update((name, _text(getattr(record, name, ""))) for name in TEXTS)
+            known = vars(record)
+            item = {name: known.get(name) for name in NUMBERS}
+            item.update((name, _text(known.get(name, ""))) for name in TEXTS)
             item["message"] = _text(record.getMessage())
             if record.exc_info:
                 item["exc_text"] = _text(self._formatter.formatException(record.exc_info))

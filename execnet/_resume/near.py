@@ -502,7 +502,7 @@ class ResumeIO(Link, Endpoint):
     @property
     def could_not_start(self) -> bool:  # type: ignore[override]
         """Whether the command in use was never started."""
-        return bool(getattr(self._carrier, "could_not_start", False))
+        return bool(self._carrier.could_not_start)
 
     def stderr_tail(self) -> str:
         """Return the end of what came over the stderr of the connection in use."""

@@ -17,6 +17,7 @@ from .._specs import CONNECT_TIMEOUT_S
 from .._transports.ssh import asking_nobody, with_options
 from .._transports.surroundings import here
 from .._transports.table import Command
+from ..gateway_base import WorkerDied
 from .logins import Refused, Unreachable
 
 TYPE_CHECKING = False
@@ -70,7 +71,8 @@ class Maker:
         via = self.starter
         if via is None or via.is_live:
             return ""
-        return getattr(via.end_error, "hop", "") or via.id
+        error = via.end_error
+        return (isinstance(error, WorkerDied) and error.hop) or via.id
 
     def ways(self, group: Iterable[object] | None, is_late: bool) -> list[Maker]:
         """Return what may make the next connection, in the order in which to try it.

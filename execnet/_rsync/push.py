@@ -83,8 +83,7 @@ def targets_inside(root: bytes, targets: list[Target]) -> frozenset[bytes]:
 
 def sender_to(gateway: Gateway) -> Callable[[Channel, object], None]:
     """Return what sends an item over a channel; to several workers beyond a hop, only once."""
-    waits_in_loop = hasattr(gateway, "_refuse_blocking")  # as those of ``execnet.aio``
-    return gateway_base.Channel.send if waits_in_loop else send_shared
+    return gateway_base.Channel.send if gateway.waits_in_loop else send_shared
 
 
 def share_ways(targets: list[Target]) -> None:

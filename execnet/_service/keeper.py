@@ -27,10 +27,10 @@ from .far_gateway import kept
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .._endpoint import Endpoint
+    from .._via.far_ends import Request
     from .._via.stream import ViaIO
     from ..gateway import Gateway
     from ..gateway_base import Channel, ExecModel
-    from .far_find import Said
 
 SMALL_BYTES = 4096
 ASKS = "Permission denied", "Host key verification failed"
@@ -57,7 +57,7 @@ class Keeper:
         self._logins: dict[str, Login] = {}
         self._idle_s: dict[Gateway, float] = {}
 
-    def claim(self, request: Said, execmodel: ExecModel, user: object) -> Gateway:
+    def claim(self, request: Request, execmodel: ExecModel, user: object) -> Gateway:
         """Return a login, and count its user; simultaneous requests share one attempt."""
         command = command_of(request)
         key = _key_of(command, request)
@@ -83,7 +83,7 @@ class Keeper:
         self,
         login: Login,
         command: table.Command,
-        request: Said,
+        request: Request,
         execmodel: ExecModel,
         user: object,
     ) -> Gateway:
@@ -141,7 +141,7 @@ class Keeper:
         gateway.exit()
 
 
-def command_of(request: Said) -> table.Command:
+def command_of(request: Request) -> table.Command:
     """Return the command of a login; it never prompts."""
     settings = settings_of_connection(Settings(XSpec(request["spec"])))
     words = table.command(settings.spec, row=settings.transport)
@@ -150,7 +150,7 @@ def command_of(request: Said) -> table.Command:
     return words
 
 
-def _key_of(command: table.Command, request: Said) -> str:
+def _key_of(command: table.Command, request: Request) -> str:
     said = repr((list(command), sorted(request["env"].items()), request["folder"]))
     return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -36,6 +36,7 @@ except ImportError:  # every hmac has it, but loads a library
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse  # noqa: F401 - in comments
     from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Union  # noqa: F401 - in comments
 
     Address = Union[str, Tuple[str, int]]  # a path, or host and port
@@ -1350,24 +1351,7 @@ def serve_channel(channel):
     request = channel.receive()
     options = dict(request[2:] and request[2])
     runs_beside = bool(options)
-    given = globals().get("GIVEN", {})  # type: Dict[str, Any]
-    key = options.pop("key", None) or given.get("key")
-    pem = options.pop("certificate", None)
-    listener = listen((str(request[0]), request[1]))
-    try:
-        if not is_loopback(listener.getsockname()):
-            pem = pem or given.get("certificate")
-            if pem is None:
-                raise ValueError("%s is not for this machine only: TLS is needed" % (request[0],))
-        options["key"] = own_key() if key is None else key_of(_as_bytes(key))
-        if pem is not None:
-            options["certificate"] = Certificate(
-                make_certificate() if pem is True else _as_bytes(pem)
-            )
-        server = Server(listener, **options)
-    except BaseException:
-        listener.close()
-        raise
+    server = _asked_server((str(request[0]), request[1]), options)
     thread = _start(server.run)
 
     def stop(_):
@@ -1383,6 +1367,28 @@ def serve_channel(channel):
         (thread.join if model.has_main_thread else model.sleep)(TICK_S)  # so that others can run
 
 
+def _asked_server(address, options):
+    # type: (Tuple[str, int], Dict[str, Any]) -> Server
+    given = globals().get("GIVEN", {})  # type: Dict[str, Any]
+    key = options.pop("key", None) or given.get("key")
+    pem = options.pop("certificate", None)
+    listener = listen(address)
+    try:
+        if not is_loopback(listener.getsockname()):
+            pem = pem or given.get("certificate")
+            if pem is None:
+                raise ValueError("%s is not for this machine only: TLS is needed" % (address[0],))
+        options["key"] = own_key() if key is None else key_of(_as_bytes(key))
+        if pem is not None:
+            options["certificate"] = Certificate(
+                make_certificate() if pem is True else _as_bytes(pem)
+            )
+        return Server(listener, **options)
+    except BaseException:
+        listener.close()
+        raise
+
+
 def _as_bytes(text):
     # type: (Union[bytes, str]) -> bytes
     return text if isinstance(text, bytes) else text.encode("ascii")
@@ -1394,6 +1400,26 @@ def make_server(args=None, is_alone=False):
 
     Raises SystemExit with a sentence if there can't be one.
     """
+    parser = _make_parser()
+    options = parser.parse_args(args)
+    if options.new_key:
+        try:
+            make_key(options.new_key)
+        except EnvironmentError as exc:
+            sys.exit("can't make a key: %s" % (exc,))
+        return None
+    if options.no_authentication and options.key:
+        parser.error("--no-authentication asks for no --key")
+    if options.cert_key and not options.cert:
+        parser.error("--cert-key is for --cert")
+    try:
+        return _server_for(options, is_alone)
+    except (ValueError, EnvironmentError) as exc:
+        sys.exit("can't listen at %s: %s" % (options.address, exc))
+
+
+def _make_parser():
+    # type: () -> argparse.ArgumentParser
     import argparse  # late: programs that only use parts of this file don't need it
 
     parser = argparse.ArgumentParser(
@@ -1420,21 +1446,7 @@ def make_server(args=None, is_alone=False):
         "--cert", metavar="FILE", help="the certificate for --tls; the program openssl makes one"
     )
     parser.add_argument("--cert-key", metavar="FILE", help="its private key, if it is not in there")
-    options = parser.parse_args(args)
-    if options.new_key:
-        try:
-            make_key(options.new_key)
-        except EnvironmentError as exc:
-            sys.exit("can't make a key: %s" % (exc,))
-        return None
-    if options.no_authentication and options.key:
-        parser.error("--no-authentication asks for no --key")
-    if options.cert_key and not options.cert:
-        parser.error("--cert-key is for --cert")
-    try:
-        return _server_for(options, is_alone)
-    except (ValueError, EnvironmentError) as exc:
-        sys.exit("can't listen at %s: %s" % (options.address, exc))
+    return parser
 
 
 def _server_for(options, is_alone):
