@@ -12,9 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ._endpoint import Endpoint
     from ._ends.handshake import Handshake
-    from ._imports.near import Forwarding
     from ._specs import Settings
-    from .gateway_base import ChannelFactory, FrameWriter
+    from .gateway_base import Channel, ChannelFactory, FrameWriter, StrConfig
 
 
 class Inside(BaseGateway):
@@ -26,10 +25,27 @@ class Inside(BaseGateway):
     known_parts: frozenset[str] = frozenset()  # modules of ours that its worker has
 
     waits_in_loop = False  # as those of ``execnet.aio``
-    forwarding: Forwarding | None = None  # modules that the worker imports from here
 
     def refuse_blocking(self) -> None:
         """Raise TypeError if the calling thread must not wait for this gateway."""
+
+    def newchannel_as(self, strconfig: StrConfig) -> Channel:
+        """Return a new channel that converts strings so, whatever the gateway is configured to."""
+        channel = self.newchannel()
+        channel._strconfig = strconfig
+        return channel
+
+    def send_message(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
+        """Send a frame; in the receiver thread, which must go on reading, without waiting."""
+        self._send(msgcode, channelid, data)
+
+    def post_message(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
+        """Have a frame sent soon; never waits and never fails."""
+        self._post(msgcode, channelid, data)
+
+    def give_up(self, reason: str) -> None:
+        """Kill a worker that does not do its part; the reason is in the error that users get."""
+        self._on_silence(reason)
 
     @property
     def endpoint(self) -> Endpoint:

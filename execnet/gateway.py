@@ -72,7 +72,7 @@ _SERVER = "execnet.script.socketserver"  # it is told which key its clients have
 # Names without an underscore that are for other modules of ours; completion need not offer them.
 _INTERNAL = frozenset(["announce_codec", "exitcode", "fitting_codec", "handshake", "is_hurried"])
 _INTERNAL |= {"ask_stacks", "await_receiver", "execute_source", "get_calls", "get_forwarding"}
-_INTERNAL |= {"interrupt_call", "noise", "post_first_line", "settings", "tell_state"}
+_INTERNAL |= {"forwarding", "noise", "post_first_line", "settings", "tell_state"}
 _INTERNAL |= {name for name in vars(Inside) if not name.startswith("_")}
 EXIT_STATUS_S = 1.0  # how long a process may take to end after its stream
 
@@ -88,6 +88,7 @@ class Gateway(Calling):
     _group: GroupLike | None = None
     codec: Codec | None = None  # of the channels that ``remote_exec`` makes
     exitcode: int | None = None
+    forwarding: Forwarding | None = None  # modules that the worker imports from here
     _silence = ""  # why it was given up
     _is_explained = False
     _has_pulse = False
@@ -247,8 +248,7 @@ class Gateway(Calling):
         Raises ``TimeoutError`` if no answer arrived, OSError or ``WorkerDied`` if the worker is
         gone, ``DeadlockError`` in a callback of this gateway.
         """
-        channel = self.newchannel()
-        channel._strconfig = (True, False)  # names are text, whatever the gateway is configured to
+        channel = self.newchannel_as((True, False))  # names are text
         self._send(Message.STATUS, channel.id)
         status = channel.receive(timeout)
         if not isinstance(status, dict):
@@ -315,8 +315,7 @@ class Gateway(Calling):
 
     def ask_stacks(self) -> Channel:
         """Ask for the stacks; return the channel that gets them."""
-        channel = self.newchannel()
-        channel._strconfig = (True, False)
+        channel = self.newchannel_as((True, False))
         self._send(Message.STACKS, channel.id)
         return channel
 

@@ -97,7 +97,7 @@ class Calling(Inside):
         calls.describe(name, "")
         return RemoteModule(calls, name)
 
-    def interrupt_call(self: GatewayLike, channel_id: int, number: int | None = None) -> None:
+    def _interrupt(self: GatewayLike, channel_id: int, number: int | None = None) -> None:
         """Interrupt the code of a channel, or a call of a lane by its number; never waits."""
         if "interrupts" not in self.handshake.hello.get("features", "").split():
             raise OSError(f"{self.id} can't be interrupted: its worker does not support that")

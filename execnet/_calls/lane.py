@@ -243,7 +243,7 @@ class Lane:
         if len(self.asked) > 1 and last > self._recalled:
             self._recalled = last
             with suppress(OSError):  # the worker is gone, or can't do that
-                self.gateway.interrupt_call(self._channel.id, -1)
+                self.gateway._interrupt(self._channel.id, -1)
 
     def begun(self, lost: list[Asked]) -> int:
         """Return how many of the calls that were lost may have begun, the first ones.
@@ -261,7 +261,7 @@ class Lane:
         for number, asked in list(self.asked.items()):
             if asked.work is work:
                 with suppress(OSError):  # the worker is gone
-                    self.gateway.interrupt_call(self._channel.id, number)
+                    self.gateway._interrupt(self._channel.id, number)
 
     def close(self) -> None:
         """Give up the lane; nothing more is answered."""

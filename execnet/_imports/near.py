@@ -130,7 +130,7 @@ class Forwarding:
     def _tell(self, *told: object) -> None:
         gateway = self._gateway
         sent = [(PART, None, None)] if self._part_sent else parts.sent_parts(gateway, PART)
-        gateway._send(Message.SOURCES, 0, dumps_internal((sent, told)))
+        gateway.send_message(Message.SOURCES, 0, dumps_internal((sent, told)))
         self._part_sent = True
 
     # requests
@@ -157,7 +157,7 @@ class Forwarding:
                 self._is_answering = False
                 number = message.channelid
                 told = self._pack(("modules", ([], [], [(name, "", None, None, NO_THREAD)])), False)
-                gateway._post(Message.SOURCES, number, told)
+                gateway.post_message(Message.SOURCES, number, told)
 
     def _answer_all(self) -> None:
         while True:
@@ -188,7 +188,7 @@ class Forwarding:
             if frame is not None:
                 gateway.writer.deliver(frame)
                 return
-        gateway._send(Message.SOURCES, number, payload)
+        gateway.send_message(Message.SOURCES, number, payload)
 
     def _answers(
         self, kind: str, name: str, place: str, has_zlib: bool, one_is_enough: bool = False

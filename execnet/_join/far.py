@@ -101,7 +101,7 @@ def join(
                 word, rest = _answer(conn, base)
             else:
                 conn.sendall(b"reached\n")
-                base._shut(conn)
+                base.shut(conn)
                 conn.close()
                 conn, word = hop, "go"
     except (EnvironmentError, ValueError):
@@ -117,7 +117,7 @@ def join(
 
 
 def _answer(conn: socket.socket, base: ModuleType) -> tuple[str, str]:
-    line = base._read_line(conn, base.clock() + ANSWER_S).decode("ascii", "replace")
+    line = base.read_line(conn, base.clock() + ANSWER_S).decode("ascii", "replace")
     word, _, rest = line.partition(" ")
     return word, rest
 
@@ -158,7 +158,7 @@ def _proved(
     """Return the connection with TLS, after the proofs; purpose: a word, and an id to tell."""
     import ssl
 
-    is_tls, is_wanted = prover.greeted(base._read_line(conn, until))
+    is_tls, is_wanted = prover.greeted(base.read_line(conn, until))
     if not (is_tls and is_wanted):
         raise ValueError("nobody greets so who expects it")
     context = ssl.SSLContext(getattr(ssl, "PROTOCOL_TLS_CLIENT", ssl.PROTOCOL_SSLv23))
@@ -169,7 +169,7 @@ def _proved(
         if base.fingerprint_of(hop.getpeercert(True) or b"") != fingerprint:
             raise ValueError("it has another certificate")
         hop.sendall(b" ".join((prover.answer(fingerprint, *purpose),) + purpose[1:]) + b"\n")
-        prover.proved(base._read_line(hop, until))
+        prover.proved(base.read_line(hop, until))
         base.keep_alive(hop)
         return hop
     except BaseException:
@@ -242,9 +242,9 @@ class Passage(object):
             relay_class: Any = base.Relay
 
             class PassageRelay(relay_class):  # type: ignore[misc]
-                def _tell_end(self, way: object) -> None:
+                def tell_end(self, way: object) -> None:
                     passage.lose()
-                    relay_class._tell_end(self, way)
+                    relay_class.tell_end(self, way)
 
                 def run(self) -> None:
                     try:
@@ -252,7 +252,7 @@ class Passage(object):
                     finally:
                         passage.lose()
 
-            self._thread = base._start(PassageRelay(conn, self._far, taken).run)
+            self._thread = base.start_thread(PassageRelay(conn, self._far, taken).run)
         finally:
             near.close()  # so that its end can be read when the process has closed the other one
 
@@ -264,7 +264,7 @@ class Passage(object):
     def cut(self) -> None:
         """Pass nothing on any more; the process goes on."""
         for sock in self._far, self._conn:
-            self._base._shut(sock)
+            self._base.shut(sock)
 
     def end(self, wait_s: float) -> None:
         """Pass on what is there, after the process has ended, or end it after a while."""
@@ -287,7 +287,7 @@ def _stay(conn: socket.socket, door: Door, base: ModuleType) -> int:
             changed.wait(base.TICK_S)
             changed.clear()
             continue
-        first.session._over.wait(pause_s * random.uniform(0.5, 1.0))
+        first.session.over.wait(pause_s * random.uniform(0.5, 1.0))
         pause_s = min(2 * pause_s, LAST_PAUSE_S)
         found = None if has_ended() else door.dial(has_ended)
         if found is not None:
@@ -308,17 +308,17 @@ def _serve(conn: socket.socket, near: socket.socket, far: socket.socket, base: M
     relay_class: Any = base.Relay
 
     class JoinRelay(relay_class):  # type: ignore[misc]
-        def _tell_end(self, way: object) -> None:
+        def tell_end(self, way: object) -> None:
             if way is self._inwards:
                 has_left.set()
-            relay_class._tell_end(self, way)
+            relay_class.tell_end(self, way)
 
     session = base.Session(Host(), near, LINE)
     _pass_signals_on(session.process)
-    thread = base._start(JoinRelay(conn, far).run)
+    thread = base.start_thread(JoinRelay(conn, far).run)
     is_told = False
     while not session.has_ended():
-        session._over.wait(base.TICK_S)
+        session.over.wait(base.TICK_S)
         if has_left.is_set() and not is_told:
             is_told = True
             session.on_left()

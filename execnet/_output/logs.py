@@ -54,8 +54,7 @@ def forward_all(gateways: Iterable[Gateway], deadlines: Mapping[str, float | Non
     try:
         asked = []
         for gateway in gateways:
-            records = gateway.newchannel()
-            records._strconfig = (True, False)
+            records = gateway.newchannel_as((True, False))
             arguments = {"records": records, "level": gateway.settings.logging_level}
             asked.append((gateway, near.send_code(gateway, far_logs, arguments)))
             records.setcallback(_receiver_of(gateway.id))

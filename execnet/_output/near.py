@@ -47,7 +47,7 @@ def send_code(gateway: Gateway, code: ModuleType | str, arguments: Mapping[str, 
     channel: Channel = gateway.newchannel()
     source, file_name, _ = source_to_send(code, gateway.has_old_python())
     task = source, file_name, "serve", arguments
-    gateway._send(Message.CHANNEL_EXEC, channel.id, dumps_internal(task, gateway))
+    gateway.send_message(Message.CHANNEL_EXEC, channel.id, dumps_internal(task, gateway))
     return channel
 
 
@@ -87,8 +87,7 @@ class Output:
 
         Raises OSError if the gateway has ended.
         """
-        lines = gateway.newchannel()
-        lines._strconfig = (False, False)  # Python 2's str are bytes
+        lines = gateway.newchannel_as((False, False))  # Python 2's str are bytes
         if gateway.settings.window_bytes is not None:
             lines.set_window(NO_WINDOW)  # the lines have a limit of their own, which an end lifts
         arguments = {"lines": lines, "is_patient": self._is_patient}
@@ -185,7 +184,7 @@ class _Source:
             self._credit.sent += len(item[1])
             if self._credit.is_exceeded(ALLOWANCE):
                 self._is_refused = True
-                self.gateway._on_silence("its output does not wait until it is read")
+                self.gateway.give_up("its output does not wait until it is read")
                 item = None
         self._inbox.put((self, item))
 
@@ -193,7 +192,9 @@ class _Source:
         report = self._credit.take(len(item[1]))
         if report and not self._channel.isclosed():
             # Not ``send``: a stopped worker must not hold up the lines of others.
-            self.gateway._post(Message.CHANNEL_DATA, self._channel.id, dumps_internal(report))
+            self.gateway.post_message(
+                Message.CHANNEL_DATA, self._channel.id, dumps_internal(report)
+            )
 
 
 def _is_output(item: object) -> TypeGuard[Lines]:

@@ -162,7 +162,7 @@ class ResumeIO(Link, Endpoint):
         }
         item = dumps_internal((parts.sent_parts(gateway, PART), told))
         self.read_bytes = 0  # nothing comes before the worker has what is sent now
-        gateway._post(Message.SOURCES, 0, item)
+        gateway.post_message(Message.SOURCES, 0, item)
         self.writer.post_frame([BARRIER, b"", [], []])
         return True
 
