@@ -18,9 +18,11 @@ from .gateway_base import FrameWriter, Popen2IO, _left
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from typing import IO, Any, Protocol
+    from typing import IO, Any, Protocol, TypeVar
 
     from .gateway_base import BaseGateway, DirectReads, ExecModel, Frame, WriteAll
+
+    T = TypeVar("T")
 
     # What an event loop polls for reading, what reads it, and what it polls for writing.
     LoopEnds = tuple[int, Callable[[int], bytes], int]
@@ -230,7 +232,7 @@ class Endpoint(ABC):
         """
         return -1
 
-    def park(self, ready: Callable[[Any], object], whom: object) -> None:
+    def park(self, ready: Callable[[T], object], whom: T) -> None:
         """Call ``ready(whom)`` as soon as ``read_some`` returns at once; only once.
 
         Only where ``tells_arrivals`` is true.  Any thread may call.  ready: a function in C that

@@ -53,12 +53,13 @@ if TYPE_CHECKING:
     from ._features.pulse import Pulse
     from ._imports.library import Library
     from ._imports.near import Forwarding
+    from ._reports import Reporter
     from .xspec import XSpec
 
     class GroupLike(Protocol):
         """What a gateway needs from its group."""
 
-        _reporter: Any
+        _reporter: Reporter | None
 
         def _unregister(self, gateway: Gateway) -> None: ...
         def _on_loss(self, gateway: Gateway) -> None: ...

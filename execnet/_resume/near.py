@@ -128,7 +128,7 @@ class ResumeIO(Link, Endpoint):
         self._look_at = 0.0  # when to look for the end of the command
         self._carrier = maker.first()
         self.carrier = maker.carrier
-        self._asked: list[Any] = []  # gateways that may lead there from now on
+        self._asked: list[Gateway] = []  # gateways that may lead there from now on
         self.args, self.remoteaddress = self._carrier.args, self._carrier.remoteaddress
         Link.__init__(self, execmodel, _Carried(self._carrier, 0))
         self.is_numbered = False

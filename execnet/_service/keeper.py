@@ -20,6 +20,7 @@ from .._transports.sharing import settings_of_connection, way_through
 from .._transports.ssh import asking_nobody
 from .._via.far_threads import ThreadedForwarder
 from .._via.spare import SpareIO, have_spares, source_key
+from ..gateway_base import GatewayState
 from ..gateway_io import Popen2IOMaster
 from ..xspec import XSpec
 from .far_gateway import kept
@@ -27,10 +28,10 @@ from .far_gateway import kept
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .._endpoint import Endpoint
-    from .._via.far_ends import Request
     from .._via.stream import ViaIO
     from ..gateway import Gateway
     from ..gateway_base import Channel, ExecModel
+    from .far_find import Said
 
 SMALL_BYTES = 4096
 ASKS = "Permission denied", "Host key verification failed"
@@ -57,7 +58,7 @@ class Keeper:
         self._logins: dict[str, Login] = {}
         self._idle_s: dict[Gateway, float] = {}
 
-    def claim(self, request: Request, execmodel: ExecModel, user: object) -> Gateway:
+    def claim(self, request: Said, execmodel: ExecModel, user: object) -> Gateway:
         """Return a login, and count its user; simultaneous requests share one attempt."""
         command = command_of(request)
         key = _key_of(command, request)
@@ -70,7 +71,7 @@ class Keeper:
             timer.cancel()
         with login.lock:
             gateway = login.gateway
-            if gateway is None or not gateway.is_live:
+            if gateway is None or gateway._state != GatewayState.LIVE:
                 if login.tries != tries and login.error is not None:
                     self._drop(login, user)
                     raise login.error
@@ -83,7 +84,7 @@ class Keeper:
         self,
         login: Login,
         command: table.Command,
-        request: Request,
+        request: Said,
         execmodel: ExecModel,
         user: object,
     ) -> Gateway:
@@ -121,7 +122,7 @@ class Keeper:
             self._tell(login)
             if login.gateway is not gateway:  # it has another user by now
                 return
-            is_over = not gateway.is_live
+            is_over = gateway._state != GatewayState.LIVE
             if not login.users and not is_over:
                 arguments = self._idle_s[gateway], self._end, (login, gateway)
                 login.timer = threading.Timer(*arguments)
@@ -132,7 +133,7 @@ class Keeper:
 
     def _end(self, login: Login, gateway: Gateway) -> None:
         with self._lock:
-            if login.users and gateway.is_live:
+            if login.users and gateway._state == GatewayState.LIVE:
                 return
             if login.gateway is gateway:
                 login.gateway = None
@@ -141,7 +142,7 @@ class Keeper:
         gateway.exit()
 
 
-def command_of(request: Request) -> table.Command:
+def command_of(request: Said) -> table.Command:
     """Return the command of a login; it never prompts."""
     settings = settings_of_connection(Settings(XSpec(request["spec"])))
     words = table.command(settings.spec, row=settings.transport)
@@ -150,7 +151,7 @@ def command_of(request: Request) -> table.Command:
     return words
 
 
-def _key_of(command: table.Command, request: Request) -> str:
+def _key_of(command: table.Command, request: Said) -> str:
     said = repr((list(command), sorted(request["env"].items()), request["folder"]))
     return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
 

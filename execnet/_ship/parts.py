@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
+    from .._inside import Inside
     from ..gateway_base import Channel
 
 PACKAGE = str(__package__).rpartition(".")[0]
@@ -145,7 +146,7 @@ def run(
     gateway: Any,
     name: str,
     is_there: bool = False,
-    send: Callable[[Channel, Any], None] | None = None,
+    send: Callable[[Channel, object], None] | None = None,
 ) -> Channel:
     """Run ``main(channel)`` of one of our modules in a worker; return the channel.
 
@@ -169,7 +170,7 @@ def send_parts(channel: Channel, name: str) -> None:
     channel.send(sent_parts(channel.gateway, name))
 
 
-def _unpacks(gateway: Any) -> bool:
+def _unpacks(gateway: Inside) -> bool:
     """Whether a worker has zlib, and reads our source as it is."""
     return not (gateway.has_old_python() or gateway.handshake.is_plain)
 
@@ -192,7 +193,7 @@ def sent_parts(gateway: Any, name: str) -> list[tuple[str, str | None, str | Non
     return [(one, file_of(one), read(one)) for one in with_imports(name)]
 
 
-def note_loaded(gateway: Any, name: str) -> None:
+def note_loaded(gateway: Inside, name: str) -> None:
     """Remember that a worker has one of our modules, as its answer shows; it is not sent again."""
     gateway.known_parts |= {name}
 

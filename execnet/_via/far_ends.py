@@ -18,24 +18,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
-    from typing import Any, Protocol, TypedDict
+    from typing import Any, Protocol
 
     from ..gateway_base import ExecModel
-
-    class Request(TypedDict, total=False):
-        """What is to be started, or connected to; as ``Forwarder`` says."""
-
-        args: list[str] | None
-        address: tuple[str, int] | str | None
-        stderr: bool
-        timeout: float | None
-        leads_group: bool
-        trusts_others: bool
-        # of a login that a service keeps
-        spec: str
-        idle: float
-        env: dict[str, str]
-        folder: str
 
     class Waits(Protocol):
         """An event."""
@@ -66,7 +51,7 @@ F_SETPIPE_SZ = 1031  # Linux; ``fcntl`` names it since 3.10
 class Process(object):
     """A command that runs here, with pipes as its stdin and stdout."""
 
-    def __init__(self, model: ExecModel, request: Request) -> None:
+    def __init__(self, model: ExecModel, request: dict[str, Any]) -> None:
         subprocess = model.subprocess
         self.stderr = StderrTail(model) if request["stderr"] else None
         self.leads_group = request.get("leads_group")  # of what must not outlive it
@@ -74,7 +59,7 @@ class Process(object):
         self.read_fd, child_stdout = pipe()
         try:
             self._popen = subprocess.Popen(
-                command_of(request["args"] or []),
+                command_of(request["args"]),
                 bufsize=0,
                 stdin=child_stdin,
                 stdout=child_stdout,
@@ -210,7 +195,7 @@ class Connection(object):
     stderr = None
     open_end = None  # it ends when all was read
 
-    def __init__(self, model: ExecModel, request: Request) -> None:
+    def __init__(self, model: ExecModel, request: dict[str, Any]) -> None:
         socket = model.socket
         address = request["address"]
         self.peer = b""  # host and port, which a client's proof contains

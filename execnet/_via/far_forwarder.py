@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..gateway_base import Channel
-    from .far_ends import Owner, Request
+    from .far_ends import Owner
 
 Credit = load_part("_features.credit").Credit
 
@@ -47,7 +47,7 @@ class Forwarder(object):
     """
 
     def __init__(
-        self, channel: Channel, news: Channel, request: Request, owner: Owner | None = None
+        self, channel: Channel, news: Channel, request: dict[str, Any], owner: Owner | None = None
     ) -> None:
         self._channel = channel
         self._news = news
@@ -169,7 +169,7 @@ class Forwarder(object):
             if self._owner is not None:  # there can be no more threads
                 self._owner.kill(None)
             self._ended.set()
-            reason = (isinstance(exc, EnvironmentError) and exc.strerror) or "%s" % (exc,)
+            reason = getattr(exc, "strerror", None) or "%s" % (exc,)
             self._tell((None, b"", far_ends.as_bytes(reason)))
             self._send(EOF)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..gateway_base import Channel
-    from .far_ends import Owner, Request
+    from .far_ends import Owner
 
 
 def loops_of(gateway: Any) -> tuple[Loop, Loop]:
@@ -45,7 +45,7 @@ class PolledForwarder(Forwarder):
     """
 
     def __init__(
-        self, channel: Channel, news: Channel, request: Request, owner: Owner | None = None
+        self, channel: Channel, news: Channel, request: dict[str, Any], owner: Owner | None = None
     ) -> None:
         super(PolledForwarder, self).__init__(channel, news, request, owner)
         self._reads, self._writes = loops_of(channel.gateway)
