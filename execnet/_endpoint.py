@@ -18,9 +18,11 @@ from .gateway_base import FrameWriter, Popen2IO, _left
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from typing import IO, Any, Protocol
+    from typing import IO, Any, Protocol, TypeVar
 
     from .gateway_base import BaseGateway, DirectReads, ExecModel, Frame, WriteAll
+
+    T = TypeVar("T")
 
     # What an event loop polls for reading, what reads it, and what it polls for writing.
     LoopEnds = tuple[int, Callable[[int], bytes], int]
@@ -46,6 +48,10 @@ if TYPE_CHECKING:
 
         @property
         def _io(self) -> Endpoint: ...
+        @property
+        def endpoint(self) -> Endpoint: ...
+        @property
+        def receives_here(self) -> bool: ...
 
 
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # 0: the system can't write without waiting
@@ -146,6 +152,7 @@ class Endpoint(ABC):
     worker_pid: int | None = None
     # Set by any thread, before the stream ends.
     could_not_start = False  # there was never anything that could end
+    kill_by: float | None = None  # when a kill by a login has to be over; set before it
     kills_by_login = False  # so that ``kill`` takes longer than a moment
     given_up = ""  # why the worker was, by the stream itself
     # Set by its receiver thread: others read and close it, as soon as something comes or it ends.
@@ -225,7 +232,7 @@ class Endpoint(ABC):
         """
         return -1
 
-    def park(self, ready: Callable[[Any], object], whom: object) -> None:
+    def park(self, ready: Callable[[T], object], whom: T) -> None:
         """Call ``ready(whom)`` as soon as ``read_some`` returns at once; only once.
 
         Only where ``tells_arrivals`` is true.  Any thread may call.  ready: a function in C that
@@ -344,6 +351,7 @@ class PipeEndpoint(Popen2IO, Endpoint):
     """A stream to a process of this machine, over two pipes."""
 
     has_process = True
+    popen: Any = None  # the process, if it was started as a child of this one
     memory: SharedMemory | None = None  # beside the pipes, where the spec asks for it
     _never_waits = False
 

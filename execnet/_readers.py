@@ -26,9 +26,7 @@ from .gateway_base import get_execmodel, new_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
-    from .gateway_base import DirectReads, FrameDecoder
+    from .gateway_base import DirectReads, FrameDecoder, LockLike
 
 OWN = 16  # gateways of both kinds that keep threads of their own, which are a bit faster
 OFFERS = 4  # gateways whose streams are left to threads that wait for items, at most
@@ -157,13 +155,13 @@ class _Readers(ABC):
     ``_lead`` is held by the thread that polls.  ``_lock`` guards the rest.
     """
 
-    _lead: AbstractContextManager[Any]
+    _lead: AbstractContextManager[object]
 
     def __init__(self) -> None:
         self.gateways: dict[object, Gateway] = {}
         self._lock = new_lock()
         self._threads = self._polling = self._busy = 0
-        self._awaited: list[Any] = []  # locks that are released when a thread comes back
+        self._awaited: list[LockLike] = []  # locks that are released when a thread comes back
         self._is_over = False
         self._offers: list[None] = [None] * OFFERS
 
@@ -173,7 +171,7 @@ class _Readers(ABC):
 
     def unpark(self, gateway: Gateway) -> None:
         """Note that its turn has begun."""
-        gateway._io.unpark()
+        gateway.endpoint.unpark()
 
     @abstractmethod
     def add(self, gateway: Gateway) -> None:
@@ -312,11 +310,11 @@ class _Polled(_Readers):
 
     def park(self, gateway: Gateway) -> None:
         """Poll for it, once."""
-        self._epoll.modify(gateway._io.shared_fd(), select.EPOLLIN | select.EPOLLONESHOT)
+        self._epoll.modify(gateway.endpoint.shared_fd(), select.EPOLLIN | select.EPOLLONESHOT)
 
     def add(self, gateway: Gateway) -> None:
         """Poll for one more gateway."""
-        fd = gateway._io.shared_fd()
+        fd = gateway.endpoint.shared_fd()
         self.gateways[fd] = gateway
         try:
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLONESHOT)
@@ -326,7 +324,7 @@ class _Polled(_Readers):
 
     def remove(self, gateway: Gateway) -> None:
         """Poll no more for a gateway, whose descriptor is still open."""
-        fd = gateway._io.shared_fd()
+        fd = gateway.endpoint.shared_fd()
         if self.gateways.pop(fd, None) is not None:
             with suppress(OSError, ValueError):
                 self._epoll.unregister(fd)
@@ -353,7 +351,7 @@ class _Told(_Readers):
 
     def park(self, gateway: Gateway) -> None:
         """Have it put into the queue, once."""
-        gateway._io.park(self._ready.put, gateway)
+        gateway.endpoint.park(self._ready.put, gateway)
 
     def add(self, gateway: Gateway) -> None:
         """Wait for one more gateway."""
@@ -391,15 +389,15 @@ class _Seats:
             return None
 
     def _add(self, gateway: Gateway) -> _Readers:
-        kind = _Told if gateway._io.tells_arrivals else _Polled
+        kind = _Told if gateway.endpoint.tells_arrivals else _Polled
         readers = self._readers.get(kind) or kind()
         gateway._readers, gateway._reading = readers, True
-        gateway._io.is_shared = True
+        gateway.endpoint.is_shared = True
         try:
             readers.add(gateway)
         except BaseException:
             gateway._readers, gateway._reading = None, False
-            gateway._io.is_shared = False
+            gateway.endpoint.is_shared = False
             if not readers.gateways:
                 readers.close()
             raise

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from ._endpoint import Endpoint
     from ._transports.table import Transport
     from .script.socketserver import Address
     from .xspec import XSpec
@@ -355,7 +356,7 @@ class Settings:
         self.kills_group: bool = values.get("kill", False)
         self.is_shared: bool = values.get("share", False)  # starts through a login of others, too
         # Makes the stream, in place of the transport.
-        self.through: Callable[..., Any] | None = None
+        self.through: Callable[..., Endpoint] | None = None
         # None: an installed server chooses.
         self.address: Address | None = values.get("socket") or values.get(JOINED)
         self.certificate: str | None = values.get("certificate")

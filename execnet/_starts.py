@@ -141,7 +141,7 @@ class Starts:
         self._is_cancelled = True
         for start in list(self._starts):
             if start.gateway is not None and not (start.is_connection and start.is_ready):
-                start.gateway._io.kill()
+                start.gateway.endpoint.kill()
         self._answers.put(None)
 
     def abandon(self, forget: Callable[[Gateway], object]) -> None:
@@ -251,7 +251,7 @@ class Starts:
         start.gateway = self._begin_one(start.settings, self._find, through)
         start.gateway.handshake.on_answer = self._on_answer
         if self._is_cancelled:  # before it could be killed
-            start.gateway._io.kill()
+            start.gateway.endpoint.kill()
         if start.settings.type == JOINED:
             start.deadline = start.settings.deadline()  # now that it has dialled in
 
@@ -320,7 +320,7 @@ class Starts:
             self._connections.refuse(start.address)
             self._end_connecting(start.address)
             start.is_given_up = True
-        elif start.connection is not None and gateway._io.could_not_start:
+        elif start.connection is not None and gateway.endpoint.could_not_start:
             start.connection, start.shares = None, False
         else:
             return False

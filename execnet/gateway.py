@@ -14,20 +14,20 @@ from collections.abc import Iterable, Mapping
 
 from ._calls.calling import Calling
 from ._clock import monotonic
-from ._endpoint import Endpoint, endpoint_of
+from ._endpoint import endpoint_of
 from ._ends import fork
 from ._ends.admission import Admission, BoundedSizes
 from ._ends.death import describe_exit, place_of, shown, worker_died
 from ._ends.handshake import Handshake
 from ._ends.last_words import LastWords, show
 from ._errors import WorkerDied
+from ._inside import Inside
 from ._log import DEBUG, INFO, WARNING, note
 from ._ship.source import _find_non_builtin_globals as _find_non_builtin_globals
 from ._ship.source import _source_of_function as _source_of_function
 from ._ship.source import compiled, source_to_send
 from ._specs import Settings
 from .gateway_base import (
-    BaseGateway,
     Channel,
     DumpError,
     ExecnetError,
@@ -53,12 +53,13 @@ if TYPE_CHECKING:
     from ._features.pulse import Pulse
     from ._imports.library import Library
     from ._imports.near import Forwarding
+    from ._reports import Reporter
     from .xspec import XSpec
 
     class GroupLike(Protocol):
         """What a gateway needs from its group."""
 
-        _reporter: Any
+        _reporter: Reporter | None
 
         def _unregister(self, gateway: Gateway) -> None: ...
         def _on_loss(self, gateway: Gateway) -> None: ...
@@ -71,11 +72,13 @@ TERMINATE_S = 10.0  # how long a worker gets at the end of a with statement
 _SERVER = "execnet.script.socketserver"  # it is told which key its clients have
 # Names without an underscore that are for other modules of ours; completion need not offer them.
 _INTERNAL = frozenset(["announce_codec", "exitcode", "fitting_codec", "handshake", "is_hurried"])
-_INTERNAL |= {"known_parts", "noise", "post_first_line", "settings", "tell_state"}
+_INTERNAL |= {"ask_stacks", "await_receiver", "execute_source", "get_calls", "get_forwarding"}
+_INTERNAL |= {"forwarding", "noise", "post_first_line", "settings", "tell_state"}
+_INTERNAL |= {name for name in vars(Inside) if not name.startswith("_")}
 EXIT_STATUS_S = 1.0  # how long a process may take to end after its stream
 
 
-class Gateway(Calling, BaseGateway):
+class Gateway(Calling):
     """A worker, seen from the coordinator.
 
     io: a stream to a worker that has been told to serve.  spec: what it was made from.
@@ -85,15 +88,13 @@ class Gateway(Calling, BaseGateway):
 
     _group: GroupLike | None = None
     codec: Codec | None = None  # of the channels that ``remote_exec`` makes
-    known_parts: frozenset[str] = frozenset()  # modules of ours that its worker has
     exitcode: int | None = None
+    forwarding: Forwarding | None = None  # modules that the worker imports from here
     _silence = ""  # why it was given up
     _is_explained = False
     _has_pulse = False
-    _forwarding: Forwarding | None = None
 
     _bound_sizes = BoundedSizes
-    _io: Endpoint
 
     def __init__(
         self,
@@ -135,7 +136,7 @@ class Gateway(Calling, BaseGateway):
         """What arrived instead of the worker's answer, or before it."""
         return self.handshake.noise
 
-    def remote_exec(self, source: Source, **kwargs: Any) -> Channel:
+    def remote_exec(self, source: Source, **kwargs: object) -> Channel:
         """Execute code in the worker; return the channel that is its ``channel`` there.
 
         source: a string of statements; a function whose first parameter is the channel, and that
@@ -145,22 +146,22 @@ class Gateway(Calling, BaseGateway):
         without a function, ``DumpError`` for one that can't be serialized, OSError if the worker
         is gone.  Errors of the code arrive on the channel as ``RemoteError``.
         """
-        text, file_name, call_name = source_to_send(source, self._is_old())
+        text, file_name, call_name = source_to_send(source, self.has_old_python())
         if kwargs and call_name is None:
             raise TypeError("keyword arguments need a function to be passed to")
         if isinstance(source, types.ModuleType) and source.__name__ == _SERVER:
             from ._transports.keys import given_to_server
 
             text = given_to_server() + text
-        return self._execute(source, text, file_name, call_name, kwargs)
+        return self.execute_source(source, text, file_name, call_name, kwargs)
 
-    def _execute(
+    def execute_source(
         self,
         source: Source,
         text: str,
         file_name: str | None,
         call_name: str | None,
-        kwargs: dict[str, Any] | None = None,
+        kwargs: dict[str, object] | None = None,
         channel: Channel | None = None,
     ) -> Channel:
         """Execute source text in the worker, as above; ``channel``: instead of a new one."""
@@ -213,7 +214,7 @@ class Gateway(Calling, BaseGateway):
         Raises ValueError for a module that does not exist here or is in the standard library,
         TypeError for a string instead of a list, OSError if the worker is gone.
         """
-        self._get_forwarding().allow(names, allow, deny)
+        self.get_forwarding().allow(names, allow, deny)
 
     def reload_imports(self) -> list[str]:
         """Read forwarded modules again; return the names of those that changed for the worker.
@@ -221,32 +222,24 @@ class Gateway(Calling, BaseGateway):
         If any changed, the worker's next imports execute all forwarded modules again.  Raises
         OSError if the worker is gone.
         """
-        forwarding = self._get_forwarding()
+        forwarding = self.get_forwarding()
         forwarding.library.forget()
         return forwarding.reload()
 
-    def _get_forwarding(self, library: Library | None = None) -> Forwarding:
-        if self._forwarding is None:
+    def get_forwarding(self, library: Library | None = None) -> Forwarding:
+        """Return what forwards imports, made for the first; library: the group's is the default."""
+        if self.forwarding is None:
             from ._imports.near import forwarding_of
 
             if library is None and self._group is not None:
                 library = self._group._get_library()
-            self._forwarding = forwarding_of(self, library)
-        return self._forwarding
+            self.forwarding = forwarding_of(self, library)
+        return self.forwarding
 
     def _on_import(self, message: Message) -> None:
-        if self._forwarding is None:
+        if self.forwarding is None:
             raise ProtocolError("a worker asked for a module, and none is forwarded")
-        self._forwarding.on_request(message)
-
-    def _imports_parts(self) -> bool:
-        """Whether the worker can import our modules, because it has them where we have them."""
-        return self.settings.has_source
-
-    def _is_old(self) -> bool:
-        """Whether the worker's Python may not understand our modules as they are."""
-        version: tuple[int, ...] = self.handshake.hello.get("version_info", (2, 7))
-        return version[:2] < (3, 7)
+        self.forwarding.on_request(message)
 
     def remote_status(self, timeout: float | None = None) -> RemoteStatus:
         """Ask the worker for its status; answered even while its main thread is busy.
@@ -256,8 +249,7 @@ class Gateway(Calling, BaseGateway):
         Raises ``TimeoutError`` if no answer arrived, OSError or ``WorkerDied`` if the worker is
         gone, ``DeadlockError`` in a callback of this gateway.
         """
-        channel = self.newchannel()
-        channel._strconfig = (True, False)  # names are text, whatever the gateway is configured to
+        channel = self.newchannel_as((True, False))  # names are text
         self._send(Message.STATUS, channel.id)
         status = channel.receive(timeout)
         if not isinstance(status, dict):
@@ -318,13 +310,13 @@ class Gateway(Calling, BaseGateway):
         code holds the interpreter.  timeout: seconds to wait, None for ever.
         Raises ``TimeoutError`` if no answer arrived, OSError if the worker is gone.
         """
-        channel = self._ask_stacks()
+        channel = self.ask_stacks()
         stacks: str = channel.receive(timeout)
         return stacks
 
-    def _ask_stacks(self) -> Channel:
-        channel = self.newchannel()
-        channel._strconfig = (True, False)
+    def ask_stacks(self) -> Channel:
+        """Ask for the stacks; return the channel that gets them."""
+        channel = self.newchannel_as((True, False))
         self._send(Message.STACKS, channel.id)
         return channel
 
@@ -366,9 +358,9 @@ class Gateway(Calling, BaseGateway):
         finally:
             self._io.kill()
             self._io.wait()
-            self._await_receiver()
+            self.await_receiver()
 
-    def _await_receiver(self) -> None:
+    def await_receiver(self) -> None:
         """Wait until nothing reads the stream any more: for the group, of a worker that ended."""
         self.join()
 

@@ -13,7 +13,7 @@ from ._endpoint import endpoint_of
 from ._ends.handshake import Handshake
 from ._specs import Settings
 from .gateway import Gateway
-from .gateway_base import CODECS, GatewayState
+from .gateway_base import CODECS
 from .gateway_io import BootstrapError
 from .gateway_io import HostNotFound as HostNotFound
 
@@ -190,10 +190,10 @@ def wait_ready(gateway: Gateway, deadline: float | None) -> None:
     deadline: as ``time.monotonic()``; None waits for ever.  Raises ``BootstrapError`` if it did
     not, and leaves nothing running.
     """
-    io, handshake = gateway._io, gateway.handshake
+    io, handshake = gateway.endpoint, gateway.handshake
     try:
         handshake.answered.wait(None if deadline is None else max(0.0, deadline - monotonic()))
-        if gateway._state == GatewayState.LIVE and "error" not in handshake.hello:
+        if gateway.is_live and "error" not in handshake.hello:
             io.worker_pid = handshake.hello.get("pid")
             return
     except BaseException:
@@ -205,21 +205,21 @@ def wait_ready(gateway: Gateway, deadline: float | None) -> None:
     try:
         from ._ends.failure import failure_of
     except (ImportError, OSError):  # no descriptor is left to read it with
-        text = f"{gateway.id} could not be started: {gateway._error}"
+        text = f"{gateway.id} could not be started: {gateway.end_error}"
         raise BootstrapError(text, io.args, status) from None
-    facts = gateway._error, in_time, status, is_connecting
+    facts = gateway.end_error, in_time, status, is_connecting
     raise failure_of(io, gateway.settings, handshake, *facts)
 
 
 def abandon(*gateways: Gateway) -> None:
     """Kill workers, all at once, and wait until they are gone, with their streams and threads."""
-    streams = [gateway._io for gateway in gateways]
+    streams = [gateway.endpoint for gateway in gateways]
     for gateway, io in zip(gateways, streams, strict=True):
-        gateway._writer.fail("the gateway was abandoned")
+        gateway.writer.fail("the gateway was abandoned")
         io.kill()
     for gateway, io in zip(gateways, streams, strict=True):
         io.wait()
-        gateway._await_receiver()  # which closes the stream
+        gateway.await_receiver()  # which closes the stream
 
 
 def carriers_first(specs: list[Settings]) -> list[Settings]:

@@ -30,7 +30,7 @@ from .gateway_base import ExecModel, above_stdio, new_lock, real_select
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
+    from typing import Any, TypeVar
 
     from ._ends.green_poll import GreenPoll
     from ._ends.watch import EndWatch
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from ._transports.table import Transport
     from .gateway import Gateway
     from .xspec import XSpec
+
+    T = TypeVar("T", bound=PipeEndpoint)
 
 PIPE_BYTES = 1 << 20
 F_SETPIPE_SZ = 1031  # on Linux; PyPy has no name for it
@@ -438,7 +440,7 @@ def _descendants(pid: int) -> list[int]:
     return found + [below for child in found for below in _descendants(child)]
 
 
-def _with_memory(settings: Settings, start: Callable[[], Any]) -> Any:
+def _with_memory(settings: Settings, start: Callable[[], T]) -> T:
     """Start a worker, which gets memory beside its pipes where the spec says so."""
     if not settings.shares_buffers:
         return start()

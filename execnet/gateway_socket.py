@@ -32,6 +32,7 @@ from .script.socketserver import format_address, is_loopback, keep_alive, owner_
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
     from typing import Any
 
@@ -292,7 +293,7 @@ def start_via(gateway: Gateway, hostport: tuple[str, int] | None = None) -> tupl
     machine listens on the loopback interface, and one elsewhere on all interfaces, with TLS.
     Raises ``BootstrapError`` if the server can't listen.
     """
-    getattr(gateway, "_refuse_blocking", int)()  # one of ``execnet.aio`` does
+    gateway.refuse_blocking()  # one of ``execnet.aio`` does
     options = {"clients": 0, "key": own_key().hex()}
     return _install(gateway, hostport, options, CONNECT_TIMEOUT_S)
 
@@ -309,7 +310,9 @@ def _install(
     if not is_loopback(hostport) and hostport[0] != "localhost":
         options = {**options, "certificate": certificate()}
     try:
-        channel = gateway._execute(socketserver, *source_to_send(socketserver, gateway._is_old()))
+        channel = gateway.execute_source(
+            socketserver, *source_to_send(socketserver, gateway.has_old_python())
+        )
         channel.send((*hostport, options))
         answer = channel.receive(timeout_s)
         channel.waitclose(timeout_s)
@@ -388,18 +391,22 @@ def _connect(
         raise
     except (OSError, UnicodeError) as exc:  # UnicodeError: no name of a host could be so
         error = exc
+    raise _not_reached(name, error, timeout_s) from error
+
+
+def _not_reached(name: str, error: Exception, timeout_s: float | None) -> HostNotFound:
     what = str(error)
     if isinstance(error, TimeoutError) and timeout_s is not None:
         what = f"no answer within {timeout_s:g} s"
     kind = HostRefused if isinstance(error, ConnectionRefusedError) else HostNotFound
-    raise kind(
+    return kind(
         f"can't connect to {name}: {what}. Does execnet/script/socketserver.py run there, "
         "and does it listen on more than its loopback interface?"
-    ) from error
+    )
 
 
 def _proved(
-    sock: Any,
+    sock: socket.socket,
     execmodel: ExecModel,
     name: str,
     deadline: float | None,
@@ -425,7 +432,7 @@ def _proved(
         raise
 
 
-def _check_owner(sock: Any, name: str) -> None:
+def _check_owner(sock: socket.socket, name: str) -> None:
     """Raise ``AuthenticationError`` if another user's process listens at a path."""
     owner = owner_of(sock, name.partition(":")[2])
     if owner not in (0, os.geteuid()):
@@ -435,20 +442,20 @@ def _check_owner(sock: Any, name: str) -> None:
         )
 
 
-def _places(address: Address, execmodel: ExecModel) -> list[tuple[int, Any]]:
+def _places(address: Address, execmodel: ExecModel) -> list[tuple[int, Address]]:
     """Return (family, address to connect to) for everything that an address can mean."""
     socket = execmodel.socket
     if isinstance(address, str):
         return [(socket.AF_UNIX, address)]
-    host: Any = address[0]
-    if host.isascii() and execmodel.has_main_thread:
-        host = host.encode()  # else the codec for names in all letters is loaded
+    host: str | bytes = address[0]
+    if address[0].isascii() and execmodel.has_main_thread:
+        host = address[0].encode()  # else the codec for names in all letters is loaded
     found = socket.getaddrinfo(host, address[1], 0, socket.SOCK_STREAM)
     return [(family, place) for family, _, _, _, place in found]
 
 
 def _connected(
-    place: tuple[int, Any],
+    place: tuple[int, Address],
     execmodel: ExecModel,
     deadline: float | None,
     is_over: Callable[[], bool] | None,
@@ -473,7 +480,7 @@ def _connected(
 
 
 def _await_connection(
-    sock: Any, address: Any, deadline: float | None, is_over: Callable[[], bool]
+    sock: socket.socket, address: Address, deadline: float | None, is_over: Callable[[], bool]
 ) -> None:
     """Connect, looking now and then whether nobody wants that any more; OSError then, too."""
     import select

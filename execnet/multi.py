@@ -443,7 +443,7 @@ class Group(Listening):
         Like ``Gateway.reload_imports``, for all members to which something is forwarded.
         """
         self._get_library().forget()
-        forwarding = [getattr(gateway, "_forwarding", None) for gateway in self]
+        forwarding = [gateway.forwarding for gateway in self if isinstance(gateway, Gateway)]
         return sorted({name for one in forwarding if one is not None for name in one.reload()})
 
     def _get_library(self) -> Library:
@@ -461,10 +461,10 @@ class Group(Listening):
 
                 library = self._get_library()
                 names = names_in_spec(library, gateway.settings)
-                gateway._get_forwarding(library).allow(names)
+                gateway.get_forwarding(library).allow(names)
 
     def remote_exec(
-        self, source: str | types.FunctionType | types.ModuleType, **kwargs: Any
+        self, source: str | types.FunctionType | types.ModuleType, **kwargs: object
     ) -> MultiChannel:
         """Execute code in all workers at once; arguments and errors as for a gateway."""
         return MultiChannel([gateway.remote_exec(source, **kwargs) for gateway in self])
@@ -515,7 +515,7 @@ class Group(Listening):
         try:
             if not taken:  # another thread is doing it with a longer timeout than ours
                 for gateway in list(self._ending):
-                    gateway._io.kill()
+                    gateway.endpoint.kill()
                 (taken,) = map(self._terminating.acquire, (True,), (KILL_S,))
                 if not taken:
                     return

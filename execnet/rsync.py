@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ._rsync.patterns import Rule
     from ._rsync.push import Target
     from ._rsync.result import Progress, Result, Skipped, TargetResult
+    from .gateway import Gateway
 
     Callback = Callable[[str, int, Any], object]
 
@@ -46,7 +47,7 @@ def _nanoseconds(seconds: float) -> int:
     return int(seconds * 1_000_000_000)
 
 
-def _is_local(gateway: Any) -> bool:
+def _is_local(gateway: Gateway) -> bool:
     return bool(gateway.spec.popen and not gateway.spec.via)
 
 
@@ -73,7 +74,7 @@ def _refuse_home(path: str | os.PathLike[str]) -> None:
 
 
 def pull_options(
-    gateway: Any, *, delete: bool = False, delete_excluded: bool = False, dry_run: bool = False,
+    gateway: Gateway, *, delete: bool = False, delete_excluded: bool = False, dry_run: bool = False,
     modes: bool = True, times: bool = True, owners: bool = False, modify_window: float = 0,
     partial: bool = False, compress: bool = False, bwlimit: float | None = None, mask: int = 0o022,
     links: str = "inside", max_files: int | None = None, max_bytes: int | None = None,
@@ -158,7 +159,7 @@ class RSync:
 
     def add_target(
         self,
-        gateway: Any,
+        gateway: Gateway,
         destdir: str | os.PathLike[str],
         finishedcallback: Callable[[], object] | None = None,
         **options: Any,
@@ -187,16 +188,25 @@ class RSync:
         from ._rsync.push import Target, sender_to
         from ._ship.parts import run
 
-        getattr(gateway, "_refuse_blocking", int)()  # one of ``execnet.aio`` does
+        gateway.refuse_blocking()  # one of ``execnet.aio`` does
         unknown = sorted(options.keys() - _OPTIONS)
         if unknown:
             raise TypeError(f"add_target() got unknown options: {', '.join(unknown)}")
         if not options.get("expanduser"):
             _refuse_home(destdir)
+        settings = self._settings_of(options, os.fsencode(destdir))
+        settings["compress"] = settings["compress"] and not _is_local(gateway)
+        channel = run(gateway, "_rsync.far.target", send=sender_to(gateway))
+        self._targets.append(
+            Target(gateway, channel, os.fsdecode(destdir), finishedcallback, settings)
+        )
+
+    def _settings_of(self, options: dict[str, Any], dest: bytes) -> Settings:
+        """Return what a target is told; raises the errors of ``add_target`` for its options."""
         excluded_too = bool(options.get("delete_excluded"))
         delete = excluded_too or bool(options.get("delete"))
-        settings: Settings = {
-            "dest": os.fsencode(destdir),
+        return {
+            "dest": dest,
             "delete": delete,
             "rules": [] if excluded_too else self._rules,
             "asks": delete and not excluded_too and self._accept() is not None,
@@ -209,17 +219,13 @@ class RSync:
             "mask": 0,
             "links": _checked_links(options.get("links", "as-is")),
             "partial": bool(options.get("partial")),
-            "compress": bool(options.get("compress")) and not _is_local(gateway),
+            "compress": bool(options.get("compress")),
             "most_per_s": _positive("bwlimit", options.get("bwlimit")),
             "max_files": None,
             "max_bytes": None,
             "is_bounded": False,
             "keeps_apart": self._keeps_apart,
         }
-        channel = run(gateway, "_rsync.far.target", send=sender_to(gateway))
-        self._targets.append(
-            Target(gateway, channel, os.fsdecode(destdir), finishedcallback, settings)
-        )
 
     def send(self, raises: bool = True) -> Result | None:
         """Send to all targets that were added since the last time; return the result.
@@ -251,7 +257,7 @@ class RSync:
 
     @staticmethod
     def pull(
-        gateway: Any,
+        gateway: Gateway,
         remote_dir: str | os.PathLike[str],
         local_dir: str | os.PathLike[str],
         *,
@@ -290,7 +296,7 @@ class RSync:
         is more than was allowed, or if the worker breaks the protocol; ``RemoteError`` or EOFError
         if it fails; ValueError for a path that begins with "~", and for other values of ``links``.
         """
-        getattr(gateway, "_refuse_blocking", int)()
+        gateway.refuse_blocking()
         _refuse_home(local_dir)
         _refuse_home(remote_dir)
         from ._rsync.pull import pull  # most programs never need it
@@ -308,7 +314,7 @@ class RSync:
             return None  # saves a call for each entry
         return lambda path: self.filter(os.path.join(self._sourcedir, os.fsdecode(path)))
 
-    def _report_send_file(self, gateway: Any, modified_rel_path: str) -> None:
+    def _report_send_file(self, gateway: Gateway, modified_rel_path: str) -> None:
         """Report that a file is being sent; meant to be overridden."""
         if self._verbose:
             from ._rsync.result import print_line

@@ -104,7 +104,7 @@ def ChannelGateway(
     via = channel.gateway
     if not isinstance(via, Gateway):
         raise TypeError(f"{channel!r} belongs to {via!r}, and it has to be one to a worker")
-    getattr(via, "_refuse_blocking", int)()  # one of ``execnet.aio`` does
+    via.refuse_blocking()  # one of ``execnet.aio`` does
     spec = XSpec(spec) if isinstance(spec, str) else spec
     if spec.via not in (None, via.id):
         raise ValueError(f"spec {spec.shown()!r}: via= is the gateway of the channel, {via.id}")

@@ -98,7 +98,7 @@ class XSpec:
         return self.popen is not None and self.chdir is None
 
 
-def build(*, env: Mapping[str, str | None] | None = None, **keys: Any) -> XSpec:
+def build(*, env: Mapping[str, str | None] | None = None, **keys: object) -> XSpec:
     """Return a spec with these keys, for values that come from elsewhere.
 
     env: variables by name; None takes the value from here.  keys: True means a key without a value,

@@ -102,7 +102,7 @@ class Channel(gateway_base.Channel):
                 writer.pass_on()
             await self._credit()
 
-    async def send_bytes(self, buffer: Any) -> None:
+    async def send_bytes(self, buffer: object) -> None:
         """Send what an object with a buffer holds, as an item of bytes.
 
         Many bytes are not copied: leave them as they are until it returns.  One that is cancelled
@@ -178,7 +178,7 @@ class Channel(gateway_base.Channel):
         inbox.put(item)  # others may be waiting too
         raise self._getremoteerror() or EOFError(f"{self!r} has no more items")
 
-    async def receive_into(self, buffer: Any, timeout: float | None = None) -> int:
+    async def receive_into(self, buffer: object, timeout: float | None = None) -> int:
         """Put the next item, which has to be bytes, into a buffer, and return their number.
 
         Once it has raised, or was cancelled, nothing writes to the buffer any more, and the item

@@ -67,6 +67,7 @@ class Gateway(gateway.Gateway):
     awaited.  Only the loop's thread may use it.  Callbacks run in the loop.
     """
 
+    waits_in_loop = True
     _writer: LoopWriter
     _calls: Calls | None
 
@@ -118,7 +119,7 @@ class Gateway(gateway.Gateway):
 
     # ---------------------------------------------------------------- calls
 
-    def _get_calls(self) -> Calls:
+    def get_calls(self) -> Calls:
         if self._calls is None:
             from .calls import Calls
 
@@ -149,7 +150,7 @@ class Gateway(gateway.Gateway):
             As ``execnet.Gateway.call``.  Calls of several tasks run at once.  A call that is
             cancelled goes on in the worker.
             """
-            return await self._get_calls().call(func, args, kwargs)
+            return await self.get_calls().call(func, args, kwargs)
 
         def submit(self, func, /, *args, **kwargs):
             """Have a function called in the worker; return an ``asyncio.Future``; does not wait.
@@ -160,7 +161,7 @@ class Gateway(gateway.Gateway):
             if self._submitted is None:
                 from .calls import Submitted
 
-                self._submitted = Submitted(self._get_calls())
+                self._submitted = Submitted(self.get_calls())
             return self._submitted.submit(func, args, kwargs)
 
     def module(self, name: str) -> NoReturn:
@@ -192,7 +193,7 @@ class Gateway(gateway.Gateway):
 
     async def dump_stacks(self, timeout: float | None = 10.0) -> str:
         """Return the Python stacks of all threads of the worker; as ``execnet.Gateway``'s."""
-        stacks: str = await self._ask_stacks().receive(timeout)
+        stacks: str = await self.ask_stacks().receive(timeout)
         return stacks
 
     async def join(self, timeout: float | None = None) -> None:
@@ -224,8 +225,8 @@ class Gateway(gateway.Gateway):
     if TYPE_CHECKING:
 
         def newchannel(self) -> channels.Channel: ...
-        def remote_exec(self, source: Source, **kwargs: Any) -> channels.Channel: ...
-        def _ask_stacks(self) -> channels.Channel: ...
+        def remote_exec(self, source: Source, **kwargs: object) -> channels.Channel: ...
+        def ask_stacks(self) -> channels.Channel: ...
 
     # ---------------------------------------------------------------- the loop's thread
 
@@ -429,12 +430,12 @@ class Gateway(gateway.Gateway):
 
     # ---------------------------------------------------------------- any thread
 
-    def _refuse_blocking(self) -> None:
+    def refuse_blocking(self) -> None:
         """Raise TypeError: something is about to wait in a thread that must not."""
         if get_ident() not in self.made_in:
             raise TypeError(f"{self.id} belongs to a loop: use what execnet.aio has for it")
 
-    def _await_receiver(self) -> None:
+    def await_receiver(self) -> None:
         """Wait in a thread until the loop has handled the end of a worker that was waited for.
 
         If the loop does not run, this does it in its place.

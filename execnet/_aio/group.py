@@ -50,7 +50,7 @@ class _Request:
         self.is_cancelled = True
         for gateway in list(self.gateways):
             if not self._core.is_shared(gateway):  # others may be starting through it
-                gateway._io.kill()
+                gateway.endpoint.kill()
         self._core.look_again()
 
 
@@ -133,7 +133,7 @@ class _Core(multi.Group):
         if request is not None:
             request.gateways.append(gateway)
             if request.is_cancelled:
-                gateway._io.kill()
+                gateway.endpoint.kill()
         return gateway
 
     def kill(self) -> None:
@@ -316,7 +316,7 @@ class Group:
 
     # using
 
-    def remote_exec(self, source: Source, **kwargs: Any) -> MultiChannel:
+    def remote_exec(self, source: Source, **kwargs: object) -> MultiChannel:
         """Execute code in all workers at once; as ``execnet.Group.remote_exec``."""
         return MultiChannel([gateway.remote_exec(source, **kwargs) for gateway in self])
 

@@ -14,7 +14,7 @@ from ..gateway_base import get_execmodel
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, TypeVar
+    from typing import TypeVar
 
     T = TypeVar("T")
 
@@ -36,7 +36,7 @@ def in_thread(
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(tell, *told)
 
-    def tell(what: Callable[[Any], object], value: object) -> None:
+    def tell(what: Callable[[T], object], value: T) -> None:
         if not future.done():
             what(value)
 

@@ -5,6 +5,7 @@ The rest is imported with the first call.  Start at ``Calling.call``.
 
 from __future__ import annotations
 
+from .._inside import Inside
 from ..gateway_base import Message, _refusal, dumps_internal
 
 TYPE_CHECKING = False
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
-class Calling:
+class Calling(Inside):
     """The part of a gateway that calls functions; any thread may call."""
 
     _exit_lock: LockLike  # of a gateway
@@ -53,7 +54,7 @@ class Calling:
             ``RemoteError`` with the traceback is their cause.  All others are raised as a
             ``RemoteError``.  A KeyboardInterrupt that comes here is raised in the function as well.
             """
-            return self._get_calls().call(func, args, kwargs)
+            return self.get_calls().call(func, args, kwargs)
 
     if TYPE_CHECKING:
 
@@ -79,7 +80,7 @@ class Calling:
             if self._submitted is None:
                 from .submitted import Submitted
 
-                calls = self._get_calls()
+                calls = self.get_calls()
                 with self._exit_lock:
                     self._submitted = self._submitted or Submitted(calls)
             return self._submitted.submit(func, args, kwargs)
@@ -92,7 +93,7 @@ class Calling:
         """
         from .module import RemoteModule
 
-        calls = self._get_calls()
+        calls = self.get_calls()
         calls.describe(name, "")
         return RemoteModule(calls, name)
 
@@ -104,7 +105,8 @@ class Calling:
             raise _refusal(self, f"cannot interrupt code of {self!r}")
         self._post(Message.INTERRUPT, channel_id, b"" if number is None else dumps_internal(number))
 
-    def _get_calls(self) -> Calls:
+    def get_calls(self) -> Calls:
+        """Return what makes calls; ``ExecnetError`` if the worker does not support them."""
         if self._calls is None:
             from .near import Calls
 

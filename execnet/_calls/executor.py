@@ -15,12 +15,12 @@ from .._clock import monotonic
 from .._features.queues import timed_inbox
 from ..gateway_base import (
     ExecnetError,
-    GatewayState,
     TimeoutError,
     _Flag,
     _refuse_in_callback,
     new_lock,
 )
+from .calling import Calling
 from .future import Future, Teller
 from .lane import AHEAD_MAX, Asked, Lane, Work
 from .near import Mapped
@@ -284,14 +284,14 @@ class Executor(futures.Executor):
         for gateway in self._group:
             with self._lock:
                 is_known = gateway in self._lanes or self._is_shut_down
-                if is_known or getattr(gateway, "_state", None) != GatewayState.LIVE:
+                if is_known or not (isinstance(gateway, Calling) and gateway.is_live):
                     continue
                 self._lanes[gateway] = []  # so that no other thread makes them as well
             lanes: list[Lane] = []
             try:
                 if self._imports is not None:
                     self._forward_imports(gateway, self._imports)
-                calls = gateway._get_calls()
+                calls = gateway.get_calls()
                 lanes += [Lane(calls, self) for _ in range(self._max_per_worker)]
             except (ExecnetError, OSError):  # it does not support calls, or has just ended
                 pass
@@ -373,7 +373,7 @@ class Executor(futures.Executor):
         if self._cancel == "interrupt":
             lane.interrupt(work)
         elif any(asked.work is work for asked in list(lane.asked.values())):
-            lane.gateway._io.kill()
+            lane.gateway.endpoint.kill()
 
     def _give_back(self, lane: Lane) -> None:
         with self._lock:
@@ -512,7 +512,7 @@ class _Slot:
 
     def __init__(self, ready: Inbox) -> None:
         self._ready = ready
-        self.value: Any = None
+        self.value: object = None
         self.error: BaseException | None = None
         self.has_ended = self.is_awaited = False
         self.interrupt: Callable[[], object] | None = None

@@ -331,5 +331,5 @@ class Lane:
 def _is_exact(gateway: GatewayLike) -> bool:
     """Whether all that the worker wrote is read, whatever its end: it is our child, over pipes."""
     io = gateway._io
-    pid = io.popen.pid if isinstance(io, PipeEndpoint) and hasattr(io, "popen") else None
+    pid = io.popen.pid if isinstance(io, PipeEndpoint) and io.popen else None
     return pid is not None and bool(pid == gateway.handshake.hello.get("pid"))

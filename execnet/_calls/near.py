@@ -53,17 +53,23 @@ if TYPE_CHECKING:
         @property
         def _writer(self) -> FrameWriter: ...
         @property
+        def endpoint(self) -> Endpoint: ...
+        @property
+        def factory(self) -> ChannelFactory: ...
+        @property
+        def end_error(self) -> BaseException | None: ...
+        @property
         def as_error(self) -> Callable[..., RemoteError]: ...
 
         _error: BaseException | None
-        _forwarding: Forwarding | None
+        forwarding: Forwarding | None
         _channelfactory: ChannelFactory
 
         def hasreceiver(self) -> bool: ...
         def newchannel(self) -> Channel: ...
         def fitting_codec(self, codec: Codec) -> Codec: ...
         def _interrupt(self, channel_id: int, number: int | None = None) -> None: ...
-        def _is_old(self) -> bool: ...
+        def has_old_python(self) -> bool: ...
         def _send(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None: ...
         def _post(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None: ...
         def _send_frame(self, header: bytes, payload: bytes | memoryview) -> None: ...
@@ -202,14 +208,14 @@ class Calls:
         It may read files, and wait for the stream.
         """
         module = self.new_module_of(function)
-        forwarding = self.gateway._forwarding
+        forwarding = self.gateway.forwarding
         if module and forwarding is not None:
             self._ahead.add(module)
             forwarding.send_ahead(module, not self.gateway.handshake.is_plain)
 
     def new_module_of(self, function: object) -> str:
         """Return the module of a function; "" if it was sent, or if no imports travel."""
-        if self.gateway._forwarding is None:
+        if self.gateway.forwarding is None:
             return ""
         while isinstance(function, functools.partial):
             function = function.func
@@ -239,7 +245,7 @@ class Calls:
             function = function.function
         else:
             name = self._name(function)
-        factory = self.gateway._channelfactory
+        factory = self.gateway.factory
         try:
             if codec is not None:
                 codec = self.gateway.fitting_codec(codec)
@@ -280,7 +286,7 @@ class Calls:
             return name
         from .sources import plan_of
 
-        plan = plan_of(function, self.gateway._is_old())
+        plan = plan_of(function, self.gateway.has_old_python())
         if plan.key not in self._sent:
             with self._lock:  # so that no name goes out before what it names
                 entries = [entry for entry in plan.entries if entry[0] not in self._sent]
@@ -320,7 +326,7 @@ class Calls:
 
     def end_of_gateway(self) -> BaseException:
         """Return the error for calls that will never be answered."""
-        error = self.gateway._error
+        error = self.gateway.end_error
         return EOFError(f"{self.gateway.id} was ended") if error is None else copy.copy(error)
 
     def _on_missing(

@@ -177,7 +177,7 @@ class Execution:
             self.channel.setcallback(self._take, endmarker=_END)
             begin(self)
         except OSError as exc:  # it died meanwhile
-            self._on_end_of_code(self.gateway._error or exc)
+            self._on_end_of_code(self.gateway.end_error or exc)
 
     def send(self, code: ModuleType, what: str, **arguments: object) -> None:
         """Run a module of ours in the worker, on our channel.

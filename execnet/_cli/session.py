@@ -146,7 +146,7 @@ class WatchedGroup(Group):
     def kill(self) -> None:
         """Kill all workers at once; does not wait, and may be called from a signal handler."""
         for gateway in list(self._started):
-            gateway._io.kill()
+            gateway.endpoint.kill()
 
     def stop(self, grace_s: float, busy: Collection[str] = ()) -> list[str]:
         """End all workers without asking, and return the ids of those that are still running.
@@ -162,9 +162,9 @@ class WatchedGroup(Group):
         gateways = list(self._started)
         for gateway in gateways:
             if gateway.id in busy:
-                gateway._writer.close_soon()
+                gateway.writer.close_soon()
             else:
-                gateway._io.kill()
+                gateway.endpoint.kill()
         _wait_until_gone(gateways, grace_s)
         self.kill()
         atexit.unregister(self._cleanup_atexit)  # this would wait for threads that wait for stdout
@@ -174,9 +174,9 @@ class WatchedGroup(Group):
 def _wait_until_gone(gateways: Sequence[Gateway], timeout_s: float) -> list[Gateway]:
     """Wait until processes end; return the gateways whose process has not ended."""
     deadline = time.monotonic() + timeout_s
-    waited = [gateway for gateway in gateways if gateway._io.poll_until(deadline) is None]
+    waited = [gateway for gateway in gateways if gateway.endpoint.poll_until(deadline) is None]
     # If a hop was killed, the workers that are reached through it end too, in a way unknown here.
-    return [gateway for gateway in waited if not gateway._io.has_ended()]
+    return [gateway for gateway in waited if not gateway.endpoint.has_ended()]
 
 
 def run_there(
@@ -192,8 +192,8 @@ def run_there(
     what: describes it in errors.  code: has a function ``run(channel, **arguments)``.  channel: to
     be used instead of a new one.
     """
-    text, file_name, _ = source_to_send(code, gateway._is_old())
-    return gateway._execute(what, text, file_name, "run", arguments, channel)
+    text, file_name, _ = source_to_send(code, gateway.has_old_python())
+    return gateway.execute_source(what, text, file_name, "run", arguments, channel)
 
 
 # ---------------------------------------------------------------- the watch

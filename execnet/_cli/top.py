@@ -117,7 +117,7 @@ class Watched:
         row["unread_items"] = told.get("unread")
         row.update(executes=told.get("tasks") or [], last_words=None)
         if state == "ended":
-            row["last_words"] = str(self.gateway._error)
+            row["last_words"] = str(self.gateway.end_error)
         return row
 
     def _take(self, item: object) -> None:

@@ -92,12 +92,7 @@ def add_parser(subparsers: Commands) -> None:
     add("--root", metavar="FOLDER", help="folder there for everything (~/.cache/execnet)")
     add("--timeout", type=seconds, metavar="SECONDS", help="end everything after that time")
     add("--verbose", "-v", action="store_true", help="print what installers print, to stderr")
-    add(
-        "--unused",
-        type=_days,
-        metavar="DAYS",
-        help="prune: after this long without use (30)",
-    )
+    add("--unused", type=_days, metavar="DAYS", help="prune: after this long without use (30)")
     add("--dry-run", action="store_true", help="prune: only print what would be removed")
     add("--json", action="store_true", help="print each line as a JSON object")
     parser.set_defaults(run=_run)

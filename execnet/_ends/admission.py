@@ -11,7 +11,8 @@ from ..gateway_base import PART_BYTES, Message, ProtocolError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from .._inside import Inside
+    from ..gateway_base import BaseGateway
 
 HELLO_MAX = 1 << 16
 TEXT_MAX = 1 << 24  # of errors and stacks
@@ -51,7 +52,7 @@ ABOUT_CHANNELS = Message.RECONFIGURE, Message.WINDOW, Message.CREDIT
 class Admission:
     """Checks the header of each frame of one worker, in the receiver thread of its gateway."""
 
-    def __init__(self, gateway: Any) -> None:
+    def __init__(self, gateway: Inside) -> None:
         self._gateway = gateway
         self._early: dict[int, int] = {}  # how often a channel that has not come was configured
         self._early_frames = 0
@@ -146,7 +147,7 @@ class BoundedSizes(list[int]):
         super().append(size)
 
     @staticmethod
-    def check_queue(gateway: Any) -> None:
+    def check_queue(gateway: BaseGateway) -> None:
         """End a worker that keeps sending, but does not read what it is told about that."""
         if len(gateway._writer._frames) > QUEUED_MAX:
             gateway._on_silence("it reads nothing")

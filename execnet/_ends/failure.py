@@ -105,10 +105,8 @@ def failure_of(
     by_ssh = bool(spec.ssh or spec.vagrant_ssh)
     unreachable = is_connecting or (by_ssh and status == SSH_FAILED)
     problem = str(handshake.hello.get("error", "")).strip()
-    if problem and settings.attach is not None:
-        cause = f"the service {settings.attach} could not be used: {problem}"
-    elif problem:
-        cause = f"the worker could not be prepared: {_why_unprepared(spec, problem)}"
+    if problem:
+        cause = _why_unprepared(settings, problem)
     elif is_connecting:
         cause = f"{_SILENT_HOST} ({timeout_s or 0:g} s)"
     elif not in_time:
@@ -128,7 +126,13 @@ def failure_of(
     return kind(with_command(indented(printable(text)), args), args, status, stderr, noise)
 
 
-def _why_unprepared(spec: XSpec, problem: str) -> str:
+def _why_unprepared(settings: Settings, problem: str) -> str:
+    if settings.attach is not None:
+        return f"the service {settings.attach} could not be used: {problem}"
+    return f"the worker could not be prepared: {_told_by(settings.spec, problem)}"
+
+
+def _told_by(spec: XSpec, problem: str) -> str:
     """Return what a worker's traceback says, and the key of the spec that it is about."""
     last = problem.splitlines()[-1]
     if spec.execmodel in ("gevent", "eventlet") and "No module named" in last:

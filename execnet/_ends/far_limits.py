@@ -11,10 +11,12 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     Load = Callable[[str], Any]
+    Find = Callable[[int], Iterable[int]]  # returns the processors of a process
+    Choose = Callable[[int, list[int]], object]
 
 ROOM = 32 << 20  # bytes that a worker needs beside what its interpreter has: stacks of threads
 MASK_LONGS = 128  # for at least 4096 processors
@@ -68,7 +70,7 @@ def _limit_cpus(cpus: Any, turn: int, load: Load) -> None:
     choose(0, cpus)
 
 
-def _affinity(load: Load) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _affinity(load: Load) -> tuple[Find, Choose]:
     """Return the functions of ``os``, or like those, which Python 2 and PyPy do not have."""
     if hasattr(os, "sched_setaffinity"):
         return os.sched_getaffinity, os.sched_setaffinity

@@ -13,7 +13,7 @@ from ..gateway_base import ENDMARKER, ChannelState, _Flag, new_rlock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Protocol
+    from typing import Protocol
 
     from ..gateway_base import Channel, ChannelFactory
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         def _disown(self) -> None: ...
 
 
-_owners: weakref.WeakSet[Any] = weakref.WeakSet()
+_owners: weakref.WeakSet[Owner] = weakref.WeakSet()
 
 
 def register(owner: Owner) -> None:

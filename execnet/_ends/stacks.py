@@ -15,7 +15,7 @@ def collect_stacks(gateways: list[Gateway], deadline: float | None) -> dict[str,
     asked: dict[str, Channel | Exception] = {}
     for gateway in gateways:
         try:
-            asked[gateway.id] = gateway._ask_stacks()
+            asked[gateway.id] = gateway.ask_stacks()
         except OSError as exc:
             asked[gateway.id] = exc
     stacks = {}

@@ -14,7 +14,6 @@ from . import fork
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
 
 TAIL_BYTES = 4096
 CLOSE_S = 1.0  # how long what was already written may take to arrive
@@ -50,7 +49,7 @@ class _Served:
 
     def __init__(self, wake: int) -> None:
         select = real_select()
-        self._poll: Any = select.poll()
+        self._poll = select.poll()
         self._readable: int = select.POLLIN
         self._poll.register(wake, self._readable)
         self.captures: dict[int, Capture] = {}

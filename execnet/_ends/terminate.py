@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from .._clock import monotonic
+from .._inside import Inside
 from ..gateway_base import HAS_DAEMON_THREADS, DeadlockError, WorkerGateway, _Flag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
+    from .._endpoint import Endpoint
     from ..gateway import Gateway
     from ..gateway_base import ExecModel
 
@@ -68,7 +70,7 @@ def _call_and_set(func: Callable[[], object], done: _Flag) -> None:
         done.set()
 
 
-def kill_all(execmodel: ExecModel, streams: list[Any]) -> None:
+def kill_all(execmodel: ExecModel, streams: list[Endpoint]) -> None:
     """Kill the workers of streams; all at once where each takes a login."""
     slow = [io for io in streams if io.kills_by_login]
     ended = []
@@ -132,7 +134,7 @@ def end_members(
 
 def _kill_and_reap(execmodel: ExecModel, gateways: list[Gateway], stuck: list[Gateway]) -> None:
     """Kill workers, and wait until they are gone; of stuck ones what they started, if asked for."""
-    streams = [gateway._io for gateway in gateways]
+    streams: list[Any] = [gateway._io for gateway in gateways]
     for gateway, io in zip(gateways, streams, strict=True):
         if gateway.settings.kills_group and gateway in stuck:
             io.kill_group()
@@ -140,7 +142,7 @@ def _kill_and_reap(execmodel: ExecModel, gateways: list[Gateway], stuck: list[Ga
     for gateway, io in zip(gateways, streams, strict=True):
         io.wait()
         with suppress(DeadlockError):  # a callback of its own ends before its receiver
-            gateway._await_receiver()
+            gateway.await_receiver()
 
 
 def wait_all_ended(execmodel: ExecModel, gateways: list[Gateway], deadline: float) -> None:
@@ -156,16 +158,16 @@ def _kill_unreachable(execmodel: ExecModel, gateways: list[Gateway], deadline: f
 
     There may be no network, so each login may wait until then; they are made at once.
     """
-    slow = [gateway for gateway in gateways if gateway._io.kills_by_login]
+    slow = [gateway for gateway in gateways if gateway.endpoint.kills_by_login]
     if not slow:
         return
     began = monotonic()
     early = max(deadline - LOGIN_S, (began + deadline) / 2)
     late = max(deadline, began + SILENT_S)
-    waited: list[Any] = [gateway for gateway in slow if not wait_ended(gateway, early)]
+    waited = [gateway for gateway in slow if not wait_ended(gateway, early)]
     since = early - SILENT_S
     times = [since] if since >= began else []  # before that, nothing had to come
-    lost = [gateway._io for gateway in waited if gateway._io.is_out_of_reach(*times)]
+    lost = [gateway.endpoint for gateway in waited if gateway.endpoint.is_out_of_reach(*times)]
     for io in lost:
         io.kill_by = late
     kill_all(execmodel, lost)
@@ -182,18 +184,20 @@ def carriers_of(gateway: Any) -> list[str | None]:
 
     One of a tree that is out of reach may go via any of the level above, if it has to be killed.
     """
-    spec, io = gateway.spec, getattr(gateway, "_io", None)
-    carrier = getattr(io, "carrier", None)
-    ids = [spec.via, getattr(spec, "installvia", None), getattr(carrier, "id", None)]
-    level = getattr(spec, "_level", None)
-    if level is not None and io is not None and io.is_out_of_reach():
-        ids += level[0]
+    spec = gateway.spec
+    ids = [spec.via, getattr(spec, "installvia", None)]
+    if isinstance(gateway, Inside):
+        io, level = gateway.endpoint, vars(spec).get("_level")
+        if io.carrier is not None:
+            ids.append(io.carrier.id)
+        if level is not None and io.is_out_of_reach():
+            ids += level[0]
     return ids
 
 
 def wait_ended(gateway: Gateway, deadline: float) -> bool:
     """Wait for a worker's end until the deadline; return whether it ended."""
-    io = gateway._io
+    io = gateway.endpoint
     if io.poll_until(deadline) is not None or not gateway.hasreceiver():
         return True
     return io.has_ended()  # an ended one may have None as its status

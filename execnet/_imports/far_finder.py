@@ -276,7 +276,7 @@ class Finder(object):
             if known is None:
                 return None
             is_package = bool(known[0])
-        spec_class: Any = type(sys.__spec__)
+        spec_class: Callable[..., ModuleSpec] = type(sys.__spec__)
         spec: ModuleSpec = spec_class(name, Loader(self, name), is_package=bool(is_package))
         return spec
 

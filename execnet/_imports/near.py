@@ -41,8 +41,8 @@ from .library import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any
 
+    from .._inside import Inside
     from .._specs import Settings
     from .far_finder import Row
 
@@ -64,7 +64,7 @@ class Forwarding:
     while something is sent, so that changes reach the worker in order.
     """
 
-    def __init__(self, gateway: Any, library: Library) -> None:
+    def __init__(self, gateway: Inside, library: Library) -> None:
         self._gateway = gateway
         self.library = library
         self._rules = Rules()
@@ -130,7 +130,7 @@ class Forwarding:
     def _tell(self, *told: object) -> None:
         gateway = self._gateway
         sent = [(PART, None, None)] if self._part_sent else parts.sent_parts(gateway, PART)
-        gateway._send(Message.SOURCES, 0, dumps_internal((sent, told)))
+        gateway.send_message(Message.SOURCES, 0, dumps_internal((sent, told)))
         self._part_sent = True
 
     # requests
@@ -157,7 +157,7 @@ class Forwarding:
                 self._is_answering = False
                 number = message.channelid
                 told = self._pack(("modules", ([], [], [(name, "", None, None, NO_THREAD)])), False)
-                gateway._post(Message.SOURCES, number, told)
+                gateway.post_message(Message.SOURCES, number, told)
 
     def _answer_all(self) -> None:
         while True:
@@ -186,9 +186,9 @@ class Forwarding:
                 digest, len(payload), lambda: frame_of(gateway, header, whole, blob)
             )
             if frame is not None:
-                gateway._writer.deliver(frame)
+                gateway.writer.deliver(frame)
                 return
-        gateway._send(Message.SOURCES, number, payload)
+        gateway.send_message(Message.SOURCES, number, payload)
 
     def _answers(
         self, kind: str, name: str, place: str, has_zlib: bool, one_is_enough: bool = False
@@ -422,7 +422,7 @@ def names_in_spec(library: Library, settings: Settings) -> list[str]:
     return list(names)
 
 
-def forwarding_of(gateway: Any, library: Library | None) -> Forwarding:
+def forwarding_of(gateway: Inside, library: Library | None) -> Forwarding:
     """Return the object that forwards modules to a worker; OSError if it can't take any."""
     features = gateway.handshake.hello.get("features", "")
     if "imports" not in features.split():

@@ -94,7 +94,8 @@ def numeric(text: str) -> str | None:
         address = ipaddress.ip_address(text)
     except ValueError:
         raise ValueError("its address is none") from None
-    address = getattr(address, "ipv4_mapped", None) or address
+    if isinstance(address, ipaddress.IPv6Address):
+        address = address.ipv4_mapped or address
     return None if address.is_unspecified or address.is_multicast else str(address)
 
 

@@ -21,9 +21,13 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import ssl
     import subprocess
+    from collections.abc import Callable
     from types import ModuleType
     from typing import Any
+
+    from ..script.socketserver import Prover
 
 ANSWER_S = 99  # how long the coordinator may take to find a place
 REACH_S = 3  # how long the way to a hop may take, all its addresses together
@@ -44,9 +48,9 @@ LAUNCHERS = (
 )
 
 
-def facts() -> dict[str, Any]:
+def facts() -> dict[str, object]:
     """Return what is known about this process and its launcher."""
-    found = {"host": _text(socket.gethostname()), "pid": os.getpid()}
+    found: dict[str, object] = {"host": _text(socket.gethostname()), "pid": os.getpid()}
     for name, rank, size, job in LAUNCHERS:
         if os.environ.get(rank, "").isdigit():
             found.update({"launcher": name, "rank": int(os.environ[rank])})
@@ -70,7 +74,7 @@ class Host(object):
 
     hears_of_ends = False
 
-    def __init__(self, wake: Any = int) -> None:
+    def __init__(self, wake: Callable[[], object] = int) -> None:
         self.cwd = os.getcwd()
         self.wake = wake  # called when a process has ended
 
@@ -97,7 +101,7 @@ def join(
                 word, rest = _answer(conn, base)
             else:
                 conn.sendall(b"reached\n")
-                base._shut(conn)
+                base.shut(conn)
                 conn.close()
                 conn, word = hop, "go"
     except (EnvironmentError, ValueError):
@@ -113,7 +117,7 @@ def join(
 
 
 def _answer(conn: socket.socket, base: ModuleType) -> tuple[str, str]:
-    line = base._read_line(conn, base.clock() + ANSWER_S).decode("ascii", "replace")
+    line = base.read_line(conn, base.clock() + ANSWER_S).decode("ascii", "replace")
     word, _, rest = line.partition(" ")
     return word, rest
 
@@ -145,16 +149,16 @@ def _connected_to_hop(words: list[str], base: ModuleType) -> socket.socket:
 
 def _proved(
     conn: socket.socket,
-    prover: Any,
+    prover: Prover,
     fingerprint: bytes,
     until: float,
     base: ModuleType,
     purpose: tuple[bytes, ...],
-) -> socket.socket:
+) -> ssl.SSLSocket:
     """Return the connection with TLS, after the proofs; purpose: a word, and an id to tell."""
     import ssl
 
-    is_tls, is_wanted = prover.greeted(base._read_line(conn, until))
+    is_tls, is_wanted = prover.greeted(base.read_line(conn, until))
     if not (is_tls and is_wanted):
         raise ValueError("nobody greets so who expects it")
     context = ssl.SSLContext(getattr(ssl, "PROTOCOL_TLS_CLIENT", ssl.PROTOCOL_SSLv23))
@@ -165,7 +169,7 @@ def _proved(
         if base.fingerprint_of(hop.getpeercert(True) or b"") != fingerprint:
             raise ValueError("it has another certificate")
         hop.sendall(b" ".join((prover.answer(fingerprint, *purpose),) + purpose[1:]) + b"\n")
-        prover.proved(base._read_line(hop, until))
+        prover.proved(base.read_line(hop, until))
         base.keep_alive(hop)
         return hop
     except BaseException:
@@ -177,22 +181,22 @@ class Door(object):
     """The coordinator's, for a joiner that was let in before."""
 
     def __init__(
-        self, base: Any, address: Any, id: bytes, fingerprint: bytes, key: bytes
+        self, base: ModuleType, address: tuple[str, int], id: bytes, fingerprint: bytes, key: bytes
     ) -> None:
         self._base, self._address = base, address
         self._id, self._fingerprint, self._key = id, fingerprint, key
 
-    def dial(self, is_over: Any) -> Any:
+    def dial(self, is_over: Callable[[], bool]) -> tuple[ssl.SSLSocket, bytes] | None:
         """Return a new connection and the line that has come over it; None if there is none.
 
         The line is for an interpreter, which does not have to wait for it.
         """
         base = self._base
         try:
-            conn = socket.create_connection(tuple(self._address), DIAL_S)
+            conn = socket.create_connection((self._address[0], self._address[1]), DIAL_S)
         except EnvironmentError:
             return None
-        proved: Any = None
+        proved: ssl.SSLSocket | None = None
         line = b""
         try:
             until = base.clock() + DIAL_S
@@ -221,20 +225,26 @@ class Passage(object):
     wake: called then.  taken: what was read of the connection before.
     """
 
-    def __init__(self, base: Any, wake: Any, conn: Any, taken: bytes = b"") -> None:
+    def __init__(
+        self,
+        base: ModuleType,
+        wake: Callable[[], object],
+        conn: socket.socket,
+        taken: bytes = b"",
+    ) -> None:
         self.is_lost = False
         self._base, self._wake = base, wake
         self._conn = conn
         near, self._far = socket.socketpair()
         try:
             self.session = base.Session(Host(wake), near, LINE)
-            passage: Any = self
+            passage = self
             relay_class: Any = base.Relay
 
             class PassageRelay(relay_class):  # type: ignore[misc]
-                def _tell_end(self, way: Any) -> None:
+                def tell_end(self, way: object) -> None:
                     passage.lose()
-                    relay_class._tell_end(self, way)
+                    relay_class.tell_end(self, way)
 
                 def run(self) -> None:
                     try:
@@ -242,7 +252,7 @@ class Passage(object):
                     finally:
                         passage.lose()
 
-            self._thread = base._start(PassageRelay(conn, self._far, taken).run)
+            self._thread = base.start_thread(PassageRelay(conn, self._far, taken).run)
         finally:
             near.close()  # so that its end can be read when the process has closed the other one
 
@@ -254,7 +264,7 @@ class Passage(object):
     def cut(self) -> None:
         """Pass nothing on any more; the process goes on."""
         for sock in self._far, self._conn:
-            self._base._shut(sock)
+            self._base.shut(sock)
 
     def end(self, wait_s: float) -> None:
         """Pass on what is there, after the process has ended, or end it after a while."""
@@ -264,11 +274,11 @@ class Passage(object):
         self.session.kill()
 
 
-def _stay(conn: Any, door: Door, base: Any) -> int:
+def _stay(conn: socket.socket, door: Door, base: ModuleType) -> int:
     """Be the joiner of a worker that outlives its connections; return as ``join``."""
     changed = threading.Event()
     first = used = Passage(base, changed.set, conn)
-    others: list[Any] = []
+    others: list[Passage] = []
     _pass_signals_on(first.session.process)
     has_ended, pause_s = first.session.has_ended, FIRST_PAUSE_S
     while not has_ended():
@@ -277,7 +287,7 @@ def _stay(conn: Any, door: Door, base: Any) -> int:
             changed.wait(base.TICK_S)
             changed.clear()
             continue
-        first.session._over.wait(pause_s * random.uniform(0.5, 1.0))
+        first.session.over.wait(pause_s * random.uniform(0.5, 1.0))
         pause_s = min(2 * pause_s, LAST_PAUSE_S)
         found = None if has_ended() else door.dial(has_ended)
         if found is not None:
@@ -298,17 +308,17 @@ def _serve(conn: socket.socket, near: socket.socket, far: socket.socket, base: M
     relay_class: Any = base.Relay
 
     class JoinRelay(relay_class):  # type: ignore[misc]
-        def _tell_end(self, way: object) -> None:
+        def tell_end(self, way: object) -> None:
             if way is self._inwards:
                 has_left.set()
-            relay_class._tell_end(self, way)
+            relay_class.tell_end(self, way)
 
     session = base.Session(Host(), near, LINE)
     _pass_signals_on(session.process)
-    thread = base._start(JoinRelay(conn, far).run)
+    thread = base.start_thread(JoinRelay(conn, far).run)
     is_told = False
     while not session.has_ended():
-        session._over.wait(base.TICK_S)
+        session.over.wait(base.TICK_S)
         if has_left.is_set() and not is_told:
             is_told = True
             session.on_left()

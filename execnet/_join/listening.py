@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from .._specs import Settings
     from ..gateway import Gateway
-    from ..gateway_base import ExecModel
+    from ..gateway_base import ExecModel, LockLike
     from ..gateway_bootstrap import Through
+    from ..xspec import XSpec
     from .launcher import Launcher
     from .near import Joins
     from .wanted import Wanted
@@ -33,7 +34,7 @@ class Listening:
     _launchers: list[Launcher]  # those that may not have ended
     _doors: dict[object, Wanted]  # of ``listen=`` specs, by address
     _closing: list[Joins]  # to which only those come back that have joined before
-    _lock: Any  # attributes of a group
+    _lock: LockLike  # attributes of a group
     _end_at_exit: Callable[[], None]
     _tell_executors: Callable[[], None]
 
@@ -41,9 +42,9 @@ class Listening:
 
         @property
         def execmodel(self) -> ExecModel: ...
-        def _prepare(self, spec: Any) -> Settings: ...
-        def _make_through(self, spec: Any, through: Any) -> Gateway: ...
-        def _start(self, settings: Settings, find: Any, through: Any) -> Gateway: ...
+        def _prepare(self, spec: XSpec | str) -> Settings: ...
+        def _make_through(self, spec: XSpec | str, through: Through) -> Gateway: ...
+        def _start(self, settings: Settings, find: Any, through: Through | None) -> Gateway: ...
 
     def _check_wishes(
         self, address: str, count: int | None, options: str, fanout: int | None

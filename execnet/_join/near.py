@@ -436,12 +436,12 @@ def _lives(gateway: Gateway) -> bool:
         # With a callback, since this thread must not wait for a channel of a loop.
         channel = gateway.newchannel()
         channel.setcallback(answers.put, endmarker=None)
-        gateway._post(Message.STATUS, channel.id)
+        gateway.post_message(Message.STATUS, channel.id)
         if answers.get(True, gateway.settings.heartbeat_s or 1.0) is not None:
             return True
     except (OSError, gateway.execmodel.Empty):
         pass
-    gateway._on_silence("another with its rank has joined, and it does not answer")
+    gateway.give_up("another with its rank has joined, and it does not answer")
     return False
 
 

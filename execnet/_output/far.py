@@ -23,6 +23,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..gateway_base import Channel
+
 LINE_BYTES = 1 << 16  # a longer line is sent as several; also the most that is read at once
 BUFFER_BYTES = 1 << 20  # how much may wait here to be sent
 ENTRY_BYTES = 256  # what a waiting item costs in addition to its bytes
@@ -134,7 +136,7 @@ class Forwarder(object):
     ``_changed`` guards the queue and the counts.  is_patient: whether it waits and drops nothing.
     """
 
-    def __init__(self, channel: Any, is_patient: bool, pipes: list[Pipe]) -> None:
+    def __init__(self, channel: Channel, is_patient: bool, pipes: list[Pipe]) -> None:
         self._is_patient = is_patient
         self._channel = channel
         self._mark = b"\0execnet-end-" + binascii.hexlify(os.urandom(8))
@@ -144,7 +146,7 @@ class Forwarder(object):
         self._removals = 0  # how often something left the queue
         self._stalled_at = -1  # the count of removals when there was none for too long
         self._drops = False  # whether everything is dropped, as nobody takes it any more
-        base: Any = sys.modules[channel.__class__.__module__]
+        base = sys.modules[channel.__class__.__module__]
         self._credit = base.load_part("_features.credit").Credit(WINDOW_BYTES)
         self._model = channel.gateway.execmodel
         self._done = self._model.Event()
@@ -282,7 +284,7 @@ def _flush_each_line() -> None:
             file.reconfigure(encoding="utf-8", errors="backslashreplace", **way)
 
 
-def serve(channel: Any, lines: Any, is_patient: bool = False) -> None:
+def serve(channel: Channel, lines: Channel, is_patient: bool = False) -> None:
     """Forward over the channel ``lines``; returns at once, as the main thread is for other code."""
     lines._strconfig = (False, False)
     _flush_each_line()  # first: it asks for the position, and until now this may be a file

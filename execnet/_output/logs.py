@@ -54,8 +54,7 @@ def forward_all(gateways: Iterable[Gateway], deadlines: Mapping[str, float | Non
     try:
         asked = []
         for gateway in gateways:
-            records = gateway.newchannel()
-            records._strconfig = (True, False)
+            records = gateway.newchannel_as((True, False))
             arguments = {"records": records, "level": gateway.settings.logging_level}
             asked.append((gateway, near.send_code(gateway, far_logs, arguments)))
             records.setcallback(_receiver_of(gateway.id))
@@ -66,7 +65,7 @@ def forward_all(gateways: Iterable[Gateway], deadlines: Mapping[str, float | Non
         raise BootstrapError(f"what workers log can't be forwarded: {exc}") from exc
 
 
-def _receiver_of(id: str) -> Callable[[Any], None]:
+def _receiver_of(id: str) -> Callable[[Any], object]:
     def receive(item: Any) -> None:  # in the receiver thread
         logger = logger_of(TOPIC)
         with suppress(Exception):  # handlers are the program's, and the item is a worker's
@@ -81,7 +80,7 @@ def _record_of(item: dict[str, Any], gateway: str) -> logging.LogRecord:
     """Return a record as it was in the worker; raises whatever a malformed item leads to."""
     import logging
 
-    found: dict[str, Any] = {name: kind(item[name]) for name, kind in _NUMBERS.items()}
+    found: dict[str, object] = {name: kind(item[name]) for name, kind in _NUMBERS.items()}
     for name in far_logs.TEXTS:
         found[name] = printable(str(item[name]))
     if "exc_text" in item:

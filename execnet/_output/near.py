@@ -21,10 +21,11 @@ from .far import BUFFER_BYTES, WINDOW_BYTES
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from typing import Any
+    from types import ModuleType
+    from typing import TypeGuard
 
     from ..gateway import Gateway
-    from ..gateway_base import Channel, ExecModel
+    from ..gateway_base import Channel, ExecModel, Inbox
 
     Callback = Callable[[Gateway, str, str], object]
     Lines = tuple[int, bytes, int]  # stream, bytes, how many lines before them were dropped
@@ -38,15 +39,15 @@ STREAMS = {1: "stdout", 2: "stderr"}
 _IN_SERVICE = "def serve(channel, **how): channel.gateway.forward(**how)"
 
 
-def send_code(gateway: Gateway, code: Any, arguments: dict[str, Any]) -> Channel:
+def send_code(gateway: Gateway, code: ModuleType | str, arguments: Mapping[str, object]) -> Channel:
     """Make a worker run ``serve(channel, **arguments)`` of a module; return the channel.
 
     This does not count as something that the user has asked for.
     """
     channel: Channel = gateway.newchannel()
-    source, file_name, _ = source_to_send(code, gateway._is_old())
+    source, file_name, _ = source_to_send(code, gateway.has_old_python())
     task = source, file_name, "serve", arguments
-    gateway._send(Message.CHANNEL_EXEC, channel.id, dumps_internal(task, gateway))
+    gateway.send_message(Message.CHANNEL_EXEC, channel.id, dumps_internal(task, gateway))
     return channel
 
 
@@ -69,7 +70,7 @@ class Output:
         self._open = 0  # how many workers may still send lines
         self._ident = 0  # of the thread that passes them on
         self._get_ident: Callable[[], int] = threading.get_ident
-        self._inbox: Any = None
+        self._inbox: Inbox | None = None
         self._idle: _Flag | None = None  # set when all lines of all workers were passed on
         fork.register(self)
 
@@ -86,25 +87,25 @@ class Output:
 
         Raises OSError if the gateway has ended.
         """
-        lines = gateway.newchannel()
-        lines._strconfig = (False, False)  # Python 2's str are bytes
+        lines = gateway.newchannel_as((False, False))  # Python 2's str are bytes
         if gateway.settings.window_bytes is not None:
             lines.set_window(NO_WINDOW)  # the lines have a limit of their own, which an end lifts
         arguments = {"lines": lines, "is_patient": self._is_patient}
-        self._begin(gateway.execmodel)
-        lines.setcallback(_Source(self._inbox, gateway, lines).on_item, endmarker=None)
+        inbox = self._begin(gateway.execmodel)
+        lines.setcallback(_Source(inbox, gateway, lines).on_item, endmarker=None)
         if gateway.settings.type == "socketservice":  # whose descriptors are those of all clients
             return send_code(gateway, _IN_SERVICE, arguments)
         return send_code(gateway, output_far, arguments)
 
-    def _begin(self, execmodel: ExecModel) -> None:
+    def _begin(self, execmodel: ExecModel) -> Inbox:
         with self._lock:
-            if not self._open:
+            if self._inbox is None or not self._open:
                 inbox, idle = execmodel.inbox(), _Flag(execmodel)
                 self._get_ident = execmodel.get_ident
                 execmodel.start(self._run, (inbox, idle), "execnet-output")
                 self._inbox, self._idle = inbox, idle
             self._open += 1
+            return self._inbox
 
     def drain(self, deadline: float | None) -> None:
         """Wait until ``deadline`` for the lines of ended workers, and for others to end."""
@@ -115,7 +116,7 @@ class Output:
 
     # the thread that passes lines on
 
-    def _run(self, inbox: Any, idle: _Flag) -> None:
+    def _run(self, inbox: Inbox, idle: _Flag) -> None:
         self._ident = self._get_ident()
         while True:
             source, item = inbox.get()
@@ -165,14 +166,14 @@ class Output:
 class _Source:
     """A worker's lines; ``on_item`` runs in the receiver thread, the rest in that of Output."""
 
-    def __init__(self, inbox: Any, gateway: Gateway, channel: Channel) -> None:
+    def __init__(self, inbox: Inbox, gateway: Gateway, channel: Channel) -> None:
         self._inbox = inbox
         self.gateway = gateway
         self._channel = channel
         self._credit = Credit(WINDOW_BYTES)
         self._is_refused = False
 
-    def on_item(self, item: Any) -> None:
+    def on_item(self, item: object) -> None:
         if self._is_refused:
             return
         if item is not None and not _is_output(item):
@@ -183,18 +184,20 @@ class _Source:
             self._credit.sent += len(item[1])
             if self._credit.is_exceeded(ALLOWANCE):
                 self._is_refused = True
-                self.gateway._on_silence("its output does not wait until it is read")
+                self.gateway.give_up("its output does not wait until it is read")
                 item = None
         self._inbox.put((self, item))
 
-    def acknowledge(self, item: Any) -> None:
+    def acknowledge(self, item: Lines) -> None:
         report = self._credit.take(len(item[1]))
         if report and not self._channel.isclosed():
             # Not ``send``: a stopped worker must not hold up the lines of others.
-            self.gateway._post(Message.CHANNEL_DATA, self._channel.id, dumps_internal(report))
+            self.gateway.post_message(
+                Message.CHANNEL_DATA, self._channel.id, dumps_internal(report)
+            )
 
 
-def _is_output(item: Any) -> bool:
+def _is_output(item: object) -> TypeGuard[Lines]:
     """Whether an item is (descriptor, bytes, number of lines that were dropped)."""
     if type(item) is not tuple or len(item) != 3:
         return False

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
         def __iter__(self) -> Iterator[Any]: ...
         def _prepare(self, spec: Any) -> Settings: ...
         def _starts_of(self, prepared: list[Settings]) -> Starts: ...
-        def _bring_up(self, starts: Starts, register: Callable[[Any], object]) -> list[Gateway]: ...
-        def _replace(self, old: Any, new: Any) -> None: ...
+        def _bring_up(
+            self, starts: Starts, register: Callable[[Gateway], object]
+        ) -> list[Gateway]: ...
+        def _replace(self, old: Gateway, new: Gateway) -> None: ...
         def _tell_executors(self) -> None: ...
 
 
@@ -72,7 +74,7 @@ class _Attempt:
 
     def kill(self) -> None:
         """Kill what the thread has begun, after it was cancelled."""
-        self.old._io.kill()
+        self.old.endpoint.kill()
         if self.starts is not None:
             self.starts.cancel()
 
@@ -186,19 +188,19 @@ class Respawner:
                     new = self._start(attempt)
                 except Exception as exc:
                     if not attempt.cancelled.is_set():
-                        exc.__cause__ = exc.__cause__ or old._error
+                        exc.__cause__ = exc.__cause__ or old.end_error
                         self._tell(old, None, exc)
                 else:
-                    self._tell(old, new, old._error)
+                    self._tell(old, new, old.end_error)
                     break
         finally:
             self._end(attempt)
 
     def _end_old(self, old: Gateway) -> None:
         """See to it that nothing is left of the worker whose stream has ended."""
-        old._io.poll_until(monotonic() + old.settings.grace_s + END_S)
-        old._io.kill()
-        old._io.wait()
+        old.endpoint.poll_until(monotonic() + old.settings.grace_s + END_S)
+        old.endpoint.kill()
+        old.endpoint.wait()
 
     def _may_begin(self, attempt: _Attempt) -> bool:
         """Count an attempt, and wait for its time; return whether it may begin."""

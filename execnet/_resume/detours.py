@@ -6,16 +6,14 @@ through other workers of the same level as the dead one, and then directly.  Sta
 
 from __future__ import annotations
 
-from ..gateway_base import GatewayState
+from ..gateway import Gateway
 from .ways import Maker, over_gateway
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any
 
     from .._specs import Settings
-    from ..gateway import Gateway
     from ..gateway_base import ExecModel
 
     Level = tuple[list[str], int]  # ids, and at which of them to begin
@@ -51,7 +49,7 @@ class Detours(Maker):
         self._way: Maker = home  # by which the worker was reached last
         direct.name = "directly"
 
-    def ways(self, group: Iterable[Any] | None, is_late: bool) -> list[Maker]:
+    def ways(self, group: Iterable[object] | None, is_late: bool) -> list[Maker]:
         """Return what may make the next connection, in the order in which to try it.
 
         While the gateway on the way lives, that is this way alone.  If it has no connection itself,
@@ -60,17 +58,18 @@ class Detours(Maker):
         way, via = self._way, self._way.carrier
         if via is None:
             return [way]
-        lives = via._state == GatewayState.LIVE
-        if lives and not (is_late and via._io.is_out_of_reach()):
+        lives = via.is_live
+        if lives and not (is_late and via.endpoint.is_out_of_reach()):
             return [way]
         return [*([way] if lives else []), *self._others(group or ()), self._direct]
 
-    def _others(self, group: Iterable[Any]) -> list[Maker]:
+    def _others(self, group: Iterable[object]) -> list[Maker]:
         living = {
             gateway.id: gateway
             for gateway in group
-            if getattr(gateway, "_state", None) == GatewayState.LIVE
-            and not gateway._io.is_out_of_reach()
+            if isinstance(gateway, Gateway)
+            and gateway.is_live
+            and not gateway.endpoint.is_out_of_reach()
             and gateway is not self._way.carrier
         }
         ids = self._ids[self._start :] + self._ids[: self._start]
@@ -99,5 +98,5 @@ class Detours(Maker):
         hop, via = self.hop(), self.carrier
         if via is None or not hop:
             return ""
-        how = str(via._error or "as asked").partition("\n")[0]
+        how = str(via.end_error or "as asked").partition("\n")[0]
         return f"{via.id}, which it went via, has ended: {how}"

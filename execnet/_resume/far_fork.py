@@ -43,23 +43,29 @@ def fork_watcher(frame_of: Callable[[object, int], bytes], farewell: bytes) -> i
             os.close(kept_fd)
         return fd
     try:
-        code = size = b""
-        while len(size) < 8 or len(code) < int(size):
-            data = os.read(fd, 8 - len(size) if len(size) < 8 else int(size) - len(code))
-            if not data:
-                break
-            if len(size) < 8:
-                size += data
-            else:
-                code += data
+        code = _read_code(fd)
         namespace: dict[str, Any] = {}
-        if size and len(code) == int(size):
+        if code:
             exec(compile(code, "<execnet supervisor>", "exec"), namespace)
             namespace["supervise"](pid, fd, kept_fd, frame_of, farewell)
         else:  # it ended before it could be resumed
             os.waitpid(pid, 0)
     finally:
         os._exit(1)
+
+
+def _read_code(fd: int) -> bytes:
+    """Return the supervisor's code, after its size; nothing if there is an end before."""
+    code = size = b""
+    while len(size) < 8 or len(code) < int(size):
+        data = os.read(fd, 8 - len(size) if len(size) < 8 else int(size) - len(code))
+        if not data:
+            return b""
+        if len(size) < 8:
+            size += data
+        else:
+            code += data
+    return code
 
 
 def leave_server() -> int:

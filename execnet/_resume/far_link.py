@@ -221,7 +221,7 @@ class Link(object):
         # Only for the link's thread:
         self._kept: deque[bytes] = deque()  # written to some connection, not acknowledged
         self._first = self._after = 0  # numbers of its first byte, and of the one after its last
-        self._ahead: deque[Any] = deque()  # not written yet
+        self._ahead: deque[bytes] = deque()  # not written yet
         self._part = 0  # how much of the first of these is written
         # What was read: all of it, how much of it was reported, and the frames that reported it.
         self._acked = 0  # how much the other end has acknowledged
@@ -536,10 +536,10 @@ class Link(object):
         """Look at them: something may have come."""
 
 
-BARRIER: Any = type("Barrier", (bytes,), {})()  # what comes after it is numbered
+BARRIER: bytes = type("Barrier", (bytes,), {})()  # what comes after it is numbered
 
 
-def ack_frame(item: Any) -> bytes:
+def ack_frame(item: object) -> bytes:
     """Return the frame that acknowledges bytes, or says what else there is to say."""
     data = dumps_internal(item)
     return _HEADER.pack(Message.ACK, 0, len(data)) + data

@@ -111,7 +111,7 @@ class Supervisor(object):
         self._ends_at: float | None = None  # while there is no connection: when the time is over
         self._kill_at: float | None = None
         self._epoch = 0  # the highest one that was asked for
-        self._killers: list[Any] = []  # connectors that wait for the worker's end
+        self._killers: list[socket.socket] = []  # connectors that wait for the worker's end
         self._bell_fd, self._ring_fd = os.pipe()
         self._handle_signals()
         kept = None

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from .._endpoint import LoopEnds
+    from .._endpoint import Carrier, LoopEnds
     from .._specs import Settings
     from ..gateway import Gateway
     from ..gateway_base import ExecModel, Frame, Piece
@@ -128,7 +128,7 @@ class ResumeIO(Link, Endpoint):
         self._look_at = 0.0  # when to look for the end of the command
         self._carrier = maker.first()
         self.carrier = maker.carrier
-        self._asked: list[Any] = []  # gateways that may lead there from now on
+        self._asked: list[Gateway] = []  # gateways that may lead there from now on
         self.args, self.remoteaddress = self._carrier.args, self._carrier.remoteaddress
         Link.__init__(self, execmodel, _Carried(self._carrier, 0))
         self.is_numbered = False
@@ -162,7 +162,7 @@ class ResumeIO(Link, Endpoint):
         }
         item = dumps_internal((parts.sent_parts(gateway, PART), told))
         self.read_bytes = 0  # nothing comes before the worker has what is sent now
-        gateway._post(Message.SOURCES, 0, item)
+        gateway.post_message(Message.SOURCES, 0, item)
         self.writer.post_frame([BARRIER, b"", [], []])
         return True
 
@@ -502,7 +502,7 @@ class ResumeIO(Link, Endpoint):
     @property
     def could_not_start(self) -> bool:  # type: ignore[override]
         """Whether the command in use was never started."""
-        return bool(getattr(self._carrier, "could_not_start", False))
+        return bool(self._carrier.could_not_start)
 
     def stderr_tail(self) -> str:
         """Return the end of what came over the stderr of the connection in use."""
@@ -528,12 +528,12 @@ class ResumeIO(Link, Endpoint):
         self._carrier.disown()
 
 
-def _receives_here(via: Any) -> bool:
+def _receives_here(via: Carrier | None) -> bool:
     """Whether this thread acts on the frames of a gateway, or of one that it goes via."""
     while via is not None:
-        if via._get_ident() == via._receiver_ident:
+        if via.receives_here:
             return True
-        via = via._io.carrier
+        via = via.endpoint.carrier
     return False
 
 

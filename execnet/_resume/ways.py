@@ -17,7 +17,7 @@ from .._specs import CONNECT_TIMEOUT_S
 from .._transports.ssh import asking_nobody, with_options
 from .._transports.surroundings import here
 from .._transports.table import Command
-from ..gateway_base import GatewayState
+from ..gateway_base import WorkerDied
 from .logins import Refused, Unreachable
 
 TYPE_CHECKING = False
@@ -69,11 +69,12 @@ class Maker:
     def hop(self) -> str:
         """Return the gateway on the way whose end is this one's, too; "" if there is none."""
         via = self.starter
-        if via is None or via._state == GatewayState.LIVE:
+        if via is None or via.is_live:
             return ""
-        return getattr(via._error, "hop", "") or via.id
+        error = via.end_error
+        return (isinstance(error, WorkerDied) and error.hop) or via.id
 
-    def ways(self, group: Iterable[Any] | None, is_late: bool) -> list[Maker]:
+    def ways(self, group: Iterable[object] | None, is_late: bool) -> list[Maker]:
         """Return what may make the next connection, in the order in which to try it.
 
         group: whose gateways may lead there.  is_late: whether half of the time is over.
@@ -211,7 +212,7 @@ class PassedWay(Way):
 def over_command(
     command: Command,
     execmodel: ExecModel,
-    run: Callable[..., Any],
+    run: Callable[..., Endpoint],
     surroundings: Surroundings | None = None,
 ) -> Maker:
     """Return what runs a command, which leads to another machine.
@@ -283,9 +284,9 @@ def over_server_of(settings: Settings, execmodel: ExecModel, starter: Gateway) -
 
 def _check_lives(via: Gateway, what: str) -> None:
     """Raise ``Refused`` if a gateway has ended, ``Unreachable`` if it has no connection itself."""
-    if via._state != GatewayState.LIVE:
-        raise Refused(f"{via.id}, {what}, has ended: {via._error or 'as asked'}")
-    if via._io.is_out_of_reach():  # and may keep so much that a request would wait
+    if not via.is_live:
+        raise Refused(f"{via.id}, {what}, has ended: {via.end_error or 'as asked'}")
+    if via.endpoint.is_out_of_reach():  # and may keep so much that a request would wait
         raise Unreachable(f"{via.id}, {what}, is out of reach itself")
 
 

@@ -86,7 +86,7 @@ def serve(channel: Channel) -> None:
         rsync.add_target(group.makegateway(spec), dest, expanduser=True, **wishes)
         rsync.send()
     except (ExecnetError, EOFError, OSError) as exc:
-        reason = getattr(exc, "strerror", None) or str(exc)
+        reason = (isinstance(exc, OSError) and exc.strerror) or str(exc)
         tell("failed", reason.encode("utf-8", "backslashreplace")[: wire.TEXT_MAX])
     finally:
         group.terminate(5)

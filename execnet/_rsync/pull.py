@@ -167,7 +167,7 @@ class Deadline:
         start = self._channel.gateway.execmodel.start
         start(self._channel.close)  # this may wait as well
         if not self._is_over.wait(_WORKER_S):
-            start(self._channel.gateway._io.kill)
+            start(self._channel.gateway.endpoint.kill)
 
 
 def name_of(gateway: Gateway, path: str | os.PathLike[str]) -> bytes:

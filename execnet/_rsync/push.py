@@ -81,10 +81,9 @@ def targets_inside(root: bytes, targets: list[Target]) -> frozenset[bytes]:
     return frozenset(target.inner for target in targets if target.inner is not None)
 
 
-def sender_to(gateway: Gateway) -> Callable[[Channel, Any], None]:
+def sender_to(gateway: Gateway) -> Callable[[Channel, object], None]:
     """Return what sends an item over a channel; to several workers beyond a hop, only once."""
-    waits_in_loop = hasattr(gateway, "_refuse_blocking")  # as those of ``execnet.aio``
-    return gateway_base.Channel.send if waits_in_loop else send_shared
+    return gateway_base.Channel.send if gateway.waits_in_loop else send_shared
 
 
 def share_ways(targets: list[Target]) -> None:
@@ -95,7 +94,7 @@ def share_ways(targets: list[Target]) -> None:
         way: list[Carrier | Gateway] = []
         while gateway is not None:
             way.append(gateway)
-            gateway = gateway._io.carrier
+            gateway = gateway.endpoint.carrier
         ways.append(way)
     often = Counter(id(gateway) for way in ways for gateway in way)
     for target, way in zip(targets, ways, strict=True):
@@ -120,7 +119,7 @@ class Target:
     ) -> None:
         self.gateway = gateway
         self.channel = channel
-        self.send: Callable[[Channel, Any], None] = gateway_base.Channel.send
+        self.send: Callable[[Channel, object], None] = gateway_base.Channel.send
         self.finished = finished
         self.options = options
         self.inner: bytes | None = None  # its path in the source, if that leaves it out

@@ -294,7 +294,7 @@ def _greeted(sock: socket.socket, deadline: float, name: str) -> Said:
 
 def attach(
     folder: str, port: int | None, deadline: float, prove: Prove = int
-) -> tuple[Any, Said] | None:
+) -> tuple[socket.socket, Said] | None:
     """Return a connection to a service and its greeting, None if there is none.
 
     prove: makes both sides authenticate, if they are connected through a port.
@@ -335,7 +335,7 @@ def connect(
     deadline: float,
     line_for: LineFor,
     prove: Prove = int,
-) -> tuple[Any, Said]:
+) -> tuple[socket.socket, Said]:
     """Return a connection to a service and its greeting; start it if it is not running.
 
     want: ``name``, ``words`` (the command of an interpreter that reads a line), ``port`` (or None)

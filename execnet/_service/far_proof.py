@@ -21,7 +21,7 @@ def admit(sock: socket.socket, deadline: float) -> None:
     key, words = server.own_key(), [b"plain", server.new_nonce()]
     sock.sendall(b" ".join([server.VERSION] + words) + b"\n")
     try:
-        said = server._read_line(sock, deadline).split(b" ")
+        said = server.read_line(sock, deadline).split(b" ")
     except ValueError as exc:
         raise ServiceError(str(exc))
     is_proof = len(said) == 4 and said[0] == server.VERSION

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
+    from .._inside import Inside
     from ..gateway_base import Channel
 
 PACKAGE = str(__package__).rpartition(".")[0]
@@ -145,7 +146,7 @@ def run(
     gateway: Any,
     name: str,
     is_there: bool = False,
-    send: Callable[[Channel, Any], None] | None = None,
+    send: Callable[[Channel, object], None] | None = None,
 ) -> Channel:
     """Run ``main(channel)`` of one of our modules in a worker; return the channel.
 
@@ -169,9 +170,9 @@ def send_parts(channel: Channel, name: str) -> None:
     channel.send(sent_parts(channel.gateway, name))
 
 
-def _unpacks(gateway: Any) -> bool:
+def _unpacks(gateway: Inside) -> bool:
     """Whether a worker has zlib, and reads our source as it is."""
-    return not (gateway._is_old() or gateway.handshake.is_plain)
+    return not (gateway.has_old_python() or gateway.handshake.is_plain)
 
 
 @cache
@@ -184,15 +185,15 @@ def _packed(name: str) -> bytes:
 
 def sent_parts(gateway: Any, name: str) -> list[tuple[str, str | None, str | None]]:
     """Return what a worker's ``load_part`` needs for one of our modules and its imports."""
-    if gateway._imports_parts():
+    if gateway.imports_parts():
         return [(name, None, None)]
     if name in gateway.known_parts:
         return [(one, None, None) for one in with_imports(name)]
-    read = lowered if gateway._is_old() else source_of
+    read = lowered if gateway.has_old_python() else source_of
     return [(one, file_of(one), read(one)) for one in with_imports(name)]
 
 
-def note_loaded(gateway: Any, name: str) -> None:
+def note_loaded(gateway: Inside, name: str) -> None:
     """Remember that a worker has one of our modules, as its answer shows; it is not sent again."""
     gateway.known_parts |= {name}
 

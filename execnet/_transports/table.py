@@ -309,7 +309,11 @@ def interpreter_words(spec: XSpec, row: Transport, executable: str) -> list[str]
                 "execnet.freeze_support() first thing in its main module, before any gateway"
             )
         # Where the environment says so, the worker hears of it anyway.
-        is_safe = getattr(sys.flags, "safe_path", False) and not os.environ.get("PYTHONSAFEPATH")
+        is_safe = (
+            sys.version_info >= (3, 11)
+            and sys.flags.safe_path
+            and not os.environ.get("PYTHONSAFEPATH")
+        )
         if is_safe and executable == sys.executable and not frozen:
             flags.append("-P")
         return [executable, *flags, "-c", popen_bootstrapline]

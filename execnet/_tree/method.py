@@ -10,7 +10,7 @@ from types import MethodType
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any, Protocol, TypeVar
+    from typing import Protocol, TypeVar
 
     from .._specs import Settings
     from ..gateway import Gateway
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         def __call__(self, specs: Iterable[XSpec | str | None], fanout: int = 16) -> GroupOut: ...
 
 
-def bound(group: Grove | None, kind: Any) -> Any:
+def bound(group: Grove | None, kind: object) -> MethodType:
     """Return the method of a group; of the class, if there is none."""
     return MethodType(of_class, kind) if group is None else MethodType(tree, group)
 

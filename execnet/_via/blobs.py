@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Protocol
 
-    from ..gateway_base import BaseGateway, Channel, Frame
+    from .._inside import Inside
+    from ..gateway_base import Channel, Frame
     from .writer import Blob
 
     class User(Protocol):
@@ -48,7 +49,7 @@ class Kept:
     it: nothing is dropped while frames that use it were not handed in.
     """
 
-    def __init__(self, gateway: BaseGateway) -> None:
+    def __init__(self, gateway: Inside) -> None:
         self._gateway = gateway
         self._lock = gateway.execmodel.Lock()
         self._left = STORE_BYTES
@@ -91,7 +92,7 @@ class Kept:
             if digest in self._blobs or not self._make_room(size):
                 return None
             frame = make()
-            self._gateway._writer.post_frame(frame)
+            self._gateway.writer.post_frame(frame)
             self._note(digest, size)
             return frame
 
@@ -115,7 +116,7 @@ class Kept:
 
     def _is_in_use(self, frame: Frame, user: User) -> bool:
         """Whether a worker that dropped the blob of a frame now might still look for it."""
-        return not (user.has_ended() or (user.is_forwarded and self._gateway._writer.has(frame)))
+        return not (user.has_ended() or (user.is_forwarded and self._gateway.writer.has(frame)))
 
     def _make_room(self, size: int) -> bool:
         dropped, left = [], self._left
@@ -141,21 +142,21 @@ class Kept:
     def _post(self, payload: bytes, blob: Blob | None) -> Frame:
         header = _HEADER.pack(Message.SOURCES, 0, len(payload))
         frame = frame_of(self._gateway, header, payload, blob)
-        self._gateway._writer.post_frame(frame)
+        self._gateway.writer.post_frame(frame)
         self._part_sent = True
         return frame
 
 
-def frame_of(gateway: BaseGateway, header: bytes, payload: bytes, blob: Blob | None) -> Frame:
+def frame_of(gateway: Inside, header: bytes, payload: bytes, blob: Blob | None) -> Frame:
     """Return a frame of a gateway; a blob means something if the gateway itself goes via others."""
-    told = [] if blob is None or gateway._io.carrier is None else [blob]
-    frame: Frame = gateway._writer.frame(header, payload, *told)
+    told = [] if blob is None or gateway.endpoint.carrier is None else [blob]
+    frame: Frame = gateway.writer.frame(header, payload, *told)
     return frame
 
 
 def kept_by(gateway: Any) -> Kept:
     """Return what the worker of a gateway keeps."""
-    with gateway._channelfactory._lock:
+    with gateway.factory._lock:
         kept: Kept = getattr(gateway, "_kept", None) or Kept(gateway)
         gateway._kept = kept
     return kept
@@ -170,7 +171,7 @@ def send_shared(channel: Channel, item: object, carries: bool = False) -> None:
     gateway, factory = channel.gateway, channel._factory
     carries = carries or "_via.far" in gateway.known_parts
     is_plain = factory.windows is None and channel.codec is None and not channel.isclosed()
-    if not is_plain or not (carries or gateway._io.carrier):
+    if not is_plain or not (carries or gateway.endpoint.carrier):
         channel.send(item)
         return
     data = (dumps_fast if factory.fast else dumps_internal)(item, gateway)
@@ -181,4 +182,4 @@ def send_shared(channel: Channel, item: object, carries: bool = False) -> None:
     frame = kept_by(gateway).act(digest, data, header) if carries else None
     if frame is None:
         frame = frame_of(gateway, header, data, (digest, len(header), len(header) + len(data)))
-    gateway._writer.deliver(frame)
+    gateway.writer.deliver(frame)

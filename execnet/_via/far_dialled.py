@@ -83,7 +83,7 @@ class Dialled(object):
         try:
             self._near, self._far = socket.socketpair()
             self.read_fd, self.write_fd = os.dup(self._near.fileno()), os.dup(self._near.fileno())
-            socketserver._start(self._run)
+            socketserver.start_thread(self._run)
         except BaseException:
             self._door.stop()
             self._door.run()  # which now only closes everything
@@ -94,7 +94,7 @@ class Dialled(object):
             self._door.run()
             if self._door.taken is not None:
                 if self._is_killed:
-                    socketserver._shut(self._door.taken)
+                    socketserver.shut(self._door.taken)
                 # It goes on for a while after the joiner's side has ended, not ours.
                 socketserver.Relay(self._far, self._door.taken).run()
         finally:
@@ -104,14 +104,14 @@ class Dialled(object):
         """Break it off, or stop to wait for it."""
         self._is_killed = True
         self._door.stop()
-        socketserver._shut(self._near)
+        socketserver.shut(self._near)
         if self._door.taken is not None:
-            socketserver._shut(self._door.taken)  # it may stay for ever
+            socketserver.shut(self._door.taken)  # it may stay for ever
 
     def close_write(self) -> None:
         """Let the joiner read the end."""
         self._door.stop()
-        socketserver._shut(self._near, socket.SHUT_WR)
+        socketserver.shut(self._near, socket.SHUT_WR)
 
     def status(self) -> None:
         """Close it, once the joiner has ended it; there is no exit status."""

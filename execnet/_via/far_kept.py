@@ -10,6 +10,7 @@ from ..gateway_base import _HEADER, Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from ..gateway_base import BaseGateway
@@ -23,7 +24,7 @@ def kept_of(gateway: Any) -> dict[bytes, bytes]:
     return kept
 
 
-def tell(gateway: BaseGateway, told: Any) -> None:
+def tell(gateway: BaseGateway, told: tuple[object, ...]) -> None:
     """Do as the coordinator says, in the receiver thread."""
     _DOES[told[0]](gateway, *told[1:])
 
@@ -44,4 +45,4 @@ def _act(gateway: BaseGateway, digest: bytes, head: bytes) -> None:
     Message(code, id, kept_of(gateway)[digest]).received(gateway)
 
 
-_DOES: dict[str, Any] = {"keep": _keep, "drop": _drop, "act": _act}
+_DOES: dict[object, Callable[..., object]] = {"keep": _keep, "drop": _drop, "act": _act}

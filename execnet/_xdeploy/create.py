@@ -73,7 +73,7 @@ def create(
         try:
             made: Gateway = group.makegateway(_spec_of(venv, gateway, str(place.id)))
         except BootstrapError:
-            if attempt == TRIES - 1 or gateway._error is not None or venv.is_new:
+            if attempt == TRIES - 1 or gateway.end_error is not None or venv.is_new:
                 raise
             job.is_broken = True  # it was complete, and is gone now
             continue

@@ -126,7 +126,7 @@ def start(
 
 def keeps_start(gateway: Gateway) -> bool:
     """Whether a worker can keep what it was sent: else it has it anyway, or is a Python 2."""
-    return not gateway._imports_parts() and _is_python3(gateway)
+    return not gateway.imports_parts() and _is_python3(gateway)
 
 
 def _is_python3(gateway: Gateway) -> bool:

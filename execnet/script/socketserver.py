@@ -36,6 +36,7 @@ except ImportError:  # every hmac has it, but loads a library
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse  # noqa: F401 - in comments
     from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Union  # noqa: F401 - in comments
 
     Address = Union[str, Tuple[str, int]]  # a path, or host and port
@@ -477,7 +478,7 @@ def _proved(conn, key_file, fingerprint, takes_silent):
         if not takes_silent:
             sys.stderr.write("it proves nothing, and whoever can connect there can run code\n")
         return conn
-    is_tls, is_wanted = prover.greeted(_read_line(conn, deadline))
+    is_tls, is_wanted = prover.greeted(read_line(conn, deadline))
     binding, relayed = binding_of(conn.getpeername()), conn  # type: bytes, socket.socket
     if is_tls:
         import ssl
@@ -495,15 +496,15 @@ def _proved(conn, key_file, fingerprint, takes_silent):
         raise ValueError("it asks for a key")
     if is_wanted:
         relayed.sendall(prover.answer(binding) + b"\n")
-        prover.proved(_read_line(relayed, deadline))
+        prover.proved(read_line(relayed, deadline))
     if not is_tls:
         return conn
     near, far = socket.socketpair()  # two threads can't use one connection with TLS
-    _start(Relay(relayed, far).run)
+    start_thread(Relay(relayed, far).run)
     return near
 
 
-def _read_line(conn, deadline):
+def read_line(conn, deadline):
     # type: (socket.socket, float) -> bytes
     line = b""
     while not line.endswith(b"\n"):
@@ -626,7 +627,7 @@ def ready_of(wanted, timeout_s):
         return set()
 
 
-def _shut(conn, how=socket.SHUT_RDWR):
+def shut(conn, how=socket.SHUT_RDWR):
     # type: (Any, int) -> None
     """End a connection, not its TLS, for all that hold it, and wake up whatever waits for it."""
     is_usual = isinstance(conn, socket.socket)  # one of a pair is not, in Python 2
@@ -683,7 +684,7 @@ class Visitor(object):
         # type: () -> None
         """Turn it away."""
         self._step = None  # type: ignore[assignment]
-        _shut(self.conn)
+        shut(self.conn)
         self.conn.close()
 
     def _say(self, *words):
@@ -809,7 +810,7 @@ class Session(object):
         self.watches = not WINDOWS  # whether ``near`` shows that the client has left
         self.kill_at = float("inf")
         self._server = server
-        self._over = threading.Event()
+        self.over = threading.Event()
         self._helpers = []  # type: List[threading.Thread]
         options = {"cwd": server.cwd}  # type: Dict[str, Any]
         if WINDOWS:
@@ -837,7 +838,7 @@ class Session(object):
             pumps = [self._pump_out, self._pump_in] if WINDOWS else []
             try:
                 for target in pumps + [self._wait]:
-                    self._helpers.append(_start(target))
+                    self._helpers.append(start_thread(target))
             except BaseException:  # there are too many threads
                 self.kill()
                 self.process.wait()
@@ -868,7 +869,7 @@ class Session(object):
         """Whether the process has ended, and its output was passed on."""
         if self._server.hears_of_ends:
             return self.process.poll() is not None
-        return self._over.is_set()
+        return self.over.is_set()
 
     def on_left(self):
         # type: () -> None
@@ -891,8 +892,8 @@ class Session(object):
         """Let the client read the end, even if a child of the process holds the descriptor."""
         deadline = clock() + wait_s
         while not self.has_ended() and clock() < deadline:
-            self._over.wait(0.01)
-        _shut(self.near)
+            self.over.wait(0.01)
+        shut(self.near)
         for thread in self._helpers:
             thread.join(LAST_WORDS_S)
         self._close_feeder()
@@ -903,7 +904,7 @@ class Session(object):
         self.process.wait()
         for thread in self._helpers[:1] if WINDOWS else []:  # until the output was passed on
             thread.join(LAST_WORDS_S)
-        self._over.set()
+        self.over.set()
         self._server.wake()
 
     def _pump_in(self):
@@ -939,7 +940,7 @@ def _pump(read, write):
         pass  # one of both sides has gone
 
 
-def _start(target):
+def start_thread(target):
     # type: (Callable[[], object]) -> threading.Thread
     thread = threading.Thread(target=target, name="execnet-socketserver")
     thread.daemon = True
@@ -1014,17 +1015,17 @@ class Relay(object):
                 for way in ways:
                     if way.is_read and not way.data and not way.is_over:
                         way.is_over = True
-                        self._tell_end(way)
+                        self.tell_end(way)
                 if self._outwards.is_read and deadline == float("inf"):
                     deadline = clock() + LAST_WORDS_S
         finally:
             for sock in self.inner, self.conn:
-                _shut(sock)
+                shut(sock)
                 sock.close()
 
-    def _tell_end(self, way):
+    def tell_end(self, way):
         # type: (Way) -> None
-        _shut(way.sink, socket.SHUT_WR)
+        shut(way.sink, socket.SHUT_WR)
 
 
 class Server(object):
@@ -1137,7 +1138,7 @@ class Server(object):
         try:
             relay = Relay(conn, far, rest)
             if not self.hears_of_ends:  # nothing may fork
-                _start(relay.run)
+                start_thread(relay.run)
                 return
             self._fork(relay)
         except BaseException:
@@ -1350,25 +1351,8 @@ def serve_channel(channel):
     request = channel.receive()
     options = dict(request[2:] and request[2])
     runs_beside = bool(options)
-    given = globals().get("GIVEN", {})  # type: Dict[str, Any]
-    key = options.pop("key", None) or given.get("key")
-    pem = options.pop("certificate", None)
-    listener = listen((str(request[0]), request[1]))
-    try:
-        if not is_loopback(listener.getsockname()):
-            pem = pem or given.get("certificate")
-            if pem is None:
-                raise ValueError("%s is not for this machine only: TLS is needed" % (request[0],))
-        options["key"] = own_key() if key is None else key_of(_as_bytes(key))
-        if pem is not None:
-            options["certificate"] = Certificate(
-                make_certificate() if pem is True else _as_bytes(pem)
-            )
-        server = Server(listener, **options)
-    except BaseException:
-        listener.close()
-        raise
-    thread = _start(server.run)
+    server = _asked_server((str(request[0]), request[1]), options)
+    thread = start_thread(server.run)
 
     def stop(_):
         # type: (object) -> None
@@ -1383,6 +1367,27 @@ def serve_channel(channel):
         (thread.join if model.has_main_thread else model.sleep)(TICK_S)  # so that others can run
 
 
+def _asked_server(address, options):
+    # type: (Tuple[str, int], Dict[str, Any]) -> Server
+    given = globals().get("GIVEN", {})  # type: Dict[str, Any]
+    key = options.pop("key", None) or given.get("key")
+    pem = options.pop("certificate", None)
+    listener = listen(address)
+    try:
+        if not is_loopback(listener.getsockname()):
+            pem = pem or given.get("certificate")
+            if pem is None:
+                raise ValueError("%s is not for this machine only: TLS is needed" % (address[0],))
+        options["key"] = own_key() if key is None else key_of(_as_bytes(key))
+        if pem is not None:
+            pem = make_certificate() if pem is True else _as_bytes(pem)
+            options["certificate"] = Certificate(pem)
+        return Server(listener, **options)
+    except BaseException:
+        listener.close()
+        raise
+
+
 def _as_bytes(text):
     # type: (Union[bytes, str]) -> bytes
     return text if isinstance(text, bytes) else text.encode("ascii")
@@ -1394,32 +1399,7 @@ def make_server(args=None, is_alone=False):
 
     Raises SystemExit with a sentence if there can't be one.
     """
-    import argparse  # late: programs that only use parts of this file don't need it
-
-    parser = argparse.ArgumentParser(
-        description="Start a Python interpreter for each client that connects and has the key.",
-        epilog="WHOEVER HAS THE KEY CAN RUN CODE as the user that you are now; with "
-        "--no-authentication, WHOEVER CAN CONNECT CAN RUN CODE.",
-    )
-    explained = (
-        "[host]:port or unix:/path; default %(default)s.  Without a host only this machine can "
-        "connect, 0.0.0.0 or [::] is all networks; port 0 takes a free one and prints it"
-    )
-    parser.add_argument("address", nargs="?", default=":8888", help=explained)
-    parser.add_argument(
-        "--key",
-        metavar="FILE",
-        help="the key of clients; ~/.execnet/key is made where none is named",
-    )
-    parser.add_argument("--new-key", metavar="FILE", help="write a new key into a file, and end")
-    parser.add_argument(
-        "--no-authentication", action="store_true", help="let everybody in, and greet nobody"
-    )
-    parser.add_argument("--tls", action="store_true", help="encrypt; needed beyond this machine")
-    parser.add_argument(
-        "--cert", metavar="FILE", help="the certificate for --tls; the program openssl makes one"
-    )
-    parser.add_argument("--cert-key", metavar="FILE", help="its private key, if it is not in there")
+    parser = _make_parser()
     options = parser.parse_args(args)
     if options.new_key:
         try:
@@ -1435,6 +1415,31 @@ def make_server(args=None, is_alone=False):
         return _server_for(options, is_alone)
     except (ValueError, EnvironmentError) as exc:
         sys.exit("can't listen at %s: %s" % (options.address, exc))
+
+
+def _make_parser():
+    # type: () -> argparse.ArgumentParser
+    import argparse  # late: programs that only use parts of this file don't need it
+
+    parser = argparse.ArgumentParser(
+        description="Start a Python interpreter for each client that connects and has the key.",
+        epilog="WHOEVER HAS THE KEY CAN RUN CODE as the user that you are now; with "
+        "--no-authentication, WHOEVER CAN CONNECT CAN RUN CODE.",
+    )
+    add = parser.add_argument
+    explained = (
+        "[host]:port or unix:/path; default %(default)s.  Without a host only this machine can "
+        "connect, 0.0.0.0 or [::] is all networks; port 0 takes a free one and prints it"
+    )
+    add("address", nargs="?", default=":8888", help=explained)
+    key = "the key of clients; ~/.execnet/key is made where none is named"
+    add("--key", metavar="FILE", help=key)
+    add("--new-key", metavar="FILE", help="write a new key into a file, and end")
+    add("--no-authentication", action="store_true", help="let everybody in, and greet nobody")
+    add("--tls", action="store_true", help="encrypt; needed beyond this machine")
+    add("--cert", metavar="FILE", help="the certificate for --tls; the program openssl makes one")
+    add("--cert-key", metavar="FILE", help="its private key, if it is not in there")
+    return parser
 
 
 def _server_for(options, is_alone):

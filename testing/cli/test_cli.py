@@ -810,7 +810,7 @@ class TestParts:
     def test_a_worker_whose_end_nobody_can_report_counts_as_ended(self) -> None:
         """One behind a hop that was killed before it."""
         io = SimpleNamespace(poll_until=lambda deadline: None, has_ended=lambda: True)
-        gateway: Any = SimpleNamespace(id="gw0", _io=io)
+        gateway: Any = SimpleNamespace(id="gw0", endpoint=io)
         assert session._wait_until_gone([gateway], 0.0) == []
 
     def test_output_waits_for_a_pipe_that_is_full_and_does_not_block(self) -> None:

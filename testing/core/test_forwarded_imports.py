@@ -508,7 +508,7 @@ class TestDoors:
         answers = []
         gateway._send = lambda *frame: answers.append(frame)  # type: ignore[method-assign]
         for name in ["other", "os", "pkg.none", "pkg..x", "", "../other", "__main__", "x" * 900]:
-            forwarding = gateway._get_forwarding()
+            forwarding = gateway.get_forwarding()
             payloads = list(forwarding._answers("module", name, "", False))
             assert b"SystemExit" not in b"".join(payloads)
             assert len(b"".join(payloads)) < 200

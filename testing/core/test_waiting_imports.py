@@ -83,7 +83,7 @@ def test_a_callback_may_import_while_the_main_thread_does(
     channel = gateway.remote_exec(CODE)
     channel.send(items)
     assert channel.receive(BOUND_S) == "ready"
-    with gateway._get_forwarding()._sending:  # nothing is answered meanwhile
+    with gateway.get_forwarding()._sending:  # nothing is answered meanwhile
         channel.send(both)
         if both:
             wait_until(lambda: requests)
@@ -98,7 +98,7 @@ def test_a_callback_may_import_while_the_main_thread_does(
 
 def test_the_end_of_its_coordinator_ends_an_import_that_waits(gateway: Gateway) -> None:
     requests = count_requests(gateway)
-    with gateway._get_forwarding()._sending:
+    with gateway.get_forwarding()._sending:
         channel = gateway.remote_exec(
             "try:\n import slow\nexcept ImportError as exc:\n channel.send(str(exc))"
         )

@@ -54,7 +54,14 @@ LOWERING = {"_ast", "_ast_unparse", "ast", "zlib"}
 
 OURS = {
     *("execnet._calls", "execnet._calls.calling", "execnet._join", "execnet._join.listening"),
-    *("execnet", "execnet._clock", "execnet._endpoint", "execnet._errors", "execnet._starts"),
+    *(
+        "execnet",
+        "execnet._clock",
+        "execnet._endpoint",
+        "execnet._errors",
+        "execnet._inside",
+        "execnet._starts",
+    ),
     *("execnet._log", "execnet._multichannel", "execnet._specs"),
     *(
         "execnet._ends",

@@ -47,6 +47,7 @@ FLOORS = {
     "_ends": 2,
     "_forkserver": 2,
     "_imports": 2,
+    "_inside": 2,
     "_ship": 2,
     "_speclists": 1,
     "_specs": 2,

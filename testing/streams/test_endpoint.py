@@ -43,7 +43,7 @@ class TestTheBase:
             for path in PACKAGE.rglob("*.py")
             for node in ast.walk(ast.parse(path.read_text("utf-8")))
             if isinstance(node, ast.Attribute)
-            and (of := ast.unparse(node.value)).endswith("._io")
+            and (of := ast.unparse(node.value)).endswith(("._io", ".endpoint"))
             and not (of == "self._io" and path.parent.name == "_via")  # which is a ``ViaIO``
             and path.parent.name not in ("_service", "_resume")  # which make their own
         }

@@ -12,17 +12,16 @@ import shutil
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from processes import stop
+from reading import echoes, names, ping
 from socketservers import Servers
 from tools import BOUND_S, FORKING, missing, run_python, wait_until
-from workers import ECHO, GETPID, ask
+from workers import ECHO
 
 from benchmarks.proofs import many
-from execnet import Channel, Gateway, Group, TimeoutError, WorkerDied, _readers
+from execnet import Gateway, Group, WorkerDied, _readers
 from execnet.gateway_base import CAN_READ_DIRECTLY, get_execmodel
 from execnet.gateway_socket import SocketIO
 
@@ -50,20 +49,6 @@ def make(group: Group, spec: str) -> Make:
     return lambda count: list(group.makegateways([spec] * count))
 
 
-def names(start: str) -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith(start)]
-
-
-def ping(*channels: Channel) -> None:
-    for channel in channels:
-        channel.send(5)
-        assert channel.receive(BOUND_S) == 5
-
-
-def echoes(gateways: list[Gateway]) -> list[Channel]:
-    return [gateway.remote_exec(ECHO) for gateway in gateways]
-
-
 class TestThreads:
     def test_few_read_for_many(self, make: Make) -> None:
         fds = len(os.listdir("/proc/self/fd"))
@@ -74,28 +59,6 @@ class TestThreads:
         assert names("execnet-receiver") == []
         ping(*channels)
 
-    def test_the_first_ones_keep_their_own(
-        self, make: Make, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(_readers, "OWN", 2)
-        first = make(1) + make(1)
-        ping(*echoes(first + make(3)))
-        wait_until(lambda: len(names("execnet-receiver")) == 2)
-        first[0].exit()
-        first[0].join(BOUND_S)
-        wait_until(lambda: len(names("execnet-receiver")) == 1)
-        ping(*echoes(make(2)))
-        wait_until(lambda: len(names("execnet-receiver")) == 2)
-
-    def test_it_works_where_no_more_can_be_started(
-        self, make: Make, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def refuse(self: object) -> None:
-            raise RuntimeError("can't start new thread")
-
-        monkeypatch.setattr(_readers._Readers, "_start", refuse)
-        ping(*echoes(make(5)))
-
     def test_without_a_descriptor_left_each_has_its_own(
         self, make: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -105,17 +68,6 @@ class TestThreads:
         monkeypatch.setattr(select, "epoll", refuse)
         ping(*echoes(make(2)))
         assert len(names("execnet-receiver")) == 2
-
-    @pytest.mark.skipif(not CAN_READ_DIRECTLY, reason="not with this Python")
-    def test_a_thread_that_waits_for_an_item_reads_it_itself(self, make: Make) -> None:
-        (channel,) = echoes(make(1))
-
-        def reads_directly() -> bool:
-            direct = channel.gateway._channelfactory.direct
-            ping(channel)
-            return direct is not None and direct.uses > 50
-
-        wait_until(reads_directly)
 
     @pytest.mark.skipif(not CAN_READ_DIRECTLY, reason="not with this Python")
     def test_few_streams_are_left_to_such_threads(
@@ -136,50 +88,6 @@ class TestThreads:
 
 
 class TestCallbacks:
-    def test_slow_ones_stall_nobody(self, make: Make) -> None:
-        slow, ends = 3 * _readers.POLLING, threading.Event()
-        channels = echoes(make(slow + 4))
-        arrived = get_execmodel("thread").inbox()
-        for channel in channels[:slow]:
-            channel.setcallback(lambda item: (arrived.put(item), ends.wait(BOUND_S)))
-            channel.send(1)
-        try:
-            assert [arrived.get(True, BOUND_S) for _ in range(slow)] == [1] * slow
-            for _ in range(5):
-                ping(*channels[slow:])
-                assert [ask(channel.gateway, GETPID) for channel in channels[slow:]]
-        finally:
-            ends.set()
-
-    def test_one_may_wait_for_another_gateway(self, make: Make) -> None:
-        channels = echoes(make(2 * _readers.POLLING))
-        results = get_execmodel("thread").inbox()
-
-        def wait_for(other: Channel) -> Callable[[object], None]:
-            def callback(item: object) -> None:
-                other.send(item)
-                results.put(other.receive(BOUND_S))
-
-            return callback
-
-        half = len(channels) // 2
-        for channel, other in zip(channels[:half], channels[half:], strict=True):
-            channel.setcallback(wait_for(other))
-        for number, channel in enumerate(channels[:half]):
-            channel.send(number)
-        assert sorted(results.get(True, BOUND_S) for _ in range(half)) == list(range(half))
-
-    def test_all_of_a_gateway_run_in_one_thread(self, make: Make) -> None:
-        (gateway,) = make(1)
-        idents, last = [], get_execmodel("thread").inbox()
-        channel = gateway.remote_exec("for item in channel: channel.send(item)")
-        channel.setcallback(lambda item: (idents.append(threading.get_ident()), last.put(item)))
-        for number in range(20):
-            channel.send(number)
-            assert last.get(True, BOUND_S) == number
-        assert len(set(idents)) == 1
-        assert threading.get_ident() not in idents
-
     def test_it_may_end_its_own_group(self, spec: str) -> None:
         group, done = Group(), threading.Event()
         channel = group.makegateway(spec).remote_exec("channel.send(channel.receive())")
@@ -190,32 +98,6 @@ class TestCallbacks:
 
 
 class TestBytes:
-    def test_one_that_sends_half_a_frame_stalls_nobody(self, make: Make, group: Group) -> None:
-        torn = 3 * _readers.POLLING
-        gateways = make(torn + 2)
-        # Whatever such a worker says later, signs of life too, is content of that frame.
-        code = "import struct; begun = struct.pack('!bii', 4, channel.id, 1 << 20) + b'x'\n"
-        for gateway in gateways[:torn]:
-            gateway.remote_exec(code + "channel.gateway._io.write(begun)")
-        channels = echoes(gateways[torn:])
-        for _ in range(20):
-            ping(*channels)
-        assert all(gateway.hasreceiver() for gateway in gateways)
-
-    @pytest.mark.parametrize("size", [0, 1, 65527, 65536, 3_000_000])
-    def test_items_of_any_size_arrive_from_all_at_once(self, make: Make, size: int) -> None:
-        channels = echoes(make(6))
-        data = os.urandom(size)
-        for channel in channels:
-            channel.send(data)
-        for channel in channels:
-            assert channel.receive(BOUND_S) == data
-
-    def test_many_small_items_arrive_in_their_order(self, make: Make) -> None:
-        code = "for number in range(5000): channel.send(number)"
-        for channel in [gateway.remote_exec(code) for gateway in make(6)]:
-            assert list(channel) == list(range(5000))
-
     def test_they_arrive_in_a_buffer_too(self, make: Make) -> None:
         channels, size = echoes(make(3)), 3_000_000
         for _ in range(3):
@@ -239,16 +121,6 @@ class TestBytes:
 
 
 class TestEnds:
-    def test_the_death_of_one_is_not_that_of_others(self, make: Make) -> None:
-        channels = echoes(make(10))
-        dead = channels.pop(4)
-        os.kill(dead.gateway._rinfo().pid, signal.SIGKILL)
-        with pytest.raises(WorkerDied):
-            dead.receive(BOUND_S)
-        dead.gateway.join(BOUND_S)
-        assert not dead.gateway.hasreceiver()
-        ping(*channels)
-
     def test_all_may_die_at_once(self, make: Make) -> None:
         channels = echoes(make(30))
         for channel in channels:
@@ -256,37 +128,6 @@ class TestEnds:
         for channel in channels:
             with pytest.raises(WorkerDied):
                 channel.receive(BOUND_S)
-
-    def test_terminate_ends_in_time_though_some_are_stuck(
-        self, spec: str, nothing_is_left: None
-    ) -> None:
-        group = Group()
-        gateways = group.makegateways([spec] * 30)
-        stuck = [gateway.remote_exec(many.STUCK) for gateway in gateways[::5]]
-        for channel in stuck:
-            channel.receive(BOUND_S)
-        began = time.monotonic()
-        group.terminate(1.0)
-        assert time.monotonic() - began < 1.0 + BOUND_S / 2
-        assert not any(gateway.hasreceiver() for gateway in gateways)
-
-    def test_they_begin_again_after_the_last_one_has_ended(self, spec: str) -> None:
-        for _ in range(5):
-            with Group() as group:
-                ping(*echoes(list(group.makegateways([spec] * 3))))
-                group.terminate(BOUND_S)
-
-    def test_a_silent_worker_is_given_up(self, group: Group, spec: str) -> None:
-        gateway = group.makegateway(f"{spec}//heartbeat=0.05//dead_after=1")
-        (channel,) = echoes([gateway])
-        ping(channel)
-        pid = gateway._rinfo().pid
-        stop(pid)
-        try:
-            with pytest.raises(WorkerDied, match="silent for 1 s"):
-                channel.receive(BOUND_S)
-        finally:
-            os.kill(pid, signal.SIGCONT)
 
     def test_one_whose_bytes_nobody_has_read_is_not_silent(self) -> None:
         near, far = socket.socketpair()
@@ -353,11 +194,3 @@ print("well")
             **FORKING,
         )
         assert (result.stdout.split(), result.stderr) == (["True", "0", "well"], "")
-
-
-def test_a_timeout_ends_a_wait(make: Make) -> None:
-    (channel,) = echoes(make(1))
-    for _ in range(3):
-        with pytest.raises(TimeoutError):
-            channel.receive(0.01)
-        ping(channel)

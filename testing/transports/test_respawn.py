@@ -167,7 +167,7 @@ def test_one_that_dies_before_it_is_a_member_is_started_anew(
         forward(group, started, deadlines)
         if next(deaths, False):
             os.kill(pid_of(started[0]), signal.SIGKILL)
-            started[0]._await_receiver()
+            started[0].await_receiver()
 
     monkeypatch.setattr(Group, "_forward_output", forward_output)
     one.group.makegateway("popen")

@@ -230,8 +230,8 @@ def test_a_gateway_that_lies_about_its_server_is_told_of(answer: Any) -> None:
         def waitclose(self, timeout_s: float) -> None: ...
 
     gateway: Any = SimpleNamespace(
-        id="hop", remoteaddress="127.0.0.1", spec=XSpec("ssh=127.0.0.1"), _is_old=bool
+        id="hop", remoteaddress="127.0.0.1", spec=XSpec("ssh=127.0.0.1"), has_old_python=bool
     )
-    gateway._execute = lambda *args: Channel()
+    gateway.execute_source = lambda *args: Channel()
     with pytest.raises(BootstrapError, match=r"^hop (says that it serves at|can't serve at)"):
         gateway_socket._install(gateway, None, {"clients": 1}, BOUND_S)

@@ -451,10 +451,10 @@ def test_a_hostile_worker_does_not_say_where_to_connect_to(group: Group) -> None
     class Hostile:
         id, spec, remoteaddress = "bad", execnet.XSpec("popen"), None
 
-        def _is_old(self) -> bool:
+        def has_old_python(self) -> bool:
             return False
 
-        def _execute(self, *args: object) -> Hostile:
+        def execute_source(self, *args: object) -> Hostile:
             return self
 
         def send(self, item: object) -> None: ...

@@ -98,8 +98,8 @@ def test_a_blob_is_not_dropped_before_what_uses_it_was_handed_in() -> None:
         carrier = None
 
     class Hop:
-        _writer, _io, execmodel = Writer, Stream, Model
-        _imports_parts = staticmethod(lambda: True)
+        writer, endpoint, execmodel = Writer, Stream, Model
+        imports_parts = staticmethod(lambda: True)
 
     class User:
         is_forwarded = True

@@ -28,7 +28,6 @@ from .wire import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
 
     from .tree import Entries, Step, Tree
     from .wire import Message, Send
@@ -58,7 +57,7 @@ class Pump(Sending):
         self._announced = 1  # ids below this one were; the root is known
         self._asked: dict[int, int] = {}  # how often, by id
         # (code, id, digest or comparison), in order
-        self._requests: deque[tuple[int, int, Any]] = deque()
+        self._requests: deque[tuple[int, int, object]] = deque()
         self._comparisons: dict[int, Comparison] = {}  # id -> of those whose digests are arriving
         self._links: deque[int] = deque()  # that the target cannot make
         self._standins: StandIns | None = None
