@@ -12,12 +12,11 @@ from contextlib import suppress
 
 from .._clock import monotonic
 from .._endpoint import endpoint_of
-from .._errors import BootstrapError, SecurityWarning
+from .._errors import BootstrapError, SecurityWarning, WorkerDied
 from .._specs import CONNECT_TIMEOUT_S
 from .._transports.ssh import asking_nobody, with_options
 from .._transports.surroundings import here
 from .._transports.table import Command
-from ..gateway_base import WorkerDied
 from .logins import Refused, Unreachable
 
 TYPE_CHECKING = False
