@@ -201,18 +201,35 @@ def test_errors_come_only_when_the_time_is_over_and_then_nothing_is_left(
     assert not os.path.exists(folder)
 
 
-def test_a_worker_that_ended_meanwhile_is_told_with_its_status(group: Group, link: CutLink) -> None:
+def fds_of(pid: int) -> int:
+    """Return how many descriptors a process has; 0 for one that is gone."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
+
+
+@pytest.mark.parametrize("noticed_by", ["the supervisor", "nobody"])
+def test_a_worker_that_ended_meanwhile_is_told_with_its_status(
+    group: Group, link: CutLink, noticed_by: str
+) -> None:
     gateway = group.makegateway(spec_of(BOUND_S))
     pid = pid_of(gateway)
     channel = gateway.remote_exec(WAITS)
     assert channel.receive(BOUND_S) == 1
     supervisor = supervisor_of(pid)
-    connected = len(os.listdir(f"/proc/{supervisor}/fd"))
-    link.go_down()
-    # Where the far side has not noticed it either, the status is lost: ISSUES.txt, 90.
-    wait_until(lambda: len(os.listdir(f"/proc/{supervisor}/fd")) < connected)
-    os.kill(pid, signal.SIGKILL)
-    link.go_up()
+    connected = fds_of(supervisor)
+    if noticed_by == "nobody":
+        link.stop()
+        os.kill(pid, signal.SIGKILL)
+        # It has told of that over the dead connection, and closed its five descriptors of both.
+        wait_until(lambda: fds_of(supervisor) <= connected - 5)
+        link.cut()
+    else:
+        link.go_down()
+        wait_until(lambda: fds_of(supervisor) < connected)
+        os.kill(pid, signal.SIGKILL)
+        link.go_up()
     with pytest.raises(WorkerDied, match=r"SIGKILL.*it ended while it was out of reach") as caught:
         channel.receive(BOUND_S)
     assert caught.value.exitcode == -signal.SIGKILL
@@ -223,7 +240,7 @@ def test_a_worker_that_ended_meanwhile_is_told_with_its_status(group: Group, lin
 def test_who_waits_is_told_of_a_death_while_connected(
     group: Group, link: CutLink, victim: str
 ) -> None:
-    gateway = group.makegateway(spec_of(BOUND_S, more="//grace=0.2"))
+    gateway = group.makegateway(spec_of(3600, more="//grace=0.2"))
     pid = pid_of(gateway)
     channel = gateway.remote_exec(WAITS)
     assert channel.receive(BOUND_S) == 1
