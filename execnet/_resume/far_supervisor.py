@@ -16,6 +16,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import struct
 import time
 
@@ -31,6 +32,8 @@ REQUEST_S = 10.0  # how long a connector may take to send its request
 TELL_S = 30.0  # how long it may take until somebody takes the news of the end
 CONFIRM_S = 2.0  # how long a connection stays open for the answer to that news
 TOUCH_S = 3600.0  # how often it touches its files, which systems clean up by their age
+PLACE, PREFIX = "/tmp", "execnet-resume-"  # where the folders of sessions are, and their names
+YOUNG_S = 60.0  # how old a folder is at least that is taken for left behind
 FULL = errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR
 
 clock = getattr(time, "monotonic", time.time)
@@ -142,6 +145,8 @@ class Supervisor(object):
         null = os.open(os.devnull, os.O_RDWR)
         for number in 0, 1, 2:
             os.dup2(null, number)
+        for left in left_behind():
+            remove_left(left)
 
     def _handle_signals(self) -> None:
         def pass_on(signum: int, frame: object) -> None:
@@ -168,6 +173,9 @@ class Supervisor(object):
     def _listen(self) -> None:
         folder = OPTIONS["folder"]
         os.mkdir(folder, 0o700)  # fails if anything is there
+        self._lock_fd = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.fcntl(self._lock_fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # for as long as this runs
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(os.path.join(folder, "socket"))
         self._listener.listen(16)
@@ -175,11 +183,7 @@ class Supervisor(object):
 
     def leave(self) -> None:
         """Remove the socket and its folder."""
-        for remove, path in (os.unlink, "socket"), (os.rmdir, ""):
-            try:
-                remove(os.path.join(OPTIONS["folder"], path))
-            except EnvironmentError:
-                pass
+        remove_files(OPTIONS["folder"])
 
     # ------------------------------------------------------------ the loop
 
@@ -231,7 +235,7 @@ class Supervisor(object):
             return {self._bell_fd: 1}
 
     def _touch(self) -> None:
-        for name in "", "socket":
+        for name in "", "socket", "lock":
             try:
                 os.utime(os.path.join(OPTIONS["folder"], name), None)
             except EnvironmentError:
@@ -418,6 +422,66 @@ class Supervisor(object):
         except (EnvironmentError, socket.error):
             pass
         sock.close()
+
+
+# ---------------------------------------------------------------- folders
+
+
+def remove_files(folder: str) -> None:
+    """Remove the folder of a session, as far as it is there."""
+    for remove, name in (os.unlink, "socket"), (os.unlink, "lock"), (os.rmdir, ""):
+        try:
+            remove(os.path.join(folder, name))
+        except EnvironmentError:
+            pass
+
+
+def left_behind() -> list[str]:
+    """Return the folders of this user's sessions whose workers and supervisors were killed."""
+    try:
+        # Elsewhere another user could put something else where such a folder was.
+        names = os.listdir(PLACE) if os.stat(PLACE).st_mode & stat.S_ISVTX else []
+    except EnvironmentError:
+        return []
+    found = []
+    for name in names:
+        folder = os.path.join(PLACE, name)
+        fd = _lock_left(folder) if name.startswith(PREFIX) else -1
+        if fd >= 0:
+            os.close(fd)
+            found.append(folder)
+    return found
+
+
+def remove_left(folder: str) -> bool:
+    """Remove such a folder, and return True, unless somebody uses it."""
+    fd = _lock_left(folder)
+    if fd >= 0:
+        remove_files(folder)
+        os.close(fd)
+    return fd >= 0
+
+
+def _lock_left(folder: str) -> int:
+    """Return a descriptor that holds the lock of a folder; -1 if its supervisor has it.
+
+    Whatever the system calls the process, it is gone when its lock can be had.
+    """
+    try:
+        found = os.lstat(folder)
+        is_own = found.st_uid == os.getuid() and not found.st_mode & 0o077
+        if not (stat.S_ISDIR(found.st_mode) and is_own and time.time() - found.st_mtime > YOUNG_S):
+            return -1
+        fd = os.open(os.path.join(folder, "lock"), os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+    except EnvironmentError:
+        return -1
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except EnvironmentError:
+        os.close(fd)
+        return -1
+    return fd
 
 
 def is_equal(told: str, secret: str) -> bool:

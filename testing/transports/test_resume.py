@@ -22,7 +22,7 @@ from processes import processes_with, stop
 from tools import BOUND_S, ROOT, SOURCE, some_of, wait_until
 
 from execnet import BootstrapError, Gateway, Group, WorkerDied
-from execnet._resume import near, records
+from execnet._resume import far_supervisor, near, records
 from execnet._resume.logins import Ended, Login, Session, Unreachable
 from execnet._resume.ways import command_of_login
 from execnet._ship.shipment import FIRST_PACKET_MAX
@@ -269,6 +269,77 @@ def test_a_supervisor_that_is_killed_without_a_network_leaves_nothing(
     link.go_up()
     with pytest.raises(WorkerDied, match="neither it nor its supervisor is there any more"):
         channel.receive(BOUND_S)
+
+
+@pytest.mark.parametrize("removed_by", ["the next supervisor", "execnet clean"])
+def test_what_two_killed_processes_left_is_removed_later(
+    group: Group, link: CutLink, removed_by: str
+) -> None:
+    gateway = group.makegateway(spec_of(600, more="//grace=0.2"))
+    pid = pid_of(gateway)
+    lives = group.makegateway(spec_of(600))
+    folder, used = (one._io._session.folder for one in (gateway, lives))  # type: ignore[attr-defined]
+    supervisor = supervisor_of(pid)
+    for victim in supervisor, pid:
+        stop(victim)
+    for victim in supervisor, pid:
+        os.kill(victim, signal.SIGKILL)
+    assert_gone(pid, supervisor)
+    assert sorted(os.listdir(folder)) == ["lock", "socket"]
+    assert far_supervisor.left_behind() == []  # it is too young
+    for path in folder, used:
+        os.utime(path, (1, 1))
+    if removed_by == "execnet clean":
+        assert far_supervisor.left_behind() == [folder]
+        words = [sys.executable, "-m", "execnet", "clean"]
+        env = {**os.environ, "PYTHONPATH": str(SOURCE)}
+        done = subprocess.run(words, capture_output=True, text=True, env=env, check=True)
+        assert f"removed {folder}: " in done.stdout
+    else:
+        group.makegateway(spec_of(600))
+        wait_until(lambda: not os.path.exists(folder))
+    assert not os.path.exists(folder)
+    assert os.path.exists(used)
+    assert lives.remote_exec("channel.send(1)").receive(BOUND_S) == 1
+
+
+def test_only_own_folders_that_nobody_holds_are_taken_for_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(far_supervisor, "PLACE", str(tmp_path))
+    tmp_path.chmod(0o1777)
+
+    def folder(name: str, mode: int = 0o700, prefix: str = "execnet-resume-") -> Path:
+        path = tmp_path / (prefix + name)
+        path.mkdir()
+        path.chmod(mode)
+        (path / "lock").touch()
+        os.utime(path, (1, 1))
+        return path
+
+    left = folder("left")
+    folder("open", 0o755)
+    folder("other", prefix="execnet-")
+    empty = folder("empty")
+    (empty / "lock").unlink()
+    os.utime(empty, (1, 1))
+    linked = folder("linked")
+    (linked / "lock").unlink()
+    (linked / "lock").symlink_to(left / "lock")
+    os.utime(linked, (1, 1))
+    (tmp_path / "execnet-resume-link").symlink_to(left)
+    (tmp_path / "execnet-resume-file").touch()
+    folder("young")
+    os.utime(tmp_path / "execnet-resume-young")
+    if os.getuid() == 0:
+        os.chown(folder("foreign"), 65534, -1)
+    assert far_supervisor.left_behind() == [str(left)]
+    tmp_path.chmod(0o777)  # anybody could put something else there
+    assert far_supervisor.left_behind() == []
+    tmp_path.chmod(0o1777)
+    assert far_supervisor.remove_left(str(left))
+    assert not left.exists()
+    assert not far_supervisor.remove_left(str(left))
 
 
 @pytest.mark.parametrize("ends_it", ["its time", "execnet clean"])
