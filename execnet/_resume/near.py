@@ -117,6 +117,7 @@ class ResumeIO(Link, Endpoint):
 
     kills_by_login = True
     kill_by: float | None = None  # when a kill has to be over, as ``time.monotonic()``
+    reach_by: float | None = None  # when its login has to have reached the host, as far as known
 
     writer_class = _Writer
 
@@ -484,7 +485,7 @@ class ResumeIO(Link, Endpoint):
         for way, until in _in_turn(self._ways(is_late=True), deadline):
             try:
                 make = partial(self._make, way, lambda: self.is_over)
-                self._status = Login(session, make, until).kill(bool)
+                self._status = Login(session, make, until, self.reach_by).kill(bool)
             except Ended as exc:
                 if not isinstance(exc, Rebooted) or self._maker.is_final(way):
                     return ""

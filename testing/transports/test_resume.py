@@ -22,6 +22,7 @@ from processes import processes_with, stop
 from tools import BOUND_S, ROOT, SOURCE, some_of, wait_until
 
 from execnet import BootstrapError, Gateway, Group, WorkerDied
+from execnet._ends import terminate
 from execnet._resume import far_supervisor, near, records
 from execnet._resume.logins import Ended, Login, Session, Unreachable
 from execnet._resume.ways import command_of_login
@@ -29,6 +30,7 @@ from execnet._ship.shipment import FIRST_PACKET_MAX
 from execnet._specs import Settings
 from execnet._transports.table import Command
 from execnet.gateway_bootstrap import first_line
+from execnet.gateway_io import Popen2IOMaster
 from execnet.xspec import XSpec
 
 WAITS = "channel.send(1); channel.receive()"
@@ -415,6 +417,26 @@ def test_terminate_logs_in_within_its_time_where_a_worker_is_out_of_reach(
         link.go_up()
     ((path, told),) = records.left()
     records.end(path, told, lambda *place: makes(gateway))
+    assert_gone(pid, supervisor)
+
+
+@pytest.mark.parametrize("is_reached", [True, False])
+def test_the_login_of_a_kill_gets_little_time_while_its_host_does_not_answer(
+    group: Group, link: CutLink, monkeypatch: pytest.MonkeyPatch, is_reached: bool
+) -> None:
+    gateway = group.makegateway(spec_of(600, more="//grace=0.2"))
+    pid = pid_of(gateway)
+    supervisor = supervisor_of(pid)
+    stop(pid)
+    link.stop()
+    monkeypatch.setattr(terminate, "REACH_S", 0.0)
+    monkeypatch.setattr(Popen2IOMaster, "is_connecting", lambda io: not is_reached)
+    why = "did not end in time" if is_reached else "to be killed .the host does not answer"
+    with pytest.warns(ResourceWarning, match=why):
+        group.terminate(0.1)
+    if not is_reached:
+        ((path, told),) = records.left()
+        records.end(path, told, lambda *place: makes(gateway))
     assert_gone(pid, supervisor)
 
 
