@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Remove what execnet left on this machine and nobody needs any more: sockets of ssh connections that
 have ended, folders and logs of services that have ended, traces and temporary files of processes
-that have ended, among them workers with resume=. Keys stay. Workers with resume= whose program is gone are ended, through a login to
-their host.
+that have ended, folders of workers with resume= that were killed. Keys stay. Workers with resume=
+whose program is gone are ended, through a login to their host.
 """
 
 

@@ -133,7 +133,7 @@ def end_members(
 
 def _kill_and_reap(execmodel: ExecModel, gateways: list[Gateway], stuck: list[Gateway]) -> None:
     """Kill workers, and wait until they are gone; of stuck ones what they started, if asked for."""
-    streams = [gateway._io for gateway in gateways]
+    streams: list[Any] = [gateway._io for gateway in gateways]
     for gateway, io in zip(gateways, streams, strict=True):
         if gateway.settings.kills_group and gateway in stuck:
             io.kill_group()
