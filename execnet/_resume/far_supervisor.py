@@ -173,9 +173,7 @@ class Supervisor(object):
     def _listen(self) -> None:
         folder = OPTIONS["folder"]
         os.mkdir(folder, 0o700)  # fails if anything is there
-        self._lock_fd = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.fcntl(self._lock_fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
-        fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # for as long as this runs
+        hold(os.path.join(folder, "lock"))
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(os.path.join(folder, "socket"))
         self._listener.listen(16)
@@ -434,6 +432,19 @@ def remove_files(folder: str) -> None:
             remove(os.path.join(folder, name))
         except EnvironmentError:
             pass
+
+
+def hold(path: str) -> None:
+    """Make the lock of a folder, and hold it for as long as this process runs.
+
+    If there are no locks on that file system, the folder has none, and is never taken for left.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except EnvironmentError:
+        os.unlink(path)
 
 
 def left_behind() -> list[str]:

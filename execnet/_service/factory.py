@@ -16,6 +16,7 @@ from .._specs import Settings
 from .._transports import table
 from .._transports.sharing import LOGIN_KEYS, Connections, login_keys, settings_of_connection
 from .._transports.ssh import asking_nobody
+from .._transports.surroundings import here
 from .._via.spare import source_key_of
 from .._via.stream import ViaIO
 from ..xspec import XSpec, build
@@ -116,7 +117,7 @@ class LocalFactory:
             "host": _label_of(settings),
             "spec": str(_spec_of(settings)),
             "env": env if settings.type in OVER_SSH else {**env, **ASKS_NOBODY},
-            "folder": os.getcwd(),
+            "folder": here().folder,
             "idle": self._idle_s,
             "source": source_key_of(settings),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
@@ -342,6 +343,17 @@ def test_only_own_folders_that_nobody_holds_are_taken_for_left_behind(
     assert far_supervisor.remove_left(str(left))
     assert not left.exists()
     assert not far_supervisor.remove_left(str(left))
+
+
+def test_where_there_are_no_locks_a_folder_is_never_taken_for_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(fd: int, how: int) -> None:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    far_supervisor.hold(str(tmp_path / "lock"))
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("ends_it", ["its time", "execnet clean"])
