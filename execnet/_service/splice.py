@@ -39,11 +39,12 @@ class Splice:
 
     data, news, request: what the program has sent, as for ``_via.far``.  find: returns the gateway
     of the login, the part to run there and the request to it; waits, and raises what that raises.
-    on_over: called with that gateway once the worker has ended, or the login has; also if it could
-    not be asked for a worker.
+    on_over: called with that gateway once the worker has ended and all its bytes have passed, or
+    the login has ended; also if it could not be asked for a worker.
 
     ``on_item`` runs in the receiver thread of the program's connection, and ``_on_data`` and
-    ``_on_news`` in the login's; none of them waits.  ``_lock`` guards what came early.
+    ``_on_news`` in the login's; none of them waits.  ``_lock`` guards what came early,
+    ``_ends_lock`` what has ended.  The news of the end may come before the last bytes.
     """
 
     def __init__(
@@ -66,7 +67,8 @@ class Splice:
         self._far_news: Channel | None = None
         self._code: Channel | None = None
         self._output = Credit(WINDOW_BYTES)  # from the login
-        self._is_over = False
+        self._ends_lock = new_lock()
+        self._has_all_bytes = self._has_end = self._is_over = False
 
     def start(self) -> None:
         """Begin; returns at once."""
@@ -124,15 +126,18 @@ class Splice:
         if far is None or far.isclosed():
             return
         if item is None:  # the worker gets its time to end; ``_on_news`` learns of that
-            _close(login, far)
+            self._note(login, all_bytes=True)
+            if not far.isclosed():
+                _close(login, far)
         else:
             _post(login, far, item)
 
     # the receiver thread of the login
 
     def _on_data(self, login: Gateway, item: object) -> None:
-        if self._is_over or item is None:  # ``_on_news`` learns of the end
+        if self._is_over or self._has_all_bytes:
             return
+        item = EOF if item is None else item
         if type(item) is bytes:
             self._output.sent += len(item)
             if self._output.is_exceeded(CHUNK_BYTES):
@@ -142,6 +147,8 @@ class Splice:
             self._refuse(login, f"an item of {type(item).__name__} came in place of bytes")
             return
         _post(self._program, self._data, item)
+        if item == EOF:
+            self._note(login, all_bytes=True)
 
     def _on_news(self, login: Gateway, item: Any) -> None:
         if self._is_over:
@@ -150,9 +157,10 @@ class Splice:
             _post(self._program, self._news, item)
         elif type(item) is tuple and len(item) == 3 and _is_end(*item):
             _post(self._program, self._news, item)
-            self._end(login)
+            self._note(login, end=True)
         elif item is None:  # the login has ended
-            self._tell_end(None, b"", "")
+            if not self._has_end:
+                self._tell_end(None, b"", "")
             self._end(login)
         else:
             self._refuse(login, f"an item of {type(item).__name__} came in place of news")
@@ -180,8 +188,17 @@ class Splice:
         _post(self._program, self._news, (status, stderr, printable(reason).encode()))
         _post(self._program, self._data, EOF)
 
+    def _note(self, login: Gateway, all_bytes: bool = False, end: bool = False) -> None:
+        """Note what is over; once both are, nothing of the worker is left."""
+        with self._ends_lock:
+            self._has_all_bytes |= all_bytes
+            self._has_end |= end
+            is_over = self._has_all_bytes and self._has_end
+        if is_over:
+            self._end(login)
+
     def _end(self, login: Gateway) -> None:
-        with self._lock:
+        with self._ends_lock:
             if self._is_over:
                 return
             self._is_over = True

@@ -86,6 +86,27 @@ def test_items_pass_both_ways_as_they_are() -> None:
     assert len(spliced.login.sent) == 8
 
 
+def test_bytes_that_come_after_the_news_of_the_end_pass_as_well() -> None:
+    spliced = Spliced()
+    spliced.news((-9, b"", b""))
+    assert spliced.over == []
+    spliced.data(b"last")
+    spliced.splice.on_item(4)
+    spliced.data(EOF)
+    assert spliced.program.sent == [(2, (-9, b"", b"")), (1, b"last"), (1, EOF)]
+    assert spliced.login.sent == [(3, 4), (3, "closed"), (4, "closed")]
+    assert spliced.over == [spliced.login]
+
+
+def test_a_program_that_wants_no_more_bytes_after_the_end_gets_none() -> None:
+    spliced = Spliced()
+    spliced.news((0, b"", b""))
+    spliced.splice.on_item(None)
+    assert spliced.over == [spliced.login]
+    spliced.data(b"late")
+    assert spliced.program.sent == [(2, (0, b"", b""))]
+
+
 def test_a_blob_that_is_kept_is_put_in() -> None:
     spliced = Spliced()
     spliced.splice._kept[b"hash"] = b"kept"
