@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from interpreters import far_sides
+from processes import is_gone, stop
 from services import STAND_INS, need, script
 from services_more import Podman
 from tools import BOUND_S, wait_until
@@ -147,6 +148,31 @@ def test_an_error_that_is_about_something_else_has_no_such_hint(group: Group, bi
     with pytest.raises(execnet.BootstrapError, match="No such container: missing") as caught:
         group.makegateway("docker=missing")
     assert "question" not in str(caught.value)
+
+
+def test_what_a_worker_sent_before_its_end_comes_first(group: Group, bin: Path) -> None:
+    stand_in(bin, "docker")
+    gateway = group.makegateway("docker=box")
+    code = (
+        "for _ in range(30):\n channel.send(b'x' * 100_000)\n"
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    channel = gateway.remote_exec(code)
+    for _ in range(30):
+        assert channel.receive(BOUND_S) == b"x" * 100_000
+    with pytest.raises(execnet.WorkerDied, match="SIGKILL"):
+        channel.receive(BOUND_S)
+
+
+def test_a_worker_that_is_stopped_is_killed(group: Group, bin: Path) -> None:
+    stand_in(bin, "docker")
+    gateway, other = group.makegateways(["docker=box"] * 2)
+    pid = gateway._rinfo().pid
+    stop(pid)
+    gateway._io.kill()
+    wait_until(lambda: is_gone(pid))
+    wait_until(lambda: kept()[0]["users"] == 1)
+    assert parent_of(other)
 
 
 def test_sudo_and_srun_are_run_by_the_program_itself(group: Group, bin: Path) -> None:
