@@ -123,8 +123,8 @@ class Group(Listening):
     ) -> None:
         """From now on, make gateways that need a login through a service of this user.
 
-        The service keeps one login to each distinct address, and further gateways to there, of any
-        program, start through it.  Gateways without a login are made as before.
+        The service keeps one login to each distinct address, also in a container, and further
+        gateways to there, of any program, start through it.  Others are made as before.
         port, name: of the service, as in ``socketservice=``.  idle: how many seconds a login
         without gateways is kept.  Raises ValueError for a bad name or port.
         """

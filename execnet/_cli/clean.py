@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Remove what execnet left on this machine and nobody needs any more: sockets of ssh connections that
 have ended, folders and logs of services that have ended, traces and temporary files of processes
-that have ended. Keys stay. Workers with resume= whose program is gone are ended, through a login to
-their host.
+that have ended, folders of workers with resume= that were killed. Keys stay. Workers with resume=
+whose program is gone are ended, through a login to their host.
 """
 
 
@@ -45,6 +45,11 @@ def _run(args: argparse.Namespace) -> int:
     found: list[tuple[str, str, Callable[[str], bool]]]
     found = [(path, what, _remove) for path, what in _folders.leftovers()]
     found += [(path, what, admin.remove) for path, what in admin.leftovers()]
+    if sys.platform != "win32":  # where there is no resume=
+        from .._resume import far_supervisor
+
+        what = "the folder of a worker with resume= that was killed with its supervisor"
+        found += [(path, what, far_supervisor.remove_left) for path in far_supervisor.left_behind()]
     for path, what, remove in found:
         error = None
         try:

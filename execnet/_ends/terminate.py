@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MARGIN_S = 10.0  # for what follows an orderly end, such as a worker's ``atexit`` functions
 LOGIN_S = 5.0  # what the login that kills a worker may take, where there is that much time
+REACH_S = 0.8  # after so long it is given up if its host has not even taken the connection
 SILENT_S = 1.0  # after so long without an answer to its end a worker is out of reach
 KILL_S = 0.2  # how long a killfunc may take before we go on without it
 
@@ -138,6 +139,8 @@ def _kill_and_reap(execmodel: ExecModel, gateways: list[Gateway], stuck: list[Ga
     for gateway, io in zip(gateways, streams, strict=True):
         if gateway.settings.kills_group and gateway in stuck:
             io.kill_group()
+        if io.kills_by_login and io.kill_by is None:
+            io.reach_by = monotonic() + REACH_S
     kill_all(execmodel, streams)
     for gateway, io in zip(gateways, streams, strict=True):
         io.wait()

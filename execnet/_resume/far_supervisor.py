@@ -16,6 +16,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import struct
 import time
 
@@ -29,7 +30,10 @@ GOODBYE = 15
 OF_WATCHER = 2
 REQUEST_S = 10.0  # how long a connector may take to send its request
 TELL_S = 30.0  # how long it may take until somebody takes the news of the end
+CONFIRM_S = 2.0  # how long a connection stays open for the answer to that news
 TOUCH_S = 3600.0  # how often it touches its files, which systems clean up by their age
+PLACE, PREFIX = "/tmp", "execnet-resume-"  # where the folders of sessions are, and their names
+YOUNG_S = 60.0  # how old a folder is at least that is taken for left behind
 FULL = errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR
 
 clock = getattr(time, "monotonic", time.time)
@@ -77,12 +81,16 @@ def receive_fd(sock: socket.socket) -> int:
 
 
 class Login(object):
-    """What carries a connection: stdout and stderr of a login, and its connector."""
+    """What carries a connection: stdin, stdout and stderr of a login, and its connector.
+
+    Only the worker reads stdin, until it has ended.
+    """
 
     def __init__(
-        self, epoch: int, out_fd: int, error_fd: int, sock: socket.socket | None = None
+        self, epoch: int, in_fd: int, out_fd: int, error_fd: int, sock: socket.socket | None = None
     ) -> None:
         self.epoch = epoch
+        self.in_fd = in_fd
         self.out_fd = out_fd
         self.error_fd = error_fd
         self._sock = sock
@@ -95,8 +103,8 @@ class Login(object):
             except (EnvironmentError, socket.error):
                 pass
             self._sock.close()
-        os.close(self.out_fd)
-        os.close(self.error_fd)
+        for fd in self.in_fd, self.out_fd, self.error_fd:
+            os.close(fd)
 
 
 class Supervisor(object):
@@ -110,6 +118,8 @@ class Supervisor(object):
         self._has_ended = False
         self._ends_at: float | None = None  # while there is no connection: when the time is over
         self._kill_at: float | None = None
+        self._drop_at: float | None = None  # while the news of the end is not confirmed
+        self._confirmation = b""  # what came in place of it
         self._epoch = 0  # the highest one that was asked for
         self._killers: list[socket.socket] = []  # connectors that wait for the worker's end
         self._bell_fd, self._ring_fd = os.pipe()
@@ -118,7 +128,7 @@ class Supervisor(object):
         if kept_fd >= 0:
             kept = socket.fromfd(kept_fd, socket.AF_UNIX, socket.SOCK_STREAM)
             os.close(kept_fd)
-        self._login: Login | None = Login(0, os.dup(1), os.dup(2), kept)
+        self._login: Login | None = Login(0, os.dup(0), os.dup(1), os.dup(2), kept)
         self._listener: Any = None
         self._errors_fd, errors_in = os.pipe()
         for end in self._bell_fd, self._ring_fd, self._errors_fd, errors_in:
@@ -135,6 +145,8 @@ class Supervisor(object):
         null = os.open(os.devnull, os.O_RDWR)
         for number in 0, 1, 2:
             os.dup2(null, number)
+        for left in left_behind():
+            remove_left(left)
 
     def _handle_signals(self) -> None:
         def pass_on(signum: int, frame: object) -> None:
@@ -161,6 +173,7 @@ class Supervisor(object):
     def _listen(self) -> None:
         folder = OPTIONS["folder"]
         os.mkdir(folder, 0o700)  # fails if anything is there
+        hold(os.path.join(folder, "lock"))
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(os.path.join(folder, "socket"))
         self._listener.listen(16)
@@ -168,11 +181,7 @@ class Supervisor(object):
 
     def leave(self) -> None:
         """Remove the socket and its folder."""
-        for remove, path in (os.unlink, "socket"), (os.rmdir, ""):
-            try:
-                remove(os.path.join(OPTIONS["folder"], path))
-            except EnvironmentError:
-                pass
+        remove_files(OPTIONS["folder"])
 
     # ------------------------------------------------------------ the loop
 
@@ -194,6 +203,8 @@ class Supervisor(object):
             if self._errors_fd in ready:
                 self._pass_errors()
             now = clock()
+            if self._drop_at is not None:
+                self._look_for_confirmation(now)
             if self._has_ended and (self._ends_at is None or now >= self._ends_at):
                 return self._status
             if self._ends_at is not None and now >= self._ends_at and self._kill_at is None:
@@ -211,7 +222,9 @@ class Supervisor(object):
                 poll.register(sock.fileno(), select.POLLIN)
         if self._errors_fd >= 0:
             poll.register(self._errors_fd, select.POLLIN)
-        ends = [touch_at, self._kill_at]
+        if self._drop_at is not None and self._login is not None:
+            poll.register(self._login.in_fd, select.POLLIN)
+        ends = [touch_at, self._kill_at, self._drop_at]
         ends += [self._ends_at] if self._kill_at is None else []
         left_s = min([end for end in ends if end is not None]) - clock()
         try:
@@ -220,7 +233,7 @@ class Supervisor(object):
             return {self._bell_fd: 1}
 
     def _touch(self) -> None:
-        for name in "", "socket":
+        for name in "", "socket", "lock":
             try:
                 os.utime(os.path.join(OPTIONS["folder"], name), None)
             except EnvironmentError:
@@ -247,12 +260,40 @@ class Supervisor(object):
             self._ends_at = None  # whoever wanted to know has been told
         if self._login is not None:
             is_told = self._tell(self._login.out_fd, goodbye(self._status))
-            self._drop_login(self._status or 0)
-            is_told = is_told or bool(self._killers)  # the connection may be dead
-            self._ends_at = None if is_told else clock() + OPTIONS["seconds"]
+            self._ends_at = clock() + OPTIONS["seconds"]
+            if self._killers or (is_told and not self._status):  # nobody will ask again
+                self._ends_at = None
+            if is_told and self._ends_at is not None:
+                self._drop_at = clock() + CONFIRM_S
+            else:
+                self._drop_login(self._status or 0)
         if self._control is not None:
             self._control.close()
             self._control = None
+
+    def _look_for_confirmation(self, now: float) -> None:
+        """Read whether the news of the end has arrived: the connection may be dead.
+
+        The bytes before are what the worker has not read.
+        """
+        login = self._login
+        poll = select.poll()
+        if login is not None:
+            poll.register(login.in_fd, select.POLLIN)
+        try:
+            data = b""
+            if login is not None and poll.poll(0):
+                data = os.read(login.in_fd, 65536)
+                now = now if data else self._drop_at or now
+            secret = OPTIONS["secret"].encode("ascii")
+            self._confirmation = self._confirmation[-len(secret) :] + data
+            if secret in self._confirmation:
+                self._ends_at = None
+        except (EnvironmentError, select.error):
+            now = self._drop_at or now
+        if login is None or self._ends_at is None or now >= (self._drop_at or now):
+            self._drop_at = None
+            self._drop_login(self._status or 0)
 
     def _ended_text(self) -> str:
         return "ended %s" % ("unknown" if self._status is None else self._status)
@@ -366,7 +407,8 @@ class Supervisor(object):
                 fds.append(receive_fd(sock))
             self._drop_login()
             self._ends_at = self._ends_at or clock() + OPTIONS["seconds"]  # until it is used
-            self._login = Login(epoch, os.dup(fds[1]), os.dup(fds[2]), sock)
+            in_fd, out_fd, error_fd = [os.dup(fd) for fd in fds]
+            self._login = Login(epoch, in_fd, out_fd, error_fd, sock)
             self._tell_worker(epoch, (fds[0], fds[1]))
         finally:
             for fd in fds:
@@ -378,6 +420,79 @@ class Supervisor(object):
         except (EnvironmentError, socket.error):
             pass
         sock.close()
+
+
+# ---------------------------------------------------------------- folders
+
+
+def remove_files(folder: str) -> None:
+    """Remove the folder of a session, as far as it is there."""
+    for remove, name in (os.unlink, "socket"), (os.unlink, "lock"), (os.rmdir, ""):
+        try:
+            remove(os.path.join(folder, name))
+        except EnvironmentError:
+            pass
+
+
+def hold(path: str) -> None:
+    """Make the lock of a folder, and hold it for as long as this process runs.
+
+    If there are no locks on that file system, the folder has none, and is never taken for left.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except EnvironmentError:
+        os.unlink(path)
+
+
+def left_behind() -> list[str]:
+    """Return the folders of this user's sessions whose workers and supervisors were killed."""
+    try:
+        # Elsewhere another user could put something else where such a folder was.
+        names = os.listdir(PLACE) if os.stat(PLACE).st_mode & stat.S_ISVTX else []
+    except EnvironmentError:
+        return []
+    found = []
+    for name in names:
+        folder = os.path.join(PLACE, name)
+        fd = _lock_left(folder) if name.startswith(PREFIX) else -1
+        if fd >= 0:
+            os.close(fd)
+            found.append(folder)
+    return found
+
+
+def remove_left(folder: str) -> bool:
+    """Remove such a folder, and return True, unless somebody uses it."""
+    fd = _lock_left(folder)
+    if fd >= 0:
+        remove_files(folder)
+        os.close(fd)
+    return fd >= 0
+
+
+def _lock_left(folder: str) -> int:
+    """Return a descriptor that holds the lock of a folder; -1 if its supervisor has it.
+
+    Whatever the system calls the process, it is gone when its lock can be had.
+    """
+    try:
+        found = os.lstat(folder)
+        is_own = found.st_uid == os.getuid() and not found.st_mode & 0o077
+        if not (stat.S_ISDIR(found.st_mode) and is_own and time.time() - found.st_mtime > YOUNG_S):
+            return -1
+        fd = os.open(os.path.join(folder, "lock"), os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+    except EnvironmentError:
+        return -1
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except EnvironmentError:
+        os.close(fd)
+        return -1
+    return fd
 
 
 def is_equal(told: str, secret: str) -> bool:

@@ -16,7 +16,7 @@ import struct
 from ..gateway_base import Message, _decoded, dumps_internal, geterrortext
 from .far_connector import place
 from .far_link import FULL, OPENING, Connection, Link, LinkWriter, clock
-from .far_supervisor import receive_fd
+from .far_supervisor import receive_fd, remove_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -172,11 +172,7 @@ class WorkerLink(Link):
         connection = self.connection
         while connection is not None and self._ahead and self._write_some(connection):
             pass
-        for remove, path in (os.unlink, "socket"), (os.rmdir, ""):
-            try:
-                remove(os.path.join(self._folder, path))
-            except EnvironmentError:
-                pass
+        remove_files(self._folder)
         self.stop("its supervisor ended")
 
     def finish(self) -> None:

@@ -87,14 +87,20 @@ class Login:
     """One attempt, until a deadline by ``time.monotonic()``.
 
     make: makes a connection to the place of the spec; returns its stream.  Called with the time
-    when it has to be there.
+    when it has to be there.  reach_by: when the host has to have answered, where that is known.
     """
 
-    def __init__(self, session: Session, make: Callable[[float], Any], deadline: float) -> None:
+    def __init__(
+        self,
+        session: Session,
+        make: Callable[[float], Any],
+        deadline: float,
+        reach_by: float | None = None,
+    ) -> None:
         timeout_s = session.settings.connect_timeout_s
         if timeout_s is not None:
             deadline = min(deadline, monotonic() + timeout_s)
-        self._deadline = deadline
+        self._deadline, self._reach_by = deadline, reach_by
         self._session = session
         self._make = make
         self._carrier: Any = None
@@ -181,9 +187,16 @@ class Login:
         fd = self._carrier.infile.fileno()
         poll = select.poll()
         poll.register(fd, select.POLLIN)
-        left_s = self._deadline - monotonic()
+        now, reach_by = monotonic(), self._reach_by
+        left_s = self._deadline - now
         if left_s <= 0:
             raise Unreachable(self._why("no answer came in time"))
+        if reach_by is not None and now < reach_by:
+            left_s = min(left_s, reach_by - now)
+        elif reach_by is not None:
+            self._reach_by = None
+            if self._carrier.is_connecting():
+                raise Unreachable(self._why("the host does not answer"))
         data = b""
         try:
             if poll.poll(min(LOOK_MS, int(1000 * left_s) + 1)):

@@ -49,6 +49,7 @@ TURN_S = 2.0  # how long one way of several may take at least
 NOT_HERE = 0  # stands for the process id of a worker that runs on another host
 PART = "_resume.far_worker"
 LOOK_S = 1.0  # how often the link's thread looks for the end of a command, for a loop
+CONFIRM_MS = 1000  # how long the news of an end may wait to be confirmed
 MARGIN_S = 10.0  # how long after its two times of grace a worker is killed, if its time is over
 
 
@@ -116,6 +117,7 @@ class ResumeIO(Link, Endpoint):
 
     kills_by_login = True
     kill_by: float | None = None  # when a kill has to be over, as ``time.monotonic()``
+    reach_by: float | None = None  # when its login has to have reached the host, as far as known
 
     writer_class = _Writer
 
@@ -413,9 +415,23 @@ class ResumeIO(Link, Endpoint):
             self._record.remove()
 
     def end(self) -> None:
-        """End the command, whose worker has ended."""
+        """End the command, whose worker has ended, which its supervisor has told."""
+        self._confirm()
         self._gone.set()
         self._carrier.end()
+
+    def _confirm(self) -> None:
+        """Tell the supervisor that the news of the end has arrived, so that it need not stay."""
+        poll, session = select.poll(), self._session
+        with self._reading:  # while it is held, nothing is closed
+            connection = self.connection
+            if session is None or connection is None or connection.is_lost:
+                return
+            poll.register(connection.write_fd, select.POLLOUT)
+            # The supervisor reads what was on the way to the worker.
+            if poll.poll(0 if self._readable is not None else CONFIRM_MS):
+                with suppress(OSError):
+                    os.write(connection.write_fd, session.secret.encode("ascii"))
 
     def has_ended(self) -> bool:
         """Whether the worker has ended, or was given up."""
@@ -469,7 +485,7 @@ class ResumeIO(Link, Endpoint):
         for way, until in _in_turn(self._ways(is_late=True), deadline):
             try:
                 make = partial(self._make, way, lambda: self.is_over)
-                self._status = Login(session, make, until).kill(bool)
+                self._status = Login(session, make, until, self.reach_by).kill(bool)
             except Ended as exc:
                 if not isinstance(exc, Rebooted) or self._maker.is_final(way):
                     return ""

@@ -1,14 +1,16 @@
 """The service's half of ``Group.setlocalfactory``: keeps logins and starts workers through them.
 
-A login is an ssh whose worker runs no user code but starts the interpreters of gateways, as with
-``share=yes``.  It is made with the environment and in the folder of the program that asks, and kept
-for programs with the same ones.  Nobody can be asked for a password here, so a login that needs one
-fails at once.  This runs in the service, where the package can be imported.  Start at ``main``.
+A login is an ssh, or a command that enters a container, whose worker runs no user code but starts
+the interpreters of gateways, as with ``share=yes``.  It is made with the command and the
+environment and in the folder of the program that asks, and kept for programs with the same ones.
+Nobody can be asked for a password here, so a login that needs one fails at once.  This runs in the
+service, where the package can be imported.  Start at ``main``.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import time
 
@@ -16,25 +18,28 @@ from .. import gateway_bootstrap
 from .._errors import BootstrapError
 from .._specs import Settings
 from .._transports import table
-from .._transports.sharing import settings_of_connection, way_through
-from .._transports.ssh import asking_nobody
-from .._via.far_threads import ThreadedForwarder
-from .._via.spare import SpareIO, have_spares, source_key
+from .._transports.sharing import request_of, settings_of_connection
+from .._via.spare import SPARE, have_spares, source_key
+from .._via.stream import FAR
 from ..gateway_base import GatewayState
 from ..gateway_io import Popen2IOMaster
 from ..xspec import XSpec
 from .far_gateway import kept
+from .splice import Splice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .._endpoint import Endpoint
-    from .._via.stream import ViaIO
     from ..gateway import Gateway
     from ..gateway_base import Channel, ExecModel
     from .far_find import Said
 
-SMALL_BYTES = 4096
-ASKS = "Permission denied", "Host key verification failed"
+# What programs say that wanted to ask for something, or to have been told before.
+_ASKS = re.compile(
+    "permission denied|host key verification failed|password|passphrase|passcode|log ?in|logged in"
+    "|sign in|authenticat|authoriz|credential|not trusted|no tty|terminal|askpass",
+    re.IGNORECASE,
+)
 
 
 class Login:
@@ -97,12 +102,12 @@ class Keeper:
             )
             gateway_bootstrap.wait_ready(gateway, settings.deadline())
         except Exception as exc:
-            login.error = _explained(exc, command)
+            login.error = _explained(exc, command, request["test"])
             self._drop(login, user)
             raise login.error from exc
         login.gateway = gateway
         execmodel.start(have_spares, (gateway,), "execnet-spares")
-        kept[login.key] = {"host": _host_of(settings), "since": time.time(), "users": 0}
+        kept[login.key] = {"host": request["host"], "since": time.time(), "users": 0}
         return gateway
 
     def _tell(self, login: Login) -> None:
@@ -144,9 +149,7 @@ class Keeper:
 
 def command_of(request: Said) -> table.Command:
     """Return the command of a login; it never prompts."""
-    settings = settings_of_connection(Settings(XSpec(request["spec"])))
-    words = table.command(settings.spec, row=settings.transport)
-    words[:] = asking_nobody(words)
+    words = table.Command(request["command"], request["captures_stderr"], is_remote=True)
     words.env, words.folder = request["env"], request["folder"]
     return words
 
@@ -162,17 +165,14 @@ def _start(command: table.Command, execmodel: ExecModel) -> Endpoint:
     return io
 
 
-def _host_of(settings: Settings) -> str:
-    assert settings.transport is not None
-    return str(table.address_of(settings.spec, settings.transport))
+def _explained(exc: Exception, command: table.Command, test: str) -> Exception:
+    """Return an error that says what to do, if the command would have asked for something.
 
-
-def _explained(exc: Exception, command: table.Command) -> Exception:
-    """Return an error that says what to do, if ssh would have prompted."""
-    if isinstance(exc, BootstrapError) and any(text in str(exc.stderr) for text in ASKS):
-        shown = " ".join(word for word in command[:-1] if word not in ("-o", "BatchMode=yes", "-T"))
+    test: a command of the user's that shows whether it does.
+    """
+    if isinstance(exc, BootstrapError) and _ASKS.search(f"{exc.stderr} {exc.noise!r}"):
         first, _, others = str(exc).partition("\n")
-        hint = f"a service can ask nobody: see that '{shown} true' works without a question"
+        hint = f"a service can ask nobody: see that '{test}' works without a question"
         return BootstrapError(f"{first}; {hint}\n{others}", list(command), exc.exitcode, exc.stderr)
     return exc
 
@@ -180,80 +180,21 @@ def _explained(exc: Exception, command: table.Command) -> Exception:
 keeper = Keeper()
 
 
-# ---------------------------------------------------------------- the bytes of a gateway
-
-
-class Passage:
-    """The worker of a gateway and the stream to it, in the form of processes in ``_via.far``."""
-
-    def __init__(self, io: ViaIO) -> None:
-        self._io = io
-
-    def kill(self, worker_pid: int | None) -> None:
-        """Kill it unless it has ended."""
-        self._io.worker_pid = worker_pid
-        self._io.kill()
-
-    def wait(self, read_all: object) -> tuple[int | None, bytes]:
-        """Wait for its end; return its exit status and the end of its stderr."""
-        status = self._io.wait()
-        return status, self._io.stderr_tail().encode("utf-8", "replace")
-
-    def read_some(self, limit: int) -> bytes:
-        """Return available bytes; wait for the first; b"" at the end."""
-        try:
-            return self._io.read_some(limit)
-        except EOFError:
-            return b""
-
-    def write_now(self, data: bytes) -> int:
-        """Return how many bytes went out without waiting."""
-        try:
-            if len(data) <= SMALL_BYTES and self._io.can_write_now():
-                return self._io.write_some(data)
-        except OSError:  # errors appear when waiting
-            pass
-        return 0
-
-    def write(self, data: bytes) -> None:
-        """Write all of it."""
-        self._io.write(data)
-
-    def close_write(self) -> None:
-        """Let it read the end."""
-        self._io.close_write()
-
-    def close_read(self) -> None:
-        """Read no more."""
-        self._io.close_read()
-
-
-class KeptForwarder(ThreadedForwarder):
-    """Forwards between a channel of the program and a worker at a kept login."""
-
-    _stream: Passage | None
-
-    def _open(self) -> Passage:
-        user = object()
-        gateway = keeper.claim(self._request, self._model, user)
-        try:
-            settings = Settings(XSpec(self._request["spec"]))
-            kind = SpareIO if self._request.get("source") == source_key() else None
-            passage = Passage(way_through(keeper, gateway, user, kind)(settings, self._model))
-        except BaseException:
-            keeper.leave(gateway, user)
-            raise
-        return passage
-
-    def _open_stream(self) -> Passage:
-        passage: Passage = self._owner
-        return passage
-
-    def _write_now(self, data: bytes) -> int:
-        return 0 if self._stream is None else self._stream.write_now(data)
+# ---------------------------------------------------------------- the workers of gateways
 
 
 def main(channel: Channel) -> None:
-    """Start what the next item asks for, and forward its bytes; returns at once."""
+    """Start what the next item asks for, and pass on its bytes; returns at once."""
     data, news, request = channel.receive()
-    KeptForwarder(data, news, request).start()
+    user, model = object(), channel.gateway.execmodel
+
+    def find(request: Said) -> tuple[Gateway, str, dict[str, object]]:
+        login = keeper.claim(request, model, user)
+        try:
+            part = SPARE if request.get("source") == source_key() else FAR
+            return login, part, request_of(Settings(XSpec(request["spec"])), login)
+        except BaseException:
+            keeper.leave(login, user)
+            raise
+
+    Splice(data, news, request, find, lambda login: keeper.leave(login, user)).start()

@@ -7,16 +7,16 @@ started through it.  Start at ``Connections``.
 
 from __future__ import annotations
 
-from .._specs import Settings
+from .._specs import KEYS, Settings
 from ..gateway_base import GatewayState, new_lock
-from ..xspec import XSpec
+from ..xspec import build
 from .table import TRANSPORTS, interpreter_words
 from .table import address_of as host_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol
+    from typing import Any, Protocol
 
     from .._via.stream import ViaIO
     from ..gateway import Gateway
@@ -30,37 +30,37 @@ if TYPE_CHECKING:
         def leave(self, gateway: Gateway, user: object) -> None: ...
 
 
-# What a spec says about the login; everything else is about the worker that starts through it.
-LOGIN_KEYS = (
-    "ssh",
-    "host",
-    "user",
-    "port",
-    "options",
-    "vagrant_ssh",
-    "ssh_config",
-    "ssh_persist",
-    "ssh_compression",
-    "via",
-    "connect_timeout",
-    "heartbeat",
-    "dead_after",
-)
+# What a spec says about the login, beside the keys of its type; everything else is about the worker
+# that starts through it.
+LOGIN_KEYS = "via", "connect_timeout", "heartbeat", "dead_after"
+NOT_LOGIN = ("share",)
 
 
-def settings_of_connection(settings: Settings) -> Settings:
-    """Return the spec of the connection that a worker is to start through."""
+def login_keys(settings: Settings) -> list[str]:
+    """Return the keys of a spec, given or not, that say how to reach the place of its worker."""
+    assert settings.transport is not None
+    ours = [row.name for row in KEYS.values() if settings.type in row.types]
+    names = dict.fromkeys([settings.type, *ours, *settings.transport.options, *LOGIN_KEYS])
+    if settings.type in TRANSPORTS:  # else the names are another distribution's
+        for name in NOT_LOGIN:
+            names.pop(name, None)
+    return list(names)
+
+
+def settings_of_connection(settings: Settings, *more: str) -> Settings:
+    """Return the spec of the connection that a worker is to start through.
+
+    more: further keys that it takes from the worker's spec.
+    """
     given = vars(settings.spec)
-    values = [(key, given[key]) for key in LOGIN_KEYS if given.get(key) is not None]
-    parts = [key if value is True else f"{key}={value}" for key, value in values]
-    spec = XSpec("//".join(parts))
+    spec = build(**{key: given.get(key) for key in (*login_keys(settings), *more)})
     spec.id = f"shared connection to {_host_of(settings)}"
     spec.execmodel = "thread"
     return Settings(spec)
 
 
 def _host_of(settings: Settings) -> str | None:
-    assert settings.transport is not None  # only what ssh reaches is shared
+    assert settings.transport is not None  # only what a command reaches is shared
     return host_of(settings.spec, settings.transport)
 
 
@@ -161,32 +161,37 @@ class Connections:
             return bool(self._users.get(gateway))
 
 
+def request_of(settings: Settings, connection: Gateway) -> dict[str, Any]:
+    """Return what ``_via.far`` at a connection is asked for: the interpreter of a spec."""
+    executable = connection._rinfo().executable
+    words = interpreter_words(settings.spec, TRANSPORTS["popen"], executable)
+    if words[0].startswith("~"):  # which a shell understands
+        from .ssh import for_shell  # with hashlib, not for every group
+
+        words = ["sh", "-c", f"exec {for_shell(words)}"]
+    return {
+        "args": words,
+        "address": None,
+        "stderr": True,
+        "timeout": None,
+        "leads_group": settings.kills_group,
+    }
+
+
 def way_through(
-    connections: Leaves, connection: Gateway, user: object, kind: type[ViaIO] | None = None
+    connections: Leaves, connection: Gateway, user: object
 ) -> Callable[[Settings, ExecModel], ViaIO]:
     """Return the function that has a connection's worker start the interpreter of a spec.
 
-    user: leaves the connection when the stream has ended.  kind: that of the stream.
+    user: leaves the connection when the stream has ended.
     """
 
     def create_io(settings: Settings, execmodel: ExecModel) -> ViaIO:
         from .._via.stream import ViaIO
 
-        executable = connection._rinfo().executable
-        words = interpreter_words(settings.spec, TRANSPORTS["popen"], executable)
-        if words[0].startswith("~"):  # which a shell understands
-            from .ssh import for_shell  # with hashlib, not for every group
-
-            words = ["sh", "-c", f"exec {for_shell(words)}"]
-        request: dict[str, object] = {
-            "args": words,
-            "address": None,
-            "stderr": True,
-            "timeout": None,
-        }
-        request["leads_group"] = settings.kills_group
+        request = request_of(settings, connection)
         host = _host_of(settings)
-        return (kind or ViaIO)(connection, request, words, host, execmodel, on_gone=leave)
+        return ViaIO(connection, request, request["args"], host, execmodel, on_gone=leave)
 
     def leave() -> None:
         connections.leave(connection, user)

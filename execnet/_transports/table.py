@@ -37,6 +37,8 @@ class Transport:
     the table of ``_specs``.  captures_stderr: whether the last of its
     stderr is kept for errors, and the rest passed on.  is_local: whether the interpreter runs
     on the machine that runs the command.  may_be_bare: whether the key needs no value.
+    serves_many: whether a worker that it has reached may start others in the same place, so that a
+    connection can be kept and shared.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Transport:
         captures_stderr: bool = True,
         is_local: bool = False,
         may_be_bare: bool = False,
+        serves_many: bool = False,
     ) -> None:
         self.key = key
         self.make = make
@@ -54,6 +57,7 @@ class Transport:
         self.captures_stderr = captures_stderr
         self.is_local = is_local
         self.may_be_bare = may_be_bare
+        self.serves_many = serves_many
 
 
 class Command(list[str]):
@@ -168,13 +172,13 @@ def _srun(spec: XSpec, words: list[str]) -> list[str]:
 
 _ROWS = [
     Transport("popen", _popen, captures_stderr=False, is_local=True, may_be_bare=True),
-    Transport("ssh", _ssh),
-    Transport("vagrant_ssh", _vagrant_ssh),
+    Transport("ssh", _ssh, serves_many=True),
+    Transport("vagrant_ssh", _vagrant_ssh, serves_many=True),
     Transport("sudo", _sudo, is_local=True),
-    Transport("docker", _docker),
-    Transport("podman", _podman),
-    Transport("kubectl", _kubectl),
-    Transport("lxc", _lxc),
+    Transport("docker", _docker, serves_many=True),
+    Transport("podman", _podman, serves_many=True),
+    Transport("kubectl", _kubectl, serves_many=True),
+    Transport("lxc", _lxc, serves_many=True),
     Transport("srun", _srun, may_be_bare=True),
 ]
 TRANSPORTS = {row.key: row for row in _ROWS}
@@ -223,8 +227,8 @@ def _load(spec: XSpec, key: str) -> Transport:
     """Return the row that a distribution offers.
 
     Its function gets the spec and the words that start an interpreter, and returns the
-    command; it may have the attributes ``options``, ``captures_stderr``, ``is_local`` and
-    ``may_be_bare``, as in ``Transport``.
+    command; it may have the attributes ``options``, ``captures_stderr``, ``is_local``,
+    ``may_be_bare`` and ``serves_many``, as in ``Transport``.
     """
     point = _plugins()[key]
     function: Any
@@ -241,7 +245,7 @@ def _load(spec: XSpec, key: str) -> Transport:
             raise TypeError(f"{function!r} is no function")
     except Exception as exc:
         raise _broken(spec, point, exc) from exc
-    names = "options", "captures_stderr", "is_local", "may_be_bare"
+    names = "options", "captures_stderr", "is_local", "may_be_bare", "serves_many"
     given = {name: getattr(function, name) for name in names if hasattr(function, name)}
     return Transport(key, make, **given)
 

@@ -12,7 +12,6 @@ from .._ship.parts import run
 from .._ship.shipment import head_of_line, shipment_for
 from .._transports.table import TRANSPORTS, interpreter_words
 from ..xspec import XSpec
-from .stream import FAR, ViaIO
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,13 +37,6 @@ def source_key_of(settings: Settings) -> bytes | None:
     if settings.attach is not None or shipment_for(model) is not shipment_for(EXECMODEL):
         return None
     return source_key()
-
-
-class SpareIO(ViaIO):
-    """The stream to a worker that may have been started in advance."""
-
-    far = SPARE
-    loaded = frozenset([FAR, SPARE])
 
 
 def have_spares(gateway: Gateway) -> None:

@@ -45,6 +45,31 @@ def script(path: Path, commands: str) -> Path:
     return path
 
 
+# As the real program of that name: takes just these words and runs the rest with an environment
+# of its own, as the user it pleases.
+CLEAN = 'exec env -i PATH="$PATH" "$@"'
+STAND_INS = {
+    "docker": f"""
+[ "$1 $2" = "exec -i" ] || {{ echo "unknown flag: $1 $2" >&2; exit 125; }}
+[ "$3" = box ] || {{ echo "Error response from daemon: No such container: $3" >&2; exit 1; }}
+shift 3; {CLEAN}""",
+    "kubectl": f"""
+[ "$1 $2" = "exec -i" ] || {{ echo "error: unknown command" >&2; exit 1; }}
+[ "$3" = box ] || {{ echo "Error from server (NotFound): pods \\"$3\\" not found" >&2; exit 1; }}
+shift 3
+while [ "$1" != -- ]; do
+  case $1 in -n|-c) shift 2;; *) echo "error: unknown shorthand flag: $1" >&2; exit 1;; esac
+done
+shift; {CLEAN}""",
+    "lxc": f"""
+[ "$1 $2" = "exec --mode=non-interactive" ] || {{ echo "Error: unknown flag" >&2; exit 1; }}
+[ "$3" = box ] || {{ echo "Error: Instance not found: $3" >&2; exit 1; }}
+[ "$4" = -- ] || {{ echo "Error: no command" >&2; exit 1; }}
+shift 4; {CLEAN}""",
+}
+STAND_INS["podman"] = STAND_INS["docker"]
+
+
 def stop(process: subprocess.Popen[str], output: IO[str] | None = None) -> None:
     """End a service and what it has started."""
     process.terminate()

@@ -66,6 +66,7 @@ FLOORS = {
     "_readers": 2,
     "_service.factory": 3,
     "_service.keeper": 3,
+    "_service.splice": 3,
     "_starts": 3,
     "_tree": 3,
     "gateway_bootstrap": 3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
@@ -22,13 +23,15 @@ from processes import processes_with, stop
 from tools import BOUND_S, ROOT, SOURCE, some_of, wait_until
 
 from execnet import BootstrapError, Gateway, Group, WorkerDied
-from execnet._resume import near, records
+from execnet._ends import terminate
+from execnet._resume import far_supervisor, near, records
 from execnet._resume.logins import Ended, Login, Session, Unreachable
 from execnet._resume.ways import command_of_login
 from execnet._ship.shipment import FIRST_PACKET_MAX
 from execnet._specs import Settings
 from execnet._transports.table import Command
 from execnet.gateway_bootstrap import first_line
+from execnet.gateway_io import Popen2IOMaster
 from execnet.xspec import XSpec
 
 WAITS = "channel.send(1); channel.receive()"
@@ -201,18 +204,35 @@ def test_errors_come_only_when_the_time_is_over_and_then_nothing_is_left(
     assert not os.path.exists(folder)
 
 
-def test_a_worker_that_ended_meanwhile_is_told_with_its_status(group: Group, link: CutLink) -> None:
+def fds_of(pid: int) -> int:
+    """Return how many descriptors a process has; 0 for one that is gone."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
+
+
+@pytest.mark.parametrize("noticed_by", ["the supervisor", "nobody"])
+def test_a_worker_that_ended_meanwhile_is_told_with_its_status(
+    group: Group, link: CutLink, noticed_by: str
+) -> None:
     gateway = group.makegateway(spec_of(BOUND_S))
     pid = pid_of(gateway)
     channel = gateway.remote_exec(WAITS)
     assert channel.receive(BOUND_S) == 1
     supervisor = supervisor_of(pid)
-    connected = len(os.listdir(f"/proc/{supervisor}/fd"))
-    link.go_down()
-    # Where the far side has not noticed it either, the status is lost: ISSUES.txt, 90.
-    wait_until(lambda: len(os.listdir(f"/proc/{supervisor}/fd")) < connected)
-    os.kill(pid, signal.SIGKILL)
-    link.go_up()
+    connected = fds_of(supervisor)
+    if noticed_by == "nobody":
+        link.stop()
+        os.kill(pid, signal.SIGKILL)
+        # It has told of that over the dead connection, and closed its five descriptors of both.
+        wait_until(lambda: fds_of(supervisor) <= connected - 5)
+        link.cut()
+    else:
+        link.go_down()
+        wait_until(lambda: fds_of(supervisor) < connected)
+        os.kill(pid, signal.SIGKILL)
+        link.go_up()
     with pytest.raises(WorkerDied, match=r"SIGKILL.*it ended while it was out of reach") as caught:
         channel.receive(BOUND_S)
     assert caught.value.exitcode == -signal.SIGKILL
@@ -223,7 +243,7 @@ def test_a_worker_that_ended_meanwhile_is_told_with_its_status(group: Group, lin
 def test_who_waits_is_told_of_a_death_while_connected(
     group: Group, link: CutLink, victim: str
 ) -> None:
-    gateway = group.makegateway(spec_of(BOUND_S, more="//grace=0.2"))
+    gateway = group.makegateway(spec_of(3600, more="//grace=0.2"))
     pid = pid_of(gateway)
     channel = gateway.remote_exec(WAITS)
     assert channel.receive(BOUND_S) == 1
@@ -252,6 +272,88 @@ def test_a_supervisor_that_is_killed_without_a_network_leaves_nothing(
     link.go_up()
     with pytest.raises(WorkerDied, match="neither it nor its supervisor is there any more"):
         channel.receive(BOUND_S)
+
+
+@pytest.mark.parametrize("removed_by", ["the next supervisor", "execnet clean"])
+def test_what_two_killed_processes_left_is_removed_later(
+    group: Group, link: CutLink, removed_by: str
+) -> None:
+    gateway = group.makegateway(spec_of(600, more="//grace=0.2"))
+    pid = pid_of(gateway)
+    lives = group.makegateway(spec_of(600))
+    folder, used = (one._io._session.folder for one in (gateway, lives))  # type: ignore[attr-defined]
+    supervisor = supervisor_of(pid)
+    for victim in supervisor, pid:
+        stop(victim)
+    for victim in supervisor, pid:
+        os.kill(victim, signal.SIGKILL)
+    assert_gone(pid, supervisor)
+    assert sorted(os.listdir(folder)) == ["lock", "socket"]
+    assert far_supervisor.left_behind() == []  # it is too young
+    for path in folder, used:
+        os.utime(path, (1, 1))
+    if removed_by == "execnet clean":
+        assert far_supervisor.left_behind() == [folder]
+        words = [sys.executable, "-m", "execnet", "clean"]
+        env = {**os.environ, "PYTHONPATH": str(SOURCE)}
+        done = subprocess.run(words, capture_output=True, text=True, env=env, check=True)
+        assert f"removed {folder}: " in done.stdout
+    else:
+        group.makegateway(spec_of(600))
+        wait_until(lambda: not os.path.exists(folder))
+    assert not os.path.exists(folder)
+    assert os.path.exists(used)
+    assert lives.remote_exec("channel.send(1)").receive(BOUND_S) == 1
+
+
+def test_only_own_folders_that_nobody_holds_are_taken_for_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(far_supervisor, "PLACE", str(tmp_path))
+    tmp_path.chmod(0o1777)
+
+    def folder(name: str, mode: int = 0o700, prefix: str = "execnet-resume-") -> Path:
+        path = tmp_path / (prefix + name)
+        path.mkdir()
+        path.chmod(mode)
+        (path / "lock").touch()
+        os.utime(path, (1, 1))
+        return path
+
+    left = folder("left")
+    folder("open", 0o755)
+    folder("other", prefix="execnet-")
+    empty = folder("empty")
+    (empty / "lock").unlink()
+    os.utime(empty, (1, 1))
+    linked = folder("linked")
+    (linked / "lock").unlink()
+    (linked / "lock").symlink_to(left / "lock")
+    os.utime(linked, (1, 1))
+    (tmp_path / "execnet-resume-link").symlink_to(left)
+    (tmp_path / "execnet-resume-file").touch()
+    folder("young")
+    os.utime(tmp_path / "execnet-resume-young")
+    if os.getuid() == 0:
+        os.chown(folder("foreign"), 65534, -1)
+    assert far_supervisor.left_behind() == [str(left)]
+    tmp_path.chmod(0o777)  # anybody could put something else there
+    assert far_supervisor.left_behind() == []
+    tmp_path.chmod(0o1777)
+    assert far_supervisor.remove_left(str(left))
+    assert not left.exists()
+    assert not far_supervisor.remove_left(str(left))
+
+
+def test_where_there_are_no_locks_a_folder_is_never_taken_for_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(fd: int, how: int) -> None:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    far_supervisor.hold(str(tmp_path / "lock"))
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("ends_it", ["its time", "execnet clean"])
@@ -327,6 +429,26 @@ def test_terminate_logs_in_within_its_time_where_a_worker_is_out_of_reach(
         link.go_up()
     ((path, told),) = records.left()
     records.end(path, told, lambda *place: makes(gateway))
+    assert_gone(pid, supervisor)
+
+
+@pytest.mark.parametrize("is_reached", [True, False])
+def test_the_login_of_a_kill_gets_little_time_while_its_host_does_not_answer(
+    group: Group, link: CutLink, monkeypatch: pytest.MonkeyPatch, is_reached: bool
+) -> None:
+    gateway = group.makegateway(spec_of(600, more="//grace=0.2"))
+    pid = pid_of(gateway)
+    supervisor = supervisor_of(pid)
+    stop(pid)
+    link.stop()
+    monkeypatch.setattr(terminate, "REACH_S", 0.0)
+    monkeypatch.setattr(Popen2IOMaster, "is_connecting", lambda io: not is_reached)
+    why = "did not end in time" if is_reached else "to be killed .the host does not answer"
+    with pytest.warns(ResourceWarning, match=why):
+        group.terminate(0.1)
+    if not is_reached:
+        ((path, told),) = records.left()
+        records.end(path, told, lambda *place: makes(gateway))
     assert_gone(pid, supervisor)
 
 

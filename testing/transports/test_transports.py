@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from services import script
+from services import STAND_INS, script
 from tools import BOUND_S, MakeGateway
 
 from execnet import Group, XSpec
@@ -29,19 +29,19 @@ P_TEXT = f'p -u -c "{LINE}"'
 class TestRows:
     def test_what_holds_of_each_transport_in_the_order_in_which_types_are_named(self) -> None:
         rows = [
-            (row.key, row.captures_stderr, row.is_local, row.may_be_bare)
+            (row.key, row.captures_stderr, row.is_local, row.may_be_bare, row.serves_many)
             for row in TRANSPORTS.values()
         ]
         assert rows == [
-            ("popen", False, True, True),
-            ("ssh", True, False, False),
-            ("vagrant_ssh", True, False, False),
-            ("sudo", True, True, False),
-            ("docker", True, False, False),
-            ("podman", True, False, False),
-            ("kubectl", True, False, False),
-            ("lxc", True, False, False),
-            ("srun", True, False, True),
+            ("popen", False, True, True, False),
+            ("ssh", True, False, False, True),
+            ("vagrant_ssh", True, False, False, True),
+            ("sudo", True, True, False, False),
+            ("docker", True, False, False, True),
+            ("podman", True, False, False, True),
+            ("kubectl", True, False, False, True),
+            ("lxc", True, False, False, True),
+            ("srun", True, False, True, False),
         ]
 
 
@@ -175,31 +175,6 @@ class TestBadSpecs:
         spec.ssh = "host"  # type: ignore[attr-defined]
         Settings(spec)
         assert command(spec)[:2] == ["ssh", "host"]
-
-
-# As the real program of that name: takes just these words and runs the rest with an environment
-# of its own, as the user it pleases.
-CLEAN = 'exec env -i PATH="$PATH" "$@"'
-STAND_INS = {
-    "docker": f"""
-[ "$1 $2" = "exec -i" ] || {{ echo "unknown flag: $1 $2" >&2; exit 125; }}
-[ "$3" = box ] || {{ echo "Error response from daemon: No such container: $3" >&2; exit 1; }}
-shift 3; {CLEAN}""",
-    "kubectl": f"""
-[ "$1 $2" = "exec -i" ] || {{ echo "error: unknown command" >&2; exit 1; }}
-[ "$3" = box ] || {{ echo "Error from server (NotFound): pods \\"$3\\" not found" >&2; exit 1; }}
-shift 3
-while [ "$1" != -- ]; do
-  case $1 in -n|-c) shift 2;; *) echo "error: unknown shorthand flag: $1" >&2; exit 1;; esac
-done
-shift; {CLEAN}""",
-    "lxc": f"""
-[ "$1 $2" = "exec --mode=non-interactive" ] || {{ echo "Error: unknown flag" >&2; exit 1; }}
-[ "$3" = box ] || {{ echo "Error: Instance not found: $3" >&2; exit 1; }}
-[ "$4" = -- ] || {{ echo "Error: no command" >&2; exit 1; }}
-shift 4; {CLEAN}""",
-}
-STAND_INS["podman"] = STAND_INS["docker"]
 
 
 @pytest.fixture
