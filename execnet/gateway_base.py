@@ -3250,8 +3250,8 @@ class WorkerGateway(BaseGateway):
 
     def _load_while_idle(self) -> None:
         try:
-            # The thread that has this lock may never let go of it.
-            if not self._io.has_more(IDLE_MS) and not __import__("_imp").lock_held():
+            idles = self._heard % 64 == 63 or not self._io.has_more(IDLE_MS)  # or never does
+            if idles and not __import__("_imp").lock_held():  # whoever has it may keep it for ever
                 load_part("_features.idle").load(self)
         except Exception:  # that can't be imported, or it can't be told whether it idles
             self._to_load = []
