@@ -198,6 +198,19 @@ def _bulk(direction: str, size: str, title: str) -> Benchmark:
     )
 
 
+def _bulk_via(direction: str) -> Benchmark:
+    where = "to a worker behind another" if direction == "send" else "from a worker behind another"
+    return Benchmark(
+        f"bulk-via-{direction}-1m",
+        f"bytes of 1 MiB {where} (via=)",
+        "bulk",
+        (direction, "1m", "popen//via=first"),
+        "MB/s",
+        more_is_better=True,
+        families=("execnet",),
+    )
+
+
 def _shared(direction: str, size: str, how: str) -> Benchmark:
     where = "to the worker" if direction == "send" else "from the worker"
     made = "copied once" if how == "copied" else "made in place"
@@ -319,6 +332,7 @@ BENCHMARKS = (
         for how in ("receive", "callback")
     ),
     *(_bulk(direction, *size) for direction in _DIRECTIONS for size in _SIZES.items()),
+    *map(_bulk_via, _DIRECTIONS),
     *(
         _shared(direction, size, how)
         for direction in _DIRECTIONS

@@ -1481,7 +1481,7 @@ _pack_int_frame = _INT_FRAME.pack
 _pack_bytes_head = struct.Struct("!biici").pack  # the same, and what is in front of bytes
 PART_BYTES = 1 << 20  # an item larger than this travels in pieces
 READ_BYTES = 1 << 18  # what is read at once, if it is there
-ITEM_MAX = PART_BYTES + 4096  # so that a round 1 MiB and its opcodes go in one
+ITEM_MAX = PART_BYTES + 4096  # so that what is around 1 MiB goes in one
 LARGE_BYTES = 1 << 14  # item frames of this size and more are acted on before they are whole
 
 
@@ -2591,7 +2591,7 @@ class ChannelFactory(object):
             head = _pack_bytes_head(4, id, len(item) + 6, opcode.BYTES, len(item))
             self._send_frame(head, item + opcode.STOP)
             return
-        if type(item) is bytes and ITEM_MAX < len(item) <= FOUR_BYTE_INT_MAX and not PY2:
+        if type(item) is bytes and READ_BYTES <= len(item) <= FOUR_BYTE_INT_MAX and not PY2:
             # From the user's object to the descriptor: its opcodes go in pieces of their own.
             pieces = [_pack_op(opcode.BYTES, len(item)), item, opcode.STOP]
         else:
@@ -3193,12 +3193,12 @@ class WorkerGateway(BaseGateway):
     def _load_while_idle(self) -> None:
         """Load, once there is code, what is not needed before it: direct reads, then the rest."""
         try:
-            is_idle = not self._io.has_more(IDLE_MS)
+            idles = self._heard % 64 == 63 or not self._io.has_more(IDLE_MS)  # or never does
             if __import__("_imp").lock_held():
                 return  # the thread that has this lock may never let go of it
             if self._channelfactory.direct is None:
                 self._enable_direct_reads()
-            if is_idle:
+            if idles:
                 load_part("_features.idle").load(self)
         except Exception:  # that can't be imported, or it can't be told whether it idles
             self._to_load = []

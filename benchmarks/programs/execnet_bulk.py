@@ -1,6 +1,7 @@
 """Large ``bytes`` one way through a popen gateway, in megabytes a second.
 
-Arguments: ``send`` (to the worker) or ``collect`` (from it); the size of one item.
+Arguments: ``send`` (to the worker) or ``collect`` (from it); the size of one item; the spec of a
+worker behind that one, to measure that in its place.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ GIVE = """
     """
 
 
-def measure(scaled: Scaled, direction: str, size: str) -> Result:
+def measure(scaled: Scaled, direction: str, size: str, behind: str = "") -> Result:
     size_bytes = _items.BULK_BYTES[size]
     count = scaled(_items.BULK_TOTAL_BYTES // size_bytes)
-    group = execnet.Group(["popen"])
+    group = execnet.Group(["popen//id=first"])
+    gateway = group.makegateway(behind) if behind else group[0]
 
     if direction == "send":
-        channel = group[0].remote_exec(TAKE)
+        channel = gateway.remote_exec(TAKE)
         data = b"x" * size_bytes
 
         def pass_all() -> int:
@@ -39,7 +41,7 @@ def measure(scaled: Scaled, direction: str, size: str) -> Result:
                 channel.send(data)
             return channel.receive()
     else:
-        channel = group[0].remote_exec(GIVE)
+        channel = gateway.remote_exec(GIVE)
         channel.send(size_bytes)
         channel.receive()
 

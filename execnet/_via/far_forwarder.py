@@ -11,7 +11,15 @@ import threading
 from abc import abstractmethod
 from collections import deque
 
-from ..gateway_base import Message, dumps_internal, load_part
+from ..gateway_base import (
+    JOINED_BYTES,
+    ChannelState,
+    Message,
+    _pack_bytes_head,
+    dumps_internal,
+    load_part,
+    opcode,
+)
 from . import far_ends, far_kept
 from .far_loop import ERRORS
 
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
 
 Credit = load_part("_features.credit").Credit
 
+BYTES, STOP = opcode.BYTES, opcode.STOP
 WINDOW_BYTES = 1 << 20  # how much may be on the way in one direction, not reported as taken
 CHUNK_BYTES = 1 << 18  # one item
 SMALL_BYTES = 1 << 16  # read at once until more than that comes: a large buffer costs more
@@ -75,10 +84,10 @@ class Forwarder(object):
     def on_item(self, item: object) -> None:
         """Act on what the coordinator sent; None: it is gone, or needs this no more."""
         if isinstance(item, bytes):
-            self._put(item)
+            self.put(item)
         elif isinstance(item, list):
             digest, head, tail = item
-            self._put(b"".join([head, self._kept[digest], tail]))
+            self.put(b"".join([head, self._kept[digest], tail]))
         elif item is None:
             self._on_coordinator_gone()
         elif item == CLOSE:
@@ -91,7 +100,8 @@ class Forwarder(object):
             self._output.taken += item
             self._on_credit()
 
-    def _put(self, data: bytes) -> None:
+    def put(self, data: bytes) -> None:
+        """Write bytes that the coordinator sent; never waits."""
         with self._lock:
             if not self._queue:
                 sent = self._write_now(data)
@@ -119,6 +129,20 @@ class Forwarder(object):
         try:
             self._channel.send(item)
         except ERRORS:  # the coordinator is gone, which ``on_item`` learns as well
+            self._drop()
+
+    def _send_bytes(self, data: bytes) -> None:
+        """Send what the process wrote, as ``_send``, but not in the receiver thread."""
+        channel, size = self._channel, len(data)
+        if size >= JOINED_BYTES or channel._factory.windows is not None:
+            self._send(data)
+        elif channel._state in ChannelState.SENDS:
+            head = _pack_bytes_head(Message.CHANNEL_DATA, channel.id, size + 6, BYTES, size)
+            try:
+                channel.gateway._writer.send(head, data + STOP)
+            except ERRORS:  # as in ``_send``
+                self._drop()
+        else:
             self._drop()
 
     def _finish_writing(self) -> None:

@@ -35,14 +35,14 @@ from .writer import ViaWriter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from .._endpoint import Carrier, LoopEnds
     from .._specs import Settings
     from .._transports.table import Command
     from ..gateway import Gateway
-    from ..gateway_base import Channel, Frame
+    from ..gateway_base import Channel, Frame, Piece
 
     Find = Callable[[str], Gateway]
 
@@ -122,6 +122,7 @@ class ViaIO(Endpoint):
     takes_whole = True
 
     peer = b""  # host and port of a server, as that machine resolved them
+    _has_ended = False  # as ``_ended``
     is_forwarded = False  # whether the far half is at work
     _handing: Any = None  # the piece of a frame that is handed in
     _on_writable: Callable[[], object] | None = None  # of an event loop
@@ -239,6 +240,7 @@ class ViaIO(Endpoint):
     def _finish(self, status: int | None, reason: str) -> None:
         if not self._ended.is_set():  # otherwise the channel has ended as well
             self._status, self._reason = status, reason
+            self._has_ended = True
             self._ended.set()
             self._over.set()
             self._set_room()
@@ -353,15 +355,23 @@ class ViaIO(Endpoint):
     def write(self, data: bytes) -> None:
         """Write all of it; waits while too much is on its way."""
         for start in range(0, len(data), CHUNK_BYTES):
-            self.write_some(data[start : start + CHUNK_BYTES])
+            self._await_room()
+            piece = data[start : start + CHUNK_BYTES]
+            self._via._send_frame(*self._packed(len(piece), [piece]))
+            self.input.sent += len(piece)
 
     def write_some(self, data: bytes) -> int:
-        """Write at most ``CHUNK_BYTES`` bytes; an interrupt comes before all or after all."""
-        self._await_room()
-        head, payload = self._packed(data)
-        self._via._send_frame(head, payload)
-        self.input.sent += len(data)  # afterwards: an interrupt must not take room away for ever
-        return len(data)
+        """Write at most ``CHUNK_BYTES`` bytes; an interrupt comes before all or after all.
+
+        Not in a thread that ``may_not_wait``.
+        """
+        if self._has_ended or not self.input.has_room():
+            self._await_room()
+        size = len(data)
+        head = _pack_bytes_head(Message.CHANNEL_DATA, self._data.id, size + 6, opcode.BYTES, size)
+        self._via._writer.send(head, data + opcode.STOP)
+        self.input.sent += size  # afterwards: an interrupt must not take room away for ever
+        return size
 
     def wait_writable(self) -> None:
         """Wait until something can be written."""
@@ -369,17 +379,21 @@ class ViaIO(Endpoint):
 
     def hand_in(self, frame: Frame) -> None:
         """Hand in the next piece of a frame and note that, so that no interrupt sends it twice."""
-        data, _, written = frame[:3]
+        data, payload, written = frame[:3]
         start, writer = sum(written), self._via._writer
         if self._handing is None or self._handing[0] is not frame or self._handing[1] != start:
             self._await_room()
-            inner, size = None, len(data)
+            inner, size = None, len(data) + len(payload)
             # A service, for which nothing is loaded, is on this machine: there is no link to spare.
             if len(frame) > 4 and not start and self.loaded:
                 inner = self._using_blob(frame)
             if inner is None:
-                piece = data if len(data) <= CHUNK_BYTES else data[start : start + CHUNK_BYTES]
-                inner, size = writer.frame(*self._packed(piece)), len(piece)
+                end, after = start + CHUNK_BYTES, len(data)
+                pieces = [memoryview(data)[start:end]]
+                if end > after:
+                    pieces.append(memoryview(payload)[max(0, start - after) : end - after])
+                size = sum(map(len, pieces))
+                inner = writer.frame(*self._packed(size, pieces))
             self._handing = frame, start, inner, size, self.input.sent + size
         _, _, inner, size, sent = self._handing
         if _receives_here(self._via):
@@ -389,11 +403,10 @@ class ViaIO(Endpoint):
         self.input.sent = sent
         written[:] = (start + size,)
 
-    def _packed(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return a frame that contains the bytes, copied once; its last byte is a STOP."""
-        size = len(data)
+    def _packed(self, size: int, pieces: Sequence[Piece]) -> tuple[bytes, bytes]:
+        """Return a frame that contains so many bytes, copied once; its last byte is a STOP."""
         head = _pack_bytes_head(Message.CHANNEL_DATA, self._data.id, size + 6, opcode.BYTES, size)
-        return head, data + opcode.STOP
+        return head, b"".join((*pieces, opcode.STOP))
 
     def _using_blob(self, frame: Frame) -> Frame | None:
         """Return a frame for a blob that is kept over there; None if there is no room for it."""
@@ -424,7 +437,7 @@ class ViaIO(Endpoint):
         """
         via: Carrier | None = self._via
         while via is not None:
-            if _receives_here(via):
+            if via._get_ident() == via._receiver_ident:
                 return True
             via = via._io.carrier
         return False

@@ -5,7 +5,7 @@ A blob is the part of a frame that others may be sent, too.  Start at ``ViaWrite
 
 from __future__ import annotations
 
-from ..gateway_base import _HEADER, FrameWriter, Message
+from ..gateway_base import _HEADER, JOINED_BYTES, FrameWriter, Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ class ViaWriter(FrameWriter):
 
     def frame(self, header: bytes, payload: Piece, blob: Blob | None = None) -> Frame:
         """Return a frame, with the blob at its end if there is one: source is always one."""
+        is_large = blob is None and len(payload) >= JOINED_BYTES and header[0] not in SHARED
+        if is_large:  # ``hand_in`` takes it in pieces
+            return [header, payload, [], []]
         frame = super().frame(header, payload)
         if blob is None and header[0] in SHARED and len(payload) >= BLOB_BYTES:
             blob = _blob_of(payload, header)

@@ -15,6 +15,7 @@ import pytest
 from tools import (
     BOUND_S,
     IS_THOROUGH,
+    LonelyGateway,
     MakeGateway,
     find_python,
     interpreters,
@@ -24,7 +25,7 @@ from tools import (
 )
 
 from execnet import Channel, Gateway, Group, RemoteError, WorkerDied, aio
-from execnet.gateway_base import ITEM_MAX, PART_BYTES
+from execnet.gateway_base import ITEM_MAX, PART_BYTES, READ_BYTES
 
 SIZES = 0, 3, 16_000, 70_000, PART_BYTES, ITEM_MAX + 10, 3_000_000
 ECHO = """
@@ -63,6 +64,14 @@ def filled(channel: Channel) -> int:
     """Return how much of an item is in a buffer that waits for it."""
     waiters = channel._factory.buffers._waiting.get(channel.id, [])
     return sum(waiter.filling._filled for waiter in waiters if waiter.filling is not None)
+
+
+def test_large_bytes_are_sent_from_where_they_are() -> None:
+    gateway, data = LonelyGateway(), bytes(READ_BYTES)
+    sent: list[bytes | memoryview] = []
+    gateway._channelfactory._send_frame = lambda header, payload: sent.append(payload)
+    gateway._channelfactory.send_item(1, data)
+    assert any(isinstance(piece, memoryview) and piece.obj is data for piece in sent)
 
 
 class Half:

@@ -242,7 +242,7 @@ execnet.default_group.terminate(1)
     ) -> None:
         """It could not notice its coordinator's end while it did."""
         gateway = SimpleNamespace(
-            _to_load=["zipapp"], _io=SimpleNamespace(has_more=lambda wait_ms: False)
+            _to_load=["zipapp"], _heard=0, _io=SimpleNamespace(has_more=lambda wait_ms: False)
         )
         monkeypatch.setattr(gateway_base, "load_part", None)  # that would wait, too
         _imp.acquire_lock()
