@@ -445,6 +445,7 @@ def hold(path: str) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except EnvironmentError:
         os.unlink(path)
+        os.close(fd)
 
 
 def left_behind() -> list[str]:
