@@ -3155,9 +3155,7 @@ class WorkerGateway(BaseGateway):
             self.process.take_main_thread()
         self._go("hello")
         self._initreceive()
-        # While the coordinator is told.  Code may leave nothing to import from, or be stuck in an
-        # import, which keeps CPython from making even a part of source that is here.
-        _running()
+        _running()  # while the coordinator is told, as code may leave nothing to import from
         if self.execmodel.has_main_thread:
             self._execpool.integrate_as_primary_thread()
         while not self._receiver_done.is_set():
@@ -3187,18 +3185,13 @@ class WorkerGateway(BaseGateway):
     def _expect_code(self) -> None:
         if self._to_load is None:
             self._to_load = [""] if HAS_PARTS and hasattr(self._io, "has_more") else []
-        if self._channelfactory.direct is None and not self._to_load:
+        if self._channelfactory.direct is None:
             self._enable_direct_reads()
 
     def _load_while_idle(self) -> None:
-        """Load, once there is code, what is not needed before it: direct reads, then the rest."""
         try:
             idles = self._heard % 64 == 63 or not self._io.has_more(IDLE_MS)  # or never does
-            if __import__("_imp").lock_held():
-                return  # the thread that has this lock may never let go of it
-            if self._channelfactory.direct is None:
-                self._enable_direct_reads()
-            if idles:
+            if idles and not __import__("_imp").lock_held():  # whoever has it may keep it for ever
                 load_part("_features.idle").load(self)
         except Exception:  # that can't be imported, or it can't be told whether it idles
             self._to_load = []
@@ -3319,7 +3312,7 @@ class WorkerGateway(BaseGateway):
         """
         self._execpool.trigger_shutdown()
         first_s = min(self.grace_s, STACKS_S)
-        running, is_stuck = _running() if self._execpool.active_count() else None, False
+        running, is_stuck = _running(), False
         if running:
             is_stuck = running.interrupt_all(self, close, first_s)
         elif close is not None:

@@ -109,7 +109,6 @@ class Counts(object):
         self._hide(factory, "_local_receive_part", self._count_part)
         self._hide(factory.direct, "_load", self._count_read)
         self._hide(factory.direct, "read_frames", self._count_read_calls)
-        self._hide(self._gateway, "_enable_direct_reads", self._count_more)
         self._hide(self._gateway.calls, "on_call", self._count_call)
         if "note_sent" not in vars(self._gateway):  # items that are sent from where they are
             vars(self._gateway)["note_sent"] = lambda: next(self._sent)
@@ -120,10 +119,6 @@ class Counts(object):
             method = getattr(holder, name)
             setattr(holder, name, lambda *arguments: counted(method, *arguments))
             self._hidden.append((holder, name))
-
-    def _count_more(self, method: Callable[[], object]) -> None:
-        method()
-        self._hide_all()
 
     def _count_sent(self, method: Callable[[int, object], object], id: int, item: object) -> None:
         if id not in self.ignored:  # first: whoever gets the item may look at the count

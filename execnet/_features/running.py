@@ -38,8 +38,6 @@ def format_stacks() -> str:
     names = dict(_thread_names)
     format_stack: Callable[[FrameType], list[str]] = plain_stack
     try:
-        if not PY2 and __import__("_imp").lock_held():
-            raise ImportError("the thread that has this lock may never let go of it")
         names.update((thread.ident, thread.name) for thread in _threading().enumerate())
         format_stack = _import("traceback").format_stack
     except Exception:  # they can't be imported any more

@@ -78,7 +78,7 @@ OURS = {
     *("execnet._transports.table", "execnet.gateway", "execnet.gateway_base"),
     *("execnet.gateway_bootstrap", "execnet.gateway_io", "execnet.multi", "execnet.xspec"),
 }
-FAR = ("", ".gateway_base", "._features", "._features.running")
+FAR = ("", ".gateway_base", "._features", "._features.direct", "._features.running")
 OURS_IDLE = {"execnet._ends.watch"}  # once a gateway had nothing to read for a while
 OURS_SHIPPING = {"execnet._ends.checked", "execnet._ship.parts", "execnet._ship.shipment"}
 OURS_LOWERING = {"execnet._ship.lower", "execnet._ship.syntax"}

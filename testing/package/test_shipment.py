@@ -187,24 +187,6 @@ class TestCompiled:
         assert compiled == [False]
 
 
-# The parts that it has beyond those of each worker; and whether it has not idled yet: then it loads
-# what is left.
-PARTS = """
-import sys
-found = [name.rpartition(".")[2] for name in sys.modules if "._features." in name]
-channel.send((set(found) - {"direct", "idle", "running"}, channel.gateway._to_load == [""]))
-"""
-
-
-def test_a_worker_compiles_parts_when_it_needs_them(makegateway: MakeGateway) -> None:
-    gateway = makegateway(f"popen//python={sys.executable}")
-    channel = gateway.remote_exec(PARTS * 2)
-    parts, is_fresh = channel.receive()
-    assert not (parts and is_fresh)
-    parts, is_fresh = channel.receive()
-    assert "codec" in parts  # it was needed to tell of the first
-
-
 def test_a_worker_that_sends_source_is_refused(makegateway: MakeGateway) -> None:
     gateway = makegateway()
     channel = gateway.remote_exec("channel.gateway._send(10, 0, b'print(1)')")

@@ -33,38 +33,6 @@ except KeyboardInterrupt:
     open(path, "w").write("interrupted")
     raise
 """
-WITHIN_AN_IMPORT = """
-import sys, time
-try:
-    import __builtin__ as builtins
-except ImportError:
-    import builtins
-folder, path, place = channel.receive()
-channel.gateway.grace_s = 0.1
-
-class Finder(object):
-    def find_module(self, name, path=None):
-        if name == "endless":
-            wait()
-
-    def find_spec(self, name, path=None, target=None):
-        self.find_module(name)
-
-def wait():
-    channel.send("busy")
-    while True:
-        time.sleep(0.02)
-
-builtins.WAIT = wait
-sys.path.insert(0, folder)
-if place == "finder":
-    sys.meta_path.insert(0, Finder())
-try:
-    import endless
-except KeyboardInterrupt:
-    open(path, "w").write("interrupted")
-    raise
-"""
 STUBBORN = """
 import time
 channel.gateway.grace_s = channel.receive()
@@ -119,23 +87,6 @@ class TestAnOrderlyEnd:
         group.terminate(timeout=BOUND_S)
         assert time.monotonic() - started < BOUND_S / 2
         assert is_gone(pid)
-
-    @pytest.mark.parametrize("place", ["body", "finder"])
-    def test_code_within_an_import_is_interrupted(
-        self, fresh: Gateway, python: Interpreter, tmp_path: Path, place: str
-    ) -> None:
-        """The stacks that are sent first need no import then."""
-        if python.implementation != "cpython" or python.version < (3, 8):
-            pytest.skip("there it does not end")
-        (tmp_path / "endless.py").write_text("WAIT()")
-        channel = fresh.remote_exec(WITHIN_AN_IMPORT)
-        channel.send((str(tmp_path), str(tmp_path / "said"), place))
-        assert channel.receive(BOUND_S) == "busy"
-        pid = fresh._rinfo().pid
-        fresh.exit()
-        wait_until(lambda: is_gone(pid))
-        assert (tmp_path / "said").read_text() == "interrupted"
-        fresh.join(BOUND_S)
 
     def test_what_does_not_end_in_time_is_killed(self, group: Group, fresh: Gateway) -> None:
         channel = fresh.remote_exec(STUBBORN)
@@ -271,21 +222,6 @@ class TestTheCoordinatorsDeath:
             wait_until(functools.partial(is_gone, pid))
         assert said.read_text() == "interrupted"
         assert ended.stderr == ""
-
-    @pytest.mark.parametrize("place", ["body", "finder"])
-    def test_it_interrupts_code_within_an_import(
-        self, python: Interpreter, tmp_path: Path, place: str
-    ) -> None:
-        """Nothing that ends a worker may have to be imported: another thread may be unable to."""
-        if python.implementation != "cpython" or python.version < (3,):
-            pytest.skip("there it does not end")
-        (tmp_path / "endless.py").write_text("WAIT()")
-        said = tmp_path / "said"
-        told = repr((str(tmp_path), str(said), place))
-        code = WITHIN_AN_IMPORT.replace("channel.receive()", told)
-        ended = run_python(COORDINATOR, python.spec, "", "os._exit(0)", code)
-        wait_until(lambda: is_gone(int(ended.stdout)))
-        assert said.read_text() == "interrupted"
 
     def test_a_program_that_just_ends_leaves_no_worker_and_says_nothing(
         self, python: Interpreter

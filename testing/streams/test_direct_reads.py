@@ -25,7 +25,6 @@ from execnet.gateway_base import (
     ChannelFactory,
     LoadError,
     Message,
-    WorkerGateway,
     _pack_int_frame,
     dumps_internal,
     get_execmodel,
@@ -37,7 +36,7 @@ THREADS = get_execmodel("thread")
 COUNTING_ECHO = """
 for item in channel:
     direct = channel.gateway._channelfactory.direct
-    channel.send((direct.uses if direct else 0) if item is None else item)
+    channel.send(direct.uses if item is None else item)
 """
 
 pytestmark = [
@@ -167,24 +166,6 @@ class TestWhoReads:
     def test_other_workers_do_as_well(self, makegateway: MakeGateway, spec: str) -> None:
         channel = makegateway(spec).remote_exec(COUNTING_ECHO)
         until_worker_reads_directly(channel)
-
-
-def test_a_worker_sets_them_up_once_code_runs_before_the_next_read() -> None:
-    enabled: list[bool] = []
-    gateway: Any = types.SimpleNamespace(
-        _to_load=None,
-        _io=types.SimpleNamespace(has_more=lambda wait_ms: True),
-        _channelfactory=types.SimpleNamespace(direct=None),
-        _enable_direct_reads=lambda: enabled.append(True),
-    )
-    WorkerGateway._expect_code(gateway)
-    assert enabled == []
-    WorkerGateway._load_while_idle(gateway)
-    assert enabled == [True]
-    del gateway._io.has_more  # it can't tell whether anything comes
-    gateway._to_load = None
-    WorkerGateway._expect_code(gateway)
-    assert enabled == [True, True]
 
 
 class TestCallbacks:
