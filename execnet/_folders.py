@@ -1,7 +1,11 @@
-"""Where keys, sockets and traces of ours are, and which of them nobody needs any more.
+"""Where all is that execnet keeps on this machine, and which of it nobody needs any more.
 
-Nothing here is created with a name that another user could have taken before.  Start at
-``home`` and ``leftovers``.
+Nothing here is created with a name that another user could have taken before.  ``PLACES`` lists
+them as ``doc/folders.rst`` shows them.  Start there, at ``home`` and at ``leftovers``.
+
+Two places are computed again by files that run where this one is not: the default key by
+``script/socketserver.py``, and the folder of services by ``_service/far_find.py``, which checks
+who can change it, too.
 """
 
 from __future__ import annotations
@@ -12,11 +16,22 @@ from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SOCKET_PATH_MAX = 104  # of some systems; Linux takes 108
 HOME_VARIABLE = "EXECNET_HOME"
 TEMPORARY = "execnet-debug-", "execnet-cert-"  # how what may be left in the folder for such begins
+# Where the documentation says that each place is, -> what computes it.
+PLACES: dict[str, Callable[[], list[str]]] = {
+    "~/.execnet": lambda: [home()],
+    "~/.execnet/key": lambda: [key_file()],
+    "~/.execnet/shell_history": lambda: [history_file()],
+    "~/.execnet/resume": lambda: [resume_folder()],
+    "~/.execnet/builds": lambda: [builds_folder()],
+    "$XDG_RUNTIME_DIR/execnet-ssh": lambda: ssh_folders(),
+    "$XDG_RUNTIME_DIR/execnet": lambda: services_folders(),
+    "the folder for temporary files": lambda: [temporary_folder()],
+}
 
 
 def home() -> str:
@@ -27,6 +42,36 @@ def home() -> str:
 def key_file() -> str:
     """Return the key that socket servers and their clients take where none is named."""
     return os.path.join(home(), "key")
+
+
+def history_file() -> str:
+    """Return the file of what was typed at ``execnet shell``."""
+    return os.path.join(home(), "shell_history")
+
+
+def resume_folder() -> str:
+    """Return the folder of the records of workers with ``resume=``."""
+    return os.path.join(home(), "resume")
+
+
+def builds_folder() -> str:
+    """Return the folder of the wheels of this user's projects."""
+    return os.path.join(home(), "builds")
+
+
+def services_folders() -> list[str]:
+    """Return the folders that services may be in, the best first; the first usable one is taken."""
+    folders = [os.path.join(os.path.realpath(home()), "services")]
+    if os.path.isabs(os.environ.get("XDG_RUNTIME_DIR", "")):
+        folders.insert(0, os.path.join(os.environ["XDG_RUNTIME_DIR"], "execnet"))
+    return folders
+
+
+def temporary_folder() -> str:
+    """Return the folder for traces, and for certificates for a moment."""
+    import tempfile
+
+    return tempfile.gettempdir()
 
 
 def ssh_folders() -> list[str]:
@@ -79,9 +124,7 @@ def leftovers() -> Iterator[tuple[str, str]]:
     for entry in _entries(home()):
         if entry.name.startswith("key.") and _is_ours(entry):
             yield entry.path, "a key that was not finished"
-    import tempfile
-
-    for entry in _entries(tempfile.gettempdir()):
+    for entry in _entries(temporary_folder()):
         if entry.name.startswith(TEMPORARY) and _is_ours(entry) and _is_over(entry.name):
             yield entry.path, "a trace, or a file for a moment, of a process that has ended"
 

@@ -49,7 +49,6 @@ examples:
   execnet shell 'ssh=node[1-4]'
   execnet shell popen//python=python2.7
 """
-_HISTORY = "shell_history"
 _HISTORY_LINES = 10_000
 _SLICE_S = 0.05  # how soon a Ctrl-C is passed on
 _CTRL_C_MOST = 3  # for one statement, until the shell gives up
@@ -380,7 +379,7 @@ class _Readline:
     """History and completion, if Python has the module for it."""
 
     def __init__(self, complete: Callable[[str], list[str]]) -> None:
-        self._path = os.path.join(_folders.home(), _HISTORY)
+        self._path = _folders.history_file()
         self._words: list[str] = []
         self._ask = complete
         try:

@@ -10,10 +10,11 @@ the same user, on the same machine.  Start at ``load_checked``.
 
 from __future__ import annotations
 
-import re
 import struct
 
 from ..gateway_base import _CONSTANTS, _STRINGS, ISPYPY, LoadError, load_item, opcode
+from .colliding import IS_FOLLOWED, MANY, Counter, check_keys, have_many
+from .scan import FEW, LEAVES, LONG, SCANNED, SHORT, Scan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,116 +30,23 @@ if TYPE_CHECKING:
 NESTING_MAX = 1000
 TOO_DEEP = f"nested too deeply: more than {NESTING_MAX} containers within one another"
 CONTAINERS = frozenset([list, tuple, dict, set, frozenset])
+# Bytes of an item that may have many keys in one dict or set.
+LARGE = 3 * MANY
+LARGE_CLASSIC = 5 * MANY
 COUNTED_MAX = 1 << 16  # bytes of an item
-SAME_HASH_MAX = 64  # keys of one dict or set
 CHANNELS_MAX = 1000  # in one item
 DIGITS_MAX = 1 << 24  # of all decimal numbers of one item
 
-# Opcodes of a pickle, and how many bytes follow; True: a length of that many bytes comes first.
-LEAVES = {b"N": 0, b"\x88": 0, b"\x89": 0, b"K": 1, b"M": 2, b"J": 4, b"G": 8}
-SHORT = b"\x8a", b"\x8c", b"C"  # a length in one byte
-LONG = {b"\x8b": "<i", b"X": "<I", b"B": "<I", b"\x8d": "<Q", b"\x8e": "<Q"}
-STRUCTURE = b"]})(eaust\x85\x86\x87\x8f\x90\x91"
-SCANNED = {*LEAVES, *SHORT, *LONG, b"\x95"} | {bytes([byte]) for byte in STRUCTURE}
-SHORT_IN_PATTERN = 64  # longer ones are rare, and each length makes the pattern longer
-# Opcodes of keys that can have the same hash, or be nested: tuples, frozensets, large numbers.
-RISKY = {b"\x85", b"\x86", b"\x87", b"t", b"\x91", b"\x8a", b"\x8b"}
-HASHING = {b"s", b"u", b"\x90", b"\x91"}
-SMALL_BYTES = 7  # numbers of this many bytes have distinct hashes
 RISKY_CLASSIC = (
     opcode.BUILDTUPLE, opcode.FROZENSET, opcode.LONGINT, opcode.LONGLONG, opcode.COMPLEX,
     opcode.CHANNEL,
 )  # fmt: skip
-FEW = 64  # this many of them are harmless
+KEYED_CLASSIC = opcode.NEWDICT, opcode.SET, opcode.FROZENSET
 # One of these is there for each container that is not empty.
 NESTING = b"\x85", b"\x86", b"\x87", b"t", b"e", b"a", b"u", b"s", b"\x90", b"\x91"
 NESTING_CLASSIC = (
     opcode.SETITEM, opcode.BUILDTUPLE, opcode.SET, opcode.FROZENSET,
 )  # fmt: skip
-
-
-class Scan:
-    """Finds out whether a pickle has only certain opcodes; in C, unless something is long.
-
-    opcodes: those that pass, each as one byte.
-    """
-
-    def __init__(self, opcodes: set[bytes]) -> None:
-        self._opcodes = opcodes
-        self._harmless = self._pattern(opcodes - RISKY).match
-        self._hashless = self._pattern(opcodes - HASHING).match
-        self._any = self._pattern(opcodes).match
-
-    def _pattern(self, opcodes: set[bytes]) -> re.Pattern[bytes]:
-        """Return a pattern for many opcodes; in parts, as the matcher remembers each round."""
-        ops = [re.escape(op) + b".{%d}" % size for op, size in LEAVES.items() if op in opcodes]
-        ops.append(b"[" + re.escape(bytes(b for b in STRUCTURE if bytes([b]) in opcodes)) + b"]")
-        lengths = [re.escape(bytes([n])) + b".{%d}" % n for n in range(SHORT_IN_PATTERN)]
-        shorts = b"".join(re.escape(op) for op in SHORT if op in opcodes)
-        ops.append(b"[" + shorts + b"](?:" + b"|".join(lengths) + b")")
-        if b"\x8a" in self._opcodes:
-            ops.append(b"\x8a(?:" + b"|".join(lengths[: SMALL_BYTES + 1]) + b")")
-        return re.compile(b"(?:" + b"|".join(ops) + b"){0,4000}", re.DOTALL)
-
-    def check(self, data: bytes) -> bool:
-        """Return whether to load it with care; ``LoadError`` for a pickle that we don't write.
-
-        A frame has to end where an opcode does: if it cuts one, the unpickler in C reads the rest
-        after the frame, and takes other bytes for opcodes than we check here.
-        """
-        if data[:2] != b"\x80\x04":
-            raise LoadError("a pickle of another protocol")
-        pos, end, risky, hashes = 2, len(data) - 1, 0, False
-        limit, is_framed = end, False  # of the frame, or of the pickle
-        run = self._harmless
-        while True:
-            start = pos
-            pos = run(data, pos, limit).end()  # type: ignore[union-attr]
-            if pos == end and data[pos:] == b".":
-                return risky > FEW and hashes
-            if pos == limit < end:
-                limit, is_framed = end, False
-            elif pos >= limit:
-                raise LoadError("a pickle without an end")
-            elif data[pos : pos + 1] == b"\x95":
-                if is_framed:
-                    raise LoadError("a pickle with a frame within a frame")
-                pos, size = self._length(data, pos + 1, end, "<Q", end + 1)
-                limit, is_framed = min(pos + size, end), True
-            elif pos == start:
-                op = data[pos : pos + 1]
-                if op in HASHING and risky > FEW:
-                    hashes, run = True, self._any
-                risky += op in RISKY
-                if risky == FEW + 1 and run is self._harmless:
-                    run, pos = self._hashless, 2  # again: maybe nothing is hashed
-                    limit, is_framed = end, False
-                else:
-                    pos = self._skip(data, pos, limit)
-
-    def _skip(self, data: bytes, pos: int, limit: int) -> int:
-        """Return the position after one opcode."""
-        op = data[pos : pos + 1]
-        if op not in self._opcodes:
-            raise LoadError(f"a pickle with opcode {op!r}, which nobody writes")
-        if op in STRUCTURE:
-            return pos + 1
-        if op in LEAVES:  # whole ones match the pattern
-            raise LoadError("a pickle that is cut within an opcode")
-        start, size = self._length(data, pos + 1, limit, LONG.get(op, "<B"), limit)
-        return start + size
-
-    def _length(
-        self, data: bytes, pos: int, limit: int, form: str, size_limit: int
-    ) -> tuple[int, int]:
-        """Return where the data after a length begins, and that length."""
-        start = pos + struct.calcsize(form)
-        if start > limit:
-            raise LoadError("a pickle that is cut")
-        (size,) = struct.unpack_from(form, data, pos)
-        if not 0 <= size <= size_limit - start:
-            raise LoadError(f"a pickle says {size} bytes, and has {size_limit - start}")
-        return start, size
 
 
 _scan: Scan | None = None
@@ -150,7 +58,8 @@ def load_checked(data: bytes, channel_or_factory: object, strconfig: StrConfig) 
     if data[:1] == b"\x80":
         if _scan is None:
             _scan = Scan(SCANNED)
-        if _scan.check(data):
+        is_large = len(data) > LARGE and IS_FOLLOWED
+        if not _keys_are_sound(_scan, data) if is_large else _scan.check(data):
             item: Any = _carefully(_Pickle(data).load)
         else:
             item = load_item(data, channel_or_factory, strconfig)
@@ -163,8 +72,28 @@ def load_checked(data: bytes, channel_or_factory: object, strconfig: StrConfig) 
     return item
 
 
+def _keys_are_sound(scan: Scan, data: bytes) -> bool:
+    """Whether no dict or set of a large pickle has keys that collide; False for "with care".
+
+    Raises ``LoadError`` for one that has some.  For that the keys are loaded as a list.
+    """
+    found = scan.find(data, 2 * MANY, MANY)
+    if found is None or sum(keyed.size for keyed in found) > 2 * len(data):
+        return False
+    for keyed in found:  # what is within another one comes first
+        every = 1 if keyed.is_set else 2
+        keys = load_item(keyed.cut(data, has_text=False), None, (True, False))[::every]
+        if have_many(keys):
+            if keyed.chosen_size < keyed.size:
+                keys = load_item(keyed.cut(data, has_text=True), None, (True, False))[::every]
+            check_keys(keys, keyed.is_set)
+    return True
+
+
 def _is_risky(data: bytes) -> bool:
     """Whether an item in the classic format is to be loaded with care."""
+    if len(data) > LARGE_CLASSIC and IS_FOLLOWED and any(op in data for op in KEYED_CLASSIC):
+        return True
     return len(data) > DIGITS_MAX or sum(map(data.count, RISKY_CLASSIC)) > FEW
 
 
@@ -221,7 +150,7 @@ class _Guarded:
     def __init__(self) -> None:
         self._depths: dict[int, int] = {}  # of tuples and frozensets, by id
         self._kept: list[object] = []  # so that no other object gets their ids
-        self._hashes: dict[int, dict[int, int]] = {}  # of keys, by container
+        self._counters: dict[int, Counter] = {}  # of keys, by container
 
     def nested(self, value: N) -> N:
         """Return a new tuple or frozenset, unless it is nested too deeply."""
@@ -233,12 +162,11 @@ class _Guarded:
         return value
 
     def key(self, container: object, key: K) -> K:
-        """Return a key for a dict or a set, unless too many keys have its hash."""
-        if type(key) is not str and type(key) is not bytes:
-            counts, value = self._hashes.setdefault(id(container), {}), hash(key)
-            counts[value] = counts.get(value, 0) + 1
-            if counts[value] > SAME_HASH_MAX:
-                raise LoadError(f"more than {SAME_HASH_MAX} keys of one dict have the same hash")
+        """Return a key for a dict or a set, unless too many collide."""
+        counter = self._counters.get(id(container))
+        if counter is None:
+            counter = self._counters[id(container)] = Counter(type(container) is not dict)
+        counter.add(key)
         return key
 
     def frozen(self, parts: list[object]) -> frozenset[object]:

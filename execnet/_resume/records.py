@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from .._clock import monotonic
-from .._folders import home, is_running
+from .._folders import is_running, resume_folder
 from .._specs import Settings
 from .._transports.surroundings import of_record
 from ..xspec import XSpec
@@ -35,11 +35,6 @@ LOGIN_S = 20.0  # how long a login may take that ends a worker whose program has
 MARGIN_S = 60.0  # how long after its time a worker is sure to have been ended
 
 
-def folder() -> str:
-    """Return the folder of the records, which need not exist."""
-    return os.path.join(home(), "resume")
-
-
 class Record:
     """The record of one session; it raises nothing if it can't be kept."""
 
@@ -49,7 +44,7 @@ class Record:
         spec = session.settings.spec
         # The rest of a spec may be secret, and a login does not need it.
         parts = [part for part in str(spec).split("//") if not part.startswith("env:")]
-        self.path = os.path.join(folder(), os.path.basename(session.folder))
+        self.path = os.path.join(resume_folder(), os.path.basename(session.folder))
         self._told: dict[str, Any] = {
             "spec": "//".join(parts),
             "worker": spec.id,
@@ -97,9 +92,9 @@ def left() -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield path and content of each record that no program on this machine needs any more."""
     names: list[str] = []
     with suppress(OSError):
-        names = sorted(os.listdir(folder()))
+        names = sorted(os.listdir(resume_folder()))
     for name in names:
-        path = os.path.join(folder(), name)
+        path = os.path.join(resume_folder(), name)
         with suppress(OSError, ValueError, KeyError, TypeError):
             with open(path, encoding="utf-8") as file:
                 told: dict[str, Any] = json.load(file)

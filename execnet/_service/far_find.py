@@ -252,12 +252,14 @@ def peer_of(sock: socket.socket) -> tuple[int, int]:
     """Return (process id or 0, user) of the other end of a Unix socket."""
     peercred = getattr(socket, "SO_PEERCRED", 17 if sys.platform.startswith("linux") else None)
     if peercred is not None:
-        pid, user, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, peercred, 12))
-        return pid, user & 0xFFFFFFFF
+        told = struct.unpack("3I", sock.getsockopt(socket.SOL_SOCKET, peercred, 12))
+        if sys.platform.startswith("openbsd"):  # struct sockpeercred: user, group, process
+            return told[2], told[0]
+        return told[0], told[1]  # Linux's struct ucred: process, user, group
     if sys.platform == "darwin" or "bsd" in sys.platform:  # LOCAL_PEERCRED and its struct xucred
-        version, user = struct.unpack("2I", sock.getsockopt(0, 1, 76)[:8])
-        if version == 0:
-            return 0, user
+        found = sock.getsockopt(0, 1, 76)
+        if len(found) > 8 and found[:4] == struct.pack("I", 0):  # else another option, or version
+            return 0, struct.unpack("2I", found[:8])[1]
     return 0, _user()  # then the folder, which nobody else can enter, has to do
 
 

@@ -90,9 +90,7 @@ class SetupFile:
         return self._built("sdist", on_output)
 
     def _built(self, kind: str, on_output: OnOutput | None) -> Path:
-        builds = Path(
-            _folders.home(), "builds", hashlib.sha256(bytes(self.folder)).hexdigest()[:16]
-        )
+        builds = Path(_folders.builds_folder(), hashlib.sha256(bytes(self.folder)).hexdigest()[:16])
         builds.mkdir(mode=0o700, parents=True, exist_ok=True)
         place = builds / f"{kind}-{self._digest()}"
 

@@ -456,11 +456,12 @@ def owner_of(sock, path):
     peercred = getattr(socket, "SO_PEERCRED", known)  # type: Optional[int]
     if peercred is not None:
         found = sock.getsockopt(socket.SOL_SOCKET, peercred, struct.calcsize("3i"))
-        return int(struct.unpack("3I", found)[1])
+        # OpenBSD's struct sockpeercred begins with the user, Linux's struct ucred with the process.
+        return int(struct.unpack("3I", found)[0 if sys.platform.startswith("openbsd") else 1])
     if sys.platform == "darwin" or "bsd" in sys.platform:  # LOCAL_PEERCRED and its struct xucred
-        version, owner = struct.unpack("2I", sock.getsockopt(0, 1, 76)[:8])
-        if version == 0:
-            return int(owner)
+        found = sock.getsockopt(0, 1, 76)
+        if len(found) > 8 and found[:4] == struct.pack("I", 0):  # else another option, or version
+            return int(struct.unpack("2I", found[:8])[1])
     folder = os.stat(os.path.dirname(os.path.abspath(path)))
     return os.lstat(path).st_uid if folder.st_mode & 0o022 else folder.st_uid
 

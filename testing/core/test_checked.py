@@ -18,7 +18,8 @@ from workers import ask
 
 from execnet import LoadError
 from execnet._ends import checked
-from execnet._ends.checked import SCANNED, Scan, load_checked
+from execnet._ends.checked import load_checked
+from execnet._ends.scan import SCANNED, Scan
 from execnet.gateway_base import dumps_fast, dumps_internal, load_item, opcode
 
 PICKLED = {

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,33 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in "home", "run/execnet-ssh", "tmp":
         (tmp_path / folder).mkdir(0o700, parents=True)
     return tmp_path
+
+
+def test_the_page_lists_every_place_and_no_other() -> None:
+    table = (Path(__file__).parents[2] / "doc" / "folders.rst").read_text().split("\n====")[3]
+    where = [line[:32].strip().replace("``", "") for line in table.splitlines()[1:]]
+    assert [one for one in where if one] == [*_folders.PLACES]
+
+
+def test_each_place_is_where_the_page_says(places: Path) -> None:
+    (places / "run").chmod(0o700)
+    shown = {"~/.execnet": places / "home", "$XDG_RUNTIME_DIR": places / "run"}
+    for where, found in _folders.PLACES.items():
+        for begins, folder in shown.items():
+            if where.startswith(begins):
+                assert found()[0] == str(folder) + where.removeprefix(begins)
+    assert _folders.PLACES["the folder for temporary files"]() == [tempfile.gettempdir()]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no services")
+def test_services_are_where_the_list_says(places: Path) -> None:
+    from execnet._service.far_find import services_folder
+
+    (places / "run").chmod(0o700)
+    first, second = _folders.services_folders()
+    assert services_folder() == first
+    (places / "run").chmod(0o755)  # others can enter it
+    assert services_folder() == second
 
 
 def clean(*options: str) -> str:

@@ -80,7 +80,10 @@ OURS = {
 }
 FAR = ("", ".gateway_base", "._features", "._features.direct", "._features.running")
 OURS_IDLE = {"execnet._ends.watch"}  # once a gateway had nothing to read for a while
-OURS_SHIPPING = {"execnet._ends.checked", "execnet._ship.parts", "execnet._ship.shipment"}
+OURS_SHIPPING = {
+    *("execnet._ends.checked", "execnet._ends.colliding", "execnet._ends.scan"),
+    *("execnet._ship.parts", "execnet._ship.shipment"),
+}
 OURS_LOWERING = {"execnet._ship.lower", "execnet._ship.syntax"}
 
 ASK = """

@@ -22,7 +22,7 @@ from pages import read
 from processes import processes_with, stop
 from tools import BOUND_S, ROOT, SOURCE, some_of, wait_until
 
-from execnet import BootstrapError, Gateway, Group, WorkerDied, _cli
+from execnet import BootstrapError, Gateway, Group, WorkerDied, _cli, _folders
 from execnet._ends import terminate
 from execnet._resume import far_supervisor, near, records
 from execnet._resume.logins import Ended, Login, Session, Unreachable
@@ -354,8 +354,8 @@ def test_a_worker_whose_program_was_killed_ends(link: CutLink, ends_it: str) -> 
     spec = spec_of(1 if ends_it == "its time" else 600, more="//grace=0.2//env:SECRET=x")
     with program_with(spec) as (program, pid):
         supervisor = supervisor_of(pid)
-        (record,) = os.listdir(records.folder())
-        path = Path(records.folder(), record)
+        (record,) = os.listdir(_folders.resume_folder())
+        path = Path(_folders.resume_folder(), record)
         assert (path.stat().st_mode & 0o777, "SECRET" in path.read_text()) == (0o600, False)
         assert list(records.left()) == []
         program.kill()

@@ -12,7 +12,7 @@ from processes import stop
 from services import script
 from tools import BOUND_S
 
-from execnet import Group
+from execnet import Group, _folders
 from execnet._resume import records
 from execnet._transports import surroundings
 from execnet._transports.surroundings import Surroundings
@@ -89,8 +89,8 @@ def test_execnet_clean_logs_in_as_the_program_did(
     monkeypatch.setenv("HTTPS_PROXY", "http://me:a%20secret@proxy")
     with program_with(f"{spec}//resume=600//env:KUBECONFIG=a secret") as (program, pid):
         supervisor = supervisor_of(pid)
-        (record,) = os.listdir(records.folder())
-        text = Path(records.folder(), record).read_text()
+        (record,) = os.listdir(_folders.resume_folder())
+        text = Path(_folders.resume_folder(), record).read_text()
         assert not any(word in text for word in ("secret@", "a secret", "SECRET_ACCESS"))
         program.kill()
     go_elsewhere(monkeypatch, tmp_path)
