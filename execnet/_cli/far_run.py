@@ -15,6 +15,7 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import IO
 
     from ..gateway_base import Channel
@@ -23,39 +24,91 @@ if TYPE_CHECKING:
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as in shells
 END_S = 2.0  # how long an interrupted program may take to end
+JOIN_S = 1.0  # how long a wait for a thread is at a time: on Python 2 an interrupt ends no other
 
 
 def run(channel: Channel, report: Channel, command: list[bytes], has_input: bool) -> None:
     """Run a command to its end; its stdin is what arrives on ``channel``, or nothing."""
     words = [_native(word) for word in command]
+    started = _Started(words, has_input)
     try:
-        process = _start(words, has_input)
-    except EnvironmentError as exc:
-        status = NOT_FOUND if exc.errno == errno.ENOENT else NOT_EXECUTABLE
-        text: str | None = "can't run %s: %s" % (words[0], exc.strerror)
-    else:
-        status, text = _wait(process, channel if has_input else None), None
+        process = started.wait()
+        if has_input:
+            _in_thread(_feed, channel, process.stdin)
+        status, text = process.wait(), None
+        status = 128 - status if status < 0 else status
+    except _NotStarted as exc:
+        status, text = exc.status, "can't run %s: %s" % (words[0], exc)
+    except BaseException:
+        started.end()
+        raise
     channel.gateway.before_close()  # this sends all that was written
     report.send((status, text, None))
 
 
-def _start(words: list[str], has_input: bool) -> Program:
-    with open(os.devnull, "rb") as nothing:
-        return subprocess.Popen(words, stdin=subprocess.PIPE if has_input else nothing)
+class _NotStarted(Exception):
+    """Why there is no program; ``status`` is what a shell would end with."""
+
+    def __init__(self, error: EnvironmentError) -> None:
+        Exception.__init__(self, error.strerror)
+        self.status = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
 
 
-def _wait(process: Program, inputs: Channel | None) -> int:
-    """Wait until a program ends, feeding it from a channel; return its status."""
-    try:
-        if inputs is not None:
-            thread = threading.Thread(target=_feed, args=(inputs, process.stdin))
-            thread.daemon = True
-            thread.start()
-        status = process.wait()
-    except BaseException:
-        _end(process)
-        raise
-    return 128 - status if status < 0 else status
+class _Started(object):
+    """A program that a thread starts, and another one ends, as no interrupt reaches them.
+
+    An interrupt within ``Popen`` would leave a program that runs and that nobody knows of.
+    """
+
+    def __init__(self, words: list[str], has_input: bool) -> None:
+        self._process: Program | None = None
+        self._error: BaseException | None = None
+        self._thread = _in_thread(self._start, words, has_input)
+
+    def _start(self, words: list[str], has_input: bool) -> None:
+        try:
+            with open(os.devnull, "rb") as nothing:
+                stdin = subprocess.PIPE if has_input else nothing
+                self._process = subprocess.Popen(words, stdin=stdin)
+        except EnvironmentError as exc:
+            self._error = _NotStarted(exc)
+        except Exception as exc:
+            self._error = exc
+
+    def wait(self) -> Program:
+        """Return the program once it has been started; raise what kept it from that."""
+        while self._thread.is_alive():
+            self._thread.join(JOIN_S)
+        if self._process is None:
+            raise self._error or RuntimeError("it was not started")
+        return self._process
+
+    def end(self) -> None:
+        """End the program."""
+        thread = _in_thread(self._end)
+        while thread.is_alive():
+            thread.join(JOIN_S)
+
+    def _end(self) -> None:
+        self._thread.join()
+        process = self._process
+        try:
+            if process is not None:  # it may have been interrupted too, and be about to end
+                process.terminate()
+                timer = threading.Timer(END_S, process.kill)
+                timer.daemon = True
+                timer.start()
+                process.wait()
+                timer.cancel()
+        except EnvironmentError:  # it has ended
+            pass
+
+
+def _in_thread(func: Callable[..., object], *args: object) -> threading.Thread:
+    thread = threading.Thread(target=func, args=args)
+    thread.daemon = True
+    thread.start()
+    return thread
 
 
 def _native(word: bytes) -> str:
@@ -87,17 +140,4 @@ def _write(stdin: IO[bytes], data: bytes) -> None:
     try:
         stdin.close()
     except (EnvironmentError, ValueError):
-        pass
-
-
-def _end(process: Program) -> None:
-    """End a program; it may have been interrupted too, and be about to end."""
-    try:
-        process.terminate()
-        timer = threading.Timer(END_S, process.kill)
-        timer.daemon = True
-        timer.start()
-        process.wait()
-        timer.cancel()
-    except EnvironmentError:  # it has ended
         pass

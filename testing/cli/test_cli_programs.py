@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from shell import Shell, wait_until
-from tools import BOUND_S, find_python
+from tools import BOUND_S, find_python, run_python
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/environ").exists(), reason="what is left running is looked up in /proc"
@@ -159,6 +159,28 @@ class TestRun:
         process.terminate()
         assert process.wait(BOUND_S) == 143
         assert wait_until(shell.nothing_is_left)
+
+    def test_ends_a_program_that_was_just_being_started(self) -> None:
+        ended = run_python("""
+import os, signal, subprocess
+from execnet._cli import far_run
+
+class Interrupted(subprocess.Popen):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        print(self.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+
+subprocess.Popen = Interrupted
+try:
+    far_run.run(None, None, [b"sleep", b"600"], False)
+except KeyboardInterrupt:
+    print("interrupted")
+""")
+        pid, told = ended.stdout.split()
+        assert (told, ended.stderr) == ("interrupted", "")
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
 
     def test_wants_a_command(self, shell: Shell) -> None:
         result = shell.run("run", shell.tells())
