@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from processes import stop
-from tools import BOUND_S, Resources, wait_until
+from tools import BOUND_S, Resources, call_in_receiver, wait_until
 
 from execnet import DumpError, Group, MultiChannel, _broadcast
 from execnet.gateway import Gateway
@@ -165,11 +165,9 @@ def test_a_callback_of_a_member_sends_without_waiting(workers: Group) -> None:
         channels.send_each(ITEM)
         done.set()
 
-    asking = workers[0].remote_exec("channel.send(1); channel.receive()")
-    asking.setcallback(send)
+    call_in_receiver(workers[0], send)
     assert done.wait(BOUND_S)
     assert channels.receive_each() == [len(ITEM)] * 3
-    asking.send(None)
     channels.close()
 
 

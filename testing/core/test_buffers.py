@@ -17,6 +17,7 @@ from tools import (
     IS_THOROUGH,
     LonelyGateway,
     MakeGateway,
+    call_in_receiver,
     find_python,
     interpreters,
     some_of,
@@ -288,12 +289,11 @@ def test_windows_and_callbacks_do_not_mind(shared: Gateway) -> None:
         channel.send_bytes(data_of(size))
         assert channel.receive_into(buffer, BOUND_S) == size
         assert buffer[:size] == data_of(size)
-    asking, other = shared.remote_exec("channel.send(1); channel.receive()"), shared.newchannel()
-    asking.setcallback(lambda item: other.send_bytes(buffer))  # in the receiver thread
+    other = shared.newchannel()
+    call_in_receiver(shared, lambda item: other.send_bytes(buffer))
     collecting = shared.remote_exec("channel.send(len(channel.receive().receive()))")
     collecting.send(other)
     assert collecting.receive(BOUND_S) == SIZE
-    asking.send(None)
 
 
 class TestInALoop:

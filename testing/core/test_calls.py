@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import BOUND_S, MakeGateway, find_python, run
+from tools import BOUND_S, MakeGateway, call_in_receiver, find_python, run
 
 from execnet import (
     DeadlockError,
@@ -325,7 +325,6 @@ class TestErrors:
         assert type(calls.error_of(missing, tripled, True)) is ModuleNotFoundError
 
     def test_a_call_in_a_callback_of_its_gateway_is_refused(self, gateway: Gateway) -> None:
-        channel = gateway.remote_exec("channel.send(1)")
         caught: list[BaseException] = []
 
         def call(item: object) -> None:
@@ -334,8 +333,7 @@ class TestErrors:
             except DeadlockError as exc:
                 caught.append(exc)
 
-        channel.setcallback(call)
-        channel.waitclose(BOUND_S)
+        call_in_receiver(gateway, call).waitclose(BOUND_S)
         assert len(caught) == 1
 
     def test_it_ends_with_the_worker(self, gateway: Gateway) -> None:
@@ -499,7 +497,7 @@ class TestSubmitted:
             except DeadlockError as exc:
                 caught.append(exc)
 
-        gateway.remote_exec("channel.send(1)").setcallback(wait)
+        call_in_receiver(gateway, wait)
         future.result(BOUND_S)
         assert gateway.call(len, "") == 0
         assert len(caught) == 1

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 from interpreters import far_sides
-from tools import BOUND_S, MakeGateway, wait_until
+from tools import BOUND_S, MakeGateway, call_in_receiver, wait_until
 
 from execnet import DeadlockError, DumpError, Gateway, Group, TimeoutError, WorkerDied, codecs
 from execnet._calls.executor import Executor, chunks
@@ -325,7 +325,7 @@ class TestShutdown:
                     waits()
                 caught.append(waits)
 
-        gateway.remote_exec("channel.send(1)").setcallback(wait)
+        call_in_receiver(gateway, wait)
         wait_until(lambda: len(caught) == 2 or len(caught) == 3)
         gate.open()
         held.result(BOUND_S)

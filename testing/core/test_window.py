@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from programs import ITEM, ON_ORDER, READER
-from tools import MakeGateway, Task, wait_until
+from tools import MakeGateway, Task, call_in_receiver, wait_until
 
 from execnet import Channel, DeadlockError, Gateway
 from execnet.gateway_base import get_execmodel
@@ -127,7 +127,7 @@ class TestSend:
             except DeadlockError:
                 ended.set()
 
-        gateway.remote_exec("channel.send(1)").setcallback(callback)
+        call_in_receiver(gateway, callback)
         assert ended.wait(10)
         assert 8 <= len(sent) <= 10
         full.close()

@@ -26,7 +26,7 @@ from interpreters import IS_THOROUGH as IS_THOROUGH
 from interpreters import Interpreter as Interpreter
 
 import execnet
-from execnet import BootstrapError, Gateway, Group, RemoteError
+from execnet import BootstrapError, Channel, Gateway, Group, RemoteError
 from execnet._ends import watch
 from execnet._folders import HOME_VARIABLE
 from execnet.gateway_base import ChannelFactory, ExecModel, get_execmodel
@@ -129,6 +129,17 @@ def clean_environment(**variables: str) -> dict[str, str]:
         if name in KEPT or not name.startswith(("PYTHON", "EXECNET_", "COV_"))
     }
     return environment | {"PYTHONPATH": str(SOURCE)} | variables
+
+
+def call_in_receiver(gateway: Gateway, callback: Callable[[Any], object]) -> Channel:
+    """Have the gateway's receiver thread call a callback once; return the channel that it is for.
+
+    An item that is there before the callback would be passed on by the thread that sets it.
+    """
+    channel = gateway.remote_exec("channel.send(channel.receive())")
+    channel.setcallback(callback)
+    channel.send(1)
+    return channel
 
 
 def run_python(

@@ -19,7 +19,7 @@ from cut_ports import CutPort, InstalledPort
 from interpreters import far_sides
 from processes import is_gone, processes_with, stop
 from socketservers import Server, Servers, connect, read_to_end
-from tools import BOUND_S, missing, run_python, some_of, wait_until
+from tools import BOUND_S, call_in_receiver, missing, run_python, some_of, wait_until
 
 from execnet import BootstrapError, Gateway, Group, WorkerDied
 from execnet._resume import records
@@ -538,8 +538,7 @@ def test_a_callback_of_the_hop_that_sends_beyond_never_waits(make_way: MakeWay) 
     for _ in range(9):  # more than what is kept without an answer
         beyond_sends = way.group["hop"].remote_exec("channel.send(b'x' * (1 << 20))")
         item = beyond_sends.receive(BOUND_S)
-        beyond_sends = way.group["hop"].remote_exec("channel.send(1)")
-        beyond_sends.setcallback(lambda _, item=item: beyond.send(item))
-        beyond_sends.waitclose(BOUND_S)
+        done = call_in_receiver(way.group["hop"], lambda _, item=item: beyond.send(item))
+        done.waitclose(BOUND_S)
     way.link.go_up()
     assert [beyond.receive(BOUND_S) for _ in range(9)] == [1 << 20] * 9
