@@ -41,7 +41,7 @@ class Factory:
 def items() -> tuple[Callable[[bytes], None], list[bytes]]:
     """A pickle that passes is a plain item, and the same one if it is loaded with care."""
     from execnet._ends import checked
-    from execnet.gateway_base import LoadError, dumps_fast, dumps_internal, load_item
+    from execnet.gateway_base import DumpError, LoadError, dumps_fast, dumps_internal, load_item
 
     strconfig = True, False
 
@@ -54,7 +54,11 @@ def items() -> tuple[Callable[[bytes], None], list[bytes]]:
         for load in checked._Pickle(data).load, lambda: load_item(data, 0, strconfig):
             with suppress(LoadError):  # one of them minds what is left over
                 assert shown(checked._carefully(load)) == shown(item)
-        dumps_internal(item)
+        try:
+            dumps_internal(item)
+        except DumpError as exc:  # what may be loaded is nested more deeply than what is dumped
+            if "nested too deeply" not in str(exc):
+                raise
 
     return try_one, [
         dumps_fast(item)[2:] for item in examples() if type(item) in (list, dict, tuple)
