@@ -25,7 +25,6 @@ from .places import (
 from .wire import (
     BLOCKS,
     BLOCKS_MAX,
-    CHUNK_BYTES,
     CHUNKED,
     CONTINUED,
     CRC_32,
@@ -56,6 +55,8 @@ PREFIX = b".execnet-rsync-"
 NO_VERSION = b"-" * 8  # in a tag: the content may be of several
 PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE and FALLOC_FL_KEEP_SIZE of Linux
 STRANGE_TEMP_S = 24 * 3600.0  # how long another host's temporary file is left alone
+# What is read again at a time: with less, two threads pass the interpreter to each other too often.
+PART_BYTES = 4 << 20
 
 
 class Temps(object):
@@ -280,7 +281,7 @@ class Part(object):
     def _read(self) -> None:
         try:
             while self._left and not self._is_over:
-                data = os.read(self._fd, min(CHUNK_BYTES, self._left))
+                data = os.read(self._fd, min(PART_BYTES, self._left))
                 if not data:
                     break
                 self._found = checksum(data, self._found)
