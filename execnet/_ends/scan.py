@@ -216,7 +216,7 @@ class Scan:
                         raise LoadError("a pickle with an end of nothing")
                     owner, first = marks.pop()
                     top = Keyed(True, frames) if op == b"\x91" else owner
-                    if op in b"te":
+                    if op in (b"t", b"e"):
                         top = None
                     elif top is None:
                         self.check(data)
