@@ -33,7 +33,7 @@ TELL_S = 30.0  # how long it may take until somebody takes the news of the end
 CONFIRM_S = 2.0  # how long a connection stays open for the answer to that news
 TOUCH_S = 3600.0  # how often it touches its files, which systems clean up by their age
 PLACE, PREFIX = "/tmp", "execnet-resume-"  # where the folders of sessions are, and their names
-YOUNG_S = 60.0  # how old a folder is at least that is taken for left behind
+YOUNG_S = 60.0  # a folder younger than this is not taken for left behind
 FULL = errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR
 
 clock = getattr(time, "monotonic", time.time)
@@ -475,9 +475,9 @@ def remove_left(folder: str) -> bool:
 
 
 def _lock_left(folder: str) -> int:
-    """Return a descriptor that holds the lock of a folder; -1 if its supervisor has it.
+    """Return a descriptor that holds the lock of a folder; -1 if its supervisor still holds it.
 
-    Whatever the system calls the process, it is gone when its lock can be had.
+    The lock, unlike a process id, cannot pass to another process once the supervisor is gone.
     """
     try:
         found = os.lstat(folder)

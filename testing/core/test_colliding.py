@@ -43,7 +43,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(colliding, "STEPS_MAX", 10)
 
 
-pytestmark = pytest.mark.skipif(ISPYPY, reason="its tables are not followed")
+pytestmark = pytest.mark.skipif(ISPYPY, reason="only the tables of CPython are followed")
 BITS = 13  # of the table that is attacked
 FILLED = 2900  # of its places
 MASK = (1 << BITS) - 1

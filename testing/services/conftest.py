@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from execnet import Group
 from execnet._folders import HOME_VARIABLE
 from execnet._service import admin
 
@@ -22,3 +23,12 @@ def home(nothing_is_left: None, own_home: None, monkeypatch: pytest.MonkeyPatch)
         yield Path(folder, "home")
         for found in admin.find_all():
             admin.stop(found)
+
+
+@pytest.fixture
+def factory(home: Path) -> Iterator[Group]:
+    """A group whose gateways are made by the service "fac"."""
+    group = Group()
+    group.setlocalfactory(name="fac")
+    yield group
+    group.terminate(timeout=5)

@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,12 +35,8 @@ def ssh(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSsh:
 
 
 @pytest.fixture
-def factory(ssh: FakeSsh) -> Iterator[Group]:
-    """A group whose gateways are made by the service "fac"."""
-    group = Group()
-    group.setlocalfactory(name="fac")
-    yield group
-    group.terminate(timeout=5)
+def factory(ssh: FakeSsh, factory: Group) -> Group:
+    return factory
 
 
 def kept() -> list[dict[str, object]]:

@@ -18,7 +18,7 @@ from tools import BOUND_S, wait_until
 import execnet
 from execnet import Gateway, Group, service
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no services there")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no services")
 
 NAMES = sorted(STAND_INS)
 PYTHON = f"python={shlex.quote(sys.executable)}"
@@ -49,12 +49,8 @@ def bin(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def group(bin: Path) -> Iterator[Group]:
-    """A group whose gateways are made by a service."""
-    group = Group()
-    group.setlocalfactory(name="fac")
-    yield group
-    group.terminate(timeout=5)
+def group(bin: Path, factory: Group) -> Group:
+    return factory
 
 
 def stand_in(bin: Path, name: str, before: str = "") -> None:

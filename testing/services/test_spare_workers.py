@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,11 +38,8 @@ def ssh(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSsh:
 
 
 @pytest.fixture
-def group(ssh: FakeSsh) -> Iterator[Group]:
-    group = Group()
-    group.setlocalfactory(name="fac")
-    yield group
-    group.terminate(timeout=5)
+def group(ssh: FakeSsh, factory: Group) -> Group:
+    return factory
 
 
 def ids_of(gateway: Gateway) -> tuple[int, int]:

@@ -126,7 +126,10 @@ def test_forwarders_and_the_gateway_get_what_is_theirs_in_any_cut(
 
 
 def load_all(gateway: Gateway) -> None:
-    """Wait until a worker has loaded what it may need: before that it is no sieve."""
+    """Wait until a worker has loaded what it may need: before that, it passes nothing on so.
+
+    It loads a module when it has been idle for a while, so it is asked less often than that.
+    """
     idle_s = 2 * IDLE_MS / 1000
     wait_until(lambda: ask(gateway, LOADED) == "[]", sleep=lambda _: time.sleep(idle_s))
 
