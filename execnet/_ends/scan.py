@@ -16,9 +16,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# Opcodes of a pickle, and how many bytes follow; True: a length of that many bytes comes first.
+# Opcodes of a pickle, and how many bytes follow.
 LEAVES = {b"N": 0, b"\x88": 0, b"\x89": 0, b"K": 1, b"M": 2, b"J": 4, b"G": 8}
 SHORT = b"\x8a", b"\x8c", b"C"  # a length in one byte
+# Those with a longer length, and its form.
 LONG = {b"\x8b": "<i", b"X": "<I", b"B": "<I", b"\x8d": "<Q", b"\x8e": "<Q"}
 STRUCTURE = b"]})(eaust\x85\x86\x87\x8f\x90\x91"
 SCANNED = {*LEAVES, *SHORT, *LONG, b"\x95"} | {bytes([byte]) for byte in STRUCTURE}
@@ -28,8 +29,10 @@ RISKY = {b"\x85", b"\x86", b"\x87", b"t", b"\x91", b"\x8a", b"\x8b"}
 HASHING = {b"s", b"u", b"\x90", b"\x91"}
 SMALL_BYTES = 7  # numbers of this many bytes have distinct hashes
 FEW = 64  # this many of them are harmless
+# What begins or ends a container, or fills one.
 SEEN = {b"(", b"}", b"\x8f", b"e", b"t", b"u", b"s", b"\x85", b"\x86", b"\x87", b"\x90", b"\x91"}
-SHORT_IN_COMPOUND = 16
+MARKED = {b"u", b"\x90", b"\x91", b"t", b"e"}  # those that take all after a mark
+SHORT_IN_COMPOUND = 16  # as above, within small containers
 NESTED_IN_COMPOUND = 4  # levels of containers that pass in C
 
 
@@ -70,6 +73,51 @@ class Keyed:
             yield data[start : frames[number]]
             start = frames[number] + 9
         yield data[start:end]
+
+
+class Batches:
+    """Tells which dict or set each batch of keys is for, as the opcodes of a pickle come.
+
+    top: the container on top of the unpickler's stack, if it is one of these.
+    """
+
+    def __init__(self) -> None:
+        self.frames: list[int] = []  # where the frames of the pickle begin
+        self.top: Keyed | None = None
+        self._found: list[Keyed] = []
+        self._marks: list[tuple[Keyed | None, int]] = []
+
+    def larger_than(self, many_bytes: int) -> list[Keyed]:
+        """Return the containers of so many bytes of keys, what is within others first."""
+        large = [keyed for keyed in self._found if keyed.chosen_size > many_bytes]
+        return sorted(large, key=lambda keyed: keyed.end)
+
+    def begin(self, pos: int) -> bool:
+        """Note a mark, and where what follows it begins; return whether keys of a dict do."""
+        owner, self.top = self.top, None
+        self._marks.append((owner, pos))
+        return owner is not None and not owner.is_set
+
+    def note(self, op: bytes, pos: int, is_text: bool) -> bool:
+        """Note one of ``SEEN`` but the mark; return False if it is not known whose keys end."""
+        if op in (b"}", b"\x8f"):
+            self.top = Keyed(op == b"\x8f", self.frames)
+            return True
+        if op not in MARKED:
+            self.top = None
+            return True
+        if not self._marks:
+            raise LoadError("a pickle with an end of nothing")
+        owner, first = self._marks.pop()
+        if op in (b"t", b"e"):  # of a tuple or a list
+            self.top = None
+            return True
+        self.top = top = Keyed(True, self.frames) if op == b"\x91" else owner
+        if top is not None:
+            if not top.spans:
+                self._found.append(top)
+            top.add(first, pos, is_text)
+        return top is not None
 
 
 class Scan:
@@ -122,10 +170,8 @@ class Scan:
             elif pos >= limit:
                 raise LoadError("a pickle without an end")
             elif data[pos : pos + 1] == b"\x95":
-                if is_framed:
-                    raise LoadError("a pickle with a frame within a frame")
-                pos, size = self._length(data, pos + 1, end, "<Q", end + 1)
-                limit, is_framed = min(pos + size, end), True
+                pos, limit = self._enter_frame(data, pos, end, is_framed)
+                is_framed = True
             elif pos == start:
                 op = data[pos : pos + 1]
                 if op in HASHING and risky > FEW:
@@ -149,6 +195,13 @@ class Scan:
         start, size = self._length(data, pos + 1, limit, LONG.get(op, "<B"), limit)
         return start + size
 
+    def _enter_frame(self, data: bytes, pos: int, end: int, is_framed: bool) -> tuple[int, int]:
+        """Return where the content of a frame begins and ends."""
+        if is_framed:
+            raise LoadError("a pickle with a frame within a frame")
+        start, size = self._length(data, pos + 1, end, "<Q", end + 1)
+        return start, min(start + size, end)
+
     def _length(
         self, data: bytes, pos: int, limit: int, form: str, size_limit: int
     ) -> tuple[int, int]:
@@ -170,65 +223,42 @@ class Scan:
         """
         if data[:2] != b"\x80\x04":
             raise LoadError("a pickle of another protocol")
-        found: list[Keyed] = []
-        marks: list[tuple[Keyed | None, int]] = []
-        top: Keyed | None = None
+        batches = Batches()
         pos, end, risky, lone = 2, len(data) - 1, 0, 0
         limit, is_framed = end, False
-        frames: list[int] = []
         text_end = -1  # where keys and values end that are all text and leaves
         run = self._flat or self._compile_flat()
         while True:
             start = pos
             pos = run(data, pos, limit).end()  # type: ignore[union-attr]
             if pos > start:
-                top = None
+                batches.top = None
             if pos == end and data[pos:] == b".":
-                large = [keyed for keyed in found if keyed.chosen_size > many_bytes]
-                return sorted(large, key=lambda keyed: keyed.end)
+                return batches.larger_than(many_bytes)
             op = data[pos : pos + 1]
             if pos == limit < end:
                 limit, is_framed = end, False
             elif pos >= limit:
                 raise LoadError("a pickle without an end")
             elif op == b"\x95":
-                if is_framed:
-                    raise LoadError("a pickle with a frame within a frame")
-                frames.append(pos)
-                pos, size = self._length(data, pos + 1, end, "<Q", end + 1)
-                limit, is_framed = min(pos + size, end), True
-            elif op not in SEEN:
-                if pos == start:
-                    risky += op in RISKY
-                    pos, top = self._skip(data, pos, limit), None
-            else:
+                batches.frames.append(pos)
+                pos, limit = self._enter_frame(data, pos, end, is_framed)
+                is_framed = True
+            elif op == b"(":
                 pos += 1
-                if op == b"(":
-                    marks.append((top, pos))
-                    if top is not None and not top.is_set:
-                        text_end = self._texts(data, pos, limit).end()  # type: ignore[union-attr]
-                        pos = max(pos, text_end)
-                    top = None
-                elif op in b"}\x8f":
-                    top = Keyed(op == b"\x8f", frames)
-                elif op in b"u\x90\x91te":
-                    if not marks:
-                        raise LoadError("a pickle with an end of nothing")
-                    owner, first = marks.pop()
-                    top = Keyed(True, frames) if op == b"\x91" else owner
-                    if op in (b"t", b"e"):
-                        top = None
-                    elif top is None:
-                        self.check(data)
-                        return None
-                    else:
-                        if not top.spans:
-                            found.append(top)
-                        top.add(first, pos - 1, text_end == pos - 1)
-                else:
-                    lone += op == b"s"
-                    top = None
+                if batches.begin(pos):
+                    text_end = self._texts(data, pos, limit).end()  # type: ignore[union-attr]
+                    pos = max(pos, text_end)
+            elif op in SEEN:
+                if not batches.note(op, pos, text_end == pos):
+                    self.check(data)
+                    return None
+                pos += 1
+                lone += op == b"s"
                 risky += op in RISKY
+            elif pos == start:
+                risky += op in RISKY
+                pos, batches.top = self._skip(data, pos, limit), None
             if risky > FEW or lone > lone_max:
                 return None if self.check(data) or lone > lone_max else []
 
