@@ -108,16 +108,20 @@ class Counts(object):
         self._hide(factory, "_local_receive", self._count_item)
         self._hide(factory, "_local_receive_part", self._count_part)
         self._hide(factory.direct, "_load", self._count_read)
+        self._set(factory.direct, "int_bytes", 0)  # so that all items pass there
         self._hide(factory.direct, "read_frames", self._count_read_calls)
         self._hide(self._gateway.calls, "on_call", self._count_call)
-        if "note_sent" not in vars(self._gateway):  # items that are sent from where they are
-            vars(self._gateway)["note_sent"] = lambda: next(self._sent)
-            self._hidden.append((self._gateway, "note_sent"))
+        # Items that are sent from where they are.
+        self._set(self._gateway, "note_sent", lambda: next(self._sent))
 
     def _hide(self, holder: object, name: str, counted: Callable[..., object]) -> None:
-        if holder is not None and name not in vars(holder):
+        if holder is not None:
             method = getattr(holder, name)
-            setattr(holder, name, lambda *arguments: counted(method, *arguments))
+            self._set(holder, name, lambda *arguments: counted(method, *arguments))
+
+    def _set(self, holder: object, name: str, value: object) -> None:
+        if holder is not None and name not in vars(holder):
+            setattr(holder, name, value)
             self._hidden.append((holder, name))
 
     def _count_sent(self, method: Callable[[int, object], object], id: int, item: object) -> None:

@@ -43,6 +43,7 @@ class DirectReads:
     """
 
     IDLE_S = 0.005  # after this long without use the receiver thread reads again
+    int_bytes = 15  # of the frame of an int, which is taken without ``_load``; 0: none is
 
     def __init__(self, fd: int, execmodel: ExecModel) -> None:
         self._fd = fd
@@ -147,7 +148,7 @@ class DirectReads:
                             return False
                     for data in self._reads:
                         chunks.append(data)
-                        if len(data) != 15 or channel._factory.windows is not None:
+                        if len(data) != self.int_bytes or channel._factory.windows is not None:
                             return self._load(channel, items, data)
                         # What that would come to for an int: it is often sent.
                         code, id, size, op, item, stop = _unpack_int_frame(data)

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import stop
@@ -14,7 +15,7 @@ from terminals import Terminal
 from tools import BOUND_S, MakeGateway, find_python, wait_until
 
 from execnet import _cli
-from execnet._cli import top
+from execnet._cli import far_top, top
 from execnet._cli.top import Watched
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and terminals")
@@ -127,6 +128,21 @@ def test_it_counts_items_and_calls_of_all_kinds(makegateway: MakeGateway, versio
     assert watched.look(BOUND_S)["out_items_s"] is not None
     watched._channel.close()
     assert wait_until(lambda: not gateway.remote_exec(is_counted).receive(BOUND_S))
+
+
+def test_it_counts_what_a_thread_reads_itself(makegateway: MakeGateway) -> None:
+    """Seen from this side, where nobody else waits, so that a thread may read."""
+    gateway: Any = makegateway()
+    channel = gateway.remote_exec("for item in channel: channel.send(item)")
+    gateway.calls = None
+    counts = far_top.Counts(gateway)
+    assert counts.look() == [0, 0]
+    for number in range(100):
+        channel.send(number)
+        assert channel.receive(BOUND_S) == number
+    assert counts.look() == [100, 100]
+    assert gateway._channelfactory.direct.uses > 0
+    counts.stop()
 
 
 def test_it_tells_who_is_silent_and_who_has_ended(makegateway: MakeGateway) -> None:
