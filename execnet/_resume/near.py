@@ -351,11 +351,11 @@ class ResumeIO(Link, Endpoint):
             else:
                 self._maker.take(way)
                 self.carrier, self._asked = way.carrier, []
-                self.use(connection, peer_read)
                 if way.name:
                     failures[:0] = [f"{self._id} is reached {way.name} from now on"]
                     note("gateway", WARNING, lambda: _joined(failures), self._id)
-                self._tell_state("resumed")
+                self._tell_state("resumed")  # once it is in use, it could be lost before that is told
+                self.use(connection, peer_read)
                 return None
         return _joined(failures)
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from tools import run
+from tools import run_python
 
 from execnet import _folders
 
@@ -59,9 +59,18 @@ def test_services_are_where_the_list_says(places: Path) -> None:
     assert services_folder() == second
 
 
+CLEAN = """
+import sys
+from execnet import _cli
+from execnet._resume import far_supervisor
+far_supervisor.PLACE = sys.argv[1]  # other tests may just have left something in /tmp
+sys.exit(_cli.main(["clean", *sys.argv[2:]]))
+"""
+
+
 def clean(*options: str) -> str:
     variables = {name: os.environ[name] for name in ("EXECNET_HOME", "XDG_RUNTIME_DIR", "TMPDIR")}
-    done = run([sys.executable, "-m", "execnet", "clean", *options], **variables)
+    done = run_python(CLEAN, os.environ["TMPDIR"], *options, **variables)
     assert done.returncode == 0
     return done.stdout
 

@@ -85,6 +85,26 @@ def test_over_a_real_ssh_it_goes_on_when_that_is_killed(spec: str) -> None:
         wait_until(lambda: states == ["gw0 lost", "gw0 resumed"])
 
 
+def test_that_it_was_resumed_is_told_before_it_can_be_lost_again(
+    group: Group, link: CutLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    use = near.ResumeIO.use
+
+    def note(self: near.ResumeIO, *args: Any) -> None:
+        steps.append("used")
+        use(self, *args)
+
+    gateway = group.makegateway(spec_of(BOUND_S))
+    channel = gateway.remote_exec("channel.send(channel.receive())")
+    monkeypatch.setattr(gateway, "tell_state", steps.append)
+    monkeypatch.setattr(near.ResumeIO, "use", note)
+    link.cut()
+    channel.send(1)
+    assert channel.receive(BOUND_S) == 1
+    assert steps == ["lost", "resumed", "used"]
+
+
 def test_the_job_of_the_page_survives_a_cut_network(link: CutLink, tmp_path: Path) -> None:
     program = tmp_path / "page.py"
     page = read(ROOT / "doc" / "resume.rst")
