@@ -185,8 +185,8 @@ class RSync:
         Raises TypeError for any other option, ValueError for a "~" without ``expanduser`` or any
         other value of ``links``, and OSError if the gateway is gone.
         """
-        from ._rsync.push import Target, sender_to
         from ._ship.parts import run
+        from ._via.blobs import sender_to
 
         gateway.refuse_blocking()  # one of ``execnet.aio`` does
         unknown = sorted(options.keys() - _OPTIONS)
@@ -197,6 +197,8 @@ class RSync:
         settings = self._settings_of(options, os.fsencode(destdir))
         settings["compress"] = settings["compress"] and not _is_local(gateway)
         channel = run(gateway, "_rsync.far.target", send=sender_to(gateway))
+        from ._rsync.push import Target  # while the worker compiles what it was sent
+
         self._targets.append(
             Target(gateway, channel, os.fsdecode(destdir), finishedcallback, settings)
         )

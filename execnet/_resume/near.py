@@ -354,7 +354,7 @@ class ResumeIO(Link, Endpoint):
                 if way.name:
                     failures[:0] = [f"{self._id} is reached {way.name} from now on"]
                     note("gateway", WARNING, lambda: _joined(failures), self._id)
-                self._tell_state("resumed")  # once it is in use, it could be lost before that is told
+                self._tell_state("resumed")  # once it is used, it could be lost before that is told
                 self.use(connection, peer_read)
                 return None
         return _joined(failures)

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from .. import gateway_base
 from .._ship.parts import note_loaded
-from .._via.blobs import send_shared
+from .._via.blobs import sender_to
+from ..gateway_base import Channel
 from .far import digests
 from .far.apart import place_of
 from .far.messages import PATH_MAX
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from .._endpoint import Carrier
     from ..gateway import Gateway
-    from ..gateway_base import Channel
     from .far.tree import Accept, Step
     from .far.wire import Message, Options, Rule, Settings
 
@@ -81,11 +80,6 @@ def targets_inside(root: bytes, targets: list[Target]) -> frozenset[bytes]:
     return frozenset(target.inner for target in targets if target.inner is not None)
 
 
-def sender_to(gateway: Gateway) -> Callable[[Channel, object], None]:
-    """Return what sends an item over a channel; to several workers beyond a hop, only once."""
-    return gateway_base.Channel.send if gateway.waits_in_loop else send_shared
-
-
 def share_ways(targets: list[Target]) -> None:
     """Have what several targets need cross each link once, where some go via the same workers."""
     ways: list[list[Carrier | Gateway]] = []
@@ -119,7 +113,7 @@ class Target:
     ) -> None:
         self.gateway = gateway
         self.channel = channel
-        self.send: Callable[[Channel, object], None] = gateway_base.Channel.send
+        self.send: Callable[[Channel, object], None] = Channel.send
         self.finished = finished
         self.options = options
         self.inner: bytes | None = None  # its path in the source, if that leaves it out

@@ -177,10 +177,15 @@ def _unpacks(gateway: Inside) -> bool:
 
 @cache
 def _packed(name: str) -> bytes:
-    import zlib
-
     rows = [(one, file_of(one), source_of(one)) for one in with_imports(name)]
-    return zlib.compress(dumps_internal(rows), 6)
+
+    def pack() -> bytes:
+        import zlib
+
+        return zlib.compress(dumps_internal(rows), 6)
+
+    packed: bytes = kept(name, "packed", [text for row in rows for text in row], pack)
+    return packed
 
 
 def sent_parts(gateway: Any, name: str) -> list[tuple[str, str | None, str | None]]:

@@ -14,6 +14,7 @@ from .._ship import parts
 from ..gateway_base import (
     _HEADER,
     ITEM_MAX,
+    Channel,
     Message,
     dumps_fast,
     dumps_internal,
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from .._inside import Inside
-    from ..gateway_base import Channel, Frame
+    from ..gateway import Gateway
+    from ..gateway_base import Frame
     from .writer import Blob
 
     class User(Protocol):
@@ -160,6 +162,11 @@ def kept_by(gateway: Any) -> Kept:
         kept: Kept = getattr(gateway, "_kept", None) or Kept(gateway)
         gateway._kept = kept
     return kept
+
+
+def sender_to(gateway: Gateway) -> Callable[[Channel, object], None]:
+    """Return what sends an item over a channel; to several workers beyond a hop, only once."""
+    return Channel.send if gateway.waits_in_loop else send_shared
 
 
 def send_shared(channel: Channel, item: object, carries: bool = False) -> None:
