@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -161,10 +162,11 @@ class TestNotebook:
     def test_its_cells_print_what_the_page_shows(self, name: str, folder: Path) -> None:
         page = read(ROOT / "doc" / f"{name}.rst")
         env = {**os.environ, "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder / "ipython")}
-        cells = json.dumps([block.text for block, _ in steps(page)])
+        lines_of = re.compile(r"(?m)^(?!\.\.\.$|[ ~^]*$).*")  # what is left out may be none
+        cells = [(block.text, len(lines_of.findall(expected))) for block, expected in steps(page)]
         run = subprocess.run(
             [sys.executable, str(ROOT / "testing" / "kit" / "cells.py")],
-            input=cells, cwd=folder, env=env, capture_output=True, text=True, timeout=100,
+            input=json.dumps(cells), cwd=folder, env=env, capture_output=True, text=True, timeout=100,
         )  # fmt: skip
         if run.returncode == 3:
             missing("no Jupyter here: install ipykernel")
