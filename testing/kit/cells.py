@@ -1,7 +1,8 @@
 """A program that runs cells in a Jupyter kernel.
 
 On stdin it gets a JSON list of pairs: a cell, and how many lines it prints, some of which may come
-after its end, from workers.  On stdout it tells what each printed.  Its status is 3 where there is no Jupyter. The kernel runs in the current folder.
+after its end, from workers.  On stdout it tells what each printed.  Its status is 3 where there is
+no Jupyter.  The kernel runs in the current folder.
 """
 
 from __future__ import annotations

@@ -166,7 +166,8 @@ class TestNotebook:
         cells = [(block.text, len(lines_of.findall(expected))) for block, expected in steps(page)]
         run = subprocess.run(
             [sys.executable, str(ROOT / "testing" / "kit" / "cells.py")],
-            input=json.dumps(cells), cwd=folder, env=env, capture_output=True, text=True, timeout=100,
+            input=json.dumps(cells), cwd=folder, env=env,
+            capture_output=True, text=True, timeout=100,
         )  # fmt: skip
         if run.returncode == 3:
             missing("no Jupyter here: install ipykernel")

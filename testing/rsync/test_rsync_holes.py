@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,27 @@ def test_three_runs_into_one_new_target_at_once_do_not_disturb_each_other(
             thread.join()
         assert [result.ok for result in results] == [True] * 3
         assert_same(source, dest)
+
+
+def test_a_directory_that_others_change_while_its_time_is_set_gets_it(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_tree(tmp_path / "source", {"d/a": b"1"})
+    set_time, changed = requests.set_time, []
+
+    def set_and_change(path: Any, mtime: int, **where: Any) -> None:
+        set_time(path, mtime, **where)
+        if stat.S_ISDIR(os.stat(path, **where).st_mode) and len(changed) < 5:
+            temp = tmp_path / f"dest/d/temp{len(changed)}"
+            temp.touch()
+            temp.unlink()
+            changed.append(temp)
+
+    monkeypatch.setattr(requests, "set_time", set_and_change)
+    result = RSync.pull(gateway, source, tmp_path / "dest")
+    assert result.ok
+    assert len(changed) == 5
+    assert_same(source, tmp_path / "dest")
 
 
 @pytest.mark.parametrize("off_ns", [1, 10**9])

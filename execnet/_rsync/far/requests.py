@@ -50,7 +50,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .places import Directory, Entry, Identity, Named, Where
+    from .places import Directory, Entry, Handle, Identity, Named, Where
     from .removal import Spare
     from .temps import Request
     from .wire import Buffer, Changes, Options, Proof, Say
@@ -63,6 +63,7 @@ ASKED_MAX = 1000  # requests in one message
 # after these, trying the next file is pointless
 FATAL_NAMES = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "EMFILE", "ENFILE")
 COARSE_NS = 2 * 10**9  # no file system in use rounds times more coarsely than FAT does
+SETTLE_TRIES = 10
 ODD_TIME_NS = 1000000001123456789  # that every rounding changes
 IN_THE_WAY = (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EACCES)  # the last on Windows
 FATAL_ERRORS = frozenset([code for name, code in vars(errno).items() if name in FATAL_NAMES])
@@ -392,6 +393,21 @@ class Requests(object):
         except OSError as exc:
             if exc.errno not in REFUSALS:
                 raise
+
+    def _settle_time(self, directory: Directory, handle: Handle) -> os.stat_result:
+        """Set a directory's time, and count it if it was refused; return what is found then.
+
+        If other processes change the directory just then, the time is set again.
+        """
+        last, found = -1, os.stat(handle)
+        for _ in range(SETTLE_TRIES if self._keeps_times else 0):
+            self._set_time(handle, {}, directory.mtime)
+            found = os.stat(handle)
+            if time_of(found) in (directory.mtime, last):
+                break
+            last = time_of(found)
+        self._count_refused_time(directory, found, directory.mtime)
+        return found
 
     def _set_mode_of(self, path: int | bytes, where: Where, mode: int, fd: int) -> None:
         """Set a mode, check through a descriptor that it took effect, and count it if not."""

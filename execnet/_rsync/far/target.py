@@ -569,10 +569,7 @@ class Target(Linking):
                 continue
             try:
                 handle = self._places.handle(directory)
-                if self._keeps_times:
-                    self._set_time(handle, {}, directory.mtime)
-                found = os.stat(handle)
-                self._count_refused_time(directory, found, directory.mtime)
+                found = self._settle_time(directory, handle)
                 found = self._give_directory(directory.number, handle, found)
                 if stat.S_IMODE(found.st_mode) != directory.mode:
                     try:
