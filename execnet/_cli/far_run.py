@@ -30,9 +30,9 @@ JOIN_S = 1.0  # how long a wait for a thread is at a time: on Python 2 an interr
 def run(channel: Channel, report: Channel, command: list[bytes], has_input: bool) -> None:
     """Run a command to its end; its stdin is what arrives on ``channel``, or nothing."""
     words = [_native(word) for word in command]
-    started = _Started(words, has_input)
+    started = _Started()
     try:
-        process = started.wait()
+        process = started.start(words, has_input)
         if has_input:
             _in_thread(_feed, channel, process.stdin)
         status, text = process.wait(), None
@@ -60,38 +60,42 @@ class _Started(object):
     An interrupt within ``Popen`` would leave a program that runs and that nobody knows of.
     """
 
-    def __init__(self, words: list[str], has_input: bool) -> None:
+    def __init__(self) -> None:
+        self._starting = threading.Lock()  # which only those threads take
+        self._is_wanted = True
         self._process: Program | None = None
         self._error: BaseException | None = None
-        self._thread = _in_thread(self._start, words, has_input)
+
+    def start(self, words: list[str], has_input: bool) -> Program:
+        """Return the program once it has been started; raise what kept it from that."""
+        thread = _in_thread(self._start, words, has_input)
+        while thread.is_alive():
+            thread.join(JOIN_S)
+        if self._process is None:
+            raise self._error or RuntimeError("it was not started")
+        return self._process
 
     def _start(self, words: list[str], has_input: bool) -> None:
         try:
-            with open(os.devnull, "rb") as nothing:
+            with self._starting, open(os.devnull, "rb") as nothing:
                 stdin = subprocess.PIPE if has_input else nothing
-                self._process = subprocess.Popen(words, stdin=stdin)
+                if self._is_wanted:
+                    self._process = subprocess.Popen(words, stdin=stdin)
         except EnvironmentError as exc:
             self._error = _NotStarted(exc)
         except Exception as exc:
             self._error = exc
 
-    def wait(self) -> Program:
-        """Return the program once it has been started; raise what kept it from that."""
-        while self._thread.is_alive():
-            self._thread.join(JOIN_S)
-        if self._process is None:
-            raise self._error or RuntimeError("it was not started")
-        return self._process
-
     def end(self) -> None:
-        """End the program."""
+        """End the program, or see to it that it is not started."""
         thread = _in_thread(self._end)
         while thread.is_alive():
             thread.join(JOIN_S)
 
     def _end(self) -> None:
-        self._thread.join()
-        process = self._process
+        with self._starting:
+            self._is_wanted = False
+            process = self._process
         try:
             if process is not None:  # it may have been interrupted too, and be about to end
                 process.terminate()

@@ -182,6 +182,37 @@ except KeyboardInterrupt:
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
 
+    @pytest.mark.parametrize("is_early", [True, False])
+    def test_ends_a_program_whose_thread_was_just_being_started(self, is_early: bool) -> None:
+        ended = run_python(
+            """
+import sys, threading
+from execnet._cli import far_run
+
+begin, is_early, late = threading.Thread.start, sys.argv[1] == "True", []
+
+def start(self):
+    threading.Thread.start = begin
+    if is_early:
+        begin(self)
+        self.join()
+    else:
+        late.append(self)
+    raise KeyboardInterrupt
+
+threading.Thread.start = start
+try:
+    far_run.run(None, None, [b"sleep", b"600"], False)
+except KeyboardInterrupt:
+    for thread in late:
+        thread.start()
+        thread.join()
+    print("interrupted")
+""",
+            str(is_early),
+        )
+        assert (ended.stdout, ended.stderr) == ("interrupted\n", "")
+
     def test_wants_a_command(self, shell: Shell) -> None:
         result = shell.run("run", shell.tells())
         told = "execnet run: no command: it comes after the specs and '--'\n"
