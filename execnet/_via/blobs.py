@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from .._inside import Inside
-    from ..gateway import Gateway
     from ..gateway_base import Frame
     from .writer import Blob
 
@@ -164,7 +163,7 @@ def kept_by(gateway: Any) -> Kept:
     return kept
 
 
-def sender_to(gateway: Gateway) -> Callable[[Channel, object], None]:
+def sender_to(gateway: Inside) -> Callable[[Channel, object], None]:
     """Return what sends an item over a channel; to several workers beyond a hop, only once."""
     return Channel.send if gateway.waits_in_loop else send_shared
 
