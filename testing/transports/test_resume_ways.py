@@ -21,8 +21,9 @@ from processes import is_gone, processes_with, stop
 from socketservers import Server, Servers, connect, read_to_end
 from tools import BOUND_S, call_in_receiver, missing, run_python, some_of, wait_until
 
-from execnet import BootstrapError, Gateway, Group, WorkerDied
-from execnet._resume import records
+from execnet import BootstrapError, Gateway, Group, WorkerDied, gateway_socket
+from execnet._ends import terminate
+from execnet._resume import near, records
 from execnet._ship.shipment import FIRST_PACKET_MAX
 from execnet._specs import Settings
 from execnet.gateway_bootstrap import first_line
@@ -500,6 +501,35 @@ def test_a_hop_that_resumes_itself_is_waited_for(
         assert channel.receive(BOUND_S) == number
     wait_until(lambda: way.states.count("hop resumed") == 2)
     wait_until(lambda: way.states.count(f"{gateway.id} resumed") == 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others refuse what they have no room for")
+def test_a_kill_dials_a_host_that_does_not_answer_for_a_moment_only(
+    served: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = served.make(600, "//grace=0.2")
+    pid = pid_of(gateway)
+    supervisor = supervisor_of(pid)
+    stop(pid)
+    served.link.stop()
+    monkeypatch.setattr(near, "LOGIN_S", 2 * BOUND_S)
+    monkeypatch.setattr(terminate, "REACH_S", 0.0)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as clients:
+        for _ in range(4):  # the kernel takes no more, and says so to none
+            client = clients.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
+        place = socket.AF_INET, full.getsockname()
+        with monkeypatch.context() as patch:
+            patch.setattr(gateway_socket, "_places", lambda *args: [place])
+            began = time.monotonic()
+            with pytest.warns(ResourceWarning, match=r"to be killed \(can't connect"):
+                served.group.terminate(0.1)
+            assert time.monotonic() - began < BOUND_S
+    ((path, told),) = records.left()
+    anew = gateway._io._maker.anew  # type: ignore[attr-defined]
+    records.end(path, told, lambda *place: lambda deadline: anew(deadline, bool))
+    assert_gone(pid, supervisor)
 
 
 def test_a_kill_does_not_wait_for_a_hop_that_is_out_of_reach_itself(make_way: MakeWay) -> None:
