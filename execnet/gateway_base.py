@@ -546,11 +546,9 @@ class ExecModel(object):
 
     def inbox(self) -> Inbox:
         """Return a new queue without a bound."""
-        try:
-            from _queue import SimpleQueue  # without the rest of ``queue``
-        except ImportError:
+        if _SimpleQueue is None:
             return self.queue.Queue() if PY2 else _own_inbox()
-        return SimpleQueue()
+        return _SimpleQueue() if _TIMED_GET_ENDS else _WakingInbox()
 
     @property
     def Empty(self) -> type[Exception]:
@@ -1621,6 +1619,34 @@ def _now() -> float:
     return seconds
 
 
+try:
+    from _queue import SimpleQueue as _SimpleQueue  # without the rest of ``queue``
+except ImportError:
+    _SimpleQueue: Any = None  # type: ignore[no-redef]
+
+
+class _WakingInbox(_SimpleQueue or object):  # type: ignore[misc]
+    """A queue whose ``put_nowait`` wakes those whose wait has a timeout, at once."""
+
+    waits: Any = ()  # locks that they have taken
+
+    def put_nowait(self, item: object) -> None:
+        self.put(item)
+        wake_timed(self)
+
+
+def wake_timed(items: Any) -> None:
+    """Wake those who wait for an item with a timeout; after ``put``, which wakes the others."""
+    while hasattr(items, "_items"):  # it is in another one, which counts them
+        items = items._items
+    waits = getattr(items, "waits", ())
+    try:
+        while waits:
+            waits.pop().release()
+    except IndexError:  # another thread was faster
+        pass
+
+
 class _Timed(object):
     """Makes ``map(items.get, timed)`` wait for one item, which is then taken by a single call.
 
@@ -1628,7 +1654,7 @@ class _Timed(object):
     with a timeout").  Where another thread takes the item, ``Empty`` comes though ``left`` is > 0.
     """
 
-    def __init__(self, items: Inbox | None, timeout: float) -> None:
+    def __init__(self, items: Any, timeout: float) -> None:
         self._items, self.left = items, timeout  # seconds
 
     def __iter__(self) -> _Timed:
@@ -1639,18 +1665,25 @@ class _Timed(object):
         if items is None:
             raise StopIteration
         start = now = _now()
-        until, never = now + self.left, _thread.allocate_lock()
-        never.acquire()
-        while items.empty() and self.left > 0:  # from 50 us on, a twentieth of what was waited
-            never.acquire(True, min(self.left, 0.005, max(5e-5, (now - start) / 20)))
+        until, wake = now + self.left, _thread.allocate_lock()
+        wake.acquire()
+        waits = vars(items).setdefault("waits", [])
+        waits.append(wake)
+        while items.empty() and self.left > 0:  # it looks now and then, as ``put`` wakes none
+            if wake.acquire(True, min(self.left, 2.0, max(0.1, (now - start) / 4))):
+                waits.append(wake)  # whoever woke this thread has taken it out
             now = _now()
             self.left = until - now
+        try:
+            waits.remove(wake)
+        except ValueError:
+            pass
         return False
 
 
 def _timed(items: Inbox, timeout: float | None) -> Any:
     """Return the arguments of ``map(items.get, ...)`` that take an item within a time."""
-    if timeout is None or timeout <= 0 or _TIMED_GET_ENDS or type(items).__module__ != "_queue":
+    if timeout is None or timeout <= 0 or _TIMED_GET_ENDS or not hasattr(items, "waits"):
         return (timeout is None or timeout > 0,), (timeout and max(timeout, 0),)
     return (_Timed(items, timeout),)
 
@@ -2135,7 +2168,7 @@ class _Flag(object):
         return self._is_set
 
     def set(self) -> None:
-        self._tokens.put(None)
+        self._tokens.put_nowait(None)
         self._is_set = True  # comes last, as a thread that sees it may end the interpreter
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -2145,6 +2178,7 @@ class _Flag(object):
                 for token in map(self._tokens.get, *timed):
                     self._tokens.put(token)  # others may be waiting too
                     self._is_set = True
+                    wake_timed(self._tokens)
             except self._execmodel.Empty:
                 if isinstance(timed[0], _Timed) and timed[0].left > 0:  # another has it
                     return self.wait(timed[0].left)
@@ -2215,6 +2249,7 @@ class Channel(object):
             try:
                 if items is not None:
                     items.put(ENDMARKER)
+                    wake_timed(items)
             finally:
                 self._receiveclosed.set()
         if self._state not in ChannelState.SENDS and self._factory.windows is not None:
@@ -2361,6 +2396,7 @@ class Channel(object):
                 if item is not ENDMARKER:
                     return item
                 items.put(item)  # others may be waiting too
+                wake_timed(items)
                 break
         except self.gateway.execmodel.Empty:
             if isinstance(timed[0], _Timed) and timed[0].left > 0:  # another thread was faster
@@ -2440,6 +2476,7 @@ class Channel(object):
                     if not self._receiveclosed.is_set():
                         self._factory._callbacks[self.id] = entry
                     items.put(ENDMARKER)  # for whoever waits in receive()
+                    wake_timed(items)
             if item is ENDMARKER:
                 self._factory.take_back()
                 if self._receiveclosed.is_set():

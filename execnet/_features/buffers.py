@@ -466,7 +466,7 @@ class BufferInbox(object):
         with self._buffers.lock:
             if item is not ENDMARKER and any(waiter.give(item) for waiter in waiters):
                 return
-            self._items.put(item)
+            self._items.put_nowait(item)
             if item is ENDMARKER:
                 for waiter in waiters:
                     waiter.tell(ENDMARKER)
@@ -476,7 +476,7 @@ class BufferInbox(object):
         if self._back or not self._items.empty() or hasattr(self, "sizes"):
             self._back.appendleft(item)
         else:
-            self.put(item)  # which wakes others
+            self.put_nowait(item)  # which wakes others
 
     def enter(self, waiter: Waiter) -> None:
         self._buffers.enter(self._id, waiter)
@@ -494,7 +494,7 @@ def receive_into(channel: Channel, buffer: Any, timeout: float | None = None) ->
     """Put the next item into a buffer; see ``Channel.receive_into``."""
     view = view_of(buffer, writable=True)
     inbox = _inbox_of(channel)
-    waiter = Waiter(view, channel.gateway.execmodel.inbox().put)
+    waiter = Waiter(view, channel.gateway.execmodel.inbox().put_nowait)
     taken: list[object] = []  # the item, once it is ours; whatever happens then, it is not lost
     try:
         _take(channel, inbox, waiter, timeout, taken)
@@ -549,7 +549,7 @@ def _wait(
 ) -> bool:
     """Wait with a buffer for the next item; return False if there is no need to."""
     factory, me, box = channel._factory, object(), channel.gateway.execmodel.inbox()
-    waiter.tell, waiter.is_given = box.put, False
+    waiter.tell, waiter.is_given = box.put_nowait, False
     try:
         with channel._lock:  # so that nothing comes meanwhile
             if channel._items is not inbox:

@@ -25,6 +25,7 @@ from ..gateway_base import (
     _save_channel,
     load_part,
     loads_internal,
+    wake_timed,
 )
 
 TYPE_CHECKING = False
@@ -388,6 +389,7 @@ def _renew_inbox(channel: Channel) -> None:
             pass
         channel._set_inbox(fresh if inner is old else old.over(fresh))
         inner.put(ENDMARKER)  # last: whoever wakes up looks whether there is another queue
+        wake_timed(inner)
 
 
 def on_codec(message: Message, gateway: BaseGateway) -> None:

@@ -60,8 +60,7 @@ except ImportError as error:
 """
 # CPython 3.7 and newer have such a queue, PyPy has none.
 CHECK_WITHOUT_QUEUE = """
-import sys
-sys.modules["_queue"] = None
+ExecModel.inbox.__globals__["_SimpleQueue"] = None
 items = ExecModel().inbox()
 items.put(7)
 print(type(items).__name__, items.get())

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 from interpreters import Interpreter
-from tools import BOUND_S, MakeGateway, interpreters, run_python
+from tools import BOUND_S, MakeGateway, interpreters, run_python, wait_until
 
-from execnet import Group
+from execnet import Group, gateway_base
+from execnet.gateway_base import _Flag, _Timed, get_execmodel
 
 pytestmark = [
     pytest.mark.core,
@@ -104,3 +107,86 @@ def test_of_two_that_wait_each_gets_its_time_and_its_item() -> None:
         take(0.05)
         assert got[-1] is None
         assert time.monotonic() - begun >= 0.05
+
+
+@pytest.mark.skipif(gateway_base._TIMED_GET_ENDS, reason="there a queue does all this itself")
+class TestWhereAWaitLooksNowAndThen:
+    def test_it_looks_seldom(self) -> None:
+        looks = []
+
+        class Inbox(gateway_base._WakingInbox):  # type: ignore[misc]
+            def empty(self) -> bool:
+                looks.append(1)
+                return True
+
+        assert list(_Timed(Inbox(), 0.5)) == [False]
+        assert len(looks) < 10
+
+    @pytest.fixture
+    def as_if_never(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Have it look again only after a time that fails the test."""
+        monkeypatch.setattr(gateway_base, "min", lambda *args: 3 * BOUND_S, raising=False)
+
+    @pytest.fixture
+    def in_three_threads(self, as_if_never: None) -> Callable[..., None]:
+        """Call a function in three threads, and another one when all wait; they are to end."""
+
+        def call(wait: Callable[[], object], end: Callable[[], object]) -> None:
+            threads = [threading.Thread(target=wait, daemon=True) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            wait_until(lambda: all(map(waits_with_a_timeout, threads)))
+            end()
+            for thread in threads:
+                thread.join(BOUND_S)
+                assert not thread.is_alive()
+
+        return call
+
+    def test_a_flag_wakes_all(self, in_three_threads: Callable[..., None]) -> None:
+        flag = _Flag(get_execmodel("thread"))
+        in_three_threads(lambda: flag.wait(9 * BOUND_S), flag.set)
+
+    @pytest.mark.parametrize("options", ["", "//window=1000"])
+    def test_the_end_of_a_channel_wakes_all(
+        self, makegateway: MakeGateway, in_three_threads: Callable[..., None], options: str
+    ) -> None:
+        gateway = makegateway(f"popen{options}")
+        gateway._channelfactory.direct = None
+        channel = gateway.remote_exec("channel.receive()")
+
+        def wait() -> None:
+            with pytest.raises(EOFError):
+                channel.receive(9 * BOUND_S)
+
+        in_three_threads(wait, lambda: channel.send(1))
+
+    @pytest.mark.parametrize("options", ["", "//window=1000"])
+    def test_items_wake_all(
+        self, makegateway: MakeGateway, in_three_threads: Callable[..., None], options: str
+    ) -> None:
+        gateway = makegateway(f"popen{options}")
+        gateway._channelfactory.direct = None
+        code = "channel.receive()\nfor number in range(3): channel.send(number)"
+        channel, got = gateway.remote_exec(code), list[object]()
+        in_three_threads(lambda: got.append(channel.receive(9 * BOUND_S)), lambda: channel.send(1))
+        assert sorted(map(str, got)) == ["0", "1", "2"]
+
+    def test_a_callback_that_comes_wakes_all(
+        self, makegateway: MakeGateway, in_three_threads: Callable[..., None]
+    ) -> None:
+        gateway = makegateway()
+        gateway._channelfactory.direct = None
+        channel = gateway.remote_exec("channel.receive()")
+
+        def wait() -> None:
+            with pytest.raises(OSError, match="got a callback meanwhile"):
+                channel.receive(9 * BOUND_S)
+
+        in_three_threads(wait, lambda: channel.setcallback(id))
+
+
+def waits_with_a_timeout(thread: threading.Thread) -> bool:
+    """Whether a thread is in the wait of ``_Timed``."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and frame.f_code is _Timed.__next__.__code__
