@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 from contextlib import contextmanager, nullcontext, suppress
 
@@ -29,6 +28,7 @@ from .gateway_base import ExecModel, above_stdio, new_lock, real_select
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable, Iterator
     from typing import Any, TypeVar
 
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from .xspec import XSpec
 
     T = TypeVar("T", bound=PipeEndpoint)
+else:
+    signal = __import__("_signal")  # without ``enum``, which takes long
 
 PIPE_BYTES = 1 << 20
 F_SETPIPE_SZ = 1031  # on Linux; PyPy has no name for it

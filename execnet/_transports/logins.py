@@ -7,7 +7,6 @@ gives out ten sessions on a connection (``MaxSessions``).  Start at ``Logins``.
 from __future__ import annotations
 
 import os
-import re
 
 from .._ends import fork
 from ..gateway_base import new_lock
@@ -62,6 +61,8 @@ def was_refused(error: BootstrapError, tries: int = 1) -> bool:
     """
     if error.exitcode != SSH_FAILED or error.noise:
         return False
+    import re  # few programs need it, and it takes long
+
     lines = [line for line in error.stderr.splitlines() if line.strip()]
     reasons = [line for line in lines if not re.match(_BESIDE, line)]
     if not reasons:
