@@ -1632,7 +1632,8 @@ class _WakingInbox(_SimpleQueue or object):  # type: ignore[misc]
 
     def put_nowait(self, item: object) -> None:
         self.put(item)
-        wake_timed(self)
+        if self.waits:
+            wake_timed(self)
 
 
 def wake_timed(items: Any) -> None:

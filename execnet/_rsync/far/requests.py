@@ -63,7 +63,7 @@ ASKED_MAX = 1000  # requests in one message
 # after these, trying the next file is pointless
 FATAL_NAMES = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "EMFILE", "ENFILE")
 COARSE_NS = 2 * 10**9  # no file system in use rounds times more coarsely than FAT does
-SETTLE_TRIES = 10
+SETTLE_TRIES = 10  # how often a directory's time is set while others change the directory
 ODD_TIME_NS = 1000000001123456789  # that every rounding changes
 IN_THE_WAY = (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EACCES)  # the last on Windows
 FATAL_ERRORS = frozenset([code for name, code in vars(errno).items() if name in FATAL_NAMES])
