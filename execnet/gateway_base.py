@@ -1692,10 +1692,9 @@ def _timed(items: Inbox, timeout: float | None) -> Any:
 def _own_inbox() -> Inbox:
     """Return a queue for a Python that has none in C."""
     try:
-        made: Inbox = load_part("_features.queues").OwnInbox()
+        return load_part("_features.queues").OwnInbox()  # type: ignore[no-any-return]
     except ImportError:  # this module runs all alone
-        made = __import__("queue").Queue()
-    return made
+        return __import__("queue").Queue()  # type: ignore[no-any-return]
 
 
 # ---------------------------------------------------------------- worker pool
