@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         """A gateway whose worker passes bytes on."""
 
         id: str
+        settings: Any  # a ``_specs.Settings``
         _get_ident: Callable[[], int]
         _receiver_ident: int | None
 
@@ -142,6 +143,7 @@ class Endpoint(ABC):
     args: Sequence[str] = ()  # the command, or what stands for it in messages
     remoteaddress: str | None = None  # of the worker's host, for one over a network
     carrier: Carrier | None = None  # another one after the end of this, with resume= in a tree
+    starter: Carrier | None = None  # of the server that this leads to
     facts: Mapping[str, Any] = {}  # what is known of the worker before it says hello
     stdout_fd: int | None = None  # the number by which the worker finds our stdout, if it has it
     has_process = False  # of this machine, whose end ``has_ended`` sees while the stream is open

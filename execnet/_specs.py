@@ -355,6 +355,7 @@ class Settings:
         self.shares_buffers: bool = "buffers" in values
         self.kills_group: bool = values.get("kill", False)
         self.is_shared: bool = values.get("share", False)  # starts through a login of others, too
+        self.is_login = False  # whether it is nothing but such a login
         # Makes the stream, in place of the transport.
         self.through: Callable[..., Endpoint] | None = None
         # None: an installed server chooses.

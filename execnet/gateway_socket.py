@@ -268,7 +268,9 @@ def install(
     # One client, with the key: nobody else gets in, even if others can connect.
     guard = {"clients": 1, "key": key.hex(), "listen_s": listen_s}
     address = _install(gateway, settings.address, guard, timeout_s)
-    return _connect(address, execmodel, timeout_s, Wish(settings.spec, key), is_over=is_over)
+    io = _connect(address, execmodel, timeout_s, Wish(settings.spec, key), is_over=is_over)
+    io.starter = gateway
+    return io
 
 
 def dial(

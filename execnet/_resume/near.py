@@ -31,7 +31,7 @@ from ..gateway_base import (
 )
 from .far_link import BARRIER, Connection, Link, LinkWriter, clock
 from .logins import Ended, Login, Rebooted, Refused, Session, Unreachable, discard
-from .records import Record
+from .records import Record, hops_to
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ class ResumeIO(Link, Endpoint):
         self._look_at = 0.0  # when to look for the end of the command
         self._carrier = maker.first()
         self.carrier = maker.carrier
+        self.starter = maker.starter if maker.carrier is None else None
         self._asked: list[Gateway] = []  # gateways that may lead there from now on
         self.args, self.remoteaddress = self._carrier.args, self._carrier.remoteaddress
         Link.__init__(self, execmodel, _Carried(self._carrier, 0))
@@ -275,15 +276,15 @@ class ResumeIO(Link, Endpoint):
     def _make_record(self) -> Record | None:
         """Return the record for a later program; None where that would not find the way."""
         assert self._session is not None
-        if not self._is_found_later():
+        hops = self._hops()
+        if hops is None:
             return None
         longest_s = 2 * self._settings.grace_s + MARGIN_S
-        return Record(self._session, longest_s, self._maker.surroundings)
+        return Record(self._session, longest_s, hops, self._maker.surroundings)
 
-    def _is_found_later(self) -> bool:
-        """Whether a program can log in there that has none of our gateways."""
-        spec = self._settings.spec
-        return not (spec.via or spec.installvia or self._settings.type == JOINED)
+    def _hops(self) -> list[str] | None:
+        """Return the specs of the gateways on the way there; None if nobody can make it anew."""
+        return None if self._settings.type == JOINED else hops_to(self)
 
     def _is_placed(self) -> bool:
         return self._session is not None and self._session.is_placed
@@ -515,7 +516,7 @@ class ResumeIO(Link, Endpoint):
             f"worker {self._id} could not be reached to be killed ({why}); its supervisor ends it "
             f"once it was out of reach for {seconds:g} s"
         )
-        if self._is_found_later():
+        if self._hops() is not None:
             text += ', or "execnet clean" does'
         with suppress(Exception):  # warnings are errors
             warnings.warn(text, ResourceWarning, stacklevel=4)

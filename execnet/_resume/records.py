@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from .._clock import monotonic
 from .._folders import is_running, resume_folder
-from .._specs import Settings
+from .._specs import JOINED, Settings
 from .._transports.surroundings import of_record
 from ..xspec import XSpec
 from .logins import Ended, Login, Session
@@ -27,26 +27,53 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from .._endpoint import Endpoint
     from .._transports.surroundings import Surroundings
 
-    MakeFor = Callable[[Settings, Surroundings], Callable[[float], Any]]
+    MakeFor = Callable[[Settings, Surroundings, list[str]], Callable[[float], Any]]
 
 LOGIN_S = 20.0  # how long a login may take that ends a worker whose program has gone
 MARGIN_S = 60.0  # how long after its time a worker is sure to have been ended
 
 
+def _without_variables(spec: XSpec) -> str:
+    """Return a spec without ``env:`` keys, which may be secret; a login does not need them."""
+    return "//".join(part for part in str(spec).split("//") if not part.startswith("env:"))
+
+
+def hops_to(io: Endpoint) -> list[str] | None:
+    """Return the specs of the gateways that a stream goes via, the outermost one first.
+
+    None if a later program can't make them: who has dialled in, and services.
+    """
+    hops: list[str] = []
+    while (gateway := io.starter or io.carrier) is not None:
+        settings, io = gateway.settings, gateway.endpoint
+        if settings.type in (JOINED, "socketservice") or settings.attach:
+            return None
+        if not settings.is_login:  # otherwise the one that shares it has its keys
+            hops.insert(0, _without_variables(settings.spec))
+    return hops
+
+
 class Record:
-    """The record of one session; it raises nothing if it can't be kept."""
+    """The record of one session; it raises nothing if it can't be kept.
+
+    hops: as ``hops_to`` returns them.
+    """
 
     def __init__(
-        self, session: Session, end_s: float, surroundings: Surroundings | None = None
+        self,
+        session: Session,
+        end_s: float,
+        hops: list[str],
+        surroundings: Surroundings | None = None,
     ) -> None:
         spec = session.settings.spec
-        # The rest of a spec may be secret, and a login does not need it.
-        parts = [part for part in str(spec).split("//") if not part.startswith("env:")]
         self.path = os.path.join(resume_folder(), os.path.basename(session.folder))
         self._told: dict[str, Any] = {
-            "spec": "//".join(parts),
+            "spec": _without_variables(spec),
+            "hops": hops,
             "worker": spec.id,
             "folder": session.folder,
             "secret": session.secret,
@@ -110,9 +137,9 @@ def _is_over(told: dict[str, Any]) -> bool:
 def end(path: str, told: dict[str, Any], make_for: MakeFor) -> str:
     """End the worker of a record by a login, and remove the record; return what happened.
 
-    make_for: called with a spec and what its command is to be run in; returns what makes a
-    connection there and returns its stream.  Raises ``Unreachable`` or ``Refused`` if it may run
-    on; the record stays then.
+    make_for: called with a spec, what the first command is to be run in, and the specs of the
+    gateways on the way; returns what makes a connection there and returns its stream.  Raises
+    ``Unreachable`` or ``Refused`` if it may run on; the record stays then.
     """
     settings = Settings(XSpec(told["spec"]))
     session = Session(settings)
@@ -120,7 +147,7 @@ def end(path: str, told: dict[str, Any], make_for: MakeFor) -> str:
     session.place(told)
     what = "was ended"
     try:
-        make = make_for(settings, of_record(told))
+        make = make_for(settings, of_record(told), told.get("hops", []))
         Login(session, make, monotonic() + LOGIN_S).kill(lambda carrier: None)
     except Ended as exc:
         what = f"has ended before: {exc}"

@@ -46,7 +46,7 @@ class Maker:
 
     name = ""  # of one way among several
     is_awaited = False  # whether the other side connects, and an attempt waits for that
-    surroundings: Surroundings | None = None  # of its command, if it runs one here
+    surroundings: Surroundings | None = None  # of its command, if there is one on the way
 
     def __init__(
         self,
@@ -59,6 +59,8 @@ class Maker:
         self.anew = anew
         self.carrier = carrier
         self._starter = starter
+        if self.starter is not None:  # for a later program, which has to make that one anew
+            self.surroundings = here()
 
     @property
     def starter(self) -> Gateway | None:

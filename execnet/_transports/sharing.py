@@ -56,7 +56,9 @@ def settings_of_connection(settings: Settings, *more: str) -> Settings:
     spec = build(**{key: given.get(key) for key in (*login_keys(settings), *more)})
     spec.id = f"shared connection to {_host_of(settings)}"
     spec.execmodel = "thread"
-    return Settings(spec)
+    login = Settings(spec)
+    login.is_login = True
+    return login
 
 
 def _host_of(settings: Settings) -> str | None:

@@ -27,15 +27,19 @@ cut=$(sed -n "$(wc -l < $here/runs)p" $here/cuts)
 delay=$(cat $here/delay)
 login=$(cat $here/login)
 set -- ${{cut:+--cut $cut}} ${{delay:+--delay $delay}} ${{login:+--login $login}} -- "$@"
-exec {python} {relay} --shell --log $here/log "$@"
+exec {python} {relay} --shell {apart} --log $here/log "$@"
 """
 
 
 class CutLink:
     """What leads to a host; its folder has to be in the PATH."""
 
-    def __init__(self, folder: Path, login: str = "") -> None:
-        """Lead to this machine, or log in at an address of ``slow_net``."""
+    def __init__(self, folder: Path, login: str = "", is_apart: bool = False) -> None:
+        """Lead to this machine, or log in at an address of ``slow_net``.
+
+        is_apart: what runs there outlives whatever runs ``ssh``, also if that kills all below it.
+        """
+        apart = "--apart" if is_apart else ""
         self._ssh = FakeSsh(folder)
         (folder / "login").write_text(login)
         self._cuts, self._delay = folder / "cuts", folder / "delay"
@@ -44,7 +48,7 @@ class CutLink:
         self._down = folder / "down"
         (folder / "runs").write_text("")
         self.set_cuts([])
-        self._ssh(RUN.format(python=sys.executable, relay=KIT / "relay.py"))
+        self._ssh(RUN.format(python=sys.executable, relay=KIT / "relay.py", apart=apart))
 
     def set_cuts(self, cuts: list[int]) -> None:
         """Have the first connections cut after so many bytes each."""
@@ -94,11 +98,15 @@ def assert_gone(*pids: int) -> None:
 
 
 @contextmanager
-def program_with(spec: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Run a program that has a gateway; yield it and the process id of its worker."""
+def program_with(*specs: str, fanout: int = 0) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run a program that has gateways; yield it and the process id of the last one's worker.
+
+    fanout: that of a tree, if they are to be one.
+    """
+    make = f"tree({specs!r}, fanout={fanout})" if fanout else f"makegateways({specs!r})"
     code = (
         "import execnet, sys\n"
-        f"gateway = execnet.makegateway({spec!r})\n"
+        f"*_, gateway = execnet.default_group.{make}\n"
         "print(gateway._rinfo().pid, flush=True)\n"
         "sys.stdin.read()\n"
     )

@@ -10,6 +10,7 @@ Stands alone. What the command reads and writes passes through here, late or in 
 --chatter TEXT is written first, in place of the command's answer, without a line's end
 --login H:P    COMMAND's last word is run by the server of ``slow_net`` at this address
 --shell        COMMAND's last word is for a shell, and the others are ignored, as if this was ssh
+--apart        with --shell, what it runs is no descendant, as if it was on another machine
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ def main() -> int:
         pass_both(options, budget, log, sock.fileno(), sock.fileno(), lambda: shut(sock))
         return 0
     command = ["/bin/sh", "-c", options.command[-1]] if options.shell else options.command
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    if options.apart:
+        command = ["/bin/sh", "-c", 'exec 3<&0; "$@" <&3 3<&- &', "sh", *command]
+    pipe, apart = subprocess.PIPE, options.apart
+    child = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=apart)
     assert child.stdin is not None
     assert child.stdout is not None
     ends = child.stdin.fileno(), child.stdout.fileno()
@@ -110,6 +114,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--chatter")
     parser.add_argument("--login")
     parser.add_argument("--shell", action="store_true")
+    parser.add_argument("--apart", action="store_true")
     parser.add_argument("command", nargs="+")
     return parser.parse_args()
 

@@ -39,7 +39,7 @@ def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CutLink:
     """A network that the test cuts; the folder and the environment are right for it."""
     for name in "link", "bin", "home", "elsewhere":
         (tmp_path / name).mkdir()
-    link = CutLink(tmp_path / "link")
+    link = CutLink(tmp_path / "link", is_apart=True)
     agent = tmp_path / "agent"
     (tmp_path / "home" / "config").touch()
     agent.touch()
@@ -81,13 +81,17 @@ def test_a_lost_login_is_made_anew_in_the_folder_and_environment_of_the_first(
     assert_gone(pid)
 
 
-@pytest.mark.parametrize("spec", [SSH, DOCKER, f"{SSH}//share=yes"])
+BEYOND = f"{SSH}//id=hop//env:KUBECONFIG=a secret", f"{SSH}//via=hop"
+
+
+@pytest.mark.parametrize("specs", [(SSH,), (DOCKER,), (f"{SSH}//share=yes",), BEYOND])
 def test_execnet_clean_logs_in_as_the_program_did(
-    spec: str, link: CutLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    specs: tuple[str, ...], link: CutLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
     monkeypatch.setenv("HTTPS_PROXY", "http://me:a%20secret@proxy")
-    with program_with(f"{spec}//resume=600//env:KUBECONFIG=a secret") as (program, pid):
+    *hops, spec = specs
+    with program_with(*hops, f"{spec}//resume=600//env:KUBECONFIG=a secret") as (program, pid):
         supervisor = supervisor_of(pid)
         (record,) = os.listdir(_folders.resume_folder())
         text = Path(_folders.resume_folder(), record).read_text()
