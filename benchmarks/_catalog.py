@@ -79,6 +79,7 @@ def _startup(name: str, title: str, how: str, *families: str) -> Benchmark:
 def _fresh(kind: str, title: str) -> Iterator[Benchmark]:
     """Yield how long a program waits for its first and second gateway of a kind."""
     needs = _SSH if kind in ("ssh", "shared") else ()
+    without = ("mitogen",) if kind in ("socket", "via") else ()
     words = {
         "alone": "import and a program's first gateway of all, {}",
         "first": "a program's first gateway {}, after one popen gateway",
@@ -88,7 +89,8 @@ def _fresh(kind: str, title: str) -> Iterator[Benchmark]:
         if which == "alone" and kind in ("socket", "via"):
             continue  # they need a gateway to begin with
         name = f"startup-{kind}-{which}"
-        yield Benchmark(name, text.format(title), "fresh", (kind, which), "ms", needs=needs)
+        words = name, text.format(title), "fresh", (kind, which), "ms"
+        yield Benchmark(*words, needs=needs, without=without)
 
 
 def _forkserver(how: str, title: str) -> Benchmark:

@@ -6,9 +6,16 @@ no context before it), ``first`` (after one on this machine) or ``second``.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from _fresh import first_or_second
 from _measure import Result, Scaled, main
 
+IMPORTS = f"""\
+import os, sys
+sys.path.append({str(Path(__file__).parent)!r})
+from _mitogen import Router
+"""
 STARTS = {
     "python": "router.start().call(os.getpid)",
     "ssh": "router.start_by_ssh({host!r}, {config!r}).call(os.getpid)",
@@ -22,7 +29,7 @@ def measure(scaled: Scaled, kind: str, which: str) -> Result:
         if which != "alone":
             plain += "; router.start().call(os.getpid)"
         start = STARTS[kind].format(**words)
-        return "import os; from _mitogen import Router", plain, start, "router.stop()"
+        return IMPORTS, plain, start, "router.stop()"
 
     return first_or_second(statements, scaled, kind, which)
 
