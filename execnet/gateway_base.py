@@ -1626,9 +1626,9 @@ except ImportError:
 
 
 class _WakingInbox(_SimpleQueue or object):  # type: ignore[misc]
-    """A queue whose ``put_nowait`` wakes those whose wait has a timeout, at once."""
+    """A queue whose ``put_nowait`` also wakes threads that wait with a timeout."""
 
-    waits: Any = ()  # locks that they have taken
+    waits: Any = ()  # the locks that they wait for, each as key and value
 
     def put_nowait(self, item: object) -> None:
         self.put(item)
@@ -1637,15 +1637,15 @@ class _WakingInbox(_SimpleQueue or object):  # type: ignore[misc]
 
 
 def wake_timed(items: Any) -> None:
-    """Wake those who wait for an item with a timeout; after ``put``, which wakes the others."""
-    while hasattr(items, "_items"):  # it is in another one, which counts them
+    """Wake threads that wait with a timeout; after ``put``, which wakes the others."""
+    while hasattr(items, "_items"):  # it is within one that counts, or is for buffers
         items = items._items
     waits = getattr(items, "waits", ())
-    try:
-        while waits:
-            waits.pop().release()
-    except IndexError:  # another thread was faster
-        pass
+    while waits:
+        try:  # one call, which no interrupt cuts in two
+            list(map(_thread.LockType.release, map(waits.pop, list(waits))))
+        except KeyError:  # a wait has just ended, or another thread was faster
+            pass
 
 
 class _Timed(object):
@@ -1668,17 +1668,16 @@ class _Timed(object):
         start = now = _now()
         until, wake = now + self.left, _thread.allocate_lock()
         wake.acquire()
-        waits = vars(items).setdefault("waits", [])
-        waits.append(wake)
-        while items.empty() and self.left > 0:  # it looks now and then, as ``put`` wakes none
-            if wake.acquire(True, min(self.left, 2.0, max(0.1, (now - start) / 4))):
-                waits.append(wake)  # whoever woke this thread has taken it out
-            now = _now()
-            self.left = until - now
+        waits = vars(items).setdefault("waits", {})
+        waits[wake] = wake
         try:
-            waits.remove(wake)
-        except ValueError:
-            pass
+            while items.empty() and self.left > 0:  # it looks now and then: ``put`` wakes none
+                if wake.acquire(True, min(self.left, 2.0, max(0.1, (now - start) / 4))):
+                    waits[wake] = wake  # whoever woke this thread has taken it out
+                now = _now()
+                self.left = until - now
+        finally:
+            waits.pop(wake, None)
         return False
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, SimpleNamespace
+from typing import Any
 
 import pytest
 from interpreters import Interpreter
 from tools import BOUND_S, MakeGateway, interpreters, run_python, wait_until
 
 from execnet import Group, gateway_base
-from execnet.gateway_base import _Flag, _Timed, get_execmodel
+from execnet.gateway_base import _Flag, _Timed, get_execmodel, wake_timed
 
 pytestmark = [
     pytest.mark.core,
@@ -122,6 +126,28 @@ class TestWhereAWaitLooksNowAndThen:
         assert list(_Timed(Inbox(), 0.5)) == [False]
         assert len(looks) < 10
 
+    def test_an_interrupted_wait_leaves_nothing(self) -> None:
+        class Inbox(gateway_base._WakingInbox):  # type: ignore[misc]
+            def empty(self) -> bool:
+                raise KeyboardInterrupt
+
+        inbox = Inbox()
+        with pytest.raises(KeyboardInterrupt):
+            list(_Timed(inbox, BOUND_S))
+        assert not inbox.waits
+
+    def test_wherever_it_is_interrupted_each_lock_is_free_or_still_to_be_released(self) -> None:
+        for number in itertools.count():
+            locks = [threading.Lock() for _ in range(3)]
+            inbox = SimpleNamespace(waits={lock: lock for lock in locks if lock.acquire()})
+            with interrupted_at(number, wake_timed) as come:
+                wake_timed(inbox)
+            assert [lock for lock in locks if lock.locked()] == list(inbox.waits)
+            if not come:
+                break
+        assert number > 10
+        assert not inbox.waits
+
     @pytest.fixture
     def as_if_never(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Have it look again only after a time that fails the test."""
@@ -184,6 +210,32 @@ class TestWhereAWaitLooksNowAndThen:
                 channel.receive(9 * BOUND_S)
 
         in_three_threads(wait, lambda: channel.setcallback(id))
+
+
+@contextmanager
+def interrupted_at(number: int, function: Callable[..., object]) -> Iterator[list[None]]:
+    """Have a bytecode of a function interrupted; yield what has something in it if one was."""
+    come: list[None] = []
+    numbers = itertools.count()
+
+    def trace(frame: FrameType, event: str, arg: object) -> Callable[..., Any] | None:
+        if frame.f_code is not function.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(numbers) == number:
+            come.append(None)
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # 3.12 wants to know of it beforehand
+    sys.settrace(trace)
+    try:
+        yield come
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
 
 
 def waits_with_a_timeout(thread: threading.Thread) -> bool:
