@@ -30,9 +30,9 @@ JOIN_S = 1.0  # how long a wait for a thread is at a time: on Python 2 an interr
 def run(channel: Channel, report: Channel, command: list[bytes], has_input: bool) -> None:
     """Run a command to its end; its stdin is what arrives on ``channel``, or nothing."""
     words = [_native(word) for word in command]
-    started = _Started()
+    child = _Child()
     try:
-        process = started.start(words, has_input)
+        process = child.start(words, has_input)
         if has_input:
             _in_thread(_feed, channel, process.stdin)
         status, text = process.wait(), None
@@ -40,7 +40,7 @@ def run(channel: Channel, report: Channel, command: list[bytes], has_input: bool
     except _NotStarted as exc:
         status, text = exc.status, "can't run %s: %s" % (words[0], exc)
     except BaseException:
-        started.end()
+        child.end()
         raise
     channel.gateway.before_close()  # this sends all that was written
     report.send((status, text, None))
@@ -54,14 +54,14 @@ class _NotStarted(Exception):
         self.status = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
 
 
-class _Started(object):
-    """A program that a thread starts, and another one ends, as no interrupt reaches them.
+class _Child(object):
+    """A program that one thread starts and another one ends, as no interrupt reaches them.
 
     An interrupt within ``Popen`` would leave a program that runs and that nobody knows of.
     """
 
     def __init__(self) -> None:
-        self._starting = threading.Lock()  # which only those threads take
+        self._starting = threading.Lock()  # taken only by these threads
         self._is_wanted = True
         self._process: Program | None = None
         self._error: BaseException | None = None
@@ -87,7 +87,7 @@ class _Started(object):
             self._error = exc
 
     def end(self) -> None:
-        """End the program, or see to it that it is not started."""
+        """End the program; if it was not started yet, it never will be."""
         thread = _in_thread(self._end)
         while thread.is_alive():
             thread.join(JOIN_S)

@@ -178,13 +178,14 @@ def _unpacks(gateway: Inside) -> bool:
 @cache
 def _packed(name: str) -> bytes:
     rows = [(one, file_of(one), source_of(one)) for one in with_imports(name)]
+    made_of = [source_of("_ship.parts"), *[text for row in rows for text in row]]
 
     def pack() -> bytes:
         import zlib
 
         return zlib.compress(dumps_internal(rows), 6)
 
-    packed: bytes = kept(name, "packed", [text for row in rows for text in row], pack)
+    packed: bytes = kept(name, "packed", made_of, pack)
     return packed
 
 

@@ -164,6 +164,15 @@ class TestKept:
         assert kept("sample", "kind", [], barrier.abort) == "made"
 
 
+def test_parts_that_another_version_of_ours_has_packed_are_packed_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made_of: list[str] = []
+    monkeypatch.setattr(parts, "kept", lambda name, kind, texts, make: made_of.extend(texts))
+    parts._packed.__wrapped__("_rsync.far.target")
+    assert {source_of("_rsync.far.target"), source_of("_ship.parts")} <= set(made_of)
+
+
 SHIPPED = """
 import sys
 import execnet
