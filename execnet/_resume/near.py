@@ -355,7 +355,7 @@ class ResumeIO(Link, Endpoint):
                 if way.name:
                     failures[:0] = [f"{self._id} is reached {way.name} from now on"]
                     note("gateway", WARNING, lambda: _joined(failures), self._id)
-                self._tell_state("resumed")  # once it is used, it could be lost before that is told
+                self._tell_state("resumed")  # first: once it is used, it can be lost again
                 self.use(connection, peer_read)
                 return None
         return _joined(failures)

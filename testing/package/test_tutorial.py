@@ -162,7 +162,7 @@ class TestNotebook:
     def test_its_cells_print_what_the_page_shows(self, name: str, folder: Path) -> None:
         page = read(ROOT / "doc" / f"{name}.rst")
         env = {**os.environ, "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder / "ipython")}
-        lines_of = re.compile(r"(?m)^(?!\.\.\.$|[ ~^]*$).*")  # what is left out may be none
+        lines_of = re.compile(r"(?m)^(?!\.\.\.$|[ ~^]*$).*")  # "..." may stand for no line
         cells = [(block.text, len(lines_of.findall(expected))) for block, expected in steps(page)]
         run = subprocess.run(
             [sys.executable, str(ROOT / "testing" / "kit" / "cells.py")],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +105,13 @@ def test_a_directory_that_others_change_while_its_time_is_set_gets_it(
     gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_tree(tmp_path / "source", {"d/a": b"1"})
-    set_time, changed = requests.set_time, []
+    set_time, changed, now = requests.set_time, [], time.time_ns()
 
     def set_and_change(path: Any, mtime: int, **where: Any) -> None:
         set_time(path, mtime, **where)
         if stat.S_ISDIR(os.stat(path, **where).st_mode) and len(changed) < 5:
-            temp = tmp_path / f"dest/d/temp{len(changed)}"
-            temp.touch()
-            temp.unlink()
-            changed.append(temp)
+            set_time(path, now, **where)  # all within a tick of the kernel's clock
+            changed.append(path)
 
     monkeypatch.setattr(requests, "set_time", set_and_change)
     result = RSync.pull(gateway, source, tmp_path / "dest")

@@ -397,15 +397,16 @@ class Requests(object):
     def _settle_time(self, directory: Directory, handle: Handle) -> os.stat_result:
         """Set a directory's time, and count it if it was refused; return what is found then.
 
-        If other processes change the directory just then, the time is set again.
+        If other processes change the directory just then, the time is set again.  Finding the same
+        wrong time twice need not mean a refusal: most kernels' clocks tick every few milliseconds.
         """
-        last, found = -1, os.stat(handle)
+        mtime, found = directory.mtime, os.stat(handle)
         for _ in range(SETTLE_TRIES if self._keeps_times else 0):
-            self._set_time(handle, {}, directory.mtime)
+            self._set_time(handle, {}, mtime)
             found = os.stat(handle)
-            if time_of(found) in (directory.mtime, last):
+            is_near = same_time(found, mtime) or abs(time_of(found) - mtime) < (self._grain_ns or 0)
+            if is_near or self._times_refused:
                 break
-            last = time_of(found)
         self._count_refused_time(directory, found, directory.mtime)
         return found
 
