@@ -1672,7 +1672,7 @@ class _Timed(object):
         waits[wake] = wake
         try:
             while items.empty() and self.left > 0:  # it looks now and then: ``put`` wakes none
-                if wake.acquire(True, min(self.left, 2.0, max(0.1, (now - start) / 4))):
+                if wake.acquire(True, min(self.left, 0.5, max(0.1, (now - start) / 4))):
                     waits[wake] = wake  # whoever woke this thread has taken it out
                 now = _now()
                 self.left = until - now
