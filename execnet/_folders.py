@@ -166,11 +166,9 @@ def _is_stale_socket(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_over(name: str) -> bool:
-    """Whether the process has ended whose number a name has; certificates need a moment only."""
-    number = name.removeprefix("execnet-debug-").partition("-")[0]
-    if not number.isdigit():
-        return name.startswith("execnet-cert-")
-    return not is_running(int(number))
+    """Whether a name has the number of a process, and that has ended."""
+    number = name.split("-")[2]
+    return number.isdigit() and not is_running(int(number))
 
 
 def is_running(pid: int) -> bool:

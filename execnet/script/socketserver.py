@@ -533,7 +533,7 @@ def make_certificate():
     import shutil
     import tempfile
 
-    folder = tempfile.mkdtemp(prefix="execnet-cert-")
+    folder = tempfile.mkdtemp(prefix="execnet-cert-%d-" % os.getpid())
     try:
         config, key = os.path.join(folder, "config"), os.path.join(folder, "key")
         with open(config, "w") as file:
@@ -581,7 +581,8 @@ class Certificate(object):
         else:
             for name in "OP_NO_SSLv2", "OP_NO_SSLv3", "OP_NO_TLSv1", "OP_NO_TLSv1_1":
                 self._context.options |= getattr(ssl, name)
-        fd, path = tempfile.mkstemp(prefix="execnet-cert-")  # 0600; it takes files only
+        # 0600; it takes files only
+        fd, path = tempfile.mkstemp(prefix="execnet-cert-%d-" % os.getpid())
         try:
             with os.fdopen(fd, "wb") as file:
                 file.write(pem)

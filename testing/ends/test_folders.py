@@ -80,7 +80,9 @@ def test_what_ended_processes_left_goes_and_all_else_stays(places: Path) -> None
     (places / "tmp" / f"execnet-debug-{os.getpid()}-x").write_text("it runs")
     (places / "tmp" / "execnet-debug-other").write_text("whose is it?")
     (places / "tmp" / f"execnet-debug-{GONE}-x").write_text("it has ended")
-    (places / "tmp" / "execnet-cert-x").mkdir()
+    (places / "tmp" / f"execnet-cert-{os.getpid()}-x").mkdir()
+    (places / "tmp" / "execnet-cert-other").mkdir()
+    (places / "tmp" / f"execnet-cert-{GONE}-x").mkdir()
     (places / "home" / "key.1f").write_text("half")
     stale, live = places / "run/execnet-ssh/stale", places / "run/execnet-ssh/live"
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as gone:
@@ -95,7 +97,7 @@ def test_what_ended_processes_left_goes_and_all_else_stays(places: Path) -> None
         assert clean() == shown.replace("would remove", "removed")
         left = {str(path.relative_to(places)) for path in before - {*places.rglob("*")}}
         assert clean() == ""
-    traces = {f"tmp/execnet-debug-{GONE}-x", "tmp/execnet-cert-x"}
+    traces = {f"tmp/execnet-debug-{GONE}-x", f"tmp/execnet-cert-{GONE}-x"}
     assert left == {"home/key.1f", "run/execnet-ssh/stale", *traces}
 
 
