@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+YOUNG_S = 60.0
 SOCKET_PATH_MAX = 104  # of some systems; Linux takes 108
 HOME_VARIABLE = "EXECNET_HOME"
 TEMPORARY = "execnet-debug-", "execnet-cert-"  # how what may be left in the folder for such begins
@@ -122,7 +124,7 @@ def leftovers() -> Iterator[tuple[str, str]]:
                 if _is_stale_socket(entry):
                     yield entry.path, "the socket of a connection by ssh that has ended"
     for entry in _entries(home()):
-        if entry.name.startswith("key.") and _is_ours(entry):
+        if entry.name.startswith("key.") and _is_ours(entry) and _is_old(entry):
             yield entry.path, "a key that was not finished"
     for entry in _entries(temporary_folder()):
         if entry.name.startswith(TEMPORARY) and _is_ours(entry) and _is_over(entry.name):
@@ -162,6 +164,13 @@ def _is_stale_socket(entry: os.DirEntry[str]) -> bool:
                     probe.connect(entry.path)
                 except ConnectionRefusedError:
                     return True
+    return False
+
+
+def _is_old(entry: os.DirEntry[str]) -> bool:
+    """Whether nobody has written a file for so long that it is not just being made."""
+    with suppress(OSError):
+        return time.time() - entry.stat(follow_symlinks=False).st_mtime > YOUNG_S
     return False
 
 

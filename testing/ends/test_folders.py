@@ -84,6 +84,8 @@ def test_what_ended_processes_left_goes_and_all_else_stays(places: Path) -> None
     (places / "tmp" / "execnet-cert-other").mkdir()
     (places / "tmp" / f"execnet-cert-{GONE}-x").mkdir()
     (places / "home" / "key.1f").write_text("half")
+    os.utime(places / "home" / "key.1f", (1, 1))
+    (places / "home" / "key.2f").write_text("another process is at it")
     stale, live = places / "run/execnet-ssh/stale", places / "run/execnet-ssh/live"
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as gone:
         listener.bind(str(live))
