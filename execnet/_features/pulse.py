@@ -10,6 +10,7 @@ from ..gateway_base import Message, loads_internal
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from ..gateway_base import BaseGateway, WorkerGateway
 
@@ -61,8 +62,14 @@ class Pulse:
 
     def run(self) -> None:
         """Beat until the gateway has ended."""
-        while self.beat() and not self._gateway._receiver_done.wait(self.interval_s):
-            pass
+        wait: Any = self._gateway._receiver_done.wait
+        try:
+            while self.beat() and not wait(self.interval_s):
+                pass
+        except:  # noqa: E722 - this name may be None as well
+            # When Python 2 ends, threads still run while the names of modules become None.
+            if wait.__globals__["sys"] is not None:
+                raise
 
 
 def end_worker(gateway: WorkerGateway, reason: str) -> None:
