@@ -889,6 +889,8 @@ def _make_module(name: str, file_name: str | None, source: Source) -> ModuleType
         code = compile(source, str(file_name), "exec", 0, True) if source else None
     if code:
         exec(code, module.__dict__)
+    if package:  # first: Python 2 looks there for a module that it finds loaded
+        vars(sys.modules[package]).setdefault(leaf, module)
     module = sys.modules.setdefault(str(name), module)  # unless another thread was faster
     if package:
         setattr(sys.modules[package], leaf, module)

@@ -67,6 +67,23 @@ print(type(items).__name__, items.get())
 """
 SERVE = "\nserve(init_popen_io(get_execmodel('thread')), id='worker')\n"
 
+# A dict of modules that sees whether the package of a new one has it already.
+CHECK_PACKAGE_FIRST = """
+import sys
+seen = []
+
+class Modules(dict):
+    def setdefault(self, name, module):
+        package, _, leaf = name.rpartition(".")
+        if package:
+            seen.append(hasattr(sys.modules[package], leaf))
+        return dict.setdefault(self, name, module)
+
+sys.modules = Modules(sys.modules)
+_make_module("packaged.within", "within.py", "x = 1")
+print(seen, sys.modules["packaged"].within.x)
+"""
+
 # One thread has begun to import ``select`` when another needs it, and ends only when that waits.
 HALF_IMPORTED = """
 import importlib.machinery, sys, threading
@@ -161,6 +178,11 @@ class TestWaysToRun:
         ended = run([python, "-I", "-S", *script])
         assert ended.stderr == ""
         assert ended.stdout == "works\n__main__ runs alone, without the rest of execnet\n"
+
+    def test_a_package_has_a_module_before_others_find_it(self, tmp_path: Path) -> None:
+        """Python 2 looks nowhere else for one that it finds loaded."""
+        ended = run(command_for(SCRIPT, CHECK_PACKAGE_FIRST, tmp_path))
+        assert (ended.stderr, ended.stdout) == ("", "[True] 1\n")
 
     @pytest.mark.parametrize(("options", "kind"), [([], "OwnInbox"), (["-I", "-S"], "Queue")])
     def test_it_has_a_queue_where_python_has_none_in_c(
