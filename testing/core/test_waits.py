@@ -16,7 +16,7 @@ import pytest
 from interpreters import Interpreter
 from tools import BOUND_S, MakeGateway, interpreters, run_python, wait_until
 
-from execnet import Group, gateway_base
+from execnet import Gateway, Group, gateway_base
 from execnet.gateway_base import _Flag, _Timed, get_execmodel, wake_timed
 
 pytestmark = [
@@ -173,12 +173,16 @@ class TestWhereAWaitLooksNowAndThen:
         flag = _Flag(get_execmodel("thread"))
         in_three_threads(lambda: flag.wait(9 * BOUND_S), flag.set)
 
-    @pytest.mark.parametrize("options", ["", "//window=1000"])
-    def test_the_end_of_a_channel_wakes_all(
-        self, makegateway: MakeGateway, in_three_threads: Callable[..., None], options: str
-    ) -> None:
-        gateway = makegateway(f"popen{options}")
+    @pytest.fixture(params=["", "//window=1000"])
+    def gateway(self, request: pytest.FixtureRequest, makegateway: MakeGateway) -> Gateway:
+        """A gateway whose items all come through queues."""
+        gateway = makegateway(f"popen{request.param}")
         gateway._channelfactory.direct = None
+        return gateway
+
+    def test_the_end_of_a_channel_wakes_all(
+        self, gateway: Gateway, in_three_threads: Callable[..., None]
+    ) -> None:
         channel = gateway.remote_exec("channel.receive()")
 
         def wait() -> None:
@@ -187,22 +191,15 @@ class TestWhereAWaitLooksNowAndThen:
 
         in_three_threads(wait, lambda: channel.send(1))
 
-    @pytest.mark.parametrize("options", ["", "//window=1000"])
-    def test_items_wake_all(
-        self, makegateway: MakeGateway, in_three_threads: Callable[..., None], options: str
-    ) -> None:
-        gateway = makegateway(f"popen{options}")
-        gateway._channelfactory.direct = None
+    def test_items_wake_all(self, gateway: Gateway, in_three_threads: Callable[..., None]) -> None:
         code = "channel.receive()\nfor number in range(3): channel.send(number)"
         channel, got = gateway.remote_exec(code), list[object]()
         in_three_threads(lambda: got.append(channel.receive(9 * BOUND_S)), lambda: channel.send(1))
         assert sorted(map(str, got)) == ["0", "1", "2"]
 
     def test_a_callback_that_comes_wakes_all(
-        self, makegateway: MakeGateway, in_three_threads: Callable[..., None]
+        self, gateway: Gateway, in_three_threads: Callable[..., None]
     ) -> None:
-        gateway = makegateway()
-        gateway._channelfactory.direct = None
         channel = gateway.remote_exec("channel.receive()")
 
         def wait() -> None:
