@@ -201,7 +201,8 @@ def _bulk(direction: str, size: str, title: str) -> Benchmark:
 
 
 def _bulk_via(direction: str) -> Benchmark:
-    where = "to a worker behind another" if direction == "send" else "from a worker behind another"
+    way = "to" if direction == "send" else "from"
+    where = f"{way} a worker that is reached through another"
     return Benchmark(
         f"bulk-via-{direction}-1m",
         f"bytes of 1 MiB {where} (via=)",
@@ -305,7 +306,7 @@ BENCHMARKS = (
     ),
     *_fresh("python", "of another interpreter"),
     *_fresh("socket", "by TCP on loopback"),
-    *_fresh("via", "behind another"),
+    *_fresh("via", "through another"),
     *_fresh("ssh", "over ssh on loopback"),
     *_fresh("shared", "over a connection of ssh's that is there"),
     _round_trip("int", "an int"),
@@ -324,7 +325,7 @@ BENCHMARKS = (
     _map("single", 1, "one at a time"),
     _map("chunks", 100, "in chunks of 100"),
     _transport("socket", "by TCP on loopback (socket=)"),
-    _transport("via", "with a worker behind another (via=)"),
+    _transport("via", "with a worker that is reached through another (via=)"),
     *(_link(what, how) for what in ("roundtrip", "bulk") for how in ("tcp", "tls", "ssh")),
     *(_mixed(direction, pieces) for direction in _DIRECTIONS for pieces in ("items", "whole")),
     *(

@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-YOUNG_S = 60.0
+YOUNG_S = 60.0  # another process may still be at a file that is younger
 SOCKET_PATH_MAX = 104  # of some systems; Linux takes 108
 HOME_VARIABLE = "EXECNET_HOME"
 TEMPORARY = "execnet-debug-", "execnet-cert-"  # how what may be left in the folder for such begins

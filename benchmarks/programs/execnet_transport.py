@@ -1,7 +1,7 @@
 """One int to a gateway of another kind than popen and back, in microseconds.
 
 Arguments: ``socket`` (a server on loopback, on a free port, which a popen gateway serves), or
-``via`` (a popen gateway behind another).
+``via`` (a popen gateway through another).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One int to a mitogen context behind another and back by a call, in microseconds."""
+"""One int to a mitogen context through another and back, by a call, in microseconds."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _DESCRIPTION = """\
 Remove what execnet left on this machine and nobody needs any more: sockets of ssh connections that
 have ended, folders and logs of services that have ended, traces and temporary files of processes
 that have ended, folders of workers with resume= that were killed. Keys stay. Workers with resume=
-whose program is gone are ended, through a login to their host.
+whose program is gone are ended, through logins to their hosts.
 """
 
 # Of gateways on the way to a worker, which run no code and are given up soon when they are silent.

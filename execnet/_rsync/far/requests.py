@@ -407,7 +407,7 @@ class Requests(object):
             is_near = same_time(found, mtime) or abs(time_of(found) - mtime) < (self._grain_ns or 0)
             if is_near or self._times_refused:
                 break
-        self._count_refused_time(directory, found, directory.mtime)
+        self._count_refused_time(directory, found, mtime)
         return found
 
     def _set_mode_of(self, path: int | bytes, where: Where, mode: int, fd: int) -> None:
