@@ -172,7 +172,7 @@ class Gateway(Calling):
         if "logging" in sys.modules:
             note("gateway", DEBUG, lambda: f"{self.id} executes {asked}", self.id)
         channel._whose = f"error of {self.id} in {asked}: "
-        code = compiled(text, file_name) if self._shares_python else None
+        code = compiled(source, text, file_name) if self._shares_python else None
         task = (text, file_name, call_name, kwargs or {}) + ((code,) if code else ())
         try:
             data = dumps_internal(task)

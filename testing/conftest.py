@@ -19,6 +19,7 @@ from tools import FAILED, MakeGateway, Resources
 from execnet import Gateway, Group, XSpec
 from execnet._folders import HOME_VARIABLE
 from execnet._forkserver import templates as forkserver_templates
+from execnet._transports import keys
 from execnet.gateway_base import ExecModel, get_execmodel
 
 SWITCH_INTERVAL = "EXECNET_TEST_SWITCH_INTERVAL"  # seconds between our threads' turns: 1e-6
@@ -64,11 +65,12 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Every test has a folder of its own for keys, which is not there before one is made."""
+    """Every test has a folder of its own for keys, and there is no key before one is made."""
     folder = tmp_path_factory.getbasetemp() / f"execnet-home-{next(homes)}"
     # Not the fixture of that name: what a test has patched with it goes before its gateways do.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(HOME_VARIABLE, str(folder))
+        patch.setattr(keys, "_of_this_process", None)
         yield
 
 

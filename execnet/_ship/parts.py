@@ -83,11 +83,6 @@ def _decoded(data: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def is_ours(module: ModuleType) -> bool:
-    """Whether a module belongs to this package."""
-    return module.__name__.startswith(PACKAGE + ".")
-
-
 @cache
 def source_of(name: str) -> str:
     """Return the source of one of our modules, which need not be imported.

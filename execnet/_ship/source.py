@@ -36,17 +36,34 @@ def source_to_send(source: object, lowered: bool = True) -> Sendable:
     raise TypeError(f"can't execute {source!r}: it is no string, function or module")
 
 
-@lru_cache(maxsize=16)
-def compiled(source: str, file_name: str | None) -> bytes | None:
+def compiled(source: object, text: str, file_name: str | None) -> bytes | None:
     """Return bytecode for a worker on the same Python, since the first compilation is slow.
 
-    None if the source can't be compiled: then the worker says why.
+    That of one of our own modules is kept for the programs that come after this one, unless the
+    text is not its alone: then there may be a key in it.  None if the text can't be compiled: then
+    the worker says why.  source: what ``source_to_send`` got; text, file_name: what it returned.
     """
-    try:
-        code = compile(source + "\n", file_name or "<remote exec>", "exec", 0, True, 0)
-        return marshal.dumps(code)
-    except Exception:  # also a warning that is an error here
-        return None
+    name = _own_name(source) if isinstance(source, types.ModuleType) else None
+    return _compiled_once(text, file_name, name)
+
+
+@lru_cache(maxsize=16)
+def _compiled_once(text: str, file_name: str | None, own_name: str | None) -> bytes | None:
+    def make() -> bytes | None:
+        try:
+            code = compile(text + "\n", file_name or "<remote exec>", "exec", 0, True, 0)
+            return marshal.dumps(code)
+        except Exception:  # also a warning that is an error here
+            return None
+
+    if own_name is None:
+        return make()
+    from . import parts  # imported late: few programs need it
+
+    if text != parts.source_of(own_name):
+        return make()
+    code: bytes | None = parts.kept(own_name, "executed", [text, str(file_name)], make)
+    return code
 
 
 def _dedent(source: str) -> str:
@@ -60,10 +77,18 @@ def _dedent(source: str) -> str:
 def _source_of_module(module: types.ModuleType, lowered: bool) -> Sendable:
     from . import parts  # imported late: few programs need it
 
-    name = module.__name__.removeprefix(f"{parts.PACKAGE}.")
-    if lowered and parts.is_ours(module):
+    name = _own_name(module)
+    if lowered and name is not None:
         return parts.lowered(name), parts.file_of(name), None
     return (*parts.read(module), None)
+
+
+def _own_name(module: types.ModuleType) -> str | None:
+    """Return the name of a module within this package; None if it is a module of others."""
+    from .parts import PACKAGE
+
+    own = PACKAGE + "."
+    return module.__name__.removeprefix(own) if module.__name__.startswith(own) else None
 
 
 def _source_of_function(function: types.FunctionType) -> str:

@@ -185,13 +185,14 @@ def format_address(address):
 def listen(address):
     # type: (Address) -> socket.socket
     """Return a socket that listens at an address; at a path only its owner can connect."""
-    if isinstance(address, tuple):
-        options = 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE
-        family, _, _, _, place = socket.getaddrinfo(address[0], address[1], *options)[0]
-    else:
-        family, place = socket.AF_UNIX, address  # type: ignore[assignment]
+    family, place = socket.AF_INET, address  # type: Tuple[int, Any]
+    if not isinstance(address, tuple):
+        family = socket.AF_UNIX
         if _is_stale(address):
             os.unlink(address)
+    elif not address[0].replace(".", "").isdigit():  # for numbers it would load a codec in vain
+        options = 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE
+        family, _, _, _, place = socket.getaddrinfo(address[0], address[1], *options)[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         if not isinstance(address, tuple):

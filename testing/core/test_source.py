@@ -222,12 +222,13 @@ class TestCompiled:
             gateway.remote_exec("channel.send(1)").receive(BOUND_S)
 
     def test_the_same_words_in_two_files_are_two_codes(self) -> None:
-        one, other = (ship_source.compiled("1 / 0", name) or b"" for name in ("one.py", "other.py"))
+        names = "one.py", "other.py"
+        one, other = (ship_source.compiled("1 / 0", "1 / 0", name) or b"" for name in names)
         assert b"one.py" in one
         assert b"other.py" in other
 
     def test_what_is_no_python_is_told_by_the_worker(self, makegateway: MakeGateway) -> None:
-        assert ship_source.compiled("1 +", None) is None
+        assert ship_source.compiled("1 +", "1 +", None) is None
         with pytest.raises(RemoteError, match=r'File "<remote exec>", line 1\n(.*\n)+SyntaxError'):
             makegateway().remote_exec("1 +").receive(BOUND_S)
 

@@ -209,6 +209,49 @@ class TestPrograms:
         assert list(tmp_path.rglob("*")) == []
 
 
+INSTALLED = """
+import execnet
+from execnet._ship import source
+from execnet.script import socketserver
+files = []
+def compiled_here(text, file_name, *options):
+    files.append(file_name)
+    return compile(text, file_name, *options)
+source.compile = compiled_here
+gateway = execnet.makegateway("popen//id=one")
+execnet.makegateway("socket//installvia=one")
+print(socketserver.__file__ in files)
+execnet.default_group.terminate(10)
+"""
+WITH_A_KEY = """
+import execnet
+from execnet.script import socketserver
+channel = execnet.makegateway("popen").remote_exec(socketserver)
+channel.send(("127.0.0.1", 0))
+print(len(channel.receive(60)))
+execnet.default_group.terminate(10)
+"""
+
+
+class TestExecuted:
+    """Modules of ours that a worker with the same Python executes."""
+
+    def names(self, folder: Path) -> list[str]:
+        return [path.name for path in folder.rglob("*-executed.pyc")]
+
+    def test_one_program_compiles_them(self, tmp_path: Path) -> None:
+        for is_first in True, False:
+            result = run_python(INSTALLED, PYTHONPYCACHEPREFIX=str(tmp_path))
+            assert (result.stderr, result.stdout) == ("", f"{is_first}\n")
+        tag = sys.implementation.cache_tag
+        assert self.names(tmp_path) == [f"socketserver.{tag}-executed.pyc"]
+
+    def test_keys_in_front_of_them_are_not_kept(self, tmp_path: Path) -> None:
+        result = run_python(WITH_A_KEY, PYTHONPYCACHEPREFIX=str(tmp_path))
+        assert (result.stderr, result.stdout) == ("", "2\n")
+        assert self.names(tmp_path) == []
+
+
 class Loader:
     """Has the source of one module in its memory."""
 
