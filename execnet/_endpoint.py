@@ -162,6 +162,14 @@ class Endpoint(ABC):
     hop = ""  # the gateway on the way there whose end was this one's, too
     carries = False  # whether others go via this one
 
+    @property
+    def is_near(self) -> bool:
+        """Whether there is certainly no network in between."""
+        starter = self.starter
+        if starter is not None:  # the server that it has started listens on the same machine
+            return starter.endpoint.remoteaddress is None
+        return self.remoteaddress is None
+
     def boot(self, options: dict[str, object]) -> None:
         """Start the worker; called once, before anything is read or written.
 

@@ -396,7 +396,7 @@ class Gateway(Calling):
                 super()._on_hello(hello)
             python = hello.get("implementation"), hello.get("version_info")
             alike = python == (sys.implementation.name, tuple(sys.version_info[:5]))
-            rest = self.handshake.take_rest(alike, self.remoteaddress is None)
+            rest = self.handshake.take_rest(alike, self.endpoint.is_near)
             if rest is not None:
                 self._post(Message.SOURCE, 0, rest)
             waits = self._io.on_hello(self, lambda more: self.handshake.end({**hello, **more}))

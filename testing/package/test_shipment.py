@@ -186,6 +186,17 @@ class TestCompiled:
         assert gateway.remote_exec("channel.send(1)").receive() == 1
         assert compiled == [False]
 
+    def test_one_behind_a_server_that_was_started_here_compiles_no_rest(
+        self, makegateway: MakeGateway, compiled: list[bool], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        starter = makegateway(f"popen//id=starter//python={sys.executable}")
+        gateway = makegateway("socket//installvia=starter")
+        assert gateway.remoteaddress is not None
+        assert gateway.remote_exec("channel.send(1)").receive() == 1
+        assert compiled == [True, True]
+        monkeypatch.setattr(starter.endpoint, "remoteaddress", "far")
+        assert not gateway.endpoint.is_near
+
 
 def test_a_worker_that_sends_source_is_refused(makegateway: MakeGateway) -> None:
     gateway = makegateway()
