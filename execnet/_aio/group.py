@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 
 from .. import gateway_bootstrap, multi
-from ..gateway_base import get_ident
+from ..gateway_base import get_ident, new_lock
 from .channel import check_callback
 from .gateway import Gateway
 from .multichannel import MultiChannel
@@ -44,14 +44,27 @@ class _Request:
         self.gateways: list[NearGateway] = []
         self.is_cancelled = False
         self._core = core
+        self._made: list[NearGateway] = []  # what the caller is about to get
+        self._lock = new_lock()  # guards that, and that it is cancelled
 
     def cancel(self) -> None:
-        """Make it fail soon; any thread may call."""
-        self.is_cancelled = True
+        """Make it fail soon, and end what it has made; any thread may call."""
+        with self._lock:
+            self.is_cancelled = True
+            made, self._made = self._made, []
         for gateway in list(self.gateways):
             if not self._core.is_shared(gateway):  # others may be starting through it
                 gateway.endpoint.kill()
+        self._core.drop(made)
         self._core.look_again()
+
+    def note_made(self, gateways: list[NearGateway]) -> None:
+        """Let the caller get gateways; if it was cancelled, end them."""
+        with self._lock:
+            if not self.is_cancelled:
+                self._made = gateways
+                return
+        self._core.drop(gateways)
 
 
 class _Core(multi.Group):
@@ -85,11 +98,14 @@ class _Core(multi.Group):
             started = self.run(request, self.makegateways, specs)
         else:
             started = self.run(request, self.tree, specs, fanout)
-        if request.is_cancelled:
-            for gateway in started:
-                self._forget(gateway)
-            gateway_bootstrap.abandon(*started)
+        request.note_made(started)
         return started
+
+    def drop(self, gateways: list[Any]) -> None:
+        """End gateways that nobody will get."""
+        for gateway in gateways:
+            self._forget(gateway)
+        gateway_bootstrap.abandon(*gateways)
 
     def _is_wanted(self) -> bool:
         request = self._requests.get(get_ident())

@@ -14,7 +14,7 @@ from ..gateway_base import get_execmodel
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeVar
+    from typing import Any, TypeVar
 
     T = TypeVar("T")
 
@@ -47,18 +47,22 @@ def in_thread(
 async def to_its_end(future: asyncio.Future[T], hurry: Callable[[], object]) -> T:
     """Wait until a thread has done its work, whatever happens, and return the result.
 
-    A cancellation makes the thread hurry, and is raised when the thread has ended.
+    hurry: called at a cancellation, which is raised when the thread has ended; if it returns a
+    future, that one is waited for as well.
     """
     cancelled: asyncio.CancelledError | None = None
-    while not future.done():
+    waited: list[asyncio.Future[Any]] = [future]
+    while not all(one.done() for one in waited):
         try:
-            await asyncio.wait([future])
+            await asyncio.wait(waited)
         except asyncio.CancelledError as exc:
             if cancelled is None:
                 cancelled = exc
-                hurry()
+                hurrying = hurry()
+                waited += [hurrying] if isinstance(hurrying, asyncio.Future) else []
     if cancelled is not None:
-        if not future.cancelled():
-            future.exception()  # nobody else takes it
+        for one in waited:
+            if not one.cancelled():
+                one.exception()  # nobody else takes it
         raise cancelled
     return future.result()

@@ -7,6 +7,8 @@ import gc
 import os
 import signal
 import textwrap
+import threading
+from typing import Any
 
 import pytest
 from processes import is_gone, stop, wait_reaped
@@ -14,6 +16,7 @@ from tools import BOUND_S, run_python
 
 import execnet
 from execnet import aio
+from execnet._aio import group as aio_group
 
 STUCK = "while True:\n try:\n  import time; time.sleep(99)\n except KeyboardInterrupt: pass"
 
@@ -118,6 +121,32 @@ class TestCancelling:
                         await task
                     assert len(group) == 0
 
+        asyncio.run(main())
+
+    def test_a_start_that_is_cancelled_as_it_ends_leaves_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """All gateways have been made, but the loop does not know yet."""
+        are_made, goes_on = threading.Event(), threading.Event()
+
+        def make(*args: Any) -> Any:
+            gateways = _make(*args)
+            are_made.set()
+            assert goes_on.wait(BOUND_S)
+            return gateways
+
+        async def main() -> None:
+            async with aio.Group() as group:
+                monkeypatch.setattr(aio_group._Core, "make", make)
+                task = asyncio.ensure_future(group.makegateways(["2*popen"]))
+                assert await asyncio.to_thread(are_made.wait, BOUND_S)
+                task.cancel()
+                goes_on.set()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert len(group) == 0
+
+        _make = aio_group._Core.make
         asyncio.run(main())
 
 
