@@ -108,10 +108,11 @@ PartitionName=main Nodes=ALL Default=YES State=UP OverSubscribe=FORCE:16
 class Podman:
     """A container whose files were copied from this machine's: a shell, a Python, what they need.
 
-    ``name`` is the running container's.
+    ``name`` is the running container's; there is a file ``mark`` in it and nowhere else.
     """
 
     name = f"execnet-test-{os.getpid()}"
+    mark = f"/etc/{name}"
 
     def __init__(self, folder: Path) -> None:
         need("podman", "podman")
@@ -121,6 +122,7 @@ class Podman:
         self._root = folder / "root"
         for name in "proc", "sys", "dev", "tmp", "etc", "run":
             (self._root / name).mkdir(parents=True)
+        Path(f"{self._root}{self.mark}").touch()
         self._fill()
         self._start()
 

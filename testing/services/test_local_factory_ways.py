@@ -221,7 +221,7 @@ class TestPodman:
         real = need("podman", "podman")
         script(bin / "podman", f'echo podman >>{bin}/runs; exec {real} "$@"')
         gateways = group.makegateways([f"podman={podman.name}"] * 3)
-        code = "import os; channel.send((os.getppid(), os.path.exists('/run/.containerenv')))"
+        code = f"import os; channel.send((os.getppid(), os.path.exists({podman.mark!r})))"
         channels = [gateway.remote_exec(code) for gateway in gateways]
         answers = {channel.receive(BOUND_S) for channel in channels}
         assert len(answers) == 1

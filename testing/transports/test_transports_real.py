@@ -111,9 +111,9 @@ class TestPodman:
         self, shared_podman: Podman, makegateway: MakeGateway
     ) -> None:
         gateway = makegateway(f"podman={shared_podman.name}//env:WORD=a b//chdir=/tmp/new")
-        code = """
+        code = f"""
             import os
-            channel.send([os.environ["WORD"], os.getcwd(), os.path.exists("/run/.containerenv")])
+            channel.send([os.environ["WORD"], os.getcwd(), os.path.exists({Podman.mark!r})])
             """
         assert gateway.remote_exec(code).receive(BOUND_S) == ["a b", "/tmp/new", True]
         assert gateway.remoteaddress == shared_podman.name
