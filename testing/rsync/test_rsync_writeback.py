@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 from rsync_trees import Sync, assert_same, make_tree
 from rsync_units import OPTIONS, unit
-from tools import MakeGateway, missing, wait_until
+from tools import MakeGateway, Task, missing, wait_until
 
 from execnet import Gateway
 from execnet._rsync.far import bases, wire, writeback
@@ -21,6 +23,7 @@ from execnet._rsync.far.target import Target
 from execnet._rsync.far.temps import Incoming
 from execnet._rsync.far.wire import DIRECTORY, EARLY_BYTES, FILE
 from execnet._rsync.far.writeback import STEP_BYTES, WAIT_BEFORE, WRITE, Writeback, syncer
+from execnet.gateway_base import get_execmodel
 
 SIZE = EARLY_BYTES + STEP_BYTES // 2
 Calls = list[tuple[int, int, int]]
@@ -196,6 +199,27 @@ def test_nothing_is_on_its_way_unnoticed_when_blocks_begin_to_change(
     assert not thread.is_alive()
     assert calls == [(0, STEP_BYTES, WRITE)]
     incoming.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="POSIX")
+def test_wherever_it_is_interrupted_the_thread_can_end(calls: Calls) -> None:
+    written, end, left = Writeback(-1), 0, 300
+    rng = random.Random(1)
+    written.start()
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        while left:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 1e-4))
+                while True:
+                    end += STEP_BYTES
+                    written.reach(end)
+            except KeyboardInterrupt:
+                left -= 1
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    Task(get_execmodel("thread"), written.finish).result()
+    assert len(calls) > 100
 
 
 # whole runs; what is noted has an effect on a pull

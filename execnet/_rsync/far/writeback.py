@@ -48,7 +48,7 @@ class Writeback(object):
     Only what is complete is written: the rename would pass over a page that was changed while it
     was on its way to the disk.  What is changed later all the same has to wait for that.
 
-    Used by one thread; ``_changed`` guards what the other one uses as well.
+    Used by one thread, which takes no lock: an interrupt could leave it taken.
     """
 
     def __init__(self, fd: int) -> None:
@@ -59,7 +59,7 @@ class Writeback(object):
         self.is_started = False
         self._sync: Callable[[int, int, int, int], int] | None = None
         self._thread: threading.Thread | None = None
-        self._changed = threading.Condition()
+        self._changed = threading.Lock()  # free when the thread has something to look at
         self._is_over = False
 
     def start(self) -> None:
@@ -78,24 +78,21 @@ class Writeback(object):
         """Note that the file is complete up to there."""
         self._end = end
         if self._thread is not None and end - self._wanted >= STEP_BYTES:
-            with self._changed:
-                self._wanted = end - end % STEP_BYTES
-                self._changed.notify()
+            self._wanted = end - end % STEP_BYTES
+            self._wake()
 
     def finish(self) -> None:
         """Wait until what is to be written has begun; the rename would wait for that, too."""
         if self._thread is not None:
-            with self._changed:
-                self._is_over = True
-                self._changed.notify()
+            self._is_over = True
+            self._wake()
             self._thread.join()
             self._thread = None
 
     def give_up(self) -> None:
         """Write no more.  The file may be closed, or emptied, after this."""
         if self._thread is not None:
-            with self._changed:
-                self._wanted = 0
+            self._wanted = 0
             self.finish()
         self._end = self._written = 0
 
@@ -115,7 +112,12 @@ class Writeback(object):
 
     def _has_more(self) -> bool:
         """Wait until there is more to write; return whether there will be any."""
-        with self._changed:
-            while self._written >= self._wanted and not self._is_over:
-                self._changed.wait()
-            return bool(self._written < self._wanted)
+        while self._written >= self._wanted and not self._is_over:
+            self._changed.acquire()
+        return bool(self._written < self._wanted)
+
+    def _wake(self) -> None:
+        try:
+            self._changed.release()
+        except threading.ThreadError:  # it is free
+            pass
