@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from .._ship.parts import note_loaded, run
-from ..gateway_base import ExecnetError
+from ..gateway_base import ExecnetError, _Flag
 from .far import target as remote
 from .far import wire
 from .far.apart import is_place
@@ -145,7 +145,7 @@ class Deadline:
         self._channel = channel
         self._place = place
         self._timeout = timeout
-        self._is_over = channel.gateway.execmodel.Event()
+        self._is_over = _Flag(channel.gateway.execmodel)
         self._has_passed = False
 
     def __enter__(self) -> None:
