@@ -7,11 +7,11 @@ callbacks.  Start at ``Future``.
 
 from __future__ import annotations
 
-import threading
 from concurrent import futures
 from concurrent.futures import _base
 from contextlib import suppress
 
+from .._conditions import Condition
 from .._features.queues import timed_inbox
 from ..gateway_base import ExecModel, TimeoutError, _Flag, new_lock
 
@@ -33,23 +33,6 @@ else:
     _Base = futures.Future
 
 LINGER_S = 0.1  # how long a teller waits for more work
-
-
-class _Condition(threading.Condition):
-    """A condition whose lock no interrupt leaves taken: doc/interrupts.rst, "Locks"."""
-
-    __slots__ = ("__exit__", "_takes")
-
-    def __init__(self) -> None:
-        lock = threading.RLock()
-        super().__init__(lock)
-        self.__exit__ = lock.__exit__  # type: ignore[method-assign]
-        self._takes = iter(lock.acquire, None)  # each step takes the lock
-
-    def __enter__(self) -> bool:
-        for taken in self._takes:
-            return taken
-        return False
 
 
 class Teller:
@@ -98,7 +81,7 @@ class Future(_Base["T"]):
 
     def __init__(self, teller: Teller, execmodel: ExecModel, refuse: Callable[[], object]) -> None:
         super().__init__()
-        self._condition = _Condition()
+        self._condition = Condition()
         self._teller = teller
         self._refuse = refuse  # raises where the wait would last for ever
         self._unbegun, self._unended = [None], [None]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import threading
 import time
 from importlib.util import find_spec
 
 from .._rsync.result import printable
+from ..gateway_base import new_lock
 
 _REFRESH_S = 0.1
 
@@ -43,7 +43,7 @@ class Bar:
         self._progress = Progress(*columns, current, console=console, auto_refresh=False)
         self._task = self._progress.add_task("", total=None)
         self._next = 0.0
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._is_over = False
 
     def start(self) -> None:

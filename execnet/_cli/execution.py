@@ -17,7 +17,7 @@ from .._output.near import Output as ForwardedOutput
 from .._rsync.result import printable_lines
 from .._specs import Settings
 from ..gateway import Gateway
-from ..gateway_base import INTERRUPT_TEXT, Channel, ExecnetError, RemoteError
+from ..gateway_base import INTERRUPT_TEXT, Channel, ExecnetError, RemoteError, new_lock
 from ..xspec import XSpec
 from .session import STATUS_FAILED, Session, WatchedGroup, run_there
 
@@ -160,7 +160,7 @@ class Execution:
         self._is_one_of_many = is_one_of_many
         self._report: Any = None
         self._has_said_something = False
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         # A service forwards the lines of all of its clients, and they do not end with a program.
         ends_lines = gateway.settings.output == "forward" and not gateway.spec.socketservice
         self._awaited = {"code", "lines"} if ends_lines else {"code"}

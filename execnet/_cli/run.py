@@ -11,6 +11,7 @@ import shlex
 import sys
 import threading
 
+from .._conditions import Condition
 from ..gateway_base import Channel
 from . import far_run
 from .execution import Execution, PatientGroup, Printer, execute
@@ -105,7 +106,7 @@ class _Inputs:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._ahead: dict[Channel, int] = {}
 
     def add(self, channel: Channel) -> None:

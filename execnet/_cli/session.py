@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 from .._ship.source import source_to_send
 from .._specs import Settings
 from ..gateway import Gateway
-from ..gateway_base import Channel, ExecnetError
+from ..gateway_base import Channel, ExecnetError, new_lock
 from ..gateway_io import BootstrapError
 from ..multi import Group
 from ..xspec import XSpec
@@ -82,7 +82,7 @@ class Output:
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
         buffer = getattr(stream, "buffer", None)
         self._raw = getattr(buffer, "raw", buffer)
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self.closed = False  # True: everything from now on is dropped
 
     def write(self, text: str, prefix: str = "") -> None:
@@ -110,7 +110,7 @@ class WatchedGroup(Group):
     """
 
     def __init__(self) -> None:
-        self._gate = threading.Lock()
+        self._gate = new_lock()
         self._started: list[Gateway] = []
         self._stopping = False
         super().__init__()
@@ -155,7 +155,7 @@ class WatchedGroup(Group):
         the others are killed at once.
         """
         self._stop_listening()  # a spec that waits for a worker to dial in holds the gate
-        passed = self._gate.acquire(timeout=STOP_S)  # otherwise the system hangs while starting one
+        passed = self._gate.acquire(True, STOP_S)  # otherwise the system hangs while starting one
         self._stopping = True
         if passed:
             self._gate.release()

@@ -22,7 +22,7 @@ from typing import Any
 from .. import _folders
 from .._errors import indented
 from ..gateway import Gateway
-from ..gateway_base import ExecnetError, printable
+from ..gateway_base import ExecnetError, new_lock, printable
 from . import far_shell
 from .session import END_S, STATUS_FAILED, WatchedGroup, run_there
 from .words import SPEC_HELP, Commands, add_command, parse_specs
@@ -180,7 +180,7 @@ class Writer:
         self._as_json = as_json
         self._has_colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         self._rest: dict[tuple[str, bool], str] = {}  # by gateway, and whether it is of stderr
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def write(self, far: Far, text: str, is_error: bool) -> None:
         """Print some output, to stderr or stdout as it was there."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import threading
 
 from .._clock import monotonic
+from .._conditions import Condition
 from ..gateway_base import get_execmodel
 from . import fork
 
@@ -22,7 +22,7 @@ class _Watch:
     """A thread that ends when nothing is left to watch.  ``_changed`` guards the rest."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._due: list[tuple[float, int, Pulse]] = []
         self._numbers = itertools.count()
         self._runs = False

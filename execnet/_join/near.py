@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 
 from .._clock import monotonic
+from .._conditions import Condition
 from .._errors import BootstrapError
 from .._features.queues import timed_inbox
 from .._folders import HOME_VARIABLE, key_file
@@ -86,7 +87,7 @@ class Joins:
         self.launchers: list[Launcher] = []
         self.reasons: deque[str] = deque(maxlen=REASONS)  # why the last were turned away
         self._place, self._execmodel = place, execmodel
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._hops = None if fanout is None else self._new_hops(fanout)
         self._seen: set[str] = set()  # ids of joiners
         self._returns: dict[str, Return] = {}  # by id, of those that may come back

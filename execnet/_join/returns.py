@@ -8,9 +8,9 @@ comes over a new connection is a login, as in ``_resume.logins``.  Start at ``Re
 from __future__ import annotations
 
 import os
-import threading
 
 from .._clock import monotonic
+from .._conditions import Condition
 from .._resume.logins import Unreachable, discard
 from .._resume.near import ResumeIO, check_models
 from .._resume.ways import Maker, PassedWay
@@ -50,7 +50,7 @@ class Return(Maker):
         self.key = os.urandom(32)
         self._facts = facts
         self._stream_over, self._on_end = stream_over, on_end
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._io: ResumeIO | None = None
         self._used: PassedWay | None = None  # over the last connection that was taken
         self._came: Connection | None = None  # the connection that nobody has taken yet

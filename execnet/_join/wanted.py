@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-import threading
 from collections import deque
 from contextlib import contextmanager, suppress
 
 from .. import gateway_bootstrap
 from .._clock import monotonic
+from .._conditions import Condition
 from .._errors import BootstrapError
 from ..script.socketserver import format_address
 from .facts import Refused
@@ -60,7 +60,7 @@ class Wanted:
         begin: Callable[[Settings, Through], Gateway],
     ) -> None:
         self._begin = begin
-        self._changed = threading.Condition()  # guards what follows
+        self._changed = Condition()  # guards what follows
         self._wants: deque[_Want] = deque()
         self._idle = 0  # joiners that wait
         self._is_over = False

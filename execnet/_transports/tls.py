@@ -7,10 +7,9 @@ and ``TlsIO``.
 from __future__ import annotations
 
 import ssl
-import threading
 
 from .._endpoint import Endpoint
-from ..gateway_base import FrameWriter
+from ..gateway_base import FrameWriter, new_lock
 from ..script.socketserver import fingerprint_of
 
 TYPE_CHECKING = False
@@ -38,7 +37,7 @@ class Tls:
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE  # whose certificate it is tells the proof
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self.outgoing, is_server)
         # In C: an interrupt can't come between the encryption and the note of it.

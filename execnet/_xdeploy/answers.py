@@ -14,7 +14,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 
 from .._clock import monotonic
-from ..gateway_base import Channel
+from ..gateway_base import Channel, new_lock
 from .sources import Sources
 
 TYPE_CHECKING = False
@@ -47,7 +47,7 @@ class Answers:
         self._threads: list[threading.Thread] = []
         self._addresses: dict[str, str] = {}  # of files that have a digest
         self._count = self._waiting = 0
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._is_over = False
         self.problems: deque[str] = deque(maxlen=PROBLEMS_SHOWN)
         channel.setcallback(self._on_request)

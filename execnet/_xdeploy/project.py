@@ -25,7 +25,7 @@ from .. import _folders
 from .._clock import monotonic
 from .._rsync.far.changes import Stop, changes
 from .._ship.parts import run
-from ..gateway_base import RemoteError, TimeoutError
+from ..gateway_base import RemoteError, TimeoutError, new_lock
 from ..rsync import RSync
 from .errors import DeployError, hidden
 from .far.locks import Lock
@@ -346,7 +346,7 @@ class Sync:
         self._gateway = gateway
         self._root = root
         self._name = name
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._folder: str | None = None
         self._thread: threading.Thread | None = None
         self._stop: Stop | None = None

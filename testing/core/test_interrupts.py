@@ -16,18 +16,21 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from pipes import Pipe
+from typing import Any
 
 import pytest
 from processes import is_asleep, stop
 from tools import BOUND_S, KIT, MakeGateway, Task, is_in, run, some_of, wait_until
 
 from execnet import Group
+from execnet._conditions import Condition
 from execnet._features.greenlets import PolledLock
 from execnet._features.running import let_import
+from execnet._transports.tls import Tls
 from execnet.gateway_base import (
     FrameDecoder,
     FrameWriter,
@@ -236,11 +239,19 @@ class TestASendThatIsInterrupted:
 
 
 class TestALock:
-    @pytest.mark.parametrize("kind", ["lock", "reentrant", "eventlet"])
+    KINDS: Mapping[str, Callable[[], Any]] = {
+        "lock": new_lock,
+        "reentrant": new_rlock,
+        "eventlet": lambda: PolledLock(id),
+        "condition": Condition,
+        "TLS": lambda: Tls()._lock,
+    }
+
+    @pytest.mark.parametrize("kind", KINDS)
     def test_no_interrupt_leaves_it_taken(self, interrupt: None, kind: str) -> None:
         """With a plain one, every second interrupt does on Python 3.14."""
-        make = {"lock": new_lock, "reentrant": new_rlock, "eventlet": lambda: PolledLock(id)}
-        lock, left = make[kind](), 400
+        make = self.KINDS[kind]
+        lock, left = make(), 400
         rng = random.Random(1)
         while left:
             try:
@@ -252,7 +263,7 @@ class TestALock:
                 left -= 1
             taken = Task(THREAD, lock.acquire, False).result()  # by another thread
             assert taken, left
-            lock = make[kind]()
+            lock = make()
 
 
 class TestADirectRead:

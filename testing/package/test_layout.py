@@ -28,6 +28,7 @@ FLOORS = {
     "gateway_base": 0,
     "xspec": 0,
     "_clock": 0,
+    "_conditions": 0,
     "codecs": 2,
     "_rsync.far": 0,
     "script": 0,
@@ -268,6 +269,22 @@ class TestFiles:
         waits = [path.name for path, text in texts.items() if re.search(r"\.get\(.*timeout=", text)]
         assert "gateway_base.py" in made
         assert set(made) & set(waits) == set()
+
+    def test_locks_that_an_interrupt_may_leave_taken_are_where_none_comes(self) -> None:
+        """``new_lock`` and ``Condition`` take their place: doc/interrupts.rst, "Locks"."""
+        excused = {
+            "_conditions.py": "it makes them safe",
+            "_service/keeper.py": "used by threads of a service",
+        }
+        made = re.compile(r"\bthreading\.(Lock|RLock|Condition|(Bounded)?Semaphore)\(")
+        paths = {path.relative_to(PACKAGE): path for path in PACKAGE.rglob("*.py")}
+        found = [
+            relative.as_posix()
+            for relative, path in paths.items()
+            if not any(part.startswith(("far", "script")) for part in relative.parts)
+            and made.search(path.read_text("utf-8"))
+        ]
+        assert set(found) - set(excused) == set()
 
     def test_no_file_is_too_long(self) -> None:
         # These are one file each as that is how they travel.
