@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -76,20 +77,24 @@ def command_of(pid: int) -> str:
         return f"{pid} (ended)"
 
 
-def is_asleep(pid: int) -> Callable[[], bool]:
+def is_asleep(pid: int, since_s: float = 0.0) -> Callable[[], bool]:
     """Return what tells whether the main thread of a process waits, and did when last asked.
 
-    Where a signal comes in the moment before it begins to wait, Python does not see it.
+    Where a signal comes in the moment before it begins to wait, Python does not see it.  since_s:
+    for how many seconds it has to have been one wait.
     """
-    switches = [b""]
+    last = [b"", 0.0]
 
     def is_asleep() -> bool:
         try:
             status = Path(f"/proc/{pid}/task/{pid}/status").read_bytes()
         except (FileNotFoundError, ProcessLookupError):  # no Linux, or it has gone
             return True
-        before, switches[0] = switches[0], status.partition(b"voluntary_ctxt")[2]
-        return b"State:\tS" in status and before == switches[0]
+        switches = status.partition(b"voluntary_ctxt")[2]
+        if b"State:\tS" not in status or switches != last[0]:
+            last[:] = switches, time.monotonic()
+            return False
+        return time.monotonic() - float(last[1]) >= since_s
 
     return is_asleep
 
@@ -111,7 +116,7 @@ def stop(pid: int) -> None:
     wait_until(lambda: states() <= {"T"})
 
 
-def interrupt_asleep(pid: int) -> None:
-    """Send SIGINT to a process as soon as its main thread waits."""
-    wait_until(is_asleep(pid))
+def interrupt_asleep(pid: int, since_s: float = 0.0) -> None:
+    """Send SIGINT to a process as soon as its main thread waits; since_s as above."""
+    wait_until(is_asleep(pid, since_s))
     os.kill(pid, signal.SIGINT)

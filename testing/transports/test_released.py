@@ -253,7 +253,7 @@ sys.stdin.read()
         gateway = group.makegateway(f"socket={server.address}//authentication=none")
         channel = gateway.remote_exec("channel.send(1); import time; time.sleep(1000)")
         channel.receive(BOUND_S)
-        interrupt_asleep(server.popen.pid)
+        interrupt_asleep(server.popen.pid, 0.02)  # waits for the interpreter last 5 ms
         with pytest.raises(EOFError):
             channel.receive(BOUND_S)
         server.popen.wait(BOUND_S)
