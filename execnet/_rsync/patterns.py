@@ -6,6 +6,7 @@ Each becomes a regular expression, which either side can apply (``_rsync.far.rul
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import stat
@@ -16,6 +17,8 @@ Rule = tuple[bytes, bool, bool]
 
 _WILD = re.compile(r"[*?[]")
 _NEVER = "(?!)"
+_MERGED_MAX = 16  # files in files; more will be one that merges itself
+_GROUPS_MAX = 90  # old Pythons take 99 in one expression
 _CLASSES = {
     "alnum": "a-zA-Z0-9", "alpha": "a-zA-Z", "blank": " \\t", "cntrl": "\\x00-\\x1f\\x7f",
     "digit": "0-9", "graph": "!-~", "lower": "a-z", "print": " -~", "punct": "!-/:-@\\[-`{-~",
@@ -36,13 +39,14 @@ def parse_rules(rules: Iterable[str | Rule]) -> list[Rule]:
     parsed: list[Rule] = []
     for rule in rules:
         if isinstance(rule, str):
-            _add_rule(parsed, rule)
+            _add_rule(parsed, rule, [])
         else:
             parsed.append(rule)
     return parsed
 
 
-def _add_rule(parsed: list[Rule], text: str) -> None:
+def _add_rule(parsed: list[Rule], text: str, merged: list[str]) -> None:
+    """Add what a rule says.  merged: the files that it is in, which merge each other."""
     parts = _parts_of(text)
     if parts is None:
         raise ValueError(f"not a rule, or one that is not supported: {text!r}")
@@ -52,7 +56,7 @@ def _add_rule(parsed: list[Rule], text: str) -> None:
     elif kind != ".":
         parsed += rules_of(rest, kind == "+")
     elif only is None:
-        _merge(parsed, rest)
+        _merge(parsed, rest, merged)
     else:
         parsed += [rule for line in lines_of(rest) for rule in rules_of(line, only == "+")]
 
@@ -66,12 +70,14 @@ def _parts_of(text: str) -> tuple[str, str | None, str] | None:
     return (kind, only, rest or "") if match and is_rule else None
 
 
-def _merge(parsed: list[Rule], path: str) -> None:
+def _merge(parsed: list[Rule], path: str, merged: list[str]) -> None:
     """Add the rules in a file.
 
     The program rsync takes a ``.gitignore`` only if each line of it is a rule of its own; any other
     is read as git reads it.
     """
+    if len(merged) == _MERGED_MAX:
+        raise ValueError(f"too many files merge each other, the last one {path!r}")
     lines = list(lines_of(path))
     plain = [line for line in lines if _parts_of(line) is None]
     if plain and os.path.basename(path) == ".gitignore":
@@ -81,7 +87,7 @@ def _merge(parsed: list[Rule], path: str) -> None:
         raise ValueError(f"no rule, {plain[0]!r} in {path!r}: {advice}")
     else:
         for line in lines:
-            _add_rule(parsed, line)
+            _add_rule(parsed, line, [*merged, path])
 
 
 def lines_of(path: str) -> Iterator[str]:
@@ -125,13 +131,19 @@ def _rule(expression: str, takes_part: bool, is_for_directories: bool) -> Rule:
     return rf"(?s){expression}\Z".encode("latin-1"), takes_part, is_for_directories
 
 
-def _translate(glob: str, double: str = ".*") -> str:
-    """Translate a shell pattern into a regular expression; double: what two asterisks match."""
-    parts, place = [], 0
+def _translate(glob: str, double: str = ".*", groups: int = 0) -> str:
+    """Translate a shell pattern into a regular expression.
+
+    double: what two asterisks match.  groups: how many there are in the expression before this.
+    """
+    parts: list[str] = []
+    place = 0
+    stars: list[int] = []  # where those with one or two asterisks are
     while place < len(glob):
         char = glob[place]
         if char == "*":
             stop = place + len(glob[place:]) - len(glob[place:].lstrip("*"))
+            stars.append(len(parts))
             parts.append("[^/]*" if stop == place + 1 else double)
             place = stop
             continue
@@ -146,6 +158,13 @@ def _translate(glob: str, double: str = ".*") -> str:
             place += 1
         parts.append("[^/]" if char == "?" else _escape(glob[place]))
         place += 1
+    for star, after in itertools.pairwise(stars):
+        # What follows may as well be the first that fits, as the next one matches all that this
+        # leaves.  If others were tried, a name that a hostile side makes up could take years.
+        if parts[star] in ("[^/]*", parts[after]) and groups < _GROUPS_MAX:
+            groups += 1
+            parts[star] = "(?=(" + parts[star] + "?"
+            parts[after - 1] += rf"))(?:\{groups})"
     return "".join(parts)
 
 
@@ -229,5 +248,13 @@ def _rule_of_gitignore(line: str, prefix: str, takes_part: bool) -> Rule:
         start, glob = start + "(?:.*/)?", glob[3:]
     if glob.endswith("/**"):
         glob, end = glob[:-3], "/.*"
-    middle = "/(?:.*/)?".join(_translate(part, "[^/]*") for part in glob.split("/**/"))
+    middle, *parts = glob.split("/**/")
+    middle = _translate(middle, "[^/]*")
+    for number, part in enumerate(parts, 1):
+        groups = middle.count("(?=(")  # a "(" of the pattern has a backslash before it
+        if number == len(parts) or groups >= _GROUPS_MAX:
+            middle += "/(?:.*/)?" + _translate(part, "[^/]*", groups)
+        else:  # the first that fits, for the same reason
+            inner = _translate(part, "[^/]*", groups + 1)
+            middle += rf"(?=(/(?:.*?/)??{inner}(?=/)))(?:\{groups + 1})"
     return _rule(start + middle + end, takes_part, is_for_directories)

@@ -135,6 +135,28 @@ def test_what_is_no_rule_is_refused(rule: str) -> None:
         parse_rules([rule])
 
 
+@pytest.mark.parametrize("line", ["merge rules", ". other"])
+def test_a_file_that_merges_itself_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_tree(tmp_path, {"rules": f"- a\n{line}\n".encode(), "other": b"merge rules\n"})
+    with pytest.raises(ValueError, match="merge each other"):
+        parse_rules(["merge rules"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [("*a*a*a*a*a*b", b"a" * 254), ("**a**a**a**b", b"a/" * 800),
+     ("a/**/a/**/a/**/a/**/b", b"a/" * 800)],
+)  # fmt: skip
+def test_no_name_of_a_hostile_side_takes_long(tmp_path: Path, pattern: str, name: bytes) -> None:
+    (tmp_path / ".gitignore").write_text(pattern)
+    for rules in (gitignore_rules(str(tmp_path)), parse_rules([f"- {pattern}"])):
+        assert not Rules(rules).leaves_out(name + b"c", False)
+    assert Rules(rules).leaves_out(name + b"b", False)
+
+
 @pytest.mark.parametrize("name", [b"caf\xc3\xa9", b"\xff\xfe"])
 def test_names_of_any_bytes_match(name: bytes) -> None:
     rules = Rules(parse_rules([f"- {os.fsdecode(name)}"]))
