@@ -40,11 +40,13 @@ _OPTIONS = {
     "modify_window", "owners", "partial", "times",
 }  # fmt: skip
 
+_MOST = 2.0**53  # more than any number of seconds, or of bytes a second
+
 
 def _nanoseconds(seconds: float) -> int:
-    if seconds < 0:
+    if not seconds >= 0:
         raise ValueError(f"modify_window must not be negative: {seconds}")
-    return int(seconds * 1_000_000_000)
+    return int(min(seconds, _MOST) * 1_000_000_000)
 
 
 def _is_local(gateway: Gateway) -> bool:
@@ -54,7 +56,7 @@ def _is_local(gateway: Gateway) -> bool:
 def _positive(name: str, value: float | None) -> int:
     if value is not None and not value > 0:
         raise ValueError(f"{name} must be more than 0, and is {value}")
-    return int(value or 0)
+    return 0 if value is None else max(1, int(min(value, _MOST)))  # 0 stands for None
 
 
 def _checked_links(links: str) -> str:

@@ -10,6 +10,7 @@ import errno
 import ntpath
 import os
 import posixpath
+import threading
 import time
 from typing import Any
 
@@ -54,6 +55,8 @@ def pull(
     the gateway.
     """
     place = f"{gateway.id}:{os.fsdecode(remote_dir)}"
+    if b"\0" in os.fsencode(local_dir):  # else it would be the worker that seems to have erred
+        raise ValueError(f"embedded null character in {local_dir!r}")
     channel = run(gateway, "_rsync.far.server")
     try:
         with Deadline(channel, place, timeout):
@@ -149,7 +152,7 @@ class Deadline:
         self._has_passed = False
 
     def __enter__(self) -> None:
-        if self._timeout is not None:
+        if self._timeout is not None and self._timeout < threading.TIMEOUT_MAX:
             self._channel.gateway.execmodel.start(self._wait)
 
     def __exit__(

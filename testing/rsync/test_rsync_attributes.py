@@ -104,9 +104,11 @@ def test_modify_window_makes_near_times_the_same(
     os.utime(source / "a", ns=(1, found + 3 * NS))
     assert send(gateway, source, dest, modify_window=3).files_sent == 0
     assert RSync.pull(gateway, source, dest, modify_window=3.5).files_sent == 0
+    assert send(gateway, source, dest, modify_window=float("inf")).files_sent == 0
     assert send(gateway, source, dest, modify_window=2.999).files_sent == 1
-    with pytest.raises(ValueError, match="negative"):
-        send(gateway, source, dest, modify_window=-1)
+    for seconds in (-1, float("nan")):
+        with pytest.raises(ValueError, match="negative"):
+            send(gateway, source, dest, modify_window=seconds)
 
 
 def mode_of(path: Path) -> int:

@@ -126,6 +126,20 @@ def test_changes_without_a_pause_are_reported_all_the_same(source: Path, stop: S
     assert not is_late.is_set()
 
 
+@is_linux
+def test_without_watches_for_new_directories_it_looks(
+    source: Path, stop: Stop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_S", 0.01)
+    with closing(changes(str(source), stop)) as found:
+        next(found)
+        next(found)
+        monkeypatch.setattr(module._Inotify, "_add", refuse)
+        for change in CHANGES:
+            change(source)
+            next(found)
+
+
 def test_a_worker_without_inotify_looks(gateway: Gateway, source: Path) -> None:
     gateway.remote_exec("import sys; sys.platform = 'plan9'").waitclose()
     with closing(run(gateway, "_rsync.far.changes")) as channel:

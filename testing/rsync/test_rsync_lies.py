@@ -285,6 +285,19 @@ def test_a_pull_takes_no_longer_than_it_may(
             os.kill(pid, signal.SIGCONT)
 
 
+def test_a_pull_may_take_any_time(gateway: Gateway, tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "source", {"a": b"1"})
+    for seconds in (1e30, float("inf")):
+        assert RSync.pull(gateway, source, tmp_path / "dest", timeout=seconds).ok
+
+
+def test_a_path_here_that_cannot_be_is_no_breach_of_the_protocol(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="null character"):
+        RSync.pull(gateway, tmp_path, f"{tmp_path}/a\0b")
+
+
 def test_modes_let_nobody_else_write_unless_that_is_asked_for(
     gateway: Gateway, tmp_path: Path
 ) -> None:

@@ -74,6 +74,12 @@ def test_a_pace_is_kept(gateway: Gateway, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(wire, "clock", clock)
     send(gateway, source, tmp_path / "dest", bwlimit=100_000)
     assert max(slept) == pytest.approx(10, rel=0.1)
-    for value in (0, -1):
+    slept.clear()
+    send(gateway, make_tree(tmp_path / "few", {"a": b"123"}), tmp_path / "other", bwlimit=0.5)
+    assert max(slept) == pytest.approx(3)  # a byte a second is the least
+    slept.clear()
+    assert RSync.pull(gateway, source, tmp_path / "back", bwlimit=float("inf")).ok
+    assert slept == []
+    for value in (0, -1, float("nan")):
         with pytest.raises(ValueError, match="bwlimit must be more than 0"):
             RSync.pull(gateway, source, tmp_path / "dest", bwlimit=value)

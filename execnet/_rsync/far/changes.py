@@ -42,7 +42,11 @@ def changes(path: str, stop: Stop | None = None) -> Iterator[None]:
         try:
             while not used.is_set():
                 yield None  # what changed before it was watched
-                watch.wait()
+                try:
+                    watch.wait()
+                except OSError:  # no watches are left for new directories
+                    watch.close()
+                    watch = _Looks(path, used)
         finally:
             watch.close()
     finally:
