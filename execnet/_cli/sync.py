@@ -298,14 +298,18 @@ def _checked_rule(text: str) -> list[str]:
     return [text]
 
 
-def _rules_of(args: argparse.Namespace) -> list[Rule | str]:
+def _rules_of(args: argparse.Namespace) -> list[Rule]:
+    """Return the rules; with ``--watch``, too, their files are read only now.
+
+    One that is read while somebody is writing it would have everything sent that it leaves out.
+    """
     rules: list[Rule | str] = []
     try:
         for part in args.rules:
             rules += gitignore_rules(args.source) if part is None else part
-    except OSError as exc:
+        return parse_rules(rules)
+    except (OSError, ValueError) as exc:
         raise CommandError(printable(_reason_of(exc))) from exc
-    return rules
 
 
 def _far_place(word: str) -> tuple[XSpec, str] | None:
@@ -340,7 +344,7 @@ class _Work:
     """
 
     def __init__(
-        self, args: argparse.Namespace, rules: list[Rule | str], session: Session, bar: Bar | None,
+        self, args: argparse.Namespace, rules: list[Rule], session: Session, bar: Bar | None,
         name: str,
     ) -> None:  # fmt: skip
         self._args = args
@@ -390,10 +394,11 @@ class _Work:
             gateway, mask=self._args.mask, links=self._args.links or "inside", expands=True,
             keeps_apart=True, **self._options,
         )  # fmt: skip
-        rules = parse_rules(self._rules)
 
         def work() -> TargetResult:
-            return pull(gateway, source, dest, options, rules, self.progress, None, self.tell_file)
+            return pull(
+                gateway, source, dest, options, self._rules, self.progress, None, self.tell_file
+            )
 
         return self._bring(gateway, source, work)
 
@@ -403,22 +408,21 @@ class _Work:
             source, mask=0, links=self._args.links or "as-is", expands=True, keeps_apart=True,
             **self._options,
         )  # fmt: skip
-        rules = parse_rules(self._rules)
 
         def work() -> TargetResult:
             places = source, os.fsencode(path), target, os.fsencode(dest)
-            return relay(*places, options, rules, lambda path: self.tell_file(path, target))
+            return relay(*places, options, self._rules, lambda path: self.tell_file(path, target))
 
         return self._bring(source, path, work)
 
     def direct(self, source: Gateway, path: str, target: tuple[XSpec, str]) -> int:
         """Have a worker copy to another one that it starts; return the status."""
         options = {**self._options, "links": self._args.links or "as-is"}
-        rules, spec, dest = parse_rules(self._rules), str(target[0]), os.fsencode(target[1])
+        spec, dest = str(target[0]), os.fsencode(target[1])
 
         def work() -> TargetResult:
             places = source, os.fsencode(path), spec, dest
-            return direct(*places, options, rules, lambda path: self.tell_file(path, source))
+            return direct(*places, options, self._rules, lambda path: self.tell_file(path, source))
 
         return self._bring(source, path, work)
 
@@ -515,7 +519,7 @@ class _Sync(RSync):
 
     _keeps_apart = True
 
-    def __init__(self, source: str, rules: list[Rule | str], work: _Work) -> None:
+    def __init__(self, source: str, rules: list[Rule], work: _Work) -> None:
         super().__init__(source, verbose=False, progress=work.progress, rules=rules)
         self._work = work
 

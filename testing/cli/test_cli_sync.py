@@ -123,6 +123,21 @@ def test_a_bad_rule_starts_nothing(shell: Shell, source: Path, words: list[str])
     assert (done.returncode, words[0] in done.stderr) == (2, True)
 
 
+def test_a_file_of_rules_that_is_changed_later_is_not_read_again(
+    shell: Shell, source: Path
+) -> None:
+    rules = make_tree(shell.folder, {"rules": b"- /cache/\n"}) / "rules"
+    process = shell.start("sync", "--watch", "--filter=merge rules", "source", "popen:dest")
+    dest = shell.folder / "dest"
+    wait_until(lambda: (dest / "d/b").exists())
+    rules.write_text("no rule\n")
+    (source / "new").write_bytes(b"1")
+    wait_until(lambda: (dest / "new").exists())
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert (process.returncode, (dest / "cache").exists()) == (130, False)
+
+
 def test_a_gitignore_that_cannot_be_read_starts_nothing(shell: Shell, source: Path) -> None:
     (source / "d/.gitignore").symlink_to(".gitignore")
     done = shell.run("sync", "--gitignore", "source", "popen:dest")
