@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rsync_trees import Sync, assert_same, make_tree, send
+from services import need
 from tools import MakeGateway
 
+import execnet
 from execnet import Gateway, RSync
 from execnet._rsync.far import bases, chunks, wire
 from execnet._rsync.far.chunks import average_bytes, choose_marks, cut
+from execnet._rsync.push import _Service
 
 CONTENTS: dict[str, Callable[[int], bytes]] = {
     "random": lambda size: random.Random(1).randbytes(size),
@@ -51,6 +56,38 @@ def test_what_was_put_in_or_taken_out_is_all_that_is_sent(
         assert_same(source, dest)
         assert result.bytes_sent < 20 * average_bytes(size)
         assert result.bytes_sent < size // 4
+
+
+def test_a_byte_in_front_of_a_large_file_costs_little_more_than_with_rsync(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, passed = random.Random(1).randbytes(50_000_000), []
+
+    def send_counted(service: _Service, message: Any) -> None:
+        passed.append(len(execnet.dumps(message)))
+        plain_send(service, message)
+
+    def receive_counted(service: _Service) -> object:
+        message = plain_receive(service)
+        passed.append(len(execnet.dumps(message)))
+        return message
+
+    plain_send, plain_receive = _Service._send, _Service._receive
+    monkeypatch.setattr(_Service, "_send", send_counted)
+    monkeypatch.setattr(_Service, "_receive", receive_counted)
+    source, dest, other = (tmp_path / name for name in ("source", "dest", "other"))
+    write(source, b"x" + old)
+    for root in (dest, other):
+        write(root, old)
+        os.utime(root / "file", (5, 5))
+    assert send(gateway, source, dest).ok
+    assert (dest / "file").read_bytes() == (source / "file").read_bytes()
+    words = ["--archive", "--no-whole-file", "--no-h", "--stats", f"{source}/", f"{other}/"]
+    told = subprocess.run(
+        [need("rsync", "rsync"), *words], check=True, capture_output=True, text=True
+    ).stdout
+    theirs = re.findall(r"Total bytes (?:sent|received): (\d+)", told)
+    assert sum(passed) <= 1.5 * sum(map(int, theirs))
 
 
 @pytest.mark.parametrize("content", [b"", b"0123456789\n"])
