@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from interpreters import far_sides
 from processes import is_running
-from services import FakeSsh
+from services import FakeSsh, free_port
 from tools import BOUND_S, run_python, wait_until
 
 import execnet
 from execnet import Gateway, Group, aio, service
+from execnet._cli import main
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no services there")
 
@@ -201,6 +202,19 @@ class TestEnds:
             channel.receive(BOUND_S)
         assert parent_of(factory.makegateway(SPEC)) != pid
         assert len(ssh.runs()) == 2
+
+
+def test_the_service_may_have_a_port_and_tells_of_its_logins_before_it_stops(
+    ssh: FakeSsh, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    with Group() as group:
+        group.setlocalfactory(port=port)
+        assert len({parent_of(group.makegateway(SPEC)) for _ in range(2)}) == 1
+    assert len(ssh.runs()) == 1
+    assert main(["service", "stop", str(port)]) == 1
+    assert "the connection to anywhere" in capsys.readouterr().err
+    assert service.find(str(port)).status()["kept"]
 
 
 @pytest.mark.parametrize("more", [{"port": 0}, {"port": 99999}, {"name": "a b"}])

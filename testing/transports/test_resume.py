@@ -19,7 +19,7 @@ import pytest
 from cut_links import CutLink, assert_gone, clean, exchange, program_with, supervisor_of
 from interpreters import far_sides
 from pages import read
-from processes import processes_with, stop
+from processes import processes_with, state_of, stop
 from tools import BOUND_S, ROOT, SOURCE, some_of, wait_until
 
 from execnet import BootstrapError, Gateway, Group, WorkerDied, _cli, _folders
@@ -202,6 +202,32 @@ def test_send_waits_when_8_MiB_are_not_acknowledged(group: Group, link: CutLink)
         link.go_up()
     assert [channel.receive(BOUND_S) for _ in range(12)] == [1 << 20] * 12
     sender.join()
+
+
+def test_a_worker_that_sends_waits_when_8_MiB_are_not_acknowledged(
+    group: Group, link: CutLink
+) -> None:
+    gateway = group.makegateway(spec_of(600))
+    pid = pid_of(gateway)
+    channel = gateway.remote_exec(
+        "import os\n"
+        "go, sent = channel.receive()\n"
+        "while os.path.exists(go): pass\n"
+        "for number in range(16):\n"
+        "    channel.send(b'x' * (1 << 20))\n"
+        "    with open(sent, 'a') as file: file.write('.')\n"
+    )
+    go, sent = link.flag("go"), link.flag("sent")
+    channel.send((str(go), str(sent)))
+    assert gateway.remote_status(BOUND_S).numexecuting == 1
+    link.go_down()
+    go.unlink()
+    wait_until(lambda: sent.stat().st_size >= 7)
+    wait_until(lambda: state_of(pid) == "S")
+    assert sent.stat().st_size <= 9
+    link.go_up()
+    for _ in range(16):
+        assert len(channel.receive(BOUND_S)) == 1 << 20
 
 
 def test_errors_come_only_when_the_time_is_over_and_then_nothing_is_left(
