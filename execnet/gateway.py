@@ -522,10 +522,18 @@ class Gateway(Calling):
         elif words.reason:
             how = f"gave up, {describe_exit(self.exitcode)}: {words.reason}"
         how = place_of(self._io.facts) + how
+        why = self._ask_why()
+        if why:
+            how += f"; {why}"
         stderr = "\n".join(filter(None, [self._io.stderr_tail(), trace.strip()]))
         died = worker_died(self.id, self.spec, self.exitcode, how, stderr, self._last_asked)
         died.hop = self._io.hop
         return died
+
+    def _ask_why(self) -> str:
+        """Return why the worker was ended, if what has started it knows; may wait."""
+        status, ask = self._last_words.status, self._io.ask_why
+        return "" if ask is None or (status is not None and status >= 0) else ask()
 
     def _run_receiver(self) -> None:
         super()._run_receiver()

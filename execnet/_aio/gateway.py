@@ -362,7 +362,11 @@ class Gateway(gateway.Gateway):
             self._stop_timer()
             self._timer = self._loop.call_later(EXIT_STATUS_S, self._on_process_end)
         else:
-            self._in_thread(self._io.poll_until, monotonic() + EXIT_STATUS_S, then=self._finish)
+            self._in_thread(self._wait_for_end, then=self._finish)
+
+    def _wait_for_end(self) -> None:
+        self._io.poll_until(monotonic() + EXIT_STATUS_S)
+        self._ask_why()  # so that the next answer is there at once
 
     def _in_thread(
         self, function: Callable[..., object], *args: object, then: Callable[[], object]

@@ -59,6 +59,10 @@ class Launcher:
         how = f"signal {-status} has ended it" if status < 0 else f"its exit status is {status}"
         return f"{self.name} has failed, {how}"
 
+    def was_killed(self) -> bool:
+        """Whether a signal has ended it."""
+        return (self._process.poll() or 0) < 0
+
     def has_ended(self, deadline: float) -> bool:
         """Whether it has ended by the deadline, as ``time.monotonic()``."""
         self._thread.join(max(0.0, deadline - monotonic()))

@@ -28,6 +28,7 @@ from ..gateway_socket import ANY_HOST, LOOPBACK, SocketIO
 from ..script import socketserver
 from .command import KEY_VARIABLE, Ticket
 from .facts import Facts, Refused
+from .jobs import Jobs
 from .launcher import Launcher
 from .visitor import Connection, Door, DoorCertificate
 
@@ -85,6 +86,7 @@ class Joins:
         self.gateways: list[Gateway] = []  # those that have joined and were not replaced
         self.secret, self.key_file = _secret_of(key)
         self.launchers: list[Launcher] = []
+        self._jobs = Jobs(self.launchers)
         self.reasons: deque[str] = deque(maxlen=REASONS)  # why the last were turned away
         self._place, self._execmodel = place, execmodel
         self._changed = Condition()
@@ -336,7 +338,7 @@ class Joins:
             else:
                 stream_over = partial(self._stream_over, args, name)
                 through = self._through(connection, talk, facts, stream_over, resumes)
-            gateway = make(through, address)
+            gateway = make(partial(self._through_asked, through, facts), address)
             return gateway
         finally:
             found = None if gateway is not None else self._returns.get(facts.id)
@@ -365,6 +367,14 @@ class Joins:
         stream = stream_over(connection)
         stream.facts = facts.shown()
         return lambda settings, model: stream
+
+    def _through_asked(
+        self, through: Through, facts: Facts, settings: Settings, model: ExecModel
+    ) -> Endpoint:
+        """Make the stream of a worker, which knows whom to ask why the worker has ended."""
+        stream = through(settings, model)
+        stream.ask_why = partial(self._jobs.why, facts.shown())
+        return stream
 
     def _stream_over(self, args: list[str], name: str, connection: Connection) -> Endpoint:
         connection.sock.settimeout(None)
