@@ -27,7 +27,6 @@ from workers import ask
 
 import execnet
 from execnet import Group, WorkerDied
-from execnet._cli import main
 from execnet._join.command import COMMAND_BYTES, KEY_VARIABLE, ticket_of
 from execnet.script import socketserver
 
@@ -237,26 +236,6 @@ class TestCommand:
             group.listen(**{"address": "127.0.0.1:0", "key": KEY, "tls": pem, **arguments})
         with pytest.raises(ValueError, match="is not listening"):
             group.wait_for(1, 0)
-
-
-def test_a_job_of_kubernetes_runs_the_command_as_often_as_was_asked_for(
-    group: Group, ticket: str, start: Start, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["join", ticket, "--print-kubernetes-job", "python:3.13", "3"]) == 0
-    job = json.loads(capsys.readouterr().out)
-    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
-    assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (3, 3)
-    (container,) = job["spec"]["template"]["spec"]["containers"]
-    assert (container["image"], KEY.hex() in json.dumps(job)) == ("python:3.13", False)
-    (variable,) = container["env"]
-    assert variable["valueFrom"] == {"secretKeyRef": {"name": "execnet-key", "key": "key"}}
-    pod = {"JOB_COMPLETION_INDEX": "2", "HOSTNAME": "execnet-x7k2p-2"}
-    start(shlex.join(container["command"]), **{variable["name"]: KEY.hex()}, **pod)
-    (gateway,) = group.wait_for(1, BOUND_S)
-    info = gateway._rinfo()
-    assert (info.launcher, info.job, info.rank) == ("Kubernetes", "execnet-x7k2p", 2)
-    assert main(["join", ticket, "--print-kubernetes-job", "python:3.13", "0"]) == 2
-    assert "not a number of workers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", range(int(os.environ.get(ROUNDS, "2"))))

@@ -1,4 +1,4 @@
-"""sudo, podman and Slurm: the real ones."""
+"""sudo, podman, Slurm and OpenMPI: the real ones."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 
 import pytest
-from services import common_python, need
+from interpreters import IS_THOROUGH
+from services import common_python, need, script
 from services_more import Podman, Slurm
 from tools import BOUND_S, ROOT, MakeGateway, Resources, wait_until
 
 from execnet import Gateway, Group, WorkerDied
+from execnet._join import jobs
 
 OTHER_USER = "nobody"
+TASKS = int(os.environ.get("EXECNET_TEST_TASKS", "4"))  # of a launcher; 32 take long
 
 
 def echoes(gateway: Gateway) -> bool:
@@ -177,23 +181,61 @@ class TestSlurm:
         channels = [gateway.remote_exec("channel.send(1)") for gateway in gateways]
         assert [channel.receive(BOUND_S) for channel in channels] == [1, 1]
 
+    @pytest.fixture
+    def patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Slurm may take its time to answer."""
+        monkeypatch.setattr(jobs, "ANSWER_S", BOUND_S)
+        monkeypatch.setattr(jobs, "STATE_S", BOUND_S)
+
+    @pytest.mark.usefixtures("patience")
     def test_tasks_dial_in_and_are_told_of_when_they_are_cancelled(self, group: Group) -> None:
         need("openssl", "openssl")
         group.listen("127.0.0.1:0")
-        group.launch("srun --overcommit -n 4", python=sys.executable)
-        gateways = group.wait_for(4, BOUND_S)
+        group.launch(f"srun --overcommit -n {TASKS}", python=sys.executable)
+        gateways = group.wait_for(TASKS, 4 * BOUND_S)
         infos = [gateway._rinfo() for gateway in gateways]
         assert {(info.launcher, info.rank, info.size) for info in infos} == {
-            ("Slurm", rank, 4) for rank in range(4)
+            ("Slurm", rank, TASKS) for rank in range(TASKS)
         }
         channels = [gateway.remote_exec("channel.receive()") for gateway in gateways]
         (job,) = {info.job.partition(".")[0] for info in infos}
         subprocess.run(["scancel", job], check=True)
         for gateway, channel in zip(gateways, channels, strict=True):
             rank = gateway._rinfo().rank
-            with pytest.raises(WorkerDied, match=rf"\(rank {rank} of Slurm job {job}.*SIGTERM"):
-                channel.receive(BOUND_S)
+            why = rf"\(rank {rank} of Slurm job {job}.*SIGTERM.*; Slurm job {job} step 0: CANCELLED"
+            with pytest.raises(WorkerDied, match=why):
+                channel.receive(3 * BOUND_S)
             assert gateway.exitcode == -signal.SIGTERM
+
+    @pytest.mark.usefixtures("patience")
+    def test_a_batch_job_that_is_requeued_is_told_of(self, group: Group, tmp_path: Path) -> None:
+        need("openssl", "openssl")
+        job_script = script(tmp_path / "job", 'exec srun --overcommit "$@"')
+        group.listen("127.0.0.1:0")
+        options = f"--requeue --ntasks=1 --chdir={tmp_path} --output=/dev/null"
+        group.launch(f"sbatch {options} {job_script}", python=sys.executable)
+        (gateway,) = group.wait_for(1, BOUND_S)
+        job = gateway._rinfo().job.partition(".")[0]
+        channel = gateway.remote_exec("channel.receive()")
+        try:
+            subprocess.run(["scontrol", "requeue", job], check=True)
+            with pytest.raises(WorkerDied, match=rf"; Slurm job {job} step 0: REQUEUED"):
+                channel.receive(3 * BOUND_S)
+        finally:
+            subprocess.run(["scancel", job], check=True)
+
+    @pytest.mark.skipif(
+        not IS_THOROUGH, reason="Slurm looks for jobs over their time twice a minute"
+    )
+    @pytest.mark.timeout(400)
+    def test_a_time_limit_is_told_of(self, group: Group) -> None:
+        need("openssl", "openssl")
+        group.listen("127.0.0.1:0")
+        group.launch("srun --time=1", python=sys.executable)
+        (gateway,) = group.wait_for(1, BOUND_S)
+        job = gateway._rinfo().job.partition(".")[0]
+        with pytest.raises(WorkerDied, match=rf"; Slurm job {job} step 0: TIMEOUT"):
+            gateway.remote_exec("channel.receive()").receive(300)
 
     def test_options_that_it_does_not_know_are_told(self, group: Group) -> None:
         with pytest.raises(OSError, match="srun --ntasks=1") as caught:
@@ -224,3 +266,40 @@ class TestSlurm:
         group.terminate(timeout=0.1)
         before.assert_nothing_new()
         wait_until(lambda: not os.path.exists(f"/proc/{pid}"), timeout_s=BOUND_S)
+
+
+class TestMPI:
+    @pytest.fixture
+    def ranks(self, group: Group) -> list[Gateway]:
+        mpirun = need("mpirun", "openmpi-bin")
+        need("openssl", "openssl")
+        group.listen("127.0.0.1:0")
+        options = ["--oversubscribe", "-n", str(TASKS)]
+        if os.getuid() == 0:
+            options.append("--allow-run-as-root")
+        group.launch([mpirun, *options], python=sys.executable)
+        return group.wait_for(TASKS, 4 * BOUND_S)
+
+    def test_each_rank_is_a_worker_and_it_ends_well_after_them(
+        self, group: Group, ranks: list[Gateway]
+    ) -> None:
+        before = [gateway._rinfo() for gateway in ranks]
+        assert {(info.launcher, info.rank, info.size) for info in before} == {
+            ("MPI", rank, TASKS) for rank in range(TASKS)
+        }
+        assert len({info.job for info in before}) == 1
+        (mpirun,) = group._get_joins().launchers
+        group.terminate(timeout=BOUND_S)
+        assert mpirun.has_ended(monotonic() + BOUND_S)
+        assert mpirun.failure() == ""
+
+    def test_one_that_is_killed_takes_the_others_along_and_each_is_told_of(
+        self, ranks: list[Gateway]
+    ) -> None:
+        channels = [gateway.remote_exec("channel.receive()") for gateway in ranks]
+        os.kill(ranks[0]._rinfo().pid, signal.SIGKILL)
+        for gateway, channel in zip(ranks, channels, strict=True):
+            rank = gateway._rinfo().rank
+            with pytest.raises(WorkerDied, match=rf"\(rank {rank} of MPI job .* on .*\) died"):
+                channel.receive(BOUND_S)
+        assert ranks[0].exitcode == -signal.SIGKILL
