@@ -1,17 +1,28 @@
-"""joblib and dask run on workers, as ``doc/calls.rst`` shows, in an environment of their own."""
+"""joblib and dask run on workers, as the documentation shows, in an environment of their own."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from pages import read
+from services import script
 from tools import ROOT, missing, run
 from xdist_runs import installed
 
-PRINTED = {"with_joblib.py": "45.0\n", "with_dask.py": "45.0\n22.5\n"}
+PRINTED = {
+    ("calls", "with_joblib.py"): "45.0\n",
+    ("calls", "with_dask.py"): "45.0\n22.5\n",
+    ("slurm", "with_slurm.py"): "45.0\n45.0\n",
+}
+SRUN = """
+[ "$1 $2" = "-n 2" ] && shift 2
+for rank in 0 1; do SLURM_PROCID=$rank "$@" & done
+wait
+"""
 PROGRAM = """
 import joblib, operator
 import execnet.joblib
@@ -47,13 +58,15 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin/python"
 
 
-@pytest.mark.parametrize("name", PRINTED)
-def test_the_examples_run(name: str, python: Path, tmp_path: Path) -> None:
-    [block] = [b for b in read(ROOT / "doc/calls.rst") if b.caption == name]
+@pytest.mark.parametrize(("page", "name"), PRINTED)
+def test_the_examples_run(page: str, name: str, python: Path, tmp_path: Path) -> None:
+    [block] = [b for b in read(ROOT / f"doc/{page}.rst") if b.caption == name]
     program = tmp_path / name
     program.write_text(block.text)
-    done = run([python, str(program)], PYTHONPATH=str(ROOT))
-    assert (done.stdout, done.stderr) == (PRINTED[name], "")
+    script(tmp_path / "srun", SRUN)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = run([python, str(program)], PYTHONPATH=str(ROOT), PATH=path)
+    assert (done.stdout, done.stderr) == (PRINTED[page, name], "")
 
 
 def test_joblib_gets_results_errors_and_numbers(python: Path) -> None:
