@@ -86,6 +86,7 @@ if TYPE_CHECKING:
         chunks: list[bytes]
         waiting: dict[object, Inbox]
 
+        def serve(self, items: Inbox) -> None: ...
         def offer(self) -> None: ...
         def next_chunk(self) -> bytes: ...
         def take_back(self) -> None: ...
@@ -2736,10 +2737,9 @@ class ChannelFactory(object):
                     if channel._state in ChannelState.RECEIVES:
                         if self.windows is not None:
                             channel._count(size)
+                        if self.direct and self.direct.waiting:
+                            self.direct.serve(items)
                         items.put_nowait(item)
-                        direct = self.direct
-                        if direct and direct.waiting and items in direct.waiting.copy().values():
-                            direct.served = True
                     return
             callback = self._callbacks.get(id)
         if callback is not None:

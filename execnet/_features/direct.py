@@ -59,13 +59,14 @@ class DirectReads:
         self.chunks: list[bytes] = []
         self.waiting: dict[object, Inbox] = {}  # the queues that wait for the receiver thread
         self.served = False  # whether one of them got an item
+        self._given: list[object] = []  # the waits that it was for, also if they are not over yet
         self.declined = False  # whether the thread that was to read has ended before the offer
 
     def offer(self) -> None:
         """Leave the stream to others as long as they use it; in the receiver thread."""
         self._set_up()
         uses, self.offered = -1, True
-        asked = self.declined or any(items.empty() for items in self.waiting.copy().values())
+        asked = self.declined or self._does_one_wait()
         while not (asked or self.chunks or uses == self.uses):
             uses = self.uses
             asked = self._asked_back.acquire(True, self.IDLE_S)
@@ -75,6 +76,19 @@ class DirectReads:
         with self._turn:  # the thread that read so far has finished
             self._asked_back.acquire(False)
             self._tear_down()
+
+    def serve(self, items: Inbox) -> None:
+        """Note who waits for the item that is about to be put into a queue."""
+        self._given = [me for me, queue in self.waiting.copy().items() if queue is items]
+        self.served = self.served or bool(self._given)
+
+    def _does_one_wait(self) -> bool:
+        """Whether a thread has begun to wait since then, or waits for another item.
+
+        From CPython 3.13 on a queue is empty already while the thread that gets its item wakes up.
+        """
+        waiting = self.waiting.copy().items()
+        return any(items.empty() for me, items in waiting if me not in self._given)
 
     def _set_up(self) -> None:
         if sys.platform == "linux" and stat.S_ISSOCK(os.fstat(self._fd).st_mode):

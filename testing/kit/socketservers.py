@@ -34,12 +34,15 @@ def connect(address: str) -> socket.socket:
 
 
 def read_to_end(conn: socket.socket) -> bytes:
-    """Return what still comes; a reset, for something that was not read there, is an end, too."""
+    """Return what still comes; that the other side is gone is an end, too.
+
+    A reset tells of something that was not read there, and reading TLS may have to write.
+    """
     data = b""
     try:
         while more := conn.recv(65536):
             data += more
-    except ConnectionResetError:
+    except (ConnectionResetError, BrokenPipeError):
         pass
     return data
 

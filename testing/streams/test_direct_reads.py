@@ -258,6 +258,18 @@ class TestOtherThreads:
         offering.result()
         assert not direct.offered
 
+    def test_an_offer_stays_for_a_thread_that_wakes_up_with_its_item(
+        self, direct: DirectReads, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """From CPython 3.13 on, a queue is empty as soon as it has found who gets the item."""
+        monkeypatch.setattr(direct, "IDLE_S", BOUND_S)
+        items = direct.waiting[object()] = THREADS.inbox()
+        direct.serve(items)
+        offering = Task(THREADS, direct.offer)
+        wait_until(lambda: direct.offered)
+        direct.take_back()
+        offering.result()
+
     def test_there_is_no_offer_to_a_thread_that_has_served_a_call_meanwhile(self) -> None:
         execmodel, answers = get_execmodel("thread"), []
         reader, writer = os.pipe()

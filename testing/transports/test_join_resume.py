@@ -176,7 +176,7 @@ def test_terminate_without_a_network_returns_and_warns(way: Way) -> None:
 
 def test_a_start_that_is_cut_leaves_nothing(way: Way, start: Start) -> None:  # noqa: F811
     way.listen(600)
-    cuts = 20_000, 30_000, 40_000, 55_000  # earlier, a joiner tries it again itself
+    cuts = 25_000, 30_000, 40_000, 48_000  # earlier, a joiner tries it again itself
     for cut in cuts:
         way.link.set_cuts([0] * way.link.runs() + [cut] + [0] * 9)
         joiner = start(way.group.join_command(via=way.link.address, python=sys.executable))
