@@ -99,6 +99,7 @@ class TestThreads:
         monkeypatch.setattr(_readers._Readers, "_start", refuse)
         ping(*echoes(make(5)))
 
+    @pytest.mark.core
     @pytest.mark.skipif(not CAN_READ_DIRECTLY, reason="this Python cannot read directly")
     def test_a_thread_that_waits_for_an_item_reads_it_itself(self, make: Make) -> None:
         (channel,) = echoes(make(1))
