@@ -201,13 +201,22 @@ def _bulk(direction: str, size: str, title: str) -> Benchmark:
 
 
 def _bulk_via(direction: str) -> Benchmark:
+    where = "a worker that is reached through another (via=)"
+    return _bulk_behind("via", direction, "1m", "popen//via=first", where)
+
+
+def _bulk_socket(direction: str) -> Benchmark:
+    where = "a worker by TCP on loopback (socket=)"
+    return _bulk_behind("socket", direction, "64k", "socket//installvia=first", where)
+
+
+def _bulk_behind(name: str, direction: str, size: str, spec: str, where: str) -> Benchmark:
     way = "to" if direction == "send" else "from"
-    where = f"{way} a worker that is reached through another"
     return Benchmark(
-        f"bulk-via-{direction}-1m",
-        f"bytes of 1 MiB {where} (via=)",
+        f"bulk-{name}-{direction}-{size}",
+        f"bytes of {_SIZES[size]} {way} {where}",
         "bulk",
-        (direction, "1m", "popen//via=first"),
+        (direction, size, spec),
         "MB/s",
         more_is_better=True,
         families=("execnet",),
@@ -270,6 +279,7 @@ _SHAPES = {
     "dicts": "a list of 10,000 small dicts",
     "reports": "a test report, 2,000 times",
     "nested": "a nested structure of all types",
+    "bytes": "100 MB of bytes",
 }
 _SYNCS = (
     ("tree-first", "10,000 files of 2 KB, first copy", "tree", "first"),
@@ -336,6 +346,7 @@ BENCHMARKS = (
     ),
     *(_bulk(direction, *size) for direction in _DIRECTIONS for size in _SIZES.items()),
     *map(_bulk_via, _DIRECTIONS),
+    *map(_bulk_socket, _DIRECTIONS),
     *(
         _shared(direction, size, how)
         for direction in _DIRECTIONS

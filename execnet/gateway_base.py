@@ -367,15 +367,15 @@ _TEXT_HEADS = [_pack_op(opcode.PY3STRING, size) for size in range(4 * 32)]
 _INT_HEADS = [_pack_op(opcode.INT, number) for number in range(128)]
 
 
-def dumps_internal(obj: object, gateway: object = None) -> bytes:
+def dumps_internal(obj: object, gateway: object = None, before: bytes = b"") -> bytes:
     """Return an item in the classic format, without a version byte.
 
-    gateway: whose channels it may contain; None: any; False: none.
+    gateway: whose channels it may contain; None: any; False: none.  before: what comes first.
     Raises ``DumpError`` that names the part that can't be serialized.
     """
     if type(obj) is int and -FOUR_BYTE_INT_MAX <= obj <= FOUR_BYTE_INT_MAX:
-        return _pack_int(opcode.INT, obj, opcode.STOP)
-    parts = _Parts()
+        return before + _pack_int(opcode.INT, obj, opcode.STOP)
+    parts = _Parts((before,))
     parts.gateway = gateway
     try:
         _SAVERS.get(type(obj), _refuse)(parts.append, obj)
@@ -1210,7 +1210,7 @@ def dumps(obj: object) -> bytes:
     set or frozenset, for the object and all that is in it.  Raises ``DumpError`` naming the
     part that is something else, is nested too deeply or contains itself.
     """
-    return DUMPFORMAT_VERSION + dumps_internal(obj, False)
+    return dumps_internal(obj, False, DUMPFORMAT_VERSION)
 
 
 def dump(byteio: Writes, obj: object) -> None:

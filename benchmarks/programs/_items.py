@@ -79,10 +79,15 @@ def _nested(scaled: Scaled) -> list[object]:
     return [[rows, {1, 2, 3}, frozenset([4]), b"\x00" * 1000, 2 - 1j, 1 << 80, "naïve \u2713"]]
 
 
+def _bytes(scaled: Scaled) -> list[object]:
+    return [b"x" * scaled(100_000_000)]
+
+
 # Shape -> the objects that one sample dumps or loads, one after the other.
 SHAPES = {
     "ints": _ints,
     "dicts": _dicts,
     "reports": _reports,
     "nested": _nested,
+    "bytes": _bytes,
 }
