@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any
 
-    from ..gateway_base import WorkerGateway
+    from ..gateway_base import WorkerGateway, WorkerPool
 
     Places = dict[int, tuple[int, int]]
 
@@ -82,7 +82,7 @@ def interrupt_all(
     if pool.active_count() and gateway.execmodel.has_main_thread:
         main_places = _places({process.main_ident})
         process.interrupt_main()
-        places = interrupt_others(pool.idents(), process.main_ident)
+        places = interrupt_pool(pool, process.main_ident)
     if close is not None:
         close()
     if pool.waitall(wait_s):
@@ -104,6 +104,13 @@ def let_import(idents: set[int]) -> None:
         if "<frozen importlib._bootstrap>" not in files:
             return
         __import__("time").sleep(0.001)
+
+
+def interrupt_pool(pool: WorkerPool, main_ident: int) -> Places:
+    """Interrupt all that a pool runs but in the main thread; return where the threads were."""
+    let_import(pool.idents())
+    with pool._lock:  # so that no thread can end meanwhile, and another get its number
+        return interrupt_others(pool.idents(), main_ident)
 
 
 def interrupt_others(idents: set[int], main_ident: int) -> Places:

@@ -101,9 +101,13 @@ class ServiceProcess(Process):
         """Do nothing: no code of a gateway runs there."""
 
     def end(self, gateway: Any) -> None:
-        """Go on: code that has not ended is an orphan."""
+        """Go on: code that has not ended is an orphan, which is interrupted once more.
+
+        Python ignores an interrupt in a callback, such as the one that ends each import.
+        """
         gateway.is_given_up = True
         gateway.service.turns.wake()
+        gateway.interrupt_left()
 
 
 class Execution(object):
@@ -296,6 +300,13 @@ class ServicePool(WorkerPool):
             finally:
                 self._forget(running)
         except KeyboardInterrupt:  # its gateway has ended, so there is nobody to tell
+            self._leave(running, reply)
+
+    def _leave(self, running: Running, reply: Reply) -> None:
+        try:
+            self._finished(reply)
+            self._forget(running)
+        except KeyboardInterrupt:  # the second one, and last
             self._finished(reply)
             self._forget(running)
 
@@ -412,8 +423,7 @@ class ServiceGateway(WorkerGateway):
 
     def interrupt_left(self) -> None:
         """Interrupt code that goes on although its connection was lost."""
-        running = load_part("_features.running")
-        running.interrupt_others(self._execpool.idents(), self.process.main_ident)
+        load_part("_features.running").interrupt_pool(self._execpool, self.process.main_ident)
 
     def _on_silence(self, reason: str) -> None:
         self._writer.fail(reason)

@@ -165,6 +165,26 @@ def test_code_that_has_just_come_ends_with_its_client(work: Callable[[], Gateway
     assert status()["running"] == []
 
 
+def test_code_that_did_not_notice_its_interrupt_gets_another_one(
+    home: Path, makegateway: MakeGateway
+) -> None:
+    stays, leaves = (makegateway("socketservice=work//grace=0.1") for _ in range(2))
+    code = """
+        import time
+        try:
+            channel.send(None)
+            while True: time.sleep(0.01)
+        except KeyboardInterrupt:  # as Python does it itself where one comes in a callback
+            pass
+        while True: time.sleep(0.01)
+    """
+    assert ask(leaves, code) is None
+    leaves.exit()
+    leaves.join(BOUND_S)
+    wait_until(lambda: status()["running"] == [])
+    assert ask(stays, COUNT)[0] == 1
+
+
 def test_exit_ends_the_connection_and_not_the_service(work: Callable[[], Gateway]) -> None:
     first = work()
     count, pid = ask(first, COUNT)  # type: ignore[misc]

@@ -149,7 +149,7 @@ def test_a_process_forked_from_the_program_does_not_hold_the_connection(
 
 def test_a_silent_connection_is_taken_for_a_lost_one(group: Group, link: CutLink) -> None:
     states = states_of(group)
-    gateway = group.makegateway(spec_of(BOUND_S, more="//heartbeat=0.2//dead_after=1"))
+    gateway = group.makegateway(spec_of(BOUND_S, more="//heartbeat=0.2//dead_after=2"))
     channel = gateway.remote_exec("for item in channel: channel.send(item)")
     link.stop()
     channel.send(1)

@@ -118,7 +118,7 @@ def test_a_silent_connection_is_taken_for_a_lost_one(link: CutLink) -> None:
         await channel.send(1)
         assert await channel.receive(BOUND_S) == 1
 
-    in_loop(use, spec_of(BOUND_S, more="//heartbeat=0.2//dead_after=1"), RESUMED)
+    in_loop(use, spec_of(BOUND_S, more="//heartbeat=0.2//dead_after=2"), RESUMED)
 
 
 def test_an_end_of_the_command_that_its_pipes_hide_is_seen(link: CutLink) -> None:

@@ -143,7 +143,7 @@ def test_all_that_is_sent_comes_once_and_in_order_over_a_link_that_is_cut_at_ran
 
 
 def test_a_silent_connection_is_taken_for_a_lost_one(way: Way) -> None:
-    gateway = way.make(more="//heartbeat=0.2//dead_after=1")
+    gateway = way.make(more="//heartbeat=0.2//dead_after=2")
     channel = gateway.remote_exec("for item in channel: channel.send(item)")
     way.link.stop()
     channel.send(1)

@@ -173,7 +173,7 @@ def test_what_is_beyond_a_worker_that_moves_stays_there(group: Group, server: Se
 def test_a_hop_that_is_out_of_reach_is_waited_for_half_of_the_time(
     group: Group, server: Server, states: list[str]
 ) -> None:
-    beats = "//heartbeat=0.2//dead_after=1"
+    beats = "//heartbeat=0.2//dead_after=2"
     with CutPort(server.address) as port, ExitStack() as after:
         hop = f"socket={port.address}//bound={server.address}//resume={BOUND_S:g}{beats}"
         spec = f"socket={server.address}//resume=6//grace=0.2{beats}"
