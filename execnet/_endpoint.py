@@ -157,6 +157,7 @@ class Endpoint(ABC):
     could_not_start = False  # there was never anything that could end
     kill_by: float | None = None  # when a kill by a login has to be over; set before it
     kills_by_login = False  # so that ``kill`` takes longer than a moment
+    told_status: int | None = None  # in a goodbye; used where nothing else tells how it ended
     given_up = ""  # why the worker was, by the stream itself
     # Set by its receiver thread: others read and close it, as soon as something comes or it ends.
     is_shared = False
@@ -312,6 +313,10 @@ class Endpoint(ABC):
     def has_ended(self) -> bool:
         """Whether the worker is known to have ended, also where its status is not."""
         return self.poll_until(0.0) is not None
+
+    def note_status(self, status: int | None) -> None:
+        """Note the exit status that the worker says it will have; called by the receiver thread."""
+        self.told_status = status
 
     @abstractmethod
     def kill(self) -> None:

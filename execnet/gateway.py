@@ -108,7 +108,7 @@ class Gateway(Calling):
         self.settings = settings or Settings(spec)
         self._cache_rinfo: RInfo | None = None
         self.handshake = handshake or Handshake(self.execmodel)
-        self._last_words = LastWords(self.handshake.marker)
+        self._last_words = LastWords(self.handshake.marker, self._io.note_status)
         self._shares_python = False  # so that the worker can be sent compiled code
         self._last_asked = ""  # what the worker was last asked to execute
         self._exit_lock = new_lock()

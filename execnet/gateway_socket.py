@@ -61,8 +61,6 @@ class SocketIO(Endpoint):
         self.remoteaddress: str | None = remoteaddress
         self._sock = sock
         self._ended = _Flag(execmodel)  # nothing will be read any more
-        self._was_asked = False  # the other side knows that we are done
-        self._was_seen = False  # the gateway has taken note of the end
         self._closed_read = self._closed_write = self._never_waits = False
         self.small_bytes = 4096 if execmodel.has_main_thread else 0
         # Sockets of greenlet libraries contain another one, which does not wait.
@@ -163,14 +161,14 @@ class SocketIO(Endpoint):
 
     def close_write(self) -> None:
         """Close for writing; what the other side still sends can be read."""
-        self._was_asked = self._closed_write = True
+        self._closed_write = True
         if not self._ended.is_set():
             self._shutdown(self.execmodel.socket.SHUT_WR)
         self._close()
 
     def close_read(self) -> None:
         """Close the connection, both ways: nobody reads any more."""
-        self._was_seen = self._closed_read = True
+        self._closed_read = True
         self._ended.set()
         self._shutdown(self.execmodel.socket.SHUT_RDWR)  # a writer that waits gives up
         self._close()
@@ -181,7 +179,8 @@ class SocketIO(Endpoint):
 
     def kill(self) -> None:
         """End the connection at once, so that the far worker ends."""
-        self._was_asked = True
+        if not self._ended.is_set():  # whatever it has told, nobody knows how it ends now
+            self.told_status = None
         self._shutdown(self.execmodel.socket.SHUT_RDWR)
         self._ended.set()
 
@@ -197,8 +196,8 @@ class SocketIO(Endpoint):
     def poll_until(self, deadline: float) -> int | None:
         """Wait for the end of the stream until ``time.monotonic()`` reaches the deadline.
 
-        Returns 0 once it has ended on request, or the gateway has noted its end.  None means that
-        it goes on, or that it is not known how the worker ended.
+        Returns the exit status that the worker has told in a goodbye.  None means that the stream
+        goes on, or that it is not known how the worker ended.
         """
         if not self._ended.is_set() and self._is_at_end():
             self._ended.set()
@@ -226,8 +225,7 @@ class SocketIO(Endpoint):
         self._sock.close()
 
     def _status(self) -> int | None:
-        known = self._was_asked or self._was_seen
-        return 0 if self._ended.is_set() and known else None
+        return self.told_status if self._ended.is_set() else None
 
 
 def create_io(

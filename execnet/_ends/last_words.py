@@ -29,12 +29,13 @@ READ_BYTES = 1 << 16
 class LastWords:
     """What a worker said about its own end; only the receiver thread uses it.
 
-    marker: the bytes that a goodbye ends with.
+    marker: the bytes that a goodbye ends with.  note_status: called with each exit status.
     """
 
-    def __init__(self, marker: bytes) -> None:
+    def __init__(self, marker: bytes, note_status: Callable[[int | None], object] = id) -> None:
         self.reason = ""  # why the worker ended
         self.status: int | None = None  # its exit status, negative for a signal
+        self._note_status = note_status
         self.is_certain = False  # whether its process has ended, according to its parent
         self._tail = b""  # the last bytes read within a frame
         self._trace = b""
@@ -46,6 +47,7 @@ class LastWords:
         """Note what a goodbye says; raises ``StreamEnded`` unless another follows."""
         status, reason, whose, _ = loads_internal(data, None, (True, False))
         self.status = None if status is None else int(status)
+        self._note_status(self.status)
         self.reason = self.reason or "".join(filter(str.isprintable, str(reason)[:1000]))
         if whose == OF_WATCHER:
             self.is_certain = True

@@ -115,7 +115,7 @@ class ForkedIO(PipeEndpoint):
         """Whether the process has ended, as far as known."""
         self._template.take_news()
         fork = self._fork
-        if fork is None or fork.ended:
+        if self._over or fork is None or fork.ended:
             return True
         return self._template.lost and not _is_there(fork.pid or self.worker_pid)
 
@@ -254,15 +254,14 @@ class ForkedIO(PipeEndpoint):
         return self._known_status() if self._await_end(deadline) else None
 
     def _known_status(self) -> int | None:
-        if self._status is None and self._asked:
-            return 0  # it ended as asked; only the template knew how
-        return self._status
+        return self.told_status if self._status is None else self._status
 
     def kill(self) -> None:
         """Kill the process unless it has ended."""
         fork, template = self._fork, self._template
         if self._over or fork is None:
             return
+        self.told_status = None  # it does not end by itself
         pid = self._worker(monotonic() + ANSWER_S)
         if not pid:
             if not fork.ended and not template.lost:  # it does not answer
@@ -293,7 +292,7 @@ class ForkedIO(PipeEndpoint):
         self._over = True
         if self._end_poll is not None:
             self._end_poll.disown()
-        self.worker_pid = None
+        self.worker_pid = self.told_status = None
         with self._lock:
             self._close_pidfd()
         self.close_write()

@@ -444,14 +444,19 @@ class ResumeIO(Link, Endpoint):
         """Wait for the worker's end until the deadline, as the base class."""
         if not self._gone.wait(max(0.0, deadline - monotonic())):
             return None
-        status: int | None = self._carrier.poll_until(deadline)
-        return self._status if self.given_up or self._is_killed else status
+        return self._known_status(self._carrier.poll_until(deadline))
 
     def wait(self) -> int | None:
         """Wait until the worker has ended or was given up, and nothing of it is left here."""
         self._gone.wait()
-        status: int | None = self._carrier.wait()
-        return self._status if self.given_up or self._is_killed else status
+        return self._known_status(self._carrier.wait())
+
+    def _known_status(self, status: int | None) -> int | None:
+        if self.given_up or self._is_killed:
+            status = self._status
+        if status is None and self._carrier.has_ended():
+            return self.told_status
+        return status
 
     def kill(self) -> None:
         """Kill the worker by a separate login, if it has not ended; waits for 5 s at most.
@@ -468,6 +473,7 @@ class ResumeIO(Link, Endpoint):
         if not is_first or (self._gone.is_set() and self._is_placed()):
             self._carrier.kill()
             return
+        self.told_status = None  # it does not end by itself
         self._pause.set()
         deadline = monotonic() + LOGIN_S if self.kill_by is None else self.kill_by
         try:

@@ -178,6 +178,10 @@ class TlsIO(Endpoint):
         """Whether the stream over the connection has."""
         return self._io.has_ended()
 
+    def note_status(self, status: int | None) -> None:
+        """Have the stream over the connection note it."""
+        self._io.note_status(status)
+
     def disown(self) -> None:
         """In a forked process: let go of the connection, which is the parent's."""
         self._io.disown()

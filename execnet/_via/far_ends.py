@@ -53,6 +53,7 @@ class Process(object):
 
     def __init__(self, model: ExecModel, request: dict[str, Any]) -> None:
         subprocess = model.subprocess
+        self._may_wait = model.has_main_thread
         self.stderr = StderrTail(model) if request["stderr"] else None
         self.leads_group = request.get("leads_group")  # of what must not outlive it
         child_stdin, self.write_fd = pipe()
@@ -109,13 +110,24 @@ class Process(object):
         """Return a descriptor that can be read once it has ended, -1 if the system has none."""
         return open_end_of(self._popen.pid)
 
-    def status(self) -> int:
-        """Wait until it has ended; return the exit status."""
+    def status(self) -> int | None:
+        """Wait until it has ended; return the exit status, None if that can't be had."""
+        is_known = self._has_status()
         status: int = self._popen.wait()
         self._kill_group()
-        return status
+        return status if status or is_known else None
 
-    def wait(self, read_all: Waits | None) -> tuple[int, bytes]:
+    def _has_status(self) -> bool:
+        """Wait until it has ended; return whether ``Popen``, when it says 0, can know that."""
+        if not (self._may_wait and hasattr(os, "waitid")):
+            return True
+        try:
+            os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOWAIT)
+        except ERRORS:  # code here ignores SIGCHLD, or has asked for it first
+            return False
+        return True
+
+    def wait(self, read_all: Waits | None) -> tuple[int | None, bytes]:
         """Wait until it has ended; return the exit status and the end of its stderr."""
         status = self.status()
         return status, b"" if self.stderr is None else self.stderr.last()

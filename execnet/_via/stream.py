@@ -493,9 +493,8 @@ class ViaIO(Endpoint):
         self._silent = True
 
     def _known_status(self) -> int | None:
-        asked = self._closed_write or self._closed_read
-        if self._status is None and asked and self._ended.is_set():
-            return 0  # it ended as asked, or long ago, and nobody knows how
+        if self._status is None and self._ended.is_set():
+            return self.told_status
         return self._status
 
     def stderr_tail(self) -> str:
@@ -511,6 +510,7 @@ class ViaIO(Endpoint):
         """Have the far process killed; never waits."""
         if not self._over.is_set():
             self._kill_time = monotonic()
+            self.told_status = None  # it does not end by itself
             self._post((self.worker_pid,))
             self._over.set()
 

@@ -139,10 +139,12 @@ class Stream(ABC):
 
     To have another kind tested, write a class with ``make`` and add it to ``ALL``.  It may name
     the ``models`` that it works in, if these are not all, and has to look to it that nothing
-    is left when its ``with`` block has ended.
+    is left when its ``with`` block has ended.  ``end_status`` is the exit status of what is at the
+    far end, once that has ended, None where nothing tells it.
     """
 
     models: tuple[str, ...] = EXECMODELS
+    end_status: int | None = 0
     reads_in_pieces = False  # those in which it came, however little is asked for
 
     @abstractmethod
@@ -217,6 +219,8 @@ class Popen(Stream):
 
 class Socket(Stream):
     """A connection over the loopback interface."""
+
+    end_status = None
 
     @contextmanager
     def make(self, model: ExecModel) -> Iterator[tuple[Any, Far]]:
@@ -309,6 +313,8 @@ class Via(Stream):
 
 class Forked(Stream):
     """Two pipes to a process that a template has forked."""
+
+    end_status = -signal.SIGKILL
 
     @contextmanager
     def make(self, model: ExecModel) -> Iterator[tuple[Any, Far]]:

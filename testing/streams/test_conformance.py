@@ -352,7 +352,9 @@ class TestTheWorkersEnd:
         io, _ = made
         assert io.poll_until(time.monotonic() + 0.05) is None
 
-    def test_a_kill_ends_it_and_each_who_waits_is_told_the_same(self, made: Made) -> None:
+    def test_a_kill_ends_it_and_each_who_waits_is_told_the_same(
+        self, stream: Stream, made: Made
+    ) -> None:
         io, far = made
         waiting = [Task(io.execmodel, io.wait) for _ in range(2)]
         io.execmodel.sleep(0)
@@ -361,6 +363,28 @@ class TestTheWorkersEnd:
         status = io.wait()
         assert [task.result() for task in waiting] == [status] * 2
         assert io.poll_until(time.monotonic()) == status
-        assert status is not None
+        assert io.has_ended()
+        assert (status is None) is (stream.end_status is None), "it was killed, not asked"
         far.end()
         read_end(io)
+
+    def test_one_as_asked_has_no_status_where_nothing_tells_it(
+        self, stream: Stream, made: Made
+    ) -> None:
+        io, far = made
+        io.close_write()
+        far.end()
+        read_end(io)
+        assert io.wait() == stream.end_status
+        assert io.has_ended()
+
+    def test_what_the_worker_has_told_counts_where_nothing_else_does(
+        self, stream: Stream, made: Made
+    ) -> None:
+        io, far = made
+        io.note_status(7)
+        assert io.poll_until(time.monotonic()) is None
+        far.end()
+        read_end(io)
+        status = 7 if stream.end_status is None else stream.end_status
+        assert io.wait() == io.poll_until(time.monotonic()) == status

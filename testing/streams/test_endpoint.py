@@ -52,7 +52,9 @@ class TestTheBase:
         assert {"wait", "kill", "read_some", "carrier"} <= asked
         assert asked - MEMBERS - of_workers - of_writers - of_links == set()
 
-    @pytest.mark.parametrize("name", ["has_ended", "disown", "kill", "wait", "poll_until"])
+    @pytest.mark.parametrize(
+        "name", ["has_ended", "disown", "kill", "wait", "poll_until", "note_status"]
+    )
     def test_one_that_wraps_another_passes_on_what_is_asked_of_the_worker(self, name: str) -> None:
         class Within:
             execmodel, args, remoteaddress = get_execmodel("thread"), (), "far"
@@ -62,7 +64,7 @@ class TestTheBase:
 
         asked: list[str] = []
         io = TlsIO(Within(), Tls.__new__(Tls))  # type: ignore[arg-type]
-        getattr(io, name)(*([0.0] if name == "poll_until" else []))
+        getattr(io, name)(*([0] if name in ("poll_until", "note_status") else []))
         assert asked == [name]
 
     def test_one_is_taken_as_it_is(self) -> None:

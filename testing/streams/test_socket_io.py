@@ -108,15 +108,20 @@ class TestSocketIO:
                 io._sock.send(b"x" * 65536)
         assert not io.can_write_now()
 
-    def test_its_end_has_a_status_only_if_it_was_asked_for(self, pair: Pair) -> None:
+    @pytest.mark.parametrize("told", [None, 0, 3])
+    def test_its_end_has_a_status_only_if_the_worker_told_it(
+        self, pair: Pair, told: int | None
+    ) -> None:
         io, theirs = pair
+        io.close_write()
+        io.note_status(told)
         assert io.poll_until(time.monotonic()) is None
         theirs.close()
         assert io.read_some(1) == b""
-        assert io.wait() is None
         io.close_read()
-        assert io.wait() == 0
-        assert io.poll_until(time.monotonic()) == 0
+        assert io.wait() == told
+        assert io.poll_until(time.monotonic()) == told
+        assert io.has_ended()
 
     def test_an_end_that_another_thread_has_read_is_known(self, pair: Pair) -> None:
         io, theirs = pair
@@ -128,13 +133,24 @@ class TestSocketIO:
         assert io.poll_until(time.monotonic()) is None, "there is more to be read"
         assert os.read(io._sock.fileno(), 10) == b"x"
         assert os.read(io._sock.fileno(), 10) == b""
-        assert io.poll_until(time.monotonic() + BOUND_S) == 0
+        assert io.poll_until(time.monotonic() + BOUND_S) is None
+        assert io.has_ended()
         assert time.monotonic() - start < 5
         io.close_read()
         assert io.direct_reads() is None
 
     def test_a_killed_one_does_not_have_to_be_waited_for(self, pair: Pair) -> None:
         io, _ = pair
+        io.note_status(0)
+        io.kill()
+        assert io.wait() is None, "nobody knows how the worker has ended now"
+        assert io.has_ended()
+
+    def test_a_kill_after_the_end_changes_nothing(self, pair: Pair) -> None:
+        io, theirs = pair
+        io.note_status(0)
+        theirs.close()
+        assert io.read_some(1) == b""
         io.kill()
         assert io.wait() == 0
 
@@ -149,5 +165,6 @@ class TestSocketIO:
             io.read_some(1)
         io.close_read()
         io.close_write()
-        assert io.wait() == 0
+        assert io.wait() is None
+        assert io.has_ended()
         listener.close()

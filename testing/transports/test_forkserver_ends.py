@@ -204,6 +204,20 @@ class TestTemplate:
             channel.receive(10)
         assert info.value.exitcode is None
 
+    def test_when_it_is_gone_how_a_worker_ended_is_not_made_up(self) -> None:
+        group = Group([SPEC, SPEC])
+        gateways: list[Any] = list(group)
+        (pid, template), _ = map(pids_of, gateways)
+        os.kill(template, signal.SIGKILL)
+        wait_until(lambda: has_ended(template))
+        stop(pid)
+        gateways[0].exit()
+        os.kill(pid, signal.SIGKILL)
+        group.terminate(timeout=10)
+        assert gateways[0]._io.wait() is None, "it was asked to end, and was killed"
+        assert gateways[0]._io.has_ended()
+        assert gateways[1]._io.wait() == 0, "it has told so itself"
+
     def test_one_that_is_stopped_costs_no_more_than_the_time_that_was_given(
         self, group: Group
     ) -> None:

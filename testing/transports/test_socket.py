@@ -179,6 +179,31 @@ class TestEnd:
         assert caught.value.exitcode is None
         assert gateway.exitcode is None
 
+    def test_nor_is_it_for_one_that_was_killed_or_given_up(
+        self, server: Server, group: Group
+    ) -> None:
+        spec = f"socket={server.address}"
+        gateways: list[Any] = group.makegateways([spec, f"{spec}//heartbeat=0.05//dead_after=0.5"])
+        killed, silent = gateways
+        channel = silent.newchannel()
+        pid = silent._rinfo().pid
+        stop(pid)
+        with pytest.raises(WorkerDied, match="was given up") as caught:
+            channel.receive(BOUND_S)
+        os.kill(pid, signal.SIGKILL)
+        killed._io.kill()
+        assert (caught.value.exitcode, silent.exitcode) == (None, None)
+        for gateway in gateways:
+            assert gateway._io.wait() is None
+            assert gateway._io.has_ended()
+
+    def test_one_that_ends_as_asked_tells_its_status_itself(
+        self, server: Server, group: Group
+    ) -> None:
+        gateway: Any = group.makegateway(f"socket={server.address}")
+        group.terminate(timeout=BOUND_S)
+        assert gateway._io.wait() == 0
+
     def test_a_server_that_ends_takes_its_workers_along(self, server: Server, group: Group) -> None:
         channel = group.makegateway(f"socket={server.address}").remote_exec("channel.receive()")
         assert server.stop() == 0

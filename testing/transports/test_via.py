@@ -291,9 +291,10 @@ class TestFailures:
 class TestStream:
     """The stream alone, to programs that are no workers."""
 
-    def start(self, makegateway: MakeGateway, *args: str) -> ViaIO:
+    def start(self, makegateway: MakeGateway, *args: str, before: str = "") -> ViaIO:
         request = {"args": list(args), "address": None, "stderr": False, "timeout": None}
         between = makegateway()
+        between.remote_exec(before).waitclose(BOUND_S)
         return ViaIO(between, request, list(args), None, between.execmodel)
 
     def test_the_end_is_read_behind_the_bytes_and_then_the_status_is_known(
@@ -305,6 +306,14 @@ class TestStream:
         assert stream.read_some(65536) == ALL_BYTES
         assert [stream.read_some(65536) for _ in range(4)] == [b""] * 4
         assert stream.wait() == stream.poll_until(0) == 5
+
+    def test_a_status_that_the_worker_between_can_not_have_is_none(
+        self, makegateway: MakeGateway
+    ) -> None:
+        ignored = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+        stream = self.start(makegateway, "sh", "-c", "exit 3", before=ignored)
+        assert stream.wait() is None
+        assert stream.has_ended()
 
     def test_a_program_that_has_ended_takes_no_bytes(self, makegateway: MakeGateway) -> None:
         stream = self.start(makegateway, "true")

@@ -151,6 +151,19 @@ class TestAWorkerDies:
         sender.join(BOUND_S)
         assert len(errors) == 1
 
+    def test_how_one_ended_that_is_lost_with_its_hop_is_not_made_up(
+        self, pids: list[int], group: Group
+    ) -> None:
+        gateways: list[Any] = make_hops(group, 2)
+        pids += [pid_of(gateway) for gateway in gateways]
+        stop(pids[1])
+        gateways[1].exit()  # which it does not see
+        os.kill(pids[0], signal.SIGKILL)
+        assert gateways[1]._io.wait() is None
+        assert gateways[1]._io.poll_until(time.monotonic()) is None
+        assert gateways[1]._io.has_ended()
+        os.kill(pids[1], signal.SIGKILL)
+
 
 class TestTermination:
     @pytest.mark.parametrize("length", [2, 3, 5])

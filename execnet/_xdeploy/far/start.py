@@ -93,12 +93,16 @@ class Child(object):
         fd: int = self._far_ends.open_end_of(self._pid)
         return fd
 
-    def status(self) -> int:
-        """Wait until it has ended; return the exit status."""
-        os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
-        with self._lock:
-            _, status = os.waitpid(self._pid, 0)
+    def status(self) -> int | None:
+        """Wait until it has ended; return the exit status, None if that can't be had."""
+        try:
+            os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
+            with self._lock:
+                _, status = os.waitpid(self._pid, 0)
+                self._has_ended = True
+        except OSError:  # code here ignores SIGCHLD, or has asked for it first
             self._has_ended = True
+            return None
         is_killed = os.WIFSIGNALED(status)
         return -os.WTERMSIG(status) if is_killed else os.WEXITSTATUS(status)
 
