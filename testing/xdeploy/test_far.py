@@ -19,6 +19,7 @@ from tools import BOUND_S, Task, wait_until
 from wheels import make_wheel
 
 from execnet._ship.parts import with_imports
+from execnet._via import far_ends
 from execnet._xdeploy.far import flocks, locks, reach, start, wheels
 from execnet._xdeploy.far.commands import Commands, Failure
 from execnet.gateway_base import get_execmodel
@@ -238,3 +239,13 @@ def test_an_index_is_reached_if_something_listens_there(monkeypatch: pytest.Monk
 
 def test_what_forwards_is_loaded_after_what_it_imports() -> None:
     assert [f"_via.{name}" for name in start.FORWARDS] == with_imports("_via.far")
+
+
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="needs POSIX")
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_a_status_that_can_not_be_had_is_none(is_taken: bool) -> None:
+    pid = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 3"], {})
+    child = start.Child(far_ends, pid, -1, -1)
+    if is_taken:
+        os.waitpid(pid, 0)
+    assert child.status() == (None if is_taken else 3)
