@@ -320,7 +320,10 @@ def _stdout_stopped(error: OSError) -> _Stopped:
 
 @contextmanager
 def _signals_go_to(session: Session) -> Iterator[None]:
-    """Handle the signals that would end the process, except those that it ignores."""
+    """Handle the signals that would end the process, except those that it ignores.
+
+    SIGCHLD is not ignored meanwhile: workers inherit that, and learn no program's exit status then.
+    """
     before: dict[int, Handler] = {}
     former_fd = None
     try:
@@ -330,6 +333,9 @@ def _signals_go_to(session: Session) -> Iterator[None]:
                 number = signal.Signals.__members__.get(name)
                 if number and signal.getsignal(number) not in (signal.SIG_IGN, None):
                     before[number] = signal.signal(number, session.on_signal)
+            child = signal.Signals.__members__.get("SIGCHLD")
+            if child and signal.getsignal(child) == signal.SIG_IGN:
+                before[child] = signal.signal(child, signal.SIG_DFL)
             if early.noted:  # the exception was lost, or it would have ended this process
                 session.on_signal(signal.SIGINT)
         yield

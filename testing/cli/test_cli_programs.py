@@ -113,6 +113,16 @@ class TestExec:
 
 
 class TestRun:
+    def test_ends_as_the_program_does_even_where_nobody_wants_to_know(self) -> None:
+        """Whoever ignores SIGCHLD has no exit status of a child, and its children do the same."""
+        result = run_python(
+            "import signal, os, sys\n"
+            "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+            "words = ['-m', 'execnet', 'run', 'popen', '--', 'sh', '-c', 'exit 3']\n"
+            "os.execv(sys.executable, [sys.executable, *words])",
+        )
+        assert result.returncode == 3
+
     def test_runs_a_program_everywhere(self, shell: Shell) -> None:
         script = "echo out; echo err >&2; read x || exit $N"
         specs = ["popen//env:N=0", "popen//env:N=4"]
