@@ -25,6 +25,19 @@ from execnet.gateway_base import ExecModel, get_execmodel
 from execnet.gateway_io import BootstrapError
 from execnet.script import socketserver
 
+# The connection is full most of the time, so that signals cut sends short.
+SENDS_UNDER_SIGNALS = """
+import signal
+count = channel.receive()
+signal.signal(signal.SIGALRM, lambda number, frame: None)
+signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+try:
+    for number in range(count):
+        channel.send((number, b"x" * (number % 3000)))
+finally:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
 
 @pytest.fixture
 def server(tmp_path: Path, nothing_is_left: None) -> Iterator[Server]:
@@ -211,6 +224,18 @@ class TestEnd:
         with pytest.raises(WorkerDied):
             channel.receive(BOUND_S)
         assert time.monotonic() - start < 5
+
+    @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX signals")
+    def test_signals_in_a_worker_that_sends_lose_and_mix_nothing(
+        self, server: Server, group: Group
+    ) -> None:
+        gateway: Any = group.makegateway(f"socket={server.address}")
+        gateway._io.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        channel = gateway.remote_exec(SENDS_UNDER_SIGNALS)
+        channel.send(count := 10_000)
+        for number in range(count):
+            assert channel.receive(BOUND_S) == (number, b"x" * (number % 3000))
+        channel.waitclose(BOUND_S)
 
     def test_an_interrupted_sender_leaves_nothing(self, server: Server, group: Group) -> None:
         gateway = group.makegateway(f"socket={server.address}")
