@@ -178,7 +178,9 @@ def _start_or_serve(greenlets: bool, resumes: bool) -> str:
     if resumes:
         return _START_OR_REFUSE % "runs workers in its own process, and resume= needs another one"
     lines = parts.lowered("_transports.far_socket").split("\n")
-    return _START_OR_SERVE % "~".join(filter(None, lines))  # "\n" would be escaped twice
+    # It is in no package there, so its imports are absolute.  "\n" would be escaped twice.
+    kept = [line for line in lines if line and not line.startswith("from __future__")]
+    return _START_OR_SERVE % "~".join(kept)
 
 
 def head_of_line() -> str:
