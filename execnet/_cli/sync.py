@@ -299,7 +299,7 @@ def _checked_rule(text: str) -> list[str]:
 
 
 def _rules_of(args: argparse.Namespace) -> list[Rule]:
-    """Return the rules; with ``--watch``, too, their files are read only now.
+    """Return the rules; their files are read only now, also with ``--watch``.
 
     One that is read while somebody is writing it would have everything sent that it leaves out.
     """

@@ -120,7 +120,7 @@ class ResumeIO(Link, Endpoint):
     reach_by: float | None = None  # when its login has to have reached the host, as far as known
 
     writer_class = _Writer
-    is_near = False  # who asks for this expects a network, wherever the server is
+    is_near = False  # whoever asks for this expects a network, wherever the server is
 
     def __init__(self, settings: Settings, execmodel: ExecModel, maker: Maker) -> None:
         self._settings = settings

@@ -41,7 +41,7 @@ def compiled(source: object, text: str, file_name: str | None) -> bytes | None:
 
     That of one of our own modules is kept for the programs that come after this one, unless the
     text is not its alone: then there may be a key in it.  None if the text can't be compiled: then
-    the worker says why.  source: what ``source_to_send`` got; text, file_name: what it returned.
+    the worker says why.  source: what ``source_to_send`` got; text, file_name: what is sent of it.
     """
     name = _own_name(source) if isinstance(source, types.ModuleType) else None
     return _compiled_once(text, file_name, name)

@@ -111,7 +111,7 @@ class Process(object):
         return open_end_of(self._popen.pid)
 
     def status(self) -> int | None:
-        """Wait until it has ended; return the exit status, None if that can't be had."""
+        """Wait until it has ended; return the exit status, None if nobody knows it."""
         is_known = self._has_status()
         status: int = self._popen.wait()
         self._kill_group()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from services import script
 from test_join import KEY, Start, command, pem, start, ticket  # noqa: F401 - fixtures
 from tools import BOUND_S, wait_until
 
-from execnet import Group, WorkerDied, aio
+from execnet import Gateway, Group, WorkerDied, aio
 from execnet._join import jobs
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the command is for a Unix shell")
@@ -94,32 +95,34 @@ def test_without_an_answer_nothing_is_told(
     assert jobs.Jobs([]).why(facts) == "Slurm job 17: COMPLETING"
 
 
+@pytest.fixture
+def joined(
+    group: Group,
+    ticket: str,  # noqa: F811
+    start: Start,  # noqa: F811
+) -> tuple[subprocess.Popen[str], Gateway]:
+    """The joiner of a task of Slurm, and the gateway of its worker."""
+    joiner = start(command(group), **TASK)
+    (gateway,) = group.wait_for(1, BOUND_S)
+    return joiner, gateway
+
+
 class TestError:
     def test_it_says_what_slurm_says(
-        self,
-        group: Group,
-        ticket: str,  # noqa: F811
-        start: Start,  # noqa: F811
-        slurm_says: Says,
+        self, joined: tuple[subprocess.Popen[str], Gateway], slurm_says: Says
     ) -> None:
         slurm_says(line("COMPLETING", "TimeLimit"))
-        joiner = start(command(group), **TASK)
-        (gateway,) = group.wait_for(1, BOUND_S)
+        joiner, gateway = joined
         joiner.send_signal(signal.SIGTERM)
         how = r"\(rank 1 of Slurm job 17\.0, on .*\) died, killed by SIGTERM: .*"
         with pytest.raises(WorkerDied, match=f"{how}; Slurm job 17 step 0: TIMEOUT"):
             gateway.newchannel().receive(BOUND_S)
 
     def test_slurm_has_no_part_in_an_end_of_the_worker_s_own(
-        self,
-        group: Group,
-        ticket: str,  # noqa: F811
-        start: Start,  # noqa: F811
-        slurm_says: Says,
+        self, joined: tuple[subprocess.Popen[str], Gateway], slurm_says: Says
     ) -> None:
         asked = slurm_says(line("TIMEOUT"))
-        start(command(group), **TASK)
-        (gateway,) = group.wait_for(1, BOUND_S)
+        _, gateway = joined
         with pytest.raises(WorkerDied, match="exit status 0: ") as caught:
             gateway.remote_exec("import os; os._exit(0)").receive(BOUND_S)
         assert "TIMEOUT" not in str(caught.value)

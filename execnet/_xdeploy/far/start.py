@@ -94,7 +94,7 @@ class Child(object):
         return fd
 
     def status(self) -> int | None:
-        """Wait until it has ended; return the exit status, None if that can't be had."""
+        """Wait until it has ended; return the exit status, None if nobody knows it."""
         try:
             os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
             with self._lock:
