@@ -18,7 +18,8 @@ nothing is installed and the peers that are missing are skipped.
 
 How it measures
     Each figure comes from a process of its own, with an environment of a few named variables,
-    in an empty folder.
+    in an empty folder. That is in memory if the system offers it; ``--folder`` takes it elsewhere,
+    such as to a disk for ``rsync``.
     The peers take turns, in several rounds (A B C A B C ...). Round trips run on one core.
     ``ours`` is imported from the folder that this package stands in; a first run that does not
     count leaves its ``.pyc`` files.

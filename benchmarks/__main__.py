@@ -28,10 +28,9 @@ WARM_UP_SCALE = 0.001
 class Runner:
     """Runs a benchmark with one peer, in its environment, and warms that up before its first."""
 
-    def __init__(self, environments: Environments, scale: float, timeout_s: float) -> None:
+    def __init__(self, environments: Environments, options: argparse.Namespace) -> None:
         self._environments = environments
-        self._scale = scale
-        self._timeout_s = timeout_s
+        self._options = options
         self._warm: set[tuple[Peer, Path]] = set()
 
     def run(self, benchmark: Benchmark, peer: Peer) -> dict[str, Any]:
@@ -44,14 +43,16 @@ class Runner:
             # Afterwards all .pyc files are there, those that only workers import too.
             self._run_once(python, script, benchmark, peer, WARM_UP_SCALE)
             self._warm.add((peer, script))
-        return self._run_once(python, script, benchmark, peer, self._scale)
+        return self._run_once(python, script, benchmark, peer, self._options.scale)
 
     def _run_once(
         self, python: Path, script: Path, benchmark: Benchmark, peer: Peer, scale: float
     ) -> dict[str, Any]:
         pin = ["--pin"] if benchmark.pinned and _report.can_pin() else []
         command: list[str | Path] = [python, script, *benchmark.arguments, *pin]
-        return run_program([*command, f"--scale={scale}"], variables_for(peer), self._timeout_s)
+        command.append(f"--scale={scale}")
+        timeout_s, place = self._options.timeout, self._options.folder
+        return run_program(command, variables_for(peer), timeout_s, place)
 
 
 def measure(
@@ -99,6 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--peers", type=_names, metavar="NAME,...", help="with these only; ours is always there")
     add("--offline", action="store_true", help="install nothing, skip the peers that are missing")
     add("--timeout", type=a_number, default=120, metavar="S", help="of each process (120)")
+    add("--folder", type=Path, help="where programs have their empty folders (in memory)")
     add("--json", type=Path, metavar="FILE", help="- for stdout (CACHE/results.json)")
     add("--cache", type=Path, default=ROOT / ".benchmarks", help="for environments (.benchmarks)")
     return parser
@@ -141,8 +143,10 @@ def main() -> int:
     options.cache.mkdir(parents=True, exist_ok=True)
     if not options.json.parent.is_dir():
         parser.error(f"--json: there is no folder {options.json.parent}")
+    if options.folder is not None and not options.folder.is_dir():
+        parser.error(f"--folder: there is no folder {options.folder}")
     environments = Environments(options.cache.absolute(), options.offline)
-    return measure(chosen, peers, Runner(environments, options.scale, options.timeout), options)
+    return measure(chosen, peers, Runner(environments, options), options)
 
 
 if __name__ == "__main__":

@@ -18,16 +18,20 @@ class ProgramFailed(Exception):
 
 
 def run_program(
-    command: Sequence[str | Path], variables: Mapping[str, str], timeout_s: float
+    command: Sequence[str | Path],
+    variables: Mapping[str, str],
+    timeout_s: float,
+    place: Path | None = None,
 ) -> dict[str, Any]:
     """Run ``command`` with the environment ``variables`` and return what it printed as JSON.
 
     It has a process group of its own, of which nothing is left when this returns or raises.
+    place: where its empty folder is made; in memory, if the system offers that, unless given.
     Raises ProgramFailed.
     """
     # An empty folder, because interpreters import from the one they run in, and the one that
     # we run in has an execnet that a peer's workers would take for theirs.
-    with tempfile.TemporaryDirectory(dir=_memory()) as folder:
+    with tempfile.TemporaryDirectory(dir=place or _memory()) as folder:
         output, errors, cwd = (Path(folder, name) for name in ("output", "errors", "cwd"))
         cwd.mkdir()
         # Files, not pipes: what the program left running could hold a pipe open.

@@ -179,6 +179,7 @@ def sample(
     else:
         syncer.sync(source, dests)
         alter(source)
+    os.sync()  # on a disk, what was written so far would keep the processors busy in between
     seconds = timed(syncer.sync, source, dests)
     for dest in dests:
         check(source, dest)

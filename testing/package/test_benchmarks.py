@@ -246,7 +246,10 @@ def test_an_unknown_peer_is_named_with_those_that_there_are() -> None:
     assert "execnet-2.1.2" in done.stderr
 
 
-@pytest.mark.parametrize("wrong", ["--runs=0", "--runs=1.5", "--scale=nan", "--json=no/such/file"])
+WRONG = "--runs=0", "--runs=1.5", "--scale=nan", "--json=no/such/file", "--folder=no/such"
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_an_option_that_cannot_work_is_refused_before_anything_runs(
     tmp_path: Path, wrong: str
 ) -> None:
@@ -449,6 +452,13 @@ def test_a_program_that_does_not_measure_fails_with_the_reason(
 def test_a_program_that_cannot_be_started_fails_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ProgramFailed, match=r"did not start: .*nosuch"):
         run_program([tmp_path / "nosuch"], {}, 1)
+
+
+def test_its_folder_is_where_it_is_asked_for_and_then_removed(tmp_path: Path) -> None:
+    code = "import json, os; print(json.dumps({'samples': [1], 'digest': os.getcwd()}))"
+    result = run_program([sys.executable, "-c", code], {}, 60, tmp_path)
+    assert tmp_path.resolve() in Path(result["digest"]).parents
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_program_has_an_empty_folder_and_nothing_that_falsifies_its_figures(
