@@ -29,6 +29,9 @@ LINE_BYTES = 1 << 16  # a longer line is sent as several; also the most that is 
 BUFFER_BYTES = 1 << 20  # how much may wait here to be sent
 ENTRY_BYTES = 256  # what a waiting item costs in addition to its bytes
 WINDOW_BYTES = 1 << 18  # how much may be on the way and not yet reported as taken
+# How much may be sent at the end, when nobody reports any more: what waits here, and of each pipe
+# what is in it, what was just read, and the beginning of a line.
+LAST_BYTES = BUFFER_BYTES + 2 * 3 * LINE_BYTES
 STALL_S = 1.0  # how long a print waits for room if nothing is taken meanwhile
 FLUSH_S = 5.0  # how long the worker, when it ends, waits until its output is sent
 LONG_S = 1e6
@@ -233,13 +236,20 @@ class Forwarder(object):
     # the thread that sends
 
     def _send_all(self) -> None:
+        unsent = {1: 0, 2: 0}  # lines of each stream
         try:
             while self._wake.read(64):
                 while self._queue:
-                    self._await_credit()
+                    has_room = self._await_credit()
                     fd, lines, dropped = self._take()
-                    self._credit.sent += len(lines)
-                    self._channel.send((fd, bytes(lines), dropped))
+                    if has_room:
+                        self._credit.sent += len(lines)
+                        self._channel.send((fd, bytes(lines), dropped))
+                    else:
+                        unsent[fd] += dropped + lines.count(b"\n")
+            for fd in unsent:
+                if unsent[fd]:
+                    self._channel.send((fd, b"", unsent[fd]))
         except ERRORS:
             pass
         finally:
@@ -265,12 +275,14 @@ class Forwarder(object):
             self._changed.notify_all()
         return entry
 
-    def _await_credit(self) -> None:
+    def _await_credit(self) -> bool:
+        """Wait for room, or for the end of this gateway; return whether there is room."""
         try:
             while not self._credit.has_room():
                 self._credit.taken += self._channel.receive()
-        except EOFError:  # at the end the coordinator takes everything that is left
-            self._credit.window_bytes = sys.maxsize
+        except EOFError:  # from now on nobody reports what was taken
+            self._credit.window_bytes = WINDOW_BYTES + LAST_BYTES
+        return self._credit.has_room()
 
 
 def _flush_each_line() -> None:

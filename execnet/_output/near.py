@@ -16,7 +16,7 @@ from .._features.credit import Credit
 from .._ship.source import source_to_send
 from ..gateway_base import Message, RemoteError, _Flag, dumps_internal, new_lock, printable
 from . import far as output_far
-from .far import BUFFER_BYTES, WINDOW_BYTES
+from .far import LAST_BYTES, LINE_BYTES, WINDOW_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 DRAIN_S = 10.0  # how long a group that ends waits for a callback if it has no time limit
 LAST_S = 0.5  # how long it waits for a callback at least
 NO_WINDOW = 1 << 60  # bytes
-# What may come beyond the window: a worker that ends sends all that it has left.
-ALLOWANCE = BUFFER_BYTES + WINDOW_BYTES // 4
+# What may come beyond the window: what a worker has left at its end, and the rest of a piece.
+ALLOWANCE = LAST_BYTES + 4 * LINE_BYTES
 STREAMS = {1: "stdout", 2: "stderr"}
 _IN_SERVICE = "def serve(channel, **how): channel.gateway.forward(**how)"
 

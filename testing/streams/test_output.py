@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tools import BOUND_S, run_python, wait_until
@@ -194,6 +195,21 @@ class TestReadersThatDoNotRead:
         assert sum(map(int, notes)) + len(written.lines()) - len(notes) == 100001
         numbers = [line for line in written.lines() if line.isdigit()]
         assert numbers == sorted(numbers)
+
+    def test_so_does_one_of_code_that_prints_until_the_end(
+        self, group: Group, blocked: Gateway, written: Written, gate: threading.Event
+    ) -> None:
+        blocked.remote_exec(
+            "try: channel.receive()\nexcept EOFError:\n"
+            "    for i in range(100000): print('%050d' % i)"
+        )
+        with ThreadPoolExecutor() as pool:
+            ending = pool.submit(group.terminate, BOUND_S)
+            wait_until(lambda: not blocked.hasreceiver())  # nothing was taken until then
+            gate.set()
+            ending.result()
+        notes = [line.split()[1] for line in written.lines() if "dropped" in line]
+        assert sum(map(int, notes)) + len(written.lines()) - len(notes) == 100001
 
     def test_what_is_kept_is_bounded(
         self, blocked: Gateway, group: Group, written: Written, gate: threading.Event
