@@ -48,24 +48,20 @@ def _seconds(value: str) -> float:
     return seconds
 
 
-def _lifetime(value: str) -> int:
-    seconds = int(value)
-    if seconds <= 0:
-        raise ValueError("not a number of seconds above 0")
-    return seconds
-
-
 def _is_yes(value: str) -> bool:
     if value not in ("yes", "no"):
         raise ValueError("neither yes nor no")
     return value == "yes"
 
 
-def _bytes(value: str) -> int:
-    number = int(value)
-    if number < 1:
-        raise ValueError("not a number of bytes above 0")
-    return number
+def _some(unit: str) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        number = int(value)
+        if number < 1:
+            raise ValueError(f"not a number of {unit} above 0")
+        return number
+
+    return parse
 
 
 def _memory(value: str) -> int:
@@ -88,12 +84,6 @@ def _is_group(value: str) -> bool:
     return True
 
 
-def _output(value: str) -> str:
-    if value not in ("forward", "inherit"):
-        raise ValueError("neither forward nor inherit")
-    return value
-
-
 def _level(value: str) -> int:
     number = _LEVELS.get(value) or (int(value) if value.isascii() and value.isdigit() else 0)
     if number < 1:
@@ -113,10 +103,13 @@ def _port(value: str) -> int:
     return int(value)
 
 
-def _authentication(value: str) -> str:
-    if value not in ("none", "required"):
-        raise ValueError("neither none nor required")
-    return value
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in words:
+            raise ValueError(f"neither {' nor '.join(words)}")
+        return value
+
+    return parse
 
 
 def _sha256(value: str) -> str:
@@ -225,7 +218,7 @@ _ROWS = [
         "Options of ssh, split into words as a shell would.", needs="host"),
     Key("ssh_config", "a path", SSH, "ssh's own", str,
         "A config file for ssh, in place of the user's."),
-    Key("ssh_persist", "a whole number of seconds", SSH, "not shared", _lifetime,
+    Key("ssh_persist", "a whole number of seconds", SSH, "not shared", _some("seconds"),
         "Share one connection between the gateways of a host, and keep it for this many seconds "
         "after the last one has ended."),
     Key("share", "yes or no", SSH, "each logs in by itself", _is_yes,
@@ -249,7 +242,7 @@ _ROWS = [
     Key("certificate", "a path", (JOINED,), "made by openssl", str,
         "The file with the certificate by which joiners know this machine, and its private key."),
     Key("authentication", "none or required", ("socket",), "required if there is a key",
-        _authentication,
+        _one_of("none", "required"),
         "required: only a server that has the key gets anything; none: every server does, and "
         "none proves anything."),
     Key("bound", "host:port or [IPv6 address]:port", ("socket",), "the address itself", _address,
@@ -290,7 +283,7 @@ _ROWS = [
         "The time between two signs of life, 0 for none."),
     Key("dead_after", "a number of seconds", ALL, "four heartbeats", _seconds,
         "How long the other side may be silent before it is given up."),
-    Key("resume", "a number of seconds", ALL, "it ends with its connection", _lifetime,
+    Key("resume", "a number of seconds", ALL, "it ends with its connection", _some("seconds"),
         "How long the worker waits for another connection when its network was lost."),
     Key("attach", "a name", ALL, "a worker that ends with its gateway", _service_name,
         "Use the service of this name over there, which stays, and start it if it does not run."),
@@ -298,14 +291,17 @@ _ROWS = [
         "How long code in the worker may go on once the worker was asked to end."),
     Key("kill", "group", ALL, "only the worker ends", _is_group,
         "group: processes that the worker has started are killed when it ends."),
-    Key("window", "a number of bytes", ALL, "any number", _bytes,
+    Key("window", "a number of bytes", ALL, "any number", _some("bytes"),
         "How many bytes may be on their way or unread in a channel before send waits."),
     Key("max_item", "a number of bytes", ALL, "1 GiB; any number for popen with this interpreter",
-        _bytes, "How many bytes the unfinished items may have that the worker sends in pieces."),
+        _some("bytes"), "The bytes of unfinished items that the worker may send in pieces."),
+    Key("compress", "yes or no", ALL, "no", _is_yes,
+        "yes: what is large and becomes smaller is deflated on the way, for a slow network."),
     Key("imports", "names of modules, joined by commas, or True", ALL, "none", _imports,
         "Modules of this program that the worker can import; True: those in the folder of the "
         "main program."),
-    Key("output", "forward or inherit", ALL, "stdout: nowhere", _output,
+    Key("output", "forward or inherit", ALL, "stdout: nowhere",
+        _one_of("forward", "inherit"),
         "What becomes of what the worker writes to stdout and stderr."),
     Key("logging", "a level such as INFO, or its number", ALL, "none is sent", _level,
         "Log records of the worker from this level on come to the loggers here."),
@@ -349,6 +345,7 @@ class Settings:
         self.max_item_bytes: int | None = values.get("max_item")
         if self.max_item_bytes is None and not self.has_source:
             self.max_item_bytes = MAX_ITEM
+        self.compresses: bool = values.get("compress", False)
         self.output: str = values.get("output", "")  # or forward, or inherit
         self.logging_level: int | None = values.get("logging")
         self.imports: tuple[str, ...] | None = values.get("imports")  # (): see ``_imports``
@@ -501,6 +498,8 @@ class Settings:
             raise self._error(": output=inherit is for popen on this machine only")
         if self.resume_s is not None:
             self._check_resume()
+        if self.compresses and self._is_here() and not self.spec.via:
+            raise self._error(f": compress= is for connections over a network, not {self.type}=")
         if self.shares_buffers or self.spec.buffers == "shared":
             self._check_buffers()
         if self.type == "socket":
@@ -512,11 +511,15 @@ class Settings:
         if self.attach is not None:
             self._check_attach()
 
+    def _is_here(self) -> bool:
+        """Whether it is on the machine where it is started."""
+        return self.type == "socketservice" or bool(self.transport and self.transport.is_local)
+
     def _check_resume(self) -> None:
         reason = ""
         if self.attach is not None:
             reason = "not attach=, which makes a new connection to a service that stays anyway"
-        elif self.type == "socketservice" or (self.transport and self.transport.is_local):
+        elif self._is_here():
             hint = f", so it may be for {self.spec.via} itself" if self.spec.via else ""
             reason = f"not {self.type}=, which has no network in between{hint}"
         elif self.type == "srun":

@@ -401,18 +401,22 @@ class Gateway(Calling):
                 self._post(Message.SOURCE, 0, rest)
             waits = self._io.on_hello(self, lambda more: self.handshake.end({**hello, **more}))
             try:
-                self._configure_peer()
+                self._configure_peer(hello)
             except (RuntimeError, ImportError, OSError) as exc:
-                hello, waits = {"error": f"here no heartbeat could be begun: {exc}"}, False
+                hello, waits = {"error": f"it could not be set up: {exc}"}, False
             is_ours = self.spec.popen and hello.get("executable") == sys.executable
             self._shares_python = bool(alike and is_ours and not self.spec.via)
             if waits:
                 return
         self.handshake.end(hello)
 
-    def _configure_peer(self) -> None:
+    def _configure_peer(self, hello: dict[str, Any]) -> None:
         """Tell the worker the settings that concern both ends."""
         settings = self.settings
+        if settings.compresses:
+            from ._ends import deflating
+
+            deflating.begin(self, hello)
         if settings.window_bytes is not None:
             data = dumps_internal(settings.window_bytes)
             self._post(Message.WINDOW, 0, data)
@@ -564,10 +568,8 @@ class RInfo:
         self.__dict__.update(mapping)
 
     def __repr__(self) -> str:
-        return f"<RInfo {self._items()}>"
-
-    def _items(self) -> str:
-        return " ".join(f"{name}={value!r}" for name, value in sorted(self.__dict__.items()))
+        items = " ".join(f"{name}={value!r}" for name, value in sorted(self.__dict__.items()))
+        return f"<{type(self).__name__} {items}>"
 
     if TYPE_CHECKING:
 
@@ -576,9 +578,6 @@ class RInfo:
 
 class RemoteStatus(RInfo):
     """The status that a worker reported, as attributes."""
-
-    def __repr__(self) -> str:
-        return f"<RemoteStatus {self._items()}>"
 
 
 def rinfo_source(channel):

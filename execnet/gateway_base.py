@@ -386,8 +386,6 @@ def dumps_internal(obj: object, gateway: object = None, before: bytes = b"") -> 
     raise DumpError(refused)  # out here, so that the traceback does not show the search
 
 
-# The fast codec.
-
 HAVE_FAST_CODEC = HAS_PARTS and sys.version_info >= (3, 8) and not ISPYPY
 CODECS = ("classic", "fast") if HAVE_FAST_CODEC else ("classic",)
 
@@ -426,6 +424,7 @@ class Message(object):
     IMPORT, SOURCES = 19, 20  # a worker asks for a module; answers, and what it may ask for
     CODEC, ACK = 21, 22  # what the codec of a channel has, or None; how many bytes were read
     SHARED, RELEASED = 23, 24  # an item in memory that both sides have; a segment to use again
+    DEFLATED = 25  # a zlib stream of another frame
 
     _types: dict[int, tuple[str, Callable[[Message, Any], None]]] = {}
     # For a large frame that is passed on as it comes, in several messages:
@@ -733,7 +732,7 @@ Message._types = {Message.SOURCE: ("SOURCE", _on_source)}  # what a worker knows
 # ---------------------------------------------------------------- boot
 
 # Whose messages are understood.
-FEATURES = "goodbye stacks" + " heartbeat window calls interrupts codecs imports" * HAS_PARTS
+FEATURES = "goodbye stacks" + " heartbeat window calls interrupts codecs imports zlib" * HAS_PARTS
 
 
 def _describe_process() -> dict[str, object]:
@@ -2927,6 +2926,7 @@ _HANDLERS = [
     ("ACK", lambda m, gateway: gateway._io.on_ack(m)),
     ("SHARED", lambda m, gateway: gateway._channelfactory.buffers.shared.on_item(m)),
     ("RELEASED", lambda m, gateway: gateway._channelfactory.buffers.shared.on_released(m)),
+    ("DEFLATED", _in_part("deflate", "on_deflated")),
 ]
 Message._types = dict(enumerate(_HANDLERS))
 
@@ -3090,8 +3090,7 @@ class BaseGateway(object):
 
     def _enable_direct_reads(self) -> None:
         if self.execmodel.has_main_thread and CAN_READ_DIRECTLY:
-            direct = getattr(self._io, "direct_reads", None)
-            self._channelfactory.direct = None if direct is None else direct()
+            self._channelfactory.direct = getattr(self._io, "direct_reads", lambda: None)()
 
     def _next_data(self, limit: int, decoder: FrameDecoder) -> bytes:
         direct = self._channelfactory.direct

@@ -20,6 +20,7 @@ from ..gateway_base import (
     GatewayState,
     LoadError,
     Message,
+    _left,
     new_rlock,
 )
 
@@ -183,7 +184,7 @@ class Lane:
         writer.post(_HEADER.pack(Message.CALL, id, 0), b"")
         for _, header, payload in self.gateway._channelfactory._frames_of(id, [request]):
             frame = writer.frame(header, payload)
-            asked.goes_with(frame, len(header) + len(payload))
+            asked.goes_with(frame, _left(frame))
             writer.post_frame(frame)
 
     def post_held(self) -> None:  # holds posting
@@ -204,7 +205,7 @@ class Lane:
             end = 0
             for asked, header, request in held:
                 end += len(header) + len(request)
-                asked.goes_with(frame, end)
+                asked.goes_with(frame, min(end, _left(frame)))  # it may be deflated
             if self._put is None or frame[1] or not self._put(frame):
                 writer.post_frame(frame)
 

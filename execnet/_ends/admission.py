@@ -7,7 +7,7 @@ Start at ``Admission``.
 
 from __future__ import annotations
 
-from ..gateway_base import PART_BYTES, Message, ProtocolError
+from ..gateway_base import ITEM_MAX, PART_BYTES, Message, ProtocolError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ ADMITTED: dict[int, tuple[int, bool]] = {
     Message.ACK: (4 * SMALL_MAX, False),  # where the spec says resume=
     Message.SHARED: (PART_BYTES + SMALL_MAX, True),  # both where it says buffers=shared
     Message.RELEASED: (8, False),
+    Message.DEFLATED: (ITEM_MAX, True),  # where it says compress=; what is within is checked, too
 }
 OF_MEMORY = Message.SHARED, Message.RELEASED
 # An honest worker may send these before a channel exists here, and after it was closed here.
@@ -75,6 +76,8 @@ class Admission:
             raise ProtocolError("an ACK, without resume=")
         if code in OF_MEMORY and not self._gateway.settings.shares_buffers:
             raise ProtocolError(f"{name}, without buffers=shared")
+        if code == Message.DEFLATED and not self._gateway.settings.compresses:
+            raise ProtocolError("DEFLATED, without compress=")
         if code == Message.HELLO and self._gateway.handshake.answered.is_set():
             raise ProtocolError("a second HELLO")
         if code == Message.STACKS and not size:

@@ -52,6 +52,7 @@ NAMES = [
     "ACK",
     "SHARED",
     "RELEASED",
+    "DEFLATED",
 ]
 HEADER_BYTES = 9
 

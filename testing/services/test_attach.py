@@ -252,6 +252,20 @@ def test_it_goes_through_another_gateway(home: Path, makegateway: MakeGateway) -
     assert counted(local) == 3  # it is the one that programs of that machine use
 
 
+def test_what_is_large_is_compressed_for_each_connection_that_wants_it(
+    home: Path, makegateway: MakeGateway
+) -> None:
+    makegateway("popen//id=near")
+    code = "for item in channel: channel.send([item, 'frame' in vars(channel.gateway._writer)])"
+    for compress in "yes", "no":
+        gateway = makegateway(f"popen//via=near//attach=big//compress={compress}")
+        channel = gateway.remote_exec(code)
+        for item in b"words " * 1000, os.urandom(5000), "ab" * 1_000_000:
+            channel.send(item)
+            assert channel.receive(BOUND_S) == [item, compress == "yes"]
+        channel.close()
+
+
 def test_a_process_of_another_user_leaves_the_terminal(
     home: Path, makegateway: MakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
