@@ -18,6 +18,10 @@ PROOFS = {
         "asyncio: 100,000 cancelled receives, 1,000 idle gateways in one loop",
         "benchmarks/proofs/aio.py",
     ),
+    "compress": (
+        "compress=yes beside ssh -C over a link of 10 Mbit/s: no slower",
+        "benchmarks/proofs/compress.py",
+    ),
     "deploy": (
         "50 seeded kills while an environment is made, 20 times two coordinators at once",
         "testing/kit/deploy_faults.py",

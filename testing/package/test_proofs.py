@@ -48,6 +48,16 @@ def test_a_tree_is_measured_beside_a_flat_group() -> None:
     assert copies["flat"] > 3
 
 
+@pytest.mark.skipif(not can_make_networks(), reason="makes network namespaces")
+def test_what_is_compressed_is_measured_beside_ssh() -> None:
+    for program, package in ("ssh", "openssh-client"), ("nft", "nftables"):
+        need(program, package)
+    need("sshd", "openssh-server")
+    done = prove("compress", "--mb", 0.2, "--rounds", 1, "--most", 100)  # a busy machine
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" of the time of -C") == 4
+
+
 def test_hostile_peers_disturb_nothing_else() -> None:
     done = prove("hostile", "--count", 50)
     assert done.returncode == 0, done.stdout + done.stderr
