@@ -29,7 +29,7 @@ def begin(gateway: Inside, hello: Mapping[str, Any]) -> None:
     if "zlib" not in hello.get("features", "").split():
         raise BootstrapError("compress=yes: the worker's execnet can't inflate frames")
     here = load_part(PART)
-    in_order = gateway.settings.resume_s is None  # else a writer queues only what it has room for
-    told = parts.sent_parts(gateway, PART), in_order
+    may_continue = gateway.settings.resume_s is None  # else senders wait for room, in any order
+    told = parts.sent_parts(gateway, PART), may_continue
     gateway.post_message(Message.SOURCES, 0, dumps_internal(told))
-    here.tell(gateway, in_order and not gateway.waits_in_loop)
+    here.tell(gateway, may_continue and not gateway.waits_in_loop)

@@ -33,8 +33,8 @@ _INNER = struct.Struct("!bBi")  # code of the frame within, how it goes, size
 ALONE, BEGINS, GOES_ON = range(3)
 
 
-class _Tried(bytes):
-    """The header of a frame that is to be sent as it is."""
+class _AsItIs(bytes):
+    """The header of a frame that is not to be tried, or was and did not shrink."""
 
     __slots__ = ()
 
@@ -45,23 +45,24 @@ class Deflater(object):
     After frames that did not shrink, as many bytes as a multiple of theirs are sent without a try:
     so small ones of that kind do not keep it from large ones that would.  Any thread may call.  The
     one that has ``_lock`` continues the stream; others do not wait for it, they do without.
-    in_order: whether the stream may be continued.
+    may_continue: whether there is a stream.  If not, each frame is one by itself.
     """
 
-    def __init__(self, writer: FrameWriter, in_order: bool = True) -> None:
+    def __init__(self, writer: FrameWriter, may_continue: bool = True) -> None:
         self._writer = writer
         self._frame: Any = writer.frame
         self._send = writer.send
-        self._in_order = in_order
+        self._may_continue = may_continue
         self._lock = writer._io.execmodel.Lock()
         self._stream: Any = None  # None: the next frame begins one
-        self._failures = self._untried = 0  # frames in a row; bytes that may pass without a try
+        self._factor = 1  # grows with each frame in a row that did not shrink
+        self._untried = 0  # bytes that may pass without a try
         vars(writer).update(frame=self.frame, send=self.send)
 
     def frame(self, header: bytes, payload: Piece, *blob: object) -> Frame:
         """Return a frame, as the writer does; one with a blob stays as it is."""
         if not blob and self._is_tried(header, payload):
-            header, payload = self._shortened(header, payload, zlib.compressobj(LEVEL), ALONE)
+            header, payload = self._alone(header, payload)
         frame: Frame = self._frame(header, payload, *blob)
         return frame
 
@@ -76,25 +77,34 @@ class Deflater(object):
     def _send_one(self, header: bytes, payload: Piece) -> None:
         if len(payload) < LEAST_BYTES:
             self._send(header, payload)
-            return
-        frame = None
-        if self._in_order and not getattr(self._writer._io, "may_not_wait", bool)():
+        elif not self._is_tried(header, payload):
+            self._send(_AsItIs(header), payload)
+        elif not self._send_next(header, payload):
+            self._send(*self._alone(header, payload))
+
+    def _send_next(self, header: bytes, payload: Piece) -> bool:
+        """Send the next frame of the stream; False if this one has to be sent in another way."""
+        writer = self._writer
+        if not self._may_continue or getattr(writer._io, "may_not_wait", bool)():
+            return False
+        try:
             frame = self._queued(header, payload)
-        if frame is None:
-            self._send(header, payload)
-        else:
-            self._writer.deliver(frame)
+            if frame is not None:
+                writer.deliver(frame)
+            return frame is not None
+        except BaseException:  # an interrupt, maybe just after it was queued
+            writer._flush_left_behind()
+            raise
 
     def _queued(self, header: bytes, payload: Piece) -> Frame | None:
-        """Queue a frame that continues the stream; None if it has to be sent in another way.
+        """Queue the next frame of the stream and return it; None if another thread is at it.
 
         An interrupt, whenever it comes, at most has the next frame begin another stream.
         """
         writer = self._writer
-        if not self._lock.acquire(False):
-            return None
+        (taken,) = map(self._lock.acquire, (False,))  # doc/interrupts.rst, "Locks"
         try:
-            if writer._error is not None or writer._closing or not self._is_tried(header, payload):
+            if not taken or writer._error is not None or writer._closing:
                 return None
             stream, self._stream = self._stream, None
             how = BEGINS if stream is None else GOES_ON
@@ -102,14 +112,15 @@ class Deflater(object):
             header, payload = self._shortened(header, payload, stream, how)
             frame: Frame = self._frame(header, payload)
             frame[3] += map(writer._frames.append, (frame,))
-            self._stream = None if type(header) is _Tried else stream
+            self._stream = None if type(header) is _AsItIs else stream
             return frame
         finally:
-            self._lock.release()
+            if taken:
+                self._lock.release()
 
     def _is_tried(self, header: bytes, payload: Piece) -> bool:
         """Whether to deflate a frame, whose header may have some of the payload."""
-        if len(payload) < LEAST_BYTES or type(header) is _Tried:
+        if len(payload) < LEAST_BYTES or type(header) is _AsItIs:
             return False
         code, id, size = _HEADER.unpack_from(header)
         if code not in KINDS or not id or size > ITEM_MAX:
@@ -118,6 +129,9 @@ class Deflater(object):
             return True
         self._untried -= size
         return False
+
+    def _alone(self, header: bytes, payload: Piece) -> tuple[bytes, Piece]:
+        return self._shortened(header, payload, zlib.compressobj(LEVEL), ALONE)
 
     def _shortened(
         self, header: bytes, payload: Piece, stream: Any, how: int
@@ -129,10 +143,10 @@ class Deflater(object):
         pieces += [stream.flush() if how == ALONE else stream.flush(zlib.Z_SYNC_FLUSH)]
         short = b"".join(pieces)
         if len(short) > size - size // 16:
-            self._failures += 1
-            self._untried = min(2**self._failures, MOST_UNTRIED) * size
-            return _Tried(header), payload
-        self._failures = self._untried = 0
+            self._factor = min(2 * self._factor, MOST_UNTRIED)
+            self._untried = self._factor * size
+            return _AsItIs(header), payload
+        self._factor, self._untried = 1, 0
         return _HEADER.pack(Message.DEFLATED, id, len(short)), short
 
 
@@ -150,9 +164,9 @@ def _pieces(header: bytes, payload: Piece) -> Iterator[tuple[bytes, Piece]]:
         yield head + _PART.pack(number, is_last), piece
 
 
-def tell(gateway: BaseGateway, in_order: bool) -> None:
+def tell(gateway: BaseGateway, may_continue: bool) -> None:
     """Begin; each end may send such frames from here on."""
-    Deflater(gateway._writer, in_order)
+    Deflater(gateway._writer, may_continue)
 
 
 def on_deflated(message: Message, gateway: BaseGateway) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
+import operator
 import os
 import random
 import shutil
+import signal
 import sys
 import zlib
 from collections import deque
+from functools import partial, reduce
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +27,16 @@ from workers import ECHO, ask, assert_ends, frame, plain_channel
 
 from execnet import Gateway, Group, ProtocolError, RemoteError, WorkerDied, aio
 from execnet._features import deflate
-from execnet.gateway_base import ITEM_MAX, PART_BYTES, Message, dumps_internal, get_execmodel
+from execnet.gateway_base import (
+    ISPYPY,
+    ITEM_MAX,
+    PART_BYTES,
+    FrameDecoder,
+    FrameWriter,
+    Message,
+    dumps_internal,
+    get_execmodel,
+)
 
 SIZES = 1, 1030, 70_000, ITEM_MAX + 10
 COMPRESS = "compress=yes"
@@ -219,6 +232,31 @@ class Writer:
     def deliver(self, frame: list[Any]) -> None:
         assert frame in self._frames
 
+    def _flush_left_behind(self) -> None:
+        """There is no stream."""
+
+
+class Taken:
+    """A stream that takes everything at once."""
+
+    execmodel = get_execmodel("thread")
+
+    def __init__(self, small_bytes: int = 0) -> None:
+        self.small_bytes = small_bytes
+        self._data = b""
+        self.writer: Any = FrameWriter(self, "gw")  # type: ignore[arg-type]
+
+    def write_some(self, data: bytes) -> int:
+        self._data += data
+        return len(data)
+
+    def can_write_now(self) -> bool:
+        return True
+
+    def frames(self) -> list[tuple[bytes, bytes]]:
+        whole = [(one.msgcode, one.channelid, one.data) for one in FrameDecoder().feed(self._data)]
+        return [(frame(*one)[:9], one[2]) for one in whole]
+
 
 def codes_sent(items: list[tuple[int, bytes]]) -> list[int]:
     writer: Any = Writer()
@@ -246,6 +284,13 @@ class TestFrames:
     @pytest.mark.parametrize("code", sorted(set(Message._types) - deflate.KINDS))
     def test_of_other_kinds_stay_as_they_are(self, code: int) -> None:
         assert codes_sent([(code, text_of(5000))]) == [code]
+
+    def test_that_are_written_in_one_call_are_deflated_without_a_stream_too(self) -> None:
+        taken, item = Taken(small_bytes=4096), text_of(3000)
+        deflate.Deflater(taken.writer, may_continue=False)
+        taken.writer.send(frame(4, 1, item)[:9], item)
+        assert [header[0] for header, _ in taken.frames()] == [Message.DEFLATED]
+        assert read(taken.frames()) == [item]
 
     def test_with_a_blob_stay_as_they_are(self) -> None:
         writer: Any = Writer()
@@ -346,6 +391,17 @@ class TestTheStreamOfADirection:
         assert sum(payload[1] == deflate.BEGINS for _, payload, *_ in writer._frames) > 1
         assert read(writer._frames) == items
 
+    def test_is_tried_again_after_as_many_bytes_as_are_to_pass(self) -> None:
+        taken = Taken()
+        deflate.Deflater(taken.writer)
+        items = [noise_of(20_000), *[text_of(20_000)] * 4]
+        for item in items:
+            taken.writer.send(frame(4, 1, item)[:9], item)
+        frames = taken.frames()
+        assert [header[0] for header, _ in frames] == [4, 4, 4, 25, 25]
+        assert [payload[1] for _, payload in frames[3:]] == [deflate.BEGINS, deflate.GOES_ON]
+        assert read(frames) == items
+
     def test_is_passed_over_by_a_thread_that_would_have_to_wait(self) -> None:
         writer: Any = Writer()
         deflater = deflate.Deflater(writer)
@@ -371,6 +427,38 @@ class TestTheStreamOfADirection:
         writer.send(frame(4, 1, item)[:9], item)
         assert [payload[1] for _, payload, *_ in writer._frames] == [deflate.BEGINS] * 2
         assert read(writer._frames) == [item] * 2
+
+    def test_goes_out_if_an_interrupt_comes_just_after_it_was_queued(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(frame: object) -> None:
+            raise KeyboardInterrupt
+
+        taken, item = Taken(), text_of(4000)
+        deflate.Deflater(taken.writer)
+        monkeypatch.setattr(taken.writer, "deliver", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            taken.writer.send(frame(4, 1, item)[:9], item)
+        assert read(taken.frames()) == [item]
+
+    @pytest.mark.skipif(ISPYPY, reason="an interrupt may come between any two bytecodes")
+    def test_stays_in_use_if_an_interrupt_comes_while_its_lock_is_taken(self) -> None:
+        def interrupt(number: int, stack: object) -> None:
+            raise KeyboardInterrupt
+
+        taken, item, released = Taken(), text_of(4000), list[None]()
+        deflater = deflate.Deflater(taken.writer)
+        # Called with False, this returns True; the signal is handled where Python looks next.
+        signals = map(_thread.interrupt_main, (signal.SIGALRM,))
+        acquire: Any = partial(reduce, operator.is_not, signals)
+        deflater._lock = SimpleNamespace(acquire=acquire, release=lambda: released.append(None))  # type: ignore[assignment]
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                taken.writer.send(frame(4, 1, item)[:9], item)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert released
 
     def test_is_not_disturbed_by_threads_that_send_at_once(self, compressing: Gateway) -> None:
         def exchange_all(number: int) -> None:
