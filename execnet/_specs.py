@@ -296,7 +296,7 @@ _ROWS = [
     Key("max_item", "a number of bytes", ALL, "1 GiB; any number for popen with this interpreter",
         _some("bytes"), "The bytes of unfinished items that the worker may send in pieces."),
     Key("compress", "yes or no", ALL, "no", _is_yes,
-        "yes: what is large and becomes smaller is deflated on the way, for a slow network."),
+        "yes: items of 1 KiB and more are compressed if that makes them smaller."),
     Key("imports", "names of modules, joined by commas, or True", ALL, "none", _imports,
         "Modules of this program that the worker can import; True: those in the folder of the "
         "main program."),

@@ -29,7 +29,8 @@ def begin(gateway: Inside, hello: Mapping[str, Any]) -> None:
     if "zlib" not in hello.get("features", "").split():
         raise BootstrapError("compress=yes: the worker's execnet can't inflate frames")
     here = load_part(PART)
-    may_continue = gateway.settings.resume_s is None  # else senders wait for room, in any order
+    # With resume= senders wait for room before they queue a frame, and so may overtake each other.
+    may_continue = gateway.settings.resume_s is None
     told = parts.sent_parts(gateway, PART), may_continue
     gateway.post_message(Message.SOURCES, 0, dumps_internal(told))
     here.tell(gateway, may_continue and not gateway.waits_in_loop)

@@ -1,9 +1,9 @@
 """Frames that travel as zlib streams, where that makes them smaller: ``compress=yes``.
 
-Most continue one stream of their direction, so that what was sent before makes them smaller; what
-is not handed in at once, and so may be overtaken, is a stream by itself.  Each is within a DEFLATED
-frame.  Both ends load this part when they are told to, and no others do.  This file is shipped; it
-keeps to what Python 2.7 and today's Python both accept.  Start at ``Deflater``.
+Most frames continue the one stream of their direction, so that what was sent before makes them
+smaller.  A frame that is not queued at once after it was deflated may be overtaken by another, so
+it is a stream by itself.  Both kinds travel in DEFLATED frames.  This file is shipped; it keeps to
+what Python 2.7 and today's Python both accept.  Start at ``Deflater``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 LEAST_BYTES = 1024  # a smaller payload is sent as it is
 PIECE_BYTES = 1 << 17  # of a large item, so that one is deflated while another is on its way
 LEVEL = 6  # as ssh -C; where it is too slow for the link, so is any other
-MOST_UNTRIED = 64  # times the bytes of a frame that did not shrink, after several of them
-# What may travel so.  Not source, which hops keep for others by its hash, nor what ends a gateway.
+MOST_UNTRIED = 64  # times its own bytes are let pass after a frame that did not shrink
+# What may be deflated.  Not source, which hops keep for others by its hash, nor control frames.
 KINDS = frozenset([
     Message.CHANNEL_EXEC, Message.CHANNEL_DATA, Message.CHANNEL_CLOSE_ERROR,
     Message.CHANNEL_DATA_PART, Message.CALL,

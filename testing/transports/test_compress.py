@@ -107,10 +107,18 @@ class TestItemsComeBack:
         for gateway in hop, plain, both:
             assert_echoes(gateway)
 
+    def test_over_a_shared_login(self, link: CutLink, group: Group) -> None:
+        spec = f"ssh=host//share=yes//python={sys.executable}//{COMPRESS}"
+        for gateway in group.makegateways([spec] * 2):
+            assert_echoes(gateway)
+        assert link.runs() == 1
+
     def test_when_the_connection_is_cut_and_made_anew(self, link: CutLink, group: Group) -> None:
         link.set_cuts([150_000, 90_000])
         spec = f"ssh=host//python={sys.executable}//resume={BOUND_S:g}//{COMPRESS}"
         gateway = group.makegateway(spec)
+        assert "frame" in vars(gateway._writer)
+        assert ask(gateway, "channel.send('frame' in vars(channel.gateway._writer))") is True
         channel = plain_channel(gateway, ECHO)
         for size in range(25_000, 25_012):
             for item in text_of(size), noise_of(size):
