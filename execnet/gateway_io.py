@@ -285,12 +285,29 @@ class Popen2IOMaster(PipeEndpoint):
             except ChildProcessError:  # somebody else asked for it, or SIGCHLD is ignored
                 pass
             self._ended = True
+        elif not self._ended and self.execmodel.has_main_thread and os.name == "posix":
+            self._take_status(wait)
         elif not self._ended:
             self._status = self.popen.wait() if wait else self.popen.poll()
             self._ended = self._status is not None
         if self._ended and self.popen.returncode is None:
             self._reap()
         return self._ended
+
+    def _take_status(self, wait: bool) -> None:
+        """Ask for the exit status where that can be done only once, as on macOS and PyPy."""
+        (taken,) = map(self._reap_lock.acquire, (wait,))  # doc/interrupts.rst, "Locks"
+        try:
+            if taken and not self._ended:
+                pid, status = os.waitpid(self.popen.pid, 0 if wait else os.WNOHANG)
+                if pid:
+                    self._status = self.popen.returncode = os.waitstatus_to_exitcode(status)
+                    self._ended = True
+        except ChildProcessError:  # somebody else asked for it, or SIGCHLD is ignored
+            self._ended = True
+        finally:
+            if taken:
+                self._reap_lock.release()
 
     def _reap(self) -> None:
         """Leave no zombie, and tell ``Popen``, whose own lock an interrupt may leave taken."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 if not TYPE_CHECKING:
     deque = __import__("_collections").deque  # without the rest of ``collections``
 
+_Empty = ExecModel().Empty  # now, as nothing may be left to import it from when a wait ends
+
 
 def timed_inbox(execmodel: ExecModel) -> Inbox:
     """Return a queue whose waits with a timeout end, and at once when an item comes."""
@@ -55,7 +57,7 @@ class OwnInbox(object):
                 pass
             left = -1 if deadline is None else deadline - time.time()
             if not block or (deadline is not None and left <= 0):
-                raise ExecModel().Empty
+                raise _Empty
             try:
                 block = self._arrived.acquire(True, left)  # False: a clock may stand still
             finally:

@@ -120,6 +120,9 @@ class TestErrorsAreTold:
         gateway = makegateway(f"popen//python={sys.executable} -S -E//chdir={tmp_path}")
         assert "KeyError: 'what fails'" in failure(gateway, FAILS)
 
+    @pytest.mark.skipif(
+        sys.implementation.name == "pypy", reason="PyPy ends a process that has no memory"
+    )
     def test_when_there_is_no_memory(self, makegateway: MakeGateway) -> None:
         text = failure(
             makegateway(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 
 from .places import is_sparse
 from .tree import Unstable
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from .wire import Buffer, Change, Message
 
 
-HAS_HOLES = hasattr(os, "SEEK_DATA")  # whether the system says where they are
+# Whether the system says where they are, and how to ask; PyPy and Python 2 have no names for that.
+HAS_HOLES = hasattr(os, "SEEK_DATA") or sys.platform.startswith("linux")
+SEEK_DATA, SEEK_HOLE = getattr(os, "SEEK_DATA", 3), getattr(os, "SEEK_HOLE", 4)
 
 
 class Comparison(object):
@@ -160,8 +163,8 @@ def data_ranges(fd: int, found: os.stat_result) -> Iterator[tuple[int, int]]:
     stop = 0
     while stop < size:
         try:
-            start = os.lseek(fd, stop, os.SEEK_DATA)
-            stop = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+            start = os.lseek(fd, stop, SEEK_DATA)
+            stop = min(os.lseek(fd, start, SEEK_HOLE), size)
         except OSError as exc:
             if exc.errno == errno.ENXIO:  # only a hole is left
                 return
