@@ -136,7 +136,7 @@ def _prover() -> Prove:
     """Return what makes both ends of a connection to a port prove that they have the key."""
     try:
         server = load_part("script.socketserver")
-    except ImportError:
+    except (ImportError, AttributeError):  # newer Pythons look for the package's __spec__
         raise ServiceError("it has a port, and the source to ask it was not sent")
 
     def prove(sock: socket.socket) -> None:

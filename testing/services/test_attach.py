@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interpreters import Interpreter, far_sides, found
+from interpreters import Interpreter, far_sides
 from services import Sshd, free_port, script
 from tools import BOUND_S, MakeGateway, error_of, wait_until
 
@@ -123,13 +123,14 @@ def test_the_command_does_there_what_it_does_here(home: Path, makegateway: MakeG
     assert "no service 'work' runs there" in run("status", "work", "--spec", "popen")[2]
 
 
+@pytest.mark.parametrize("python", far_sides(), ids=str)
 def test_the_command_reaches_one_with_a_port_from_a_worker_that_was_sent_all(
-    home: Path, makegateway: MakeGateway
+    home: Path, makegateway: MakeGateway, python: Interpreter
 ) -> None:
     port = free_port()
     gateway = makegateway(f"socketservice//port={port}")
     assert counted(gateway) == 1
-    pid, place = gateway._rinfo().pid, f"popen//python={shlex.quote(found()[0].path)}"
+    pid, place = gateway._rinfo().pid, python.spec
     told = json.loads(run("status", str(port), "--spec", place, "--json")[1])
     assert (told["pid"], told["state"]) == (pid, ["'count'"])
     status, _, refused = run("restart", str(port), "--spec", place, "--force")
