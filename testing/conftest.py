@@ -6,17 +6,21 @@ import itertools
 import os
 import sys
 from collections.abc import Generator, Iterator
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import lazily  # noqa: F401 before execnet, which the next ones import
 import pytest
+import tools
 from hypothesis import settings
 from interpreters import found
-from models import EXECMODELS, GREENLET_MODELS, need_model, start_hub
+from models import EXECMODELS, GREENLET_MODELS, need_model, pause_of, start_hub
 from socketservers import Servers
 from tools import FAILED, MakeGateway, Resources
 
 from execnet import Gateway, Group, XSpec
+from execnet._ends import green_poll
 from execnet._folders import HOME_VARIABLE
 from execnet._forkserver import templates as forkserver_templates
 from execnet._transports import keys
@@ -52,11 +56,10 @@ def pytest_runtest_makereport(
 @pytest.fixture(autouse=True)
 def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test leaves behind no thread, no descriptor and no process that it made."""
-    model = getattr(request.node, "callspec", None) and request.node.callspec.params.get(
-        "execmodel"
-    )
-    if model in GREENLET_MODELS:
-        start_hub(model)
+    params = getattr(request.node, "callspec", None) and request.node.callspec.params
+    for model in {"execmodel", "coordinator"} & set(params or ()):
+        if params[model] in GREENLET_MODELS:
+            start_hub(params[model])
     before = Resources.now()
     yield
     if not request.node.stash.get(FAILED, False):  # its traceback keeps things alive
@@ -82,6 +85,45 @@ def execmodel(request: pytest.FixtureRequest) -> ExecModel:
     """Each of the four execution models in turn."""
     need_model(request.param)
     return get_execmodel(request.param)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests that use ``coordinator`` under threads and greenlets, if they have a gateway."""
+    names = metafunc.fixturenames
+    if "coordinator" not in names or "execmodel" in names:
+        return
+    if "group" not in names and "coordinator" not in signature(metafunc.function).parameters:
+        return
+    greenlets: list[object] = list(GREENLET_MODELS)
+    for mark in metafunc.definition.iter_markers("needs_threads"):
+        greenlets = [pytest.param("greenlets", marks=pytest.mark.skip(reason=mark.args[0]))]
+    metafunc.parametrize("coordinator", ["thread", *greenlets], indirect=True)
+
+
+@pytest.fixture
+def coordinator(request: pytest.FixtureRequest, nothing_is_left: None) -> Iterator[ExecModel]:
+    """The execution model, here and not in workers, of each group of a test that names none.
+
+    A file has all of its tests run under each by ``pytest.mark.usefixtures("coordinator")``; those
+    that make their groups themselves ask for the fixture. ``pytest.mark.needs_threads(reason)``
+    is for what can't be done in greenlets.
+    """
+    model = get_execmodel(getattr(request, "param", "thread"))
+    # Not the fixture of that name: what a test has patched with it goes before its gateways do.
+    with pytest.MonkeyPatch.context() as patch:
+        if model.backend in GREENLET_MODELS:
+            need_model(model.backend)
+            set_both = Group.set_execmodel
+
+            def set_execmodel(group: Group, here: Any, remote: Any = None) -> None:
+                default = here == "thread" and remote is None
+                set_both(group, *((model, "thread") if default else (here, remote)))
+
+            patch.setattr(Group, "set_execmodel", set_execmodel)
+            patch.setattr(tools, "pause", pause_of(model))
+            patch.setattr(green_poll, "LOOK_S", 0.05)
+            patch.setattr(green_poll, "_watches", {})
+        yield model
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -10,11 +9,8 @@ from programs import ITEM, ON_ORDER, READER
 from tools import MakeGateway, Task, call_in_receiver, wait_until
 
 from execnet import Channel, DeadlockError, Gateway
-from execnet.gateway_base import get_execmodel
 
-pytestmark = pytest.mark.core
-
-THREAD = get_execmodel("thread")
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("coordinator")]
 
 
 class Sender:
@@ -24,7 +20,7 @@ class Sender:
         self.channel = channel
         self.item = item
         self.sent = 0
-        self.task = Task(THREAD, self._send)
+        self.task = Task(channel.gateway.execmodel, self._send)
 
     def _send(self) -> None:
         while True:
@@ -110,14 +106,14 @@ class TestSend:
     def test_all_items_arrive_in_order(self, gateway: Gateway) -> None:
         channel = gateway.remote_exec("for item in channel: channel.send(item)")
         items = [bytes([number % 256]) * (number * 37 % 9000) for number in range(500)]
-        sending = Task(THREAD, lambda: [channel.send(item) for item in items])
+        sending = Task(gateway.execmodel, lambda: [channel.send(item) for item in items])
         assert [channel.receive(10) for _ in items] == items
         sending.result()
 
     def test_a_callback_of_the_gateway_never_waits(self, gateway: Gateway) -> None:
         full = gateway.remote_exec("channel.gateway.execmodel.sleep(1000)")
         sent: list[int] = []
-        ended = threading.Event()
+        ended = gateway.execmodel.Event()
 
         def callback(item: object) -> None:
             try:
@@ -148,7 +144,7 @@ for number in range(100):
         channel = gateway.remote_exec("for i in range(100): channel.send(b'x' * 1000)")
         wait_until(lambda: channel._items.qsize() >= 8)
         got: list[bytes] = []
-        ended = threading.Event()
+        ended = gateway.execmodel.Event()
         channel.setcallback(lambda item: ended.set() if item is None else got.append(item), None)
         assert ended.wait(10)
         assert len(got) == 100

@@ -21,7 +21,10 @@ from execnet._specs import Settings
 from execnet.gateway_base import get_execmodel
 from execnet.gateway_io import _descendants
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP here")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP here"),
+    pytest.mark.usefixtures("coordinator"),
+]
 
 THREAD = get_execmodel("thread")
 
@@ -270,6 +273,7 @@ class TestPulse:
         assert gateway.posted == []
 
 
+@pytest.mark.needs_threads("greenlets beat in greenlets")
 def test_one_thread_beats_for_all_and_ends_with_the_last(makegateway: MakeGateway) -> None:
     import threading
 

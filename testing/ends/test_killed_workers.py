@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tools import BOUND_S, MakeGateway, run_python, wait_until
 import execnet
 from execnet import Group, WorkerDied
 
+pytestmark = pytest.mark.usefixtures("coordinator")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="there are no signals on this system")
 
 WITH_CHILD = """
@@ -63,7 +63,8 @@ class TestWorkerDied:
         pid = gateway._rinfo().pid
         channel = gateway.remote_exec("pass")
         channel.waitclose(BOUND_S)
-        is_asked, goes_on, poll_until = threading.Event(), threading.Event(), gateway._io.poll_until
+        is_asked, goes_on = gateway.execmodel.Event(), gateway.execmodel.Event()
+        poll_until = gateway._io.poll_until
 
         def poll_late(deadline: float) -> int | None:
             is_asked.set()

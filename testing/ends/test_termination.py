@@ -28,18 +28,20 @@ from tools import (
     Task,
     clean_environment,
     find_python,
-    is_in,
     run_python,
     wait_until,
 )
 
 from execnet import Gateway, Group, WorkerDied, XSpec
 from execnet._ends import terminate as ends_terminate
-from execnet.gateway_base import ExecModel, get_execmodel
+from execnet.gateway_base import ExecModel
 
 TIMEOUT_S = 0.3  # given to terminate() where a worker will not end by itself
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX"),
+    pytest.mark.usefixtures("coordinator"),
+]
 
 # What a worker may be busy with; "channel" says when it is.
 BUSY = {
@@ -152,7 +154,7 @@ class TestTerminate:
     def test_without_a_time_it_gives_up_members_of_other_kinds_too(
         self, group: Group, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        ended = threading.Event()
+        ended = group.execmodel.Event()
         monkeypatch.setattr(ends_terminate, "MARGIN_S", -10.0)
 
         class Member:
@@ -170,7 +172,7 @@ class TestTerminate:
         gateway = group.makegateway()
         keep_busy(gateway, "stopped")
         channel = gateway.newchannel()
-        sender = Task(get_execmodel("thread"), channel.send, b"x" * 10_000_000)
+        sender = Task(group.execmodel, channel.send, b"x" * 10_000_000)
         wait_until(lambda: not gateway._io.can_write_now())
         group.terminate(timeout=TIMEOUT_S)
         with pytest.raises(OSError, match="cannot send"):
@@ -244,15 +246,14 @@ class TestTerminate:
         for gateway in group.makegateways(["popen"] * 3):
             keep_busy(gateway, "sleeping")
         stopwatch = Stopwatch()
-        threads = [threading.Thread(target=group.terminate, args=(TIMEOUT_S,)) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(BOUND_S)
+        tasks = [Task(group.execmodel, group.terminate, TIMEOUT_S) for _ in range(4)]
+        for task in tasks:
+            task.result()
         group.terminate(TIMEOUT_S)
         assert stopwatch.seconds < TIMEOUT_S + 1
         assert len(group) == 0
 
+    @pytest.mark.needs_threads("greenlets share the lock of their thread: one waits for all")
     def test_all_are_gone_when_each_of_several_callers_returns(self, group: Group) -> None:
         gateways = group.makegateways(["popen"] * 2)
         for gateway in gateways:
@@ -263,11 +264,9 @@ class TestTerminate:
             group.terminate(TIMEOUT_S)
             left.append([g._io.popen.pid for g in gateways if not is_gone(g._io.popen.pid)])
 
-        threads = [threading.Thread(target=terminate) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(BOUND_S)
+        tasks = [Task(group.execmodel, terminate) for _ in range(3)]
+        for task in tasks:
+            task.result()
         assert left == [[], [], []]
 
     def test_a_group_can_be_used_again(self, group: Group) -> None:
@@ -275,6 +274,7 @@ class TestTerminate:
         group.terminate(timeout=BOUND_S)
         assert group.makegateway().remote_exec("channel.send(1)").receive(BOUND_S) == 1
 
+    @pytest.mark.needs_threads("test_greenlets.py has it: frames of greenlets tell nothing here")
     def test_an_interrupt_while_it_waits_leaves_no_worker(self, group: Group) -> None:
         gateway = group.makegateway()
         keep_busy(gateway, "stopped")
@@ -293,10 +293,9 @@ class TestTerminate:
             except EOFError as exc:
                 told.append(exc)
 
-        thread = threading.Thread(target=receive)
-        thread.start()
+        task = Task(group.execmodel, receive)
         group.terminate(timeout=BOUND_S)
-        thread.join(BOUND_S)
+        task.result()
         assert [type(exc) for exc in told] == [EOFError]
 
 
@@ -409,15 +408,13 @@ class TestExit:
         gateway = group.makegateway()
         channel = gateway.remote_exec("channel.receive()")
         keep_busy(gateway, "stopped")
-        sender = threading.Thread(target=send_and_forget, args=(channel, b"x" * (8 << 20)))
-        sender.start()
-        wait_until(lambda: is_in(sender, "_advance"))
+        sender = Task(group.execmodel, send_and_forget, channel, b"x" * (8 << 20))
+        wait_until(lambda: not gateway._io.can_write_now())
         stopwatch = Stopwatch()
         gateway.exit()
         assert stopwatch.seconds < 1
         group.terminate(timeout=TIMEOUT_S)
-        sender.join(BOUND_S)
-        assert not sender.is_alive()
+        sender.result()
 
 
 def send_and_forget(channel: Any, item: object) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import importlib
 import platform
+import threading
+import time
 import warnings
+from collections.abc import Callable
 
 import pytest
 from tools import missing
 
-from execnet.gateway_base import get_execmodel
+from execnet.gateway_base import ExecModel, get_execmodel
 
 GREENLET_MODELS = ("gevent", "eventlet")
 EXECMODELS = ("thread", "main_thread_only", *GREENLET_MODELS)
@@ -43,3 +46,13 @@ def need_model(model: str) -> None:
         if platform.python_implementation() != "CPython":
             pytest.skip(f"{model} is tested on CPython")
         missing(f"{model} can't be imported")
+
+
+def pause_of(model: ExecModel) -> Callable[[float], None]:
+    """Return what sleeps in a way that lets greenlets of the main thread run meanwhile."""
+    here = threading.get_ident()
+
+    def pause(delay: float) -> None:
+        (model.sleep if threading.get_ident() == here else time.sleep)(delay)
+
+    return pause

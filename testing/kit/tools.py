@@ -38,21 +38,24 @@ ROOT = KIT.parents[1]  # of the checkout or the source distribution
 # The folder that ``import execnet`` takes it from, for processes that tests start.
 SOURCE = Path(execnet.__file__).resolve().parent.parent
 
+pause: Callable[[float], object] = time.sleep  # of the coordinator that is tested: in a fixture
+
 
 def wait_until(
     condition: Callable[[], T],
     timeout_s: float = BOUND_S,
-    sleep: Callable[[float], object] = time.sleep,
+    sleep: Callable[[float], object] | None = None,
 ) -> T:
     """Return the condition's value as soon as it is true; fail after ``timeout_s`` seconds.
 
-    sleep: that of an execution model whose greenlets have to run meanwhile.
+    sleep: that of an execution model whose greenlets have to run meanwhile; ``pause`` if there is
+    none.
     """
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         if time.monotonic() > deadline:
             pytest.fail(f"still not so after {timeout_s} seconds: {condition!r}")
-        sleep(0.005)
+        (sleep or pause)(0.005)
     return value
 
 
