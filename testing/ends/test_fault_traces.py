@@ -15,10 +15,13 @@ from execnet._errors import indented
 
 CRASH = "import faulthandler; faulthandler._sigsegv()"
 
-pytestmark = pytest.mark.skipif(
-    sys.platform == "win32" or platform.python_implementation() != "CPython",
-    reason="signals of POSIX, and CPython's traces of them",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        sys.platform == "win32" or platform.python_implementation() != "CPython",
+        reason="signals of POSIX, and CPython's traces of them",
+    ),
+    pytest.mark.usefixtures("coordinator"),
+]
 
 
 def crash(gateway: Any, code: str) -> WorkerDied:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from models import GREENLET_MODELS, importable
 from processes import is_running
 from services import Sshd, script
 from tools import BOUND_S, MakeGateway, find_python, wait_until
@@ -34,7 +33,10 @@ from execnet.gateway_base import (
 
 SOON_S = 5  # what is left behind lives for a hundred seconds
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="ssh is tested on POSIX")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="ssh is tested on POSIX"),
+    pytest.mark.usefixtures("coordinator"),
+]
 
 SSH = f"""#!{sys.executable}
 import os, subprocess, sys, threading
@@ -158,18 +160,6 @@ signal.pause()
         with pytest.raises(WorkerDied, match="exit status 7") as caught:
             channel.receive(BOUND_S)
         assert caught.value.stderr == "last words"
-
-    @pytest.mark.parametrize("execmodel", GREENLET_MODELS)
-    def test_is_told_to_greenlets(self, stand_in: str, leave: Any, execmodel: str) -> None:
-        if not importable(execmodel):
-            pytest.skip(f"{execmodel} can't be imported")
-        group = Group()
-        group.set_execmodel(execmodel, "thread")
-        channel = leave(group.makegateway(stand_in + "//heartbeat=0"), "a fork")
-        channel.send(END["is killed"][0])
-        with pytest.raises(WorkerDied, match="SIGKILL"):
-            channel.receive(BOUND_S)
-        group.terminate(BOUND_S)
 
     @pytest.mark.parametrize("version", ["2.7", "3.6", "3.13", "pypy"])
     def test_is_told_by_other_interpreters(

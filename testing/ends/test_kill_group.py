@@ -16,6 +16,7 @@ from socketservers import Servers
 from tools import BOUND_S, wait_until
 
 from execnet import Group
+from execnet.gateway_base import ExecModel
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no process groups")
 WITH_CHILD = "import subprocess; channel.send(subprocess.Popen(['sleep', '100']).pid)"
@@ -45,7 +46,9 @@ def leader(
 
 
 @pytest.mark.parametrize("code", ["", STUBBORN])
-def test_what_a_leader_has_started_ends_with_it(leader: str, code: str) -> None:
+def test_what_a_leader_has_started_ends_with_it(
+    coordinator: ExecModel, leader: str, code: str
+) -> None:
     group = Group([f"{leader}//kill=group//grace=0.1"])
     child = group[0].remote_exec(WITH_CHILD).receive(BOUND_S)
     if code:
@@ -56,7 +59,7 @@ def test_what_a_leader_has_started_ends_with_it(leader: str, code: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["terminate", "kill", "stubborn"])
-def test_that_of_a_worker_behind_another_goes_with_it(end: str) -> None:
+def test_that_of_a_worker_behind_another_goes_with_it(coordinator: ExecModel, end: str) -> None:
     with Group(["popen//id=between", "popen//via=between//kill=group//id=far"]) as group:
         child = group["far"].remote_exec(WITH_CHILD).receive(BOUND_S)
         if end == "kill":

@@ -8,6 +8,7 @@ import pytest
 from tools import BOUND_S
 
 from execnet import Group
+from execnet.gateway_base import ExecModel
 
 # Of a worker that is killed, or that may go on for its grace of 600 s, there is no last word.
 CODE = """
@@ -35,7 +36,7 @@ def fail_with_a_gateway(spec: str) -> None:
 
 
 def test_of_a_group_interrupt_all_and_lose_no_output(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    coordinator: ExecModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     common = f"//output=forward//grace=600//chdir={tmp_path}"
     specs = [f"popen{common}", f"popen//via=carrier{common}"]
@@ -45,13 +46,13 @@ def test_of_a_group_interrupt_all_and_lose_no_output(
     assert sorted(capfd.readouterr().out.splitlines()) == ["[gw0] cleaned up", "[gw1] cleaned up"]
 
 
-def test_of_a_gateway_interrupt_it(tmp_path: Path) -> None:
+def test_of_a_gateway_interrupt_it(coordinator: ExecModel, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         fail_with_a_gateway(f"popen//grace=600//chdir={tmp_path}")
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_are_needed_for_that() -> None:
+def test_are_needed_for_that(coordinator: ExecModel) -> None:
     with Group(["popen"]) as group:
         code = "import time; channel.send(1); time.sleep(0.5); channel.send('finished')"
         channel = group[0].remote_exec(code)
