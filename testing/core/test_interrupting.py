@@ -91,7 +91,13 @@ def test_a_signal_that_is_not_meant_for_what_runs_is_ignored_once() -> None:
         process._on_interrupt(2, None)
 
 
+@pytest.mark.usefixtures("coordinator")
 class TestAChannel:
+    @pytest.fixture(params=["popen", f"popen//python={sys.executable}"])
+    def worker(self, request: pytest.FixtureRequest, makegateway: MakeGateway) -> Gateway:
+        """A gateway of its own, as its coordinator may be one of greenlets."""
+        return makegateway(request.param)
+
     @pytest.mark.parametrize("code", [BUSY, WAITS, RECEIVES])
     def test_its_code_gets_a_keyboard_interrupt(self, worker: Gateway, code: str) -> None:
         channel = worker.remote_exec(code)
