@@ -39,6 +39,13 @@ if TYPE_CHECKING:
         def make(self, gateway: BaseGateway, finish: Finish) -> None: ...
         def close(self) -> None: ...
 
+    class Request(Protocol):
+        """A request for a sign of life, which a worker has to answer."""
+
+        def is_answered(self) -> bool: ...
+        def is_silent(self) -> bool: ...
+        def wait(self, deadline: float, is_hurried: bool) -> bool: ...
+
     class Carrier(Protocol):
         """A gateway whose worker passes bytes on."""
 
@@ -159,9 +166,12 @@ class Endpoint(ABC):
     kills_by_login = False  # so that ``kill`` takes longer than a moment
     told_status: int | None = None  # in a goodbye; used where nothing else tells how it ended
     given_up = ""  # why the worker was, by the stream itself
+    # Set by any thread, when others that are reached through the worker are to end.
+    asked: Request | None = None
     # Set by its receiver thread: others read and close it, as soon as something comes or it ends.
     is_shared = False
     hop = ""  # the gateway on the way there whose end was this one's, too
+    read_at = 0.0  # when something was read last, as ``time.monotonic()``; 0.0 if that is not noted
     carries = False  # whether others go via this one
 
     @property

@@ -10,6 +10,7 @@ from contextlib import suppress
 from .._clock import monotonic
 from .._inside import Inside
 from ..gateway_base import HAS_DAEMON_THREADS, DeadlockError, WorkerGateway, _Flag
+from .asked import ask_on_way
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -164,6 +165,8 @@ def _kill_unreachable(execmodel: ExecModel, gateways: list[Gateway], deadline: f
     slow = [gateway for gateway in gateways if gateway.endpoint.kills_by_login]
     if not slow:
         return
+    for gateway in slow:  # early, as the deadline may be near
+        ask_on_way(gateway.endpoint)
     began = monotonic()
     early = max(deadline - LOGIN_S, (began + deadline) / 2)
     late = max(deadline, began + SILENT_S)

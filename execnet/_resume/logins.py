@@ -193,10 +193,8 @@ class Login:
             raise Unreachable(self._why("no answer came in time"))
         if reach_by is not None and now < reach_by:
             left_s = min(left_s, reach_by - now)
-        elif reach_by is not None:
-            self._reach_by = None
-            if self._carrier.is_connecting():
-                raise Unreachable(self._why("the host does not answer"))
+        elif reach_by is not None and not self._received and self._carrier.is_connecting():
+            raise Unreachable(self._why("the host does not answer"))
         data = b""
         try:
             if poll.poll(min(LOOK_MS, int(1000 * left_s) + 1)):

@@ -492,7 +492,8 @@ class ResumeIO(Link, Endpoint):
         failures = [self._maker.why_elsewhere()]
         for way, until in _in_turn(self._ways(is_late=True), deadline):
             try:
-                make = partial(self._make, way, self._is_not_worth_dialling)
+                is_late = way.await_answer(until, self.reach_by)
+                make = partial(self._make, way, partial(self._is_given_up, is_late))
                 self._status = Login(session, make, until, self.reach_by).kill(bool)
             except Ended as exc:
                 if not isinstance(exc, Rebooted) or self._maker.is_final(way):
@@ -504,10 +505,9 @@ class ResumeIO(Link, Endpoint):
                 return ""
         return _joined(failures)
 
-    def _is_not_worth_dialling(self) -> bool:
+    def _is_given_up(self, is_late: Callable[[], bool]) -> bool:
         """Whether the login that kills the worker is to wait no longer for its host's answer."""
-        is_late = self.reach_by is not None and monotonic() >= self.reach_by
-        return self.is_over or is_late
+        return self.is_over or is_late()
 
     def may_not_wait(self) -> bool:
         """Whether this is the receiver thread of a gateway that may be on the way there."""

@@ -12,6 +12,8 @@ from contextlib import suppress
 
 from .._clock import monotonic
 from .._endpoint import endpoint_of
+from .._ends.asked import ask
+from .._ends.terminate import REACH_S
 from .._errors import BootstrapError, SecurityWarning, WorkerDied
 from .._specs import CONNECT_TIMEOUT_S
 from .._transports.ssh import asking_nobody, with_options
@@ -82,6 +84,21 @@ class Maker:
         """
         return [self]
 
+    def await_answer(self, deadline: float, reach_by: float | None) -> Callable[[], bool]:
+        """Wait until the gateway on the way answers; return whether a host is dialled too long.
+
+        reach_by: when a host has to have answered that is dialled from here; None: the deadline.
+        Raises ``Unreachable`` at the deadline; if there is no time to lose, as ``reach_by`` tells,
+        once the gateway has been silent for a while.
+        """
+        via = self.starter
+        if via is None or not via.is_live or via.endpoint.is_out_of_reach():  # ``anew`` says so
+            return lambda: reach_by is not None and monotonic() >= reach_by
+        if not ask(via).wait(deadline, is_hurried=reach_by is not None):
+            what = "which it goes via" if via is self.carrier else "which starts its server"
+            raise Unreachable(f"{via.id}, {what}, does not answer")
+        return bool if reach_by is None else _since_first_look(REACH_S)
+
     def take(self, way: Maker) -> None:
         """Note which of them made the connection in use."""
 
@@ -95,6 +112,17 @@ class Maker:
     def why_elsewhere(self) -> str:
         """Return why another way than the spec's is tried; "" if none is."""
         return ""
+
+
+def _since_first_look(seconds: float) -> Callable[[], bool]:
+    """Return what tells whether so many seconds have passed since it was called first."""
+    began: list[float] = []
+
+    def is_over() -> bool:
+        began[:] = began or [monotonic()]
+        return monotonic() - began[0] >= seconds
+
+    return is_over
 
 
 class Way:

@@ -24,7 +24,7 @@ from tools import BOUND_S, ROOT, SOURCE, some_of, wait_until
 
 from execnet import BootstrapError, Gateway, Group, WorkerDied, _cli, _folders
 from execnet._ends import terminate
-from execnet._resume import far_supervisor, near, records
+from execnet._resume import far_supervisor, logins, near, records
 from execnet._resume.logins import Ended, Login, Session, Unreachable
 from execnet._resume.ways import command_of_login
 from execnet._ship.shipment import FIRST_PACKET_MAX
@@ -471,17 +471,19 @@ def test_terminate_logs_in_within_its_time_where_a_worker_is_out_of_reach(
     assert_gone(pid, supervisor)
 
 
-@pytest.mark.parametrize("is_reached", [True, False])
+@pytest.mark.parametrize("looks", [[False], [True], [False, True]], ids=str)
 def test_the_login_of_a_kill_gets_little_time_while_its_host_does_not_answer(
-    group: Group, link: CutLink, monkeypatch: pytest.MonkeyPatch, is_reached: bool
+    group: Group, link: CutLink, monkeypatch: pytest.MonkeyPatch, looks: list[bool]
 ) -> None:
+    is_reached, seen = not looks[-1], iter(looks)
     gateway = group.makegateway(spec_of(600, more="//grace=0.2"))
     pid = pid_of(gateway)
     supervisor = supervisor_of(pid)
     stop(pid)
     link.stop()
     monkeypatch.setattr(terminate, "REACH_S", 0.0)
-    monkeypatch.setattr(Popen2IOMaster, "is_connecting", lambda io: not is_reached)
+    monkeypatch.setattr(logins, "LOOK_MS", 1)
+    monkeypatch.setattr(Popen2IOMaster, "is_connecting", lambda io: next(seen, looks[-1]))
     why = "did not end in time" if is_reached else "to be killed .the host does not answer"
     with pytest.warns(ResourceWarning, match=why):
         group.terminate(0.1)
