@@ -10,7 +10,6 @@ from contextlib import suppress
 from .._clock import monotonic
 from .._inside import Inside
 from ..gateway_base import HAS_DAEMON_THREADS, DeadlockError, WorkerGateway, _Flag
-from .asked import ask_on_way
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -165,6 +164,8 @@ def _kill_unreachable(execmodel: ExecModel, gateways: list[Gateway], deadline: f
     slow = [gateway for gateway in gateways if gateway.endpoint.kills_by_login]
     if not slow:
         return
+    from .asked import ask_on_way
+
     for gateway in slow:  # early, as the deadline may be near
         ask_on_way(gateway.endpoint)
     began = monotonic()

@@ -469,8 +469,7 @@ class ViaIO(Endpoint):
         self._over.wait()
         if not self._ended.is_set():
             limit_s = SILENT_S if self._silent else ANSWER_S
-            asked = self._via._io.asked
-            if asked is not None and asked.is_silent():
+            if (asked := self._via._io.asked) and asked.is_silent():
                 limit_s = 0.0
             if not self._ended.wait(max(0.0, self._kill_time + limit_s - monotonic())):
                 self._via._io.note_silence()
