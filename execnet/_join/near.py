@@ -108,11 +108,7 @@ class Joins:
         self.address: tuple[str, int] = self._door.address
         self.ticket = self._ticket_with(certificate)
         self._thread = threading.Thread(target=self._door.run, name="execnet-join", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError:  # no more threads can be started
-            self._door.disown()
-            raise
+        self._begin()
 
     def _new_hops(self, fanout: int) -> Hops:
         from .hops import Hops
@@ -131,6 +127,13 @@ class Joins:
         socket = socketserver.listen(place)
         told = self._on_proof, self._on_refusal, self._returns.get
         return Door(socket, self.secret, certificate, *told)
+
+    def _begin(self) -> None:
+        try:
+            self._thread.start()
+        except RuntimeError:  # no more threads can be started
+            self._door.disown()
+            raise
 
     def launch(self, words: Sequence[str]) -> None:
         """Start a launcher; if the key is in no file, it goes into its environment."""

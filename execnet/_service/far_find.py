@@ -406,7 +406,7 @@ def _start(
     remove(os.path.join(folder, "record"))
     log = os.path.join(folder, "log")
     log_fd = open_private(log, os.O_WRONLY | os.O_APPEND)
-    begins = os.fstat(log_fd).st_size
+    log_start = os.fstat(log_fd).st_size
     ready_fd, tells_fd = os.pipe()
     passed: list[int] = []
     boot = os.path.join(folder, "boot")
@@ -425,11 +425,9 @@ def _start(
                 os.close(boot_fd)
                 while passed:
                     os.close(passed.pop())
-        said = _await(ready_fd, deadline)
-        if said != b"ready\n":
-            text = said.decode("utf-8", "replace").strip() or _said(log, begins)
-            if text:
-                raise ServiceError("the service %s can't start: %s" % (want["name"], text))
+        why_not = _why_not_ready(_await(ready_fd, deadline), log, log_start)
+        if why_not:
+            raise ServiceError("the service %s can't start: %s" % (want["name"], why_not))
         pid = 0
     finally:
         if pid:
@@ -518,12 +516,19 @@ def _await(fd: int, deadline: float) -> bytes:
         said += data
 
 
-def _said(path: str, begins: int) -> str:
+def _why_not_ready(said: bytes, log: str, log_start: int) -> str:
+    """Return why a service can't start, in its own words or those in its log; "" if it has."""
+    if said == b"ready\n":
+        return ""
+    return said.decode("utf-8", "replace").strip() or _said(log, log_start)
+
+
+def _said(path: str, start: int) -> str:
     """Return the content of a log from an offset on."""
     try:
         with open(path, "rb") as file:
             file.seek(0, 2)
-            file.seek(max(begins, file.tell() - LOG_BYTES))
+            file.seek(max(start, file.tell() - LOG_BYTES))
             return file.read().decode("utf-8", "replace").strip()
     except EnvironmentError:
         return ""
