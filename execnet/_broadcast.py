@@ -101,7 +101,7 @@ def _post(channel: Channel, shared: _Shared, ways: Ways) -> Frame | None:
         ways[writer] = way
     pieces = shared.pieces(factory.fast)
     frame: Frame | None = None
-    for _, header, payload in factory._frames_of(channel.id, pieces) if pieces else ():
+    for _, header, payload in factory.frames_of(channel.id, pieces) if pieces else ():
         frame = writer.frame(header, payload)
         writer.queue(frame)
     return frame

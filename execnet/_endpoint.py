@@ -51,11 +51,7 @@ if TYPE_CHECKING:
 
         id: str
         settings: Any  # a ``_specs.Settings``
-        _get_ident: Callable[[], int]
-        _receiver_ident: int | None
 
-        @property
-        def _io(self) -> Endpoint: ...
         @property
         def endpoint(self) -> Endpoint: ...
         @property
@@ -137,6 +133,15 @@ class Writer(FrameWriter):
     def go_on(self) -> None:
         """Have what is left written by another thread."""
         self._flush_left_behind()
+
+
+def acts_on(gateway: Carrier | None) -> bool:
+    """Whether this thread acts on the frames of a gateway, or of one that it goes via."""
+    while gateway is not None:
+        if gateway.receives_here:
+            return True
+        gateway = gateway.endpoint.carrier
+    return False
 
 
 class Endpoint(ABC):

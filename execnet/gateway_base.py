@@ -2475,7 +2475,7 @@ class Channel(object):
                 if item is ENDMARKER:  # from now on items go to the callback
                     self._items = None
                     if not self._receiveclosed.is_set():
-                        self._factory._callbacks[self.id] = entry
+                        self._factory.callbacks[self.id] = entry
                     items.put(ENDMARKER)  # for whoever waits in receive()
                     wake_timed(items)
             if item is ENDMARKER:
@@ -2558,8 +2558,8 @@ class _Callback(object):
 class ChannelFactory(object):
     """The channels of one gateway.
 
-    ``_channels`` is weak: a channel lives as long as somebody holds it.  ``_callbacks``
-    keeps those that still receive.  ``_lock`` guards the making of channels.
+    ``_channels`` is weak: a channel lives as long as somebody holds it.  ``callbacks``
+    keeps those that still receive.  ``lock`` guards the making of channels.
     """
 
     _keeps_freed = False  # whether this process was told to
@@ -2567,14 +2567,14 @@ class ChannelFactory(object):
 
     def __init__(self, gateway: BaseGateway, startcount: int = 1) -> None:
         self._channels: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
-        self._callbacks: dict[int, _Callback] = {}
-        self._parts: dict[PartKey, tuple[bytes, BytesIO]] = {}
-        self._part: tuple[PartKey, int] = (0, None), 0  # of the one that comes; 1 if it is the last
+        self.callbacks: dict[int, _Callback] = {}
+        self.parts: dict[PartKey, tuple[bytes, BytesIO]] = {}
+        self.coming_part: tuple[PartKey, int] = (0, None), 0  # and 1 if it is the last
         self.max_item: int | None = None  # bytes of all items of which some pieces have come
         self._early: dict[int, list[Prepare]] = {}  # prepares channels that have not come yet
         self.arrived: deque[int] = deque(maxlen=10000)  # ids that the peer gave, the last ones
         self._item_numbers = itertools.count(1)
-        self._lock = new_rlock()  # held only for moments, so it will do for greenlets as well
+        self.lock = new_rlock()  # held only for moments, so it will do for greenlets as well
         self.gateway = gateway
         self.count = startcount
         self.finished = False
@@ -2588,7 +2588,7 @@ class ChannelFactory(object):
 
     def new(self, id: int | None = None) -> Channel:
         """Return the channel with that id, which is made if there is none."""
-        with self._lock:
+        with self.lock:
             if self.finished:
                 raise _refusal(self.gateway, "connection already closed: %r" % (self.gateway,))
             if id is None:
@@ -2607,7 +2607,7 @@ class ChannelFactory(object):
 
     def prepare(self, id: int, prepare: Prepare) -> None:
         """Pass what takes the items of a channel, itself or its callback, to a function."""
-        holders = [holder for holder in (self._channels.get(id), self._callbacks.get(id)) if holder]
+        holders = [holder for holder in (self._channels.get(id), self.callbacks.get(id)) if holder]
         for holder in holders:
             prepare(holder)
         if not holders:
@@ -2639,17 +2639,17 @@ class ChannelFactory(object):
                 return
             pieces = [data]
         if self.windows is not None:
-            self.windows.send(id, sum(map(len, pieces)), self._frames_of(id, pieces))
+            self.windows.send(id, sum(map(len, pieces)), self.frames_of(id, pieces))
         else:
-            for _, header, payload in self._frames_of(id, pieces):
+            for _, header, payload in self.frames_of(id, pieces):
                 self._send_frame(header, payload)
 
-    def _frames_of(self, id: int, pieces: Sequence[Piece]) -> Iterator[tuple[bool, bytes, Piece]]:
+    def frames_of(self, id: int, pieces: Sequence[Piece]) -> Iterator[tuple[bool, bytes, Piece]]:
         """Yield the frames of an item: whether it is the last, header, payload."""
         if len(pieces) == 1 and len(pieces[0]) <= ITEM_MAX:
             yield True, _HEADER.pack(Message.CHANNEL_DATA, id, len(pieces[0])), pieces[0]
             return
-        with self._lock:
+        with self.lock:
             number = next(self._item_numbers) & FOUR_BYTE_INT_MAX
         for piece in pieces:
             view = piece if PY2 else memoryview(piece)
@@ -2681,40 +2681,40 @@ class ChannelFactory(object):
                 number, last = _PART.unpack_from(data)
                 data = data[_PART.size :]
             key = id, number
-            self._part = key, last
-            if id not in self._callbacks and self._channels.get(id) is None:
-                self._parts.pop(key, None)  # nobody waits for it
-            elif key not in self._parts:
+            self.coming_part = key, last
+            if id not in self.callbacks and self._channels.get(id) is None:
+                self.parts.pop(key, None)  # nobody waits for it
+            elif key not in self.parts:
                 # glibc keeps freed memory for reuse up to twice the largest block so far; new
                 # pages would cost several times as much as all the copying.
                 ChannelFactory._keeps_freed = ChannelFactory._keeps_freed or bool(bytes(1 << 22))
                 head = bytes(data[:5]) if data[:1] == opcode.BYTES else b""
                 data = data[len(head) :]
-                self._parts[key] = head, self.buffers.begin(id, head) if self.buffers else BytesIO()
-        key, last = self._part
-        head, stream = self._parts.get(key, (b"", None))
+                self.parts[key] = head, self.buffers.begin(id, head) if self.buffers else BytesIO()
+        key, last = self.coming_part
+        head, stream = self.parts.get(key, (b"", None))
         if stream is None:
             return
         stream.write(data)
         if self.max_item is not None and (
-            len(self._parts) > 1000
-            or sum([part.tell() for _, part in self._parts.values()]) > self.max_item
+            len(self.parts) > 1000
+            or sum([part.tell() for _, part in self.parts.values()]) > self.max_item
         ):
             raise ProtocolError("pieces of items take more than max_item=%d" % self.max_item)
         if last and not message.left:
-            self._parts.pop(key, None)
+            self.parts.pop(key, None)
             size = stream.tell() - 1
             if len(head) == 5 and _unpack_int4(head, 1)[0] == size and data[-1:] == opcode.STOP:
                 stream.truncate(size)
-                callback, channel = self._callbacks.get(id), self._channels.get(id)
+                callback, channel = self.callbacks.get(id), self._channels.get(id)
                 item = stream.getvalue()
                 if item is not None:  # else whoever waits has it in its own buffer
-                    self._deliver(id, callback, channel, item, size + 6)
+                    self.deliver(id, callback, channel, item, size + 6)
             else:  # nothing but bytes begins with their opcode, except a tuple
                 self._local_receive(id, head + stream.getvalue() if head else stream.getvalue())
 
     def _local_receive(self, id: int, data: bytes) -> None:
-        callback = self._callbacks.get(id)
+        callback = self.callbacks.get(id)
         channel = None if callback else self._channels.get(id)
         owner = callback or channel
         if owner is None:
@@ -2724,9 +2724,9 @@ class ChannelFactory(object):
         except Exception as exc:
             self._fail_channel(id, exc)
             return
-        self._deliver(id, callback, channel, item, len(data))
+        self.deliver(id, callback, channel, item, len(data))
 
-    def _deliver(
+    def deliver(
         self, id: int, callback: _Callback | None, channel: Channel | None, item: object, size: int
     ) -> None:
         if channel is not None:
@@ -2740,7 +2740,7 @@ class ChannelFactory(object):
                             self.direct.serve(items)
                         items.put_nowait(item)
                     return
-            callback = self._callbacks.get(id)
+            callback = self.callbacks.get(id)
         if callback is not None:
             self.call(id, callback, item)
             if self.windows is not None and self.windows.of(id):
@@ -2786,9 +2786,9 @@ class ChannelFactory(object):
         """Forget a channel that gets no more items, and tell its callback."""
         if forget:
             self._channels.pop(id, None)
-        for key in [key for key in list(self._parts) if key[0] == id]:
-            self._parts.pop(key, None)
-        callback = self._callbacks.pop(id, None)
+        for key in [key for key in list(self.parts) if key[0] == id]:
+            self.parts.pop(key, None)
+        callback = self.callbacks.pop(id, None)
         if callback is not None:
             try:
                 callback.finish()
@@ -2799,12 +2799,12 @@ class ChannelFactory(object):
 
     def _finished_receiving(self, event: str = "stream_end") -> None:
         """End all waits for items, as no more will come."""
-        with self._lock:
+        with self.lock:
             self.finished = True
         for channel in self.channels():
             channel._go(event)
             self._no_longer_opened(channel.id, forget=event == "stream_end")
-        for id in list(self._callbacks):
+        for id in list(self.callbacks):
             self._no_longer_opened(id)
 
 
@@ -3107,7 +3107,7 @@ class BaseGateway(object):
         return self._read_some(limit)
 
     def _nobody_else_waits(self, direct: DirectReads) -> bool:
-        callbacks = list(self._channelfactory._callbacks.values())
+        callbacks = list(self._channelfactory.callbacks.values())
         return len(direct.waiting) <= 1 and all(callback.may_be_late for callback in callbacks)
 
     def _read_some(self, limit: int) -> bytes:

@@ -144,7 +144,7 @@ class Lane:
             self._put = partial(writer.put_now, write_now)
         self._channel = calls.new_lane()
         self._channel.setcallback(self._on_answer, endmarker=None)
-        self._callback = self.gateway._channelfactory._callbacks.get(self._channel.id)
+        self._callback = self.gateway.factory.callbacks.get(self._channel.id)
 
     def is_live(self) -> bool:
         """Whether calls can be sent."""
@@ -182,7 +182,7 @@ class Lane:
         self.post_held()
         writer, id = self.gateway._writer, self._channel.id
         writer.post(_HEADER.pack(Message.CALL, id, 0), b"")
-        for _, header, payload in self.gateway._channelfactory._frames_of(id, [request]):
+        for _, header, payload in self.gateway.factory.frames_of(id, [request]):
             frame = writer.frame(header, payload)
             asked.goes_with(frame, _left(frame))
             writer.post_frame(frame)
@@ -218,7 +218,7 @@ class Lane:
         self.asked[number] = asked
         if self._callback is not None:
             self._callback.may_be_late = False  # no other thread may read the stream now
-        self.gateway._channelfactory.take_back()
+        self.gateway.factory.take_back()
         return number, request
 
     def look_for_end(self) -> None:
@@ -331,6 +331,6 @@ class Lane:
 
 def _is_exact(gateway: GatewayLike) -> bool:
     """Whether all that the worker wrote is read, whatever its end: it is our child, over pipes."""
-    io = gateway._io
+    io = gateway.endpoint
     pid = io.popen.pid if isinstance(io, PipeEndpoint) and io.popen else None
     return pid is not None and bool(pid == gateway.handshake.hello.get("pid"))

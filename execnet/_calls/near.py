@@ -302,7 +302,7 @@ class Calls:
             gateway._send(Message.CALL, id, request)
             return
         gateway._send(Message.CALL, id)
-        for _, header, payload in gateway._channelfactory._frames_of(id, [request]):
+        for _, header, payload in gateway.factory.frames_of(id, [request]):
             gateway._send_frame(header, payload)
 
     # answers

@@ -89,7 +89,7 @@ class Counts(object):
 
     def look(self) -> list[int]:
         """Return how many were received and sent so far."""
-        with self._gateway._channelfactory._lock:
+        with self._gateway._channelfactory.lock:
             self._hide_all()
             # Each look counts as well, as there is no other way to read such a count.
             looks, self._looks = self._looks, self._looks + 1
@@ -140,7 +140,7 @@ class Counts(object):
             method(message)
         finally:
             self._is_in_part = False
-        if not message.left and self._gateway._channelfactory._part[1]:
+        if not message.left and self._gateway._channelfactory.coming_part[1]:
             next(self._received)
 
     def _count_read(self, method: Callable[..., bool], channel: Channel, *rest: object) -> bool:
@@ -185,7 +185,7 @@ class Items(object):
 
     def _counts_of(self, gateway: WorkerGateway) -> Counts:
         """Return what counts for a gateway, which this now watches."""
-        with gateway._channelfactory._lock:
+        with gateway._channelfactory.lock:
             counts: Counts = vars(gateway).setdefault("counts", Counts(gateway))
             counts.watchers += 1
             if gateway is self._channel.gateway:
@@ -196,7 +196,7 @@ class Items(object):
         """Watch no more."""
         last, self._last = self._last, {}
         for gateway in last:
-            with gateway._channelfactory._lock:
+            with gateway._channelfactory.lock:
                 counts = vars(gateway)["counts"]
                 counts.watchers -= 1
                 if not counts.watchers:

@@ -12,7 +12,6 @@ from ..gateway_base import ITEM_MAX, PART_BYTES, Message, ProtocolError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .._inside import Inside
-    from ..gateway_base import BaseGateway
 
 HELLO_MAX = 1 << 16
 TEXT_MAX = 1 << 24  # of errors and stacks
@@ -86,8 +85,8 @@ class Admission:
 
     def _is_of_a_channel(self, channel_id: int) -> bool:
         """Whether there is such a channel here, or may be soon."""
-        factory = self._gateway._channelfactory
-        if channel_id in factory._channels or channel_id in factory._callbacks:
+        factory = self._gateway.factory
+        if channel_id in factory._channels or channel_id in factory.callbacks:
             return True
         if channel_id % 2:  # ours are odd
             if channel_id >= factory.count:
@@ -101,7 +100,7 @@ class Admission:
     def _count_early(self, channel_id: int) -> None:
         """Note what is kept for a channel that has not come; ``ProtocolError`` if it is much."""
         if len(self._early) >= EARLY_MAX or self._early_frames >= EARLY_FRAMES_MAX:
-            for arrived in list(self._gateway._channelfactory.arrived):
+            for arrived in list(self._gateway.factory.arrived):
                 self._early_frames -= self._early.pop(arrived, 0)
         count = self._early.get(channel_id, 0) + 1
         if len(self._early) >= EARLY_MAX and count == 1:
@@ -150,7 +149,7 @@ class BoundedSizes(list[int]):
         super().append(size)
 
     @staticmethod
-    def check_queue(gateway: BaseGateway) -> None:
+    def check_queue(gateway: Inside) -> None:
         """End a worker that keeps sending, but does not read what it is told about that."""
-        if len(gateway._writer._frames) > QUEUED_MAX:
-            gateway._on_silence("it reads nothing")
+        if len(gateway.writer._frames) > QUEUED_MAX:
+            gateway.give_up("it reads nothing")

@@ -44,8 +44,8 @@ if hasattr(os, "register_at_fork"):
 def disown_channels(factory: ChannelFactory) -> None:
     """In a forked process: nothing is sent or received any more, and no lock is held."""
     factory.finished, factory.direct = True, None
-    factory._lock = new_rlock()
-    factory._callbacks.clear()
+    factory.lock = new_rlock()
+    factory.callbacks.clear()
     for channel in factory.channels():
         _disown_channel(channel)
 

@@ -142,15 +142,15 @@ def send_copy(factory: ChannelFactory, id: int, data: bytes) -> None:
     vars(factory.gateway).get("note_sent", int)()
     item = _head(len(data)) + data + opcode.STOP
     if factory.windows is not None:
-        factory.windows.send(id, len(item), factory._frames_of(id, [item]))
+        factory.windows.send(id, len(item), factory.frames_of(id, [item]))
         return
-    for _, header, payload in factory._frames_of(id, [item]):
+    for _, header, payload in factory.frames_of(id, [item]):
         factory._send_frame(header, payload)
 
 
 def frames_of(channel: Channel, pieces: list[Piece]) -> Iterator[Frame]:
     """Yield the frames of an item whose bytes stay where they are."""
-    frame, frames_of_pieces = channel.gateway._writer.frame, channel._factory._frames_of
+    frame, frames_of_pieces = channel.gateway._writer.frame, channel._factory.frames_of
     pieces = [_head(sum(map(len, pieces)))] + pieces + [opcode.STOP]
     for _, header, payload in frames_of_pieces(channel.id, pieces):
         yield frame(header, payload)
@@ -363,8 +363,8 @@ class Buffers(object):
     def fill(self, decoder: FrameDecoder, wait_ms: int = WAIT_MS) -> bool:
         """Read the rest of a frame into its buffer while some is there; return whether it was."""
         gateway, has_read = self._gateway, False
-        key = self._factory._part and self._factory._part[0]
-        filling: object = self._factory._parts.get(key, (b"", None))[1]
+        key = self._factory.coming_part and self._factory.coming_part[0]
+        filling: object = self._factory.parts.get(key, (b"", None))[1]
         direct = self._factory.direct
         if not isinstance(filling, Filling) or (direct and direct.chunks):
             return False
@@ -396,7 +396,7 @@ def _ways(io: Any) -> Ways:
 def buffers_of(factory: ChannelFactory) -> Buffers:
     """Return the buffers of a gateway."""
     if factory.buffers is None:
-        with factory._lock:
+        with factory.lock:
             factory.buffers = factory.buffers or Buffers(factory)
     buffers: Buffers = factory.buffers
     return buffers

@@ -157,7 +157,7 @@ class Tap(object):
                     break
                 payload = data[start + need : end]
                 if payload[:1] == b"k":  # before others may be sent it by its hash: ``_via.far``
-                    with self._gateway._channelfactory._lock:
+                    with self._gateway._channelfactory.lock:
                         kept = getattr(self._gateway, "kept", {})
                         self._gateway.kept = kept
                     kept[payload[1:33]] = payload = payload[33:]

@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 
 from .._clock import monotonic
-from .._endpoint import Endpoint
+from .._endpoint import Endpoint, acts_on
 from .._ends.terminate import LOGIN_S
 from .._log import WARNING, note
 from .._ship import parts
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from .._endpoint import Carrier, LoopEnds
+    from .._endpoint import LoopEnds
     from .._specs import Settings
     from ..gateway import Gateway
     from ..gateway_base import ExecModel, Frame, Piece
@@ -511,7 +511,7 @@ class ResumeIO(Link, Endpoint):
 
     def may_not_wait(self) -> bool:
         """Whether this is the receiver thread of a gateway that may be on the way there."""
-        return any(map(_receives_here, [self.carrier, *self._asked]))
+        return any(map(acts_on, [self.carrier, *self._asked]))
 
     def is_out_of_reach(self, since: float = -1.0) -> bool:
         is_silent = self.read_at <= since and self.kept_bytes > 0
@@ -555,15 +555,6 @@ class ResumeIO(Link, Endpoint):
         self._gone = _Flag(self.execmodel)
         self._gone.set()
         self._carrier.disown()
-
-
-def _receives_here(via: Carrier | None) -> bool:
-    """Whether this thread acts on the frames of a gateway, or of one that it goes via."""
-    while via is not None:
-        if via.receives_here:
-            return True
-        via = via.endpoint.carrier
-    return False
 
 
 def _in_turn(ways: list[Maker], ends_at: float) -> Iterator[tuple[Maker, float]]:

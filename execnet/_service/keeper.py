@@ -21,7 +21,6 @@ from .._transports import table
 from .._transports.sharing import request_of, settings_of_connection
 from .._via.spare import SPARE, have_spares, source_key
 from .._via.stream import FAR
-from ..gateway_base import GatewayState
 from ..gateway_io import Popen2IOMaster
 from ..xspec import XSpec
 from .far_gateway import kept
@@ -76,7 +75,7 @@ class Keeper:
             timer.cancel()
         with login.lock:
             gateway = login.gateway
-            if gateway is None or gateway._state != GatewayState.LIVE:
+            if gateway is None or not gateway.is_live:
                 if login.tries != tries and login.error is not None:
                     self._drop(login, user)
                     raise login.error
@@ -127,7 +126,7 @@ class Keeper:
             self._tell(login)
             if login.gateway is not gateway:  # it has another user by now
                 return
-            is_over = gateway._state != GatewayState.LIVE
+            is_over = not gateway.is_live
             if not login.users and not is_over:
                 arguments = self._idle_s[gateway], self._end, (login, gateway)
                 login.timer = threading.Timer(*arguments)
@@ -138,7 +137,7 @@ class Keeper:
 
     def _end(self, login: Login, gateway: Gateway) -> None:
         with self._lock:
-            if login.users and gateway._state == GatewayState.LIVE:
+            if login.users and gateway.is_live:
                 return
             if login.gateway is gateway:
                 login.gateway = None

@@ -349,10 +349,10 @@ class Shared(object):
             view = _joined(factory, id, begin == LAST, number, message.data[_ITEM.size :])
         else:
             view = self.borrower.view(begin, number)
-        callback = factory._callbacks.get(id)
+        callback = factory.callbacks.get(id)
         channel = None if callback else factory._channels.get(id)
         if view is not None:
-            factory._deliver(id, callback, channel, view, len(view) + OVERHEAD)
+            factory.deliver(id, callback, channel, view, len(view) + OVERHEAD)
 
     def on_released(self, message: Message) -> None:
         """Act on a RELEASED frame: the other side has no view of a segment any more."""
@@ -375,8 +375,8 @@ def _joined(
     factory: ChannelFactory, id: int, is_last: bool, number: int, piece: bytes
 ) -> memoryview | None:
     """Return a view of an item that came over the stream; None while pieces are missing."""
-    parts, key = factory._parts, (id, -number)  # of other items, the numbers are above 0
-    if id not in factory._callbacks and factory._channels.get(id) is None:
+    parts, key = factory.parts, (id, -number)  # of other items, the numbers are above 0
+    if id not in factory.callbacks and factory._channels.get(id) is None:
         parts.pop(key, None)  # nobody waits for it
         return None
     stream = parts.setdefault(key, (b"", BytesIO()))[1]

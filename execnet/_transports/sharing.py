@@ -8,7 +8,7 @@ started through it.  Start at ``Connections``.
 from __future__ import annotations
 
 from .._specs import KEYS, Settings
-from ..gateway_base import GatewayState, new_lock
+from ..gateway_base import new_lock
 from ..xspec import build
 from .table import TRANSPORTS, interpreter_words
 from .table import address_of as host_of
@@ -97,7 +97,7 @@ class Connections:
         """Return a connection, which has the user from now on; None if there is none."""
         with self._lock:
             gateway = self._by_address.get(address)
-            if gateway is None or gateway._state != GatewayState.LIVE:
+            if gateway is None or not gateway.is_live:
                 return None
             self._users[gateway].add(user)
             return gateway

@@ -157,7 +157,7 @@ def frame_of(gateway: Inside, header: bytes, payload: bytes, blob: Blob | None) 
 
 def kept_by(gateway: Any) -> Kept:
     """Return what the worker of a gateway keeps."""
-    with gateway.factory._lock:
+    with gateway.factory.lock:
         kept: Kept = getattr(gateway, "_kept", None) or Kept(gateway)
         gateway._kept = kept
     return kept

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def kept_of(gateway: Any) -> dict[bytes, bytes]:
     """Return what is kept here."""
-    with gateway._channelfactory._lock:
+    with gateway._channelfactory.lock:
         kept: dict[bytes, bytes] = getattr(gateway, "kept", {})
         gateway.kept = kept
     return kept

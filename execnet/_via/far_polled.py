@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 def loops_of(gateway: Any) -> tuple[Loop, Loop]:
     """Return the loops of a gateway: the one that reads, and the one that never waits."""
-    with gateway._channelfactory._lock:
+    with gateway._channelfactory.lock:
         loops: tuple[Loop, Loop] | None = getattr(gateway, "via_loops", None)
         if loops is None:
             model = gateway.execmodel
@@ -145,7 +145,7 @@ def sieve_of(gateway: Any) -> Sieve:
     It reads nothing for one whose bytes others may read as well without ``_read``, or that does
     not pass them on as they are.
     """
-    with gateway._channelfactory._lock:
+    with gateway._channelfactory.lock:
         sieve: Sieve | None = getattr(gateway, "via_sieve", None)
         if sieve is None:
             sieve = gateway.via_sieve = Sieve(gateway)

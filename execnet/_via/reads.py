@@ -40,7 +40,7 @@ class ViaReads(DirectReads):
 
     def offer(self) -> None:
         """Leave the stream to others, as the base class; not if that gateway can't do so now."""
-        direct = self._via._channelfactory.direct
+        direct = self._via.factory.direct
         if direct is None or direct.waiting:  # it reads itself for all that wait
             self.served = self.declined = False
             return
@@ -54,7 +54,7 @@ class ViaReads(DirectReads):
         pass
 
     def _await_data(self, limit_ms: int | None) -> list[tuple[int, int]]:
-        items, direct = self._data._items, self._via._channelfactory.direct
+        items, direct = self._data._items, self._via.factory.direct
         if items is not None and items.empty():
             timeout = None if limit_ms is None else LIMITED_S
             if not (direct and direct.offered and direct.read(self._data, items, timeout)):
@@ -74,7 +74,7 @@ class ViaReads(DirectReads):
         """Read an item into a channel's queue; False if the receiver thread has to do it."""
         if self._turn.locked() or not (timeout is None or timeout > self.IDLE_S):
             return False
-        factory = self._via._channelfactory
+        factory = self._via.factory
         outer, arrived = factory.direct, self._data._items
         with self._turn:
             if not self.offered or self.chunks or not items.empty():

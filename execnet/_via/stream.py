@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 
 from .._clock import monotonic
-from .._endpoint import Endpoint, StreamFull
+from .._endpoint import Endpoint, StreamFull, acts_on
 from .._errors import BootstrapError, WorkerDied
 from .._features.credit import Credit
 from .._ship.parts import run, send_parts
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from .._endpoint import Carrier, LoopEnds
+    from .._endpoint import LoopEnds
     from .._specs import Settings
     from .._transports.table import Command
     from ..gateway import Gateway
@@ -165,7 +165,7 @@ class ViaIO(Endpoint):
         self._waiting: dict[object, Any] = {}  # of that gateway: who waits for its receiver thread
         are_threads = execmodel.has_main_thread and via.execmodel.has_main_thread
         self.tells_arrivals = are_threads and not threads_are_patched()
-        via._io.carries = True
+        via.endpoint.carries = True
         self._news: Channel = via.newchannel()  # for reports that come even while nobody reads
         self._news._strconfig = (False, False)
         self._start(request, code)
@@ -234,8 +234,8 @@ class ViaIO(Endpoint):
     def _close(self, channel: Channel) -> None:
         """Close a channel; never waits."""
         if not channel.isclosed():
-            self._via._post(Message.CHANNEL_CLOSE, channel.id)
-            self._via._channelfactory._local_close(channel.id)
+            self._via.post_message(Message.CHANNEL_CLOSE, channel.id)
+            self._via.factory._local_close(channel.id)
 
     def _finish(self, status: int | None, reason: str) -> None:
         if not self._ended.is_set():  # otherwise the channel has ended as well
@@ -264,7 +264,7 @@ class ViaIO(Endpoint):
 
     def park(self, ready: Callable[[Any], object], whom: object) -> None:
         """Call ``ready(whom)`` when something has come; meanwhile this counts as one who waits."""
-        factory = self._via._channelfactory
+        factory = self._via.factory
         if factory.direct is not None:
             self._waiting = factory.direct.waiting
             self._waiting[self] = self._inbox
@@ -369,7 +369,7 @@ class ViaIO(Endpoint):
             self._await_room()
         size = len(data)
         head = _pack_bytes_head(Message.CHANNEL_DATA, self._data.id, size + 6, opcode.BYTES, size)
-        self._via._writer.send(head, data + opcode.STOP)
+        self._via.writer.send(head, data + opcode.STOP)
         self.input.sent += size  # afterwards: an interrupt must not take room away for ever
         return size
 
@@ -380,7 +380,7 @@ class ViaIO(Endpoint):
     def hand_in(self, frame: Frame) -> None:
         """Hand in the next piece of a frame and note that, so that no interrupt sends it twice."""
         data, payload, written = frame[:3]
-        start, writer = sum(written), self._via._writer
+        start, writer = sum(written), self._via.writer
         if self._handing is None or self._handing[0] is not frame or self._handing[1] != start:
             self._await_room()
             inner, size = None, len(data) + len(payload)
@@ -396,7 +396,7 @@ class ViaIO(Endpoint):
                 inner = writer.frame(*self._packed(size, pieces))
             self._handing = frame, start, inner, size, self.input.sent + size
         _, _, inner, size, sent = self._handing
-        if _receives_here(self._via):
+        if self._via.receives_here:
             writer.post_frame(inner)
         else:
             writer.deliver(inner)
@@ -415,7 +415,7 @@ class ViaIO(Endpoint):
         def make() -> Frame:
             item = dumps_internal([digest, data[:start], data[end:]])
             header = _HEADER.pack(Message.CHANNEL_DATA, self._data.id, len(item))
-            return self._via._writer.frame(header, item)
+            return self._via.writer.frame(header, item)
 
         return kept_by(self._via).use(digest, data[start:end], self, make)
 
@@ -435,18 +435,13 @@ class ViaIO(Endpoint):
 
         A callback may send in that thread, which is also the one that would learn of room.
         """
-        via: Carrier | None = self._via
-        while via is not None:
-            if via._get_ident() == via._receiver_ident:
-                return True
-            via = via._io.carrier
-        return False
+        return acts_on(self._via)
 
     def can_write_now(self) -> bool:
         """Whether a few KiB can be written without waiting."""
         if self._ended.is_set():
             return True
-        return self.input.under_way < WINDOW_BYTES and self._via._io.can_write_now()
+        return self.input.under_way < WINDOW_BYTES and self._via.endpoint.can_write_now()
 
     def close_write(self) -> None:
         """Let the far side read the end, after what was written."""
@@ -457,7 +452,7 @@ class ViaIO(Endpoint):
     def _post(self, item: int | tuple[int | None]) -> None:
         """Have an item sent soon; never waits, and never fails."""
         if not self._data.isclosed():
-            self._via._post(Message.CHANNEL_DATA, self._data.id, dumps_internal(item))
+            self._via.post_message(Message.CHANNEL_DATA, self._data.id, dumps_internal(item))
 
     # the end
 
@@ -472,7 +467,7 @@ class ViaIO(Endpoint):
             if (asked := self._via._io.asked) and asked.is_silent():
                 limit_s = 0.0
             if not self._ended.wait(max(0.0, self._kill_time + limit_s - monotonic())):
-                self._via._io.note_silence()
+                self._via.endpoint.note_silence()
                 self._lose(f"{self._via.id}, which it goes via, does not answer")
         self._on_gone()
         return self._known_status()
@@ -515,11 +510,6 @@ class ViaIO(Endpoint):
             self.told_status = None  # it does not end by itself
             self._post((self.worker_pid,))
             self._over.set()
-
-
-def _receives_here(gateway: Carrier) -> bool:
-    """Whether this is the thread that acts on a gateway's frames."""
-    return gateway._get_ident() == gateway._receiver_ident
 
 
 def create_io(settings: Settings, execmodel: ExecModel, find_gateway: Find | None) -> ViaIO:

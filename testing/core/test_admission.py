@@ -101,13 +101,13 @@ class Factory:
     def __init__(self) -> None:
         self.count = 3
         self._channels = {1: "a channel"}
-        self._callbacks: dict[int, object] = {}
+        self.callbacks: dict[int, object] = {}
         self.arrived: deque[int] = deque()
 
 
 def admission_of(factory: Factory) -> admission.Admission:
     handshake = SimpleNamespace(answered=threading.Event())
-    return admission.Admission(SimpleNamespace(_channelfactory=factory, handshake=handshake))
+    return admission.Admission(SimpleNamespace(factory=factory, handshake=handshake))
 
 
 @pytest.mark.parametrize("code", [Message.RECONFIGURE, Message.WINDOW, Message.CREDIT])

@@ -41,7 +41,7 @@ factory = channel.gateway._channelfactory
 channel.receive()
 size = channel.receive()
 data = b"\\x41" + __import__("struct").pack("!i", size) + b"x" * size + b"Q"
-frames = list(factory._frames_of(channel.id, [data]))
+frames = list(factory.frames_of(channel.id, [data]))
 for number, (_, header, payload) in enumerate(frames):
     if number == len(frames) // 2:
         channel.receive()

@@ -66,7 +66,7 @@ def shared(shared_group: Group, request: pytest.FixtureRequest) -> Iterator[Gate
     def nothing_is_left() -> bool:
         status = gateway.remote_status()
         far = status.numchannels + status.numexecuting
-        return not far and not factory.channels() and not factory._callbacks
+        return not far and not factory.channels() and not factory.callbacks
 
     wait_until(nothing_is_left, sleep=gateway.execmodel.sleep)
 
@@ -770,7 +770,7 @@ class TestDrop:
             del inner
         assert shared._channelfactory.channels() == [channel]
         assert list(shared._channelfactory._channels) == [channel.id]
-        assert not shared._channelfactory._callbacks
+        assert not shared._channelfactory.callbacks
 
     def test_a_channel_in_a_reference_cycle_goes_with_it(self, shared: Gateway) -> None:
         channel = shared.remote_exec(ECHO)
@@ -944,9 +944,9 @@ class TestFactory:
         channel = factory.new(1)
         for message in sender.sent[:2]:
             Message(*message).received(gateway)
-        assert factory._parts
+        assert factory.parts
         channel.close()
-        assert not factory._parts
+        assert not factory.parts
 
     def test_a_piece_that_is_on_its_way_goes_with_its_channel(self) -> None:
         gateway, decoder = LonelyGateway(), FrameDecoder(hands_on=True)
@@ -960,7 +960,7 @@ class TestFactory:
                 message.received(gateway)
             channel.close()
         assert other.receive(BOUND_S) == b"x" * 40000
-        assert not factory._parts
+        assert not factory.parts
 
     @given(st.lists(st.integers(0, 4 << 20), max_size=12))
     def test_large_items_are_the_same_in_any_cut(self, places: list[int]) -> None:
@@ -980,7 +980,7 @@ class TestFactory:
         got = [channel.receive(BOUND_S) for _ in items]
         assert got == items
         assert list(map(type, got)) == list(map(type, items))
-        assert not factory._parts
+        assert not factory.parts
 
     def test_the_worker_has_the_same_book(self, shared: Gateway) -> None:
         channel = shared.remote_exec(

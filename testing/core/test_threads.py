@@ -457,4 +457,4 @@ class TestPieces:
         data = dumps_internal(1)
         os.write(io.far_writes, struct.pack("!bii", 4, channel.id, len(data)) + data)
         assert channel.receive(BOUND_S) == 1
-        assert gateway._channelfactory._parts == {}
+        assert gateway._channelfactory.parts == {}

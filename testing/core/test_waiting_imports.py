@@ -120,7 +120,7 @@ class Source:
         self._decoder = FrameDecoder(True)
         self._decoder._chunks = [begun]
         self._io = self
-        self._channelfactory = SimpleNamespace(_lock=threading.Lock())
+        self._channelfactory = SimpleNamespace(lock=threading.Lock())
         self.kept: dict[bytes, bytes] = {}
         self.read_some: Any = iter([*pieces, b""]).__next__
 

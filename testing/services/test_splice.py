@@ -19,7 +19,7 @@ class End:
         self.execmodel = get_execmodel("thread")
         self._channelfactory = self
         self._writer = self
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self.sent: list[tuple[int, object]] = []
         self.known_parts: frozenset[str] = frozenset()
         self.exits = 0
