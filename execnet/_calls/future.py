@@ -155,7 +155,7 @@ class Future(_Base["T"]):
                 interrupt()
         return self.cancelled()
 
-    def end(self, value: Any, error: BaseException | None) -> bool:
+    def end(self, value: object, error: BaseException | None) -> bool:
         """Give it a result or an error, unless it has one or was cancelled; never waits."""
         if not self._end(value, error, False):
             return False

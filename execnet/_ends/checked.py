@@ -60,7 +60,7 @@ def load_checked(data: bytes, channel_or_factory: object, strconfig: StrConfig) 
             _scan = Scan(SCANNED)
         is_large = len(data) > LARGE and IS_FOLLOWED
         if not _keys_are_sound(_scan, data) if is_large else _scan.check(data):
-            item: Any = _carefully(_Pickle(data).load)
+            item: object = _carefully(_Pickle(data).load)
         else:
             item = load_item(data, channel_or_factory, strconfig)
     elif len(data) > 5 * FEW and _is_risky(data):

@@ -287,7 +287,7 @@ class Calls(object):
             named = {str(name): named[name] for name in named}
         return codec.dump(self._find(name)(*positional, **named))
 
-    def _error(self, number: int, error: Any) -> tuple[object, ...]:
+    def _error(self, number: int, error: object) -> tuple[object, ...]:
         """Return the answer for what was raised: an exception, or (type, value, traceback)."""
         exc = error
         if type(error) is tuple:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from types import CodeType, ModuleType
     from typing import Any
 
+    from ..gateway_base import WorkerGateway
+
     # "package" or "", file, source, why it can't be imported
     Known = tuple[str, str | None, bytes | None, str | None]
     Row = tuple[str, str, str | None, bytes | None, str | None]  # the same, after the name
@@ -60,7 +62,7 @@ class Finder(object):
     ``_lock`` guards what has arrived.  Any thread may import; each request has a number.
     """
 
-    def __init__(self, gateway: Any) -> None:
+    def __init__(self, gateway: WorkerGateway) -> None:
         self.gateway = gateway
         self._pid = os.getpid()  # a forked process can't use the stream
         self.tap = Tap(gateway)

@@ -27,7 +27,6 @@ from ..gateway_base import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
     from ..gateway import Gateway
     from ..gateway_base import BaseGateway, Channel
@@ -105,7 +104,7 @@ class Splice:
 
     # the receiver thread of the program's connection
 
-    def on_item(self, item: Any) -> None:
+    def on_item(self, item: object) -> None:
         """Pass on what the program sent; None: it is gone, or needs this no more."""
         if type(item) is list:
             digest, head, tail = item
@@ -150,7 +149,7 @@ class Splice:
         if item == EOF:
             self._note(login, all_bytes=True)
 
-    def _on_news(self, login: Gateway, item: Any) -> None:
+    def _on_news(self, login: Gateway, item: object) -> None:
         if self._is_over:
             return
         if type(item) is int and item > 0:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..gateway_base import Channel
+    from ..gateway_base import BaseGateway, Channel
     from .far_ends import Owner
 
 
@@ -67,7 +67,7 @@ class Sieve(object):
     add them to ``forwarders``.
     """
 
-    def __init__(self, gateway: Any) -> None:
+    def __init__(self, gateway: BaseGateway) -> None:
         self._gateway = gateway
         self._read: Callable[[int], bytes] = gateway._io.read_some
         self._fd = fds_of(gateway)[0]
@@ -131,7 +131,7 @@ def _readable_bytes(fd: int) -> int:
     return count
 
 
-def fds_of(gateway: Any) -> tuple[int, int]:
+def fds_of(gateway: BaseGateway) -> tuple[int, int]:
     """Return what a gateway reads and writes, if bytes pass there as they are; else -1."""
     io = gateway._io
     if type(io) is Popen2IO and type(io.infile).__name__ == "FileIO":

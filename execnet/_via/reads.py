@@ -61,7 +61,7 @@ class ViaReads(DirectReads):
                 return []
         return [(0, 0)]
 
-    def _load(self, channel: Channel, items: Inbox, data: Any) -> bool:
+    def _load(self, channel: Channel, items: Inbox, data: object) -> bool:
         if type(data) is not bytes:
             return False  # the end
         self._io.account(len(data))
