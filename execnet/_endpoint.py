@@ -91,7 +91,7 @@ class Writer(FrameWriter):
             if taken:
                 self._lock.release()
                 if self._has_work():  # the rest, or what was handed in while the lock was taken
-                    self._flush_left_behind()
+                    self._flush_queued()
         return True
 
     def write_ready(self, way: ReadyWay) -> bool | None:
@@ -124,15 +124,15 @@ class Writer(FrameWriter):
 
     def _advance_ready(self, frame: Frame, way: ReadyWay) -> None:  # holds _lock
         """Write what one system call takes of a frame now."""
-        header, payload, written, _ = frame
-        start = sum(filter(None, written)) - len(header)
+        header, payload, counts, _ = frame
+        start = sum(filter(None, counts)) - len(header)
         rest = [memoryview(header)[start:], payload] if start < 0 else [memoryview(payload)[start:]]
         write, *more = way
-        written += map(write, (rest,), *[(argument,) for argument in more])
+        counts += map(write, (rest,), *[(argument,) for argument in more])
 
     def go_on(self) -> None:
         """Have what is left written by another thread."""
-        self._flush_left_behind()
+        self._flush_queued()
 
 
 def acts_on(gateway: Carrier | None) -> bool:

@@ -428,7 +428,7 @@ class Message(object):
 
     _types: dict[int, tuple[str, Callable[[Message, Any], None]]] = {}
     # For a large frame that is passed on as it comes, in several messages:
-    begins: bool | None = None  # whether this is the first one of them
+    is_first: bool | None = None  # one of them; None: it is no such message
     left = 0  # bytes that are still to come
 
     def __init__(self, msgcode: int, channelid: int = 0, data: bytes = b"") -> None:
@@ -1545,9 +1545,9 @@ class FrameDecoder(object):
         self._have = len(rest)
         self.missing = need - len(rest)
 
-    def _piece(self, begins: bool, data: bytes, left: int) -> Message:
+    def _piece(self, is_first: bool, data: bytes, left: int) -> Message:
         message = Message(*_HEADER.unpack(self._header))
-        message.begins, message.data, message.left = begins, data, left
+        message.is_first, message.data, message.left = is_first, data, left
         self.left = left
         return message
 
@@ -1939,10 +1939,10 @@ class FrameWriter(object):
                             if self._write_some(data):
                                 return
                         else:
-                            written: list[int | None] = []
-                            self._begun = [data, b"", written, [None]]
-                            written += map(self._write_some, (data,))
-                            if written[0] == len(data):
+                            counts: list[int | None] = []
+                            self._begun = [data, b"", counts, [None]]
+                            counts += map(self._write_some, (data,))
+                            if counts[0] == len(data):
                                 self._begun = None
                                 return
                             self._flush()
@@ -1953,7 +1953,7 @@ class FrameWriter(object):
                     self.fail(str(exc))
             finally:
                 if self._frames or self._begun or self._closing:
-                    self._flush_left_behind()
+                    self._flush_queued()
         self.deliver(self.frame(header, payload))
 
     def deliver(self, frame: Frame) -> None:
@@ -1971,7 +1971,7 @@ class FrameWriter(object):
                     with self._lock:
                         self._flush()
             finally:
-                self._flush_left_behind()
+                self._flush_queued()
         if _left(frame):
             reason = self._error or "the gateway was ended"
             raise self.refusal("cannot send (already closed?): %s" % reason)
@@ -1988,18 +1988,18 @@ class FrameWriter(object):
         """Have a frame written soon, as ``post``; a second call does not send it twice."""
         if self._error is None and not self._closing and not self.has(frame):
             frame[3] += map(self._frames.append, (frame,))
-            self._flush_left_behind()
+            self._flush_queued()
 
     def close_soon(self) -> None:
         """Close the stream after the frames that are waiting; never waits."""
         self._closing = True
-        self._flush_left_behind()
+        self._flush_queued()
 
     def fail(self, reason: str) -> None:
         """Refuse all frames from now on, and drop those that are waiting."""
         if self._error is None:
             self._error = reason
-        self._flush_left_behind()
+        self._flush_queued()
 
     def _flush(self, may_wait: bool = True) -> bool:  # holds _lock
         """Write the waiting frames; False if that has to wait and must not."""
@@ -2032,14 +2032,14 @@ class FrameWriter(object):
 
     def _advance(self, frame: Frame) -> None:  # holds _lock
         """Write what one system call takes of a frame."""
-        header, payload, written, _ = frame
-        start = sum(filter(None, written)) - len(header)
+        header, payload, counts, _ = frame
+        start = sum(filter(None, counts)) - len(header)
         write, rest = self._write_some, header[start:] if start < 0 else memoryview(payload)[start:]
         if start < 0 and payload:
             write, rest = self._write_pieces, (rest, payload)
         try:
-            written += map(write, (rest,))
-            full = not written[-1]
+            counts += map(write, (rest,))
+            full = not counts[-1]
         except EnvironmentError as exc:
             full = _is_full(exc)
             if not full:
@@ -2062,7 +2062,7 @@ class FrameWriter(object):
         waiting = bool(self._frames or self._begun)
         return waiting or (self._closing and not self._closed)
 
-    def _flush_left_behind(self) -> None:
+    def _flush_queued(self) -> None:
         """Write what was left while the lock was taken, or have the flusher wait for it.
 
         The thread that holds the lock comes here afterwards, so no frame is lost without it.
@@ -2098,7 +2098,7 @@ class FrameWriter(object):
         with self._lock:
             self._flusher_runs = False
             self._flush()
-        self._flush_left_behind()
+        self._flush_queued()
 
 
 # Elsewhere a read and the append of its bytes are no single call, or a pipe can't be polled.
@@ -2675,7 +2675,7 @@ class ChannelFactory(object):
     def _local_receive_part(self, message: Message) -> None:
         """Put what came of a large item where it stays: a stream gives away its own bytes."""
         id, data = message.channelid, message.data
-        if message.begins is not False:
+        if message.is_first is not False:
             number, last = None, 1
             if message.msgcode == Message.CHANNEL_DATA_PART:
                 number, last = _PART.unpack_from(data)
@@ -2859,7 +2859,7 @@ def _on_exec(message: Message, gateway: BaseGateway) -> None:
 
 
 def _on_data(message: Message, gateway: BaseGateway) -> None:
-    if message.begins is None:
+    if message.is_first is None:
         gateway._channelfactory._local_receive(message.channelid, message.data)
     else:
         gateway._channelfactory._local_receive_part(message)
@@ -3073,7 +3073,7 @@ class BaseGateway(object):
         decoder, receive_item = self._decoder, self._channelfactory._local_receive
         try:
             for message in decoder.feed(data):
-                if message.msgcode == 4 and message.begins is None:  # as nearly all are
+                if message.msgcode == 4 and message.is_first is None:  # as nearly all are
                     receive_item(message.channelid, message.data)
                 else:
                     message.received(self)

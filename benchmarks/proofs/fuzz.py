@@ -110,7 +110,7 @@ def frames() -> tuple[Callable[[bytes], None], list[bytes]]:
             for piece in pieces:
                 for message in decoder.feed(piece):
                     start = [message.msgcode, message.channelid]
-                    if message.begins is False:
+                    if message.is_first is False:
                         found[-1] += bytes(message.data)
                     else:
                         found += [start, bytes(message.data)]

@@ -57,7 +57,7 @@ class LoopWriter(FrameWriter):
                 self.fail(str(exc))
             finally:
                 if self._frames or self._closing:  # handed in while the lock was taken
-                    self._flush_left_behind()
+                    self._flush_queued()
         if self._error is not None or self._closing:
             raise self.refusal_now()
         self.post(header, payload)
@@ -155,7 +155,7 @@ class LoopWriter(FrameWriter):
             self._flusher_runs = False
             while not self._flush() and self._fd >= 0:
                 self._io.execmodel.wait_writable(self._fd)
-        self._flush_left_behind()
+        self._flush_queued()
 
     def _poll(self) -> None:
         if not self._polls:
@@ -169,7 +169,7 @@ class LoopWriter(FrameWriter):
             return
         self._stop_polling()
         self._flusher_runs = False
-        self._flush_left_behind()
+        self._flush_queued()
         self.pass_on()
 
     def _stop_polling(self) -> None:

@@ -93,7 +93,7 @@ class Deflater(object):
                 writer.deliver(frame)
             return frame is not None
         except BaseException:  # an interrupt, maybe just after it was queued
-            writer._flush_left_behind()
+            writer._flush_queued()
             raise
 
     def _queued(self, header: bytes, payload: Piece) -> Frame | None:

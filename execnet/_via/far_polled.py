@@ -254,7 +254,7 @@ class PolledForwarder(Forwarder):
                 write_all(io, STOP)
             except Exception as exc:
                 writer.fail(str(exc))  # nothing may come after half a frame
-        writer._flush_left_behind()
+        writer._flush_queued()
         return True
 
     def _moved(self, fd: int, to_fd: int, size: int) -> int | None:

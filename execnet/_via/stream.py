@@ -379,8 +379,8 @@ class ViaIO(Endpoint):
 
     def hand_in(self, frame: Frame) -> None:
         """Hand in the next piece of a frame and note that, so that no interrupt sends it twice."""
-        data, payload, written = frame[:3]
-        start, writer = sum(written), self._via.writer
+        data, payload, counts = frame[:3]
+        start, writer = sum(counts), self._via.writer
         if self._handing is None or self._handing[0] is not frame or self._handing[1] != start:
             self._await_room()
             inner, size = None, len(data) + len(payload)
@@ -401,7 +401,7 @@ class ViaIO(Endpoint):
         else:
             writer.deliver(inner)
         self.input.sent = sent
-        written[:] = (start + size,)
+        counts[:] = (start + size,)
 
     def _packed(self, size: int, pieces: Sequence[Piece]) -> tuple[bytes, bytes]:
         """Return a frame that contains so many bytes, copied once; its last byte is a STOP."""

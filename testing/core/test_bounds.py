@@ -146,7 +146,7 @@ def test_a_worker_that_takes_no_credits_is_ended(
         channel.setcallback(int)
         for _ in range(300):
             gateway._channelfactory._local_receive(channel.id, dumps_internal(1))
-    gateway._writer._flush_left_behind()  # as whoever has held the lock does
+    gateway._writer._flush_queued()  # as whoever has held the lock does
     with pytest.raises(WorkerDied, match="it reads nothing"):
         gateway.newchannel().receive(BOUND_S)
 

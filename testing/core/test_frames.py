@@ -77,7 +77,7 @@ def feed_all(decoder: FrameDecoder, pieces: Iterable[bytes]) -> Iterator[Triple]
 
 
 def decode(*pieces: bytes) -> tuple[list[Triple], str | None]:
-    """Return the messages in the pieces, and what was wrong with the bytes behind them."""
+    """Return the messages in the pieces, and what was wrong with the bytes after them."""
     messages: list[Triple] = []
     try:
         for message in feed_all(FrameDecoder(), pieces):
@@ -273,14 +273,15 @@ class TestLargeFrames:
         assert [as_triple(m) for m in decoder.feed(data[: end - 1])] == MESSAGES
         (first,) = decoder.feed(data[end - 1 : end])
         assert as_triple(first) == (code, 5, payload[:5])
-        assert (first.begins, first.left) == (True, len(payload) - 5)
+        assert (first.is_first, first.left) == (True, len(payload) - 5)
         assert decoder.pending() == frame(code, 5, payload)[:HEADER_BYTES]
         (second,) = decoder.feed(data[end : end + 1000])
         assert as_triple(second) == (code, 5, payload[5:1005])
-        assert (second.begins, second.left) == (False, decoder.left) == (False, len(payload) - 1005)
-        rest, *behind = decoder.feed(data[end + 1000 :])
-        assert (rest.data, rest.begins, rest.left) == (payload[1005:], False, 0)
-        assert [as_triple(m) for m in behind] == MESSAGES
+        assert (second.is_first, second.left) == (False, len(payload) - 1005)
+        assert decoder.left == second.left
+        rest, *after = decoder.feed(data[end + 1000 :])
+        assert (rest.data, rest.is_first, rest.left) == (payload[1005:], False, 0)
+        assert [as_triple(m) for m in after] == MESSAGES
         assert (decoder.pending(), decoder.left, decoder.missing) == (b"", 0, HEADER_BYTES)
 
     def test_a_large_frame_of_another_kind_is_not(self) -> None:
@@ -301,7 +302,7 @@ class TestLargeFrames:
         decoder, came = FrameDecoder(hands_on=True), list[Triple]()
         for piece in cuts(data, places):
             for message in decoder.feed(piece):
-                if message.begins is False:
+                if message.is_first is False:
                     code, number, before = came.pop()
                     assert message.channelid == number
                     came.append((code, number, before + message.data))

@@ -65,7 +65,7 @@ class TestSocketIO:
         io_sock, io.write_some, io.write_pieces = io._sock, Interrupted().send, None
         writer = FrameWriter(io, "gw")
         frame = writer.frame(b"headerxyz", b"p" * 20000)
-        writer._flush_left_behind = lambda: None  # type: ignore[method-assign]
+        writer._flush_queued = lambda: None  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
             writer.deliver(frame)
         assert frame[2] == [5, 4, 7000]

@@ -240,7 +240,7 @@ class Writer:
     def deliver(self, frame: list[Any]) -> None:
         assert frame in self._frames
 
-    def _flush_left_behind(self) -> None:
+    def _flush_queued(self) -> None:
         """There is no stream."""
 
 

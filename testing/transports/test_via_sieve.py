@@ -109,7 +109,7 @@ def test_forwarders_and_the_gateway_get_what_is_theirs_in_any_cut(
     while data := sieve.read_some(limit):
         for message in gateway._decoder.feed(data):
             last, id = message.msgcode, message.channelid
-            begun = bytes(message.data) if message.begins is not False else begun + message.data
+            begun = bytes(message.data) if message.is_first is not False else begun + message.data
             if message.left or last == Message.STATUS:
                 continue
             if id in kept and begun[:5] == opcode.BYTES + pack_size(len(begun) - 6):
