@@ -11,6 +11,10 @@ Nothing has to be installed on the other host but a Python, 2.7 or newer.
 
 Names are loaded when they are first used, so that ``import execnet`` costs little and a
 worker, which imports ``execnet.gateway_base``, loads that alone.
+
+To read the code, start with the docstrings of ``gateway_base``, which both ends run, ``gateway``
+and ``multi``.  Modules without an underscore are public.  What runs in workers is in
+``gateway_base``, in ``_features``, and in whatever is named ``far`` or ``far_*``.
 """
 
 from __future__ import annotations

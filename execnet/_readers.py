@@ -371,7 +371,7 @@ class _Told(_Readers):
 
 
 class _Seats:
-    """Who reads for a gateway; ``_lock`` guards all of it."""
+    """Which thread reads for which gateway; ``_lock`` guards all of it."""
 
     def __init__(self) -> None:
         self._lock = new_lock()

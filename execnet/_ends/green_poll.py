@@ -124,7 +124,7 @@ class _EventletWaits:
 
 
 class _Woken(Exception):
-    """End the wait, although nothing came."""
+    """Raised in the reader, to end its wait although nothing came."""
 
 
 class _GreenWatch:

@@ -1,8 +1,8 @@
 """Joiners that come back: with ``resume=``, one dials in again when its connection was lost.
 
-The coordinator gives each such joiner a key that leads to nothing but its own worker.  Who has the
-group's key can't take up a worker of somebody else, and who has that of a worker can't join.  What
-comes over a new connection is a login, as in ``_resume.logins``.  Start at ``Return``.
+The coordinator gives each such joiner a key that leads to nothing but its own worker.  Whoever has
+the group's key can't take up a worker of somebody else, and whoever has a worker's key can't join.
+What comes over a new connection is a login, as in ``_resume.logins``.  Start at ``Return``.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def leave_server() -> int:
         end.close()
     if not pid:
         os.setsid()
-        if os.fork():  # so that who ends this process and all below it does not find that one
+        if os.fork():  # so that whoever ends this process and all below it does not find that one
             os._exit(0)
         return fd
     told, data = b"", b"-"

@@ -728,7 +728,7 @@ class Visitor(object):
         if words[0] != VERSION and words[0].startswith(VERSIONS):
             raise Refused("this server speaks %s only" % VERSION.decode("ascii"))
         if words[0] != VERSION or len(words) != 4 or len(words[1]) != 64 or rest:
-            raise Refused("this server lets in who proves that it has the key")
+            raise Refused("this server lets in only those who prove that they have the key")
         key, (nonce, binding, proved) = self._server.key, words[1:]
         assert key is not None
         self._words += [nonce, binding]

@@ -150,7 +150,7 @@ def _is_wanted(entry: KeptEntry, request: KeptRequest) -> bool:
     if entry[u"state"] in (u"incomplete", u"replaced"):
         return True
     is_old = bool(time.time() - entry[u"used"] >= request["unused_s"])
-    # Where nobody knows what is in use, the user has to, who names it.
+    # Where it is not known what is in use, the user, who names it, has to know.
     states = (u"free", u"unknown") if is_named else (u"free",)
     return is_old and entry[u"state"] in states
 
@@ -198,7 +198,7 @@ def _remove_python(root: str, folder: str, entry: KeptEntry) -> bool:
 
 
 def _remove_cache(root: str, name: str) -> bool:
-    """Remove a cache unless something is being made; who begins meanwhile finds none."""
+    """Remove a cache unless something is being made; whoever begins meanwhile finds none."""
     path = os.path.join(root, name)
     old = "%s.%d.old" % (path, os.getpid())
     try:

@@ -2,7 +2,8 @@
 
 They use ``flock``, which the kernel releases however its holder ends.  Where a file system refuses
 it, the lock for making something is a folder that names host, boot and process and is renewed while
-it is held; who uses something is not known there.  This file is shipped.  Start at ``Lock``.
+it is held; which processes use something is not known there.  This file is shipped.  Start at
+``Lock``.
 """
 
 from __future__ import annotations
