@@ -156,7 +156,7 @@ class Endpoint(ABC):
     remoteaddress: str | None = None  # of the worker's host, for one over a network
     carrier: Carrier | None = None  # another one after the end of this, with resume= in a tree
     starter: Carrier | None = None  # of the server that this leads to
-    facts: Mapping[str, Any] = {}  # what is known of the worker before it says hello
+    facts: Mapping[str, object] = {}  # what is known of the worker before it says hello
     ask_why: Callable[[], str] | None = None  # what it was started by: why it has ended; may wait
     stdout_fd: int | None = None  # the number by which the worker finds our stdout, if it has it
     has_process = False  # of this machine, whose end ``has_ended`` sees while the stream is open

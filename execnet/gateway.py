@@ -390,7 +390,7 @@ class Gateway(Calling):
             text = f"no thread could be started for its first line: {self._writer.no_thread}"
             raise RuntimeError(text)
 
-    def _on_hello(self, hello: dict[str, Any]) -> None:
+    def _on_hello(self, hello: dict[str, object]) -> None:
         if "error" not in hello:
             with self._exit_lock:
                 super()._on_hello(hello)
@@ -564,7 +564,7 @@ class RInfo:
     ``size``, which are None if nobody knows them.
     """
 
-    def __init__(self, mapping: Mapping[str, Any]) -> None:
+    def __init__(self, mapping: Mapping[str, object]) -> None:
         self.__dict__.update(mapping)
 
     def __repr__(self) -> str:

@@ -29,7 +29,7 @@ __all__ = [
 class Service:
     """A running service, as returned by ``find`` and ``find_all``."""
 
-    def __init__(self, folder: str, record: dict[str, Any]) -> None:
+    def __init__(self, folder: str, record: dict[str, object]) -> None:
         self._found = folder, record
         self.name = str(record.get("service"))
 

@@ -62,7 +62,7 @@ class MultiChannel(_multichannel.MultiChannel):
         """
         if self._queue is None:
             self._fill(asyncio.Queue(), endmarker)
-        queue: asyncio.Queue[tuple[Channel, Any]] = self._queue
+        queue: asyncio.Queue[tuple[Channel, object]] = self._queue
         return queue
 
     async def as_received(self) -> AsyncIterator[tuple[Channel, Any]]:

@@ -49,7 +49,7 @@ class Posted(Protocol):
 class InteractiveShell(Protocol):
     """What is used of IPython's."""
 
-    user_ns: dict[str, Any]  # the variables of the notebook
+    user_ns: dict[str, object]  # the variables of the notebook
     magics_manager: Any
 
     def register_magic_function(

@@ -214,7 +214,7 @@ class Session:
         self.err = Output(sys.stderr)
         self.pending: dict[str, None] = {}
         self.stopping = threading.Event()
-        self._events: deque[tuple[str, Any]] = deque()
+        self._events: deque[tuple[str, object]] = deque()
         self._wakeup, self._waker = socket.socketpair()
         self._waker.setblocking(False)
         self._signal: int | None = None

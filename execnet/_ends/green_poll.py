@@ -163,7 +163,7 @@ def _eventlet_hub() -> Any:
 
 _WAITS = {"gevent": _GeventWaits, "eventlet": _EventletWaits}
 _HUBS = {"gevent": _gevent_hub, "eventlet": _eventlet_hub}  # each returns the one of its thread
-_watches: weakref.WeakKeyDictionary[Any, _GreenWatch] = weakref.WeakKeyDictionary()
+_watches: weakref.WeakKeyDictionary[object, _GreenWatch] = weakref.WeakKeyDictionary()
 
 
 def _watch_of(execmodel: ExecModel) -> _GreenWatch:

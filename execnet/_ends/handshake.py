@@ -89,7 +89,7 @@ class Handshake:
             return shipment.plain_rest
         return shipment.compiled_rest if is_alike and is_near else shipment.rest
 
-    def end(self, hello: dict[str, Any] | None = None) -> None:
+    def end(self, hello: dict[str, object] | None = None) -> None:
         """Note the hello, if there is one, and wake the threads that wait for it."""
         if hello is not None:
             self.hello = hello

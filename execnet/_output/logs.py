@@ -65,7 +65,7 @@ def forward_all(gateways: Iterable[Gateway], deadlines: Mapping[str, float | Non
         raise BootstrapError(f"what workers log can't be forwarded: {exc}") from exc
 
 
-def _receiver_of(id: str) -> Callable[[Any], object]:
+def _receiver_of(id: str) -> Callable[[object], object]:
     def receive(item: Any) -> None:  # in the receiver thread
         logger = logger_of(TOPIC)
         with suppress(Exception):  # handlers are the program's, and the item is a worker's
@@ -76,7 +76,7 @@ def _receiver_of(id: str) -> Callable[[Any], object]:
     return receive
 
 
-def _record_of(item: dict[str, Any], gateway: str) -> logging.LogRecord:
+def _record_of(item: dict[str, object], gateway: str) -> logging.LogRecord:
     """Return a record as it was in the worker; raises whatever a malformed item leads to."""
     import logging
 

@@ -71,7 +71,7 @@ class Record:
     ) -> None:
         spec = session.settings.spec
         self.path = os.path.join(resume_folder(), os.path.basename(session.folder))
-        self._told: dict[str, Any] = {
+        self._told: dict[str, object] = {
             "spec": _without_variables(spec),
             "hops": hops,
             "worker": spec.id,

@@ -64,7 +64,7 @@ def hang_up(connection: Connection) -> None:
             pass  # the coordinator was faster
 
 
-def start_in_server(base: ModuleType, sock: socket.socket, options: dict[str, Any]) -> None:
+def start_in_server(base: ModuleType, sock: socket.socket, options: dict[str, object]) -> None:
     """Be a worker on a connection, until it ends; then restore what was changed.
 
     base: the shipped ``gateway_base``.  options: the arguments of its ``start_worker``.

@@ -24,14 +24,12 @@ from .far_threads import ThreadedForwarder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from ..gateway_base import Channel
-    from .far_ends import Owner
+    from .far_ends import Owner, Request
 
 
 def forward(
-    channel: Channel, news: Channel, request: dict[str, Any], owner: Owner | None = None
+    channel: Channel, news: Channel, request: Request, owner: Owner | None = None
 ) -> None:
     """Start what is requested, unless it is there already, and forward; returns at once."""
     kind = PolledForwarder if can_poll(channel.gateway.execmodel) else ThreadedForwarder

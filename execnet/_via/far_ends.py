@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from ..gateway_base import ExecModel
 
+    Request = dict[str, object]  # what to start or to connect to: ``_via.stream`` makes it
+
     class Waits(Protocol):
         """An event."""
 
@@ -207,7 +209,7 @@ class Connection(object):
     stderr = None
     open_end = None  # it ends when all was read
 
-    def __init__(self, model: ExecModel, request: dict[str, Any]) -> None:
+    def __init__(self, model: ExecModel, request: Request) -> None:
         socket = model.socket
         address = request["address"]
         self.peer = b""  # host and port, which a client's proof contains

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..gateway_base import Channel
-    from .far_ends import Owner
+    from .far_ends import Owner, Request
 
 Credit = load_part("_features.credit").Credit
 
@@ -56,7 +56,7 @@ class Forwarder(object):
     """
 
     def __init__(
-        self, channel: Channel, news: Channel, request: dict[str, Any], owner: Owner | None = None
+        self, channel: Channel, news: Channel, request: Request, owner: Owner | None = None
     ) -> None:
         self._channel = channel
         self._news = news

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..gateway_base import BaseGateway, Channel
-    from .far_ends import Owner
+    from .far_ends import Owner, Request
 
 
 def loops_of(gateway: Any) -> tuple[Loop, Loop]:
@@ -164,7 +164,7 @@ class PolledForwarder(Forwarder):
     moves = True  # whether bytes may be moved from pipe to pipe
 
     def __init__(
-        self, channel: Channel, news: Channel, request: dict[str, Any], owner: Owner | None = None
+        self, channel: Channel, news: Channel, request: Request, owner: Owner | None = None
     ) -> None:
         super(PolledForwarder, self).__init__(channel, news, request, owner)
         self._reads, self._writes = loops_of(channel.gateway)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..gateway_base import Channel, ExecModel
+    from .far_ends import Request
 
     Facts = dict[str, tuple[float, int] | None]
 
@@ -56,7 +57,7 @@ class Spares(object):
             self._asked_at = time.time()  # as a worker, too, starts now
         self._plan()
 
-    def take(self, request: dict[str, Any]) -> Process | None:
+    def take(self, request: Request) -> Process | None:
         """Return the process that waits, for a request that it fits; None: there is none."""
         with self._lock:
             if request["args"] != self._words:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..gateway_base import Channel
-    from .far_ends import Owner
+    from .far_ends import Owner, Request
 
 
 class ThreadedForwarder(Forwarder):
@@ -26,7 +26,7 @@ class ThreadedForwarder(Forwarder):
     """
 
     def __init__(
-        self, channel: Channel, news: Channel, request: dict[str, Any], owner: Owner | None = None
+        self, channel: Channel, news: Channel, request: Request, owner: Owner | None = None
     ) -> None:
         super(ThreadedForwarder, self).__init__(channel, news, request, owner)
         self._stream: Any = None  # to the process

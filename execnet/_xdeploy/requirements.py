@@ -316,7 +316,7 @@ def load_toml(path: Path) -> dict[str, Any]:
         except ImportError:
             continue
         try:
-            loaded: dict[str, Any] = toml.loads(path.read_text("utf-8"))
+            loaded: dict[str, object] = toml.loads(path.read_text("utf-8"))
         except ValueError as exc:
             raise ValueError(f"{path}: {exc}") from exc
         return loaded
