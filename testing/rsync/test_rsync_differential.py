@@ -28,7 +28,6 @@ import pytest
 from rsync_steps import STEPS, hard_link, take
 from rsync_trees import NOBODY, make_tree, snapshot
 from services import need
-from tools import MakeGateway
 
 from execnet import Gateway, RSync
 
@@ -41,11 +40,6 @@ RULES = [
 ]
 PARTIAL = 23  # what rsync ends with when something is not there
 STAYS = "a directory that holds excluded entries", "Permission denied"
-
-
-@pytest.fixture
-def gateway(makegateway: MakeGateway) -> Gateway:
-    return makegateway()
 
 
 def by_chance(seed: random.Random, count: int, links: bool) -> list[Any]:

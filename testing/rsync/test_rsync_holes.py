@@ -19,11 +19,6 @@ from execnet._rsync.far import requests, temps
 PART = 1 << 20
 
 
-@pytest.fixture
-def gateway(makegateway: MakeGateway) -> Gateway:
-    return makegateway()
-
-
 def write(path: Path, parts: str) -> None:
     """Write a file of parts, each of some data "d" or a hole "-"."""
     path.parent.mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ import pytest
 from processes import stop
 from rsync_trees import make_tree, send, snapshot
 from rsync_units import LIES, OPTIONS, unit
-from tools import IS_THOROUGH, SOURCE, MakeGateway
+from tools import IS_THOROUGH, SOURCE
 
 from execnet import Gateway, RSync
 from execnet._rsync import result
@@ -156,11 +156,6 @@ def test_whatever_a_worker_says_the_run_ends_with_a_violation_or_goes_on(tmp_pat
 
 
 # a pull
-
-
-@pytest.fixture
-def gateway(makegateway: MakeGateway) -> Gateway:
-    return makegateway()
 
 
 def pull_from(

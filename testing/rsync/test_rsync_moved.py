@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rsync_trees import Sync, assert_same, make_tree, send
 from services import need
-from tools import MakeGateway
 
 import execnet
 from execnet import Gateway, RSync
@@ -30,11 +29,6 @@ CONTENTS: dict[str, Callable[[int], bytes]] = {
     ],
     "four letters": lambda size: bytes(random.Random(2).choices(b"ACGT", k=size // 9)) * 9,
 }
-
-
-@pytest.fixture
-def gateway(makegateway: MakeGateway) -> Gateway:
-    return makegateway()
 
 
 def write(root: Path, content: bytes) -> None:

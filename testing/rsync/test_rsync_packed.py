@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from rsync_trees import assert_same, make_tree, pull, send
-from tools import MakeGateway
 
 import execnet.rsync
 from execnet import Gateway, RSync
@@ -16,11 +15,6 @@ from execnet._rsync.far import sending, wire
 from execnet._rsync.far.wire import Violation, unpacked
 
 FILES = {"text": b"the same again\n" * 100_000, "small": b"x" * 9000, "random": os.urandom(900_000)}
-
-
-@pytest.fixture
-def gateway(makegateway: MakeGateway) -> Gateway:
-    return makegateway()
 
 
 def test_content_is_compressed_where_that_makes_it_smaller(

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from rsync_trees import assert_same, make_tree, pull
-from tools import MakeGateway
 
 from execnet import Gateway
 from execnet._rsync.far import places
@@ -48,11 +47,6 @@ def blind(monkeypatch: pytest.MonkeyPatch) -> None:
             return function(spelled(path, where.get("dir_fd")), *args, **where)
 
         monkeypatch.setattr(os, name, look_up)
-
-
-@pytest.fixture
-def gateway(makegateway: MakeGateway) -> Gateway:
-    return makegateway()
 
 
 def contents(root: Path) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from rsync_trees import give_away, make_tree, owners_in, send, snapshot
-from tools import MakeGateway, clean_environment
+from tools import clean_environment
 
 from execnet import Gateway, RSync
 from execnet._rsync.far.places import HAS_FDS
@@ -71,11 +71,6 @@ def tree(root: Path, content: bytes) -> Path:
     return make_tree(
         root, {"a": content, "d/x": content, "d/e/y": content, "large": content * LARGE}
     )
-
-
-@pytest.fixture
-def gateway(makegateway: MakeGateway) -> Gateway:
-    return makegateway()
 
 
 def contents(root: Path) -> set[bytes]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rsync_trees import Sync, assert_same, make_tree
 from rsync_units import OPTIONS, unit
-from tools import MakeGateway, Task, missing, wait_until
+from tools import Task, missing, wait_until
 
 from execnet import Gateway
 from execnet._rsync.far import bases, wire, writeback
@@ -28,11 +28,6 @@ from execnet.gateway_base import get_execmodel
 SIZE = EARLY_BYTES + STEP_BYTES // 2
 Calls = list[tuple[int, int, int]]
 FD = 77  # of no file: nothing here uses it
-
-
-@pytest.fixture
-def gateway(makegateway: MakeGateway) -> Gateway:
-    return makegateway()
 
 
 @pytest.fixture
