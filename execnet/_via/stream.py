@@ -50,6 +50,7 @@ FAR = "_via.far"
 END_S = 0.25  # how long a command over there may take to end by itself after its worker
 ANSWER_S = 0.5  # how long a kill may take to be answered from there
 SILENT_S = 0.25  # the same, if the worker beyond has not answered
+STR_IS_BYTES = (False, False)  # Python 2's
 STATUS_S = 1.0  # how long the report of an end may come after the end of the stream
 
 
@@ -157,8 +158,7 @@ class ViaIO(Endpoint):
         self._room = _Flag(execmodel)  # another one for each wait
         self._arrived: deque[object] = deque()  # for that loop
         self.is_connected = _Flag(execmodel)
-        self._data: Channel = via.newchannel()
-        self._data._strconfig = (False, False)  # Python 2's str are bytes
+        self._data = via.newchannel_as(STR_IS_BYTES)
         self._inbox = BoundedInbox(self._data._items, self.output)
         self._data._set_inbox(self._inbox)
         self._data._receiveclosed = _Closed(via.execmodel, self._inbox)
@@ -166,8 +166,8 @@ class ViaIO(Endpoint):
         are_threads = execmodel.has_main_thread and via.execmodel.has_main_thread
         self.tells_arrivals = are_threads and not threads_are_patched()
         via.endpoint.carries = True
-        self._news: Channel = via.newchannel()  # for reports that come even while nobody reads
-        self._news._strconfig = (False, False)
+        # For reports that come even while nobody reads.
+        self._news = via.newchannel_as(STR_IS_BYTES)
         self._start(request, code)
 
     def _start(self, request: dict[str, object], code: Channel | None) -> None:
