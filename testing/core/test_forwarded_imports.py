@@ -29,14 +29,6 @@ PYTHONS = ["2.7", "3.6", "3.13"]
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(folder)
-    return Project(folder)
-
-
-@pytest.fixture
 def worker(makegateway: MakeGateway, tmp_path: Path) -> Worker:
     """A worker in an empty folder."""
     return Worker(makegateway(f"popen//chdir={tmp_path / 'there'}"))

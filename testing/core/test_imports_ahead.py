@@ -17,14 +17,6 @@ from execnet import DumpError, Group, WorkerDied, aio
 Body = Callable[[aio.Group], Awaitable[None]]
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(folder)
-    return Project(folder)
-
-
 @pytest.fixture(params=["2.7", "3.6", "3.13"])
 def worker(request: pytest.FixtureRequest, group: Group, tmp_path: Path) -> Worker:
     """A worker in an empty folder, on a Python that shares nothing with this one."""

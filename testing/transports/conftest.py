@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,20 @@ import pytest
 from cut_links import CutLink
 from services import FakeSsh, Sshd
 from socketservers import OthersServer, Serve, Servers
+from tools import missing
 
 from execnet import _readers
+from execnet.script import socketserver
+
+
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file with a certificate."""
+    if shutil.which("openssl") is None:
+        missing("the program openssl")
+    path = tmp_path_factory.mktemp("pem") / "pem"
+    path.write_bytes(socketserver.make_certificate())
+    return str(path)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -13,27 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import BOUND_S, clean_environment, missing, wait_in_loop
+from tools import BOUND_S, clean_environment, wait_in_loop
 
 import execnet
 from execnet import aio
 from execnet._join.command import KEY_VARIABLE
-from execnet.script import socketserver
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the command is for a Unix shell")
 
 KEY = bytes(range(32))
 Body = Callable[[aio.Group], Awaitable[Any]]
-
-
-@pytest.fixture(scope="module")
-def pem(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file with a certificate."""
-    if shutil.which("openssl") is None:
-        missing("the program openssl")
-    path = tmp_path_factory.mktemp("pem") / "pem"
-    path.write_bytes(socketserver.make_certificate())
-    return str(path)
 
 
 def run(body: Body, pem: str, **options: Any) -> Any:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shlex
-import shutil
 import signal
 import socket
 import ssl
@@ -22,7 +21,7 @@ from interpreters import far_sides, found
 from processes import is_gone
 from socketservers import read_to_end
 from test_socket_proof import relay_to
-from tools import BOUND_S, FORKING, Resources, clean_environment, missing, run_python, wait_until
+from tools import BOUND_S, FORKING, Resources, clean_environment, run_python, wait_until
 from workers import ask
 
 import execnet
@@ -35,16 +34,6 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the command is 
 KEY = bytes(range(32))
 ROUNDS, AT_ONCE = "EXECNET_TEST_JOIN_ROUNDS", "EXECNET_TEST_JOINERS"  # 16 and 64 take long
 Start = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture(scope="module")
-def pem(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file with a certificate."""
-    if shutil.which("openssl") is None:
-        missing("the program openssl")
-    path = tmp_path_factory.mktemp("pem") / "pem"
-    path.write_bytes(socketserver.make_certificate())
-    return str(path)
 
 
 @pytest.fixture
