@@ -282,7 +282,8 @@ class Forwarder(object):
                 self._credit.taken += self._channel.receive()
         except EOFError:  # from now on nobody reports what was taken
             self._credit.window_bytes = WINDOW_BYTES + LAST_BYTES
-        return self._credit.has_room()
+        has_room: bool = self._credit.has_room()
+        return has_room
 
 
 def _flush_each_line() -> None:
