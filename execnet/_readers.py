@@ -117,7 +117,7 @@ class Gateway(gateway.Gateway):
 
     def _needs_thread(self) -> bool:
         """Whether it has a callback that may take its time, or carries others."""
-        callbacks = list(self._channelfactory.callbacks.values())
+        callbacks = list(self._channelfactory._callbacks.values())
         carries = self._io.carries and self._io.tells_arrivals
         return carries or not all(one.may_be_late for one in callbacks)
 

@@ -2475,7 +2475,7 @@ class Channel(object):
                 if item is ENDMARKER:  # from now on items go to the callback
                     self._items = None
                     if not self._receiveclosed.is_set():
-                        self._factory.callbacks[self.id] = entry
+                        self._factory._callbacks[self.id] = entry
                     items.put(ENDMARKER)  # for whoever waits in receive()
                     wake_timed(items)
             if item is ENDMARKER:
@@ -2558,7 +2558,7 @@ class _Callback(object):
 class ChannelFactory(object):
     """The channels of one gateway.
 
-    ``_channels`` is weak: a channel lives as long as somebody holds it.  ``callbacks``
+    ``_channels`` is weak: a channel lives as long as somebody holds it.  ``_callbacks``
     keeps those that still receive.  ``lock`` guards the making of channels.
     """
 
@@ -2567,7 +2567,7 @@ class ChannelFactory(object):
 
     def __init__(self, gateway: BaseGateway, startcount: int = 1) -> None:
         self._channels: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
-        self.callbacks: dict[int, _Callback] = {}
+        self._callbacks: dict[int, _Callback] = {}
         self.parts: dict[PartKey, tuple[bytes, BytesIO]] = {}
         self.coming_part: tuple[PartKey, int] = (0, None), 0  # and 1 if it is the last
         self.max_item: int | None = None  # bytes of all items of which some pieces have come
@@ -2607,7 +2607,7 @@ class ChannelFactory(object):
 
     def prepare(self, id: int, prepare: Prepare) -> None:
         """Pass what takes the items of a channel, itself or its callback, to a function."""
-        holders = [holder for holder in (self._channels.get(id), self.callbacks.get(id)) if holder]
+        holders = [holder for holder in (self._channels.get(id), self._callbacks.get(id)) if holder]
         for holder in holders:
             prepare(holder)
         if not holders:
@@ -2682,7 +2682,7 @@ class ChannelFactory(object):
                 data = data[_PART.size :]
             key = id, number
             self.coming_part = key, last
-            if id not in self.callbacks and self._channels.get(id) is None:
+            if id not in self._callbacks and self._channels.get(id) is None:
                 self.parts.pop(key, None)  # nobody waits for it
             elif key not in self.parts:
                 # glibc keeps freed memory for reuse up to twice the largest block so far; new
@@ -2706,7 +2706,7 @@ class ChannelFactory(object):
             size = stream.tell() - 1
             if len(head) == 5 and _unpack_int4(head, 1)[0] == size and data[-1:] == opcode.STOP:
                 stream.truncate(size)
-                callback, channel = self.callbacks.get(id), self._channels.get(id)
+                callback, channel = self._callbacks.get(id), self._channels.get(id)
                 item = stream.getvalue()
                 if item is not None:  # else whoever waits has it in its own buffer
                     self.deliver(id, callback, channel, item, size + 6)
@@ -2714,7 +2714,7 @@ class ChannelFactory(object):
                 self._local_receive(id, head + stream.getvalue() if head else stream.getvalue())
 
     def _local_receive(self, id: int, data: bytes) -> None:
-        callback = self.callbacks.get(id)
+        callback = self._callbacks.get(id)
         channel = None if callback else self._channels.get(id)
         owner = callback or channel
         if owner is None:
@@ -2740,7 +2740,7 @@ class ChannelFactory(object):
                             self.direct.serve(items)
                         items.put_nowait(item)
                     return
-            callback = self.callbacks.get(id)
+            callback = self._callbacks.get(id)
         if callback is not None:
             self.call(id, callback, item)
             if self.windows is not None and self.windows.of(id):
@@ -2788,7 +2788,7 @@ class ChannelFactory(object):
             self._channels.pop(id, None)
         for key in [key for key in list(self.parts) if key[0] == id]:
             self.parts.pop(key, None)
-        callback = self.callbacks.pop(id, None)
+        callback = self._callbacks.pop(id, None)
         if callback is not None:
             try:
                 callback.finish()
@@ -2804,7 +2804,7 @@ class ChannelFactory(object):
         for channel in self.channels():
             channel._go(event)
             self._no_longer_opened(channel.id, forget=event == "stream_end")
-        for id in list(self.callbacks):
+        for id in list(self._callbacks):
             self._no_longer_opened(id)
 
 
@@ -3107,7 +3107,7 @@ class BaseGateway(object):
         return self._read_some(limit)
 
     def _nobody_else_waits(self, direct: DirectReads) -> bool:
-        callbacks = list(self._channelfactory.callbacks.values())
+        callbacks = list(self._channelfactory._callbacks.values())
         return len(direct.waiting) <= 1 and all(callback.may_be_late for callback in callbacks)
 
     def _read_some(self, limit: int) -> bytes:

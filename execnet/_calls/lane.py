@@ -144,7 +144,7 @@ class Lane:
             self._put = partial(writer.put_now, write_now)
         self._channel = calls.new_lane()
         self._channel.setcallback(self._on_answer, endmarker=None)
-        self._callback = self.gateway.factory.callbacks.get(self._channel.id)
+        self._callback = self.gateway.factory._callbacks.get(self._channel.id)
 
     def is_live(self) -> bool:
         """Whether calls can be sent."""

@@ -86,7 +86,7 @@ class Admission:
     def _is_of_a_channel(self, channel_id: int) -> bool:
         """Whether there is such a channel here, or may be soon."""
         factory = self._gateway.factory
-        if channel_id in factory._channels or channel_id in factory.callbacks:
+        if channel_id in factory._channels or channel_id in factory._callbacks:
             return True
         if channel_id % 2:  # ours are odd
             if channel_id >= factory.count:

@@ -45,7 +45,7 @@ def disown_channels(factory: ChannelFactory) -> None:
     """In a forked process: nothing is sent or received any more, and no lock is held."""
     factory.finished, factory.direct = True, None
     factory.lock = new_rlock()
-    factory.callbacks.clear()
+    factory._callbacks.clear()
     for channel in factory.channels():
         _disown_channel(channel)
 

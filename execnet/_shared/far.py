@@ -349,7 +349,7 @@ class Shared(object):
             view = _joined(factory, id, begin == LAST, number, message.data[_ITEM.size :])
         else:
             view = self.borrower.view(begin, number)
-        callback = factory.callbacks.get(id)
+        callback = factory._callbacks.get(id)
         channel = None if callback else factory._channels.get(id)
         if view is not None:
             factory.deliver(id, callback, channel, view, len(view) + OVERHEAD)
@@ -376,7 +376,7 @@ def _joined(
 ) -> memoryview | None:
     """Return a view of an item that came over the stream; None while pieces are missing."""
     parts, key = factory.parts, (id, -number)  # of other items, the numbers are above 0
-    if id not in factory.callbacks and factory._channels.get(id) is None:
+    if id not in factory._callbacks and factory._channels.get(id) is None:
         parts.pop(key, None)  # nobody waits for it
         return None
     stream = parts.setdefault(key, (b"", BytesIO()))[1]

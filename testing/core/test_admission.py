@@ -101,7 +101,7 @@ class Factory:
     def __init__(self) -> None:
         self.count = 3
         self._channels = {1: "a channel"}
-        self.callbacks: dict[int, object] = {}
+        self._callbacks: dict[int, object] = {}
         self.arrived: deque[int] = deque()
 
 

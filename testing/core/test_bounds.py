@@ -158,7 +158,7 @@ class TestOutput:
         bad, good = group.makegateways(["popen//output=forward"] * 2)
         source = next(
             callback._callback.__self__
-            for callback in bad._channelfactory.callbacks.values()
+            for callback in bad._channelfactory._callbacks.values()
             if hasattr(callback._callback, "__self__")
         )
         for item in ((9, b"x", 0), "text"):
@@ -175,7 +175,7 @@ class TestOutput:
         stop = other.newchannel()
         [source] = [
             callback._callback.__self__
-            for callback in gateway._channelfactory.callbacks.values()
+            for callback in gateway._channelfactory._callbacks.values()
             if hasattr(callback._callback, "__self__")
         ]
         for _ in range(200):

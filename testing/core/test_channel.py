@@ -66,7 +66,7 @@ def shared(shared_group: Group, request: pytest.FixtureRequest) -> Iterator[Gate
     def nothing_is_left() -> bool:
         status = gateway.remote_status()
         far = status.numchannels + status.numexecuting
-        return not far and not factory.channels() and not factory.callbacks
+        return not far and not factory.channels() and not factory._callbacks
 
     wait_until(nothing_is_left, sleep=gateway.execmodel.sleep)
 
@@ -770,7 +770,7 @@ class TestDrop:
             del inner
         assert shared._channelfactory.channels() == [channel]
         assert list(shared._channelfactory._channels) == [channel.id]
-        assert not shared._channelfactory.callbacks
+        assert not shared._channelfactory._callbacks
 
     def test_a_channel_in_a_reference_cycle_goes_with_it(self, shared: Gateway) -> None:
         channel = shared.remote_exec(ECHO)

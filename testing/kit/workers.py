@@ -40,7 +40,7 @@ def is_idle(gateway: Gateway) -> bool:
     """Whether there is neither a channel nor code that runs, on both sides."""
     status = gateway.remote_status()
     ours = gateway._channelfactory
-    return not (status.numchannels or status.numexecuting or ours.channels() or ours.callbacks)
+    return not (status.numchannels or status.numexecuting or ours.channels() or ours._callbacks)
 
 
 # ---------------------------------------------------------------- that mean harm

@@ -136,7 +136,7 @@ class TestChains:
     ) -> None:
         between = makegateway("popen//id=between")
         makegateway("popen//via=between").exit()  # loads what is needed for all
-        wait_until(lambda: not between._channelfactory.callbacks)
+        wait_until(lambda: not between._channelfactory._callbacks)
         wait_until(lambda: threads_and_descriptors(between)[0] <= 2)
         before = threads_and_descriptors(between)
         for _ in range(3):
