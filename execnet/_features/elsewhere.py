@@ -38,7 +38,7 @@ def find_spec(library: _StandardLibrary, name: str) -> ModuleSpec | None:
 def _is_by_library(library: _StandardLibrary) -> bool:
     """Whether a module of the library wants it for itself, not on behalf of its caller."""
     frame: FrameType | None = sys._getframe(3)  # what has the import
-    while frame is not None and frame.f_code.co_filename.startswith(library.importers):
+    while frame is not None and "frozen importlib" in frame.f_code.co_filename:
         frame = frame.f_back
     file = frame.f_code.co_filename if frame is not None else ""
     return library.has(file) and "importlib" not in file

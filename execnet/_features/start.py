@@ -178,8 +178,6 @@ class _StandardLibrary(object):
     A module of the working folder may have such a name, and is for the user's code.
     """
 
-    importers = "<frozen ", "<builtin>/frozen "  # how files of functions that import begin
-
     def __init__(self) -> None:
         self._library = os.path.dirname(os.__file__)
         self._ours = os.path.dirname(_hello.__code__.co_filename) + os.sep
@@ -203,7 +201,7 @@ class _StandardLibrary(object):
                         return None
                     return elsewhere.find_spec(self, name)  # type: ignore[no-any-return]
                 return found
-            frame = frame.f_back if self.has(file) or file.startswith(self.importers) else None
+            frame = frame.f_back if self.has(file) or "frozen importlib" in file else None
         return None
 
     def has(self, file: str) -> bool:

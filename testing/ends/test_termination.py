@@ -253,7 +253,7 @@ class TestTerminate:
         assert stopwatch.seconds < TIMEOUT_S + 1
         assert len(group) == 0
 
-    @pytest.mark.needs_threads("greenlets share the lock of their thread: one waits for all")
+    @pytest.mark.needs_threads("issue 134: of greenlets, only one waits")
     def test_all_are_gone_when_each_of_several_callers_returns(self, group: Group) -> None:
         gateways = group.makegateways(["popen"] * 2)
         for gateway in gateways:

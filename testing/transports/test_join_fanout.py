@@ -19,7 +19,7 @@ from typing import Any, cast
 import pytest
 from interpreters import found
 from processes import is_gone
-from test_join import KEY, Speaker, Start, command, ended, pem, start  # noqa: F401 - fixtures
+from test_join import KEY, Speaker, Start, command, ended, start  # noqa: F401 - fixtures
 from tools import BOUND_S, wait_until
 from workers import ask
 
@@ -40,7 +40,7 @@ Listen = Callable[..., None]
 
 
 @pytest.fixture
-def listen(group: Group, pem: str) -> Listen:  # noqa: F811
+def listen(group: Group, pem: str) -> Listen:
     """A function that has ``group`` listen, for those that have ``KEY``."""
 
     def listen(fanout: int, **options: Any) -> None:
@@ -225,7 +225,7 @@ class TestTree:
     def test_what_can_be_no_fanout_is_refused(
         self,
         group: Group,
-        pem: str,  # noqa: F811
+        pem: str,
         fanout: Any,
         options: str,
         error: type[Exception],
@@ -476,7 +476,7 @@ class TestPlan:
 class Dialled:
     """What waits at a hop for a joiner, in this process; ``inner`` is the coordinator's side."""
 
-    def __init__(self, pem: str, listen_s: float = BOUND_S) -> None:  # noqa: F811
+    def __init__(self, pem: str, listen_s: float = BOUND_S) -> None:
         self.key = os.urandom(32)
         text = Path(pem).read_text()
         request = {"listen": "127.0.0.1", "key": self.key.hex(), "certificate": text}
@@ -501,7 +501,7 @@ class Dialled:
 
 
 @pytest.fixture
-def dialled(pem: str, nothing_is_left: None) -> Iterator[Dialled]:  # noqa: F811
+def dialled(pem: str, nothing_is_left: None) -> Iterator[Dialled]:
     hop = Dialled(pem)
     yield hop
     hop.close()
@@ -538,7 +538,7 @@ class TestAtTheHop:
     @pytest.mark.parametrize("when", ["later", "as it comes"])
     def test_one_that_stays_is_broken_off(
         self,
-        pem: str,  # noqa: F811
+        pem: str,
         monkeypatch: pytest.MonkeyPatch,
         when: str,
     ) -> None:
@@ -556,7 +556,7 @@ class TestAtTheHop:
                 lambda: "execnet-socketserver" not in {one.name for one in threading.enumerate()}
             )
 
-    def test_it_waits_for_no_longer_than_it_was_told(self, pem: str) -> None:  # noqa: F811
+    def test_it_waits_for_no_longer_than_it_was_told(self, pem: str) -> None:
         hop = Dialled(pem, 0.01)
         assert os.read(hop.owner.read_fd, 1) == b""
         hop.close()

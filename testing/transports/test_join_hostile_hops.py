@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import pytest
 from processes import stop
-from test_join import KEY, Speaker, Start, command, pem, start  # noqa: F401 - fixtures
+from test_join import KEY, Speaker, Start, command, start  # noqa: F401 - fixtures
 from tools import BOUND_S, wait_until
 from workers import ask
 
@@ -124,7 +124,7 @@ def test_one_that_never_answers_leaves_nothing_here(
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="it has to be stopped")
 def test_one_that_reads_nothing_holds_no_joiner_up(
     group: Group,
-    pem: str,  # noqa: F811
+    pem: str,
     start: Start,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -162,7 +162,7 @@ def test_what_means_another_machine_to_each_is_no_address_of_a_hop(address: str)
 
 def test_where_no_thread_can_be_started_a_joiner_is_reached_from_here(
     group: Group,
-    pem: str,  # noqa: F811
+    pem: str,
     start: Start,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from services import script
-from test_join import KEY, Start, command, pem, start, ticket  # noqa: F401 - fixtures
+from test_join import KEY, Start, command, start, ticket  # noqa: F401 - fixtures
 from tools import BOUND_S, wait_until
 
 from execnet import Gateway, Group, WorkerDied, aio
@@ -130,7 +130,7 @@ class TestError:
 
     def test_in_a_loop_it_says_so_too(
         self,
-        pem: str,  # noqa: F811
+        pem: str,
         start: Start,  # noqa: F811
         slurm_says: Says,
     ) -> None:
@@ -149,7 +149,7 @@ class TestError:
         asyncio.run(main())
         assert asked.read_text().count("show") == 1
 
-    def test_it_says_that_the_launcher_was_killed(self, group: Group, pem: str) -> None:  # noqa: F811
+    def test_it_says_that_the_launcher_was_killed(self, group: Group, pem: str) -> None:
         group.listen("127.0.0.1:0", KEY, pem)
         group.launch(["sh", "-c", '"$@" & wait', "sh"], python=sys.executable)
         (gateway,) = group.wait_for(1, BOUND_S)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from processes import is_gone
-from test_join import KEY, pem, ticket  # noqa: F401  fixtures
+from test_join import KEY, ticket  # noqa: F401  fixtures
 from tools import BOUND_S, clean_environment, missing, wait_until
 
 import execnet

@@ -19,7 +19,7 @@ from cut_links import assert_gone, exchange, supervisor_of
 from cut_ports import CutPort
 from interpreters import far_sides
 from processes import stop
-from test_join import KEY, Speaker, Start, ended, pem, start  # noqa: F401 - fixtures
+from test_join import KEY, Speaker, Start, ended, start  # noqa: F401 - fixtures
 from tools import BOUND_S, some_of, wait_in_loop, wait_until
 
 from execnet import Gateway, Group, WorkerDied, aio
@@ -190,7 +190,7 @@ def test_a_start_that_is_cut_leaves_nothing(way: Way, start: Start) -> None:  # 
 
 def test_a_spec_that_waits_gets_one_that_comes_back(
     way: Way,
-    pem: str,  # noqa: F811
+    pem: str,
     start: Start,  # noqa: F811
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

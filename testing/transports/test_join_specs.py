@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from test_join import KEY, Speaker, Start, ended, pem, start  # noqa: F401 - fixtures
+from test_join import KEY, Speaker, Start, ended, start  # noqa: F401 - fixtures
 from tools import BOUND_S, SOURCE, clean_environment, wait_until
 from workers import ask
 
@@ -27,7 +27,7 @@ JOIN = [sys.executable, "-m", "execnet", "join"]
 
 
 @pytest.fixture
-def spec(pem: str, tmp_path: Path) -> str:  # noqa: F811
+def spec(pem: str, tmp_path: Path) -> str:
     key = tmp_path / "key"
     key.write_text(KEY.hex())
     key.chmod(0o600)
