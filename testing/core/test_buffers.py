@@ -290,9 +290,12 @@ def test_windows_and_callbacks_do_not_mind(shared: Gateway) -> None:
         assert channel.receive_into(buffer, BOUND_S) == size
         assert buffer[:size] == data_of(size)
     other = shared.newchannel()
-    call_in_receiver(shared, lambda item: other.send_bytes(buffer))
-    collecting = shared.remote_exec("channel.send(len(channel.receive().receive()))")
+    collecting = shared.remote_exec(
+        "other = channel.receive(); channel.send(0); channel.send(len(other.receive()))"
+    )
     collecting.send(other)
+    assert collecting.receive(BOUND_S) == 0  # before, nobody would take what comes for that channel
+    call_in_receiver(shared, lambda item: other.send_bytes(buffer))
     assert collecting.receive(BOUND_S) == SIZE
 
 
