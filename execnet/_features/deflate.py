@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..gateway_base import BaseGateway, Frame, FrameWriter, Piece
 
 LEAST_BYTES = 1024  # a smaller payload is sent as it is
-PIECE_BYTES = 1 << 17  # of a large item, so that one is deflated while another is on its way
+PIECE_BYTES = 1 << 15  # of a large item, so that one is deflated while another is on its way
 LEVEL = 6  # as ssh -C; where it is too slow for the link, so is any other
 MOST_UNTRIED = 64  # times its own bytes are let pass after a frame that did not shrink
 # What may be deflated.  Not source, which hops keep for others by its hash, nor control frames.
