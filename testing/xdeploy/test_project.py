@@ -212,8 +212,11 @@ class TestTrees:
     ) -> None:
         setup = xdeploy.SetupFile(project / "pyproject.toml")
         with setup.sync_remote(gateway, watch=True, root=str(place.root)) as sync:
-            write(project / "src/mine/__init__.py", "version = 'x'\n")
-            wait_until(lambda: sync.count > 1, BOUND_S)
+            text = "version = 'x'\n"
+            write(project / "src/mine/__init__.py", text)
+            # The first one after this may find the file empty, before the text is in it.
+            wait_until(lambda: text in [p.read_text() for p in place.root.rglob("__init__.py")])
+            wait_until(lambda: sync.count > 1)
             assert ask(gateway, "mine.version") == "x"
             assert sync.error is None
 
