@@ -19,6 +19,7 @@ from .._specs import CONNECT_TIMEOUT_S
 from .._transports.ssh import asking_nobody, with_options
 from .._transports.surroundings import here
 from .._transports.table import Command
+from ..gateway_base import LoadError
 from .logins import Refused, Unreachable
 
 TYPE_CHECKING = False
@@ -207,7 +208,7 @@ class PassedWay(Way):
         self._shut(socket.SHUT_RD)
 
     def _pass_back(self) -> None:
-        with suppress(OSError, EOFError):
+        with suppress(OSError, EOFError, LoadError):  # a killed hop may leave half an item
             while data := self._io.read_some(PIECE_BYTES):
                 self._far.sendall(data)
         self._shut(socket.SHUT_WR)

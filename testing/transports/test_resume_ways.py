@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from cut_links import CutLink, assert_gone, clean, exchange, program_with, supervisor_of
@@ -21,9 +22,9 @@ from processes import is_gone, processes_with, stop
 from socketservers import Server, Servers, connect, read_to_end
 from tools import BOUND_S, call_in_receiver, missing, run_python, some_of, wait_until
 
-from execnet import BootstrapError, Gateway, Group, WorkerDied, gateway_socket
+from execnet import BootstrapError, Gateway, Group, LoadError, WorkerDied, gateway_socket
 from execnet._ends import terminate
-from execnet._resume import near, records
+from execnet._resume import near, records, ways
 from execnet._ship.shipment import FIRST_PACKET_MAX
 from execnet._specs import Settings
 from execnet.gateway_bootstrap import first_line
@@ -571,3 +572,15 @@ def test_a_callback_of_the_hop_that_sends_beyond_never_waits(make_way: MakeWay) 
         done.waitclose(BOUND_S)
     way.link.go_up()
     assert [beyond.receive(BOUND_S) for _ in range(9)] == [1 << 20] * 9
+
+
+def test_half_an_item_of_a_killed_hop_ends_the_connection() -> None:
+    hop = mock.MagicMock()
+    hop.read_some.side_effect = [b"half", LoadError("the data ends within an item")]
+    way = ways.PassedWay(hop)
+    with closing(way.infile) as sock:
+        sock.settimeout(BOUND_S)
+        assert read_to_end(sock) == b"half"
+    for thread in way._writer, way._reader:
+        thread.join(BOUND_S)
+        assert not thread.is_alive()

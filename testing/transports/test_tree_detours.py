@@ -176,7 +176,7 @@ def test_a_hop_that_is_out_of_reach_is_waited_for_half_of_the_time(
     beats = "//heartbeat=0.2//dead_after=2"
     with CutPort(server.address) as port, ExitStack() as after:
         hop = f"socket={port.address}//bound={server.address}//resume={BOUND_S:g}{beats}"
-        spec = f"socket={server.address}//resume=6//grace=0.2{beats}"
+        spec = f"socket={server.address}//resume=10//grace=0.2{beats}"
         tree = group.tree([hop, "popen", spec], fanout=2)
         after.callback(group.terminate, BOUND_S)
         channel = tree[2].remote_exec(ECHOES)
