@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LEAST_BYTES = 1024  # a smaller payload is sent as it is
 PIECE_BYTES = 1 << 15  # of a large item, so that one is deflated while another is on its way
 LEVEL = 6  # as ssh -C; where it is too slow for the link, so is any other
-MOST_UNTRIED = 64  # times its own bytes are let pass after a frame that did not shrink
+MOST_UNTRIED = 64  # times the bytes of a frame that did not shrink pass without another try
 # What may be deflated.  Not source, which hops keep for others by its hash, nor control frames.
 KINDS = frozenset([
     Message.CHANNEL_EXEC, Message.CHANNEL_DATA, Message.CHANNEL_CLOSE_ERROR,
@@ -34,7 +34,7 @@ ALONE, BEGINS, GOES_ON = range(3)
 
 
 class _AsItIs(bytes):
-    """The header of a frame that is not to be tried, or was and did not shrink."""
+    """The header of a frame that is sent without deflating it: it did not shrink, or need not."""
 
     __slots__ = ()
 

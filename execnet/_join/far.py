@@ -160,7 +160,7 @@ def _proved(
 
     is_tls, is_wanted = prover.greeted(base.read_line(conn, until))
     if not (is_tls and is_wanted):
-        raise ValueError("it does not greet as a joiner that is waited for does")
+        raise ValueError("what answers there does not expect a joiner")
     context = ssl.SSLContext(getattr(ssl, "PROTOCOL_TLS_CLIENT", ssl.PROTOCOL_SSLv23))
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     conn.settimeout(max(0.01, until - base.clock()))

@@ -308,7 +308,9 @@ class ResumeIO(Link, Endpoint):
                 self._give_up(f"it was out of reach for {seconds:g} s; {last}")
                 return
             # Those that lost their connections together do not come back together.
-            self._pause.wait(min(left_s, pause_s * random.uniform(1.0, 2.0)))
+            # A pause ends where other ways are tried from, else it may pass over all that is left.
+            next_s = left_s if left_s <= seconds / 2 else left_s - seconds / 2
+            self._pause.wait(min(next_s, pause_s * random.uniform(1.0, 2.0)))
             if not self._maker.is_awaited:
                 pause_s = min(2 * pause_s, LAST_PAUSE_S / 2)
             try:
@@ -332,7 +334,7 @@ class ResumeIO(Link, Endpoint):
 
         Raises ``Ended`` and ``Refused`` if that is final.
         """
-        ways = self._ways(is_late=ends_at - monotonic() < seconds / 2)
+        ways = self._ways(is_late=ends_at - monotonic() <= seconds / 2)
         failures = [self._maker.why_elsewhere()]
         for way, deadline in _in_turn(ways, ends_at):
             if self.is_over or self._is_killed:

@@ -23,7 +23,7 @@ from tools import BOUND_S, wait_until
 
 from execnet import Gateway, Group, WorkerDied, XSpec
 from execnet._ends.terminate import carriers_last
-from execnet._resume import detours
+from execnet._resume import detours, near
 from execnet._specs import Settings
 from execnet._tree.plan import arranged
 
@@ -171,12 +171,13 @@ def test_what_is_beyond_a_worker_that_moves_stays_there(group: Group, server: Se
 
 
 def test_a_hop_that_is_out_of_reach_is_waited_for_half_of_the_time(
-    group: Group, server: Server, states: list[str]
+    group: Group, server: Server, states: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(near, "FIRST_PAUSE_S", BOUND_S)  # as late in the first half it may be
     beats = "//heartbeat=0.2//dead_after=2"
     with CutPort(server.address) as port, ExitStack() as after:
         hop = f"socket={port.address}//bound={server.address}//resume={BOUND_S:g}{beats}"
-        spec = f"socket={server.address}//resume=10//grace=0.2{beats}"
+        spec = f"socket={server.address}//resume=6//grace=0.2{beats}"
         tree = group.tree([hop, "popen", spec], fanout=2)
         after.callback(group.terminate, BOUND_S)
         channel = tree[2].remote_exec(ECHOES)
