@@ -178,9 +178,11 @@ class Template:
             return 0
         pid, way = self._spare
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))]
+        data = HEADER.pack(FORK, 0, len(payload)) + payload
         try:
-            way.sendmsg([HEADER.pack(FORK, 0, len(payload))], ancillary)
-            way.sendall(payload)
+            sent = way.sendmsg([data], ancillary)  # in one piece, unless it is long
+            if sent < len(data):
+                way.sendall(data[sent:])
         except OSError:  # it has ended, and will be reaped
             return 0
         self._drop_spare()
