@@ -374,6 +374,10 @@ class Endpoint(ABC):
         """Whether it still waits for a host to answer, as far as the system tells."""
         return False
 
+    def is_reached(self) -> bool:
+        """Whether the host has answered; True as well where nothing tells."""
+        return True
+
     def disown(self) -> None:
         """In a forked process: the worker and the stream to it are the parent's."""
 

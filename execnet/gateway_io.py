@@ -403,6 +403,16 @@ class Popen2IOMaster(PipeEndpoint):
             return False
         return is_connecting(self.popen.pid)
 
+    def is_reached(self) -> bool:
+        """Whether the host has answered, as far as is known: of ssh only on Linux."""
+        if self.args[0] != "ssh":
+            return True
+        try:
+            from ._ends.failure import is_connected
+        except (ImportError, OSError):  # as above
+            return False
+        return is_connected(self.popen.pid)
+
     def stderr_tail(self) -> str:
         """Return the last output on stderr; "" also if it is not captured."""
         tail: bytes = self._stderr.tail if self._stderr is not None else b""

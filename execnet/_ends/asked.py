@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .._endpoint import Endpoint, Request
     from .._inside import Inside
 
-SILENT_S = 0.8  # how long nothing at all may come from a worker that was asked
+SILENT_S = 0.7  # how long nothing at all may come from a worker that was asked
 
 
 class Asked:

@@ -27,7 +27,7 @@ NOISE_SHOWN = 2000  # bytes of what arrived instead of an answer
 SSH_FAILED = 255  # its exit status if ssh itself failed
 NOT_FOUND = 127  # what shells say about a missing program
 
-SYN_SENT = "02"  # in /proc/net/tcp
+ESTABLISHED, SYN_SENT = "01", "02"  # in /proc/net/tcp
 
 _SILENT_HOST = "the host does not answer; check its name, the port and the network in between"
 
@@ -74,15 +74,28 @@ _ADVICE = [
 
 def is_connecting(pid: int) -> bool:
     """Whether a process waits for the other side of a TCP connection; known only on Linux."""
+    return SYN_SENT in _tcp_states(pid)
+
+
+def is_connected(pid: int) -> bool:
+    """Whether a process or a child of it has a TCP connection; known only on Linux."""
+    pids = [pid]
+    with suppress(OSError), open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        pids += map(int, file.read().split())
+    return any(ESTABLISHED in _tcp_states(pid) for pid in pids)
+
+
+def _tcp_states(pid: int) -> set[str]:
+    """Return the states of a process's TCP sockets, as numbers of the kernel."""
+    states = set()
     with suppress(OSError):
         fds = f"/proc/{pid}/fd"
         sockets = {os.readlink(f"{fds}/{name}") for name in os.listdir(fds)}
         for table in "tcp", "tcp6":
             with open(f"/proc/{pid}/net/{table}", encoding="ascii") as lines:
                 rows = [line.split() for line in lines]
-            if any(row[3] == SYN_SENT and f"socket:[{row[9]}]" in sockets for row in rows[1:]):
-                return True
-    return False
+            states |= {row[3] for row in rows[1:] if f"socket:[{row[9]}]" in sockets}
+    return states
 
 
 def failure_of(

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 MARGIN_S = 10.0  # for what follows an orderly end, such as a worker's ``atexit`` functions
 LOGIN_S = 5.0  # what the login that kills a worker may take, where there is that much time
-REACH_S = 0.8  # after so long it is given up if its host has not even taken the connection
+REACH_S = 0.7  # after so long it is given up if nothing shows that there is a network
+LEAST_S = 0.1  # how long it may take at least, if others have used up that time
 SILENT_S = 1.0  # after so long without an answer to its end a worker is out of reach
 KILL_S = 0.2  # how long a killfunc may take before we go on without it
 
@@ -115,6 +116,7 @@ def end_members(
     limit_s = longest_end_s(own)
     if deadline is None:
         deadline = monotonic() + limit_s
+    began = deadline - (limit_s if timeout is None else timeout)
     stuck: list[Gateway] = []
     try:
         for gateway in own if is_hurried else ():
@@ -124,7 +126,7 @@ def end_members(
         wait_all_ended(execmodel, own, deadline)
     finally:  # even if Ctrl-C ends the wait
         stuck += [gateway for gateway in own if not wait_ended(gateway, 0.0)]
-        _kill_and_reap(execmodel, own, stuck)
+        _kill_and_reap(execmodel, own, stuck, began, deadline)
     for gateway in [] if is_quiet else stuck:
         warn_killed(gateway)
     foreign = [member for member in members if member not in own]
@@ -133,14 +135,26 @@ def end_members(
         safe_terminate(execmodel, limit_s, [foreign_pair(member) for member in foreign])
 
 
-def _kill_and_reap(execmodel: ExecModel, gateways: list[Gateway], stuck: list[Gateway]) -> None:
-    """Kill workers, and wait until they are gone; of stuck ones what they started, if asked for."""
+def _kill_and_reap(
+    execmodel: ExecModel,
+    gateways: list[Gateway],
+    stuck: list[Gateway],
+    began: float,
+    deadline: float,
+) -> None:
+    """Kill workers, and wait until they are gone; of stuck ones what they started, if asked for.
+
+    began: when the end began, as ``time.monotonic()``; deadline: when it was to be over.
+    """
     streams: list[Any] = [gateway._io for gateway in gateways]
     for gateway, io in zip(gateways, streams, strict=True):
         if gateway.settings.kills_group and gateway in stuck:
             io.kill_group()
         if io.kills_by_login and io.kill_by is None:
-            io.reach_by = monotonic() + REACH_S
+            now = monotonic()
+            is_heard = io.read_at >= began  # then it has a network, or had one just now
+            since = now if is_heard else min(now, deadline)
+            io.reach_by = max(since + REACH_S, now + LEAST_S)
     kill_all(execmodel, streams)
     for gateway, io in zip(gateways, streams, strict=True):
         io.wait()

@@ -87,7 +87,8 @@ class Login:
     """One attempt, until a deadline by ``time.monotonic()``.
 
     make: makes a connection to the place of the spec; returns its stream.  Called with the time
-    when it has to be there.  reach_by: when the host has to have answered, where that is known.
+    when it has to be there.  reach_by: when the attempt is given up, unless the host has answered
+    or has_network() is true.
     """
 
     def __init__(
@@ -96,11 +97,13 @@ class Login:
         make: Callable[[float], Any],
         deadline: float,
         reach_by: float | None = None,
+        has_network: Callable[[], bool] = bool,
     ) -> None:
         timeout_s = session.settings.connect_timeout_s
         if timeout_s is not None:
             deadline = min(deadline, monotonic() + timeout_s)
         self._deadline, self._reach_by = deadline, reach_by
+        self._has_network = has_network
         self._session = session
         self._make = make
         self._carrier: Any = None
@@ -193,7 +196,7 @@ class Login:
             raise Unreachable(self._why("no answer came in time"))
         if reach_by is not None and now < reach_by:
             left_s = min(left_s, reach_by - now)
-        elif reach_by is not None and not self._received and self._carrier.is_connecting():
+        elif reach_by is not None and not self._is_reached():
             raise Unreachable(self._why("the host does not answer"))
         data = b""
         try:
@@ -207,6 +210,9 @@ class Login:
             self._carrier.poll_until(monotonic() + 1.0)  # then its stderr is complete
             raise Unreachable(self._why("the command ended"))
         self._received += data
+
+    def _is_reached(self) -> bool:
+        return bool(self._received or self._has_network() or self._carrier.is_reached())
 
     def _why(self, text: str) -> str:
         said = self._carrier.stderr_tail().strip().splitlines()

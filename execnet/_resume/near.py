@@ -16,7 +16,8 @@ from functools import partial
 
 from .._clock import monotonic
 from .._endpoint import Endpoint, acts_on
-from .._ends.terminate import LOGIN_S
+from .._ends.asked import ask
+from .._ends.terminate import LOGIN_S, REACH_S
 from .._log import WARNING, note
 from .._ship import parts
 from .._specs import JOINED
@@ -117,7 +118,7 @@ class ResumeIO(Link, Endpoint):
 
     kills_by_login = True
     kill_by: float | None = None  # when a kill has to be over, as ``time.monotonic()``
-    reach_by: float | None = None  # when its login has to have reached the host, as far as known
+    reach_by: float | None = None  # when its login has to have reached the host; set before it
 
     writer_class = _Writer
     is_near = False  # whoever asks for this expects a network, wherever the server is
@@ -477,9 +478,11 @@ class ResumeIO(Link, Endpoint):
             return
         self.told_status = None  # it does not end by itself
         self._pause.set()
-        deadline = monotonic() + LOGIN_S if self.kill_by is None else self.kill_by
+        now = monotonic()
+        reach_by = now + REACH_S if self.reach_by is None else self.reach_by
+        limits = (now + LOGIN_S, reach_by) if self.kill_by is None else (self.kill_by, None)
         try:
-            why = self._kill_by_login(self._session, deadline)
+            why = self._kill_by_login(self._session, *limits)
             if why:
                 record, self._record = self._record or self._make_record(), None
                 if record is not None:
@@ -489,14 +492,21 @@ class ResumeIO(Link, Endpoint):
             self.stop("the worker was killed")
             self._carrier.kill()
 
-    def _kill_by_login(self, session: Session, deadline: float) -> str:
-        """Have the worker killed; return why it may run on, "" if it does not."""
+    def _kill_by_login(self, session: Session, deadline: float, reach_by: float | None) -> str:
+        """Have the worker killed; return why it may run on, "" if it does not.
+
+        reach_by: when there has to be a sign of a network, from the host or over the connection.
+        """
         failures = [self._maker.why_elsewhere()]
+        began = monotonic()
+        if self._is_placed():
+            ask(self._gateway)
         for way, until in _in_turn(self._ways(is_late=True), deadline):
             try:
-                is_late = way.await_answer(until, self.reach_by)
-                make = partial(self._make, way, partial(self._is_given_up, is_late))
-                self._status = Login(session, make, until, self.reach_by).kill(bool)
+                is_late = way.await_answer(until, reach_by)
+                make = partial(self._make, way, partial(self._is_given_up, is_late, began))
+                has_network = partial(self._is_heard, began)
+                self._status = Login(session, make, until, reach_by, has_network).kill(bool)
             except Ended as exc:
                 if not isinstance(exc, Rebooted) or self._maker.is_final(way):
                     return ""
@@ -507,9 +517,13 @@ class ResumeIO(Link, Endpoint):
                 return ""
         return _joined(failures)
 
-    def _is_given_up(self, is_late: Callable[[], bool]) -> bool:
+    def _is_given_up(self, is_late: Callable[[], bool], since: float) -> bool:
         """Whether the login that kills the worker is to wait no longer for its host's answer."""
-        return self.is_over or is_late()
+        return self.is_over or (is_late() and not self._is_heard(since))
+
+    def _is_heard(self, since: float) -> bool:
+        """Whether something has come over the connection, which tells that there is a network."""
+        return self.read_at > since
 
     def may_not_wait(self) -> bool:
         """Whether this is the receiver thread of a gateway that may be on the way there."""

@@ -141,6 +141,7 @@ class Way:
         self.write_some = sock.send
         self.has_ended, self.poll_until = io.has_ended, io.poll_until
         self.stderr_tail, self.is_connecting = io.stderr_tail, io.is_connecting
+        self.is_reached = io.is_reached
         self.why_ended, self.end = io.why_ended, io.end
         self._io = io
 

@@ -67,13 +67,23 @@ def main() -> int:
     command = ["/bin/sh", "-c", options.command[-1]] if options.shell else options.command
     if options.apart:
         command = ["/bin/sh", "-c", 'exec 3<&0; "$@" <&3 3<&- &', "sh", *command]
+    connection = connect_to_itself() if options.shell else None
     pipe, apart = subprocess.PIPE, options.apart
     child = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=apart)
     assert child.stdin is not None
     assert child.stdout is not None
     ends = child.stdin.fileno(), child.stdout.fileno()
     pass_both(options, budget, log, *ends, child.stdin.close)
-    return child.wait()
+    status = child.wait()
+    del connection
+    return status
+
+
+def connect_to_itself() -> tuple[socket.socket, ...]:
+    """Have a TCP connection, as a real ssh has one once its host has answered."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        return client, server.accept()[0]
 
 
 def log_in(address: str, command: str) -> socket.socket:

@@ -12,9 +12,11 @@ import pytest
 from cut_links import CutLink
 from services import FakeSsh, Sshd
 from socketservers import OthersServer, Serve, Servers
-from tools import missing
+from tools import BOUND_S, missing
 
 from execnet import _readers
+from execnet._ends import terminate
+from execnet._resume import near
 from execnet.script import socketserver
 
 
@@ -51,8 +53,10 @@ def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSsh:
 
 @pytest.fixture
 def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CutLink:
-    """A network that the test cuts."""
+    """A network that the test cuts, and whose ssh may take long to start on a busy machine."""
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    for module in terminate, near:
+        monkeypatch.setattr(module, "REACH_S", BOUND_S)
     return CutLink(tmp_path)
 
 

@@ -10,8 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,13 @@ from processes import processes_with, state_of, stop
 from tools import BOUND_S, ROOT, SOURCE, some_of, wait_until
 
 from execnet import BootstrapError, Gateway, Group, WorkerDied, _cli, _folders
-from execnet._ends import terminate
-from execnet._resume import far_supervisor, logins, near, records
-from execnet._resume.logins import Ended, Login, Session, Unreachable
+from execnet._resume import far_supervisor, near, records
+from execnet._resume.logins import Ended, Session, Unreachable
 from execnet._resume.ways import command_of_login
 from execnet._ship.shipment import FIRST_PACKET_MAX
 from execnet._specs import Settings
 from execnet._transports.table import Command
 from execnet.gateway_bootstrap import first_line
-from execnet.gateway_io import Popen2IOMaster
 from execnet.xspec import XSpec
 
 WAITS = "channel.send(1); channel.receive()"
@@ -421,76 +418,6 @@ def test_a_kill_goes_by_a_login_of_its_own(group: Group, link: CutLink) -> None:
     assert gateway._io.wait() == -signal.SIGKILL
     assert_gone(pid, supervisor)
     assert link.runs() == 2
-
-
-def makes(gateway: Gateway) -> Callable[[float], Any]:
-    """Return what makes another connection to a gateway's worker."""
-    return lambda deadline: gateway._io._maker.anew(deadline, bool)  # type: ignore[attr-defined]
-
-
-def test_a_kill_without_a_network_returns_and_warns(group: Group, link: CutLink) -> None:
-    gateway = group.makegateway(spec_of(1, more="//grace=0.2"))
-    pid = pid_of(gateway)
-    supervisor = supervisor_of(pid)
-    link.go_down()
-    with pytest.warns(ResourceWarning, match=r"could not be reached to be killed .*out of reach"):
-        group.terminate(0.1)
-    ((path, told),) = records.left()
-    assert_gone(pid, supervisor)
-    link.go_up()
-    ended = records.end(path, told, lambda *place: makes(gateway))
-    assert ended == "has ended before: neither it nor its supervisor is there any more"
-    assert list(records.left()) == []
-
-
-@pytest.mark.parametrize(
-    "lose", [CutLink.go_down, CutLink.stop], ids=["lost", "silent, and nobody has noticed"]
-)
-def test_terminate_logs_in_within_its_time_where_a_worker_is_out_of_reach(
-    group: Group, link: CutLink, monkeypatch: pytest.MonkeyPatch, lose: Callable[[CutLink], None]
-) -> None:
-    lefts_s = []
-
-    class Noting(Login):
-        def kill(self, keep: Callable[[object], object]) -> int | None:
-            lefts_s.append(self._deadline - time.monotonic())
-            raise Unreachable("there is no network")
-
-    gateway = group.makegateway(spec_of(BOUND_S))
-    pid = pid_of(gateway)
-    supervisor = supervisor_of(pid)
-    lose(link)
-    monkeypatch.setattr(near, "Login", Noting)
-    with pytest.warns(ResourceWarning, match="could not be reached to be killed"):
-        group.terminate(4.0)  # of which half is at least ``SILENT_S``, also on a busy machine
-    assert [left_s < 4.0 for left_s in lefts_s] == [True]
-    if lose is CutLink.go_down:
-        link.go_up()
-    ((path, told),) = records.left()
-    records.end(path, told, lambda *place: makes(gateway))
-    assert_gone(pid, supervisor)
-
-
-@pytest.mark.parametrize("looks", [[False], [True], [False, True]], ids=str)
-def test_the_login_of_a_kill_gets_little_time_while_its_host_does_not_answer(
-    group: Group, link: CutLink, monkeypatch: pytest.MonkeyPatch, looks: list[bool]
-) -> None:
-    is_reached, seen = not looks[-1], iter(looks)
-    gateway = group.makegateway(spec_of(600, more="//grace=0.2"))
-    pid = pid_of(gateway)
-    supervisor = supervisor_of(pid)
-    stop(pid)
-    link.stop()
-    monkeypatch.setattr(terminate, "REACH_S", 0.0)
-    monkeypatch.setattr(logins, "LOOK_MS", 1)
-    monkeypatch.setattr(Popen2IOMaster, "is_connecting", lambda io: next(seen, looks[-1]))
-    why = "did not end in time" if is_reached else "to be killed .the host does not answer"
-    with pytest.warns(ResourceWarning, match=why):
-        group.terminate(0.1)
-    if not is_reached:
-        ((path, told),) = records.left()
-        records.end(path, told, lambda *place: makes(gateway))
-    assert_gone(pid, supervisor)
 
 
 def test_whoever_has_no_secret_or_comes_late_gets_nothing(group: Group, link: CutLink) -> None:
