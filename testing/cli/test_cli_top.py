@@ -101,6 +101,12 @@ def counts(watched: Watched) -> tuple[float, float]:
     return watched._last["in_items"], watched._last["out_items"]
 
 
+def places(watched: Watched) -> list[str]:
+    """Return where the worker's code is, by a new report."""
+    watched.ask()
+    return [place for place, _ in watched.look(BOUND_S)["executes"]]
+
+
 @pytest.mark.parametrize("version", ["", "2.7"])
 def test_it_counts_items_and_calls_of_all_kinds(makegateway: MakeGateway, version: str) -> None:
     python = find_python(version) if version else sys.executable
@@ -109,8 +115,8 @@ def test_it_counts_items_and_calls_of_all_kinds(makegateway: MakeGateway, versio
     assert gateway.call(len, "first") == 5
     other = Watched(gateway)
     assert counts(other) == (0, 0)
-    ((place, _),) = other.look(0)["executes"]
-    assert place == "<remote exec>:2 <module>"  # not what reads there for it
+    at_line_2 = ["<remote exec>:2 <module>"]  # once it has begun; not what reads there for it
+    assert wait_until(lambda: places(other) == at_line_2)
     watched = Watched(gateway)
     assert counts(watched) == (0, 0)
     for item in 1, 2, "text", {"a": [1]}, b"x" * 300_000, ["long"] * 50_000:
