@@ -52,6 +52,7 @@ MORE_DESCRIPTORS = "raise the limit (ulimit -n, or resource.setrlimit) or use fe
 NO_DESCRIPTOR = errno.EMFILE, errno.ENFILE
 END_S = 0.25  # how long a command may take to end by itself after its worker
 FIRST_LOOK_S, LAST_LOOK_S = 0.0005, 0.05  # between checks for the end of a process
+ESTABLISHED, SYN_SENT = "01", "02"  # in /proc/net/tcp
 KILL_S = 2.0  # how long another user's kill may take
 GENTLE_S = 0.2  # for ssh to restore the terminal's echo when a prompt is abandoned
 
@@ -395,23 +396,18 @@ class Popen2IOMaster(PipeEndpoint):
 
     def is_connecting(self) -> bool:
         """Whether this is an ssh whose host has not answered yet; known only on Linux."""
-        if self.args[0] != "ssh":
-            return False
-        try:
-            from ._ends.failure import is_connecting
-        except (ImportError, OSError):  # no descriptor is left to read it with
-            return False
-        return is_connecting(self.popen.pid)
+        return self.args[0] == "ssh" and SYN_SENT in self._tcp_states()
 
     def is_reached(self) -> bool:
         """Whether the host has answered, as far as is known: of ssh only on Linux."""
-        if self.args[0] != "ssh":
-            return True
+        return self.args[0] != "ssh" or ESTABLISHED in self._tcp_states()
+
+    def _tcp_states(self) -> set[str]:
         try:
-            from ._ends.failure import is_connected
-        except (ImportError, OSError):  # as above
-            return False
-        return is_connected(self.popen.pid)
+            from ._ends.failure import tcp_states
+        except (ImportError, OSError):  # no descriptor is left to read it with
+            return set()
+        return tcp_states(self.popen.pid)
 
     def stderr_tail(self) -> str:
         """Return the last output on stderr; "" also if it is not captured."""

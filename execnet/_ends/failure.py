@@ -27,8 +27,6 @@ NOISE_SHOWN = 2000  # bytes of what arrived instead of an answer
 SSH_FAILED = 255  # its exit status if ssh itself failed
 NOT_FOUND = 127  # what shells say about a missing program
 
-ESTABLISHED, SYN_SENT = "01", "02"  # in /proc/net/tcp
-
 _SILENT_HOST = "the host does not answer; check its name, the port and the network in between"
 
 # What ssh says, and what helps; the first that matches is used.  {host} is the last of the words
@@ -72,29 +70,19 @@ _ADVICE = [
 ]
 
 
-def is_connecting(pid: int) -> bool:
-    """Whether a process waits for the other side of a TCP connection; known only on Linux."""
-    return SYN_SENT in _tcp_states(pid)
-
-
-def is_connected(pid: int) -> bool:
-    """Whether a process or a child of it has a TCP connection; known only on Linux."""
-    pids = [pid]
+def tcp_states(pid: int) -> set[str]:
+    """Return the states of the TCP sockets of a process and its children; none if not on Linux."""
+    pids, states = [pid], set()
     with suppress(OSError), open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
         pids += map(int, file.read().split())
-    return any(ESTABLISHED in _tcp_states(pid) for pid in pids)
-
-
-def _tcp_states(pid: int) -> set[str]:
-    """Return the states of a process's TCP sockets, as numbers of the kernel."""
-    states = set()
-    with suppress(OSError):
-        fds = f"/proc/{pid}/fd"
-        sockets = {os.readlink(f"{fds}/{name}") for name in os.listdir(fds)}
-        for table in "tcp", "tcp6":
-            with open(f"/proc/{pid}/net/{table}", encoding="ascii") as lines:
-                rows = [line.split() for line in lines]
-            states |= {row[3] for row in rows[1:] if f"socket:[{row[9]}]" in sockets}
+    for one in pids:
+        with suppress(OSError):
+            fds = f"/proc/{one}/fd"
+            sockets = {os.readlink(f"{fds}/{name}") for name in os.listdir(fds)}
+            for table in "tcp", "tcp6":
+                with open(f"/proc/{one}/net/{table}", encoding="ascii") as lines:
+                    rows = [line.split() for line in lines]
+                states |= {row[3] for row in rows[1:] if f"socket:[{row[9]}]" in sockets}
     return states
 
 

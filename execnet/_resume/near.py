@@ -499,7 +499,7 @@ class ResumeIO(Link, Endpoint):
         """
         failures = [self._maker.why_elsewhere()]
         began = monotonic()
-        if self._is_placed():
+        if self._gateway is not None and self._is_placed():
             ask(self._gateway)
         for way, until in _in_turn(self._ways(is_late=True), deadline):
             try:

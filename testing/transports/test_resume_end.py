@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +15,9 @@ from cut_links import CutLink, assert_gone, supervisor_of
 from processes import stop
 from tools import BOUND_S, wait_until
 
-from execnet import Gateway, Group
+from execnet import Gateway, Group, gateway_io
 from execnet._ends import terminate
+from execnet._ends.failure import tcp_states
 from execnet._resume import logins, near, records
 from execnet._resume.logins import Login, Unreachable
 from execnet.gateway_base import get_execmodel
@@ -34,6 +37,19 @@ def spec_of(seconds: float, python: str = sys.executable, more: str = "") -> str
 
 def pid_of(gateway: Gateway) -> int:
     return int(gateway._rinfo().pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_the_tcp_connection_of_a_proxy_command_counts_as_that_of_its_ssh() -> None:
+    code = "import socket; socket.create_connection(('127.0.0.1', {})).recv(1)"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dial = [sys.executable, "-c", code.format(server.getsockname()[1])]
+        ssh = [sys.executable, "-c", f"import subprocess; subprocess.call({dial})"]
+        with subprocess.Popen(ssh) as process:
+            with server.accept()[0]:
+                assert wait_until(lambda: gateway_io.ESTABLISHED in tcp_states(process.pid))
+            process.wait(BOUND_S)
+            assert tcp_states(process.pid) == set()
 
 
 def makes(gateway: Gateway) -> Callable[[float], Any]:
