@@ -327,7 +327,7 @@ class ServicePool(WorkerPool):
     def _forget(self, running: Running) -> None:
         service = self._gateway.service
         for file in service.files:
-            file.flush()
+            file.end_code()
         service.routes.pop(running.ident, None)
         if running.end() and running.gateway.is_left:
             service.ended.append(running)

@@ -149,7 +149,16 @@ class Router(object):
         self._noted = noted
         self._begun: dict[int, bytes] = {}  # an incomplete line, by thread
         self.buffer = self  # accepts bytes as well
-        self.softspace = 0  # Python 2's print sets it
+        self._spaced: set[int] = set()  # the threads whose next ``print`` begins with a space
+
+    @property
+    def softspace(self) -> bool:
+        """Whether Python 2's print is to write a space first; it sets that, for its thread."""
+        return get_ident() in self._spaced
+
+    @softspace.setter
+    def softspace(self, value: object) -> None:
+        (self._spaced.add if value else self._spaced.discard)(get_ident())
 
     def write(self, text: Any) -> int:
         """Write text, or bytes."""
@@ -172,6 +181,11 @@ class Router(object):
         """Write the incomplete line of this thread."""
         ident = get_ident()
         self._out(ident, self._begun.pop(ident, b""))
+
+    def end_code(self) -> None:
+        """Leave nothing of this thread's code to the next that runs in it."""
+        self.flush()
+        self.softspace = False
 
     def _out(self, ident: int, data: bytes) -> None:
         route = self._routes.get(ident)

@@ -124,7 +124,7 @@ class Job(Execution):
         finally:
             self._runs = service.process.is_interruptible = False
             for file in service.files:
-                file.flush()
+                file.end_code()
             service.routes.pop(self.ident, None)
             service.running.pop(self.ident, None)
         self._say({"status": status})

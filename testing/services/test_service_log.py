@@ -64,6 +64,17 @@ def test_a_line_that_one_thread_has_begun_is_not_ended_by_another(two: Two) -> N
     assert two.read() == [b"ab\nc", b"d\n", b"begun"]
 
 
+def test_python_2_begins_a_line_with_a_space_only_where_its_own_thread_printed(two: Two) -> None:
+    router, elsewhere = two.router, []
+    router.softspace = 1
+    thread = threading.Thread(target=lambda: elsewhere.append(router.softspace))
+    thread.start()
+    thread.join()
+    assert (elsewhere, router.softspace) == ([False], True)
+    router.end_code()
+    assert not router.softspace
+
+
 def test_bytes_and_strange_characters_are_written_as_well(two: Two) -> None:
     two.write(two.route(0), b"x", bytearray(b"y"), "\udc80\N{EURO SIGN}\n")
     assert two.read()[0] == b"xy\\udc80\xe2\x82\xac\n"
