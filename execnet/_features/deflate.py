@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LEAST_BYTES = 1024  # a smaller payload is sent as it is
 PIECE_BYTES = 1 << 15  # of a large item, so that one is deflated while another is on its way
 LEVEL = 6  # as ssh -C; where it is too slow for the link, so is any other
+PARTIAL_FLUSH = 1  # in Python 2 zlib has no name for it; a sync flush takes 3 bytes more
 MOST_UNTRIED = 64  # times the bytes of a frame that did not shrink pass without another try
 # What may be deflated.  Not source, which hops keep for others by its hash, nor control frames.
 KINDS = frozenset([
@@ -140,7 +141,7 @@ class Deflater(object):
         code, id, size = _HEADER.unpack_from(header)
         pieces = [_INNER.pack(code, how, size), stream.compress(header[_HEADER.size :])]
         pieces += [stream.compress(payload)]
-        pieces += [stream.flush() if how == ALONE else stream.flush(zlib.Z_SYNC_FLUSH)]
+        pieces += [stream.flush() if how == ALONE else stream.flush(PARTIAL_FLUSH)]
         short = b"".join(pieces)
         if len(short) > size - size // 16:
             self._factor = min(2 * self._factor, MOST_UNTRIED)

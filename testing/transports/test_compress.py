@@ -388,6 +388,18 @@ class TestTheStreamOfADirection:
         assert max(sizes[1:]) < 100
         assert read(writer._frames) == [whole[9:] for whole in wholes]
 
+    def test_has_few_bits_after_each_frame(self) -> None:
+        writer: Any = Writer()
+        deflate.Deflater(writer)
+        items = [text_of(size) for size in range(1024, 12_000, 97)]
+        stream, size = zlib.compressobj(deflate.LEVEL), 0
+        for item in items:
+            writer.send(frame(4, 1, item)[:9], item)
+            size += len(stream.compress(item) + stream.flush(zlib.Z_SYNC_FLUSH))
+        sent = sum(len(payload) - deflate._INNER.size for _, payload, *_ in writer._frames)
+        assert sent < size - 3 * len(items)
+        assert read(writer._frames) == items
+
     def test_begins_anew_after_what_does_not_shrink(self) -> None:
         writer: Any = Writer()
         deflate.Deflater(writer)
