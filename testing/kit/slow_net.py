@@ -47,13 +47,16 @@ def _run(*words: str, said: str | None = None) -> None:
     subprocess.run(words, input=said, text=True, check=True)
 
 
-def _tun(address: str, peer: str, rate: str, loss: float) -> int:
+def _tun(address: str, peer: str, rate: str, loss: float, congestion: str) -> int:
     """Make the namespace's device and what is bad about it; return its descriptor."""
     fd = os.open("/dev/net/tun", os.O_RDWR)
     fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH14x", b"slow", IFF_TUN | IFF_NO_PI))
     _run("ip", "link", "set", "lo", "up")
     _run("ip", "address", "add", address, "peer", peer, "dev", "slow")
     _run("ip", "link", "set", "slow", "up")
+    if congestion:  # by the route, as a namespace may not choose among all of them
+        route = [peer, "dev", "slow", "src", address, "congctl", congestion]
+        _run("ip", "route", "replace", *route)
     limits = ["burst", "64k", "latency", "200ms"]
     _run("tc", "qdisc", "add", "dev", "slow", "root", "tbf", "rate", rate, *limits)
     _run("nft", "-f", "-", said=LOSS.format(share=round(100 * loss)))
@@ -64,15 +67,16 @@ class SlowNet:
     """The network; from now on this process, which has one thread, is one of its hosts.
 
     delay_s: each way.  rate: as tc writes it, such as 100mbit.  loss: percent of the packets, each
-    way.  Raises OSError or ``CalledProcessError`` where the system does not let it.
+    way.  congestion: TCP's congestion control, such as cubic; the default is that of the machine.
+    Raises OSError or ``CalledProcessError`` where the system does not let it.
     """
 
-    def __init__(self, delay_s: float, rate: str, loss: float) -> None:
+    def __init__(self, delay_s: float, rate: str, loss: float, congestion: str = "") -> None:
         _libc("unshare", CLONE_NEWNET)
         with open("/proc/self/ns/net") as here:
-            fds = [_tun(HERE, THERE, rate, loss)]
+            fds = [_tun(HERE, THERE, rate, loss, congestion)]
             _libc("unshare", CLONE_NEWNET)
-            fds.append(_tun(THERE, HERE, rate, loss))
+            fds.append(_tun(THERE, HERE, rate, loss, congestion))
             server = socket.create_server((THERE, 0))
             self.port: int = server.getsockname()[1]
             self._processes = [self._start("serve", str(server.fileno()), [server.fileno()])]
