@@ -119,6 +119,8 @@ class Service(object):
         sys.stdout, sys.stderr = self.files
         if sys.version_info >= (3, 7):
             os.register_at_fork(after_in_child=self._leave)
+        else:
+            os.fork, os.forkpty = self._left_after(os.fork), self._left_after(os.forkpty)
 
     def _listen(self) -> socket.socket:
         if self.port:
@@ -423,15 +425,30 @@ class Service(object):
 
     # ------------------------------------------------------------ a process that code forked
 
+    def _left_after(self, fork: Callable[[], Any]) -> Callable[[], Any]:
+        """Return a function that forks, for Pythons that can't be told what to do after it."""
+
+        def fork_and_leave() -> Any:
+            found = fork()
+            if (found[0] if type(found) is tuple else found) == 0:
+                self._leave()
+            return found
+
+        return fork_and_leave
+
     def _leave(self) -> None:
         """In a forked process: keep nothing that would hide the end of the service."""
         null = os.open(os.devnull, os.O_RDWR)
         fds = [self._options["lock"]]
         self.routes.clear()  # its output goes to the log
-        fds += [sock.fileno() for sock in list(self._socks)]
         for client in list(self.clients):
             fds += client.fds()
-        for fd in fds + [self._listener.fileno()]:
+        for sock in list(self._socks) + [self._listener]:
+            try:
+                fds.append(sock.fileno())
+            except EnvironmentError:
+                pass  # Python 2, if it is closed
+        for fd in fds:
             try:
                 if fd >= 0:
                     os.dup2(null, fd)

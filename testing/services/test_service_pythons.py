@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shlex
+import signal
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -15,7 +16,7 @@ from interpreters import Interpreter, far_sides, found
 from models import GREENLET_MODELS, need_model
 from tools import BOUND_S, MakeGateway, wait_until
 
-from execnet import Group, service
+from execnet import Group, WorkerDied, service
 from execnet._cli import main
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no services there")
@@ -25,6 +26,16 @@ state = channel.gateway.state
 state["count"] = state.get("count", 0) + 1
 channel.send(state["count"])
 print("printed")
+"""
+# The process that it forks stays until it is killed.
+FORK = """
+import os, time, warnings
+warnings.simplefilter("ignore")  # of forks beside threads, since 3.12
+pid = {fork}
+while not pid:
+    time.sleep(10)
+channel.send(pid)
+channel.receive()
 """
 
 
@@ -47,6 +58,24 @@ def test_a_service_on_each_python(home: Path, group: Group, python: Interpreter)
     group.terminate(timeout=5)
     service.find().stop()
     assert service.find_all() == []
+
+
+@pytest.mark.parametrize("fork", ["os.fork()", "os.forkpty()[0]"])
+@pytest.mark.parametrize("python", far_sides(), ids=str)
+def test_one_that_was_killed_is_started_anew_though_a_process_that_its_code_forked_goes_on(
+    home: Path, makegateway: MakeGateway, python: Interpreter, fork: str
+) -> None:
+    spec = f"socketservice//python={shlex.quote(python.path)}//connect_timeout={BOUND_S / 2:g}"
+    gateway = makegateway(spec)
+    channel = gateway.remote_exec(FORK.format(fork=fork))
+    forked = channel.receive(BOUND_S)
+    try:
+        os.kill(gateway._rinfo().pid, signal.SIGKILL)
+        with pytest.raises(WorkerDied):
+            channel.receive(BOUND_S)
+        assert makegateway(spec).remote_exec(COUNT).receive(BOUND_S) == 1
+    finally:
+        os.kill(forked, signal.SIGKILL)
 
 
 def test_a_port_on_another_python(home: Path, makegateway: MakeGateway) -> None:
