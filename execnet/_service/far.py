@@ -120,7 +120,9 @@ class Service(object):
         if sys.version_info >= (3, 7):
             os.register_at_fork(after_in_child=self._leave)
         else:
-            os.fork, os.forkpty = self._left_after(os.fork), self._left_after(os.forkpty)
+            for name in "fork", "forkpty":
+                if hasattr(os, name):
+                    setattr(os, name, self._left_after(getattr(os, name)))
 
     def _listen(self) -> socket.socket:
         if self.port:
@@ -226,7 +228,7 @@ class Service(object):
         if now - self._looked < LOOK_S:
             return
         self._looked = now
-        if not self._has("record"):
+        if not all(map(self._has, self._places)):  # nobody can find it any more
             self.stop_soon()
         elif now - self._touched > TOUCH_S:
             self._touched = now

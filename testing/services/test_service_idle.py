@@ -101,9 +101,12 @@ def test_once_a_day_it_touches_its_files(still: Callable[[float], Still]) -> Non
     assert min(path.stat().st_mtime for path in paths) > time.time() - 1000
 
 
-@pytest.mark.parametrize("gone", ["record", "lock"])
-def test_without_its_record_or_its_lock_it_ends(still: Callable[[float], Still], gone: str) -> None:
+@pytest.mark.parametrize("gone", ["record", "lock", "socket"])
+def test_without_a_file_by_which_it_is_found_it_ends(
+    still: Callable[[float], Still], gone: str
+) -> None:
     one = still(0)
+    one.service._listen().close()
     assert not one.ends_after(far.LOOK_S)
     (one.folder / gone).unlink()
     assert one.ends_after(far.LOOK_S)
