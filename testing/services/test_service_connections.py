@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from interpreters import Interpreter, far_sides
 from processes import is_gone
 from tools import BOUND_S, MakeGateway, wait_until
 
@@ -38,26 +40,28 @@ compile("'it does note'", "noted", "eval")
 channel.send([str(source) for source in channel.gateway.state["compiled"]])
 """
 IS_MAIN = "import threading; channel.send(threading.current_thread() is threading.main_thread())"
-# An orphan: it goes on when it is interrupted, and notes what its channels do after that.
+# An orphan: it goes on when it is interrupted, and notes what its channels do after that.  It is
+# one just before its last interrupt, which may come while it takes notes: then it does so again.
 GOES_ON = """
 import time
 state = channel.gateway.state
-said, other = [], channel.gateway.newchannel()
+other = channel.gateway.newchannel()
+def result(use):
+    try:
+        return str(use())
+    except Exception as exc:
+        return type(exc).__name__
+uses = [lambda: channel.send(1), lambda: channel.receive(30), lambda: other.receive(30)]
 for turn in range(10**6):
     try:
         if turn == 0:
             channel.send(None)  # in here, as the interrupt may come before it has returned
         while "go" not in state:
             time.sleep(0.005)
+        state["said"] = [result(use) for use in uses]
         break
     except KeyboardInterrupt:
         pass
-for use in lambda: channel.send(1), lambda: channel.receive(30), lambda: other.receive(30):
-    try:
-        said.append(str(use()))
-    except Exception as exc:
-        said.append(type(exc).__name__)
-state["said"] = said
 """
 # A program that says when it is in a state, and stays there until it is killed.
 PROGRAM = """
@@ -156,8 +160,12 @@ def is_main() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def test_the_channels_of_an_orphan_raise(home: Path, makegateway: MakeGateway) -> None:
-    stays, leaves = (makegateway("socketservice=work//grace=0.1") for _ in range(2))
+@pytest.mark.parametrize("python", far_sides(), ids=str)
+def test_the_channels_of_an_orphan_raise(
+    home: Path, makegateway: MakeGateway, python: Interpreter
+) -> None:
+    spec = f"socketservice=work//grace=0.1//python={shlex.quote(python.path)}"
+    stays, leaves = (makegateway(spec) for _ in range(2))
     assert ask(leaves, GOES_ON) is None
     leaves.exit()
     leaves.join(BOUND_S)
