@@ -26,7 +26,7 @@ from ..gateway_base import Channel, ExecnetError
 from ..xspec import XSpec
 from .info import format_table
 from .session import STATUS_FAILED, STATUS_SIGNAL, CommandError
-from .words import Commands, add_command, seconds
+from .words import Commands, add_command, seconds_or_never
 
 if TYPE_CHECKING:
     from .._service.far_find import Said
@@ -63,7 +63,8 @@ def add_parser(subparsers: Commands) -> None:
     execute.add_argument("file", nargs="?", help="a file with the code; - for standard input")
     execute.add_argument("-c", dest="code", help="the code")
     execute.add_argument("--python", help="the interpreter to start it with")
-    execute.add_argument("--idle", type=seconds, help="end it after this many seconds without use")
+    text = "end it after this many seconds without use (10800; 0: never)"
+    execute.add_argument("--idle", type=seconds_or_never, help=text)
     _add(actions, "list", _list, "print a table of the sessions that run")
     stop = _add(actions, "stop", _stop, "end a session and forget its state")
     stop.add_argument("name", help="the name of the session")

@@ -102,3 +102,8 @@ def seconds(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
     return value
+
+
+def seconds_or_never(text: str) -> float:
+    """Return a number of seconds, as ``seconds``; 0 is allowed, and stands for never."""
+    return 0.0 if text == "0" else seconds(text)

@@ -101,6 +101,23 @@ def test_ctrl_c_interrupts_the_code_in_its_main_thread(home: Path) -> None:
     assert output("exec", "work", "-c", "print(main)") == "True\n"
 
 
+@pytest.mark.parametrize("seconds", [0, 0.5])
+def test_how_long_it_stays_unused_can_be_said(home: Path, seconds: float) -> None:
+    output("exec", "work", "-c", "1", "--idle", "6000")
+    assert service.find("session-work").status()["idle"] == 6000
+    output("exec", "work", "-c", "1", "--idle", f"{seconds}")
+    if seconds:
+        wait_until(lambda: service.find_all() == [])
+    else:
+        assert "ends by itself: never" in service_command("status", "session-work")
+
+
+def service_command(*args: str) -> str:
+    with redirect_stdout(io.StringIO()) as out:
+        assert main(["service", *args]) == 0
+    return out.getvalue()
+
+
 @contextmanager
 def client_of(code: str, **streams: int) -> Iterator[subprocess.Popen[bytes]]:
     """Have a session run code, from a process that is killed if it is still there at the end."""
