@@ -40,7 +40,7 @@ class Reporter:
                 what = self._untold.pop(0)
             try:
                 self._callback(*what)
-            except Exception:  # there is nobody to raise it to
+            except BaseException:  # also SystemExit: there is nobody to raise it to
                 import traceback
 
                 traceback.print_exc()
