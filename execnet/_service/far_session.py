@@ -145,11 +145,16 @@ class Job(Execution):
                     source = _marked_as_utf8(source.encode("utf-8"))
                 code = compile(source, name, "exec", 0, True)
                 self._remember(name)
-                exec(code, state)
+                try:
+                    exec(code, state)
+                except:  # Python 2 knows only here what was raised
+                    if os.getpid() != pid:
+                        _end_fork(sys.exc_info()[1])
+                    raise
             finally:
                 self._runs = process.is_interruptible = False
                 if os.getpid() != pid:
-                    _end_fork(sys.exc_info()[1])
+                    _end_fork(None)
             return 0
         except SystemExit as exc:
             return self._status_of(exc)

@@ -230,10 +230,14 @@ def test_a_session_elsewhere_and_on_another_python(
     output("exec", "work", "-c", "import sys", *there)
     told = output("exec", "work", "-c", "print(list(sys.version_info[:2]))", *there)
     assert told == f"{list(python.version[:2])}\n"
+    code = "import os, warnings\nwarnings.simplefilter('ignore')  # of forks, since 3.12\n"
+    code += "pid = os.fork()\nif not pid: raise SystemExit(3)\n"
+    code += "print(os.waitpid(pid, 0)[1] >> 8)"
+    assert output("exec", "work", "-c", code, *there) == "3\n"
     assert "work" in output("list", *there)
     output("stop", "work", *there)
     assert service.find_all() == []
-    assert len(ssh.runs()) == 4
+    assert len(ssh.runs()) == 5
 
 
 @pytest.mark.parametrize(
