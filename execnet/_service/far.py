@@ -68,6 +68,14 @@ ENDED = 20  # tasks that have ended without a connection, of which something is 
 NOT_FOR_ONE = "chdir", "nice", "limits", "env", "kill"  # since others share the process
 
 
+def _occupy_stdio() -> None:
+    """Keep the numbers 0 to 2 from the next descriptors, where code has closed those."""
+    null = os.open(os.devnull, os.O_RDWR)
+    while null <= 2:
+        null = os.dup(null)
+    os.close(null)
+
+
 class Service(object):
     """A service, and what goes on in it.
 
@@ -191,6 +199,7 @@ class Service(object):
 
     def _accept(self) -> None:
         try:
+            _occupy_stdio()
             sock, _ = self._listener.accept()
         except EnvironmentError:  # it is gone, or there are no descriptors left
             time.sleep(0.01)

@@ -243,3 +243,14 @@ def test_windows_is_refused_with_a_reason(spec: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(ValueError, match="on Windows, which "):
         Settings(XSpec(spec))
+
+
+@pytest.mark.parametrize("python", [far_sides()[0], far_sides()[-1]], ids=str)
+def test_code_may_close_the_descriptors_of_standard_streams(
+    home: Path, makegateway: MakeGateway, python: Interpreter
+) -> None:
+    spec = f"socketservice//python={shlex.quote(python.path)}"
+    makegateway(spec).remote_exec("import os; os.closerange(0, 3)").waitclose(BOUND_S)
+    writes = "import os; os.write(0, b'0'); os.write(1, b'1'); os.write(2, b'2'); channel.send(1)"
+    gateways = [makegateway(spec) for _ in range(2)]
+    assert [one.remote_exec(writes).receive(BOUND_S) for one in gateways] == [1, 1]
