@@ -139,13 +139,13 @@ class Channel(gateway_base.Channel):
     async def _credit(self) -> None:
         """Wait until the other side has read something."""
         windows: Any = self._factory.windows
-        credit = Credit(self.gateway._loop.create_future())
-        windows._senders.append(credit)
+        flag = FutureFlag(self.gateway._loop.create_future())
+        windows._senders.append(flag)
         try:
-            await credit.future
+            await flag.future
         finally:
             with suppress(ValueError):
-                windows._senders.remove(credit)
+                windows._senders.remove(flag)
 
     async def receive(self, timeout: float | None = None) -> Any:
         """Return the next item, waiting for it up to ``timeout`` seconds (None: for ever).
@@ -288,8 +288,8 @@ async def await_items(channels: list[Channel]) -> None:
         waiting = [channel for channel in channels if channel._inbox.empty()]  # taken meanwhile
 
 
-class Credit:
-    """A sender that waits for credit, in the form that ``_features.window`` wakes."""
+class FutureFlag:
+    """A future with the face of a flag, for what is set where the core knows nothing of loops."""
 
     def __init__(self, future: asyncio.Future[None]) -> None:
         self.future = future

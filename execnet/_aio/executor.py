@@ -19,7 +19,7 @@ from .._calls import executor
 from .._calls.lane import Work
 from .._calls.near import Mapped
 from .calls import Sink
-from .channel import Credit
+from .channel import FutureFlag
 from .threads import in_thread, to_its_end
 
 TYPE_CHECKING = False
@@ -138,7 +138,7 @@ class Executor(executor.Executor):
             work.sink.cancel()
         super().shutdown(False, cancel_futures=cancel_futures)
         if wait and self._unfinished:
-            finished = Credit(self._loop.create_future())
+            finished = FutureFlag(self._loop.create_future())
             self._finished.append(finished)  # type: ignore[arg-type]
             await finished.future
 
