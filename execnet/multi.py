@@ -14,7 +14,7 @@ from functools import partial
 from . import gateway_bootstrap, gateway_io
 from ._clock import monotonic
 from ._ends import fork
-from ._ends.terminate import KILL_S, carriers_last, end_members, name_of, register_at_exit
+from ._ends.terminate import Turn, carriers_last, end_members, name_of, register_at_exit
 from ._ends.terminate import safe_terminate as safe_terminate
 from ._errors import NoMember
 from ._join.listening import Listening
@@ -71,10 +71,8 @@ class Group(Listening):
         self._autoid = 0
         self._connections = Connections()  # which workers with share=yes start through
         self._factory: LocalFactory | None = None
-        self._ending: list[Gateway] = []  # whose end ``terminate`` waits for now
         self._at_exit = False
         self._is_hurried = False  # running code gets no time to finish, but is interrupted at once
-        self._terminating = new_rlock()
         self._lock = new_rlock()
         self._launchers, self._doors, self._closing = [], {}, []
         self._executors: list[Executor] = []  # that are told of new members
@@ -117,6 +115,7 @@ class Group(Listening):
             raise ValueError(f"respawn= needs threads, and this group would have {execmodel}")
         remote = execmodel if remote_execmodel is None else remote_execmodel
         self._execmodel, self._remote_execmodel = get_execmodel(execmodel), get_execmodel(remote)
+        self._turn = Turn(self._execmodel)  # to end the group
 
     def setlocalfactory(
         self, port: int | None = None, *, name: str | None = None, idle: float = 600
@@ -510,15 +509,10 @@ class Group(Listening):
         thread that runs the callback.
         """
         deadline = None if timeout is None else monotonic() + timeout
-        wait_s = -1 if timeout is None else max(0.0, timeout)
-        (taken,) = map(self._terminating.acquire, (True,), (wait_s,))  # doc/interrupts.rst, "Locks"
+        (leave,) = map(self._turn.take, (deadline,))  # doc/interrupts.rst, "Locks"
         try:
-            if not taken:  # another thread is doing it with a longer timeout than ours
-                for gateway in list(self._ending):
-                    gateway.endpoint.kill()
-                (taken,) = map(self._terminating.acquire, (True,), (KILL_S,))
-                if not taken:
-                    return
+            if leave is None:  # another caller is ending what there is
+                return
             self._stop_starting(deadline)
             while self._gateways or self._gateways_to_join or self._connections.gateways():
                 self._terminate_all(timeout, deadline)
@@ -526,11 +520,11 @@ class Group(Listening):
             self._end_launchers(deadline)
             self._at_exit_registered = False  # so the group can go when nobody has it any more
             atexit.unregister(self._cleanup_atexit)
-            if self._output is not None:
-                self._output.drain(deadline)
         finally:
-            if taken:
-                self._terminating.release()
+            if leave is not None:
+                leave()
+        if self._output is not None:  # its callback may want the turn
+            self._output.drain(deadline)
 
     def _stop_starting(self, deadline: float | None) -> None:
         if self._respawner is not None:
@@ -547,7 +541,7 @@ class Group(Listening):
         remaining = [member for member in members if hasattr(member, "exit")] + connections
         options = timeout, deadline, self._is_hurried, self._at_exit
         for ends in carriers_last(remaining):
-            self._ending = own = [member for member in ends if isinstance(member, Gateway)]
+            self._turn.ending = own = [member for member in ends if isinstance(member, Gateway)]
             end_members(self.execmodel, ends, own, *options)
         self._connections.forget(connections)
         with self._lock:  # foreign members need not unregister themselves
@@ -556,11 +550,11 @@ class Group(Listening):
 
     def _disown(self) -> None:
         """In a forked process: the gateways are the parent's."""
-        self._gateways, self._gateways_to_join, self._ending = [], [], []
+        self._gateways, self._gateways_to_join = [], []
         self._ids_starting, self._executors = set(), []
         self._connections, self._factory = Connections(), None  # these are the parent's
         self._disown_joins()
-        self._terminating, self._lock = new_rlock(), new_rlock()
+        self._turn, self._lock = Turn(self._execmodel), new_rlock()
 
     def dump_stacks(self, timeout: float | None = 10.0) -> dict[str, str]:
         """Return the stacks of the threads of all workers, by the id of the gateway.
@@ -577,7 +571,7 @@ class Group(Listening):
         try:
             self.terminate(timeout=ATEXIT_S)
         except KeyboardInterrupt:
-            names = ", ".join(str(name_of(member)) for member in self._ending)
+            names = ", ".join(str(name_of(member)) for member in self._turn.ending)
             with suppress(Exception):  # there may be no stderr
                 sys.stderr.write(f"execnet: interrupted while these were ending: {names}\n")
 

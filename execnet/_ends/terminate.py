@@ -9,7 +9,14 @@ from contextlib import suppress
 
 from .._clock import monotonic
 from .._inside import Inside
-from ..gateway_base import HAS_DAEMON_THREADS, DeadlockError, WorkerGateway, _Flag
+from ..gateway_base import (
+    HAS_DAEMON_THREADS,
+    DeadlockError,
+    WorkerGateway,
+    _Flag,
+    _refuse_in_callback,
+    new_rlock,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +40,72 @@ REACH_S = 0.7  # after so long it is given up if nothing shows that there is a n
 LEAST_S = 0.1  # how long it may take at least, if others have used up that time
 SILENT_S = 1.0  # after so long without an answer to its end a worker is out of reach
 KILL_S = 0.2  # how long a killfunc may take before we go on without it
+LOOK_S = 0.1  # how often whoever waits for its turn looks whether it is waited for itself
+GREEN_S = 0.01  # how often a greenlet looks whether it is its turn
+
+
+class Turn:
+    """Lets one caller at a time end the members of a group; any thread or greenlet may call.
+
+    Whoever has the turn may take it again.  All greenlets of a thread would be the owner of a lock
+    for threads, and an interrupt may leave those for greenlets taken.
+    """
+
+    def __init__(self, execmodel: ExecModel) -> None:
+        self.ending: list[Gateway] = []  # whose end is waited for now
+        self._execmodel = execmodel
+        self._lock = new_rlock()  # for threads
+        self._held: dict[str, list[int]] = {}  # the number of the greenlet that has the turn
+
+    def take(self, deadline: float | None) -> Callable[[], object] | None:
+        """Wait for the turn; return what gives it back, None if another caller sees to the end.
+
+        At the deadline, workers whose end somebody else waits for are killed.  A callback of one of
+        them only waits until their processes have ended: its own end waits for the callback.
+        Called as ``acquire`` of a lock is: doc/interrupts.rst, "Locks".
+        """
+        left_s, is_awaited = LOOK_S, False
+        while left_s > 0 and not is_awaited:
+            left_s = LOOK_S if deadline is None else min(LOOK_S, deadline - monotonic())
+            (leave,) = map(self._take, (max(0.0, left_s),))
+            if leave is not None:  # no jump: Python 3.10 looks for interrupts after those
+                return leave
+            is_awaited = _is_in_callback(self.ending)
+        ending = list(self.ending)
+        until = monotonic() + longest_end_s(ending) if deadline is None else deadline
+        for gateway in ending if is_awaited else ():
+            wait_ended(gateway, until)
+        for gateway in ending:
+            gateway.endpoint.kill()
+        (leave,) = map(self._take, (0.0 if is_awaited else KILL_S,))
+        return leave
+
+    def _take(self, limit_s: float) -> Callable[[], object] | None:
+        """Do that within a time; what is returned is in C, so that no interrupt comes before it."""
+        if self._execmodel.has_main_thread:
+            (taken,) = map(self._lock.acquire, (True,), (limit_s,))
+            return self._lock.release if taken else None
+        mine = [self._execmodel.get_ident()]
+        until = monotonic() + limit_s
+        while True:
+            (holder,) = map(self._held.setdefault, ("by",), (mine,))
+            if holder is mine:
+                return self._held.clear
+            if holder == mine:
+                return int  # does nothing: the outer call gives it back
+            if monotonic() >= until:
+                return None
+            self._execmodel.sleep(GREEN_S)
+
+
+def _is_in_callback(gateways: Iterable[Gateway]) -> bool:
+    """Whether the calling thread runs a callback of a gateway, or of one that it goes via."""
+    try:
+        for gateway in gateways:
+            _refuse_in_callback(gateway, gateway)
+    except DeadlockError:
+        return True
+    return False
 
 
 def safe_terminate(

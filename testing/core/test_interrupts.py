@@ -23,11 +23,13 @@ from pipes import Pipe
 from typing import Any
 
 import pytest
+from models import GREENLET_MODELS, need_model
 from processes import is_asleep, stop
 from tools import BOUND_S, KIT, MakeGateway, Task, is_in, run, some_of, wait_until
 
 from execnet import Group
 from execnet._conditions import Condition
+from execnet._ends.terminate import Turn
 from execnet._features.greenlets import PolledLock
 from execnet._features.running import let_import
 from execnet._transports.tls import Tls
@@ -264,6 +266,25 @@ class TestALock:
             taken = Task(THREAD, lock.acquire, False).result()  # by another thread
             assert taken, left
             lock = make()
+
+    @pytest.mark.parametrize("model", ["thread", *GREENLET_MODELS])
+    def test_nor_the_turn_to_end_a_group(self, interrupt: None, model: str) -> None:
+        need_model(model)
+        turn, left = Turn(get_execmodel(model)), 100
+        rng = random.Random(1)
+        while left:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 3e-4))
+                while True:
+                    (leave,) = map(turn.take, (None,))
+                    try:
+                        pass
+                    finally:
+                        leave()
+            except KeyboardInterrupt:
+                left -= 1
+            assert Task(THREAD, turn.take, 0.0).result() is not None, left
+            turn = Turn(get_execmodel(model))
 
 
 class TestADirectRead:

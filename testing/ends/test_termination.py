@@ -253,7 +253,6 @@ class TestTerminate:
         assert stopwatch.seconds < TIMEOUT_S + 1
         assert len(group) == 0
 
-    @pytest.mark.needs_threads("issue 134: of greenlets, only one waits")
     def test_all_are_gone_when_each_of_several_callers_returns(self, group: Group) -> None:
         gateways = group.makegateways(["popen"] * 2)
         for gateway in gateways:
@@ -268,6 +267,63 @@ class TestTerminate:
         for task in tasks:
             task.result()
         assert left == [[], [], []]
+
+    def test_a_callback_of_a_member_may_call_it_meanwhile(self, group: Group) -> None:
+        """Then neither waits for the other, though the end of the member waits for its callback."""
+        gateway = group.makegateway()
+        codes: list[int | None] = []
+
+        def end(item: object) -> None:
+            wait_until(lambda: gateway._group is None)  # it was asked to end
+            group.terminate()
+            codes.append(gateway._io.popen.returncode)
+
+        channel = gateway.remote_exec("channel.send(1); channel.receive()")
+        channel.setcallback(end)
+        Task(group.execmodel, group.terminate).result()
+        assert codes == [0]
+
+    def test_callbacks_of_several_members_may_call_it_at_once(self, group: Group) -> None:
+        called: list[object] = []
+        ended: list[object] = []
+
+        def end(item: object) -> None:
+            called.append(item)
+            wait_until(lambda: len(called) == 2)
+            group.terminate()
+            ended.append(item)
+
+        gateways = group.makegateways(["popen"] * 2)
+        for gateway in gateways:
+            channel = gateway.remote_exec("channel.send(channel.receive())")
+            channel.setcallback(end)
+            channel.send(gateway.id)
+        wait_until(lambda: len(ended) == 2)
+        for gateway in gateways:
+            gateway.join(BOUND_S)
+        assert len(group) == 0
+
+    def test_what_it_calls_may_call_it(self, group: Group) -> None:
+        calls: list[str] = []
+
+        class Member:
+            id, spec = "other", XSpec("popen")
+            join = int
+
+            class _io:
+                wait = int
+
+            @staticmethod
+            def exit() -> None:
+                calls.append("exit")
+                if len(calls) == 1:
+                    group.terminate()
+
+        gateway = group.makegateway()
+        group._register(Member)
+        Task(group.execmodel, group.terminate).result()
+        assert calls == ["exit", "exit"]
+        assert gateway._io.popen.returncode == 0
 
     def test_a_group_can_be_used_again(self, group: Group) -> None:
         group.makegateway()

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tools import BOUND_S, run_python, wait_until
+from tools import BOUND_S, Task, run_python, wait_until
 from written import FORWARD, Written, run_in
 
 from execnet import Gateway, Group
+from execnet._output import near
 from execnet._output.far import BUFFER_BYTES, LINE_BYTES, WINDOW_BYTES
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="commands of POSIX")
@@ -240,6 +241,23 @@ class TestReadersThatDoNotRead:
 
 
 class TestCallbacks:
+    @pytest.mark.usefixtures("coordinator")
+    def test_one_may_end_the_group_when_somebody_else_ends_it(
+        self, group: Group, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(near, "DRAIN_S", 1000.0)
+        ended: list[str] = []
+
+        def end(gateway: Gateway, stream: str, line: str) -> None:
+            wait_until(lambda: not len(group) and not gateway.hasreceiver())
+            group.terminate()
+            ended.append(line)
+
+        group.on_output(end)
+        run_in(group.makegateway(FORWARD), "print(1)")
+        Task(group.execmodel, group.terminate).result()
+        assert ended == ["1"]
+
     def test_one_that_raises_is_reported_once_and_the_gateway_goes_on(
         self, group: Group, capsys: pytest.CaptureFixture[str]
     ) -> None:
