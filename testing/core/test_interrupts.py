@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from pipes import Pipe
@@ -255,17 +256,18 @@ class TestALock:
         make = self.KINDS[kind]
         lock, left = make(), 400
         rng = random.Random(1)
-        while left:
-            try:
-                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 3e-4))
-                while True:
-                    with lock:
-                        pass
-            except KeyboardInterrupt:
-                left -= 1
-            taken = Task(THREAD, lock.acquire, False).result()  # by another thread
-            assert taken, left
-            lock = make()
+        with ThreadPoolExecutor(1) as other:  # none that ends: that may keep a signal waiting
+            while left:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 3e-4))
+                    while True:
+                        with lock:
+                            pass
+                except KeyboardInterrupt:
+                    left -= 1
+                taken = other.submit(lock.acquire, False).result()
+                assert taken, left
+                lock = make()
 
     @pytest.mark.parametrize("has_threads", [True, False])
     def test_nor_the_turn_to_end_a_group(self, interrupt: None, has_threads: bool) -> None:
