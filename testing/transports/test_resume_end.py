@@ -111,6 +111,7 @@ def test_the_login_of_a_kill_gets_little_time_while_its_host_does_not_answer(
     stop(pid)
     link.stop()
     monkeypatch.setattr(terminate, "REACH_S", 0.0)
+    monkeypatch.setattr(terminate, "LEAST_S", 0.0)  # a login may take no longer
     monkeypatch.setattr(logins, "LOOK_MS", 1)
     monkeypatch.setattr(Popen2IOMaster, "is_reached", lambda io: next(seen, looks[-1]))
     why = "did not end in time" if is_reached else "to be killed .the host does not answer"
@@ -140,6 +141,7 @@ def test_it_gets_more_where_the_worker_shows_that_there_is_a_network(
     )
     assert channel.receive(BOUND_S) == 1
     monkeypatch.setattr(terminate, "REACH_S", 0.0)
+    monkeypatch.setattr(terminate, "LEAST_S", 0.0)
     monkeypatch.setattr(Popen2IOMaster, "is_reached", lambda io: False)
     login = near.Login
 
