@@ -3,7 +3,9 @@
 Each side fills segments of its own half, and lends them to the other side; that gives one back
 when it has no view of it any more (``Borrower._give_back``), and then it is free again
 (``Lender._free_unused``).  An item for which no segment is free goes over the stream, so that
-nobody waits for memory.  Both sides run this.  Start at ``Shared``.
+nobody waits for memory.  On PyPy nothing tells that a view has gone, as views keep the memory, but
+not the object that it came from: so items are copied as they come (``CopyingBorrower``), and
+``Lender.new`` returns ordinary memory.  Both sides run this.  Start at ``Shared``.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from io import BytesIO
 
 from ..gateway_base import (
     _HEADER,
+    ISPYPY,
     PART_BYTES,
     PY2,
     ChannelState,
@@ -152,7 +155,7 @@ class Lender(object):
         """Return a view to fill, of a segment if there is one."""
         taken: list[int] = []
         memory = self.memory
-        if size < LEAST_BYTES or memory is None:
+        if size < LEAST_BYTES or memory is None or ISPYPY:
             return memoryview(bytearray(size))
         try:
             self._take(size, taken)
@@ -310,15 +313,21 @@ class Borrower(object):
     def __init__(self, gateway: BaseGateway, memory: Memory, start: int) -> None:
         self._gateway = gateway
         self._start, self._end = start, start + memory.half_bytes
-        self.half: Any = Half(memory, start)
+        self.half: Any = self._see(memory, start)
         self._pid = os.getpid()
         self._seen: dict[int, object] = {}  # weak references to what their bytes come from
+
+    def _see(self, memory: Memory, start: int) -> Any:
+        return Half(memory, start)
 
     def view(self, begin: int, size: int) -> memoryview:
         """Return a view of a segment; ``ProtocolError`` for one that there can't be."""
         is_inside = self._start <= begin < begin + size <= self._end
         if not is_inside or begin % PAGE_BYTES or begin in self._seen:
             raise ProtocolError("no segment begins at %d and has %d bytes" % (begin, size))
+        return self._view(begin, size)
+
+    def _view(self, begin: int, size: int) -> memoryview:
         view: memoryview
         view, self._seen[begin] = self.half.view(begin, size, lambda _: self._give_back(begin))
         return view
@@ -327,6 +336,27 @@ class Borrower(object):
         if os.getpid() == self._pid:  # what a fork of this process drops, this one may still have
             self._seen.pop(begin, None)
             self._gateway._post(Message.RELEASED, 0, _PLACE.pack(begin))
+
+    def close(self) -> None:
+        """See no further segments; views that exist stay valid."""
+        self.half = None
+
+
+class CopyingBorrower(Borrower):
+    """Copies each segment, and gives it back at once."""
+
+    def _see(self, memory: Memory, start: int) -> Any:
+        return memory.map(start)
+
+    def _view(self, begin: int, size: int) -> memoryview:
+        place = begin - self._start
+        view = memoryview(bytearray(self.half[place : place + size]))
+        self._give_back(begin)
+        return view
+
+    def close(self) -> None:
+        """See no further segments, and close the map, which has a descriptor of its own."""
+        self.half.close()
 
 
 class Shared(object):
@@ -338,7 +368,8 @@ class Shared(object):
     def __init__(self, gateway: BaseGateway, memory: Memory, own: int) -> None:
         self._factory = gateway._channelfactory
         self.lender = Lender(memory, own)
-        self.borrower = Borrower(gateway, memory, memory.half_bytes - own)
+        borrower = CopyingBorrower if ISPYPY else Borrower
+        self.borrower = borrower(gateway, memory, memory.half_bytes - own)
         self.send, self.new = self.lender.send, self.lender.new
 
     def on_item(self, message: Message) -> None:
@@ -361,7 +392,7 @@ class Shared(object):
     def close(self) -> None:
         """Use it no more, in the receiver thread; views that exist stay valid."""
         self.lender.close()
-        self.borrower.half = None
+        self.borrower.close()
 
 
 def start(gateway: BaseGateway, memory: Memory, own: int) -> Shared:

@@ -21,9 +21,11 @@ from execnet import BootstrapError, Channel, Gateway, Group, XSpec, aio
 from execnet._shared import near
 from execnet._shared.far import LEAST_BYTES, PAGE_BYTES, Shared
 from execnet._specs import Settings
-from execnet.gateway_base import PART_BYTES
+from execnet.gateway_base import ISPYPY, PART_BYTES
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memfd_create is of Linux")
+
+with_views = pytest.mark.skipif(ISPYPY, reason="items are copied where views keep no object")
 
 SPEC = "popen//buffers=shared"
 SIZES = 0, 5, LEAST_BYTES, 3_000_001
@@ -131,6 +133,7 @@ def test_other_items_are_what_they_were(shared: Gateway) -> None:
 # ---------------------------------------------------------------- segments
 
 
+@with_views
 def test_a_segment_is_used_again_once_its_last_view_has_gone(shared: Gateway) -> None:
     channel, borrower = shared.remote_exec(ECHO), memory_of(shared).borrower
     view = echo(channel, data_of(300_000))
@@ -152,12 +155,24 @@ def test_a_segment_is_used_again_once_its_last_view_has_gone(shared: Gateway) ->
     wait_until(lambda: is_unused(shared))
 
 
+def test_what_was_made_of_a_view_stays_what_it_was(shared: Gateway) -> None:
+    channel, size = shared.remote_exec(ECHO), 300_000
+    part, filled = echo(channel, data_of(size))[10:20], channel.new_buffer(size)[:5]
+    filled[:] = b"first"
+    for _ in range(3):
+        gc.collect()
+    assert echo(channel, bytes(size)) == bytes(size)
+    channel.new_buffer(size)[:5] = b"other"
+    assert (bytes(part), bytes(filled)) == (data_of(20)[10:], b"first")
+
+
 def test_its_owner_may_write_to_it(shared: Gateway) -> None:
     view = echo(shared.remote_exec(ECHO), data_of(LEAST_BYTES))
     view[:3] = b"new"
     assert view[:5] == b"new34"
 
 
+@with_views
 def test_what_is_filled_in_the_memory_is_not_copied(shared: Gateway) -> None:
     channel, lender = shared.remote_exec(ECHO), memory_of(shared).lender
     wait_until(lambda: is_unused(shared))
@@ -176,6 +191,7 @@ def test_what_is_filled_in_the_memory_is_not_copied(shared: Gateway) -> None:
     assert channel.new_buffer(5) == bytes(5)
 
 
+@with_views
 def test_a_buffer_is_used_again_when_neither_side_has_a_view(shared: Gateway) -> None:
     channel, lender = shared.remote_exec(ECHO), memory_of(shared).lender
     buffer = channel.new_buffer(LEAST_BYTES)
@@ -227,7 +243,7 @@ def test_what_finds_no_segment_comes_over_the_stream(
     gateway = makegateway(SPEC)
     channel, borrower = gateway.remote_exec(ECHO), memory_of(gateway).borrower
     kept = [echo(channel, data_of(LEAST_BYTES + 1)) for _ in range(5)]
-    assert len(borrower._seen) == 3  # each of whole pages
+    assert len(borrower._seen) == (0 if ISPYPY else 3)  # each of whole pages
     kept.append(echo(channel, data_of(3 * PART_BYTES)))
     assert [view == data_of(len(view)) for view in kept] == [True] * 6
     del kept
@@ -252,6 +268,7 @@ def test_what_comes_for_a_closed_channel_is_given_back(shared: Gateway) -> None:
     assert ask(shared, LENT) == 0
 
 
+@with_views
 def test_a_fork_of_a_process_gives_nothing_back(shared: Gateway) -> None:
     view = echo(shared.remote_exec(ECHO), data_of(LEAST_BYTES))
     code = """
@@ -336,6 +353,7 @@ def test_a_lie_about_a_segment_ends_the_gateway(makegateway: MakeGateway, name: 
     assert_ends(makegateway(SPEC), frame(code, 1 if code == 23 else 0, data), words)
 
 
+@with_views
 def test_a_segment_that_is_looked_at_is_not_lent_again(makegateway: MakeGateway) -> None:
     gateway = makegateway(SPEC)
     kept: list[object] = []
