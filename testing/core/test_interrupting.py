@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +60,13 @@ def spins(name: str) -> None:
     import sys
 
     setattr(sys, name, True)
+    while True:
+        pass
+
+
+def spins_beside(path: str) -> None:
+    """Make a file, and run until it is ended."""
+    open(path, "w").close()
     while True:
         pass
 
@@ -166,15 +174,19 @@ def _has(worker: Gateway, name: str) -> bool:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
-def test_ctrl_c_in_a_call_interrupts_the_function(worker: Gateway, place: str) -> None:
+def test_ctrl_c_in_a_call_interrupts_the_function(
+    worker: Gateway, place: str, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+
     def press() -> None:
-        wait_until(lambda: _has(worker, "spun"))
+        wait_until(made.exists)  # code that asks the worker might get its main thread
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=press)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        worker.call(spins, "spun")
+        worker.call(spins_beside, str(made))
     thread.join(BOUND_S)
     calls = "channel.send(len(channel.gateway.calls._lanes))"
     wait_until(lambda: worker.remote_exec(calls).receive(BOUND_S) == 0)
