@@ -14,7 +14,15 @@ from typing import Any
 
 import pytest
 from processes import is_gone
-from tools import BOUND_S, IS_THOROUGH, MakeGateway, find_python, interpreters, wait_until
+from tools import (
+    BOUND_S,
+    IS_THOROUGH,
+    MakeGateway,
+    find_python,
+    interpreters,
+    wait_collecting,
+    wait_until,
+)
 from workers import ask, assert_ends, frame
 
 from execnet import BootstrapError, Channel, Gateway, Group, XSpec, aio
@@ -149,7 +157,7 @@ def test_a_segment_is_used_again_once_its_last_view_has_gone(shared: Gateway) ->
     assert part == data_of(20)[10:]
     part.release()
     del part
-    wait_until(lambda: gc.collect() >= 0 and first not in borrower._seen)
+    wait_collecting(lambda: first not in borrower._seen)
     assert echo(channel, data_of(300_000)) == other
     del other
     wait_until(lambda: is_unused(shared))

@@ -10,7 +10,7 @@ from pipes import PipeIO
 from typing import Any
 
 import pytest
-from tools import BOUND_S, MakeGateway, run_all, wait_until
+from tools import BOUND_S, MakeGateway, run_all, wait_collecting, wait_until
 from workers import ECHO
 
 from execnet import Channel, Gateway, Group, XSpec
@@ -41,7 +41,7 @@ class TestOneGateway:
             assert channel.receive(BOUND_S) == big
 
         run_all([lambda number=number: use(number) for number in range(16)])  # type: ignore[misc]
-        wait_until(lambda: gateway.remote_status().numexecuting == 0)
+        wait_collecting(lambda: gateway.remote_status().numexecuting == 0)
 
     def test_16_threads_that_begin_and_end_code(
         self, makegateway: MakeGateway, fast_switches: None
@@ -149,7 +149,7 @@ class TestOneGateway:
 
         run_all([use] * 4)
         assert gateway.remote_exec("channel.send(1)").receive(BOUND_S) == 1
-        wait_until(lambda: gateway._channelfactory.channels() == [])
+        wait_collecting(lambda: gateway._channelfactory.channels() == [])
         wait_until(lambda: gateway.remote_status().numchannels == 0)
 
     def test_callbacks_set_while_items_arrive_get_each_once(

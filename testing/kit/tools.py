@@ -59,6 +59,16 @@ def wait_until(
     return value
 
 
+def wait_collecting(condition: Callable[[], object]) -> None:
+    """Wait for what follows once something is collected, which PyPy does late."""
+
+    def is_so() -> object:
+        gc.collect()
+        return condition()
+
+    wait_until(is_so)
+
+
 async def wait_in_loop(condition: Callable[[], object], pause_s: float = 0.001) -> None:
     """Let a loop of asyncio go on until the condition is true; fail after ``BOUND_S`` seconds.
 
