@@ -12,6 +12,7 @@ from tools import BOUND_S, MakeGateway, run, wait_until
 from workers import ask
 
 import execnet
+from execnet.gateway_base import ISPYPY
 
 pytest_plugins = ["worker_fixtures"]
 
@@ -89,6 +90,7 @@ class TestThreading:
         assert busy.receive(BOUND_S) == (True, True, True, 1)
 
 
+@pytest.mark.skipif(ISPYPY, reason="there gateway_base imports threading itself")
 def test_a_process_waits_for_its_threads_when_another_one_imported_it() -> None:
     code = """
 import sys, _thread
