@@ -28,6 +28,7 @@ from ..gateway import Gateway
 from ..gateway_base import Channel, ExecnetError, new_lock
 from ..gateway_io import BootstrapError
 from ..multi import Group
+from ..script.socketserver import is_ignored
 from ..xspec import XSpec
 from . import early
 
@@ -331,10 +332,10 @@ def _signals_go_to(session: Session) -> Iterator[None]:
             former_fd = signal.set_wakeup_fd(session.wakeup_fd(), warn_on_full_buffer=False)
             for name in SIGNALS:
                 number = signal.Signals.__members__.get(name)
-                if number and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                if number and signal.getsignal(number) is not None and not is_ignored(number):
                     before[number] = signal.signal(number, session.on_signal)
             child = signal.Signals.__members__.get("SIGCHLD")
-            if child and signal.getsignal(child) == signal.SIG_IGN:
+            if child and is_ignored(child):
                 before[child] = signal.signal(child, signal.SIG_DFL)
             if early.noted:  # the exception was lost, or it would have ended this process
                 session.on_signal(signal.SIGINT)

@@ -279,7 +279,7 @@ def _stay(conn: socket.socket, door: Door, base: ModuleType) -> int:
     changed = threading.Event()
     first = used = Passage(base, changed.set, conn)
     others: list[Passage] = []
-    _pass_signals_on(first.session.process)
+    _pass_signals_on(first.session.process, base)
     has_ended, pause_s = first.session.has_ended, FIRST_PAUSE_S
     while not has_ended():
         if not used.is_lost:
@@ -314,7 +314,7 @@ def _serve(conn: socket.socket, near: socket.socket, far: socket.socket, base: M
             relay_class.tell_end(self, way)
 
     session = base.Session(Host(), near, LINE)
-    _pass_signals_on(session.process)
+    _pass_signals_on(session.process, base)
     thread = base.start_thread(JoinRelay(conn, far).run)
     is_told = False
     while not session.has_ended():
@@ -330,7 +330,7 @@ def _serve(conn: socket.socket, near: socket.socket, far: socket.socket, base: M
     return status if status >= 0 else 128 - status
 
 
-def _pass_signals_on(process: subprocess.Popen[bytes]) -> None:
+def _pass_signals_on(process: subprocess.Popen[bytes], base: ModuleType) -> None:
     """Pass the signals of a batch system on to the worker, and report its end."""
 
     def pass_on(signum: int, frame: object) -> None:
@@ -341,5 +341,5 @@ def _pass_signals_on(process: subprocess.Popen[bytes]) -> None:
 
     for name in ("SIGTERM", "SIGHUP", "SIGINT"):
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+        if number is not None and not base.is_ignored(number):
             signal.signal(number, pass_on)

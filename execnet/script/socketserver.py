@@ -1497,6 +1497,20 @@ def _explained(options, server):
     return lines
 
 
+def is_ignored(number):
+    # type: (int) -> bool
+    """Whether a signal is ignored, as ``nohup`` has it: of that PyPy knows nothing."""
+    handler = signal.getsignal(number)
+    if handler != signal.SIG_DFL or not hasattr(sys, "pypy_version_info"):
+        return handler == signal.SIG_IGN
+    try:
+        with open("/proc/self/status") as lines:
+            (mask,) = [line.split()[1] for line in lines if line.startswith("SigIgn:")]
+    except (EnvironmentError, ValueError):  # another system than Linux
+        return False
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def main(args=None):
     # type: (Optional[List[str]]) -> None
     """Serve at the address that the command line gives until a signal comes."""
@@ -1505,7 +1519,7 @@ def main(args=None):
         return
     serving = server
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)):
-        if signal.getsignal(number) != signal.SIG_IGN:
+        if not is_ignored(number):
             signal.signal(number, lambda signum, frame: serving.stop())
     for line in ["listening on %s" % format_address(server.address)] + server.notes:
         sys.stdout.write(line + "\n")

@@ -289,7 +289,7 @@ class TestFiles:
 
     def test_no_file_is_too_long(self) -> None:
         # These are one file each as that is how they travel.
-        limits = {"gateway_base.py": 3421, "socketserver.py": 1520}
+        limits = {"gateway_base.py": 3421, "socketserver.py": 1560}
         too_long = {}
         for path in PACKAGE.rglob("*.py"):
             lines = len(path.read_text("utf-8").splitlines())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import ssl
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from interpreters import Interpreter, chosen, found
 from processes import is_reaped, stop, wait_reaped
+from services import script
 from socketservers import SCRIPTS, InProcess, Serve, Server, Servers, connect, read_to_end
 from tools import BOUND_S, missing, run, wait_until
 from workers import GETPID, ask
@@ -64,6 +66,16 @@ class TestOnEveryPython:
         with pytest.raises(WorkerDied):
             channel.receive(BOUND_S)
         assert is_reaped(gateway._rinfo().pid)
+
+    def test_it_does_not_end_by_a_signal_that_it_is_to_ignore(
+        self, python: Interpreter, serve: Serve, client: Connect, group: Group, tmp_path: Path
+    ) -> None:
+        script(tmp_path / "nohup", f'trap "" HUP; exec {shlex.quote(python.path)} "$@"')
+        server = serve(python=str(tmp_path / "nohup"))
+        server.popen.send_signal(signal.SIGHUP)
+        assert ask(client(server), GETPID) in server.processes()
+        group.terminate(timeout=5)
+        assert server.stop() == 0
 
     def test_a_worker_serves_at_the_address_that_it_is_sent(
         self, python: Interpreter, group: Group
