@@ -488,7 +488,7 @@ class TestStopping:
     def test_by_a_ctrl_c_whose_exception_python_has_lost_is_only_later(self, shell: Shell) -> None:
         # As when it comes in the callback that ends an import.
         program = """
-            import os, signal, sys, weakref
+            import gc, os, signal, sys, weakref
             from execnet import _cli
 
             class Lost:
@@ -498,6 +498,7 @@ class TestStopping:
                         something = Something()
                         self.callback = weakref.ref(something, interrupt)
                         del something
+                        gc.collect()  # PyPy drops it only then
 
             def interrupt(_):
                 os.kill(os.getpid(), signal.SIGINT)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import stop
+from processes import state_of, stop
 from rsync_trees import assert_same, make_tree, send, snapshot, sync_and_die
 from tools import MakeGateway, missing, threads, wait_until
 
@@ -232,7 +232,7 @@ def test_temporary_files_of_dead_runs_go_and_those_of_live_ones_stay(
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     zombie = subprocess.Popen([sys.executable, "-c", ""])
-    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    wait_until(lambda: state_of(zombie.pid) in ("Z", "?"))
     names = {
         f"{host}-{dead.pid}-1": False,
         f"{host}-{zombie.pid}-1": sys.platform != "linux",
