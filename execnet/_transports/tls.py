@@ -10,7 +10,7 @@ import ssl
 
 from .._endpoint import Endpoint
 from ..gateway_base import FrameWriter, new_lock
-from ..script.socketserver import fingerprint_of
+from ..script.socketserver import fingerprint_of, forget_tls_errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,12 +68,16 @@ class Tls:
         """
         while True:
             with self._lock:
-                try:
-                    return self._tls.read(limit)
-                except ssl.SSLWantReadError:
-                    pass
-                except ssl.SSLError:  # the end, in one of several ways
-                    return b""
+                for _ in range(2):
+                    try:
+                        return self._tls.read(limit)
+                    except ssl.SSLWantReadError:
+                        break
+                    except ssl.SSLError:  # the end, in one of several ways
+                        if not forget_tls_errors():
+                            return b""
+                else:
+                    return b""  # what was raised first may have been of another connection
             data = receive(1 << 16)
             with self._lock:
                 if data:

@@ -600,12 +600,31 @@ class Certificate(object):
 READ, WRITE, HANGUP = 1, 2, 4
 
 
+def forget_tls_errors():
+    # type: () -> bool
+    """Forget the errors of TLS in this thread; True if others could have met one of them.
+
+    PyPy keeps the last one, and the next connection that has to wait would raise it instead.
+    """
+    if not hasattr(sys, "pypy_version_info"):
+        return False
+    import ssl
+
+    try:  # this fails, and clears what OpenSSL keeps
+        ssl.SSLContext(getattr(ssl, "PROTOCOL_TLS_CLIENT", ssl.PROTOCOL_SSLv23)).set_ciphers("-")
+    except ssl.SSLError:
+        pass
+    return True
+
+
 def waits_for(exc):
     # type: (BaseException) -> int
     """Return what an error says to wait for: READ or WRITE; 0 for a real error."""
     ssl = sys.modules.get("ssl")  # type: Any
     if ssl is not None and isinstance(exc, ssl.SSLError):
         wanted = {ssl.SSL_ERROR_WANT_READ: READ, ssl.SSL_ERROR_WANT_WRITE: WRITE}
+        if exc.args[0] not in wanted:
+            forget_tls_errors()
         return wanted.get(exc.args[0], 0)
     return READ if exc.args[:1] in ((errno.EAGAIN,), (errno.EWOULDBLOCK,), (errno.EINTR,)) else 0
 

@@ -343,3 +343,28 @@ def test_what_comes_byte_by_byte_gets_no_more_time(during: str, tmp_path: Path) 
         finally:
             over.set()
             thread.join()
+
+
+def test_the_error_of_one_connection_ends_no_other_one_of_its_thread() -> None:
+    certificate = socketserver.Certificate(socketserver.make_certificate())
+    (server, ended), (_, goes_on) = _agreed(certificate), _agreed(certificate)
+    assert server.read_some(100, lambda size: b"") == b""  # an end that TLS was not told of
+    alert = server.outgoing.read()
+    assert ended.read_some(100, lambda size: alert) == b""
+    with pytest.raises(BlockingIOError):
+        goes_on.read_some(100, _nothing_yet)
+
+
+def _agreed(certificate: socketserver.Certificate) -> tuple[Tls, Tls]:
+    """Return both sides of a connection whose TLS has begun."""
+    server, client = Tls(certificate._context), Tls()
+    for one, other in (client, server), (server, client), (client, server), (server, client):
+        with contextlib.suppress(BlockingIOError):
+            one.begin(_nothing_yet, other._incoming.write)
+    with pytest.raises(BlockingIOError):  # what the server said in the end is no item
+        client.read_some(100, _nothing_yet)
+    return server, client
+
+
+def _nothing_yet(size: int) -> bytes:
+    raise BlockingIOError
