@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import BOUND_S, MakeGateway, find_python, threads, wait_until
+from tools import BOUND_S, MakeGateway, find_python, needs_other_threads, threads, wait_until
 
 from execnet import Gateway, Group, RemoteError, WorkerDied
 from execnet._calls.executor import Executor
@@ -31,11 +31,6 @@ def worker(request: pytest.FixtureRequest) -> Iterator[Gateway]:
     """A gateway that the tests of this module share."""
     with Group([request.param]) as group:
         yield group[0]
-
-
-needs_other_threads = pytest.mark.skipif(
-    sys.implementation.name == "pypy", reason="there only the main thread can be interrupted"
-)
 
 
 @pytest.fixture(

@@ -57,6 +57,8 @@ def taken():
     deadline = time.monotonic() + 1
     while True:
         found = [fd for fd in {closed} if os.path.lexists(f"/proc/self/fd/{{fd}}")]
+        if "PyPy" in sys.version:  # it keeps those of libraries that it loads
+            found = [fd for fd in found if ".so" not in os.readlink(f"/proc/self/fd/{{fd}}")]
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.001)
@@ -115,7 +117,7 @@ class TestTooFew:
         """With any number of free descriptors; what fails leaves nothing behind."""
         result = run_python(
             f"""
-import os, resource, signal, time
+import glob, os, resource, signal, time
 import execnet
 from execnet._forkserver import templates
 
@@ -128,6 +130,8 @@ def children():
         return True
     except ChildProcessError:
         return False
+    except AttributeError:  # PyPy
+        return any(open(path).read() for path in glob.glob("/proc/self/task/*/children"))
 
 texts = []
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from tools import run_python
+from processes import state_of
+from tools import run_python, wait_until
 
 from execnet import _folders
 
@@ -106,7 +107,7 @@ def test_what_ended_processes_left_goes_and_all_else_stays(places: Path) -> None
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux's /proc tells")
 def test_a_process_that_waits_for_its_parent_to_take_note_has_ended(places: Path) -> None:
     zombie = subprocess.Popen([sys.executable, "-c", ""])
-    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    wait_until(lambda: state_of(zombie.pid) in ("Z", "?"))
     trace = places / "tmp" / f"execnet-debug-{zombie.pid}-x"
     trace.write_text("it has ended")
     clean()

@@ -28,6 +28,7 @@ from tools import (
     Task,
     clean_environment,
     find_python,
+    needs_other_threads,
     run_python,
     wait_until,
 )
@@ -731,7 +732,7 @@ class TestACoordinatorThatDies:
         wait_until(lambda: all(map(is_gone, workers)), BOUND_S)
         assert stopwatch.seconds < 2
 
-    @pytest.mark.skipif(ISPYPY, reason="there only the main thread can be interrupted")
+    @needs_other_threads
     def test_finally_blocks_in_other_threads_run(self, coordinator: Any, tmp_path: Path) -> None:
         file = tmp_path / "file"
         code = f"""

@@ -29,7 +29,7 @@ import execnet
 from execnet import BootstrapError, Channel, Gateway, Group, RemoteError
 from execnet._ends import watch
 from execnet._folders import HOME_VARIABLE
-from execnet.gateway_base import ChannelFactory, ExecModel, get_execmodel
+from execnet.gateway_base import ISPYPY, ChannelFactory, ExecModel, get_execmodel
 
 T = TypeVar("T")
 BOUND_S = 30  # for what ought to happen at once, on however busy a machine
@@ -37,6 +37,11 @@ KIT = Path(__file__).resolve().parent
 ROOT = KIT.parents[1]  # of the checkout or the source distribution
 # The folder that ``import execnet`` takes it from, for processes that tests start.
 SOURCE = Path(execnet.__file__).resolve().parent.parent
+
+# A mark for tests of code that is interrupted in another thread.
+needs_other_threads = pytest.mark.skipif(
+    ISPYPY, reason="there only the main thread can be interrupted"
+)
 
 pause: Callable[[float], object] = time.sleep  # of the coordinator that is tested: in a fixture
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from interpreters import Interpreter, far_sides
 from services import Sshd, free_port, script
-from tools import BOUND_S, MakeGateway, error_of, wait_until
+from tools import BOUND_S, MakeGateway, error_of, needs_other_threads, wait_until
 
 from execnet import Gateway, Group, RemoteError, WorkerDied, service
 from execnet._cli import main
@@ -185,6 +185,7 @@ def test_the_line_about_a_result_is_short_and_costs_nothing(item: object, line: 
     assert len(shown) > LAST_CHARS or shown == line
 
 
+@needs_other_threads
 def test_code_ends_with_a_gateway_that_says_goodbye(home: Path, makegateway: MakeGateway) -> None:
     gateway = makegateway("popen//attach=work")
     ended = makegateway("popen//attach=work//grace=0.05")
@@ -203,6 +204,7 @@ def test_code_ends_with_a_gateway_that_says_goodbye(home: Path, makegateway: Mak
     wait_until(lambda: tasks(gateway) == [])
 
 
+@needs_other_threads
 def test_a_stop_interrupts_code_that_goes_on(
     home: Path, makegateway: MakeGateway, tmp_path: Path
 ) -> None:

@@ -16,7 +16,15 @@ from pathlib import Path
 import pytest
 from processes import is_running
 from services import script
-from tools import BOUND_S, MakeGateway, error_of, run_all, run_python, wait_until
+from tools import (
+    BOUND_S,
+    MakeGateway,
+    error_of,
+    needs_other_threads,
+    run_all,
+    run_python,
+    wait_until,
+)
 
 import execnet
 from execnet import Gateway, Group, service
@@ -126,6 +134,7 @@ def test_one_that_is_killed_while_many_ask_is_started_anew(home: Path) -> None:
     group.terminate(timeout=5)
 
 
+@needs_other_threads
 def test_the_end_of_a_client_ends_its_code_alone(work: Callable[[], Gateway], home: Path) -> None:
     stays = work()
     program = (
@@ -156,6 +165,7 @@ def test_code_that_does_not_end_is_an_orphan_that_only_stop_ends(
     assert service.find_all() == []
 
 
+@needs_other_threads
 def test_code_that_has_just_come_ends_with_its_client(work: Callable[[], Gateway]) -> None:
     for _ in range(30):
         gateway = work()
@@ -165,6 +175,7 @@ def test_code_that_has_just_come_ends_with_its_client(work: Callable[[], Gateway
     assert status()["running"] == []
 
 
+@needs_other_threads
 def test_code_that_did_not_notice_its_interrupt_gets_another_one(
     home: Path, makegateway: MakeGateway
 ) -> None:

@@ -13,9 +13,11 @@ from tools import BOUND_S
 
 import execnet
 from execnet import aio
+from execnet.gateway_base import CAN_READ_DIRECTLY
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no services there")
+@pytest.mark.skipif(not CAN_READ_DIRECTLY, reason="only its stream tells of its end")
 def test_a_service_answers_and_its_end_is_seen_though_a_fork_holds_the_stream(home: Path) -> None:
     fork = """
 import os, subprocess

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import state_of
 from tools import BOUND_S, Task, wait_until
 from wheels import make_wheel
 
@@ -93,7 +94,7 @@ class TestLocks:
         folder = tmp_path / "lock.d"
         folder.mkdir()
         zombie = subprocess.Popen([sys.executable, "-c", ""])
-        os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+        wait_until(lambda: state_of(zombie.pid) == "Z")
         (folder / "owner").write_text(f"{socket.gethostname()} {locks.boot_id()} {zombie.pid}")
         taken = locks.take_folder(str(folder))
         zombie.wait()
