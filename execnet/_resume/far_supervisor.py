@@ -18,6 +18,7 @@ import signal
 import socket
 import stat
 import struct
+import sys
 import time
 
 TYPE_CHECKING = False
@@ -35,6 +36,7 @@ TOUCH_S = 3600.0  # how often it touches its files, which systems clean up by th
 PLACE, PREFIX = "/tmp", "execnet-resume-"  # where the folders of sessions are, and their names
 YOUNG_S = 60.0  # a folder younger than this is not taken for left behind
 FULL = errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR
+HANGUP = 0x2000 if sys.platform.startswith("linux") else 0  # POLLRDHUP, which is new in Python 3.7
 
 clock = getattr(time, "monotonic", time.time)
 
@@ -203,6 +205,8 @@ class Supervisor(object):
             if self._errors_fd in ready:
                 self._pass_errors()
             now = clock()
+            if self._login is not None and self._login.in_fd in ready and self._ends_at is None:
+                self._ends_at = now + OPTIONS["seconds"]  # the worker may be stopped, or stuck in C
             if self._drop_at is not None:
                 self._look_for_confirmation(now)
             if self._has_ended and (self._ends_at is None or now >= self._ends_at):
@@ -224,6 +228,8 @@ class Supervisor(object):
             poll.register(self._errors_fd, select.POLLIN)
         if self._drop_at is not None and self._login is not None:
             poll.register(self._login.in_fd, select.POLLIN)
+        elif self._login is not None and self._ends_at is None:
+            poll.register(self._login.in_fd, HANGUP)
         ends = [touch_at, self._kill_at, self._drop_at]
         ends += [self._ends_at] if self._kill_at is None else []
         left_s = min([end for end in ends if end is not None]) - clock()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from cut_links import CutLink, assert_gone, supervisor_of
+from interpreters import Interpreter, far_sides
 from processes import stop
 from tools import BOUND_S, wait_until
 
@@ -175,3 +176,17 @@ def test_a_lost_network_takes_no_longer_however_many_need_it(
     monkeypatch.setattr(terminate, "monotonic", lambda: now)
     terminate._kill_and_reap(get_execmodel("thread"), [gateway], [], began=10.0, deadline=10.5)
     assert vars(io)["reach_by"] == reach_by
+
+
+@pytest.mark.parametrize("python", [far_sides()[0], far_sides()[-1]], ids=str)
+def test_a_worker_that_can_not_notice_that_it_is_lost_is_ended_in_time(
+    link: CutLink, monkeypatch: pytest.MonkeyPatch, python: Interpreter
+) -> None:
+    monkeypatch.setattr(near, "MARGIN_S", 0.1)  # after its time
+    group = Group([spec_of(1, python.path, "//grace=0.2")])
+    pid = pid_of(group[0])
+    supervisor = supervisor_of(pid)
+    stop(pid)
+    link.go_down()
+    assert_gone(pid, supervisor)
+    group.terminate(timeout=5)
