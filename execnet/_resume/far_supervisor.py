@@ -267,8 +267,9 @@ class Supervisor(object):
         if self._login is not None:
             is_told = self._tell(self._login.out_fd, goodbye(self._status))
             self._ends_at = clock() + OPTIONS["seconds"]
-            if self._killers or (is_told and not self._status):  # nobody will ask again
-                self._ends_at = None
+            is_late = self._kill_at is not None
+            if self._killers or is_late or (is_told and not self._status):
+                self._ends_at = None  # nobody will ask again
             if is_told and self._ends_at is not None:
                 self._drop_at = clock() + CONFIRM_S
             else:
