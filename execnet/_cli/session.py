@@ -25,10 +25,9 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 from .._ship.source import source_to_send
 from .._specs import Settings
 from ..gateway import Gateway
-from ..gateway_base import Channel, ExecnetError, new_lock
+from ..gateway_base import ISPYPY, Channel, ExecnetError, new_lock
 from ..gateway_io import BootstrapError
 from ..multi import Group
-from ..script.socketserver import is_ignored
 from ..xspec import XSpec
 from . import early
 
@@ -319,6 +318,15 @@ def _stdout_stopped(error: OSError) -> _Stopped:
     return _Stopped(STATUS_FAILED, f"can't write to stdout: {error.strerror}")
 
 
+def _is_ignored(number: int) -> bool:
+    """Whether a signal is ignored; PyPy does not know of those that it was started to ignore."""
+    if not ISPYPY:
+        return signal.getsignal(number) == signal.SIG_IGN
+    from ..script.socketserver import is_ignored
+
+    return is_ignored(number)
+
+
 @contextmanager
 def _signals_go_to(session: Session) -> Iterator[None]:
     """Handle the signals that would end the process, except those that it ignores.
@@ -332,10 +340,10 @@ def _signals_go_to(session: Session) -> Iterator[None]:
             former_fd = signal.set_wakeup_fd(session.wakeup_fd(), warn_on_full_buffer=False)
             for name in SIGNALS:
                 number = signal.Signals.__members__.get(name)
-                if number and signal.getsignal(number) is not None and not is_ignored(number):
+                if number and signal.getsignal(number) is not None and not _is_ignored(number):
                     before[number] = signal.signal(number, session.on_signal)
             child = signal.Signals.__members__.get("SIGCHLD")
-            if child and is_ignored(child):
+            if child and _is_ignored(child):
                 before[child] = signal.signal(child, signal.SIG_DFL)
             if early.noted:  # the exception was lost, or it would have ended this process
                 session.on_signal(signal.SIGINT)

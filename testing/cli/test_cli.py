@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 from processes import processes_with
 from shell import EXECNET, GONE_S, TOKEN, Shell, wait_until
-from tools import BOUND_S, IS_THOROUGH, ROOT, threads
+from tools import BOUND_S, IS_THOROUGH, ROOT, run_python, threads
 
 import execnet
 from execnet import _cli
@@ -796,6 +796,10 @@ class TestMain:
 
         monkeypatch.setattr(_cli, "_parse", interrupted)
         assert _cli.main([]) == 130
+
+    def test_it_does_not_load_what_serves(self) -> None:
+        code = "import sys, execnet._cli.session; print(*sys.modules)"
+        assert "execnet.script.socketserver" not in run_python(code).stdout.split()
 
 
 class TestParts:
