@@ -375,7 +375,7 @@ class Endpoint(ABC):
         return False
 
     def is_reached(self) -> bool:
-        """Whether the host has answered; True as well where nothing tells."""
+        """Whether the host has taken the connection; only an ssh may still be waiting for that."""
         return True
 
     def disown(self) -> None:

@@ -52,7 +52,6 @@ MORE_DESCRIPTORS = "raise the limit (ulimit -n, or resource.setrlimit) or use fe
 NO_DESCRIPTOR = errno.EMFILE, errno.ENFILE
 END_S = 0.25  # how long a command may take to end by itself after its worker
 FIRST_LOOK_S, LAST_LOOK_S = 0.0005, 0.05  # between checks for the end of a process
-ESTABLISHED, SYN_SENT = "01", "02"  # in /proc/net/tcp
 KILL_S = 2.0  # how long another user's kill may take
 GENTLE_S = 0.2  # for ssh to restore the terminal's echo when a prompt is abandoned
 
@@ -396,11 +395,11 @@ class Popen2IOMaster(PipeEndpoint):
 
     def is_connecting(self) -> bool:
         """Whether this is an ssh whose host has not answered yet; known only on Linux."""
-        return self.args[0] == "ssh" and SYN_SENT in self._tcp_states()
+        return self.args[0] == "ssh" and "SYN_SENT" in self._tcp_states()
 
     def is_reached(self) -> bool:
-        """Whether the host has answered, as far as is known: of ssh only on Linux."""
-        return self.args[0] != "ssh" or ESTABLISHED in self._tcp_states()
+        """Whether the host has taken the connection, for certain: of ssh only Linux tells."""
+        return self.args[0] != "ssh" or "ESTABLISHED" in self._tcp_states()
 
     def _tcp_states(self) -> set[str]:
         try:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NOISE_SHOWN = 2000  # bytes of what arrived instead of an answer
 SSH_FAILED = 255  # its exit status if ssh itself failed
 NOT_FOUND = 127  # what shells say about a missing program
+TCP_STATES = {"01": "ESTABLISHED", "02": "SYN_SENT"}  # those that matter, by /proc/net/tcp
 
 _SILENT_HOST = "the host does not answer; check its name, the port and the network in between"
 
@@ -71,7 +72,10 @@ _ADVICE = [
 
 
 def tcp_states(pid: int) -> set[str]:
-    """Return the states of the TCP sockets of a process and its children; none if not on Linux."""
+    """Return the states of the TCP sockets of a process and its children, as ``TCP_STATES`` names.
+
+    Known only on Linux; there are none elsewhere.
+    """
     pids, states = [pid], set()
     with suppress(OSError), open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
         pids += map(int, file.read().split())
@@ -83,7 +87,7 @@ def tcp_states(pid: int) -> set[str]:
                 with open(f"/proc/{one}/net/{table}", encoding="ascii") as lines:
                     rows = [line.split() for line in lines]
                 states |= {row[3] for row in rows[1:] if f"socket:[{row[9]}]" in sockets}
-    return states
+    return {TCP_STATES[state] for state in states & set(TCP_STATES)}
 
 
 def failure_of(

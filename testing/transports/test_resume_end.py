@@ -16,7 +16,7 @@ from interpreters import Interpreter, far_sides
 from processes import stop
 from tools import BOUND_S, wait_until
 
-from execnet import Gateway, Group, gateway_io
+from execnet import Gateway, Group
 from execnet._ends import terminate
 from execnet._ends.failure import tcp_states
 from execnet._resume import logins, near, records
@@ -48,7 +48,7 @@ def test_the_tcp_connection_of_a_proxy_command_counts_as_that_of_its_ssh() -> No
         ssh = [sys.executable, "-c", f"import subprocess; subprocess.call({dial})"]
         with subprocess.Popen(ssh) as process:
             with server.accept()[0]:
-                assert wait_until(lambda: gateway_io.ESTABLISHED in tcp_states(process.pid))
+                assert wait_until(lambda: "ESTABLISHED" in tcp_states(process.pid))
             process.wait(BOUND_S)
             assert tcp_states(process.pid) == set()
 
